@@ -1,0 +1,30 @@
+"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
+
+The configuration is the checkpoint's own; --cfg PAGE replaces it, key=value changes options of it.
+"""
+
+from pathlib import Path
+
+from vidrobust import cli
+from vidrobust.engine.log import log, start_logging
+from vidrobust.evaluation import write_features
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    cli.add_checkpoint(parser)
+    parser.add_argument("--split", choices=("train", "test"), default="test")
+    parser.add_argument("--per-video", action="store_true", help="one row a video: the mean over its clips")
+    parser.add_argument("--output", type=Path, help="default: features/<split>.npz in the run's folder")
+    args = parser.parse_intermixed_args()
+    cfg, state, folder = cli.load_checkpoint(args)
+    if cli.print_config(args, cfg):
+        return
+    start_logging(None)
+    path = args.output or folder / "features" / f"{args.split}.npz"
+    rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video)
+    log.info(f"{rows} x {dim} features in {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,80 @@
+"""What the tools share: arguments, and errors a user can cause told in one line."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vidrobust import config
+from vidrobust.data import DecodeError
+from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.log import log, stop_logging
+from vidrobust.engine.loop import Stopped
+from vidrobust.errors import UserError
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the configuration's options in its help and overrides as its positional arguments."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=config.help_text(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="options, also as KEY VALUE")
+    made.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    return made
+
+
+def add_checkpoint(made: argparse.ArgumentParser) -> None:
+    """The arguments of a tool that reads a checkpoint."""
+    made.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file")
+    made.add_argument("--cfg", help="YAML page instead of the checkpoint's own configuration")
+
+
+def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:
+    """(configuration, checkpoint, the folder of the run) that the arguments name."""
+    state = checkpoint.read_checkpoint(args.checkpoint)
+    if args.cfg:
+        cfg = config.load(args.cfg, args.overrides)
+    else:
+        cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line")
+    folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    return cfg, state, folder.parent if folder.name == "checkpoints" else folder
+
+
+def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
+    """Whether --dry-run asked for the resolved configuration, which is then printed."""
+    if args.dry_run:
+        print(config.to_yaml(cfg), end="")
+    return bool(args.dry_run)
+
+
+def is_main() -> bool:
+    """Whether this process is the only one, or rank 0 of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, if it has one."""
+    path = out / "checkpoints" / "last.pt"
+    return path if path.is_file() else None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; a user's mistake becomes one line on stderr and exit status 1, a stop 130."""
+    status = 0
+    try:
+        main()
+    except (UserError, DecodeError) as error:
+        status = 1
+        if log.handlers:
+            log.error(str(error))
+        else:
+            print(f"error: {error}", file=sys.stderr)
+    except (Stopped, KeyboardInterrupt) as stop:
+        status = 130
+        print(f"stopped: {str(stop) or 'nothing was being written'}", file=sys.stderr)
+    finally:
+        stop_logging()
+        distributed.stop()
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""What every run needs: the loop, optimizers, checkpoints, collectives, logs."""

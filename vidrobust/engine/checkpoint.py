@@ -1,0 +1,147 @@
+"""Checkpoints: written atomically, read with weights_only, resumed exactly.
+
+    {format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives only.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust.errors import UserError
+from vidrobust.models.branch_norm import BRANCHES
+
+FORMAT = 1
+
+
+def write_atomic(path: Path, state: Any) -> None:
+    """torch.save such that `path` holds either what it held before or all of `state`, whenever we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """Write step_*.pt, point last.pt to it and delete all but the newest `keep`."""
+    path = folder / f"step_{state['step']:08d}.pt"
+    write_atomic(path, state)
+    link = folder / ".last.partial"
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)   # no second copy on disk
+        os.replace(link, folder / "last.pt")
+    except OSError:   # a file system without hard links
+        write_atomic(folder / "last.pt", state)
+    for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+        old.unlink()
+    return path
+
+
+def read(path: str | Path) -> Any:
+    """What a .pt file holds, on the CPU. Raises UserError for a missing file and one that is cut short."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.pt" if (path / "checkpoints").is_dir() else path / "last.pt"
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
+        remedy = f"; use {older[-1]} beside it" if older else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}") from None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A training checkpoint of this package. Raises UserError for anything else."""
+    state = read(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to model.weights")
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """torch's global generators (dropout); everything else is drawn from (seed, epoch, index)."""
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load all of `state` into all of `module`, or raise UserError naming what does not fit, by prefix.
+
+    A module with norm branches takes the state of one without.
+    """
+    own = module.state_dict()
+    # a plain norm's entry fills all branches, see branch_norm
+    origin = {key: key if key in state else _plain(key) for key in own}
+    used = set(origin.values())
+    missing = [key for key in own if origin[key] not in state]
+    unexpected = [key for key in state if key not in used]
+    shapes = [k for k in own if origin[k] in state and state[origin[k]].shape != own[k].shape]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{label} {_by_prefix(keys)}"
+            for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            if keys
+        ]
+        raise UserError(f"{source} is of another architecture: {'; '.join(parts)}; check model.* and data.*")
+    module.load_state_dict(state)
+
+
+def trunk_state(path: str) -> dict[str, Tensor]:
+    """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state dict.
+
+    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped and
+    classifiers (`fc.`, `head.`) dropped. Of a model with norm branches, the clean one is taken.
+    """
+    state = read(path)
+    state = state["model"] if isinstance(state, dict) and "format" in state else state
+    state = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict of a model")
+    trunk = {}
+    for key, value in state.items():
+        if ".branches.adv." in key:
+            continue
+        while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
+            key = key.partition(".")[2]
+        if key.split(".")[0] not in ("fc", "head"):
+            trunk[_plain(key)] = value
+    return trunk
+
+
+def state_sha(state: dict[str, Tensor]) -> str:
+    """First 16 hex digits of the SHA-256 of the weights: which model a result belongs to."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _plain(key: str) -> str:
+    """`bn1.branches.adv.weight` -> `bn1.weight`."""
+    for name in BRANCHES:
+        key = key.replace(f".branches.{name}.", ".")
+    return key
+
+
+def _by_prefix(keys: list[str]) -> str:
+    """`backbone.trunk.layer4 (12), head (2)`: the first levels of the names, and how many tensors each has."""
+    groups = Counter(".".join(key.split(".")[:-1][:3]) for key in keys)
+    shown = [f"{prefix} ({count})" for prefix, count in sorted(groups.items())]
+    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more groups" if len(shown) > 6 else "")

@@ -1,0 +1,64 @@
+"""Every collective. Without torchrun's environment each of these is a no-op on one process."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: str) -> torch.device:
+    """Join the process group that torchrun announces, if any; returns this rank's device.
+
+    device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps. NCCL on CUDA, gloo elsewhere.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "RANK" in os.environ and not dist.is_initialized():
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=30))
+    return torch.device(device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def gather(x: Tensor) -> Tensor:
+    """(N, ...) of each rank -> (world * N, ...) in order of rank, with the gradient of every rank's loss.
+
+    The gradient of a rank's rows is the sum over the losses of all ranks; together with the mean over ranks that
+    DistributedDataParallel takes, the step equals one process's on the whole batch.
+    """
+    if world() == 1:
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(list(all_gather(x.contiguous())))
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean of a detached tensor over ranks."""
+    if world() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
+

@@ -1,0 +1,69 @@
+"""The folder a run leaves: claimed, described, and never mixed with another run's."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from vidrobust import __version__, config
+from vidrobust.errors import UserError
+
+
+def claim_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder, or refuse one that holds something. overwrite: empty it; resume: go on in it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"output directory {out} is a file; set --output-dir")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        if not overwrite:
+            raise UserError(
+                f"output directory {out} is in use; --resume goes on, --overwrite deletes it, "
+                "--output-dir DIR writes elsewhere"
+            )
+        if not (out / "config.yaml").is_file():
+            raise UserError(f"{out} is not the folder of a run (no config.yaml in it): not deleted")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def describe_run(out: Path, cfg: config.Config) -> None:
+    """config.yaml and env.json."""
+    (out / "config.yaml").write_text(config.to_yaml(cfg))
+    (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Command, code revision, versions and hardware of this process."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ) if shutil.which("git") else None  # fmt: skip
+    return {
+        "command": " ".join(sys.argv),
+        "revision": revision.stdout.strip() if revision else "",
+        "vidrobust": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed torch's global generator (weights, dropout); deterministic: documented flags for exact GPU runs."""
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True   # clips have one size: the fastest kernels are worth finding

@@ -1,0 +1,30 @@
+"""Errors that a user can cause, and look-up by name in the package's dictionaries."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one line: it names the thing and says what to do.
+
+    The tools print it without a traceback and exit with status 1.
+    """
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest known name, or the whole list when nothing is near."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def lookup(registry: Mapping[str, Value], name: str, key: str) -> Value:
+    """The entry `name` of a family's dictionary; `key` is the option that named it.
+
+    Raises UserError with the nearest known name.
+    """
+    if name not in registry:
+        raise UserError(f"{key}: unknown name {name!r}{nearest(name, list(registry))}")
+    return registry[name]

@@ -1,0 +1,14 @@
+"""A checkpoint becomes numbers."""
+
+from vidrobust.evaluation.evaluate import evaluate, load_method
+from vidrobust.evaluation.features import write_features
+from vidrobust.evaluation.knn import knn_scores
+from vidrobust.evaluation.predict import Features, evaluation_mode, extract
+from vidrobust.evaluation.probe import fit_probe
+from vidrobust.evaluation.robust import evaluate_robust, robust_curve
+from vidrobust.evaluation.statistics import wilson
+
+__all__ = [
+    "Features", "evaluate", "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
+    "load_method", "robust_curve", "wilson", "write_features",
+]  # fmt: skip

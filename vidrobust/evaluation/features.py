@@ -1,0 +1,61 @@
+"""Clip features as a file that reads without pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidrobust import config
+from vidrobust.data import build_records, eval_dataset, records_sha
+from vidrobust.engine import checkpoint, distributed
+from vidrobust.errors import UserError
+from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation.predict import evaluation_mode, extract
+
+
+def write_features(
+    cfg: config.Config, state: dict[str, Any], path: Path, split: str, *, per_video: bool = False
+) -> tuple[int, int]:
+    """Extract the trunk's features of a split into `path` (.npz); returns (rows, dim).
+
+    features (N, D) float32, labels, uids, clip_index, start_frame, fps (N,), meta (a JSON string). N counts clips
+    in the order of the list, `eval.clips` of each video, or videos (means over clips, clip_index -1, start_frame of
+    the first) with per_video. Raises UserError when videos do not decode, after writing those that do.
+    """
+    device = distributed.start(cfg.device)
+    records, classes = build_records(cfg.data, split)
+    method, _ = load_method(cfg, state, len(classes))
+    model = method.model.to(device)
+    with evaluation_mode(model, branch=cfg.eval.branch):
+        (found,) = extract(
+            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
+            batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split,
+        )  # fmt: skip
+    videos, clips, dim = found.features.shape
+    rows = 1 if per_video else clips
+    features = found.features.mean(1) if per_video else found.features.flatten(0, 1)
+    meta = {
+        "dataset": cfg.data.name, "split": split, "fold": cfg.data.fold, "backbone": cfg.model.backbone,
+        "branch": cfg.eval.branch, "clips": clips, "frames": cfg.data.frames, "stride": cfg.data.stride,
+        "size": cfg.data.size, "classes": classes, "step": state["step"],
+        "weights_sha": checkpoint.state_sha(state["model"]), "manifest_sha": records_sha(records),
+        "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        features=features.numpy().astype(np.float32),
+        labels=found.labels.repeat_interleave(rows).numpy(),
+        uids=np.repeat(np.array(found.uids), rows),
+        clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
+        start_frame=found.start[:, :rows].flatten().numpy(),
+        fps=found.fps.repeat_interleave(rows).numpy(),
+        meta=json.dumps(meta),
+    )
+    if found.failed:
+        raise UserError(
+            f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in {path}; the first: "
+            f"{found.failed[0].reason}"
+        )
+    return videos * rows, dim

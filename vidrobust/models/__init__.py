@@ -1,0 +1,95 @@
+"""Trunks that turn clips into features, heads on top, and branch norm.
+
+`build_backbone(name)` gives a Backbone: (B, C, T, H, W) in [0, 1] -> (B, dim), normalising first.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust import config
+from vidrobust.errors import UserError, lookup
+from vidrobust.models.branch_norm import add_branches, single_branch_state, use_branch
+from vidrobust.models.heads import linear, projector
+from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
+from vidrobust.models.resnet import resnet18
+from vidrobust.models.slowfast import slowfast_r50
+from vidrobust.models.trunk import Trunk
+
+__all__ = [
+    "BACKBONES", "Backbone", "Model", "add_branches", "build_backbone", "build_model", "linear", "projector",
+    "single_branch_state", "use_branch",
+]  # fmt: skip
+
+# name -> function of the backbone's own options that returns its Trunk
+BACKBONES: dict[str, Callable[..., Trunk]] = {
+    "r2plus1d_18": r2plus1d_18,
+    "r2plus1d_10": r2plus1d_10,
+    "slowfast_r50": slowfast_r50,
+    "resnet18": resnet18,
+}
+
+
+class Backbone(nn.Module):
+    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes first."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.dim = trunk.dim
+        self.trunk = trunk.module
+        # constants of the trunk, not weights: no checkpoint holds them
+        self.register_buffer("mean", torch.tensor(trunk.mean).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(trunk.std).view(1, -1, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 5:
+            raise ValueError(f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1")
+        return self.trunk((x - self.mean) / self.std)
+
+
+class Model(nn.Module):
+    """A backbone and a head: clips -> embeddings (projector) or logits (linear)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+    def use_branch(self, branch: str) -> AbstractContextManager[None]:
+        """`with model.use_branch("adv"):` the norm statistics that forward passes use, see `branch_norm`."""
+        return use_branch(self, branch)
+
+
+def build_backbone(name: str, **options: Any) -> Backbone:
+    """A backbone by name, with its own options (`r2plus1d_10(width)`, `resnet18(width, stem)`).
+
+    Raises UserError for an unknown name, or an option that this backbone does not have.
+    """
+    build = lookup(BACKBONES, name, "model.backbone")
+    for option in options:
+        if option not in inspect.signature(build).parameters:
+            raise UserError(f"model.{option}: backbone {name} has no such option; leave it at its default")
+    return Backbone(build(**options))
+
+
+def build_model(cfg: config.Model, head: str, classes: int = 0, branches: float | None = None) -> Model:
+    """Backbone and head ("projector" or "linear") with fresh weights from torch's global generator.
+
+    branches: momentum of an adversarial norm branch, or None for plain norms.
+    """
+    options = {k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
+    backbone = build_backbone(cfg.backbone, **options)
+    top = linear(backbone.dim, classes) if head == "linear" else projector(backbone.dim, cfg.hidden, cfg.dim)
+    model = Model(backbone, top)
+    if branches is not None:
+        add_branches(model, momentum=branches)
+    return model
