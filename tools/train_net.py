@@ -6,7 +6,6 @@ from vidrobust import cli, config
 from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
-from vidrobust.errors import UserError
 from vidrobust.evaluation import evaluate
 
 
@@ -14,28 +13,27 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--cfg", required=True, help="YAML page, see configs/")
     parser.add_argument("--output-dir", type=Path, help="default: outputs/<name of the page>")
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="PATH",
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
         help="go on from PATH (a checkpoint or a run's folder), or from the output directory's last checkpoint",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="delete what the output directory holds")
+    )
+    again.add_argument("--overwrite", action="store_true", help="delete what the output directory holds")
     args = parser.parse_intermixed_args()
     if args.resume and "=" in args.resume and not Path(args.resume).exists():
-        args.overrides.append(args.resume)   # `--resume key=value`: the word is an override
+        args.overrides.append(args.resume)  # `--resume key=value`: the word is an override
         args.resume = ""
     cfg = config.load(args.cfg, args.overrides)
     if cli.print_config(args, cfg):
         return
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
-    resume = Path(args.resume) if args.resume else cli.last_checkpoint(out)
-    if args.resume is None:
-        resume = None
-    elif resume is not None and not resume.exists():
-        raise UserError(f"--resume: no checkpoint {resume}")
-    inside = resume is not None and out.resolve() in resume.resolve().parents
+    resume, inside = cli.find_resume(args.resume, out)
     if cli.is_main():
-        run.claim_output(out, resume=inside or args.resume == "", overwrite=args.overwrite)
-    last = train(cfg, out, resume)
+        run.check_output(out, resume=inside, overwrite=args.overwrite)
+    last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled and cli.is_main():
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name)
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")

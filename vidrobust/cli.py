@@ -10,7 +10,7 @@ from typing import Any
 from vidrobust import config
 from vidrobust.data import DecodeError
 from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log, stop_logging
+from vidrobust.engine.log import log, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
 from vidrobust.errors import UserError
 
@@ -54,10 +54,23 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run's folder, if it has one."""
-    path = out / "checkpoints" / "last.pt"
-    return path if path.is_file() else None
+def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
+    """(the checkpoint that --resume names, whether the run goes on in its own folder).
+
+    asked: None without --resume; "" for a bare one: the newest checkpoint of `out`, or a fresh start when a run was
+    killed before it wrote one.
+    """
+    if asked is None:
+        return None, False
+    if asked == "":
+        path = out / "checkpoints" / "last.pt"
+        if not path.is_file():
+            print(f"--resume: no checkpoint in {out} yet, starting at step 0", file=sys.stderr)
+            return None, True
+        return path, True
+    if not Path(asked).exists():
+        raise UserError(f"--resume: no checkpoint {asked}")
+    return Path(asked), out.resolve() in (Path(asked).resolve(), *Path(asked).resolve().parents)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -67,7 +80,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UserError, DecodeError) as error:
         status = 1
-        if log.handlers:
+        if to_console():
             log.error(str(error))
         else:
             print(f"error: {error}", file=sys.stderr)

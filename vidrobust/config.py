@@ -45,9 +45,7 @@ class MotionShapes:
     texture_correlation: float = option(
         0.7, "share of training clips whose foreground texture is their class's", low=0, high=1
     )
-    shape_correlation: float = option(
-        0.8, "share of training clips whose shape is their class's", low=0, high=1
-    )
+    shape_correlation: float = option(0.8, "share of training clips whose shape is their class's", low=0, high=1)
 
 
 @dataclass
@@ -120,9 +118,7 @@ class Train:
     batch_size: int = option(64, "videos in a batch over all ranks", low=1)
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
-    amp: str = option(
-        "auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "off")
-    )
+    amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "off"))
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
     keep: int = option(2, "how many step_*.pt are kept besides last.pt", low=1)
@@ -279,7 +275,7 @@ def _check_keys(page: DictConfig, source: str) -> None:
     sections = {key.rsplit(".", depth)[0] for key in known for depth in (1, 2) if key.count(".") >= depth}
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for name in node:
+        for name in map(str, node):
             key = f"{prefix}{name}"
             value = node._get_node(name)
             if key in sections:

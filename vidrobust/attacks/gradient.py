@@ -81,6 +81,6 @@ def _value_and_gradient(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_input(x: Tensor) -> None:
-    if x.numel() and not (0 <= x.min() and x.max() <= 1):
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; "
                          "attack before normalisation, and let the model normalise")  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from vidrobust.data.records import (
     ucf101,
     video_folder,
 )
-from vidrobust.data.sampling import ClipSpec, random_clips, uniform_clips
+from vidrobust.data.sampling import ClipSpec, Policy, random_clips, uniform_clips
+from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.synthetic import make_motionshapes
 from vidrobust.errors import lookup
 from vidrobust.views import AugmentSpec
@@ -34,7 +36,7 @@ FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
     "ucf101": ucf101,
     "list": path_label_list,
     "folder": video_folder,
-    "motionshapes": ucf101,   # drawn on first use, then read as UCF101 is
+    "motionshapes": ucf101,  # drawn on first use, then read as UCF101 is
 }
 
 
@@ -47,7 +49,9 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
     return parser(require_root(root, cfg.name), split, cfg.fold)
 
 
-def train_dataset(cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int) -> ClipDataset:
+def train_dataset(
+    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int
+) -> ClipDataset:
     """Random, augmented clips: `clips` of each video, drawn independently in time and in augmentation."""
     b, c, s, h = augment.jitter
     view = AugmentSpec(
@@ -66,8 +70,8 @@ def _uniform(num_frames: int, spec: ClipSpec, rng: np.random.Generator) -> np.nd
     return uniform_clips(num_frames, spec)
 
 
-def _dataset(cfg, records, clips, sampler, view, seed):  # type: ignore[no-untyped-def]
-    spec = ClipSpec(cfg.frames, cfg.stride, clips, cfg.policy)
-    return ClipDataset(
-        records, spec, sampler, view, short_side=cfg.short_side, seed=seed, backend=cfg.backend
-    )
+def _dataset(
+    cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int
+) -> ClipDataset:
+    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
+    return ClipDataset(records, spec, sampler, view, short_side=cfg.short_side, seed=seed, backend=cfg.backend)

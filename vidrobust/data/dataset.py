@@ -21,7 +21,7 @@ from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.views import AugmentSpec, draw_view, take_view
 
-Key = tuple[int, int]   # epoch, index
+Key = tuple[int, int]  # epoch, index
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class ClipDataset(Dataset):
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         frames = frames.reshape(*indices.shape, *frames.shape[1:])
-        draws = [draw_view(self.view, *frames.shape[2:4], rng) for _ in range(len(frames))]
+        height, width = frames.shape[2:4]
+        draws = [draw_view(self.view, height, width, rng) for _ in range(len(frames))]
         size = self.view.size
         return {
             "clips": torch.stack([take_view(f, d, size) for f, d in zip(frames, draws, strict=True)]),
@@ -165,10 +166,15 @@ class EvalBatches(Sampler[list[Key]]):
 
 
 def loader(dataset: ClipDataset, batches: Sampler[list[Key]], workers: int) -> DataLoader:
-    """A DataLoader over keys; it yields `Batch`. Workers leave Ctrl-C to the process that owns them."""
+    """A DataLoader over keys; it yields `Batch`.
+
+    It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
+    Ctrl-C to the process that owns them.
+    """
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_ignore_ctrl_c
-    )
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_ignore_ctrl_c,
+        generator=torch.Generator(),
+    )  # fmt: skip
 
 
 def _ignore_ctrl_c(worker: int) -> None:

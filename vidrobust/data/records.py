@@ -133,7 +133,7 @@ class _Missing:
         for part in parts:
             names = self._names(path)
             path = path / names.get(part, names.get(part.lower(), part))
-        if parts and path.name not in self._names(path.parent) or not parts and not path.is_file():
+        if (parts and path.name not in self._names(path.parent)) or (not parts and not path.is_file()):
             self.lost.append(f"{where}: {name}")
         return path
 

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, read with weights_only, resumed exactly.
 
-    {format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives only.
+{format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives only.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
     link = folder / ".last.partial"
     link.unlink(missing_ok=True)
     try:
-        os.link(path, link)   # no second copy on disk
+        os.link(path, link)  # no second copy on disk
         os.replace(link, folder / "last.pt")
-    except OSError:   # a file system without hard links
+    except OSError:  # a file system without hard links
         write_atomic(folder / "last.pt", state)
     for old in sorted(folder.glob("step_*.pt"))[:-keep]:
         old.unlink()
@@ -142,6 +142,6 @@ def _plain(key: str) -> str:
 
 def _by_prefix(keys: list[str]) -> str:
     """`backbone.trunk.layer4 (12), head (2)`: the first levels of the names, and how many tensors each has."""
-    groups = Counter(".".join(key.split(".")[:-1][:3]) for key in keys)
+    groups = Counter(".".join(key.split(".")[:-1][: 4 if key.startswith("model.") else 3]) for key in keys)
     shown = [f"{prefix} ({count})" for prefix, count in sorted(groups.items())]
     return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more groups" if len(shown) > 6 else "")

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,11 +48,23 @@ def gather(x: Tensor) -> Tensor:
     The gradient of a rank's rows is the sum over the losses of all ranks; together with the mean over ranks that
     DistributedDataParallel takes, the step equals one process's on the whole batch.
     """
-    if world() == 1:
-        return x
-    from torch.distributed.nn.functional import all_gather
+    return _Gather.apply(x) if world() > 1 else x
 
-    return torch.cat(list(all_gather(x.contiguous())))
+
+class _Gather(torch.autograd.Function):
+    """torch's own differentiable all_gather is deprecated; this one needs no more than all_gather and all_reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world())[rank()]
 
 
 def mean(x: Tensor) -> Tensor:
@@ -61,4 +74,3 @@ def mean(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / world()
-

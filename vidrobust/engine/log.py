@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 log = logging.getLogger("vidrobust")
-to_file = logging.getLogger("vidrobust.file")   # for log.txt alone: the live bar shows it on a terminal
+to_file = logging.getLogger("vidrobust.file")  # for log.txt alone: the live bar shows it on a terminal
 
 
 def start_logging(out: Path | None, *, quiet: bool = False) -> None:
@@ -27,6 +27,11 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
         file = logging.FileHandler(out / "log.txt")
         file.setFormatter(form)
         log.addHandler(file)
+
+
+def to_console() -> bool:
+    """Whether log lines reach stderr."""
+    return any(isinstance(handler, _Console) for handler in log.handlers)
 
 
 def stop_logging() -> None:
@@ -52,7 +57,7 @@ class Metrics:
         if path.exists():
             rows = [line for line in path.read_text().splitlines() if _complete(line)]
             path.write_text("".join(f"{line}\n" for line in rows if json.loads(line)["step"] < start))
-        self.file = open(path, "a", buffering=1)   # noqa: SIM115  (closed with the run)
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed with the run)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
     def write(self, row: dict[str, Any]) -> None:

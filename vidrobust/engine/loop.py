@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from vidrobust.data import Batch, Record, TrainBatches, build_records, loader, r
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import Metrics, duration, log, start_logging, to_file
 from vidrobust.engine.optim import build_optimizer, learning_rate
-from vidrobust.engine.run import describe_run, seed_everything
+from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.errors import UserError
-from vidrobust.methods import build_method
+from vidrobust.methods import Method, build_method
 from vidrobust.models import single_branch_state
 from vidrobust.views import apply_color
 
@@ -31,57 +32,90 @@ class Stopped(Exception):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has written a checkpoint."""
 
 
-def train(cfg: config.Config, out: Path, resume: Path | None = None) -> Path:
-    """Train the configured method into the claimed folder `out`, from `resume` if given.
+class NonFinite(UserError):
+    """The loss or its gradient is not a number any more."""
+
+
+@dataclass
+class _Run:
+    """What the loop works on; `start` and `total` are steps of the whole run."""
+
+    cfg: config.Config
+    out: Path
+    device: torch.device
+    records: list[Record]
+    method: Method
+    optimizer: torch.optim.Optimizer
+    start: int
+    total: int
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.records) // self.cfg.train.batch_size
+
+    def save(self, step: int) -> Path:
+        """Write a checkpoint after `step` steps."""
+        method = {key: value for key, value in self.method.state_dict().items() if not key.startswith("model.")}
+        state = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "epoch": step // self.per_epoch,
+            "model": self.method.model.state_dict(),
+            "method": method,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "config": config.to_yaml(self.cfg),
+            "manifest_sha": records_sha(self.records),
+        }
+        return checkpoint.save(self.out / "checkpoints", state, self.cfg.train.keep)
+
+
+def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Train the configured method into the folder `out`, from the checkpoint `resume` if given.
 
     Writes what DESIGN section 6 lists and returns the last checkpoint. On CPU, a run that was interrupted and
-    resumed ends with the same bits as one that was not. Raises UserError, or Stopped after Ctrl-C or SIGTERM.
+    resumed ends with the same bits as one that was not. Nothing is written, or deleted by `overwrite`, before data,
+    model and checkpoint have proved good. Raises UserError, or Stopped after Ctrl-C or SIGTERM.
     """
     device = distributed.start(cfg.device)
     main = distributed.rank() == 0
-    start_logging(out if main else None, quiet=not main)
-    seed_everything(cfg.seed, cfg.deterministic)
-    records, classes = _records(cfg)
-    method = build_method(cfg, len(classes))
-    if cfg.model.weights:
-        checkpoint.load_state(
-            method.model.backbone.trunk, checkpoint.trunk_state(cfg.model.weights), cfg.model.weights
-        )
-    method.to(device)
-    optimizer = build_optimizer(method, cfg.optim)
-    total = total_steps(cfg, len(records))
-    start = _restore(cfg, resume, method, optimizer, records) if resume else 0
+    start_logging(None, quiet=not main)
+    run = _build(cfg, out, device, resume)
     if main:
-        describe_run(out, cfg)
+        open_output(out, cfg, overwrite=overwrite)
+        start_logging(out)
+        size = sum(p.numel() for p in run.method.parameters()) / 1e6
         log.info(
-            f"{cfg.method.name} on {cfg.data.name}: {len(records)} videos, {len(classes)} classes, {cfg.model.backbone} "
-            f"({sum(p.numel() for p in method.parameters()) / 1e6:.2f} M parameters) on {device}, "
-            f"steps {start} to {total}"
+            f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone} ({size:.2f} M "
+            f"parameters) on {device}, steps {run.start} to {run.total}"
         )
+    with _stop_signals() as stopping:
+        _steps(run, stopping, main)
+    if main:
+        if run.start >= run.total:
+            log.info(f"training was complete at step {run.total}")
+        checkpoint.write_atomic(out / "backbone.pt", single_branch_state(run.method.model.backbone.trunk))
+    return out / "checkpoints" / "last.pt"
 
-    dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
+
+def _steps(run: _Run, stopping: list[int], main: bool) -> None:
+    """Steps `start` to `total`; on rank 0 also the log and the checkpoints."""
+    cfg, method, optimizer, device = run.cfg, run.method, run.optimizer, run.device
+    dataset = train_dataset(cfg.data, cfg.augment, run.records, method.views, cfg.seed)
     batches = TrainBatches(
-        len(records), cfg.train.batch_size, cfg.seed, start, total, distributed.rank(), distributed.world()
+        len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
     )
     forward = DistributedDataParallel(method) if distributed.world() > 1 else method
     amp = _use_bf16(cfg.train.amp, device)
-    metrics = Metrics(out, start) if main else None
-    bar = tqdm(total=total, initial=start, disable=not (main and sys.stderr.isatty()), file=sys.stderr)
-
-    def save(step: int) -> Path:
-        state = _state(cfg, method, optimizer, records, step, batches.per_epoch)
-        return checkpoint.save(out / "checkpoints", state, cfg.train.keep)
-
+    step = run.start
     method.train()
-    began = clock = time.perf_counter()
-    step = start
-    with _stop_signals() as stopping:
+    with _Progress(run, main) as progress:
         try:
-            for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), start):
-                data_s = time.perf_counter() - clock
+            for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
+                progress.data_arrived()
                 _refuse_failures(batch)
                 views, ids, labels = _to_device(batch, device)
-                rate = learning_rate(step, total, cfg.optim)
+                rate = learning_rate(step, run.total, cfg.optim)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -89,49 +123,25 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None) -> Path:
                 optimizer.zero_grad(set_to_none=True)
                 parts["loss"].backward()
                 norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
-                _refuse_non_finite(parts["loss"], norm, step, batch, out)
+                _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
                 optimizer.step()
-
-                done, now = step + 1, time.perf_counter()
-                bar.update()
-                if main and (done % cfg.train.log_every == 0 or done == total):
-                    assert metrics is not None
-                    row = {
-                        "step": step, "epoch": step // batches.per_epoch, "split": "train",
-                        **{name: float(value.detach()) for name, value in parts.items()},
-                        "lr": rate, "grad_norm": float(norm), "data_s": data_s, "step_s": now - clock,
-                        "mem_gb": _memory_gb(device), "fallbacks": batch.fallbacks,
-                    }  # fmt: skip
-                    metrics.write(row)
-                    _progress(row, done, total, (now - began) / (done - start) * (total - done), bar)
-                clock = time.perf_counter()
-                if main and (done % cfg.train.checkpoint_every == 0 or done == total):
-                    save(done)
-                if stopping and done < total:
-                    where = save(done) if main else out
-                    raise Stopped(f"stopped after step {done} of {total}; {where} is written, --resume goes on")
-        except UserError:
-            # nothing is lost: the weights are those of the last finished step
-            if main and step > start and not isinstance(sys.exc_info()[1], NonFinite):
-                save(step)
+                progress.step_done(step, rate, parts, norm, batch.fallbacks)
+                last = step + 1 == run.total
+                if main and (last or (step + 1) % cfg.train.checkpoint_every == 0):
+                    run.save(step + 1)
+                if stopping and not last:
+                    where = run.save(step + 1) if main else run.out
+                    raise Stopped(f"stopped after step {step + 1} of {run.total}; {where} is written, --resume goes on")
+        except NonFinite:
             raise
-        finally:
-            bar.close()
-            if metrics:
-                metrics.close()
-    if main:
-        if start >= total:
-            log.info(f"training was complete at step {total}")
-        checkpoint.write_atomic(out / "backbone.pt", single_branch_state(method.model.backbone.trunk))
-    return out / "checkpoints" / "last.pt"
-
-
-class NonFinite(UserError):
-    """The loss or its gradient is not a number any more."""
+        except UserError:
+            if main and step > run.start:  # nothing is lost: the weights are those of the last finished step
+                run.save(step)
+            raise
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:
-    """Steps of the whole run. Raises UserError when a batch is larger than the data set."""
+    """Steps of the whole run. Raises UserError when a batch is larger than the data set, or uneven over ranks."""
     size, world = cfg.train.batch_size, distributed.world()
     if size > videos:
         raise UserError(f"train.batch_size={size} is larger than the data set ({videos} videos)")
@@ -141,21 +151,45 @@ def total_steps(cfg: config.Config, videos: int) -> int:
     return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
 
 
-def _records(cfg: config.Config) -> tuple[list[Record], list[str]]:
-    """The training records; rank 0 goes first, as it may have to draw the data set."""
+def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | None) -> _Run:
+    """Data, model and optimizer as the first step, or the step after the checkpoint, finds them."""
     if distributed.rank() > 0:
-        distributed.barrier()
-    parsed = build_records(cfg.data, "train")
+        distributed.barrier()  # rank 0 goes first: it may have to draw the data set
+    records, classes = build_records(cfg.data, "train")
     if distributed.rank() == 0:
         distributed.barrier()
-    return parsed
+    seed_everything(cfg.seed, cfg.deterministic)
+    total = total_steps(cfg, len(records))
+    method = build_method(cfg, len(classes))
+    if cfg.model.weights:
+        trunk = checkpoint.trunk_state(cfg.model.weights)
+        checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
+    method.to(device)
+    run = _Run(cfg, out, device, records, method, build_optimizer(method, cfg.optim), 0, total)
+    if resume:
+        _restore(run, resume)
+    return run
+
+
+def _restore(run: _Run, path: Path) -> None:
+    """Put everything back as it was when the checkpoint was written."""
+    state = checkpoint.read_checkpoint(path)
+    if state["manifest_sha"] != records_sha(run.records):
+        raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
+    whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
+    checkpoint.load_state(run.method, whole, str(path))
+    run.optimizer.load_state_dict(state["optimizer"])
+    checkpoint.set_rng_state(state["rng"])
+    run.start = int(state["step"])
+    changed = config.differences(config.loads(state["config"]), run.cfg)
+    if changed:
+        log.warning(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """views (B, V, C, T, H, W) float32 in [0, 1], ids (B,), labels (B,) on the device."""
     clips = batch.clips.to(device, non_blocking=True)
-    shape = clips.shape
-    views = apply_color(clips.flatten(0, 1).float() / 255, batch.color.flatten(0, 1)).view(shape)
+    views = apply_color(clips.flatten(0, 1).float() / 255, batch.color.flatten(0, 1)).view(clips.shape)
     return views, batch.index.to(device), batch.labels.to(device)
 
 
@@ -179,57 +213,54 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch, out:
     )
 
 
-def _state(
-    cfg: config.Config, method: nn.Module, optimizer: torch.optim.Optimizer, records: list[Record], step: int,
-    per_epoch: int,
-) -> dict[str, Any]:  # fmt: skip
-    own = {key: value for key, value in method.state_dict().items() if not key.startswith("model.")}
-    return {
-        "format": checkpoint.FORMAT,
-        "step": step,
-        "epoch": step // per_epoch,
-        "model": method.model.state_dict(),
-        "method": own,
-        "optimizer": optimizer.state_dict(),
-        "rng": checkpoint.rng_state(),
-        "config": config.to_yaml(cfg),
-        "manifest_sha": records_sha(records),
-    }
-
-
-def _restore(
-    cfg: config.Config, path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, records: list[Record]
-) -> int:
-    """Put everything back as it was; returns the step to go on with."""
-    state = checkpoint.read_checkpoint(path)
-    if state["manifest_sha"] != records_sha(records):
-        raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
-    whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
-    checkpoint.load_state(method, whole, str(path))
-    optimizer.load_state_dict(state["optimizer"])
-    checkpoint.set_rng_state(state["rng"])
-    changed = config.differences(config.loads(state["config"]), cfg)
-    if changed:
-        log.warning(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
-    return int(state["step"])
-
-
 def _use_bf16(amp: str, device: torch.device) -> bool:
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return amp == "bf16"
 
 
-def _memory_gb(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+class _Progress:
+    """Clocks, the live bar, log lines and metrics; on ranks above 0 the clocks alone."""
 
+    def __init__(self, run: _Run, main: bool) -> None:
+        self.run, self.main = run, main
+        self.metrics = Metrics(run.out, run.start) if main else None
+        silent = not (main and sys.stderr.isatty())
+        self.bar = tqdm(total=run.total, initial=run.start, disable=silent, file=sys.stderr)
+        self.began = self.clock = time.perf_counter()
+        self.data_s = 0.0
 
-def _progress(row: dict[str, Any], done: int, total: int, left_s: float, bar: tqdm) -> None:
-    text = (
-        f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  data {row['data_s']:.3f} s  step {row['step_s']:.3f} s"
-    )
-    bar.set_postfix_str(text)
-    to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        if self.metrics:
+            self.metrics.close()
+
+    def data_arrived(self) -> None:
+        self.data_s = time.perf_counter() - self.clock
+
+    def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, fallbacks: int) -> None:
+        """Count a step; every `train.log_every` steps, and after the last one, write it down."""
+        done, total, now = step + 1, self.run.total, time.perf_counter()
+        step_s, self.clock = now - self.clock, now
+        self.bar.update()
+        if self.metrics is None or (done % self.run.cfg.train.log_every and done < total):
+            return
+        values = {name: float(value.detach()) for name, value in parts.items()}
+        on_gpu = self.run.device.type == "cuda"
+        row: dict[str, Any] = {
+            "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
+            "grad_norm": float(norm), "data_s": self.data_s, "step_s": step_s,
+            "mem_gb": torch.cuda.max_memory_allocated(self.run.device) / 2**30 if on_gpu else 0.0,
+            "fallbacks": fallbacks,
+        }  # fmt: skip
+        self.metrics.write(row)
+        left_s = (now - self.began) / (done - self.run.start) * (total - done)
+        text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {self.data_s:.3f} s  step {step_s:.3f} s"
+        self.bar.set_postfix_str(text)
+        to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
 
 
 @contextmanager

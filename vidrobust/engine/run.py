@@ -1,4 +1,4 @@
-"""The folder a run leaves: claimed, described, and never mixed with another run's."""
+"""The folder a run leaves: described, and never mixed with another run's."""
 
 import json
 import os
@@ -16,24 +16,26 @@ from vidrobust import __version__, config
 from vidrobust.errors import UserError
 
 
-def claim_output(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder, or refuse one that holds something. overwrite: empty it; resume: go on in it."""
+def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work is done, an output folder that holds something. Changes nothing."""
     if out.exists() and not out.is_dir():
         raise UserError(f"output directory {out} is a file; set --output-dir")
-    if out.is_dir() and any(out.iterdir()) and not resume:
-        if not overwrite:
-            raise UserError(
-                f"output directory {out} is in use; --resume goes on, --overwrite deletes it, "
-                "--output-dir DIR writes elsewhere"
-            )
-        if not (out / "config.yaml").is_file():
-            raise UserError(f"{out} is not the folder of a run (no config.yaml in it): not deleted")
+    if resume or not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"output directory {out} is in use; --resume goes on, --overwrite deletes it, "
+            "--output-dir DIR writes elsewhere"
+        )
+    if not (out / "config.yaml").is_file():
+        raise UserError(f"{out} is not the folder of a run (no config.yaml in it): not deleted")
+
+
+def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> None:
+    """Make the folder of a run that is about to start, emptied if asked, with its config.yaml and env.json."""
+    if overwrite and out.is_dir():
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-
-
-def describe_run(out: Path, cfg: config.Config) -> None:
-    """config.yaml and env.json."""
     (out / "config.yaml").write_text(config.to_yaml(cfg))
     (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
 
@@ -66,4 +68,4 @@ def seed_everything(seed: int, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     elif torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True   # clips have one size: the fastest kernels are worth finding
+        torch.backends.cudnn.benchmark = True  # clips have one size: the fastest kernels are worth finding

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,15 @@ from vidrobust.data import Record, build_records, eval_dataset, records_sha
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
-from vidrobust.evaluation.knn import knn_scores
-from vidrobust.evaluation.predict import Features, evaluation_mode, extract
-from vidrobust.evaluation.probe import fit_probe
+from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
-from vidrobust.evaluation.robust import evaluate_robust, robust_curve
-from vidrobust.evaluation.statistics import wilson
-from vidrobust.methods import build_method
+from vidrobust.evaluation.representation import Representation, measure_representation
+from vidrobust.evaluation.robust import Row, evaluate_robust, robust_curve
+from vidrobust.methods import Method, build_method
+from vidrobust.models import Model
 
 
-def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> tuple[nn.Module, nn.Module]:
+def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> tuple[Method, Method]:
     """(the method with the checkpoint's weights, the same with the random weights of its seed)."""
     torch.manual_seed(cfg.seed)
     fresh = build_method(cfg, classes)
@@ -43,97 +43,91 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     device = distributed.start(cfg.device)
     train, classes = build_records(cfg.data, "train")
     test, _ = build_records(cfg.data, "test")
-    _claim(out, _identity(cfg, state, train, test), overwrite)
+    identity = _identity(cfg, state, train, test)
     method, fresh = load_method(cfg, state, len(classes))
+    _claim(out, identity, overwrite)
     model, random = method.model.to(device), fresh.model.to(device)
-
+    indices = _evenly(len(test), cfg.eval.limit)
     with evaluation_mode(model, random, branch=cfg.eval.branch):
-        measured, predict, failed = _representation(cfg, model, random, train, test, len(classes), out, device)
-        indices = _evenly(len(test), cfg.eval.limit)
+        found, failed = _representation(cfg, model, random, train, test, len(classes), device)
+        _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         log.info(f"attacking {len(indices)} videos, PGD-{cfg.eval.steps}, {len(cfg.eval.eps)} budgets")
         rows = evaluate_robust(
-            predict, eval_dataset(cfg.data, test, 1), indices, [ThreatModel("linf", e) for e in cfg.eval.eps], out,
-            steps=cfg.eval.steps, restarts=cfg.eval.restarts, seed=cfg.seed, batch_size=cfg.eval.batch_size,
-            workers=cfg.data.workers, device=device, pictures=cfg.eval.pictures,
+            _classifier(model, found, device), eval_dataset(cfg.data, test, 1), indices,
+            [ThreatModel("linf", eps) for eps in cfg.eval.eps], out, steps=cfg.eval.steps, restarts=cfg.eval.restarts,
+            seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+            pictures=cfg.eval.pictures,
         )  # fmt: skip
-    curve = robust_curve(rows)
-    head = rows[:: len(cfg.eval.eps)]   # one row a video
-    summary = {
-        "dataset": cfg.data.name, "split": f"test, fold {cfg.data.fold}", "n": len(indices),
-        "clean_acc": sum(row["clean_pred"] == row["label"] for row in head) / len(head),
-        "robust_acc": curve[-1]["robust_acc"], "robust_acc_uint8": curve[-1]["robust_acc_uint8"],
-        "ci95": curve[-1]["ci95"], "threat": {"norm": "linf", "support": "dense", "eps": curve[-1]["eps"]},
-        "suite": [f"pgd-{cfg.eval.steps}x{cfg.eval.restarts}"], "unit": "clip", "branch": cfg.eval.branch,
-        "views": {"attack": "1x1", "representation": f"{cfg.eval.clips}x1"}, "curve": curve, "chance": 1 / len(classes),
-        **measured, **_identity(cfg, state, train, test), "warnings": _warnings(curve, failed, train, test),
-    }  # fmt: skip
+    summary = _summary(cfg, rows, found, failed, classes) | identity
     _write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_report(out, summary, classes)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(train) + len(test)} videos do not decode; test videos among them count as "
-            f"wrong in {out / 'summary.json'}; the first: {failed[0]}"
+            f"{len(failed)} of {len(train) + len(test)} videos do not decode; test videos among them count as wrong in "
+            f"{out / 'summary.json'}; the first: {failed[0]}"
         )
     return summary
 
 
 def _representation(
-    cfg: config.Config, model: nn.Module, random: nn.Module, train: list[Record], test: list[Record], classes: int,
-    out: Path, device: torch.device,
-) -> tuple[dict[str, Any], Any, list[str]]:  # fmt: skip
-    """(accuracies of trained and random weights, the classifier to attack, reasons of videos that failed)."""
-    trunks = [model.backbone, random.backbone]
-    options = {"batch_size": cfg.eval.batch_size, "workers": cfg.data.workers}
+    cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], classes: int,
+    device: torch.device,
+) -> tuple[Representation, list[str]]:  # fmt: skip
+    """(kNN, probe and head on the test list, the reasons of the videos that failed)."""
     log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
-    gallery = extract(trunks, eval_dataset(cfg.data, train, cfg.eval.clips), device, **options)
-    queries = extract(trunks, eval_dataset(cfg.data, test, cfg.eval.clips), device, **options)
-    found: dict[str, Any] = {}
-    predictions: dict[str, Tensor] = {}
-    probes = []
-    for name, seen, asked in zip(("trained", "random"), gallery, queries, strict=True):
-        clips, labels = seen.features.flatten(0, 1), seen.labels.repeat_interleave(cfg.eval.clips)
-        probe = fit_probe(clips, labels, classes, l2=cfg.eval.probe_l2)
-        votes = knn_scores(
-            asked.features, clips, labels, classes, k=cfg.eval.knn_k, temperature=cfg.eval.knn_temperature
-        )  # fmt: skip
-        with torch.no_grad():
-            predictions[f"{name}_probe"] = probe(asked.features).mean(1).argmax(1)
-        predictions[f"{name}_knn"] = votes.argmax(1)
-        probes.append(probe.to(device))
-    supervised = isinstance(model.head, nn.Linear)
-    if supervised:
-        with torch.no_grad():
-            logits = model.head(queries[0].features.to(device)).mean(1)
-        predictions["head"] = logits.argmax(1).cpu()
-    n = len(test)
-    for name, predicted in predictions.items():
-        hits = int((predicted == queries[0].labels).sum())   # a video that failed is a miss
-        found[name] = {"acc": hits / n, "ci95": list(wilson(hits, n)), "n": n}
-    _write_predictions(out / "predictions.jsonl", queries[0], predictions)
-    top = model.head if supervised else probes[0].requires_grad_(False)
-    failed = [f.reason for f in gallery[0].failed + queries[0].failed]
-    found["classifier"] = "head" if supervised else "linear probe"
-    return {"representation": found}, (lambda x: top(model.backbone(x).float())), failed
-
-
-def _write_predictions(path: Path, asked: Features, predictions: dict[str, Tensor]) -> None:
-    rows = [
-        {"uid": uid, "label": int(asked.labels[i]), **{k: int(v[i]) for k, v in predictions.items()}, "error": None}
-        for i, uid in enumerate(asked.uids)
-    ]
-    rows += [
-        {"uid": f.uid, "label": f.label, **dict.fromkeys(predictions), "error": f.reason} for f in asked.failed
-    ]
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _identity(
-    cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]
-) -> dict[str, str]:
-    """What two runs of an evaluation must share to be the same one."""
-    asked = config.Config(
-        seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval
+    gallery, queries = (
+        extract(
+            [model.backbone, random.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
+            batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
+        )
+        for records in (train, test)
     )  # fmt: skip
+    head = model.head if isinstance(model.head, nn.Linear) else None
+    found = measure_representation(gallery, queries, classes, cfg.eval, head)
+    return found, [failure.reason for failure in gallery[0].failed + queries[0].failed]
+
+
+def _classifier(model: Model, found: Representation, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What is attacked: the model's own classifier, or its trunk with the linear probe."""
+    if isinstance(model.head, nn.Linear):
+        return lambda x: model(x).float()
+    assert found.probe is not None
+    probe = found.probe.to(device)
+    return lambda x: probe(model.backbone(x).float())
+
+
+def _summary(
+    cfg: config.Config, rows: list[Row], found: Representation, failed: list[str], classes: list[str]
+) -> dict[str, Any]:
+    curve = robust_curve(rows)
+    largest, clean = curve[-1], rows[:: len(curve)]  # one row a video
+    warnings = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
+    if failed:
+        warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}")
+    return {
+        "dataset": cfg.data.name,
+        "split": f"test, fold {cfg.data.fold}",
+        "n": len(clean),
+        "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
+        "robust_acc": largest["robust_acc"],
+        "robust_acc_uint8": largest["robust_acc_uint8"],
+        "ci95": largest["ci95"],
+        "threat": {"norm": "linf", "support": "dense", "eps": largest["eps"]},
+        "suite": [f"pgd-{cfg.eval.steps}x{cfg.eval.restarts}"],
+        "unit": "clip",
+        "branch": cfg.eval.branch,
+        "views": {"attack": "1x1", "representation": f"{cfg.eval.clips}x1"},
+        "chance": 1 / len(classes),
+        "classifier": "own head" if "head" in found.predictions else "linear probe",
+        "representation": found.accuracies(),
+        "curve": curve,
+        "warnings": warnings,
+    }
+
+
+def _identity(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
+    """What two runs of an evaluation must share to be the same one."""
+    asked = config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
     return {
         "checkpoint": f"step {state['step']}, weights {checkpoint.state_sha(state['model'])}",
         "config_sha": config.config_sha(asked, ignore=("data.workers", "data.root", "eval.name", "eval.enabled")),
@@ -146,10 +140,10 @@ def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
     path = out / "identity.json"
     if out.is_dir() and any(out.iterdir()):
         held = json.loads(path.read_text()) if path.is_file() else None
-        if held != identity and not overwrite:
+        if held != identity and not (overwrite and held):
             raise UserError(f"{out} holds another evaluation; set eval.name=NAME, or --overwrite")
-        if held != identity:
-            for old in (p for p in out.rglob("*") if p.is_file()):
+        for old in out.rglob("*") if held != identity else ():
+            if old.is_file():
                 old.unlink()
     out.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(identity))
@@ -158,15 +152,6 @@ def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
 def _evenly(n: int, limit: int) -> list[int]:
     """`limit` indices spread evenly over range(n); all of them for limit 0."""
     return list(range(n)) if not limit or limit >= n else [i * n // limit for i in range(limit)]
-
-
-def _warnings(
-    curve: list[dict[str, Any]], failed: list[str], train: list[Record], test: list[Record]
-) -> list[str]:
-    found = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
-    if failed:
-        found.append(f"{len(failed)} of {len(train) + len(test)} videos do not decode: {'; '.join(failed[:5])}")
-    return found
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,9 +16,9 @@ def knn_scores(
     gallery = F.normalize(gallery, dim=1)
     k = min(k, len(gallery))
     votes = torch.zeros(len(queries), classes)
-    for row, clips in enumerate(queries):   # one video at a time: the similarities of a whole set fill memory
+    for row, clips in enumerate(queries):  # one video at a time: the similarities of a whole set fill memory
         similarity, nearest = (F.normalize(clips, dim=1) @ gallery.T).topk(k, dim=1)
-        weight = ((similarity - 1) / temperature).exp()   # at most 1, no overflow
+        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # 1 for the nearest: no over- or underflow
         scores = torch.zeros(len(clips), classes).scatter_add_(1, labels[nearest], weight)
         votes[row] = (scores / scores.sum(1, keepdim=True)).mean(0)
     return votes

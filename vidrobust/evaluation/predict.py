@@ -67,9 +67,7 @@ def extract(
     batches = EvalBatches(list(range(len(dataset))), videos)
     kept: list[list[Tensor]] = [[] for _ in models]
     meta: list[Batch] = []
-    for batch in tqdm(
-        loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()
-    ):
+    for batch in tqdm(loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()):
         meta.append(batch)
         if len(batch.uids):
             clips = to_clips(batch, device)
@@ -80,8 +78,6 @@ def extract(
     if not good:
         reason = failed[0].reason if failed else "the list is empty"
         raise UserError(f"no video of the list decodes ({reason})")
-    shared = {
-        name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")
-    }
+    shared = {name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")}
     uids = [uid for batch in good for uid in batch.uids]
     return [Features(torch.cat(rows), uids=uids, failed=failed, **shared) for rows in kept]

@@ -28,8 +28,8 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         "",
         "## How robust it is",
         "",
-        f"{', '.join(summary['suite'])} on the cross-entropy of the {summary['representation']['classifier']}, one centre "
-        f"clip a video (unit: {summary['unit']}), every adversarial clip measured from its pixels.",
+        f"{', '.join(summary['suite'])} on the cross-entropy of the {summary['classifier']}, one centre clip "
+        f"a video (unit: {summary['unit']}), every adversarial clip measured from its pixels.",
         "",
         "| budget | robust accuracy | 95 % interval | after rounding to uint8 | largest change measured |",
         "|---|---|---|---|---|",

@@ -70,9 +70,7 @@ def evaluate_robust(
     bar = tqdm(total=len(groups), initial=finished, desc="attack", leave=False, disable=not sys.stderr.isatty())
     with open(path, "a") as file:
         for number, batch in enumerate(loader(dataset, batches, workers), finished):
-            generator = torch.Generator().manual_seed(
-                int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            )
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 
             def attack(loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator = generator) -> Tensor:
                 return pgd(loss, x, threat, steps=steps, restarts=restarts, generator=generator)
@@ -87,15 +85,13 @@ def evaluate_robust(
     return rows
 
 
-def _finished(
-    path: Path, groups: list[list[int]], dataset: ClipDataset, threats: int
-) -> tuple[int, list[Row]]:
+def _finished(path: Path, groups: list[list[int]], dataset: ClipDataset, threats: int) -> tuple[int, list[Row]]:
     """How many batches have all their rows, and those rows; the file is cut down to them."""
     rows: list[Row] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:   # the line at which a kill cut the file
+        except json.JSONDecodeError:  # the line at which a kill cut the file
             break
     finished, end = 0, 0
     for group in groups:

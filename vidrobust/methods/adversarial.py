@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vidrobust.attacks import ThreatModel, fgsm
 from vidrobust.models import Model
 
-PairLoss = Callable[[Tensor, Tensor], Tensor]   # (B, D), (B, D) -> (B,)
+PairLoss = Callable[[Tensor, Tensor], Tensor]  # (B, D), (B, D) -> (B,)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ from torch.nn import functional as F
 from vidrobust.engine import distributed
 
 
-def info_nce(
-    logits: Tensor, positives: Tensor, ignore: Tensor | None = None, extra: Tensor | None = None
-) -> Tensor:
+def info_nce(logits: Tensor, positives: Tensor, ignore: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
     """Mean over an anchor's positives of -log softmax (SupCon's L_out, Khosla et al. 2020, eq. 2) -> (N,).
 
     logits (N, M): similarity / temperature. positives, ignore (N, M) bool. extra (N, E): more negative logits.

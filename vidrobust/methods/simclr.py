@@ -1,14 +1,15 @@
 """SimCLR on clips (Chen et al. 2020; on video, Feichtenhofer et al. 2021), with or without adversarial views."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidrobust.methods.adversarial import CLAE
 from vidrobust.methods.info_nce import nt_xent
+from vidrobust.methods.method import Method
 from vidrobust.models import Model
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """Two views of a video are positives, views of other videos negatives.
 
     With an adversary (CLAE, METHODS section 2.1): L(z1, z2) + alpha * L(z1, z_adv), where x_adv is made from the

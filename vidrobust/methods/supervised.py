@@ -1,12 +1,13 @@
 """Cross-entropy with labels: what contrastive methods are compared with."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.methods.method import Method
 from vidrobust.models import Model
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """Cross-entropy on one augmented clip of a video."""
 
     views = 1

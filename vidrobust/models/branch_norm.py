@@ -24,8 +24,9 @@ class BranchNorm(nn.Module):
     def __init__(self, norm: _BatchNorm, momentum: float) -> None:
         super().__init__()
         self.branch = "clean"
-        self.branches = nn.ModuleDict({name: copy.deepcopy(norm) for name in BRANCHES})
-        self.branches["adv"].momentum = momentum
+        clean, adv = copy.deepcopy(norm), copy.deepcopy(norm)
+        adv.momentum = momentum
+        self.branches = nn.ModuleDict({"clean": clean, "adv": adv})
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branches[self.branch](x)
@@ -36,7 +37,7 @@ class BranchNorm(nn.Module):
         for key in plain:
             value = state.pop(key)
             for name in BRANCHES:
-                state[f"{prefix}branches.{name}.{key[len(prefix):]}"] = value
+                state[f"{prefix}branches.{name}.{key[len(prefix) :]}"] = value
         super()._load_from_state_dict(state, prefix, *args)
 
 
@@ -79,6 +80,4 @@ def single_branch_state(model: nn.Module, branch: str = "clean") -> dict[str, Te
     """The state dict that the model would have with plain norms holding `branch`."""
     own, others = f".branches.{branch}.", [f".branches.{name}." for name in BRANCHES if name != branch]
     state = model.state_dict()
-    return {
-        key.replace(own, "."): value for key, value in state.items() if not any(o in key for o in others)
-    }
+    return {key.replace(own, "."): value for key, value in state.items() if not any(o in key for o in others)}

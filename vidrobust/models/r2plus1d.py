@@ -22,7 +22,7 @@ def r2plus1d_10(width: int = 32) -> Trunk:
 
     The layout is that of R(2+1)D-18: a stem of stride 2 in space, then stages of stride 1, 2, 2, 2.
     """
-    half = max(1, width * 45 // 64)   # the stem's middle width, in torchvision's proportion
+    half = max(1, width * 45 // 64)  # the stem's middle width, in torchvision's proportion
     stem = nn.Sequential(
         nn.Conv3d(3, half, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
         nn.BatchNorm3d(half),

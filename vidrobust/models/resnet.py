@@ -5,7 +5,7 @@ from torchvision.models.resnet import BasicBlock
 
 from vidrobust.models.trunk import Trunk, init_kaiming
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)   # ImageNet's
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 def resnet18(width: int = 64, stem: str = "imagenet") -> Trunk:
@@ -31,7 +31,7 @@ class _ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, frames = x.shape[0], x.shape[2]
-        x = x.transpose(1, 2).flatten(0, 1)   # (B*T, C, H, W)
+        x = x.transpose(1, 2).flatten(0, 1)  # (B*T, C, H, W)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3)).view(batch, frames, -1).mean(1)

@@ -15,7 +15,7 @@ def slowfast_r50() -> Trunk:
     pytorchvideo's `slowfast_r50` without its head (blocks 0 to 4).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # importing it warns about torch.jit, which no user can mend
+        warnings.simplefilter("ignore")  # importing it warns about torch.jit, which no user can mend
         from pytorchvideo.models.slowfast import create_slowfast
 
         # blocks 5 and 6 pool with a fixed kernel and classify: they fail at T = 1 and at 112 pixels
@@ -29,7 +29,7 @@ class _SlowFast(nn.Module):
         self.blocks = blocks
 
     def forward(self, x: Tensor) -> Tensor:
-        pathways = [x[:, :, ::4], x]   # slow, fast
+        pathways = [x[:, :, ::4], x]  # slow, fast
         for block in self.blocks:
             pathways = block(pathways)
         return torch.cat([p.mean((2, 3, 4)) for p in pathways], 1)

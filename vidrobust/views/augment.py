@@ -33,7 +33,7 @@ class AugmentSpec:
     gray: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    center: bool = False   # evaluation: the centre crop, nothing drawn
+    center: bool = False  # evaluation: the centre crop, nothing drawn
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,7 @@ def _color_one(frames: Tensor, draw: list[float]) -> Tensor:
     return frames.clamp(0, 1)
 
 
-def _random_box(
-    spec: AugmentSpec, height: int, width: int, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _random_box(spec: AugmentSpec, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """A box of random area and aspect (Szegedy et al. 2015); after ten misses the largest central one."""
     for _ in range(10):
         area = height * width * rng.uniform(*spec.scale)

@@ -1,0 +1,9 @@
+import pytest
+
+from tests.helpers import tiny_ucf101
+
+
+@pytest.fixture(scope="session")
+def ucf(tmp_path_factory):
+    """A tiny data set in UCF101's layout; tests do not change it."""
+    return tiny_ucf101(tmp_path_factory.mktemp("ucf"))

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import counting_video, read_numbers, tiny_ucf101
+from vidrobust.config import Augment, Data
+from vidrobust.data import (
+    ClipDataset,
+    ClipSpec,
+    EvalBatches,
+    Record,
+    TrainBatches,
+    eval_dataset,
+    loader,
+    random_clips,
+    train_dataset,
+    ucf101,
+)
+from vidrobust.views import AugmentSpec
+
+CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
+
+
+def _batches(ucf, workers, start=0, stop=4, rank=0, world=1):
+    records, _ = ucf101(ucf, "train", 1)
+    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    return list(loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
+
+
+def _same(a, b):
+    return torch.equal(a.clips, b.clips) and torch.equal(a.color, b.color) and a.uids == b.uids
+
+
+def test_the_same_batches_for_any_number_of_workers(ucf):
+    for a, b in zip(_batches(ucf, 0), _batches(ucf, 3), strict=True):
+        assert _same(a, b)
+
+
+def test_the_same_batches_after_a_resume_in_mid_epoch(ucf):
+    whole, resumed = _batches(ucf, 0), _batches(ucf, 0, start=1)
+    assert all(_same(a, b) for a, b in zip(whole[1:], resumed, strict=True))
+
+
+def test_ranks_share_the_batch_of_one_process(ucf):
+    parts = [_batches(ucf, 0, rank=rank, world=2) for rank in (0, 1)]
+    for whole, first, second in zip(_batches(ucf, 0), *parts, strict=True):
+        assert torch.equal(whole.clips, torch.cat([first.clips, second.clips]))
+
+
+def test_epochs_and_seeds_differ(ucf):
+    records, _ = ucf101(ucf, "train", 1)
+    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    assert not torch.equal(dataset[0, 0]["clips"], dataset[1, 0]["clips"])
+    assert not torch.equal(dataset[0, 0]["color"][0], dataset[0, 0]["color"][1])
+    other = train_dataset(CFG, Augment(), records, clips=2, seed=8)
+    assert not torch.equal(dataset[0, 0]["color"], other[0, 0]["color"])
+
+
+def test_a_training_epoch_is_a_permutation_without_its_remainder():
+    epoch = [index for batch in TrainBatches(10, 4, 0, 0, 2) for _, index in batch]
+    assert len(set(epoch)) == 8
+    following = [key for batch in TrainBatches(10, 4, 0, 2, 4) for key in batch]
+    assert {e for e, _ in following} == {1} and [i for _, i in following] != epoch
+
+
+def test_evaluation_drops_and_pads_nothing():
+    assert [len(b) for b in EvalBatches(list(range(7)), 3)] == [3, 3, 1]
+    assert [i for b in EvalBatches([5, 1, 2, 0], 3) for _, i in b] == [5, 1, 2, 0]
+
+
+def test_samples_hold_the_frames_that_they_say(ucf):
+    """Through sampler, decoder, resize and crop: the pixels count."""
+    records, _ = ucf101(ucf, "test", 1)
+    cfg = Data(frames=3, stride=4, short_side=32, size=32, workers=0)
+    batch = next(iter(loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
+    assert batch.clips.shape == (2, 2, 3, 3, 32, 32) and batch.clips.dtype == torch.uint8
+    assert batch.start.tolist() == [[0, 11], [0, 11]] and batch.labels.tolist() == [0, 1]
+    first = [200, 1250]  # what frame 0 of test video 0 and 3 shows
+    for video, offset in enumerate(first):
+        for clip, start in enumerate((0, 11)):
+            frames = batch.clips[video, clip].permute(1, 2, 3, 0).numpy()
+            assert read_numbers(frames) == [offset + start + 4 * t for t in range(3)]
+
+
+def test_random_clips_show_the_frames_of_the_sampler(tmp_path):
+    path = counting_video(tmp_path / "v.avi", 50)
+    view = AugmentSpec(size=64, scale=(1, 1), ratio=(1, 1), flip=0, jitter_prob=0, gray=0, blur=0)
+    data = ClipDataset([Record("v", str(path), 0)], ClipSpec(4, 5, 3), random_clips, view, short_side=64, seed=1)
+    sample = data[2, 0]
+    for clip, start in zip(sample["clips"], sample["start"].tolist(), strict=True):
+        assert read_numbers(clip.permute(1, 2, 3, 0).numpy()) == [start + 5 * t for t in range(4)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_a_failure_in_the_batch(tmp_path, workers):
+    root = tiny_ucf101(tmp_path)
+    (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
+    records, _ = ucf101(root, "test", 1)
+    (batch,) = loader(eval_dataset(CFG, records, 1), EvalBatches(list(range(4)), 4), workers)
+    assert len(batch.uids) == 3 and batch.clips.shape[0] == 3
+    (failure,) = batch.failed
+    assert failure.uid == "Beta/v_Beta_g05_c01.avi" and failure.index == 2 and "is empty" in failure.reason
+
+
+def test_policy_error_makes_a_short_video_a_failure(ucf):
+    records, _ = ucf101(ucf, "test", 1)
+    failure = eval_dataset(Data(frames=16, stride=2, policy="error"), records, 1)[0, 0]
+    assert "has 20 frames, a clip spans 31" in failure.reason and records[0].path in failure.reason
+
+
+def test_images_are_clips_of_one_frame(tmp_path):
+    from PIL import Image
+
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[..., 1] = 200
+    Image.fromarray(pixels).save(tmp_path / "i.png")
+    data = eval_dataset(Data(frames=1, stride=1, short_side=32, size=32), [Record("i", str(tmp_path / "i.png"), 3)], 1)
+    sample = data[0, 0]
+    assert sample["clips"].shape == (1, 3, 1, 32, 32)
+    assert sample["clips"][0, :, 0, 5, 5].tolist() == pytest.approx([0, 200, 0], abs=3)

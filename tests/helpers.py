@@ -1,0 +1,86 @@
+"""Videos whose pixels count, and tiny data sets made of them."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidrobust.data.synthetic import write_video
+
+REPO = Path(__file__).parents[1]
+SHARED = REPO.parent / "shared" / "data"
+
+needs_ucf101_mini = pytest.mark.skipif(not (SHARED / "ucf101_mini").is_dir(), reason="needs ../shared/data/ucf101_mini")
+
+
+def counting_frames(count: int, size: int = 64, first: int = 0) -> np.ndarray:
+    """(count, size, size, 3): frame n is a 4 x 4 board whose cells are the bits of first + n, black or white."""
+    numbers = np.arange(first, first + count)
+    bits = (numbers[:, None] >> np.arange(16)) & 1
+    board = np.kron(bits.reshape(-1, 4, 4), np.ones((size // 4, size // 4), int))
+    return np.repeat((board * 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def read_numbers(frames: np.ndarray) -> list[int]:
+    """The numbers that frames (T, H, W, 3) show, whatever their size."""
+    h, w = frames.shape[1] // 4, frames.shape[2] // 4
+    centres = frames[:, h // 2 :: h, w // 2 :: w].mean(-1)[:, :4, :4].reshape(-1, 16)
+    return ((centres > 127) << np.arange(16)).sum(1).tolist()
+
+
+def counting_video(path: Path, count: int, *, codec: str = "mpeg4", size: int = 64, first: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, counting_frames(count, size, first), codec=codec)
+    return path
+
+
+def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train: int = 4, test: int = 2) -> Path:
+    """A data set in UCF101's layout: 20-frame counting videos, ids 3, 6, ... (with gaps)."""
+    lists: dict[str, list[str]] = {"trainlist01": [], "testlist01": []}
+    for c, name in enumerate(classes):
+        for i in range(train + test):
+            uid = f"{name}/v_{name}_g{i + 1:02d}_c01.avi"
+            counting_video(root / "videos" / uid, 20, first=1000 * c + 50 * i)
+            if i < train:
+                lists["trainlist01"].append(f"{uid} {3 * (c + 1)}")
+            else:
+                lists["testlist01"].append(uid)
+    folder = root / "ucfTrainTestlist"
+    folder.mkdir(parents=True)
+    (folder / "classInd.txt").write_text("".join(f"{3 * (c + 1)} {n}\n" for c, n in enumerate(classes)))
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+TINY = [
+    "data.name=ucf101", "data.frames=2", "data.stride=2", "data.short_side=28", "data.size=16", "data.workers=0",
+    "model.backbone=r2plus1d_10", "model.width=4", "model.hidden=8", "model.dim=8", "train.batch_size=4",
+    "train.epochs=2", "train.log_every=1", "eval.clips=2", "eval.steps=2", "eval.eps=[0,8/255]",
+]  # fmt: skip
+
+
+def tiny(*words: object) -> list[str]:
+    """The TINY options, those of `words` in place of the same ones."""
+    keys = {str(word).split("=")[0] for word in words}
+    return [option for option in TINY if option.split("=")[0] not in keys] + [str(word) for word in words]
+
+
+def tool(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a tool as its command line does, in this process: importing torch anew takes seconds."""
+    path = str(REPO / "tools" / f"{name}.py")
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [path, *map(str, args)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(path, run_name="__main__")
+            except SystemExit as end:
+                status = int(end.code or 0)
+    return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())

@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from vidrobust.methods import info_nce, nt_xent
+
+
+def _oracle(logits, positives, ignore, extra):
+    """The double loop."""
+    losses = []
+    for i, row in enumerate(logits.tolist()):
+        chosen = [j for j in range(len(row)) if positives[i][j]]
+        kept = [j for j in range(len(row)) if positives[i][j] or not ignore[i][j]]
+        others = extra[i].tolist() if extra is not None else []
+        total = sum(math.exp(row[j]) for j in kept) + sum(math.exp(e) for e in others)
+        losses.append(sum(-math.log(math.exp(row[j]) / total) for j in chosen) / len(chosen))
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("extra", [None, 1, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_info_nce_is_its_double_loop(extra, masked):
+    for _ in range(20):
+        n, m = 5, 9
+        logits = 3 * torch.randn(n, m, dtype=torch.float64)
+        positives = torch.rand(n, m) < 0.3
+        positives[:, 0] = True
+        ignore = torch.rand(n, m) < 0.4 if masked else None
+        more = torch.randn(n, extra, dtype=torch.float64) if extra else None
+        expected = _oracle(logits, positives, ignore if masked else torch.zeros(n, m, dtype=bool), more)
+        assert torch.allclose(info_nce(logits, positives, ignore, more).float(), expected, atol=1e-5)
+
+
+def test_masks_off_is_the_plain_loss_to_the_last_bit():
+    logits, positives = torch.randn(6, 8), torch.eye(6, 8, dtype=torch.bool)
+    plain = info_nce(logits, positives)
+    assert torch.equal(plain, info_nce(logits, positives, torch.zeros(6, 8, dtype=torch.bool)))
+    assert torch.equal(plain, info_nce(logits, positives, None, torch.empty(6, 0)))
+    assert torch.allclose(plain, torch.nn.functional.cross_entropy(logits, torch.arange(6), reduction="none"))
+
+
+def test_large_logits_do_not_overflow_and_an_anchor_without_a_positive_is_nan():
+    logits = torch.tensor([[500.0, -500.0, 499.0]])
+    positives = torch.tensor([[True, False, False]])
+    assert info_nce(logits, positives).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-4)
+    assert info_nce(logits, ~positives & positives).isnan().all()
+
+
+def _nt_xent_oracle(z, ids, temperature):
+    losses = []
+    for i in range(len(z)):
+        s = [torch.dot(z[i], z[j]).item() / (z[i].norm() * z[j].norm()).item() / temperature for j in range(len(z))]
+        total = sum(math.exp(s[j]) for j in range(len(z)) if j != i)
+        positives = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
+        losses.append(sum(-math.log(math.exp(s[j]) / total) for j in positives) / len(positives))
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize(("views", "temperature", "scale"), [(2, 0.5, 1.0), (2, 0.07, 30.0), (4, 0.2, 0.01)])
+def test_nt_xent_is_its_double_loop_for_any_number_of_views_and_any_norm(views, temperature, scale):
+    z, ids = scale * torch.randn(3 * views, 7), torch.arange(3).repeat(views)
+    assert torch.allclose(nt_xent(z, ids, temperature), _nt_xent_oracle(z, ids.tolist(), temperature), atol=1e-4)
+
+
+def test_ignored_pairs_and_extra_negatives_reach_the_loss():
+    z, ids = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    ignore = torch.zeros(6, 6, dtype=torch.bool)
+    ignore[0, 1] = True
+    plain, masked = nt_xent(z, ids, 0.5), nt_xent(z, ids, 0.5, ignore=ignore)
+    assert masked[0] < plain[0] and torch.equal(masked[1:], plain[1:])
+    assert (nt_xent(z, ids, 0.5, extra=torch.zeros(6, 2)) > plain).all()
+
+
+def test_bf16_embeddings_are_compared_in_float32():
+    z, ids = torch.randn(8, 16), torch.arange(4).repeat(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent(z.bfloat16(), ids, 0.1)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, nt_xent(z.bfloat16().float(), ids, 0.1))
+
+
+def test_gradient_is_right_numerically():
+    z = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    similarity = torch.eye(6, dtype=torch.bool)
+    positives = torch.arange(6).remainder(3)[:, None] == torch.arange(6).remainder(3)[None]
+    assert torch.autograd.gradcheck(lambda v: info_nce(v @ v.T, positives & ~similarity, similarity), z)

@@ -1,0 +1,90 @@
+import warnings
+
+import pytest
+import torch
+import torchvision
+
+from vidrobust.config import Model as ModelConfig
+from vidrobust.errors import UserError
+from vidrobust.models import BACKBONES, build_backbone, build_model
+
+SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_takes_images_and_clips_of_any_length(name):
+    backbone = build_backbone(name, **SMALL.get(name, {})).eval()
+    for frames in (1, 2, 5):
+        with torch.no_grad():
+            y = backbone(torch.rand(2, 3, frames, 48, 48))
+        assert y.shape == (2, backbone.dim) and torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_10", "resnet18"])
+def test_gradients_reach_the_input_and_bf16_stays_close(name):
+    backbone = build_backbone(name, **SMALL[name]).eval()
+    x = torch.rand(2, 3, 3, 32, 32, requires_grad=True)
+    y = backbone(x)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert (gradient.abs().amax((1, 2, 3, 4)) > 0).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = backbone(x).float()
+    assert torch.nn.functional.cosine_similarity(half, y).min() > 0.98
+
+
+def test_normalisation_comes_first_and_is_no_weight():
+    backbone = build_backbone("r2plus1d_10", width=4)
+    seen = []
+    backbone.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    mean = backbone.mean.expand(1, 3, 2, 32, 32)
+    backbone(mean)
+    assert torch.equal(seen[0], torch.zeros_like(mean))
+    assert "mean" not in backbone.state_dict() and "std" not in backbone.state_dict()
+
+
+def test_an_image_trunk_averages_its_frames():
+    backbone = build_backbone("resnet18", width=4, stem="cifar").eval()
+    x = torch.rand(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        frames = torch.stack([backbone(x[:, :, t : t + 1]) for t in range(4)])
+        assert torch.allclose(backbone(x), frames.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("r2plus1d_18", torchvision.models.video.r2plus1d_18), ("resnet18", torchvision.models.resnet18)],
+)
+def test_torchvisions_weights_fit(name, reference):
+    theirs, ours = reference(weights=None).eval(), build_backbone(name).eval()
+    ours.trunk.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    theirs.fc = torch.nn.Identity()
+    x = torch.rand(2, 3, 1, 48, 48)
+    normal = (x - ours.mean) / ours.std
+    with torch.no_grad():
+        expected = theirs(normal if name == "r2plus1d_18" else normal[:, :, 0])
+        assert torch.allclose(ours(x), expected, atol=1e-4)
+
+
+def test_slowfast_sees_every_frame_in_one_pathway_and_every_fourth_in_the_other():
+    backbone = build_backbone("slowfast_r50")
+    seen = []
+    backbone.trunk.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(list(args[0])))
+    x = torch.rand(1, 3, 8, 32, 32)
+    backbone.eval()(x)
+    slow, fast = seen[0]
+    assert torch.equal(slow, fast[:, :, [0, 4]]) and fast.shape[2] == 8
+
+
+def test_slowfast_imports_without_noise():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_backbone("slowfast_r50")
+
+
+def test_wrong_names_options_and_shapes_are_refused():
+    with pytest.raises(UserError, match="unknown name 'r2plus1d_19'; did you mean 'r2plus1d_18'"):
+        build_backbone("r2plus1d_19")
+    with pytest.raises(UserError, match="model.width: backbone r2plus1d_18 has no such option"):
+        build_model(ModelConfig(width=32), "projector")
+    with pytest.raises(ValueError, match="an image is T = 1"):
+        build_backbone("r2plus1d_10", width=4)(torch.rand(2, 3, 32, 32))

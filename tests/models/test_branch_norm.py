@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vidrobust.models import add_branches, build_backbone, single_branch_state, use_branch
+from vidrobust.models.branch_norm import BranchNorm
+
+SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}, "slowfast_r50": {}}
+
+
+def _small(name="r2plus1d_10"):
+    return build_backbone(name, **SMALL[name])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_norm_is_converted_shortcuts_included(name):
+    plain = _small(name)
+    count = sum(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in plain.modules())
+    model = add_branches(copy.deepcopy(plain))
+    branched = [m for m in model.modules() if isinstance(m, BranchNorm)]
+    assert len(branched) == count
+    assert sum(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in model.modules()) == 2 * count
+    assert all(b.branches["adv"].momentum == 0.01 for b in branched)
+    x = torch.rand(2, 3, 2, 32, 32)
+    with torch.no_grad():
+        expected = plain.eval()(x)
+        for branch in ("clean", "adv"):
+            with use_branch(model.eval(), branch):
+                assert torch.equal(model(x), expected)
+
+
+def test_each_branch_keeps_its_own_statistics():
+    model = add_branches(_small()).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with use_branch(model, "adv"):
+        model(torch.rand(4, 3, 2, 32, 32))
+    after = model.state_dict()
+    moved = {k for k in after if not torch.equal(after[k], before[k])}
+    assert moved and all(".branches.adv." in k for k in moved)
+
+
+def test_the_context_restores_nested_and_after_an_error():
+    model = add_branches(_small())
+    norm = next(m for m in model.modules() if isinstance(m, BranchNorm))
+    with pytest.raises(RuntimeError), use_branch(model, "adv"):
+        with use_branch(model, "clean"):
+            assert norm.branch == "clean"
+        assert norm.branch == "adv"
+        raise RuntimeError
+    assert norm.branch == "clean"
+
+
+def test_a_model_without_branches_has_the_clean_one_only():
+    model = _small()
+    with use_branch(model, "clean"):
+        pass
+    with pytest.raises(ValueError, match="no norm branch 'adv'"), use_branch(model, "adv"):
+        pass
+    with pytest.raises(ValueError, match="it has clean, adv"), use_branch(add_branches(model), "other"):
+        pass
+
+
+def test_single_branch_checkpoints_load_and_are_saved():
+    plain = _small().train()
+    plain(torch.rand(4, 3, 2, 32, 32))
+    model = add_branches(_small())
+    model.load_state_dict(plain.state_dict())  # strict: nothing missing, nothing unexpected
+    for branch in ("clean", "adv"):
+        state = single_branch_state(model, branch)
+        assert state.keys() == plain.state_dict().keys()
+        assert all(torch.equal(v, state[k]) for k, v in plain.state_dict().items())
+    with use_branch(model.train(), "adv"):
+        model(torch.rand(4, 3, 2, 32, 32))
+    fresh = _small()
+    fresh.load_state_dict(single_branch_state(model, "adv"))
+    x = torch.rand(2, 3, 2, 32, 32)
+    with torch.no_grad(), use_branch(model.eval(), "adv"):
+        assert torch.equal(fresh.eval()(x), model(x))
+
+
+def test_its_own_state_round_trips_and_converting_twice_changes_nothing():
+    model = add_branches(_small()).train()
+    with use_branch(model, "adv"):
+        model(torch.rand(4, 3, 2, 32, 32))
+    other = add_branches(add_branches(_small()))
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())

@@ -1,0 +1,192 @@
+"""Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing lost."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.helpers import REPO, TINY, counting_video, tiny, tiny_ucf101, tool
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, a page and a finished run."""
+    top = tmp_path_factory.mktemp("cli")
+    tiny_ucf101(top / "data")
+    (top / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", "--output-dir", "run", *TINY, "eval.enabled=false", cwd=top)
+    assert done.returncode == 0, done.stderr
+    return top
+
+
+def _refused(done):
+    lines = [line for line in done.stderr.strip().splitlines() if " I " not in line[:20]]
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def _train(place, *words):
+    return tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *words), cwd=place)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
+        (["data.stride=0"], "data.stride=0: must be at least 1"),
+        (["seed=one"], "seed: Value 'one'"),
+        (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
+        (["method.adversary.eps=-8/255"], "must be at least 0"),
+        (["data.root=/nowhere"], "no data root /nowhere"),
+        (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
+        (["--output-dir", "run"], "output directory run is in use; --resume goes on, --overwrite deletes it"),
+        (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
+        (["--output-dir", "x", "--resume", "nothing.pt"], "no checkpoint nothing.pt"),
+        (["--output-dir", "x1", "model.backbone=r2plus1d"], "did you mean 'r2plus1d_18'"),
+        (["--output-dir", "x2", "method.name=simcrl"], "did you mean 'simclr'"),
+    ],
+)
+def test_arguments(place, words, message):
+    options = [word for word in words if "=" in word]
+    arguments = [word for word in words if "=" not in word]
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *options), *arguments, cwd=place)
+    assert message in _refused(done)
+    assert not (place / "outputs").exists()  # a start that failed leaves no folder in the way of the next
+    assert (place / "run/checkpoints/last.pt").is_file() and (place / "data/videos").is_dir()
+
+
+def test_a_batch_larger_than_the_data_set(place):
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("train.batch_size=99"), "--output-dir", "x3", cwd=place)
+    assert "train.batch_size=99 is larger than the data set (8 videos)" in _refused(done)
+
+
+def test_pages(place):
+    for name, text, message in [
+        ("double.yaml", "seed: 1\nseed: 2", "duplicate key seed"),
+        ("missing.yaml", None, "no configuration file missing.yaml"),
+    ]:
+        if text:
+            (place / name).write_text(text)
+        assert message in _refused(tool("train_net", "--cfg", name, cwd=place))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("b.avi 0\nnothing.avi 1\n", "line 2: nothing.avi is not under"), ("b.avi 1\n", "labels look 1-based"),
+     ("b.avi 0\nc.avi -3\n", "label -3 is out of range")],
+)  # fmt: skip
+def test_lists(tmp_path, content, message):
+    for name in ("b.avi", "c.avi"):
+        counting_video(tmp_path / name, 20)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(content)
+    (tmp_path / "page.yaml").write_text("data: {root: .}")
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("data.name=list"), cwd=tmp_path)
+    assert message in _refused(done)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "the file is empty"), (None, "cut short"), (b"text" * 99, "not a video file")]
+)
+def test_broken_files_stop_training(tmp_path, content, message):
+    root = tiny_ucf101(tmp_path / "data")
+    for path in (root / "videos/Alpha").glob("*g0[1-4]*"):  # all that are trained on, so that the first batch meets one
+        path.write_bytes(path.read_bytes()[:900] if content is None else content)
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    line = _refused(_train(tmp_path))
+    assert message in line and "v_Alpha_g0" in line and "replace the file" in line
+
+
+def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
+    out = tmp_path / "eval"
+    done = tool("test_net", "--checkpoint", place / "run", "--output-dir", out, f"data.root={root}", cwd=tmp_path)
+    line = _refused(done)
+    assert "1 of 12 videos do not decode" in line and "v_Beta_g05_c01.avi: the file is empty" in line
+    assert (out / "report.md").is_file() and "do not decode" in (out / "summary.json").read_text()
+    done = tool(
+        "extract_features",
+        "--checkpoint",
+        place / "run",
+        "--output",
+        tmp_path / "f.npz",
+        f"data.root={root}",
+        cwd=tmp_path,
+    )
+    assert "1 of 4 videos do not decode and have no rows in" in _refused(done) and (tmp_path / "f.npz").is_file()
+
+
+def test_checkpoints(place, tmp_path):
+    whole = (place / "run/checkpoints/last.pt").read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt")
+    for words, message in [
+        (["short.pt"], "short.pt: not a checkpoint, or cut short"),
+        (["nothing.pt"], "no checkpoint nothing.pt"),
+        (["plain.pt"], "not a training checkpoint"),
+        ([place / "run", "model.width=8"], "of another architecture: other shape"),
+        ([place / "run", "model.backbone=resnet18"], "missing model.backbone.trunk.bn1"),
+        ([place / "run", "eval.eps=[0.3,-1]"], "must be at least 0"),
+    ]:
+        line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
+        assert message in line, line
+
+
+def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
+    words = ["test_net", "--checkpoint", "run", f"data.root={place / 'data'}"]
+    assert tool(*words, cwd=place).returncode == 0
+    first = (place / "run/eval/pgd/summary.json").read_bytes()
+    assert tool(*words, cwd=place).returncode == 0  # the same one again
+    assert (place / "run/eval/pgd/summary.json").read_bytes() == first
+    assert "holds another evaluation; set eval.name=NAME, or --overwrite" in _refused(
+        tool(*words, "eval.steps=3", cwd=place)
+    )
+    assert (place / "run/eval/pgd/summary.json").read_bytes() == first
+    assert tool(*words, "eval.steps=3", "eval.name=other", cwd=place).returncode == 0
+    assert tool(*words, "eval.steps=3", "--overwrite", cwd=place).returncode == 0
+    assert (place / "run/eval/pgd/summary.json").read_bytes() != first
+
+
+def test_resume_takes_the_word_behind_it_for_an_override(place):
+    done = tool(
+        "train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume", *TINY, "eval.enabled=false", cwd=place
+    )
+    assert done.returncode == 0 and "training was complete at step 4" in done.stderr
+
+
+def test_usage_is_told_without_a_traceback(place):
+    done = tool("train_net", cwd=place)
+    assert done.returncode == 2 and "--cfg" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp_path):
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
+    assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
+    before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
+    for bad in ("data.root=/nowhere", "model.backbone=none", "train.batch_size=99"):
+        assert tool(*words, "--overwrite", *tiny("eval.enabled=false", bad), cwd=place).returncode == 1
+        assert (tmp_path / "o/checkpoints/last.pt").read_bytes() == before
+    assert tool(*words, "--overwrite", *tiny("eval.enabled=false", "seed=3"), cwd=place).returncode == 0
+    assert (tmp_path / "o/checkpoints/last.pt").read_bytes() != before
+    done = tool(*words, "--overwrite", "--resume", *tiny(), cwd=place)
+    assert done.returncode == 2 and "not allowed with" in done.stderr
+
+
+def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
+    words = ["train_net", "--cfg", "page.yaml", "--resume", "run", *tiny("eval.enabled=false", "train.epochs=3")]
+    done = tool(*words, "--output-dir", tmp_path / "o", cwd=place)
+    assert done.returncode == 0 and "steps 4 to 6" in done.stderr and "train.epochs=3 (2)" in done.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    assert "is in use" in _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
+
+
+def test_a_tool_is_a_process_of_its_own(place):
+    """What `tool` runs in this process, once as users do: status and stderr are the same."""
+    command = [sys.executable, str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "data.framse=3"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: command line: unknown option 'data.framse'; did you mean 'data.frames'?\n"

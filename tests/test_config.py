@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import REPO
+from vidrobust import config
+from vidrobust.errors import UserError
+from vidrobust.models import build_model
+
+PAGES = sorted(REPO.glob("configs/*.yaml"))
+
+
+def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_page_loads_builds_and_starts_with_its_command(page):
+    cfg = config.load(page)
+    build_model(cfg.model, "projector")
+    assert f"python tools/train_net.py --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
+    assert config.loads(config.to_yaml(cfg)) == cfg
+
+
+def test_later_pages_and_overrides_win(tmp_path):
+    _page(tmp_path, "data: {frames: 4, stride: 3}\noptim: {lr: 1}", "a.yaml")
+    _page(tmp_path, "_BASE_: a.yaml\ndata: {frames: 5}", "b.yaml")
+    page = _page(tmp_path, "_BASE_: [a.yaml, b.yaml]\nseed: 3")
+    cfg = config.load(page, ["data.stride=1"])
+    assert (cfg.data.frames, cfg.data.stride, cfg.optim.lr, cfg.seed) == (5, 1, 1.0, 3)
+    assert config.load(page, ["data.stride", "7", "seed=1"]).data.stride == 7
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    page = _page(
+        tmp_path, "method: {adversary: {eps: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\neval: {eps: [0, 1/255]}"
+    )
+    cfg = config.load(page)
+    assert cfg.method.adversary.eps == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
+    assert cfg.eval.eps == [0, 1 / 255]
+    assert config.load(page, ["eval.eps=[0,0.5/255,2/255]"]).eval.eps == [0, 0.5 / 255, 2 / 255]
+
+
+def test_environment_variables_in_paths(tmp_path, monkeypatch):
+    page = _page(tmp_path, "data: {root: '${oc.env:VIDEOS}/ucf'}")
+    monkeypatch.setenv("VIDEOS", "/somewhere")
+    assert config.load(page).data.root == "/somewhere/ucf"
+    monkeypatch.delenv("VIDEOS")
+    with pytest.raises(UserError, match="VIDEOS"):
+        config.load(page)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {framse: 4}", "unknown option 'data.framse'; did you mean 'data.frames'"),
+        ("optm: {lr: 1}", "unknown option 'optm'"),
+        ("data: 3", "'data' is a section"),
+        ("seed: 1\nseed: 2", "duplicate key seed.*line 2"),
+        ("data: {frames: many}", "data.frames.*'many'"),
+        ("optim: {lr: eight/255}", "optim.lr"),
+        ("data: {frames: 0}", "data.frames=0: must be at least 1"),
+        ("data: {stride: 0}", "data.stride=0: must be at least 1"),
+        ("method: {adversary: {eps: -1/255}}", "method.adversary.eps=-0.0039.*must be at least 0"),
+        ("eval: {eps: [0, -0.1]}", r"eval.eps=\[0.0, -0.1\]: must be at least 0"),
+        ("eval: {eps: [0.2, 0.1]}", "from small to large"),
+        ("optim: {lr: 0}", "optim.lr=0.0: must be greater than 0"),
+        ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
+        ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
+        ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
+        ("method: {name: supervised, adversary: {name: clae}}", "needs a contrastive method"),
+        ("eval: {branch: adv}", "trained with an adversary"),
+        ("- a\n- b", "a mapping of keys to values"),
+        ("a: [1,", "page.yaml: .*line"),
+        ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),
+        ("_BASE_: page.yaml", "leads back to the page itself"),
+    ],
+)
+def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(_page(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.frame=3"], "command line: unknown option 'data.frame'; did you mean 'data.frames'"),
+        (["seed"], "override 'seed' has no value"),
+        (["seed=1", "seed=2"], "'seed' is given twice"),
+        (["seed=x"], "seed.*'x'"),
+        (["data=[1,"], "command line"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        config.load(_page(tmp_path, "seed: 0"), words)
+
+
+def test_help_lists_every_option_with_its_default_and_meaning():
+    text = config.help_text()
+    for key, item in config.options():
+        assert f"  {key}=" in text and item.metadata["help"] in text
+    assert "data.frames=16 " in text and "eval.batch_size=32 " in text
+
+
+def test_the_sha_follows_what_matters():
+    a, b = config.Config(), config.Config()
+    b.data.workers = 7
+    assert config.config_sha(a) != config.config_sha(b)
+    assert config.config_sha(a, ["data.workers"]) == config.config_sha(b, ["data.workers"])
+
+
+def test_every_option_is_read_by_some_code():
+    """No dead keys: the name of each option appears as an attribute outside config.py."""
+    code = "".join(p.read_text() for p in (REPO / "vidrobust").rglob("*.py") if p.name != "config.py")
+    code += "".join(p.read_text() for p in (REPO / "tools").glob("*.py"))
+    for key, _ in config.options():
+        section, _, name = key.rpartition(".")
+        drawn = section == "data.motionshapes" and f'spec["{name}"]' in code
+        assert drawn or f".{name}" in code, key

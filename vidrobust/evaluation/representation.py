@@ -1,0 +1,66 @@
+"""kNN and linear probe on frozen features, trained weights beside random ones."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust import config
+from vidrobust.evaluation.knn import knn_scores
+from vidrobust.evaluation.predict import Features
+from vidrobust.evaluation.probe import fit_probe
+from vidrobust.evaluation.statistics import wilson
+
+
+@dataclass
+class Representation:
+    """Predictions by classifier (N,), for the N test videos that decoded, and the probe on the trained features."""
+
+    asked: Features
+    predictions: dict[str, Tensor] = field(default_factory=dict)
+    probe: nn.Linear | None = None
+
+    def accuracies(self) -> dict[str, Any]:
+        """{classifier: {acc, ci95, n}}; a video that did not decode is a miss."""
+        n = len(self.asked.uids) + len(self.asked.failed)
+        found = {}
+        for name, predicted in self.predictions.items():
+            hits = int((predicted == self.asked.labels).sum())
+            found[name] = {"acc": hits / n, "ci95": list(wilson(hits, n)), "n": n}
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a test video: uid, label, a prediction a classifier, error."""
+        rows = [
+            {"uid": uid, "label": int(self.asked.labels[i]), **{k: int(v[i]) for k, v in self.predictions.items()}}
+            for i, uid in enumerate(self.asked.uids)
+        ]
+        failed = [
+            {"uid": f.uid, "label": f.label, **dict.fromkeys(self.predictions), "error": f.reason}
+            for f in self.asked.failed
+        ]
+        return [row | {"error": None} for row in rows] + failed
+
+
+def measure_representation(
+    gallery: list[Features], queries: list[Features], classes: int, cfg: config.Eval, head: nn.Module | None = None
+) -> Representation:
+    """Fit on all clips of the training videos, ask the test videos; a video's logits or votes are averaged over clips.
+
+    gallery, queries: features under the trained and under the random weights, of training and test videos.
+    head: the model's own classifier, if it has one.
+    """
+    found = Representation(queries[0])
+    for name, seen, asked in zip(("trained", "random"), gallery, queries, strict=True):
+        clips, labels = seen.features.flatten(0, 1), seen.labels.repeat_interleave(seen.features.shape[1])
+        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2).requires_grad_(False)
+        votes = knn_scores(asked.features, clips, labels, classes, k=cfg.knn_k, temperature=cfg.knn_temperature)
+        found.predictions[f"{name}_probe"] = probe(asked.features).mean(1).argmax(1)
+        found.predictions[f"{name}_knn"] = votes.argmax(1)
+        found.probe = found.probe or probe
+    if head is not None:
+        device = next(head.parameters()).device
+        with torch.no_grad():
+            found.predictions["head"] = head(queries[0].features.to(device)).mean(1).argmax(1).cpu()
+    return found
