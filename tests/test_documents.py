@@ -1,0 +1,149 @@
+"""Every command of README and docs runs, every link leads somewhere, and the demo keeps its promise."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import REPO, SHARED, needs_ucf101_mini, tiny, tiny_ucf101, tool
+from vidrobust import config
+
+PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md")), *sorted(REPO.glob("datasets/**/README.md"))]
+
+
+def _commands(page: Path) -> list[str]:
+    """Indented lines of a page that run our tools, continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    return [" ".join(line.split()) for line in lines if "tools/" in line]
+
+
+COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
+
+
+def test_there_are_commands_to_test():
+    assert len(COMMANDS) >= 6, COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_commands_parse_and_name_real_options(command, tmp_path):
+    words = command.split("tools/", 1)[1].split()
+    name, args = (
+        words[0].removesuffix(".py"),
+        [w.replace("configs/", f"{REPO}/configs/") for w in words[1:] if w != "..."],
+    )
+    if name == "train_net":
+        done = tool(name, *args, "--dry-run", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    else:
+        overrides = [w for w in args if "=" in w]
+        assert config.loads("", overrides)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's command with fewer steps and smaller data: the same code from end to end."""
+    top = tmp_path_factory.mktemp("demo")
+    small = ["train.max_steps=3", "eval.steps=2", "train.batch_size=8", "data.workers=0", "eval.clips=2",
+             "data.motionshapes.train_per_class=3", "data.motionshapes.test_per_class=2"]  # fmt: skip
+    done = tool("train_net", "--cfg", REPO / "configs/demo.yaml", *small, cwd=top)
+    assert done.returncode == 0, done.stderr
+    return top
+
+
+def test_the_demo_leaves_what_the_readme_lists(demo):
+    listed = re.search(r"    outputs/demo/\n((?:      .*\n)+)", (REPO / "README.md").read_text())[1]
+    assert tool("extract_features", "--checkpoint", "outputs/demo", "data.workers=0", cwd=demo).returncode == 0
+    for line in listed.splitlines():
+        names = line.strip().split("   ")[0].split("  ")
+        folder = Path(names[0]).parent
+        for name in names:
+            path = folder / name if "/" not in name else Path(name)
+            assert list((demo / "outputs/demo").glob(str(path).rstrip("/"))), path
+
+
+def test_the_readmes_measuring_commands_run_on_it(demo):
+    for words in (["eval.name=pgd-50", "eval.steps=3", "eval.restarts=2"], ["eval.name=swapped", "data.fold=2"]):
+        done = tool("test_net", "--checkpoint", "outputs/demo", "data.workers=0", *words, cwd=demo)
+        assert done.returncode == 0, done.stderr
+    swapped = json.loads((demo / "outputs/demo/eval/swapped/summary.json").read_text())
+    assert swapped["split"] == "test, fold 2" and swapped["n"] == 16
+
+
+def test_the_report_shows_what_it_should(demo):
+    folder = demo / "outputs/demo/eval/pgd"
+    text, summary = (folder / "report.md").read_text(), json.loads((folder / "summary.json").read_text())
+    assert "| linear probe |" in text and "random weights" in text and "chance 12.5 %" in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (folder / picture).stat().st_size > 5000
+    assert {"dataset", "split", "n", "clean_acc", "robust_acc", "robust_acc_uint8", "ci95", "threat", "suite", "unit",
+            "branch", "views", "checkpoint", "config_sha", "manifest_sha", "warnings"} <= summary.keys()  # fmt: skip
+    assert summary["curve"][0]["eps"] == 0 and summary["curve"][0]["robust_acc"] == summary["clean_acc"]
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 16
+
+
+def test_the_features_are_what_the_readme_says(demo):
+    assert tool("extract_features", "--checkpoint", "outputs/demo", "--per-video", "--output", "v.npz",
+                "data.workers=0", cwd=demo).returncode == 0  # fmt: skip
+    with np.load(demo / "v.npz") as one, np.load(demo / "outputs/demo/features/test.npz") as all_clips:
+        assert all_clips["features"].shape == (32, 64) and all_clips["features"].dtype == np.float32
+        assert np.allclose(all_clips["features"].reshape(16, 2, 64).mean(1), one["features"], atol=1e-5)
+        assert all_clips["clip_index"].tolist() == [0, 1] * 16 and (all_clips["fps"] == 25).all()
+        assert all_clips["start_frame"][:2].tolist() == [0, 21] and one["uids"][0].endswith(".avi")
+        assert json.loads(str(one["meta"]))["classes"][0] == "Bounce"
+
+
+def test_the_python_example_runs():
+    code = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.S)[1]
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "pip install -e '.[test]' && pytest" in (REPO / "README.md").read_text()
+    done = subprocess.run(["bash", "-n", str(REPO / ".ci/run")], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_attacks_can_be_used_alone():
+    code = "import sys, vidrobust.attacks; print([m for m in sys.modules if m.startswith('vidrobust.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(eval(done.stdout)) == {"vidrobust.attacks", "vidrobust.attacks.threat", "vidrobust.attacks.gradient"}
+
+
+def test_nothing_private_is_committed():
+    files = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=False).stdout.split()
+    for name in files:
+        assert Path(name).suffix in {".py", ".md", ".yaml", ".toml", ".png", ""} or name == ".gitignore", name
+
+
+@pytest.mark.parametrize("page", ["ucf101_csl", "ucf101_csl_adv", "ucf101_supervised"])
+def test_the_ucf101_pages_train_and_report(page, tmp_path):
+    """Every page as its first line says, on a tiny data set."""
+    root = tiny_ucf101(tmp_path / "data")
+    words = tiny(f"data.root={root}", "train.max_steps=2", "optim.lr=0.01")
+    done = tool("train_net", "--cfg", REPO / f"configs/{page}.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"outputs/{page}/eval/pgd/report.md").is_file()
+
+
+@needs_ucf101_mini
+def test_the_users_own_command_on_real_videos(tmp_path):
+    words = ["model.backbone=r2plus1d_10", "model.width=8", "model.hidden=32", "model.dim=16", "data.frames=4",
+             "data.short_side=40", "data.size=32", "data.workers=2", "train.batch_size=8", "train.max_steps=3",
+             "optim.name=adamw", "optim.lr=0.003", "eval.clips=1", "eval.limit=6", "eval.steps=2"]  # fmt: skip
+    root = SHARED / "ucf101_mini"
+    done = tool("train_net", "--cfg", REPO / "configs/ucf101_csl_adv.yaml", f"data.root={root}", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "outputs/ucf101_csl_adv/eval/pgd/summary.json").read_text())
+    assert summary["n"] == 6 and summary["representation"]["trained_probe"]["n"] == 50
+    assert summary["warnings"] == []
