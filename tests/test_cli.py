@@ -40,6 +40,13 @@ def _train(place, *words):
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
         (["method.adversary.eps=-8/255"], "must be at least 0"),
         (["data.root=/nowhere"], "no data root /nowhere"),
+        (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
+        (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
+        (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
+        (["device=cdua"], "device=cdua: choose auto, cpu, cuda"),
+        (["device=cuda:77"], "device=cuda:77: this machine has"),
+        (["train.batch_size=1"], "needs a second video"),
+        (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
         (["--output-dir", "run"], "output directory run is in use; --resume goes on, --overwrite deletes it"),
         (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
@@ -65,10 +72,13 @@ def test_a_batch_larger_than_the_data_set(place):
 def test_pages(place):
     for name, text, message in [
         ("double.yaml", "seed: 1\nseed: 2", "duplicate key seed"),
+        ("tab.yaml", "data:\n\troot: x", "cannot start any token, line 2"),
+        ("latin.yaml", "data: {root: caf\xe9}", "latin.yaml: not a text file"),
+        ("empty_base.yaml", "_BASE_: 3", "_BASE_ is a page or a list of pages"),
         ("missing.yaml", None, "no configuration file missing.yaml"),
     ]:
         if text:
-            (place / name).write_text(text)
+            (place / name).write_bytes(text.encode("latin-1"))
         assert message in _refused(tool("train_net", "--cfg", name, cwd=place))
 
 
@@ -85,6 +95,14 @@ def test_lists(tmp_path, content, message):
     (tmp_path / "page.yaml").write_text("data: {root: .}")
     done = tool("train_net", "--cfg", "page.yaml", *tiny("data.name=list"), cwd=tmp_path)
     assert message in _refused(done)
+
+
+def test_a_test_list_that_is_wrong_is_told_before_training(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "ucfTrainTestlist/testlist01.txt").write_text("")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    assert "testlist01.txt lists no video" in _refused(done) and not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vidrobust import cli, config
+from vidrobust.data import build_records
 from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
@@ -33,6 +34,8 @@ def main() -> None:
     resume, inside = cli.find_resume(args.resume, out)
     if cli.is_main():
         run.check_output(out, resume=inside, overwrite=args.overwrite)
+        if cfg.eval.enabled:
+            build_records(cfg.data, "test")  # a test list that is wrong is told now, not after days of training
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled and cli.is_main():
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name)

@@ -80,10 +80,12 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UserError, DecodeError) as error:
         status = 1
-        if to_console():
-            log.error(str(error))
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
+    except OSError as error:  # no permission, no space, no such path
+        if not error.filename:
+            raise
+        status = 1
+        _tell(f"{error.filename}: {error.strerror}")
     except (Stopped, KeyboardInterrupt) as stop:
         status = 130
         print(f"stopped: {str(stop) or 'nothing was being written'}", file=sys.stderr)
@@ -91,3 +93,10 @@ def run(main: Callable[[], None]) -> None:
         stop_logging()
         distributed.stop()
     sys.exit(status)
+
+
+def _tell(message: str) -> None:
+    if to_console():
+        log.error(message)
+    else:
+        print(f"error: {message}", file=sys.stderr)

@@ -227,15 +227,17 @@ def _read_page(path: Path, below: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"{path}: _BASE_ leads back to the page itself")
     try:
         page = OmegaConf.load(path)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {_yaml_reason(error)}") from None
     if not isinstance(page, DictConfig):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
     bases = page.pop("_BASE_", [])
-    pages = [
-        _read_page(path.parent / base, (*below, path.resolve()))
-        for base in ([bases] if isinstance(bases, str) else bases)
-    ]
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: _BASE_ is a page or a list of pages, each a path beside this one")
+    pages = [_read_page(path.parent / base, (*below, path.resolve())) for base in bases]
     _check_keys(page, str(path))
     return _merge([*pages, page], str(path))
 
@@ -361,6 +363,8 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if not cfg.eval.eps or sorted(set(cfg.eval.eps)) != cfg.eval.eps:
         raise UserError(f"eval.eps={cfg.eval.eps}: list different budgets from small to large")
+    if cfg.method.name == "simclr" and cfg.train.batch_size < 2:
+        raise UserError("train.batch_size=1: a contrastive batch needs a second video, for negatives")
     if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
         raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":

@@ -113,6 +113,8 @@ def video_folder(root: Path, split: str, fold: int) -> Parsed:
 
 def require_root(root: Path, name: str) -> Path:
     """The root of a data set, or a UserError that says what belongs there."""
+    if root.is_file():
+        raise UserError(f"{root} is a file; data.root is a folder (data.name={name}; datasets/README.md says more)")
     if not root.is_dir():
         raise UserError(
             f"no data root {root}: put the data set there (datasets/README.md says how) or set data.root=FOLDER"

@@ -49,6 +49,8 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
                 f"{root} holds motionshapes of other options ({different}); set another data.root, or delete it"
             )
         return root
+    if root.is_file():
+        raise UserError(f"data.root {root} is a file: motionshapes needs a folder of its own")
     left = [entry.name for entry in root.iterdir() if entry.name != "README.md"] if root.is_dir() else []
     if left:
         raise UserError(f"data.root {root} holds other files ({left[0]}): motionshapes needs a folder of its own")

@@ -8,20 +8,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidrobust.errors import UserError
+
 
 def start(device: str) -> torch.device:
     """Join the process group that torchrun announces, if any; returns this rank's device.
 
     device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps. NCCL on CUDA, gloo elsewhere.
+    Raises UserError for a device that this machine does not have.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _require(device)
     if "RANK" in os.environ and not dist.is_initialized():
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=30))
     return torch.device(device)
+
+
+def _require(device: str) -> None:
+    """Refuse a device that is not there, before anything is built for it."""
+    kind, _, number = device.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in counts or not (number or "0").isdigit():
+        raise UserError(f"device={device}: choose auto, cpu, cuda, cuda:1 or mps")
+    if int(number or 0) >= counts[kind]:
+        raise UserError(f"device={device}: this machine has {counts[kind]} {kind} devices; set device=auto or cpu")
 
 
 def stop() -> None:

@@ -242,13 +242,15 @@ class _Progress:
         self.data_s = time.perf_counter() - self.clock
 
     def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, fallbacks: int) -> None:
-        """Count a step; every `train.log_every` steps, and after the last one, write it down."""
+        """Count a step; every `train.log_every` steps, and after the last one, write down its mean over ranks."""
         done, total, now = step + 1, self.run.total, time.perf_counter()
         step_s, self.clock = now - self.clock, now
         self.bar.update()
-        if self.metrics is None or (done % self.run.cfg.train.log_every and done < total):
+        if done % self.run.cfg.train.log_every and done < total:
             return
-        values = {name: float(value.detach()) for name, value in parts.items()}
+        values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
+        if self.metrics is None:
+            return
         on_gpu = self.run.device.type == "cuda"
         row: dict[str, Any] = {
             "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
