@@ -46,6 +46,7 @@ class MotionShapes:
         0.7, "share of training clips whose foreground texture is their class's", low=0, high=1
     )
     shape_correlation: float = option(0.8, "share of training clips whose shape is their class's", low=0, high=1)
+    background_contrast: float = option(0.3, "contrast of the background's texture; 1: as the shape's", low=0, high=1)
 
 
 @dataclass

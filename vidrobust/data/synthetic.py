@@ -27,8 +27,6 @@ import numpy as np
 from vidrobust.errors import UserError
 
 CLASSES = ("Bounce", "Down", "Grow", "Orbit", "Shrink", "Sideways", "Spin", "Up")
-# The background is fainter than the shape; at full contrast it is all that a small network learns in minutes.
-_GROUND_CONTRAST = 0.4
 _VERSION = 1
 _MARK = "motionshapes.json"
 
@@ -77,7 +75,7 @@ def _draw_all(top: Path, spec: dict[str, Any]) -> None:
         rng = np.random.default_rng([spec["seed"], 3, number])
         file = top / "videos" / plan["uid"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_video(file, _draw(plan, bank, spec["frames"], spec["size"], rng))
+        write_video(file, _draw(plan, bank, spec, rng))
         label = f" {CLASSES.index(plan['class']) + 1}" if plan["split"] == "train" else ""
         lists[plan["split"]].append(plan["uid"] + label)
     folder = top / "ucfTrainTestlist"
@@ -173,8 +171,12 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 SHAPES = tuple(_INSIDE)
 
 
-def _draw(plan: dict[str, Any], bank: np.ndarray, frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """(T, S, S, 3) uint8. The texture moves with the shape; the background stands still."""
+def _draw(plan: dict[str, Any], bank: np.ndarray, spec: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """(T, S, S, 3) uint8. The texture moves with the shape; the background stands still.
+
+    It is fainter than the shape: at full contrast it is all that a small network learns in minutes.
+    """
+    frames, size = spec["frames"], spec["size"]
     cy, cx, radius, angle = (m[:, None, None].astype(np.float32) for m in _motion(plan["class"], frames, rng))
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     dy, dx = grid[None, :, None] - cy, grid[None, None, :] - cx
@@ -186,7 +188,7 @@ def _draw(plan: dict[str, Any], bank: np.ndarray, frames: int, size: int, rng: n
     figure = bank[plan["texture"]][rows % side, cols % side]
     top, left = rng.integers(0, side - size, 2)
     ground = bank[plan["background"]][top : top + size, left : left + size]
-    ground = 0.45 + _GROUND_CONTRAST * (ground - 0.5)
+    ground = 0.45 + spec["background_contrast"] * (ground - 0.5)
     noise = 0.02 * rng.standard_normal((frames, size, size, 1), dtype=np.float32)
     return np.rint(255 * np.clip(np.where(mask, figure, ground) + noise, 0, 1)).astype(np.uint8)
 
