@@ -45,7 +45,7 @@ def _train(place, *words):
         (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
         (["device=cdua"], "device=cdua: choose auto, cpu, cuda"),
         (["device=cuda:77"], "device=cuda:77: this machine has"),
-        (["train.batch_size=1"], "needs a second video"),
+        (["train.batch_size=1"], "need two videos on each rank"),
         (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
         (["--output-dir", "run"], "output directory run is in use; --resume goes on, --overwrite deletes it"),
@@ -148,6 +148,7 @@ def test_checkpoints(place, tmp_path):
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
         ([place / "run", "model.backbone=resnet18"], "missing model.backbone.trunk.bn1"),
         ([place / "run", "eval.eps=[0.3,-1]"], "must be at least 0"),
+        ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
         assert message in line, line
@@ -184,7 +185,7 @@ def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
     assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
     before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
-    for bad in ("data.root=/nowhere", "model.backbone=none", "train.batch_size=99"):
+    for bad in ("data.root=/nowhere", "model.backbone=none", "train.batch_size=99", "optim.schedule=cosin"):
         assert tool(*words, "--overwrite", *tiny("eval.enabled=false", bad), cwd=place).returncode == 1
         assert (tmp_path / "o/checkpoints/last.pt").read_bytes() == before
     assert tool(*words, "--overwrite", *tiny("eval.enabled=false", "seed=3"), cwd=place).returncode == 0
@@ -208,3 +209,27 @@ def test_a_tool_is_a_process_of_its_own(place):
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: command line: unknown option 'data.framse'; did you mean 'data.frames'?\n"
+
+
+def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
+    tiny_ucf101(tmp_path / "data")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "o"]
+    assert tool(*words, *TINY, cwd=tmp_path).returncode == 0
+    done = tool(*words, "--resume", *tiny("train.epochs=3"), cwd=tmp_path)
+    assert done.returncode == 0 and "step 6" in (tmp_path / "o/eval/pgd/report.md").read_text(), done.stderr
+
+
+def test_another_data_set_than_the_one_trained_on(tmp_path):
+    """Features of a supervised model, and its trunk with a probe, whatever the number of classes."""
+    tiny_ucf101(tmp_path / "data")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    words = tiny("method.name=supervised", "eval.enabled=false")
+    assert tool("train_net", "--cfg", "page.yaml", "--output-dir", "o", *words, cwd=tmp_path).returncode == 0
+    tiny_ucf101(tmp_path / "three", ("Alpha", "Beta", "Gamma"))
+    for name in ("extract_features", "test_net"):
+        done = tool(name, "--checkpoint", "o", "data.root=three", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "of the linear probe" in (tmp_path / "o/eval/pgd/report.md").read_text()
+    done = tool("test_net", "--checkpoint", "o", "eval.name=own", cwd=tmp_path)
+    assert "| own head |" in (tmp_path / "o/eval/own/report.md").read_text(), done.stderr

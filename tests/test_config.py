@@ -120,3 +120,20 @@ def test_every_option_is_read_by_some_code():
         section, _, name = key.rpartition(".")
         drawn = section == "data.motionshapes" and f'spec["{name}"]' in code
         assert drawn or f".{name}" in code, key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("eval: {eps: ['${oc.env:NOPE}']}", "NOPE"), ("_BASE_: ${oc.env:NOPE}", "NOPE"),
+     ("seed: ???", "seed has no value"),
+     ("optim: {lr: .inf}", "must be a finite number"), ("seed: 99999999999999999999", "must be at most")],
+)  # fmt: skip
+def test_values_that_are_none(tmp_path, text, message):
+    (tmp_path / "page.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(tmp_path / "page.yaml")
+
+
+def test_brackets_are_no_keys():
+    with pytest.raises(UserError, match="write section.name=VALUE"):
+        config.loads("", ["eval.eps[0]=1"])

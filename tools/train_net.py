@@ -38,7 +38,7 @@ def main() -> None:
             build_records(cfg.data, "test")  # a test list that is wrong is told now, not after days of training
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled and cli.is_main():
-        evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name)
+        evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")
 
 

@@ -82,13 +82,12 @@ def run(main: Callable[[], None]) -> None:
         status = 1
         _tell(str(error))
     except OSError as error:  # no permission, no space, no such path
-        if not error.filename:
-            raise
         status = 1
-        _tell(f"{error.filename}: {error.strerror}")
+        _tell(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except (Stopped, KeyboardInterrupt) as stop:
         status = 130
-        print(f"stopped: {str(stop) or 'nothing was being written'}", file=sys.stderr)
+        kept = "what is written stays; train_net goes on with --resume, test_net by the same command"
+        print(f"stopped: {str(stop) or kept}", file=sys.stderr)
     finally:
         stop_logging()
         distributed.stop()

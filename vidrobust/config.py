@@ -5,6 +5,7 @@ and anything else (an unknown or duplicate key, a wrong type, a value out of ran
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -119,7 +120,7 @@ class Train:
     batch_size: int = option(64, "videos in a batch over all ranks", low=1)
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
-    amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "off"))
+    amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
     keep: int = option(2, "how many step_*.pt are kept besides last.pt", low=1)
@@ -146,7 +147,7 @@ class Eval:
 
 @dataclass
 class Config:
-    seed: int = option(0, "seed of weights, sampling, augmentation and attacks", low=0)
+    seed: int = option(0, "seed of weights, sampling, augmentation and attacks", low=0, high=2**63 - 1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     deterministic: bool = option(False, "deterministic kernels: slower on a GPU; CPU runs are exact without it")
     data: Data = field(default_factory=Data)
@@ -228,13 +229,13 @@ def _read_page(path: Path, below: tuple[Path, ...]) -> DictConfig:
         raise UserError(f"{path}: _BASE_ leads back to the page itself")
     try:
         page = OmegaConf.load(path)
+        bases = page.pop("_BASE_", []) if isinstance(page, DictConfig) else []
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {_yaml_reason(error)}") from None
     if not isinstance(page, DictConfig):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
-    bases = page.pop("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: _BASE_ is a page or a list of pages, each a path beside this one")
@@ -261,6 +262,8 @@ def _read_overrides(words: Sequence[str]) -> DictConfig:
         pairs.append(word)
     seen: set[str] = set()
     for key in (pair.split("=", 1)[0] for pair in pairs):
+        if not re.fullmatch(r"[\w.]+", key):
+            raise UserError(f"option {key!r}: write section.name=VALUE")
         if key in seen:
             raise UserError(f"option {key!r} is given twice on the command line")
         seen.add(key)
@@ -305,12 +308,14 @@ def _option_reason(error: OmegaConfBaseException) -> str:
 
 def _typed(pages: list[Any], source: str) -> Config:
     merged = _merge(pages, source)
-    for key, item in options():
-        if item.type in (float, list[float]):
-            _read_fractions(merged, key)
-    typed = _merge([OmegaConf.structured(Config), merged], source)
+    missing = OmegaConf.missing_keys(merged)
+    if missing:
+        raise UserError(f"{source}: {sorted(missing)[0]} has no value (???)")
     try:
-        cfg = OmegaConf.to_object(typed)
+        for key, item in options():
+            if item.type in (float, list[float]):
+                _read_fractions(merged, key)
+        cfg = OmegaConf.to_object(_merge([OmegaConf.structured(Config), merged], source))
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_option_reason(error)}") from None
     assert isinstance(cfg, Config)
@@ -345,6 +350,8 @@ def _check_ranges(cfg: Config) -> None:
             choices = ", ".join(c for c in rule["choices"] if c)
             raise UserError(f"{key}={value}: choose one of {choices}")
         for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key}={value}: must be a finite number")
             if rule["low"] is not None and not number >= rule["low"]:
                 raise UserError(f"{key}={value}: must be at least {rule['low']:g}")
             if rule["above"] is not None and not number > rule["above"]:
@@ -364,8 +371,6 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if not cfg.eval.eps or sorted(set(cfg.eval.eps)) != cfg.eval.eps:
         raise UserError(f"eval.eps={cfg.eval.eps}: list different budgets from small to large")
-    if cfg.method.name == "simclr" and cfg.train.batch_size < 2:
-        raise UserError("train.batch_size=1: a contrastive batch needs a second video, for negatives")
     if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
         raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":

@@ -15,9 +15,11 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest known name, or the whole list when nothing is near."""
+    """`"; did you mean 'x'?"` for the nearest known name, or the whole list when nothing is near and it is short."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if len(known) <= 20 else "; --help lists all"
 
 
 def lookup(registry: Mapping[str, Value], name: str, key: str) -> Value:

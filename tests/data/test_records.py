@@ -133,3 +133,24 @@ def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
 def test_the_sha_depends_on_order_and_labels(ucf):
     records, _ = ucf101(ucf, "train", 1)
     assert records_sha(records) == records_sha(list(records)) != records_sha(records[::-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("1 A\n1 B\n", "line 2: '1 B' repeats"), ("1 A\n2 a\n", "repeats an id or a name"), ("", "lists no class"),
+     ("² A\n", "expected `id ClassName`"), ("A 1\n", "expected `id ClassName`")],
+)  # fmt: skip
+def test_class_lists_that_are_wrong(tmp_path, text, message):
+    root = tiny_ucf101(tmp_path)
+    (root / "ucfTrainTestlist/classInd.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ucf101(root, "train", 1)
+
+
+def test_a_folder_says_what_it_leaves_out(tmp_path, caplog):
+    for split in ("train", "test"):
+        counting_video(tmp_path / split / "a" / "x.avi", 5)
+    (tmp_path / "train/a/x.flv").touch()
+    (tmp_path / "train/.cache").mkdir()
+    records, classes = video_folder(tmp_path, "train", 1)
+    assert classes == ["a"] and len(records) == 1 and "x.flv" in caplog.text

@@ -72,6 +72,20 @@ def test_an_interrupted_drawing_counts_for_nothing(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "d/motionshapes.json").read_text())["seed"] == 0
 
 
+def test_two_runs_may_draw_it_at_once(tmp_path, monkeypatch):
+    from vidrobust.data import synthetic
+
+    draw = synthetic._draw_all
+
+    def overtaken(top, spec):
+        draw(top, spec)
+        draw(tmp_path / "d", spec)  # another process finishes first
+
+    monkeypatch.setattr(synthetic, "_draw_all", overtaken)
+    make_motionshapes(tmp_path / "d", **asdict(SMALL))
+    assert [p.name for p in tmp_path.iterdir()] == ["d"] and len(list(tmp_path.rglob("*.avi"))) == 128
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="needs a folder of its own"):

@@ -10,7 +10,7 @@ from vidrobust.engine import checkpoint
 from vidrobust.errors import UserError
 from vidrobust.models import add_branches, build_backbone, build_model
 
-STATE = {"format": 1, "step": 3, "model": {"w": torch.ones(2)}}
+STATE = dict.fromkeys(checkpoint.KEYS) | {"format": 1, "step": 3, "model": {"w": torch.ones(2)}}
 
 
 def test_the_newest_are_kept_and_last_is_the_last(tmp_path):
@@ -113,3 +113,22 @@ def test_the_sha_follows_the_weights():
     a = {"w": torch.arange(4.0), "n": torch.tensor(3)}
     b = {"w": torch.arange(4.0), "n": torch.tensor(4)}
     assert checkpoint.state_sha(a) == checkpoint.state_sha(dict(reversed(a.items()))) != checkpoint.state_sha(b)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"format": 1}, "a checkpoint without config, epoch"), ({"format": 0}, "not a training checkpoint of format 1"),
+     ([1], "not a training checkpoint"), ({1: 2}, "not a training checkpoint")],
+)  # fmt: skip
+def test_other_files_are_told_apart(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=message):
+        checkpoint.read_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        checkpoint.trunk_state(str(tmp_path / "x.pt"))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"format": 1, "hook": print}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="more than tensors and plain values"):
+        checkpoint.read_checkpoint(tmp_path / "x.pt")

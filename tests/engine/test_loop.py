@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
+from vidrobust.data import TrainBatches, ucf101
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite, total_steps, train
 from vidrobust.errors import UserError
@@ -153,8 +154,43 @@ def test_resume_refuses_another_list_or_architecture(ucf, tmp_path):
     other = tiny_ucf101(tmp_path / "other", ("Gamma", "Delta"))
     with pytest.raises(UserError, match="another list of videos"):
         _train(_cfg(other), tmp_path / "b", tmp_path / "a")
-    with pytest.raises(UserError, match="of another architecture: other shape model.backbone.trunk"):
-        _train(_cfg(ucf, "model.width=8"), tmp_path / "b", tmp_path / "a")
+    for word in ("model.width=8", "optim.name=adamw", "method.name=supervised", "method.adversary.name=clae"):
+        with pytest.raises(UserError, match=f"a resume cannot change {word}"):
+            _train(_cfg(ucf, word), tmp_path / "b", tmp_path / "a")
+
+
+def test_a_resume_takes_the_new_options_of_the_optimizer(ucf, tmp_path):
+    _train(_cfg(ucf), tmp_path / "a")
+    words = ["train.epochs=3", "optim.weight_decay=0.5", "optim.momentum=0.1"]
+    groups = _train(_cfg(ucf, *words), tmp_path / "a", tmp_path / "a")["optimizer"]["param_groups"]
+    assert [g["weight_decay"] for g in groups] == [0.5, 0] and [g["momentum"] for g in groups] == [0.1, 0.1]
+    assert "optim.weight_decay=0.5 (0.0001)" in (tmp_path / "a/log.txt").read_text()
+
+
+def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):
+    cfg = _cfg(ucf, "train.checkpoint_every=1")
+    whole = _train(cfg, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "last.pt", "step_00000003.pt", "step_00000004.pt"
+    ]  # fmt: skip
+    shutil.copy(tmp_path / "checkpoints/step_00000003.pt", tmp_path / "checkpoints/step_00000002.pt")
+    longer = _cfg(ucf, "train.checkpoint_every=1", "train.max_steps=3")
+    state = _train(longer, tmp_path, tmp_path / "checkpoints/step_00000003.pt")
+    assert state["step"] == 3 and whole["step"] == 4  # complete at once, and last.pt says so
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step*"))[-1] == "step_00000003.pt"
+
+
+def test_a_completed_run_can_be_resumed_into_another_folder(ucf, tmp_path):
+    whole = _train(_cfg(ucf), tmp_path / "a")
+    assert _equal(whole["model"], _train(_cfg(ucf), tmp_path / "b", tmp_path / "a")["model"])
+
+
+def test_every_fallback_of_the_decoder_is_counted(ucf, tmp_path):
+    words = ["data.short_side=24", "train.log_every=3"]  # decord cannot make frames 24 pixels wide
+    _train(_cfg(ucf, *words), tmp_path)
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert [(row["step"], row["fallbacks"]) for row in rows] == [(2, 12), (3, 4)]
+    assert (tmp_path / "log.txt").read_text().count("PyAV does") == 1
 
 
 def test_batches_larger_than_the_data_set_are_refused(ucf):
@@ -204,21 +240,34 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_says_so(ucf, tmp_path, number)
     process.send_signal(number)
     assert process.wait(60) == 130
     message = process.stderr.read().strip().splitlines()[-1]
-    assert message.startswith("stopped: stopped after step") and "--resume goes on" in message
+    assert message.startswith("stopped: after step") and "--resume goes on" in message
     step = int(message.split("after step ")[1].split()[0])
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == step
+
+
+def _two_ranks(folder, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "--output-dir", "out"]  # fmt: skip
+    return subprocess.run(
+        [*command, *tiny(*words)], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (tmp_path / "page.yaml").write_text("seed: 5")
+    keys = next(iter(TrainBatches(8, 4, 5, 1, 2, rank=1, world=2)))  # what rank 1 reads in the second step
+    (root / "videos" / ucf101(root, "train", 1)[0][keys[0][1]].uid).write_bytes(b"")
+    done = _two_ranks(tmp_path, f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1")
+    assert done.returncode != 0 and "the file is empty; replace the file" in done.stderr
+    assert "vidrobust/engine" not in done.stderr  # no traceback of ours; torchrun prints its own
+    assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == 1
 
 
 def test_two_ranks_train_and_one_measures(ucf, tmp_path):
     """The documented torchrun command, on gloo."""
     (tmp_path / "page.yaml").write_text("seed: 5")
-    if shutil.which("torchrun") is None:
-        pytest.skip("torchrun is not on the path")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "--output-dir", "out",
-         *tiny(f"data.root={ucf}", "device=cpu", *ADV)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = _two_ranks(tmp_path, f"data.root={ucf}", "device=cpu", *ADV)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())["n"] == 4
     assert len(open(tmp_path / "out/metrics.jsonl").readlines()) == 4

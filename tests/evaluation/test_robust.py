@@ -13,7 +13,7 @@ from vidrobust.evaluation import evaluate_robust, robust_curve
 from vidrobust.evaluation.robust import misclassification_loss
 
 CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
-EPS = (0.0, 2 / 255, 16 / 255, 1.0)
+EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
 
 
 def _net():
@@ -87,9 +87,10 @@ def test_a_broken_sample_is_not_attacked_again(root, tmp_path):
         return net(x)
 
     _run(root, tmp_path, net=counted, batch_size=10)
-    survivors = [c["robust_acc"] * 10 for c in robust_curve(_run(root, tmp_path))]
+    rows = _run(root, tmp_path)
+    survive = [r["robust"] or r["uint8_pred"] == r["label"] for r in rows]  # one of the two is left to break
     # clean pass; per budget: (steps + 1) on the survivors of the budget before, two to verify; eps 0 is free
-    expected = 10 + 2 * 10 * len(EPS) + 4 * sum(survivors[:-1])
+    expected = 10 + 2 * 10 * len(EPS) + 4 * sum(alive for i, alive in enumerate(survive) if (i + 1) % len(EPS))
     assert sum(sizes) == pytest.approx(expected)
 
 
@@ -113,3 +114,19 @@ def test_the_best_iterate_is_a_wrong_one_if_there_is_one():
     right, wrong = loss(torch.zeros(2, 1)).tolist()
     plain = nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
     assert plain[0] > plain[1] and wrong > right
+
+
+def test_accuracy_after_rounding_does_not_gain_from_smaller_budgets(root, tmp_path):
+    """A budget of 0.4/255 vanishes when rounded; what it breaks must still be attacked at the next one."""
+    records, _ = ucf101(root, "test", 1)
+    found = []
+    for name, budgets in (("alone", [1.0]), ("both", [0.4 / 255, 1.0])):
+        (tmp_path / name).mkdir()
+        threats = [ThreatModel("linf", eps) for eps in budgets]
+        rows = evaluate_robust(
+            lambda x: 100 * _net()(x), eval_dataset(CFG, records, 1), list(range(10)), threats, tmp_path / name,
+            steps=9, restarts=1, seed=0, batch_size=5, workers=0, device=torch.device("cpu"),
+        )  # fmt: skip
+        found.append(robust_curve(rows))
+    assert found[0][-1]["robust_acc_uint8"] == found[1][-1]["robust_acc_uint8"] == 0
+    assert found[1][0]["robust_acc_uint8"] > 0

@@ -22,6 +22,7 @@ from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.views import AugmentSpec, draw_view, take_view
 
 Key = tuple[int, int]  # epoch, index
+_SAMPLE, _ORDER = 0, 1  # streams of the run's seed, so that none draws what another has drawn
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: Key) -> dict[str, Any] | Failure:
         epoch, index = key
         record = self.records[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         try:
             with open_video(record.path, short_side=self.short_side, backend=self.backend) as video:
                 indices = self.sample_clips(video.num_frames, self.spec, rng)
@@ -147,7 +148,8 @@ class TrainBatches(Sampler[list[Key]]):
         for step in range(self.start, self.stop):
             epoch, batch = divmod(step, self.per_epoch)
             if epoch != drawn:
-                order, drawn = np.random.default_rng([self.seed, epoch]).permutation(self.size), epoch
+                rng = np.random.default_rng([self.seed, _ORDER, epoch])
+                order, drawn = rng.permutation(self.size), epoch
             first = batch * self.batch_size + self.rank * share
             yield [(epoch, int(i)) for i in order[first : first + share]]
 

@@ -5,6 +5,7 @@ A parser is `parser(root, split, fold) -> (records, classes)` with split "train"
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from vidrobust.errors import UserError
 
+log = logging.getLogger("vidrobust")
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
@@ -97,18 +99,28 @@ def video_folder(root: Path, split: str, fold: int) -> Parsed:
     train = root / "train"
     if not train.is_dir():
         raise UserError(f"no folder {train}: data.name=folder reads {root}/train/<class>/<video>")
-    classes = sorted(folder.name for folder in train.iterdir() if folder.is_dir())
+    classes = [folder.name for folder in _folders(train)]
     rank = {name: label for label, name in enumerate(classes)}
     top = train if split == "train" else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
     if top is None:
         raise UserError(f"no folder {root / 'test'} (or val): evaluation reads its videos there")
     records = []
-    for folder in sorted(folder for folder in top.iterdir() if folder.is_dir()):
+    skipped = []
+    for folder in _folders(top):
         if folder.name not in rank:
             raise UserError(f"{folder}: class {folder.name!r} has no folder in {train}")
-        for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES):
-            records.append(Record(file.relative_to(top).as_posix(), str(file), rank[folder.name]))
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                records.append(Record(file.relative_to(top).as_posix(), str(file), rank[folder.name]))
+            else:
+                skipped.append(file)
+    if skipped:
+        log.warning(f"{top}: {len(skipped)} files are no videos by their suffix and left out, first {skipped[0]}")
     return _checked(records, top), classes
+
+
+def _folders(top: Path) -> list[Path]:
+    return sorted(entry for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def require_root(root: Path, name: str) -> Path:
@@ -174,9 +186,13 @@ def _class_ids(path: Path) -> dict[int, str]:
     ids: dict[int, str] = {}
     for where, line in _lines(path):
         number, _, name = line.partition(" ")
-        if not number.isdigit() or not name:
+        if not number.isdecimal() or not name:
             raise UserError(f"{where}: expected `id ClassName`, found {line!r}")
+        if int(number) in ids or name.strip().lower() in {known.lower() for known in ids.values()}:
+            raise UserError(f"{where}: {line!r} repeats an id or a name; each stands once")
         ids[int(number)] = name.strip()
+    if not ids:
+        raise UserError(f"{path} lists no class; take the official one")
     return ids
 
 
@@ -197,7 +213,7 @@ def _split_right(line: str, where: str) -> tuple[str, str]:
 
 def _checked(records: list[Record], source: Path) -> list[Record]:
     if not records:
-        raise UserError(f"{source} lists no video")
+        raise UserError(f"{source} lists no video; fill it, or choose another data.fold or data.root")
     seen: set[str] = set()
     for record in records:
         if record.uid in seen:

@@ -49,15 +49,19 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
         return root
     if root.is_file():
         raise UserError(f"data.root {root} is a file: motionshapes needs a folder of its own")
-    left = [entry.name for entry in root.iterdir() if entry.name != "README.md"] if root.is_dir() else []
+    left = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     if left:
         raise UserError(f"data.root {root} holds other files ({left[0]}): motionshapes needs a folder of its own")
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
     try:
-        _draw_all(work, spec)
-        for entry in sorted(work.iterdir(), key=lambda e: e.name == _MARK):  # the mark last
-            os.replace(entry, root / entry.name)
+        drawn = work / "drawn"
+        drawn.mkdir()
+        _draw_all(drawn, spec)
+        os.replace(drawn, root)  # in one step: root is empty, or whole
+    except OSError:
+        if not (root / _MARK).is_file():  # unless another run has drawn it meanwhile
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return root

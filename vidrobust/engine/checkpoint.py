@@ -7,15 +7,18 @@ import hashlib
 import os
 from collections import Counter
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.models.branch_norm import BRANCHES
 
 FORMAT = 1
+KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
 
 
 def write_atomic(path: Path, state: Any) -> None:
@@ -45,6 +48,13 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return path
 
 
+def drop_after(folder: Path, step: int) -> None:
+    """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from there."""
+    for path in folder.glob("step_*.pt"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+
+
 def read(path: str | Path) -> Any:
     """What a .pt file holds, on the CPU. Raises UserError for a missing file and one that is cut short."""
     path = Path(path)
@@ -57,7 +67,8 @@ def read(path: str | Path) -> Any:
     except Exception as error:
         older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
         remedy = f"; use {older[-1]} beside it" if older else ""
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        unsafe = isinstance(error, UnpicklingError)
+        reason = "more than tensors and plain values, or no torch file" if unsafe else type(error).__name__
         raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}") from None
 
 
@@ -66,6 +77,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to model.weights")
+    if not state.keys() >= KEYS:
+        raise UserError(f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another")
     return state
 
 
@@ -109,9 +122,11 @@ def trunk_state(path: str) -> dict[str, Tensor]:
     classifiers (`fc.`, `head.`) dropped. Of a model with norm branches, the clean one is taken.
     """
     state = read(path)
-    state = state["model"] if isinstance(state, dict) and "format" in state else state
+    state = state.get("model") if isinstance(state, dict) and "format" in state else state
     state = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path}: holds no state dict of a model")
     trunk = {}
     for key, value in state.items():
@@ -121,6 +136,8 @@ def trunk_state(path: str) -> dict[str, Tensor]:
             key = key.partition(".")[2]
         if key.split(".")[0] not in ("fc", "head"):
             trunk[_plain(key)] = value
+    if len(trunk) < len(state):
+        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(state) - len(trunk)} others left out")
     return trunk
 
 

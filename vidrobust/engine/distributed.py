@@ -81,6 +81,15 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(world())[rank()]
 
 
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank: what one of them must stop for, all stop for, at the same step."""
+    if world() == 1:
+        return flag
+    total = torch.tensor(float(flag), device=device)
+    dist.all_reduce(total)
+    return bool(total > 0)
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of a detached tensor over ranks."""
     if world() == 1:

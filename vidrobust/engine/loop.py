@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from vidrobust.errors import UserError
 from vidrobust.methods import Method, build_method
 from vidrobust.models import single_branch_state
 from vidrobust.views import apply_color
+
+# options that decide what is in a checkpoint; "name=" as in config.differences
+_FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
+          "method.adversary.name=", "optim.name=")  # fmt: skip
 
 
 class Stopped(Exception):
@@ -48,6 +52,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     start: int
     total: int
+    notes: list[str] = field(default_factory=list)  # what the log says once it is open
 
     @property
     def per_epoch(self) -> int:
@@ -89,6 +94,11 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
             f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone} ({size:.2f} M "
             f"parameters) on {device}, steps {run.start} to {run.total}"
         )
+        for note in run.notes:
+            log.warning(note)
+        if run.start:
+            checkpoint.drop_after(out / "checkpoints", run.start)
+            run.save(run.start)  # last.pt is of this run, whatever it was before
     with _stop_signals() as stopping:
         _steps(run, stopping, main)
     if main:
@@ -107,37 +117,36 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     )
     forward = DistributedDataParallel(method) if distributed.world() > 1 else method
     amp = _use_bf16(cfg.train.amp, device)
-    step = run.start
     method.train()
     with _Progress(run, main) as progress:
-        try:
-            for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
-                progress.data_arrived()
-                _refuse_failures(batch)
-                views, ids, labels = _to_device(batch, device)
-                rate = learning_rate(step, run.total, cfg.optim)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
-                optimizer.zero_grad(set_to_none=True)
-                parts["loss"].backward()
-                norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
-                _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
-                optimizer.step()
-                progress.step_done(step, rate, parts, norm, batch.fallbacks)
-                last = step + 1 == run.total
-                if main and (last or (step + 1) % cfg.train.checkpoint_every == 0):
-                    run.save(step + 1)
-                if stopping and not last:
-                    where = run.save(step + 1) if main else run.out
-                    raise Stopped(f"stopped after step {step + 1} of {run.total}; {where} is written, --resume goes on")
-        except NonFinite:
-            raise
-        except UserError:
-            if main and step > run.start:  # nothing is lost: the weights are those of the last finished step
-                run.save(step)
-            raise
+        for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
+            progress.data_arrived()
+            if distributed.any_rank(bool(batch.failed or stopping), device):
+                _leave(run, step, batch, main)
+            views, ids, labels = _to_device(batch, device)
+            rate = learning_rate(step, run.total, cfg.optim)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
+            optimizer.zero_grad(set_to_none=True)
+            parts["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
+            _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
+            optimizer.step()
+            progress.step_done(step, rate, parts, norm, batch.fallbacks)
+            if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
+                run.save(step + 1)
+
+
+def _leave(run: _Run, step: int, batch: Batch, main: bool) -> NoReturn:
+    """Save what `step` finished steps have reached, on all ranks at once, then say why the run stops."""
+    where = run.save(step) if main and step > run.start else None
+    distributed.barrier()
+    if batch.failed:
+        raise UserError(f"{batch.failed[0].reason}; replace the file or take its line out of the training list")
+    written = f"{where} is written, --resume goes on" if where else "nothing new to write"
+    raise Stopped(f"after step {step} of {run.total}; {written}")
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:
@@ -147,12 +156,17 @@ def total_steps(cfg: config.Config, videos: int) -> int:
         raise UserError(f"train.batch_size={size} is larger than the data set ({videos} videos)")
     if size % world:
         raise UserError(f"train.batch_size={size} is global: it must be a multiple of the {world} ranks")
+    if size < 2 * world:
+        raise UserError(f"train.batch_size={size}: batch norms and contrastive losses need two videos on each rank")
     steps = cfg.train.epochs * (videos // size)
     return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
 
 
 def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | None) -> _Run:
-    """Data, model and optimizer as the first step, or the step after the checkpoint, finds them."""
+    """Data, model and optimizer as the first step, or the step after the checkpoint, finds them.
+
+    `total_steps` and `learning_rate` are asked here so that what they refuse is refused before anything is written.
+    """
     if distributed.rank() > 0:
         distributed.barrier()  # rank 0 goes first: it may have to draw the data set
     records, classes = build_records(cfg.data, "train")
@@ -160,6 +174,7 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
         distributed.barrier()
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
+    learning_rate(0, total, cfg.optim)
     method = build_method(cfg, len(classes))
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
@@ -176,26 +191,27 @@ def _restore(run: _Run, path: Path) -> None:
     state = checkpoint.read_checkpoint(path)
     if state["manifest_sha"] != records_sha(run.records):
         raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
+    changed = config.differences(config.loads(state["config"], source=str(path)), run.cfg)
+    fixed = [line for line in changed if line.startswith(_FIXED)]
+    if fixed:
+        raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     checkpoint.load_state(run.method, whole, str(path))
+    asked = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(state["optimizer"])
+    for group, options in zip(run.optimizer.param_groups, asked, strict=True):
+        group.update(options)  # decay and momentum are the configuration's, as the rate is
     checkpoint.set_rng_state(state["rng"])
     run.start = int(state["step"])
-    changed = config.differences(config.loads(state["config"]), run.cfg)
     if changed:
-        log.warning(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
+        run.notes.append(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """views (B, V, C, T, H, W) float32 in [0, 1], ids (B,), labels (B,) on the device."""
-    clips = batch.clips.to(device, non_blocking=True)
+    clips = batch.clips.to(device)
     views = apply_color(clips.flatten(0, 1).float() / 255, batch.color.flatten(0, 1)).view(clips.shape)
     return views, batch.index.to(device), batch.labels.to(device)
-
-
-def _refuse_failures(batch: Batch) -> None:
-    if batch.failed:
-        raise UserError(f"{batch.failed[0].reason}; replace the file or take its line out of the training list")
 
 
 def _refuse_non_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch, out: Path) -> None:
@@ -205,7 +221,7 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch, out:
     what = f"gradient norm is {slope}" if math.isfinite(value) else f"loss is {value}"
     row = {"step": step, "split": "train", "event": what, "uids": batch.uids}
     with open(out / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row) + "\n")  # one of each rank: every rank has its own batch
     kept = sorted((out / "checkpoints").glob("step_*.pt"))
     raise NonFinite(
         f"{what} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
@@ -228,7 +244,8 @@ class _Progress:
         silent = not (main and sys.stderr.isatty())
         self.bar = tqdm(total=run.total, initial=run.start, disable=silent, file=sys.stderr)
         self.began = self.clock = time.perf_counter()
-        self.data_s = 0.0
+        self.warned = False
+        self._clear()
 
     def __enter__(self) -> "_Progress":
         return self
@@ -238,29 +255,42 @@ class _Progress:
         if self.metrics:
             self.metrics.close()
 
+    def _clear(self) -> None:
+        self.steps, self.data_s, self.step_s, self.fallbacks = 0, 0.0, 0.0, 0
+
     def data_arrived(self) -> None:
-        self.data_s = time.perf_counter() - self.clock
+        self.data_s += time.perf_counter() - self.clock
 
     def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, fallbacks: int) -> None:
-        """Count a step; every `train.log_every` steps, and after the last one, write down its mean over ranks."""
+        """Count a step; every `train.log_every` steps, and after the last one, write a row.
+
+        Losses are the step's, mean over ranks; times are means, and fallbacks the sum over ranks, since the last row.
+        """
         done, total, now = step + 1, self.run.total, time.perf_counter()
-        step_s, self.clock = now - self.clock, now
+        self.step_s, self.clock = self.step_s + now - self.clock, now
+        self.steps, self.fallbacks = self.steps + 1, self.fallbacks + fallbacks
         self.bar.update()
         if done % self.run.cfg.train.log_every and done < total:
             return
         values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
+        fallen = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.fallbacks))))
+        data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
+        self._clear()
         if self.metrics is None:
             return
+        if fallen and not self.warned:
+            log.warning("decord cannot read some of the videos, PyAV does; metrics.jsonl counts them as fallbacks")
+            self.warned = True
         on_gpu = self.run.device.type == "cuda"
         row: dict[str, Any] = {
             "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
-            "grad_norm": float(norm), "data_s": self.data_s, "step_s": step_s,
+            "grad_norm": float(norm), "data_s": data_s, "step_s": step_s,
             "mem_gb": torch.cuda.max_memory_allocated(self.run.device) / 2**30 if on_gpu else 0.0,
-            "fallbacks": fallbacks,
+            "fallbacks": round(fallen),
         }  # fmt: skip
         self.metrics.write(row)
         left_s = (now - self.began) / (done - self.run.start) * (total - done)
-        text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {self.data_s:.3f} s  step {step_s:.3f} s"
+        text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {data_s:.3f} s  step {step_s:.3f} s"
         self.bar.set_postfix_str(text)
         to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
 
@@ -270,9 +300,16 @@ def _stop_signals() -> Iterator[list[int]]:
     """A list that fills when Ctrl-C or SIGTERM asks the run to stop; the step at hand is finished first."""
     asked: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in numbers}
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])  # a second one does not wait for the step
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, ask)
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in numbers:
+            signal.signal(number, before[number])

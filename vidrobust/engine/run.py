@@ -34,7 +34,7 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
 def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> None:
     """Make the folder of a run that is about to start, emptied if asked, with its config.yaml and env.json."""
     if overwrite and out.is_dir():
-        shutil.rmtree(out)
+        shutil.rmtree(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(cfg))
     (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from vidrobust.attacks import ThreatModel
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
+from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
-from vidrobust.evaluation.predict import evaluation_mode, extract
+from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import Row, evaluate_robust, robust_curve
@@ -23,14 +25,18 @@ from vidrobust.methods import Method, build_method
 from vidrobust.models import Model
 
 
-def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> tuple[Method, Method]:
-    """(the method with the checkpoint's weights, the same with the random weights of its seed)."""
-    torch.manual_seed(cfg.seed)
-    fresh = build_method(cfg, classes)
-    trained = build_method(cfg, classes)
+def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:
+    """The configured method with the weights of a checkpoint's `state`, its own linear head included.
+
+    Raises UserError for another architecture, and for eval.branch=adv of a model trained without that branch.
+    """
+    if cfg.eval.branch == "adv" and not any(".branches.adv." in key for key in state["model"]):
+        raise UserError("eval.branch=adv: the checkpoint was trained without an adversarial branch")
+    own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
+    method = build_method(cfg, classes if own is None else len(own))
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
-    checkpoint.load_state(trained, whole, f"checkpoint of step {state['step']}")
-    return trained, fresh
+    checkpoint.load_state(method, whole, f"checkpoint of step {state['step']}")
+    return method
 
 
 def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -38,58 +44,92 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
 
     Writes predictions.jsonl (a row a video), results.jsonl (a row a video and budget), summary.json, report.md and
     its pictures. Killed and called again it goes on where it was, with the same summary. Raises UserError for a
-    folder that holds another evaluation, and, after everything is written, when videos did not decode.
+    folder that holds another evaluation (overwrite: it is replaced), and, after everything is written, when videos
+    did not decode.
     """
     device = distributed.start(cfg.device)
     train, classes = build_records(cfg.data, "train")
     test, _ = build_records(cfg.data, "test")
     identity = _identity(cfg, state, train, test)
-    method, fresh = load_method(cfg, state, len(classes))
+    seed_everything(cfg.seed, cfg.deterministic)
+    fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
+    method = load_method(cfg, state, len(classes))
     _claim(out, identity, overwrite)
-    model, random = method.model.to(device), fresh.model.to(device)
-    indices = _evenly(len(test), cfg.eval.limit)
-    with evaluation_mode(model, random, branch=cfg.eval.branch):
-        found, failed = _representation(cfg, model, random, train, test, len(classes), device)
-        _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
-        log.info(f"attacking {len(indices)} videos, PGD-{cfg.eval.steps}, {len(cfg.eval.eps)} budgets")
-        rows = evaluate_robust(
-            _classifier(model, found, device), eval_dataset(cfg.data, test, 1), indices,
-            [ThreatModel("linf", eps) for eps in cfg.eval.eps], out, steps=cfg.eval.steps, restarts=cfg.eval.restarts,
-            seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
-            pictures=cfg.eval.pictures,
-        )  # fmt: skip
-    summary = _summary(cfg, rows, found, failed, classes) | identity
-    _write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    done = out / "summary.json"
+    if done.is_file():
+        summary = json.loads(done.read_text())
+    else:
+        summary = _measure(cfg, method.model.to(device), fresh.model.to(device), train, test, classes, out) | identity
+        _write(done, json.dumps(summary, indent=2) + "\n")
+        (out / _FEATURES).unlink(missing_ok=True)
     write_report(out, summary, classes)
-    if failed:
+    if summary["failed"]:
         raise UserError(
-            f"{len(failed)} of {len(train) + len(test)} videos do not decode; test videos among them count as wrong in "
-            f"{out / 'summary.json'}; the first: {failed[0]}"
+            f"{len(summary['failed'])} of {len(train) + len(test)} videos do not decode; test videos among them count "
+            f"as wrong in {done}; the first: {summary['failed'][0]}"
         )
     return summary
 
 
-def _representation(
-    cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], classes: int,
+def _measure(
+    cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], classes: list[str],
+    out: Path,
+) -> dict[str, Any]:  # fmt: skip
+    device = next(model.parameters()).device
+    indices = _evenly(len(test), cfg.eval.limit)
+    with evaluation_mode(model, random, branch=cfg.eval.branch):
+        gallery, queries = _features(cfg, model, random, train, test, out, device)
+        head = _own_head(model, len(classes))
+        found = measure_representation(gallery, queries, len(classes), cfg.eval, head)
+        _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
+        log.info(f"attacking {len(indices)} videos, PGD-{cfg.eval.steps}, {len(cfg.eval.eps)} budgets")
+        rows = evaluate_robust(
+            _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1), indices,
+            [ThreatModel("linf", eps) for eps in cfg.eval.eps], out, steps=cfg.eval.steps, restarts=cfg.eval.restarts,
+            seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+            pictures=cfg.eval.pictures,
+        )  # fmt: skip
+    return _summary(cfg, rows, found, gallery[0], classes)
+
+
+_FEATURES = "features.pt"
+
+
+def _features(
+    cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], out: Path,
     device: torch.device,
-) -> tuple[Representation, list[str]]:  # fmt: skip
-    """(kNN, probe and head on the test list, the reasons of the videos that failed)."""
-    log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
-    gallery, queries = (
-        extract(
-            [model.backbone, random.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
-            batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
-        )
-        for records in (train, test)
-    )  # fmt: skip
-    head = model.head if isinstance(model.head, nn.Linear) else None
-    found = measure_representation(gallery, queries, classes, cfg.eval, head)
-    return found, [failure.reason for failure in gallery[0].failed + queries[0].failed]
+) -> tuple[list[Features], list[Features]]:  # fmt: skip
+    """Of training and test videos, each under the trained and the random weights.
+
+    They are kept in a file until the evaluation is finished: one that was killed goes on with the same bits.
+    """
+    path = out / _FEATURES
+    if path.is_file():
+        kept = checkpoint.read(path)
+    else:
+        log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
+        kept = [
+            [asdict(found) for found in extract(
+                [model.backbone, random.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
+                batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
+            )]
+            for records in (train, test)
+        ]  # fmt: skip
+        checkpoint.write_atomic(path, kept)
+    gallery, queries = ([Features.from_dict(found) for found in split] for split in kept)
+    return gallery, queries
 
 
-def _classifier(model: Model, found: Representation, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _own_head(model: Model, classes: int) -> nn.Linear | None:
+    """The model's own classifier, if it has one for as many classes."""
+    return model.head if isinstance(model.head, nn.Linear) and model.head.out_features == classes else None
+
+
+def _classifier(
+    model: Model, head: nn.Linear | None, found: Representation, device: torch.device
+) -> Callable[[Tensor], Tensor]:
     """What is attacked: the model's own classifier, or its trunk with the linear probe."""
-    if isinstance(model.head, nn.Linear):
+    if head is not None:
         return lambda x: model(x).float()
     assert found.probe is not None
     probe = found.probe.to(device)
@@ -97,16 +137,20 @@ def _classifier(model: Model, found: Representation, device: torch.device) -> Ca
 
 
 def _summary(
-    cfg: config.Config, rows: list[Row], found: Representation, failed: list[str], classes: list[str]
+    cfg: config.Config, rows: list[Row], found: Representation, gallery: Features, classes: list[str]
 ) -> dict[str, Any]:
     curve = robust_curve(rows)
+    failed = [failure.reason for failure in gallery.failed + found.asked.failed]
+    fallbacks = gallery.fallbacks + found.asked.fallbacks
     largest, clean = curve[-1], rows[:: len(curve)]  # one row a video
     warnings = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
     if failed:
         warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}")
+    if fallbacks:
+        warnings.append(f"decord cannot read {fallbacks} videos; PyAV did")
     return {
         "dataset": cfg.data.name,
-        "split": f"test, fold {cfg.data.fold}",
+        "split": "test" if cfg.data.name in ("list", "folder") else f"test, fold {cfg.data.fold}",
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
         "robust_acc": largest["robust_acc"],
@@ -121,6 +165,12 @@ def _summary(
         "classifier": "own head" if "head" in found.predictions else "linear probe",
         "representation": found.accuracies(),
         "curve": curve,
+        "knn": {
+            "k": min(cfg.eval.knn_k, gallery.features.shape[0] * cfg.eval.clips),
+            "temperature": cfg.eval.knn_temperature,
+        },
+        "fallbacks": fallbacks,
+        "failed": failed,
         "warnings": warnings,
     }
 
@@ -140,7 +190,9 @@ def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
     path = out / "identity.json"
     if out.is_dir() and any(out.iterdir()):
         held = json.loads(path.read_text()) if path.is_file() else None
-        if held != identity and not (overwrite and held):
+        if held is None:
+            raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
+        if held != identity and not overwrite:
             raise UserError(f"{out} holds another evaluation; set eval.name=NAME, or --overwrite")
         for old in out.rglob("*") if held != identity else ():
             if old.is_file():

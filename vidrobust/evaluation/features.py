@@ -1,6 +1,7 @@
 """Clip features as a file that reads without pickle."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from vidrobust import config
 from vidrobust.data import build_records, eval_dataset, records_sha
 from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
 from vidrobust.evaluation.evaluate import load_method
 from vidrobust.evaluation.predict import evaluation_mode, extract
@@ -25,7 +27,8 @@ def write_features(
     """
     device = distributed.start(cfg.device)
     records, classes = build_records(cfg.data, split)
-    method, _ = load_method(cfg, state, len(classes))
+    seed_everything(cfg.seed, cfg.deterministic)
+    method = load_method(cfg, state, len(classes))
     model = method.model.to(device)
     with evaluation_mode(model, branch=cfg.eval.branch):
         (found,) = extract(
@@ -40,19 +43,23 @@ def write_features(
         "branch": cfg.eval.branch, "clips": clips, "frames": cfg.data.frames, "stride": cfg.data.stride,
         "size": cfg.data.size, "classes": classes, "step": state["step"],
         "weights_sha": checkpoint.state_sha(state["model"]), "manifest_sha": records_sha(records),
+        "fallbacks": found.fallbacks,
         "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        path,
-        features=features.numpy().astype(np.float32),
-        labels=found.labels.repeat_interleave(rows).numpy(),
-        uids=np.repeat(np.array(found.uids), rows),
-        clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
-        start_frame=found.start[:, :rows].flatten().numpy(),
-        fps=found.fps.repeat_interleave(rows).numpy(),
-        meta=json.dumps(meta),
-    )
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(
+            file,
+            features=features.numpy().astype(np.float32),
+            labels=found.labels.repeat_interleave(rows).numpy(),
+            uids=np.repeat(np.array(found.uids), rows),
+            clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
+            start_frame=found.start[:, :rows].flatten().numpy(),
+            fps=found.fps.repeat_interleave(rows).numpy(),
+            meta=json.dumps(meta),
+        )
+    os.replace(partial, path)
     if found.failed:
         raise UserError(
             f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in {path}; the first: "

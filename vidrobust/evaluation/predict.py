@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from vidrobust.models import use_branch
 class Features:
     """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the records.
 
-    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not.
+    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not, and
+    `fallbacks` counts those that decord could not read and PyAV could.
     """
 
     features: Tensor
@@ -28,6 +30,12 @@ class Features:
     fps: Tensor
     uids: list[str]
     failed: list[Failure]
+    fallbacks: int = 0
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> "Features":
+        """From what `dataclasses.asdict` made of it."""
+        return cls(**(kept | {"failed": [Failure(**failure) for failure in kept["failed"]]}))
 
 
 @contextmanager
@@ -80,4 +88,5 @@ def extract(
         raise UserError(f"no video of the list decodes ({reason})")
     shared = {name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")}
     uids = [uid for batch in good for uid in batch.uids]
-    return [Features(torch.cat(rows), uids=uids, failed=failed, **shared) for rows in kept]
+    fallbacks = sum(batch.fallbacks for batch in meta)
+    return [Features(torch.cat(rows), uids=uids, failed=failed, fallbacks=fallbacks, **shared) for rows in kept]

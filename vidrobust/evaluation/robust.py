@@ -58,7 +58,8 @@ def evaluate_robust(
 ) -> list[Row]:
     """Attack one centre clip of each video with PGD under each of `threats`, from small to large.
 
-    A sample broken under one threat is broken under the next, which holds it, and costs nothing more.
+    A sample broken under one threat, before and after rounding to uint8, is broken under the next, which holds it, and
+    costs nothing more.
     predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode. Streams a row a video and threat to
     out/results.jsonl, and up to `pictures` broken clips to out/clips/*.npz. Killed and called again it goes on,
     and the rows are the same: every batch has its own generator. Returns all rows.
@@ -127,21 +128,26 @@ def _attack_batch(
     x, y = to_clips(batch, device), batch.labels.to(device)
     with torch.no_grad():
         clean = predict(x).argmax(1)
-    x_adv, alive = x.clone(), clean == y
+    x_adv, adv, uint8_adv = x.clone(), clean, clean
+    alive = uint8_alive = clean == y
     killed_by = [None if ok else "clean" for ok in alive.tolist()]
     columns = []
     for threat in threats:
-        if alive.any():
-            x_adv[alive] = attack(misclassification_loss(predict, y[alive]), x[alive], threat)
+        # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may break that, too
+        tried, x_new = alive | uint8_alive, x_adv.clone()
+        if tried.any():
+            x_new[tried] = attack(misclassification_loss(predict, y[tried]), x[tried], threat)
         with torch.no_grad():
-            adv, rounded = predict(x_adv).argmax(1), predict((x_adv * 255).round() / 255).argmax(1)
+            new, uint8_new = predict(x_new).argmax(1), predict((x_new * 255).round() / 255).argmax(1)
+        x_adv = torch.where(alive.view(-1, *[1] * (x.ndim - 1)), x_new, x_adv)
+        adv, uint8_adv = torch.where(alive, new, adv), torch.where(uint8_alive, uint8_new, uint8_adv)
         broken = alive & (adv != y)
-        alive = alive & ~broken
+        alive, uint8_alive = alive & ~broken, uint8_alive & (uint8_adv == y)
         killed_by = ["pgd" if b else k for b, k in zip(broken.tolist(), killed_by, strict=True)]
         _keep_pictures(folder, pictures, batch, broken, x, x_adv, clean, adv, threat)
         columns.append((
             threat, adv.tolist(), alive.tolist(), killed_by, measure(threat, x, x_adv).tolist(),
-            contains(threat, x, x_adv).tolist(), rounded.tolist(),
+            contains(threat, x, x_adv).tolist(), uint8_adv.tolist(),
         ))  # fmt: skip
     for i, uid in enumerate(batch.uids):
         for threat, adv_pred, robust, killer, measured, in_budget, uint8_pred in columns:
