@@ -1,0 +1,147 @@
+"""Every option there is, as typed dataclasses: default, meaning, and what its values may be.
+
+They are the only list of options. `vidrobust.config` fills them and refuses what does not fit.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field with its help line and what its values may be: low <= value <= high, value > above, or a choice."""
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class MotionShapes:
+    seed: int = option(0, "seed of the drawing", low=0)
+    train_per_class: int = option(40, "training videos of each of the eight classes", low=1)
+    test_per_class: int = option(16, "test videos of each class, in each of the two test lists", low=1)
+    frames: int = option(40, "frames of a video", low=8)
+    size: int = option(48, "height and width of a video, pixels", low=24)
+    textures: int = option(14, "size of the texture pool; the first eight belong to the classes", low=9)
+    texture_correlation: float = option(
+        0.7, "share of training clips whose foreground texture is their class's", low=0, high=1
+    )
+    shape_correlation: float = option(0.8, "share of training clips whose shape is their class's", low=0, high=1)
+    background_contrast: float = option(0.3, "contrast of the background's texture; 1: as the shape's", low=0, high=1)
+
+
+@dataclass
+class Data:
+    name: str = option("ucf101", "format of the data set: ucf101, list, folder, motionshapes")
+    root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
+    fold: int = option(1, "which official split: 1, 2, 3 (UCF101); 2 is texture-swapped (motionshapes)", low=1)
+    frames: int = option(16, "frames of a clip, T; 1 for an image", low=1)
+    stride: int = option(2, "source frames from one sampled frame to the next", low=1)
+    policy: str = option(
+        "repeat_last", "what a video shorter than a clip does", choices=("repeat_last", "loop", "error")
+    )
+    short_side: int = option(128, "short side after decoding, pixels", low=8)
+    size: int = option(112, "height and width of the crop the model sees, pixels", low=8)
+    backend: str = option("auto", "decoder; auto is decord, then PyAV", choices=("auto", "decord", "pyav"))
+    workers: int = option(2, "loader processes of each rank; 0 decodes in the training process", low=0)
+    motionshapes: MotionShapes = field(default_factory=MotionShapes)
+
+
+@dataclass
+class Augment:
+    scale: list[float] = option([0.2, 1.0], "area of the random resized crop: from, to", above=0, high=1)
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    jitter: list[float] = option(
+        [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue jitter", low=0
+    )
+    jitter_prob: float = option(0.8, "probability of jitter", low=0, high=1)
+    gray: float = option(0.2, "probability of grayscale", low=0, high=1)
+    blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
+
+
+@dataclass
+class Model:
+    backbone: str = option("r2plus1d_18", "trunk: r2plus1d_18, r2plus1d_10, slowfast_r50, resnet18")
+    width: int = option(0, "channels of the first stage, where the trunk has the option; 0: its default", low=0)
+    stem: str = option("", "resnet18: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
+    weights: str = option("", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random")
+    hidden: int = option(512, "width of the projector's hidden layer", low=1)
+    dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)
+
+
+@dataclass
+class Adversary:
+    name: str = option("none", "how adversarial views are made", choices=("none", "clae"))
+    eps: float = option(4 / 255, "Linf budget of the adversarial view, [0,1] pixels", low=0, high=1)
+    alpha: float = option(1.0, "weight of the adversarial loss", low=0)
+    momentum: float = option(0.01, "momentum of the adversarial branch's norm statistics", above=0, high=1)
+
+
+@dataclass
+class Method:
+    name: str = option("simclr", "what is learned: simclr, supervised")
+    temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
+    adversary: Adversary = field(default_factory=Adversary)
+
+
+@dataclass
+class Optim:
+    name: str = option("sgd", "optimizer: sgd, adamw, lars")
+    lr: float = option(0.1, "peak learning rate for the whole (global) batch; never rescaled", above=0)
+    momentum: float = option(0.9, "momentum (sgd, lars)", low=0, high=1)
+    weight_decay: float = option(1e-4, "weight decay; never on norms and biases", low=0)
+    schedule: str = option("cosine", "learning rate over the run: cosine, constant")
+    warmup: float = option(0.1, "share of the run in which the rate climbs linearly", low=0, high=1)
+    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
+
+
+@dataclass
+class Train:
+    batch_size: int = option(64, "videos in a batch over all ranks", low=1)
+    epochs: int = option(100, "passes over the training list", low=1)
+    max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
+    amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
+    log_every: int = option(10, "steps between log lines", low=1)
+    checkpoint_every: int = option(200, "steps between checkpoints", low=1)
+    keep: int = option(2, "how many step_*.pt are kept besides last.pt", low=1)
+
+
+@dataclass
+class Eval:
+    enabled: bool = option(True, "measure at the end of training")
+    name: str = option("pgd", "folder of the results, under the run's eval/")
+    batch_size: int = option(32, "clips in an evaluation batch", low=1)
+    clips: int = option(3, "clips of a video for kNN, probe and features, spread over its length", low=1)
+    knn_k: int = option(20, "neighbours that vote", low=1)
+    knn_temperature: float = option(0.1, "temperature of the votes", above=0)
+    probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)
+    eps: list[float] = option(
+        [0, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255], "Linf budgets of PGD, [0,1] pixels", low=0, high=1
+    )
+    steps: int = option(20, "PGD steps", low=1)
+    restarts: int = option(1, "PGD restarts; the best of a sample counts", low=1)
+    branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
+    limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
+    pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
+
+
+@dataclass
+class Config:
+    seed: int = option(0, "seed of weights, sampling, augmentation and attacks", low=0, high=2**63 - 1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    deterministic: bool = option(False, "deterministic kernels: slower on a GPU; CPU runs are exact without it")
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    method: Method = field(default_factory=Method)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
