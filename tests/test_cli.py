@@ -35,6 +35,9 @@ def _train(place, *words):
     ("words", "message"),
     [
         (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
+        (["eval.name=../other"], "eval.name=../other: one folder's name"),
+        (["eval.eps=4/255"], "eval.eps: needs a list, such as [0,4/255]"),
+        (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
@@ -233,3 +236,20 @@ def test_another_data_set_than_the_one_trained_on(tmp_path):
     assert "of the linear probe" in (tmp_path / "o/eval/pgd/report.md").read_text()
     done = tool("test_net", "--checkpoint", "o", "eval.name=own", cwd=tmp_path)
     assert "| own head |" in (tmp_path / "o/eval/own/report.md").read_text(), done.stderr
+
+
+def test_features_of_another_list_are_not_written_over(place, tmp_path):
+    words = ["extract_features", "--checkpoint", "run", "--output", tmp_path / "f.npz", f"data.root={place / 'data'}"]
+    assert tool(*words, cwd=place).returncode == tool(*words, cwd=place).returncode == 0
+    before = (tmp_path / "f.npz").read_bytes()
+    assert "holds other features" in _refused(tool(*words, "--split", "train", cwd=place))
+    assert (tmp_path / "f.npz").read_bytes() == before
+    assert tool(*words, "--split", "train", "--overwrite", cwd=place).returncode == 0
+    assert (tmp_path / "f.npz").read_bytes() != before
+
+
+def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
+    before = (place / "run/config.yaml").read_bytes()
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume"]
+    line = _refused(tool(*words, *tiny("eval.enabled=false", "train.epochs=1"), cwd=place))
+    assert "is at step 4, beyond the 2 asked for" in line and (place / "run/config.yaml").read_bytes() == before

@@ -16,13 +16,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--per-video", action="store_true", help="one row a video: the mean over its clips")
     parser.add_argument("--output", type=Path, help="default: features/<split>.npz in the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of other features")
     args = parser.parse_intermixed_args()
     cfg, state, folder = cli.load_checkpoint(args)
     if cli.print_config(args, cfg):
         return
     start_logging(None)
     path = args.output or folder / "features" / f"{args.split}.npz"
-    rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video)
+    rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite)
     log.info(f"{rows} x {dim} features in {path}")
 
 

@@ -20,7 +20,7 @@ def main() -> None:
         nargs="?",
         const="",
         metavar="PATH",
-        help="go on from PATH (a checkpoint or a run's folder), or from the output directory's last checkpoint",
+        help="go on from PATH (a checkpoint or a run's folder), or from the output directory's last checkpoint, if any",
     )
     again.add_argument("--overwrite", action="store_true", help="delete what the output directory holds")
     args = parser.parse_intermixed_args()

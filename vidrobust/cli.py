@@ -3,16 +3,25 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vidrobust import config
-from vidrobust.data import DecodeError
+from vidrobust.data import FORMATS, DecodeError
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
-from vidrobust.errors import UserError
+from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
+from vidrobust.errors import UserError, lookup
+from vidrobust.methods import METHODS
+from vidrobust.models import BACKBONES
+
+# options whose values are names in a dictionary
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "data.name": FORMATS, "model.backbone": BACKBONES, "method.name": METHODS, "optim.name": OPTIMIZERS,
+    "optim.schedule": SCHEDULES,
+}  # fmt: skip
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -43,7 +52,12 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
 
 
 def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
-    """Whether --dry-run asked for the resolved configuration, which is then printed."""
+    """Whether --dry-run asked for the resolved configuration, which is then printed.
+
+    Raises UserError for a name that no family knows.
+    """
+    for key, family in FAMILIES.items():
+        lookup(family, config.get(cfg, key), key)
     if args.dry_run:
         print(config.to_yaml(cfg), end="")
     return bool(args.dry_run)

@@ -169,7 +169,10 @@ def _merge(pages: list[Any], source: str) -> Any:
 
 def _option_reason(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
-    return (f"{key}: " if key else "") + (str(error).splitlines() or ["?"])[0]
+    reason = (str(error).splitlines() or ["?"])[0]
+    if "is not a ListConfig" in reason:
+        reason = "needs a list, such as [0,4/255]"
+    return (f"{key}: " if key else "") + reason
 
 
 def _typed(pages: list[Any], source: str) -> Config:
@@ -237,6 +240,8 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if not cfg.eval.eps or sorted(set(cfg.eval.eps)) != cfg.eval.eps:
         raise UserError(f"eval.eps={cfg.eval.eps}: list different budgets from small to large")
+    if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
+        raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
     if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
         raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":

@@ -98,7 +98,7 @@ def test_list_files_take_absolute_paths_and_class_names(tmp_path):
         ("b.avi 0\n", "b.avi -1\n", "label -1 is out of range"),
         ("b.avi 0\n", "c.avi 0\n", "test.txt, line 1: c.avi is not under"),
         ("b.avi 0\n", "/nowhere/c.avi 0\n", "/nowhere/c.avi is not under"),
-        ("b.avi 0\n", "b.avi\n", "expected `path label`"),
+        ("b.avi 0\n", "b.avi\n", "expected a path and an integer label"),
         ("", "b.avi 0\n", "lists no video"),
     ],
 )

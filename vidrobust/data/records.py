@@ -73,8 +73,9 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
     The separator is a space, a comma or a tab; the line is split from the right, so paths may hold spaces.
     `classes.txt`, a name a line, is optional: without it classes are called by their numbers.
     """
-    train, test = (_list_file(root, names) for names in (("train",), ("test", "val")))
-    pairs = {path: [(*_split_right(line, where), where) for where, line in _lines(path)] for path in (train, test)}
+    train = _list_file(root, ("train",))
+    path = train if split == "train" else _list_file(root, ("test", "val"))
+    pairs = {file: [(*_split_right(line, where), where) for where, line in _lines(file)] for file in {train, path}}
     labels = [int(label) for _, label, _ in pairs[train]]
     if not labels:
         raise UserError(f"{train} lists no video")
@@ -83,7 +84,6 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
     if min(labels) == 1 and (classes is None or max(labels) >= len(classes)):
         raise UserError(f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); subtract 1 from each")
     classes = classes or [str(label) for label in range(max(labels) + 1)]
-    path = train if split == "train" else test
     records, missing = [], _Missing(root)
     for name, text, where in pairs[path]:
         if not 0 <= int(text) < len(classes):
@@ -115,7 +115,10 @@ def video_folder(root: Path, split: str, fold: int) -> Parsed:
             else:
                 skipped.append(file)
     if skipped:
-        log.warning(f"{top}: {len(skipped)} files are no videos by their suffix and left out, first {skipped[0]}")
+        log.warning(
+            f"{top}: {len(skipped)} files are left out, first {skipped[0]}; "
+            f"videos end in {', '.join(sorted(VIDEO_SUFFIXES))}"
+        )
     return _checked(records, top), classes
 
 
@@ -174,7 +177,7 @@ def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """("file, line 3", text) of each line that is not blank."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     for number, line in enumerate(text.splitlines(), 1):
@@ -201,13 +204,14 @@ def _list_file(root: Path, stems: tuple[str, ...]) -> Path:
         for suffix in (".csv", ".txt"):
             if (root / f"{stem}{suffix}").is_file():
                 return root / f"{stem}{suffix}"
-    raise UserError(f"no {stems[0]}.csv or {stems[0]}.txt in {root}: data.name=list reads its lines `path label`")
+    names = " or ".join(f"{stem}.csv|txt" for stem in stems)
+    raise UserError(f"no {names} in {root}: data.name=list reads its lines `path label`")
 
 
 def _split_right(line: str, where: str) -> tuple[str, str]:
     match = re.fullmatch(r"(.+?)\s*[,\t ]\s*(-?\d+)", line)
     if match is None:
-        raise UserError(f"{where}: expected `path label`, found {line!r}")
+        raise UserError(f"{where}: expected a path and an integer label from 0 (no header line), found {line!r}")
     return match[1], match[2]
 
 

@@ -203,6 +203,11 @@ def _restore(run: _Run, path: Path) -> None:
         group.update(options)  # decay and momentum are the configuration's, as the rate is
     checkpoint.set_rng_state(state["rng"])
     run.start = int(state["step"])
+    if run.start > run.total:
+        raise UserError(
+            f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
+            "tools/test_net.py measures it"
+        )
     if changed:
         run.notes.append(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
 

@@ -194,6 +194,8 @@ def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
             raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
         if held != identity and not overwrite:
             raise UserError(f"{out} holds another evaluation; set eval.name=NAME, or --overwrite")
+        if held != identity:
+            log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
         for old in out.rglob("*") if held != identity else ():
             if old.is_file():
                 old.unlink()

@@ -17,13 +17,20 @@ from vidrobust.evaluation.predict import evaluation_mode, extract
 
 
 def write_features(
-    cfg: config.Config, state: dict[str, Any], path: Path, split: str, *, per_video: bool = False
+    cfg: config.Config,
+    state: dict[str, Any],
+    path: Path,
+    split: str,
+    *,
+    per_video: bool = False,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Extract the trunk's features of a split into `path` (.npz); returns (rows, dim).
 
     features (N, D) float32, labels, uids, clip_index, start_frame, fps (N,), meta (a JSON string). N counts clips
     in the order of the list, `eval.clips` of each video, or videos (means over clips, clip_index -1, start_frame of
-    the first) with per_video. Raises UserError when videos do not decode, after writing those that do.
+    the first) with per_video. Raises UserError when `path` holds other features (overwrite: they are replaced), and,
+    after writing those that do, when videos do not decode.
     """
     device = distributed.start(cfg.device)
     records, classes = build_records(cfg.data, split)
@@ -41,11 +48,13 @@ def write_features(
     meta = {
         "dataset": cfg.data.name, "split": split, "fold": cfg.data.fold, "backbone": cfg.model.backbone,
         "branch": cfg.eval.branch, "clips": clips, "frames": cfg.data.frames, "stride": cfg.data.stride,
-        "size": cfg.data.size, "classes": classes, "step": state["step"],
+        "size": cfg.data.size, "per_video": per_video, "classes": classes, "step": state["step"],
         "weights_sha": checkpoint.state_sha(state["model"]), "manifest_sha": records_sha(records),
         "fallbacks": found.fallbacks,
         "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
     }  # fmt: skip
+    if path.is_file() and not overwrite and _meta(path) != meta:
+        raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "wb") as file:
@@ -66,3 +75,12 @@ def write_features(
             f"{found.failed[0].reason}"
         )
     return videos * rows, dim
+
+
+def _meta(path: Path) -> object:
+    """What a file of features says about itself; None if it is no such file."""
+    try:
+        with np.load(path) as saved:
+            return json.loads(str(saved["meta"]))
+    except (OSError, ValueError, KeyError):
+        return None

@@ -39,7 +39,8 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
             for c in summary["curve"]
         ),
         "",
-        f"Clean accuracy of the attacked clips: {_percent(summary['clean_acc'])}.",
+        f"Clean accuracy of the attacked clips: {_percent(summary['clean_acc'])}. A video broken at a budget counts as "
+        "broken at all larger ones and is not attacked again; its change stays as large as it was.",
         "",
         "![robust accuracy](curve.png)",
         "",
