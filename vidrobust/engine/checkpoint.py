@@ -68,7 +68,7 @@ def read(path: str | Path) -> Any:
         older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
         remedy = f"; use {older[-1]} beside it" if older else ""
         unsafe = isinstance(error, UnpicklingError)
-        reason = "more than tensors and plain values, or no torch file" if unsafe else type(error).__name__
+        reason = "more than tensors and plain values, or no torch file" if unsafe else "torch cannot read it"
         raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}") from None
 
 
