@@ -6,9 +6,11 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,22 @@ FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
 
 
-def write_atomic(path: Path, state: Any) -> None:
-    """torch.save such that `path` holds either what it held before or all of `state`, whenever we are killed."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: `path` holds either what it held before or all that was written, whenever we are killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_atomic(path: Path, state: Any) -> None:
+    """torch.save into `path`, all of it or nothing."""
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:

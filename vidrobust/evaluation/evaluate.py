@@ -1,7 +1,6 @@
 """A checkpoint becomes numbers: kNN and probe beside random weights, then robust accuracy, then the report."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -209,6 +208,5 @@ def _evenly(n: int, limit: int) -> list[int]:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with checkpoint.replacing(path) as file:
+        file.write(text.encode())

@@ -1,7 +1,6 @@
 """Clip features as a file that reads without pickle."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,7 @@ def write_features(
     }  # fmt: skip
     if path.is_file() and not overwrite and _meta(path) != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with checkpoint.replacing(path) as file:
         np.savez(
             file,
             features=features.numpy().astype(np.float32),
@@ -68,7 +65,6 @@ def write_features(
             fps=found.fps.repeat_interleave(rows).numpy(),
             meta=json.dumps(meta),
         )
-    os.replace(partial, path)
     if found.failed:
         raise UserError(
             f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in {path}; the first: "

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vidrobust.attacks import Loss, ThreatModel, contains, measure, pgd
 from vidrobust.data import Batch, ClipDataset, EvalBatches, loader
+from vidrobust.engine.checkpoint import replacing
 from vidrobust.evaluation.predict import to_clips
 from vidrobust.evaluation.statistics import wilson
 
@@ -100,9 +101,8 @@ def _finished(path: Path, groups: list[list[int]], dataset: ClipDataset, threats
             break
         end += threats * len(group)
         finished += 1
-    partial = path.with_name(".results.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows[:end]))
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows[:end]).encode())
     return finished, rows[:end]
 
 
