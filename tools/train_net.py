@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from vidrobust import cli, config
-from vidrobust.data import build_records
 from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
-from vidrobust.evaluation import evaluate
+from vidrobust.evaluation import build_lists, evaluate
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     if cli.is_main():
         run.check_output(out, resume=inside, overwrite=args.overwrite)
         if cfg.eval.enabled:
-            build_records(cfg.data, "test")  # a test list that is wrong is told now, not after days of training
+            build_lists(cfg.data)  # a test list that is wrong is told now, not after days of training
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled and cli.is_main():
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust import config
-from vidrobust.data import FORMATS, DecodeError
+from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
@@ -19,7 +19,8 @@ from vidrobust.models import BACKBONES
 
 # options whose values are names in a dictionary
 FAMILIES: dict[str, Mapping[str, Any]] = {
-    "data.name": FORMATS, "model.backbone": BACKBONES, "method.name": METHODS, "optim.name": OPTIMIZERS,
+    "data.sampling": TRAIN_SAMPLERS, "eval.sampling": EVAL_SAMPLERS,
+    "model.backbone": BACKBONES, "method.name": METHODS, "optim.name": OPTIMIZERS,
     "optim.schedule": SCHEDULES,
 }  # fmt: skip
 
@@ -56,6 +57,7 @@ def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
 
     Raises UserError for a name that no family knows.
     """
+    find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
     if args.dry_run:

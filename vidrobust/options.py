@@ -40,17 +40,32 @@ class MotionShapes:
 
 @dataclass
 class Data:
-    name: str = option("ucf101", "format of the data set: ucf101, list, folder, motionshapes")
+    name: str = option(
+        "ucf101",
+        "format: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder, image_folder, cifar10, cifar100, "
+        "torchvision:NAME, motionshapes",
+    )
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
-    fold: int = option(1, "which official split: 1, 2, 3 (UCF101); 2 is texture-swapped (motionshapes)", low=1)
+    manifest: str = option("", "what datasets/prepare.py scan wrote; empty: files are taken as they are")
+    fold: int = option(1, "which official split: 1, 2, 3 (UCF101, HMDB51); 2 is texture-swapped (motionshapes)", low=1)
     frames: int = option(16, "frames of a clip, T; 1 for an image", low=1)
     stride: int = option(2, "source frames from one sampled frame to the next", low=1)
+    sampling: str = option(
+        "random", "training clips: random, segment, dense, interval_uniform, interval_decreasing (docs/data.md)"
+    )
     policy: str = option(
         "repeat_last", "what a video shorter than a clip does", choices=("repeat_last", "loop", "error")
     )
-    short_side: int = option(128, "short side after decoding, pixels", low=8)
+    short_side: int = option(128, "evaluation's short side, pixels, of which data.size is the central crop", low=8)
     size: int = option(112, "height and width of the crop the model sees, pixels", low=8)
-    backend: str = option("auto", "decoder; auto is decord, then PyAV", choices=("auto", "decord", "pyav"))
+    backend: str = option(
+        "auto",
+        "decoder of videos; auto: the manifest's, or else pyav",
+        choices=("auto", "pyav", "decord", "torchcodec"),
+    )
+    timeout_s: float = option(
+        60.0, "seconds that reading a sample may take before its video is bad; 0: no limit", low=0
+    )
     workers: int = option(2, "loader processes of each rank; 0 decodes in the training process", low=0)
     motionshapes: MotionShapes = field(default_factory=MotionShapes)
 
@@ -65,6 +80,7 @@ class Augment:
     jitter_prob: float = option(0.8, "probability of jitter", low=0, high=1)
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
+    solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
 
 
 @dataclass
@@ -111,6 +127,9 @@ class Train:
     amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
+    max_bad: float = option(
+        0.05, "share of the videos that may be bad, and replaced, before the run stops", low=0, high=1
+    )
     keep: int = option(2, "how many step_*.pt are kept besides last.pt", low=1)
 
 
@@ -119,7 +138,8 @@ class Eval:
     enabled: bool = option(True, "measure at the end of training")
     name: str = option("pgd", "folder of the results, under the run's eval/")
     batch_size: int = option(32, "clips in an evaluation batch", low=1)
-    clips: int = option(3, "clips of a video for kNN, probe and features, spread over its length", low=1)
+    clips: int = option(3, "clips of a video for kNN, probe and features", low=1)
+    sampling: str = option("uniform", "which clips: uniform (over the whole length), dense (back to back), segment")
     knn_k: int = option(20, "neighbours that vote", low=1)
     knn_temperature: float = option(0.1, "temperature of the votes", above=0)
     probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)

@@ -1,77 +1,167 @@
 """A file on disk becomes clips."""
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from vidrobust import config
-from vidrobust.data.dataset import Batch, ClipDataset, EvalBatches, Failure, TrainBatches, collate, loader
-from vidrobust.data.decode import DecodeError, open_video, read_frames
-from vidrobust.data.records import (
-    Parsed,
-    Record,
+from vidrobust.data.dataset import (
+    Batch,
+    ClipDataset,
+    EvalBatches,
+    Failure,
+    TrainBatches,
+    collate,
+    loader,
+    worker_deaths,
+)
+from vidrobust.data.decode import BACKENDS, DecodeError, open_video, read_frames
+from vidrobust.data.formats import (
+    frame_folder,
+    frame_list,
+    hmdb51,
+    image_folder,
+    kinetics,
     path_label_list,
-    records_sha,
-    require_root,
+    torchvision_images,
     ucf101,
     video_folder,
 )
-from vidrobust.data.sampling import ClipSpec, Policy, random_clips, uniform_clips
+from vidrobust.data.records import Parsed, Record, records_sha, require_labels, require_root, shared_sources
+from vidrobust.data.reencode import Encoding, reencode
+from vidrobust.data.sampling import (
+    EVAL_SAMPLERS,
+    TRAIN_SAMPLERS,
+    ClipSpec,
+    Policy,
+    dense_clips,
+    interval_pairs,
+    random_clips,
+    segment_clips,
+    uniform_clips,
+)
 from vidrobust.data.sampling import Sampler as ClipSampler
+from vidrobust.data.scan import apply_manifest, read_manifest, scan
 from vidrobust.data.synthetic import make_motionshapes
-from vidrobust.errors import lookup
+from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 __all__ = [
-    "FORMATS", "Batch", "ClipDataset", "ClipSpec", "DecodeError", "EvalBatches", "Failure", "Record",
-    "TrainBatches", "build_records", "collate", "eval_dataset", "loader", "make_motionshapes", "open_video",
-    "path_label_list", "random_clips", "read_frames", "records_sha", "train_dataset", "ucf101",
-    "uniform_clips", "video_folder",
+    "BACKENDS", "EVAL_SAMPLERS", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec", "DecodeError",
+    "Encoding", "EvalBatches", "Failure", "Record", "TrainBatches", "all_records", "apply_manifest", "build_records",
+    "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list", "hmdb51", "image_folder",
+    "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video", "path_label_list", "random_clips",
+    "read_frames", "read_manifest", "records_sha", "reencode", "require_labels", "scan", "segment_clips",
+    "shared_sources", "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder",
+    "worker_deaths",
 ]  # fmt: skip
+
+log = logging.getLogger("vidrobust")
 
 FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
     "ucf101": ucf101,
+    "hmdb51": hmdb51,
+    "kinetics": kinetics,
     "list": path_label_list,
     "folder": video_folder,
+    "frames": frame_list,
+    "frame_folder": frame_folder,
+    "image_folder": image_folder,
+    "cifar10": functools.partial(torchvision_images, "CIFAR10"),
+    "cifar100": functools.partial(torchvision_images, "CIFAR100"),
     "motionshapes": ucf101,  # drawn on first use, then read as UCF101 is
 }
 
 
+def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
+    """The parser of a data.name: an entry of FORMATS, or of `torchvision:NAME`. UserError for an unknown one."""
+    kind, _, inner = name.partition(":")
+    if kind == "torchvision" and inner:
+        return functools.partial(torchvision_images, inner)
+    return lookup(FORMATS, name, "data.name")
+
+
 def build_records(cfg: config.Data, split: str) -> Parsed:
-    """(records, classes) of split "train" or "test" of the configured data set."""
-    parser = lookup(FORMATS, cfg.name, "data.name")
+    """(records, classes) of split "train" or "test" of the configured data set, with what its manifest knows.
+
+    Training videos that the manifest calls bad are left out, and said; test videos stay, and fail.
+    """
+    records, classes = _parse(cfg, split, cfg.fold)
+    if cfg.manifest:
+        root, manifest = Path(cfg.root).expanduser(), Path(cfg.manifest).expanduser()
+        records = apply_manifest(records, manifest, root)
+        bad = [record for record in records if record.bad]
+        if bad:
+            what = "left out" if split == "train" else "count as wrong"
+            log.warning(
+                f"{len(bad)} of {len(records)} {split} videos are bad by {manifest} and {what}, "
+                f"first {bad[0].uid}: {bad[0].bad}"
+            )
+        if split == "train":
+            records = [record for record in records if not record.bad]
+            if not records:
+                raise UserError(f"by {manifest} every training video is bad; {manifest}.bad.txt has the reasons")
+    return records, classes
+
+
+def all_records(cfg: config.Data) -> list[Record]:
+    """The records of both splits, and of every fold there is, each file once."""
+    found: dict[str, Record] = {}
+    refused: list[UserError] = []
+    for fold in (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)):
+        for split in ("train", "test"):
+            try:
+                records, _ = _parse(cfg, split, fold)
+            except UserError as error:
+                refused.append(error)
+            else:
+                found |= {record.path: record for record in records}
+    if not found:
+        raise refused[0]
+    for reason in dict.fromkeys(map(str, refused)):
+        log.warning(f"left out: {reason}")
+    return list(found.values())
+
+
+def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
+    parser = find_format(cfg.name)
     root = Path(cfg.root).expanduser()
     if cfg.name == "motionshapes":
         make_motionshapes(root, **asdict(cfg.motionshapes))
-    return parser(require_root(root, cfg.name), split, cfg.fold)
+    return parser(require_root(root, cfg.name), split, fold)
 
 
 def train_dataset(
     cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int
 ) -> ClipDataset:
-    """Random, augmented clips: `clips` of each video, drawn independently in time and in augmentation."""
+    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced."""
     b, c, s, h = augment.jitter
     view = AugmentSpec(
         size=cfg.size, scale=(augment.scale[0], augment.scale[1]), flip=augment.flip, jitter=(b, c, s, h),
-        jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur,
+        jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur, solarize=augment.solarize,
     )  # fmt: skip
-    return _dataset(cfg, records, clips, random_clips, view, seed)
+    if cfg.sampling.startswith("interval_") and clips != 2:
+        raise UserError(
+            f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs another one"
+        )
+    sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
+    return _dataset(cfg, records, clips, sampler, view, seed, replace=True)
 
 
-def eval_dataset(cfg: config.Data, records: list[Record], clips: int) -> ClipDataset:
-    """Centre crops of `clips` clips spread evenly over each video."""
-    return _dataset(cfg, records, clips, _uniform, AugmentSpec(size=cfg.size, center=True), 0)
-
-
-def _uniform(num_frames: int, spec: ClipSpec, rng: np.random.Generator) -> np.ndarray:
-    return uniform_clips(num_frames, spec)
+def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
+    """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
+    view = AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
+    return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
 
 
 def _dataset(
-    cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int
-) -> ClipDataset:
+    cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
+    replace: bool = False,
+) -> ClipDataset:  # fmt: skip
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
-    return ClipDataset(records, spec, sampler, view, short_side=cfg.short_side, seed=seed, backend=cfg.backend)
+    return ClipDataset(
+        records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace
+    )

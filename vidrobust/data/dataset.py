@@ -1,28 +1,38 @@
 """Records become batches. A sample is a pure function of (seed, epoch, index).
 
 The loader's keys are (epoch, index), so workers need no state: 0 or 8 of them, before or after a resume, on one
-rank or four, the same sample comes out. A file that does not decode becomes a `Failure`; whoever reads the
-batch decides what that means (training stops, evaluation writes a failed row).
+rank or four, the same sample comes out. Files are read in a child process that may crash or hang (`child.py`). A file
+that does not decode becomes a `Failure`; whoever reads the batch decides what that means (training counts the video
+that replaced it, evaluation writes a failed row).
 """
 
+import gc
+import itertools
+import mmap
+import os
+import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from vidrobust.data.decode import DecodeError, open_video
+from vidrobust.data.child import Child, ChildDied
+from vidrobust.data.decode import DecodeError, Video, checked_frames, open_video, resize
 from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
-from vidrobust.views import AugmentSpec, draw_view, take_view
+from vidrobust.errors import UserError
+from vidrobust.views import AugmentSpec, draw_view
 
 Key = tuple[int, int]  # epoch, index
-_SAMPLE, _ORDER = 0, 1  # streams of the run's seed, so that none draws what another has drawn
+_SAMPLE, _ORDER, _REPLACE = 0, 1, 2  # streams of the run's seed, so that none draws what another has drawn
+_REPLACEMENTS = 10  # bad videos in a row, after which it is not the video's fault
 
 
 @dataclass(frozen=True)
@@ -39,69 +49,160 @@ class Failure:
 class Batch:
     """B videos, V clips of each.
 
-    clips (B, V, 3, T, H, W) uint8, color (B, V, COLOR_COLUMNS) for `apply_color`, labels (B,), index (B,) into
-    the records, start (B, V) first source frame of each clip, fps (B,). `fallbacks` counts videos that decord
-    could not read and PyAV could.
+    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`, labels (B,), index
+    (B,) into the records, start (B, V) first source frame of each clip, fps (B,). `failed` are videos that have no
+    place in the batch; `replaced` are those whose place another video has taken, which `index` and `uids` name.
     """
 
     clips: Tensor
-    color: Tensor
+    draws: Tensor
     labels: Tensor
     index: Tensor
     start: Tensor
     fps: Tensor
     uids: list[str]
     failed: list[Failure]
-    fallbacks: int
+    replaced: list[Failure]
 
 
 class ClipDataset(Dataset):
     """Map-style: `dataset[epoch, index]` -> a sample, or a Failure.
 
     sample_clips: (num_frames, spec, rng) -> (V, T) frame indices. view: how a clip is cropped and coloured.
+    timeout_s: seconds that reading a sample may take, in a child process; 0 reads in this one, without a watchdog.
+    replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
     """
 
     def __init__(
         self,
-        records: list[Record],
+        records: Sequence[Record],
         spec: ClipSpec,
         sample_clips: ClipSampler,
         view: AugmentSpec,
         *,
-        short_side: int = 128,
         seed: int = 0,
         backend: str = "auto",
+        timeout_s: float = 0.0,
+        replace: bool = False,
     ) -> None:
-        self.records, self.spec, self.sample_clips, self.view = records, spec, sample_clips, view
-        self.short_side, self.seed, self.backend = short_side, seed, backend
+        self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
+        self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
+        self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
+        self._reader: tuple[int, Child, np.ndarray] | None = None
+        self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: Key) -> dict[str, Any] | Failure:
         epoch, index = key
+        worker = get_worker_info()
+        if worker is not None:
+            self.reading[worker.id] = torch.tensor([os.getpid(), index])
+        sample = self._read(epoch, index)
+        if isinstance(sample, dict) or not self.replace:
+            return sample
+        rng, replaced = np.random.default_rng([self.seed, _REPLACE, epoch, index]), [sample]
+        for other in rng.integers(0, len(self), _REPLACEMENTS).tolist():
+            sample = self._read(epoch, other)
+            if isinstance(sample, dict):
+                return sample | {"replaced": replaced}
+            replaced.append(sample)
+        return replaced[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def _read(self, epoch: int, index: int) -> dict[str, Any] | Failure:
+        """A sample, by way of the child unless there is no time limit."""
+        if not self.timeout_s:
+            return self._sample(epoch, index, np.empty(self._shape, np.uint8))
+        if index in self._hopeless:
+            return self._hopeless[index]
+        if self._reader is None or self._reader[0] != os.getpid():  # a fork copies the reader of its parent
+            memory = np.frombuffer(mmap.mmap(-1, int(np.prod(self._shape))), np.uint8).reshape(self._shape)
+            child = Child(lambda epoch, index: self._sample(epoch, index, memory), self.timeout_s)
+            self._reader = os.getpid(), child, memory
+        _, child, memory = self._reader
+        try:
+            sample = child(epoch, index)
+        except ChildDied as death:
+            record = self.records[index]
+            self._hopeless[index] = Failure(index, record.uid, record.label, f"{record.path}: {death}")
+            return self._hopeless[index]
+        return sample if isinstance(sample, Failure) else sample | {"clips": torch.from_numpy(memory.copy())}
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.spec.clips, self.spec.frames, self.view.size, self.view.size, 3)
+
+    def _sample(self, epoch: int, index: int, out: np.ndarray) -> dict[str, Any] | Failure:
+        """Read, crop and resize into `out`, which the sample holds as "clips" unless it is shared memory."""
         record = self.records[index]
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
+        backend = record.backend if self.backend == "auto" else self.backend
         try:
-            with open_video(record.path, short_side=self.short_side, backend=self.backend) as video:
+            if record.bad:
+                raise DecodeError(f"{record.path}: {record.bad}")
+            with open_video(record.path, backend=backend, frames=record.frames) as video:
                 indices = self.sample_clips(video.num_frames, self.spec, rng)
-                frames = video.read(indices.ravel())
+                draws = _take_views(video, record.path, indices, self.view, rng, out)
+                fps = video.fps
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
-        frames = frames.reshape(*indices.shape, *frames.shape[1:])
-        height, width = frames.shape[2:4]
-        draws = [draw_view(self.view, height, width, rng) for _ in range(len(frames))]
-        size = self.view.size
         return {
-            "clips": torch.stack([take_view(f, d, size) for f, d in zip(frames, draws, strict=True)]),
-            "color": torch.tensor([d.color for d in draws], dtype=torch.float32),
+            "draws": draws,
             "label": record.label,
             "index": index,
             "start": torch.from_numpy(indices[:, 0].copy()),
-            "fps": video.fps,
+            "fps": fps,
             "uid": record.uid,
-            "fallback": self.backend == "auto" and video.backend == "pyav",
-        }
+            "replaced": [],
+        } | ({} if self.timeout_s else {"clips": torch.from_numpy(out)})
+
+
+class _Packed(Sequence[Record]):
+    """Records as one array of bytes.
+
+    Workers share it with their parent; a list of objects they would copy bit by bit, by counting references.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        packed = [pickle.dumps(record) for record in records]
+        self.ends = np.cumsum([len(p) for p in packed], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(packed), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self.ends[index - 1] if index else 0
+        return pickle.loads(self.bytes[start : self.ends[index]].tobytes())
+
+
+def _take_views(
+    video: Video, path: str, indices: np.ndarray, view: AugmentSpec, rng: np.random.Generator, out: np.ndarray
+) -> Tensor:
+    """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3); returns the draws.
+
+    A frame is decoded once, in order, however many clips show it, and only boxes are kept of it.
+    """
+    unique, position = np.unique(indices, return_inverse=True)
+    order = np.argsort(position, axis=None, kind="stable")
+    places = np.split(order, np.cumsum(np.bincount(position.ravel()))[:-1])
+    frames = checked_frames(video, path, unique)
+    first = next(frames)
+    height, width = first.shape[:2]
+    draws = [draw_view(view, height, width, rng) for _ in indices]
+    boxes = [np.empty((indices.shape[1], draw.height, draw.width, 3), np.uint8) for draw in draws]
+    for frame, shown in zip(itertools.chain([first], frames), places, strict=True):
+        for place in shown.tolist():
+            v, t = divmod(place, indices.shape[1])
+            d = draws[v]
+            boxes[v][t] = frame[d.top : d.top + d.height, d.left : d.left + d.width]
+    for v, box in enumerate(boxes):
+        out[v] = resize(box, view.size, view.size)
+    return torch.tensor([draw.columns for draw in draws], dtype=torch.float32)
 
 
 def collate(samples: list[Any]) -> Batch:
@@ -114,14 +215,14 @@ def collate(samples: list[Any]) -> Batch:
 
     return Batch(
         clips=stack("clips"),
-        color=stack("color"),
+        draws=stack("draws"),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
         start=stack("start"),
         fps=torch.tensor([s["fps"] for s in good], dtype=torch.float32),
         uids=[s["uid"] for s in good],
         failed=failed,
-        fallbacks=sum(s["fallback"] for s in good),
+        replaced=[failure for s in good for failure in s["replaced"]],
     )
 
 
@@ -171,13 +272,30 @@ def loader(dataset: ClipDataset, batches: Sampler[list[Key]], workers: int) -> D
     """A DataLoader over keys; it yields `Batch`.
 
     It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
-    Ctrl-C to the process that owns them.
+    Ctrl-C to the process that owns them. Loop over it inside `worker_deaths`.
     """
+    dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_ignore_ctrl_c,
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )  # fmt: skip
 
 
-def _ignore_ctrl_c(worker: int) -> None:
+@contextmanager
+def worker_deaths(dataset: ClipDataset) -> Iterator[None]:
+    """A worker that dies inside, killed for memory for one, becomes a UserError that names the file it was reading."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        dead = [index for pid, index in dataset.reading.tolist() if str(pid) in str(error) and index >= 0]
+        paths = ", ".join(dataset.records[index].path for index in dead) or "no file"
+        raise UserError(
+            f"a loader process died while it read {paths} ({str(error).strip()}); was memory short? lower data.workers"
+        ) from None
+
+
+def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # a collection would write to, and so copy, every object that is shared with the parent

@@ -6,6 +6,7 @@ each clip takes, an int64 array (clips, T) in units of source frames. Nothing he
     frames=4, stride=3:   |x . . x . . x . . x|       the span of a clip: (frames - 1) * stride + 1 = 10
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -69,7 +70,85 @@ def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
     return _frames_from(starts.astype(np.int64), num_frames, spec)
 
 
+def segment_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
+    """One frame of each of T equal segments of the video (TSN, Wang et al. 2016) -> (clips, T) int64.
+
+    A random frame of each segment, drawn anew for each clip, or without rng the middle one. `stride` has no meaning
+    here; `policy` says what happens when there are fewer frames than segments.
+
+        num_frames=12, frames=3   segments |. . . .|. . . .|. . . .|
+        without rng                         . . x . . . x . . . x .
+        with rng, for example               x . . . . . x . . . . x
+
+    Raises ValueError when num_frames < 1, or when num_frames < T and policy is "error".
+    """
+    _check(num_frames, spec.frames, spec)
+    if num_frames < spec.frames:
+        return _wrapped(np.tile(np.arange(spec.frames), (spec.clips, 1)), num_frames, spec)
+    edges = np.linspace(0, num_frames, spec.frames + 1).astype(np.int64)  # every segment has a frame
+    if rng is None:
+        return np.tile((edges[:-1] + edges[1:]) // 2, (spec.clips, 1))
+    return rng.integers(edges[:-1], edges[1:], size=(spec.clips, spec.frames))
+
+
+def dense_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Clips back to back, the block of them anywhere it fits, or without rng in the middle -> (clips, T) int64.
+
+        num_frames=12, frames=2, stride=2, clips=3     (a clip spans 3 frames)
+        . x . x . . . . . . . .
+        . . . . x . x . . . . .
+        . . . . . . . x . x . .
+
+    A video too short for the block has them overlap evenly, as `uniform_clips`. Raises ValueError as it does.
+    """
+    room = num_frames - spec.clips * spec.span
+    if room < 0:
+        return uniform_clips(num_frames, spec)
+    first = room // 2 if rng is None else int(rng.integers(0, room + 1))
+    return _frames_from(first + spec.span * np.arange(spec.clips), num_frames, spec)
+
+
+def interval_pairs(
+    num_frames: int, spec: ClipSpec, rng: np.random.Generator, density: Literal["uniform", "decreasing"] = "decreasing"
+) -> np.ndarray:
+    """Two clips of one video; the interval between their starts is drawn first (CVRL, Qian et al. 2021) -> (2, T).
+
+    The interval t has a density that is uniform over 0..room or falls linearly, proportional to room + 1 - t, where
+    room is the last start; then the earlier clip starts anywhere that leaves t behind it, and the two come in random
+    order.
+
+        num_frames=12, frames=3, stride=2     (room 7), t = 5 drawn, then the earlier start from 0..2
+        . x . x . x . . . . . .
+        . . . . . . x . x . x .
+
+    Two independent starts (`random_clips`) have an interval that falls in the same way, but for t = 0, which is half
+    as likely. Raises ValueError as `random_clips` does, and when spec.clips is not 2.
+    """
+    if spec.clips != 2:
+        raise ValueError(f"interval pairs are two clips of a video, not {spec.clips}")
+    room = max(num_frames - spec.span, 0)
+    weight = np.ones(room + 1) if density == "uniform" else np.arange(room + 1, 0, -1.0)
+    interval = int(rng.choice(room + 1, p=weight / weight.sum()))
+    first = int(rng.integers(0, room - interval + 1))
+    starts = np.array([first, first + interval])
+    return _frames_from(rng.permutation(starts), num_frames, spec)
+
+
 Sampler = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
+
+# samplers of training clips and of evaluation clips, by the names of data.sampling and eval.sampling
+TRAIN_SAMPLERS: dict[str, Sampler] = {
+    "random": random_clips,
+    "segment": segment_clips,
+    "dense": dense_clips,
+    "interval_uniform": functools.partial(interval_pairs, density="uniform"),
+    "interval_decreasing": functools.partial(interval_pairs, density="decreasing"),
+}
+EVAL_SAMPLERS: dict[str, Sampler] = {
+    "uniform": lambda num_frames, spec, rng: uniform_clips(num_frames, spec),
+    "segment": lambda num_frames, spec, rng: segment_clips(num_frames, spec),
+    "dense": lambda num_frames, spec, rng: dense_clips(num_frames, spec),
+}
 
 
 def _frames_from(starts: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndarray:
@@ -77,9 +156,17 @@ def _frames_from(starts: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndar
 
     A video of 5 frames and a clip of 4 frames at stride 2: repeat_last 0 2 4 4, loop 0 2 4 1.
     """
+    _check(num_frames, spec.span, spec)
+    indices = starts[:, None].astype(np.int64) + np.arange(spec.frames, dtype=np.int64) * spec.stride
+    return _wrapped(indices, num_frames, spec)
+
+
+def _check(num_frames: int, needed: int, spec: ClipSpec) -> None:
     if num_frames < 1:
         raise ValueError(f"a video of {num_frames} frames has no clip")
-    if spec.policy == "error" and num_frames < spec.span:
-        raise ValueError(f"the video has {num_frames} frames, a clip spans {spec.span}")
-    indices = starts[:, None].astype(np.int64) + np.arange(spec.frames, dtype=np.int64) * spec.stride
+    if spec.policy == "error" and num_frames < needed:
+        raise ValueError(f"the video has {num_frames} frames, a clip spans {needed}")
+
+
+def _wrapped(indices: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndarray:
     return indices % num_frames if spec.policy == "loop" else np.minimum(indices, num_frames - 1)

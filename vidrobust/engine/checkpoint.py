@@ -6,33 +6,20 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
+from vidrobust.files import replacing
 from vidrobust.models.branch_norm import BRANCHES
 
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: `path` holds either what it held before or all that was written, whenever we are killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def write_atomic(path: Path, state: Any) -> None:

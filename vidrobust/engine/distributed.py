@@ -90,6 +90,15 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(total > 0)
 
 
+def union(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a bool tensor is set on any rank; the tensor stays where it is."""
+    if world() == 1:
+        return mask
+    total = mask.to(device, torch.uint8)
+    dist.all_reduce(total, dist.ReduceOp.MAX)
+    return total.bool().to(mask.device)
+
+
 def mean(x: Tensor) -> Tensor:
     """The mean of a detached tensor over ranks."""
     if world() == 1:

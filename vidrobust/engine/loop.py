@@ -17,7 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from vidrobust import config
-from vidrobust.data import Batch, Record, TrainBatches, build_records, loader, records_sha, train_dataset
+from vidrobust.data import (
+    Batch,
+    Failure,
+    Record,
+    TrainBatches,
+    build_records,
+    loader,
+    records_sha,
+    require_labels,
+    train_dataset,
+    worker_deaths,
+)
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import Metrics, duration, log, start_logging, to_file
 from vidrobust.engine.optim import build_optimizer, learning_rate
@@ -25,7 +36,7 @@ from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.errors import UserError
 from vidrobust.methods import Method, build_method
 from vidrobust.models import single_branch_state
-from vidrobust.views import apply_color
+from vidrobust.views import apply_draws, to_float
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
@@ -118,11 +129,13 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     forward = DistributedDataParallel(method) if distributed.world() > 1 else method
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
-    with _Progress(run, main) as progress:
+    bad = _BadVideos(run)
+    with _Progress(run, main) as progress, worker_deaths(dataset):
         for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
             progress.data_arrived()
-            if distributed.any_rank(bool(batch.failed or stopping), device):
-                _leave(run, step, batch, main)
+            bad.count(batch.replaced)
+            if distributed.any_rank(bool(batch.failed or stopping or bad.too_many), device):
+                _leave(run, step, batch, bad, main)
             views, ids, labels = _to_device(batch, device)
             rate = learning_rate(step, run.total, cfg.optim)
             for group in optimizer.param_groups:
@@ -134,17 +147,46 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
             _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
             optimizer.step()
-            progress.step_done(step, rate, parts, norm, batch.fallbacks)
+            progress.step_done(step, rate, parts, norm, len(batch.replaced), bad.number)
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
 
 
-def _leave(run: _Run, step: int, batch: Batch, main: bool) -> NoReturn:
+class _BadVideos:
+    """Which training videos were bad, on any rank; each is told once."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run, self.seen, self.last = run, torch.zeros(len(run.records), dtype=torch.bool), ""
+
+    @property
+    def number(self) -> int:
+        return int(self.seen.sum())
+
+    @property
+    def too_many(self) -> bool:
+        return self.number > self.run.cfg.train.max_bad * len(self.seen)
+
+    def count(self, replaced: list[Failure]) -> None:
+        new = {failure.index: failure for failure in replaced if not self.seen[failure.index]}
+        for failure in new.values():
+            self.last = failure.reason
+            log.warning(f"bad video, another takes its place: {failure.reason}")
+        if distributed.any_rank(bool(new), self.run.device):
+            self.seen[list(new)] = True
+            self.seen = distributed.union(self.seen, self.run.device)
+
+
+def _leave(run: _Run, step: int, batch: Batch, bad: _BadVideos, main: bool) -> NoReturn:
     """Save what `step` finished steps have reached, on all ranks at once, then say why the run stops."""
     where = run.save(step) if main and step > run.start else None
     distributed.barrier()
     if batch.failed:
-        raise UserError(f"{batch.failed[0].reason}; replace the file or take its line out of the training list")
+        raise UserError(f"{batch.failed[0].reason}; the videos that were to take its place are bad as well")
+    if bad.too_many:
+        raise UserError(
+            f"{bad.number} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g})"
+            f"{'; the last: ' if bad.last else ''}{bad.last}; python datasets/prepare.py scan finds them all"
+        )
     written = f"{where} is written, --resume goes on" if where else "nothing new to write"
     raise Stopped(f"after step {step} of {run.total}; {written}")
 
@@ -175,6 +217,8 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim)
+    if cfg.method.name == "supervised":
+        require_labels(records, "method.name=supervised")
     method = build_method(cfg, len(classes))
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
@@ -214,8 +258,8 @@ def _restore(run: _Run, path: Path) -> None:
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """views (B, V, C, T, H, W) float32 in [0, 1], ids (B,), labels (B,) on the device."""
-    clips = batch.clips.to(device)
-    views = apply_color(clips.flatten(0, 1).float() / 255, batch.color.flatten(0, 1)).view(clips.shape)
+    clips = to_float(batch.clips.to(device))
+    views = apply_draws(clips.flatten(0, 1), batch.draws.flatten(0, 1)).view(clips.shape)
     return views, batch.index.to(device), batch.labels.to(device)
 
 
@@ -249,7 +293,6 @@ class _Progress:
         silent = not (main and sys.stderr.isatty())
         self.bar = tqdm(total=run.total, initial=run.start, disable=silent, file=sys.stderr)
         self.began = self.clock = time.perf_counter()
-        self.warned = False
         self._clear()
 
     def __enter__(self) -> "_Progress":
@@ -261,37 +304,37 @@ class _Progress:
             self.metrics.close()
 
     def _clear(self) -> None:
-        self.steps, self.data_s, self.step_s, self.fallbacks = 0, 0.0, 0.0, 0
+        self.steps, self.data_s, self.step_s, self.replaced = 0, 0.0, 0.0, 0
 
     def data_arrived(self) -> None:
         self.data_s += time.perf_counter() - self.clock
 
-    def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, fallbacks: int) -> None:
+    def step_done(
+        self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, replaced: int, bad: int
+    ) -> None:
         """Count a step; every `train.log_every` steps, and after the last one, write a row.
 
-        Losses are the step's, mean over ranks; times are means, and fallbacks the sum over ranks, since the last row.
+        Losses are the step's, mean over ranks; times are means, and `replaced` the sum over ranks, since the last row.
+        replaced: samples of the step whose place another took; bad: videos that were bad so far, on any rank.
         """
         done, total, now = step + 1, self.run.total, time.perf_counter()
         self.step_s, self.clock = self.step_s + now - self.clock, now
-        self.steps, self.fallbacks = self.steps + 1, self.fallbacks + fallbacks
+        self.steps, self.replaced = self.steps + 1, self.replaced + replaced
         self.bar.update()
         if done % self.run.cfg.train.log_every and done < total:
             return
         values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
-        fallen = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.fallbacks))))
+        all_replaced = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.replaced))))
         data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
         self._clear()
         if self.metrics is None:
             return
-        if fallen and not self.warned:
-            log.warning("decord cannot read some of the videos, PyAV does; metrics.jsonl counts them as fallbacks")
-            self.warned = True
         on_gpu = self.run.device.type == "cuda"
         row: dict[str, Any] = {
             "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
             "grad_norm": float(norm), "data_s": data_s, "step_s": step_s,
             "mem_gb": torch.cuda.max_memory_allocated(self.run.device) / 2**30 if on_gpu else 0.0,
-            "fallbacks": round(fallen),
+            "replaced": round(all_replaced), "bad_videos": bad,
         }  # fmt: skip
         self.metrics.write(row)
         left_s = (now - self.began) / (done - self.run.start) * (total - done)

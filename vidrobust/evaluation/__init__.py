@@ -1,6 +1,6 @@
 """A checkpoint becomes numbers."""
 
-from vidrobust.evaluation.evaluate import evaluate, load_method
+from vidrobust.evaluation.evaluate import build_lists, evaluate, load_method
 from vidrobust.evaluation.features import write_features
 from vidrobust.evaluation.knn import knn_scores
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
@@ -9,6 +9,6 @@ from vidrobust.evaluation.robust import evaluate_robust, robust_curve
 from vidrobust.evaluation.statistics import wilson
 
 __all__ = [
-    "Features", "evaluate", "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
+    "Features", "build_lists", "evaluate", "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
     "load_method", "robust_curve", "wilson", "write_features",
 ]  # fmt: skip

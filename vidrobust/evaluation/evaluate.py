@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.attacks import ThreatModel
-from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.data import Record, build_records, eval_dataset, records_sha, require_labels, shared_sources
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
@@ -20,6 +20,7 @@ from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import Row, evaluate_robust, robust_curve
+from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model
 
@@ -47,8 +48,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     did not decode.
     """
     device = distributed.start(cfg.device)
-    train, classes = build_records(cfg.data, "train")
-    test, _ = build_records(cfg.data, "test")
+    train, test, classes = build_lists(cfg.data)
     identity = _identity(cfg, state, train, test)
     seed_everything(cfg.seed, cfg.deterministic)
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
@@ -68,6 +68,27 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             f"as wrong in {done}; the first: {summary['failed'][0]}"
         )
     return summary
+
+
+def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
+    """(training records, test records, classes) that an evaluation may use; warns of what makes its numbers doubtful.
+
+    Raises UserError when labels are missing.
+    """
+    train, classes = build_records(cfg, "train")
+    test, _ = build_records(cfg, "test")
+    for records, what in ((train, "kNN and the probe (eval.enabled=false does without)"), (test, "evaluation")):
+        require_labels(records, what)
+    leaked = shared_sources(train, test)
+    if leaked:
+        log.warning(
+            f"{len(leaked)} of {len(test)} test videos share their source with a training video, first {leaked[0]}: "
+            "accuracies will be too high"
+        )
+    absent = sorted({record.label for record in test} - {record.label for record in train})
+    if absent:
+        log.warning(f"no training video of {len(absent)} test classes, first {classes[absent[0]]}")
+    return train, test, classes
 
 
 def _measure(
@@ -109,7 +130,8 @@ def _features(
         log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
         kept = [
             [asdict(found) for found in extract(
-                [model.backbone, random.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
+                [model.backbone, random.backbone],
+                eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
                 batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
             )]
             for records in (train, test)
@@ -140,16 +162,13 @@ def _summary(
 ) -> dict[str, Any]:
     curve = robust_curve(rows)
     failed = [failure.reason for failure in gallery.failed + found.asked.failed]
-    fallbacks = gallery.fallbacks + found.asked.fallbacks
     largest, clean = curve[-1], rows[:: len(curve)]  # one row a video
     warnings = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
     if failed:
         warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}")
-    if fallbacks:
-        warnings.append(f"decord cannot read {fallbacks} videos; PyAV did")
     return {
         "dataset": cfg.data.name,
-        "split": "test" if cfg.data.name in ("list", "folder") else f"test, fold {cfg.data.fold}",
+        "split": f"test, fold {cfg.data.fold}" if cfg.data.name in ("ucf101", "hmdb51", "motionshapes") else "test",
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
         "robust_acc": largest["robust_acc"],
@@ -168,7 +187,6 @@ def _summary(
             "k": min(cfg.eval.knn_k, gallery.features.shape[0] * cfg.eval.clips),
             "temperature": cfg.eval.knn_temperature,
         },
-        "fallbacks": fallbacks,
         "failed": failed,
         "warnings": warnings,
     }
@@ -179,7 +197,9 @@ def _identity(cfg: config.Config, state: dict[str, Any], train: list[Record], te
     asked = config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
     return {
         "checkpoint": f"step {state['step']}, weights {checkpoint.state_sha(state['model'])}",
-        "config_sha": config.config_sha(asked, ignore=("data.workers", "data.root", "eval.name", "eval.enabled")),
+        "config_sha": config.config_sha(
+            asked, ignore=("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.name", "eval.enabled")
+        ),
         "manifest_sha": records_sha(train + test),
     }
 
@@ -208,5 +228,5 @@ def _evenly(n: int, limit: int) -> list[int]:
 
 
 def _write(path: Path, text: str) -> None:
-    with checkpoint.replacing(path) as file:
+    with replacing(path) as file:
         file.write(text.encode())

@@ -13,6 +13,7 @@ from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
 from vidrobust.evaluation.evaluate import load_method
 from vidrobust.evaluation.predict import evaluation_mode, extract
+from vidrobust.files import replacing
 
 
 def write_features(
@@ -38,7 +39,7 @@ def write_features(
     model = method.model.to(device)
     with evaluation_mode(model, branch=cfg.eval.branch):
         (found,) = extract(
-            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips), device,
+            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
             batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split,
         )  # fmt: skip
     videos, clips, dim = found.features.shape
@@ -46,15 +47,15 @@ def write_features(
     features = found.features.mean(1) if per_video else found.features.flatten(0, 1)
     meta = {
         "dataset": cfg.data.name, "split": split, "fold": cfg.data.fold, "backbone": cfg.model.backbone,
-        "branch": cfg.eval.branch, "clips": clips, "frames": cfg.data.frames, "stride": cfg.data.stride,
+        "branch": cfg.eval.branch, "clips": clips, "sampling": cfg.eval.sampling,
+        "frames": cfg.data.frames, "stride": cfg.data.stride,
         "size": cfg.data.size, "per_video": per_video, "classes": classes, "step": state["step"],
         "weights_sha": checkpoint.state_sha(state["model"]), "manifest_sha": records_sha(records),
-        "fallbacks": found.fallbacks,
         "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
     }  # fmt: skip
     if path.is_file() and not overwrite and _meta(path) != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
-    with checkpoint.replacing(path) as file:
+    with replacing(path) as file:
         np.savez(
             file,
             features=features.numpy().astype(np.float32),

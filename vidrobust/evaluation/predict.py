@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vidrobust.data import Batch, ClipDataset, EvalBatches, Failure, loader
+from vidrobust.data import Batch, ClipDataset, EvalBatches, Failure, loader, worker_deaths
 from vidrobust.errors import UserError
 from vidrobust.models import use_branch
+from vidrobust.views import to_float
 
 
 @dataclass
 class Features:
     """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the records.
 
-    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not, and
-    `fallbacks` counts those that decord could not read and PyAV could.
+    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not.
     """
 
     features: Tensor
@@ -30,7 +30,6 @@ class Features:
     fps: Tensor
     uids: list[str]
     failed: list[Failure]
-    fallbacks: int = 0
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> "Features":
@@ -59,7 +58,7 @@ def evaluation_mode(*models: nn.Module, branch: str = "clean") -> Iterator[None]
 
 def to_clips(batch: Batch, device: torch.device) -> Tensor:
     """(B * K, 3, T, H, W) float32 in [0, 1] on the device."""
-    return batch.clips.to(device).flatten(0, 1).float() / 255
+    return to_float(batch.clips.to(device)).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -75,12 +74,13 @@ def extract(
     batches = EvalBatches(list(range(len(dataset))), videos)
     kept: list[list[Tensor]] = [[] for _ in models]
     meta: list[Batch] = []
-    for batch in tqdm(loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()):
-        meta.append(batch)
-        if len(batch.uids):
-            clips = to_clips(batch, device)
-            for model, rows in zip(models, kept, strict=True):
-                rows.append(model(clips).float().cpu().view(len(batch.uids), dataset.spec.clips, -1))
+    with worker_deaths(dataset):
+        for batch in tqdm(loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()):
+            meta.append(batch)
+            if len(batch.uids):
+                clips = to_clips(batch, device)
+                for model, rows in zip(models, kept, strict=True):
+                    rows.append(model(clips).float().cpu().view(len(batch.uids), dataset.spec.clips, -1))
     good = [batch for batch in meta if len(batch.uids)]
     failed = [failure for batch in meta for failure in batch.failed]
     if not good:
@@ -88,5 +88,4 @@ def extract(
         raise UserError(f"no video of the list decodes ({reason})")
     shared = {name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")}
     uids = [uid for batch in good for uid in batch.uids]
-    fallbacks = sum(batch.fallbacks for batch in meta)
-    return [Features(torch.cat(rows), uids=uids, failed=failed, fallbacks=fallbacks, **shared) for rows in kept]
+    return [Features(torch.cat(rows), uids=uids, failed=failed, **shared) for rows in kept]

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vidrobust.attacks import Loss, ThreatModel, contains, measure, pgd
-from vidrobust.data import Batch, ClipDataset, EvalBatches, loader
-from vidrobust.engine.checkpoint import replacing
+from vidrobust.data import Batch, ClipDataset, EvalBatches, loader, worker_deaths
 from vidrobust.evaluation.predict import to_clips
 from vidrobust.evaluation.statistics import wilson
+from vidrobust.files import replacing
 
 Predict = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def evaluate_robust(
     finished, rows = _finished(path, groups, dataset, len(threats))
     batches = EvalBatches(indices[finished * batch_size :], batch_size)
     bar = tqdm(total=len(groups), initial=finished, desc="attack", leave=False, disable=not sys.stderr.isatty())
-    with open(path, "a") as file:
+    with open(path, "a") as file, worker_deaths(dataset):
         for number, batch in enumerate(loader(dataset, batches, workers), finished):
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 

@@ -1,5 +1,5 @@
 """Clips become views."""
 
-from vidrobust.views.augment import AugmentSpec, apply_color, draw_view, take_view
+from vidrobust.views.augment import DRAW_COLUMNS, AugmentSpec, ViewDraw, apply_draws, draw_view, to_float
 
-__all__ = ["AugmentSpec", "apply_color", "draw_view", "take_view"]
+__all__ = ["DRAW_COLUMNS", "AugmentSpec", "ViewDraw", "apply_draws", "draw_view", "to_float"]

@@ -1,8 +1,8 @@
 """Augmentation: one draw a clip, shared by its frames.
 
-The geometric half (crop, resize, flip) runs in the loader's worker on uint8; the photometric half (jitter,
-gray, blur) runs on the device on float clips, from numbers that the worker drew. So a view is a pure function
-of the generator that drew it, wherever its halves run.
+The box of a view is cut out and resized in the loader's worker, on uint8; flip and everything photometric run on the
+device, on a whole batch of float clips, from numbers that the worker drew. So a view is a pure function of the
+generator that drew it, wherever its halves run, and of no other clip of its batch.
 """
 
 import math
@@ -12,17 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
+from torch.nn import functional as F
 
-# Columns of a colour draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), and the
-# standard deviation of the blur in pixels (0: none).
-COLOR_COLUMNS = 10
-_IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0)
+# Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), the standard
+# deviation of the blur in pixels (0: none), flip and solarise (0 or 1).
+DRAW_COLUMNS = 12
+_IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0)
+_LARGEST_SIGMA = 2.0
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A); `blur` is a probability."""
+    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A); `blur`, `solarize` are probabilities.
+
+    center: side of the box as a share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random.
+    """
 
     size: int = 112
     scale: tuple[float, float] = (0.2, 1.0)
@@ -32,76 +37,117 @@ class AugmentSpec:
     jitter_prob: float = 0.8
     gray: float = 0.2
     blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    center: bool = False  # evaluation: the centre crop, nothing drawn
+    blur_sigma: tuple[float, float] = (0.1, _LARGEST_SIGMA)
+    solarize: float = 0.0
+    center: float = 0.0
 
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """One draw: a box of the source in pixels, a flip, and the colour columns."""
+    """One draw: a box of the source in pixels, and the columns of what happens on the device."""
 
     top: int
     left: int
     height: int
     width: int
-    flip: bool
-    color: tuple[float, ...]
+    columns: tuple[float, ...] = _IDENTITY
 
 
 def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generator) -> ViewDraw:
     """Draw a view of frames of `height` x `width` pixels."""
     if spec.center:
-        side = min(height, width, spec.size)
-        return ViewDraw((height - side) // 2, (width - side) // 2, side, side, False, _IDENTITY)
-    top, left, h, w = _random_box(spec, height, width, rng)
-    flip = bool(rng.random() < spec.flip)
-    return ViewDraw(top, left, h, w, flip, _draw_color(spec, rng))
+        side = max(1, round(min(height, width) * min(spec.center, 1)))
+        return ViewDraw((height - side) // 2, (width - side) // 2, side, side)
+    box = _random_box(spec, height, width, rng)
+    flip = float(rng.random() < spec.flip)
+    return ViewDraw(*box, (*_draw_color(spec, rng), flip, float(rng.random() < spec.solarize)))
 
 
-def take_view(frames: np.ndarray, draw: ViewDraw, size: int) -> Tensor:
-    """Crop, resize and flip: (T, H, W, 3) uint8 -> (3, T, size, size) uint8."""
-    box = frames[:, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
-    clip = torch.from_numpy(np.ascontiguousarray(box)).permute(0, 3, 1, 2)
-    if clip.shape[-2:] != (size, size):
-        clip = tvf.resize(clip, [size, size], antialias=True)
-    if draw.flip:
-        clip = clip.flip(-1)
-    return clip.permute(1, 0, 2, 3).contiguous()
+def to_float(clips: Tensor) -> Tensor:
+    """What the loader gives, uint8 (..., T, H, W, 3) -> what models take, float32 (..., 3, T, H, W) in [0, 1]."""
+    return clips.movedim(-1, -4).float().div_(255).contiguous()
 
 
-def apply_color(clips: Tensor, draws: Tensor) -> Tensor:
-    """Jitter, gray and blur, one draw a clip: (B, 3, T, H, W) in [0, 1], (B, COLOR_COLUMNS) -> the same shape."""
+@torch.no_grad()
+def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
+    """Flip, jitter, gray, blur and solarise, one draw a clip, all clips at once.
+
+    clips: (B, 3, T, H, W) in [0, 1]; draws: (B, DRAW_COLUMNS), best on the CPU. Returns the same shape, in [0, 1].
+    Jitter's operations are torchvision's (contrast pulls towards a frame's own mean), in each clip's own order.
+    """
+    draws = draws.cpu()
     if bool((draws == draws.new_tensor(_IDENTITY)).all()):
         return clips
-    out = [_color_one(clip.transpose(0, 1), draw) for clip, draw in zip(clips, draws.tolist(), strict=True)]
-    return torch.stack(out).transpose(1, 2).contiguous()
+    clips = clips.clone()
+    order = draws[:, 4:8].long()
+    for position in range(4):
+        for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
+            factor = draws[:, operation]
+            _change(clips, (order[:, position] == operation) & (factor != _IDENTITY[operation]), change, factor)
+    gray, sigma, flip, solarize = draws[:, 8:].unbind(1)
+    _change(clips, gray > 0, lambda x, _: _gray(x).expand_as(x), gray)
+    _change(clips, sigma > 0, _blur, sigma)
+    _change(clips, solarize > 0, lambda x, _: torch.where(x >= 0.5, 1 - x, x), solarize)
+    _change(clips, flip > 0, lambda x, _: x.flip(-1), flip)
+    return clips
 
 
-_JITTER: tuple[Callable[[Tensor, float], Tensor], ...] = (
-    tvf.adjust_brightness,
-    tvf.adjust_contrast,
-    tvf.adjust_saturation,
-    tvf.adjust_hue,
-)
+def _change(clips: Tensor, which: Tensor, change: Callable[[Tensor, Tensor], Tensor], value: Tensor) -> None:
+    """clips[which] = change(clips[which], value[which]), value as (n, 1, 1, 1, 1)."""
+    if which.any():
+        at = which.nonzero().flatten().to(clips.device)
+        clips[at] = change(clips[at], value[which].to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1))
 
 
-def _color_one(frames: Tensor, draw: list[float]) -> Tensor:
-    """(T, 3, H, W) -> the same. Contrast is a frame's own, as in torchvision; its factor is the clip's."""
-    for step in draw[4:8]:
-        factor = draw[int(step)]
-        if factor != _IDENTITY[int(step)]:
-            frames = _JITTER[int(step)](frames, factor)
-    if draw[8]:
-        frames = tvf.rgb_to_grayscale(frames, num_output_channels=3)
-    if draw[9]:
-        # a kernel of three standard deviations a side, odd and no wider than the reflection allows
-        reach = min(max(1, math.ceil(3 * draw[9])), min(frames.shape[-2:]) - 1)
-        frames = tvf.gaussian_blur(frames, [2 * reach + 1] * 2, [draw[9]] * 2)
-    return frames.clamp(0, 1)
+def _gray(x: Tensor) -> Tensor:
+    r, g, b = x.split(1, dim=1)
+    return _LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b
+
+
+def _brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0, 1)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_gray(x).mean((1, 3, 4), keepdim=True), x, factor).clamp_(0, 1)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_gray(x), x, factor).clamp_(0, 1)
+
+
+def _hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` circles: RGB -> HSV -> RGB."""
+    r, g, b = x.split(1, dim=1)
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    safe = torch.where(chroma > 0, chroma, 1)
+    sector = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sector += 6 * shift
+    # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
+    k = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector).remainder_(6)
+    return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
+
+
+def _blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian of three of the largest standard deviations a side, less where the frame's reflection allows less."""
+    n, _, _, height, width = x.shape
+    reach = min(math.ceil(3 * _LARGEST_SIGMA), min(height, width) - 1)
+    at = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.softmax(-0.5 * (at / sigma.view(-1, 1)) ** 2, dim=1)
+    planes = x.flatten(1, 2).unsqueeze(1)  # (n, 1, 3 T, H, W): each clip is a group of one channel
+    planes = planes.transpose(0, 1)  # (1, n, 3 T, H, W)
+    planes = F.pad(planes, (reach, reach, reach, reach, 0, 0), mode="reflect")
+    planes = F.conv3d(planes, kernel.view(n, 1, 1, 1, -1), groups=n)
+    planes = F.conv3d(planes, kernel.view(n, 1, 1, -1, 1), groups=n)
+    return planes.view_as(x).clamp(0, 1)
 
 
 def _random_box(spec: AugmentSpec, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box of random area and aspect (Szegedy et al. 2015); after ten misses the largest central one."""
+    """A box (top, left, height, width) of random area and aspect (Szegedy et al. 2015).
+
+    After ten misses it is the largest central one.
+    """
     for _ in range(10):
         area = height * width * rng.uniform(*spec.scale)
         ratio = math.exp(rng.uniform(math.log(spec.ratio[0]), math.log(spec.ratio[1])))

@@ -1,0 +1,59 @@
+"""Prepare a data set: probe its files once, or re-encode them for training.
+
+    python datasets/prepare.py scan data.name=ucf101 data.root=/path/to/ucf101
+    python datasets/prepare.py resize data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_128
+
+scan writes <data.root>/manifest.jsonl, for data.manifest=FILE, and manifest.jsonl.bad.txt, files and reasons.
+"""
+
+import os
+from pathlib import Path
+
+from vidrobust import cli, config
+from vidrobust.data import Encoding, all_records, reencode, scan
+from vidrobust.data.reencode import CODECS
+from vidrobust.engine.log import log, start_logging
+from vidrobust.errors import UserError
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("command", choices=("scan", "resize"))
+    parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
+    parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (default: all cores)")
+    parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize 600)")
+    for name, default in (("short_side", 128), ("gop", 16), ("quality", 3)):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize ({default})")
+    parser.add_argument("--codec", choices=CODECS, default="mpeg4", help="resize (mpeg4)")
+    args = parser.parse_intermixed_args()
+    cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
+    if cli.print_config(args, cfg):
+        return
+    start_logging(None)
+    root = Path(cfg.data.root).expanduser()
+    records = all_records(cfg.data)
+    if args.command == "scan":
+        manifest = args.output or root / "manifest.jsonl"
+        rows = scan([r.path for r in records], root, manifest, workers=args.workers, timeout_s=args.timeout or 60)
+        wrong = [row for row in rows if row["reason"]]
+        for row in wrong[:20]:
+            log.warning(f"{row['path']}: {row['reason']}")
+        bad = sum(not row["frames"] for row in rows)
+        log.info(f"{len(rows)} files, {bad} bad, {len(wrong) - bad} damaged but used: {manifest} ({manifest}.bad.txt)")
+        return
+    if args.output is None:
+        raise UserError("resize needs --output FOLDER; the source is never changed")
+    encoding = Encoding(args.short_side, args.gop, args.codec, args.quality)
+    failed = reencode(records, root, args.output, encoding, workers=args.workers, timeout_s=args.timeout or 600)
+    for path, reason in failed[:20]:
+        log.warning(f"{path}: {reason}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} files were not re-encoded, the first: {failed[0][0]}; the rest is in {args.output}"
+        )
+    log.info(f"data.root={args.output} has every file, verified")
+
+
+if __name__ == "__main__":
+    cli.run(main)

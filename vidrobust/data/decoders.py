@@ -1,0 +1,332 @@
+"""The decoders: PyAV, decord, torchcodec, images, folders of frames, torchvision's data sets.
+
+All give the same upright frames. PyAV is the default: it opens a file four times faster than decord, decodes at the
+same speed, and fails where decord hangs (ANCHORS 3 A1). decord is imported where it is used, after torch (A4).
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
+TORCHVISION = "torchvision:"
+# A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
+# bookkeeping: MPEG-4 in AVI counts dropped frames.
+_TRUNCATED = 0.9
+# Seek when at least so many frames need not be decoded for it; flushing a decoder costs about as much.
+_WORTH_A_SEEK = 8
+# decord 0.6 guesses the number of channels from the padded length of a row and takes it for 4 at these widths, of all
+# from 8 to 420 pixels (its issue 336); it then refuses to copy the frame.
+_DECORD_MISCOUNTS = {8, 12, 16, 24, 48, 72}
+
+
+class DecodeError(RuntimeError):
+    """A file that cannot be decoded. The message names the file and the reason, in one line."""
+
+
+class Video(Protocol):
+    """An open file. `num_frames` counts the frames that are in the file, not what its header claims; 0 fps: none."""
+
+    backend: str
+    num_frames: int
+    fps: float
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Sorted, unique indices (T,) in [0, num_frames) -> T frames (H, W, 3) uint8 RGB, in that order."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def one_line(error: Exception) -> str:
+    """What a native error says, in one line without source positions."""
+    if isinstance(error, av.error.FFmpegError):
+        return f"not a video file, or cut short ({error.strerror})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return reason.split("Check failed: ")[-1].split(": ", 1)[-1] if "/workspace/" in reason else reason
+
+
+def _check_count(path: str, present: int, declared: int) -> int:
+    if present == 0:
+        raise DecodeError(f"{path}: cut short: no frame is left in it")
+    if present < _TRUNCATED * declared:
+        raise DecodeError(f"{path}: cut short: its header declares {declared} frames, {present} are left")
+    return present
+
+
+class PyAV:
+    """A frame's number is its rank in the order in which the decoder shows frames, counted from the first.
+
+    Counting from the first frame is exact for every file. A seek skips frames where the container's time stamps are
+    in order and every frame after the seek carries the one that its number has; if one does not, counting begins anew.
+    """
+
+    backend = "pyav"
+
+    def __init__(self, path: str, frames: int = 0) -> None:
+        self.path = path
+        self.container = av.open(path)
+        if not self.container.streams.video:
+            raise DecodeError(f"{path}: holds no video stream")
+        stream = self.container.streams.video[0]
+        codec = stream.codec_context
+        if codec is None or codec.width < 1 or codec.height < 1:
+            raise DecodeError(f"{path}: not a video file, or cut short (no frame size in its header)")
+        stream.thread_type, codec.thread_count = "NONE", 1  # parallelism comes from the loader's workers
+        self.fps = float(stream.average_rate or 0)
+        self.in_order = not codec.has_b_frames
+        self.num_frames = frames or _check_count(path, len(stream.index_entries) or len(self._packets), stream.frames)
+        self.size: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        self.container.close()
+
+    @functools.cached_property
+    def _packets(self) -> list[tuple[int | None, bool]]:
+        """(presentation time, whether it is a key frame) of each packet that holds something, in the file's order."""
+        with av.open(self.path) as container:
+            stream = container.streams.video[0]
+            return [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+
+    @functools.cached_property
+    def _timeline(self) -> tuple[list[int], list[int]] | None:
+        """(time stamp of each frame, numbers of key frames), or None where time stamps are no guide.
+
+        AVI has no presentation times: where frames are reordered, what FFmpeg guesses for them is wrong.
+        """
+        stream, avi = self.container.streams.video[0], self.container.format.name == "avi"
+        if not self.in_order and avi:
+            return None
+        entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in stream.index_entries]
+        if not (self.in_order and entries):
+            entries = self._packets
+        stamps = sorted(stamp for stamp, _ in entries if stamp is not None)
+        if len(set(stamps)) < len(entries) or (avi and stamps != [stamp for stamp, _ in entries]):
+            return None
+        rank = {stamp: number for number, stamp in enumerate(stamps)}
+        return stamps, sorted(rank[stamp] for stamp, key in entries if key)
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        wanted = indices.tolist()
+        done = 0
+        if wanted[-1] >= _WORTH_A_SEEK and self._timeline is not None:
+            for frame in self._after_seeks(wanted):
+                done += 1
+                yield self._upright(frame)
+        if done < len(wanted):
+            self.container.seek(0)
+            for frame in self._counted(wanted[done:]):
+                yield self._upright(frame)
+
+    def _counted(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
+        """Decode from the first frame on and count."""
+        left = iter(wanted)
+        following = next(left)
+        for number, frame in enumerate(self.container.decode(self.container.streams.video[0])):
+            if number == following:
+                yield frame
+                if (following := next(left, -1)) < 0:
+                    return
+
+    def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
+        """The frames up to the first that is not where its time stamp says; seeks where that saves decoding."""
+        assert self._timeline is not None
+        stamps, keys = self._timeline
+        stream = self.container.streams.video[0]
+        rank = {stamp: number for number, stamp in enumerate(stamps)}
+        position, decoded = 0, self.container.decode(stream)
+        for number in wanted:
+            key = max((k for k in keys if k <= number), default=0)
+            fresh = key >= position + _WORTH_A_SEEK
+            if fresh:
+                self.container.seek(stamps[key], stream=stream)
+                decoded = self.container.decode(stream)
+            while True:
+                frame = next(decoded, None)
+                if frame is None or frame.pts not in rank or frame.is_corrupt:
+                    return
+                at = rank[frame.pts]
+                if at > number or not (fresh or at == position):
+                    return
+                position, fresh = at + 1, False
+                if at == number:
+                    break
+            yield frame
+
+    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+        """RGB, turned as the file says, all frames of the size of the first."""
+        self.size = self.size or (frame.height, frame.width)
+        height, width = self.size
+        if deep := re.fullmatch(r"(yuvj?4\d\dp)1[0-6](le|be)", frame.format.name):
+            # first to 8 bits: FFmpeg's direct way blurs the colours, and is three grey levels off
+            frame = frame.reformat(format=deep[1], threads=1)
+        pixels = frame.to_ndarray(format="rgb24", height=height, width=width, threads=1)
+        return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+
+
+class Decord:
+    """One thread a reader: parallelism comes from the loader's workers (ANCHORS 3 A9)."""
+
+    backend = "decord"
+
+    def __init__(self, path: str, frames: int = 0) -> None:
+        import decord
+
+        decord.logging.set_level(decord.logging.FATAL)
+        self.path = path
+        self.reader = decord.VideoReader(path, num_threads=1)
+        self.fps = float(self.reader.get_avg_fps())
+        if frames:
+            self.num_frames = min(frames, len(self.reader))
+        else:
+            with av.open(path) as container:
+                self.num_frames = _check_count(path, len(self.reader), container.streams.video[0].frames)
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        import decord
+
+        try:
+            return iter(self.reader.get_batch(indices).asnumpy())
+        except decord.DECORDError as error:
+            width = self.reader[0].shape[1] if "channel" in str(error) else 0
+            if width in _DECORD_MISCOUNTS:
+                raise DecodeError(f"{self.path}: decord cannot read frames {width} pixels wide; use PyAV") from None
+            raise
+
+    def close(self) -> None:
+        self.reader.seek(0)  # lets go of the frames it has buffered (its issue 197)
+        del self.reader
+
+
+class TorchCodec:
+    """Needs the `torchcodec` of this torch, and an FFmpeg that it finds."""
+
+    backend = "torchcodec"
+
+    def __init__(self, path: str, frames: int = 0) -> None:
+        try:
+            from torchcodec.decoders import VideoDecoder
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DecodeError(
+                f"{path}: torchcodec does not import ({one_line(error)}); install it and FFmpeg, or set data.backend"
+            ) from None
+        with av.open(path) as container:
+            if container.format.name == "avi" and container.streams.video[0].codec_context.has_b_frames:
+                raise DecodeError(f"{path}: torchcodec takes the frames of such an AVI in a wrong order; use PyAV")
+        self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        self.fps = float(self.decoder.metadata.average_fps or 0)
+        declared = self.decoder.metadata.num_frames_from_header or 0
+        self.num_frames = min(frames, len(self.decoder)) if frames else _check_count(path, len(self.decoder), declared)
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        return iter(self.decoder.get_frames_at(indices.tolist()).data.numpy())
+
+    def close(self) -> None:
+        del self.decoder
+
+
+class Image:
+    """One frame."""
+
+    backend, num_frames, fps = "image", 1, 0.0
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        yield _read_image(self.path)
+
+    def close(self) -> None:
+        pass
+
+
+class FrameFolder:
+    """The images of a folder in the order of the numbers in their names; all of the size of the first one asked for."""
+
+    backend, fps = "frames", 0.0
+
+    def __init__(self, path: str, frames: int = 0) -> None:
+        self.files = frame_files(Path(path))
+        self.num_frames = frames or len(self.files)
+        if len(self.files) < max(self.num_frames, 1):
+            raise DecodeError(f"{path}: the folder holds {len(self.files)} images of {self.num_frames or 1}")
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        shape = None
+        for number in indices:
+            frame = _read_image(str(self.files[number]))
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                raise DecodeError(
+                    f"{self.files[number]}: its size {frame.shape[:2]} is not that of the clip {shape[:2]}"
+                )
+            yield frame
+
+    def close(self) -> None:
+        pass
+
+
+class TorchvisionImage:
+    """Image `number` of a torchvision data set: "torchvision:CIFAR10:<split>:<number>:<root>"."""
+
+    backend, num_frames, fps = "image", 1, 0.0
+
+    def __init__(self, path: str) -> None:
+        _, name, split, number, root = path.split(":", 4)
+        self.image = torchvision_dataset(name, split, root)[int(number)][0]
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        yield np.asarray(self.image.convert("RGB"))
+
+    def close(self) -> None:
+        pass
+
+
+@functools.lru_cache(maxsize=4)
+def torchvision_dataset(name: str, split: str, root: str) -> Any:
+    """Data set `name` of torchvision.datasets, opened once a process; nothing is downloaded.
+
+    split: "train" or "test"; what the data set calls it is found. Raises ValueError when it has no such split.
+    """
+    import inspect
+
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    parameters = inspect.signature(kind).parameters
+    if "train" in parameters:
+        return kind(root, train=split == "train")
+    if "split" not in parameters:
+        raise ValueError(f"torchvision's {name} has no training and test lists")
+    problem: ValueError | None = None
+    for called in ("train",) if split == "train" else ("test", "val", "valid"):
+        try:
+            return kind(root, split=called)
+        except ValueError as error:
+            problem = problem or error
+    raise ValueError(f"torchvision's {name}: {problem}")
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The images of a folder, `img_2.jpg` before `img_10.jpg`."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+
+
+def _read_image(path: str) -> np.ndarray:
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        with Pillow.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise DecodeError(f"{path}: no such file") from None
+    except Exception as error:
+        raise DecodeError(f"{path}: not an image, or cut short ({one_line(error)})") from None

@@ -1,0 +1,220 @@
+"""Probe every file once; a manifest says what is in it.
+
+A manifest is a text file. Its first line is {"format": 1, "sha": ...}, the hash of what follows; then a line a file:
+
+    {"path": "a/v.avi", "frames": 120, "fps": 25.0, "width": 320, "height": 240, "rotation": 0, "backend": "pyav",
+     "reason": "", "bytes": 81234, "mtime_ns": ...}
+
+`frames` counts what decodes from the first frame on, 0 is a bad file; `reason` is why it is bad, or what is wrong with
+a file that is used as far as it goes. Paths are relative to the data set's root where they lie in it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from vidrobust.data.child import ChildDied, in_children
+from vidrobust.data.decode import open_video
+from vidrobust.data.decoders import IMAGE_SUFFIXES, TORCHVISION, DecodeError, frame_files, one_line
+from vidrobust.data.records import Record
+from vidrobust.errors import UserError
+from vidrobust.files import replacing
+
+Row = dict[str, Any]
+_WRITE_EVERY_S = 30.0
+
+
+def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, timeout_s: float = 60) -> list[Row]:
+    """Probe `paths` and write `manifest`, and `<manifest>.bad.txt` with the files that have a reason; returns the rows.
+
+    Files of an earlier manifest that have kept size and time are not read again. Each probe runs in a child process,
+    which is killed after timeout_s: its file is bad. A scan that is interrupted writes what it has, and goes on.
+    """
+    found = {_key(path, root): path for path in sorted(set(paths)) if not path.startswith(TORCHVISION)}
+    if not found:
+        raise UserError("nothing to scan: torchvision's data sets are arrays in memory")
+    rows = {
+        key: row for key, row in _earlier(manifest).items() if key in found and _stamp(found[key]) == _stamp_of(row)
+    }
+    fresh = [key for key in found if key not in rows]
+    tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
+    written = time.monotonic()
+    bar = tqdm(total=len(found), initial=len(rows), desc="scan", unit="file")
+    try:
+        for key, answer in in_children(lambda key: probe(found[key]), fresh, workers, timeout_s):
+            row = _bad(str(answer)) if isinstance(answer, ChildDied) else answer
+            size, mtime_ns = _stamp(found[key])
+            rows[key] = {"path": key, **row, "bytes": size, "mtime_ns": mtime_ns}
+            bar.update()
+            if time.monotonic() - written > _WRITE_EVERY_S:
+                _write(manifest, rows)
+                written = time.monotonic()
+    finally:
+        bar.close()
+        _write(manifest, rows)
+    return [rows[key] for key in found]
+
+
+def probe(path: str) -> Row:
+    """What is in a file: decodes all of it. May hang or crash: `scan` calls it in a child."""
+    try:
+        if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
+            return _probe_images(path)
+        row = _probe_video(path)
+        return row if row["frames"] else _probe_with("decord", path) or row
+    except Exception as error:
+        return _bad(str(error) if isinstance(error, DecodeError) else one_line(error))
+
+
+def _probe_video(path: str) -> Row:
+    """Every frame by PyAV, up to the first that does not decode."""
+    with open_video(path, frames=1):  # refuses what is no video, in the words that a run uses
+        pass
+    count, corrupt, first, reason = 0, 0, None, ""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        fps, declared = float(stream.average_rate or 0), stream.frames
+        try:
+            for frame in container.decode(stream):
+                first = first or (frame.width, frame.height, round(frame.rotation))
+                count, corrupt = count + 1, corrupt + bool(frame.is_corrupt)
+        except av.error.FFmpegError as error:
+            reason = f"decodes up to frame {count} of {declared or '?'} ({error.strerror})"
+    if first is None:
+        return _bad(reason or "no frame decodes")
+    if not reason and corrupt:
+        reason = f"{corrupt} of {count} frames are damaged"
+    if not reason and count < 0.9 * declared:
+        reason = f"cut short: its header declares {declared} frames, {count} are left"
+    width, height, rotation = first
+    return _row(count, fps, width, height, rotation, "pyav", reason)
+
+
+def _probe_with(backend: str, path: str) -> Row | None:
+    """What another decoder makes of a file of which PyAV makes nothing."""
+    try:
+        with open_video(path, backend=backend) as video:
+            count, shape = 0, (0, 0)
+            for frame in video.frames(np.arange(video.num_frames)):
+                count, shape = count + 1, frame.shape[:2]
+            return _row(count, video.fps, shape[1], shape[0], 0, backend, "") if count else None
+    except DecodeError:
+        return None
+
+
+def _probe_images(path: str) -> Row:
+    files = frame_files(Path(path)) if Path(path).is_dir() else [Path(path)]
+    shape, count, reason = None, 0, ""
+    for file in files:
+        try:
+            frame = _only_frame(str(file))
+        except DecodeError as error:
+            reason = str(error)
+            break
+        shape = shape or frame
+        if frame != shape:
+            reason = f"{file.name} is {frame[1]} x {frame[0]}, the first image {shape[1]} x {shape[0]}"
+            break
+        count += 1
+    if shape is None:
+        return _bad(reason or "the folder holds no image")
+    return _row(count, 0.0, shape[1], shape[0], 0, "auto", reason)
+
+
+def _only_frame(path: str) -> tuple[int, int]:
+    with open_video(path) as video:
+        height, width = next(iter(video.frames(np.array([0])))).shape[:2]
+        return height, width
+
+
+def _row(frames: int, fps: float, width: int, height: int, rotation: int, backend: str, reason: str) -> Row:
+    return {"frames": frames, "fps": round(fps, 3), "width": width, "height": height, "rotation": rotation,
+            "backend": backend, "reason": reason}  # fmt: skip
+
+
+def _bad(reason: str) -> Row:
+    return _row(0, 0.0, 0, 0, 0, "", reason)
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Row], str]:
+    """(rows by path, hash). Raises UserError for a file that is no manifest, or whose rows do not have its hash."""
+    if not path.is_file():
+        raise UserError(f"no manifest {path}; python datasets/prepare.py scan makes one, data.manifest= does without")
+    try:
+        head, *lines = path.read_text().splitlines()
+        sha, form = json.loads(head)["sha"], json.loads(head)["format"]
+        rows = {row["path"]: row for row in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a manifest; python datasets/prepare.py scan makes one") from None
+    if form != 1 or sha != _sha(rows):
+        raise UserError(f"{path} was changed or cut after its scan (its hash does not fit); scan again")
+    return rows, sha
+
+
+def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Record]:
+    """The records with what the manifest knows of their files.
+
+    Raises UserError when one is not in it, or has another size than it had: the manifest is of other data.
+    """
+    rows, _ = read_manifest(manifest)
+    known = []
+    for record in records:
+        row = rows.get(_key(record.path, root))
+        if row is None:
+            raise UserError(f"{manifest} does not know {record.uid}; scan again, with the same data.name and data.root")
+        if not row["frames"]:
+            known.append(dataclasses.replace(record, bad=row["reason"]))
+            continue
+        if _stamp(record.path)[0] != row["bytes"]:
+            raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
+        if record.frames > row["frames"]:
+            bad = f"{record.frames} frames are listed, {row['frames']} decode"
+            known.append(dataclasses.replace(record, bad=bad))
+            continue
+        known.append(dataclasses.replace(record, frames=record.frames or row["frames"], backend=row["backend"]))
+    return known
+
+
+def _earlier(manifest: Path) -> dict[str, Row]:
+    return read_manifest(manifest)[0] if manifest.exists() else {}
+
+
+def _write(manifest: Path, rows: dict[str, Row]) -> None:
+    rows = dict(sorted(rows.items()))
+    with replacing(manifest) as file:
+        file.write((json.dumps({"format": 1, "sha": _sha(rows)}) + "\n").encode())
+        file.write("".join(json.dumps(row) + "\n" for row in rows.values()).encode())
+    wrong = [row for row in rows.values() if row["reason"]]
+    with replacing(manifest.with_name(manifest.name + ".bad.txt")) as file:
+        file.write("".join(f"{row['path']}\t{row['frames']} frames\t{row['reason']}\n" for row in wrong).encode())
+
+
+def _sha(rows: dict[str, Row]) -> str:
+    """Of what the files hold, not of when they were written."""
+    lines = (json.dumps({k: v for k, v in row.items() if k != "mtime_ns"}) for _, row in sorted(rows.items()))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _key(path: str, root: Path) -> str:
+    inside = os.path.relpath(path, root)
+    return os.path.abspath(path) if inside.startswith("..") else Path(inside).as_posix()
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """(bytes, or entries of a folder; time of the last change)."""
+    status = os.stat(path)
+    return (len(os.listdir(path)) if os.path.isdir(path) else status.st_size), status.st_mtime_ns
+
+
+def _stamp_of(row: Row) -> tuple[int, int]:
+    return row["bytes"], row["mtime_ns"]
