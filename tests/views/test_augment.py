@@ -3,26 +3,44 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
-from vidrobust.views import AugmentSpec, apply_color, draw_view, take_view
+from vidrobust.views import AugmentSpec, apply_draws, draw_view, to_float
+
+_STILL = [1.0, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0, 0]
 
 
 def _draws(spec, n, seed=0):
     rng = np.random.default_rng(seed)
-    return torch.tensor([draw_view(spec, 40, 50, rng).color for _ in range(n)])
+    return torch.tensor([draw_view(spec, 40, 50, rng).columns for _ in range(n)])
 
 
-def test_one_draw_is_shared_by_all_frames():
+@pytest.mark.parametrize("frames", [1, 5])
+def test_one_draw_is_shared_by_all_frames(frames):
     """A still video stays still: every frame of a view is the same picture."""
-    rng = np.random.default_rng()
-    frames = np.repeat(rng.integers(0, 256, (1, 40, 50, 3), np.uint8), 5, axis=0)
-    spec = AugmentSpec(size=24)
-    for _ in range(20):
-        draw = draw_view(spec, 40, 50, rng)
-        clip = take_view(frames, draw, 24)
-        assert clip.shape == (3, 5, 24, 24) and clip.dtype == torch.uint8
-        out = apply_color(clip[None].float() / 255, torch.tensor([draw.color]))
-        assert torch.equal(out[:, :, :1].expand_as(out), out)
-        assert out.min() >= 0 and out.max() <= 1
+    x = torch.rand(30, 3, 1, 24, 24).expand(-1, -1, frames, -1, -1)
+    out = apply_draws(x, _draws(AugmentSpec(solarize=0.3), 30))
+    assert torch.allclose(out[:, :, :1].expand_as(out), out, atol=1e-6)
+    assert out.min() >= 0 and out.max() <= 1 and not torch.equal(out, x)
+
+
+def test_a_clip_does_not_depend_on_its_batch():
+    x, draws = torch.rand(12, 3, 2, 16, 16), _draws(AugmentSpec(solarize=0.3), 12)
+    whole = apply_draws(x, draws)
+    for i in range(12):
+        assert torch.allclose(apply_draws(x[i : i + 1], draws[i : i + 1])[0], whole[i], atol=1e-6)
+
+
+def test_the_input_is_left_as_it_was():
+    x = torch.rand(4, 3, 2, 16, 16)
+    before = x.clone()
+    apply_draws(x, _draws(AugmentSpec(jitter_prob=1.0), 4))
+    assert torch.equal(x, before)
+
+
+def test_to_float_is_what_models_take():
+    frames = torch.randint(0, 256, (2, 3, 4, 5, 6, 3), dtype=torch.uint8)
+    x = to_float(frames)
+    assert x.shape == (2, 3, 3, 4, 5, 6) and x.dtype == torch.float32 and x.is_contiguous()
+    assert torch.equal(x[1, 2, 0, 3], frames[1, 2, 3, :, :, 0].float() / 255)
 
 
 def test_boxes_stay_inside_and_have_the_area_asked_for():
@@ -42,34 +60,49 @@ def test_a_box_that_never_fits_falls_back_to_the_centre():
 def test_the_centre_view_draws_nothing():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    draw = draw_view(AugmentSpec(size=24, center=True), 40, 50, rng)
-    assert (draw.top, draw.left, draw.height, draw.width, draw.flip) == (8, 13, 24, 24, False)
+    draw = draw_view(AugmentSpec(size=24, center=0.6), 40, 50, rng)
+    assert (draw.top, draw.left, draw.height, draw.width) == (8, 13, 24, 24)
     assert rng.bit_generator.state == before
-    frames = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(1, 40, 50, 3)
-    clip = take_view(frames, draw, 24)
-    assert np.array_equal(clip[:, 0].permute(1, 2, 0).numpy(), frames[0, 8:32, 13:37])
-    x = clip[None].float() / 255
-    assert apply_color(x, torch.tensor([draw.color])) is x
+    x = torch.rand(1, 3, 2, 24, 24)
+    assert apply_draws(x, torch.tensor([draw.columns])) is x
 
 
-def test_flip_mirrors_the_width():
-    frames = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
-    spec = AugmentSpec(size=24, scale=(1, 1), ratio=(1, 1), flip=1.0)
-    clip = take_view(frames, draw_view(spec, 24, 24, np.random.default_rng(0)), 24)
-    assert np.array_equal(clip.permute(1, 2, 3, 0).numpy(), frames[:, :, ::-1])
+def test_flip_mirrors_the_width_and_solarise_inverts_what_is_bright():
+    x = torch.rand(2, 3, 2, 8, 8)
+    draws = torch.tensor([_STILL, _STILL])
+    draws[0, 10], draws[1, 11] = 1, 1
+    out = apply_draws(x, draws)
+    assert torch.equal(out[0], x[0].flip(-1))
+    assert torch.equal(out[1], torch.where(x[1] >= 0.5, 1 - x[1], x[1]))
 
 
 def test_colours_are_torchvisions_one_clip_at_a_time():
-    spec, x = AugmentSpec(jitter_prob=1.0, gray=0.5, blur=0.0), torch.rand(6, 3, 2, 8, 8)
+    spec, x = AugmentSpec(flip=0.0, jitter_prob=1.0, gray=0.5, blur=0.0), torch.rand(6, 3, 2, 8, 8)
     draws = _draws(spec, 6)
-    for clip, draw, out in zip(x, draws.tolist(), apply_color(x, draws), strict=True):
+    for clip, draw, out in zip(x, draws.tolist(), apply_draws(x, draws), strict=True):
         for t in range(2):
             frame = clip[:, t]
             ops = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue)
             for which in draw[4:8]:
                 frame = ops[int(which)](frame, draw[int(which)])
             frame = tvf.rgb_to_grayscale(frame, 3) if draw[8] else frame
-            assert torch.allclose(out[:, t], frame, atol=1e-6)
+            assert torch.allclose(out[:, t], frame, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.1, 0.3, 0.5])
+def test_hue_is_exact_for_grays_and_pure_colours(shift):
+    x = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0, 0, 0], [1, 1, 0]]).T.view(1, 3, 1, 1, 6)
+    draws = torch.tensor([_STILL])
+    draws[0, 3] = shift
+    expected = tvf.adjust_hue(x[:, :, 0], shift)
+    assert torch.allclose(apply_draws(x, draws)[:, :, 0], expected, atol=1e-5)
+
+
+def test_blur_is_torchvisions():
+    x, draws = torch.rand(1, 3, 2, 40, 30), torch.tensor([_STILL])
+    draws[0, 9] = 1.3
+    expected = tvf.gaussian_blur(x[0].transpose(0, 1), [13, 13], [1.3, 1.3]).transpose(0, 1)
+    assert torch.allclose(apply_draws(x, draws)[0], expected, atol=1e-5)
 
 
 def test_probabilities_are_those_asked_for():
@@ -83,7 +116,8 @@ def test_probabilities_are_those_asked_for():
 @pytest.mark.parametrize("size", [3, 8, 40])
 def test_blur_keeps_the_mean_of_a_flat_clip_at_any_size(size):
     flat = torch.full((1, 3, 1, size, size), 0.25)
-    draw = torch.tensor([[1.0, 1, 1, 0, 0, 1, 2, 3, 0, 2.0]])
-    assert torch.allclose(apply_color(flat, draw), flat, atol=1e-5)
+    draw = torch.tensor([_STILL])
+    draw[0, 9] = 2.0
+    assert torch.allclose(apply_draws(flat, draw), flat, atol=1e-5)
     noise = torch.rand(1, 3, 1, size, size)
-    assert apply_color(noise, draw).std() < noise.std()
+    assert apply_draws(noise, draw).std() < noise.std()

@@ -179,25 +179,19 @@ class Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        self.path = path
+        with av.open(path) as container:  # refuses what is no video, at which decord may hang
+            if not container.streams.video:
+                raise DecodeError(f"{path}: holds no video stream")
+            stream = container.streams.video[0]
+            declared, width = stream.frames, stream.codec_context.width
+        if width in _DECORD_MISCOUNTS:
+            raise DecodeError(f"{path}: decord cannot read frames {width} pixels wide; use PyAV")
         self.reader = decord.VideoReader(path, num_threads=1)
         self.fps = float(self.reader.get_avg_fps())
-        if frames:
-            self.num_frames = min(frames, len(self.reader))
-        else:
-            with av.open(path) as container:
-                self.num_frames = _check_count(path, len(self.reader), container.streams.video[0].frames)
+        self.num_frames = min(frames, len(self.reader)) if frames else _check_count(path, len(self.reader), declared)
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        import decord
-
-        try:
-            return iter(self.reader.get_batch(indices).asnumpy())
-        except decord.DECORDError as error:
-            width = self.reader[0].shape[1] if "channel" in str(error) else 0
-            if width in _DECORD_MISCOUNTS:
-                raise DecodeError(f"{self.path}: decord cannot read frames {width} pixels wide; use PyAV") from None
-            raise
+        return iter(self.reader.get_batch(indices).asnumpy())
 
     def close(self) -> None:
         self.reader.seek(0)  # lets go of the frames it has buffered (its issue 197)
