@@ -116,8 +116,11 @@ def test_broken_files_stop_training(tmp_path, content, message):
     for path in (root / "videos/Alpha").glob("*g0[1-4]*"):  # all that are trained on, so that the first batch meets one
         path.write_bytes(path.read_bytes()[:900] if content is None else content)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
-    line = _refused(_train(tmp_path))
-    assert message in line and "v_Alpha_g0" in line and "replace the file" in line
+    done = _train(tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    *warned, line = done.stderr.splitlines()
+    assert "of 8 training videos are bad" in line and message in line and "v_Alpha_g0" in line
+    assert any("another takes its place" in text and message in text for text in warned)
 
 
 def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path):

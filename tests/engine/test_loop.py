@@ -140,7 +140,9 @@ def test_a_bad_training_video_stops_the_run_and_loses_nothing(tmp_path):
     victim = root / "videos/Beta/v_Beta_g02_c01.avi"
     content = victim.read_bytes()
     victim.write_bytes(content[:700])
-    with pytest.raises(UserError, match="v_Beta_g02_c01.avi: .*take its line out of the training list"):
+    with pytest.raises(
+        UserError, match=r"1 of 8 training videos are bad \(train.max_bad=0.05\); the last: .*v_Beta_g02_c01.avi"
+    ):
         _train(cfg, tmp_path / "out")
     saved = list((tmp_path / "out").glob("checkpoints/step_*.pt"))
     victim.write_bytes(content)
@@ -185,12 +187,17 @@ def test_a_completed_run_can_be_resumed_into_another_folder(ucf, tmp_path):
     assert _equal(whole["model"], _train(_cfg(ucf), tmp_path / "b", tmp_path / "a")["model"])
 
 
-def test_every_fallback_of_the_decoder_is_counted(ucf, tmp_path):
-    words = ["data.short_side=24", "train.log_every=3"]  # decord cannot make frames 24 pixels wide
-    _train(_cfg(ucf, *words), tmp_path)
-    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
-    assert [(row["step"], row["fallbacks"]) for row in rows] == [(2, 12), (3, 4)]
-    assert (tmp_path / "log.txt").read_text().count("PyAV does") == 1
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_video_is_replaced_counted_and_said_once(tmp_path, workers):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"")
+    words = ["train.log_every=3", "train.max_bad=0.2", f"data.workers={workers}"]
+    state = _train(_cfg(root, *words), tmp_path / "out")
+    rows = [json.loads(line) for line in open(tmp_path / "out/metrics.jsonl")]
+    assert sum(row["failed_reads"] for row in rows) >= 2  # once an epoch, and whenever it is to replace itself
+    assert rows[-1]["bad_videos"] == 1
+    assert (tmp_path / "out/log.txt").read_text().count("v_Beta_g02_c01.avi: the file is empty") == 1
+    assert _equal(state["model"], _train(_cfg(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"])
 
 
 def test_batches_larger_than_the_data_set_are_refused(ucf):
@@ -259,7 +266,7 @@ def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
     keys = next(iter(TrainBatches(8, 4, 5, 1, 2, rank=1, world=2)))  # what rank 1 reads in the second step
     (root / "videos" / ucf101(root, "train", 1)[0][keys[0][1]].uid).write_bytes(b"")
     done = _two_ranks(tmp_path, f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1")
-    assert done.returncode != 0 and "the file is empty; replace the file" in done.stderr
+    assert done.returncode != 0 and "1 of 8 training videos are bad" in done.stderr
     assert "vidrobust/engine" not in done.stderr  # no traceback of ours; torchrun prints its own
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == 1
 

@@ -51,9 +51,3 @@ def test_a_finished_one_is_only_drawn_again(trained, tmp_path, monkeypatch):
         monkeypatch.setattr(MODULE, name, _never)
     assert evaluate(*trained, tmp_path) == first == json.loads((tmp_path / "summary.json").read_text())
     assert (tmp_path / "report.md").is_file()
-
-
-def test_fallbacks_are_said(trained, tmp_path):
-    summary = evaluate(*trained, tmp_path)
-    assert summary["fallbacks"] == 12 and summary["warnings"] == ["decord cannot read 12 videos; PyAV did"]
-    assert "PyAV did" in (tmp_path / "report.md").read_text()

@@ -24,7 +24,7 @@ def test_features_are_in_the_order_of_the_records_whatever_the_batch(ucf, batch_
     assert twice[0].features.shape == (4, 3, 3) and torch.allclose(2 * twice[0].features, twice[1].features)
     assert twice[0].uids == [r.uid for r in records] and twice[0].labels.tolist() == [0, 0, 1, 1]
     assert twice[0].start.tolist() == [[0, 9 - 1, 17]] * 4 and twice[0].fps.tolist() == [25.0] * 4
-    expected = torch.stack([data[0, i]["clips"].float().mean((2, 3, 4)) / 255 for i in range(4)])
+    expected = torch.stack([data[0, i]["clips"].float().mean((1, 2, 3)) / 255 for i in range(4)])
     assert torch.allclose(twice[0].features, expected, atol=1e-6)
 
 

@@ -304,27 +304,25 @@ class _Progress:
             self.metrics.close()
 
     def _clear(self) -> None:
-        self.steps, self.data_s, self.step_s, self.replaced = 0, 0.0, 0.0, 0
+        self.steps, self.data_s, self.step_s, self.failed = 0, 0.0, 0.0, 0
 
     def data_arrived(self) -> None:
         self.data_s += time.perf_counter() - self.clock
 
-    def step_done(
-        self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, replaced: int, bad: int
-    ) -> None:
+    def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, failed: int, bad: int) -> None:
         """Count a step; every `train.log_every` steps, and after the last one, write a row.
 
-        Losses are the step's, mean over ranks; times are means, and `replaced` the sum over ranks, since the last row.
-        replaced: samples of the step whose place another took; bad: videos that were bad so far, on any rank.
+        Losses are the step's, mean over ranks; times are means, and failed reads the sum over ranks, since the last row.
+        failed: reads of the step that failed; bad: videos that were bad so far, on any rank.
         """
         done, total, now = step + 1, self.run.total, time.perf_counter()
         self.step_s, self.clock = self.step_s + now - self.clock, now
-        self.steps, self.replaced = self.steps + 1, self.replaced + replaced
+        self.steps, self.failed = self.steps + 1, self.failed + failed
         self.bar.update()
         if done % self.run.cfg.train.log_every and done < total:
             return
         values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
-        all_replaced = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.replaced))))
+        all_failed = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.failed))))
         data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
         self._clear()
         if self.metrics is None:
@@ -334,7 +332,7 @@ class _Progress:
             "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
             "grad_norm": float(norm), "data_s": data_s, "step_s": step_s,
             "mem_gb": torch.cuda.max_memory_allocated(self.run.device) / 2**30 if on_gpu else 0.0,
-            "replaced": round(all_replaced), "bad_videos": bad,
+            "failed_reads": round(all_failed), "bad_videos": bad,
         }  # fmt: skip
         self.metrics.write(row)
         left_s = (now - self.began) / (done - self.run.start) * (total - done)
