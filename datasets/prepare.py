@@ -17,8 +17,7 @@ from vidrobust.errors import UserError
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("command", choices=("scan", "resize"))
+    parser = cli.parser(__doc__, ("scan", "resize"))
     parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
     parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (default: all cores)")

@@ -25,11 +25,13 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the configuration's options in its help and overrides as its positional arguments."""
+def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """A parser with the configuration's options in its help; its positional arguments are a command and overrides."""
     made = argparse.ArgumentParser(
         description=description, epilog=config.help_text(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if commands:
+        made.add_argument("command", choices=commands)
     made.add_argument("overrides", nargs="*", metavar="key=value", help="options, also as KEY VALUE")
     made.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     return made

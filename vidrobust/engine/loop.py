@@ -312,7 +312,7 @@ class _Progress:
     def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, failed: int, bad: int) -> None:
         """Count a step; every `train.log_every` steps, and after the last one, write a row.
 
-        Losses are the step's, mean over ranks; times are means, and failed reads the sum over ranks, since the last row.
+        Losses are the step's, mean over ranks; times are means, failed reads sums over ranks, since the last row.
         failed: reads of the step that failed; bad: videos that were bad so far, on any rank.
         """
         done, total, now = step + 1, self.run.total, time.perf_counter()
