@@ -3,8 +3,6 @@
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
 """
 
-from pathlib import Path
-
 from vidrobust import cli, config
 from vidrobust.data.speed import floor, measure_data
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from vidrobust.data.child import Child, ChildDied
 from vidrobust.data.decode import DecodeError, Video, checked_frames, open_video, resize
@@ -116,7 +116,8 @@ class ClipDataset(Dataset):
     def _read(self, epoch: int, index: int) -> dict[str, Any] | Failure:
         """A sample, by way of the child unless there is no time limit."""
         if not self.timeout_s:
-            return self._sample(epoch, index, np.empty(self._shape, np.uint8))
+            memory = np.empty(self._shape, np.uint8)
+            return _with_clips(self._sample(epoch, index, memory), memory)
         if index in self._hopeless:
             return self._hopeless[index]
         if self._reader is None or self._reader[0] != os.getpid():  # a fork copies the reader of its parent
@@ -130,14 +131,14 @@ class ClipDataset(Dataset):
             record = self.records[index]
             self._hopeless[index] = Failure(index, record.uid, record.label, f"{record.path}: {death}")
             return self._hopeless[index]
-        return sample if isinstance(sample, Failure) else sample | {"clips": torch.from_numpy(memory.copy())}
+        return _with_clips(sample, memory.copy())
 
     @property
     def _shape(self) -> tuple[int, ...]:
         return (self.spec.clips, self.spec.frames, self.view.size, self.view.size, 3)
 
     def _sample(self, epoch: int, index: int, out: np.ndarray) -> dict[str, Any] | Failure:
-        """Read, crop and resize into `out`, which the sample holds as "clips" unless it is shared memory."""
+        """Read, crop and resize into `out`; the rest is small, and no tensor, which torch would send by way of a file."""
         record = self.records[index]
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         backend = record.backend if self.backend == "auto" else self.backend
@@ -154,11 +155,18 @@ class ClipDataset(Dataset):
             "draws": draws,
             "label": record.label,
             "index": index,
-            "start": torch.from_numpy(indices[:, 0].copy()),
+            "start": indices[:, 0].copy(),
             "fps": fps,
             "uid": record.uid,
             "replaced": [],
-        } | ({} if self.timeout_s else {"clips": torch.from_numpy(out)})
+        }
+
+
+def _with_clips(sample: dict[str, Any] | Failure, clips: np.ndarray) -> dict[str, Any] | Failure:
+    if isinstance(sample, Failure):
+        return sample
+    arrays = {"clips": clips, "draws": sample["draws"], "start": sample["start"]}
+    return sample | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class _Packed(Sequence[Record]):
@@ -182,7 +190,7 @@ class _Packed(Sequence[Record]):
 
 def _take_views(
     video: Video, path: str, indices: np.ndarray, view: AugmentSpec, rng: np.random.Generator, out: np.ndarray
-) -> Tensor:
+) -> np.ndarray:
     """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3); returns the draws.
 
     A frame is decoded once, in order, however many clips show it, and only boxes are kept of it.
@@ -202,7 +210,7 @@ def _take_views(
             boxes[v][t] = frame[d.top : d.top + d.height, d.left : d.left + d.width]
     for v, box in enumerate(boxes):
         out[v] = resize(box, view.size, view.size)
-    return torch.tensor([draw.columns for draw in draws], dtype=torch.float32)
+    return np.array([draw.columns for draw in draws], np.float32)
 
 
 def collate(samples: list[Any]) -> Batch:
@@ -211,7 +219,8 @@ def collate(samples: list[Any]) -> Batch:
     good = [s for s in samples if not isinstance(s, Failure)]
 
     def stack(name: str) -> Tensor:
-        return torch.stack([s[name] for s in good]) if good else torch.empty(0)
+        # default_collate, and not stack: in a worker it writes to shared memory at once
+        return default_collate([s[name] for s in good]) if good else torch.empty(0)
 
     return Batch(
         clips=stack("clips"),

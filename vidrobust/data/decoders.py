@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
 TORCHVISION = "torchvision:"
@@ -83,6 +84,7 @@ class PyAV:
         self.in_order = not codec.has_b_frames
         self.num_frames = frames or _check_count(path, len(stream.index_entries) or len(self._packets), stream.frames)
         self.size: tuple[int, int] | None = None
+        self.convert = VideoReformatter().reformat  # one for all frames: setting one up costs as much as a frame
 
     def close(self) -> None:
         self.container.close()
@@ -166,7 +168,7 @@ class PyAV:
         if deep := re.fullmatch(r"(yuvj?4\d\dp)1[0-6](le|be)", frame.format.name):
             # first to 8 bits: FFmpeg's direct way blurs the colours, and is three grey levels off
             frame = frame.reformat(format=deep[1], threads=1)
-        pixels = frame.to_ndarray(format="rgb24", height=height, width=width, threads=1)
+        pixels = self.convert(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
 

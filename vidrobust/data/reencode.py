@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +60,7 @@ def reencode(
             jobs.append((path, str(output / inside), encoding))
     _copy_lists(root, output)
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
-    with tqdm(total=len(jobs), desc="re-encode", unit="file") as bar:
+    with tqdm(total=len(jobs), desc="re-encode", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         for (path, _, _), answer in in_children(_encode, jobs, workers, timeout_s):
             bar.update()
             if answer:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,7 +49,9 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
     fresh = [key for key in found if key not in rows]
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
     written = time.monotonic()
-    bar = tqdm(total=len(found), initial=len(rows), desc="scan", unit="file")
+    bar = tqdm(
+        total=len(found), initial=len(rows), desc="scan", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30
+    )
     try:
         for key, answer in in_children(lambda key: probe(found[key]), fresh, workers, timeout_s):
             row = _bad(str(answer)) if isinstance(answer, ChildDied) else answer

@@ -1,5 +1,6 @@
 """Clips a second: the bare decoder, our loader, pytorchvideo's, side by side, and what the loader's time is made of."""
 
+import dataclasses
 import itertools
 import os
 import statistics
@@ -14,7 +15,6 @@ import torch
 
 from vidrobust import config
 from vidrobust.data import ClipDataset, EvalBatches, build_records, loader, train_dataset
-from vidrobust.data.dataset import Batch
 from vidrobust.data.decode import open_video, resize
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.records import Record
@@ -57,8 +57,7 @@ def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows.append((f"vidrobust, {cores} workers", cores, lambda: _ours(chosen, cfg, "pyav", cores)))
     if prepared:
-        small = config.loads(config.to_yaml(cfg), [f"data.root={prepared}", "data.manifest="])
-        found, _ = build_records(small.data, "train")
+        found, _ = build_records(dataclasses.replace(cfg.data, root=prepared, manifest=""), "train")
         shrunk = list(itertools.islice(itertools.cycle(found), videos))
         rows.append(("vidrobust, re-encoded files", 1, lambda: _ours(shrunk, cfg, "pyav", 1)))
     times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
@@ -136,10 +135,7 @@ def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
 
 
 def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDataset:
-    data = (
-        config.loads(config.to_yaml(cfg), [f"data.backend={backend}"]).data if backend != cfg.data.backend else cfg.data
-    )
-    return train_dataset(data, cfg.augment, records, VIEWS, cfg.seed)
+    return train_dataset(dataclasses.replace(cfg.data, backend=backend), cfg.augment, records, VIEWS, cfg.seed)
 
 
 def floor(cfg: config.Config, *, videos: int, rounds: int) -> dict[str, float]:
