@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (default: all cores)")
     parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize 600)")
-    for name, default in (("short_side", 128), ("gop", 16), ("quality", 3)):
+    for name, default in (("short_side", 128), ("gop", 8), ("quality", 3)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize ({default})")
     parser.add_argument("--codec", choices=CODECS, default="mpeg4", help="resize (mpeg4)")
     args = parser.parse_intermixed_args()

@@ -3,10 +3,13 @@
 import contextlib
 import io
 import runpy
+import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -36,6 +39,33 @@ def read_numbers(frames: np.ndarray) -> list[int]:
 def counting_video(path: Path, count: int, *, codec: str = "mpeg4", size: int = 64, first: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, counting_frames(count, size, first), codec=codec)
+    return path
+
+
+def encode(
+    path: Path, frames: np.ndarray, codec: str, *, pix_fmt: str = "yuv420p", options: dict[str, str] | None = None,
+    times: list[int] | None = None, quarter_turns: int = 0,
+) -> Path:  # fmt: skip
+    """A video file of any codec; times: milliseconds of each frame; quarter_turns: what an MP4 asks its player to do."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = pix_fmt, options or {}
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+            if times:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    if quarter_turns:
+        content, one, minus = path.read_bytes(), 0x10000, 0xFFFF0000
+        still = struct.pack(">9I", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
+        a, b = [(one, 0), (0, one), (minus, 0), (0, minus)][quarter_turns % 4]
+        turned = struct.pack(">9I", a, b, 0, -b % 2**32, a, 0, 0, 0, 0x40000000)
+        at = content.index(still, content.index(b"tkhd"))
+        path.write_bytes(content[:at] + turned + content[at + len(still) :])
     return path
 
 

@@ -138,7 +138,7 @@ class ClipDataset(Dataset):
         return (self.spec.clips, self.spec.frames, self.view.size, self.view.size, 3)
 
     def _sample(self, epoch: int, index: int, out: np.ndarray) -> dict[str, Any] | Failure:
-        """Read, crop and resize into `out`; the rest is small, and no tensor, which torch would send by way of a file."""
+        """Read, crop and resize into `out`. What it returns holds no tensor: torch sends those by way of files."""
         record = self.records[index]
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         backend = record.backend if self.backend == "auto" else self.backend

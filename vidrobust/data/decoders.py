@@ -21,9 +21,6 @@ TORCHVISION = "torchvision:"
 _TRUNCATED = 0.9
 # Seek when at least so many frames need not be decoded for it; flushing a decoder costs about as much.
 _WORTH_A_SEEK = 8
-# decord 0.6 guesses the number of channels from the padded length of a row and takes it for 4 at these widths, of all
-# from 8 to 420 pixels (its issue 336); it then refuses to copy the frame.
-_DECORD_MISCOUNTS = {8, 12, 16, 24, 48, 72}
 
 
 class DecodeError(RuntimeError):
@@ -82,7 +79,10 @@ class PyAV:
         stream.thread_type, codec.thread_count = "NONE", 1  # parallelism comes from the loader's workers
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
-        self.num_frames = frames or _check_count(path, len(stream.index_entries) or len(self._packets), stream.frames)
+        # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut AVI's has what is lost
+        self.indexed = len(stream.index_entries) == stream.frames > 0
+        present = stream.frames if self.indexed else 0 if frames else len(self._packets)
+        self.num_frames = frames or _check_count(path, present, stream.frames)
         self.size: tuple[int, int] | None = None
         self.convert = VideoReformatter().reformat  # one for all frames: setting one up costs as much as a frame
 
@@ -105,8 +105,9 @@ class PyAV:
         stream, avi = self.container.streams.video[0], self.container.format.name == "avi"
         if not self.in_order and avi:
             return None
-        entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in stream.index_entries]
-        if not (self.in_order and entries):
+        if self.in_order and self.indexed:  # an index has decoding times, which then are presentation times
+            entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in stream.index_entries]
+        else:
             entries = self._packets
         stamps = sorted(stamp for stamp, _ in entries if stamp is not None)
         if len(set(stamps)) < len(entries) or (avi and stamps != [stamp for stamp, _ in entries]):
@@ -184,16 +185,26 @@ class Decord:
         with av.open(path) as container:  # refuses what is no video, at which decord may hang
             if not container.streams.video:
                 raise DecodeError(f"{path}: holds no video stream")
-            stream = container.streams.video[0]
-            declared, width = stream.frames, stream.codec_context.width
-        if width in _DECORD_MISCOUNTS:
-            raise DecodeError(f"{path}: decord cannot read frames {width} pixels wide; use PyAV")
+            stream, avi = container.streams.video[0], container.format.name == "avi"
+            declared, reordered = stream.frames, stream.codec_context.has_b_frames
+            misled = reordered and (avi or stream.codec_context.name == "hevc")
+        self.path = path
         self.reader = decord.VideoReader(path, num_threads=1)
+        if misled and len(self.reader.get_key_indices()) > 1:
+            raise DecodeError(f"{path}: decord reads other frames of such an {'AVI' if avi else 'HEVC'} file; use PyAV")
         self.fps = float(self.reader.get_avg_fps())
         self.num_frames = min(frames, len(self.reader)) if frames else _check_count(path, len(self.reader), declared)
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        return iter(self.reader.get_batch(indices).asnumpy())
+        import decord
+
+        try:
+            return iter(self.reader.get_batch(indices).asnumpy())
+        except decord.DECORDError as error:
+            if "size must exactly match" not in str(error):
+                raise
+            # it guesses the number of channels from the padded length of a row (its issue 336)
+            raise DecodeError(f"{self.path}: decord cannot read frames so narrow; use PyAV") from None
 
     def close(self) -> None:
         self.reader.seek(0)  # lets go of the frames it has buffered (its issue 197)

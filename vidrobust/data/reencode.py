@@ -33,7 +33,7 @@ class Encoding:
     """
 
     short_side: int = 128
-    gop: int = 16
+    gop: int = 8
     codec: str = "mpeg4"
     quality: int = 3
 
