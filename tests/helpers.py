@@ -46,7 +46,7 @@ def encode(
     path: Path, frames: np.ndarray, codec: str, *, pix_fmt: str = "yuv420p", options: dict[str, str] | None = None,
     times: list[int] | None = None, quarter_turns: int = 0,
 ) -> Path:  # fmt: skip
-    """A video file of any codec; times: milliseconds of each frame; quarter_turns: what an MP4 asks its player to do."""
+    """A video file of any codec; times: milliseconds of each frame; quarter_turns: how an MP4 asks to be turned."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25)
         stream.height, stream.width = frames.shape[1:3]

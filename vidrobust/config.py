@@ -182,6 +182,8 @@ def _typed(pages: list[Any], source: str) -> Config:
         raise UserError(f"{source}: {sorted(missing)[0]} has no value (???)")
     try:
         for key, item in options():
+            if item.type is str and OmegaConf.select(merged, key, default="") is None:
+                OmegaConf.update(merged, key, "")  # YAML reads nothing as null
             if item.type in (float, list[float]):
                 _read_fractions(merged, key)
         cfg = OmegaConf.to_object(_merge([OmegaConf.structured(Config), merged], source))

@@ -48,6 +48,12 @@ class Data:
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
     manifest: str = option("", "what datasets/prepare.py scan wrote; empty: files are taken as they are")
     fold: int = option(1, "which official split: 1, 2, 3 (UCF101, HMDB51); 2 is texture-swapped (motionshapes)", low=1)
+    validation: float = option(
+        0.0,
+        "share of the training list held out, whole sources at a time, and evaluated on instead of the test list",
+        low=0,
+        high=0.9,
+    )
     frames: int = option(16, "frames of a clip, T; 1 for an image", low=1)
     stride: int = option(2, "source frames from one sampled frame to the next", low=1)
     sampling: str = option(

@@ -30,7 +30,15 @@ from vidrobust.data.formats import (
     ucf101,
     video_folder,
 )
-from vidrobust.data.records import Parsed, Record, records_sha, require_labels, require_root, shared_sources
+from vidrobust.data.records import (
+    Parsed,
+    Record,
+    records_sha,
+    require_labels,
+    require_root,
+    shared_sources,
+    split_by_group,
+)
 from vidrobust.data.reencode import Encoding, reencode
 from vidrobust.data.sampling import (
     EVAL_SAMPLERS,
@@ -55,8 +63,8 @@ __all__ = [
     "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list", "hmdb51", "image_folder",
     "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video", "path_label_list", "random_clips",
     "read_frames", "read_manifest", "records_sha", "reencode", "require_labels", "scan", "segment_clips",
-    "shared_sources", "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder",
-    "worker_deaths",
+    "shared_sources", "split_by_group", "torchvision_images", "train_dataset", "ucf101", "uniform_clips",
+    "video_folder", "worker_deaths",
 ]  # fmt: skip
 
 log = logging.getLogger("vidrobust")
@@ -87,9 +95,14 @@ def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
 def build_records(cfg: config.Data, split: str) -> Parsed:
     """(records, classes) of split "train" or "test" of the configured data set, with what its manifest knows.
 
-    Training videos that the manifest calls bad are left out, and said; test videos stay, and fail.
+    With data.validation, "train" is the rest of the training list and "test" the part held out. Training videos that
+    the manifest calls bad are left out, and said; test videos stay, and fail.
     """
-    records, classes = _parse(cfg, split, cfg.fold)
+    if cfg.validation:
+        listed, classes = _parse(cfg, "train", cfg.fold)
+        records = split_by_group(listed, cfg.validation)[split == "test"]
+    else:
+        records, classes = _parse(cfg, split, cfg.fold)
     if cfg.manifest:
         root, manifest = Path(cfg.root).expanduser(), Path(cfg.manifest).expanduser()
         records = apply_manifest(records, manifest, root)

@@ -1,6 +1,7 @@
 """What a data set is once its format is read: a list of records, and class names."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ class Record:
     """One video or image.
 
     uid: its path relative to the data set's videos, unique in it. label: in 0..K-1, or -1 for none. group: what it
-    was cut from, shared by clips of one source; the uid where the format does not say. From a manifest: `frames` that
+    was cut from, shared by clips of one source; empty where the format does not say. From a manifest: `frames` that
     are decodable (0: not scanned), the `backend` that decodes them, and why the file is `bad` (empty: it is not).
     """
 
@@ -42,6 +43,28 @@ def shared_sources(train: list[Record], test: list[Record]) -> list[str]:
     """Test records whose video, or another clip cut from its source, is a training record: uids."""
     seen = {record.path for record in train} | {record.group for record in train if record.group}
     return [record.uid for record in test if record.path in seen or (record.group and record.group in seen)]
+
+
+def split_by_group(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
+    """(the rest, about `share` of the records), no group in both; a record without a group is one of its own.
+
+    Groups are taken in the order of a hash of their names: the same ones whatever the order of the list. Raises
+    UserError when one of the two would be empty.
+    """
+    sizes = Counter(record.group or record.uid for record in records)
+    left, taken = share * len(records), set()
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if sizes[name] > 2 * left:  # less would be missing without it than too much with it
+            break
+        taken.add(name)
+        left -= sizes[name]
+    rest = [record for record in records if (record.group or record.uid) not in taken]
+    if not taken or not rest:
+        raise UserError(
+            f"data.validation={share:g}: {len(records)} videos of {len(sizes)} sources have no such part without "
+            "breaking a source up; choose another share"
+        )
+    return rest, [record for record in records if (record.group or record.uid) in taken]
 
 
 def require_labels(records: list[Record], what: str) -> None:

@@ -1,6 +1,7 @@
 """Clips a second: the bare decoder, our loader, pytorchvideo's, side by side, and what the loader's time is made of."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import statistics
@@ -48,18 +49,16 @@ def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str 
     records, _ = build_records(cfg.data, "train")
     chosen = list(itertools.islice(itertools.cycle(records), videos))
     rows: list[tuple[str, int, Callable[[], float]]] = [
-        (f"bare {backend}", 1, lambda b=backend: _bare(chosen, cfg, b)) for backend in ("pyav", "decord")
-    ]
-    rows += [(f"vidrobust, {backend}", 1, lambda b=backend: _ours(chosen, cfg, b, 1)) for backend in ("pyav", "decord")]
-    rows += [
-        (f"pytorchvideo, {backend}", 1, lambda b=backend: _theirs(chosen, cfg, b)) for backend in ("pyav", "decord")
+        (f"{name}, {backend}", 1, functools.partial(measure, chosen, cfg, backend))
+        for name, measure in (("bare decoder", _bare), ("vidrobust", _ours), ("pytorchvideo", _theirs))
+        for backend in ("pyav", "decord")
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows.append((f"vidrobust, {cores} workers", cores, lambda: _ours(chosen, cfg, "pyav", cores)))
+    rows.append((f"vidrobust, {cores} workers", cores, functools.partial(_ours, chosen, cfg, "pyav", cores)))
     if prepared:
         found, _ = build_records(dataclasses.replace(cfg.data, root=prepared, manifest=""), "train")
         shrunk = list(itertools.islice(itertools.cycle(found), videos))
-        rows.append(("vidrobust, re-encoded files", 1, lambda: _ours(shrunk, cfg, "pyav", 1)))
+        rows.append(("vidrobust, re-encoded files", 1, functools.partial(_ours, shrunk, cfg, "pyav")))
     times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
     for _ in range(rounds):
         for name, wanted, measure in rows:
@@ -91,7 +90,7 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
     return (time.perf_counter() - start) / len(records)
 
 
-def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int) -> float:
+def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
     size = 8
     batches = loader(_dataset(records, cfg, backend), EvalBatches(list(range(len(records))), size), workers)
     return _steady(iter(batches), lambda batch: len(batch.uids))
@@ -178,6 +177,7 @@ def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
             frames = list(video.frames(np.unique(clips)))
             if depth == 3:
                 for _ in range(VIEWS):
-                    box = draw_view(view, *frames[0].shape[:2], rng)  # type: ignore[misc]
+                    height, width = frames[0].shape[:2]
+                    box = draw_view(view, height, width, rng)
                     cut = [f[box.top : box.top + box.height, box.left : box.left + box.width] for f in frames]
                     resize(np.stack(cut[: spec.frames]), view.size, view.size)

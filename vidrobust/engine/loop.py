@@ -3,8 +3,6 @@
 import json
 import math
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from vidrobust import config
 from vidrobust.data import (
@@ -30,8 +27,9 @@ from vidrobust.data import (
     worker_deaths,
 )
 from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import Metrics, duration, log, start_logging, to_file
+from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.optim import build_optimizer, learning_rate
+from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.errors import UserError
 from vidrobust.methods import Method, build_method
@@ -130,7 +128,8 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
     bad = _BadVideos(run)
-    with _Progress(run, main) as progress, worker_deaths(dataset):
+    clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
+    with clock as progress, worker_deaths(dataset):
         for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
             progress.data_arrived()
             bad.count(batch.replaced)
@@ -282,63 +281,6 @@ def _use_bf16(amp: str, device: torch.device) -> bool:
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return amp == "bf16"
-
-
-class _Progress:
-    """Clocks, the live bar, log lines and metrics; on ranks above 0 the clocks alone."""
-
-    def __init__(self, run: _Run, main: bool) -> None:
-        self.run, self.main = run, main
-        self.metrics = Metrics(run.out, run.start) if main else None
-        silent = not (main and sys.stderr.isatty())
-        self.bar = tqdm(total=run.total, initial=run.start, disable=silent, file=sys.stderr)
-        self.began = self.clock = time.perf_counter()
-        self._clear()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-        if self.metrics:
-            self.metrics.close()
-
-    def _clear(self) -> None:
-        self.steps, self.data_s, self.step_s, self.failed = 0, 0.0, 0.0, 0
-
-    def data_arrived(self) -> None:
-        self.data_s += time.perf_counter() - self.clock
-
-    def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, failed: int, bad: int) -> None:
-        """Count a step; every `train.log_every` steps, and after the last one, write a row.
-
-        Losses are the step's, mean over ranks; times are means, failed reads sums over ranks, since the last row.
-        failed: reads of the step that failed; bad: videos that were bad so far, on any rank.
-        """
-        done, total, now = step + 1, self.run.total, time.perf_counter()
-        self.step_s, self.clock = self.step_s + now - self.clock, now
-        self.steps, self.failed = self.steps + 1, self.failed + failed
-        self.bar.update()
-        if done % self.run.cfg.train.log_every and done < total:
-            return
-        values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
-        all_failed = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.failed))))
-        data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
-        self._clear()
-        if self.metrics is None:
-            return
-        on_gpu = self.run.device.type == "cuda"
-        row: dict[str, Any] = {
-            "step": step, "epoch": step // self.run.per_epoch, "split": "train", **values, "lr": rate,
-            "grad_norm": float(norm), "data_s": data_s, "step_s": step_s,
-            "mem_gb": torch.cuda.max_memory_allocated(self.run.device) / 2**30 if on_gpu else 0.0,
-            "failed_reads": round(all_failed), "bad_videos": bad,
-        }  # fmt: skip
-        self.metrics.write(row)
-        left_s = (now - self.began) / (done - self.run.start) * (total - done)
-        text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {data_s:.3f} s  step {step_s:.3f} s"
-        self.bar.set_postfix_str(text)
-        to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
 
 
 @contextmanager

@@ -168,7 +168,8 @@ def _summary(
         warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}")
     return {
         "dataset": cfg.data.name,
-        "split": f"test, fold {cfg.data.fold}" if cfg.data.name in ("ucf101", "hmdb51", "motionshapes") else "test",
+        "split": (f"validation {cfg.data.validation:g}" if cfg.data.validation else "test")
+        + (f", fold {cfg.data.fold}" if cfg.data.name in ("ucf101", "hmdb51", "motionshapes") else ""),
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
         "robust_acc": largest["robust_acc"],
