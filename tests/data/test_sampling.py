@@ -1,12 +1,54 @@
 import numpy as np
 import pytest
 
-from vidrobust.data import ClipSpec, random_clips, uniform_clips
+from vidrobust.data import (
+    EVAL_SAMPLERS,
+    TRAIN_SAMPLERS,
+    ClipSpec,
+    dense_clips,
+    interval_pairs,
+    random_clips,
+    segment_clips,
+    uniform_clips,
+)
 
 
-def test_drawn_examples_of_the_docstrings():
-    assert uniform_clips(12, ClipSpec(3, 2)).tolist() == [[3, 5, 7]]
-    assert uniform_clips(12, ClipSpec(3, 2, clips=3)).tolist() == [[0, 2, 4], [4, 6, 8], [7, 9, 11]]
+class Fixed:
+    """A generator that draws what it is told to."""
+
+    def __init__(self, *draws):
+        self.draws = list(draws)
+
+    def integers(self, *bounds, size=None):
+        return self.draws.pop(0)
+
+    def choice(self, n, p):
+        return self.draws.pop(0)
+
+    def permutation(self, x):
+        return x
+
+
+def drawn(clips, num_frames=12):
+    """Clips as the docstrings draw them, a string a clip."""
+    return [" ".join("x" if n in clip else "." for n in range(num_frames)) for clip in clips.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "clips"),
+    [
+        (random_clips, random_clips(12, ClipSpec(3, 2, 2), Fixed(np.array([2, 7])))),
+        (uniform_clips, uniform_clips(12, ClipSpec(3, 2))),
+        (uniform_clips, uniform_clips(12, ClipSpec(3, 2, 3))),
+        (segment_clips, segment_clips(12, ClipSpec(3, 2))),
+        (segment_clips, segment_clips(12, ClipSpec(3, 2), Fixed(np.array([[0, 6, 11]])))),
+        (dense_clips, dense_clips(12, ClipSpec(2, 2, 3))),
+        (interval_pairs, interval_pairs(12, ClipSpec(3, 2, 2), Fixed(5, 1))),
+    ],
+)
+def test_the_examples_drawn_in_docstrings_are_true(sampler, clips):
+    for line in drawn(clips):
+        assert line in sampler.__doc__
 
 
 def test_uniform_clips_touch_both_ends_and_differ():
@@ -22,18 +64,68 @@ def test_random_clips_reach_every_start_and_no_other():
     assert starts == {0, 1, 2, 3}
 
 
+def test_segments_are_equal_and_each_gives_one_frame():
+    spec = ClipSpec(frames=7, clips=2000)
+    clips = segment_clips(24, spec, np.random.default_rng())
+    for t in range(7):
+        low, high = 24 * t // 7, 24 * (t + 1) // 7
+        assert set(clips[:, t].tolist()) == set(range(low, high))  # all of the segment, nothing else
+    assert (np.diff(clips, axis=1) > 0).all()
+    assert (clips[0] != clips[1]).any()  # clips are drawn apart
+
+
+def test_segments_of_a_video_with_fewer_frames_follow_the_policy():
+    assert segment_clips(3, ClipSpec(5)).tolist() == [[0, 1, 2, 2, 2]]
+    assert segment_clips(3, ClipSpec(5, policy="loop")).tolist() == [[0, 1, 2, 0, 1]]
+    assert segment_clips(5, ClipSpec(5, policy="error")).tolist() == [[0, 1, 2, 3, 4]]
+    with pytest.raises(ValueError, match="4 frames, a clip spans 5"):
+        segment_clips(4, ClipSpec(5, policy="error"))
+
+
+def test_dense_clips_stand_back_to_back_anywhere_they_fit():
+    spec = ClipSpec(4, 2, clips=3)  # spans 7, block of 21
+    firsts = set()
+    for seed in range(60):
+        clips = dense_clips(24, spec, np.random.default_rng(seed))
+        assert (np.diff(clips[:, 0]) == 7).all() and clips.max() < 24
+        firsts.add(int(clips[0, 0]))
+    assert firsts == {0, 1, 2, 3}
+    assert (dense_clips(15, spec) == uniform_clips(15, spec)).all()  # too short for the block
+
+
+@pytest.mark.parametrize("density", ["uniform", "decreasing"])
+def test_intervals_have_their_density(density):
+    """Against the closed form, four standard deviations; room is 9."""
+    spec, draws, rng = ClipSpec(2, 1, 2), 4000, np.random.default_rng()
+    starts = np.array([interval_pairs(11, spec, rng, density)[:, 0] for _ in range(draws)])
+    found = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
+    weight = np.ones(10) if density == "uniform" else np.arange(10, 0, -1)
+    expected = draws * weight / weight.sum()
+    assert (np.abs(found - expected) < 4 * np.sqrt(expected) + 1).all(), found
+    first = (starts[:, 0] < starts[:, 1]).sum() / (starts[:, 0] != starts[:, 1]).sum()
+    assert 0.45 < first < 0.55  # either clip comes first
+    longest = starts[np.abs(starts[:, 0] - starts[:, 1]) == 9]
+    assert set(longest.ravel().tolist()) == {0, 9}
+
+
+def test_interval_pairs_are_pairs():
+    with pytest.raises(ValueError, match="two clips of a video, not 3"):
+        interval_pairs(30, ClipSpec(4, 2, 3), np.random.default_rng())
+
+
 @pytest.mark.parametrize(("policy", "expected"), [("repeat_last", [0, 2, 4, 4]), ("loop", [0, 2, 4, 1])])
 def test_a_short_video_follows_the_policy(policy, expected):
-    spec = ClipSpec(4, 2, policy=policy)
-    assert uniform_clips(5, spec).tolist() == [expected]
-    assert random_clips(5, spec, np.random.default_rng(0)).tolist() == [expected]
+    spec = ClipSpec(4, 2, clips=2, policy=policy)
+    for sampler in (*(s for name, s in TRAIN_SAMPLERS.items() if name != "segment"), EVAL_SAMPLERS["uniform"]):
+        assert sampler(5, spec, np.random.default_rng()).tolist() == [expected] * 2
 
 
 def test_policy_error_and_empty_video_raise():
-    with pytest.raises(ValueError, match="5 frames, a clip spans 7"):
-        uniform_clips(5, ClipSpec(4, 2, policy="error"))
-    with pytest.raises(ValueError, match="0 frames"):
-        uniform_clips(0, ClipSpec(4, 2))
+    for sampler in (*TRAIN_SAMPLERS.values(), *EVAL_SAMPLERS.values()):
+        with pytest.raises(ValueError, match="3 frames, a clip spans"):
+            sampler(3, ClipSpec(4, 2, clips=2, policy="error"), np.random.default_rng())
+        with pytest.raises(ValueError, match="0 frames"):
+            sampler(0, ClipSpec(4, 2, clips=2), np.random.default_rng())
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"clips": 0}, {"policy": "wrap"}])
@@ -42,18 +134,22 @@ def test_a_spec_is_checked(bad):
         ClipSpec(**bad)
 
 
-def test_an_image_is_one_frame():
-    assert uniform_clips(1, ClipSpec(1, 1, clips=2)).tolist() == [[0], [0]]
-    assert uniform_clips(1, ClipSpec(4, 2)).tolist() == [[0, 0, 0, 0]]
+@pytest.mark.parametrize("name", [*TRAIN_SAMPLERS, *EVAL_SAMPLERS])
+def test_an_image_is_one_frame(name):
+    sampler = TRAIN_SAMPLERS.get(name) or EVAL_SAMPLERS[name]
+    assert sampler(1, ClipSpec(1, 1, clips=2), np.random.default_rng()).tolist() == [[0], [0]]
+    assert sampler(1, ClipSpec(4, 2, clips=2), np.random.default_rng()).tolist() == [[0, 0, 0, 0]] * 2
 
 
-def test_property_indices_are_within_the_video_and_in_order():
-    rng = np.random.default_rng()
-    for _ in range(300):
-        n, spec = int(rng.integers(1, 60)), ClipSpec(*(int(v) for v in rng.integers(1, 9, 3)))
-        for clips in (random_clips(n, spec, rng), uniform_clips(n, spec)):
-            assert clips.shape == (spec.clips, spec.frames) and clips.dtype == np.int64
-            assert clips.min() >= 0 and clips.max() < n, (n, spec)
-            assert (np.diff(clips, axis=1) >= 0).all(), (n, spec)
-            if n >= spec.span:
-                assert (np.diff(clips, axis=1) == spec.stride).all(), (n, spec)
+@pytest.mark.parametrize("name", [*TRAIN_SAMPLERS, *EVAL_SAMPLERS])
+def test_property_indices_are_within_the_video_and_in_order(name):
+    sampler, rng = TRAIN_SAMPLERS.get(name) or EVAL_SAMPLERS[name], np.random.default_rng()
+    for _ in range(200):
+        n, (frames, stride, clips) = int(rng.integers(1, 60)), rng.integers(1, 9, 3).tolist()
+        spec = ClipSpec(frames, stride, 2 if name.startswith("interval") else clips)
+        found = sampler(n, spec, rng)
+        assert found.shape == (spec.clips, frames) and found.dtype == np.int64, (n, spec)
+        assert found.min() >= 0 and found.max() < n, (n, spec)
+        assert (np.diff(found, axis=1) >= 0).all(), (n, spec)
+        if n >= spec.span and name != "segment":
+            assert (np.diff(found, axis=1) == stride).all(), (n, spec)

@@ -5,6 +5,7 @@ child therefore sets the kernel's alarm clock before each call and, when it ring
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -72,9 +73,10 @@ class Child:
 
     def _serve(self, pipe: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # no handler, which could not run: death
+        faulthandler.disable()  # how it crashed the parent tells, in one line
+        # no handler of the parent's, or of a DataLoader's: death, which for the alarm is the point
+        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+            signal.signal(number, signal.SIG_DFL)
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         while True:
             try:

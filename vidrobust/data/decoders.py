@@ -299,7 +299,8 @@ class TorchvisionImage:
 def torchvision_dataset(name: str, split: str, root: str) -> Any:
     """Data set `name` of torchvision.datasets, opened once a process; nothing is downloaded.
 
-    split: "train" or "test"; what the data set calls it is found. Raises ValueError when it has no such split.
+    split: "train" or "test"; what the data set calls it is found. A data set of one list is all "train". Raises
+    ValueError when it has no such split.
     """
     import inspect
 
@@ -309,15 +310,17 @@ def torchvision_dataset(name: str, split: str, root: str) -> Any:
     parameters = inspect.signature(kind).parameters
     if "train" in parameters:
         return kind(root, train=split == "train")
+    if "split" not in parameters and split == "train":
+        return kind(root)
     if "split" not in parameters:
-        raise ValueError(f"torchvision's {name} has no training and test lists")
+        raise ValueError("it has one list, and data.validation holds out a part of it")
     problem: ValueError | None = None
-    for called in ("train",) if split == "train" else ("test", "val", "valid"):
+    for called in ("train", "trainval", "train-standard") if split == "train" else ("test", "val", "valid"):
         try:
             return kind(root, split=called)
         except ValueError as error:
             problem = problem or error
-    raise ValueError(f"torchvision's {name}: {problem}")
+    raise ValueError(str(problem))
 
 
 def frame_files(folder: Path) -> list[Path]:

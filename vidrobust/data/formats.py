@@ -161,7 +161,10 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
             f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\" fetches it"
         ) from None
     known = next((getattr(images, key) for key in ("targets", "labels", "_labels") if hasattr(images, key)), None)
-    labels = [int(label) for label in (known if known is not None else (label for _, label in images))]
+    try:
+        labels = [int(label) for label in (known if known is not None else (label for _, label in images))]
+    except (TypeError, ValueError):
+        raise UserError(f"data.name=torchvision:{name}: its targets are not classes") from None
     classes = [str(c) for c in getattr(images, "classes", range(max(labels) + 1))]
     records = [
         Record(f"{split}/{i:06d}", f"{TORCHVISION}{name}:{split}:{i}:{root}", label) for i, label in enumerate(labels)

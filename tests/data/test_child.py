@@ -1,0 +1,118 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from vidrobust.data.child import Child, ChildDied, in_children
+
+
+def _behave(how, value=None):
+    if how == "hang":
+        while True:  # as native code that holds the lock: no signal handler of Python's ever runs
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            time.sleep(10)
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "exit":
+        os._exit(3)
+    if how == "raise":
+        raise KeyError(value)
+    return os.getpid(), value
+
+
+@pytest.fixture
+def child():
+    child = Child(_behave, timeout_s=0.3)
+    yield child
+    child.close()
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_calls_run_in_one_other_process_and_come_back(child):
+    (first, a), (second, b) = child("work", {"a": [1]}), child("work", None)
+    assert first == second != os.getpid() and (a, b) == ({"a": [1]}, None)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("hang", "no answer within 0.3 s"), ("crash", "the decoder crashed (SIGSEGV)"), ("exit", "it exited with 3")],
+)
+def test_a_death_is_told_and_the_next_call_works(child, how, said):
+    pid, _ = child("work")
+    with pytest.raises(ChildDied) as death:
+        child(how)
+    assert str(death.value) == said and not _alive(pid)
+    assert child("work", 5)[1] == 5 and child.pid != pid
+
+
+def test_what_the_function_raises_comes_back_and_the_process_stays(child):
+    pid, _ = child("work")
+    with pytest.raises(KeyError, match="key"):
+        child("raise", "key")
+    assert child("work")[0] == pid
+
+
+def test_a_child_that_is_killed_while_idle_is_replaced(child):
+    pid, _ = child("work")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ChildDied, match="SIGKILL"):
+        child("work")
+    assert child("work")[0] != pid
+
+
+def test_time_between_calls_does_not_count(child):
+    child("work")
+    time.sleep(0.5)
+    assert child("work", 1)[1] == 1
+
+
+def test_close_leaves_no_process():
+    child = Child(_behave, 1)
+    pid, _ = child("work")
+    child.close()
+    child.close()
+    assert not _alive(pid)
+
+
+def test_a_child_ends_with_its_parent():
+    here, there = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.write(there, str(Child(_behave, 1)("work")[0]).encode())
+        os._exit(0)
+    os.waitpid(middle, 0)
+    pid = int(os.read(here, 20))
+    for _ in range(100):
+        if not _alive(pid) or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the child lives on")
+
+
+def test_jobs_run_side_by_side_and_bad_ones_harm_no_other():
+    jobs = [("work", n) for n in range(20)]
+    jobs[3], jobs[7], jobs[11] = ("crash", 3), ("hang", 7), ("exit", 11)
+    found = dict(in_children(lambda job: _behave(*job), jobs, workers=3, timeout_s=0.4))
+    assert set(found) == set(jobs)
+    assert [n for (how, n), result in found.items() if isinstance(result, ChildDied)] in (
+        [3, 7, 11], [3, 11, 7], [11, 3, 7]
+    )  # fmt: skip
+    assert all(found[job][1] == job[1] for job in jobs if job[0] == "work")
+    assert len({result[0] for result in found.values() if not isinstance(result, ChildDied)}) >= 3
+
+
+def test_jobs_that_are_left_early_leave_no_process():
+    jobs = in_children(lambda n: os.getpid(), range(50), workers=2, timeout_s=5)
+    pids = {next(jobs)[1] for _ in range(4)}
+    jobs.close()
+    assert not any(map(_alive, pids)) and threading.active_count() < 5
+    assert list(in_children(_behave, [], workers=2, timeout_s=1)) == []

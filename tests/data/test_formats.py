@@ -1,0 +1,403 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import datasets
+
+from tests.helpers import SHARED, counting_video, tiny_ucf101
+from vidrobust.config import Data, options
+from vidrobust.data import (
+    FORMATS,
+    all_records,
+    build_records,
+    find_format,
+    frame_folder,
+    frame_list,
+    hmdb51,
+    image_folder,
+    kinetics,
+    path_label_list,
+    read_frames,
+    torchvision_images,
+    ucf101,
+    video_folder,
+)
+from vidrobust.errors import UserError
+
+
+def test_ucf101_labels_are_ranks_and_test_lists_take_them_from_the_folder(ucf):
+    train, classes = ucf101(ucf, "train", 1)
+    test, _ = ucf101(ucf, "test", 1)
+    assert classes == ["Alpha", "Beta"]  # ids 3 and 6
+    assert [r.label for r in train] == [0] * 4 + [1] * 4 and [r.label for r in test] == [0, 0, 1, 1]
+    assert train[0].uid == "Alpha/v_Alpha_g01_c01.avi" and train[0].path.endswith(train[0].uid)
+
+
+def test_ucf101_ignores_case_as_handstand_pushups_needs(tmp_path):
+    root = tiny_ucf101(tmp_path, ("HandstandPushups",), train=1, test=1)
+    lists = root / "ucfTrainTestlist"
+    (root / "videos/HandstandPushups/v_HandstandPushups_g01_c01.avi").rename(
+        root / "videos/HandstandPushups/v_HandStandPushups_g01_c01.avi"
+    )
+    (lists / "trainlist01.txt").write_text("HandStandPushups/v_HandstandPushups_g01_c01.avi 3\n")
+    (record,), _ = ucf101(root, "train", 1)
+    assert record.path.endswith("HandstandPushups/v_HandStandPushups_g01_c01.avi") and record.label == 0
+
+
+def test_ucf101_mistakes_name_the_line(tmp_path):
+    root = tiny_ucf101(tmp_path)
+    train = root / "ucfTrainTestlist/trainlist01.txt"
+    for text, message in {
+        "Alpha/nothing.avi 3\n": r"line 1: Alpha/nothing.avi is not under",
+        "Alpha/v_Alpha_g01_c01.avi 2\n": r"line 1: label 2 is not Alpha's; classInd.txt says 3 \(its ids start at 1\)",
+        "Gamma/v.avi 3\n": r"line 1: class 'Gamma' is not in",
+        "\n": "lists no video",
+        "Alpha/v_Alpha_g01_c01.avi 3\n" * 2: "listed twice",
+    }.items():
+        train.write_text(text)
+        with pytest.raises(UserError, match=message):
+            ucf101(root, "train", 1)
+    with pytest.raises(UserError, match="data.fold=3"):
+        ucf101(root, "train", 3)
+
+
+def test_missing_files_are_counted_in_one_message(tmp_path):
+    root = tiny_ucf101(tmp_path)
+    for path in (root / "videos/Alpha").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"and 3 more\); add the file or remove the line"):
+        ucf101(root, "train", 1)
+
+
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
+def test_the_official_lists_have_the_official_counts(tmp_path):
+    for fold, counts in {1: (9537, 3783), 2: (9586, 3734), 3: (9624, 3696)}.items():
+        for split, count in zip(("train", "test"), counts, strict=True):
+            lines = (SHARED / f"splits/ucf101/{split}list{fold:02d}.txt").read_text().split("\n")
+            for line in filter(None, (line.strip() for line in lines)):
+                path = tmp_path / "videos" / line.split()[0]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            lists = tmp_path / "ucfTrainTestlist"
+            lists.mkdir(exist_ok=True)
+            for name in ("classInd.txt", f"{split}list{fold:02d}.txt"):
+                (lists / name).write_text((SHARED / "splits/ucf101" / name).read_text())
+            records, classes = ucf101(tmp_path, split, fold)
+            assert len(records) == count and len(classes) == 101
+            assert {r.label for r in records} == set(range(101))
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
+def test_list_files_split_from_the_right(tmp_path, separator):
+    counting_video(tmp_path / "a dir" / "clip, one 7.avi", 5)
+    counting_video(tmp_path / "b.avi", 5)
+    lines = f"a dir/clip, one 7.avi{separator}0\nb.avi{separator}1\n"
+    (tmp_path / "train.csv").write_text(lines)
+    (tmp_path / "val.txt").write_text(lines)
+    records, classes = path_label_list(tmp_path, "train", 1)
+    assert [(r.uid, r.label) for r in records] == [("a dir/clip, one 7.avi", 0), ("b.avi", 1)]
+    assert classes == ["0", "1"]
+    assert path_label_list(tmp_path, "test", 1)[0] == records
+
+
+def test_list_files_take_absolute_paths_and_class_names(tmp_path):
+    path = counting_video(tmp_path / "b.avi", 5)
+    (tmp_path / "train.txt").write_text(f"{path} 0\n")
+    (tmp_path / "test.txt").write_text(f"{path} 1\n")
+    (tmp_path / "classes.txt").write_text("run\njump\n")
+    (record,), classes = path_label_list(tmp_path, "test", 1)
+    assert record.path == str(path) and classes == ["run", "jump"] and record.label == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("b.avi 1\nb.avi 2\n", "b.avi 1\n", "labels look 1-based .smallest 1, largest 2.; subtract 1"),
+        ("b.avi 0\n", "b.avi 4\n", "test.txt, line 1: label 4 is out of range 0..0"),
+        ("b.avi 0\n", "b.avi -2\n", "label -2 is out of range"),
+        ("b.avi 0\n", "c.avi 0\n", "test.txt, line 1: c.avi is not under"),
+        ("b.avi 0\n", "/nowhere/c.avi 0\n", "/nowhere/c.avi is not under"),
+        ("b.avi 0\n", "b.avi\n", "expected a path and an integer label"),
+        ("", "b.avi 0\n", "lists no video"),
+    ],
+)
+def test_list_mistakes(tmp_path, train, test, message):
+    counting_video(tmp_path / "b.avi", 5)
+    (tmp_path / "train.txt").write_text(train)
+    (tmp_path / "test.txt").write_text(test)
+    with pytest.raises(UserError, match=message):
+        path_label_list(tmp_path, "test", 1)
+
+
+def test_a_folder_per_class(tmp_path):
+    for split in ("train", "val"):
+        for name in ("run (fast)", "jump#1"):
+            counting_video(tmp_path / split / name / "x [1] & y.avi", 5)
+    (tmp_path / "train/run (fast)/notes.txt").write_text("no video")
+    records, classes = video_folder(tmp_path, "train", 1)
+    assert classes == ["jump#1", "run (fast)"] and [r.label for r in records] == [0, 1]
+    assert len(video_folder(tmp_path, "test", 1)[0]) == 2
+    counting_video(tmp_path / "val/unknown/x.avi", 5)
+    with pytest.raises(UserError, match="'unknown' has no folder"):
+        video_folder(tmp_path, "test", 1)
+
+
+def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
+    with pytest.raises(UserError, match="no data root .*nowhere"):
+        build_records(Data(name="ucf101", root=str(tmp_path / "nowhere")), "train")
+    with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
+        build_records(Data(name="ucf-101", root=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("1 A\n1 B\n", "line 2: '1 B' repeats"), ("1 A\n2 a\n", "repeats an id or a name"), ("", "lists no class"),
+     ("² A\n", "expected `id ClassName`"), ("A 1\n", "expected `id ClassName`")],
+)  # fmt: skip
+def test_class_lists_that_are_wrong(tmp_path, text, message):
+    root = tiny_ucf101(tmp_path)
+    (root / "ucfTrainTestlist/classInd.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ucf101(root, "train", 1)
+
+
+def test_a_folder_says_what_it_leaves_out(tmp_path, caplog):
+    for split in ("train", "test"):
+        counting_video(tmp_path / split / "a" / "x.avi", 5)
+    (tmp_path / "train/a/x.flv").touch()
+    (tmp_path / "train/.cache").mkdir()
+    records, classes = video_folder(tmp_path, "train", 1)
+    assert classes == ["a"] and len(records) == 1 and "x.flv" in caplog.text
+
+
+def _touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_ucf101_groups_are_the_sources(ucf):
+    records, _ = ucf101(ucf, "train", 1)
+    assert [r.group for r in records[:2]] == ["v_alpha_g01", "v_alpha_g02"]
+
+
+def _tiny_hmdb(root, top="hmdb51_org"):
+    names = ["Film_(1)_run_f_cm_np1_ba_bad_#0.avi", "a&b[c]!_run_u_nm_np1_fr_goo_1.avi", "run_run_u_nm_np1_2.avi"]
+    for name in names:
+        _touch(root / top / "run" / name)
+    _touch(root / top / "jump" / "Film_(1)_jump_f_cm_np1_ba_bad_3.avi")
+    lists = root / "testTrainMulti_7030_splits"
+    lists.mkdir(parents=True)
+    (lists / "run_test_split1.txt").write_text(
+        "".join(f"{n} {tag} \n" for n, tag in zip(names, (1, 2, 0), strict=True))
+    )
+    (lists / "jump_test_split1.txt").write_text("Film_(1)_jump_f_cm_np1_ba_bad_3.avi 1 \n")
+    return names
+
+
+def test_hmdb51_takes_tags_one_and_two_and_any_character(tmp_path):
+    names = _tiny_hmdb(tmp_path)
+    train, classes = hmdb51(tmp_path, "train", 1)
+    test, _ = hmdb51(tmp_path, "test", 1)
+    assert classes == ["jump", "run"]
+    assert [(r.uid, r.label) for r in train] == [
+        ("jump/Film_(1)_jump_f_cm_np1_ba_bad_3.avi", 0),
+        (f"run/{names[0]}", 1),
+    ]
+    assert [(r.uid, r.label) for r in test] == [(f"run/{names[1]}", 1)]
+    assert {r.group for r in train} == {"Film_(1)"}  # one film, two classes
+    with pytest.raises(UserError, match="no .*_test_split2.txt"):
+        hmdb51(tmp_path, "train", 2)
+
+
+@pytest.mark.parametrize("tag", ["3", "x", ""])
+def test_hmdb51_mistakes_name_the_line(tmp_path, tag):
+    names = _tiny_hmdb(tmp_path)
+    (tmp_path / "testTrainMulti_7030_splits/run_test_split1.txt").write_text(f"{names[0]} 1\n{names[1]} {tag}\n")
+    with pytest.raises(UserError, match="run_test_split1.txt, line 2"):
+        hmdb51(tmp_path, "train", 1)
+
+
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
+def test_the_official_lists_of_hmdb51_have_the_official_counts(tmp_path):
+    lists = SHARED / "splits/hmdb51"
+    for path in lists.glob("*_test_split1.txt"):  # each lists every video of its class
+        for line in path.read_text().splitlines():
+            if line.strip():
+                _touch(tmp_path / "videos" / path.name.removesuffix("_test_split1.txt") / line.rsplit(maxsplit=1)[0])
+    (tmp_path / "splits").symlink_to(lists)
+    for fold in (1, 2, 3):
+        (train, classes), (test, _) = hmdb51(tmp_path, "train", fold), hmdb51(tmp_path, "test", fold)
+        assert (len(train), len(test), len(classes)) == (3570, 1530, 51)
+        assert [sum(r.label == c for r in train) for c in range(51)] == [70] * 51
+        assert not {r.uid for r in train} & {r.uid for r in test}
+
+
+def _kinetics(root, train, val):
+    header = "label,youtube_id,time_start,time_end,split\n"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "train.csv").write_text(header + "".join(f"{row},train\n" for row in train))
+    (root / "validate.csv").write_text(header + "".join(f"{row},validate\n" for row in val))
+
+
+def test_kinetics_finds_downloads_by_official_names_and_counts_what_is_gone(tmp_path, caplog):
+    train = ["tap dancing,-_a,0,10", '"throwing, discus",b_c,35.0,45.0', "tap dancing,gone0,1,11"]
+    _kinetics(tmp_path, train, ["tap dancing,vvv,7,17"])
+    _touch(tmp_path / "train/tap dancing/-_a_000000_000010.mp4")
+    _touch(tmp_path / "train/throwing discus/b_c_000035_000045.mkv")
+    _touch(tmp_path / "validate/vvv.mp4")  # by its id alone
+    records, classes = kinetics(tmp_path, "train", 1)
+    assert classes == ["tap dancing", "throwing, discus"]
+    assert [(r.uid, r.label, r.group) for r in records] == [
+        ("tap dancing/-_a_000000_000010.mp4", 0, "-_a"), ("throwing discus/b_c_000035_000045.mkv", 1, "b_c")
+    ]  # fmt: skip
+    assert "1 of 3 videos are not under" in caplog.text and "gone0_000001_000011" in caplog.text
+    ((record,), _) = kinetics(tmp_path, "test", 1)
+    assert record.uid == "vvv.mp4" and record.label == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("tap,a", "line 2: times and label"), ("tap,a,x,y", "line 2: times and label"), ("tap,a,1,2", "lists no video")],
+)
+def test_kinetics_mistakes(tmp_path, row, message):
+    _kinetics(tmp_path, [row], [])
+    with pytest.raises(UserError, match=message):
+        kinetics(tmp_path, "train", 1)
+
+
+def test_kinetics_refuses_other_tables_and_unknown_classes(tmp_path):
+    _kinetics(tmp_path, ["tap,a,1,2"], ["swim,b,1,2"])
+    with pytest.raises(UserError, match="validate.csv, line 2: class 'swim' is not in the training list"):
+        kinetics(tmp_path, "test", 1)
+    (tmp_path / "train.csv").write_text("video,label\n")
+    with pytest.raises(UserError, match="an official list has the columns label, time_end"):
+        kinetics(tmp_path, "train", 1)
+
+
+def test_lists_may_leave_videos_unlabelled(tmp_path):
+    counting_video(tmp_path / "b.avi", 5)
+    (tmp_path / "train.txt").write_text("b.avi -1\n")
+    (tmp_path / "test.txt").write_text("b.avi -1\n")
+    (record,), classes = path_label_list(tmp_path, "train", 1)
+    assert record.label == -1 and classes == []
+
+
+def _images(folder, count, size=(40, 30), first=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        Image.new("RGB", size, (first + n, 100, 200)).save(folder / f"img_{n + 1}.png")
+
+
+def test_frame_lists_take_as_many_frames_as_they_say(tmp_path):
+    _images(tmp_path / "frames/clip one", 12)
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("frames/clip one 11 0\n")
+    (record,), classes = frame_list(tmp_path, "train", 1)
+    assert record.frames == 11 and record.label == 0 and classes == ["0"]
+    frames = read_frames(record.path, np.array([0, 1, 10]), frames=record.frames)
+    assert frames[:, 0, 0, 0].tolist() == [0, 1, 10]  # img_2 before img_10
+    for text, message in {
+        "frames/clip one 0": "folder, its number of frames",
+        "frames/clip one 0 0": "has 0 frames",
+    }.items():
+        (tmp_path / "train.txt").write_text(text)
+        with pytest.raises(UserError, match=message):
+            frame_list(tmp_path, "train", 1)
+
+
+def test_frame_folders_are_clips(tmp_path):
+    for split in ("train", "test"):
+        _images(tmp_path / split / "run" / "a.b (1)", 3)
+        _images(tmp_path / split / "swim" / "c", 2)
+    records, classes = frame_folder(tmp_path, "train", 1)
+    assert [(r.uid, r.label) for r in records] == [("run/a.b (1)", 0), ("swim/c", 1)] and classes == ["run", "swim"]
+    assert read_frames(records[0].path, np.array([2])).shape == (1, 30, 40, 3)
+
+
+def test_image_folders_are_clips_of_one_frame(tmp_path):
+    for split in ("train", "test"):
+        _images(tmp_path / split / "cat", 2)
+        _images(tmp_path / split / "dog", 1, first=50)
+    records, classes = image_folder(tmp_path, "train", 1)
+    assert classes == ["cat", "dog"] and [r.label for r in records] == [0, 0, 1]
+    assert read_frames(records[2].path, np.array([0, 0]))[:, 0, 0].tolist() == [[50, 100, 200]] * 2
+
+
+def _cifar10(root, monkeypatch, per_batch=3):
+    """CIFAR-10's pickles, of images that show their label and number."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    kind = datasets.CIFAR10
+    for number, (name, _) in enumerate([*kind.train_list, *kind.test_list]):
+        labels = [(number + i) % 10 for i in range(per_batch)]
+        data = np.zeros((per_batch, 3, 32, 32), np.uint8)
+        data[:, 0] = np.array(labels)[:, None, None]
+        data[:, 1] = number
+        (folder / name).write_bytes(pickle.dumps({"data": data.reshape(per_batch, -1), "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+
+
+def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
+    _cifar10(tmp_path, monkeypatch)
+    train, classes = build_records(Data(name="cifar10", root=str(tmp_path)), "train")
+    test, _ = build_records(Data(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
+    assert (len(train), len(test), classes) == (15, 3, list("abcdefghij"))
+    assert [r.label for r in test] == [5, 6, 7] and train[4].uid == "train/000004"
+    frames = read_frames(test[1].path, np.array([0]))
+    assert frames.shape == (1, 32, 32, 3) and frames[0, 3, 3].tolist() == [6, 5, 0]
+
+
+def test_any_torchvision_data_set_by_name(tmp_path):
+    for split in ("train", "valid", "test"):
+        _images(tmp_path / "country211" / split / "AD", 2)
+        _images(tmp_path / "country211" / split / "ZW", 1, first=9)
+    records, classes = torchvision_images("Country211", tmp_path, "train", 1)
+    assert [r.label for r in records] == [0, 0, 1] and classes == ["AD", "ZW"]
+    assert read_frames(records[2].path, np.array([0]))[0, 0, 0].tolist() == [9, 100, 200]
+
+
+def test_a_torchvision_data_set_that_is_not_there_says_how_to_fetch_it(tmp_path):
+    with pytest.raises(UserError, match=r"holds no CIFAR100 .*CIFAR100\('.*', download=True\)"):
+        FORMATS["cifar100"](tmp_path, "train", 1)
+    with pytest.raises(UserError, match="torchvision has no such data set; did you mean 'CIFAR10'"):
+        find_format("torchvision:CIFAR-10")(tmp_path, "train", 1)
+
+
+def test_a_torchvision_data_set_of_one_list_is_held_out_in_part(tmp_path):
+    for name in ("A", "B"):
+        _images(tmp_path / "eurosat/2750" / name, 5)
+    cfg = Data(name="torchvision:EuroSAT", root=str(tmp_path))
+    assert len(build_records(cfg, "train")[0]) == 10
+    with pytest.raises(UserError, match="data.validation holds out a part of it"):
+        build_records(cfg, "test")
+    cfg.validation = 0.3
+    assert len(build_records(cfg, "test")[0]) == 3
+
+
+def test_every_format_is_found_by_name_and_named_in_the_help():
+    help = next(item.metadata["help"] for key, item in options() if key == "data.name")
+    for name in FORMATS:
+        assert callable(find_format(name)) and name in help
+    with pytest.raises(UserError, match="data.name"):
+        find_format("torchvision:")
+
+
+def test_part_of_the_training_list_is_held_out_by_source(ucf):
+    cfg = Data(name="ucf101", root=str(ucf), validation=0.25)
+    (rest, _), (held, _) = build_records(cfg, "train"), build_records(cfg, "test")
+    whole, _ = ucf101(ucf, "train", 1)
+    assert len(held) == 2 and sorted(r.uid for r in rest + held) == [r.uid for r in whole]
+    assert not {r.group for r in rest} & {r.group for r in held}
+
+
+def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
+    root = tiny_ucf101(tmp_path)
+    lists = root / "ucfTrainTestlist"
+    (lists / "trainlist02.txt").write_text((lists / "trainlist01.txt").read_text())
+    (lists / "testlist02.txt").write_text("Gone/v_Gone_g01_c01.avi\n")
+    assert len(all_records(Data(name="ucf101", root=str(root)))) == 12
+    assert "left out" in caplog.text and "Gone" in caplog.text
