@@ -208,7 +208,7 @@ def test_where_every_video_is_bad_no_batch_is_made_up(tmp_path):
 
 def test_a_video_that_the_manifest_calls_bad_is_not_opened(misbehaving):
     records = [dataclasses.replace(misbehaving[1], bad="hangs")]
-    assert _dataset(records)[0, 0].reason.endswith("hang.avi: hangs")
+    assert _dataset(records)[0, 0].reason.endswith("hang.avi: hangs (manifest)")
 
 
 def test_no_sample_has_the_randomness_of_another(ucf):

@@ -12,6 +12,7 @@ import mmap
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class ClipDataset(Dataset):
         backend = record.backend if self.backend == "auto" else self.backend
         try:
             if record.bad:
-                raise DecodeError(f"{record.path}: {record.bad}")
+                raise DecodeError(f"{record.path}: {record.bad} (manifest)")
             with open_video(record.path, backend=backend, frames=record.frames) as video:
                 indices = self.sample_clips(video.num_frames, self.spec, rng)
                 draws = _take_views(video, record.path, indices, self.view, rng, out)
@@ -307,4 +308,11 @@ def worker_deaths(dataset: ClipDataset) -> Iterator[None]:
 
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _tell_unless_left
     gc.freeze()  # a collection would write to, and so copy, every object that is shared with the parent
+
+
+def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Of a worker's threads: that the loader's owner stopped in the middle of taking a batch is no news."""
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)

@@ -13,19 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
-from vidrobust.data.decoders import (
-    IMAGE_SUFFIXES,
-    TORCHVISION,
-    DecodeError,
-    Decord,
-    FrameFolder,
-    Image,
-    PyAV,
-    TorchCodec,
-    TorchvisionImage,
-    Video,
-    one_line,
-)
+from vidrobust.data.decoders import DecodeError, Decord, PyAV, TorchCodec, Video, one_line
+from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, FrameFolder, Image, TorchvisionImage
 from vidrobust.errors import lookup
 
 __all__ = ["BACKENDS", "DecodeError", "Video", "open_video", "read_frames", "resize"]

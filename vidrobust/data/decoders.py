@@ -1,21 +1,19 @@
-"""The decoders: PyAV, decord, torchcodec, images, folders of frames, torchvision's data sets.
+"""The decoders of video files: PyAV, decord, torchcodec.
 
 All give the same upright frames. PyAV is the default: it opens a file four times faster than decord, decodes at the
 same speed, and fails where decord hangs (ANCHORS 3 A1). decord is imported where it is used, after torch (A4).
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
-TORCHVISION = "torchvision:"
 # A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
 # bookkeeping: MPEG-4 in AVI counts dropped frames.
 _TRUNCATED = 0.9
@@ -58,6 +56,18 @@ def _check_count(path: str, present: int, declared: int) -> int:
     return present
 
 
+def _open(path: str) -> av.container.InputContainer:
+    """A container whose first video stream is decoded in one thread: parallelism comes from the loader's workers."""
+    container = av.open(path)
+    if not container.streams.video:
+        raise DecodeError(f"{path}: holds no video stream")
+    stream = container.streams.video[0]
+    stream.thread_type = "NONE"
+    if stream.codec_context is not None:
+        stream.codec_context.thread_count = 1
+    return container
+
+
 class PyAV:
     """A frame's number is its rank in the order in which the decoder shows frames, counted from the first.
 
@@ -69,14 +79,11 @@ class PyAV:
 
     def __init__(self, path: str, frames: int = 0) -> None:
         self.path = path
-        self.container = av.open(path)
-        if not self.container.streams.video:
-            raise DecodeError(f"{path}: holds no video stream")
+        self.container, self.used = _open(path), False
         stream = self.container.streams.video[0]
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
             raise DecodeError(f"{path}: not a video file, or cut short (no frame size in its header)")
-        stream.thread_type, codec.thread_count = "NONE", 1  # parallelism comes from the loader's workers
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
         # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut AVI's has what is lost
@@ -119,11 +126,12 @@ class PyAV:
         wanted = indices.tolist()
         done = 0
         if wanted[-1] >= _WORTH_A_SEEK and self._timeline is not None:
-            for frame in self._after_seeks(wanted):
-                done += 1
-                yield self._upright(frame)
+            with contextlib.suppress(av.error.FFmpegError):  # a damaged file may seek wrongly, or not at all
+                for frame in self._after_seeks(wanted):
+                    pixels = self._upright(frame)
+                    done += 1
+                    yield pixels
         if done < len(wanted):
-            self.container.seek(0)
             for frame in self._counted(wanted[done:]):
                 yield self._upright(frame)
 
@@ -131,23 +139,30 @@ class PyAV:
         """Decode from the first frame on and count."""
         left = iter(wanted)
         following = next(left)
-        for number, frame in enumerate(self.container.decode(self.container.streams.video[0])):
+        for number, frame in enumerate(self._from_the_start()):
             if number == following:
                 yield frame
                 if (following := next(left, -1)) < 0:
                     return
 
+    def _from_the_start(self) -> Iterator[av.VideoFrame]:
+        if self.used:
+            self.container.close()
+            self.container = _open(self.path)
+        self.used = True
+        return self.container.decode(self.container.streams.video[0])
+
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """The frames up to the first that is not where its time stamp says; seeks where that saves decoding."""
         assert self._timeline is not None
         stamps, keys = self._timeline
-        stream = self.container.streams.video[0]
         rank = {stamp: number for number, stamp in enumerate(stamps)}
-        position, decoded = 0, self.container.decode(stream)
+        position, decoded = 0, self._from_the_start()
         for number in wanted:
             key = max((k for k in keys if k <= number), default=0)
             fresh = key >= position + _WORTH_A_SEEK
             if fresh:
+                stream = self.container.streams.video[0]
                 self.container.seek(stamps[key], stream=stream)
                 decoded = self.container.decode(stream)
             while True:
@@ -236,107 +251,3 @@ class TorchCodec:
 
     def close(self) -> None:
         del self.decoder
-
-
-class Image:
-    """One frame."""
-
-    backend, num_frames, fps = "image", 1, 0.0
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        yield _read_image(self.path)
-
-    def close(self) -> None:
-        pass
-
-
-class FrameFolder:
-    """The images of a folder in the order of the numbers in their names; all of the size of the first one asked for."""
-
-    backend, fps = "frames", 0.0
-
-    def __init__(self, path: str, frames: int = 0) -> None:
-        self.files = frame_files(Path(path))
-        self.num_frames = frames or len(self.files)
-        if len(self.files) < max(self.num_frames, 1):
-            raise DecodeError(f"{path}: the folder holds {len(self.files)} images of {self.num_frames or 1}")
-
-    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        shape = None
-        for number in indices:
-            frame = _read_image(str(self.files[number]))
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise DecodeError(
-                    f"{self.files[number]}: its size {frame.shape[:2]} is not that of the clip {shape[:2]}"
-                )
-            yield frame
-
-    def close(self) -> None:
-        pass
-
-
-class TorchvisionImage:
-    """Image `number` of a torchvision data set: "torchvision:CIFAR10:<split>:<number>:<root>"."""
-
-    backend, num_frames, fps = "image", 1, 0.0
-
-    def __init__(self, path: str) -> None:
-        _, name, split, number, root = path.split(":", 4)
-        self.image = torchvision_dataset(name, split, root)[int(number)][0]
-
-    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        yield np.asarray(self.image.convert("RGB"))
-
-    def close(self) -> None:
-        pass
-
-
-@functools.lru_cache(maxsize=4)
-def torchvision_dataset(name: str, split: str, root: str) -> Any:
-    """Data set `name` of torchvision.datasets, opened once a process; nothing is downloaded.
-
-    split: "train" or "test"; what the data set calls it is found. A data set of one list is all "train". Raises
-    ValueError when it has no such split.
-    """
-    import inspect
-
-    from torchvision import datasets
-
-    kind = getattr(datasets, name)
-    parameters = inspect.signature(kind).parameters
-    if "train" in parameters:
-        return kind(root, train=split == "train")
-    if "split" not in parameters and split == "train":
-        return kind(root)
-    if "split" not in parameters:
-        raise ValueError("it has one list, and data.validation holds out a part of it")
-    problem: ValueError | None = None
-    for called in ("train", "trainval", "train-standard") if split == "train" else ("test", "val", "valid"):
-        try:
-            return kind(root, split=called)
-        except ValueError as error:
-            problem = problem or error
-    raise ValueError(str(problem))
-
-
-def frame_files(folder: Path) -> list[Path]:
-    """The images of a folder, `img_2.jpg` before `img_10.jpg`."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
-
-
-def _read_image(path: str) -> np.ndarray:
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        with Pillow.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise DecodeError(f"{path}: no such file") from None
-    except Exception as error:
-        raise DecodeError(f"{path}: not an image, or cut short ({one_line(error)})") from None

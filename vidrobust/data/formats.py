@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from vidrobust.data.decoders import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
+from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
 from vidrobust.data.records import Missing, Parsed, Record, checked, lines
 from vidrobust.errors import UserError, nearest
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import IMAGE_SUFFIXES, DecodeError, PyAV, frame_files, one_line
+from vidrobust.data.decoders import DecodeError, PyAV, one_line
+from vidrobust.data.images import IMAGE_SUFFIXES, frame_files
 from vidrobust.data.records import Record
 from vidrobust.data.scan import probe
 from vidrobust.errors import UserError

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import IMAGE_SUFFIXES, TORCHVISION, DecodeError, frame_files, one_line
+from vidrobust.data.decoders import DecodeError, one_line
+from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
@@ -75,14 +76,14 @@ def probe(path: str) -> Row:
         row = _probe_video(path)
         return row if row["frames"] else _probe_with("decord", path) or row
     except Exception as error:
-        return _bad(str(error) if isinstance(error, DecodeError) else one_line(error))
+        return _bad(str(error).removeprefix(f"{path}: ") if isinstance(error, DecodeError) else one_line(error))
 
 
 def _probe_video(path: str) -> Row:
     """Every frame by PyAV, up to the first that does not decode."""
     with open_video(path, frames=1):  # refuses what is no video, in the words that a run uses
         pass
-    count, corrupt, first, reason = 0, 0, None, ""
+    count, corrupt, first, reasons = 0, 0, None, []
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
@@ -92,15 +93,15 @@ def _probe_video(path: str) -> Row:
                 first = first or (frame.width, frame.height, round(frame.rotation))
                 count, corrupt = count + 1, corrupt + bool(frame.is_corrupt)
         except av.error.FFmpegError as error:
-            reason = f"decodes up to frame {count} of {declared or '?'} ({error.strerror})"
+            reasons.append(f"decodes up to frame {count} of {declared or '?'} ({error.strerror})")
     if first is None:
-        return _bad(reason or "no frame decodes")
-    if not reason and corrupt:
-        reason = f"{corrupt} of {count} frames are damaged"
-    if not reason and count < 0.9 * declared:
-        reason = f"cut short: its header declares {declared} frames, {count} are left"
+        return _bad("; ".join(reasons) or "no frame decodes")
+    if not reasons and count < 0.9 * declared:
+        reasons.append(f"cut short: its header declares {declared} frames, {count} are left")
+    if corrupt:
+        reasons.append(f"{corrupt} of {count} frames are damaged")
     width, height, rotation = first
-    return _row(count, fps, width, height, rotation, "pyav", reason)
+    return _row(count, fps, width, height, rotation, "pyav", "; ".join(reasons))
 
 
 def _probe_with(backend: str, path: str) -> Row | None:
@@ -122,7 +123,7 @@ def _probe_images(path: str) -> Row:
         try:
             frame = _only_frame(str(file))
         except DecodeError as error:
-            reason = str(error)
+            reason = str(error).removeprefix(f"{path}/").removeprefix(f"{path}: ")
             break
         shape = shape or frame
         if frame != shape:

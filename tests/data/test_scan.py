@@ -1,0 +1,406 @@
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import SHARED, counting_frames, counting_video, encode, read_numbers, tiny_ucf101
+from vidrobust.config import Augment, Data
+from vidrobust.data import (
+    BACKENDS,
+    ClipDataset,
+    ClipSpec,
+    DecodeError,
+    Record,
+    apply_manifest,
+    build_records,
+    eval_dataset,
+    random_clips,
+    read_frames,
+    read_manifest,
+    records_sha,
+    scan,
+    train_dataset,
+    uniform_clips,
+)
+from vidrobust.data.decoders import PyAV
+from vidrobust.data.scan import probe
+from vidrobust.errors import UserError
+from vidrobust.views import AugmentSpec
+
+COUNT = 40
+
+
+def _h264(path, **options):
+    return encode(path, counting_frames(COUNT), "libx264", **options)
+
+
+def _noisy(path, codec, **container):
+    """Frames that count under noise, so that they and not the header are most of the file."""
+    noise = np.random.default_rng(0).integers(-40, 41, (COUNT, 64, 64, 3))
+    frames = np.clip(counting_frames(COUNT).astype(int) + noise, 0, 255).astype(np.uint8)
+    with av.open(str(path), "w", options=container) as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width = stream.height = 64
+        stream.codec_context.gop_size, stream.codec_context.qmax = 10, 4
+        for image in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def _no_frames(path):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 64
+        out.start_encoding()
+    return path
+
+
+def _cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """Files that are wrong, each in its way."""
+    top = tmp_path_factory.mktemp("faults")
+    rng = np.random.default_rng()
+    _cut(_noisy(top / "cut.avi", "mpeg4"), 0.6)
+    _cut(_noisy(top / "cut_over_reporting.mp4", "libx264", movflags="faststart"), 0.5)  # it opens: its header is first
+    _cut(_h264(top / "cut_without_header.mp4"), 0.6)
+    (top / "empty.avi").touch()
+    (top / "empty.mp4").touch()
+    (top / "random.avi").write_bytes(rng.bytes(20_000))
+    (top / "random.mp4").write_bytes(rng.bytes(20_000))
+    (top / "text.avi").write_text("not found")
+    _no_frames(top / "zero_duration.avi")
+    _no_frames(top / "zero_duration.mp4")
+    with av.open(str(top / "sound.mp4"), "w") as out:
+        stream = out.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    (top / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + rng.bytes(100))
+    (top / "no_images").mkdir()
+    return top
+
+
+@pytest.fixture(scope="module")
+def scanned(faults, tmp_path_factory):
+    manifest = tmp_path_factory.mktemp("manifest") / "m.jsonl"
+    rows = scan(map(str, faults.iterdir()), faults, manifest, timeout_s=20)
+    return {row["path"]: row for row in rows}, manifest
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("empty.avi", "the file is empty"),
+        ("empty.mp4", "the file is empty"),
+        ("random.avi", "not a video file, or cut short"),
+        ("random.mp4", "not a video file, or cut short"),
+        ("text.avi", "not a video file, or cut short"),
+        ("cut_without_header.mp4", ""),
+        ("zero_duration.avi", ""),
+        ("zero_duration.mp4", ""),
+        ("sound.mp4", "holds no video stream"),
+        ("broken.png", "not an image, or cut short"),
+        ("no_images", "the folder holds no image"),
+    ],
+)
+def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
+    row = scanned[0][name]
+    assert row["frames"] == 0 and row["reason"] and reason in row["reason"], row
+
+
+@pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])
+def test_what_is_left_of_a_cut_file_is_counted_and_reads(faults, scanned, name):
+    """What the container declares is never believed."""
+    row = scanned[0][name]
+    assert 0 < row["frames"] < COUNT and re.search("declares 40 frames|decodes up to", row["reason"]), row
+    whole = np.arange(row["frames"])
+    frames = read_frames(faults / name, whole, frames=row["frames"], backend=row["backend"])
+    assert read_numbers(frames[:-1]) == whole[:-1].tolist()  # the last may be half there
+    with pytest.raises(DecodeError):
+        read_frames(faults / name, np.array([COUNT - 1]), frames=row["frames"], backend=row["backend"])
+
+
+def test_the_list_of_bad_files_names_each_with_its_reason(scanned):
+    rows, manifest = scanned
+    listed = [line.split("\t") for line in Path(f"{manifest}.bad.txt").read_text().splitlines()]
+    assert listed == [
+        [row["path"], f"{row['frames']} frames", row["reason"]] for _, row in sorted(rows.items()) if row["reason"]
+    ]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
+    """Whatever is flipped: as many frames as the manifest says can be read, in one size."""
+    suffix = ".avi" if codec == "mpeg4" else ".mp4"
+    rng = np.random.default_rng()
+    whole = encode(tmp_path / f"whole{suffix}", counting_frames(COUNT), codec).read_bytes()
+    for trial in range(12):
+        content = np.frombuffer(whole, np.uint8).copy()
+        at = rng.integers(0, len(content), int(rng.integers(1, 60)))
+        content[at] ^= (1 << rng.integers(0, 8, len(at))).astype(np.uint8)
+        (tmp_path / f"{trial:02d}{suffix}").write_bytes(content.tobytes())
+    paths = [str(path) for path in sorted(tmp_path.glob(f"[0-9]*{suffix}"))]
+    rows = scan(paths, tmp_path, tmp_path / "m.jsonl", timeout_s=10)
+    for path, row in zip(paths, rows, strict=True):
+        assert row["path"] == Path(path).name
+        if row["frames"]:
+            data = ClipDataset(
+                [Record(row["path"], path, 0, frames=row["frames"], backend=row["backend"])],
+                ClipSpec(4, 2, 3), random_clips, AugmentSpec(size=16), timeout_s=10,
+            )  # fmt: skip
+            for epoch in range(3):
+                assert isinstance(data[epoch, 0], dict), (row, data[epoch, 0])
+        else:
+            assert row["reason"], row
+
+
+def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch):
+    def probes(path):
+        if "hang" in Path(path).name:
+            time.sleep(60)
+        if "crash" in Path(path).name:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return probe(path)
+
+    monkeypatch.setitem(scan.__globals__, "probe", probes)  # the package's `scan` is the function
+    for name in ("a", "hang", "b", "crash"):
+        counting_video(tmp_path / f"{name}.avi", 12)
+    rows = scan(map(str, tmp_path.glob("*.avi")), tmp_path, tmp_path / "m.jsonl", timeout_s=0.5)
+    assert [(row["path"], row["frames"], row["reason"]) for row in rows] == [
+        ("a.avi", 12, ""), ("b.avi", 12, ""), ("crash.avi", 0, "the decoder crashed (SIGSEGV)"),
+        ("hang.avi", 0, "no answer within 0.5 s"),
+    ]  # fmt: skip
+
+
+def test_what_is_noted_of_a_good_file(tmp_path):
+    wide = np.repeat(counting_frames(15), 2, axis=2)
+    _h264(tmp_path / "h.mkv")
+    encode(tmp_path / "turned.mp4", wide, "mpeg4", quarter_turns=1)
+    encode(tmp_path / "vfr.mp4", counting_frames(6), "libx264", times=[0, 40, 200, 240, 900, 940])
+    Image.new("RGB", (30, 20)).save(tmp_path / "i.png")
+    rows = {r["path"]: r for r in scan([str(p) for p in tmp_path.iterdir()], tmp_path, tmp_path / "m.jsonl")}
+    known = {"frames": 40, "fps": 25.0, "width": 64, "height": 64, "rotation": 0, "backend": "pyav", "reason": ""}
+    assert known.items() <= rows["h.mkv"].items()
+    turned = rows["turned.mp4"]
+    assert (turned["frames"], turned["width"], turned["height"]) == (15, 128, 64) and abs(turned["rotation"]) == 90
+    assert rows["vfr.mp4"]["frames"] == 6
+    image = rows["i.png"]
+    assert (image["frames"], image["width"], image["height"], image["fps"]) == (1, 30, 20, 0.0)
+
+
+def _counted_probes(monkeypatch, tmp_path):
+    log = tmp_path / "probed.txt"
+
+    def probes(path):
+        with open(log, "a") as file:
+            file.write(Path(path).name + "\n")
+        return probe(path)
+
+    monkeypatch.setitem(scan.__globals__, "probe", probes)  # the package's `scan` is the function
+    return lambda: sorted(log.read_text().split()) if log.exists() else []
+
+
+def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):
+    probed = _counted_probes(monkeypatch, tmp_path)
+    videos, manifest = tmp_path / "v", tmp_path / "m.jsonl"
+    paths = [str(counting_video(videos / f"{n}.avi", 10)) for n in range(4)]
+    scan(paths, videos, manifest)
+    assert probed() == ["0.avi", "1.avi", "2.avi", "3.avi"]
+    first = manifest.read_bytes()
+    scan(paths, videos, manifest)
+    assert len(probed()) == 4 and manifest.read_bytes() == first
+    counting_video(videos / "1.avi", 11)
+    (videos / "0.avi").unlink()
+    rows = scan([*paths[1:], str(counting_video(videos / "4.avi", 12))], videos, manifest)
+    assert probed() == ["0.avi", "1.avi", "1.avi", "2.avi", "3.avi", "4.avi"]
+    assert [(row["path"], row["frames"]) for row in rows] == [
+        ("1.avi", 11), ("2.avi", 10), ("3.avi", 10), ("4.avi", 12)
+    ]  # fmt: skip
+
+
+def test_a_scan_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+    probed = _counted_probes(monkeypatch, tmp_path)
+    paths = [str(counting_video(tmp_path / "v" / f"{n}.avi", 10)) for n in range(6)]
+    seen = []
+
+    def interrupted(*arguments):
+        for found in in_children(*arguments):
+            seen.append(found)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    in_children = scan.__globals__["in_children"]
+    monkeypatch.setitem(scan.__globals__, "in_children", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scan(paths, tmp_path, tmp_path / "m.jsonl", workers=1)
+    assert len(read_manifest(tmp_path / "m.jsonl")[0]) == 2
+    monkeypatch.setitem(scan.__globals__, "in_children", in_children)
+    assert len(scan(paths, tmp_path, tmp_path / "m.jsonl", workers=1)) == 6 and len(probed()) <= 8
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    path = str(counting_video(tmp_path / "v.avi", 10))
+    manifest = tmp_path / "m.jsonl"
+    scan([path], tmp_path, manifest)
+    text = manifest.read_text()
+    for wrong, message in {
+        text.replace('"frames": 10', '"frames": 99'): "changed or cut after its scan",
+        text.splitlines()[0] + "\n": "changed or cut after its scan",
+        text.replace('"format": 1', '"format": 7'): "changed or cut after its scan",
+        "uid,frames\n": "is not a manifest",
+        "": "is not a manifest",
+    }.items():
+        manifest.write_text(wrong)
+        with pytest.raises(UserError, match=message):
+            read_manifest(manifest)
+    with pytest.raises(UserError, match="no manifest .*scan makes one"):
+        read_manifest(tmp_path / "none")
+
+
+def test_the_hash_is_of_what_files_hold(tmp_path):
+    shas = []
+    for folder, count in (("a", 10), ("b", 10), ("c", 11)):
+        counting_video(tmp_path / folder / "v.avi", count)
+        scan([str(tmp_path / folder / "v.avi")], tmp_path / folder, tmp_path / f"{folder}.jsonl")
+        shas.append(read_manifest(tmp_path / f"{folder}.jsonl")[1])
+    assert shas[0] == shas[1] != shas[2]
+
+
+def _with_manifest(tmp_path):
+    """A tiny UCF101 with a cut training video and an empty test video, and its manifest."""
+    root = tiny_ucf101(tmp_path / "data")
+    _cut(root / "videos/Alpha/v_Alpha_g02_c01.avi", 0.9)
+    (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
+    (root / "videos/Beta/v_Beta_g06_c01.avi").write_bytes(b"")
+    cfg = Data(
+        name="ucf101", root=str(root), manifest=str(root / "m.jsonl"), frames=2, stride=2, short_side=32, size=32
+    )
+    scan([str(p) for p in root.rglob("*.avi")], root, root / "m.jsonl")
+    return root, cfg
+
+
+def test_training_leaves_bad_videos_out_and_clamps_to_what_decodes(tmp_path, caplog):
+    _, cfg = _with_manifest(tmp_path)
+    records, _ = build_records(cfg, "train")
+    assert len(records) == 7 and "1 of 8 train videos are bad" in caplog.text and "left out" in caplog.text
+    assert "the file is empty" in caplog.text
+    frames = {record.uid: record.frames for record in records}
+    cut = frames.pop("Alpha/v_Alpha_g02_c01.avi")
+    assert set(frames.values()) == {20} and 0 < cut < 20
+    dataset = train_dataset(cfg, Augment(), records, clips=2, seed=0)
+    assert all(dataset[epoch, index]["start"].max() <= cut for epoch in range(5) for index in [0])
+
+
+def test_evaluation_keeps_bad_videos_as_failures(tmp_path):
+    _, cfg = _with_manifest(tmp_path)
+    records, _ = build_records(cfg, "test")
+    samples = [eval_dataset(cfg, records, 1)[0, i] for i in range(4)]
+    assert [isinstance(s, dict) for s in samples] == [True, True, True, False]
+    assert samples[3].reason.endswith("v_Beta_g06_c01.avi: the file is empty (manifest)")
+
+
+def test_a_manifest_says_which_decoder_reads_a_file(tmp_path, monkeypatch):
+    used = []
+
+    class Spy(PyAV):
+        def __init__(self, path, frames=0):
+            used.append(Path(path).name)
+            super().__init__(path, frames)
+
+    monkeypatch.setitem(BACKENDS, "decord", Spy)
+    path = counting_video(tmp_path / "v.avi", 10)
+    records = [Record("v", str(path), 0, backend="decord", frames=10)]
+    for backend, times in (("auto", 1), ("pyav", 0), ("decord", 1)):
+        used.clear()
+        spec = ClipSpec(2, 2)
+        ClipDataset(records, spec, lambda n, spec, rng: uniform_clips(n, spec), AugmentSpec(size=16), backend=backend)[
+            0, 0
+        ]
+        assert len(used) == times
+
+
+def test_results_name_their_manifest(tmp_path):
+    _, cfg = _with_manifest(tmp_path)
+    known, _ = build_records(cfg, "test")
+    cfg.manifest = ""
+    plain, _ = build_records(cfg, "test")
+    assert records_sha(known) != records_sha(plain)
+
+
+def test_a_manifest_of_other_data_is_refused(tmp_path):
+    root, cfg = _with_manifest(tmp_path)
+    counting_video(root / "videos/Beta/v_Beta_g01_c01.avi", 35)
+    with pytest.raises(UserError, match="v_Beta_g01_c01.avi has changed since .* was written; scan again"):
+        build_records(cfg, "train")
+    rows = [str(p) for p in (root / "videos/Alpha").iterdir()]
+    scan(rows, root, root / "m.jsonl")
+    with pytest.raises(UserError, match="does not know Beta/v_Beta_g01_c01.avi; scan again"):
+        build_records(cfg, "train")
+
+
+def test_a_list_that_promises_more_frames_than_there_are_makes_a_bad_video(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (30, 20)).save(folder / f"{n}.png")
+    scan([str(folder)], tmp_path, tmp_path / "m.jsonl")
+    records = [Record("clip", str(folder), 0, frames=5), Record("same", str(folder), 0, frames=2)]
+    first, second = apply_manifest(records, tmp_path / "m.jsonl", tmp_path)
+    assert first.bad == "5 frames are listed, 3 decode" and not second.bad and second.frames == 2
+
+
+def test_when_every_video_is_bad_training_says_so(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    for path in root.rglob("*.avi"):
+        path.write_bytes(b"")
+    scan([str(p) for p in root.rglob("*.avi")], root, root / "m.jsonl")
+    with pytest.raises(UserError, match=r"every training video is bad; .*m.jsonl.bad.txt has the reasons"):
+        build_records(Data(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train")
+
+
+def test_files_outside_the_root_are_known_by_their_whole_path(tmp_path):
+    path = counting_video(tmp_path / "elsewhere" / "v.avi", 10)
+    (tmp_path / "root").mkdir()
+    (row,) = scan([str(path)], tmp_path / "root", tmp_path / "m.jsonl")
+    assert row["path"] == str(path)
+    (record,) = apply_manifest([Record("v", str(path), 0)], tmp_path / "m.jsonl", tmp_path / "root")
+    assert record.frames == 10
+
+
+def test_arrays_in_memory_need_no_scan(tmp_path):
+    with pytest.raises(UserError, match="nothing to scan"):
+        scan(["torchvision:CIFAR10:train:0:/data"], tmp_path, tmp_path / "m.jsonl")
+
+
+@pytest.mark.skipif(not (SHARED / "testclips").is_dir(), reason="needs ../shared/data/testclips")
+def test_odd_clips_decode_or_fail_with_a_reason(tmp_path):
+    top = SHARED / "testclips"
+    rows = {r["path"]: r for r in scan([str(p) for p in top.iterdir()], top, tmp_path / "m.jsonl", timeout_s=60)}
+    assert len(rows) == 8
+    for name, row in rows.items():
+        assert row["frames"] or row["reason"], row
+        if row["frames"]:
+            indices = uniform_clips(row["frames"], ClipSpec(8, 2, 2)).ravel()
+            frames = read_frames(top / name, indices, frames=row["frames"], backend=row["backend"])
+            turned = row["rotation"] % 180 == 90
+            height, width = (row["width"], row["height"]) if turned else (row["height"], row["width"])
+            assert frames.shape == (16, height, width, 3), (name, row)
+    assert rows["decord_corrupted.mp4"]["reason"]
+    assert abs(rows["decord_video_90.mov"]["rotation"]) == 90
+    assert json.dumps(rows)
