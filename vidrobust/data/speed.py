@@ -125,12 +125,13 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
 
 
 def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
-    """Seconds a video once the first batch is there: starting processes is not loading."""
+    """Seconds a video from the first batch to the last: starting and ending processes is not loading."""
     next(batches)
-    start, seen = time.perf_counter(), 0
+    start, last, seen = time.perf_counter(), 0.0, 0
     for batch in batches:
         seen += count(batch)
-    return (time.perf_counter() - start) / seen
+        last = time.perf_counter()
+    return (last - start) / seen
 
 
 def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDataset:
