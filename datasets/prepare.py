@@ -20,7 +20,7 @@ def main() -> None:
     parser = cli.parser(__doc__, ("scan", "resize"))
     parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
     parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (default: all cores)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (all cores)")
     parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize 600)")
     for name, default in (("short_side", 128), ("gop", 8), ("quality", 3)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize ({default})")
@@ -29,6 +29,9 @@ def main() -> None:
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
         return
+    for name in ("workers", "timeout"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be greater than 0")
     start_logging(None)
     root = Path(cfg.data.root).expanduser()
     records = all_records(cfg.data)

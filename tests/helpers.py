@@ -103,7 +103,7 @@ def tiny(*words: object) -> list[str]:
 
 def tool(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a tool as its command line does, in this process: importing torch anew takes seconds."""
-    path = str(REPO / "tools" / f"{name}.py")
+    path = str(REPO / ("datasets" if name == "prepare" else "tools") / f"{name}.py")
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)

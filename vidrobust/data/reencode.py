@@ -30,13 +30,22 @@ CODECS = ("mpeg4", "libx264", "mjpeg")
 class Encoding:
     """short_side: pixels, never enlarged. gop: frames from one key frame to the next.
 
-    quality: the quantiser of mpeg4 and mjpeg (2 best, 31 worst), the CRF of libx264 (0 best, 51 worst).
+    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51 worst). Raises
+    UserError for a value out of range.
     """
 
     short_side: int = 128
     gop: int = 8
     codec: str = "mpeg4"
     quality: int = 3
+
+    def __post_init__(self) -> None:
+        best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
+        for name, low, high in (("short_side", 8, 4096), ("gop", 1, 10_000), ("quality", best, worst)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}={getattr(self, name)}: from {low} to {high} with {self.codec}")
+        if self.codec not in CODECS:
+            raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
 
 
 def reencode(

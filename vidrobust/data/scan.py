@@ -63,8 +63,8 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
                 _write(manifest, rows)
                 written = time.monotonic()
     finally:
-        bar.close()
         _write(manifest, rows)
+        bar.close()
     return [rows[key] for key in found]
 
 

@@ -1,0 +1,127 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import REPO, SHARED, needs_ucf101_mini, tiny, tiny_ucf101, tool
+from vidrobust.data import read_manifest
+
+PAGE = REPO / "configs/ucf101_csl.yaml"
+
+
+def test_scan_then_train_with_its_manifest(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
+    done = tool("prepare", "scan", f"data.root={root}", "--workers", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "W videos/Alpha/v_Alpha_g01_c01.avi: the file is empty" in done.stderr
+    assert "12 files, 1 bad, 0 damaged but used" in done.stderr and "100%" in done.stderr
+    assert len(read_manifest(root / "manifest.jsonl")[0]) == 12
+    assert (root / "manifest.jsonl.bad.txt").read_text() == (
+        "videos/Alpha/v_Alpha_g01_c01.avi\t0 frames\tthe file is empty\n"
+    )
+    words = tiny(f"data.root={root}", f"data.manifest={root}/manifest.jsonl", "train.batch_size=3")
+    done = tool("train_net", "--cfg", PAGE, *words, "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 8 train videos are bad" in done.stderr
+
+
+def test_a_tampered_manifest_stops_training_before_it_begins(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    tool("prepare", "scan", f"data.root={root}", "--output", "m.jsonl", cwd=tmp_path)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(manifest.read_text().replace('"frames": 20', '"frames": 2000', 1))
+    done = tool(
+        "train_net",
+        "--cfg",
+        PAGE,
+        *tiny(f"data.root={root}", f"data.manifest={manifest}"),
+        "--output-dir",
+        "out",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1 and "changed or cut after its scan" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out/checkpoints").exists()
+
+
+def test_an_empty_manifest_option_means_none(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    done = tool("train_net", "--cfg", PAGE, *tiny(f"data.root={root}", "data.manifest="), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and "manifest: ''" in done.stdout
+
+
+def test_resize_then_train_on_the_small_files(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    done = tool("prepare", "resize", f"data.root={root}", "--output", "small", "--short-side", 32, cwd=tmp_path)
+    assert done.returncode == 0 and "data.root=small has every file, verified" in done.stderr, done.stderr
+    done = tool("train_net", "--cfg", PAGE, *tiny("data.root=small"), "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resize"], "resize needs --output"),
+        (["resize", "--output", "data"], "lie in each other"),
+        (["scan", "data.root=nowhere"], "no data root nowhere"),
+        (["scan", "data.name=nothing"], "data.name: unknown name 'nothing'"),
+        (["resize", "--output", "b", "--gop", "0"], "gop=0"),
+        (["resize", "--output", "b", "--quality", "99"], "quality=99"),
+        (["resize", "--output", "b", "--short-side", "1"], "short_side=1"),
+        (["scan", "--workers", "0"], "--workers"),
+        (["scan", "--timeout", "0"], "--timeout"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, words, message):
+    tiny_ucf101(tmp_path / "data", train=1, test=1)
+    given = [] if any(word.startswith("data.root=") for word in words) else ["data.root=data"]
+    done = tool("prepare", *words, *given, cwd=tmp_path)
+    assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_resize_says_what_it_could_not_make(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"x")
+    done = tool("prepare", "resize", f"data.root={root}", "--output", "small", cwd=tmp_path)
+    assert done.returncode == 1 and "1 files were not re-encoded, the first:" in done.stderr
+    assert len(list((tmp_path / "small").rglob("*.avi"))) == 11
+
+
+def test_ctrl_c_keeps_what_is_scanned_and_leaves_no_process(tmp_path):
+    """As a terminal does it: a signal to the whole group, while every probe takes its time."""
+    script = """
+import runpy, sys, time
+from vidrobust.data import scan
+probe = scan.__globals__["probe"]
+def slow(path):
+    print(path, flush=True)
+    time.sleep(0.2)
+    return probe(path)
+scan.__globals__["probe"] = slow
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    root = tiny_ucf101(tmp_path / "data", train=12, test=8)
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, REPO / "datasets/prepare.py", "scan", f"data.root={root}", "--workers", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(8):
+        assert run.stdout.readline(), run.stderr.read()
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130 and "Traceback" not in err, err
+    assert 5 <= len(read_manifest(root / "manifest.jsonl")[0]) <= 10
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
+
+
+@needs_ucf101_mini
+def test_the_real_videos_are_whole(tmp_path):
+    root = SHARED / "ucf101_mini"
+    done = tool("prepare", "scan", f"data.root={root}", "--output", tmp_path / "m.jsonl", cwd=tmp_path)
+    assert "151 files, 0 bad, 0 damaged but used" in done.stderr, done.stderr
+    rows, _ = read_manifest(tmp_path / "m.jsonl")
+    assert all(row["width"] == 320 and row["height"] == 240 and row["frames"] > 28 for row in rows.values())
