@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -298,3 +299,17 @@ def _session(leader):
             if int(session) == leader and state != "Z":
                 found.append(int(stat.parent.name))
     return found
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
+    records, _ = ucf101(ucf, "train", 1)
+    dataset = train_dataset(CFG, Augment(), records, 2, 7) if train else eval_dataset(CFG, records, 2, "dense")
+    sample = dataset[1, 3]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[1, 3]["clips"], sample["clips"])
+
+
+def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(UserError, match="set data.timeout_s=0"):
+        train_dataset(CFG, Augment(), ucf101(ucf, "train", 1)[0], 2, 7)

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from vidrobust.data.child import Child, ChildDied
 from vidrobust.data.decode import DecodeError, Video, checked_frames, open_video, resize
+from vidrobust.data.images import TORCHVISION
 from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
@@ -70,7 +71,7 @@ class ClipDataset(Dataset):
     """Map-style: `dataset[epoch, index]` -> a sample, or a Failure.
 
     sample_clips: (num_frames, spec, rng) -> (V, T) frame indices. view: how a clip is cropped and coloured.
-    timeout_s: seconds that reading a sample may take, in a child process; 0 reads in this one, without a watchdog.
+    timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
     replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
     """
 
@@ -86,6 +87,8 @@ class ClipDataset(Dataset):
         timeout_s: float = 0.0,
         replace: bool = False,
     ) -> None:
+        if timeout_s and not hasattr(os, "fork"):
+            raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
@@ -115,8 +118,8 @@ class ClipDataset(Dataset):
         return self.__dict__ | {"_reader": None}
 
     def _read(self, epoch: int, index: int) -> dict[str, Any] | Failure:
-        """A sample, by way of the child unless there is no time limit."""
-        if not self.timeout_s:
+        """A sample, by way of the child unless there is no time limit, or no file."""
+        if not self.timeout_s or self.records[index].path.startswith(TORCHVISION):
             memory = np.empty(self._shape, np.uint8)
             return _with_clips(self._sample(epoch, index, memory), memory)
         if index in self._hopeless:

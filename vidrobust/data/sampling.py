@@ -136,6 +136,13 @@ def interval_pairs(
 
 Sampler = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 
+
+def _nothing_drawn(
+    sampler: Callable[[int, ClipSpec], np.ndarray], num_frames: int, spec: ClipSpec, rng: np.random.Generator
+) -> np.ndarray:
+    return sampler(num_frames, spec)
+
+
 # samplers of training clips and of evaluation clips, by the names of data.sampling and eval.sampling
 TRAIN_SAMPLERS: dict[str, Sampler] = {
     "random": random_clips,
@@ -145,9 +152,8 @@ TRAIN_SAMPLERS: dict[str, Sampler] = {
     "interval_decreasing": functools.partial(interval_pairs, density="decreasing"),
 }
 EVAL_SAMPLERS: dict[str, Sampler] = {
-    "uniform": lambda num_frames, spec, rng: uniform_clips(num_frames, spec),
-    "segment": lambda num_frames, spec, rng: segment_clips(num_frames, spec),
-    "dense": lambda num_frames, spec, rng: dense_clips(num_frames, spec),
+    name: functools.partial(_nothing_drawn, sampler)
+    for name, sampler in (("uniform", uniform_clips), ("segment", segment_clips), ("dense", dense_clips))
 }
 
 
