@@ -5,6 +5,7 @@ data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the t
 
 from vidrobust import cli, config
 from vidrobust.data.speed import floor, measure_data
+from vidrobust.errors import UserError
 
 
 def main() -> None:
@@ -14,6 +15,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--prepared", default="", help="root of the same data set, re-encoded by datasets/prepare.py")
     args = parser.parse_intermixed_args()
+    if args.videos < 9 or args.rounds < 1:
+        raise UserError("--videos is at least 9, more than the first batch; --rounds at least 1")
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
         return
@@ -22,8 +25,11 @@ def main() -> None:
     )
     print(f"| {'loader':<28} | cores | clips/s | lowest to highest |\n|---|---|---|---|")
     for row in measure_data(cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared):
-        low, high = row["spread"]
-        print(f"| {row['name']:<28} | {row['cores']} | {row['clips_s']:.1f} | {low:.1f} to {high:.1f} |")
+        if row.reason:
+            print(f"| {row.name:<28} | {row.cores} | - | {row.reason} |")
+        else:
+            median, low, high = row.clips_s
+            print(f"| {row.name:<28} | {row.cores} | {median:.1f} | {low:.1f} to {high:.1f} |")
     parts = floor(cfg, videos=args.videos, rounds=args.rounds)
     print("ms a video, one core: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 

@@ -1,8 +1,9 @@
 import os
 
 import pytest
+from PIL import Image
 
-from tests.helpers import tiny_ucf101, tool
+from tests.helpers import counting_frames, encode, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.data.speed import floor, measure_data, one_core
 
@@ -14,14 +15,36 @@ def cfg(ucf):
 
 def test_every_loader_is_measured_every_round(cfg, ucf):
     rows = measure_data(cfg, videos=16, rounds=2, prepared=str(ucf))
-    names = [row["name"] for row in rows]
+    names = [row.name for row in rows]
     for loader in ("bare decoder", "vidrobust", "pytorchvideo"):
         assert {f"{loader}, pyav", f"{loader}, decord"} <= set(names)
     assert names[-1] == "vidrobust, re-encoded files"
     for row in rows:
-        low, high = row["spread"]
-        assert 0 < low <= row["clips_s"] * 1.0001 and row["clips_s"] <= high * 1.0001
-        assert row["clips_s"] == pytest.approx(2 * row["videos_s"])
+        median, low, high = row.clips_s
+        assert len(row.videos_s) == 2 and not row.reason and 0 < low <= median <= high
+
+
+def test_images_are_measured_without_what_cannot_read_them(tmp_path):
+    for n in range(10):
+        path = tmp_path / "train" / "a" / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(path)
+    words = ["data.name=image_folder", f"data.root={tmp_path}", "data.frames=1", "data.size=16", "data.short_side=28"]
+    cfg = config.loads("", words, "test")
+    rows = measure_data(cfg, videos=16, rounds=1)
+    assert [row.name for row in rows[:2]] == ["bare decoder, auto", "vidrobust, auto"] and len(rows) == 3
+    assert all(row.clips_s[0] > 0 for row in rows) and floor(cfg, videos=16, rounds=1)["decode"] > 0
+
+
+def test_a_loader_that_cannot_read_the_data_says_why(tmp_path):
+    root = tiny_ucf101(tmp_path)
+    for path in root.rglob("*.avi"):
+        encode(path, counting_frames(20), "libx264", options={"g": "6", "bf": "2"})
+    cfg = config.loads("", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test")
+    rows = {row.name: row for row in measure_data(cfg, videos=9, rounds=2)}
+    assert rows["vidrobust, pyav"].clips_s[0] > 0
+    for name in ("bare decoder, decord", "vidrobust, decord"):
+        assert "decord reads other frames of such an AVI file" in rows[name].reason and not rows[name].videos_s
 
 
 def test_the_floor_has_its_parts(cfg):
@@ -43,4 +66,5 @@ def test_the_command_prints_a_table(tmp_path):
     done = tool("benchmark", "data", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert tool("benchmark", "data", *words[:1], "--videos", 4, cwd=tmp_path).stderr.startswith("error: --videos")
     assert sum(line.startswith("| ") for line in lines) == 8 and "ms a video, one core: open" in lines[-1]

@@ -137,6 +137,11 @@ class ClipDataset(Dataset):
             return self._hopeless[index]
         return _with_clips(sample, memory.copy())
 
+    def draw_clips(self, epoch: int, index: int, num_frames: int) -> tuple[np.ndarray, np.random.Generator]:
+        """(frame indices (V, T) of a sample whose video has `num_frames`, the generator that then draws its views)."""
+        rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
+        return self.sample_clips(num_frames, self.spec, rng), rng
+
     @property
     def _shape(self) -> tuple[int, ...]:
         return (self.spec.clips, self.spec.frames, self.view.size, self.view.size, 3)
@@ -144,13 +149,12 @@ class ClipDataset(Dataset):
     def _sample(self, epoch: int, index: int, out: np.ndarray) -> dict[str, Any] | Failure:
         """Read, crop and resize into `out`. What it returns holds no tensor: torch sends those by way of files."""
         record = self.records[index]
-        rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         backend = record.backend if self.backend == "auto" else self.backend
         try:
             if record.bad:
                 raise DecodeError(f"{record.path}: {record.bad} (manifest)")
             with open_video(record.path, backend=backend, frames=record.frames) as video:
-                indices = self.sample_clips(video.num_frames, self.spec, rng)
+                indices, rng = self.draw_clips(epoch, index, video.num_frames)
                 draws = _take_views(video, record.path, indices, self.view, rng, out)
                 fps = video.fps
         except DecodeError as error:

@@ -2,28 +2,28 @@
 
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from vidrobust import config
-from vidrobust.data import ClipDataset, EvalBatches, build_records, loader, train_dataset
+from vidrobust.data import Batch, ClipDataset, DecodeError, EvalBatches, build_records, loader, train_dataset
 from vidrobust.data.decode import open_video, resize
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.records import Record
-from vidrobust.data.sampling import random_clips
 from vidrobust.views import AugmentSpec, draw_view
 
 VIEWS = 2
-Row = tuple[str, Callable[[], float]]  # a name, and a function that measures seconds a video
 
 
 @contextmanager
@@ -40,52 +40,76 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str = "") -> list[dict[str, Any]]:
-    """Rows {name, cores, videos_s, clips_s, spread}: medians over `rounds`, every row once a round.
+@dataclass
+class Row:
+    """A loader and what it reached: seconds a video of each round, or the reason why it does not read this data set."""
 
-    Random clips of the training list, two views of a video, as `cfg` says. prepared: the root of the same data set,
-    re-encoded, for a row more. A video that does not decode raises DecodeError.
+    name: str
+    cores: int
+    measure: Callable[[], float]
+    videos_s: list[float] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def clips_s(self) -> tuple[float, float, float]:
+        """(median, lowest, highest) clips a second."""
+        rates = [VIEWS / seconds for seconds in self.videos_s]
+        return statistics.median(rates), min(rates), max(rates)
+
+
+def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str = "") -> list[Row]:
+    """Random clips of the training list, two views of a video, as `cfg` says; every row once a round.
+
+    prepared: the root of the same data set, re-encoded, for a row more. Images and folders of frames have one decoder,
+    and pytorchvideo does not read them.
     """
-    records, _ = build_records(cfg.data, "train")
-    chosen = list(itertools.islice(itertools.cycle(records), videos))
-    rows: list[tuple[str, int, Callable[[], float]]] = [
-        (f"{name}, {backend}", 1, functools.partial(measure, chosen, cfg, backend))
-        for name, measure in (("bare decoder", _bare), ("vidrobust", _ours), ("pytorchvideo", _theirs))
-        for backend in ("pyav", "decord")
+    chosen = _chosen(cfg, videos)
+    with open_video(chosen[0].path) as first:
+        backends = _video_backends() if first.backend == "pyav" else ("auto",)
+    kinds = {"bare decoder": _bare, "vidrobust": _ours, "pytorchvideo": _theirs}
+    rows = [
+        Row(f"{name}, {backend}", 1, functools.partial(measure, chosen, cfg, backend))
+        for name, measure in kinds.items()
+        for backend in backends
+        if measure is not _theirs or backend in ("pyav", "decord")
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows.append((f"vidrobust, {cores} workers", cores, functools.partial(_ours, chosen, cfg, "pyav", cores)))
+    rows.append(Row(f"vidrobust, {cores} workers", cores, functools.partial(_ours, chosen, cfg, "auto", cores)))
     if prepared:
-        found, _ = build_records(dataclasses.replace(cfg.data, root=prepared, manifest=""), "train")
-        shrunk = list(itertools.islice(itertools.cycle(found), videos))
-        rows.append(("vidrobust, re-encoded files", 1, functools.partial(_ours, shrunk, cfg, "pyav")))
-    times: dict[str, list[float]] = {name: [] for name, _, _ in rows}
+        small = _chosen(_at(cfg, prepared), videos)
+        rows.append(Row("vidrobust, re-encoded files", 1, functools.partial(_ours, small, cfg, "auto")))
     for _ in range(rounds):
-        for name, wanted, measure in rows:
-            if wanted == 1:
-                with one_core():
-                    times[name].append(measure())
-            else:
-                times[name].append(measure())
-    return [
-        {
-            "name": name, "cores": wanted, "videos_s": 1 / statistics.median(times[name]),
-            "clips_s": VIEWS / statistics.median(times[name]),
-            "spread": [VIEWS / max(times[name]), VIEWS / min(times[name])],
-        }
-        for name, wanted, _ in rows
-    ]  # fmt: skip
+        for row in rows:
+            if row.reason:
+                continue
+            try:
+                with one_core() if row.cores == 1 else nullcontext():
+                    row.videos_s.append(row.measure())
+            except DecodeError as error:
+                row.reason = str(error)
+    return rows
+
+
+def _chosen(cfg: config.Config, videos: int) -> list[Record]:
+    records, _ = build_records(cfg.data, "train")
+    return list(itertools.islice(itertools.cycle(records), videos))
+
+
+def _at(cfg: config.Config, root: str) -> config.Config:
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, root=root, manifest=""))
+
+
+def _video_backends() -> tuple[str, ...]:
+    return ("pyav", "decord", "torchcodec") if importlib.util.find_spec("torchcodec") else ("pyav", "decord")
 
 
 def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
-    """The frames of two random clips of each video, at their own size, and nothing else."""
-    spec = _dataset(records, cfg, backend).spec
+    """The frames that our loader reads of each video, at their own size, and nothing else."""
+    ours = _dataset(records, cfg, backend)
     start = time.perf_counter()
     for index, record in enumerate(records):
-        rng = np.random.default_rng([cfg.seed, index])
         with open_video(record.path, backend=backend, frames=record.frames) as video:
-            indices = np.unique(random_clips(video.num_frames, spec, rng))
-            for _ in video.frames(indices):
+            for _ in video.frames(np.unique(ours.draw_clips(0, index, video.num_frames)[0])):
                 pass
     return (time.perf_counter() - start) / len(records)
 
@@ -93,7 +117,13 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
 def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
     size = 8
     batches = loader(_dataset(records, cfg, backend), EvalBatches(list(range(len(records))), size), workers)
-    return _steady(iter(batches), lambda batch: len(batch.uids))
+    return _steady(iter(batches), _all_read)
+
+
+def _all_read(batch: Batch) -> int:
+    for failure in [*batch.failed, *batch.replaced]:
+        raise DecodeError(failure.reason)
+    return len(batch.uids)
 
 
 def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
@@ -139,9 +169,8 @@ def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDat
 
 
 def floor(cfg: config.Config, *, videos: int, rounds: int) -> dict[str, float]:
-    """Milliseconds a video of what the loader does with PyAV, on one core: medians over `rounds`."""
-    records, _ = build_records(cfg.data, "train")
-    chosen = list(itertools.islice(itertools.cycle(records), videos))
+    """Milliseconds a video of what the loader does with its own decoder, on one core: medians over `rounds`."""
+    chosen = _chosen(cfg, videos)
     stages: dict[str, Callable[[], None]] = {
         "open": lambda: _stage(chosen, cfg, 0),
         "decode": lambda: _stage(chosen, cfg, 1),
@@ -158,22 +187,20 @@ def floor(cfg: config.Config, *, videos: int, rounds: int) -> dict[str, float]:
                 spent = (time.perf_counter() - start) / videos * 1e3
                 found[name].append(spent - before)
                 before = spent
-            found["child, collate, transport"].append(1e3 * _ours(chosen, cfg, "pyav", 1) - before)
+            found["child, collate, transport"].append(1e3 * _ours(chosen, cfg, "auto") - before)
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
     """Open; decode; convert to RGB; crop and resize: each stage with those before it."""
-    spec = _dataset(records, cfg, "pyav").spec
+    ours = _dataset(records, cfg, "auto")
     view = AugmentSpec(size=cfg.data.size, scale=(cfg.augment.scale[0], cfg.augment.scale[1]))
     for index, record in enumerate(records):
-        rng = np.random.default_rng([cfg.seed, index])
-        with open_video(record.path, backend="pyav", frames=record.frames) as video:
-            assert isinstance(video, PyAV)
-            clips = random_clips(video.num_frames, spec, rng)
+        with open_video(record.path, frames=record.frames) as video:
+            clips, rng = ours.draw_clips(0, index, video.num_frames)
             if depth == 0:
                 continue
-            if depth == 1:
+            if depth == 1 and isinstance(video, PyAV):
                 video._upright = lambda frame: frame  # type: ignore[method-assign, assignment, return-value]
             frames = list(video.frames(np.unique(clips)))
             if depth == 3:
@@ -181,4 +208,4 @@ def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
                     height, width = frames[0].shape[:2]
                     box = draw_view(view, height, width, rng)
                     cut = [f[box.top : box.top + box.height, box.left : box.left + box.width] for f in frames]
-                    resize(np.stack(cut[: spec.frames]), view.size, view.size)
+                    resize(np.stack(cut[: ours.spec.frames]), view.size, view.size)
