@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import runpy
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from torchvision import datasets
 
 from vidrobust.data.synthetic import write_video
 
@@ -85,6 +87,48 @@ def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train:
     (folder / "classInd.txt").write_text("".join(f"{3 * (c + 1)} {n}\n" for c, n in enumerate(classes)))
     for name, lines in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def tiny_hmdb51(root: Path) -> Path:
+    lists = root / "testTrainMulti_7030_splits"
+    lists.mkdir(parents=True)
+    for c, name in enumerate(("brush_hair", "wave")):
+        lines = []
+        for i in range(6):
+            file = f"#film({i // 2})_[x]_{name}_f_cm_np1_ba_med_{i}.avi"
+            counting_video(root / "hmdb51_org" / name / file, 20, first=1000 * c + 50 * i)
+            lines.append(f"{file} {1 if i < 4 else 2} \n")
+        (lists / f"{name}_test_split1.txt").write_text("".join(lines))
+    return root
+
+
+def tiny_kinetics(root: Path) -> Path:
+    for split, count in (("train", 4), ("val", 2)):
+        rows = ["label,youtube_id,time_start,time_end,split"]
+        for c, name in enumerate(("riding a bike", "tap dancing")):
+            for i in range(count):
+                rows.append(f"{name},{split}-_{c}{i},{i},{i + 10},{split}")
+                path = root / split / name / f"{split}-_{c}{i}_{i:06d}_{i + 10:06d}.mp4"
+                counting_video(path, 20, first=1000 * c + 50 * i)
+        (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def tiny_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 3) -> Path:
+    """CIFAR-10's pickles, of images that show their label and number."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    kind = datasets.CIFAR10
+    for number, (name, _) in enumerate([*kind.train_list, *kind.test_list]):
+        labels = [(number + i) % 10 for i in range(per_batch)]
+        data = np.zeros((per_batch, 3, 32, 32), np.uint8)
+        data[:, 0] = np.array(labels)[:, None, None]
+        data[:, 1] = number
+        (folder / name).write_bytes(pickle.dumps({"data": data.reshape(per_batch, -1), "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     return root
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers import REPO, SHARED, needs_ucf101_mini, tiny, tiny_ucf101, tool
+from tests.helpers import (
+    REPO,
+    SHARED,
+    needs_ucf101_mini,
+    tiny,
+    tiny_cifar10,
+    tiny_hmdb51,
+    tiny_kinetics,
+    tiny_ucf101,
+    tool,
+)
 from vidrobust import config
 
 PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md")), *sorted(REPO.glob("datasets/**/README.md"))]
@@ -20,7 +30,7 @@ def _commands(page: Path) -> list[str]:
     """Indented lines of a page that run our tools, continued lines joined."""
     text = page.read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    return [" ".join(line.split()) for line in lines if "tools/" in line]
+    return [" ".join(line.split()) for line in lines if re.search(r"tools/|datasets/prepare.py", line)]
 
 
 COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
@@ -32,12 +42,12 @@ def test_there_are_commands_to_test():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_commands_parse_and_name_real_options(command, tmp_path):
-    words = command.split("tools/", 1)[1].split()
+    words = re.split(r"tools/|datasets/(?=prepare.py)", command, maxsplit=1)[1].split()
     name, args = (
         words[0].removesuffix(".py"),
-        [w.replace("configs/", f"{REPO}/configs/") for w in words[1:] if w != "..."],
+        [w.replace("configs/", f"{REPO}/configs/").strip('"') for w in words[1:] if w != "..."],
     )
-    if name == "train_net":
+    if name in ("train_net", "prepare", "benchmark"):
         done = tool(name, *args, "--dry-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:
@@ -136,6 +146,52 @@ def test_the_ucf101_pages_train_and_report(page, tmp_path):
     done = tool("train_net", "--cfg", REPO / f"configs/{page}.yaml", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / f"outputs/{page}/eval/pgd/report.md").is_file()
+
+
+def test_the_hmdb51_page_trains_and_reports(tmp_path):
+    root = tiny_hmdb51(tmp_path / "data")
+    words = tiny("data.name=hmdb51", f"data.root={root}", "train.max_steps=2", "optim.lr=0.01")
+    done = tool("train_net", "--cfg", REPO / "configs/hmdb51_csl.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "outputs/hmdb51_csl/eval/pgd/summary.json").read_text())
+    assert summary["n"] == 4 and summary["split"] == "test, fold 1"
+
+
+def test_the_kinetics_page_scans_trains_and_reports(tmp_path):
+    root = tiny_kinetics(tmp_path / "data")
+    page = ("--cfg", REPO / "configs/kinetics400_csl.yaml")
+    words = tiny("data.name=kinetics", f"data.root={root}", "train.max_steps=2", "optim.lr=0.01")
+    done = tool("train_net", *page, *words, cwd=tmp_path)
+    assert done.returncode == 1 and "datasets/prepare.py scan makes one" in done.stderr
+    assert tool("prepare", "scan", *page, f"data.root={root}", cwd=tmp_path).returncode == 0
+    done = tool("train_net", *page, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "outputs/kinetics400_csl/eval/pgd/summary.json").read_text())["n"] == 4
+
+
+def test_the_cifar10_page_trains_and_reports(tmp_path, monkeypatch):
+    root = tiny_cifar10(tmp_path / "data", monkeypatch, per_batch=8)
+    words = ["model.width=4", "train.batch_size=8", "train.max_steps=2", "optim.lr=0.01", "data.workers=1",
+             "eval.steps=2", "eval.eps=[0,8/255]"]  # fmt: skip
+    done = tool("train_net", "--cfg", REPO / "configs/cifar10_csl.yaml", f"data.root={root}", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "outputs/cifar10_csl/eval/pgd/summary.json").read_text())
+    assert summary["n"] == 8 and summary["failed"] == []
+
+
+@pytest.mark.skipif(not (SHARED / "testclips").is_dir(), reason="needs ../shared/data/testclips")
+def test_videos_of_any_kind_in_a_list_without_labels(tmp_path):
+    """A disk full of odd files: what does not decode is replaced, the rest trains."""
+    names = sorted(path.name for path in (SHARED / "testclips").iterdir())
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text("".join(f"{SHARED / 'testclips' / file} -1\n" for file in names))
+    words = tiny("data.name=list", "data.root=.", "train.batch_size=4", "train.max_bad=0.3", "train.max_steps=4")
+    page = REPO / "configs/ucf101_csl.yaml"
+    done = tool("train_net", "--cfg", page, *words, "eval.enabled=false", "optim.lr=0.01", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "outputs/ucf101_csl/metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    refused = tool("train_net", "--cfg", page, *words, "--output-dir", "b", cwd=tmp_path)
+    assert refused.returncode == 1 and "needs labels" in refused.stderr
 
 
 @needs_ucf101_mini

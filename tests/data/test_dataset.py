@@ -313,3 +313,14 @@ def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
     monkeypatch.delattr(os, "fork")
     with pytest.raises(UserError, match="set data.timeout_s=0"):
         train_dataset(CFG, Augment(), ucf101(ucf, "train", 1)[0], 2, 7)
+
+
+def test_records_are_kept_as_one_array(ucf):
+    """A list of objects would be copied, page by page, into every worker (PyTorch's issue 13246)."""
+    records, _ = ucf101(ucf, "train", 1)
+    kept = train_dataset(CFG, Augment(), records * 1000, 2, 7).records
+    assert [kept[i] for i in (0, 7, 4242, len(kept) - 1)] == [records[i % 8] for i in (0, 7, 4242, 7999)]
+    held = [value for value in vars(kept).values() if not isinstance(value, np.ndarray)]
+    assert len(kept) == 8000 and held == []
+    with pytest.raises(IndexError):
+        kept[8000]

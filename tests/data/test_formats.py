@@ -1,11 +1,8 @@
-import pickle
-
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision import datasets
 
-from tests.helpers import SHARED, counting_video, tiny_ucf101
+from tests.helpers import SHARED, counting_video, tiny_cifar10, tiny_ucf101
 from vidrobust.config import Data, options
 from vidrobust.data import (
     FORMATS,
@@ -325,24 +322,8 @@ def test_image_folders_are_clips_of_one_frame(tmp_path):
     assert read_frames(records[2].path, np.array([0, 0]))[:, 0, 0].tolist() == [[50, 100, 200]] * 2
 
 
-def _cifar10(root, monkeypatch, per_batch=3):
-    """CIFAR-10's pickles, of images that show their label and number."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    kind = datasets.CIFAR10
-    for number, (name, _) in enumerate([*kind.train_list, *kind.test_list]):
-        labels = [(number + i) % 10 for i in range(per_batch)]
-        data = np.zeros((per_batch, 3, 32, 32), np.uint8)
-        data[:, 0] = np.array(labels)[:, None, None]
-        data[:, 1] = number
-        (folder / name).write_bytes(pickle.dumps({"data": data.reshape(per_batch, -1), "labels": labels}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-
-
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
-    _cifar10(tmp_path, monkeypatch)
+    tiny_cifar10(tmp_path, monkeypatch)
     train, classes = build_records(Data(name="cifar10", root=str(tmp_path)), "train")
     test, _ = build_records(Data(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
     assert (len(train), len(test), classes) == (15, 3, list("abcdefghij"))

@@ -19,6 +19,7 @@ from vidrobust.data.dataset import (
     worker_deaths,
 )
 from vidrobust.data.decode import BACKENDS, DecodeError, open_video, read_frames
+from vidrobust.data.decoders import require_backend
 from vidrobust.data.formats import (
     frame_folder,
     frame_list,
@@ -174,6 +175,7 @@ def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
     replace: bool = False,
 ) -> ClipDataset:  # fmt: skip
+    require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
         records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace

@@ -6,6 +6,7 @@ same speed, and fails where decord hangs (ANCHORS 3 A1). decord is imported wher
 
 import contextlib
 import functools
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+
+from vidrobust.errors import UserError
 
 # A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
 # bookkeeping: MPEG-4 in AVI counts dropped frames.
@@ -188,6 +191,19 @@ class PyAV:
         return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
 
+def require_backend(name: str) -> None:
+    """Raises UserError when the package of a decoder does not import."""
+    package = {"decord": "decord", "torchcodec": "torchcodec.decoders"}.get(name)
+    try:
+        if package:
+            importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:
+        needs = "install it, and an FFmpeg that it finds," if name == "torchcodec" else "install it"
+        raise UserError(
+            f"data.backend={name}: {name} does not import ({one_line(error)}); {needs} or set data.backend=pyav"
+        ) from None
+
+
 class Decord:
     """One thread a reader: parallelism comes from the loader's workers (ANCHORS 3 A9)."""
 
@@ -232,12 +248,8 @@ class TorchCodec:
     backend = "torchcodec"
 
     def __init__(self, path: str, frames: int = 0) -> None:
-        try:
-            from torchcodec.decoders import VideoDecoder
-        except (ImportError, OSError, RuntimeError) as error:
-            raise DecodeError(
-                f"{path}: torchcodec does not import ({one_line(error)}); install it and FFmpeg, or set data.backend"
-            ) from None
+        from torchcodec.decoders import VideoDecoder
+
         with av.open(path) as container:
             if container.format.name == "avi" and container.streams.video[0].codec_context.has_b_frames:
                 raise DecodeError(f"{path}: torchcodec takes the frames of such an AVI in a wrong order; use PyAV")
