@@ -1,7 +1,7 @@
 """Path and frame indices -> uint8 frames, whatever the path is: a video, an image, a folder of frames.
 
-A file is opened, read and closed for every sample: cached readers leak (ANCHORS 3 A3). A decoder yields the frames
-asked for one by one, so that whoever crops them never holds more whole frames than one.
+A file is opened, read and closed for every sample: readers that are kept open leak (decord's issues 157, 208). A
+decoder yields the frames asked for one by one, so that whoever crops them never holds more whole frames than one.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,8 @@
 """The decoders of video files: PyAV, decord, torchcodec.
 
 All give the same upright frames. PyAV is the default: it opens a file four times faster than decord, decodes at the
-same speed, and fails where decord hangs (ANCHORS 3 A1). decord is imported where it is used, after torch (A4).
+same speed, and fails where decord hangs (its issues 269, 373). decord is imported where it is used, after torch: the
+other order crashes (its issues 293, 324).
 """
 
 import contextlib
@@ -205,7 +206,7 @@ def require_backend(name: str) -> None:
 
 
 class Decord:
-    """One thread a reader: parallelism comes from the loader's workers (ANCHORS 3 A9)."""
+    """One thread a reader: parallelism comes from the loader's workers."""
 
     backend = "decord"
 
