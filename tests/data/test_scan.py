@@ -386,6 +386,9 @@ def test_files_outside_the_root_are_known_by_their_whole_path(tmp_path):
 def test_arrays_in_memory_need_no_scan(tmp_path):
     with pytest.raises(UserError, match="nothing to scan"):
         scan(["torchvision:CIFAR10:train:0:/data"], tmp_path, tmp_path / "m.jsonl")
+    scan([str(counting_video(tmp_path / "v.avi", 5))], tmp_path, tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match="have no manifest"):
+        apply_manifest([Record("0", "torchvision:CIFAR10:train:0:/data", 0)], tmp_path / "m.jsonl", tmp_path)
 
 
 @pytest.mark.skipif(not (SHARED / "testclips").is_dir(), reason="needs ../shared/data/testclips")

@@ -173,6 +173,8 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
     rows, _ = read_manifest(manifest)
     known = []
     for record in records:
+        if record.path.startswith(TORCHVISION):
+            raise UserError(f"{manifest}: torchvision's data sets are arrays in memory and have no manifest")
         row = rows.get(_key(record.path, root))
         if row is None:
             raise UserError(f"{manifest} does not know {record.uid}; scan again, with the same data.name and data.root")
