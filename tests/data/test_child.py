@@ -83,6 +83,19 @@ def test_close_leaves_no_process():
     assert not _alive(pid)
 
 
+def test_nobody_has_to_close_it_but_who_forked_it():
+    child = Child(_behave, 1)
+    pid, _ = child("work")
+    other = os.fork()
+    if other == 0:
+        del child
+        os._exit(0)
+    os.waitpid(other, 0)
+    assert child("work")[0] == pid  # a copy of it that ends elsewhere harms nothing
+    del child
+    assert not _alive(pid)
+
+
 def test_a_child_ends_with_its_parent():
     here, there = os.pipe()
     middle = os.fork()

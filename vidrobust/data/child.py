@@ -30,7 +30,7 @@ class Child:
 
     def __init__(self, function: Callable[..., Any], timeout_s: float) -> None:
         self.function, self.timeout_s = function, timeout_s
-        self.pid = 0
+        self.pid = self.owner = 0
 
     def __call__(self, *arguments: Any) -> Any:
         """function(*arguments). Raises ChildDied, and what the function raises."""
@@ -59,7 +59,12 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             self._reap()
 
+    def __del__(self) -> None:
+        if self.owner == os.getpid():  # and not a copy of it in a process that was forked later
+            self.close()
+
     def _fork(self) -> None:
+        self.owner = os.getpid()
         here, there = Pipe()
         self.pid = os.fork()
         if self.pid == 0:
