@@ -71,6 +71,19 @@ def encode(
     return path
 
 
+def trim(source: Path, target: Path, count: int) -> Path:
+    """An MP4 without its first `count` frames as editors cut: they stay in the file, and are not to be shown."""
+    with av.open(str(source)) as whole, av.open(str(target), "w") as out:
+        stream = whole.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                shift = round(count / (25 * stream.time_base))
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                out.mux(packet)
+    return target
+
+
 def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train: int = 4, test: int = 2) -> Path:
     """A data set in UCF101's layout: 20-frame counting videos, ids 3, 6, ... (with gaps)."""
     lists: dict[str, list[str]] = {"trainlist01": [], "testlist01": []}

@@ -35,7 +35,7 @@ def read_frames(
 
     indices: (T,) int, each in [0, number of frames), in any order, repeats allowed.
     short_side: pixels of the shorter side after decoding, aspect kept; None keeps the source's size.
-    backend: a name of BACKENDS; images and folders of frames have their own reader whatever it says.
+    backend: a name of BACKENDS; images, folders of frames and GIFs have their own reader whatever it says.
     frames: how many frames are decodable, from a manifest; 0 counts what the container holds.
     Returns (T, H, W, 3) uint8, RGB. Raises DecodeError, and nothing else.
     """
@@ -100,4 +100,6 @@ def _open(path: str, backend: str, frames: int) -> Video:
         raise DecodeError(f"{path}: the file is empty")
     if place.suffix.lower() in IMAGE_SUFFIXES:
         return Image(path)
+    if place.suffix.lower() == ".gif":
+        return PyAV(path, frames)
     return lookup(BACKENDS, backend, "data.backend")(path, frames)

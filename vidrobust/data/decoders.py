@@ -8,12 +8,14 @@ other order crashes (its issues 293, 324).
 import contextlib
 import functools
 import importlib
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from vidrobust.errors import UserError
@@ -21,6 +23,9 @@ from vidrobust.errors import UserError
 # A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
 # bookkeeping: MPEG-4 in AVI counts dropped frames.
 _TRUNCATED = 0.9
+# Containers that say when every frame is shown; in others frames are counted from the first.
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_TIMED = {"avi", _MP4, "matroska,webm"}
 # Seek when at least so many frames need not be decoded for it; flushing a decoder costs about as much.
 _WORTH_A_SEEK = 8
 
@@ -72,11 +77,20 @@ def _open(path: str) -> av.container.InputContainer:
     return container
 
 
+def declared_frames(container: av.container.InputContainer) -> int:
+    """How many frames the header promises to show; 0 where it does not say."""
+    stream = container.streams.video[0]
+    if container.format.name == _MP4:  # its edit list may cut some off
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames
+
+
 class PyAV:
     """A frame's number is its rank in the order in which the decoder shows frames, counted from the first.
 
-    Counting from the first frame is exact for every file. A seek skips frames where the container's time stamps are
-    in order and every frame after the seek carries the one that its number has; if one does not, counting begins anew.
+    Counting from the first frame is exact for every file. A seek skips frames where the container says when each is
+    shown, the first frame has the first time, the first one after the seek is intra-coded, and each that follows has
+    the time that its number has; otherwise counting begins anew.
     """
 
     backend = "pyav"
@@ -90,11 +104,11 @@ class PyAV:
             raise DecodeError(f"{path}: not a video file, or cut short (no frame size in its header)")
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
+        declared = declared_frames(self.container)
         # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut AVI's has what is lost
-        self.indexed = len(stream.index_entries) == stream.frames > 0
-        present = stream.frames if self.indexed else 0 if frames else len(self._packets)
-        self.num_frames = frames or _check_count(path, present, stream.frames)
-        self.size: tuple[int, int] | None = None
+        self.indexed = sum(not entry.is_discard for entry in stream.index_entries) == declared > 0
+        self.num_frames = frames or _check_count(path, declared if self.indexed else len(self._packets), declared)
+        self.size = codec.height, codec.width
         self.convert = VideoReformatter().reformat  # one for all frames: setting one up costs as much as a frame
 
     def close(self) -> None:
@@ -102,10 +116,10 @@ class PyAV:
 
     @functools.cached_property
     def _packets(self) -> list[tuple[int | None, bool]]:
-        """(presentation time, whether it is a key frame) of each packet that holds something, in the file's order."""
+        """(presentation time, whether it is a key frame) of each packet that is shown, in the file's order."""
         with av.open(self.path) as container:
-            stream = container.streams.video[0]
-            return [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+            packets = container.demux(container.streams.video[0])
+            return [(packet.pts, packet.is_keyframe) for packet in packets if packet.size and not packet.is_discard]
 
     @functools.cached_property
     def _timeline(self) -> tuple[list[int], list[int]] | None:
@@ -113,11 +127,12 @@ class PyAV:
 
         AVI has no presentation times: where frames are reordered, what FFmpeg guesses for them is wrong.
         """
-        stream, avi = self.container.streams.video[0], self.container.format.name == "avi"
-        if not self.in_order and avi:
+        name, index = self.container.format.name, self.container.streams.video[0].index_entries
+        avi = name == "avi"
+        if name not in _TIMED or (avi and not self.in_order):
             return None
         if self.in_order and self.indexed:  # an index has decoding times, which then are presentation times
-            entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in stream.index_entries]
+            entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in index if not entry.is_discard]
         else:
             entries = self._packets
         stamps = sorted(stamp for stamp, _ in entries if stamp is not None)
@@ -129,7 +144,7 @@ class PyAV:
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         wanted = indices.tolist()
         done = 0
-        if wanted[-1] >= _WORTH_A_SEEK and self._timeline is not None:
+        if wanted[-1] >= _WORTH_A_SEEK:
             with contextlib.suppress(av.error.FFmpegError):  # a damaged file may seek wrongly, or not at all
                 for frame in self._after_seeks(wanted):
                     pixels = self._upright(frame)
@@ -158,10 +173,17 @@ class PyAV:
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """The frames up to the first that is not where its time stamp says; seeks where that saves decoding."""
-        assert self._timeline is not None
+        if self._timeline is None:
+            return
         stamps, keys = self._timeline
         rank = {stamp: number for number, stamp in enumerate(stamps)}
-        position, decoded = 0, self._from_the_start()
+        decoded = self._from_the_start()
+        first = next(decoded)
+        if (
+            first.pts is None or rank.get(first.pts) != 0
+        ):  # the decoder shows other times than the container, or cuts frames off
+            return
+        position, decoded = 0, itertools.chain([first], decoded)
         for number in wanted:
             key = max((k for k in keys if k <= number), default=0)
             fresh = key >= position + _WORTH_A_SEEK
@@ -174,7 +196,7 @@ class PyAV:
                 if frame is None or frame.pts not in rank or frame.is_corrupt:
                     return
                 at = rank[frame.pts]
-                if at > number or not (fresh or at == position):
+                if at > number or (frame.pict_type != PictureType.I if fresh else at != position):
                     return
                 position, fresh = at + 1, False
                 if at == number:
@@ -182,8 +204,7 @@ class PyAV:
             yield frame
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        """RGB, turned as the file says, all frames of the size of the first."""
-        self.size = self.size or (frame.height, frame.width)
+        """RGB, turned as the file says, all frames of the size that its header gives."""
         height, width = self.size
         if deep := re.fullmatch(r"(yuvj?4\d\dp)1[0-6](le|be)", frame.format.name):
             # first to 8 bits: FFmpeg's direct way blurs the colours, and is three grey levels off
@@ -205,6 +226,16 @@ def require_backend(name: str) -> None:
         ) from None
 
 
+def _misleads(container: av.container.InputContainer) -> str:
+    """What about a file makes decoders that trust seeks read other frames; empty: nothing that is known."""
+    stream = container.streams.video[0]
+    if container.format.name not in _TIMED:
+        return f"container {container.format.name}"
+    if any(entry.is_discard for entry in stream.index_entries):
+        return "trimmed by an edit list"
+    return "AVI with B-frames" if container.format.name == "avi" and stream.codec_context.has_b_frames else ""
+
+
 class Decord:
     """One thread a reader: parallelism comes from the loader's workers."""
 
@@ -214,16 +245,14 @@ class Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        with av.open(path) as container:  # refuses what is no video, at which decord may hang
-            if not container.streams.video:
-                raise DecodeError(f"{path}: holds no video stream")
-            stream, avi = container.streams.video[0], container.format.name == "avi"
-            declared, reordered = stream.frames, stream.codec_context.has_b_frames
-            misled = reordered and (avi or stream.codec_context.name == "hevc")
+        with contextlib.closing(_open(path)) as container:  # refuses what is no video, at which decord may hang
+            declared, codec = declared_frames(container), container.streams.video[0].codec_context
+            wrong = _misleads(container) or (codec.name == "hevc" and codec.has_b_frames and "HEVC")
+            wrong = wrong or (container.format.name == "avi" and codec.name == "h264" and "H.264 in AVI")
         self.path = path
         self.reader = decord.VideoReader(path, num_threads=1)
-        if misled and len(self.reader.get_key_indices()) > 1:
-            raise DecodeError(f"{path}: decord reads other frames of such an {'AVI' if avi else 'HEVC'} file; use PyAV")
+        if wrong and len(self.reader.get_key_indices()) > 1:
+            raise DecodeError(f"{path}: decord reads other frames of such a file ({wrong}); use PyAV")
         self.fps = float(self.reader.get_avg_fps())
         self.num_frames = min(frames, len(self.reader)) if frames else _check_count(path, len(self.reader), declared)
 
@@ -251,12 +280,12 @@ class TorchCodec:
     def __init__(self, path: str, frames: int = 0) -> None:
         from torchcodec.decoders import VideoDecoder
 
-        with av.open(path) as container:
-            if container.format.name == "avi" and container.streams.video[0].codec_context.has_b_frames:
-                raise DecodeError(f"{path}: torchcodec takes the frames of such an AVI in a wrong order; use PyAV")
+        with contextlib.closing(_open(path)) as container:
+            declared = declared_frames(container)
+            if wrong := _misleads(container):
+                raise DecodeError(f"{path}: torchcodec reads other frames of such a file ({wrong}); use PyAV")
         self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
         self.fps = float(self.decoder.metadata.average_fps or 0)
-        declared = self.decoder.metadata.num_frames_from_header or 0
         self.num_frames = min(frames, len(self.decoder)) if frames else _check_count(path, len(self.decoder), declared)
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:

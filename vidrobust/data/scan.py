@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import DecodeError, one_line
+from vidrobust.data.decoders import DecodeError, declared_frames, one_line
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
@@ -83,21 +83,24 @@ def _probe_video(path: str) -> Row:
     """Every frame by PyAV, up to the first that does not decode."""
     with open_video(path, frames=1):  # refuses what is no video, in the words that a run uses
         pass
-    count, corrupt, first, reasons = 0, 0, None, []
+    count, corrupt, odd, first, reasons = 0, 0, 0, None, []
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        fps, declared = float(stream.average_rate or 0), stream.frames
+        fps, declared = float(stream.average_rate or 0), declared_frames(container)
         try:
             for frame in container.decode(stream):
-                first = first or (frame.width, frame.height, round(frame.rotation))
-                count, corrupt = count + 1, corrupt + bool(frame.is_corrupt)
+                size = frame.width, frame.height, round(frame.rotation)
+                first = first or size
+                count, corrupt, odd = count + 1, corrupt + bool(frame.is_corrupt), odd + (size != first)
         except av.error.FFmpegError as error:
             reasons.append(f"decodes up to frame {count} of {declared or '?'} ({error.strerror})")
     if first is None:
         return _bad("; ".join(reasons) or "no frame decodes")
     if not reasons and count < 0.9 * declared:
         reasons.append(f"cut short: its header declares {declared} frames, {count} are left")
+    if odd:
+        reasons.append(f"{odd} of {count} frames have another size, and are resized")
     if corrupt:
         reasons.append(f"{corrupt} of {count} frames are damaged")
     width, height, rotation = first
