@@ -30,8 +30,8 @@ def main() -> None:
     if cli.print_config(args, cfg):
         return
     for name in ("workers", "timeout"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise UserError(f"--{name} {value}: must be greater than 0")
+        if (value := getattr(args, name)) is not None and not 0 < value <= 10**6:
+            raise UserError(f"--{name} {value:g}: must be greater than 0, and at most 1e6")
     start_logging(None)
     root = Path(cfg.data.root).expanduser()
     records = all_records(cfg.data)

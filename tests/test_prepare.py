@@ -72,6 +72,7 @@ def test_resize_then_train_on_the_small_files(tmp_path):
         (["resize", "--output", "b", "--short-side", "1"], "short_side=1"),
         (["scan", "--workers", "0"], "--workers"),
         (["scan", "--timeout", "0"], "--timeout"),
+        (["scan", "--timeout", "inf"], "--timeout"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, words, message):

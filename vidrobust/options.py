@@ -70,7 +70,7 @@ class Data:
         choices=("auto", "pyav", "decord", "torchcodec"),
     )
     timeout_s: float = option(
-        60.0, "seconds that reading a sample may take before its video is bad; 0: no limit", low=0
+        60.0, "seconds that reading a sample may take before its video is bad; 0: no limit", low=0, high=10**6
     )
     workers: int = option(2, "loader processes of each rank; 0 decodes in the training process", low=0)
     motionshapes: MotionShapes = field(default_factory=MotionShapes)

@@ -19,9 +19,10 @@ def _clips(groups, per_group=3):
     return [Record(f"{g}_{i}", f"/{g}_{i}", 0, group=g) for g in groups for i in range(per_group)]
 
 
-def test_shared_sources_are_the_same_file_or_the_same_group():
+def test_shared_sources_are_the_same_file_or_the_same_group_and_class():
     train = [Record("a", "/a", 0, "film"), Record("b", "/b", 0)]
-    test = [Record("c", "/c", 0, "film"), Record("b2", "/b", 0), Record("d", "/d", 0), Record("e", "/e", 0, "other")]
+    test = [Record("c", "/c", 0, "film"), Record("b2", "/b", 0), Record("d", "/d", 0), Record("e", "/e", 0, "other"),
+            Record("f", "/f", 1, "film")]  # fmt: skip
     assert shared_sources(train, test) == ["c", "b2"]
 
 

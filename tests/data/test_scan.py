@@ -147,7 +147,8 @@ def test_the_list_of_bad_files_names_each_with_its_reason(scanned):
 def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
     """Whatever is flipped: as many frames as the manifest says can be read, in one size."""
     suffix = ".avi" if codec == "mpeg4" else ".mp4"
-    rng = np.random.default_rng()
+    seed = int(np.random.default_rng().integers(2**31))
+    rng = np.random.default_rng(seed)
     whole = encode(tmp_path / f"whole{suffix}", counting_frames(COUNT), codec).read_bytes()
     for trial in range(12):
         content = np.frombuffer(whole, np.uint8).copy()
@@ -164,7 +165,7 @@ def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
                 ClipSpec(4, 2, 3), random_clips, AugmentSpec(size=16), timeout_s=10,
             )  # fmt: skip
             for epoch in range(3):
-                assert isinstance(data[epoch, 0], dict), (row, data[epoch, 0])
+                assert isinstance(data[epoch, 0], dict), (seed, row, data[epoch, 0])
         else:
             assert row["reason"], row
 
@@ -201,6 +202,74 @@ def test_what_is_noted_of_a_good_file(tmp_path):
     assert rows["vfr.mp4"]["frames"] == 6
     image = rows["i.png"]
     assert (image["frames"], image["width"], image["height"], image["fps"]) == (1, 30, 20, 0.0)
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "v.avi"
+    whole = counting_video(tmp_path / "whole" / "v.avi", 30).read_bytes()
+    path.write_bytes(whole[:2000])
+
+    def finished_meanwhile(name):
+        row = probe(name)
+        path.write_bytes(whole)
+        return row
+
+    monkeypatch.setitem(scan.__globals__, "probe", finished_meanwhile)
+    (row,) = scan([str(path)], tmp_path, tmp_path / "m.jsonl")
+    assert row["frames"] == 0
+    with pytest.raises(UserError, match="has changed since"):
+        apply_manifest([Record("v", str(path), 0)], tmp_path / "m.jsonl", tmp_path)
+    monkeypatch.setitem(scan.__globals__, "probe", probe)
+    (row,) = scan([str(path)], tmp_path, tmp_path / "m.jsonl")
+    assert row["frames"] == 30 and row["reason"] == ""
+
+
+def test_files_that_are_gone_and_strange_names_are_rows_like_others(tmp_path):
+    names = ["tab\there.avi", "new\nline.avi", os.fsdecode(b"not\xffutf8.avi"), 'quo"te.avi', "ünï.avi"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "dangling.avi").symlink_to(tmp_path / "nothing")
+    paths = [str(tmp_path / name) for name in (*names, "dangling.avi", "gone.avi")]
+    rows = {row["path"]: row for row in scan(paths, tmp_path, tmp_path / "m.jsonl")}
+    assert len(rows) == 7 and "no such file" in rows["gone.avi"]["reason"] and rows["gone.avi"]["bytes"] == -1
+    assert len((tmp_path / "m.jsonl.bad.txt").read_bytes().splitlines()) == 7
+    counting_video(tmp_path / "gone.avi", 9)
+    again = {row["path"]: row for row in scan(paths, tmp_path, tmp_path / "m.jsonl")}
+    assert again["gone.avi"]["frames"] == 9
+    assert apply_manifest([Record(n, str(tmp_path / n), 0) for n in names], tmp_path / "m.jsonl", tmp_path)[2].bad
+    assert len(records_sha([Record(names[2], "/v", 0)])) == 16
+
+
+def test_files_that_were_too_slow_are_tried_again(tmp_path, monkeypatch):
+    path = str(counting_video(tmp_path / "v.avi", 10))
+    monkeypatch.setitem(scan.__globals__, "probe", lambda path: time.sleep(30))
+    (row,) = scan([path], tmp_path, tmp_path / "m.jsonl", timeout_s=0.2)
+    assert row["reason"] == "no answer within 0.2 s"
+    monkeypatch.setitem(scan.__globals__, "probe", probe)
+    assert scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10
+
+
+def test_a_damaged_manifest_is_made_anew(tmp_path, caplog):
+    path = str(counting_video(tmp_path / "v.avi", 10))
+    (tmp_path / "m.jsonl").touch()
+    assert scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10 and "every file is read" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path, monkeypatch):
+    monkeypatch.setitem(scan.__globals__, "in_children", lambda *arguments: pytest.fail("probed"))
+    with pytest.raises(OSError):
+        scan([str(counting_video(tmp_path / "v.avi", 10))], tmp_path, tmp_path / "v.avi" / "m.jsonl")
+
+
+def test_a_frame_that_is_replaced_is_seen_by_the_next_scan(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (30, 20)).save(folder / f"{n}.png")
+    assert scan([str(folder)], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 3
+    (folder / "1.png").write_bytes(b"")
+    (row,) = scan([str(folder)], tmp_path, tmp_path / "m.jsonl")
+    assert row["frames"] == 1 and row["reason"] == "1.png: the file is empty"
 
 
 def _counted_probes(monkeypatch, tmp_path):

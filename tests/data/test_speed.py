@@ -68,7 +68,5 @@ def test_the_command_prints_a_table(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert tool("benchmark", "data", *words[:1], "--videos", 4, cwd=tmp_path).stderr.startswith("error: --videos")
-    assert (
-        sum(line.startswith("| ") for line in lines) == (10 if importlib.util.find_spec("torchcodec") else 8)
-        and "ms a video, one core: open" in lines[-1]
-    )
+    rows = 10 if importlib.util.find_spec("torchcodec") else 8
+    assert sum(line.startswith("| ") for line in lines) == rows and "ms a video, one core: open" in lines[-1]

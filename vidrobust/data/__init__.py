@@ -59,7 +59,7 @@ from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 __all__ = [
-    "BACKENDS", "EVAL_SAMPLERS", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec", "DecodeError",
+    "BACKENDS", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec", "DecodeError",
     "Encoding", "EvalBatches", "Failure", "Record", "TrainBatches", "all_records", "apply_manifest", "build_records",
     "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list", "hmdb51", "image_folder",
     "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video", "path_label_list", "random_clips",
@@ -83,6 +83,9 @@ FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
     "cifar100": functools.partial(torchvision_images, "CIFAR100"),
     "motionshapes": ucf101,  # drawn on first use, then read as UCF101 is
 }
+
+
+FOLDED = ("ucf101", "hmdb51", "motionshapes")  # formats in which data.fold chooses a split
 
 
 def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
@@ -125,7 +128,7 @@ def all_records(cfg: config.Data) -> list[Record]:
     """The records of both splits, and of every fold there is, each file once."""
     found: dict[str, Record] = {}
     refused: list[UserError] = []
-    for fold in (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)):
+    for fold in (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)) if cfg.name in FOLDED else (cfg.fold,):
         for split in ("train", "test"):
             try:
                 records, _ = _parse(cfg, split, fold)
@@ -135,8 +138,8 @@ def all_records(cfg: config.Data) -> list[Record]:
                 found |= {record.path: record for record in records}
     if not found:
         raise refused[0]
-    for reason in dict.fromkeys(map(str, refused)):
-        log.warning(f"left out: {reason}")
+    if refused:
+        log.warning(f"{len(refused)} lists are left out, first: {refused[0]}")
     return list(found.values())
 
 

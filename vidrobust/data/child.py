@@ -17,6 +17,10 @@ import torch
 Job = TypeVar("Job")
 
 
+NO_ANSWER = "no answer"
+_LONGEST_S = 10**6  # longer ones overflow the kernel's clock
+
+
 class ChildDied(Exception):
     """The child ended in the middle of a call. The message says how: a time limit, or the name of a signal."""
 
@@ -29,6 +33,8 @@ class Child:
     """
 
     def __init__(self, function: Callable[..., Any], timeout_s: float) -> None:
+        if not 0 < timeout_s <= _LONGEST_S:
+            raise ValueError(f"timeout_s={timeout_s}: greater than 0, at most {_LONGEST_S}")
         self.function, self.timeout_s = function, timeout_s
         self.pid = self.owner = 0
 
@@ -101,14 +107,17 @@ class Child:
         pid, self.pid = self.pid, 0
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status == -signal.SIGALRM:
-            return f"no answer within {self.timeout_s:g} s"
+            return f"{NO_ANSWER} within {self.timeout_s:g} s"
         return f"the decoder crashed ({signal.Signals(-status).name})" if status < 0 else f"it exited with {status}"
 
 
 def in_children(
     function: Callable[[Job], Any], jobs: Sequence[Job], workers: int, timeout_s: float
 ) -> Iterator[tuple[Job, Any]]:
-    """function(job) of each job, `workers` at a time, as they end: (job, result), or (job, ChildDied) of a death."""
+    """function(job) of each job, `workers` at a time, as they end: (job, result), or (job, ChildDied) of a death.
+
+    What a function raises is raised.
+    """
     left = list(reversed(jobs))
     children = [Child(function, timeout_s) for _ in range(min(workers, len(jobs)))]
     busy: dict[Any, tuple[Child, Job]] = {}

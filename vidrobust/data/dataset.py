@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from vidrobust.data.child import Child, ChildDied
 from vidrobust.data.decode import DecodeError, Video, checked_frames, open_video, resize
-from vidrobust.data.images import TORCHVISION
+from vidrobust.data.images import in_memory
 from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
@@ -34,7 +35,7 @@ from vidrobust.views import AugmentSpec, draw_view
 
 Key = tuple[int, int]  # epoch, index
 _SAMPLE, _ORDER, _REPLACE = 0, 1, 2  # streams of the run's seed, so that none draws what another has drawn
-_REPLACEMENTS = 10  # bad videos in a row, after which it is not the video's fault
+_REPLACEMENTS = 100  # bad videos in a row, after which it is not the video's fault
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class ClipDataset(Dataset):
         if isinstance(sample, dict) or not self.replace:
             return sample
         rng, replaced = np.random.default_rng([self.seed, _REPLACE, epoch, index]), [sample]
-        for other in rng.integers(0, len(self), _REPLACEMENTS).tolist():
+        others = (other for other in rng.permutation(len(self)).tolist() if other != index)
+        for other in itertools.islice(others, _REPLACEMENTS):
             sample = self._read(epoch, other)
             if isinstance(sample, dict):
                 return sample | {"replaced": replaced}
@@ -119,14 +121,15 @@ class ClipDataset(Dataset):
 
     def _read(self, epoch: int, index: int) -> dict[str, Any] | Failure:
         """A sample, by way of the child unless there is no time limit, or no file."""
-        if not self.timeout_s or self.records[index].path.startswith(TORCHVISION):
+        if not self.timeout_s or in_memory(self.records[index].path):
             memory = np.empty(self._shape, np.uint8)
             return _with_clips(self._sample(epoch, index, memory), memory)
         if index in self._hopeless:
             return self._hopeless[index]
         if self._reader is None or self._reader[0] != os.getpid():  # a fork copies the reader of its parent
             memory = np.frombuffer(mmap.mmap(-1, int(np.prod(self._shape))), np.uint8).reshape(self._shape)
-            child = Child(lambda epoch, index: self._sample(epoch, index, memory), self.timeout_s)
+            this = weakref.ref(self)  # so that the child ends with the data set, not with a collection of cycles
+            child = Child(lambda epoch, index: _sample_of(this, epoch, index, memory), self.timeout_s)
             self._reader = os.getpid(), child, memory
         _, child, memory = self._reader
         try:
@@ -168,6 +171,12 @@ class ClipDataset(Dataset):
             "uid": record.uid,
             "replaced": [],
         }
+
+
+def _sample_of(dataset: Any, epoch: int, index: int, memory: np.ndarray) -> dict[str, Any] | Failure:
+    found = dataset()._sample(epoch, index, memory)
+    assert isinstance(found, dict | Failure)
+    return found
 
 
 def _with_clips(sample: dict[str, Any] | Failure, clips: np.ndarray) -> dict[str, Any] | Failure:

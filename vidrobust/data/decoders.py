@@ -248,7 +248,8 @@ class Decord:
         with contextlib.closing(_open(path)) as container:  # refuses what is no video, at which decord may hang
             declared, codec = declared_frames(container), container.streams.video[0].codec_context
             wrong = _misleads(container) or (codec.name == "hevc" and codec.has_b_frames and "HEVC")
-            wrong = wrong or (container.format.name == "avi" and codec.name == "h264" and "H.264 in AVI")
+            unsafe = container.format.name == "avi" and codec.name not in ("mpeg4", "mjpeg")
+            wrong = wrong or (unsafe and f"{codec.name} in AVI")
         self.path = path
         self.reader = decord.VideoReader(path, num_threads=1)
         if wrong and len(self.reader.get_key_indices()) > 1:

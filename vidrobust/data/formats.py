@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
-from vidrobust.data.records import Missing, Parsed, Record, checked, lines
+from vidrobust.data.records import Missing, Parsed, Record, checked, files_below, lines
 from vidrobust.errors import UserError, nearest
 
 log = logging.getLogger("vidrobust")
@@ -91,7 +91,7 @@ def kinetics(root: Path, split: str, fold: int) -> Parsed:
     classes = sorted({row["label"] for _, row in train})
     rank = {name: label for label, name in enumerate(classes)}
     top = next((root / stem for stem in stems if (root / stem).is_dir()), _videos(root, "videos"))
-    files = {file.stem: file for file in sorted(top.rglob("*")) if file.suffix.lower() in VIDEO_SUFFIXES}
+    files = {file.stem: file for file in files_below(top) if file.suffix.lower() in VIDEO_SUFFIXES}
     records: list[Record] = []
     lost = []
     for where, row in train if split == "train" else _kinetics_csv(path):
@@ -115,7 +115,13 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
     The separator is a space, a comma or a tab; the line is split from the right, so paths may hold spaces. Label -1 is
     a video without one. `classes.txt`, a name a line, is optional: without it classes are called by their numbers.
     """
-    return _listed(root, split, lambda name, where: (name, 0), "`path label`")
+
+    def path_alone(name: str, where: str) -> tuple[str, int]:
+        if name.endswith(" 0") and not (root / name).exists() and (root / name[:-2]).exists():
+            return name[:-2], 0  # VideoMAE's lines for pretraining: `path 0 -1`
+        return name, 0
+
+    return _listed(root, split, path_alone, "`path label`")
 
 
 def frame_list(root: Path, split: str, fold: int) -> Parsed:
@@ -155,7 +161,11 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
         )
     try:
         images = torchvision_dataset(name, split, str(root))
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"data.name=torchvision:{name}: no {split} split is known of it ({' '.join(str(error).split())})"
+        ) from None
+    except (RuntimeError, OSError) as error:
         raise UserError(
             f"{root} holds no {name} ({' '.join(str(error).split())}); "
             f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\" fetches it"
@@ -213,10 +223,11 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
         if folder.name not in rank:
             raise UserError(f"{folder}: class {folder.name!r} has no folder in {train}")
         before = len(records)
-        for entry in sorted(folder.rglob("*") if suffixes else folder.iterdir()):
+        entries = files_below(folder) if suffixes else (e for e in sorted(folder.iterdir()) if e.name[0] != ".")
+        for entry in entries:
             if entry.is_dir() if suffixes is None else entry.suffix.lower() in suffixes and entry.is_file():
                 records.append(Record(entry.relative_to(top).as_posix(), str(entry), rank[folder.name]))
-            elif entry.is_file():
+            else:
                 skipped.append(entry)
         empty += [folder.name] if len(records) == before else []
     if skipped:
@@ -255,7 +266,7 @@ def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
         for row in table:
             where = f"{path}, line {table.line_num}"
             if any(row[key] is None for key in needed) or not re.fullmatch(
-                r"[\d.]+ [\d.]+", f"{row['time_start']} {row['time_end']}"
+                r"\d+(\.\d*)? \d+(\.\d*)?", f"{row['time_start']} {row['time_end']}"
             ):
                 raise UserError(f"{where}: times and label expected, found {','.join(str(v) for v in row.values())!r}")
             rows.append((where, row))

@@ -55,6 +55,14 @@ class FrameFolder:
         pass
 
 
+def in_memory(path: str) -> bool:
+    """Whether an image is part of an array that its torchvision data set holds: no file is read for it."""
+    if not path.startswith(TORCHVISION):
+        return False
+    _, name, split, _, root = path.split(":", 4)
+    return hasattr(torchvision_dataset(name, split, root), "data")
+
+
 class TorchvisionImage:
     """Image `number` of a torchvision data set: "torchvision:CIFAR10:<split>:<number>:<root>"."""
 
@@ -101,7 +109,7 @@ def torchvision_dataset(name: str, split: str, root: str) -> Any:
 
 def frame_files(folder: Path) -> list[Path]:
     """The images of a folder, `img_2.jpg` before `img_10.jpg`."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
 
 
@@ -111,7 +119,12 @@ def _read_image(path: str) -> np.ndarray:
 
     try:
         with Pillow.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range")
+            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to the lowest 8
+                upright = Pillow.fromarray((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(f"{path}: no such file") from None
     except Exception as error:

@@ -1,6 +1,7 @@
 """What a data set is once its format is read: a list of records, and class names."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,13 +37,17 @@ def records_sha(records: list[Record]) -> str:
         f"{r.uid} {r.label}" + (f" {r.frames} {r.backend}" if r.frames else "") + (" bad" if r.bad else "") + "\n"
         for r in records
     )
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def shared_sources(train: list[Record], test: list[Record]) -> list[str]:
-    """Test records whose video, or another clip cut from its source, is a training record: uids."""
-    seen = {record.path for record in train} | {record.group for record in train if record.group}
-    return [record.uid for record in test if record.path in seen or (record.group and record.group in seen)]
+    """Test records whose video is a training record, or a clip of the same source and class is: uids.
+
+    Of the same class, because HMDB51's official lists share films between their parts, not scenes.
+    """
+    files = {record.path for record in train}
+    sources = {(record.group, record.label) for record in train if record.group}
+    return [record.uid for record in test if record.path in files or (record.group, record.label) in sources]
 
 
 def split_by_group(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
@@ -100,7 +105,7 @@ class Missing:
         for part in parts:
             names = self._names(path)
             path = path / names.get(part, names.get(part.lower(), part))
-        if (parts and path.name not in self._names(path.parent)) or (not parts and not path.exists()):
+        if not path.exists():
             self.lost.append(f"{where}: {name}")
         return path
 
@@ -133,7 +138,17 @@ def checked(records: list[Record], source: Path) -> list[Record]:
         raise UserError(f"{source} lists no video; fill it, or choose another data.fold or data.root")
     seen: set[str] = set()
     for record in records:
-        if record.uid in seen:
+        if record.uid in seen or record.path in seen:
             raise UserError(f"{source}: {record.uid} is listed twice; remove one of the lines")
-        seen.add(record.uid)
+        seen |= {record.uid, record.path}
     return records
+
+
+def files_below(top: Path) -> Iterator[Path]:
+    """Files at any depth, sorted, links followed; hidden ones, and what half-made files are called, left out."""
+    inside = {os.path.realpath(top)}
+    for folder, names, files in os.walk(top, followlinks=True):
+        fresh = [name for name in sorted(names) if not name.startswith(".")]
+        names[:] = [name for name in fresh if os.path.realpath(os.path.join(folder, name)) not in inside]
+        inside |= {os.path.realpath(os.path.join(folder, name)) for name in names}
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))

@@ -12,6 +12,7 @@ a file that is used as far as it goes. Paths are relative to the data set's root
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from vidrobust.data.child import ChildDied, in_children
+from vidrobust.data.child import NO_ANSWER, ChildDied, in_children
 from vidrobust.data.decode import open_video
 from vidrobust.data.decoders import DecodeError, declared_frames, one_line
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
@@ -31,22 +32,28 @@ from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
+log = logging.getLogger("vidrobust")
 Row = dict[str, Any]
 _WRITE_EVERY_S = 30.0
+_STAMP = ("bytes", "mtime_ns")
 
 
 def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, timeout_s: float = 60) -> list[Row]:
     """Probe `paths` and write `manifest`, and `<manifest>.bad.txt` with the files that have a reason; returns the rows.
 
-    Files of an earlier manifest that have kept size and time are not read again. Each probe runs in a child process,
-    which is killed after timeout_s: its file is bad. A scan that is interrupted writes what it has, and goes on.
+    Files of an earlier manifest that have kept size and time are not read again, but for those that timed out. Each
+    probe runs in a child process, which is killed after timeout_s: its file is bad. A scan that is interrupted writes
+    what it has, and goes on.
     """
     found = {_key(path, root): path for path in sorted(set(paths)) if not path.startswith(TORCHVISION)}
     if not found:
         raise UserError("nothing to scan: torchvision's data sets are arrays in memory")
     rows = {
-        key: row for key, row in _earlier(manifest).items() if key in found and _stamp(found[key]) == _stamp_of(row)
+        key: row
+        for key, row in _earlier(manifest).items()
+        if key in found and _stamp(found[key]) == _stamp_of(row) and not row["reason"].startswith(NO_ANSWER)
     }
+    _write(manifest, rows)  # where it cannot be written is told now
     fresh = [key for key in found if key not in rows]
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
     written = time.monotonic()
@@ -54,10 +61,10 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
         total=len(found), initial=len(rows), desc="scan", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30
     )
     try:
-        for key, answer in in_children(lambda key: probe(found[key]), fresh, workers, timeout_s):
-            row = _bad(str(answer)) if isinstance(answer, ChildDied) else answer
-            size, mtime_ns = _stamp(found[key])
-            rows[key] = {"path": key, **row, "bytes": size, "mtime_ns": mtime_ns}
+        for key, answer in in_children(lambda key: _stamped(found[key]), fresh, workers, timeout_s):
+            if isinstance(answer, ChildDied):
+                answer = _bad(str(answer)) | dict(zip(_STAMP, _stamp(found[key]), strict=True))
+            rows[key] = {"path": key, **answer}
             bar.update()
             if time.monotonic() - written > _WRITE_EVERY_S:
                 _write(manifest, rows)
@@ -66,6 +73,15 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
         _write(manifest, rows)
         bar.close()
     return [rows[key] for key in found]
+
+
+def _stamped(path: str) -> Row:
+    """A probe, and which state of the file it was of: one that was being written will be read again."""
+    before = _stamp(path)
+    row = probe(path)
+    if _stamp(path) != before:
+        row["reason"], before = row["reason"] or "changed while it was read", (before[0], 0)
+    return row | dict(zip(_STAMP, before, strict=True))
 
 
 def probe(path: str) -> Row:
@@ -181,11 +197,11 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
         row = rows.get(_key(record.path, root))
         if row is None:
             raise UserError(f"{manifest} does not know {record.uid}; scan again, with the same data.name and data.root")
+        if not os.path.isdir(record.path) and _stamp(record.path)[0] != row["bytes"]:
+            raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
         if not row["frames"]:
             known.append(dataclasses.replace(record, bad=row["reason"]))
             continue
-        if _stamp(record.path)[0] != row["bytes"]:
-            raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
         if record.frames > row["frames"]:
             bad = f"{record.frames} frames are listed, {row['frames']} decode"
             known.append(dataclasses.replace(record, bad=bad))
@@ -195,7 +211,11 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
 
 
 def _earlier(manifest: Path) -> dict[str, Row]:
-    return read_manifest(manifest)[0] if manifest.exists() else {}
+    try:
+        return read_manifest(manifest)[0] if manifest.exists() else {}
+    except UserError as error:
+        log.warning(f"{error}: every file is read")
+        return {}
 
 
 def _write(manifest: Path, rows: dict[str, Row]) -> None:
@@ -205,7 +225,9 @@ def _write(manifest: Path, rows: dict[str, Row]) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows.values()).encode())
     wrong = [row for row in rows.values() if row["reason"]]
     with replacing(manifest.with_name(manifest.name + ".bad.txt")) as file:
-        file.write("".join(f"{row['path']}\t{row['frames']} frames\t{row['reason']}\n" for row in wrong).encode())
+        for row in wrong:
+            name = json.dumps(row["path"], ensure_ascii=False)[1:-1]  # a name may hold a tab, or be no UTF-8
+            file.write(f"{name}\t{row['frames']} frames\t{row['reason']}\n".encode(errors="surrogateescape"))
 
 
 def _sha(rows: dict[str, Row]) -> str:
@@ -220,9 +242,15 @@ def _key(path: str, root: Path) -> str:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """(bytes, or entries of a folder; time of the last change)."""
-    status = os.stat(path)
-    return (len(os.listdir(path)) if os.path.isdir(path) else status.st_size), status.st_mtime_ns
+    """(bytes, of all its files for a folder; time of the last change), (-1, 0) where nothing is."""
+    try:
+        own = os.stat(path)
+        if not os.path.isdir(path):
+            return own.st_size, own.st_mtime_ns
+        inner = [entry.stat() for entry in os.scandir(path)]
+    except FileNotFoundError:
+        return -1, 0
+    return sum(state.st_size for state in inner), max(state.st_mtime_ns for state in (own, *inner))
 
 
 def _stamp_of(row: Row) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.attacks import ThreatModel
-from vidrobust.data import Record, build_records, eval_dataset, records_sha, require_labels, shared_sources
+from vidrobust.data import FOLDED, Record, build_records, eval_dataset, records_sha, require_labels, shared_sources
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
@@ -169,7 +169,7 @@ def _summary(
     return {
         "dataset": cfg.data.name,
         "split": (f"validation {cfg.data.validation:g}" if cfg.data.validation else "test")
-        + (f", fold {cfg.data.fold}" if cfg.data.name in ("ucf101", "hmdb51", "motionshapes") else ""),
+        + (f", fold {cfg.data.fold}" if cfg.data.name in FOLDED else ""),
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
         "robust_acc": largest["robust_acc"],
