@@ -329,3 +329,24 @@ def test_records_are_kept_as_one_array(ucf):
     assert len(kept) == 8000 and held == []
     with pytest.raises(IndexError):
         kept[8000]
+
+
+def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
+    good = counting_video(tmp_path / "good.avi", 12)
+    records = [Record(str(i), str(good if i in (3, 41) else tmp_path / f"{i}.avi"), i) for i in range(80)]
+    dataset = ClipDataset(records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16), replace=True)
+    for index in range(80):
+        sample = dataset[1, index]
+        assert sample["label"] in (3, 41) and (not sample["replaced"]) == (index in (3, 41))
+        assert len({failure.index for failure in sample["replaced"]}) == len(sample["replaced"])  # none is tried twice
+
+
+def test_a_reader_ends_with_its_data_set(ucf):
+    records, _ = ucf101(ucf, "train", 1)
+    dataset = train_dataset(CFG, Augment(), records, 2, 7)
+    assert dataset[0, 0]
+    pid = dataset._reader[1].pid
+    os.kill(pid, 0)
+    del dataset  # at once, not when cycles are collected
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -6,6 +6,7 @@ from tests.helpers import SHARED, counting_video, tiny_cifar10, tiny_ucf101
 from vidrobust.config import Data, options
 from vidrobust.data import (
     FORMATS,
+    DecodeError,
     all_records,
     build_records,
     find_format,
@@ -382,3 +383,65 @@ def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
     (lists / "testlist02.txt").write_text("Gone/v_Gone_g01_c01.avi\n")
     assert len(all_records(Data(name="ucf101", root=str(root)))) == 12
     assert "left out" in caplog.text and "Gone" in caplog.text
+
+
+def test_hidden_files_and_dangling_links_are_no_videos_and_links_are_followed(tmp_path, caplog):
+    for split in ("train", "test"):
+        counting_video(tmp_path / split / "a" / "x.avi", 5)
+        counting_video(tmp_path / "pool" / split / "y.avi", 5)
+        (tmp_path / split / "b").symlink_to(tmp_path / "pool" / split)
+    (tmp_path / "train/a/._x.avi").touch()  # macOS's
+    (tmp_path / "train/a/.partial-x.avi").touch()
+    (tmp_path / "train/a/gone.avi").symlink_to(tmp_path / "nothing")
+    (tmp_path / "train/a/again").symlink_to(tmp_path / "train/a")  # a circle
+    records, classes = video_folder(tmp_path, "train", 1)
+    assert [r.uid for r in records] == ["a/x.avi", "b/y.avi"] and classes == ["a", "b"]
+    assert "1 files are left out" in caplog.text and "gone.avi" in caplog.text
+
+
+def test_kinetics_follows_links_to_folders(tmp_path):
+    _kinetics(tmp_path / "k", ["tap,a,1,2"], [])
+    _touch(tmp_path / "disk/tap/a_000001_000002.mp4")
+    (tmp_path / "k/train").symlink_to(tmp_path / "disk")
+    ((record,), _) = kinetics(tmp_path / "k", "train", 1)
+    assert record.uid == "tap/a_000001_000002.mp4"
+
+
+def test_videomaes_lines_without_a_label(tmp_path):
+    _touch(tmp_path / "a b.avi")
+    _touch(tmp_path / "c 0")
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text("a b.avi 0 -1\nc 0 -1\n")
+    records, _ = path_label_list(tmp_path, "train", 1)
+    assert [(r.uid, r.label) for r in records] == [("a b.avi", -1), ("c 0", -1)]
+
+
+@pytest.mark.parametrize("other", ["./a.avi", "b/../a.avi"])
+def test_a_file_under_two_spellings_is_listed_twice(tmp_path, other):
+    _touch(tmp_path / "a.avi")
+    _touch(tmp_path / "b/c.avi")
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / name).write_text(f"a.avi 0\n{other} 1\n")
+    with pytest.raises(UserError, match="is listed twice"):
+        path_label_list(tmp_path, "train", 1)
+
+
+def test_a_link_to_nothing_is_a_missing_file(tmp_path):
+    (tmp_path / "a.avi").symlink_to(tmp_path / "nothing")
+    (tmp_path / "train.txt").write_text("a.avi 0\n")
+    with pytest.raises(UserError, match="line 1: a.avi is not under"):
+        path_label_list(tmp_path, "train", 1)
+
+
+def test_a_torchvision_data_set_with_splits_of_other_names_is_told(tmp_path):
+    with pytest.raises(UserError, match="no train split is known of it .*Unknown value 'train'"):
+        torchvision_images("EMNIST", tmp_path, "train", 1)
+
+
+def test_images_of_sixteen_bits_keep_their_range(tmp_path):
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_frames(tmp_path / "deep.png", np.array([0]))[0, ..., 1].ravel().tolist() == list(range(256))
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DecodeError, match="floating-point numbers of unknown range"):
+        read_frames(tmp_path / "float.tiff", np.array([0]))

@@ -59,13 +59,13 @@ from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 __all__ = [
-    "BACKENDS", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec", "DecodeError",
-    "Encoding", "EvalBatches", "Failure", "Record", "TrainBatches", "all_records", "apply_manifest", "build_records",
-    "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list", "hmdb51", "image_folder",
-    "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video", "path_label_list", "random_clips",
-    "read_frames", "read_manifest", "records_sha", "reencode", "require_labels", "scan", "segment_clips",
-    "shared_sources", "split_by_group", "torchvision_images", "train_dataset", "ucf101", "uniform_clips",
-    "video_folder", "worker_deaths",
+    "BACKENDS", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
+    "DecodeError", "Encoding", "EvalBatches", "Failure", "Record", "TrainBatches", "all_records", "apply_manifest",
+    "build_records", "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list",
+    "hmdb51", "image_folder", "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video",
+    "path_label_list", "random_clips", "read_frames", "read_manifest", "records_sha", "reencode", "require_labels",
+    "scan", "segment_clips", "shared_sources", "split_by_group", "torchvision_images", "train_dataset", "ucf101",
+    "uniform_clips", "video_folder", "worker_deaths",
 ]  # fmt: skip
 
 log = logging.getLogger("vidrobust")
