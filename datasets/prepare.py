@@ -6,6 +6,7 @@
 scan writes <data.root>/manifest.jsonl, for data.manifest=FILE, and manifest.jsonl.bad.txt, files and reasons.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -50,9 +51,13 @@ def main() -> None:
     failed = reencode(records, root, args.output, encoding, workers=args.workers, timeout_s=args.timeout or 600)
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
+    small = dataclasses.replace(cfg.data, root=str(args.output))
+    if {record.uid for record in all_records(small)} != {record.uid for record in records}:
+        raise UserError(f"the lists in {args.output} do not name what those in {root} do; compare them")
     if failed:
         raise UserError(
-            f"{len(failed)} files were not re-encoded, the first: {failed[0][0]}; the rest is in {args.output}"
+            f"{len(failed)} of {len(records)} files could not be re-encoded, first {failed[0][0]}; they are empty in "
+            f"{args.output}, and bad there, too; the others are verified"
         )
     log.info(f"data.root={args.output} has every file, verified")
 

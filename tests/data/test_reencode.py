@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.helpers import counting_frames, counting_video, encode, read_numbers, tiny_ucf101
 from vidrobust.config import Data
-from vidrobust.data import Encoding, Record, build_records, open_video, read_frames, reencode
+from vidrobust.data import Encoding, Record, all_records, build_records, open_video, read_frames, reencode, scan
+from vidrobust.data.reencode import _partial
 from vidrobust.data.scan import probe
 from vidrobust.errors import UserError
 
@@ -108,7 +109,7 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(tmp_path):
     made = sorted((tmp_path / "b").rglob("*.avi"))
     whole = _state(tmp_path / "b")
     made[0].unlink()
-    (made[1].parent / f".partial-{made[1].name}").write_bytes(b"of a call that was killed")
+    _partial(made[0]).write_bytes(b"of a call that was killed")
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     after = _state(tmp_path / "b")
     videos = [path for path in whole if path.suffix == ".avi" and ".partial" not in path.name]
@@ -126,7 +127,7 @@ def test_source_and_result_lie_apart(tmp_path, where):
 def test_a_folder_of_another_encoding_or_of_other_files_is_refused(tmp_path):
     path = counting_video(tmp_path / "a/v.avi", 5)
     reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32))
-    with pytest.raises(UserError, match="holds files of another encoding .*'short_side': 32"):
+    with pytest.raises(UserError, match='holds files of another encoding .*"short_side": 32'):
         reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(48))
     assert json.loads((tmp_path / "b/prepared.json").read_text())["short_side"] == 32
     (tmp_path / "c").mkdir()
@@ -135,16 +136,19 @@ def test_a_folder_of_another_encoding_or_of_other_files_is_refused(tmp_path):
         reencode(_records(path), tmp_path / "a", tmp_path / "c", Encoding(32))
 
 
-def test_what_does_not_decode_or_encode_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch):
     good, bad = counting_video(tmp_path / "a/good.avi", 9), tmp_path / "a/bad.avi"
     bad.write_bytes(b"no video")
-    elsewhere = counting_video(tmp_path / "x/else.avi", 5)
-    failed = reencode(
-        _records(good, bad, elsewhere, tmp_path / "a/gone.avi"), tmp_path / "a", tmp_path / "b", Encoding(32)
-    )
+    records = _records(good, bad, tmp_path / "a/gone.avi")
+    failed = reencode(records, tmp_path / "a", tmp_path / "b", Encoding(32))
     reasons = {Path(path).name: reason for path, reason in failed}
-    assert reasons.keys() == {"bad.avi", "else.avi", "gone.avi"} and "not a video file" in reasons["bad.avi"]
-    assert {p.name for p in (tmp_path / "b").rglob("*")} == {"good.avi", "prepared.json"}
+    assert reasons.keys() == {"bad.avi", "gone.avi"} and "not a video file" in reasons["bad.avi"]
+    assert {p.name: p.stat().st_size > 0 for p in (tmp_path / "b").rglob("*")} == {
+        "good.avi": True, "bad.avi": False, "gone.avi": False, "prepared.json": True
+    }  # fmt: skip
+    counting_video(bad, 7)  # mended
+    failed = reencode(records, tmp_path / "a", tmp_path / "b", Encoding(32))
+    assert [Path(path).name for path, _ in failed] == ["gone.avi"] and len(_frames(tmp_path / "b/bad.avi")) == 7
     truth = probe
 
     def short(path):
@@ -154,14 +158,75 @@ def test_what_does_not_decode_or_encode_is_told_and_leaves_nothing(tmp_path, mon
     monkeypatch.setitem(reencode.__globals__, "probe", short)  # the package's `reencode` is the function
     ((_, reason),) = reencode(_records(good), tmp_path / "a", tmp_path / "c", Encoding(32))
     assert reason == "8 frames of the result decode, the source has 9"
-    assert {p.name for p in (tmp_path / "c").rglob("*")} == {"prepared.json"}
+    assert (tmp_path / "c/good.avi").stat().st_size == 0
+
+
+def test_a_bad_video_is_bad_in_the_result_and_its_list_still_fits(tmp_path):
+    root = tiny_ucf101(tmp_path / "a")
+    (root / "videos/Alpha/v_Alpha_g02_c01.avi").write_bytes(b"x")
+    records = all_records(Data(name="ucf101", root=str(root)))
+    assert len(reencode(records, root, tmp_path / "b", Encoding(32))) == 1
+    cfg = Data(name="ucf101", root=str(tmp_path / "b"), manifest=str(tmp_path / "m.jsonl"))
+    scan([record.path for record in all_records(cfg)], tmp_path / "b", tmp_path / "m.jsonl")
+    assert len(build_records(cfg, "train")[0]) == 7
+
+
+def test_links_are_written_under_the_name_that_lists_use(tmp_path):
+    pool, root = tmp_path / "pool", tmp_path / "a"
+    pool.mkdir()
+    counting_video(pool / "p.avi", 9)
+    (tmp_path / "lists").mkdir()
+    (root / "x").mkdir(parents=True)
+    for n in range(6):  # several names of one file, made at a time
+        (root / f"x/{n}.avi").symlink_to(pool / "p.avi")
+    (tmp_path / "lists/names.txt").write_text("x/0.avi 0\n")
+    (root / "l").symlink_to(tmp_path / "lists")
+    records = [Record(f"x/{n}.avi", str(root / f"x/{n}.avi"), 0) for n in range(6)]
+    assert reencode(records, root, tmp_path / "b", Encoding(32), workers=4) == []
+    for n in range(6):
+        path = tmp_path / f"b/x/{n}.avi"
+        assert not path.is_symlink() and _frames(path).shape == (9, 32, 32, 3)
+    assert (tmp_path / "b/l/names.txt").read_text() == "x/0.avi 0\n" and len(_frames(pool / "p.avi")) == 9
+
+
+@pytest.mark.parametrize("uid", ["{top}/a/v.avi", "../x/v.avi"])
+def test_names_that_a_copy_cannot_have_are_refused_before_anything_is_written(tmp_path, uid):
+    counting_video(tmp_path / "a/v.avi", 5)
+    counting_video(tmp_path / "x/v.avi", 5)
+    uid = uid.format(top=tmp_path)
+    with pytest.raises(UserError, match="list files relative to"):
+        reencode([Record(uid, str(tmp_path / "a" / uid), 0)], tmp_path / "a", tmp_path / "b", Encoding(32))
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_target_that_cannot_be_made_stops_no_other(tmp_path):
+    paths = [counting_video(tmp_path / f"a/{n}/v.avi", 5) for n in range(3)]
+    long = counting_video(tmp_path / "a" / f"{'n' * 250}.avi", 5)
+    (tmp_path / "b").mkdir()
+    records = [Record(str(p.relative_to(tmp_path / "a")), str(p), 0) for p in (*paths, long)]
+    reencode(records[:1], tmp_path / "a", tmp_path / "b", Encoding(32))
+    (tmp_path / "b/1").write_text("in the way of a folder")
+    ((path, reason),) = reencode(records, tmp_path / "a", tmp_path / "b", Encoding(32))
+    assert path == str(paths[1]) and reason
+    assert len(_frames(tmp_path / "b" / long.name)) == len(_frames(tmp_path / "b/2/v.avi")) == 5
+
+
+def test_a_source_that_has_changed_is_made_again(tmp_path):
+    path = counting_video(tmp_path / "a/v.avi", 5)
+    reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32))
+    counting_video(path, 8)
+    reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32))
+    assert len(_frames(tmp_path / "b/v.avi")) == 8
 
 
 def test_an_encoder_that_hangs_is_killed(tmp_path, monkeypatch):
     path = counting_video(tmp_path / "a/v.avi", 5)
-    monkeypatch.setitem(reencode.__globals__, "_encode_video", lambda *arguments: time.sleep(60))
+    monkeypatch.setitem(
+        reencode.__globals__, "_encode_video", lambda source, target, _: target.touch() or time.sleep(60)
+    )
     ((_, reason),) = reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4)
     assert reason == "no answer within 0.4 s"
+    assert {p.name for p in (tmp_path / "b").rglob("*")} == {"prepared.json", "v.avi"}
 
 
 def test_images_and_folders_of_frames(tmp_path):

@@ -1,5 +1,7 @@
 """Re-encode a data set for training: small frames, short groups of pictures, so that a clip costs little to decode."""
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,10 +19,11 @@ from tqdm import tqdm
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
 from vidrobust.data.decoders import DecodeError, PyAV, one_line
-from vidrobust.data.images import IMAGE_SUFFIXES, frame_files
-from vidrobust.data.records import Record
-from vidrobust.data.scan import probe
+from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
+from vidrobust.data.records import Record, files_below
+from vidrobust.data.scan import probe, stamp
 from vidrobust.errors import UserError
+from vidrobust.files import replacing
 
 _MARK = "prepared.json"
 CODECS = ("mpeg4", "libx264", "mjpeg")
@@ -53,37 +56,53 @@ def reencode(
 ) -> list[tuple[str, str]]:
     """Write every record's file small under `output`, where its name is what it is under `root`; lists are copied.
 
-    A result is decoded before it counts: it has as many frames as the source decodes. Files that are there are not made
-    again, so that an interrupted call goes on. The source is only read. Returns (path, reason) of what is not made:
-    files that do not decode, or whose encoding failed.
+    A result is decoded before it counts: it has as many frames as the source decodes. Files that are there, and not
+    older than their source, are not made again, so that an interrupted call goes on. The source is only read. Returns
+    (path, reason) of what cannot be made; an empty file stands in its place, so that the lists still fit: what is bad
+    in the source is bad in the result. Raises UserError, before anything is written, for files that a copy could not
+    name: absolute paths in a list, files outside `root`.
     """
-    root, output = root.resolve(), output.resolve()
-    if root == output or root in output.parents or output in root.parents:
+    root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
+    real, target = root.resolve(), output.resolve()
+    if real == target or real in target.parents or target in real.parents:
         raise UserError(f"{output} and {root} lie in each other; write somewhere else")
+    places = {record.path: os.path.relpath(os.path.abspath(record.path), root) for record in records}
+    for record in records:
+        if record.path.startswith(TORCHVISION):
+            raise UserError("torchvision's data sets are arrays in memory: there is nothing to re-encode")
+        if os.path.isabs(record.uid) or places[record.path].startswith(".."):
+            raise UserError(f"{record.uid}: a copy cannot have this name; list files relative to {root}, and inside it")
     _claim(output, encoding)
-    jobs, failed = [], []
-    for path in dict.fromkeys(record.path for record in records):
-        inside = os.path.relpath(Path(path).resolve(), root)
-        if not Path(path).exists() or inside.startswith(".."):
-            failed.append((path, f"is not a file under {root}: not re-encoded"))
-        elif not (output / inside).exists():
-            jobs.append((path, str(output / inside), encoding))
-    _copy_lists(root, output)
+    for file in files_below(root):
+        if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
+            place = output / file.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    jobs = [(path, str(output / place), encoding) for path, place in places.items() if _is_due(path, output / place)]
+    failed = []
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
     with tqdm(total=len(jobs), desc="re-encode", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for (path, _, _), answer in in_children(_encode, jobs, workers, timeout_s):
+        for (path, made, _), answer in in_children(_encode, jobs, workers, timeout_s):
             bar.update()
             if answer:
                 failed.append((path, str(answer) if isinstance(answer, ChildDied) else answer))
+                _stand_in(path, Path(made))
     return failed
+
+
+def _is_due(source: str, target: Path) -> bool:
+    """Whether a result is missing, empty as one that failed, or older than its source."""
+    size, made_ns = stamp(str(target))
+    return size < 1 or made_ns < stamp(source)[1]
 
 
 def _encode(job: tuple[str, str, Encoding]) -> str:
     """One file, in a child: writes beside the target, verifies, renames. Returns why it failed, or nothing."""
     source, target, encoding = job
-    partial = Path(target).with_name(f".partial-{Path(target).name}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(Path(target))
     try:
+        _remove(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
         if Path(source).is_dir():
             _shrink_folder(Path(source), partial, encoding)
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
@@ -93,18 +112,36 @@ def _encode(job: tuple[str, str, Encoding]) -> str:
             decoded = probe(str(partial))["frames"]
             if decoded != written:
                 return f"{decoded} frames of the result decode, the source has {written}"
+        _remove(Path(target))
         os.replace(partial, target)
     except Exception as error:  # encoders and decoders raise whatever they like
         return str(error) if isinstance(error, DecodeError) else one_line(error)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
     return ""
 
 
+def _partial(target: Path) -> Path:
+    """What a file is called while it is made: hidden, so that no format reads it, and never too long."""
+    return target.with_name(f".partial-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}{target.suffix}")
+
+
+def _stand_in(source: str, target: Path) -> None:
+    """An empty file, or folder, for one that could not be made; nothing of it is left."""
+    with contextlib.suppress(OSError):  # where even that cannot be written the reason has said so
+        _remove(_partial(target))
+        _remove(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir() if Path(source).is_dir() else target.touch()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _encode_video(source: str, target: Path, encoding: Encoding) -> int:
-    """All frames that decode, upright, at their times; returns how many."""
+    """All frames that decode, upright, evenly spaced at the mean rate; returns how many."""
     found = probe(source)
     if found["backend"] != "pyav" or not found["frames"]:
         raise DecodeError(found["reason"] or f"{found['backend']} alone decodes it")
@@ -152,7 +189,6 @@ def _shrink_image(source: Path, target: Path, encoding: Encoding) -> None:
 
 
 def _shrink_folder(source: Path, target: Path, encoding: Encoding) -> None:
-    shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     for file in frame_files(source):
         _shrink_image(file, target / file.name, encoding)
@@ -162,19 +198,11 @@ def _claim(output: Path, encoding: Encoding) -> None:
     """The folder is empty, or holds files of the same encoding."""
     mark = output / _MARK
     if mark.is_file():
-        held = json.loads(mark.read_text())
-        if held != asdict(encoding):
+        held = mark.read_text()
+        if held != json.dumps(asdict(encoding)):
             raise UserError(f"{output} holds files of another encoding ({held}); give another --output, or delete it")
     elif output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} holds other files; give an empty folder as --output")
     output.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(asdict(encoding)))
-
-
-def _copy_lists(root: Path, output: Path) -> None:
-    """Lists and class names: the small text files beside the videos."""
-    for file in sorted(root.rglob("*")):
-        if file.suffix.lower() in (".txt", ".csv") and file.is_file() and not file.name.endswith(".bad.txt"):
-            place = output / file.relative_to(root)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, place)
+    with replacing(mark) as file:
+        file.write(json.dumps(asdict(encoding)).encode())

@@ -51,7 +51,7 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
     rows = {
         key: row
         for key, row in _earlier(manifest).items()
-        if key in found and _stamp(found[key]) == _stamp_of(row) and not row["reason"].startswith(NO_ANSWER)
+        if key in found and stamp(found[key]) == _stamp_of(row) and not row["reason"].startswith(NO_ANSWER)
     }
     _write(manifest, rows)  # where it cannot be written is told now
     fresh = [key for key in found if key not in rows]
@@ -63,7 +63,7 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
     try:
         for key, answer in in_children(lambda key: _stamped(found[key]), fresh, workers, timeout_s):
             if isinstance(answer, ChildDied):
-                answer = _bad(str(answer)) | dict(zip(_STAMP, _stamp(found[key]), strict=True))
+                answer = _bad(str(answer)) | dict(zip(_STAMP, stamp(found[key]), strict=True))
             rows[key] = {"path": key, **answer}
             bar.update()
             if time.monotonic() - written > _WRITE_EVERY_S:
@@ -77,9 +77,9 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
 
 def _stamped(path: str) -> Row:
     """A probe, and which state of the file it was of: one that was being written will be read again."""
-    before = _stamp(path)
+    before = stamp(path)
     row = probe(path)
-    if _stamp(path) != before:
+    if stamp(path) != before:
         row["reason"], before = row["reason"] or "changed while it was read", (before[0], 0)
     return row | dict(zip(_STAMP, before, strict=True))
 
@@ -197,7 +197,7 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
         row = rows.get(_key(record.path, root))
         if row is None:
             raise UserError(f"{manifest} does not know {record.uid}; scan again, with the same data.name and data.root")
-        if not os.path.isdir(record.path) and _stamp(record.path)[0] != row["bytes"]:
+        if not os.path.isdir(record.path) and stamp(record.path)[0] != row["bytes"]:
             raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
         if not row["frames"]:
             known.append(dataclasses.replace(record, bad=row["reason"]))
@@ -241,14 +241,14 @@ def _key(path: str, root: Path) -> str:
     return os.path.abspath(path) if inside.startswith("..") else Path(inside).as_posix()
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """(bytes, of all its files for a folder; time of the last change), (-1, 0) where nothing is."""
+def stamp(path: str) -> tuple[int, int]:
+    """(bytes, of all its files for a folder; time of the last change), (-1, 0) where nothing is, or may be seen."""
     try:
         own = os.stat(path)
         if not os.path.isdir(path):
             return own.st_size, own.st_mtime_ns
         inner = [entry.stat() for entry in os.scandir(path)]
-    except FileNotFoundError:
+    except OSError:
         return -1, 0
     return sum(state.st_size for state in inner), max(state.st_mtime_ns for state in (own, *inner))
 
