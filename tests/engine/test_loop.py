@@ -200,6 +200,22 @@ def test_a_bad_video_is_replaced_counted_and_said_once(tmp_path, workers):
     assert _equal(state["model"], _train(_cfg(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"])
 
 
+def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    for n in (1, 2, 3):
+        (root / f"videos/Beta/v_Beta_g{n:02d}_c01.avi").write_bytes(b"")
+    words = ["train.log_every=1", "train.max_bad=0.5", "train.epochs=4"]
+    _train(_cfg(root, *words), tmp_path / "whole")
+    counts = [json.loads(line)["bad_videos"] for line in open(tmp_path / "whole/metrics.jsonl")]
+    _train(_cfg(root, *words, "train.max_steps=4"), tmp_path / "part")
+    _train(_cfg(root, *words), tmp_path / "part", tmp_path / "part")
+    assert [json.loads(line)["bad_videos"] for line in open(tmp_path / "part/metrics.jsonl")] == counts
+    assert counts[-1] == 3 and len(counts) == 8
+    with pytest.raises(UserError, match="3 of 8 training videos are bad"):  # known before the first step
+        words = ["train.log_every=1", "train.max_bad=0.2", "train.epochs=5"]
+        _train(_cfg(root, *words), tmp_path / "less", tmp_path / "whole")
+
+
 def test_batches_larger_than_the_data_set_are_refused(ucf):
     with pytest.raises(UserError, match=r"train.batch_size=9 is larger than the data set \(8 videos\)"):
         total_steps(_cfg(ucf, "train.batch_size=9"), 8)
@@ -269,6 +285,7 @@ def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
     assert done.returncode != 0 and "1 of 8 training videos are bad" in done.stderr
     assert "vidrobust/engine" not in done.stderr  # no traceback of ours; torchrun prints its own
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == 1
+    assert "the file is empty" in (tmp_path / "out/log.txt").read_text()  # though another rank read it
 
 
 def test_two_ranks_train_and_one_measures(ucf, tmp_path):

@@ -90,13 +90,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(total > 0)
 
 
-def union(mask: Tensor, device: torch.device) -> Tensor:
-    """Where a bool tensor is set on any rank; the tensor stays where it is."""
+def merged(items: dict[int, str]) -> dict[int, str]:
+    """The items of all ranks in one dictionary."""
     if world() == 1:
-        return mask
-    total = mask.to(device, torch.uint8)
-    dist.all_reduce(total, dist.ReduceOp.MAX)
-    return total.bool().to(mask.device)
+        return items
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, items)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def mean(x: Tensor) -> Tensor:

@@ -18,13 +18,15 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     form = logging.Formatter("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
-    if not quiet:
+    if quiet:
+        log.addHandler(logging.NullHandler())  # or Python prints warnings by itself
+    else:
         console = _Console()
         console.setFormatter(form)
         console.addFilter(lambda record: record.name == "vidrobust" or not sys.stderr.isatty())
         log.addHandler(console)
     if out is not None:
-        file = logging.FileHandler(out / "log.txt")
+        file = logging.FileHandler(out / "log.txt", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(form)
         log.addHandler(file)
 

@@ -26,6 +26,7 @@ from vidrobust.data import (
     train_dataset,
     worker_deaths,
 )
+from vidrobust.data.scan import stamp
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.optim import build_optimizer, learning_rate
@@ -61,11 +62,20 @@ class _Run:
     optimizer: torch.optim.Optimizer
     start: int
     total: int
+    bad: dict[int, str] = field(default_factory=dict)  # videos that did not decode, and why, on any rank
     notes: list[str] = field(default_factory=list)  # what the log says once it is open
 
     @property
     def per_epoch(self) -> int:
         return len(self.records) // self.cfg.train.batch_size
+
+    @property
+    def too_many_bad(self) -> bool:
+        return len(self.bad) > self.cfg.train.max_bad * len(self.records)
+
+    def changed_ns(self, index: int) -> int:
+        """When the file of a video was last changed."""
+        return stamp(self.records[index].path)[1]
 
     def save(self, step: int) -> Path:
         """Write a checkpoint after `step` steps."""
@@ -80,6 +90,7 @@ class _Run:
             "rng": checkpoint.rng_state(),
             "config": config.to_yaml(self.cfg),
             "manifest_sha": records_sha(self.records),
+            "bad_videos": {index: [reason, self.changed_ns(index)] for index, reason in self.bad.items()},
         }
         return checkpoint.save(self.out / "checkpoints", state, self.cfg.train.keep)
 
@@ -127,14 +138,13 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     forward = DistributedDataParallel(method) if distributed.world() > 1 else method
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
-    bad = _BadVideos(run)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
     with clock as progress, worker_deaths(dataset):
         for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
             progress.data_arrived()
-            bad.count(batch.replaced)
-            if distributed.any_rank(bool(batch.failed or stopping or bad.too_many), device):
-                _leave(run, step, batch, bad, main)
+            _count_bad(run, batch.replaced, main)
+            if distributed.any_rank(bool(batch.failed or stopping or run.too_many_bad), device):
+                _leave(run, step, batch, main)
             views, ids, labels = _to_device(batch, device)
             rate = learning_rate(step, run.total, cfg.optim)
             for group in optimizer.param_groups:
@@ -146,45 +156,31 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
             _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
             optimizer.step()
-            progress.step_done(step, rate, parts, norm, len(batch.replaced), bad.number)
+            progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
 
 
-class _BadVideos:
-    """Which training videos were bad, on any rank; each is told once."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run, self.seen, self.last = run, torch.zeros(len(run.records), dtype=torch.bool), ""
-
-    @property
-    def number(self) -> int:
-        return int(self.seen.sum())
-
-    @property
-    def too_many(self) -> bool:
-        return self.number > self.run.cfg.train.max_bad * len(self.seen)
-
-    def count(self, replaced: list[Failure]) -> None:
-        new = {failure.index: failure for failure in replaced if not self.seen[failure.index]}
-        for failure in new.values():
-            self.last = failure.reason
-            log.warning(f"bad video, another takes its place: {failure.reason}")
-        if distributed.any_rank(bool(new), self.run.device):
-            self.seen[list(new)] = True
-            self.seen = distributed.union(self.seen, self.run.device)
+def _count_bad(run: _Run, replaced: list[Failure], main: bool) -> None:
+    """Note videos that were found bad on any rank; each is told once."""
+    new = {failure.index: failure.reason for failure in replaced if failure.index not in run.bad}
+    if distributed.any_rank(bool(new), run.device):
+        for index, reason in sorted(distributed.merged(new).items()):
+            run.bad[index] = reason
+            if main:
+                log.warning(f"bad video, another takes its place: {reason}")
 
 
-def _leave(run: _Run, step: int, batch: Batch, bad: _BadVideos, main: bool) -> NoReturn:
+def _leave(run: _Run, step: int, batch: Batch, main: bool) -> NoReturn:
     """Save what `step` finished steps have reached, on all ranks at once, then say why the run stops."""
     where = run.save(step) if main and step > run.start else None
     distributed.barrier()
     if batch.failed:
         raise UserError(f"{batch.failed[0].reason}; the videos that were to take its place are bad as well")
-    if bad.too_many:
+    if run.too_many_bad:
         raise UserError(
-            f"{bad.number} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g})"
-            f"{'; the last: ' if bad.last else ''}{bad.last}; python datasets/prepare.py scan finds them all"
+            f"{len(run.bad)} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g}); "
+            f"the last: {list(run.bad.values())[-1]}; python datasets/prepare.py scan finds them all"
         )
     written = f"{where} is written, --resume goes on" if where else "nothing new to write"
     raise Stopped(f"after step {step} of {run.total}; {written}")
@@ -246,6 +242,8 @@ def _restore(run: _Run, path: Path) -> None:
         group.update(options)  # decay and momentum are the configuration's, as the rate is
     checkpoint.set_rng_state(state["rng"])
     run.start = int(state["step"])
+    known = state.get("bad_videos", {}).items()  # but for those that were mended
+    run.bad = {index: reason for index, (reason, changed_ns) in known if run.changed_ns(index) == changed_ns}
     if run.start > run.total:
         raise UserError(
             f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
