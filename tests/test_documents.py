@@ -119,6 +119,11 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_nothing_is_left_to_fill_in():
+    for page in PAGES:
+        assert not re.search(r"\b(TABLE|RATIO|TODO|TBD|XXX|FIXME)\b", page.read_text()), page
+
+
 def test_ci_runs_the_readmes_test_command():
     assert "pip install -e '.[test]' && pytest" in (REPO / "README.md").read_text()
     done = subprocess.run(["bash", "-n", str(REPO / ".ci/run")], capture_output=True, check=False)

@@ -5,6 +5,7 @@ data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the t
 
 from vidrobust import cli, config
 from vidrobust.data.speed import floor, measure_data
+from vidrobust.engine.log import start_logging
 from vidrobust.errors import UserError
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
         return
+    start_logging(None)
     print(
         f"{args.rounds} rounds of {args.videos} videos, {cfg.data.frames} frames at stride {cfg.data.stride}, two views"
     )

@@ -37,6 +37,14 @@ def test_images_are_measured_without_what_cannot_read_them(tmp_path):
     assert all(row.clips_s[0] > 0 for row in rows) and floor(cfg, videos=16, rounds=1)["decode"] > 0
 
 
+def test_what_does_not_decode_is_left_out_and_said(tmp_path, caplog):
+    root = tiny_ucf101(tmp_path)
+    (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
+    cfg = config.loads("", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test")
+    rows = measure_data(cfg, videos=9, rounds=1)
+    assert all(row.videos_s for row in rows) and "v_Alpha_g01_c01.avi: the file is empty" in caplog.text
+
+
 def test_a_loader_that_cannot_read_the_data_says_why(tmp_path):
     root = tiny_ucf101(tmp_path)
     for path in root.rglob("*.avi"):

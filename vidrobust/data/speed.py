@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
+import logging
 import os
 import statistics
 import time
@@ -17,13 +18,25 @@ import numpy as np
 import torch
 
 from vidrobust import config
-from vidrobust.data import Batch, ClipDataset, DecodeError, EvalBatches, build_records, loader, train_dataset
+from vidrobust.data import (
+    Batch,
+    ClipDataset,
+    DecodeError,
+    EvalBatches,
+    Failure,
+    build_records,
+    eval_dataset,
+    loader,
+    train_dataset,
+)
 from vidrobust.data.decode import open_video, resize
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.records import Record
+from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec, draw_view
 
 VIEWS = 2
+log = logging.getLogger("vidrobust")
 
 
 @contextmanager
@@ -91,8 +104,19 @@ def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str 
 
 
 def _chosen(cfg: config.Config, videos: int) -> list[Record]:
+    """The first `videos` that decode, again from the first when there are fewer; says what it left out."""
     records, _ = build_records(cfg.data, "train")
-    return list(itertools.islice(itertools.cycle(records), videos))
+    good: list[Record] = []
+    dataset = eval_dataset(cfg.data, records, 1)
+    for index, record in enumerate(records):
+        sample = dataset[0, index] if len(good) < videos else None
+        if isinstance(sample, Failure):
+            log.warning(f"left out: {sample.reason}")
+        elif sample:
+            good.append(record)
+    if not good:
+        raise UserError("no training video decodes: nothing to measure")
+    return list(itertools.islice(itertools.cycle(good), videos))
 
 
 def _at(cfg: config.Config, root: str) -> config.Config:
