@@ -46,10 +46,10 @@ def counting_video(path: Path, count: int, *, codec: str = "mpeg4", size: int = 
 
 def encode(
     path: Path, frames: np.ndarray, codec: str, *, pix_fmt: str = "yuv420p", options: dict[str, str] | None = None,
-    times: list[int] | None = None, quarter_turns: int = 0,
+    times: list[int] | None = None, quarter_turns: int = 0, container: dict[str, str] | None = None,
 ) -> Path:  # fmt: skip
     """A video file of any codec; times: milliseconds of each frame; quarter_turns: how an MP4 asks to be turned."""
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=25)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.options = pix_fmt, options or {}

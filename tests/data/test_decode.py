@@ -27,6 +27,7 @@ _torchcodec = pytest.param("torchcodec", marks=pytest.mark.skipif(not _HAS_TORCH
 BACKENDS = ["decord", "pyav", "auto", _torchcodec]
 
 _EVERY_25 = {"g": "25", "bf": "3", "b_strategy": "1", "x264-params": "keyint=25:scenecut=0:open-gop=1"}
+_FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
 _IRREGULAR = np.cumsum(1 + np.random.default_rng(0).integers(10, 90, 90)).tolist()
 _KINDS = {  # name: (codec, suffix, what else)
     "mpeg4": ("mpeg4", ".avi", {}),
@@ -44,6 +45,8 @@ _KINDS = {  # name: (codec, suffix, what else)
     "h264 without B-frames in AVI": ("libx264", ".avi", {"options": {"bf": "0", "g": "20"}}),
     "h264 of rolling intra refresh": ("libx264", ".mp4", {"options": {"x264-params": "keyint=30:intra-refresh=1"}}),
     "MPEG-1 in a program stream": ("mpeg1video", ".mpg", {"options": {"g": "12"}}),
+    "h264 in a fragmented mp4": ("libx264", ".mp4", {"options": {"g": "20"}, "container": {"movflags": _FRAGMENTS}}),
+    "mpeg4 in mkv": ("mpeg4", ".mkv", {"options": {"g": "9"}}),
     "h264 in a transport stream": ("libx264", ".ts", {"options": {"g": "20"}}),
 }
 _TRIMMED = ["h264 with B-frames", "h264 in mp4, short groups", "mpeg4 in mp4, short groups", "hevc, open groups"]

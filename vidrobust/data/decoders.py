@@ -80,7 +80,7 @@ def _open(path: str) -> av.container.InputContainer:
 def declared_frames(container: av.container.InputContainer) -> int:
     """How many frames the header promises to show; 0 where it does not say."""
     stream = container.streams.video[0]
-    if container.format.name == _MP4:  # its edit list may cut some off
+    if container.format.name == _MP4 and stream.frames:  # not in fragments; an edit list may cut some off
         return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames
 
