@@ -93,7 +93,8 @@ def test_resize_says_what_it_could_not_make(tmp_path):
 def test_ctrl_c_keeps_what_is_scanned_and_leaves_no_process(tmp_path):
     """As a terminal does it: a signal to the whole group, while every probe takes its time."""
     script = """
-import runpy, sys, time
+import runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from vidrobust.data import scan
 probe = scan.__globals__["probe"]
 def slow(path):

@@ -265,7 +265,8 @@ def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeyp
 def test_ctrl_c_leaves_no_process(ucf):
     """Workers and their readers, stopped as a terminal does it: a signal to the whole group."""
     script = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from vidrobust.config import Augment, Data
 from vidrobust.data import TrainBatches, loader, train_dataset, ucf101
 from pathlib import Path
