@@ -258,6 +258,13 @@ def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeyp
         worker_deaths(dataset),
     ):
         list(loader(dataset, EvalBatches([0, 1, 2], 1), 1))
+    real = dataset.reading[0].clone()
+    with pytest.raises(UserError, match="killer.avi .no batch came."), worker_deaths(dataset):
+        raise EOFError  # what the fetch of a batch says whose sender has died
+    dataset.reading[0, 0] = -1  # no worker has begun
+    with pytest.raises(FileNotFoundError), worker_deaths(dataset):
+        raise FileNotFoundError("of the body")
+    dataset.reading[0] = real
     with pytest.raises(RuntimeError, match="something else"), worker_deaths(dataset):
         raise RuntimeError("something else")
 

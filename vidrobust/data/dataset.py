@@ -9,10 +9,12 @@ that replaced it, evaluation writes a failed row).
 import gc
 import itertools
 import mmap
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -312,14 +314,28 @@ def worker_deaths(dataset: ClipDataset) -> Iterator[None]:
     """A worker that dies inside, killed for memory for one, becomes a UserError that names the file it was reading."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while its batch was fetched
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        dead = [index for pid, index in dataset.reading.tolist() if str(pid) in str(error) and index >= 0]
-        paths = ", ".join(dataset.records[index].path for index in dead) or "no file"
+        dead = _dead_readers(dataset, str(error))
+        if not (dead or isinstance(error, RuntimeError)):
+            raise
+        paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
         raise UserError(
-            f"a loader process died while it read {paths} ({str(error).strip()}); was memory short? lower data.workers"
+            f"a loader process died while it read {paths} ({str(error).strip() or 'no batch came'}); was memory short? "
+            "lower data.workers"
         ) from None
+
+
+def _dead_readers(dataset: ClipDataset, error: str) -> list[int]:
+    """What the workers read that are dead, or named in an error; one that has closed its pipe has a second to die."""
+    deadline, rows = time.monotonic() + 1, [row for row in dataset.reading.tolist() if row[0] > 0]
+    while True:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        dead = [index for pid, index in rows if pid not in alive or str(pid) in error]
+        if dead or time.monotonic() > deadline:
+            return dead
+        time.sleep(0.02)
 
 
 def _start_worker(worker: int) -> None:
