@@ -36,6 +36,8 @@ def main() -> None:
     start_logging(None)
     root = Path(cfg.data.root).expanduser()
     records = all_records(cfg.data)
+    if cfg.data.backend != "auto":
+        log.warning(f"PyAV reads the files here; data.backend={cfg.data.backend}, for runs, may refuse some of them")
     if args.command == "scan":
         manifest = args.output or root / "manifest.jsonl"
         rows = scan([r.path for r in records], root, manifest, workers=args.workers, timeout_s=args.timeout or 60)

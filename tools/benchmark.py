@@ -22,11 +22,12 @@ def main() -> None:
     if cli.print_config(args, cfg):
         return
     start_logging(None)
+    rows = measure_data(cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared)
     print(
         f"{args.rounds} rounds of {args.videos} videos, {cfg.data.frames} frames at stride {cfg.data.stride}, two views"
     )
     print(f"| {'loader':<28} | cores | clips/s | lowest to highest |\n|---|---|---|---|")
-    for row in measure_data(cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared):
+    for row in rows:
         if row.reason:
             print(f"| {row.name:<28} | {row.cores} | - | {row.reason} |")
         else:

@@ -104,7 +104,7 @@ def run(main: Callable[[], None]) -> None:
         _tell(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except (Stopped, KeyboardInterrupt) as stop:
         status = 130
-        kept = "what is written stays; train_net goes on with --resume, test_net by the same command"
+        kept = "what is written stays; the same command goes on, train_net with --resume"
         print(f"stopped: {str(stop) or kept}", file=sys.stderr)
     finally:
         stop_logging()

@@ -171,6 +171,15 @@ def test_a_bad_video_is_bad_in_the_result_and_its_list_still_fits(tmp_path):
     assert len(build_records(cfg, "train")[0]) == 7
 
 
+def test_damage_in_the_source_is_told(tmp_path, caplog):
+    frames = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
+    (tmp_path / "a").mkdir()
+    path = encode(tmp_path / "a/v.avi", frames, "mpeg4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32)) == []
+    assert "re-encoded as far as it decodes" in caplog.text and "declares 40 frames" in caplog.text
+
+
 def test_links_are_written_under_the_name_that_lists_use(tmp_path):
     pool, root = tmp_path / "pool", tmp_path / "a"
     pool.mkdir()

@@ -255,6 +255,16 @@ def test_a_damaged_manifest_is_made_anew(tmp_path, caplog):
     assert scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10 and "every file is read" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["v.avi", "train.csv", "."])
+def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
+    path = counting_video(tmp_path / "v.avi", 10)
+    (tmp_path / "train.csv").write_text("v.avi 0\n")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="not written over|is a folder"):
+        scan([str(path)], tmp_path, tmp_path / name)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path, monkeypatch):
     monkeypatch.setitem(scan.__globals__, "in_children", lambda *arguments: pytest.fail("probed"))
     with pytest.raises(OSError):

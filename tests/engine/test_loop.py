@@ -216,6 +216,17 @@ def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
         _train(_cfg(root, *words), tmp_path / "less", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "words", [["data.backend=torchcodec"], ["data.sampling=interval_uniform", "method.name=supervised"]]
+)
+def test_a_start_that_fails_in_the_data_deletes_nothing(ucf, tmp_path, words, monkeypatch):
+    _train(_cfg(ucf), tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(UserError, match="does not import|draws pairs of clips"):
+        train(_cfg(ucf, *words), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/checkpoints/last.pt").is_file() and (tmp_path / "out/backbone.pt").is_file()
+
+
 def test_batches_larger_than_the_data_set_are_refused(ucf):
     with pytest.raises(UserError, match=r"train.batch_size=9 is larger than the data set \(8 videos\)"):
         total_steps(_cfg(ucf, "train.batch_size=9"), 8)

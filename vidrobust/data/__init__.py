@@ -139,7 +139,7 @@ def all_records(cfg: config.Data) -> list[Record]:
     if not found:
         raise refused[0]
     if refused:
-        log.warning(f"{len(refused)} lists are left out, first: {refused[0]}")
+        log.warning(f"lists left out: {len(refused)}, first: {refused[0]}")
     return list(found.values())
 
 

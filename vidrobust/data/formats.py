@@ -15,7 +15,9 @@ from vidrobust.data.records import Missing, Parsed, Record, checked, files_below
 from vidrobust.errors import UserError, nearest
 
 log = logging.getLogger("vidrobust")
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"}
+_WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"
+VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif",
+                  ".flv", ".ts", ".mts", ".m2ts", ".wmv", ".3gp", ".ogv"}  # fmt: skip
 
 
 def ucf101(root: Path, split: str, fold: int) -> Parsed:
@@ -216,7 +218,7 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
     rank = {name: label for label, name in enumerate(classes)}
     top = train if split == "train" else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
     if top is None:
-        raise UserError(f"no folder {root / 'test'} (or val): evaluation reads its videos there")
+        raise UserError(f"no folder {root / 'test'} (or val): evaluation reads its videos there; {_WITHOUT_TEST}")
     records: list[Record] = []
     skipped, empty = [], []
     for folder in _folders(top):
@@ -300,7 +302,8 @@ def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:
             if (root / f"{stem}{suffix}").is_file():
                 return root / f"{stem}{suffix}"
     names = " or ".join(f"{stem}.csv|txt" for stem in stems)
-    raise UserError(f"no {names} in {root}: this format reads its lines {form}")
+    without = f"; {_WITHOUT_TEST}" if "test" in stems else ""
+    raise UserError(f"no {names} in {root}: this format reads its lines {form}{without}")
 
 
 def _split_right(line: str, where: str, form: str = "a path and an integer label from 0") -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ from vidrobust.data.scan import probe, stamp
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
+log = logging.getLogger("vidrobust")
 _MARK = "prepared.json"
 CODECS = ("mpeg4", "libx264", "mjpeg")
 
@@ -84,9 +86,12 @@ def reencode(
     with tqdm(total=len(jobs), desc="re-encode", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         for (path, made, _), answer in in_children(_encode, jobs, workers, timeout_s):
             bar.update()
-            if answer:
-                failed.append((path, str(answer) if isinstance(answer, ChildDied) else answer))
+            done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
+            if not done:
+                failed.append((path, reason))
                 _stand_in(path, Path(made))
+            elif reason:
+                log.warning(f"re-encoded as far as it decodes: {path}: {reason}")
     return failed
 
 
@@ -96,9 +101,10 @@ def _is_due(source: str, target: Path) -> bool:
     return size < 1 or made_ns < stamp(source)[1]
 
 
-def _encode(job: tuple[str, str, Encoding]) -> str:
-    """One file, in a child: writes beside the target, verifies, renames. Returns why it failed, or nothing."""
+def _encode(job: tuple[str, str, Encoding]) -> tuple[bool, str]:
+    """One file, in a child: writes beside the target, verifies, renames -> (whether it is there, what is wrong)."""
     source, target, encoding = job
+    reason = ""
     partial = _partial(Path(target))
     try:
         _remove(partial)
@@ -108,15 +114,15 @@ def _encode(job: tuple[str, str, Encoding]) -> str:
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
             _shrink_image(Path(source), partial, encoding)
         else:
-            written = _encode_video(source, partial, encoding)
+            written, reason = _encode_video(source, partial, encoding)
             decoded = probe(str(partial))["frames"]
             if decoded != written:
-                return f"{decoded} frames of the result decode, the source has {written}"
+                return False, f"{decoded} frames of the result decode, the source has {written}"
         _remove(Path(target))
         os.replace(partial, target)
     except Exception as error:  # encoders and decoders raise whatever they like
-        return str(error) if isinstance(error, DecodeError) else one_line(error)
-    return ""
+        return False, str(error).removeprefix(f"{source}: ") if isinstance(error, DecodeError) else one_line(error)
+    return True, reason
 
 
 def _partial(target: Path) -> Path:
@@ -140,8 +146,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _encode_video(source: str, target: Path, encoding: Encoding) -> int:
-    """All frames that decode, upright, evenly spaced at the mean rate; returns how many."""
+def _encode_video(source: str, target: Path, encoding: Encoding) -> tuple[int, str]:
+    """All frames that decode, upright, evenly spaced at the mean rate -> (how many, what is wrong with the source)."""
     found = probe(source)
     if found["backend"] != "pyav" or not found["frames"]:
         raise DecodeError(found["reason"] or f"{found['backend']} alone decodes it")
@@ -168,7 +174,7 @@ def _encode_video(source: str, target: Path, encoding: Encoding) -> int:
             frame.pts, frame.time_base = number, 1 / rate
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    return int(found["frames"])
+    return int(found["frames"]), found["reason"]
 
 
 def _container(source: str) -> str:

@@ -35,6 +35,7 @@ from vidrobust.files import replacing
 log = logging.getLogger("vidrobust")
 Row = dict[str, Any]
 _WRITE_EVERY_S = 30.0
+_HEAD = b'{"format": '  # how every manifest begins
 _STAMP = ("bytes", "mtime_ns")
 
 
@@ -114,7 +115,7 @@ def _probe_video(path: str) -> Row:
     if first is None:
         return _bad("; ".join(reasons) or "no frame decodes")
     if not reasons and count < 0.9 * declared:
-        reasons.append(f"cut short: its header declares {declared} frames, {count} are left")
+        reasons.append(f"its header declares {declared} frames, {count} decode: cut short, or frames are lost inside")
     if odd:
         reasons.append(f"{odd} of {count} frames have another size, and are resized")
     if corrupt:
@@ -211,8 +212,17 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
 
 
 def _earlier(manifest: Path) -> dict[str, Row]:
+    """Rows of a manifest that is there; a damaged one has none. Any other file is refused: it would be written over."""
+    if manifest.is_dir():
+        raise UserError(f"{manifest} is a folder; name the file to write")
+    if not manifest.exists():
+        return {}
+    with open(manifest, "rb") as file:
+        head = file.read(len(_HEAD))
+    if head and head != _HEAD:
+        raise UserError(f"{manifest} is there and is no manifest: it is not written over; name another file")
     try:
-        return read_manifest(manifest)[0] if manifest.exists() else {}
+        return read_manifest(manifest)[0]
     except UserError as error:
         log.warning(f"{error}: every file is read")
         return {}

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vidrobust import config
 from vidrobust.data import (
     Batch,
+    ClipDataset,
     Failure,
     Record,
     TrainBatches,
@@ -58,6 +59,7 @@ class _Run:
     out: Path
     device: torch.device
     records: list[Record]
+    dataset: ClipDataset
     method: Method
     optimizer: torch.optim.Optimizer
     start: int
@@ -131,7 +133,7 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
 def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     """Steps `start` to `total`; on rank 0 also the log and the checkpoints."""
     cfg, method, optimizer, device = run.cfg, run.method, run.optimizer, run.device
-    dataset = train_dataset(cfg.data, cfg.augment, run.records, method.views, cfg.seed)
+    dataset = run.dataset
     batches = TrainBatches(
         len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
     )
@@ -180,7 +182,8 @@ def _leave(run: _Run, step: int, batch: Batch, main: bool) -> NoReturn:
     if run.too_many_bad:
         raise UserError(
             f"{len(run.bad)} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g}); "
-            f"the last: {list(run.bad.values())[-1]}; python datasets/prepare.py scan finds them all"
+            f"the last: {list(run.bad.values())[-1]}; python datasets/prepare.py scan makes a "
+            "data.manifest without files that do not decode; or raise train.max_bad"
         )
     written = f"{where} is written, --resume goes on" if where else "nothing new to write"
     raise Stopped(f"after step {step} of {run.total}; {written}")
@@ -219,7 +222,8 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
     method.to(device)
-    run = _Run(cfg, out, device, records, method, build_optimizer(method, cfg.optim), 0, total)
+    dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
+    run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     if resume:
         _restore(run, resume)
     return run

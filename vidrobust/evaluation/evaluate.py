@@ -64,8 +64,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     write_report(out, summary, classes)
     if summary["failed"]:
         raise UserError(
-            f"{len(summary['failed'])} of {len(train) + len(test)} videos do not decode; test videos among them count "
-            f"as wrong in {done}; the first: {summary['failed'][0]}"
+            f"{len(summary['failed'])} of {len(train) + len(test)} training and test videos do not decode; those of "
+            f"the test list count as wrong in {done}; the first: {summary['failed'][0]}"
         )
     return summary
 
@@ -165,7 +165,8 @@ def _summary(
     largest, clean = curve[-1], rows[:: len(curve)]  # one row a video
     warnings = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
     if failed:
-        warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}")
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}")
     return {
         "dataset": cfg.data.name,
         "split": (f"validation {cfg.data.validation:g}" if cfg.data.validation else "test")
