@@ -23,9 +23,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (all cores)")
     parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize 600)")
-    for name, default in (("short_side", 128), ("gop", 8), ("quality", 3)):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize ({default})")
-    parser.add_argument("--codec", choices=CODECS, default="mpeg4", help="resize (mpeg4)")
+    usual = Encoding()
+    for name, help in (
+        ("short_side", "pixels of the short side, never enlarged"),
+        ("gop", "frames from one key frame to the next"),
+        ("quality", "quantiser, 1 (best) to 31; CRF of libx264, 0 to 51"),
+    ):
+        default = getattr(usual, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize: {help} ({default})"
+        )
+    parser.add_argument("--codec", choices=CODECS, default=usual.codec, help=f"resize ({usual.codec})")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):

@@ -4,7 +4,7 @@ data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the t
 """
 
 from vidrobust import cli, config
-from vidrobust.data.speed import floor, measure_data
+from vidrobust.data.speed import floor, measure_data, readable
 from vidrobust.engine.log import start_logging
 from vidrobust.errors import UserError
 
@@ -22,7 +22,8 @@ def main() -> None:
     if cli.print_config(args, cfg):
         return
     start_logging(None)
-    rows = measure_data(cfg, videos=args.videos, rounds=args.rounds, prepared=args.prepared)
+    chosen = readable(cfg, args.videos)
+    rows = measure_data(cfg, chosen, rounds=args.rounds, prepared=args.prepared)
     print(
         f"{args.rounds} rounds of {args.videos} videos, {cfg.data.frames} frames at stride {cfg.data.stride}, two views"
     )
@@ -33,7 +34,7 @@ def main() -> None:
         else:
             median, low, high = row.clips_s
             print(f"| {row.name:<28} | {row.cores} | {median:.1f} | {low:.1f} to {high:.1f} |")
-    parts = floor(cfg, videos=args.videos, rounds=args.rounds)
+    parts = floor(cfg, chosen, rounds=args.rounds)
     print("ms a video, one core: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
 
 

@@ -1,5 +1,7 @@
+import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -15,6 +17,8 @@ def _behave(how, value=None):
             time.sleep(10)
     if how == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "abort":
+        os.abort()
     if how == "exit":
         os._exit(3)
     if how == "raise":
@@ -52,6 +56,18 @@ def test_a_death_is_told_and_the_next_call_works(child, how, said):
         child(how)
     assert str(death.value) == said and not _alive(pid)
     assert child("work", 5)[1] == 5 and child.pid != pid
+
+
+@pytest.mark.parametrize("how", ["crash", "abort"])
+def test_a_crash_is_told_by_the_parent_alone(child, tmp_path, how):
+    with open(tmp_path / "stacks.txt", "w+") as stacks:
+        faulthandler.enable(stacks)
+        try:
+            with pytest.raises(ChildDied):
+                child(how)
+        finally:
+            faulthandler.enable(sys.__stderr__)
+        assert stacks.seek(0) == 0 and stacks.read() == ""
 
 
 def test_what_the_function_raises_comes_back_and_the_process_stays(child):

@@ -19,6 +19,7 @@ from tests.helpers import (
 )
 from vidrobust.config import Data
 from vidrobust.data import DecodeError, eval_dataset, open_video, read_frames, ucf101
+from vidrobust.data.decoders import PyAV
 from vidrobust.data.scan import probe
 from vidrobust.errors import UserError
 
@@ -110,6 +111,28 @@ def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
     assert all(np.array_equal(read_frames(videos[kind], wanted, backend=backend), first) for _ in range(60))
 
 
+def test_key_frames_that_are_none_are_not_believed(tmp_path):
+    """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what needs others."""
+    path = encode(tmp_path / "v.avi", counting_frames(90), "mpeg4", options={"g": "30"})
+    content = bytearray(path.read_bytes())
+    index = content.index(b"idx1") + 8
+    for entry in range(90):
+        at = index + 16 * entry
+        assert content[at : at + 4] == b"00dc"
+        content[at + 4] |= 0x10
+    path.write_bytes(content)
+    for wanted in ([50], [20, 77]):
+        assert read_numbers(read_frames(path, np.array(wanted))) == wanted
+
+
+@pytest.mark.parametrize("kind", ["h264 with B-frames", "h264 in mp4, short groups"])
+def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_path):
+    path = trim(videos[kind], tmp_path / "t.mp4", 13)
+    with open_video(path) as video:
+        stamps, keys = video._timeline
+        assert len(stamps) == video.num_frames and stamps[0] >= 0 and all(key < len(stamps) for key in keys)
+
+
 @pytest.mark.parametrize("kind", _TRIMMED)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [13, 31])
@@ -137,8 +160,6 @@ def test_the_number_of_frames_is_that_which_decode(videos, kind):
 
 
 def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos, monkeypatch):
-    from vidrobust.data.decoders import PyAV
-
     counted = []
     original = PyAV._counted
     monkeypatch.setattr(PyAV, "_counted", lambda self, wanted: counted.append(wanted) or original(self, wanted))
@@ -255,6 +276,13 @@ def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kin
     with pytest.raises(DecodeError, match=reason) as caught:
         read_frames(path, np.array([0]), backend=backend)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", [3, 50])
+def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, wanted):
+    monkeypatch.setattr(PyAV, "_from_the_start", lambda self: iter(()))
+    with pytest.raises(DecodeError, match=f"frame {wanted} of 60 cannot be decoded: the file is damaged"):
+        read_frames(counting_video(tmp_path / "v.avi", 60), np.array([wanted]))
 
 
 def test_a_truncated_mp4_without_its_index(tmp_path):

@@ -399,6 +399,16 @@ def test_hidden_files_and_dangling_links_are_no_videos_and_links_are_followed(tm
     assert "1 files are left out" in caplog.text and "gone.avi" in caplog.text
 
 
+def test_a_folder_that_two_links_lead_to_is_read_by_both_names(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "a" / "deep").mkdir(parents=True)
+        counting_video(tmp_path / "pool" / "y.avi", 5)
+        for name in ("one", "deep/two"):
+            (tmp_path / split / "a" / name).symlink_to(tmp_path / "pool")
+    records, _ = video_folder(tmp_path, "train", 1)
+    assert [r.uid for r in records] == ["a/deep/two/y.avi", "a/one/y.avi"]
+
+
 def test_kinetics_follows_links_to_folders(tmp_path):
     _kinetics(tmp_path / "k", ["tap,a,1,2"], [])
     _touch(tmp_path / "disk/tap/a_000001_000002.mp4")

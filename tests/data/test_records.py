@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from vidrobust.data import Record, records_sha, require_labels, shared_sources, split_by_group, ucf101
@@ -40,6 +42,11 @@ def test_a_part_held_out_shares_no_source_with_the_rest(share):
 def test_records_without_a_group_are_held_out_one_by_one():
     records = [Record(str(i), f"/{i}", 0) for i in range(50)]
     assert len(split_by_group(records, 0.2)[1]) == 10
+
+
+def test_names_that_are_no_text_are_held_out_like_others():
+    records = [Record(os.fsdecode(b"\xff%d.avi" % i), f"/{i}", 0) for i in range(20)]
+    assert len(split_by_group(records, 0.25)[1]) == 5
 
 
 def test_one_source_cannot_be_broken_up():

@@ -5,7 +5,6 @@ child therefore sets the kernel's alarm clock before each call and, when it ring
 """
 
 import contextlib
-import faulthandler
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,11 @@ from typing import Any, TypeVar
 import torch
 
 Job = TypeVar("Job")
-
-
 NO_ANSWER = "no answer"
 _LONGEST_S = 10**6  # longer ones overflow the kernel's clock
+# Of these no handler of the parent's, the DataLoader's or faulthandler's runs in the child, but death: the parent tells.
+_DEADLY = (signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
+           signal.SIGABRT)  # fmt: skip
 
 
 class ChildDied(Exception):
@@ -84,9 +84,7 @@ class Child:
 
     def _serve(self, pipe: Any) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-        faulthandler.disable()  # how it crashed the parent tells, in one line
-        # no handler of the parent's, or of a DataLoader's: death, which for the alarm is the point
-        for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        for number in _DEADLY:
             signal.signal(number, signal.SIG_DFL)
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         while True:

@@ -130,8 +130,8 @@ class ClipDataset(Dataset):
             return self._hopeless[index]
         if self._reader is None or self._reader[0] != os.getpid():  # a fork copies the reader of its parent
             memory = np.frombuffer(mmap.mmap(-1, int(np.prod(self._shape))), np.uint8).reshape(self._shape)
-            this = weakref.ref(self)  # so that the child ends with the data set, not with a collection of cycles
-            child = Child(lambda epoch, index: _sample_of(this, epoch, index, memory), self.timeout_s)
+            this = weakref.proxy(self)  # so that the child ends with the data set, not with a collection of cycles
+            child = Child(lambda epoch, index: this._sample(epoch, index, memory), self.timeout_s)
             self._reader = os.getpid(), child, memory
         _, child, memory = self._reader
         try:
@@ -173,12 +173,6 @@ class ClipDataset(Dataset):
             "uid": record.uid,
             "replaced": [],
         }
-
-
-def _sample_of(dataset: Any, epoch: int, index: int, memory: np.ndarray) -> dict[str, Any] | Failure:
-    found = dataset()._sample(epoch, index, memory)
-    assert isinstance(found, dict | Failure)
-    return found
 
 
 def _with_clips(sample: dict[str, Any] | Failure, clips: np.ndarray) -> dict[str, Any] | Failure:

@@ -1,8 +1,8 @@
 """The decoders of video files: PyAV, decord, torchcodec.
 
-All give the same upright frames. PyAV is the default: it opens a file four times faster than decord, decodes at the
-same speed, and fails where decord hangs (its issues 269, 373). decord is imported where it is used, after torch: the
-other order crashes (its issues 293, 324).
+All give the same upright frames. PyAV is the default: it opens and decodes faster than decord (docs/data.md), and
+fails where decord hangs (its issues 269, 373). decord is imported where it is used, after torch: the other order
+crashes (its issues 293, 324).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from vidrobust.errors import UserError
 
 # A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
 # bookkeeping: MPEG-4 in AVI counts dropped frames.
-_TRUNCATED = 0.9
+TRUNCATED = 0.9
 # Containers that say when every frame is shown; in others frames are counted from the first.
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _TIMED = {"avi", _MP4, "matroska,webm"}
@@ -60,12 +60,12 @@ def one_line(error: Exception) -> str:
 def _check_count(path: str, present: int, declared: int) -> int:
     if present == 0:
         raise DecodeError(f"{path}: cut short: no frame is left in it")
-    if present < _TRUNCATED * declared:
+    if present < TRUNCATED * declared:
         raise DecodeError(f"{path}: cut short: its header declares {declared} frames, {present} are left")
     return present
 
 
-def _open(path: str) -> av.container.InputContainer:
+def open_container(path: str) -> av.container.InputContainer:
     """A container whose first video stream is decoded in one thread: parallelism comes from the loader's workers."""
     container = av.open(path)
     if not container.streams.video:
@@ -97,7 +97,7 @@ class PyAV:
 
     def __init__(self, path: str, frames: int = 0) -> None:
         self.path = path
-        self.container, self.used = _open(path), False
+        self.container, self.used = open_container(path), False
         stream = self.container.streams.video[0]
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
@@ -167,7 +167,7 @@ class PyAV:
     def _from_the_start(self) -> Iterator[av.VideoFrame]:
         if self.used:
             self.container.close()
-            self.container = _open(self.path)
+            self.container = open_container(self.path)
         self.used = True
         return self.container.decode(self.container.streams.video[0])
 
@@ -178,10 +178,8 @@ class PyAV:
         stamps, keys = self._timeline
         rank = {stamp: number for number, stamp in enumerate(stamps)}
         decoded = self._from_the_start()
-        first = next(decoded)
-        if (
-            first.pts is None or rank.get(first.pts) != 0
-        ):  # the decoder shows other times than the container, or cuts frames off
+        first = next(decoded, None)
+        if first is None or first.pts is None or rank.get(first.pts) != 0:  # its times are not the container's
             return
         position, decoded = 0, itertools.chain([first], decoded)
         for number in wanted:
@@ -245,7 +243,7 @@ class Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        with contextlib.closing(_open(path)) as container:  # refuses what is no video, at which decord may hang
+        with open_container(path) as container:  # refuses what is no video, at which decord may hang
             declared, codec = declared_frames(container), container.streams.video[0].codec_context
             wrong = _misleads(container) or (codec.name == "hevc" and codec.has_b_frames and "HEVC")
             unsafe = container.format.name == "avi" and codec.name not in ("mpeg4", "mjpeg")
@@ -281,7 +279,7 @@ class TorchCodec:
     def __init__(self, path: str, frames: int = 0) -> None:
         from torchcodec.decoders import VideoDecoder
 
-        with contextlib.closing(_open(path)) as container:
+        with open_container(path) as container:
             declared = declared_frames(container)
             if wrong := _misleads(container):
                 raise DecodeError(f"{path}: torchcodec reads other frames of such a file ({wrong}); use PyAV")

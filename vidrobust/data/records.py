@@ -58,7 +58,7 @@ def split_by_group(records: list[Record], share: float) -> tuple[list[Record], l
     """
     sizes = Counter(record.group or record.uid for record in records)
     left, taken = share * len(records), set()
-    for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in sorted(sizes, key=lambda name: hashlib.sha256(os.fsencode(name)).digest()):
         if sizes[name] > 2 * left:  # less would be missing without it than too much with it
             break
         taken.add(name)
@@ -105,14 +105,15 @@ class Missing:
         for part in parts:
             names = self._names(path)
             path = path / names.get(part, names.get(part.lower(), part))
-        if not path.exists():
+        if (parts and path.name not in self._names(path.parent)) or (not parts and not path.exists()):
             self.lost.append(f"{where}: {name}")
         return path
 
     def _names(self, folder: Path) -> dict[str, str]:
         """What is in a folder, by exact name and by name in lower case; each folder is listed once."""
         if folder not in self.folders:
-            here = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            here = [entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)]
             self.folders[folder] = {name.lower(): name for name in here} | {name: name for name in here}
         return self.folders[folder]
 
@@ -145,11 +146,13 @@ def checked(records: list[Record], source: Path) -> list[Record]:
     return records
 
 
-def files_below(top: Path) -> Iterator[Path]:
-    """Files at any depth, sorted, links followed; hidden ones, and what half-made files are called, left out."""
-    inside = {os.path.realpath(top)}
-    for folder, names, files in os.walk(top, followlinks=True):
-        fresh = [name for name in sorted(names) if not name.startswith(".")]
-        names[:] = [name for name in fresh if os.path.realpath(os.path.join(folder, name)) not in inside]
-        inside |= {os.path.realpath(os.path.join(folder, name)) for name in names}
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+def files_below(top: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Files at any depth, sorted, links followed but for those that lead back `above`; hidden ones are left out."""
+    here = os.path.realpath(top)
+    if here in above:
+        return
+    for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from files_below(top / entry.name, (*above, here))
+        elif not entry.name.startswith("."):
+            yield top / entry.name

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import av
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from vidrobust.data.child import NO_ANSWER, ChildDied, in_children
 from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import DecodeError, declared_frames, one_line
+from vidrobust.data.decoders import TRUNCATED, DecodeError, declared_frames, one_line, open_container
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
@@ -77,12 +78,9 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
 
 
 def _stamped(path: str) -> Row:
-    """A probe, and which state of the file it was of: one that was being written will be read again."""
-    before = stamp(path)
-    row = probe(path)
-    if stamp(path) != before:
-        row["reason"], before = row["reason"] or "changed while it was read", (before[0], 0)
-    return row | dict(zip(_STAMP, before, strict=True))
+    """A probe, and the state that the file had before it: one that was being written will be read again."""
+    before = dict(zip(_STAMP, stamp(path), strict=True))
+    return probe(path) | before
 
 
 def probe(path: str) -> Row:
@@ -101,9 +99,8 @@ def _probe_video(path: str) -> Row:
     with open_video(path, frames=1):  # refuses what is no video, in the words that a run uses
         pass
     count, corrupt, odd, first, reasons = 0, 0, 0, None, []
-    with av.open(path) as container:
+    with open_container(path) as container:
         stream = container.streams.video[0]
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         fps, declared = float(stream.average_rate or 0), declared_frames(container)
         try:
             for frame in container.decode(stream):
@@ -114,7 +111,7 @@ def _probe_video(path: str) -> Row:
             reasons.append(f"decodes up to frame {count} of {declared or '?'} ({error.strerror})")
     if first is None:
         return _bad("; ".join(reasons) or "no frame decodes")
-    if not reasons and count < 0.9 * declared:
+    if not reasons and count < TRUNCATED * declared:
         reasons.append(f"its header declares {declared} frames, {count} decode: cut short, or frames are lost inside")
     if odd:
         reasons.append(f"{odd} of {count} frames have another size, and are resized")
@@ -198,7 +195,7 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
         row = rows.get(_key(record.path, root))
         if row is None:
             raise UserError(f"{manifest} does not know {record.uid}; scan again, with the same data.name and data.root")
-        if not os.path.isdir(record.path) and stamp(record.path)[0] != row["bytes"]:
+        if _resized(record.path, row):
             raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
         if not row["frames"]:
             known.append(dataclasses.replace(record, bad=row["reason"]))
@@ -255,12 +252,21 @@ def stamp(path: str) -> tuple[int, int]:
     """(bytes, of all its files for a folder; time of the last change), (-1, 0) where nothing is, or may be seen."""
     try:
         own = os.stat(path)
-        if not os.path.isdir(path):
+        if not S_ISDIR(own.st_mode):
             return own.st_size, own.st_mtime_ns
         inner = [entry.stat() for entry in os.scandir(path)]
     except OSError:
         return -1, 0
     return sum(state.st_size for state in inner), max(state.st_mtime_ns for state in (own, *inner))
+
+
+def _resized(path: str, row: Row) -> bool:
+    """Whether a file has another size than its row says, by one call of the system; a folder is not looked into."""
+    try:
+        now = os.stat(path)
+    except OSError:
+        return row["bytes"] >= 0
+    return not S_ISDIR(now.st_mode) and now.st_size != row["bytes"]
 
 
 def _stamp_of(row: Row) -> tuple[int, int]:

@@ -70,13 +70,12 @@ class Row:
         return statistics.median(rates), min(rates), max(rates)
 
 
-def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str = "") -> list[Row]:
-    """Random clips of the training list, two views of a video, as `cfg` says; every row once a round.
+def measure_data(cfg: config.Config, chosen: list[Record], *, rounds: int, prepared: str = "") -> list[Row]:
+    """Random clips of the `chosen` videos, two views of each, as `cfg` says; every row once a round.
 
     prepared: the root of the same data set, re-encoded, for a row more. Images and folders of frames have one decoder,
     and pytorchvideo does not read them.
     """
-    chosen = _chosen(cfg, videos)
     with open_video(chosen[0].path) as first:
         backends = _video_backends() if first.backend == "pyav" else ("auto",)
     kinds = {"bare decoder": _bare, "vidrobust": _ours, "pytorchvideo": _theirs}
@@ -89,7 +88,7 @@ def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows.append(Row(f"vidrobust, {cores} workers", cores, functools.partial(_ours, chosen, cfg, "auto", cores)))
     if prepared:
-        small = _chosen(_at(cfg, prepared), videos)
+        small = readable(_at(cfg, prepared), len(chosen))
         rows.append(Row("vidrobust, re-encoded files", 1, functools.partial(_ours, small, cfg, "auto")))
     for _ in range(rounds):
         for row in rows:
@@ -103,16 +102,18 @@ def measure_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str 
     return rows
 
 
-def _chosen(cfg: config.Config, videos: int) -> list[Record]:
-    """The first `videos` that decode, again from the first when there are fewer; says what it left out."""
+def readable(cfg: config.Config, videos: int) -> list[Record]:
+    """The first `videos` of the training list that decode, over again when there are fewer; says what it left out."""
     records, _ = build_records(cfg.data, "train")
     good: list[Record] = []
     dataset = eval_dataset(cfg.data, records, 1)
     for index, record in enumerate(records):
-        sample = dataset[0, index] if len(good) < videos else None
+        if len(good) == videos:
+            break
+        sample = dataset[0, index]
         if isinstance(sample, Failure):
             log.warning(f"left out: {sample.reason}")
-        elif sample:
+        else:
             good.append(record)
     if not good:
         raise UserError("no training video decodes: nothing to measure")
@@ -145,8 +146,8 @@ def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int 
 
 
 def _all_read(batch: Batch) -> int:
-    for failure in [*batch.failed, *batch.replaced]:
-        raise DecodeError(failure.reason)
+    if bad := [*batch.failed, *batch.replaced]:
+        raise DecodeError(bad[0].reason)
     return len(batch.uids)
 
 
@@ -192,9 +193,8 @@ def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDat
     return train_dataset(dataclasses.replace(cfg.data, backend=backend), cfg.augment, records, VIEWS, cfg.seed)
 
 
-def floor(cfg: config.Config, *, videos: int, rounds: int) -> dict[str, float]:
+def floor(cfg: config.Config, chosen: list[Record], *, rounds: int) -> dict[str, float]:
     """Milliseconds a video of what the loader does with its own decoder, on one core: medians over `rounds`."""
-    chosen = _chosen(cfg, videos)
     stages: dict[str, Callable[[], None]] = {
         "open": lambda: _stage(chosen, cfg, 0),
         "decode": lambda: _stage(chosen, cfg, 1),
@@ -208,7 +208,7 @@ def floor(cfg: config.Config, *, videos: int, rounds: int) -> dict[str, float]:
             for name, run in stages.items():
                 start = time.perf_counter()
                 run()
-                spent = (time.perf_counter() - start) / videos * 1e3
+                spent = (time.perf_counter() - start) / len(chosen) * 1e3
                 found[name].append(spent - before)
                 before = spent
             found["child, collate, transport"].append(1e3 * _ours(chosen, cfg, "auto") - before)
