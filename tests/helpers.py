@@ -13,8 +13,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from torchvision import datasets
 
+from vidrobust.data import Batch
 from vidrobust.data.synthetic import write_video
 
 REPO = Path(__file__).parents[1]
@@ -82,6 +84,17 @@ def trim(source: Path, target: Path, count: int) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
                 out.mux(packet)
     return target
+
+
+def cut(path: Path, share: float) -> Path:
+    """A file without its end: `share` of it is left."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def same_batch(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.clips, b.clips) and torch.equal(a.draws, b.draws) and a.uids == b.uids
 
 
 def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train: int = 4, test: int = 2) -> Path:

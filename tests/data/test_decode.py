@@ -1,14 +1,10 @@
 import importlib.util
-import re
-import subprocess
-import sys
 
 import av
 import numpy as np
 import pytest
 
 from tests.helpers import (
-    REPO,
     SHARED,
     counting_frames,
     counting_video,
@@ -17,19 +13,28 @@ from tests.helpers import (
     read_numbers,
     trim,
 )
-from vidrobust.config import Data
-from vidrobust.data import DecodeError, eval_dataset, open_video, read_frames, ucf101
+from vidrobust.data import DecodeError, open_video, read_frames
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.scan import probe
-from vidrobust.errors import UserError
 
 _HAS_TORCHCODEC = importlib.util.find_spec("torchcodec") is not None
+
+
 _torchcodec = pytest.param("torchcodec", marks=pytest.mark.skipif(not _HAS_TORCHCODEC, reason="needs torchcodec"))
+
+
 BACKENDS = ["decord", "pyav", "auto", _torchcodec]
 
+
 _EVERY_25 = {"g": "25", "bf": "3", "b_strategy": "1", "x264-params": "keyint=25:scenecut=0:open-gop=1"}
+
+
 _FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
+
+
 _IRREGULAR = np.cumsum(1 + np.random.default_rng(0).integers(10, 90, 90)).tolist()
+
+
 _KINDS = {  # name: (codec, suffix, what else)
     "mpeg4": ("mpeg4", ".avi", {}),
     "mpeg4 with B-frames in AVI": ("mpeg4", ".avi", {"options": {"bf": "2"}}),
@@ -50,7 +55,10 @@ _KINDS = {  # name: (codec, suffix, what else)
     "mpeg4 in mkv": ("mpeg4", ".mkv", {"options": {"g": "9"}}),
     "h264 in a transport stream": ("libx264", ".ts", {"options": {"g": "20"}}),
 }
+
+
 _TRIMMED = ["h264 with B-frames", "h264 in mp4, short groups", "mpeg4 in mp4, short groups", "hevc, open groups"]
+
 
 _REFUSED = {  # what these decoders read wrong, as trying them showed
     ("torchcodec", "mpeg4 with B-frames in AVI"),
@@ -193,34 +201,6 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
     assert shrunk.shape[1:3] == ((36, 24) if turns % 2 else (24, 36))
 
 
-def test_a_frame_folder_an_image_and_a_gif_are_videos(tmp_path):
-    from PIL import Image
-
-    frames = counting_frames(12)
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"img_{number + 1}.png")  # img_2 comes before img_10
-    (folder / "notes.txt").write_text("not a frame")
-    pictures = [Image.fromarray(frame) for frame in frames]
-    pictures[0].save(tmp_path / "v.gif", save_all=True, append_images=pictures[1:], duration=40)
-    for path in (folder, tmp_path / "v.gif"):
-        with open_video(path) as video:
-            assert video.num_frames == 12
-        assert read_numbers(read_frames(path, np.array([11, 0, 3]))) == [11, 0, 3]
-    assert read_numbers(read_frames(folder / "img_8.png", np.array([0]))) == [7]
-
-
-def test_an_image_is_turned_as_its_exif_says(tmp_path):
-    from PIL import Image
-
-    image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "i.jpg", exif=exif)
-    assert read_frames(tmp_path / "i.jpg", np.array([0])).shape == (1, 40, 20, 3)
-
-
 def test_ten_bits_are_as_true_as_eight(tmp_path):
     """Colours differ between frames of smooth colour by rounding alone."""
     y, x = np.mgrid[0:64, 0:64]
@@ -316,54 +296,3 @@ def test_odd_files_decode_or_fail_with_a_reason():
         except DecodeError as error:
             assert str(path) in str(error)
     assert decoded >= 7
-
-
-def _alone(code, *arguments):
-    """Run code in a Python of its own, as imports are once a process."""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_nothing_imports_what_torchvision_has_removed():
-    """torchvision.io reads no video any more, and pytorchvideo.transforms does not import."""
-    for path in sorted((REPO / "vidrobust").rglob("*.py")):
-        assert not re.search(r"torchvision\.io|torchvision import io|pytorchvideo\.transforms", path.read_text()), path
-
-
-def test_decord_is_imported_after_torch_and_only_where_it_is_asked_for(tmp_path):
-    code = """
-import sys
-import numpy as np
-from vidrobust.data import read_frames
-assert "torch" in sys.modules and not {"decord", "torchcodec", "pytorchvideo"} & set(sys.modules)
-read_frames(sys.argv[1], np.array([3]))
-assert "decord" not in sys.modules
-print(read_frames(sys.argv[1], np.array([3]), backend="decord").shape)
-"""
-    assert _alone(code, counting_video(tmp_path / "v.avi", 10)) == "(1, 64, 64, 3)\n"
-
-
-def test_without_decord_everything_else_works_and_a_run_is_told_before_it_begins(tmp_path, ucf):
-    code = """
-import sys
-sys.modules["decord"] = None
-import numpy as np
-from pathlib import Path
-from vidrobust.config import Augment, Data
-from vidrobust.data import read_frames, train_dataset, ucf101
-from vidrobust.errors import UserError
-assert read_frames(sys.argv[1], np.array([3])).shape == (1, 64, 64, 3)
-try:
-    train_dataset(Data(backend="decord"), Augment(), ucf101(Path(sys.argv[2]), "train", 1)[0], 2, 0)
-except UserError as error:
-    print(error)
-"""
-    said = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
-    assert said.startswith("data.backend=decord: decord does not import") and "set data.backend=pyav" in said
-
-
-@pytest.mark.skipif(_HAS_TORCHCODEC, reason="torchcodec is installed")
-def test_torchcodec_says_what_it_needs(ucf):
-    with pytest.raises(UserError, match="torchcodec does not import .*an FFmpeg that it finds"):
-        eval_dataset(Data(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)

@@ -1,23 +1,10 @@
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.helpers import SHARED, counting_video, tiny_cifar10, tiny_ucf101
-from vidrobust.config import Data, options
+from tests.helpers import SHARED, counting_video, tiny_ucf101
 from vidrobust.data import (
-    FORMATS,
-    DecodeError,
-    all_records,
-    build_records,
-    find_format,
-    frame_folder,
-    frame_list,
     hmdb51,
-    image_folder,
     kinetics,
     path_label_list,
-    read_frames,
-    torchvision_images,
     ucf101,
     video_folder,
 )
@@ -139,13 +126,6 @@ def test_a_folder_per_class(tmp_path):
     counting_video(tmp_path / "val/unknown/x.avi", 5)
     with pytest.raises(UserError, match="'unknown' has no folder"):
         video_folder(tmp_path, "test", 1)
-
-
-def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
-    with pytest.raises(UserError, match="no data root .*nowhere"):
-        build_records(Data(name="ucf101", root=str(tmp_path / "nowhere")), "train")
-    with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
-        build_records(Data(name="ucf-101", root=str(tmp_path)), "train")
 
 
 @pytest.mark.parametrize(
@@ -282,109 +262,6 @@ def test_lists_may_leave_videos_unlabelled(tmp_path):
     assert record.label == -1 and classes == []
 
 
-def _images(folder, count, size=(40, 30), first=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    for n in range(count):
-        Image.new("RGB", size, (first + n, 100, 200)).save(folder / f"img_{n + 1}.png")
-
-
-def test_frame_lists_take_as_many_frames_as_they_say(tmp_path):
-    _images(tmp_path / "frames/clip one", 12)
-    for split in ("train", "val"):
-        (tmp_path / f"{split}.txt").write_text("frames/clip one 11 0\n")
-    (record,), classes = frame_list(tmp_path, "train", 1)
-    assert record.frames == 11 and record.label == 0 and classes == ["0"]
-    frames = read_frames(record.path, np.array([0, 1, 10]), frames=record.frames)
-    assert frames[:, 0, 0, 0].tolist() == [0, 1, 10]  # img_2 before img_10
-    for text, message in {
-        "frames/clip one 0": "folder, its number of frames",
-        "frames/clip one 0 0": "has 0 frames",
-    }.items():
-        (tmp_path / "train.txt").write_text(text)
-        with pytest.raises(UserError, match=message):
-            frame_list(tmp_path, "train", 1)
-
-
-def test_frame_folders_are_clips(tmp_path):
-    for split in ("train", "test"):
-        _images(tmp_path / split / "run" / "a.b (1)", 3)
-        _images(tmp_path / split / "swim" / "c", 2)
-    records, classes = frame_folder(tmp_path, "train", 1)
-    assert [(r.uid, r.label) for r in records] == [("run/a.b (1)", 0), ("swim/c", 1)] and classes == ["run", "swim"]
-    assert read_frames(records[0].path, np.array([2])).shape == (1, 30, 40, 3)
-
-
-def test_image_folders_are_clips_of_one_frame(tmp_path):
-    for split in ("train", "test"):
-        _images(tmp_path / split / "cat", 2)
-        _images(tmp_path / split / "dog", 1, first=50)
-    records, classes = image_folder(tmp_path, "train", 1)
-    assert classes == ["cat", "dog"] and [r.label for r in records] == [0, 0, 1]
-    assert read_frames(records[2].path, np.array([0, 0]))[:, 0, 0].tolist() == [[50, 100, 200]] * 2
-
-
-def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
-    tiny_cifar10(tmp_path, monkeypatch)
-    train, classes = build_records(Data(name="cifar10", root=str(tmp_path)), "train")
-    test, _ = build_records(Data(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
-    assert (len(train), len(test), classes) == (15, 3, list("abcdefghij"))
-    assert [r.label for r in test] == [5, 6, 7] and train[4].uid == "train/000004"
-    frames = read_frames(test[1].path, np.array([0]))
-    assert frames.shape == (1, 32, 32, 3) and frames[0, 3, 3].tolist() == [6, 5, 0]
-
-
-def test_any_torchvision_data_set_by_name(tmp_path):
-    for split in ("train", "valid", "test"):
-        _images(tmp_path / "country211" / split / "AD", 2)
-        _images(tmp_path / "country211" / split / "ZW", 1, first=9)
-    records, classes = torchvision_images("Country211", tmp_path, "train", 1)
-    assert [r.label for r in records] == [0, 0, 1] and classes == ["AD", "ZW"]
-    assert read_frames(records[2].path, np.array([0]))[0, 0, 0].tolist() == [9, 100, 200]
-
-
-def test_a_torchvision_data_set_that_is_not_there_says_how_to_fetch_it(tmp_path):
-    with pytest.raises(UserError, match=r"holds no CIFAR100 .*CIFAR100\('.*', download=True\)"):
-        FORMATS["cifar100"](tmp_path, "train", 1)
-    with pytest.raises(UserError, match="torchvision has no such data set; did you mean 'CIFAR10'"):
-        find_format("torchvision:CIFAR-10")(tmp_path, "train", 1)
-
-
-def test_a_torchvision_data_set_of_one_list_is_held_out_in_part(tmp_path):
-    for name in ("A", "B"):
-        _images(tmp_path / "eurosat/2750" / name, 5)
-    cfg = Data(name="torchvision:EuroSAT", root=str(tmp_path))
-    assert len(build_records(cfg, "train")[0]) == 10
-    with pytest.raises(UserError, match="data.validation holds out a part of it"):
-        build_records(cfg, "test")
-    cfg.validation = 0.3
-    assert len(build_records(cfg, "test")[0]) == 3
-
-
-def test_every_format_is_found_by_name_and_named_in_the_help():
-    help = next(item.metadata["help"] for key, item in options() if key == "data.name")
-    for name in FORMATS:
-        assert callable(find_format(name)) and name in help
-    with pytest.raises(UserError, match="data.name"):
-        find_format("torchvision:")
-
-
-def test_part_of_the_training_list_is_held_out_by_source(ucf):
-    cfg = Data(name="ucf101", root=str(ucf), validation=0.25)
-    (rest, _), (held, _) = build_records(cfg, "train"), build_records(cfg, "test")
-    whole, _ = ucf101(ucf, "train", 1)
-    assert len(held) == 2 and sorted(r.uid for r in rest + held) == [r.uid for r in whole]
-    assert not {r.group for r in rest} & {r.group for r in held}
-
-
-def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
-    root = tiny_ucf101(tmp_path)
-    lists = root / "ucfTrainTestlist"
-    (lists / "trainlist02.txt").write_text((lists / "trainlist01.txt").read_text())
-    (lists / "testlist02.txt").write_text("Gone/v_Gone_g01_c01.avi\n")
-    assert len(all_records(Data(name="ucf101", root=str(root)))) == 12
-    assert "left out" in caplog.text and "Gone" in caplog.text
-
-
 def test_hidden_files_and_dangling_links_are_no_videos_and_links_are_followed(tmp_path, caplog):
     for split in ("train", "test"):
         counting_video(tmp_path / split / "a" / "x.avi", 5)
@@ -441,17 +318,3 @@ def test_a_link_to_nothing_is_a_missing_file(tmp_path):
     (tmp_path / "train.txt").write_text("a.avi 0\n")
     with pytest.raises(UserError, match="line 1: a.avi is not under"):
         path_label_list(tmp_path, "train", 1)
-
-
-def test_a_torchvision_data_set_with_splits_of_other_names_is_told(tmp_path):
-    with pytest.raises(UserError, match="no train split is known of it .*Unknown value 'train'"):
-        torchvision_images("EMNIST", tmp_path, "train", 1)
-
-
-def test_images_of_sixteen_bits_keep_their_range(tmp_path):
-    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert read_frames(tmp_path / "deep.png", np.array([0]))[0, ..., 1].ravel().tolist() == list(range(256))
-    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(DecodeError, match="floating-point numbers of unknown range"):
-        read_frames(tmp_path / "float.tiff", np.array([0]))

@@ -16,7 +16,7 @@ import torch
 Job = TypeVar("Job")
 NO_ANSWER = "no answer"
 _LONGEST_S = 10**6  # longer ones overflow the kernel's clock
-# Of these no handler of the parent's, the DataLoader's or faulthandler's runs in the child, but death: the parent tells.
+# Of these no handler, the parent's or faulthandler's, runs in the child, but death: the parent tells.
 _DEADLY = (signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
            signal.SIGABRT)  # fmt: skip
 
