@@ -1,18 +1,53 @@
 """A loss becomes a perturbation. Usable alone, on any model: nothing here imports the rest of the package.
 
-    from vidrobust.attacks import ThreatModel, contains, pgd
+    from vidrobust.attacks import Misclassify, ThreatModel, contains, pgd
 
     threat = ThreatModel("linf", eps=4 / 255)
-    x_adv = pgd(lambda v: F.cross_entropy(model(v), y, reduction="none"), x, threat)
+    x_adv = pgd(Misclassify(model, y), x, threat)
     assert contains(threat, x, x_adv).all()
 
-x is (B, C, T, H, W) in [0, 1] (an image is T = 1; (B, C, H, W) works as well) and the model is in eval mode.
+x is (B, C, T, H, W) in [0, 1] (an image is T = 1; (B, C, H, W) works as well) and the model is in eval mode. A loss is
+any callable x -> (B,); `Misclassify` is a classifier's.
 """
 
-from vidrobust.attacks.gradient import Loss, fgsm, pgd
-from vidrobust.attacks.threat import ThreatModel, contains, measure
+from vidrobust.attacks.apgd import apgd, apgd_t
+from vidrobust.attacks.ball import Ball, make_ball, project
+from vidrobust.attacks.checks import self_checks
+from vidrobust.attacks.gradient import fgsm, mim, pgd
+from vidrobust.attacks.losses import SCORES, Loss, Misclassify, Predict, dlr_toward, eot, rounded, toward
+from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
+from vidrobust.attacks.passes import Passes
+from vidrobust.attacks.query import geo_trap, nes
+from vidrobust.attacks.representation import impersonate, own_loss, pull_toward, push_away
+from vidrobust.attacks.square import square
+from vidrobust.attacks.suite import (
+    ATTACKS,
+    BLACK_BOX,
+    VERSIONS,
+    Outcome,
+    Step,
+    attack_step,
+    autoattack,
+    suite_steps,
+    worst_case,
+)
+from vidrobust.attacks.threat import ThreatModel, contains, measure, parse_threat
+from vidrobust.attacks.universal import apply_universal, universal
+from vidrobust.attacks.video import (
+    flicker,
+    frame_saliency,
+    one_frame,
+    roa,
+    salt_and_pepper,
+    sparse,
+    temporal_translation,
+)
 
-__all__ = ["ATTACKS", "Loss", "ThreatModel", "contains", "fgsm", "measure", "pgd"]
-
-# name -> attack(loss, x, threat, ...) -> x_adv
-ATTACKS = {"fgsm": fgsm, "pgd": pgd}
+__all__ = [
+    "ATTACKS", "BLACK_BOX", "SCORES", "VERSIONS", "Ball", "Loss", "Misclassify", "Outcome", "Passes", "Predict", "Step",
+    "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains", "cw", "dlr_toward",
+    "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
+    "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward", "push_away",
+    "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps", "temporal_translation", "toward",
+    "universal", "worst_case",
+]  # fmt: skip

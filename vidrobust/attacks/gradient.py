@@ -1,28 +1,30 @@
-"""Attacks that follow the gradient: FGSM and PGD.
+"""Attacks that follow the gradient: FGSM, PGD, MIM.
 
-An attack raises any per-sample loss, `loss(x) -> (B,)`. It takes gradients with respect to the input alone:
-the parameters' gradients and flags and the norms' statistics are what they were before.
+An attack raises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate. It takes gradients with
+respect to the input alone: the parameters' gradients and flags and the norms' statistics are what they were before.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.losses import Loss
+from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
 
-Loss = Callable[[Tensor], Tensor]
 
-
-def fgsm(loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
+def fgsm(loss: Loss, x: Tensor, threat: ThreatModel, *, generator: torch.Generator | None = None) -> Tensor:
     """One full step from x itself (Goodfellow et al., ICLR 2015) -> x_adv, shaped as x.
 
-    loss: (B, ...) -> (B,) to maximise; samples may share a loss, as in a contrastive batch.
-    Raises ValueError when x leaves [0, 1] or the loss is not one number a sample.
+    In norms other than Linf, too, it goes to the maximum of the linearised loss over the whole ball.
+    loss: (B, ...) -> (B,) to maximise; samples may share a loss, as in a contrastive batch. generator: for a place that
+    is drawn. Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
-    _check_input(x)
-    _, gradient = _value_and_gradient(loss, x)
-    return threat.project(x, threat.step(x, gradient, threat.eps))
+    search = Search(loss, x, threat, generator)
+    if not search.begin():
+        return search.best
+    _, gradient = search.gradient(search.ball.zero())
+    ball = search.ball
+    return ball.apply(ball.project(ball.ascend(gradient, threat.eps)))
 
 
 def pgd(
@@ -38,49 +40,61 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent (Madry et al., ICLR 2018) -> each sample's best iterate, shaped as x.
 
-    The best is over all steps of all restarts, the starts included, so restarts never help the defender.
+    The best is over all steps of all restarts, the starts included, so restarts never help the defender. With a
+    `Misclassify` loss a wrong iterate beats any right one, and a sample that is wrong costs nothing more.
     loss: (B, ...) -> (B,) to maximise. step_size: in the threat's norm; None is 2.5 eps / steps.
-    restarts are useless without random_start. Costs restarts * (steps + 1) forward, restarts * steps backward.
-    Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or is NaN throughout.
+    Restarts are useless without random_start.
+    Costs at most restarts * (steps + 1) forward, restarts * steps backward passes.
+    Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
-    _check_input(x)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps={steps}, restarts={restarts}: both must be at least 1")
-    if threat.eps == 0:
-        return x.clone()
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    best, best_loss = x.clone(), x.new_full((len(x),), -torch.inf, dtype=torch.float32)
-
-    def keep(x_adv: Tensor, value: Tensor) -> None:
-        better = value.float() > best_loss
-        best[better], best_loss[better] = x_adv[better], value[better].float()
-
+    search = Search(loss, x, threat, generator)
     for _ in range(restarts):
-        x_adv = threat.random_start(x, generator) if random_start else x
-        for _ in range(steps):
-            value, gradient = _value_and_gradient(loss, x_adv)
-            keep(x_adv, value)
-            x_adv = threat.project(x, threat.step(x_adv, gradient, size))
-        with torch.no_grad():
-            keep(x_adv, loss(x_adv))
-    if torch.isneginf(best_loss).any():
-        lost = torch.isneginf(best_loss).nonzero().flatten().tolist()
-        raise ValueError(f"the loss of samples {lost} is NaN at every iterate")
-    return best
+        if not search.begin():
+            break
+        climb(search, search.ball.random(generator) if random_start else search.ball.zero(), steps, size)
+    return search.result()
 
 
-def _value_and_gradient(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
-    """((B,) detached, gradient of the sum shaped as x). No parameter's gradient is computed."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        value = loss(x)
-        if value.shape != (len(x),):
-            raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient
+def climb(search: Search, delta: Tensor, steps: int, size: float, momentum: float | None = None) -> Tensor:
+    """Projected steepest ascent from `delta` -> where the samples that are not finished end.
+
+    momentum: steps go along a sum of gradients of mean size 1 that decays by it.
+    """
+    total = torch.zeros_like(delta) if momentum is not None else delta[:, :0]
+    for _ in range(steps):
+        _, gradient = search.gradient(delta)
+        delta, gradient, total = search.drop(delta, gradient, total)
+        if not len(search.rows):
+            return delta
+        if momentum is not None:
+            mean = gradient.abs().flatten(1).mean(1).clamp(min=1e-12)
+            gradient = total = momentum * total + gradient / mean.view(-1, 1, 1, 1, 1)
+        delta = search.ball.project(delta + search.ball.ascend(gradient, size, delta))
+    search.look(delta)
+    return search.drop(delta)[0]
 
 
-def _check_input(x: Tensor) -> None:
-    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; "
-                         "attack before normalisation, and let the model normalise")  # fmt: skip
+def mim(
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 10,
+    step_size: float | None = None,
+    momentum: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Momentum iterative method (Dong et al., CVPR 2018): PGD from x itself along a sum of gradients.
+
+    The gradients have mean size 1, their sum decays by `momentum`; step_size None is eps / steps. Transfers between
+    models better than PGD. Costs steps + 1 forward, steps backward passes. Raises ValueError as `pgd` does.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be at least 1")
+    search = Search(loss, x, threat, generator)
+    if search.begin():
+        climb(search, search.ball.zero(), steps, threat.eps / steps if step_size is None else step_size, momentum)
+    return search.result()

@@ -1,52 +1,219 @@
-"""Threat models: how large a perturbation may be and where it may lie. All geometry of attacks is here."""
+"""Threat models: how large a perturbation may be and where it may lie. `ball.py` has their geometry.
 
+B batch, C channel, T frame, H W. A clip is (B, C, T, H, W) in [0, 1]; an image is T = 1, or (B, C, H, W).
+"""
+
+import re
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+Norm = Literal["linf", "l2", "l2_frame", "l1"]
+Support = Literal["dense", "tube", "flicker", "frames", "patch", "border", "pixels"]
+_PLACES = {"frames": ("saliency", "uniform", "random"), "patch": ("search", "random"), "pixels": ("saliency", "random")}
+_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e-]+)")
+
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """A perturbed clip stays within `eps` of the clip in `norm`, on `support`, and in [0, 1].
+    """A perturbed clip is clip(x + delta, 0, 1) with delta of norm `eps` at most, on `support`.
 
-    norm: "linf", the largest change of a pixel's channel. eps: in [0, 1] units. support: "dense", any pixel.
-    Raises ValueError for eps < 0 and for a norm or support that is not defined.
+    norm: linf, l2, l1 of all that changes, and l2_frame, the largest L2 norm over frames (at T = 1 the image's L2, so
+    that budgets transfer). eps: in [0, 1] units. support: dense (any pixel), tube (delta is constant in time), flicker
+    (constant in space: a colour a frame), frames (`k` whole frames), patch (a square of `k` pixels, at the same place
+    in every frame), border (`k` pixels along the edges), pixels (`k` pixels of each frame).
+    place: frames: "saliency" (the attack takes those with the largest gradient; default), "uniform" (evenly spaced),
+    "random", or their numbers; patch: "search" (where the gradient is largest; default), "random", or (top, left);
+    pixels: "saliency" or "random".
+    Raises ValueError for eps < 0, for k where it has no meaning or lacks, and for what is not defined.
     """
 
-    norm: Literal["linf"] = "linf"
+    norm: Norm = "linf"
     eps: float = 8 / 255
-    support: Literal["dense"] = "dense"
+    support: Support = "dense"
+    k: int = 0
+    place: str | tuple[int, ...] = ""
 
     def __post_init__(self) -> None:
-        if self.norm != "linf" or self.support != "dense":
-            raise ValueError(f"no threat model {self.norm} x {self.support}; there is linf x dense")
-        if not self.eps >= 0:
+        if self.norm not in get_args(Norm) or self.support not in get_args(Support):
+            raise ValueError(f"no threat model {self.norm} x {self.support}; norms: {', '.join(get_args(Norm))}; "
+                             f"supports: {', '.join(get_args(Support))}")  # fmt: skip
+        if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
+        sized = self.support in ("frames", "patch", "border", "pixels")
+        if sized != (self.k > 0):
+            raise ValueError(f"support={self.support}, k={self.k}: " + (
+                "says how many frames or pixels, at least 1" if sized else "k is of frames, patch, border and pixels"
+            ))  # fmt: skip
+        self._check_place()
 
-    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The nearest allowed clip to x_adv; shapes alike, batch first."""
-        return torch.clamp(x_adv.clamp(x - self.eps, x + self.eps), 0, 1)
+    def _check_place(self) -> None:
+        named = _PLACES.get(self.support, ())
+        if isinstance(self.place, str):
+            if self.place and self.place not in named:
+                raise ValueError(f"support={self.support}, place={self.place!r}: no such place; " + (
+                    f"there is {', '.join(named)}" if named else "this support has none to choose"
+                ))  # fmt: skip
+            return
+        numbers = len(set(self.place)) if self.support == "frames" else len(self.place)
+        if (
+            self.support not in ("frames", "patch")
+            or min(self.place, default=-1) < 0
+            or numbers != (self.k if self.support == "frames" else 2)
+        ):
+            raise ValueError(f"support={self.support}, k={self.k}, place={self.place}: frames take k different "
+                             "frame numbers, patch (top, left)")  # fmt: skip
 
-    def step(self, x_adv: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """A step of length `size` (in this norm) in the direction that raises the loss fastest."""
-        return x_adv + size * gradient.sign()
+    def __str__(self) -> str:
+        """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse` reads."""
+        place = self.place if isinstance(self.place, str) else "+".join(map(str, self.place))
+        head = "" if self.support == "dense" else f"{self.support}{self.k or ''}{'@' * bool(place)}{place}-"
+        # 12 digits: those of a float that is n/255 but for its last bits
+        return f"{head}{self.norm}-" + (f"{self.eps * 255:.12g}/255" if self.norm == "linf" else f"{self.eps:.12g}")
 
-    def random_start(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A uniform draw from the allowed clips around x (before clamping to [0, 1])."""
-        device = generator.device if generator else x.device
-        noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-        return self.project(x, x + self.eps * (2 * noise - 1))
+    @property
+    def places(self) -> str | tuple[int, ...]:
+        """`place`, with its default."""
+        return self.place or _PLACES.get(self.support, ("",))[0]
+
+
+def parse_threat(text: str) -> ThreatModel:
+    """`[support[k][@place]-]norm-eps` -> ThreatModel: `linf-4/255`, `l2_frame-0.5`, `patch30@10+12-linf-1`.
+
+    Raises ValueError for anything else, with the reason.
+    """
+    found = _NAME.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no threat model; write norm-eps or support-norm-eps: linf-4/255, "
+                         "flicker-linf-8/255, frames4-l2-0.5, patch30@10+12-linf-1")  # fmt: skip
+    support, k, place, norm, eps = found.groups()
+    try:
+        size = float(Fraction(eps)) if "/" in eps else float(eps)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r}: {eps!r} is no number; write 0.03 or 8/255") from None
+    where = tuple(map(int, place.split("+"))) if place and place[0].isdigit() else place or ""
+    return ThreatModel(norm, size, support or "dense", int(k or 0), where)  # type: ignore[arg-type]
+
+
+def as_clip(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 1, H, W); clips as they are. Raises ValueError for another rank."""
+    if x.ndim not in (4, 5):
+        raise ValueError(f"expected clips (B, C, T, H, W) or images (B, C, H, W), got shape {tuple(x.shape)}")
+    return x.unsqueeze(2) if x.ndim == 4 else x
+
+
+def check_input(x: Tensor) -> None:
+    """Raises ValueError for a wrong rank, for values outside [0, 1] and for NaN."""
+    as_clip(x)
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; "
+                         "attack before normalisation, and let the model normalise")  # fmt: skip
+
+
+def shared_dims(support: str) -> tuple[int, ...]:
+    """The dimensions of a clip over which a perturbation is constant."""
+    return {"tube": (2,), "flicker": (3, 4)}.get(support, ())
+
+
+def norm_of(norm: str, change: Tensor) -> Tensor:
+    """The norm of each sample's change (B, C, T, H, W) -> (B,), float32."""
+    change = change.float()
+    if norm == "linf":
+        return change.abs().flatten(1).amax(1)
+    if norm == "l1":
+        return change.abs().flatten(1).sum(1)
+    if norm == "l2":
+        return change.flatten(1).norm(dim=1)
+    return change.transpose(1, 2).flatten(2).norm(dim=2).amax(1)
+
+
+def explain(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    """(the smallest delta with x_adv = clip(x + delta), shaped as clips; how far its shared values disagree (B,)).
+
+    Where x_adv is at 0 or 1, clipping hides how large delta is: such a pixel only bounds it.
+    """
+    x, x_adv = as_clip(x), as_clip(x_adv)
+    change, dims = x_adv - x, shared_dims(threat.support)
+    if not dims:
+        return change, change.new_zeros(len(x))
+    at_least = torch.where(x_adv <= 0, -torch.inf, change).amax(dims, keepdim=True)
+    at_most = torch.where(x_adv >= 1, torch.inf, change).amin(dims, keepdim=True)
+    middle = torch.zeros_like(at_least).clamp(at_least, at_most)  # clamp takes at_most where the two cross
+    crossed = (at_least - at_most).clamp(min=0)
+    delta = torch.where(crossed > 0, (at_least + at_most) / 2, middle)
+    return delta.expand_as(x), crossed.flatten(1).amax(1)
 
 
 def measure(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
-    """The size of each sample's perturbation in the threat's norm, from the pixels -> (B,)."""
-    return (x_adv - x).abs().flatten(1).amax(1)
+    """The size of each sample's perturbation in the threat's norm, from the pixels -> (B,) float32."""
+    return norm_of(threat.norm, explain(threat, x, x_adv)[0])
 
 
 def contains(threat: ThreatModel, x: Tensor, x_adv: Tensor, atol: float = 1e-6) -> Tensor:
-    """Whether each sample obeys the threat model: budget, support and [0, 1] -> (B,) bool. NaN does not."""
-    in_budget = measure(threat, x, x_adv) <= threat.eps + atol
+    """Whether each sample obeys the threat model, from its pixels: budget, support and [0, 1] -> (B,) bool.
+
+    atol: of a pixel. Sums of many pixels, the budgets of l2 and l1, are compared up to a millionth more. NaN does not
+    obey. What the attack may choose, frames, patch or pixels, may lie anywhere, if there are no more of them than k.
+    """
+    delta, crossed = explain(threat, x, x_adv)
+    slack = 0.0 if threat.norm == "linf" else 1e-6 * threat.eps
+    in_budget = norm_of(threat.norm, delta) <= threat.eps + atol + slack
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
-    return in_budget & in_range
+    return in_budget & in_range & (crossed <= atol) & _in_place(threat, (as_clip(x_adv) - as_clip(x)).abs() > atol)
+
+
+def _in_place(threat: ThreatModel, changed: Tensor) -> Tensor:
+    """Whether the changed values (B, C, T, H, W) lie on the support -> (B,) bool."""
+    if threat.support == "frames":
+        frames = changed.any(1).flatten(2).any(2)
+        chosen = chosen_frames(threat, frames.shape[1])
+        if chosen is not None:
+            frames = frames.clone()
+            frames[:, list(chosen)] = False
+            return ~frames.any(1)
+        return frames.sum(1) <= threat.k
+    if threat.support == "pixels":
+        return (changed.any(1).flatten(2).sum(2) <= threat.k).all(1)
+    if threat.support not in ("patch", "border"):
+        return torch.ones(len(changed), dtype=torch.bool, device=changed.device)
+    pixels = changed.flatten(1, 2).any(1)
+    if threat.support == "border":
+        inner = pixels[:, threat.k : -threat.k, threat.k : -threat.k]
+        return ~inner.flatten(1).any(1)
+    fits = torch.ones(len(changed), dtype=torch.bool, device=changed.device)
+    for axis, used in enumerate((pixels.any(2), pixels.any(1))):  # rows, columns
+        numbers = torch.arange(used.shape[1], device=used.device)
+        first = torch.where(used, numbers, used.shape[1]).amin(1)
+        last = torch.where(used, numbers, -1).amax(1)
+        start = first if isinstance(threat.places, str) else torch.full_like(first, threat.places[axis])
+        fits &= (last < start + threat.k) & ((first >= start) | (last < 0))
+    return fits
+
+
+def chosen_frames(threat: ThreatModel, frames: int) -> tuple[int, ...] | None:
+    """The frames of a threat that names them, or that takes them evenly; None where the attack chooses."""
+    if threat.places == "uniform":
+        return tuple((2 * i + 1) * frames // (2 * threat.k) for i in range(threat.k))
+    return threat.places if isinstance(threat.places, tuple) else None
+
+
+def require_fit(threat: ThreatModel, x: Tensor) -> None:
+    """Raises ValueError when clips (B, C, T, H, W) have not the frames or pixels of the threat's support."""
+    frames, height, width = x.shape[2:]
+    if threat.support == "frames":
+        if threat.k > frames:
+            raise ValueError(f"{threat}: {threat.k} frames of a clip of {frames}; k is at most the frames of a clip")
+        last = max(chosen_frames(threat, frames) or (0,))
+        if last >= frames:
+            raise ValueError(f"{threat}: a clip of {frames} frames has no frame {last}; they count from 0")
+    if threat.support == "pixels" and threat.k > height * width:
+        raise ValueError(f"{threat}: {threat.k} pixels of frames of {height} x {width}")
+    if threat.support == "border" and 2 * threat.k >= min(height, width):
+        raise ValueError(f"{threat}: a border of {threat.k} pixels leaves nothing of frames of {height} x {width}")
+    if threat.support == "patch":
+        top, left = (0, 0) if isinstance(threat.places, str) else threat.places
+        if top + threat.k > height or left + threat.k > width:
+            raise ValueError(f"{threat}: the patch does not fit into frames of {height} x {width} pixels")

@@ -1,0 +1,170 @@
+"""What an attack maximises: any loss(x) -> (B,), and those of a classifier.
+
+K classes. A score is score(logits (B, K) float32, y (B,)) -> (B,), larger when the prediction is worse.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor], Tensor]
+Predict = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest other logit less that of y (Carlini and Wagner 2017): positive where the prediction is wrong."""
+    own = F.one_hot(y, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).amax(1) - _of(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6), which no rescaling of the logits changes.
+
+    Needs three classes at least.
+    """
+    top = _top(logits, 3, "DLR")
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def cosine(logits: Tensor, y: Tensor) -> Tensor:
+    """One less the cosine between the logits and the class y; scale-free as `dlr`, for any number of classes."""
+    return 1 - F.cosine_similarity(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype), dim=1)
+
+
+def escape(logits: Tensor, y: Tensor) -> Tensor:
+    """log(1 - p_y) (Wei et al., AAAI 2019)."""
+    other = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return other.logsumexp(1) - logits.logsumexp(1)
+
+
+def flicker_hinge(logits: Tensor, y: Tensor, m: float = 0.05) -> Tensor:
+    """-max(0, min(l^2 / m, l)) with l = p_y - max p_other + m (Pony et al., CVPR 2021): 0 once broken by m."""
+    p = logits.softmax(1)
+    gap = m - margin(p, y)
+    return -torch.minimum(gap * gap / m, gap).clamp(min=0)
+
+
+def toward(target: Tensor) -> Score:
+    """The score z_target - z_y: positive where the target class (B,) beats y."""
+    return _Targeted(target, ratio=False)
+
+
+def dlr_toward(target: Tensor) -> Score:
+    """The targeted DLR loss (Croce and Hein 2020, eq. 7). Needs four classes at least."""
+    return _Targeted(target, ratio=True)
+
+
+@dataclass(frozen=True)
+class _Targeted:
+    target: Tensor
+    ratio: bool
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        gap = _of(logits, self.target) - _of(logits, y)
+        if not self.ratio:
+            return gap
+        top = _top(logits, 4, "targeted DLR")
+        return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+    def at(self, rows: Tensor) -> "_Targeted":
+        return replace(self, target=self.target[rows])
+
+
+# name -> untargeted score
+SCORES: dict[str, Score] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "cosine": cosine, "escape": escape,
+                           "flicker_hinge": flicker_hinge}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Misclassify:
+    """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which samples are broken.
+
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) labels. rounding: a sample counts as
+    broken (and costs nothing more) when it is also wrong after rounding to uint8, which costs a forward pass of those
+    that are wrong. Raises ValueError for probabilities and for labels out of range.
+    """
+
+    predict: Predict
+    y: Tensor
+    score: Score = cross_entropy
+    rounding: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.score(self.logits(x), self.y)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, K) float32, checked."""
+        return checked_logits(self.predict(x), self.y)
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: nothing is left to break."""
+        logits = self.logits(x)
+        value, wrong = self.score(logits, self.y), logits.detach().argmax(1) != self.y
+        if not self.rounding or not wrong.any():
+            return value, 2 * wrong.long()
+        level, rows = wrong.long(), wrong.nonzero().flatten()
+        with torch.no_grad():
+            level[rows] += (self.predict(rounded(x.detach()[rows])).argmax(1) != self.y[rows]).long()
+        return value, level
+
+    def at(self, rows: Tensor) -> "Misclassify":
+        """The same for some of the samples."""
+        score = self.score.at(rows) if isinstance(self.score, _Targeted) else self.score
+        return replace(self, y=self.y[rows], score=score)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x as a file of 8-bit pixels holds it."""
+    return (x * 255).round() / 255
+
+
+def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | None = None) -> Predict:
+    """Expectation over transformations (Athalye et al. 2018): log-probabilities averaged over `draws` passes.
+
+    For a model that draws random numbers, or one seen through `transform`(x) -> x, random and differentiable. All
+    draws' graphs are held until the backward pass.
+    """
+
+    def expected(x: Tensor) -> Tensor:
+        passes = [predict(x if transform is None else transform(x)).float().log_softmax(1) for _ in range(draws)]
+        return torch.stack(passes).mean(0)
+
+    return expected
+
+
+def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
+    """(B, K) float32. Raises ValueError for another shape, for probabilities, and for labels that are no class."""
+    if logits.ndim != 2 or len(logits) != len(y):
+        raise ValueError(f"a classifier gives (B, K) logits; got {tuple(logits.shape)} for B={len(y)}")
+    if y.numel() and not (y.min() >= 0 and y.max() < logits.shape[1]):
+        raise ValueError(f"labels span {y.min()} to {y.max()}; the model has classes 0 to {logits.shape[1] - 1}")
+    if _are_probabilities(logits.detach()):
+        raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
+    return logits.float()
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    if not len(logits) or logits.shape[1] < 2:
+        return False
+    close = logits.shape[1] * torch.finfo(logits.dtype).eps
+    return bool(((logits >= 0).all(1) & ((logits.float().sum(1) - 1).abs() <= close)).all())
+
+
+def _of(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def _top(logits: Tensor, classes: int, name: str) -> Tensor:
+    """(B, classes) largest logits, falling."""
+    if logits.shape[1] < classes:
+        raise ValueError(f"{name} needs {classes} classes, the model has {logits.shape[1]}; take margin or ce")
+    return logits.topk(classes, dim=1).values

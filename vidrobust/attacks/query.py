@@ -1,0 +1,119 @@
+"""Black-box attacks that estimate a gradient from queries: NES, and Geo-TRAP-style directions for video."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidrobust.attacks.losses import Loss
+from vidrobust.attacks.search import Search
+from vidrobust.attacks.threat import ThreatModel, as_clip
+
+
+@torch.no_grad()
+def nes(
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    queries: int = 5000,
+    samples: int = 50,
+    sigma: float = 0.001,
+    step_size: float | None = None,
+    momentum: float = 0.9,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """NES (Ilyas et al., ICML 2018) -> each sample's best clip, shaped as x.
+
+    The gradient is the mean of loss(delta + sigma u) u over `samples` normal u in antithetic pairs; then as PGD, along
+    a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries` (forward
+    passes a sample) allows. Raises ValueError when it allows none.
+    """
+    steps = queries // (samples + 1)
+    if steps < 1 or samples < 2 or samples % 2:
+        raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")
+    size = 2.5 * threat.eps / steps if step_size is None else step_size
+    search = Search(loss, x, threat, generator)
+    if not search.begin():
+        return search.result()
+    delta, mean = search.ball.zero(), search.ball.zero()
+    search.look(delta)
+    for _ in range(steps):
+        delta, mean = search.drop(delta, mean)
+        if not len(search.rows):
+            break
+        estimate = torch.zeros_like(delta)
+        for _ in range(samples // 2):
+            u = _normal(delta, generator)
+            # the probes leave the budget by sigma, so that what they find is not kept
+            up, down = (search.peek(delta + sign * sigma * u) for sign in (1, -1))
+            estimate += ((up - down) / (sigma * samples)).view(-1, 1, 1, 1, 1) * u
+        mean = momentum * mean + (1 - momentum) * estimate
+        delta = search.ball.project(delta + search.ball.ascend(mean, size, delta))
+        search.look(delta)
+    return search.result()
+
+
+@torch.no_grad()
+def geo_trap(
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    queries: int = 60000,
+    step_size: float = 0.025,
+    explore: float = 0.1,
+    probe: float = 0.1,
+    rate: float = 0.1,
+    spread: float = 0.1,
+    affine: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Geo-TRAP-style query attack (Li et al., NeurIPS 2021) -> each sample's best clip, shaped as x.
+
+    A running estimate of the gradient is moved along one random direction a step, by the difference of two queries
+    (`explore`, `probe` and `rate` are its delta, epsilon and eta, 0.1 as published). The direction is one random frame,
+    warped a little from frame to frame: by translation and dilation, or with `affine` by any affine map; `spread` is
+    the deviation of the map's parameters. Each step has three queries: two probes and the step itself, of length
+    `step_size` in the threat's norm. A reconstruction: the paper's sampling of the maps is not in METHODS section 7.
+    Raises ValueError for fewer than four queries.
+    """
+    if queries < 4:
+        raise ValueError(f"queries={queries}: at least 4, one for the clip and three for a step")
+    search = Search(loss, x, threat, generator)
+    if not search.begin():
+        return search.result()
+    delta, guess = search.ball.zero(), search.ball.zero()
+    search.look(delta)
+    for _ in range((queries - 1) // 3):
+        delta, guess = search.drop(delta, guess)
+        if not len(search.rows):
+            break
+        u = search.ball.take(warped_frames(as_clip(search.ball.x), spread, affine, generator))
+        up, down = (search.peek(delta + probe * _unit(guess + sign * explore * u)) for sign in (1, -1))
+        guess = guess + rate * ((up - down) / (explore * probe)).view(-1, 1, 1, 1, 1) * u
+        delta = search.ball.project(delta + search.ball.ascend(guess, min(step_size, threat.eps), delta))
+        search.look(delta)
+    return search.result()
+
+
+def warped_frames(clip: Tensor, spread: float, affine: bool, generator: torch.Generator | None) -> Tensor:
+    """A normal frame a sample, seen through a random map a frame -> shaped as clip (B, C, T, H, W)."""
+    b, c, t, h, w = clip.shape
+    noise = _normal(clip[:, :, 0], generator)
+    change = spread * _normal(clip.new_empty(b * t, 2, 3), generator)
+    maps = torch.eye(2, 3, device=clip.device) + change
+    if not affine:  # x and y are scaled alike, and nothing is turned
+        maps[:, 0, 1] = maps[:, 1, 0] = 0
+        maps[:, 1, 1] = maps[:, 0, 0]
+    grid = F.affine_grid(maps, [b * t, c, h, w], align_corners=False)
+    seen = F.grid_sample(noise.repeat_interleave(t, 0), grid, padding_mode="reflection", align_corners=False)
+    return seen.view(b, t, c, h, w).transpose(1, 2)
+
+
+def _unit(direction: Tensor) -> Tensor:
+    return direction / direction.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator else like.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like)

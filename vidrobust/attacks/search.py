@@ -1,0 +1,130 @@
+"""What attacks have in common: each sample's best iterate, and the samples that are still worth a step."""
+
+import torch
+from torch import Tensor
+
+from vidrobust.attacks.ball import Ball, make_ball
+from vidrobust.attacks.losses import Loss, Misclassify
+from vidrobust.attacks.threat import ThreatModel, as_clip, check_input
+
+
+class Search:
+    """A run of an attack over a batch.
+
+    `begin` opens a start over the samples that are not finished, `gradient` and `look` evaluate a delta of them and
+    keep what is best, `drop` leaves out those that have finished meanwhile, `result` is each sample's best clip.
+    Better is a higher level (`Misclassify.judge`: wrong beats right), then a higher loss. A loss that is any other
+    callable has no levels, and no sample of it finishes.
+    """
+
+    ball: Ball
+    rows: Tensor  # which samples of the batch `ball` and the deltas are of
+    broken: (
+        Tensor  # (n,) whether the last evaluation found them wrong: a level above 0, or without levels a loss above 0
+    )
+
+    def __init__(self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None) -> None:
+        check_input(x)
+        self.x, self.threat, self.generator = x.detach(), threat, generator
+        self._loss, self._goal = loss, loss
+        self.best = self.x.clone()
+        self.value = torch.full((len(x),), -torch.inf, device=x.device)
+        self.level = torch.full((len(x),), -1, device=x.device)
+
+    def begin(self, loss: Loss | None = None) -> bool:
+        """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or nothing may move.
+
+        loss: from here on another one, for attacks that go through several.
+        """
+        self._loss = loss or self._loss
+        self.rows = (self.level < 2).nonzero().flatten()
+        if not len(self.rows) or self.threat.eps == 0:
+            return False
+        self._goal = self._at(self._loss, self.rows)
+        self._finished = torch.zeros_like(self.rows, dtype=torch.bool)
+        x = self.x[self.rows]
+        self.ball = make_ball(self.threat, x, lambda: self._saliency(x), self.generator)
+        return True
+
+    def place(self, where: Tensor) -> None:
+        """Put the frames or the patch of the samples of the ball elsewhere."""
+        self.ball = self.ball.moved_to(where)
+
+    def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
+        """(loss (n,), its gradient shaped as delta) of the n samples of the ball. Raises ValueError when it is NaN.
+
+        keep=False: the deltas lie outside the budget, on the way to others.
+        """
+        x_adv = self.ball.apply(delta)
+        value, level, gradient = judged_gradient(self._goal, x_adv)
+        if keep:
+            self._keep(x_adv, value, level)
+        return value, self.ball.pull(gradient, delta)
+
+    @torch.no_grad()
+    def peek(self, delta: Tensor) -> Tensor:
+        """The loss (n,) of a delta that may lie outside the budget: nothing of it is kept."""
+        return judged(self._goal, self.ball.apply(delta))[0].float()
+
+    @torch.no_grad()
+    def look(self, delta: Tensor) -> Tensor:
+        """The loss (n,), without its gradient."""
+        x_adv = self.ball.apply(delta)
+        value, level = judged(self._goal, x_adv)
+        self._keep(x_adv, value, level)
+        return value
+
+    def drop(self, *state: Tensor) -> tuple[Tensor, ...]:
+        """`state`, tensors of n rows, without the samples that were finished by the last evaluation."""
+        if not self._finished.any():
+            return state
+        stay = (~self._finished).nonzero().flatten()
+        self._finished = self._finished[stay]
+        self.rows, self.ball, self._goal = self.rows[stay], self.ball.at(stay), self._at(self._goal, stay)
+        return tuple(part[stay] for part in state)
+
+    def result(self) -> Tensor:
+        """Each sample's best clip. Raises ValueError where the loss was NaN at every iterate."""
+        lost = torch.isneginf(self.value) & (self.level < 0)
+        if self.threat.eps > 0 and lost.any():
+            raise ValueError(f"the loss of samples {lost.nonzero().flatten().tolist()} is NaN at every iterate")
+        return self.best
+
+    def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
+        value = value.float()
+        self._finished, self.broken = level >= 2, level > 0 if isinstance(self._goal, Misclassify) else value > 0
+        before, most = self.level[self.rows], self.value[self.rows]
+        better = ((level > before) & ~value.isnan()) | ((level == before) & (value > most))
+        rows = self.rows[better]
+        self.best[rows], self.value[rows], self.level[rows] = x_adv[better], value[better], level[better]
+
+    def _saliency(self, x: Tensor) -> Tensor:
+        """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018)."""
+        return as_clip(judged_gradient(self._goal, x)[2]).abs().mean(1)
+
+    @staticmethod
+    def _at(loss: Loss, rows: Tensor) -> Loss:
+        return loss.at(rows) if isinstance(loss, Misclassify) else loss
+
+
+def judged(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss (B,), level (B,)) of any loss; see `Misclassify.judge`."""
+    value, level = loss.judge(x) if isinstance(loss, Misclassify) else (loss(x), None)
+    if value.shape != (len(x),):
+        raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
+    return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
+
+
+def judged_gradient(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
+
+    Raises ValueError when a gradient is NaN or infinite.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value, level = judged(loss, x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    if gradient.numel() and not torch.isfinite(torch.stack(gradient.aminmax())).all():
+        lost = (~torch.isfinite(gradient)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"the gradient of samples {lost} is NaN or infinite; their loss is {value[lost].tolist()}")
+    return value.detach(), level, gradient

@@ -1,0 +1,215 @@
+"""The worst case of several attacks, each over what the ones before it left; AutoAttack and its version for video."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidrobust.attacks.apgd import apgd, apgd_t
+from vidrobust.attacks.gradient import fgsm, mim, pgd
+from vidrobust.attacks.losses import SCORES, Misclassify, Predict, eot, rounded
+from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
+from vidrobust.attacks.passes import Passes
+from vidrobust.attacks.query import geo_trap, nes
+from vidrobust.attacks.square import square
+from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains
+from vidrobust.attacks.video import (
+    flicker,
+    frame_saliency,
+    one_frame,
+    roa,
+    salt_and_pepper,
+    sparse,
+    temporal_translation,
+)
+
+Attack = Callable[..., Tensor]
+
+# name -> attack(loss, x, threat, *, generator, ...) -> x_adv
+ATTACKS: dict[str, Attack] = {
+    "fgsm": fgsm, "pgd": pgd, "mim": mim,
+    "apgd-ce": apgd, "apgd-dlr": apgd, "apgd-t": apgd_t,
+    "fab": fab, "fab-t": fab_t, "fmn": partial(fmn, minimal=False), "cw": partial(cw, minimal=False),
+    "square": square, "nes": nes, "geo-trap": geo_trap,
+    "temporal-translation": temporal_translation, "frame-saliency": frame_saliency, "one-frame": one_frame,
+    "sparse": sparse, "flicker": flicker, "roa": roa, "salt-and-pepper": salt_and_pepper,
+}  # fmt: skip
+
+# the score of the logits that an attack maximises, where it is not cross-entropy
+_SCORES = {
+    "apgd-dlr": "dlr", "fab": "margin", "fab-t": "margin", "fmn": "margin", "cw": "margin", "square": "margin",
+    "nes": "margin", "geo-trap": "margin", "sparse": "escape", "flicker": "flicker_hinge",
+}  # fmt: skip
+BLACK_BOX = ("square", "nes", "geo-trap")
+VERSIONS = ("standard", "plus", "rand", "video")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack of a suite. threat: a part of the suite's, for an attack that only uses that part."""
+
+    name: str
+    attack: Attack
+    score: str = "ce"
+    threat: ThreatModel | None = None
+    draws: int = 1
+
+    def __call__(
+        self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, rounding: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:  # fmt: skip
+        seen = predict if self.draws == 1 else eot(predict, self.draws)
+        loss = Misclassify(seen, y, SCORES[self.score], rounding)
+        return self.attack(loss, x, self.threat or threat, generator=generator)
+
+
+@dataclass
+class Outcome:
+    """What a suite found. x_adv: the worst clips. broken_by: the attack that broke each, "clean" for those that are
+    wrong without one, None for what is robust; rounded_by: the same after rounding to uint8.
+    passes: attack -> (forward, backward) passes in clips. rejected: clips an attack put outside the threat model.
+    """
+
+    x_adv: Tensor
+    broken_by: list[str | None]
+    rounded_by: list[str | None]
+    passes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def robust(self) -> list[bool]:
+        """Whether each sample withstood all of it."""
+        return [by is None for by in self.broken_by]
+
+
+def attack_step(name: str, **options: Any) -> Step:
+    """An attack of ATTACKS by name, with its options, as a step of a suite. Raises KeyError for an unknown one."""
+    attack = ATTACKS[name]
+    return Step(name, partial(attack, **options) if options else attack, _SCORES.get(name, "ce"))
+
+
+def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0) -> list[Step]:
+    """The attacks of a version of AutoAttack (Croce and Hein, ICML 2020), those that are defined for the threat.
+
+    standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5 restarts and APGD-T
+    5 targets. plus: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T, FAB-T. rand: APGD-CE and APGD-DLR with
+    the average of 20 passes. video: standard, then APGD-CE on parts of a dense threat: flicker, tube, a quarter of the
+    frames, one frame. FAB is not defined for l2_frame, DLR not for two classes. effort: multiplies steps and queries;
+    below 1 it is not AutoAttack any more. Raises ValueError for an unknown version.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"version={version!r}: {', '.join(VERSIONS)}")
+    n = {"steps": max(round(100 * effort), 1)}
+    flat = threat.norm == "l1"
+    queries = attack_step("square", queries=max(round(5000 * effort), 1))
+    targeted = [attack_step("apgd-t", **n, targets=5 if flat else 9), attack_step("fab-t", **n)]
+    if version == "rand":
+        steps = [replace(attack_step(name, **n), draws=20) for name in ("apgd-ce", "apgd-dlr")]
+    elif version == "plus":
+        steps = [*(attack_step(name, **n, restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")), queries, *targeted]
+    else:
+        steps = [attack_step("apgd-ce", **n, restarts=5 if flat else 1), *targeted, queries]
+    if version == "video" and threat.support == "dense" and frames > 1:
+        steps += [replace(attack_step("apgd-ce", **n), name=f"apgd-{part.support}{part.k or ''}", threat=part)
+                  for part in _parts(threat, frames)]  # fmt: skip
+    return [
+        step for step in steps
+        if not (step.name.startswith("fab") and threat.norm == "l2_frame")
+        and not (step.name == "apgd-dlr" and classes < 3)
+    ]  # fmt: skip
+
+
+def _parts(threat: ThreatModel, frames: int) -> list[ThreatModel]:
+    """Threats that a dense one holds: fewer ways to move, which a weak search of all of them may miss."""
+    fewer = sorted({max(frames // 4, 1), 1}, reverse=True)
+    return [
+        replace(threat, support="flicker"), replace(threat, support="tube"),
+        *(replace(threat, support="frames", k=k) for k in fewer),
+    ]  # fmt: skip
+
+
+def worst_case(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    steps: Sequence[Step],
+    *,
+    rounding: bool = False,
+    generator: torch.Generator | None = None,
+) -> Outcome:
+    """Attack x with one step after the other, each only what is not broken yet.
+
+    No attack is trusted: its clips are measured from their pixels (what lies outside the threat is thrown away, and
+    counted) and classified anew. predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits; y: (B,). rounding: a sample goes
+    on until it is broken after rounding to uint8 as well.
+    Raises ValueError for probabilities in place of logits, labels out of range, x outside [0, 1], gradients of NaN.
+    """
+    check_input(x)
+    with torch.no_grad():
+        clean = Misclassify(predict, y).logits(x).argmax(1) != y
+    broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
+    outcome = Outcome(x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by))
+    for step in steps:
+        left = [i for i, both in enumerate(zip(broken_by, outcome.rounded_by, strict=True)) if None in both]
+        if not left:
+            break
+        counted, rows = Passes(predict), torch.tensor(left, device=x.device)
+        found = step(counted, x[rows], y[rows], threat, rounding, generator)
+        outcome.passes[step.name] = (counted.forward, counted.backward)
+        inside = contains(threat, x[rows], found)
+        if not inside.all():
+            outcome.rejected[step.name] = int((~inside).sum())
+        _record(outcome, predict, step.name, rows, y, torch.where(_wide(inside, x), found, x[rows]), rounding)
+    return outcome
+
+
+@torch.no_grad()
+def _record(
+    outcome: Outcome, predict: Predict, name: str, rows: Tensor, y: Tensor, found: Tensor, rounding: bool
+) -> None:
+    wrong = (predict(found).argmax(1) != y[rows]).tolist()
+    also = (predict(rounded(found)).argmax(1) != y[rows]).tolist() if rounding else wrong
+    for at, (row, is_wrong, is_wrong_rounded) in enumerate(zip(rows.tolist(), wrong, also, strict=True)):
+        if is_wrong and outcome.broken_by[row] is None:
+            outcome.broken_by[row] = name
+            outcome.x_adv[row] = found[at]
+        elif outcome.broken_by[row] is None:
+            outcome.x_adv[row] = found[at]
+        if is_wrong_rounded and outcome.rounded_by[row] is None:
+            outcome.rounded_by[row] = name
+
+
+@torch.no_grad()
+def _after_rounding(predict: Predict, x: Tensor, y: Tensor, clean: Tensor) -> list[str | None]:
+    seen = rounded(x)
+    wrong = clean if torch.equal(seen, x) else predict(seen).argmax(1) != y
+    return ["clean" if w else None for w in wrong.tolist()]
+
+
+def autoattack(
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    version: str = "standard",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """AutoAttack (Croce and Hein, ICML 2020) -> the worst clips found, shaped as x; see `suite_steps` for versions.
+
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode; y: (B,) labels. `worst_case` with these steps
+    also tells which attack broke what, and what it cost. Raises ValueError as `worst_case` does.
+    """
+    check_input(x)
+    with torch.no_grad():
+        classes = Misclassify(predict, y[:1]).logits(x[:1]).shape[1] if len(x) else 2
+    steps = suite_steps(version, threat, as_clip(x).shape[2], classes)
+    return worst_case(predict, x, y, threat, steps, generator=generator).x_adv
+
+
+def _wide(flag: Tensor, x: Tensor) -> Tensor:
+    return flag.view(-1, *[1] * (x.ndim - 1))
