@@ -161,7 +161,7 @@ def tiny_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 3
 TINY = [
     "data.name=ucf101", "data.frames=2", "data.stride=2", "data.short_side=28", "data.size=16", "data.workers=0",
     "model.backbone=r2plus1d_10", "model.width=4", "model.hidden=8", "model.dim=8", "train.batch_size=4",
-    "train.epochs=2", "train.log_every=1", "eval.clips=2", "eval.steps=2", "eval.eps=[0,8/255]",
+    "train.epochs=2", "train.log_every=1", "eval.clips=2", "eval.steps=2", "eval.threats=[linf-0,linf-8/255]",
 ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def _train(place, *words):
     [
         (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
         (["eval.name=../other"], "eval.name=../other: one folder's name"),
-        (["eval.eps=4/255"], "eval.eps: needs a list, such as [0,4/255]"),
+        (["eval.threats=linf-4/255"], "eval.threats: needs a list, such as"),
         (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
@@ -153,7 +153,7 @@ def test_checkpoints(place, tmp_path):
         (["plain.pt"], "not a training checkpoint"),
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
         ([place / "run", "model.backbone=resnet18"], "missing model.backbone.trunk.bn1"),
-        ([place / "run", "eval.eps=[0.3,-1]"], "must be at least 0"),
+        ([place / "run", "eval.threats=[linf--1]"], "is no threat model"),
         ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))

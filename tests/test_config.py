@@ -34,12 +34,14 @@ def test_later_pages_and_overrides_win(tmp_path):
 
 def test_numbers_are_read_as_people_write_them(tmp_path):
     page = _page(
-        tmp_path, "method: {adversary: {eps: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\neval: {eps: [0, 1/255]}"
+        tmp_path,
+        "method: {adversary: {eps: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
+        "eval: {threats: [linf-0, linf-1/255]}",
     )
     cfg = config.load(page)
     assert cfg.method.adversary.eps == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
-    assert cfg.eval.eps == [0, 1 / 255]
-    assert config.load(page, ["eval.eps=[0,0.5/255,2/255]"]).eval.eps == [0, 0.5 / 255, 2 / 255]
+    assert cfg.eval.threats == ["linf-0", "linf-1/255"]
+    assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
 
 def test_environment_variables_in_paths(tmp_path, monkeypatch):
@@ -63,8 +65,10 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("data: {frames: 0}", "data.frames=0: must be at least 1"),
         ("data: {stride: 0}", "data.stride=0: must be at least 1"),
         ("method: {adversary: {eps: -1/255}}", "method.adversary.eps=-0.0039.*must be at least 0"),
-        ("eval: {eps: [0, -0.1]}", r"eval.eps=\[0.0, -0.1\]: must be at least 0"),
-        ("eval: {eps: [0.2, 0.1]}", "from small to large"),
+        ("eval: {threats: [linf-0, linf-0]}", r"eval.threats=\[linf-0,linf-0\]: list different budgets"),
+        ("eval: {threats: [linf-1, roof-l2-1]}", "eval.threats: no threat model l2 x roof"),
+        ("eval: {threats: [l2+3]}", "'l2[+]3' is no threat model"),
+        ("eval: {crops: 3}", "crops are of eval.unit=video"),
         ("optim: {lr: 0}", "optim.lr=0.0: must be greater than 0"),
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
         ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
@@ -124,7 +128,7 @@ def test_every_option_is_read_by_some_code():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("eval: {eps: ['${oc.env:NOPE}']}", "NOPE"), ("_BASE_: ${oc.env:NOPE}", "NOPE"),
+    [("eval: {threats: ['${oc.env:NOPE}']}", "NOPE"), ("_BASE_: ${oc.env:NOPE}", "NOPE"),
      ("seed: ???", "seed has no value"),
      ("optim: {lr: .inf}", "must be a finite number"), ("seed: 99999999999999999999", "must be at most")],
 )  # fmt: skip
@@ -136,4 +140,4 @@ def test_values_that_are_none(tmp_path, text, message):
 
 def test_brackets_are_no_keys():
     with pytest.raises(UserError, match="write section.name=VALUE"):
-        config.loads("", ["eval.eps[0]=1"])
+        config.loads("", ["eval.threats[0]=1"])

@@ -177,7 +177,7 @@ def test_the_kinetics_page_scans_trains_and_reports(tmp_path):
 def test_the_cifar10_page_trains_and_reports(tmp_path, monkeypatch):
     root = tiny_cifar10(tmp_path / "data", monkeypatch, per_batch=8)
     words = ["model.width=4", "train.batch_size=8", "train.max_steps=2", "optim.lr=0.01", "data.workers=1",
-             "eval.steps=2", "eval.eps=[0,8/255]"]  # fmt: skip
+             "eval.steps=2", "eval.threats=[linf-0,linf-8/255]"]  # fmt: skip
     done = tool("train_net", "--cfg", REPO / "configs/cifar10_csl.yaml", f"data.root={root}", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs/cifar10_csl/eval/pgd/summary.json").read_text())

@@ -19,7 +19,7 @@ def main() -> None:
     cfg, state, folder = cli.load_checkpoint(args)
     if cli.print_config(args, cfg):
         return
-    start_logging(None)
+    start_logging(None, quiet=not cli.is_main())
     out = args.output_dir or folder / "eval" / cfg.eval.name
     evaluate(cfg, state, out, overwrite=args.overwrite)
     log.info(f"report: {out / 'report.md'}")

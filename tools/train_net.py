@@ -36,7 +36,7 @@ def main() -> None:
         if cfg.eval.enabled:
             build_lists(cfg.data)  # a test list that is wrong is told now, not after days of training
     last = train(cfg, out, resume, overwrite=args.overwrite)
-    if cfg.eval.enabled and cli.is_main():
+    if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")
 

@@ -14,6 +14,7 @@ from vidrobust.engine.log import log, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
 from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation import SUITES
 from vidrobust.methods import METHODS
 from vidrobust.models import BACKBONES
 
@@ -21,7 +22,7 @@ from vidrobust.models import BACKBONES
 FAMILIES: dict[str, Mapping[str, Any]] = {
     "data.sampling": TRAIN_SAMPLERS, "eval.sampling": EVAL_SAMPLERS,
     "model.backbone": BACKBONES, "method.name": METHODS, "optim.name": OPTIMIZERS,
-    "optim.schedule": SCHEDULES,
+    "optim.schedule": SCHEDULES, "eval.suite": SUITES,
 }  # fmt: skip
 
 

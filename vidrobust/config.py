@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vidrobust.attacks import parse_threat
 from vidrobust.errors import UserError, nearest
 from vidrobust.options import Adversary, Augment, Config, Data, Eval, Method, Model, MotionShapes, Optim, Train
 
@@ -79,7 +80,7 @@ def help_text() -> str:
     for key, item in options():
         value = OmegaConf.select(default, key)
         if isinstance(value, ListConfig):
-            text = "[" + ",".join(f"{v:g}" for v in value) + "]"
+            text = "[" + ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]"
         else:
             text = f"{value:g}" if isinstance(value, float) else str(value)
         choices = item.metadata["choices"]
@@ -171,7 +172,7 @@ def _option_reason(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     reason = (str(error).splitlines() or ["?"])[0]
     if "is not a ListConfig" in reason:
-        reason = "needs a list, such as [0,4/255]"
+        reason = "needs a list, such as [a,b]"
     return (f"{key}: " if key else "") + reason
 
 
@@ -240,11 +241,23 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
-    if not cfg.eval.eps or sorted(set(cfg.eval.eps)) != cfg.eval.eps:
-        raise UserError(f"eval.eps={cfg.eval.eps}: list different budgets from small to large")
+    _check_threats(cfg.eval.threats)
+    if cfg.eval.crops == 2:
+        raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
+    if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
+        raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
     if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
     if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
         raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
         raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
+
+
+def _check_threats(names: list[str]) -> None:
+    try:
+        threats = [parse_threat(name) for name in names]
+    except ValueError as error:
+        raise UserError(f"eval.threats: {error}") from None
+    if not threats or len(set(threats)) != len(threats):
+        raise UserError(f"eval.threats=[{','.join(names)}]: list different budgets, at least one")

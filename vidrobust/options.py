@@ -149,11 +149,23 @@ class Eval:
     knn_k: int = option(20, "neighbours that vote", low=1)
     knn_temperature: float = option(0.1, "temperature of the votes", above=0)
     probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)
-    eps: list[float] = option(
-        [0, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255], "Linf budgets of PGD, [0,1] pixels", low=0, high=1
+    suite: str = option("pgd", "autoattack, its versions plus, rand and video, or one attack: pgd, square, fmn, ...")
+    threats: list[str] = option(
+        ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
+        "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1",
     )
-    steps: int = option(20, "PGD steps", low=1)
-    restarts: int = option(1, "PGD restarts; the best of a sample counts", low=1)
+    steps: int = option(20, "steps of a single attack such as pgd", low=1)
+    restarts: int = option(1, "restarts of a single attack; the best of a sample counts", low=1)
+    queries: int = option(5000, "queries of a single black-box attack, forward passes a clip", low=4)
+    effort: float = option(1.0, "share of AutoAttack's steps and queries; below 1 it is not AutoAttack", above=0)
+    unit: str = option(
+        "clip", "clip: one centre clip a video is attacked; video: its source frames, through the average of "
+        "eval.clips clips and eval.crops crops", choices=("clip", "video"),
+    )  # fmt: skip
+    crops: int = option(1, "unit=video: crops of each clip, 1 (centre) or 3 (along the longer side)", low=1, high=3)
+    h264: int = option(0, "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
+                       low=0, high=51)  # fmt: skip
+    checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
     branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
     pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)

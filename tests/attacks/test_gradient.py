@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vidrobust.attacks import ThreatModel, contains, fgsm, pgd
+from vidrobust.attacks import Misclassify, ThreatModel, contains, fgsm, make_ball, mim, pgd
 
 SHAPES = [(5, 3, 1, 6, 5), (5, 3, 4, 6, 5), (5, 3, 6, 5)]
 
@@ -45,12 +45,13 @@ def test_pgd_obeys_the_budget_and_beats_fgsm_and_noise(frames):
     assert contains(threat, x, adversarial).all()
     with torch.no_grad():
         assert loss(adversarial).mean() >= loss(fgsm(loss, x, threat)).mean() - 1e-5
-        assert loss(adversarial).mean() > loss(threat.random_start(x)).mean() > 0
+        ball = make_ball(threat, x, lambda: x)
+        assert loss(adversarial).mean() > loss(ball.apply(ball.random())).mean() > 0
 
 
 def test_eps_0_is_the_identity():
     net, x, y = _net(), torch.rand(4, 3, 2, 6, 6), torch.randint(4, (4,))
-    for attack in (fgsm, pgd):
+    for attack in (fgsm, pgd, mim):
         assert torch.equal(attack(_ce(net, y), x, ThreatModel("linf", 0.0)), x)
 
 
@@ -132,20 +133,87 @@ def test_mistakes_are_refused():
         fgsm(lambda v: v.flatten(1).sum(1), x * 255, threat)
     with pytest.raises(ValueError, match=r"one number a sample, \(B,\); got \(\)"):
         pgd(lambda v: v.sum(), x, threat)
-    with pytest.raises(ValueError, match=r"samples \[1\] is NaN"):
+    with pytest.raises(ValueError, match=r"gradient of samples \[1\] is NaN"):
         pgd(lambda v: v.flatten(1).sum(1) * torch.tensor([1.0, float("nan")]), x, threat)
     with pytest.raises(ValueError, match="steps=0"):
         pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=0)
 
 
-def test_agrees_with_foolbox_on_images():
-    foolbox = pytest.importorskip("foolbox")
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(8 * 36, 5)).eval()
-    x, y, eps = torch.rand(64, 3, 8, 8), torch.randint(5, (64,)), 0.03
-    theirs = foolbox.attacks.LinfPGD(steps=10, abs_stepsize=0.01, random_start=False)
-    _, clipped, _ = theirs(foolbox.PyTorchModel(net, bounds=(0, 1)), x, y, epsilons=eps)
-    ours = pgd(_ce(net, y), x, ThreatModel("linf", eps), steps=10, step_size=0.01, random_start=False)
-    a, b = _ce(net, y)(ours), _ce(net, y)(clipped)
-    assert (a >= b - 1e-4).all()  # the same iterates; ours keeps the best of them
-    assert (a - b).abs().median() < 1e-3
+def test_a_broken_sample_costs_nothing_more():
+    """The active set: the model sees a sample no more once it is wrong."""
+    net, x = _net(), torch.rand(12, 3, 2, 6, 6)
+    y, sizes = net(x).argmax(1), []
+
+    def counted(v):
+        sizes.append(len(v))
+        return net(v)
+
+    found = pgd(Misclassify(counted, y), x, ThreatModel("linf", 0.1), steps=20, restarts=3)
+    wrong = net(found).argmax(1) != y
+    assert wrong.any() and sizes == sorted(sizes, reverse=True) and sizes[0] == 12
+    assert sizes[-1] == int((~wrong).sum()) or wrong.all()
+    assert sum(sizes) < 0.6 * 12 * 63
+
+
+def test_a_wrong_iterate_beats_a_right_one_of_higher_loss():
+    """Cross-entropy alone ranks a confident right answer of three classes above a narrow wrong one."""
+    seen = []
+
+    def predict(v):
+        seen.append(v)
+        step = len(seen)
+        logits = torch.tensor([[1.0, 1.1, -5.0]] if step == 1 else [[1.0, 0.9, 0.9]])
+        return logits + 0 * v.sum()
+
+    x = torch.full((1, 3, 1, 2, 2), 0.5)
+    with pytest.MonkeyPatch.context():
+        found = pgd(Misclassify(predict, torch.tensor([0]), rounding=True), x, ThreatModel("linf", 0.1), steps=3)
+    assert torch.equal(found, seen[0].detach())  # the first, wrong, though later ones have the higher cross-entropy
+
+
+def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
+    """A boundary that a change of 0.4/255 crosses: rounding takes it back."""
+    x = torch.full((1, 3, 1, 2, 2), 100 / 255)
+
+    def predict(v):
+        score = 2550 * (v.flatten(1).mean(1) - 100.3 / 255)
+        return torch.stack([-score, score], 1)
+
+    y = torch.tensor([0])
+    small, large = ThreatModel("linf", 0.4 / 255), ThreatModel("linf", 1 / 255)
+    for threat, survives in ((small, False), (large, True)):
+        found = pgd(Misclassify(predict, y, rounding=True), x, threat, steps=8, random_start=False)
+        assert predict(found).argmax(1).item() == 1
+        assert (predict((found * 255).round() / 255).argmax(1).item() == 1) is survives
+
+
+def test_the_best_of_bad_places_is_kept_over_restarts():
+    """Random patches: a later restart at a worse place does not take a better one's result."""
+    net, y = _net(), torch.randint(4, (12,))
+    x, threat, loss = torch.rand(12, 3, 2, 6, 6), ThreatModel("linf", 0.5, "patch", 2, "random"), _ce(net, y)
+    reached = torch.full((12,), -torch.inf)
+    for restarts in (1, 3, 6):
+        generator = torch.Generator().manual_seed(0)
+        found = pgd(loss, x, threat, steps=3, restarts=restarts, generator=generator)
+        assert contains(threat, x, found).all() and (loss(found) >= reached - 1e-6).all()
+        reached = loss(found)
+
+
+def test_frames_are_time_also_where_there_are_three():
+    """T = 3 is not taken for channels: a loss of one channel, and of one frame, moves that alone."""
+    x = torch.full((2, 3, 3, 4, 4), 0.5)
+    of_channel = pgd(lambda v: v[:, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
+    assert (of_channel[:, 1] > 0).all() and (of_channel[:, [0, 2]] == 0).all()
+    of_frame = pgd(lambda v: v[:, :, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
+    assert (of_frame[:, :, 1] > 0).all() and (of_frame[:, :, [0, 2]] == 0).all()
+
+
+def test_momentum_carries_through_a_flat_stretch():
+    def loss(v):
+        rise = (v - 0.5).clamp(max=0.01) + 0.5 * (v - 0.55).clamp(min=0)  # flat between 0.51 and 0.55
+        return rise.flatten(1).sum(1)
+
+    x, threat = torch.full((1, 3, 1, 2, 2), 0.5), ThreatModel("linf", 0.1)
+    stuck = pgd(loss, x, threat, steps=10, step_size=0.015, random_start=False)
+    carried = mim(loss, x, threat, steps=10, step_size=0.015)
+    assert loss(carried) > loss(stuck) + 0.1

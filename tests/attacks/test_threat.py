@@ -1,27 +1,77 @@
 import pytest
 import torch
 
-from vidrobust.attacks import ThreatModel, contains, measure
+from vidrobust.attacks import ThreatModel, contains, make_ball, measure, parse_threat, project
 
-SHAPES = [(4, 3, 1, 6, 5), (4, 3, 3, 6, 5), (4, 3, 6, 5)]  # T = 1, T = 3 (not channels), a 4-D image
+SHAPES = [(4, 3, 1, 6, 7), (4, 3, 4, 6, 7), (4, 3, 3, 6, 7), (4, 3, 6, 7)]  # T = 1, 4, 3 (not channels), a 4-D image
+SUPPORTS = [("dense", 0), ("tube", 0), ("flicker", 0), ("frames", 1), ("patch", 3), ("border", 1), ("pixels", 4)]
+EPS = {"linf": 0.1, "l2": 0.7, "l2_frame": 0.4, "l1": 3.0}
+THREATS = [ThreatModel(norm, eps, support, k) for norm, eps in EPS.items() for support, k in SUPPORTS]  # type: ignore
+
+
+def _clip(shape, saturated=0.3):
+    """Random pixels, some of them black or white: there clipping hides what delta is."""
+    return (torch.rand(shape) * (1 + 2 * saturated) - saturated).clamp(0, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_projection_lands_inside_and_is_idempotent_and_nearest(shape):
-    for _ in range(20):
-        eps = float(torch.rand(()) * 0.3)
-        threat, x = ThreatModel("linf", eps), torch.rand(shape)
-        inside = threat.project(x, x + torch.randn(shape))
-        assert contains(threat, x, inside).all()
-        assert torch.equal(threat.project(x, inside), inside)
-        y = x + torch.randn(shape)
-        for other in (threat.random_start(x), x):  # no allowed clip is nearer
-            assert ((threat.project(x, y) - y).abs() <= (other - y).abs() + 1e-6).all()
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_projection_lands_inside_and_is_idempotent(threat, shape):
+    for spread in (0.02, 0.5):
+        x = _clip(shape)
+        y = (x + spread * torch.randn(shape)).clamp(-0.2, 1.2)
+        inside = project(threat, x, y)
+        assert inside.shape == x.shape and contains(threat, x, inside).all()
+        again = project(threat, x, inside)
+        assert torch.allclose(again, inside, atol=2e-6)
+        assert not torch.equal(inside, x)
 
 
-def test_eps_0_projects_onto_the_clip_itself():
-    x = torch.rand(2, 3, 2, 4, 4)
-    assert torch.equal(ThreatModel("linf", 0.0).project(x, torch.rand_like(x)), x)
+def _exact(threat):
+    """L1 takes the frames, patches and pixels of the largest change, which need not be the nearest."""
+    free = threat.support in ("frames", "patch", "pixels")
+    return threat.support not in ("tube", "flicker") and not (free and threat.norm in ("l1", "l2_frame"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threat", [t for t in THREATS if _exact(t)], ids=str)
+def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
+    x, generator = _clip(shape), torch.Generator().manual_seed(0)
+    y = x + 0.3 * torch.randn(shape)
+    if threat.norm != "linf" and threat.support in ("frames", "patch", "pixels"):
+        y = y.clamp(0, 1)
+    found = project(threat, x, y)
+    away = (found - y).flatten(1).norm(dim=1)
+    for scale in (1.0, 0.3, 0.03):
+        for _ in range(20):  # from anywhere, and from around the projection itself
+            ball = make_ball(threat, x, lambda: torch.rand(len(x), *x.shape[2:]).view(len(x), -1, *x.shape[-2:]))
+            random = ball.apply(ball.random(generator))
+            near = project(threat, x, found + scale * 0.1 * torch.randn(shape))
+            for other in (random, near):
+                assert contains(threat, x, other).all()
+                assert (away <= (other - y).flatten(1).norm(dim=1) + 1e-4).all()
+
+
+@pytest.mark.parametrize("support", ["tube", "flicker"])
+def test_a_shared_delta_is_projected_where_nothing_is_clipped(support):
+    """The nearest constant is the mean; of saturated pixels the delta that explains them is kept."""
+    x = torch.rand(3, 3, 4, 5, 6) * 0.2 + 0.4
+    y = x + 0.05 * torch.randn_like(x)
+    dims = (2,) if support == "tube" else (3, 4)
+    expected = x + (y - x).mean(dims, keepdim=True).clamp(-0.02, 0.02)
+    assert torch.allclose(project(ThreatModel("linf", 0.02, support), x, y), expected, atol=1e-6)
+    white = torch.ones_like(x)
+    white[:, :, 0, 0, 0] = 0.5
+    ball = make_ball(ThreatModel("linf", 0.3, support), white, lambda: x)
+    moved = ball.apply(torch.full_like(ball.low, 0.2))
+    assert torch.allclose(project(ThreatModel("linf", 0.3, support), white, moved), moved, atol=1e-6)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_eps_0_projects_onto_the_clip_itself(threat):
+    x = torch.rand(2, 3, 4, 6, 7)
+    nothing = ThreatModel(threat.norm, 0.0, threat.support, threat.k)
+    assert torch.allclose(project(nothing, x, torch.rand_like(x)), x, atol=1e-6)
 
 
 def test_contains_measures_every_sample_from_its_pixels():
@@ -35,15 +85,115 @@ def test_contains_measures_every_sample_from_its_pixels():
     assert measure(threat, x, y)[:3].tolist() == pytest.approx([0, 8 / 255, 9 / 255])
 
 
-def test_random_starts_fill_the_budget_and_follow_their_generator():
-    threat, x = ThreatModel("linf", 0.1), torch.full((2, 3, 4, 16, 16), 0.5)
-    first, again = (threat.random_start(x, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, again) and not torch.equal(first, threat.random_start(x))
-    noise = first - x
-    assert contains(threat, x, first).all() and noise.abs().max() > 0.099 and abs(noise.mean()) < 0.01
+@pytest.mark.parametrize("frames", [1, 4])
+def test_norms_are_those_of_plain_loops(frames):
+    x = torch.rand(2, 3, frames, 4, 5) * 0.5 + 0.25
+    change = 0.1 * torch.randn_like(x)
+    for sample in range(2):
+        values = change[sample].flatten().tolist()
+        per_frame = [sum(v * v for v in change[sample, :, t].flatten().tolist()) ** 0.5 for t in range(frames)]
+        expected = {
+            "linf": max(map(abs, values)), "l1": sum(map(abs, values)), "l2": sum(v * v for v in values) ** 0.5,
+            "l2_frame": max(per_frame),
+        }  # fmt: skip
+        for norm, size in expected.items():
+            assert measure(ThreatModel(norm, 1), x, x + change)[sample].item() == pytest.approx(size, rel=1e-4)
+    if frames == 1:  # the image's L2: budgets transfer
+        assert torch.equal(measure(ThreatModel("l2_frame"), x, x + change), measure(ThreatModel("l2"), x, x + change))
 
 
-@pytest.mark.parametrize("bad", [{"eps": -0.1}, {"eps": float("nan")}, {"norm": "l7"}, {"support": "nowhere"}])
+def _changed(places, shape=(1, 3, 4, 6, 7)):
+    x = torch.full(shape, 0.5)
+    y = x.clone()
+    for place in places:
+        y[(0, slice(None), *place)] += 0.05
+    return x, y
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "inside"),
+    [
+        ("frames2-linf-0.1", [(0,), (3,)], True), ("frames2-linf-0.1", [(0,), (1,), (3,)], False),
+        ("frames2@0+3-linf-0.1", [(0,), (3,)], True), ("frames2@0+3-linf-0.1", [(1,)], False),
+        ("frames2@uniform-linf-0.1", [(1,), (3,)], True), ("frames2@uniform-linf-0.1", [(0,)], False),
+        ("patch3-linf-0.1", [(0, 2, 2), (3, 4, 4)], True), ("patch3-linf-0.1", [(0, 1, 2), (3, 4, 2)], False),
+        ("patch3-linf-0.1", [(0, 2, 1), (0, 2, 4)], False), ("patch3@1+2-linf-0.1", [(2, 1, 2), (0, 3, 4)], True),
+        ("patch3@1+2-linf-0.1", [(2, 0, 2)], False), ("patch3@1+2-linf-0.1", [(2, 1, 5)], False),
+        ("patch3@1+2-linf-0.1", [], True), ("border1-linf-0.1", [(0, 0, 3), (1, 5, 6), (2, 3, 0)], True),
+        ("border1-linf-0.1", [(0, 1, 3)], False), ("pixels1-linf-0.1", [(0, 1, 3), (1, 2, 2)], True),
+        ("pixels1-linf-0.1", [(0, 1, 3), (0, 2, 2)], False), ("tube-linf-0.1", [(t, 1, 1) for t in range(4)], True),
+        ("tube-linf-0.1", [(t, 1, 1) for t in range(3)], False), ("flicker-linf-0.1", [(2,)], True),
+        ("flicker-linf-0.1", [(2, 3)], False),
+    ],
+)  # fmt: skip
+def test_contains_sees_where_a_perturbation_lies(name, places, inside):
+    assert contains(parse_threat(name), *_changed(places)).item() is inside
+
+
+def test_a_clipped_shared_delta_is_one_and_a_larger_one_is_not_hidden():
+    x = torch.tensor([0.5, 0.95, 1.0, 0.0]).view(1, 1, 1, 2, 2).repeat(1, 3, 1, 1, 1)
+    flicker = ThreatModel("linf", 0.1, "flicker")
+    y = (x + 0.1).clamp(0, 1)
+    assert contains(flicker, x, y).item() and measure(flicker, x, y).item() == pytest.approx(0.1)
+    y[0, :, 0, 0, 0] = 0.5  # the others say 0.1, this one 0
+    assert not contains(flicker, x, y).item()
+    assert not contains(ThreatModel("linf", 0.05, "flicker"), x, (x + 0.1).clamp(0, 1)).item()
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_random_starts_fill_the_budget_and_follow_their_generator(threat):
+    x = torch.full((2, 3, 4, 16, 16), 0.5)
+    scores = torch.rand(2, 4, 16, 16)
+    ball = make_ball(threat, x, lambda: scores)
+    first, again = (ball.random(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, ball.random())
+    assert contains(threat, x, ball.apply(first)).all()
+    sizes = measure(threat, x, ball.apply(first))
+    assert (sizes > 0.7 * threat.eps).all() and (first > 0).any() and (first < 0).any()
+
+
+def test_names_are_read_back():
+    names = ["linf-4/255", "linf-0.5/255", "linf-0/255", "l2-0.5", "l2_frame-1.25", "l1-12", "tube-linf-8/255",
+             "flicker-l2-3", "frames4-linf-8/255", "frames2@0+5-l1-3", "frames2@uniform-linf-1/255",
+             "patch30-linf-255/255", "patch30@random-linf-255/255", "patch30@10+12-l2-7", "border5-linf-255/255",
+             "pixels100@random-linf-255/255"]  # fmt: skip
+    assert [str(parse_threat(name)) for name in names] == names
+    assert parse_threat("linf-1") == ThreatModel("linf", 1.0) and parse_threat("patch3@1+2-l2-7").place == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"eps": -0.1}, {"eps": float("nan")}, {"eps": float("inf")}, {"norm": "l7"}, {"support": "nowhere"}, {"k": 3},
+     {"support": "frames"}, {"support": "patch", "k": -1}, {"support": "frames", "k": 2, "place": (1,)},
+     {"support": "frames", "k": 2, "place": (1, 1)}, {"support": "patch", "k": 2, "place": (1, 1, 1)},
+     {"support": "patch", "k": 2, "place": "saliency"}, {"support": "border", "k": 2, "place": (0, 0)},
+     {"place": "random"}],
+)  # fmt: skip
 def test_what_is_not_defined_is_refused(bad):
-    with pytest.raises(ValueError, match="eps|no threat model"):
+    with pytest.raises(ValueError, match="eps|no threat model|support="):
         ThreatModel(**bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "linf", "linf-", "linf-x", "l3-1", "flicker", "frames-linf-1", "linf-1/0", "frames2@x-linf-1", "4/255"]
+)
+def test_names_that_say_nothing_are_refused(name):
+    with pytest.raises(ValueError, match="is no threat model|is no number|no such place|at least 1"):
+        parse_threat(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("frames5-linf-1", "5 frames of a clip of 4"), ("frames2@1+4-linf-1", "no frame 4"), ("patch7-linf-1", "not fit"),
+     ("patch3@5+0-linf-1", "not fit"), ("border3-linf-1", "leaves nothing"), ("pixels43-linf-1", "43 pixels of")],
+)  # fmt: skip
+def test_supports_larger_than_the_clip_are_refused(name, message):
+    x = torch.rand(2, 3, 4, 6, 7)
+    with pytest.raises(ValueError, match=message):
+        project(parse_threat(name), x, x)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 4), (2, 3, 1, 4, 4, 1)])
+def test_other_ranks_are_refused(shape):
+    with pytest.raises(ValueError, match="expected clips"):
+        contains(ThreatModel(), torch.rand(shape), torch.rand(shape))

@@ -12,7 +12,7 @@ any callable x -> (B,); `Misclassify` is a classifier's.
 
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
-from vidrobust.attacks.checks import self_checks
+from vidrobust.attacks.checks import self_checks, weak_white_box
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import SCORES, Loss, Misclassify, Predict, dlr_toward, eot, rounded, toward
 from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
@@ -48,6 +48,6 @@ __all__ = [
     "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains", "cw", "dlr_toward",
     "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
     "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward", "push_away",
-    "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps", "temporal_translation", "toward",
-    "universal", "worst_case",
+    "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps", "temporal_translation",
+    "toward", "universal", "weak_white_box", "worst_case",
 ]  # fmt: skip

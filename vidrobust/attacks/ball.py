@@ -121,18 +121,17 @@ class Ball:
         return self._delta(geometry.ascend(self._flat_norm(), g, low, high, radius))
 
     def random(self, generator: torch.Generator | None = None) -> Tensor:
-        """A random delta: uniform in Linf, a uniform direction at full length in the other norms, then projected."""
-        device = generator.device if generator else self.x.device
-        noise = torch.rand(self.low.shape, generator=generator, device=device).to(self.low)
+        """A random delta: uniform in Linf; in L2 a uniform direction at full length, in L1 the sparse point that normal
+        noise is projected onto (as in AutoAttack).
+        """
+        draw, device = torch.rand if self.threat.norm == "linf" else torch.randn, _of(generator, self.x)
+        noise = draw(self.low.shape, generator=generator, device=device).to(self.low)
         if self.threat.norm == "linf":
             return self.project((2 * noise - 1) * self.eps.view(-1, *[1] * (noise.ndim - 1)))
-        noise = noise.clamp(1e-6, 1 - 1e-6)
-        noise = (2 * noise - 1).sign() * -(1 - (2 * noise - 1).abs()).log() if self.threat.norm == "l1" else (
-            (2 * noise - 1).erfinv()
-        )  # fmt: skip
+        if self.threat.norm == "l1":
+            return self.project(noise)
         u, _, _, radius = self._rows(noise * (self.low < self.high), self.low, self.high, self.eps)
-        length = u.abs().sum(1, keepdim=True) if self.threat.norm == "l1" else u.norm(dim=1, keepdim=True)
-        return self.project(self._delta(u * radius / length.clamp(min=1e-12)))
+        return self.project(self._delta(u * radius / u.norm(dim=1, keepdim=True).clamp(min=1e-12)))
 
     def explain(self, x_adv: Tensor) -> Tensor:
         """The delta of a perturbed clip; the nearest one where it is none."""
@@ -261,11 +260,13 @@ def _of(generator: torch.Generator | None, x: Tensor) -> torch.device:
 def project(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
     """The allowed clip nearest (in L2) to x_adv; shapes alike, batch first.
 
-    Frames and patches that an attack may choose are those that change most. A shared delta (tube, flicker) is the
-    nearest among deltas, before clipping to [0, 1].
+    Frames, patches and pixels that an attack may choose are those that come nearest (exact in Linf, and in L2 where
+    nothing is clipped). A shared delta (tube, flicker) is the nearest among deltas, before clipping to [0, 1].
     """
     change = as_clip(x_adv) - as_clip(x)
+    reach = threat.eps if threat.norm == "linf" else 1.0
+    left = (change - (as_clip(x) + change.clamp(-reach, reach)).clamp(0, 1) + as_clip(x)).square()
     free = threat.places in ("saliency", "search", "random")
     seen = ThreatModel(threat.norm, threat.eps, threat.support, threat.k) if free else threat
-    ball = make_ball(seen, x, lambda: change.square().sum(1))
+    ball = make_ball(seen, x, lambda: (change.square() - left).sum(1))
     return ball.apply(ball.project(ball.explain(x_adv)))

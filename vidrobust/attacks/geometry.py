@@ -58,7 +58,7 @@ def project_l1(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
     sign = torch.where(order < u.shape[1], 1.0, -1.0).double()
     mass, count = (sign * knots).cumsum(1), sign.cumsum(1)
     at_knot = mass - knots * count  # the sum at t = knot, which grows as t falls
-    last = ((at_knot < radius).sum(1, keepdim=True) - 1).clamp(min=0)
+    last = ((at_knot <= radius).sum(1, keepdim=True) - 1).clamp(min=0)
     t = (mass.gather(1, last) - radius) / count.gather(1, last).clamp(min=1)
     shrunk = (u.sign() * (size - t.clamp(min=0)).clamp(min=0).to(u.dtype)).clamp(low, high)
     return torch.where(too_long, shrunk, inside)

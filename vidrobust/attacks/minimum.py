@@ -168,7 +168,7 @@ def fmn(
         g = gamma * (0.02 + 0.98 * fall)
         size, best = ball.norms(delta), search.size[search.rows]
         slope = (gradient * ball.ascend(gradient, 1.0)).flatten(1).sum(1).clamp(min=1e-12)  # the dual norm
-        reach = size - value.float() / slope
+        reach = (size - value.float() / slope) * (1 + g)  # a little beyond, or rounding keeps it on this side
         outside = torch.where(torch.isinf(best), reach, radius * (1 + g))
         radius = torch.where(broken > 0, torch.minimum(torch.minimum(radius, size) * (1 - g), best), outside)
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)

@@ -25,8 +25,8 @@ def nes(
     """NES (Ilyas et al., ICML 2018) -> each sample's best clip, shaped as x.
 
     The gradient is the mean of loss(delta + sigma u) u over `samples` normal u in antithetic pairs; then as PGD, along
-    a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries` (forward
-    passes a sample) allows. Raises ValueError when it allows none.
+    a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries`
+    (forward passes a sample) allows. Raises ValueError when it allows none.
     """
     steps = queries // (samples + 1)
     if steps < 1 or samples < 2 or samples % 2:

@@ -1,5 +1,6 @@
 """The worst case of several attacks, each over what the ones before it left; AutoAttack and its version for video."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -68,15 +69,20 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What a suite found. x_adv: the worst clips. broken_by: the attack that broke each, "clean" for those that are
-    wrong without one, None for what is robust; rounded_by: the same after rounding to uint8.
-    passes: attack -> (forward, backward) passes in clips. rejected: clips an attack put outside the threat model.
+    """What a suite found.
+
+    x_adv: the worst clips; x_rounded: the worst ones to round to uint8. broken_by: the attack that broke each, "clean"
+    for those that are wrong without one, None for what is robust; rounded_by: the same after rounding.
+    passes: attack -> (forward, backward) passes in clips; seconds: attack -> time. rejected: attack -> how many clips
+    it put outside the threat model.
     """
 
     x_adv: Tensor
+    x_rounded: Tensor
     broken_by: list[str | None]
     rounded_by: list[str | None]
     passes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -152,13 +158,16 @@ def worst_case(
     with torch.no_grad():
         clean = Misclassify(predict, y).logits(x).argmax(1) != y
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
-    outcome = Outcome(x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by))
+    outcome = Outcome(
+        x.clone(), x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by)
+    )
     for step in steps:
         left = [i for i, both in enumerate(zip(broken_by, outcome.rounded_by, strict=True)) if None in both]
         if not left:
             break
-        counted, rows = Passes(predict), torch.tensor(left, device=x.device)
+        counted, rows, start = Passes(predict), torch.tensor(left, device=x.device), time.perf_counter()
         found = step(counted, x[rows], y[rows], threat, rounding, generator)
+        outcome.seconds[step.name] = time.perf_counter() - start
         outcome.passes[step.name] = (counted.forward, counted.backward)
         inside = contains(threat, x[rows], found)
         if not inside.all():
@@ -174,13 +183,12 @@ def _record(
     wrong = (predict(found).argmax(1) != y[rows]).tolist()
     also = (predict(rounded(found)).argmax(1) != y[rows]).tolist() if rounding else wrong
     for at, (row, is_wrong, is_wrong_rounded) in enumerate(zip(rows.tolist(), wrong, also, strict=True)):
-        if is_wrong and outcome.broken_by[row] is None:
-            outcome.broken_by[row] = name
+        if outcome.broken_by[row] is None:
             outcome.x_adv[row] = found[at]
-        elif outcome.broken_by[row] is None:
-            outcome.x_adv[row] = found[at]
-        if is_wrong_rounded and outcome.rounded_by[row] is None:
-            outcome.rounded_by[row] = name
+            outcome.broken_by[row] = name if is_wrong else None
+        if outcome.rounded_by[row] is None:
+            outcome.x_rounded[row] = found[at]
+            outcome.rounded_by[row] = name if is_wrong_rounded else None
 
 
 @torch.no_grad()

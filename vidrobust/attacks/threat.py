@@ -5,7 +5,6 @@ B batch, C channel, T frame, H W. A clip is (B, C, T, H, W) in [0, 1]; an image 
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -91,7 +90,8 @@ def parse_threat(text: str) -> ThreatModel:
                          "flicker-linf-8/255, frames4-l2-0.5, patch30@10+12-linf-1")  # fmt: skip
     support, k, place, norm, eps = found.groups()
     try:
-        size = float(Fraction(eps)) if "/" in eps else float(eps)
+        above, _, below = eps.partition("/")
+        size = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r}: {eps!r} is no number; write 0.03 or 8/255") from None
     where = tuple(map(int, place.split("+"))) if place and place[0].isdigit() else place or ""
@@ -155,12 +155,12 @@ def measure(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
 def contains(threat: ThreatModel, x: Tensor, x_adv: Tensor, atol: float = 1e-6) -> Tensor:
     """Whether each sample obeys the threat model, from its pixels: budget, support and [0, 1] -> (B,) bool.
 
-    atol: of a pixel. Sums of many pixels, the budgets of l2 and l1, are compared up to a millionth more. NaN does not
-    obey. What the attack may choose, frames, patch or pixels, may lie anywhere, if there are no more of them than k.
+    atol: of a pixel. A float32 pixel says what it changed by up to 2^-24, so that budgets of l2 and l1 are compared up
+    to the norm of that in every changed pixel. NaN does not obey. What the attack may choose, frames, patch or pixels, may lie anywhere, if there are no more of them than k.
     """
     delta, crossed = explain(threat, x, x_adv)
-    slack = 0.0 if threat.norm == "linf" else 1e-6 * threat.eps
-    in_budget = norm_of(threat.norm, delta) <= threat.eps + atol + slack
+    slack = 0.0 if threat.norm == "linf" else norm_of(threat.norm, (delta != 0) * 2.0**-24)
+    in_budget = norm_of(threat.norm, delta) <= threat.eps * (1 + 1e-6) + atol + slack
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     return in_budget & in_range & (crossed <= atol) & _in_place(threat, (as_clip(x_adv) - as_clip(x)).abs() > atol)
 

@@ -67,9 +67,8 @@ def frame_saliency(
 
     Saliency is the mean absolute gradient of a frame. mode: "one_shot" perturbs all frames with `pgd` and lays them
     over the clip one after the other; "iterative" attacks one frame more each time, together with those before it;
-    "refresh" asks for the saliency anew before each frame. Returns each sample's best clip, of as few frames as it took; with a loss
-    that breaks nothing, of whichever number raised it most. Dense threats.
-    Costs, at most: one_shot steps + T, the others T * steps forward passes.
+    "refresh" asks for the saliency anew before each frame. Returns each sample's best clip, of as few frames as it
+    took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot steps + T, the others T * steps forward passes.
     """
     if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
         raise ValueError(f"{threat}, mode={mode}: dense threats; one_shot, iterative or refresh")
@@ -232,8 +231,8 @@ def roa(
     """Rectangular occlusion attack (Wu et al., ICLR 2020): place a grey patch where it does most harm, then PGD in it.
 
     The `candidates` places of the largest squared gradient, on a grid of `stride` pixels, are tried with grey (0.5);
-    PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1). A place that the threat names, or draws,
-    is kept. Costs candidates + steps + 2 forward, steps + 1 backward passes.
+    PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1). A place that the threat names, or
+    draws, is kept. Costs candidates + steps + 2 forward, steps + 1 backward passes.
     """
     if threat.support != "patch" or threat.norm != "linf":
         raise ValueError(f"{threat}: ROA is for patch-linf threats")

@@ -54,18 +54,19 @@ from vidrobust.data.sampling import (
 )
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.scan import apply_manifest, read_manifest, scan
+from vidrobust.data.source import Source, SourceVideos
 from vidrobust.data.synthetic import make_motionshapes
 from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 __all__ = [
     "BACKENDS", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
-    "DecodeError", "Encoding", "EvalBatches", "Failure", "Record", "TrainBatches", "all_records", "apply_manifest",
-    "build_records", "collate", "dense_clips", "eval_dataset", "find_format", "frame_folder", "frame_list",
-    "hmdb51", "image_folder", "interval_pairs", "kinetics", "loader", "make_motionshapes", "open_video",
-    "path_label_list", "random_clips", "read_frames", "read_manifest", "records_sha", "reencode", "require_labels",
-    "scan", "segment_clips", "shared_sources", "split_by_group", "torchvision_images", "train_dataset", "ucf101",
-    "uniform_clips", "video_folder", "worker_deaths",
+    "DecodeError", "Encoding", "EvalBatches", "Failure", "Record", "Source", "SourceVideos", "TrainBatches",
+    "all_records", "apply_manifest", "build_records", "collate", "dense_clips", "eval_dataset", "find_format",
+    "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "kinetics", "loader", "make_motionshapes",
+    "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest", "records_sha", "reencode",
+    "require_labels", "scan", "segment_clips", "shared_sources", "source_videos", "split_by_group",
+    "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder", "worker_deaths",
 ]  # fmt: skip
 
 log = logging.getLogger("vidrobust")
@@ -172,6 +173,16 @@ def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: 
     """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     view = AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
     return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
+
+
+def source_videos(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> SourceVideos:
+    """The source frames of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
+    require_backend(cfg.backend)
+    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
+    return SourceVideos(
+        records, spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), short_side=cfg.short_side, size=cfg.size,
+        backend=cfg.backend, timeout_s=cfg.timeout_s,
+    )  # fmt: skip
 
 
 def _dataset(

@@ -283,6 +283,13 @@ class EvalBatches(Sampler[list[Key]]):
     def __init__(self, indices: list[int], batch_size: int) -> None:
         self.batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
+    @classmethod
+    def of(cls, batches: list[list[int]]) -> "EvalBatches":
+        """These batches."""
+        made = cls([], 1)
+        made.batches = batches
+        return made
+
     def __len__(self) -> int:
         return len(self.batches)
 

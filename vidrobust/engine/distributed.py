@@ -1,6 +1,8 @@
 """Every collective. Without torchrun's environment each of these is a no-op on one process."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -40,6 +42,7 @@ def _require(device: str) -> None:
 
 def stop() -> None:
     if dist.is_initialized():
+        _patient.clear()
         dist.destroy_process_group()
 
 
@@ -54,6 +57,34 @@ def world() -> int:
 def barrier() -> None:
     if world() > 1:
         dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes through the block before the others enter it: what it writes there, they find."""
+    if rank() > 0:
+        patient_barrier()
+    yield
+    if rank() == 0:
+        patient_barrier()
+
+
+_patient: list[Any] = []
+
+
+def patient_barrier() -> None:
+    """A barrier for work whose length differs between ranks by hours, as attacks' does: it waits for a month."""
+    if world() > 1:
+        if not _patient:
+            _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=30)))
+        dist.barrier(_patient[0])
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors with those of rank 0."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def gather(x: Tensor) -> Tensor:

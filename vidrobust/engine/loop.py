@@ -127,6 +127,7 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
         if run.start >= run.total:
             log.info(f"training was complete at step {run.total}")
         checkpoint.write_atomic(out / "backbone.pt", single_branch_state(run.method.model.backbone.trunk))
+    distributed.barrier()  # every rank finds the last checkpoint
     return out / "checkpoints" / "last.pt"
 
 
@@ -207,11 +208,8 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
 
     `total_steps` and `learning_rate` are asked here so that what they refuse is refused before anything is written.
     """
-    if distributed.rank() > 0:
-        distributed.barrier()  # rank 0 goes first: it may have to draw the data set
-    records, classes = build_records(cfg.data, "train")
-    if distributed.rank() == 0:
-        distributed.barrier()
+    with distributed.main_first():  # it may have to draw the data set
+        records, classes = build_records(cfg.data, "train")
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim)

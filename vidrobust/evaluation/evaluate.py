@@ -10,16 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.attacks import ThreatModel
-from vidrobust.data import FOLDED, Record, build_records, eval_dataset, records_sha, require_labels, shared_sources
+from vidrobust.attacks import ThreatModel, parse_threat, self_checks
+from vidrobust.data import (
+    FOLDED,
+    ClipDataset,
+    Record,
+    SourceVideos,
+    build_records,
+    eval_dataset,
+    records_sha,
+    require_labels,
+    shared_sources,
+    source_videos,
+)
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
+from vidrobust.evaluation.curve import robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
-from vidrobust.evaluation.robust import Row, evaluate_robust, robust_curve
+from vidrobust.evaluation.robust import Row, Suite, evaluate_robust, families
+from vidrobust.evaluation.statistics import wilson
+from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model
@@ -40,7 +55,7 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
 
 
 def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Measure a checkpoint's `state` on the test list; fills `out` and returns its summary.
+    """Measure a checkpoint's `state` on the test list; fills `out` and returns its summary. Every rank calls it.
 
     Writes predictions.jsonl (a row a video), results.jsonl (a row a video and budget), summary.json, report.md and
     its pictures. Killed and called again it goes on where it was, with the same summary. Raises UserError for a
@@ -48,20 +63,27 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     did not decode.
     """
     device = distributed.start(cfg.device)
-    train, test, classes = build_lists(cfg.data)
+    with distributed.main_first():
+        train, test, classes = build_lists(cfg.data)
     identity = _identity(cfg, state, train, test)
     seed_everything(cfg.seed, cfg.deterministic)
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
-    _claim(out, identity, overwrite)
+    main = distributed.rank() == 0
+    if main:
+        _claim(out, identity, overwrite)
+    distributed.patient_barrier()
     done = out / "summary.json"
     if done.is_file():
         summary = json.loads(done.read_text())
     else:
         summary = _measure(cfg, method.model.to(device), fresh.model.to(device), train, test, classes, out) | identity
-        _write(done, json.dumps(summary, indent=2) + "\n")
-        (out / _FEATURES).unlink(missing_ok=True)
-    write_report(out, summary, classes)
+        if main:
+            _write(done, json.dumps(summary, indent=2) + "\n")
+            (out / _FEATURES).unlink(missing_ok=True)
+    if main:
+        write_report(out, summary, classes)
+    distributed.patient_barrier()
     if summary["failed"]:
         raise UserError(
             f"{len(summary['failed'])} of {len(train) + len(test)} training and test videos do not decode; those of "
@@ -97,19 +119,53 @@ def _measure(
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = _evenly(len(test), cfg.eval.limit)
+    threats = [threat for family in families(list(map(parse_threat, cfg.eval.threats))) for threat in family]
+    suite = Suite(cfg.eval.suite, cfg.eval.steps, cfg.eval.restarts, cfg.eval.queries, cfg.eval.effort)
     with evaluation_mode(model, random, branch=cfg.eval.branch):
-        gallery, queries = _features(cfg, model, random, train, test, out, device)
+        with distributed.main_first():
+            gallery, queries = _features(cfg, model, random, train, test, out, device)
         head = _own_head(model, len(classes))
         found = measure_representation(gallery, queries, len(classes), cfg.eval, head)
-        _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
-        log.info(f"attacking {len(indices)} videos, PGD-{cfg.eval.steps}, {len(cfg.eval.eps)} budgets")
+        if found.probe is not None:
+            distributed.broadcast(found.probe.parameters())
+        if distributed.rank() == 0:
+            _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
+        predict, clips = _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1)
+        doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
+        log.info(f"attacking {len(indices)} videos ({cfg.eval.unit}s), {suite}, {len(threats)} budgets")
         rows = evaluate_robust(
-            _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1), indices,
-            [ThreatModel("linf", eps) for eps in cfg.eval.eps], out, steps=cfg.eval.steps, restarts=cfg.eval.restarts,
+            predict, clips if cfg.eval.unit == "clip" else _sources(cfg, test), indices, threats, out, suite=suite,
             seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
-            pictures=cfg.eval.pictures,
+            pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
         )  # fmt: skip
-    return _summary(cfg, rows, found, gallery[0], classes)
+    return _summary(cfg, rows, threats, str(suite), found, gallery[0], classes, doubts)
+
+
+def _sources(cfg: config.Config, test: list[Record]) -> SourceVideos:
+    return source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
+
+
+def _checks(
+    cfg: config.Config, predict: Callable[[Tensor], Tensor], dataset: ClipDataset, indices: list[int],
+    threat: ThreatModel, out: Path, device: torch.device,
+) -> list[str]:  # fmt: skip
+    """What makes the numbers doubtful, on the first clips; once an evaluation."""
+    path = out / "checks.json"
+    if cfg.eval.checks and not path.is_file():
+        first = indices[: cfg.eval.checks]
+        (unit,) = clip_units(predict, dataset, [first], cfg.data.workers, device)
+        found: list[str] = []
+        if unit.uids:
+            generator = torch.Generator().manual_seed(cfg.seed)
+            try:
+                found = self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
+                                    generator=generator)  # fmt: skip
+            except ValueError as error:
+                raise UserError(f"checking the model under {threat}: {error}") from None
+        for line in found:
+            log.warning(line)
+        _write(path, json.dumps(found) + "\n")
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 _FEATURES = "features.pt"
@@ -158,12 +214,14 @@ def _classifier(
 
 
 def _summary(
-    cfg: config.Config, rows: list[Row], found: Representation, gallery: Features, classes: list[str]
-) -> dict[str, Any]:
-    curve = robust_curve(rows)
+    cfg: config.Config, rows: list[Row], threats: list[ThreatModel], suite: str, found: Representation,
+    gallery: Features, classes: list[str], doubts: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    curve = robust_curve(rows, threats)
     failed = [failure.reason for failure in gallery.failed + found.asked.failed]
-    largest, clean = curve[-1], rows[:: len(curve)]  # one row a video
-    warnings = [f"{c['out_of_budget']} adversarial clips exceed {c['threat']}" for c in curve if c["out_of_budget"]]
+    clean, withstood = rows[:: len(curve)], robust_to_all(rows)  # one row a video
+    one_family = len(families(threats)) == 1
+    warnings = doubts + suite_warnings(rows, curve)
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}")
@@ -173,14 +231,20 @@ def _summary(
         + (f", fold {cfg.data.fold}" if cfg.data.name in FOLDED else ""),
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
-        "robust_acc": largest["robust_acc"],
-        "robust_acc_uint8": largest["robust_acc_uint8"],
-        "ci95": largest["ci95"],
-        "threat": {"norm": "linf", "support": "dense", "eps": largest["eps"]},
-        "suite": [f"pgd-{cfg.eval.steps}x{cfg.eval.restarts}"],
-        "unit": "clip",
+        # over all threats; of one family that is its largest
+        "robust_acc": sum(withstood) / len(withstood),
+        "robust_acc_uint8": _uint8_to_all(rows),
+        "ci95": list(wilson(sum(withstood), len(withstood))),
+        "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")} if one_family else None,
+        "threats": [str(threat) for threat in threats],
+        "suite": suite,
+        "attacks": sorted({name for c in curve for name in c["passes"]}),
+        "unit": cfg.eval.unit,
         "branch": cfg.eval.branch,
-        "views": {"attack": "1x1", "representation": f"{cfg.eval.clips}x1"},
+        "views": {
+            "attack": f"{cfg.eval.clips}x{cfg.eval.crops}" if cfg.eval.unit == "video" else "1x1",
+            "representation": f"{cfg.eval.clips}x1",
+        },
         "chance": 1 / len(classes),
         "classifier": "own head" if "head" in found.predictions else "linear probe",
         "representation": found.accuracies(),
@@ -192,6 +256,12 @@ def _summary(
         "failed": failed,
         "warnings": warnings,
     }
+
+
+def _uint8_to_all(rows: list[Row]) -> float:
+    return sum(robust_to_all([row | {"robust": row["uint8_pred"] == row["label"]} for row in rows])) / len(
+        {row["index"] for row in rows}
+    )
 
 
 def _identity(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
@@ -214,7 +284,9 @@ def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
         if held is None:
             raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
         if held != identity and not overwrite:
-            raise UserError(f"{out} holds another evaluation; set eval.name=NAME, or --overwrite")
+            names = {"checkpoint": "checkpoint", "config_sha": "options", "manifest_sha": "lists of videos"}
+            other = " and ".join(names[key] for key in names if held.get(key) != identity[key])
+            raise UserError(f"{out} holds another evaluation, of other {other}; set eval.name=NAME, or --overwrite")
         if held != identity:
             log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
         for old in out.rglob("*") if held != identity else ():

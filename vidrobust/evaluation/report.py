@@ -7,10 +7,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation.robust import timings
+
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
-    """Write out/report.md, out/curve.png and one picture a saved clip of out/clips/*.npz."""
-    _draw_curve(out / "curve.png", summary)
+    """Write out/report.md, out/curve.png (of threats with several budgets) and a picture a clip of out/clips/*.npz."""
+    drawn = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
     lines = [
         f"# {summary['dataset']}, {summary['split']}: {summary['n']} videos attacked",
@@ -28,22 +30,18 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         "",
         "## How robust it is",
         "",
-        f"{', '.join(summary['suite'])} on the cross-entropy of the {summary['classifier']}, one centre clip "
-        f"a video (unit: {summary['unit']}), every adversarial clip measured from its pixels.",
+        f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} "
+        f"(views {summary['views']['attack']}); every adversarial clip measured from its pixels.",
         "",
-        "| budget | robust accuracy | 95 % interval | after rounding to uint8 | largest change measured |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {c['threat']} | {_percent(c['robust_acc'])} | {_percent(c['ci95'][0])} to {_percent(c['ci95'][1])} | "
-            f"{_percent(c['robust_acc_uint8'])} | {c['max_measured'] * 255:.3g}/255 |"
-            for c in summary["curve"]
-        ),
+        *_threat_rows(summary["curve"]),
         "",
-        f"Clean accuracy of the attacked clips: {_percent(summary['clean_acc'])}. A video broken at a budget counts as "
-        "broken at all larger ones and is not attacked again; its change stays as large as it was.",
+        f"Clean accuracy of what is attacked: {_percent(summary['clean_acc'])}; robust to all of these threats: "
+        f"{_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after rounding). A video broken "
+        "at a budget counts as broken at the larger ones of its threat and is not attacked again; its change stays as "
+        "large as it was.",
         "",
-        "![robust accuracy](curve.png)",
-        "",
+        *_attack_rows(summary["curve"], timings(out)),
+        *(["![robust accuracy](curve.png)", ""] if drawn else []),
         *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
         *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
     ]
@@ -66,12 +64,64 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _draw_curve(path: Path, summary: dict[str, Any]) -> None:
-    curve = summary["curve"]
-    eps = [255 * c["eps"] for c in curve]
-    figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
+_UNITS = {
+    "clip": "one centre clip a video is attacked",
+    "video": "the source frames of a video are attacked, through the average over its views",
+}
+
+
+def _size(norm: str, size: float) -> str:
+    return f"{size * 255:.3g}/255" if norm == "linf" else f"{size:.3g}"
+
+
+def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
+    coded = any(c["robust_acc_h264"] is not None for c in curve)
+    titles = ["threat", "robust accuracy", "95 % interval", "after rounding to uint8",
+              *(["after H.264"] if coded else []), "largest change measured"]  # fmt: skip
+    rows = [
+        [
+            c["threat"], _percent(c["robust_acc"]), f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
+            _percent(c["robust_acc_uint8"]), *([_percent(c["robust_acc_h264"])] if coded else []),
+            _size(c["norm"], c["max_measured"]),
+        ]
+        for c in curve
+    ]  # fmt: skip
+    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+
+
+def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
+    """Which attack broke what, and what it cost."""
+    rows = [
+        f"| {c['threat']} | {name} | {c['killed_by'].get(name, 0)} | {forward} | {backward} | "
+        f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f} |"
+        for c in curve
+        for name, (forward, backward) in c["passes"].items()
+    ]
+    title = "| threat | attack | videos broken so far | forward passes | backward passes | seconds |"
+    return [title, "|---|---|---|---|---|---|", *rows, ""] if rows else []
+
+
+def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
+    """A panel a threat that has several budgets; False when none has."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for c in summary["curve"]:
+        kinds.setdefault((c["support"], c["k"], c["norm"], c["threat"].rpartition("-")[0]), []).append(c)
+    several = {kind: curve for kind, curve in kinds.items() if len(curve) > 1}
+    if not several:
+        path.unlink(missing_ok=True)
+        return False
+    figure = Figure(figsize=(5 * len(several), 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    for axes, ((*_, norm, name), curve) in zip(figure.subplots(1, len(several), squeeze=False)[0], several.items(),
+                                               strict=True):  # fmt: skip
+        _draw_curve(axes, summary, curve, norm, name)
+    figure.savefig(path)
+    return True
+
+
+def _draw_curve(axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]], norm: str, name: str) -> None:
+    unit = 255 if norm == "linf" else 1
+    eps = [unit * c["eps"] for c in curve]
     axes.fill_between(
         eps, [100 * c["ci95"][0] for c in curve], [100 * c["ci95"][1] for c in curve], alpha=0.2, linewidth=0
     )
@@ -80,11 +130,11 @@ def _draw_curve(path: Path, summary: dict[str, Any]) -> None:
         eps, [100 * c["robust_acc_uint8"] for c in curve], marker="x", linestyle=":", label="after rounding to uint8"
     )
     axes.axhline(100 * summary["chance"], color="gray", linestyle="--", linewidth=1, label="chance")
-    axes.set(xlabel="Linf budget, /255", ylabel="accuracy, %", ylim=(0, 102), xlim=(0, None))
-    axes.set_title(f"{summary['dataset']}, {summary['suite'][0]}, n = {summary['n']}", fontsize=10)
+    axes.set(xlabel=f"budget, {name}{', /255' if norm == 'linf' else ''}", ylabel="accuracy, %", ylim=(0, 102),
+             xlim=(0, None))  # fmt: skip
+    axes.set_title(f"{summary['dataset']}, {summary['suite']}, n = {summary['n']}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path)
 
 
 def _draw_clip(path: Path, classes: list[str]) -> Path:

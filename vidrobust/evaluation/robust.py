@@ -1,193 +1,310 @@
-"""Robust accuracy: the worst that an attack finds within a budget, row by row."""
+"""Robust accuracy: the worst that attacks find within a budget, row by row."""
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from vidrobust.attacks import Loss, ThreatModel, contains, measure, pgd
-from vidrobust.data import Batch, ClipDataset, EvalBatches, loader, worker_deaths
-from vidrobust.evaluation.predict import to_clips
-from vidrobust.evaluation.statistics import wilson
+from vidrobust.attacks import (
+    ATTACKS,
+    Step,
+    ThreatModel,
+    attack_step,
+    contains,
+    measure,
+    rounded,
+    suite_steps,
+    worst_case,
+)
+from vidrobust.corruptions import h264
+from vidrobust.data import ClipDataset, Failure, SourceVideos
+from vidrobust.engine import distributed
+from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.memory import MicroBatches
+from vidrobust.evaluation.units import Predict, Unit, clip_units, video_units
 from vidrobust.files import replacing
 
-Predict = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
 
+# eval.suite -> the version of AutoAttack, or the one attack
+SUITES: dict[str, str] = {
+    "autoattack": "standard", "plus": "plus", "rand": "rand", "video": "video", **{name: name for name in ATTACKS},
+}  # fmt: skip
 
-def threat_name(threat: ThreatModel) -> str:
-    """`linf-4/255`."""
-    return f"{threat.norm}-{threat.eps * 255:g}/255"
 
+@dataclass(frozen=True)
+class Suite:
+    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of them that it has.
 
-def misclassification_loss(predict: Predict, y: Tensor) -> Loss:
-    """Cross-entropy, raised by a constant where the prediction is wrong -> loss(x) (B,) for an attack.
-
-    The constant has no gradient; it makes "the best iterate" a misclassified one whenever there is one, which
-    cross-entropy alone does not.
+    effort: share of AutoAttack's steps and queries.
     """
 
-    def loss(x: Tensor) -> Tensor:
-        logits = predict(x).float()
-        return F.cross_entropy(logits, y, reduction="none") + 1e3 * (logits.argmax(1) != y)
+    name: str = "pgd"
+    steps: int = 20
+    restarts: int = 1
+    queries: int = 5000
+    effort: float = 1.0
 
-    return loss
+    def __call__(self, threat: ThreatModel, frames: int, classes: int) -> list[Step]:
+        kind = lookup(SUITES, self.name, "eval.suite")
+        if kind not in ATTACKS:
+            return suite_steps(kind, threat, frames, classes, effort=self.effort)
+        known = inspect.signature(ATTACKS[kind]).parameters
+        chosen = {"steps": self.steps, "restarts": self.restarts, "queries": self.queries}
+        return [attack_step(kind, **{name: value for name, value in chosen.items() if name in known})]
+
+    def __str__(self) -> str:
+        kind = lookup(SUITES, self.name, "eval.suite")
+        if kind not in ATTACKS:
+            return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
+        known = inspect.signature(ATTACKS[kind]).parameters
+        count = self.queries if "queries" in known else self.steps
+        several = f"x{self.restarts}" if "restarts" in known else ""
+        return kind + (f"-{count}{several}" if {"queries", "steps"} & set(known) else "")
+
+
+def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
+    """Threats that differ in eps only, each family from small to large: one holds those before it."""
+    kinds = dict.fromkeys(replace(threat, eps=0.0) for threat in threats)
+    return [sorted((t for t in threats if replace(t, eps=0.0) == kind), key=lambda t: t.eps) for kind in kinds]
 
 
 def evaluate_robust(
     predict: Predict,
-    dataset: ClipDataset,
+    dataset: ClipDataset | SourceVideos,
     indices: list[int],
     threats: Sequence[ThreatModel],
     out: Path,
     *,
-    steps: int,
-    restarts: int,
+    suite: Suite,
     seed: int,
     batch_size: int,
     workers: int,
     device: torch.device,
     pictures: int = 0,
+    crops: int = 1,
+    h264_crf: int = 0,
 ) -> list[Row]:
-    """Attack one centre clip of each video with PGD under each of `threats`, from small to large.
+    """Attack videos under each of `threats`: one centre clip of each, or, of SourceVideos, the source frames.
 
-    A sample broken under one threat, before and after rounding to uint8, is broken under the next, which holds it, and
-    costs nothing more.
-    predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode. Streams a row a video and threat to
-    out/results.jsonl, and up to `pictures` broken clips to out/clips/*.npz. Killed and called again it goes on,
-    and the rows are the same: every batch has its own generator. Returns all rows.
+    A sample broken under one threat, before and after rounding to uint8, is broken under those of its family that hold
+    it, and costs nothing more.
+    predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode; it gets at most `batch_size` clips at a
+    time, fewer when memory runs out. Streams a row a video and threat to out/results.jsonl, and up to `pictures` broken
+    clips to out/clips/*.npz. Killed and called again it goes on, and the rows are the same: every batch has its own
+    generator. Under torchrun each rank takes a share of the batches, none padded. Returns all rows.
+    Raises UserError for a model that returns probabilities, labels out of range, gradients of NaN, and for threats that
+    do not fit the clips.
     """
-    path = out / "results.jsonl"
-    groups = EvalBatches(indices, batch_size).batches
-    finished, rows = _finished(path, groups, dataset, len(threats))
-    batches = EvalBatches(indices[finished * batch_size :], batch_size)
-    bar = tqdm(total=len(groups), initial=finished, desc="attack", leave=False, disable=not sys.stderr.isatty())
-    with open(path, "a") as file, worker_deaths(dataset):
-        for number, batch in enumerate(loader(dataset, batches, workers), finished):
+    groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    if isinstance(dataset, SourceVideos):
+        groups = [[index] for index in indices]
+    left = _unfinished(out, groups, len(threats))
+    share = left[distributed.rank() :: distributed.world()]
+    bounded = MicroBatches(predict, batch_size)
+    bar = tqdm(total=len(share), desc="attack", leave=False, disable=distributed.rank() > 0 or not sys.stderr.isatty())
+    wanted = [groups[number] for number in share]
+    units = (
+        video_units(bounded, dataset, wanted, crops, device) if isinstance(dataset, SourceVideos)
+        else clip_units(bounded, dataset, wanted, workers, device)
+    )  # fmt: skip
+    with open(out / _own_file(), "a") as file, open(out / f"timing{_suffix()}.jsonl", "a") as timing:
+        for number, unit in zip(share, units, strict=True):
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
-
-            def attack(loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator = generator) -> Tensor:
-                return pgd(loss, x, threat, steps=steps, restarts=restarts, generator=generator)
-
-            new = list(_attack_batch(predict, batch, threats, attack, device, out / "clips", pictures))
+            new, seconds = _attack_unit(unit, families(threats), suite, generator, out / "clips", pictures, h264_crf)
             file.write("".join(json.dumps(row) + "\n" for row in new))
             file.flush()
             os.fsync(file.fileno())
-            rows += new
+            timing.write(json.dumps(seconds) + "\n")
+            timing.flush()
             bar.update()
     bar.close()
+    return _merged(out, groups, len(threats))
+
+
+def _suffix() -> str:
+    return f".rank{distributed.rank()}" if distributed.rank() else ""
+
+
+def _own_file() -> str:
+    return f"results{_suffix()}.jsonl"
+
+
+def _read_rows(out: Path) -> dict[int, list[Row]]:
+    """The rows that any rank has written, by the index of the video."""
+    rows: dict[int, list[Row]] = {}
+    for path in sorted(out.glob("results*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line at which a kill cut the file
+                break
+            rows.setdefault(row["index"], []).append(row)
     return rows
 
 
-def _finished(path: Path, groups: list[list[int]], dataset: ClipDataset, threats: int) -> tuple[int, list[Row]]:
-    """How many batches have all their rows, and those rows; the file is cut down to them."""
-    rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line at which a kill cut the file
-            break
-    finished, end = 0, 0
-    for group in groups:
-        if len(rows) < end + threats * len(group):
-            break
-        end += threats * len(group)
-        finished += 1
-    with replacing(path) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows[:end]).encode())
-    return finished, rows[:end]
+def _unfinished(out: Path, groups: list[list[int]], threats: int) -> list[int]:
+    """The numbers of the batches that have not all their rows; the file is cut down to those that have."""
+    rows = _read_rows(out)
+    distributed.patient_barrier()  # every rank has read what the first is about to rewrite
+    left = [n for n, group in enumerate(groups) if any(len(rows.get(i, [])) < threats for i in group)]
+    kept = [row for n, group in enumerate(groups) if n not in set(left) for i in group for row in rows[i]]
+    _rewrite(out, kept)
+    return left
 
 
-def _attack_batch(
-    predict: Predict,
-    batch: Batch,
-    threats: Sequence[ThreatModel],
-    attack: Callable[[Loss, Tensor, ThreatModel], Tensor],
-    device: torch.device,
-    folder: Path,
-    pictures: int,
-) -> Iterator[Row]:
-    """The rows of a batch, in the order of videos, then threats."""
-    for failure in batch.failed:
-        for threat in threats:
-            yield {
-                "uid": failure.uid, "label": failure.label, "clean_pred": None, "threat": threat_name(threat),
-                "eps": threat.eps, "adv_pred": None, "robust": False, "killed_by": "error", "measured": None,
-                "in_budget": None, "uint8_pred": None, "error": failure.reason,
-            }  # fmt: skip
-    if not batch.uids:
-        return
-    x, y = to_clips(batch, device), batch.labels.to(device)
+def _merged(out: Path, groups: list[list[int]], threats: int) -> list[Row]:
+    distributed.patient_barrier()  # every rank has written
+    found = _read_rows(out)
+    rows = [row for group in groups for index in group for row in found[index]]
+    assert len(rows) == threats * sum(map(len, groups))
+    distributed.patient_barrier()
+    _rewrite(out, rows)
+    return rows
+
+
+def _rewrite(out: Path, rows: list[Row]) -> None:
+    if distributed.rank() == 0:
+        with replacing(out / "results.jsonl") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        for other in out.glob("results.rank*.jsonl"):
+            other.unlink()
+    distributed.patient_barrier()
+
+
+def _attack_unit(
+    unit: Unit, kinds: list[list[ThreatModel]], suite: Suite, generator: torch.Generator, folder: Path, pictures: int,
+    crf: int,
+) -> tuple[list[Row], dict[str, dict[str, float]]]:  # fmt: skip
+    """(the rows of a batch, in the order of videos, then threats; seconds by threat and attack)."""
+    columns: list[list[Row]] = []
+    seconds: dict[str, dict[str, float]] = {}
+    if unit.uids:
+        for family in kinds:
+            columns += _attack_family(unit, family, suite, generator, folder, pictures, crf, seconds)
+    rows = [column[i] for i in range(len(unit.uids)) for column in columns]
+    failed = [_failed_row(failure, threat) for failure in unit.failed for family in kinds for threat in family]
+    return rows + failed, seconds
+
+
+def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
+    return {
+        "index": failure.index, "uid": failure.uid, "label": failure.label, "clean_pred": None, "threat": str(threat),
+        "eps": threat.eps, "adv_pred": None, "robust": False, "killed_by": "error", "uint8_pred": None,
+        "uint8_killed_by": "error", "h264_pred": None, "measured": None, "in_budget": None, "passes": {},
+        "rejected": {}, "error": failure.reason,
+    }  # fmt: skip
+
+
+def _attack_family(
+    unit: Unit, family: list[ThreatModel], suite: Suite, generator: torch.Generator, folder: Path, pictures: int,
+    crf: int, seconds: dict[str, dict[str, float]],
+) -> Iterator[list[Row]]:  # fmt: skip
+    """A column of rows a threat, from small budgets to large."""
+    x, y = unit.x, unit.labels
     with torch.no_grad():
-        clean = predict(x).argmax(1)
-    x_adv, adv, uint8_adv = x.clone(), clean, clean
-    alive = uint8_alive = clean == y
-    killed_by = [None if ok else "clean" for ok in alive.tolist()]
-    columns = []
-    for threat in threats:
+        logits = unit.predict(x)
+        clean = logits.argmax(1)
+        x_adv, x_round = x.clone(), x.clone()
+        adv, uint8_adv = clean, unit.predict(rounded(x)).argmax(1)
+    frames, classes = x.shape[2], logits.shape[1]
+    killed_by = [None if ok else "clean" for ok in (adv == y).tolist()]
+    uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
+    for threat in family:
         # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may break that, too
-        tried, x_new = alive | uint8_alive, x_adv.clone()
-        if tried.any():
-            x_new[tried] = attack(misclassification_loss(predict, y[tried]), x[tried], threat)
-        with torch.no_grad():
-            new, uint8_new = predict(x_new).argmax(1), predict((x_new * 255).round() / 255).argmax(1)
-        x_adv = torch.where(alive.view(-1, *[1] * (x.ndim - 1)), x_new, x_adv)
-        adv, uint8_adv = torch.where(alive, new, adv), torch.where(uint8_alive, uint8_new, uint8_adv)
-        broken = alive & (adv != y)
-        alive, uint8_alive = alive & ~broken, uint8_alive & (uint8_adv == y)
-        killed_by = ["pgd" if b else k for b, k in zip(broken.tolist(), killed_by, strict=True)]
-        _keep_pictures(folder, pictures, batch, broken, x, x_adv, clean, adv, threat)
-        columns.append((
-            threat, adv.tolist(), alive.tolist(), killed_by, measure(threat, x, x_adv).tolist(),
-            contains(threat, x, x_adv).tolist(), uint8_adv.tolist(),
-        ))  # fmt: skip
-    for i, uid in enumerate(batch.uids):
-        for threat, adv_pred, robust, killer, measured, in_budget, uint8_pred in columns:
-            yield {
-                "uid": uid, "label": int(y[i]), "clean_pred": int(clean[i]), "threat": threat_name(threat),
-                "eps": threat.eps, "adv_pred": adv_pred[i], "robust": robust[i], "killed_by": killer[i],
-                "measured": measured[i], "in_budget": in_budget[i], "uint8_pred": uint8_pred[i], "error": None,
-            }  # fmt: skip
+        rows = [i for i, both in enumerate(zip(killed_by, uint8_killed_by, strict=True)) if None in both]
+        passes: Row = {}
+        rejected: Row = {}
+        if rows and threat.eps > 0:
+            at = torch.tensor(rows, device=x.device)
+            try:
+                found = worst_case(unit.predict, x[at], y[at], threat, suite(threat, frames, classes), rounding=True,
+                                   generator=generator)  # fmt: skip
+            except ValueError as error:
+                raise UserError(f"{suite} under {threat}: {error}") from None
+            passes, rejected = found.passes, found.rejected
+            seconds[str(threat)] = found.seconds
+            broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
+            _merge(uint8_killed_by, found.rounded_by, rows, x_round, found.x_rounded)
+            with torch.no_grad():
+                adv, uint8_adv = unit.predict(x_adv).argmax(1), unit.predict(rounded(x_round)).argmax(1)
+            _keep_pictures(folder, pictures, unit, broken_now, x_adv, clean, adv, threat)
+        measured, inside = measure(threat, x, x_adv).tolist(), contains(threat, x, x_adv).tolist()
+        through = _after_h264(unit, x_adv, crf) if crf else [None] * len(y)
+        yield [
+            {
+                "index": unit.index[i], "uid": uid, "label": int(y[i]), "clean_pred": int(clean[i]),
+                "threat": str(threat), "eps": threat.eps, "adv_pred": int(adv[i]), "robust": killed_by[i] is None,
+                "killed_by": killed_by[i], "uint8_pred": int(uint8_adv[i]), "uint8_killed_by": uint8_killed_by[i],
+                "h264_pred": through[i], "measured": measured[i], "in_budget": inside[i],
+                "passes": {} if i else passes, "rejected": {} if i else rejected, "error": None,
+            }
+            for i, uid in enumerate(unit.uids)
+        ]  # fmt: skip
+
+
+def _merge(
+    killed_by: list[str | None], new: list[str | None], rows: list[int], kept: Tensor, found: Tensor
+) -> list[int]:
+    """Take the clips of what was not broken before, and who broke it -> what is broken since."""
+    broken = []
+    for at, row in enumerate(rows):
+        if killed_by[row] is None:
+            kept[row] = found[at]
+            killed_by[row] = new[at]
+            broken += [row] if new[at] else []
+    return broken
+
+
+@torch.no_grad()
+def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> list[int]:
+    """Predictions of the clips after an encoder and back."""
+    clips = (x_adv * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    back = np.stack([h264(clip, crf, max(round(fps), 1)) for clip, fps in zip(clips, unit.fps, strict=True)])
+    seen = torch.from_numpy(back).to(x_adv.device).movedim(-1, 1).float() / 255
+    return unit.predict(seen).argmax(1).tolist()
 
 
 def _keep_pictures(
-    folder: Path, most: int, batch: Batch, broken: Tensor, x: Tensor, x_adv: Tensor, clean: Tensor, adv: Tensor,
+    folder: Path, most: int, unit: Unit, broken: list[int], x_adv: Tensor, clean: Tensor, adv: Tensor,
     threat: ThreatModel,
 ) -> None:  # fmt: skip
-    """Save the first clips that break, losslessly: they feed the report, and anyone who wants to look closer."""
-    if not most or not broken.any():
+    """Save the first clips that each threat breaks, losslessly: for the report, and whoever wants to look closer."""
+    if not most or not broken:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for i in broken.nonzero().flatten().tolist():
-        path = folder / f"{int(batch.index[i]):06d}.npz"
-        if len([p for p in folder.glob("*.npz") if p != path]) >= most:
+    kind = str(replace(threat, eps=0.0)).removesuffix("-0/255").removesuffix("-0").replace("@", "-at-")
+    for i in broken:
+        path = folder / f"{kind}-{unit.index[i]:06d}.npz"
+        if len([p for p in folder.glob(f"{kind}-??????.npz") if p != path]) >= most:
             return
         np.savez_compressed(
-            path, clip=(x[i] * 255).round().to(torch.uint8).cpu().numpy(), adversarial=x_adv[i].cpu().numpy(),
-            uid=batch.uids[i], label=int(batch.labels[i]), clean_pred=int(clean[i]), adv_pred=int(adv[i]),
-            threat=threat_name(threat),
+            path, clip=(unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(), adversarial=x_adv[i].cpu().numpy(),
+            uid=unit.uids[i], label=int(unit.labels[i]), clean_pred=int(clean[i]), adv_pred=int(adv[i]),
+            threat=str(threat),
         )  # fmt: skip
 
 
-def robust_curve(rows: list[Row]) -> list[Row]:
-    """Rows -> one entry a threat, from small to large: accuracy, after rounding to uint8, 95 % interval, counts."""
-    curve = []
-    for name in dict.fromkeys(row["threat"] for row in rows):
-        here = [row for row in rows if row["threat"] == name]
-        n, hits = len(here), sum(row["robust"] for row in here)
-        curve.append({
-            "threat": name, "eps": here[0]["eps"], "n": n, "robust_acc": hits / n,
-            "robust_acc_uint8": sum(row["uint8_pred"] == row["label"] for row in here) / n,
-            "ci95": list(wilson(hits, n)),
-            "max_measured": max((row["measured"] for row in here if row["measured"] is not None), default=0.0),
-            "out_of_budget": sum(row["in_budget"] is False for row in here),
-        })  # fmt: skip
-    return curve
+def timings(out: Path) -> dict[str, dict[str, float]]:
+    """Seconds by threat and attack, over all batches; those of a batch that was killed in the middle are not known."""
+    total: dict[str, dict[str, float]] = {}
+    for path in sorted(out.glob("timing*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            for threat, attacks in found.items():
+                for name, seconds in attacks.items():
+                    here = total.setdefault(threat, {})
+                    here[name] = here.get(name, 0.0) + seconds
+    return total

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from tests.attacks.models import accuracy, labelled, loss_of, small_net
+from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, square
+from vidrobust.attacks.query import warped_frames
+
+
+def _seeded():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    net = small_net()
+    return (net, *labelled(net, (12, 3, 4, 12, 12)))
+
+
+@pytest.mark.parametrize(("attack", "options"), [(nes, {"samples": 10}), (geo_trap, {}), (square, {})])
+def test_queries_are_a_budget_and_no_gradient_is_asked_for(problem, attack, options):
+    net, x, y = problem
+    counted = Passes(net)
+    threat = ThreatModel("linf", 1e-5)  # nothing breaks, so that every query is spent
+    attack(loss_of(counted, y, score=SCORES["margin"]), x, threat, queries=100, generator=_seeded(), **options)
+    assert 90 * 12 <= counted.forward <= 101 * 12 and counted.backward == 0
+
+
+@pytest.mark.parametrize(("attack", "queries"), [(nes, 1020), (geo_trap, 600), (square, 400)])
+@pytest.mark.parametrize("support", ["dense", "tube", "flicker"])
+def test_more_queries_break_more(problem, attack, queries, support):
+    net, x, y = problem
+    threat = ThreatModel("linf", (5 if support == "dense" else 16) / 255, support)
+    loss = loss_of(net, y, score=SCORES["margin"])
+    few, many = (attack(loss, x, threat, queries=n, generator=_seeded()) for n in (queries // 10, queries))
+    assert contains(threat, x, many).all()
+    assert accuracy(net, many, y) <= accuracy(net, few, y) and accuracy(net, many, y) < 1
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 4, 10, 12), (4, 3, 6, 8, 8)])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l2_frame", "l1"])
+def test_square_searches_cuboids_of_any_shape(norm, shape):
+    """Frames that are not square, clips that are not cubes: the published code fails on both."""
+    torch.manual_seed(0)
+    w, x = torch.randn(shape[1:]), torch.rand(shape)
+    for support in ("dense", "tube", "flicker"):
+        threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.5, "l2_frame": 0.3, "l1": 4.0}[norm], support)
+        loss = lambda v: (v * w).flatten(1).sum(1)  # noqa: E731
+        found = square(loss, x, threat, queries=200, generator=_seeded())
+        assert contains(threat, x, found).all() and (loss(found) > loss(x)).all()
+
+
+def test_geo_traps_frames_are_one_frame_warped():
+    clip = torch.empty(2, 3, 5, 16, 16)
+    still = warped_frames(clip, 0.0, False, _seeded())
+    assert torch.allclose(still, still[:, :, :1].expand_as(still), atol=1e-5)
+    for affine in (False, True):
+        moved = warped_frames(clip, 0.03, affine, _seeded())
+        assert not torch.allclose(moved[:, :, 0], moved[:, :, 1], atol=0.05)
+        centre = moved[:, :, :, 4:12, 4:12].flatten(3)
+        alike = torch.nn.functional.cosine_similarity(centre[:, :, 0], centre[:, :, 1], dim=2)
+        assert alike.mean() > 0.4  # smooth maps of the same frame, not new noise
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"), [(nes, {"queries": 10}), (nes, {"samples": 3}), (geo_trap, {"queries": 3}),
+                            (square, {"queries": 0}), (square, {"restarts": 0})],
+)  # fmt: skip
+def test_budgets_that_allow_nothing_are_refused(problem, attack, options):
+    net, x, y = problem
+    with pytest.raises(ValueError, match="queries"):
+        attack(loss_of(net, y), x, ThreatModel(), **options)

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.attacks.models import small_net
+from vidrobust.attacks import (
+    ThreatModel,
+    contains,
+    impersonate,
+    own_loss,
+    pgd,
+    pull_toward,
+    push_away,
+)
+from vidrobust.methods import nt_xent
+
+
+@pytest.fixture(scope="module")
+def encode():
+    return small_net(classes=16)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    torch.manual_seed(0)
+    return torch.rand(10, 3, 4, 12, 12), torch.rand(10, 3, 4, 12, 12)
+
+
+THREAT = ThreatModel("linf", 0.05)
+
+
+def test_pushed_away_and_pulled_toward(encode, clips):
+    x, target = clips
+    away = pgd(push_away(encode, x), x, THREAT, steps=20)
+    near = pgd(pull_toward(encode, target), x, THREAT, steps=20)
+    distance = lambda a, b: (encode(a) - encode(b)).norm(dim=1)  # noqa: E731
+    assert contains(THREAT, x, away).all() and contains(THREAT, x, near).all()
+    noise = (x + 0.1 * torch.rand_like(x) - 0.05).clamp(0, 1)
+    assert (distance(away, x) > 3 * distance(noise, x)).all()
+    assert (distance(near, target) < distance(x, target)).all() and (
+        distance(near, target) < distance(away, target)
+    ).all()
+
+
+def test_the_distance_is_the_squared_one_and_a_random_start_is_needed(encode, clips):
+    x, target = clips
+    assert torch.allclose(push_away(encode, x)(target), (encode(target) - encode(x)).square().sum(1), rtol=1e-5)
+    assert torch.allclose(pull_toward(encode, target)(x), -(encode(target) - encode(x)).square().sum(1), rtol=1e-5)
+    stuck = pgd(push_away(encode, x), x, THREAT, random_start=False)
+    assert torch.equal(stuck, x)
+
+
+def test_the_models_own_loss_is_raised(encode, clips):
+    x, other = clips
+
+    def pair_loss(a, b):
+        ids = torch.arange(len(a)).repeat(2)
+        return nt_xent(torch.cat([a, b]), ids, 0.5).view(2, -1).mean(0)
+
+    loss = own_loss(encode, pair_loss, other)
+    found = pgd(loss, x, THREAT, steps=10)
+    assert contains(THREAT, x, found).all() and loss(found).mean() > loss(x).mean() + 0.05
+
+
+def test_impersonation_succeeds_where_the_probe_is_fooled(encode, clips):
+    x, target = clips
+    torch.manual_seed(1)
+    probe = nn.Linear(16, 3)
+    large = ThreatModel("linf", 0.3)
+    found, success = impersonate(encode, probe, x, target, large)
+    assert contains(large, x, found).all()
+    assert success.tolist() == (probe(encode(found)).argmax(1) == probe(encode(target)).argmax(1)).tolist()
+    _, without = impersonate(encode, probe, x, target, ThreatModel("linf", 0.0))
+    assert success.sum() > without.sum()

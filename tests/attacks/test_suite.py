@@ -1,0 +1,201 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.attacks.models import accuracy, labelled, small_net
+from vidrobust.attacks import (
+    Step,
+    ThreatModel,
+    apgd,
+    attack_step,
+    autoattack,
+    contains,
+    eot,
+    pgd,
+    suite_steps,
+    worst_case,
+)
+
+
+def _seeded():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    net = small_net()
+    return (net, *labelled(net, (16, 3, 4, 12, 12)))
+
+
+THREAT = ThreatModel("linf", 2 / 255)
+
+
+def test_each_attack_sees_only_what_the_ones_before_it_left(problem):
+    net, x, y = problem
+    seen = {}
+
+    def spy(name):
+        def attack(loss, clips, threat, generator=None):
+            seen[name] = len(clips)
+            return pgd(loss, clips, threat, steps=2, generator=generator)
+
+        return Step(name, attack)
+
+    y = torch.cat([(y[:2] + 1) % 6, y[2:]])  # two that are wrong without any attack
+    small = ThreatModel("linf", 0.3 / 255)
+    found = worst_case(net, x, y, small, [spy("a"), spy("b"), spy("c")], generator=_seeded())
+    assert found.broken_by[:2] == ["clean", "clean"] and torch.equal(found.x_adv[:2], x[:2])
+    broken = {name: found.broken_by.count(name) for name in "abc"}
+    assert seen == {"a": 14, "b": 14 - broken["a"], "c": 14 - broken["a"] - broken["b"]}
+    assert 14 > broken["a"] > 0 and sum(found.robust) == 14 - sum(broken.values())
+    wrong = net(found.x_adv).argmax(1) != y
+    assert wrong.tolist() == [by is not None for by in found.broken_by]
+
+
+def test_an_attack_that_leaves_the_budget_is_thrown_away_and_told(problem):
+    net, x, y = problem
+
+    def cheat(loss, clips, threat, generator=None):
+        return pgd(loss, clips, ThreatModel("linf", 0.5), steps=5)
+
+    found = worst_case(net, x, y, THREAT, [Step("cheat", cheat)])
+    assert found.rejected == {"cheat": 16} and all(found.robust) and torch.equal(found.x_adv, x)
+
+
+def test_an_attack_that_lies_is_found_out(problem):
+    """The suite classifies every clip itself."""
+    net, x, y = problem
+    found = worst_case(net, x, y, THREAT, [Step("idle", lambda loss, clips, threat, generator=None: clips)])
+    assert all(found.robust)
+
+
+def test_passes_are_counted_in_clips(problem):
+    net, x, y = problem
+    calls = []
+
+    def spied(v):
+        calls.append(len(v))
+        return net(v)
+
+    found = worst_case(spied, x, y, ThreatModel("linf", 1e-6), [attack_step("pgd", steps=3), attack_step("square",
+                       queries=5)])  # fmt: skip
+    left = 16 - found.broken_by.count("pgd")
+    assert found.passes == {"pgd": (64, 48), "square": (6 * left, 0)}
+    assert sum(calls) == 16 + 64 + 16 + 6 * left + left  # clean, PGD, verified, Square, verified
+
+
+def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
+    net, x, y = problem
+    x = (x * 255).round() / 255
+    y = net(x).argmax(1)
+    steps = [attack_step("pgd", steps=20), attack_step("apgd-t", steps=30)]
+    found = worst_case(net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=_seeded())
+    after = net((found.x_rounded * 255).round() / 255).argmax(1) != y
+    assert after.tolist() == [by is not None for by in found.rounded_by] and after.any()
+    assert contains(ThreatModel("linf", 1 / 255), x, found.x_rounded).all()
+
+
+@pytest.mark.parametrize("name", ["linf", "l2", "l1", "l2_frame"])
+def test_the_versions_hold_what_they_say(name):
+    threat = ThreatModel(name, 0.1)
+    names = {v: [s.name for s in suite_steps(v, threat, 8, 10)] for v in ("standard", "plus", "rand", "video")}
+    fab = [] if name == "l2_frame" else ["fab-t"]
+    assert names["standard"] == ["apgd-ce", "apgd-t", *fab, "square"]
+    assert names["plus"] == ["apgd-ce", "apgd-dlr", *(["fab"] if fab else []), "square", "apgd-t", *fab]
+    assert names["rand"] == ["apgd-ce", "apgd-dlr"]
+    assert names["video"] == [*names["standard"], "apgd-flicker", "apgd-tube", "apgd-frames2", "apgd-frames1"]
+    assert [s.name for s in suite_steps("video", threat, 1, 10)] == names["standard"]  # an image
+    tube = ThreatModel(name, 0.1, "tube")
+    assert [s.name for s in suite_steps("video", tube, 8, 10)] == names["standard"]
+    assert "apgd-dlr" not in [s.name for s in suite_steps("rand", threat, 8, 2)]
+    with pytest.raises(ValueError, match="standard, plus, rand, video"):
+        suite_steps("fast", threat, 8, 10)
+
+
+@pytest.mark.parametrize("support", ["dense", "tube", "flicker", "frames"])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_autoattack_is_the_worst_of_its_attacks(support, frames):
+    net = small_net(frames=frames, classes=5)
+    x, y = labelled(net, (12, 3, frames, 12, 12))
+    threat = ThreatModel("linf", 3 / 255, support, 1 if support == "frames" else 0)
+    steps = suite_steps("video", threat, frames, 5, effort=0.1)
+    found = worst_case(net, x, y, threat, steps, generator=_seeded())
+    assert contains(threat, x, found.x_adv).all() and not found.rejected
+    alone = min(accuracy(net, step(net, x, y, threat, False, _seeded()), y) for step in steps)
+    assert accuracy(net, found.x_adv, y) <= alone
+
+
+def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
+    net = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 16, 3)).eval().requires_grad_(False)
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+        net[1].bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    x, y, calls = torch.rand(3, 3, 2, 4, 4), torch.zeros(3, dtype=torch.long), []
+
+    def spied(v):
+        calls.append(len(v))
+        return net(v)
+
+    found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), generator=_seeded())
+    assert contains(ThreatModel("linf", 8 / 255), x, found).all() and (net(found).argmax(1) == 0).all()
+    apgd_passes, targets = 101, 2
+    expected = apgd_passes + (1 + targets * apgd_passes) + (1 + targets * 200) + 5001
+    assert sum(calls) == 1 + 3 * (1 + expected + 4)  # classes, clean, the attacks, each verified
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_have_no_dlr_but_are_attacked(classes):
+    net = small_net(classes=classes)
+    x, y = labelled(net, (8, 3, 4, 12, 12))
+    found = worst_case(net, x, y, THREAT, suite_steps("plus", THREAT, 4, classes, effort=0.1), generator=_seeded())
+    assert not all(found.robust)
+    with pytest.raises(ValueError, match="DLR needs 3 classes" if classes == 2 else "targeted DLR needs 4"):
+        if classes == 2:
+            attack_step("apgd-dlr", steps=2)(net, x, y, THREAT, False, None)
+        else:
+            from vidrobust.attacks import Misclassify, dlr_toward
+
+            apgd(Misclassify(net, y, dlr_toward((y + 1) % 3)), x, THREAT, steps=2)
+
+
+def test_eot_averages_over_draws_of_a_random_model():
+    torch.manual_seed(0)
+    net = small_net()
+    x, y = labelled(net, (8, 3, 4, 12, 12))
+
+    def noisy(v):
+        return net(v) + 3 * torch.randn(len(v), 6)
+
+    spread = torch.stack([noisy(x).log_softmax(1) for _ in range(20)]).std(0).mean()
+    assert torch.stack([eot(noisy, 30)(x) for _ in range(20)]).std(0).mean() < spread / 4
+    drawn = []
+
+    def darker(v):
+        drawn.append(1)
+        return v * 0.5
+
+    assert torch.allclose(eot(net, 3, darker)(x), net(x * 0.5).log_softmax(1), atol=1e-5) and len(drawn) == 3
+    found = worst_case(eot(net, 2), x, y, THREAT, suite_steps("rand", THREAT, 4, 6, effort=0.05), generator=_seeded())
+    assert not all(found.robust)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"x": 255.0}, "attack before normalisation"), ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
+     ({"y": -1}, "labels span -1"), ({"predict": "softmax"}, "leave out its softmax"),
+     ({"predict": "features"}, r"a classifier gives \(B, K\) logits"), ({"predict": "nan"}, "NaN or infinite")],
+)  # fmt: skip
+def test_bad_input_is_refused_with_the_reason(problem, change, message):
+    net, x, y = problem
+    predict = {
+        None: net, "softmax": lambda v: net(v).softmax(1), "features": lambda v: net(v)[:, :, None],
+        "nan": lambda v: net(v) + (v.sum() - v.sum()).sqrt(),
+    }[change.get("predict")]  # fmt: skip
+    x, y = x * change.get("x", 1.0), y if "y" not in change else torch.full_like(y, change["y"])
+    with pytest.raises(ValueError, match=message):
+        autoattack(predict, x, y, THREAT)
+
+
+def test_an_unknown_attack_is_no_step():
+    with pytest.raises(KeyError, match="bim"):
+        attack_step("bim")

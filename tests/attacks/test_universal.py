@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.attacks.models import labelled, small_net
+from vidrobust.attacks import ThreatModel, apply_universal, contains, universal
+
+
+def _problem():
+    net = small_net(frames=6, classes=3)
+    net[-1].weight.mul_(10)
+    x, y = labelled(net, (40, 3, 6, 12, 12))
+    return net, x, y, lambda v, t: F.cross_entropy(net(v), t, reduction="none")
+
+
+def _batches(x, y):
+    return list(zip(x.split(10), y.split(10), strict=True))
+
+
+@pytest.mark.parametrize("support", ["dense", "tube", "flicker"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_one_delta_breaks_clips_it_has_not_seen(norm, support):
+    net, x, y, loss = _problem()
+    threat = ThreatModel(norm, {"linf": 0.1, "l2": 3.0}[norm], support)
+    delta = universal(loss, _batches(x[:30], y[:30]), threat, epochs=10)
+    shape = {"dense": (1, 3, 6, 12, 12), "tube": (1, 3, 1, 12, 12), "flicker": (1, 3, 6, 1, 1)}[support]
+    unseen = apply_universal(delta, x[30:])
+    assert delta.shape == shape and contains(threat, x[30:], unseen).all()
+    assert loss(unseen, y[30:]).mean() > loss(x[30:], y[30:]).mean() + (0.02 if support == "flicker" else 0.2)
+    if support != "flicker":
+        assert (net(unseen).argmax(1) != y[30:]).float().mean() > 0.3
+
+
+def test_with_shift_it_works_from_any_frame_on():
+    _, x, y, loss = _problem()
+    threat = ThreatModel("linf", 0.05)
+    fixed, shifting = (
+        universal(loss, _batches(x, y), threat, epochs=20, shift=shift, generator=torch.Generator().manual_seed(0))
+        for shift in (False, True)
+    )
+
+    def worst(delta):
+        return min(float(loss(apply_universal(delta, x, by), y).mean()) for by in range(6))
+
+    assert worst(shifting) > worst(fixed)
+
+
+def test_what_it_is_not_for_is_refused():
+    _, x, y, loss = _problem()
+    with pytest.raises(ValueError, match="support dense, tube or flicker"):
+        universal(loss, _batches(x, y), ThreatModel("linf", 0.1, "frames", 1))
+    with pytest.raises(ValueError, match="no batch"):
+        universal(loss, [], ThreatModel())
+    with pytest.raises(ValueError, match="attack before normalisation"):
+        universal(loss, _batches(x * 255, y), ThreatModel())

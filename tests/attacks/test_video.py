@@ -1,0 +1,234 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.attacks.models import accuracy, labelled, loss_of, small_net
+from vidrobust.attacks import (
+    ATTACKS,
+    SCORES,
+    ThreatModel,
+    contains,
+    flicker,
+    frame_saliency,
+    measure,
+    mim,
+    one_frame,
+    parse_threat,
+    pgd,
+    roa,
+    salt_and_pepper,
+    sparse,
+    temporal_translation,
+)
+
+
+def _seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    net = small_net()
+    return (net, *labelled(net, (24, 3, 4, 12, 12)))
+
+
+@pytest.fixture(scope="module")
+def one_frame_counts():
+    """Class 1 when frame 2 is bright, 0 when it is dark: the other frames mean nothing."""
+
+    def predict(x):
+        bright = 40 * (x[:, :, 2].flatten(1).mean(1) - 0.5)
+        return torch.stack([-bright, bright], 1)
+
+    x = torch.rand(6, 3, 5, 8, 8, generator=_seeded()) * 0.04 + 0.45
+    return predict, x, torch.zeros(6, dtype=torch.long)
+
+
+DENSE = ThreatModel("linf", 6 / 255)
+
+
+@pytest.mark.parametrize("mode", ["one_shot", "iterative", "refresh"])
+def test_frame_saliency_needs_the_one_frame_that_counts(one_frame_counts, mode):
+    predict, x, y = one_frame_counts
+    threat = ThreatModel("linf", 0.1)
+    found = frame_saliency(loss_of(predict, y), x, threat, mode=mode, generator=_seeded())
+    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
+    changed = (found - x).abs().amax((1, 3, 4)) > 1e-6
+    assert changed.tolist() == [[False, False, True, False, False]] * 6
+
+
+@pytest.mark.parametrize("mode", ["one_shot", "iterative", "refresh"])
+def test_frame_saliency_takes_more_frames_until_a_sample_is_broken(problem, mode):
+    net, x, y = problem
+    found = frame_saliency(loss_of(net, y), x, DENSE, mode=mode, generator=_seeded())
+    used = ((found - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
+    wrong = net(found).argmax(1) != y
+    assert contains(DENSE, x, found).all() and wrong.float().mean() > 0.5
+    one = pgd(loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=_seeded())
+    assert wrong.sum() >= (net(one).argmax(1) != y).sum() and used[wrong].float().mean() < 4
+
+
+def test_one_frame_finds_the_frame_that_saliency_misses():
+    """The gradient of frame 0 is the largest, but saturates; frame 1 alone can cross."""
+
+    def predict(x):
+        first, second = (x[:, :, t].flatten(1).mean(1) - 0.5 for t in (0, 1))
+        score = (20 * first).clamp(max=0.1) + 10 * second - 0.5
+        return torch.stack([-score, score], 1)
+
+    x, y = torch.full((2, 3, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    threat = ThreatModel("linf", 0.1)
+    salient = pgd(loss_of(predict, y), x, ThreatModel("linf", 0.1, "frames", 1), steps=20)
+    assert (predict(salient).argmax(1) == 0).all()
+    found = one_frame(loss_of(predict, y), x, threat, generator=_seeded())
+    assert (predict(found).argmax(1) == 1).all() and contains(ThreatModel("linf", 0.1, "frames", 1), x, found).all()
+
+
+def test_temporal_translation_averages_gradients_over_shifts():
+    """With a linear model whose weights alternate in time, shifts cancel what a single position sees."""
+    weight = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1) + 0.2
+    x = torch.full((1, 3, 8, 2, 2), 0.5)
+    loss = lambda v: (v * weight).flatten(1).sum(1)  # noqa: E731
+    plain = temporal_translation(loss, x, ThreatModel("linf", 0.1), shift=0) - x
+    shifted = temporal_translation(loss, x, ThreatModel("linf", 0.1), shift=7) - x
+    assert (plain.sign()[0, 0, :, 0, 0] == weight.sign().flatten()).all()
+    assert (shifted > 0).all()  # the mean of the weights is positive, wherever the clip begins
+
+
+def test_temporal_translation_of_an_image_is_mim(problem):
+    net, x, y = problem
+    loss = lambda v: nn.functional.cross_entropy(net(v.expand(-1, -1, 4, -1, -1)), y, reduction="none")  # noqa: E731
+    image = x[:, :, :1]
+    found = temporal_translation(loss, image, DENSE)
+    assert contains(DENSE, image, found).all() and (loss(found) > loss(image)).all()
+    assert torch.allclose(loss(found), loss(mim(loss, image, DENSE)), atol=1e-3)
+
+
+def test_the_flicker_penalty_makes_it_smoother_and_the_budget_is_hard(problem):
+    net, x, y = problem
+    threat = ThreatModel("linf", 20 / 255, "flicker")
+
+    def rough(found):
+        line = (found - x).mean((3, 4))
+        return line.diff(dim=2).square().mean()
+
+    loss = loss_of(net, y, score=SCORES["flicker_hinge"])
+    mild, strict = (flicker(loss, x, threat, lam=lam, generator=_seeded()) for lam in (0.0, 100.0))
+    for found in (mild, strict):
+        assert contains(threat, x, found).all()
+    assert rough(strict) < 0.5 * rough(mild) and accuracy(net, mild, y) < 1
+
+
+def test_a_cyclic_flicker_works_at_any_offset():
+    """Class by the mean of a window of two frames that a shift moves over: only an even change survives all shifts."""
+    net = small_net(frames=6, classes=2, seed=3)
+    x, y = labelled(net, (16, 3, 6, 12, 12), seed=2)
+    threat, loss = ThreatModel("linf", 60 / 255, "flicker"), loss_of(net, y, score=SCORES["ce"])
+
+    def share_broken(found):
+        delta = (found - x).mean((3, 4), keepdim=True)
+        moved = torch.stack([net((x + delta.roll(by, 2)).clamp(0, 1)).argmax(1) != y for by in range(6)])
+        return moved.float().mean()
+
+    options = {"lam": 0.01, "steps": 150}
+    fixed, cyclic = (flicker(loss, x, threat, cyclic=c, generator=_seeded(), **options) for c in (False, True))
+    assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) - 0.02
+
+
+def test_sparse_changes_few_frames(one_frame_counts):
+    predict, x, y = one_frame_counts
+    threat = ThreatModel("linf", 0.2)
+    found = sparse(loss_of(predict, y, score=SCORES["escape"]), x, threat, lam=0.05, lr=0.01, generator=_seeded())
+    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
+    size = (found - x).square().sum((1, 3, 4)).sqrt()
+    assert (size[:, 2] > 10 * size[:, [0, 1, 3, 4]].amax(1)).all()
+    masked = ThreatModel("linf", 0.2, "frames", 2, "uniform")  # the paper's temporal mask, which holds frame 3 and 1
+    kept = sparse(loss_of(predict, y, score=SCORES["escape"]), x, masked, generator=_seeded())
+    assert contains(masked, x, kept).all() and (predict(kept).argmax(1) == 0).all()
+
+
+def test_roa_finds_the_place_that_counts():
+    def predict(x):
+        corner = 30 * (x[..., 6:9, 9:12].flatten(1).mean(1) - 0.2)
+        return torch.stack([-corner, corner], 1)
+
+    x, y = torch.full((3, 3, 2, 12, 12), 0.1), torch.zeros(3, dtype=torch.long)
+    threat = ThreatModel("linf", 1.0, "patch", 3)
+    found = roa(loss_of(predict, y), x, threat, stride=3, steps=5)
+    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
+    given = parse_threat("patch3@0+0-linf-1")
+    there = roa(loss_of(predict, y), x, given, steps=5)
+    assert contains(given, x, there).all() and (predict(there).argmax(1) == 0).all()
+
+
+def test_salt_and_pepper_paints_k_pixels_of_each_frame_black_or_white(problem):
+    net, x, y = problem
+    threat = ThreatModel("linf", 1.0, "pixels", 7)
+    found = salt_and_pepper(loss_of(net, y), x, threat)
+    changed = ((found - x).abs() > 1e-6).any(1)
+    assert contains(threat, x, found).all() and changed.flatten(2).sum(2).max() <= 7
+    values = found.movedim(1, -1)[changed]
+    assert ((values < 1e-6) | (values > 1 - 1e-6)).all() and (values.amax(1) - values.amin(1) < 1e-6).all()
+    assert accuracy(net, found, y) < 0.6
+
+
+FOR = {"roa": "patch3-linf-1", "salt-and-pepper": "pixels5-linf-1", "flicker": "flicker-linf-20/255", "cw": "l2-0.5"}
+FAST = {"square": {"queries": 60}, "nes": {"queries": 200}, "geo-trap": {"queries": 60}, "sparse": {"steps": 20},
+        "apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab": {"steps": 10},
+        "fab-t": {"steps": 5}, "cw": {"steps": 20, "searches": 3}, "fmn": {"steps": 20}}  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_obeys_its_threat_raises_the_loss_and_leaves_the_model_alone(name, frames):
+    net = small_net(frames=frames).train()  # modes and flags are the caller's
+    x, y = labelled(net, (8, 3, frames, 12, 12))
+    threat = parse_threat(FOR.get(name, "linf-8/255"))
+    loss = loss_of(net, y, score=SCORES["margin"])
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    runs = [ATTACKS[name](loss, x, threat, generator=_seeded(7), **FAST.get(name, {})) for _ in range(2)]
+    assert torch.equal(*runs), "the same generator gives the same clips"
+    found = runs[0]
+    assert found.shape == x.shape and found.dtype == x.dtype and not found.requires_grad
+    assert contains(threat, x, found).all()
+    assert (loss(found) >= loss(x) - 1e-5).all() and loss(found).mean() > loss(x).mean()
+    assert net.training and not any(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
+    net = small_net()
+    x, y = labelled(net, (4, 3, 4, 12, 12))
+    threat = parse_threat(FOR.get(name, "linf-8/255"))
+    nothing = ThreatModel(threat.norm, 0.0, threat.support, threat.k)
+    options = FAST.get(name, {})
+    assert torch.equal(ATTACKS[name](loss_of(net, y), x, nothing, generator=_seeded(), **options), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ATTACKS[name](loss_of(net, y, score=SCORES["margin"]), x, threat, generator=_seeded(), **options)
+    assert found.dtype == torch.float32 and contains(threat, x, found).all()
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat", "message"),
+    [(frame_saliency, "tube-linf-0.1", "dense threats"), (one_frame, "frames1-linf-0.1", "dense threat"),
+     (flicker, "linf-0.1", "support flicker"), (roa, "linf-1", "patch-linf"), (roa, "patch2-l2-1", "patch-linf"),
+     (salt_and_pepper, "linf-1", "pixels-linf"), (ATTACKS["cw"], "linf-0.1", "defined for l2"),
+     (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"), (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame")],
+)  # fmt: skip
+def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, message):
+    net, x, y = problem
+    with pytest.raises(ValueError, match=message):
+        attack(loss_of(net, y), x, parse_threat(threat))
+
+
+def test_supports_hold_each_other(problem):
+    """A flicker or tube of eps is in the dense ball of eps, whose worst case is no better for the defender."""
+    net, x, y = problem
+    dense = ThreatModel("linf", 4 / 255)
+    worst = accuracy(net, pgd(loss_of(net, y), x, dense, steps=30, generator=_seeded()), y)
+    for support, k in (("flicker", 0), ("tube", 0), ("frames", 2), ("patch", 5), ("border", 2), ("pixels", 9)):
+        part = ThreatModel("linf", 4 / 255, support, k)
+        found = pgd(loss_of(net, y), x, part, steps=30, generator=_seeded())
+        assert contains(dense, x, found).all() and contains(part, x, found).all()
+        assert accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()

@@ -1,0 +1,78 @@
+"""What is attacked: one clip of a video, or the source frames behind all its clips and crops."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidrobust.data import ClipDataset, EvalBatches, Failure, Source, SourceVideos, loader, worker_deaths
+from vidrobust.evaluation.predict import to_clips
+from vidrobust.views import to_float
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Unit:
+    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K) logits; fps: (B,)."""
+
+    x: Tensor
+    labels: Tensor
+    uids: list[str]
+    index: list[int]
+    fps: list[float]
+    failed: list[Failure]
+    predict: Predict
+
+
+def clip_units(
+    predict: Predict, dataset: ClipDataset, groups: list[list[int]], workers: int, device: torch.device
+) -> Iterator[Unit]:
+    """A unit a group of videos: the one clip that the data set cuts from each."""
+    with worker_deaths(dataset):
+        for batch in loader(dataset, EvalBatches.of(groups), workers):
+            x = to_clips(batch, device) if batch.uids else torch.empty(0, 3, 1, 1, 1)
+            yield Unit(x, batch.labels.to(device), batch.uids, batch.index.tolist(), batch.fps.tolist(), batch.failed,
+                       predict)  # fmt: skip
+
+
+def video_units(
+    predict: Predict, videos: SourceVideos, groups: list[list[int]], crops: int, device: torch.device
+) -> Iterator[Unit]:
+    """A unit a video: its source frames. Its logits are the mean over all clips and crops, of which all show them."""
+    for index in (index for group in groups for index in group):
+        source = videos[index]
+        if isinstance(source, Failure):
+            yield Unit(torch.empty(0, 3, 1, 1, 1), torch.empty(0, dtype=torch.long), [], [], [], [source], predict)
+            continue
+        x = to_float(torch.from_numpy(source.frames).unsqueeze(0).to(device))
+        record = source.record
+        yield Unit(x, torch.tensor([record.label], device=device), [record.uid], [index], [source.fps], [],
+                   through_clips(predict, source, crops, videos.size))  # fmt: skip
+
+
+def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
+    """predict of source frames (B, 3, F, H, W): logits averaged over the K clips and the crops of each.
+
+    crops: 1, the centre, or 3 along the longer side, of `size` pixels. Clips that overlap read the same frames, so that
+    the gradient of a frame is summed over all that show it.
+    """
+    frames = torch.from_numpy(source.clips)
+    height, width = source.frames.shape[1:3]
+    places = crop_places(height, width, size, crops)
+
+    def average(x: Tensor) -> Tensor:
+        clips = x[:, :, frames.to(x.device)].transpose(1, 2)  # (B, K, 3, T, H, W)
+        views = torch.stack([clips[..., top : top + size, left : left + size] for top, left in places], 2)
+        logits = predict(views.flatten(0, 2))
+        return logits.float().view(len(x), len(frames) * len(places), -1).mean(1)
+
+    return average
+
+
+def crop_places(height: int, width: int, size: int, crops: int) -> list[tuple[int, int]]:
+    """(top, left) of the crops: the centre; or both ends of the longer side as well."""
+    room, across = max(height, width) - size, (min(height, width) - size) // 2
+    along = [room // 2] if crops == 1 else [0, room // 2, room]
+    return [(across, at) if width >= height else (at, across) for at in along]
