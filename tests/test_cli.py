@@ -153,7 +153,7 @@ def test_checkpoints(place, tmp_path):
         (["plain.pt"], "not a training checkpoint"),
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
         ([place / "run", "model.backbone=resnet18"], "missing model.backbone.trunk.bn1"),
-        ([place / "run", "eval.threats=[linf--1]"], "is no threat model"),
+        ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
         ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
@@ -166,7 +166,7 @@ def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
     first = (place / "run/eval/pgd/summary.json").read_bytes()
     assert tool(*words, cwd=place).returncode == 0  # the same one again
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
-    assert "holds another evaluation; set eval.name=NAME, or --overwrite" in _refused(
+    assert "holds another evaluation, of other options; set eval.name=NAME, or --overwrite" in _refused(
         tool(*words, "eval.steps=3", cwd=place)
     )
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
@@ -236,7 +236,7 @@ def test_another_data_set_than_the_one_trained_on(tmp_path):
     for name in ("extract_features", "test_net"):
         done = tool(name, "--checkpoint", "o", "data.root=three", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert "of the linear probe" in (tmp_path / "o/eval/pgd/report.md").read_text()
+    assert "on the linear probe" in (tmp_path / "o/eval/pgd/report.md").read_text()
     done = tool("test_net", "--checkpoint", "o", "eval.name=own", cwd=tmp_path)
     assert "| own head |" in (tmp_path / "o/eval/own/report.md").read_text(), done.stderr
 

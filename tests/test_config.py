@@ -19,7 +19,8 @@ def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:
 def test_every_page_loads_builds_and_starts_with_its_command(page):
     cfg = config.load(page)
     build_model(cfg.model, "projector")
-    assert f"python tools/train_net.py --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
+    tool = "test_net.py --checkpoint outputs/ucf101_csl" if page.stem.startswith("eval_") else "train_net.py"
+    assert f"python tools/{tool} --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 

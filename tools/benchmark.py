@@ -1,27 +1,52 @@
-"""Measure speed: python tools/benchmark.py data data.root=/path/to/ucf101 [--prepared FOLDER] [key=value ...]
+"""Measure speed: python tools/benchmark.py data|attacks [--cfg PAGE] [key=value ...]
 
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
+attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
+single frames, and the passes of attacks up to AutoAttack, on a checkpoint's model and test clips, or on random ones.
 """
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from vidrobust import cli, config
 from vidrobust.data.speed import floor, measure_data, readable
+from vidrobust.engine import distributed
 from vidrobust.engine.log import start_logging
 from vidrobust.errors import UserError
+from vidrobust.evaluation import speed
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("data",))
+    parser = cli.parser(__doc__, ("data", "attacks"))
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
-    parser.add_argument("--videos", type=int, default=96, help="videos a round and row")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
-    parser.add_argument("--prepared", default="", help="root of the same data set, re-encoded by datasets/prepare.py")
+    parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
+    parser.add_argument("--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py")
+    parser.add_argument("--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file")
+    parser.add_argument("--clips", type=int, default=8, help="attacks: clips of a batch")
+    parser.add_argument("--images", type=int, default=64, help="attacks: single frames beside the published code")
+    parser.add_argument("--steps", type=int, default=20, help="attacks: steps of PGD, APGD and FAB")
+    parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
     args = parser.parse_intermixed_args()
-    if args.videos < 9 or args.rounds < 1:
-        raise UserError("--videos is at least 9, more than the first batch; --rounds at least 1")
-    cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
+    if args.videos < 9 or min(args.rounds, args.clips, args.images, args.steps, args.queries) < 1:
+        raise UserError("--videos is at least 9, more than the first batch; the other numbers at least 1")
+    if args.checkpoint:
+        cfg, state, _ = cli.load_checkpoint(args)
+    else:
+        cfg, state = config.loads("", args.overrides, "command line", args.cfg), None
     if cli.print_config(args, cfg):
         return
     start_logging(None)
+    if args.command == "data":
+        print_data(args, cfg)
+    else:
+        print_attacks(args, cfg, state)
+
+
+def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
     chosen = readable(cfg, args.videos)
     rows = measure_data(cfg, chosen, rounds=args.rounds, prepared=args.prepared)
     print(
@@ -36,6 +61,43 @@ def main() -> None:
             print(f"| {row.name:<28} | {row.cores} | {median:.1f} | {low:.1f} to {high:.1f} |")
     parts = floor(cfg, chosen, rounds=args.rounds)
     print("ms a video, one core: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+
+
+def print_attacks(args: argparse.Namespace, cfg: config.Config, state: dict[str, Any] | None) -> None:
+    device = distributed.start(cfg.device)
+    torch.manual_seed(cfg.seed)
+    model, x, y = speed.attacked(cfg, state, args.clips, device)
+    half = eps = speed.half_broken(model, x, y)
+    print(f"{cfg.model.backbone}, {len(x)} clips of {tuple(x.shape[1:])} on {device}, PGD-{args.steps}, "
+          f"eps {eps * 255:.2f}/255, {args.rounds} rounds")  # fmt: skip
+    rows = speed.measure_rows(speed.pgd_rows(model, x, y, eps, args.steps), model, y, args.rounds)
+    print(f"| {'PGD':<40} | s, median (lowest to highest) | of the bare loop | accuracy |\n|---|---|---|---|")
+    for row in rows:
+        print_row(row, rows[1].median)
+    images, frames, labels = speed.attacked(cfg, state, args.images, device, images=True)
+    eps = speed.half_broken(images, frames, labels)
+    print(f"\n{len(frames)} images of {tuple(frames.shape[1:])}, eps {eps * 255:.2f}/255, {args.steps} steps, 4 targets, "
+          f"{args.queries} queries")  # fmt: skip
+    print(f"| {'attack':<40} | s, median (lowest to highest) | of ours | accuracy |\n|---|---|---|---|")
+    rows = speed.measure_rows(
+        speed.published_rows(images, frames, labels, eps, args.steps, args.queries), images, labels, args.rounds
+    )
+    for row in rows:
+        if row.name.endswith("vidrobust"):
+            ours = row.median
+        print_row(row, ours)
+    print(
+        f"\n| attack on {len(x)} clips, eps {half * 255:.2f}/255 | forward, a clip | backward | s a clip | accuracy |"
+    )
+    print("|---|---|---|---|---|")
+    for name, forward, backward, seconds, accuracy in speed.costs(model, x, y, half, cfg.eval.effort):
+        print(f"| {name} | {forward:.0f} | {backward:.0f} | {seconds:.2f} | {accuracy:.3f} |")
+
+
+def print_row(row: speed.Row, unit: float) -> None:
+    low, high = min(row.seconds), max(row.seconds)
+    spread = f"{row.median:.3f} ({low:.3f} to {high:.3f})"
+    print(f"| {row.name:<40} | {spread} | {row.median / unit:.3f} | {row.accuracy:.3f} |")
 
 
 if __name__ == "__main__":

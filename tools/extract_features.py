@@ -1,6 +1,6 @@
 """Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
 
-The configuration is the checkpoint's own; --cfg PAGE replaces it, key=value changes options of it.
+The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value over both.
 """
 
 from pathlib import Path

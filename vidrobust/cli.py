@@ -41,16 +41,13 @@ def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.Argumen
 def add_checkpoint(made: argparse.ArgumentParser) -> None:
     """The arguments of a tool that reads a checkpoint."""
     made.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file")
-    made.add_argument("--cfg", help="YAML page instead of the checkpoint's own configuration")
+    made.add_argument("--cfg", help="YAML page that lies over the checkpoint's own configuration")
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:
     """(configuration, checkpoint, the folder of the run) that the arguments name."""
     state = checkpoint.read_checkpoint(args.checkpoint)
-    if args.cfg:
-        cfg = config.load(args.cfg, args.overrides)
-    else:
-        cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line")
+    cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg)
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     return cfg, state, folder.parent if folder.name == "checkpoints" else folder
 

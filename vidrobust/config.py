@@ -44,9 +44,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _typed([_read_page(Path(path), ()), _read_overrides(overrides)], str(path))
 
 
-def loads(text: str, overrides: Sequence[str] = (), source: str = "configuration") -> Config:
-    """As `load`, from YAML text, such as the configuration that a checkpoint holds."""
-    return _typed([OmegaConf.create(text), _read_overrides(overrides)], source)
+def loads(
+    text: str, overrides: Sequence[str] = (), source: str = "configuration", page: str | Path | None = None
+) -> Config:
+    """As `load`, from YAML text, such as the configuration that a checkpoint holds; a `page` lies over it."""
+    above = [_read_page(Path(page), ())] if page else []
+    return _typed([OmegaConf.create(text), *above, _read_overrides(overrides)], source)
 
 
 def to_yaml(cfg: Config) -> str:

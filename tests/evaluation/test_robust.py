@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -6,14 +7,17 @@ import torch
 from torch import nn
 
 from tests.helpers import tiny_ucf101
-from vidrobust.attacks import ThreatModel
+from vidrobust.attacks import ThreatModel, parse_threat
 from vidrobust.config import Data
-from vidrobust.data import eval_dataset, ucf101
-from vidrobust.evaluation import evaluate_robust, robust_curve
-from vidrobust.evaluation.robust import misclassification_loss
+from vidrobust.data import eval_dataset, source_videos, ucf101
+from vidrobust.errors import UserError
+from vidrobust.evaluation import Suite, evaluate_robust, robust_curve
+from vidrobust.evaluation.curve import robust_to_all
+from vidrobust.evaluation.robust import families, timings
 
 CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
 EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
+THREATS = [ThreatModel("linf", eps) for eps in EPS]
 
 
 def _net():
@@ -26,11 +30,10 @@ def _net():
 def _run(root, out, net=None, **options):
     out.mkdir(exist_ok=True)
     records, _ = ucf101(root, "test", 1)
-    settings = {"steps": 3, "restarts": 1, "seed": 0, "batch_size": 3, "workers": 0, "device": torch.device("cpu")}
-    return evaluate_robust(
-        net or _net(), eval_dataset(CFG, records, 1), list(range(len(records))), [ThreatModel("linf", e) for e in EPS],
-        out, **(settings | options),
-    )  # fmt: skip
+    settings = {"suite": Suite("pgd", steps=3), "seed": 0, "batch_size": 3, "workers": 0, "device": torch.device("cpu"),
+                "threats": THREATS}  # fmt: skip
+    return evaluate_robust(net or _net(), eval_dataset(CFG, records, 1), list(range(len(records))), out=out,
+                           **(settings | options))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def root(tmp_path_factory):
 def test_eps_0_is_clean_accuracy_and_the_curve_never_rises(root, tmp_path):
     rows = _run(root, tmp_path)
     assert len(rows) == 40 and rows == [json.loads(line) for line in open(tmp_path / "results.jsonl")]
-    curve = robust_curve(rows)
+    curve = robust_curve(rows, THREATS)
     clean = sum(r["clean_pred"] == r["label"] for r in rows[::4]) / 10
     assert curve[0]["robust_acc"] == clean == curve[0]["robust_acc_uint8"] and clean > 0
     accuracies = [c["robust_acc"] for c in curve]
@@ -86,17 +89,23 @@ def test_a_broken_sample_is_not_attacked_again(root, tmp_path):
         sizes.append(len(x))
         return net(x)
 
-    _run(root, tmp_path, net=counted, batch_size=10)
-    rows = _run(root, tmp_path)
-    survive = [r["robust"] or r["uint8_pred"] == r["label"] for r in rows]  # one of the two is left to break
-    # clean pass; per budget: (steps + 1) on the survivors of the budget before, two to verify; eps 0 is free
-    expected = 10 + 2 * 10 * len(EPS) + 4 * sum(alive for i, alive in enumerate(survive) if (i + 1) % len(EPS))
-    assert sum(sizes) == pytest.approx(expected)
+    rows = _run(root, tmp_path, net=counted, batch_size=10)
+    again = _run(root, tmp_path)
+    assert again == rows
+    spent = sum(forward for row in rows for forward, _ in row["passes"].values())
+    left = {str(t): [r["robust"] or r["uint8_pred"] == r["label"] for r in rows if r["threat"] == str(t)]
+            for t in THREATS}  # fmt: skip
+    for before, threat in itertools.pairwise(THREATS):
+        alive = sum(left[str(before)])
+        here = sum(f for r in rows if r["threat"] == str(threat) for f, _ in r["passes"].values())
+        assert here <= 4 * alive + 4 * alive  # steps + 1 passes of those left, and of their rounded clips at most
+        assert (here > 0) == (alive > 0)
+    assert spent < sum(sizes)
 
 
 def test_a_video_that_does_not_decode_is_a_failed_row_and_a_miss(tmp_path):
     root = tiny_ucf101(tmp_path / "data", train=1, test=2)
-    whole = robust_curve(_run(root, tmp_path / "a"))
+    whole = robust_curve(_run(root, tmp_path / "a"), THREATS)
     records, _ = ucf101(root, "test", 1)
     open(records[0].path, "w").close()
     rows = _run(root, tmp_path / "b")
@@ -104,29 +113,96 @@ def test_a_video_that_does_not_decode_is_a_failed_row_and_a_miss(tmp_path):
     assert len(bad) == 4 and all(
         r["killed_by"] == "error" and not r["robust"] and "is empty" in r["error"] for r in bad
     )
-    assert robust_curve(rows)[0]["n"] == whole[0]["n"] == 4
-
-
-def test_the_best_iterate_is_a_wrong_one_if_there_is_one():
-    """Cross-entropy alone ranks a confident right answer of three classes above a narrow wrong one."""
-    logits = torch.tensor([[1.0, 0.9, 0.9], [1.0, 1.1, -5.0]])
-    loss = misclassification_loss(lambda x: logits, torch.tensor([0, 0]))
-    right, wrong = loss(torch.zeros(2, 1)).tolist()
-    plain = nn.functional.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
-    assert plain[0] > plain[1] and wrong > right
+    assert robust_curve(rows, THREATS)[0]["n"] == whole[0]["n"] == 4
 
 
 def test_accuracy_after_rounding_does_not_gain_from_smaller_budgets(root, tmp_path):
     """A budget of 0.4/255 vanishes when rounded; what it breaks must still be attacked at the next one."""
-    records, _ = ucf101(root, "test", 1)
     found = []
     for name, budgets in (("alone", [1.0]), ("both", [0.4 / 255, 1.0])):
-        (tmp_path / name).mkdir()
         threats = [ThreatModel("linf", eps) for eps in budgets]
-        rows = evaluate_robust(
-            lambda x: 100 * _net()(x), eval_dataset(CFG, records, 1), list(range(10)), threats, tmp_path / name,
-            steps=9, restarts=1, seed=0, batch_size=5, workers=0, device=torch.device("cpu"),
-        )  # fmt: skip
-        found.append(robust_curve(rows))
+        rows = _run(root, tmp_path / name, net=lambda x: 100 * _net()(x), threats=threats, suite=Suite("pgd", steps=9))
+        found.append(robust_curve(rows, threats))
     assert found[0][-1]["robust_acc_uint8"] == found[1][-1]["robust_acc_uint8"] == 0
     assert found[1][0]["robust_acc_uint8"] > 0
+    assert all(
+        c["killed_by"].get("pgd", 0) + c["killed_by"].get("clean", 0) == 10 for curve in found for c in curve[-1:]
+    )
+
+
+MANY = [parse_threat(name) for name in ("flicker-linf-16/255", "linf-8/255", "flicker-linf-4/255", "frames1-l2-0.5")]
+
+
+def test_families_are_curves_of_their_own(root, tmp_path):
+    """Each threat's rows are what an evaluation of that threat alone has, family by family, small to large."""
+    ordered = [t for family in families(MANY) for t in family]
+    assert [str(t) for t in ordered] == ["flicker-linf-4/255", "flicker-linf-16/255", "linf-8/255", "frames1-l2-0.5"]
+    rows = _run(root, tmp_path, threats=MANY)
+    assert [r["threat"] for r in rows[:4]] == [str(t) for t in ordered]
+    for row in rows:
+        assert row["in_budget"] and row["robust"] is (row["killed_by"] is None)
+    curve = {c["threat"]: c["robust_acc"] for c in robust_curve(rows, ordered)}
+    assert curve["flicker-linf-16/255"] <= curve["flicker-linf-4/255"]
+    withstood = robust_to_all(rows)
+    assert len(withstood) == 10 and sum(withstood) / 10 <= min(curve.values())
+
+
+@pytest.mark.parametrize("name", ["autoattack", "video", "square", "fmn", "frame-saliency"])
+def test_suites_and_single_attacks_by_name(root, tmp_path, name):
+    suite = Suite(name, steps=4, queries=20, effort=0.03)
+    rows = _run(root, tmp_path, suite=suite)
+    attacks = {key for row in rows for key in row["passes"]}
+    expected = {"autoattack": {"apgd-ce", "apgd-t", "fab-t", "square"}}.get(name)
+    assert attacks <= expected if expected else attacks
+    assert robust_curve(rows, THREATS)[-1]["robust_acc"] < robust_curve(rows, THREATS)[0]["robust_acc"]
+    assert all(r["killed_by"] in (None, "clean", *attacks) for r in rows)
+    seconds = timings(tmp_path)
+    assert {key for threat in seconds.values() for key in threat} == attacks
+
+
+def test_suites_say_what_they_are():
+    assert str(Suite("pgd", steps=50, restarts=2)) == "pgd-50x2" and str(Suite("square", queries=99)) == "square-99x1"
+    assert str(Suite("autoattack")) == "autoattack" and str(Suite("video", effort=0.1)) == "video, effort 0.1"
+    with pytest.raises(UserError, match="eval.suite: unknown name 'autoatack'; did you mean 'autoattack'"):
+        Suite("autoatack")(ThreatModel(), 8, 10)
+
+
+def test_a_threat_that_does_not_fit_stops_with_its_name(root, tmp_path):
+    with pytest.raises(UserError, match="pgd-3x1 under frames5-linf-8/255: .*5 frames of a clip of 2"):
+        _run(root, tmp_path, threats=[parse_threat("frames5-linf-8/255")])
+    with pytest.raises(UserError, match="leave out its softmax"):
+        _run(root, tmp_path, net=lambda x: _net()(x).softmax(1))
+
+
+def test_predictions_after_h264(root, tmp_path):
+    rows = _run(root, tmp_path, h264_crf=30)
+    assert all(isinstance(row["h264_pred"], int) for row in rows)
+    curve = robust_curve(rows, THREATS)
+    assert 0 <= curve[0]["robust_acc_h264"] <= 1 and curve[-1]["robust_acc_h264"] < 1
+    assert robust_curve(_run(root, tmp_path / "without"), THREATS)[0]["robust_acc_h264"] is None
+
+
+def test_pictures_are_kept_threat_by_threat(root, tmp_path):
+    _run(root, tmp_path, threats=MANY, pictures=2)
+    names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "clips").iterdir())
+    assert set(names) <= {"flicker-linf", "linf", "frames1-l2"} and all(names.count(n) <= 2 for n in names)
+    assert "linf" in names
+
+
+def _sources(root, clips=3, frames=2):
+    records, _ = ucf101(root, "test", 1)
+    return source_videos(Data(**(vars(CFG) | {"frames": frames})), records, clips)
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_videos_are_attacked_through_the_average_of_their_views(root, tmp_path, crops):
+    threats = [ThreatModel("linf", eps) for eps in (0.0, 4 / 255, 1.0)]
+    rows = evaluate_robust(
+        _net(), _sources(root), list(range(10)), threats, tmp_path, suite=Suite("pgd", steps=4), seed=0, batch_size=2,
+        workers=0, device=torch.device("cpu"), crops=crops, pictures=1,
+    )  # fmt: skip
+    assert len(rows) == 30 and all(row["in_budget"] for row in rows)
+    accuracies = [c["robust_acc"] for c in robust_curve(rows, threats)]
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
+    # passes are of source videos: each holds all of its clips and crops
+    assert sum(f for row in rows for f, _ in row["passes"].values()) <= 2 * 10 * 10

@@ -156,7 +156,8 @@ def contains(threat: ThreatModel, x: Tensor, x_adv: Tensor, atol: float = 1e-6) 
     """Whether each sample obeys the threat model, from its pixels: budget, support and [0, 1] -> (B,) bool.
 
     atol: of a pixel. A float32 pixel says what it changed by up to 2^-24, so that budgets of l2 and l1 are compared up
-    to the norm of that in every changed pixel. NaN does not obey. What the attack may choose, frames, patch or pixels, may lie anywhere, if there are no more of them than k.
+    to the norm of that in every changed pixel. NaN does not obey. What the attack may choose, frames, patch or pixels,
+    may lie anywhere, if there are no more of them than k.
     """
     delta, crossed = explain(threat, x, x_adv)
     slack = 0.0 if threat.norm == "linf" else norm_of(threat.norm, (delta != 0) * 2.0**-24)

@@ -68,7 +68,8 @@ def frame_saliency(
     Saliency is the mean absolute gradient of a frame. mode: "one_shot" perturbs all frames with `pgd` and lays them
     over the clip one after the other; "iterative" attacks one frame more each time, together with those before it;
     "refresh" asks for the saliency anew before each frame. Returns each sample's best clip, of as few frames as it
-    took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot steps + T, the others T * steps forward passes.
+    took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot
+    steps + T, the others T * steps forward passes.
     """
     if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
         raise ValueError(f"{threat}, mode={mode}: dense threats; one_shot, iterative or refresh")
