@@ -76,8 +76,8 @@ def print_attacks(args: argparse.Namespace, cfg: config.Config, state: dict[str,
         print_row(row, rows[1].median)
     images, frames, labels = speed.attacked(cfg, state, args.images, device, images=True)
     eps = speed.half_broken(images, frames, labels)
-    print(f"\n{len(frames)} images of {tuple(frames.shape[1:])}, eps {eps * 255:.2f}/255, {args.steps} steps, 4 targets, "
-          f"{args.queries} queries")  # fmt: skip
+    print(f"\n{len(frames)} images of {tuple(frames.shape[1:])}, eps {eps * 255:.2f}/255, {args.steps} steps, "
+          f"4 targets, {args.queries} queries")  # fmt: skip
     print(f"| {'attack':<40} | s, median (lowest to highest) | of ours | accuracy |\n|---|---|---|---|")
     rows = speed.measure_rows(
         speed.published_rows(images, frames, labels, eps, args.steps, args.queries), images, labels, args.rounds
