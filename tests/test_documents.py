@@ -133,7 +133,7 @@ def test_ci_runs_the_readmes_test_command():
 def test_attacks_can_be_used_alone():
     code = "import sys, vidrobust.attacks; print([m for m in sys.modules if m.startswith('vidrobust.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(eval(done.stdout)) == {"vidrobust.attacks", "vidrobust.attacks.threat", "vidrobust.attacks.gradient"}
+    assert {".".join(name.split(".")[:2]) for name in eval(done.stdout)} == {"vidrobust.attacks"}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

@@ -120,6 +120,12 @@ class Ball:
         g, low, high, radius = self._rows(gradient, low, high, size)
         return self._delta(geometry.ascend(self._flat_norm(), g, low, high, radius))
 
+    def step(self, delta: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """project(delta + ascend(gradient, size, delta)), and in Linf without tensors in between."""
+        if self.threat.norm == "linf":
+            return torch.add(delta, gradient.sign(), alpha=size).clamp_(*self._box)
+        return self.project(delta + self.ascend(gradient, size, delta))
+
     def random(self, generator: torch.Generator | None = None) -> Tensor:
         """A random delta: uniform in Linf; in L2 a uniform direction at full length, in L1 the sparse point that normal
         noise is projected onto (as in AutoAttack).

@@ -72,7 +72,7 @@ def climb(search: Search, delta: Tensor, steps: int, size: float, momentum: floa
         if momentum is not None:
             mean = gradient.abs().flatten(1).mean(1).clamp(min=1e-12)
             gradient = total = momentum * total + gradient / mean.view(-1, 1, 1, 1, 1)
-        delta = search.ball.project(delta + search.ball.ascend(gradient, size, delta))
+        delta = search.ball.step(delta, gradient, size)
     search.look(delta)
     return search.drop(delta)[0]
 

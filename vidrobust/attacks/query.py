@@ -48,7 +48,7 @@ def nes(
             up, down = (search.peek(delta + sign * sigma * u) for sign in (1, -1))
             estimate += ((up - down) / (sigma * samples)).view(-1, 1, 1, 1, 1) * u
         mean = momentum * mean + (1 - momentum) * estimate
-        delta = search.ball.project(delta + search.ball.ascend(mean, size, delta))
+        delta = search.ball.step(delta, mean, size)
         search.look(delta)
     return search.result()
 
@@ -91,7 +91,7 @@ def geo_trap(
         u = search.ball.take(warped_frames(as_clip(search.ball.x), spread, affine, generator))
         up, down = (search.peek(delta + probe * _unit(guess + sign * explore * u)) for sign in (1, -1))
         guess = guess + rate * ((up - down) / (explore * probe)).view(-1, 1, 1, 1, 1) * u
-        delta = search.ball.project(delta + search.ball.ascend(guess, min(step_size, threat.eps), delta))
+        delta = search.ball.step(delta, guess, min(step_size, threat.eps))
         search.look(delta)
     return search.result()
 

@@ -19,9 +19,7 @@ class Search:
 
     ball: Ball
     rows: Tensor  # which samples of the batch `ball` and the deltas are of
-    broken: (
-        Tensor  # (n,) whether the last evaluation found them wrong: a level above 0, or without levels a loss above 0
-    )
+    broken: Tensor  # (n,) whether the last evaluation found them wrong: level above 0, or without levels a loss above 0
 
     def __init__(self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None) -> None:
         check_input(x)
@@ -41,7 +39,7 @@ class Search:
         if not len(self.rows) or self.threat.eps == 0:
             return False
         self._goal = self._at(self._loss, self.rows)
-        self._finished = torch.zeros_like(self.rows, dtype=torch.bool)
+        self._finished, self._first = torch.zeros_like(self.rows, dtype=torch.bool), True
         x = self.x[self.rows]
         self.ball = make_ball(self.threat, x, lambda: self._saliency(x), self.generator)
         return True
@@ -56,7 +54,8 @@ class Search:
         keep=False: the deltas lie outside the budget, on the way to others.
         """
         x_adv = self.ball.apply(delta)
-        value, level, gradient = judged_gradient(self._goal, x_adv)
+        value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
+        self._first = False
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
@@ -96,7 +95,11 @@ class Search:
         before, most = self.level[self.rows], self.value[self.rows]
         better = ((level > before) & ~value.isnan()) | ((level == before) & (value > most))
         rows = self.rows[better]
-        self.best[rows], self.value[rows], self.level[rows] = x_adv[better], value[better], level[better]
+        self.value[rows], self.level[rows] = value[better], level[better]
+        if len(rows) == len(self.x):  # while the whole batch rises, nothing is copied
+            self.best = x_adv
+        else:
+            self.best[rows] = x_adv[better]
 
     def _saliency(self, x: Tensor) -> Tensor:
         """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018)."""
@@ -115,16 +118,18 @@ def judged(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
     return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
 
 
-def judged_gradient(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
-    Raises ValueError when a gradient is NaN or infinite.
+    Raises ValueError when a loss is NaN or, with `check`, a gradient NaN or infinite. A step along a NaN makes the next
+    loss NaN, so that an attack looks through the whole gradient once a start.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    if gradient.numel() and not torch.isfinite(torch.stack(gradient.aminmax())).all():
-        lost = (~torch.isfinite(gradient)).flatten(1).any(1).nonzero().flatten().tolist()
+    bad = value.isnan().any()
+    if bad or (check and gradient.numel() and not torch.isfinite(torch.stack(gradient.aminmax())).all()):
+        lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
         raise ValueError(f"the gradient of samples {lost} is NaN or infinite; their loss is {value[lost].tolist()}")
     return value.detach(), level, gradient

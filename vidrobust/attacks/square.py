@@ -53,7 +53,8 @@ def square(
             share = _share(p_init, int(query / queries * 10000) if rescale else query)
             new = search.ball.project((_flip if flat else _move)(search, delta, share, draw))
             found = search.look(new)
-            delta = torch.where((found > value).view(-1, 1, 1, 1, 1), new, delta)
+            if (better := found > value).any():
+                delta = torch.where(better.view(-1, 1, 1, 1, 1), new, delta)
             value = torch.maximum(found, value)
     return search.result()
 

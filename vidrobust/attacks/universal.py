@@ -47,7 +47,7 @@ def universal(
             counted = gradient * ((moved > -1e-6) & (moved < 1 + 1e-6))
             dims = shared_dims(threat.support)
             whole = (counted.sum(dims, keepdim=True) if dims else counted).sum(0, keepdim=True).roll(-by, 2)
-            delta = ball.project(delta + ball.ascend(whole, size, delta))
+            delta = ball.step(delta, whole, size)
     if delta is None:
         raise ValueError("no batch to find a universal perturbation for")
     return delta

@@ -50,7 +50,7 @@ def temporal_translation(
         pulled = ball.pull(gradient, delta)
         mean = pulled.abs().flatten(1).mean(1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
         total = momentum * total + pulled / mean
-        delta = ball.project(delta + ball.ascend(total, size, delta))
+        delta = ball.step(delta, total, size)
     return ball.apply(delta)
 
 
