@@ -180,7 +180,9 @@ def _art_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, siz
 
 def published_rows(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, queries: int) -> list[Row]:
     """APGD, APGD-T, FAB-T and Square beside AutoAttack's and torchattacks' own code. x: images (B, C, H, W)."""
-    threat, targets = ThreatModel("linf", eps), 4
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    threat, targets = ThreatModel("linf", eps), min(4, classes - 1)
     loss, margin = Misclassify(model, y), Misclassify(model, y, SCORES["margin"])
     rows = [
         Row("APGD-CE, vidrobust", lambda: apgd(loss, x, threat, steps=steps)),
@@ -210,6 +212,8 @@ def published_rows(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: in
         h = torchattacks.Square(model, norm="Linf", eps=eps, n_queries=queries, p_init=0.8, seed=0, resc_schedule=False)
         for name, attack in (("APGD-CE", e), ("APGD-T", f), ("FAB-T", g), ("Square", h)):
             rows.append(Row(f"{name}, torchattacks", lambda attack=attack: attack(x, y)))  # type: ignore[misc]
+    if classes < 4:  # theirs fail
+        rows = [row for row in rows if not row.name.startswith("APGD-T") or row.name.endswith("vidrobust")]
     return sorted(rows, key=lambda row: row.name.split(",")[0])
 
 
