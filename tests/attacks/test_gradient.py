@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vidrobust.attacks import Misclassify, ThreatModel, contains, fgsm, make_ball, mim, pgd
+from vidrobust.attacks import Misclassify, ThreatModel, contains, fgsm, make_ball, mim, pgd, rounded
 
 SHAPES = [(5, 3, 1, 6, 5), (5, 3, 4, 6, 5), (5, 3, 6, 5)]
 
@@ -167,7 +167,7 @@ def test_a_wrong_iterate_beats_a_right_one_of_higher_loss():
 
     x = torch.full((1, 3, 1, 2, 2), 0.5)
     with pytest.MonkeyPatch.context():
-        found = pgd(Misclassify(predict, torch.tensor([0]), rounding=True), x, ThreatModel("linf", 0.1), steps=3)
+        found = pgd(Misclassify(predict, torch.tensor([0]), clean=x), x, ThreatModel("linf", 0.1), steps=3)
     assert torch.equal(found, seen[0].detach())  # the first, wrong, though later ones have the higher cross-entropy
 
 
@@ -182,9 +182,9 @@ def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
     y = torch.tensor([0])
     small, large = ThreatModel("linf", 0.4 / 255), ThreatModel("linf", 1 / 255)
     for threat, survives in ((small, False), (large, True)):
-        found = pgd(Misclassify(predict, y, rounding=True), x, threat, steps=8, random_start=False)
+        found = pgd(Misclassify(predict, y, clean=x), x, threat, steps=8, random_start=False)
         assert predict(found).argmax(1).item() == 1
-        assert (predict((found * 255).round() / 255).argmax(1).item() == 1) is survives
+        assert (predict(rounded(found, x)).argmax(1).item() == 1) is survives
 
 
 def test_the_best_of_bad_places_is_kept_over_restarts():

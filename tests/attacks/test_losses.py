@@ -63,9 +63,21 @@ def test_levels():
     clips = torch.tensor([0.2, 0.502, 0.6]).view(3, 1)  # 0.502 rounds to 128/255 = 0.50196
     predict = lambda v: torch.stack([torch.full((len(v),), 0.50198), v[:, 0]], 1)  # noqa: E731
     y = torch.zeros(3, dtype=torch.long)
-    assert Misclassify(predict, y, rounding=True).judge(clips)[1].tolist() == [0, 1, 2]
+    assert Misclassify(predict, y, clean=torch.full((3, 1), 0.4)).judge(clips)[1].tolist() == [0, 1, 2]
     assert Misclassify(predict, y).judge(clips)[1].tolist() == [0, 2, 2]
-    assert torch.equal(rounded(torch.tensor([0.5, 0.1])) * 255, (torch.tensor([0.5, 0.1]) * 255).round())
+
+
+def test_rounded_clips_stay_as_near_to_the_clip_as_they_were():
+    x = torch.randint(0, 256, (4, 3, 2, 8, 8)) / 255
+    for size in (0.4, 0.5, 1.5, 2.6, 4.0):
+        x_adv = (x + size / 255 * (2 * torch.rand_like(x) - 1).sign() * torch.rand_like(x).round()).clamp(0, 1)
+        found = rounded(x_adv, x)
+        assert ((found * 255).round() - found * 255).abs().max() < 1e-3
+        assert ((found - x).abs() <= (x_adv - x).abs() + 1e-6).all()
+        assert ((found - x_adv).abs() <= 1 / 255 + 1e-6).all()
+    assert torch.equal(rounded(x, x), x)
+    off = torch.tensor([0.3 / 255, 0.7 / 255])  # clips off the grid go to the nearest value
+    assert rounded(off, off).tolist() == [0.0, pytest.approx(1 / 255)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.attacks.models import accuracy, labelled, loss_of, small_net
-from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, square
+from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, parse_threat, square
 from vidrobust.attacks.query import warped_frames
 
 
@@ -69,3 +69,16 @@ def test_budgets_that_allow_nothing_are_refused(problem, attack, options):
     net, x, y = problem
     with pytest.raises(ValueError, match="queries"):
         attack(loss_of(net, y), x, ThreatModel(), **options)
+
+
+@pytest.mark.parametrize("name", ["frames1-linf-0.3", "patch4-linf-0.3", "pixels9-linf-0.3"])
+@pytest.mark.parametrize("attack", [square, nes, geo_trap])
+def test_black_boxes_work_without_gradients_at_places_that_are_drawn(problem, attack, name):
+    net, x, y = problem
+
+    def blind(v):
+        with torch.no_grad():
+            return net(v.detach())
+
+    found = attack(loss_of(blind, y, score=SCORES["margin"]), x, parse_threat(name), queries=120, generator=_seeded())
+    assert contains(parse_threat(name), x, found).all() and accuracy(net, found, y) < 1

@@ -8,6 +8,7 @@ from vidrobust.attacks import (
     contains,
     impersonate,
     own_loss,
+    parse_threat,
     pgd,
     pull_toward,
     push_away,
@@ -72,3 +73,18 @@ def test_impersonation_succeeds_where_the_probe_is_fooled(encode, clips):
     assert success.tolist() == (probe(encode(found)).argmax(1) == probe(encode(target)).argmax(1)).tolist()
     _, without = impersonate(encode, probe, x, target, ThreatModel("linf", 0.0))
     assert success.sum() > without.sum()
+
+
+@pytest.mark.parametrize("name", ["frames1-linf-0.1", "patch4-linf-0.1", "pixels5-linf-0.1"])
+def test_places_are_chosen_though_the_gradient_at_the_clip_is_0(encode, clips, name):
+    x, threat = clips[0], parse_threat(name)
+    found = pgd(push_away(encode, x), x, threat, steps=10, generator=torch.Generator().manual_seed(0))
+    assert contains(threat, x, found).all()
+    places = [tuple(((a - b).abs() > 1e-6).nonzero()[0].tolist()) for a, b in zip(found, x, strict=True)]
+    if threat.support == "frames":
+        assert {place[1] for place in places} <= {
+            1,
+            2,
+        }  # those in the middle, which more weights see, and not the first
+    else:
+        assert len(set(places)) > 2  # the samples' own

@@ -12,6 +12,7 @@ from vidrobust.attacks import (
     contains,
     eot,
     pgd,
+    rounded,
     suite_steps,
     worst_case,
 )
@@ -90,7 +91,9 @@ def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
     y = net(x).argmax(1)
     steps = [attack_step("pgd", steps=20), attack_step("apgd-t", steps=30)]
     found = worst_case(net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=_seeded())
-    after = net((found.x_rounded * 255).round() / 255).argmax(1) != y
+    seen = rounded(found.x_rounded, x)
+    after = net(seen).argmax(1) != y
+    assert contains(ThreatModel("linf", 1 / 255), x, seen).all()
     assert after.tolist() == [by is not None for by in found.rounded_by] and after.any()
     assert contains(ThreatModel("linf", 1 / 255), x, found.x_rounded).all()
 
@@ -183,13 +186,14 @@ def test_eot_averages_over_draws_of_a_random_model():
     ("change", "message"),
     [({"x": 255.0}, "attack before normalisation"), ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
      ({"y": -1}, "labels span -1"), ({"predict": "softmax"}, "leave out its softmax"),
+     ({"predict": "all nan"}, r"NaN logits for samples \[0\]"),
      ({"predict": "features"}, r"a classifier gives \(B, K\) logits"), ({"predict": "nan"}, "NaN or infinite")],
 )  # fmt: skip
 def test_bad_input_is_refused_with_the_reason(problem, change, message):
     net, x, y = problem
     predict = {
         None: net, "softmax": lambda v: net(v).softmax(1), "features": lambda v: net(v)[:, :, None],
-        "nan": lambda v: net(v) + (v.sum() - v.sum()).sqrt(),
+        "all nan": lambda v: net(v) * float("nan"), "nan": lambda v: net(v) + (v.sum() - v.sum()).sqrt(),
     }[change.get("predict")]  # fmt: skip
     x, y = x * change.get("x", 1.0), y if "y" not in change else torch.full_like(y, change["y"])
     with pytest.raises(ValueError, match=message):

@@ -53,3 +53,5 @@ def test_what_it_is_not_for_is_refused():
         universal(loss, [], ThreatModel())
     with pytest.raises(ValueError, match="attack before normalisation"):
         universal(loss, _batches(x * 255, y), ThreatModel())
+    with pytest.raises(ValueError, match="empty after one epoch"):
+        universal(loss, iter(_batches(x, y)), ThreatModel())

@@ -132,7 +132,7 @@ def test_a_cyclic_flicker_works_at_any_offset():
 
     options = {"lam": 0.01, "steps": 150}
     fixed, cyclic = (flicker(loss, x, threat, cyclic=c, generator=_seeded(), **options) for c in (False, True))
-    assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) - 0.02
+    assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) + 0.1
 
 
 def test_sparse_changes_few_frames(one_frame_counts):
@@ -145,6 +145,22 @@ def test_sparse_changes_few_frames(one_frame_counts):
     masked = ThreatModel("linf", 0.2, "frames", 2, "uniform")  # the paper's temporal mask, which holds frame 3 and 1
     kept = sparse(loss_of(predict, y, score=SCORES["escape"]), x, masked, generator=_seeded())
     assert contains(masked, x, kept).all() and (predict(kept).argmax(1) == 0).all()
+
+
+@pytest.mark.parametrize("attack", [sparse, flicker])
+def test_the_broken_iterate_of_least_penalty_is_kept(attack):
+    """One value to move; what is kept is hardly beyond the boundary, and not the first that crossed it."""
+
+    def predict(x):
+        score = 100 * (x.flatten(1).mean(1) - 0.52)
+        return torch.stack([-score, score], 1)
+
+    x, y = torch.full((2, 3, 4, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    threat = ThreatModel("linf", 0.3, "flicker" if attack is flicker else "dense")
+    options = {"lam": 30.0 if attack is flicker else 0.1, "lr": 0.02, "steps": 200}
+    found = attack(loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=_seeded(), **options)
+    assert (predict(found).argmax(1) == 1).all()
+    assert ((found - x).flatten(1).mean(1) < 0.03).all(), (found - x).flatten(1).mean(1)
 
 
 def test_roa_finds_the_place_that_counts():
@@ -213,7 +229,8 @@ def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
     ("attack", "threat", "message"),
     [(frame_saliency, "tube-linf-0.1", "dense threats"), (one_frame, "frames1-linf-0.1", "dense threat"),
      (flicker, "linf-0.1", "support flicker"), (roa, "linf-1", "patch-linf"), (roa, "patch2-l2-1", "patch-linf"),
-     (salt_and_pepper, "linf-1", "pixels-linf"), (ATTACKS["cw"], "linf-0.1", "defined for l2"),
+     (salt_and_pepper, "linf-1", "pixels-linf"), 
+     (salt_and_pepper, "pixels200-linf-1", "200 pixels of frames"), (ATTACKS["cw"], "linf-0.1", "defined for l2"),
      (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"), (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame")],
 )  # fmt: skip
 def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, message):

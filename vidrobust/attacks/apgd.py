@@ -1,5 +1,7 @@
 """Auto-PGD (Croce and Hein, ICML 2020): PGD that sets its own step size. n samples still attacked."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ def apgd(
     Steps of 2 eps with momentum are halved, and the search goes back to its best point, when fewer than `rho` of the
     steps since the last check raised the loss, or none raised its best (section 3 there). In L1 steps are sparse and
     the search comes down from three times the budget (Croce and Hein, ICML 2021).
-    Costs at most restarts * (steps + 1) forward and as many backward passes. Raises ValueError as `pgd` does.
+    Costs at most restarts * (steps + 1) forward and as many backward passes (L1: steps + 3). Raises ValueError as
+    `pgd` does.
     """
     _check(steps, restarts)
     search = Search(loss, x, threat, generator)
@@ -56,7 +59,7 @@ def apgd_t(
     search = Search(loss, x, threat, generator)
     for score in likeliest(loss, search.x, targets, ratio=True):
         for _ in range(restarts):
-            if not search.begin(Misclassify(loss.predict, loss.y, score, loss.rounding)):
+            if not search.begin(replace(loss, score=score)):
                 return search.result()
             _start_and_climb(search, steps, rho)
     return search.result()

@@ -114,7 +114,7 @@ class Ball:
         Moves of L2 and L1 keep within low and high, so that no length is spent where a pixel cannot go on.
         """
         if self.threat.norm == "linf":
-            return gradient.sign() * (size if isinstance(size, float) else size.view(-1, *[1] * (gradient.ndim - 1)))
+            return gradient.sign() * (size.view(-1, *[1] * (gradient.ndim - 1)) if isinstance(size, Tensor) else size)
         low, high = (self.low, self.high) if start is None else (self.low - start, self.high - start)
         size = torch.as_tensor(size, device=gradient.device, dtype=torch.float32).expand(len(gradient))
         g, low, high, radius = self._rows(gradient, low, high, size)

@@ -44,7 +44,8 @@ def pgd(
     `Misclassify` loss a wrong iterate beats any right one, and a sample that is wrong costs nothing more.
     loss: (B, ...) -> (B,) to maximise. step_size: in the threat's norm; None is 2.5 eps / steps.
     Restarts are useless without random_start.
-    Costs at most restarts * (steps + 1) forward, restarts * steps backward passes.
+    Costs at most restarts * (steps + 1) forward, restarts * steps backward passes, and one of each where the gradient
+    chooses a place.
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     if steps < 1 or restarts < 1:

@@ -88,15 +88,16 @@ SCORES: dict[str, Score] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "
 class Misclassify:
     """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which samples are broken.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) labels. rounding: a sample counts as
-    broken (and costs nothing more) when it is also wrong after rounding to uint8, which costs a forward pass of those
-    that are wrong. Raises ValueError for probabilities and for labels out of range.
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) labels. clean: the clips themselves;
+    with them a sample is finished (and costs nothing more) when it is also wrong after rounding to uint8 (`rounded`),
+    which costs a forward pass of those that are wrong. Raises ValueError for probabilities, NaN and labels that are no
+    class.
     """
 
     predict: Predict
     y: Tensor
     score: Score = cross_entropy
-    rounding: bool = False
+    clean: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.score(self.logits(x), self.y)
@@ -109,22 +110,30 @@ class Misclassify:
         """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: nothing is left to break."""
         logits = self.logits(x)
         value, wrong = self.score(logits, self.y), logits.detach().argmax(1) != self.y
-        if not self.rounding or not wrong.any():
+        if self.clean is None or not wrong.any():
             return value, 2 * wrong.long()
         level, rows = wrong.long(), wrong.nonzero().flatten()
         with torch.no_grad():
-            level[rows] += (self.predict(rounded(x.detach()[rows])).argmax(1) != self.y[rows]).long()
+            seen = rounded(x.detach()[rows], self.clean[rows])
+            level[rows] += (self.predict(seen).argmax(1) != self.y[rows]).long()
         return value, level
 
     def at(self, rows: Tensor) -> "Misclassify":
         """The same for some of the samples."""
         score = self.score.at(rows) if isinstance(self.score, _Targeted) else self.score
-        return replace(self, y=self.y[rows], score=score)
+        return replace(self, y=self.y[rows], score=score, clean=None if self.clean is None else self.clean[rows])
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x as a file of 8-bit pixels holds it."""
-    return (x * 255).round() / 255
+def rounded(x_adv: Tensor, x: Tensor) -> Tensor:
+    """x_adv as a file of 8-bit pixels holds it, no value farther from that of x than it was.
+
+    Rounding to the nearest alone would leave the budget: 0.5/255 would become 1/255. Such values go to the next one
+    toward x.
+    """
+    nearest = (x_adv * 255).round() / 255
+    toward_x = nearest - (nearest - x).sign() / 255
+    beyond = ((nearest - x).abs() > (x_adv - x).abs() + 1e-6) & ((toward_x - x).abs() < (nearest - x).abs())
+    return torch.where(beyond, ((toward_x * 255).round() / 255).clamp(0, 1), nearest)
 
 
 def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | None = None) -> Predict:
@@ -147,6 +156,9 @@ def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"a classifier gives (B, K) logits; got {tuple(logits.shape)} for B={len(y)}")
     if y.numel() and not (y.min() >= 0 and y.max() < logits.shape[1]):
         raise ValueError(f"labels span {y.min()} to {y.max()}; the model has classes 0 to {logits.shape[1] - 1}")
+    if logits.isnan().any():
+        lost = logits.isnan().any(1).nonzero().flatten().tolist()
+        raise ValueError(f"the model gives NaN logits for samples {lost}")
     if _are_probabilities(logits.detach()):
         raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
     return logits.float()

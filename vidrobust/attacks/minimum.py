@@ -6,6 +6,7 @@ other, such as the distance of two representations less a threshold. eps is the 
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from vidrobust.attacks.threat import ThreatModel, measure
 
 
 class Smallest(Search):
-    """A search whose best is the smallest broken clip; without one in the budget the clip itself stays.
+    """A search whose best is a broken clip within the budget; without one the clip itself stays.
 
-    A sample is finished when it is broken within the budget, or with `minimal` never.
+    minimal: the smallest one, and no sample finishes. Otherwise the one of highest loss, and a sample finishes with it.
     """
 
     def __init__(
@@ -35,20 +36,25 @@ class Smallest(Search):
         size = measure(self.threat, self.ball.x, x_adv)
         allowed = size <= self.threat.eps * (1 + 1e-6)
         before = self.level[self.rows]
-        better = self.broken & allowed & ((level > before) | ((level == before) & (size < self.size[self.rows])))
+        value = value.float()
+        ahead = size < self.size[self.rows] if self.minimal else value > self.value[self.rows]
+        better = self.broken & allowed & ((level > before) | ((level == before) & ahead))
         rows = self.rows[better]
         self.best[rows], self.size[rows], self.level[rows] = x_adv[better], size[better], level[better]
-        self._finished = (level >= 2) & allowed & (not self.minimal)
+        self.value[rows] = value[better]
+        # on the boundary itself another batch may see the clip on its other side
+        self._finished = (level >= 2) & allowed & (value.abs() > 1e-4) & (not self.minimal)
 
     def result(self) -> Tensor:
         return self.best
 
     def begin(self, loss: Loss | None = None) -> bool:
-        finished = self.level.clone()
-        if self.minimal:
-            self.level = self.level.clamp(max=1)
+        level = self.level.clone()
+        self.level = torch.where(
+            (level >= 2) & (self.value.abs() > 1e-4) & (not self.minimal), level, level.clamp(max=1)
+        )
         opened = super().begin(loss)
-        self.level = finished
+        self.level = level
         return opened
 
 
@@ -93,7 +99,7 @@ def fab_t(
     """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn. The score of `loss` is not used."""
     search = Smallest(loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal)
     for score in likeliest(loss, search.x, targets, ratio=False):
-        _runs(search, Misclassify(loss.predict, loss.y, score, loss.rounding), restarts, steps, alpha_max, eta, beta)
+        _runs(search, replace(loss, score=score), restarts, steps, alpha_max, eta, beta)
     return search.result()
 
 

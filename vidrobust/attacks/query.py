@@ -28,11 +28,11 @@ def nes(
     a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries`
     (forward passes a sample) allows. Raises ValueError when it allows none.
     """
-    steps = queries // (samples + 1)
+    steps = (queries - 1) // (samples + 1)
     if steps < 1 or samples < 2 or samples % 2:
         raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    search = Search(loss, x, threat, generator)
+    search = Search(loss, x, threat, generator, blind=True)
     if not search.begin():
         return search.result()
     delta, mean = search.ball.zero(), search.ball.zero()
@@ -79,7 +79,7 @@ def geo_trap(
     """
     if queries < 4:
         raise ValueError(f"queries={queries}: at least 4, one for the clip and three for a step")
-    search = Search(loss, x, threat, generator)
+    search = Search(loss, x, threat, generator, blind=True)
     if not search.begin():
         return search.result()
     delta, guess = search.ball.zero(), search.ball.zero()

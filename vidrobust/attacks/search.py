@@ -21,9 +21,13 @@ class Search:
     rows: Tensor  # which samples of the batch `ball` and the deltas are of
     broken: Tensor  # (n,) whether the last evaluation found them wrong: level above 0, or without levels a loss above 0
 
-    def __init__(self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None, *,
+        blind: bool = False,
+    ) -> None:  # fmt: skip
+        """blind: a place that a gradient would choose is drawn: for black-box attacks."""
         check_input(x)
-        self.x, self.threat, self.generator = x.detach(), threat, generator
+        self.x, self.threat, self.generator, self.blind = x.detach(), threat, generator, blind
         self._loss, self._goal = loss, loss
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
@@ -102,8 +106,19 @@ class Search:
             self.best[rows] = x_adv[better]
 
     def _saliency(self, x: Tensor) -> Tensor:
-        """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018)."""
-        return as_clip(judged_gradient(self._goal, x)[2]).abs().mean(1)
+        """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018).
+
+        Where it is 0, as that of a distance to x itself, it is asked for at a random point nearby.
+        """
+        drawn_on = self.generator.device if self.generator else x.device
+        if self.blind:
+            return torch.rand(as_clip(x)[:, 0].shape, generator=self.generator, device=drawn_on).to(x.device)
+        found = judged_gradient(self._goal, x)[2]
+        if (still := found.flatten(1).abs().amax(1) == 0).any():
+            noise = torch.rand(x.shape, generator=self.generator, device=drawn_on).to(x)
+            near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1))[2]
+            found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
+        return as_clip(found).abs().mean(1)
 
     @staticmethod
     def _at(loss: Loss, rows: Tensor) -> Loss:

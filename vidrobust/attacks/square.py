@@ -33,12 +33,13 @@ def square(
 
     Each query changes one cuboid of the best delta so far, whose share of the volume starts at `p_init` and is halved
     after 10, 50, 200, ... 8000 queries (rescale: those numbers are for 10000 queries, and shrink with `queries`).
-    All samples of a batch share the cuboid's place. loss: `Misclassify` with the score margin is the published one.
-    Raises ValueError when x leaves [0, 1] or the loss is not one number a sample.
+    All samples of a batch share the cuboid's place. Frames, patches and pixels that are free lie at random. loss:
+    `Misclassify` with the score margin is the published one. Raises ValueError when x leaves [0, 1] or the loss is not
+    one number a sample.
     """
     if queries < 1 or restarts < 1:
         raise ValueError(f"queries={queries}, restarts={restarts}: both must be at least 1")
-    search = Search(loss, x, threat, generator)
+    search = Search(loss, x, threat, generator, blind=True)
     for _ in range(restarts):
         if not search.begin():
             break

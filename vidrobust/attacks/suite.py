@@ -63,7 +63,7 @@ class Step:
         generator: torch.Generator | None,
     ) -> Tensor:  # fmt: skip
         seen = predict if self.draws == 1 else eot(predict, self.draws)
-        loss = Misclassify(seen, y, SCORES[self.score], rounding)
+        loss = Misclassify(seen, y, SCORES[self.score], x if rounding else None)
         return self.attack(loss, x, self.threat or threat, generator=generator)
 
 
@@ -172,16 +172,16 @@ def worst_case(
         inside = contains(threat, x[rows], found)
         if not inside.all():
             outcome.rejected[step.name] = int((~inside).sum())
-        _record(outcome, predict, step.name, rows, y, torch.where(_wide(inside, x), found, x[rows]), rounding)
+        _record(outcome, predict, step.name, rows, x, y, torch.where(_wide(inside, x), found, x[rows]), rounding)
     return outcome
 
 
 @torch.no_grad()
 def _record(
-    outcome: Outcome, predict: Predict, name: str, rows: Tensor, y: Tensor, found: Tensor, rounding: bool
+    outcome: Outcome, predict: Predict, name: str, rows: Tensor, x: Tensor, y: Tensor, found: Tensor, rounding: bool
 ) -> None:
     wrong = (predict(found).argmax(1) != y[rows]).tolist()
-    also = (predict(rounded(found)).argmax(1) != y[rows]).tolist() if rounding else wrong
+    also = (predict(rounded(found, x[rows])).argmax(1) != y[rows]).tolist() if rounding else wrong
     for at, (row, is_wrong, is_wrong_rounded) in enumerate(zip(rows.tolist(), wrong, also, strict=True)):
         if outcome.broken_by[row] is None:
             outcome.x_adv[row] = found[at]
@@ -193,7 +193,7 @@ def _record(
 
 @torch.no_grad()
 def _after_rounding(predict: Predict, x: Tensor, y: Tensor, clean: Tensor) -> list[str | None]:
-    seen = rounded(x)
+    seen = rounded(x, x)
     wrong = clean if torch.equal(seen, x) else predict(seen).argmax(1) != y
     return ["clean" if w else None for w in wrong.tolist()]
 

@@ -40,6 +40,7 @@ class ThreatModel:
         if self.norm not in get_args(Norm) or self.support not in get_args(Support):
             raise ValueError(f"no threat model {self.norm} x {self.support}; norms: {', '.join(get_args(Norm))}; "
                              f"supports: {', '.join(get_args(Support))}")  # fmt: skip
+        object.__setattr__(self, "eps", float(self.eps))
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         sized = self.support in ("frames", "patch", "border", "pixels")

@@ -32,6 +32,8 @@ def universal(
     """
     if threat.support not in ("dense", "tube", "flicker"):
         raise ValueError(f"{threat}: a universal perturbation has support dense, tube or flicker")
+    if epochs > 1 and iter(batches) is batches:
+        raise ValueError("batches is an iterator, and empty after one epoch: give a list or a DataLoader")
     size = threat.eps / 10 if step_size is None else step_size
     delta: Tensor | None = None
     for _ in range(epochs):

@@ -9,7 +9,7 @@ from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.gradient import climb, pgd
 from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.search import Search, judged, judged_gradient
-from vidrobust.attacks.threat import ThreatModel, as_clip
+from vidrobust.attacks.threat import ThreatModel, as_clip, require_fit
 
 
 def temporal_translation(
@@ -69,7 +69,7 @@ def frame_saliency(
     over the clip one after the other; "iterative" attacks one frame more each time, together with those before it;
     "refresh" asks for the saliency anew before each frame. Returns each sample's best clip, of as few frames as it
     took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot
-    steps + T, the others T * steps forward passes.
+    steps + T + 2, the others T * (steps + 1) + 1 forward passes, "refresh" T more.
     """
     if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
         raise ValueError(f"{threat}, mode={mode}: dense threats; one_shot, iterative or refresh")
@@ -158,8 +158,8 @@ def flicker(
     A colour offset a frame, delta (C, T, 1, 1); Adam minimises lam (beta mean delta^2 + beta mean (first difference)^2
     + beta mean (second difference)^2) - loss, inside the hard budget of the threat, whose support is flicker; PGD under
     that threat is the attack without the penalty. The published loss is `losses.flicker_hinge`. cyclic: each step sees
-    delta rolled by a random number of frames, and the differences go around, so that it works at any offset; what is
-    returned has offset 0. Best as in `sparse`.
+    delta rolled by a random number of frames, and the differences go around, so that it works at any offset; the last
+    iterate is returned, at offset 0. Otherwise best as in `sparse`.
     """
     if threat.support != "flicker":
         raise ValueError(f"{threat}: the flickering attack is for support flicker")
@@ -197,11 +197,13 @@ def _penalised(
             (of_penalty,) = torch.autograd.grad(cost.sum(), delta)
         rolled = delta.detach().roll(by, 2)
         search.penalty = cost.detach()
-        _, gradient = search.gradient(rolled, keep=by == 0)
+        _, gradient = search.gradient(rolled, keep=not cyclic)
         delta.grad = of_penalty - gradient.roll(-by, 2)
         adam.step()
         with torch.no_grad():
             delta.copy_(search.ball.project(delta))
+    if cyclic:  # what is best at one offset is not at the others
+        return search.ball.apply(delta.detach())
     search.penalty = penalty(delta.detach())
     search.look(delta.detach())
     return search.result()
@@ -214,7 +216,8 @@ class _LeastPenalty(Search):
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         self.broken = level > 0 if isinstance(self._goal, Misclassify) else value > 0
-        super()._keep(x_adv, torch.where(self.broken, 1e6 - self.penalty, value.float()), level)
+        level = torch.where(self.broken, level.clamp(min=1), level)
+        super()._keep(x_adv, torch.where(self.broken, -self.penalty, value.float()), level)
         self._finished = torch.zeros_like(self.broken)
 
 
@@ -233,7 +236,7 @@ def roa(
 
     The `candidates` places of the largest squared gradient, on a grid of `stride` pixels, are tried with grey (0.5);
     PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1). A place that the threat names, or
-    draws, is kept. Costs candidates + steps + 2 forward, steps + 1 backward passes.
+    draws, is kept. Costs candidates + steps + 3 forward, steps + 2 backward passes.
     """
     if threat.support != "patch" or threat.norm != "linf":
         raise ValueError(f"{threat}: ROA is for patch-linf threats")
@@ -275,6 +278,7 @@ def salt_and_pepper(
     if threat.support != "pixels" or threat.norm != "linf":
         raise ValueError(f"{threat}: salt and pepper is for pixels-linf threats")
     free = ThreatModel("linf", threat.eps, "dense")
+    require_fit(threat, as_clip(x))
     search = Search(loss, x, free, generator)
     if not search.begin():
         return search.result()

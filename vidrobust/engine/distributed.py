@@ -75,16 +75,23 @@ _patient: list[Any] = []
 def patient_barrier() -> None:
     """A barrier for work whose length differs between ranks by hours, as attacks' does: it waits for a month."""
     if world() > 1:
-        if not _patient:
-            _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=30)))
-        dist.barrier(_patient[0])
+        dist.barrier(_gloo())
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Overwrite the tensors with those of rank 0."""
+    """Overwrite the tensors, which may lie on any device, with those of rank 0."""
     if world() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            here = tensor.detach().cpu()  # NCCL takes no tensor of the CPU's
+            dist.broadcast(here, 0, _gloo())
+            tensor.data.copy_(here)
+
+
+def _gloo() -> Any:
+    """A group of all ranks on gloo, whatever the device is; made once, by all ranks together."""
+    if not _patient:
+        _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=30)))
+    return _patient[0]
 
 
 def gather(x: Tensor) -> Tensor:

@@ -141,15 +141,15 @@ def _own_file() -> str:
 
 def _read_rows(out: Path) -> dict[int, list[Row]]:
     """The rows that any rank has written, by the index of the video."""
-    rows: dict[int, list[Row]] = {}
+    found: dict[int, dict[str, Row]] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in sorted(out.glob("results*.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line at which a kill cut the file
                 break
-            rows.setdefault(row["index"], []).append(row)
-    return rows
+            found.setdefault(row["index"], {}).setdefault(row["threat"], row)
+    return {index: list(rows.values()) for index, rows in found.items()}
 
 
 def _unfinished(out: Path, groups: list[list[int]], threats: int) -> list[int]:
@@ -215,7 +215,7 @@ def _attack_family(
         logits = unit.predict(x)
         clean = logits.argmax(1)
         x_adv, x_round = x.clone(), x.clone()
-        adv, uint8_adv = clean, unit.predict(rounded(x)).argmax(1)
+        adv, uint8_adv = clean, unit.predict(rounded(x, x)).argmax(1)
     frames, classes = x.shape[2], logits.shape[1]
     killed_by = [None if ok else "clean" for ok in (adv == y).tolist()]
     uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
@@ -231,12 +231,13 @@ def _attack_family(
                                    generator=generator)  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{suite} under {threat}: {error}") from None
-            passes, rejected = found.passes, found.rejected
+            passes = {name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()}
+            rejected = found.rejected
             seconds[str(threat)] = found.seconds
             broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
             _merge(uint8_killed_by, found.rounded_by, rows, x_round, found.x_rounded)
             with torch.no_grad():
-                adv, uint8_adv = unit.predict(x_adv).argmax(1), unit.predict(rounded(x_round)).argmax(1)
+                adv, uint8_adv = unit.predict(x_adv).argmax(1), unit.predict(rounded(x_round, x)).argmax(1)
             _keep_pictures(folder, pictures, unit, broken_now, x_adv, clean, adv, threat)
         measured, inside = measure(threat, x, x_adv).tolist(), contains(threat, x, x_adv).tolist()
         through = _after_h264(unit, x_adv, crf) if crf else [None] * len(y)

@@ -15,7 +15,10 @@ Predict = Callable[[Tensor], Tensor]
 
 @dataclass
 class Unit:
-    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K) logits; fps: (B,)."""
+    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K) logits; fps: (B,).
+
+    views: clips that the model sees of each.
+    """
 
     x: Tensor
     labels: Tensor
@@ -24,6 +27,7 @@ class Unit:
     fps: list[float]
     failed: list[Failure]
     predict: Predict
+    views: int = 1
 
 
 def clip_units(
@@ -49,7 +53,7 @@ def video_units(
         x = to_float(torch.from_numpy(source.frames).unsqueeze(0).to(device))
         record = source.record
         yield Unit(x, torch.tensor([record.label], device=device), [record.uid], [index], [source.fps], [],
-                   through_clips(predict, source, crops, videos.size))  # fmt: skip
+                   through_clips(predict, source, crops, videos.size), len(source.clips) * crops)  # fmt: skip
 
 
 def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
