@@ -149,7 +149,7 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     rows = [
         (f"clip\n{said['clean_pred']}", clip),
         (f"adversarial\n{said['adv_pred']}", twin),
-        (f"difference\nx {gain:.2g}", 0.5 + gain * difference),
+        (f"difference\nx {gain:.3g}", 0.5 + gain * difference),
     ]
     figure = Figure(figsize=(1.3 * len(frames) + 1.2, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
