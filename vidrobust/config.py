@@ -12,11 +12,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vidrobust.attacks import parse_threat
+from vidrobust.attacks.threat import require_fit
 from vidrobust.errors import UserError, nearest
 from vidrobust.options import Adversary, Augment, Config, Data, Eval, Method, Model, MotionShapes, Optim, Train
 
@@ -244,7 +246,7 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
-    _check_threats(cfg.eval.threats)
+    _check_threats(cfg)
     if cfg.eval.crops == 2:
         raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
     if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
@@ -257,9 +259,12 @@ def _check_together(cfg: Config) -> None:
         raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
 
 
-def _check_threats(names: list[str]) -> None:
+def _check_threats(cfg: Config) -> None:
+    names, clip = cfg.eval.threats, torch.empty(1, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device="meta")
     try:
         threats = [parse_threat(name) for name in names]
+        for threat in threats if cfg.eval.unit == "clip" else ():  # source frames are as many as the video has
+            require_fit(threat, clip)
     except ValueError as error:
         raise UserError(f"eval.threats: {error}") from None
     if not threats or len(set(threats)) != len(threats):

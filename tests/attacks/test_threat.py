@@ -163,7 +163,8 @@ def test_names_are_read_back():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"eps": -0.1}, {"eps": float("nan")}, {"eps": float("inf")}, {"norm": "l7"}, {"support": "nowhere"}, {"k": 3},
+    [{"eps": -0.1}, {"eps": float("nan")}, {"eps": float("inf")}, {"eps": 4}, {"norm": "l7"},
+     {"support": "nowhere"}, {"k": 3},
      {"support": "frames"}, {"support": "patch", "k": -1}, {"support": "frames", "k": 2, "place": (1,)},
      {"support": "frames", "k": 2, "place": (1, 1)}, {"support": "patch", "k": 2, "place": (1, 1, 1)},
      {"support": "patch", "k": 2, "place": "saliency"}, {"support": "border", "k": 2, "place": (0, 0)},

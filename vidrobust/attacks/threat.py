@@ -43,6 +43,8 @@ class ThreatModel:
         object.__setattr__(self, "eps", float(self.eps))
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything; write {self.eps:g}/255")
         sized = self.support in ("frames", "patch", "border", "pixels")
         if sized != (self.k > 0):
             raise ValueError(f"support={self.support}, k={self.k}: " + (
