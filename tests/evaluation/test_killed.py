@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.engine.loop import train
 
-WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=2", "eval.h264=28", "eval.checks=4"]
+WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4"]
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
@@ -43,31 +44,31 @@ def _same(top, name):
 
 
 def test_killed_five_times_it_gives_the_same_summary(run):
-    rng, killed, rows = random.Random(0), 0, []
-    while killed < 5:  # in the middle: a run that ends before its kill is begun anew
+    """Each time after some more rows, at a random moment of the next batch; the first kill before there are any."""
+    rng, path = random.Random(0), run / "cut" / "results.jsonl"
+    seconds = [sum(sum(attacks.values()) for attacks in json.loads(line).values())
+               for line in (run / "whole/timing.jsonl").read_text().splitlines()]  # fmt: skip
+    rows = [0]
+    for kill in range(5):
         process = subprocess.Popen(_command(run, "cut"), cwd=run, env=ENV, stderr=subprocess.DEVNULL)
-        started = run / "cut" / "identity.json"
-        before = started.stat().st_mtime_ns if started.is_file() else 0
-        while process.poll() is None and not (started.is_file() and started.stat().st_mtime_ns != before):
+        while process.poll() is None and _rows(path) <= rows[-1] and (kill or not path.is_file()):
             time.sleep(0.01)
-        time.sleep(rng.random() * 3)
+        time.sleep(rng.random() * sum(seconds) / len(seconds))
         process.kill()
-        if process.wait() == 0:
-            shutil.rmtree(run / "cut")
-            rows.clear()
-            killed = 0
-            continue
-        killed += 1
-        path = run / "cut" / "results.jsonl"
-        rows.append(len(path.read_text().splitlines()) if path.is_file() else 0)
-    assert rows == sorted(rows) and rows[-1] > 0, rows  # it got on between kills
+        assert process.wait() == -signal.SIGKILL, "it was in the middle"
+        rows.append(_rows(path))
+    assert rows == sorted(rows) and 0 < rows[-1] < 18 * 4, rows
     done = subprocess.run(_command(run, "cut"), cwd=run, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     _same(run, "cut")
 
 
+def _rows(path):
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
 def test_two_ranks_share_it_and_count_no_video_twice(run):
-    """18 videos in nine batches over two ranks: unpadded, merged in order."""
+    """18 videos, a batch each, over two ranks: unpadded, merged in order."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     done = subprocess.run(_command(run, "ranks", *launcher), cwd=run, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
