@@ -1,3 +1,4 @@
+import vidrobust  # noqa: F401, I001  (before torch: it says how OpenMP's threads wait, here and in processes of tests)
 import pytest
 
 from tests.helpers import tiny_ucf101
