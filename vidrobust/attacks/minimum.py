@@ -32,7 +32,7 @@ class Smallest(Search):
         self.minimal = minimal
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
-        self.broken = level > 0 if isinstance(self._goal, Misclassify) else value > 0
+        self.broken = self._is_broken(value, level)
         size = measure(self.threat, self.ball.x, x_adv)
         allowed = size <= self.threat.eps * (1 + 1e-6)
         before = self.level[self.rows]
@@ -42,20 +42,14 @@ class Smallest(Search):
         rows = self.rows[better]
         self.best[rows], self.size[rows], self.level[rows] = x_adv[better], size[better], level[better]
         self.value[rows] = value[better]
-        # on the boundary itself another batch may see the clip on its other side
-        self._finished = (level >= 2) & allowed & (value.abs() > 1e-4) & (not self.minimal)
+        self._finished = self._done(level, value) & allowed
 
     def result(self) -> Tensor:
         return self.best
 
-    def begin(self, loss: Loss | None = None) -> bool:
-        level = self.level.clone()
-        self.level = torch.where(
-            (level >= 2) & (self.value.abs() > 1e-4) & (not self.minimal), level, level.clamp(max=1)
-        )
-        opened = super().begin(loss)
-        self.level = level
-        return opened
+    def _done(self, level: Tensor, value: Tensor) -> Tensor:
+        # on the boundary itself another batch may see the clip on its other side
+        return (level >= 2) & (value.abs() > 1e-4) & (not self.minimal)
 
 
 def fab(

@@ -39,7 +39,7 @@ class Search:
         loss: from here on another one, for attacks that go through several.
         """
         self._loss = loss or self._loss
-        self.rows = (self.level < 2).nonzero().flatten()
+        self.rows = (~self._done(self.level, self.value)).nonzero().flatten()
         if not len(self.rows) or self.threat.eps == 0:
             return False
         self._goal = self._at(self._loss, self.rows)
@@ -95,7 +95,7 @@ class Search:
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         value = value.float()
-        self._finished, self.broken = level >= 2, level > 0 if isinstance(self._goal, Misclassify) else value > 0
+        self._finished, self.broken = self._done(level, value), self._is_broken(value, level)
         before, most = self.level[self.rows], self.value[self.rows]
         better = ((level > before) & ~value.isnan()) | ((level == before) & (value > most))
         rows = self.rows[better]
@@ -104,6 +104,13 @@ class Search:
             self.best = x_adv
         else:
             self.best[rows] = x_adv[better]
+
+    def _is_broken(self, value: Tensor, level: Tensor) -> Tensor:
+        return level > 0 if isinstance(self._goal, Misclassify) else value > 0
+
+    def _done(self, level: Tensor, value: Tensor) -> Tensor:
+        """Whether samples of these levels and losses are finished."""
+        return level >= 2
 
     def _saliency(self, x: Tensor) -> Tensor:
         """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018).

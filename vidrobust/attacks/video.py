@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.gradient import climb, pgd
-from vidrobust.attacks.losses import Loss, Misclassify
+from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search, judged, judged_gradient
 from vidrobust.attacks.threat import ThreatModel, as_clip, require_fit
 
@@ -215,7 +215,7 @@ class _LeastPenalty(Search):
     penalty: Tensor
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
-        self.broken = level > 0 if isinstance(self._goal, Misclassify) else value > 0
+        self.broken = self._is_broken(value, level)
         level = torch.where(self.broken, level.clamp(min=1), level)
         super()._keep(x_adv, torch.where(self.broken, -self.penalty, value.float()), level)
         self._finished = torch.zeros_like(self.broken)

@@ -1,7 +1,7 @@
 """Rows of attacked videos become accuracies by threat, and one over all threats."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
@@ -33,11 +33,11 @@ def robust_curve(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> list[Ro
     return curve
 
 
-def robust_to_all(rows: Sequence[Row]) -> list[bool]:
+def robust_to_all(rows: Sequence[Row], withstands: Callable[[Row], bool] = lambda row: row["robust"]) -> list[bool]:
     """A flag a video: whether it withstood every threat."""
     withstood: dict[int, bool] = {}
     for row in rows:
-        withstood[row["index"]] = withstood.get(row["index"], True) and row["robust"]
+        withstood[row["index"]] = withstood.get(row["index"], True) and withstands(row)
     return list(withstood.values())
 
 

@@ -15,7 +15,6 @@ from vidrobust.data import (
     FOLDED,
     ClipDataset,
     Record,
-    SourceVideos,
     build_records,
     eval_dataset,
     records_sha,
@@ -133,16 +132,13 @@ def _measure(
         predict, clips = _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1)
         doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
         log.info(f"attacking {len(indices)} videos ({cfg.eval.unit}s), {suite}, {len(threats)} budgets")
+        videos = clips if cfg.eval.unit == "clip" else source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
         rows = evaluate_robust(
-            predict, clips if cfg.eval.unit == "clip" else _sources(cfg, test), indices, threats, out, suite=suite,
+            predict, videos, indices, threats, out, suite=suite,
             seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
             pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
         )  # fmt: skip
     return _summary(cfg, rows, threats, str(suite), found, gallery[0], classes, doubts)
-
-
-def _sources(cfg: config.Config, test: list[Record]) -> SourceVideos:
-    return source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
 
 
 def _checks(
@@ -220,6 +216,7 @@ def _summary(
     curve = robust_curve(rows, threats)
     failed = [failure.reason for failure in gallery.failed + found.asked.failed]
     clean, withstood = rows[:: len(curve)], robust_to_all(rows)  # one row a video
+    rounded = robust_to_all(rows, lambda row: row["uint8_pred"] == row["label"])
     one_family = len(families(threats)) == 1
     warnings = doubts + suite_warnings(rows, curve)
     if failed:
@@ -233,7 +230,7 @@ def _summary(
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
         # over all threats; of one family that is its largest
         "robust_acc": sum(withstood) / len(withstood),
-        "robust_acc_uint8": _uint8_to_all(rows),
+        "robust_acc_uint8": sum(rounded) / len(rounded),
         "ci95": list(wilson(sum(withstood), len(withstood))),
         "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")} if one_family else None,
         "threats": [str(threat) for threat in threats],
@@ -256,12 +253,6 @@ def _summary(
         "failed": failed,
         "warnings": warnings,
     }
-
-
-def _uint8_to_all(rows: list[Row]) -> float:
-    return sum(robust_to_all([row | {"robust": row["uint8_pred"] == row["label"]} for row in rows])) / len(
-        {row["index"] for row in rows}
-    )
 
 
 def _identity(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidrobust.attacks import Predict
 from vidrobust.errors import UserError
-
-Predict = Callable[[Tensor], Tensor]
 
 
 class MicroBatches:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from vidrobust.attacks import (
     ATTACKS,
+    Predict,
     Step,
     ThreatModel,
     attack_step,
@@ -29,11 +29,10 @@ from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.curve import Row
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.units import Predict, Unit, clip_units, video_units
+from vidrobust.evaluation.units import Unit, clip_units, video_units
 from vidrobust.files import replacing
-
-Row = dict[str, Any]
 
 # eval.suite -> the version of AutoAttack, or the one attack
 SUITES: dict[str, str] = {
@@ -117,7 +116,7 @@ def evaluate_robust(
         video_units(bounded, dataset, wanted, crops, device) if isinstance(dataset, SourceVideos)
         else clip_units(bounded, dataset, wanted, workers, device)
     )  # fmt: skip
-    with open(out / _own_file(), "a") as file, open(out / f"timing{_suffix()}.jsonl", "a") as timing:
+    with open(out / f"results{_suffix()}.jsonl", "a") as file, open(out / f"timing{_suffix()}.jsonl", "a") as timing:
         for number, unit in zip(share, units, strict=True):
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
             new, seconds = _attack_unit(unit, families(threats), suite, generator, out / "clips", pictures, h264_crf)
@@ -133,10 +132,6 @@ def evaluate_robust(
 
 def _suffix() -> str:
     return f".rank{distributed.rank()}" if distributed.rank() else ""
-
-
-def _own_file() -> str:
-    return f"results{_suffix()}.jsonl"
 
 
 def _read_rows(out: Path) -> dict[int, list[Row]]:

@@ -1,16 +1,15 @@
 """What is attacked: one clip of a video, or the source frames behind all its clips and crops."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vidrobust.attacks import Predict
 from vidrobust.data import ClipDataset, EvalBatches, Failure, Source, SourceVideos, loader, worker_deaths
 from vidrobust.evaluation.predict import to_clips
 from vidrobust.views import to_float
-
-Predict = Callable[[Tensor], Tensor]
 
 
 @dataclass
