@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import at_least_one
 from vidrobust.attacks.losses import Loss, Misclassify, Score, dlr_toward, toward
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -30,7 +31,7 @@ def apgd(
     Costs at most restarts * (steps + 1) forward and as many backward passes (L1: steps + 3). Raises ValueError as
     `pgd` does.
     """
-    _check(steps, restarts)
+    at_least_one(steps=steps, restarts=restarts)
     search = Search(loss, x, threat, generator)
     for _ in range(restarts):
         if not search.begin():
@@ -55,7 +56,7 @@ def apgd_t(
     The score of `loss` is not used. With fewer than four classes, where that loss is not defined, it is the difference
     of the two logits.
     """
-    _check(steps, restarts)
+    at_least_one(steps=steps, restarts=restarts)
     search = Search(loss, x, threat, generator)
     for score in likeliest(loss, search.x, targets, ratio=True):
         for _ in range(restarts):
@@ -75,11 +76,6 @@ def likeliest(loss: Misclassify, x: Tensor, targets: int, *, ratio: bool) -> lis
     others = logits.scatter(1, loss.y.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
     score = dlr_toward if ratio and logits.shape[1] >= 4 else toward
     return [score(others[:, i]) for i in range(min(targets, logits.shape[1] - 1))]
-
-
-def _check(steps: int, restarts: int) -> None:
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps={steps}, restarts={restarts}: both must be at least 1")
 
 
 def _start_and_climb(search: Search, steps: int, rho: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.attacks import geometry
+from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.threat import ThreatModel, as_clip, chosen_frames, explain, norm_of, require_fit, shared_dims
 
 Score = Callable[[], Tensor]  # how much each pixel matters, (B, T, H, W)
@@ -130,8 +131,8 @@ class Ball:
         """A random delta: uniform in Linf; in L2 a uniform direction at full length, in L1 the sparse point that normal
         noise is projected onto (as in AutoAttack).
         """
-        draw, device = torch.rand if self.threat.norm == "linf" else torch.randn, _of(generator, self.x)
-        noise = draw(self.low.shape, generator=generator, device=device).to(self.low)
+        draw = torch.rand if self.threat.norm == "linf" else torch.randn
+        noise = drawn(draw, self.low.shape, self.low, generator)
         if self.threat.norm == "linf":
             return self.project((2 * noise - 1) * self.eps.view(-1, *[1] * (noise.ndim - 1)))
         if self.threat.norm == "l1":
@@ -221,7 +222,7 @@ def _place_frames(threat: ThreatModel, clip: Tensor, score: Score, generator: to
     if fixed is not None:
         return torch.tensor([sorted(fixed)], device=clip.device).expand(len(clip), -1)
     if threat.places == "random":
-        each = torch.rand(clip.shape[0], clip.shape[2], generator=generator, device=_of(generator, clip))
+        each = drawn(torch.rand, (clip.shape[0], clip.shape[2]), clip, generator)
     else:
         each = score().mean((2, 3))
     return each.to(clip.device).topk(threat.k, dim=1).indices.sort(dim=1).values
@@ -232,8 +233,8 @@ def _place_patch(threat: ThreatModel, clip: Tensor, score: Score, generator: tor
         return torch.tensor([threat.places], device=clip.device).expand(len(clip), -1)
     rows, columns = clip.shape[3] - threat.k + 1, clip.shape[4] - threat.k + 1
     if threat.places == "random":
-        drawn = torch.rand(len(clip), 2, generator=generator, device=_of(generator, clip)).to(clip.device)
-        return (drawn * torch.tensor([rows, columns], device=clip.device)).long()
+        spot = drawn(torch.rand, (len(clip), 2), clip, generator)
+        return (spot * torch.tensor([rows, columns], device=clip.device)).long()
     best = patch_scores(score(), threat.k).flatten(1).argmax(1)
     return torch.stack([best // columns, best % columns], 1)
 
@@ -246,10 +247,7 @@ def _border(threat: ThreatModel, clip: Tensor) -> Tensor:
 
 def _place_pixels(threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None) -> Tensor:
     """(B, 1, T, H, W), 1 at the k pixels of each frame."""
-    if threat.places == "random":
-        each = torch.rand(clip[:, 0].shape, generator=generator, device=_of(generator, clip)).to(clip.device)
-    else:
-        each = score()
+    each = drawn(torch.rand, clip[:, 0].shape, clip, generator) if threat.places == "random" else score()
     flat = each.float().flatten(2)
     return torch.zeros_like(flat).scatter(2, flat.topk(threat.k, dim=2).indices, 1).view_as(each).unsqueeze(1)
 
@@ -257,10 +255,6 @@ def _place_pixels(threat: ThreatModel, clip: Tensor, score: Score, generator: to
 def patch_scores(score: Tensor, k: int) -> Tensor:
     """(B, T, H, W) -> (B, H - k + 1, W - k + 1): the sum of the score over all frames and each square of k pixels."""
     return F.avg_pool2d(score.float().sum(1, keepdim=True), k, stride=1).squeeze(1) * k * k
-
-
-def _of(generator: torch.Generator | None, x: Tensor) -> torch.device:
-    return generator.device if generator else x.device
 
 
 def project(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:

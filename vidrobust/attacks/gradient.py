@@ -7,6 +7,7 @@ respect to the input alone: the parameters' gradients and flags and the norms' s
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import at_least_one
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -48,8 +49,7 @@ def pgd(
     chooses a place.
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps={steps}, restarts={restarts}: both must be at least 1")
+    at_least_one(steps=steps, restarts=restarts)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     search = Search(loss, x, threat, generator)
     for _ in range(restarts):
@@ -93,8 +93,7 @@ def mim(
     The gradients have mean size 1, their sum decays by `momentum`; step_size None is eps / steps. Transfers between
     models better than PGD. Costs steps + 1 forward, steps backward passes. Raises ValueError as `pgd` does.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be at least 1")
+    at_least_one(steps=steps)
     search = Search(loss, x, threat, generator)
     if search.begin():
         climb(search, search.ball.zero(), steps, threat.eps / steps if step_size is None else step_size, momentum)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidrobust.attacks import geometry
 from vidrobust.attacks.apgd import likeliest
+from vidrobust.attacks.arguments import at_least_one
 from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, measure
@@ -100,8 +101,7 @@ def fab_t(
 def _runs(
     search: Smallest, loss: Loss | None, restarts: int, steps: int, alpha_max: float, eta: float, beta: float
 ) -> None:
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps={steps}, restarts={restarts}: both must be at least 1")
+    at_least_one(steps=steps, restarts=restarts)
     for restart in range(restarts):
         if not search.begin(loss):
             return
@@ -151,8 +151,7 @@ def fmn(
     first broken, the ball reaches to the linearised boundary. loss: positive where broken. Any norm and support.
     Costs steps + 1 forward, steps backward passes.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be at least 1")
+    at_least_one(steps=steps)
     search = Smallest(loss, x, threat, generator, minimal)
     if not search.begin():
         return search.result()
@@ -198,8 +197,7 @@ def cw(
     c is searched per sample over `searches` runs, by bisection, times ten while nothing breaks. Norm l2, any support.
     Costs searches * (steps + 1) forward, searches * steps backward passes.
     """
-    if steps < 1 or searches < 1:
-        raise ValueError(f"steps={steps}, searches={searches}: both must be at least 1")
+    at_least_one(steps=steps, searches=searches)
     search = Smallest(loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal)
     weight = torch.full((len(x),), c, device=x.device)
     least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, as_clip
@@ -43,7 +44,7 @@ def nes(
             break
         estimate = torch.zeros_like(delta)
         for _ in range(samples // 2):
-            u = _normal(delta, generator)
+            u = drawn(torch.randn, delta.shape, delta, generator)
             # the probes leave the budget by sigma, so that what they find is not kept
             up, down = (search.peek(delta + sign * sigma * u) for sign in (1, -1))
             estimate += ((up - down) / (sigma * samples)).view(-1, 1, 1, 1, 1) * u
@@ -99,8 +100,8 @@ def geo_trap(
 def warped_frames(clip: Tensor, spread: float, affine: bool, generator: torch.Generator | None) -> Tensor:
     """A normal frame a sample, seen through a random map a frame -> shaped as clip (B, C, T, H, W)."""
     b, c, t, h, w = clip.shape
-    noise = _normal(clip[:, :, 0], generator)
-    change = spread * _normal(clip.new_empty(b * t, 2, 3), generator)
+    noise = drawn(torch.randn, (b, c, h, w), clip, generator)
+    change = spread * drawn(torch.randn, (b * t, 2, 3), clip, generator)
     maps = torch.eye(2, 3, device=clip.device) + change
     if not affine:  # x and y are scaled alike, and nothing is turned
         maps[:, 0, 1] = maps[:, 1, 0] = 0
@@ -112,8 +113,3 @@ def warped_frames(clip: Tensor, spread: float, affine: bool, generator: torch.Ge
 
 def _unit(direction: Tensor) -> Tensor:
     return direction / direction.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = generator.device if generator else like.device
-    return torch.randn(like.shape, generator=generator, device=device).to(like)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.ball import Ball, make_ball
 from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input
@@ -117,12 +118,11 @@ class Search:
 
         Where it is 0, as that of a distance to x itself, it is asked for at a random point nearby.
         """
-        drawn_on = self.generator.device if self.generator else x.device
         if self.blind:
-            return torch.rand(as_clip(x)[:, 0].shape, generator=self.generator, device=drawn_on).to(x.device)
+            return drawn(torch.rand, as_clip(x)[:, 0].shape, x, self.generator)
         found = judged_gradient(self._goal, x)[2]
         if (still := found.flatten(1).abs().amax(1) == 0).any():
-            noise = torch.rand(x.shape, generator=self.generator, device=drawn_on).to(x)
+            noise = drawn(torch.rand, x.shape, x, self.generator)
             near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1))[2]
             found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
         return as_clip(found).abs().mean(1)

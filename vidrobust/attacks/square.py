@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import at_least_one, drawn
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -37,13 +38,12 @@ def square(
     `Misclassify` with the score margin is the published one. Raises ValueError when x leaves [0, 1] or the loss is not
     one number a sample.
     """
-    if queries < 1 or restarts < 1:
-        raise ValueError(f"queries={queries}, restarts={restarts}: both must be at least 1")
+    at_least_one(queries=queries, restarts=restarts)
     search = Search(loss, x, threat, generator, blind=True)
     for _ in range(restarts):
         if not search.begin():
             break
-        draw = _Draws(generator, x.device)
+        draw = _Draws(generator, search.x)
         flat = threat.norm == "linf"
         delta = search.ball.project(_stripes(search, draw) if flat else _tiles(search, draw))
         value = search.look(delta)
@@ -63,12 +63,11 @@ def square(
 class _Draws:
     """Random numbers in the order in which the published code draws them."""
 
-    def __init__(self, generator: torch.Generator | None, device: torch.device) -> None:
-        self.generator, self.device = generator, device
+    def __init__(self, generator: torch.Generator | None, x: Tensor) -> None:
+        self.generator, self.x = generator, x
 
     def uniform(self, *shape: int) -> Tensor:
-        drawn_on = self.generator.device if self.generator else self.device
-        return torch.rand(shape, generator=self.generator, device=drawn_on).to(self.device)
+        return drawn(torch.rand, shape, self.x, self.generator)
 
     def signs(self, *shape: int) -> Tensor:
         return (2 * self.uniform(*shape) - 1).sign()
@@ -176,7 +175,7 @@ def _full_length(search: Search, delta: Tensor) -> Tensor:
 def _bump(side: int, power: int, draw: _Draws) -> Tensor:
     """(1, 1, 1, side, side) of norm 1: a positive pyramid above a negative one, or left of it."""
     bump = torch.cat([_pyramid(side // 2, side, power), -_pyramid(side - side // 2, side, power)])
-    bump = (bump / bump.abs().pow(power).sum() ** (1 / power)).to(draw.device)
+    bump = (bump / bump.abs().pow(power).sum() ** (1 / power)).to(draw.x)
     return (bump.T if draw.uniform(1) > 0.5 else bump).view(1, 1, 1, side, side)
 
 

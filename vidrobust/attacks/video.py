@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import at_least_one
 from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.gradient import climb, pgd
 from vidrobust.attacks.losses import Loss
@@ -182,8 +183,7 @@ def _penalised(
     generator: torch.Generator | None, cyclic: bool = False,
 ) -> Tensor:  # fmt: skip
     """Adam on penalty(delta) - loss, projected; see `sparse` for which iterate is best."""
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be at least 1")
+    at_least_one(steps=steps)
     search = _LeastPenalty(loss, x, threat, generator)
     if not search.begin():
         return search.result()

@@ -283,13 +283,6 @@ class EvalBatches(Sampler[list[Key]]):
     def __init__(self, indices: list[int], batch_size: int) -> None:
         self.batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
-    @classmethod
-    def of(cls, batches: list[list[int]]) -> "EvalBatches":
-        """These batches."""
-        made = cls([], 1)
-        made.batches = batches
-        return made
-
     def __len__(self) -> int:
         return len(self.batches)
 
@@ -297,7 +290,7 @@ class EvalBatches(Sampler[list[Key]]):
         return iter([(0, i) for i in batch] for batch in self.batches)
 
 
-def loader(dataset: ClipDataset, batches: Sampler[list[Key]], workers: int) -> DataLoader:
+def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int) -> DataLoader:
     """A DataLoader over keys; it yields `Batch`.
 
     It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave

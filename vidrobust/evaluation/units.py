@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import Predict
-from vidrobust.data import ClipDataset, EvalBatches, Failure, Source, SourceVideos, loader, worker_deaths
+from vidrobust.data import ClipDataset, Failure, Source, SourceVideos, loader, worker_deaths
 from vidrobust.evaluation.predict import to_clips
 from vidrobust.views import to_float
 
@@ -34,7 +34,7 @@ def clip_units(
 ) -> Iterator[Unit]:
     """A unit a group of videos: the one clip that the data set cuts from each."""
     with worker_deaths(dataset):
-        for batch in loader(dataset, EvalBatches.of(groups), workers):
+        for batch in loader(dataset, [[(0, index) for index in group] for group in groups], workers):
             x = to_clips(batch, device) if batch.uids else torch.empty(0, 3, 1, 1, 1)
             yield Unit(x, batch.labels.to(device), batch.uids, batch.index.tolist(), batch.fps.tolist(), batch.failed,
                        predict)  # fmt: skip
