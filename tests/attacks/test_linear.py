@@ -97,3 +97,16 @@ def test_minimum_norm_attacks_find_the_distance_to_the_boundary(threat, shape):
         size = measure(threat, x, found)
         assert (loss(found) > reach).all()
         assert (size >= threat.eps * 0.999).all() and (size <= threat.eps * 1.02).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l2_frame"])
+def test_apgd_halves_its_step_until_it_is_at_an_optimum_inside_the_ball(norm):
+    """Steps of 2 eps alone jump over it for ever."""
+    torch.manual_seed(0)
+    x, threat = torch.full((3, 3, 2, 4, 4), 0.5), ThreatModel(norm, 0.2)
+    inside = torch.randn_like(x)
+    best = x + inside * (0.1 / measure(threat, x, x + inside)).view(-1, 1, 1, 1, 1)
+    found = apgd(
+        lambda v: -(v - best).square().flatten(1).sum(1), x, threat, generator=torch.Generator().manual_seed(0)
+    )
+    assert (measure(threat, best, found) < 0.02).all()

@@ -4,6 +4,7 @@ import torch
 from tests.attacks.models import accuracy, labelled, loss_of, small_net
 from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, parse_threat, square
 from vidrobust.attacks.query import warped_frames
+from vidrobust.attacks.square import _sides
 
 
 def _seeded():
@@ -82,3 +83,14 @@ def test_black_boxes_work_without_gradients_at_places_that_are_drawn(problem, at
 
     found = attack(loss_of(blind, y, score=SCORES["margin"]), x, parse_threat(name), queries=120, generator=_seeded())
     assert contains(parse_threat(name), x, found).all() and accuracy(net, found, y) < 1
+
+
+@pytest.mark.parametrize("shape", [(10, 10, 10), (1, 10, 10), (20, 1, 1), (16, 56, 56)])
+@pytest.mark.parametrize("share", [0.8, 0.1])
+def test_a_cuboid_has_its_share_of_the_volume_along_every_axis(shape, share):
+    frames, pixels = _sides(share, *shape)
+    t, h, w = shape
+    axes = (t > 1) + 2 * (h > 1)
+    assert frames == (1 if t == 1 else round(share ** (1 / axes) * t))
+    assert pixels == (1 if h == 1 else round(share ** (1 / axes) * h))
+    assert 0.6 * share < frames * pixels**2 / (t * h * w) < 1.6 * share

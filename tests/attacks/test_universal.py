@@ -55,3 +55,12 @@ def test_what_it_is_not_for_is_refused():
         universal(loss, _batches(x * 255, y), ThreatModel())
     with pytest.raises(ValueError, match="empty after one epoch"):
         universal(loss, iter(_batches(x, y)), ThreatModel())
+
+
+def test_the_gradient_is_rolled_back_to_where_delta_is():
+    """A loss of the first frame alone: which part of delta lies there changes, and all of it is moved."""
+    x, y = torch.full((2, 3, 4, 2, 2), 0.5), torch.zeros(2)
+    generator = torch.Generator().manual_seed(0)
+    delta = universal(lambda v, _: v[:, :, 0].flatten(1).sum(1), [(x, y)], ThreatModel("linf", 0.1), epochs=80,
+                      shift=True, generator=generator)  # fmt: skip
+    assert torch.allclose(delta, torch.full_like(delta, 0.1))

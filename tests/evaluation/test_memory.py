@@ -63,3 +63,10 @@ def test_one_clip_too_many_is_told_and_other_errors_pass():
         MicroBatches(Small(_net(), 0), 4)(torch.rand(2, 3, 2, 5, 5))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         MicroBatches(_net(), 4)(torch.rand(2, 3, 2, 6, 5, requires_grad=True))
+
+
+def test_the_size_is_halved_and_no_more():
+    bounded = MicroBatches(Small(_net(), 5), 16)
+    with torch.no_grad():
+        bounded(torch.rand(16, 3, 2, 5, 5))
+    assert bounded.size == 4
