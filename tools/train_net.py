@@ -6,7 +6,7 @@ from vidrobust import cli, config
 from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
-from vidrobust.evaluation import build_lists, evaluate
+from vidrobust.evaluation import build_lists, check_suite, evaluate
 
 
 def main() -> None:
@@ -34,7 +34,8 @@ def main() -> None:
     if cli.is_main():
         run.check_output(out, resume=inside, overwrite=args.overwrite)
         if cfg.eval.enabled:
-            build_lists(cfg.data)  # a test list that is wrong is told now, not after days of training
+            check_suite(cfg)  # what is wrong with suite, threats or test list is told now, not after days of training
+            build_lists(cfg.data)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vidrobust.attacks import SCORES, Misclassify, dlr_toward, toward
+from vidrobust.attacks import SCORES, Misclassify, ThreatModel, dlr_toward, pgd, toward, worst_case
 from vidrobust.attacks.losses import checked_logits, rounded
 
 
@@ -88,3 +88,49 @@ def test_probabilities_are_refused_in_any_precision_and_logits_are_not(dtype):
     assert checked_logits(logits.to(dtype), y).dtype == torch.float32
     assert checked_logits(logits.abs().to(dtype), y).shape == (20, 6)  # all positive, but no probabilities
     checked_logits(logits.log_softmax(1), y)
+
+
+def _clips(n=4):
+    return torch.rand(n, 3, 2, 4, 4)
+
+
+def _model(x):
+    return x.flatten(1)[:, :5] * 10 - 3
+
+
+@pytest.mark.parametrize(
+    "y", [torch.zeros(4, 1, dtype=torch.long), torch.zeros(4), torch.eye(5)[:4], torch.eye(5)[:4].long(),
+          torch.zeros(4, dtype=torch.bool), [0, 0, 0, 0]],
+)  # fmt: skip
+def test_labels_that_would_broadcast_or_are_no_integers_are_refused(y):
+    with pytest.raises(ValueError, match="y must be a .B,. tensor of integer labels"):
+        Misclassify(_model, y)
+    with pytest.raises(ValueError, match="y must be a .B,. tensor of integer labels"):
+        worst_case(_model, _clips(), y, ThreatModel(), [])
+
+
+@pytest.mark.parametrize("n", [3, 5, 1])
+def test_too_few_and_too_many_labels_are_refused(n):
+    with pytest.raises(ValueError, match=f"4 samples, but {n} labels"):
+        worst_case(_model, _clips(), torch.zeros(n, dtype=torch.long), ThreatModel(), [])
+    with pytest.raises(ValueError, match=f"4 samples, but {n} labels"):
+        pgd(Misclassify(_model, torch.zeros(n, dtype=torch.long)), _clips(), ThreatModel())
+
+
+def test_labels_of_any_integer_type_are_taken():
+    x, y = _clips(), torch.tensor([0, 1, 2, 3])
+    expected = Misclassify(_model, y)(x)
+    assert all(torch.equal(Misclassify(_model, y.to(kind))(x), expected) for kind in (torch.int32, torch.uint8))
+
+
+def test_scores_by_name():
+    x, y = _clips(), torch.tensor([0, 1, 2, 3])
+    for name, score in SCORES.items():
+        assert torch.equal(Misclassify(_model, y, name)(x), Misclassify(_model, y, score)(x))
+    with pytest.raises(ValueError, match="no score 'hinge'; there are ce, dlr, margin"):
+        Misclassify(_model, y, "hinge")
+
+
+def test_one_class_is_no_classifier():
+    with pytest.raises(ValueError, match="2 classes or more"):
+        Misclassify(lambda v: v.flatten(1)[:, :1], torch.zeros(4, dtype=torch.long))(_clips())

@@ -1,9 +1,12 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from tests.attacks.models import accuracy, labelled, small_net
 from vidrobust.attacks import (
+    Misclassify,
     Step,
     ThreatModel,
     apgd,
@@ -11,6 +14,7 @@ from vidrobust.attacks import (
     autoattack,
     contains,
     eot,
+    measure,
     pgd,
     rounded,
     suite_steps,
@@ -139,7 +143,7 @@ def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
         calls.append(len(v))
         return net(v)
 
-    found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), generator=_seeded())
+    found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), checks=0, generator=_seeded())
     assert contains(ThreatModel("linf", 8 / 255), x, found).all() and (net(found).argmax(1) == 0).all()
     apgd_passes, targets = 101, 2
     expected = apgd_passes + (1 + targets * apgd_passes) + (1 + targets * 200) + 5001
@@ -201,5 +205,91 @@ def test_bad_input_is_refused_with_the_reason(problem, change, message):
 
 
 def test_an_unknown_attack_is_no_step():
-    with pytest.raises(KeyError, match="bim"):
+    with pytest.raises(ValueError, match="no attack 'bim'; there are fgsm, pgd"):
         attack_step("bim")
+
+
+@pytest.mark.parametrize("name", ["fmn", "fab-t", "cw"])
+def test_one_run_of_a_smallest_perturbation_serves_every_budget(problem, name):
+    net, x, _ = problem
+    x = (x * 255).round() / 255
+    large, y = ThreatModel("l2", 2.0), net(x).argmax(1)
+    steps = [attack_step(name, minimal=True, steps=40)]
+    found = worst_case(net, x, y, large, steps, generator=_seeded())
+    sizes = measure(large, x, found.x_adv)
+    assert not any(found.robust) and (sizes < 2.0).all()
+    budgets = sizes.sort().values[[0, 5, 10, 15]] * 1.001
+    for count, eps in zip((1, 6, 11, 16), budgets.tolist(), strict=True):
+        at = found.within(net, x, y, ThreatModel("l2", eps))
+        assert sum(by == name for by in at.broken_by) == count
+        threat = ThreatModel("l2", eps)
+        assert contains(threat, x, at.x_adv).all() and contains(threat, x, rounded(at.x_rounded, x)).all()
+        wrong = net(rounded(at.x_rounded, x)).argmax(1) != y
+        assert wrong.tolist() == [by is not None for by in at.rounded_by]
+        robust = torch.tensor(at.robust)
+        assert torch.equal(at.x_adv[robust], x[robust])
+
+
+def test_what_rounding_would_undo_is_widened_until_it_does_not(problem):
+    """A smallest perturbation is under half a grey level here, and its budget four."""
+    net, x, y = problem
+    x = (x * 255).round() / 255
+    y = net(x).argmax(1)
+    threat = ThreatModel("linf", 4 / 255)
+    found = worst_case(net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=_seeded())
+    assert not any(found.robust) and None not in found.rounded_by
+    assert (net(rounded(found.x_rounded, x)).argmax(1) != y).all()
+    assert contains(threat, x, rounded(found.x_rounded, x)).all()
+
+
+def test_autoattack_warns_of_a_model_that_cannot_be_believed(problem):
+    net, x, y = problem
+    noisy = lambda v: net(v + 0.05 * torch.randn_like(v))  # noqa: E731
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        autoattack(noisy, x, y, THREAT, effort=0.02, generator=_seeded())
+    normed = nn.Sequential(nn.BatchNorm3d(3), net).train()
+    with pytest.warns(UserWarning, match="call eval"):
+        autoattack(normed, x, normed(x).argmax(1), THREAT, effort=0.02, generator=_seeded())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        autoattack(net, x, y, THREAT, effort=0.02, generator=_seeded())
+        autoattack(noisy, x, y, THREAT, effort=0.02, checks=0, generator=_seeded())
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16, 99])
+def test_autoattack_in_batches(problem, batch_size):
+    net, x, y = problem
+    sizes = []
+
+    def spied(v):
+        sizes.append(len(v))
+        return net(v)
+
+    found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, checks=0, generator=_seeded())
+    assert found.shape == x.shape and contains(THREAT, x, found).all() and max(sizes) == min(batch_size, 16)
+    assert accuracy(net, found, y) < 0.5 and not torch.equal(found, x)
+    assert autoattack(net, x[:0], y[:0], THREAT).shape == (0, *x.shape[1:])
+
+
+def test_an_outcome_prints_no_pixels(problem):
+    net, x, y = problem
+    assert len(repr(worst_case(net, x, y, THREAT, [attack_step("fgsm")]))) < 1500
+
+
+def test_what_is_no_threat_or_generator_is_refused(problem):
+    net, x, y = problem
+    with pytest.raises(TypeError, match="threat='linf-4/255': a ThreatModel; parse_threat"):
+        autoattack(net, x, y, "linf-4/255")
+    with pytest.raises(TypeError, match="parse_threat"):
+        pgd(Misclassify(net, y), x, "linf-4/255")
+    with pytest.raises(TypeError, match="generator=0: a torch.Generator"):
+        pgd(Misclassify(net, y), x, THREAT, generator=0)
+
+
+def test_a_loss_without_a_gradient_is_told_but_black_boxes_take_it(problem):
+    net, x, y = problem
+    detached = lambda v: net(v).detach()  # noqa: E731
+    with pytest.raises(ValueError, match="something on its way detaches"):
+        pgd(Misclassify(detached, y), x, THREAT)
+    found = worst_case(detached, x, y, THREAT, [attack_step("square", queries=30)], generator=_seeded())
+    assert found.passes["square"][1] == 0

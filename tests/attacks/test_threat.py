@@ -153,10 +153,11 @@ def test_random_starts_fill_the_budget_and_follow_their_generator(threat):
 
 
 def test_names_are_read_back():
-    names = ["linf-4/255", "linf-0.5/255", "linf-0/255", "l2-0.5", "l2_frame-1.25", "l1-12", "tube-linf-8/255",
+    names = ["linf-4/255", "linf-0.5/255", "linf-0", "l2-0.5", "l2-0.5/255", "linf-1.22/255", "l2_frame-1.25",
+             "l1-12", "tube-linf-8/255",
              "flicker-l2-3", "frames4-linf-8/255", "frames2@0+5-l1-3", "frames2@uniform-linf-1/255",
-             "patch30-linf-255/255", "patch30@random-linf-255/255", "patch30@10+12-l2-7", "border5-linf-255/255",
-             "pixels100@random-linf-255/255"]  # fmt: skip
+             "patch30-linf-1", "patch30@random-linf-1", "patch30@10+12-l2-7", "border5-linf-1",
+             "pixels100@random-linf-1"]  # fmt: skip
     assert [str(parse_threat(name)) for name in names] == names
     assert parse_threat("linf-1") == ThreatModel("linf", 1.0) and parse_threat("patch3@1+2-l2-7").place == (1, 2)
 
@@ -198,3 +199,9 @@ def test_supports_larger_than_the_clip_are_refused(name, message):
 def test_other_ranks_are_refused(shape):
     with pytest.raises(ValueError, match="expected clips"):
         contains(ThreatModel(), torch.rand(shape), torch.rand(shape))
+
+
+@pytest.mark.parametrize("eps", ["4/255", None, "small"])
+def test_a_budget_that_is_no_number_is_refused(eps):
+    with pytest.raises(ValueError, match="a number, 4 / 255; parse_threat reads"):
+        ThreatModel("linf", eps)

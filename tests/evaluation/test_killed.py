@@ -81,7 +81,7 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
 def test_another_budget_or_checkpoint_is_refused_with_the_reason(run):
     budget = THREATS.replace("linf-4/255", "linf-3/255")
     refused = tool("test_net", "--checkpoint", "run", "--output-dir", "whole", budget, *WORDS, cwd=run)
-    assert refused.returncode == 1 and "another evaluation, of other options;" in refused.stderr
+    assert refused.returncode == 1 and "another evaluation, of other options (eval.threats);" in refused.stderr
     first = run / "run/checkpoints/step_00000001.pt"
     refused = tool("test_net", "--checkpoint", first, "--output-dir", "whole", THREATS, *WORDS, cwd=run)
     assert refused.returncode == 1 and "another evaluation, of other checkpoint;" in refused.stderr

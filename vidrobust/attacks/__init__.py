@@ -23,6 +23,7 @@ from vidrobust.attacks.square import square
 from vidrobust.attacks.suite import (
     ATTACKS,
     BLACK_BOX,
+    MINIMUM_NORM,
     VERSIONS,
     Outcome,
     Step,
@@ -44,10 +45,10 @@ from vidrobust.attacks.video import (
 )
 
 __all__ = [
-    "ATTACKS", "BLACK_BOX", "SCORES", "VERSIONS", "Ball", "Loss", "Misclassify", "Outcome", "Passes", "Predict", "Step",
-    "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains", "cw", "dlr_toward",
-    "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
-    "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward", "push_away",
-    "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps", "temporal_translation",
-    "toward", "universal", "weak_white_box", "worst_case",
+    "ATTACKS", "BLACK_BOX", "MINIMUM_NORM", "SCORES", "VERSIONS", "Ball", "Loss", "Misclassify", "Outcome", "Passes",
+    "Predict", "Step", "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains",
+    "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate",
+    "make_ball", "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward",
+    "push_away", "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
+    "temporal_translation", "toward", "universal", "weak_white_box", "worst_case",
 ]  # fmt: skip

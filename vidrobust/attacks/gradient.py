@@ -50,8 +50,8 @@ def pgd(
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)
-    size = 2.5 * threat.eps / steps if step_size is None else step_size
     search = Search(loss, x, threat, generator)
+    size = 2.5 * threat.eps / steps if step_size is None else step_size
     for _ in range(restarts):
         if not search.begin():
             break

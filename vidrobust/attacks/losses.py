@@ -88,28 +88,41 @@ SCORES: dict[str, Score] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "
 class Misclassify:
     """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which samples are broken.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) labels. clean: the clips themselves;
-    with them a sample is finished (and costs nothing more) when it is also wrong after rounding to uint8 (`rounded`),
-    which costs a forward pass of those that are wrong. Raises ValueError for probabilities, NaN and labels that are no
-    class.
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels. score: a function
+    or its name in SCORES. clean: the clips themselves; with them a sample is finished (and costs nothing more) when it
+    is also wrong after rounding to uint8 (`rounded`), which costs a forward pass of those that are wrong.
+    Raises ValueError for probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
     """
 
     predict: Predict
     y: Tensor
-    score: Score = cross_entropy
+    score: Score | str = cross_entropy
     clean: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "y", checked_labels(self.y))
+        if isinstance(self.score, str):
+            if self.score not in SCORES:
+                raise ValueError(f"no score {self.score!r}; there are {', '.join(SCORES)}")
+            object.__setattr__(self, "score", SCORES[self.score])
+
     def __call__(self, x: Tensor) -> Tensor:
-        return self.score(self.logits(x), self.y)
+        return self._rate(self.logits(x))
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, K) float32, checked."""
+        self.require_labels(x)
         return checked_logits(self.predict(x), self.y)
+
+    def require_labels(self, x: Tensor) -> None:
+        """Raises ValueError unless there is one label a sample."""
+        if len(x) != len(self.y):
+            raise ValueError(f"{len(x)} samples, but {len(self.y)} labels")
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: nothing is left to break."""
         logits = self.logits(x)
-        value, wrong = self.score(logits, self.y), logits.detach().argmax(1) != self.y
+        value, wrong = self._rate(logits), logits.detach().argmax(1) != self.y
         if self.clean is None or not wrong.any():
             return value, 2 * wrong.long()
         level, rows = wrong.long(), wrong.nonzero().flatten()
@@ -117,6 +130,15 @@ class Misclassify:
             seen = rounded(x.detach()[rows], self.clean[rows])
             level[rows] += (self.predict(seen).argmax(1) != self.y[rows]).long()
         return value, level
+
+    @property
+    def crosses_zero(self) -> bool:
+        """Whether the score is positive exactly where the prediction is wrong: `margin`, `dlr` and targeted ones."""
+        return self.score in (margin, dlr) or isinstance(self.score, _Targeted)
+
+    def _rate(self, logits: Tensor) -> Tensor:
+        assert callable(self.score)
+        return self.score(logits, self.y)
 
     def at(self, rows: Tensor) -> "Misclassify":
         """The same for some of the samples."""
@@ -150,10 +172,19 @@ def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | No
     return expected
 
 
+def checked_labels(y: Tensor) -> Tensor:
+    """(B,) int64. Raises ValueError for another shape, such as (B, 1) or one-hot, and for what is not an integer."""
+    if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype.is_floating_point or y.dtype == torch.bool:
+        found = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be a (B,) tensor of integer labels; got {found}")
+    return y.long()
+
+
 def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
     """(B, K) float32. Raises ValueError for another shape, for probabilities, and for labels that are no class."""
-    if logits.ndim != 2 or len(logits) != len(y):
-        raise ValueError(f"a classifier gives (B, K) logits; got {tuple(logits.shape)} for B={len(y)}")
+    if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
+        raise ValueError(f"a classifier gives (B, K) logits of 2 classes or more; got {tuple(logits.shape)} "
+                         f"for B={len(y)}")  # fmt: skip
     if y.numel() and not (y.min() >= 0 and y.max() < logits.shape[1]):
         raise ValueError(f"labels span {y.min()} to {y.max()}; the model has classes 0 to {logits.shape[1] - 1}")
     if logits.isnan().any():
@@ -165,7 +196,7 @@ def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    if not len(logits) or logits.shape[1] < 2:
+    if not len(logits):
         return False
     close = logits.shape[1] * torch.finfo(logits.dtype).eps
     return bool(((logits >= 0).all(1) & ((logits.float().sum(1) - 1).abs() <= close)).all())

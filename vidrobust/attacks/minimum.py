@@ -1,11 +1,13 @@
 """Attacks that look for the smallest perturbation: FAB, FMN and Carlini and Wagner's.
 
-They take a loss that is positive where a sample is broken: `Misclassify` with the score `margin` or `toward`, or any
-other, such as the distance of two representations less a threshold. eps is the budget within which a result counts;
-`minimal=True` goes on below it, so that one run gives the accuracy at every smaller budget (`measure` the results).
+They take a loss that is positive exactly where a sample is broken: `Misclassify` with the score `margin`, `dlr` or
+`toward`, or any other, such as the distance of two representations less a threshold. eps is the budget within which a
+result counts. With `minimal` they go on below it, so that one run gives the accuracy at every smaller budget (`measure`
+the results); without, a sample is finished once it is broken. Samples that nothing breaks come back as they were.
 """
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
@@ -16,7 +18,7 @@ from vidrobust.attacks.apgd import likeliest
 from vidrobust.attacks.arguments import at_least_one
 from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.search import Search
-from vidrobust.attacks.threat import ThreatModel, measure
+from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, norm_of
 
 
 class Smallest(Search):
@@ -28,6 +30,9 @@ class Smallest(Search):
     def __init__(
         self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None, minimal: bool
     ) -> None:
+        if isinstance(loss, Misclassify) and not loss.crosses_zero:
+            raise ValueError("a smallest perturbation needs a score that is positive exactly where a sample is broken: "
+                             "Misclassify(predict, y, 'margin')")  # fmt: skip
         super().__init__(loss, x, threat, generator)
         self.size = torch.full((len(x),), torch.inf, device=x.device)
         self.minimal = minimal
@@ -46,6 +51,9 @@ class Smallest(Search):
         self._finished = self._done(level, value) & allowed
 
     def result(self) -> Tensor:
+        if len(self.x) and (self.size < 1e-6).all() and not isinstance(self._loss, Misclassify):
+            warnings.warn("the loss is positive for every sample as it is, so that none was changed: is it positive "
+                          "only where a sample is broken?", stacklevel=3)  # fmt: skip
         return self.best
 
     def _done(self, level: Tensor, value: Tensor) -> Tensor:
@@ -63,7 +71,7 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    minimal: bool = False,
+    minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Fast Adaptive Boundary attack (Croce and Hein, ICML 2020) -> the smallest broken clip it finds, or x.
@@ -88,11 +96,12 @@ def fab_t(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    minimal: bool = False,
+    minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn. The score of `loss` is not used."""
-    search = Smallest(loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal)
+    search = Smallest(replace(loss, score="margin"), x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator,
+                      minimal)  # fmt: skip
     for score in likeliest(loss, search.x, targets, ratio=False):
         _runs(search, replace(loss, score=score), restarts, steps, alpha_max, eta, beta)
     return search.result()
@@ -231,6 +240,16 @@ def _descend(search: Smallest, weight: Tensor, steps: int, lr: float, confidence
     with torch.no_grad():
         search.look(middle + half * w.tanh())
     return ever | search.broken
+
+
+def widened(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
+    """x_adv with each sample's perturbation grown along itself to the whole budget; what did not change stays.
+
+    A smallest perturbation is gone after rounding; this one is not, and most often still wrong.
+    """
+    delta = explain(threat, x, x_adv)[0]
+    growth = (threat.eps / norm_of(threat.norm, delta).clamp(min=1e-12)).view(-1, 1, 1, 1, 1)
+    return (as_clip(x) + growth * delta).clamp(0, 1).view_as(x)
 
 
 def _require_norm(threat: ThreatModel, attack: str, norms: tuple[str, ...]) -> ThreatModel:

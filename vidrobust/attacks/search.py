@@ -6,7 +6,7 @@ from torch import Tensor
 from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.ball import Ball, make_ball
 from vidrobust.attacks.losses import Loss, Misclassify
-from vidrobust.attacks.threat import ThreatModel, as_clip, check_input
+from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, require_threat
 
 
 class Search:
@@ -28,6 +28,11 @@ class Search:
     ) -> None:  # fmt: skip
         """blind: a place that a gradient would choose is drawn: for black-box attacks."""
         check_input(x)
+        require_threat(threat)
+        if isinstance(loss, Misclassify):
+            loss.require_labels(x)
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0) makes one")
         self.x, self.threat, self.generator, self.blind = x.detach(), threat, generator, blind
         self._loss, self._goal = loss, loss
         self.best = self.x.clone()
@@ -143,12 +148,15 @@ def judged(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
-    Raises ValueError when a loss is NaN or, with `check`, a gradient NaN or infinite. A step along a NaN makes the next
-    loss NaN, so that an attack looks through the whole gradient once a start.
+    Raises ValueError when a loss is NaN or no function of x and, with `check`, for a gradient of NaN or infinity. A
+    step along a NaN makes the next loss NaN, so that an attack looks through the whole gradient once a start.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x)
+        if not value.requires_grad:
+            raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
+                             "square and nes do without gradients")  # fmt: skip
         (gradient,) = torch.autograd.grad(value.sum(), x)
     bad = value.isnan().any()
     if bad or (check and gradient.numel() and not torch.isfinite(torch.stack(gradient.aminmax())).all()):

@@ -1,6 +1,7 @@
 """The worst case of several attacks, each over what the ones before it left; AutoAttack and its version for video."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks.apgd import apgd, apgd_t
+from vidrobust.attacks.checks import self_checks
 from vidrobust.attacks.gradient import fgsm, mim, pgd
-from vidrobust.attacks.losses import SCORES, Misclassify, Predict, eot, rounded
-from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
+from vidrobust.attacks.losses import Misclassify, Predict, checked_labels, eot, rounded
+from vidrobust.attacks.minimum import cw, fab, fab_t, fmn, widened
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
 from vidrobust.attacks.square import square
-from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains
+from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains, measure, require_threat
 from vidrobust.attacks.video import (
     flicker,
     frame_saliency,
@@ -33,7 +35,8 @@ Attack = Callable[..., Tensor]
 ATTACKS: dict[str, Attack] = {
     "fgsm": fgsm, "pgd": pgd, "mim": mim,
     "apgd-ce": apgd, "apgd-dlr": apgd, "apgd-t": apgd_t,
-    "fab": fab, "fab-t": fab_t, "fmn": partial(fmn, minimal=False), "cw": partial(cw, minimal=False),
+    **{name: partial(attack, minimal=False)
+       for name, attack in (("fab", fab), ("fab-t", fab_t), ("fmn", fmn), ("cw", cw))},
     "square": square, "nes": nes, "geo-trap": geo_trap,
     "temporal-translation": temporal_translation, "frame-saliency": frame_saliency, "one-frame": one_frame,
     "sparse": sparse, "flicker": flicker, "roa": roa, "salt-and-pepper": salt_and_pepper,
@@ -45,6 +48,7 @@ _SCORES = {
     "nes": "margin", "geo-trap": "margin", "sparse": "escape", "flicker": "flicker_hinge",
 }  # fmt: skip
 BLACK_BOX = ("square", "nes", "geo-trap")
+MINIMUM_NORM = ("fab", "fab-t", "fmn", "cw")  # with minimal=True one run serves every budget: `Outcome.within`
 VERSIONS = ("standard", "plus", "rand", "video")
 
 
@@ -63,7 +67,7 @@ class Step:
         generator: torch.Generator | None,
     ) -> Tensor:  # fmt: skip
         seen = predict if self.draws == 1 else eot(predict, self.draws)
-        loss = Misclassify(seen, y, SCORES[self.score], x if rounding else None)
+        loss = Misclassify(seen, y, self.score, x if rounding else None)
         return self.attack(loss, x, self.threat or threat, generator=generator)
 
 
@@ -77,8 +81,8 @@ class Outcome:
     it put outside the threat model.
     """
 
-    x_adv: Tensor
-    x_rounded: Tensor
+    x_adv: Tensor = field(repr=False)
+    x_rounded: Tensor = field(repr=False)
     broken_by: list[str | None]
     rounded_by: list[str | None]
     passes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -90,9 +94,27 @@ class Outcome:
         """Whether each sample withstood all of it."""
         return [by is None for by in self.broken_by]
 
+    @torch.no_grad()
+    def within(self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel) -> "Outcome":
+        """The same at a smaller budget, of the smallest perturbations: one run of them gives accuracy at every eps.
+
+        self: of a step of MINIMUM_NORM with minimal=True, run without rounding; x, y: what it was run on. A clip is
+        broken where its perturbation is small enough. After rounding, `widened` ones are looked at: the smallest are
+        gone. Costs two forward passes of what is broken.
+        """
+        small = (measure(threat, x, self.x_adv) <= threat.eps * (1 + 1e-6)).tolist()
+        broken_by = [by if by == "clean" or ok else None for by, ok in zip(self.broken_by, small, strict=True)]
+        x_adv = torch.where(_wide(torch.tensor(small, device=x.device), x), self.x_adv, x)
+        wrong = torch.tensor([by is not None for by in broken_by], device=x.device)
+        x_rounded, also = _survives_rounding(predict, threat, x, y, x_adv, wrong)
+        rounded_by = [(by or "clean") if gone else None for by, gone in zip(broken_by, also.tolist(), strict=True)]
+        return replace(self, x_adv=x_adv, x_rounded=x_rounded, broken_by=broken_by, rounded_by=rounded_by)
+
 
 def attack_step(name: str, **options: Any) -> Step:
-    """An attack of ATTACKS by name, with its options, as a step of a suite. Raises KeyError for an unknown one."""
+    """An attack of ATTACKS by name, with its options, as a step of a suite. Raises ValueError for an unknown one."""
+    if name not in ATTACKS:
+        raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
     attack = ATTACKS[name]
     return Step(name, partial(attack, **options) if options else attack, _SCORES.get(name, "ce"))
 
@@ -108,6 +130,7 @@ def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *,
     """
     if version not in VERSIONS:
         raise ValueError(f"version={version!r}: {', '.join(VERSIONS)}")
+    require_threat(threat)
     n = {"steps": max(round(100 * effort), 1)}
     flat = threat.norm == "l1"
     queries = attack_step("square", queries=max(round(5000 * effort), 1))
@@ -155,6 +178,8 @@ def worst_case(
     Raises ValueError for probabilities in place of logits, labels out of range, x outside [0, 1], gradients of NaN.
     """
     check_input(x)
+    require_threat(threat)
+    y = checked_labels(y)
     with torch.no_grad():
         clean = Misclassify(predict, y).logits(x).argmax(1) != y
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
@@ -172,23 +197,43 @@ def worst_case(
         inside = contains(threat, x[rows], found)
         if not inside.all():
             outcome.rejected[step.name] = int((~inside).sum())
-        _record(outcome, predict, step.name, rows, x, y, torch.where(_wide(inside, x), found, x[rows]), rounding)
+        _record(
+            outcome, predict, step.name, threat, rows, x, y, torch.where(_wide(inside, x), found, x[rows]), rounding
+        )
     return outcome
 
 
 @torch.no_grad()
 def _record(
-    outcome: Outcome, predict: Predict, name: str, rows: Tensor, x: Tensor, y: Tensor, found: Tensor, rounding: bool
-) -> None:
-    wrong = (predict(found).argmax(1) != y[rows]).tolist()
-    also = (predict(rounded(found, x[rows])).argmax(1) != y[rows]).tolist() if rounding else wrong
-    for at, (row, is_wrong, is_wrong_rounded) in enumerate(zip(rows.tolist(), wrong, also, strict=True)):
+    outcome: Outcome, predict: Predict, name: str, threat: ThreatModel, rows: Tensor, x: Tensor, y: Tensor,
+    found: Tensor, rounding: bool,
+) -> None:  # fmt: skip
+    wrong = predict(found).argmax(1) != y[rows]
+    to_round, also = _survives_rounding(predict, threat, x[rows], y[rows], found, wrong) if rounding else (found, wrong)
+    for at, (row, is_wrong, is_wrong_rounded) in enumerate(
+        zip(rows.tolist(), wrong.tolist(), also.tolist(), strict=True)
+    ):
         if outcome.broken_by[row] is None:
             outcome.x_adv[row] = found[at]
             outcome.broken_by[row] = name if is_wrong else None
         if outcome.rounded_by[row] is None:
-            outcome.x_rounded[row] = found[at]
+            outcome.x_rounded[row] = to_round[at]
             outcome.rounded_by[row] = name if is_wrong_rounded else None
+
+
+@torch.no_grad()
+def _survives_rounding(
+    predict: Predict, threat: ThreatModel, x: Tensor, y: Tensor, found: Tensor, wrong: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(the clips to round, whether they are wrong then): `found`, or `widened` where rounding undoes what it did."""
+    also = predict(rounded(found, x)).argmax(1) != y
+    undone = (wrong & ~also).nonzero().flatten()
+    if not len(undone):
+        return found, also
+    wide, to_round = widened(threat, x[undone], found[undone]), found.clone()
+    saved = predict(rounded(wide, x[undone])).argmax(1) != y[undone]
+    to_round[undone[saved]], also[undone[saved]] = wide[saved], True
+    return to_round, also
 
 
 @torch.no_grad()
@@ -203,20 +248,35 @@ def autoattack(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    *,
     version: str = "standard",
+    *,
+    effort: float = 1.0,
+    batch_size: int = 0,
+    checks: int = 8,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """AutoAttack (Croce and Hein, ICML 2020) -> the worst clips found, shaped as x; see `suite_steps` for versions.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode; y: (B,) labels. `worst_case` with these steps
-    also tells which attack broke what, and what it cost. Raises ValueError as `worst_case` does.
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode; y: (B,) labels. batch_size: samples attacked at
+    a time; 0: all. checks: samples on which `self_checks` looks for what would make the result doubtful, each told as a
+    Python warning; 0: none. `worst_case` with these steps also tells which attack broke what, and what it cost.
+    Raises ValueError as `worst_case` does, and for an unknown version.
     """
     check_input(x)
+    y = checked_labels(y)
+    if not len(x):
+        return x.clone()
     with torch.no_grad():
-        classes = Misclassify(predict, y[:1]).logits(x[:1]).shape[1] if len(x) else 2
-    steps = suite_steps(version, threat, as_clip(x).shape[2], classes)
-    return worst_case(predict, x, y, threat, steps, generator=generator).x_adv
+        classes = Misclassify(predict, y[:1]).logits(x[:1]).shape[1]
+    steps = suite_steps(version, threat, as_clip(x).shape[2], classes, effort=effort)
+    if checks:
+        for line in self_checks(predict, x[:checks], y[:checks], threat, generator=torch.Generator().manual_seed(0)):
+            warnings.warn(line, stacklevel=2)
+    size = batch_size or len(x)
+    return torch.cat([
+        worst_case(predict, some, labels, threat, steps, generator=generator).x_adv
+        for some, labels in zip(x.split(size), y.split(size), strict=True)
+    ])  # fmt: skip
 
 
 def _wide(flag: Tensor, x: Tensor) -> Tensor:

@@ -40,7 +40,10 @@ class ThreatModel:
         if self.norm not in get_args(Norm) or self.support not in get_args(Support):
             raise ValueError(f"no threat model {self.norm} x {self.support}; norms: {', '.join(get_args(Norm))}; "
                              f"supports: {', '.join(get_args(Support))}")  # fmt: skip
-        object.__setattr__(self, "eps", float(self.eps))
+        try:
+            object.__setattr__(self, "eps", float(self.eps))
+        except (TypeError, ValueError):
+            raise ValueError(f"eps={self.eps!r}: a number, 4 / 255; parse_threat reads 'linf-4/255'") from None
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         if self.norm == "linf" and self.eps > 1:
@@ -73,13 +76,18 @@ class ThreatModel:
         """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse` reads."""
         place = self.place if isinstance(self.place, str) else "+".join(map(str, self.place))
         head = "" if self.support == "dense" else f"{self.support}{self.k or ''}{'@' * bool(place)}{place}-"
-        # 12 digits: those of a float that is n/255 but for its last bits
-        return f"{head}{self.norm}-" + (f"{self.eps * 255:.12g}/255" if self.norm == "linf" else f"{self.eps:.12g}")
+        return f"{head}{self.norm}-{_written(self.eps)}"
 
     @property
     def places(self) -> str | tuple[int, ...]:
         """`place`, with its default."""
         return self.place or _PLACES.get(self.support, ("",))[0]
+
+
+def _written(eps: float) -> str:
+    """As a person writes it: 0.5, 4/255; 12 digits, as the last bits of n/255 are noise."""
+    plain, of_255 = f"{eps:.12g}", f"{eps * 255:.12g}/255"
+    return of_255 if len(of_255) < len(plain) else plain
 
 
 def parse_threat(text: str) -> ThreatModel:
@@ -106,6 +114,12 @@ def as_clip(x: Tensor) -> Tensor:
     if x.ndim not in (4, 5):
         raise ValueError(f"expected clips (B, C, T, H, W) or images (B, C, H, W), got shape {tuple(x.shape)}")
     return x.unsqueeze(2) if x.ndim == 4 else x
+
+
+def require_threat(threat: ThreatModel) -> None:
+    """Raises TypeError for anything else, such as a threat's name."""
+    if not isinstance(threat, ThreatModel):
+        raise TypeError(f"threat={threat!r}: a ThreatModel; parse_threat('linf-4/255') makes one from its name")
 
 
 def check_input(x: Tensor) -> None:

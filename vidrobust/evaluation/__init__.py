@@ -1,16 +1,17 @@
 """A checkpoint becomes numbers."""
 
 from vidrobust.evaluation.curve import robust_curve
-from vidrobust.evaluation.evaluate import build_lists, evaluate, load_method
+from vidrobust.evaluation.evaluate import build_lists, check_suite, evaluate, load_method
 from vidrobust.evaluation.features import write_features
 from vidrobust.evaluation.knn import knn_scores
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.probe import fit_probe
-from vidrobust.evaluation.robust import SUITES, Suite, evaluate_robust
+from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.statistics import wilson
+from vidrobust.evaluation.suite import SUITES, Suite
 
 __all__ = [
-    "SUITES", "Features", "MicroBatches", "Suite", "build_lists", "evaluate", "evaluate_robust", "evaluation_mode",
-    "extract", "fit_probe", "knn_scores", "load_method", "robust_curve", "wilson", "write_features",
+    "SUITES", "Features", "MicroBatches", "Suite", "build_lists", "check_suite", "evaluate", "evaluate_robust",
+    "evaluation_mode", "extract", "fit_probe", "knn_scores", "load_method", "robust_curve", "wilson", "write_features",
 ]  # fmt: skip

@@ -1,11 +1,14 @@
 """Rows of attacked videos become accuracies by threat, and one over all threats."""
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
 from vidrobust.evaluation.statistics import wilson
+from vidrobust.evaluation.suite import families
 
 Row = dict[str, Any]
 
@@ -39,6 +42,20 @@ def robust_to_all(rows: Sequence[Row], withstands: Callable[[Row], bool] = lambd
     for row in rows:
         withstood[row["index"]] = withstood.get(row["index"], True) and withstands(row)
     return list(withstood.values())
+
+
+def median_norms(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> dict[str, float | None]:
+    """Threat without its budget -> the median size of the smallest changes found, of videos that are right without one.
+
+    None: more than half of them withstood the largest budget.
+    """
+    found: dict[str, float | None] = {}
+    for family in families(threats):
+        here = [row for row in rows if row["threat"] == str(family[-1]) and row["clean_pred"] == row["label"]]
+        sizes = [math.inf if row["robust"] else row["measured"] for row in here]
+        middle = statistics.median(sizes) if sizes else math.inf
+        found[str(family[-1]).rpartition("-")[0]] = None if math.isinf(middle) else middle
+    return found
 
 
 def suite_warnings(rows: Sequence[Row], curve: list[Row]) -> list[str]:

@@ -17,7 +17,6 @@ from vidrobust.data import (
     Record,
     build_records,
     eval_dataset,
-    records_sha,
     require_labels,
     shared_sources,
     source_videos,
@@ -26,13 +25,15 @@ from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
-from vidrobust.evaluation.curve import robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.claim import claim, identify
+from vidrobust.evaluation.curve import Row, median_norms, robust_curve, robust_to_all, suite_warnings
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
-from vidrobust.evaluation.robust import Row, Suite, evaluate_robust, families
+from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.statistics import wilson
+from vidrobust.evaluation.suite import Suite, families, require_defined
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
@@ -62,21 +63,24 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     did not decode.
     """
     device = distributed.start(cfg.device)
+    suite, threats = check_suite(cfg)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
-    identity = _identity(cfg, state, train, test)
+    identity = identify(cfg, state, train, test)
     seed_everything(cfg.seed, cfg.deterministic)
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
     main = distributed.rank() == 0
     if main:
-        _claim(out, identity, overwrite)
+        claim(out, identity, cfg, overwrite=overwrite)
     distributed.patient_barrier()
     done = out / "summary.json"
     if done.is_file():
         summary = json.loads(done.read_text())
     else:
-        summary = _measure(cfg, method.model.to(device), fresh.model.to(device), train, test, classes, out) | identity
+        summary = _measure(
+            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out
+        ) | identity  # fmt: skip
         if main:
             _write(done, json.dumps(summary, indent=2) + "\n")
             (out / _FEATURES).unlink(missing_ok=True)
@@ -89,6 +93,21 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             f"the test list count as wrong in {done}; the first: {summary['failed'][0]}"
         )
     return summary
+
+
+def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
+    """(what is run, budgets by family from small to large). Warns of options without effect.
+
+    Raises UserError for an unknown suite, and for threats that it is not for or that do not fit the clips.
+    """
+    e = cfg.eval
+    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
+    threats = [threat for family in families(list(map(parse_threat, e.threats))) for threat in family]
+    require_defined(suite, threats, cfg.data.frames, cfg.data.size, clips=e.unit == "clip")
+    idle = suite.without_effect() + (["crops"] if e.unit == "clip" and e.crops > 1 else [])
+    if idle and distributed.rank() == 0:
+        log.warning(f"no effect with eval.suite={e.suite}, eval.unit={e.unit}: eval." + ", eval.".join(idle))
+    return suite, threats
 
 
 def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
@@ -113,13 +132,11 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 
 
 def _measure(
-    cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], classes: list[str],
-    out: Path,
+    cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
+    test: list[Record], classes: list[str], out: Path,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = _evenly(len(test), cfg.eval.limit)
-    threats = [threat for family in families(list(map(parse_threat, cfg.eval.threats))) for threat in family]
-    suite = Suite(cfg.eval.suite, cfg.eval.steps, cfg.eval.restarts, cfg.eval.queries, cfg.eval.effort)
     with evaluation_mode(model, random, branch=cfg.eval.branch):
         with distributed.main_first():
             gallery, queries = _features(cfg, model, random, train, test, out, device)
@@ -131,14 +148,15 @@ def _measure(
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         predict, clips = _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1)
         doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
-        log.info(f"attacking {len(indices)} videos ({cfg.eval.unit}s), {suite}, {len(threats)} budgets")
+        what = "a clip of each" if cfg.eval.unit == "clip" else "source frames"
+        log.info(f"attacking {len(indices)} videos ({what}), {suite}, {len(threats)} budgets")
         videos = clips if cfg.eval.unit == "clip" else source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
         rows = evaluate_robust(
             predict, videos, indices, threats, out, suite=suite,
             seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
             pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
         )  # fmt: skip
-    return _summary(cfg, rows, threats, str(suite), found, gallery[0], classes, doubts)
+    return _summary(cfg, rows, threats, suite, found, gallery[0], classes, doubts)
 
 
 def _checks(
@@ -210,7 +228,7 @@ def _classifier(
 
 
 def _summary(
-    cfg: config.Config, rows: list[Row], threats: list[ThreatModel], suite: str, found: Representation,
+    cfg: config.Config, rows: list[Row], threats: list[ThreatModel], suite: Suite, found: Representation,
     gallery: Features, classes: list[str], doubts: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     curve = robust_curve(rows, threats)
@@ -228,13 +246,17 @@ def _summary(
         + (f", fold {cfg.data.fold}" if cfg.data.name in FOLDED else ""),
         "n": len(clean),
         "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
+        "clean_acc_h264": sum(row["clean_h264_pred"] == row["label"] for row in clean) / len(clean)
+        if cfg.eval.h264
+        else None,
         # over all threats; of one family that is its largest
         "robust_acc": sum(withstood) / len(withstood),
         "robust_acc_uint8": sum(rounded) / len(rounded),
         "ci95": list(wilson(sum(withstood), len(withstood))),
         "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")} if one_family else None,
         "threats": [str(threat) for threat in threats],
-        "suite": suite,
+        "suite": str(suite),
+        "median_norm": median_norms(rows, threats) if suite.smallest else None,
         "attacks": sorted({name for c in curve for name in c["passes"]}),
         "unit": cfg.eval.unit,
         "branch": cfg.eval.branch,
@@ -253,38 +275,6 @@ def _summary(
         "failed": failed,
         "warnings": warnings,
     }
-
-
-def _identity(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
-    """What two runs of an evaluation must share to be the same one."""
-    asked = config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
-    return {
-        "checkpoint": f"step {state['step']}, weights {checkpoint.state_sha(state['model'])}",
-        "config_sha": config.config_sha(
-            asked, ignore=("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.name", "eval.enabled")
-        ),
-        "manifest_sha": records_sha(train + test),
-    }
-
-
-def _claim(out: Path, identity: dict[str, str], overwrite: bool) -> None:
-    """Make the folder, or go on in one that holds the same evaluation; refuse any other."""
-    path = out / "identity.json"
-    if out.is_dir() and any(out.iterdir()):
-        held = json.loads(path.read_text()) if path.is_file() else None
-        if held is None:
-            raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
-        if held != identity and not overwrite:
-            names = {"checkpoint": "checkpoint", "config_sha": "options", "manifest_sha": "lists of videos"}
-            other = " and ".join(names[key] for key in names if held.get(key) != identity[key])
-            raise UserError(f"{out} holds another evaluation, of other {other}; set eval.name=NAME, or --overwrite")
-        if held != identity:
-            log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
-        for old in out.rglob("*") if held != identity else ():
-            if old.is_file():
-                old.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(identity))
 
 
 def _evenly(n: int, limit: int) -> list[int]:

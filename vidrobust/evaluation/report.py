@@ -35,11 +35,12 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         "",
         *_threat_rows(summary["curve"]),
         "",
-        f"Clean accuracy of what is attacked: {_percent(summary['clean_acc'])}; robust to all of these threats: "
-        f"{_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after rounding). A video broken "
-        "at a budget counts as broken at the larger ones of its threat and is not attacked again; its change stays as "
-        "large as it was.",
+        f"Clean accuracy of what is attacked: {_percent(summary['clean_acc'])}{_through(summary)}; robust to all of "
+        f"these threats: {_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after rounding). "
+        "A video broken at a budget counts as broken at the larger ones of its threat and is not attacked again; its "
+        "change stays as large as it was.",
         "",
+        *_median_rows(summary["median_norm"]),
         *_attack_rows(summary["curve"], timings(out)),
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
         *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
@@ -71,7 +72,7 @@ _UNITS = {
 
 
 def _size(norm: str, size: float) -> str:
-    return f"{size * 255:.3g}/255" if norm == "linf" else f"{size:.3g}"
+    return f"{size * 255:.3g}/255" if norm == "linf" and 0 < size < 1 else f"{size:.3g}"
 
 
 def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
@@ -87,6 +88,18 @@ def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
         for c in curve
     ]  # fmt: skip
     return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+
+
+def _through(summary: dict[str, Any]) -> str:
+    after = summary["clean_acc_h264"]
+    return "" if after is None else f" ({_percent(after)} after H.264)"
+
+
+def _median_rows(norms: dict[str, float | None] | None) -> list[str]:
+    """What half of the videos that are right break at."""
+    found = [f"{kind} {'beyond the largest budget' if size is None else _size(kind.rpartition('-')[2], size)}"
+             for kind, size in (norms or {}).items()]  # fmt: skip
+    return [f"Median smallest change that breaks a video which is right: {'; '.join(found)}.", ""] if found else []
 
 
 def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:

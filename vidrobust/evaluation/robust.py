@@ -1,11 +1,10 @@
 """Robust accuracy: the worst that attacks find within a budget, row by row."""
 
-import inspect
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,68 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidrobust.attacks import (
-    ATTACKS,
-    Predict,
-    Step,
-    ThreatModel,
-    attack_step,
-    contains,
-    measure,
-    rounded,
-    suite_steps,
-    worst_case,
-)
+from vidrobust.attacks import Outcome, Predict, ThreatModel, contains, measure, rounded, worst_case
 from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
 from vidrobust.engine import distributed
-from vidrobust.errors import UserError, lookup
+from vidrobust.errors import UserError
 from vidrobust.evaluation.curve import Row
 from vidrobust.evaluation.memory import MicroBatches
+from vidrobust.evaluation.suite import Suite, families
 from vidrobust.evaluation.units import Unit, clip_units, video_units
 from vidrobust.files import replacing
-
-# eval.suite -> the version of AutoAttack, or the one attack
-SUITES: dict[str, str] = {
-    "autoattack": "standard", "plus": "plus", "rand": "rand", "video": "video", **{name: name for name in ATTACKS},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of them that it has.
-
-    effort: share of AutoAttack's steps and queries.
-    """
-
-    name: str = "pgd"
-    steps: int = 20
-    restarts: int = 1
-    queries: int = 5000
-    effort: float = 1.0
-
-    def __call__(self, threat: ThreatModel, frames: int, classes: int) -> list[Step]:
-        kind = lookup(SUITES, self.name, "eval.suite")
-        if kind not in ATTACKS:
-            return suite_steps(kind, threat, frames, classes, effort=self.effort)
-        known = inspect.signature(ATTACKS[kind]).parameters
-        chosen = {"steps": self.steps, "restarts": self.restarts, "queries": self.queries}
-        return [attack_step(kind, **{name: value for name, value in chosen.items() if name in known})]
-
-    def __str__(self) -> str:
-        kind = lookup(SUITES, self.name, "eval.suite")
-        if kind not in ATTACKS:
-            return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
-        known = inspect.signature(ATTACKS[kind]).parameters
-        count = self.queries if "queries" in known else self.steps
-        several = f"x{self.restarts}" if "restarts" in known else ""
-        return kind + (f"-{count}{several}" if {"queries", "steps"} & set(known) else "")
-
-
-def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
-    """Threats that differ in eps only, each family from small to large: one holds those before it."""
-    kinds = dict.fromkeys(replace(threat, eps=0.0) for threat in threats)
-    return [sorted((t for t in threats if replace(t, eps=0.0) == kind), key=lambda t: t.eps) for kind in kinds]
 
 
 def evaluate_robust(
@@ -195,8 +142,8 @@ def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
     return {
         "index": failure.index, "uid": failure.uid, "label": failure.label, "clean_pred": None, "threat": str(threat),
         "eps": threat.eps, "adv_pred": None, "robust": False, "killed_by": "error", "uint8_pred": None,
-        "uint8_killed_by": "error", "h264_pred": None, "measured": None, "in_budget": None, "passes": {},
-        "rejected": {}, "error": failure.reason,
+        "uint8_killed_by": "error", "clean_h264_pred": None, "h264_pred": None, "measured": None, "in_budget": None,
+        "passes": {}, "rejected": {}, "error": failure.reason,
     }  # fmt: skip
 
 
@@ -212,6 +159,8 @@ def _attack_family(
         x_adv, x_round = x.clone(), x.clone()
         adv, uint8_adv = clean, unit.predict(rounded(x, x)).argmax(1)
     frames, classes = x.shape[2], logits.shape[1]
+    clean_through = _after_h264(unit, x, crf)
+    smallest: Outcome | None = None
     killed_by = [None if ok else "clean" for ok in (adv == y).tolist()]
     uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
     for threat in family:
@@ -220,29 +169,36 @@ def _attack_family(
         passes: Row = {}
         rejected: Row = {}
         if rows and threat.eps > 0:
-            at = torch.tensor(rows, device=x.device)
+            costs = smallest is None  # or one run has served all of the family's budgets
             try:
-                found = worst_case(unit.predict, x[at], y[at], threat, suite(threat, frames, classes), rounding=True,
-                                   generator=generator)  # fmt: skip
+                if suite.smallest:
+                    rows = list(range(len(y)))
+                    smallest = smallest or worst_case(unit.predict, x, y, family[-1], suite(threat, frames, classes),
+                                                      generator=generator)  # fmt: skip
+                    found = smallest.within(unit.predict, x, y, threat)
+                else:
+                    at = torch.tensor(rows, device=x.device)
+                    found = worst_case(unit.predict, x[at], y[at], threat, suite(threat, frames, classes),
+                                       rounding=True, generator=generator)  # fmt: skip
             except ValueError as error:
                 raise UserError(f"{suite} under {threat}: {error}") from None
-            passes = {name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()}
-            rejected = found.rejected
-            seconds[str(threat)] = found.seconds
+            if costs:
+                passes = {name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()}
+                rejected, seconds[str(threat)] = found.rejected, found.seconds
             broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
             _merge(uint8_killed_by, found.rounded_by, rows, x_round, found.x_rounded)
             with torch.no_grad():
                 adv, uint8_adv = unit.predict(x_adv).argmax(1), unit.predict(rounded(x_round, x)).argmax(1)
             _keep_pictures(folder, pictures, unit, broken_now, x_adv, clean, adv, threat)
         measured, inside = measure(threat, x, x_adv).tolist(), contains(threat, x, x_adv).tolist()
-        through = _after_h264(unit, x_adv, crf) if crf else [None] * len(y)
+        through = _after_h264(unit, x_adv, crf)
         yield [
             {
                 "index": unit.index[i], "uid": uid, "label": int(y[i]), "clean_pred": int(clean[i]),
                 "threat": str(threat), "eps": threat.eps, "adv_pred": int(adv[i]), "robust": killed_by[i] is None,
                 "killed_by": killed_by[i], "uint8_pred": int(uint8_adv[i]), "uint8_killed_by": uint8_killed_by[i],
-                "h264_pred": through[i], "measured": measured[i], "in_budget": inside[i],
-                "passes": {} if i else passes, "rejected": {} if i else rejected, "error": None,
+                "clean_h264_pred": clean_through[i], "h264_pred": through[i], "measured": measured[i],
+                "in_budget": inside[i], "passes": {} if i else passes, "rejected": {} if i else rejected, "error": None,
             }
             for i, uid in enumerate(unit.uids)
         ]  # fmt: skip
@@ -262,8 +218,10 @@ def _merge(
 
 
 @torch.no_grad()
-def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> list[int]:
-    """Predictions of the clips after an encoder and back."""
+def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> Sequence[int | None]:
+    """Predictions of the clips after an encoder and back; None for crf 0."""
+    if not crf:
+        return [None] * len(x_adv)
     clips = (x_adv * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
     back = np.stack([h264(clip, crf, max(round(fps), 1)) for clip, fps in zip(clips, unit.fps, strict=True)])
     seen = torch.from_numpy(back).to(x_adv.device).movedim(-1, 1).float() / 255
@@ -278,7 +236,7 @@ def _keep_pictures(
     if not most or not broken:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    kind = str(replace(threat, eps=0.0)).removesuffix("-0/255").removesuffix("-0").replace("@", "-at-")
+    kind = str(replace(threat, eps=0.0)).removesuffix("-0").replace("@", "-at-")
     for i in broken:
         path = folder / f"{kind}-{unit.index[i]:06d}.npz"
         if len([p for p in folder.glob(f"{kind}-??????.npz") if p != path]) >= most:

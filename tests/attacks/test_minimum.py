@@ -1,0 +1,63 @@
+"""What the attacks that look for smallest perturbations take, and what becomes of their results."""
+
+import pytest
+import torch
+
+from tests.attacks.models import labelled, small_net
+from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Misclassify, ThreatModel, contains, cw, fab, fmn, measure
+from vidrobust.attacks.minimum import widened
+from vidrobust.attacks.threat import parse_threat
+
+
+@pytest.fixture(scope="module")
+def problem():
+    net = small_net()
+    return (net, *labelled(net, (6, 3, 4, 12, 12)))
+
+
+@pytest.mark.parametrize("attack", [fab, fmn, cw])
+@pytest.mark.parametrize("score", ["ce", "escape", "cosine", "flicker_hinge"])
+def test_a_score_that_is_not_zero_on_the_boundary_is_refused(problem, attack, score):
+    net, x, y = problem
+    with pytest.raises(ValueError, match=r"Misclassify\(predict, y, 'margin'\)"):
+        attack(Misclassify(net, y, score), x, ThreatModel("l2", 1.0))
+
+
+@pytest.mark.parametrize("score", ["margin", "dlr"])
+def test_scores_that_are_give_smallest_perturbations(problem, score):
+    net, x, y = problem
+    found = fmn(Misclassify(net, y, score), x, ThreatModel("l2", 5.0))
+    assert (net(found).argmax(1) != y).all() and (measure(ThreatModel("l2", 5.0), x, found) > 0).all()
+
+
+@pytest.mark.parametrize("attack", [fab, fmn])
+def test_a_loss_that_is_positive_everywhere_is_told(problem, attack):
+    net, x, y = problem
+    with pytest.warns(UserWarning, match="positive only where a sample is broken"):
+        found = attack(lambda v: torch.nn.functional.cross_entropy(net(v), y, reduction="none"), x,
+                       ThreatModel("l2", 5.0), steps=5)  # fmt: skip
+    assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("name", MINIMUM_NORM)
+def test_what_nothing_breaks_comes_back_as_it_was(problem, name):
+    net, x, y = problem
+    found = ATTACKS[name](Misclassify(net, y, "margin"), x, ThreatModel("l2", 1e-4), steps=5)
+    assert torch.equal(found, x)
+
+
+@pytest.mark.parametrize("name", ["linf-4/255", "l2-0.5", "l2_frame-0.3", "l1-5", "tube-linf-4/255", "flicker-l2-1",
+                                  "frames2-linf-4/255", "patch4-l2-0.5", "border2-linf-9/255"])  # fmt: skip
+def test_widened_changes_fill_the_budget_and_stay_in_it(problem, name):
+    _, x, _ = problem
+    x, threat = x.clone(), parse_threat(name)
+    x[0, :, 0] = 0.0  # a frame at the bound, where part of a shared change is clipped
+    small = ThreatModel(threat.norm, threat.eps / 7, threat.support, threat.k, threat.place)
+    found = ATTACKS["pgd"](lambda v: (v * torch.sin(torch.arange(12.0))).flatten(1).sum(1), x, small, steps=3)
+    wide = widened(threat, x, found)
+    assert contains(threat, x, wide).all()
+    least = 0.99 * small.eps if threat.norm == "l1" else 0.9 * threat.eps  # L1's few pixels are soon black or white
+    assert (measure(threat, x, wide) > least)[1:].all()
+    ratio = (wide - x)[1:] / (found - x)[1:]
+    assert (ratio[(found - x)[1:].abs() > 1e-4] > 1).all()  # along itself
+    assert torch.equal(widened(threat, x, x), x)

@@ -1,0 +1,67 @@
+"""A folder of results belongs to one evaluation: of one checkpoint, with one set of options, on one list of videos."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vidrobust import config
+from vidrobust.data import Record, records_sha
+from vidrobust.engine import checkpoint
+from vidrobust.engine.log import log
+from vidrobust.errors import UserError
+from vidrobust.files import replacing
+
+# what may differ between two runs of an evaluation
+_FREE = ("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.name", "eval.enabled")
+
+
+def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
+    """What two runs of an evaluation must share to be the same one."""
+    return {
+        "checkpoint": f"step {state['step']}, weights {checkpoint.state_sha(state['model'])}",
+        "config_sha": config.config_sha(_asked(cfg), ignore=_FREE),
+        "manifest_sha": records_sha(train + test),
+    }
+
+
+def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> None:
+    """Make the folder, or go on in one that holds the same evaluation.
+
+    Raises UserError where it holds another that has attacked something already (overwrite: that one is deleted), with
+    the options that differ, and where it holds no evaluation.
+    """
+    path = out / "identity.json"
+    options = {key: str(config.get(_asked(cfg), key)) for key, _ in config.options() if key not in _FREE}
+    if out.is_dir() and any(out.iterdir()):
+        held = json.loads(path.read_text()) if path.is_file() else None
+        if held is None:
+            raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
+        if any(held.get(key) != value for key, value in identity.items()):
+            if _begun(out) and not overwrite:
+                raise UserError(f"{out} holds another evaluation, of other {_difference(held, identity, options)}; "
+                                "set eval.name=NAME, or --overwrite")  # fmt: skip
+            log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
+            for old in out.rglob("*"):
+                if old.is_file():
+                    old.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(identity | {"options": options}).encode())
+
+
+def _asked(cfg: config.Config) -> config.Config:
+    """The configuration without what only training needs."""
+    return config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
+
+
+def _begun(out: Path) -> bool:
+    """Whether something would be lost: anything attacked. Features alone are found again in a moment."""
+    return (out / "summary.json").is_file() or any(rows.stat().st_size for rows in out.glob("results*.jsonl"))
+
+
+def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
+    before = held.get("options", {})
+    differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
+    names = {"checkpoint": "checkpoint", "config_sha": f"options ({differ})" if differ else "options",
+             "manifest_sha": "lists of videos"}  # fmt: skip
+    return " and ".join(name for key, name in names.items() if held.get(key) != identity[key])

@@ -1,0 +1,85 @@
+"""Which attacks an evaluation runs, and on which threats they are defined."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Step, ThreatModel, attack_step, suite_steps
+from vidrobust.attacks.threat import require_fit
+from vidrobust.errors import UserError, lookup
+
+# eval.suite -> the version of AutoAttack, or the one attack
+SUITES: dict[str, str] = {
+    "autoattack": "standard", "plus": "plus", "rand": "rand", "video": "video", **{name: name for name in ATTACKS},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of them that it has.
+
+    effort: share of AutoAttack's steps and queries.
+    """
+
+    name: str = "pgd"
+    steps: int = 20
+    restarts: int = 1
+    queries: int = 5000
+    effort: float = 1.0
+
+    def __call__(self, threat: ThreatModel, frames: int, classes: int) -> list[Step]:
+        if self.kind not in ATTACKS:
+            return suite_steps(self.kind, threat, frames, classes, effort=self.effort)
+        options = {name: getattr(self, name) for name in self._counts}
+        return [attack_step(self.kind, **options, **({"minimal": True} if self.smallest else {}))]
+
+    def __str__(self) -> str:
+        if self.kind not in ATTACKS:
+            return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
+        count = self.queries if "queries" in self._counts else self.steps
+        several = f"x{self.restarts}" if "restarts" in self._counts else ""
+        return self.kind + (f"-{count}{several}" if {"queries", "steps"} & set(self._counts) else "")
+
+    @property
+    def kind(self) -> str:
+        """A version of AutoAttack, or a name of ATTACKS. Raises UserError for neither."""
+        return lookup(SUITES, self.name, "eval.suite")
+
+    @property
+    def smallest(self) -> bool:
+        """Whether it is one attack that finds smallest perturbations: a run at the largest budget serves them all."""
+        return self.kind in MINIMUM_NORM
+
+    @property
+    def _counts(self) -> list[str]:
+        known = inspect.signature(ATTACKS[self.kind]).parameters
+        return [name for name in ("steps", "restarts", "queries") if name in known]
+
+    def without_effect(self) -> list[str]:
+        """The options that were set, and that these attacks do not have."""
+        used = self._counts if self.kind in ATTACKS else ["effort"]
+        return [f.name for f in fields(self) if f.name not in ("name", *used) and getattr(self, f.name) != f.default]
+
+
+def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
+    """Threats that differ in eps only, each family from small to large: one holds those before it."""
+    kinds = dict.fromkeys(replace(threat, eps=0.0) for threat in threats)
+    return [sorted((t for t in threats if replace(t, eps=0.0) == kind), key=lambda t: t.eps) for kind in kinds]
+
+
+def require_defined(suite: Suite, threats: Sequence[ThreatModel], frames: int, size: int, *, clips: bool) -> None:
+    """Raises UserError for a threat that an attack of the suite is not for, or that does not fit frames of `size`.
+
+    clips: whether clips are attacked, whose shape is known; of source frames only the attacks are looked at.
+    """
+    x, y = torch.zeros(0, 3, frames, size, size), torch.zeros(0, dtype=torch.long)
+    for threat in threats:
+        try:
+            if clips:
+                require_fit(threat, x)
+            for step in suite(threat, frames, classes=10):
+                step(lambda none: none.new_zeros(0, 10), x, y, threat, False, None)  # refuses, and has nothing to do
+        except ValueError as error:
+            raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None
