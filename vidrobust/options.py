@@ -149,7 +149,11 @@ class Eval:
     knn_k: int = option(20, "neighbours that vote", low=1)
     knn_temperature: float = option(0.1, "temperature of the votes", above=0)
     probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)
-    suite: str = option("pgd", "autoattack, its versions plus, rand and video, or one attack: pgd, square, fmn, ...")
+    suite: str = option(
+        "pgd", "autoattack, its versions plus, rand and video, or one attack: fgsm, pgd, mim, apgd-ce, apgd-dlr, "
+        "apgd-t, fab, fab-t, fmn, cw, square, nes, geo-trap, temporal-translation, frame-saliency, one-frame, sparse, "
+        "flicker, roa, salt-and-pepper",
+    )  # fmt: skip
     threats: list[str] = option(
         ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
         "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1",

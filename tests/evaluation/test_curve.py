@@ -1,5 +1,5 @@
 from vidrobust.attacks import parse_threat
-from vidrobust.evaluation.curve import robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.curve import median_norms, robust_curve, robust_to_all, suite_warnings
 
 THREATS = [parse_threat("linf-1/255"), parse_threat("flicker-linf-8/255")]
 
@@ -44,3 +44,18 @@ def test_black_boxes_that_beat_white_boxes_are_told_per_threat():
     assert suite_warnings(alone, robust_curve(alone, THREATS[:1])) == []  # no white-box attack ran before it
     parts = rows(["apgd-tube"] * 5 + [None] * 5, both | {"apgd-tube": [1, 1]})
     assert any("parts of the threat" in s for s in suite_warnings(parts, robust_curve(parts, THREATS[:1])))
+
+
+def test_the_median_of_smallest_changes_is_over_what_is_right_and_unbroken_ones_are_far():
+    small, large = THREATS[0], parse_threat("linf-8/255")
+
+    def rows(killers, sizes):
+        return [_row(i, t, killer, measured=size) for i, (killer, size) in enumerate(zip(killers, sizes, strict=True))
+                for t in (small, large)]  # fmt: skip
+
+    broken = rows(["fmn", "fmn", "fmn", None], [0.01, 0.03, 0.02, 0.0])
+    assert median_norms(broken, [small, large]) == {"linf": 0.025}
+    assert median_norms(rows(["fmn", None, None], [0.01, 0.0, 0.0]), [small, large]) == {"linf": None}
+    wrong = [_row(9, t, "clean", measured=0.0, clean_pred=0) for t in (small, large)]
+    failed = [_row(8, t, "error", measured=None, clean_pred=None) for t in (small, large)]
+    assert median_norms(broken + wrong + failed, [small, large]) == {"linf": 0.025}

@@ -9,6 +9,7 @@ from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
+from vidrobust.errors import UserError
 from vidrobust.evaluation import evaluate
 
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
@@ -53,3 +54,35 @@ def test_a_finished_one_is_only_drawn_again(trained, tmp_path, monkeypatch):
         monkeypatch.setattr(MODULE, name, _never)
     assert evaluate(*trained, tmp_path) == first == json.loads((tmp_path / "summary.json").read_text())
     assert (tmp_path / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [["eval.suite=roa", "eval.threats=[linf-1]"], ["eval.suite=fab-t", "eval.threats=[linf-1,l2_frame-1]"]]
+)
+def test_a_suite_that_is_not_for_its_threat_is_told_first_and_leaves_nothing_behind(
+    trained, tmp_path, monkeypatch, words
+):
+    cfg, state = trained
+    monkeypatch.setattr(MODULE, "extract", _never)
+    with pytest.raises(UserError, match="eval.suite=.* under"):
+        evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_without_effect_are_told(trained, tmp_path, monkeypatch):
+    cfg, state = trained
+    told = []
+    monkeypatch.setattr(MODULE.log, "warning", told.append)
+    words = ["eval.suite=fmn", "eval.steps=30", "eval.queries=9", "eval.effort=2", "eval.threats=[linf-1/255,linf-1]"]
+    summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
+    assert told.count("no effect with eval.suite=fmn: eval.queries, eval.effort") == 1
+    assert list(summary["median_norm"]) == ["linf"]
+    assert "Median smallest change that breaks a video which is right: linf" in (tmp_path / "report.md").read_text()
+
+
+def test_clean_accuracy_after_h264_stands_beside_the_others(trained, tmp_path):
+    cfg, state = trained
+    assert evaluate(cfg, state, tmp_path / "without")["clean_acc_h264"] is None
+    summary = evaluate(config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with")
+    assert 0 <= summary["clean_acc_h264"] <= 1
+    assert " after H.264); robust to all" in (tmp_path / "with/report.md").read_text()

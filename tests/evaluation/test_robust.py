@@ -12,8 +12,9 @@ from vidrobust.config import Data
 from vidrobust.data import eval_dataset, source_videos, ucf101
 from vidrobust.errors import UserError
 from vidrobust.evaluation import Suite, evaluate_robust, robust_curve
-from vidrobust.evaluation.curve import robust_to_all
-from vidrobust.evaluation.robust import families, timings
+from vidrobust.evaluation.curve import median_norms, robust_to_all
+from vidrobust.evaluation.robust import timings
+from vidrobust.evaluation.suite import families
 
 CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
 EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
@@ -179,7 +180,11 @@ def test_predictions_after_h264(root, tmp_path):
     assert all(isinstance(row["h264_pred"], int) for row in rows)
     curve = robust_curve(rows, THREATS)
     assert 0 <= curve[0]["robust_acc_h264"] <= 1 and curve[-1]["robust_acc_h264"] < 1
-    assert robust_curve(_run(root, tmp_path / "without"), THREATS)[0]["robust_acc_h264"] is None
+    before = [row["clean_h264_pred"] for row in rows]
+    assert before[::4] == before[1::4] == [row["h264_pred"] for row in rows[::4]]  # at eps 0 the clip is the clip
+    without = _run(root, tmp_path / "without")
+    assert robust_curve(without, THREATS)[0]["robust_acc_h264"] is None
+    assert all(row["clean_h264_pred"] is None for row in without)
 
 
 def test_pictures_are_kept_threat_by_threat(root, tmp_path):
@@ -206,3 +211,31 @@ def test_videos_are_attacked_through_the_average_of_their_views(root, tmp_path, 
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
     passes = sum(f for row in rows for f, _ in row["passes"].values())
     assert passes % (3 * crops) == 0 and 0 < passes <= 2 * 10 * 10 * 3 * crops  # each of all clips and crops
+
+
+@pytest.mark.parametrize("name", ["fmn", "fab"])
+def test_one_run_of_a_smallest_perturbation_is_the_whole_curve(root, tmp_path, name):
+    threats = [ThreatModel("linf", eps) for eps in (0.0, 0.2 / 255, 2 / 255, 8 / 255, 64 / 255, 1.0)]
+    rows = _run(root, tmp_path, threats=threats, suite=Suite(name, steps=60), batch_size=10)
+    curve = robust_curve(rows, threats)
+    accuracies = [c["robust_acc"] for c in curve]
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
+    assert [bool(c["passes"]) for c in curve] == [False, True, False, False, False, False]
+    assert list(timings(tmp_path)) == [str(threats[1])]
+    rounded_off = [c["robust_acc_uint8"] for c in curve]
+    assert rounded_off == sorted(rounded_off, reverse=True) and rounded_off[-1] == 0 < rounded_off[0]
+    for row in rows:
+        assert row["in_budget"] and (row["robust"] or row["killed_by"] in (name, "clean"))
+        assert row["killed_by"] != name or 0 < row["measured"] <= row["eps"] * (1 + 1e-5)
+    sizes = sorted(r["measured"] for r in rows if r["eps"] == 1 and r["clean_pred"] == r["label"])
+    middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
+    assert median_norms(rows, threats) == {"linf": pytest.approx(middle)}
+
+
+def test_one_run_agrees_with_a_run_at_each_budget(root, tmp_path):
+    """On a linear model FMN is exact: the curve in one run is that of PGD at each budget."""
+    threats = [ThreatModel("linf", eps) for eps in (0.3 / 255, 1 / 255, 3 / 255, 9 / 255)]
+    one = robust_curve(_run(root, tmp_path / "one", threats=threats, suite=Suite("fmn", steps=100)), threats)
+    each = robust_curve(_run(root, tmp_path / "each", threats=threats, suite=Suite("pgd", steps=40)), threats)
+    assert [c["robust_acc"] for c in one] == [c["robust_acc"] for c in each]
+    assert [c["robust_acc_uint8"] for c in one] == [c["robust_acc_uint8"] for c in each]

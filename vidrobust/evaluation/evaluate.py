@@ -98,15 +98,14 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
 def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
     """(what is run, budgets by family from small to large). Warns of options without effect.
 
-    Raises UserError for an unknown suite, and for threats that it is not for or that do not fit the clips.
+    Raises UserError for an unknown suite, and for threats that it is not for.
     """
     e = cfg.eval
     suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
     threats = [threat for family in families(list(map(parse_threat, e.threats))) for threat in family]
-    require_defined(suite, threats, cfg.data.frames, cfg.data.size, clips=e.unit == "clip")
-    idle = suite.without_effect() + (["crops"] if e.unit == "clip" and e.crops > 1 else [])
-    if idle and distributed.rank() == 0:
-        log.warning(f"no effect with eval.suite={e.suite}, eval.unit={e.unit}: eval." + ", eval.".join(idle))
+    require_defined(suite, threats)
+    if (idle := suite.without_effect()) and distributed.rank() == 0:
+        log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
     return suite, threats
 
 

@@ -187,7 +187,7 @@ def published_rows(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: in
     rows = [
         Row("APGD-CE, vidrobust", lambda: apgd(loss, x, threat, steps=steps)),
         Row("APGD-T, vidrobust", lambda: apgd_t(loss, x, threat, steps=steps, targets=targets)),
-        Row("FAB-T, vidrobust", lambda: fab_t(loss, x, threat, steps=steps, targets=targets)),
+        Row("FAB-T, vidrobust", lambda: fab_t(loss, x, threat, steps=steps, targets=targets, minimal=False)),
         Row("Square, vidrobust", lambda: square(margin, x, threat, queries=queries)),
     ]
     if _here("pyautoattack"):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Step, ThreatModel, attack_step, suite_steps
-from vidrobust.attacks.threat import require_fit
 from vidrobust.errors import UserError, lookup
 
 # eval.suite -> the version of AutoAttack, or the one attack
@@ -69,17 +68,13 @@ def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
     return [sorted((t for t in threats if replace(t, eps=0.0) == kind), key=lambda t: t.eps) for kind in kinds]
 
 
-def require_defined(suite: Suite, threats: Sequence[ThreatModel], frames: int, size: int, *, clips: bool) -> None:
-    """Raises UserError for a threat that an attack of the suite is not for, or that does not fit frames of `size`.
-
-    clips: whether clips are attacked, whose shape is known; of source frames only the attacks are looked at.
-    """
-    x, y = torch.zeros(0, 3, frames, size, size), torch.zeros(0, dtype=torch.long)
+def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
+    """Raises UserError for a threat that an attack of the suite is not for."""
+    # no clip at all, of a size that fits anything
+    x, y = torch.zeros(0, 3, 9999, 9999, 9999), torch.zeros(0, dtype=torch.long)
     for threat in threats:
         try:
-            if clips:
-                require_fit(threat, x)
-            for step in suite(threat, frames, classes=10):
-                step(lambda none: none.new_zeros(0, 10), x, y, threat, False, None)  # refuses, and has nothing to do
+            for step in suite(threat, x.shape[2], classes=10):
+                step(lambda none: none.new_zeros(0, 10), x, y, threat, False, None)  # refuses, or has nothing to do
         except ValueError as error:
             raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None

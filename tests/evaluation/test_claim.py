@@ -1,0 +1,53 @@
+"""A folder holds one evaluation; what is lost is told, and nothing is guarded that cost nothing."""
+
+import json
+
+import pytest
+
+from vidrobust import config
+from vidrobust.errors import UserError
+from vidrobust.evaluation.claim import claim, identify
+
+STATE = {"step": 3, "model": {}}
+
+
+def _claim(out, *words, state=STATE, overwrite=False):
+    cfg = config.loads("", list(words))
+    claim(out, identify(cfg, state, [], []), cfg, overwrite=overwrite)
+
+
+def test_the_same_one_goes_on_whatever_workers_or_folders(tmp_path):
+    _claim(tmp_path / "a", "data.workers=1")
+    (tmp_path / "a/results.jsonl").write_text("{}\n")
+    _claim(tmp_path / "a", "data.workers=3", "data.root=elsewhere", "eval.name=other")
+    assert (tmp_path / "a/results.jsonl").is_file()
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "results.rank1.jsonl", "summary.json"])
+def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_path, name):
+    _claim(tmp_path, "eval.suite=pgd")
+    (tmp_path / name).write_text("{}\n")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"of other options \(eval.suite, eval.threats\); set eval.name=NAME"):
+        _claim(tmp_path, "eval.suite=fmn", "eval.threats=[linf-1/255]")
+    with pytest.raises(UserError, match="of other checkpoint; set"):
+        _claim(tmp_path, "eval.suite=pgd", state=STATE | {"step": 4})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    _claim(tmp_path, "eval.suite=fmn", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["identity.json"]
+
+
+def test_one_that_has_attacked_nothing_is_in_nobodys_way(tmp_path):
+    _claim(tmp_path, "eval.suite=roa")
+    (tmp_path / "features.pt").write_bytes(b"x")
+    (tmp_path / "results.jsonl").touch()
+    _claim(tmp_path, "eval.suite=pgd")
+    assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "pgd"
+    assert not (tmp_path / "features.pt").exists()
+
+
+def test_other_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds other files and no evaluation"):
+        _claim(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").is_file()
