@@ -166,7 +166,7 @@ def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
     first = (place / "run/eval/pgd/summary.json").read_bytes()
     assert tool(*words, cwd=place).returncode == 0  # the same one again
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
-    assert "holds another evaluation, of other options; set eval.name=NAME, or --overwrite" in _refused(
+    assert "holds another evaluation, of other options (eval.steps); set eval.name=NAME, or --overwrite" in _refused(
         tool(*words, "eval.steps=3", cwd=place)
     )
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
