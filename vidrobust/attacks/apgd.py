@@ -155,7 +155,7 @@ def _climb_l1(search: Search, delta: Tensor, steps: int, *, first: bool, keep: b
 
 
 def _remember(s: dict[str, Tensor], better: Tensor, value: Tensor | None = None) -> None:
-    if not better.any():
+    if not better.is_cuda and not better.any():  # a GPU would wait for the answer
         return
     wide = better.view(-1, 1, 1, 1, 1)
     s["best"] = torch.where(wide, s["delta"], s["best"])

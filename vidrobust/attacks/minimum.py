@@ -51,6 +51,7 @@ class Smallest(Search):
         self._finished = self._done(level, value) & allowed
 
     def result(self) -> Tensor:
+        self.require_numbers()
         if len(self.x) and (self.size < 1e-6).all() and not isinstance(self._loss, Misclassify):
             warnings.warn("the loss is positive for every sample as it is, so that none was changed: is it positive "
                           "only where a sample is broken?", stacklevel=3)  # fmt: skip

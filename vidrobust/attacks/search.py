@@ -38,6 +38,7 @@ class Search:
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.level = torch.full((len(x),), -1, device=x.device)
+        self._lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # whose loss was NaN
 
     def begin(self, loss: Loss | None = None) -> bool:
         """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or nothing may move.
@@ -59,13 +60,15 @@ class Search:
         self.ball = self.ball.moved_to(where)
 
     def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
-        """(loss (n,), its gradient shaped as delta) of the n samples of the ball. Raises ValueError when it is NaN.
+        """(loss (n,), its gradient shaped as delta) of the n samples of the ball.
 
-        keep=False: the deltas lie outside the budget, on the way to others.
+        Raises ValueError when the first of a start is NaN; a later one is told by `result`, as a look at each number
+        would make a GPU wait. keep=False: the deltas lie outside the budget, on the way to others.
         """
         x_adv = self.ball.apply(delta)
         value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
         self._first = False
+        self._lost[self.rows] |= value.isnan()
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
@@ -73,19 +76,22 @@ class Search:
     @torch.no_grad()
     def peek(self, delta: Tensor) -> Tensor:
         """The loss (n,) of a delta that may lie outside the budget: nothing of it is kept."""
-        return judged(self._goal, self.ball.apply(delta))[0].float()
+        return judged(self._goal, self.ball.apply(delta), check=False)[0].float()
 
     @torch.no_grad()
     def look(self, delta: Tensor) -> Tensor:
         """The loss (n,), without its gradient."""
         x_adv = self.ball.apply(delta)
-        value, level = judged(self._goal, x_adv)
+        value, level = judged(self._goal, x_adv, check=self._first)
+        self._first = False
+        if isinstance(self._goal, Misclassify):
+            self._lost[self.rows] |= value.isnan()
         self._keep(x_adv, value, level)
         return value
 
     def drop(self, *state: Tensor) -> tuple[Tensor, ...]:
         """`state`, tensors of n rows, without the samples that were finished by the last evaluation."""
-        if not self._finished.any():
+        if not isinstance(self._goal, Misclassify) or not self._finished.any():
             return state
         stay = (~self._finished).nonzero().flatten()
         self._finished = self._finished[stay]
@@ -93,23 +99,35 @@ class Search:
         return tuple(part[stay] for part in state)
 
     def result(self) -> Tensor:
-        """Each sample's best clip. Raises ValueError where the loss was NaN at every iterate."""
+        """Each sample's best clip. Raises ValueError where a loss was NaN."""
+        self.require_numbers()
         lost = torch.isneginf(self.value) & (self.level < 0)
         if self.threat.eps > 0 and lost.any():
             raise ValueError(f"the loss of samples {lost.nonzero().flatten().tolist()} is NaN at every iterate")
         return self.best
+
+    def require_numbers(self) -> None:
+        """Raises ValueError where a loss was NaN that had a gradient, or that is a classifier's."""
+        if self._lost.any():
+            raise ValueError(f"the loss of samples {self._lost.nonzero().flatten().tolist()} became NaN on the way")
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         value = value.float()
         self._finished, self.broken = self._done(level, value), self._is_broken(value, level)
         before, most = self.level[self.rows], self.value[self.rows]
         better = ((level > before) & ~value.isnan()) | ((level == before) & (value > most))
-        rows = self.rows[better]
-        self.value[rows], self.level[rows] = value[better], level[better]
-        if len(rows) == len(self.x):  # while the whole batch rises, nothing is copied
+        self.value[self.rows] = torch.where(better, value, most)
+        self.level[self.rows] = torch.where(better, level, before)
+        whole = len(self.rows) == len(self.x)
+        if whole and not better.is_cuda and better.all():  # nothing is copied; on a GPU the question costs more
             self.best = x_adv
+            return
+        so_far = self.best if whole else self.best[self.rows]
+        best = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, so_far)
+        if whole:
+            self.best = best
         else:
-            self.best[rows] = x_adv[better]
+            self.best[self.rows] = best
 
     def _is_broken(self, value: Tensor, level: Tensor) -> Tensor:
         return level > 0 if isinstance(self._goal, Misclassify) else value > 0
@@ -137,9 +155,9 @@ class Search:
         return loss.at(rows) if isinstance(loss, Misclassify) else loss
 
 
-def judged(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
+def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """(loss (B,), level (B,)) of any loss; see `Misclassify.judge`."""
-    value, level = loss.judge(x) if isinstance(loss, Misclassify) else (loss(x), None)
+    value, level = loss.judge(x, check=check) if isinstance(loss, Misclassify) else (loss(x), None)
     if value.shape != (len(x),):
         raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
     return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
@@ -148,18 +166,17 @@ def judged(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
-    Raises ValueError when a loss is NaN or no function of x and, with `check`, for a gradient of NaN or infinity. A
-    step along a NaN makes the next loss NaN, so that an attack looks through the whole gradient once a start.
+    Raises ValueError for a loss that is no function of x and, with `check`, for a loss of NaN and a gradient of NaN or
+    infinity. A step along a NaN makes the next loss NaN, so that an attack looks through a gradient once a start.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        value, level = judged(loss, x)
+        value, level = judged(loss, x, check=check)
         if not value.requires_grad:
             raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
                              "square and nes do without gradients")  # fmt: skip
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    bad = value.isnan().any()
-    if bad or (check and gradient.numel() and not torch.isfinite(torch.stack(gradient.aminmax())).all()):
+    if check and len(x) and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all()):
         lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
         raise ValueError(f"the gradient of samples {lost} is NaN or infinite; their loss is {value[lost].tolist()}")
     return value.detach(), level, gradient

@@ -203,6 +203,7 @@ def _penalised(
         with torch.no_grad():
             delta.copy_(search.ball.project(delta))
     if cyclic:  # what is best at one offset is not at the others
+        search.require_numbers()
         return search.ball.apply(delta.detach())
     search.penalty = penalty(delta.detach())
     search.look(delta.detach())
