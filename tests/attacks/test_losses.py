@@ -67,6 +67,15 @@ def test_levels():
     assert Misclassify(predict, y).judge(clips)[1].tolist() == [0, 2, 2]
 
 
+@pytest.mark.parametrize("clean", [None, torch.zeros(4, 1)])
+def test_a_clip_that_is_wrong_by_a_hair_is_wrong_but_not_finished(clean):
+    """Another batch size, or TF32, may see it on the other side."""
+    gap = torch.tensor([-1e-4, 1e-4, 5e-4, 1e-2])
+    predict = lambda v: torch.stack([torch.full((len(v),), 0.6), 0.6 + gap[: len(v)]], 1)  # noqa: E731
+    found = Misclassify(predict, torch.zeros(4, dtype=torch.long), clean=clean).judge(torch.full((4, 1), 0.6))[1]
+    assert found.tolist()[:3] == [0, 1, 1] and (clean is not None or found[3] == 2)
+
+
 def test_rounded_clips_stay_as_near_to_the_clip_as_they_were():
     x = torch.randint(0, 256, (4, 3, 2, 8, 8)) / 255
     for size in (0.4, 0.5, 1.5, 2.6, 4.0):

@@ -86,3 +86,12 @@ def test_clean_accuracy_after_h264_stands_beside_the_others(trained, tmp_path):
     summary = evaluate(config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with")
     assert 0 <= summary["clean_acc_h264"] <= 1
     assert " after H.264); robust to all" in (tmp_path / "with/report.md").read_text()
+
+
+def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypatch):
+    """Lists are sorted by class: their first clips may all be of one that the model never gets right."""
+    cfg, state = trained
+    seen = []
+    monkeypatch.setattr(MODULE, "self_checks", lambda predict, x, y, threat, generator: seen.append(y.tolist()) or [])
+    evaluate(config.loads(config.to_yaml(cfg), ["eval.checks=2"]), state, tmp_path)
+    assert seen == [[0, 1]]

@@ -120,18 +120,20 @@ class Misclassify:
             raise ValueError(f"{len(x)} samples, but {len(self.y)} labels")
 
     def judge(self, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: nothing is left to break.
+        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: wrong for good, and nothing is left to break.
 
-        check: as in `logits`; each look at numbers makes a GPU wait, so that an attack checks once a start.
+        Wrong for good: by more than another batch size or kernel changes. check: as in `logits`; each look at numbers
+        makes a GPU wait, so that an attack checks once a start.
         """
         logits = self.logits(x) if check else self.predict(x).float()
         value, wrong = self._rate(logits), logits.detach().argmax(1) != self.y
-        if self.clean is None or not wrong.any():
-            return value, 2 * wrong.long()
-        level, rows = wrong.long(), wrong.nonzero().flatten()
+        level, for_good = wrong.long(), _wrong_for_good(logits.detach(), self.y)
+        if self.clean is None or not for_good.any():
+            return value, level + for_good if self.clean is None else level
+        rows = for_good.nonzero().flatten()
         with torch.no_grad():
             seen = rounded(x.detach()[rows], self.clean[rows])
-            level[rows] += (self.predict(seen).argmax(1) != self.y[rows]).long()
+            level[rows] += _wrong_for_good(self.predict(seen).float(), self.y[rows])
         return value, level
 
     @property
@@ -203,6 +205,11 @@ def _are_probabilities(logits: Tensor) -> bool:
         return False
     close = logits.shape[1] * torch.finfo(logits.dtype).eps
     return bool(((logits >= 0).all(1) & ((logits.float().sum(1) - 1).abs() <= close)).all())
+
+
+def _wrong_for_good(logits: Tensor, y: Tensor) -> Tensor:
+    """Wrong by more than a thousandth of the logits: TF32, cuDNN and batch sizes change less."""
+    return logits.amax(1) - _of(logits, y) > 1e-3 * logits.abs().amax(1)
 
 
 def _of(logits: Tensor, y: Tensor) -> Tensor:

@@ -58,8 +58,7 @@ class Smallest(Search):
         return self.best
 
     def _done(self, level: Tensor, value: Tensor) -> Tensor:
-        # on the boundary itself another batch may see the clip on its other side
-        return (level >= 2) & (value.abs() > 1e-4) & (not self.minimal)
+        return (level >= 2) & (not self.minimal)
 
 
 def fab(

@@ -162,11 +162,11 @@ def _checks(
     cfg: config.Config, predict: Callable[[Tensor], Tensor], dataset: ClipDataset, indices: list[int],
     threat: ThreatModel, out: Path, device: torch.device,
 ) -> list[str]:  # fmt: skip
-    """What makes the numbers doubtful, on the first clips; once an evaluation."""
+    """What makes the numbers doubtful, on some of the clips; once an evaluation."""
     path = out / "checks.json"
     if cfg.eval.checks and not path.is_file():
-        first = indices[: cfg.eval.checks]
-        (unit,) = clip_units(predict, dataset, [first], cfg.data.workers, device)
+        some = [indices[i] for i in _evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
+        (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
         if unit.uids:
             generator = torch.Generator().manual_seed(cfg.seed)
