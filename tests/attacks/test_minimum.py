@@ -4,7 +4,20 @@ import pytest
 import torch
 
 from tests.attacks.models import labelled, small_net
-from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Misclassify, ThreatModel, contains, cw, fab, fmn, measure
+from vidrobust.attacks import (
+    ATTACKS,
+    MINIMUM_NORM,
+    SCORES,
+    Misclassify,
+    ThreatModel,
+    attack_step,
+    contains,
+    cw,
+    fab,
+    fmn,
+    measure,
+    worst_case,
+)
 from vidrobust.attacks.minimum import widened
 from vidrobust.attacks.threat import parse_threat
 
@@ -28,6 +41,26 @@ def test_scores_that_are_give_smallest_perturbations(problem, score):
     net, x, y = problem
     found = fmn(Misclassify(net, y, score), x, ThreatModel("l2", 5.0))
     assert (net(found).argmax(1) != y).all() and (measure(ThreatModel("l2", 5.0), x, found) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["fmn", "cw", "fab-t"])
+def test_smallest_perturbations_hold_in_other_batches_and_under_noise_of_kernels(problem, name):
+    net, x, y = problem
+    step = attack_step(name, minimal=True, steps=60)
+    found = worst_case(net, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0))
+    assert not any(found.robust)
+    logits = torch.cat([net(one) for one in found.x_adv.split(1)])
+    for size in (0, 1e-6, 3e-6):
+        assert (logits * (1 + size * (2 * torch.rand_like(logits) - 1))).argmax(1).ne(y).all()
+    noisy = lambda v: net(v) * (1 + 1e-6 * torch.randn(len(v), 6))  # noqa: E731
+    again = worst_case(noisy, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0))
+    assert not any(again.robust)
+
+
+def test_a_score_of_ones_own_is_taken(problem):
+    net, x, y = problem
+    twice = Misclassify(net, y, lambda logits, labels: 2 * SCORES["margin"](logits, labels))
+    assert (net(fmn(twice, x, ThreatModel("l2", 5.0))).argmax(1) != y).all()
 
 
 @pytest.mark.parametrize("attack", [fab, fmn])

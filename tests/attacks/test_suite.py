@@ -188,7 +188,7 @@ def test_eot_averages_over_draws_of_a_random_model():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"x": 255.0}, "attack before normalisation"), ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
+    [({"x": 255.0}, "divide by 255"), ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
      ({"y": -1}, "labels span -1"), ({"predict": "softmax"}, "leave out its softmax"),
      ({"predict": "all nan"}, r"NaN logits for samples \[0\]"),
      ({"predict": "features"}, r"a classifier gives \(B, K\) logits"), ({"predict": "nan"}, "NaN or infinite")],
@@ -247,6 +247,9 @@ def test_autoattack_warns_of_a_model_that_cannot_be_believed(problem):
     noisy = lambda v: net(v + 0.05 * torch.randn_like(v))  # noqa: E731
     with pytest.warns(UserWarning, match="draws random numbers"):
         autoattack(noisy, x, y, THREAT, effort=0.02, generator=_seeded())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        autoattack(noisy, x, y, THREAT, "rand", effort=0.02, generator=_seeded())  # the suite for it
     normed = nn.Sequential(nn.BatchNorm3d(3), net).train()
     with pytest.warns(UserWarning, match="call eval"):
         autoattack(normed, x, normed(x).argmax(1), THREAT, effort=0.02, generator=_seeded())
@@ -265,7 +268,9 @@ def test_autoattack_in_batches(problem, batch_size):
         sizes.append(len(v))
         return net(v)
 
-    found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, checks=0, generator=_seeded())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, generator=_seeded())
     assert found.shape == x.shape and contains(THREAT, x, found).all() and max(sizes) == min(batch_size, 16)
     assert accuracy(net, found, y) < 0.5 and not torch.equal(found, x)
     assert autoattack(net, x[:0], y[:0], THREAT).shape == (0, *x.shape[1:])

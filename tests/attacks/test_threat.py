@@ -205,3 +205,17 @@ def test_other_ranks_are_refused(shape):
 def test_a_budget_that_is_no_number_is_refused(eps):
     with pytest.raises(ValueError, match="a number, 4 / 255; parse_threat reads"):
         ThreatModel("linf", eps)
+
+
+def test_places_may_be_lists():
+    threat = ThreatModel("linf", 0.1, "frames", 2, [0, 5])
+    assert threat == ThreatModel("linf", 0.1, "frames", 2, (0, 5)) and hash(threat)
+    x = torch.full((1, 3, 6, 4, 4), 0.5)
+    assert not contains(threat, x, x + 0.05 * (torch.arange(6) == 3).view(6, 1, 1)).any()
+
+
+def test_kinds_are_names_without_budgets():
+    for name in ("linf-0.00001", "l2-1e15", "flicker-linf-8/255", "frames2@0+5-l1-3", "patch3@1+2-l2_frame-0.5"):
+        threat = parse_threat(name)
+        assert parse_threat(str(threat)) == threat and str(threat).startswith(threat.kind + "-")
+    assert parse_threat("frames2@0+5-l1-1e-5").kind == "frames2@0+5-l1"

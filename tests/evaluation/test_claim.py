@@ -23,27 +23,22 @@ def test_the_same_one_goes_on_whatever_workers_or_folders(tmp_path):
     assert (tmp_path / "a/results.jsonl").is_file()
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "results.rank1.jsonl", "summary.json"])
+@pytest.mark.parametrize("name", ["results.jsonl", "results.rank1.jsonl", "summary.json", "features.pt"])
 def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_path, name):
     _claim(tmp_path, "eval.suite=pgd")
     (tmp_path / name).write_text("{}\n")
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (tmp_path / "inner").mkdir()
+    for kept in ("notes.txt", "inner/summary.json"):
+        (tmp_path / kept).write_text("x")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     with pytest.raises(UserError, match=r"of other options \(eval.suite, eval.threats\); set eval.name=NAME"):
         _claim(tmp_path, "eval.suite=fmn", "eval.threats=[linf-1/255]")
     with pytest.raises(UserError, match="of other checkpoint; set"):
         _claim(tmp_path, "eval.suite=pgd", state=STATE | {"step": 4})
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    _claim(tmp_path, "eval.suite=fmn", overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["identity.json"]
-
-
-def test_one_that_has_attacked_nothing_is_in_nobodys_way(tmp_path):
-    _claim(tmp_path, "eval.suite=roa")
-    (tmp_path / "features.pt").write_bytes(b"x")
-    (tmp_path / "results.jsonl").touch()
-    _claim(tmp_path, "eval.suite=pgd")
-    assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "pgd"
-    assert not (tmp_path / "features.pt").exists()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
+    _claim(tmp_path, "eval.suite=fmn", overwrite=True)  # its own files, and no one else's
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["identity.json", "notes.txt", "summary.json"]
+    assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "fmn"
 
 
 def test_other_files_are_left_alone(tmp_path):

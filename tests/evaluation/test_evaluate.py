@@ -92,6 +92,6 @@ def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypa
     """Lists are sorted by class: their first clips may all be of one that the model never gets right."""
     cfg, state = trained
     seen = []
-    monkeypatch.setattr(MODULE, "self_checks", lambda predict, x, y, threat, generator: seen.append(y.tolist()) or [])
+    monkeypatch.setattr(MODULE, "self_checks", lambda predict, x, y, threat, **_: seen.append(y.tolist()) or [])
     evaluate(config.loads(config.to_yaml(cfg), ["eval.checks=2"]), state, tmp_path)
     assert seen == [[0, 1]]

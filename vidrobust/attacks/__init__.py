@@ -29,6 +29,7 @@ from vidrobust.attacks.suite import (
     Step,
     attack_step,
     autoattack,
+    rounds_away,
     suite_steps,
     worst_case,
 )
@@ -49,6 +50,6 @@ __all__ = [
     "Predict", "Step", "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains",
     "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate",
     "make_ball", "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward",
-    "push_away", "roa", "rounded", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
+    "push_away", "roa", "rounded", "rounds_away", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
     "temporal_translation", "toward", "universal", "weak_white_box", "worst_case",
 ]  # fmt: skip

@@ -72,6 +72,8 @@ def likeliest(loss: Misclassify, x: Tensor, targets: int, *, ratio: bool) -> lis
 
     ratio: by the targeted DLR where there are four classes, else by the difference of two logits.
     """
+    if loss.targeted:
+        raise ValueError("this attack goes through the likeliest wrong classes itself: give it an untargeted loss")
     logits = loss.logits(x)
     others = logits.scatter(1, loss.y.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
     score = dlr_toward if ratio and logits.shape[1] >= 4 else toward

@@ -1,4 +1,4 @@
-"""What attacks share about their arguments: counts, and where random numbers are drawn."""
+"""What attacks share about their arguments: counts, sizes, and where random numbers are drawn."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,13 @@ def at_least_one(**counts: int) -> None:
     """Raises ValueError that names the counts when one of them is below 1."""
     if min(counts.values()) < 1:
         raise ValueError(", ".join(f"{name}={count}" for name, count in counts.items()) + ": must be at least 1")
+
+
+def above_zero(**sizes: float | None) -> None:
+    """Raises ValueError that names the first size that is not above 0; None is a default."""
+    for name, size in sizes.items():
+        if size is not None and not size > 0:
+            raise ValueError(f"{name}={size}: must be greater than 0")
 
 
 def drawn(draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -4,6 +4,7 @@ The ways in which evaluations go wrong in public code: the attack does nothing, 
 numbers, its norms see the batch, the attack and the prediction are of different models.
 """
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -25,22 +26,24 @@ _EVERYTHING = {
 
 
 def self_checks(
-    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator | None = None
-) -> list[str]:
+    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, *, random: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[str]:  # fmt: skip
     """What makes robust accuracies of this model doubtful, a line each; an empty list is what one wants.
 
     predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits. x, y: a few clips with labels, 8 to 32 of them (fewer than 4 do
-    not tell norms in training mode). Costs about 130 forward and 80 backward passes of each. Raises ValueError for
+    not tell norms in training mode). random: the model is known to draw random numbers; what follows from that is not
+    told. Costs about 130 forward and 80 backward passes of each. Raises ValueError for
     probabilities and labels out of range.
     """
     loss = Misclassify(predict, y)
     with torch.no_grad():
         logits = loss.logits(x)
-    found = _of_the_model(predict, x, logits)
+    found = [] if random else _of_the_model(predict, x, logits)
     right = logits.argmax(1) == y
     if not right.any():
         return [*found, f"none of {len(y)} clips is classified right: attacks cannot be checked"]
-    return found + _of_the_attack(predict, x[right], y[right], threat, len(y), logits.shape[1], generator)
+    return found + _of_the_attack(predict, x[right], y[right], threat, len(y), logits.shape[1], random, generator)
 
 
 @torch.no_grad()
@@ -62,7 +65,7 @@ def _of_the_model(predict: Predict, x: Tensor, logits: Tensor) -> list[str]:
 
 
 def _of_the_attack(
-    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, n: int, classes: int,
+    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, n: int, classes: int, random: bool,
     generator: torch.Generator | None,
 ) -> list[str]:  # fmt: skip
     found, loss = [], Misclassify(predict, y)
@@ -71,10 +74,14 @@ def _of_the_attack(
         found.append(f"the gradient is 0 for {int(still.sum())} of {len(x)} clips: white-box attacks cannot see them")
 
     def broken(attack_threat: ThreatModel, steps: int, *, start: bool = True) -> Tensor:
-        attacked = pgd(loss, x, attack_threat, steps=steps, random_start=start, generator=generator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gradients of 0, told above
+            attacked = pgd(loss, x, attack_threat, steps=steps, random_start=start, generator=generator)
         return _wrong(predict, attacked, y)
 
-    if broken(replace(threat, eps=1e-9), 2).any():  # the whole way of an attack, and not its shortcut for 0
+    if (
+        not random and broken(replace(threat, eps=1e-9), 2).any()
+    ):  # the whole way of an attack, and not its shortcut for 0
         found.append("a budget of 0 changes predictions: attack and evaluation do not see the same model")
     clip = x[0].numel()
     everything = _EVERYTHING[threat.norm](clip, clip // (x.shape[2] if x.ndim == 5 else 1))
@@ -83,6 +90,8 @@ def _of_the_attack(
     if left > n / classes:
         found.append(f"{left} of {n} clips are right at a budget that allows any clip, above chance: "
                      "gradients are masked")  # fmt: skip
+    if random:
+        return found
     few, many = int(broken(threat, 5).sum()), int(broken(threat, 40).sum())
     if many < few - 1:
         found.append(f"40 steps of PGD break {many} clips, 5 steps {few}: more steps help the defender")

@@ -7,7 +7,7 @@ respect to the input alone: the parameters' gradients and flags and the norms' s
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -50,6 +50,7 @@ def pgd(
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)
+    above_zero(step_size=step_size)
     search = Search(loss, x, threat, generator)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     for _ in range(restarts):
@@ -94,6 +95,7 @@ def mim(
     models better than PGD. Costs steps + 1 forward, steps backward passes. Raises ValueError as `pgd` does.
     """
     at_least_one(steps=steps)
+    above_zero(step_size=step_size)
     search = Search(loss, x, threat, generator)
     if search.begin():
         climb(search, search.ball.zero(), steps, threat.eps / steps if step_size is None else step_size, momentum)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.attacks.arguments import at_least_one
+
 Loss = Callable[[Tensor], Tensor]
 Predict = Callable[[Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +56,10 @@ def flicker_hinge(logits: Tensor, y: Tensor, m: float = 0.05) -> Tensor:
 
 
 def toward(target: Tensor) -> Score:
-    """The score z_target - z_y: positive where the target class (B,) beats y."""
+    """The score z_target - z_y: positive where the target class (B,) beats y, though a third may beat both.
+
+    To be taken for the target itself, `Misclassify(predict, target, targeted=True)`.
+    """
     return _Targeted(target, ratio=False)
 
 
@@ -90,7 +95,8 @@ class Misclassify:
 
     predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels. score: a function
     or its name in SCORES. clean: the clips themselves; with them a sample is finished (and costs nothing more) when it
-    is also wrong after rounding to uint8 (`rounded`), which costs a forward pass of those that are wrong.
+    is also wrong after rounding to uint8 (`rounded`), which costs a forward pass of those that are wrong. targeted: y
+    are the classes that x is to be taken for, the score is turned round, and where this says wrong, read "taken for y".
     Raises ValueError for probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
     """
 
@@ -98,6 +104,7 @@ class Misclassify:
     y: Tensor
     score: Score | str = cross_entropy
     clean: Tensor | None = None
+    targeted: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "y", checked_labels(self.y))
@@ -112,7 +119,10 @@ class Misclassify:
     def logits(self, x: Tensor) -> Tensor:
         """(B, K) float32, checked."""
         self.require_labels(x)
-        return checked_logits(self.predict(x), self.y)
+        logits = checked_logits(self.predict(x), self.y)
+        if isinstance(self.score, _Targeted):
+            checked_logits(logits, self.score.target)
+        return logits
 
     def require_labels(self, x: Tensor) -> None:
         """Raises ValueError unless there is one label a sample."""
@@ -126,24 +136,33 @@ class Misclassify:
         makes a GPU wait, so that an attack checks once a start.
         """
         logits = self.logits(x) if check else self.predict(x).float()
-        value, wrong = self._rate(logits), logits.detach().argmax(1) != self.y
-        level, for_good = wrong.long(), _wrong_for_good(logits.detach(), self.y)
+        value = self._rate(logits)
+        if not check:  # a NaN that the score does not look at
+            value = torch.where(logits.isnan().any(1), torch.nan, value)
+        wrong = (logits.detach().argmax(1) == self.y) == self.targeted
+        level, for_good = wrong.long(), self._for_good(logits.detach(), self.y)
         if self.clean is None or not for_good.any():
             return value, level + for_good if self.clean is None else level
         rows = for_good.nonzero().flatten()
         with torch.no_grad():
             seen = rounded(x.detach()[rows], self.clean[rows])
-            level[rows] += _wrong_for_good(self.predict(seen).float(), self.y[rows])
+            level[rows] += self._for_good(self.predict(seen).float(), self.y[rows])
         return value, level
 
     @property
     def crosses_zero(self) -> bool:
-        """Whether the score is positive exactly where the prediction is wrong: `margin`, `dlr` and targeted ones."""
-        return self.score in (margin, dlr) or isinstance(self.score, _Targeted)
+        """Whether the score may be positive exactly where the prediction is wrong, as `margin`; CE is not."""
+        return self.score not in (cross_entropy, cosine, escape, flicker_hinge)
 
     def _rate(self, logits: Tensor) -> Tensor:
         assert callable(self.score)
-        return self.score(logits, self.y)
+        value = self.score(logits, self.y)
+        return -value if self.targeted else value
+
+    def _for_good(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Wrong by more of the logits than batch sizes (on a GPU also TF32 and choices of kernels) change."""
+        gap, noise = margin(logits, y), 1e-3 if logits.is_cuda else 1e-5
+        return (-gap if self.targeted else gap) > noise * logits.abs().amax(1)
 
     def at(self, rows: Tensor) -> "Misclassify":
         """The same for some of the samples."""
@@ -169,6 +188,8 @@ def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | No
     For a model that draws random numbers, or one seen through `transform`(x) -> x, random and differentiable. All
     draws' graphs are held until the backward pass.
     """
+
+    at_least_one(draws=draws)
 
     def expected(x: Tensor) -> Tensor:
         passes = [predict(x if transform is None else transform(x)).float().log_softmax(1) for _ in range(draws)]
@@ -205,11 +226,6 @@ def _are_probabilities(logits: Tensor) -> bool:
         return False
     close = logits.shape[1] * torch.finfo(logits.dtype).eps
     return bool(((logits >= 0).all(1) & ((logits.float().sum(1) - 1).abs() <= close)).all())
-
-
-def _wrong_for_good(logits: Tensor, y: Tensor) -> Tensor:
-    """Wrong by more than a thousandth of the logits: TF32, cuDNN and batch sizes change less."""
-    return logits.amax(1) - _of(logits, y) > 1e-3 * logits.abs().amax(1)
 
 
 def _of(logits: Tensor, y: Tensor) -> Tensor:

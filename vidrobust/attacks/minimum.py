@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidrobust.attacks import geometry
 from vidrobust.attacks.apgd import likeliest
-from vidrobust.attacks.arguments import at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, norm_of
@@ -207,6 +207,7 @@ def cw(
     Costs searches * (steps + 1) forward, searches * steps backward passes.
     """
     at_least_one(steps=steps, searches=searches)
+    above_zero(c=c, lr=lr)
     search = Smallest(loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal)
     weight = torch.full((len(x),), c, device=x.device)
     least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)

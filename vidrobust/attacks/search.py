@@ -1,5 +1,7 @@
 """What attacks have in common: each sample's best iterate, and the samples that are still worth a step."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class Search:
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.level = torch.full((len(x),), -1, device=x.device)
-        self._lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # whose loss was NaN
+        self._lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # whose loss or gradient was NaN
 
     def begin(self, loss: Loss | None = None) -> bool:
         """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or nothing may move.
@@ -67,8 +69,15 @@ class Search:
         """
         x_adv = self.ball.apply(delta)
         value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
+        if self._first and not gradient.any():
+            warnings.warn(
+                "the gradient is 0 for every sample where the attack begins: it cannot move from there. "
+                "Begin at a random point (pgd does), or look for what masks gradients",
+                stacklevel=4,
+            )
         self._first = False
-        self._lost[self.rows] |= value.isnan()
+        # in Linf a step along NaN stands still, as the sign of NaN is 0: later losses do not tell
+        self._lost[self.rows] |= value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
@@ -99,7 +108,7 @@ class Search:
         return tuple(part[stay] for part in state)
 
     def result(self) -> Tensor:
-        """Each sample's best clip. Raises ValueError where a loss was NaN."""
+        """Each sample's best clip. Raises ValueError where a loss or a gradient was NaN."""
         self.require_numbers()
         lost = torch.isneginf(self.value) & (self.level < 0)
         if self.threat.eps > 0 and lost.any():
@@ -107,9 +116,10 @@ class Search:
         return self.best
 
     def require_numbers(self) -> None:
-        """Raises ValueError where a loss was NaN that had a gradient, or that is a classifier's."""
+        """Raises ValueError where a gradient was NaN or infinite, or a loss NaN that had one or is a classifier's."""
         if self._lost.any():
-            raise ValueError(f"the loss of samples {self._lost.nonzero().flatten().tolist()} became NaN on the way")
+            raise ValueError(f"the loss or gradient of samples {self._lost.nonzero().flatten().tolist()} became NaN or "
+                             "infinite on the way")  # fmt: skip
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         value = value.float()
@@ -167,15 +177,15 @@ def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tenso
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
     Raises ValueError for a loss that is no function of x and, with `check`, for a loss of NaN and a gradient of NaN or
-    infinity. A step along a NaN makes the next loss NaN, so that an attack looks through a gradient once a start.
+    infinity.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x, check=check)
-        if not value.requires_grad:
-            raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
-                             "square and nes do without gradients")  # fmt: skip
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True) if value.requires_grad else (None,)
+    if gradient is None:
+        raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
+                         "square and nes do without gradients")  # fmt: skip
     if check and len(x) and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all()):
         lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
         raise ValueError(f"the gradient of samples {lost} is NaN or infinite; their loss is {value[lost].tolist()}")

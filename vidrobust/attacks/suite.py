@@ -1,5 +1,6 @@
 """The worst case of several attacks, each over what the ones before it left; AutoAttack and its version for video."""
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks.apgd import apgd, apgd_t
+from vidrobust.attacks.arguments import above_zero
 from vidrobust.attacks.checks import self_checks
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import Misclassify, Predict, checked_labels, eot, rounded
@@ -61,6 +63,7 @@ class Step:
     score: str = "ce"
     threat: ThreatModel | None = None
     draws: int = 1
+    minimal: bool = False  # it looks for smallest perturbations, whatever the budget
 
     def __call__(
         self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, rounding: bool,
@@ -78,7 +81,7 @@ class Outcome:
     x_adv: the worst clips; x_rounded: the worst ones to round to uint8. broken_by: the attack that broke each, "clean"
     for those that are wrong without one, None for what is robust; rounded_by: the same after rounding.
     passes: attack -> (forward, backward) passes in clips; seconds: attack -> time. rejected: attack -> how many clips
-    it put outside the threat model.
+    it put outside the threat model. smallest: the threat, of a run of smallest perturbations alone.
     """
 
     x_adv: Tensor = field(repr=False)
@@ -88,6 +91,7 @@ class Outcome:
     passes: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    smallest: ThreatModel | None = None
 
     @property
     def robust(self) -> list[bool]:
@@ -98,10 +102,15 @@ class Outcome:
     def within(self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel) -> "Outcome":
         """The same at a smaller budget, of the smallest perturbations: one run of them gives accuracy at every eps.
 
-        self: of a step of MINIMUM_NORM with minimal=True, run without rounding; x, y: what it was run on. A clip is
+        self: of `attack_step("fmn", minimal=True)` or another of MINIMUM_NORM; x, y: what it was run on. A clip is
         broken where its perturbation is small enough. After rounding, `widened` ones are looked at: the smallest are
-        gone. Costs two forward passes of what is broken.
+        gone. Costs a forward pass of all clips, and another of those that rounding undoes.
+        Raises ValueError for a run of any other attack, for a larger budget, and for another kind of threat.
         """
+        if self.smallest is None:
+            raise ValueError("not a run of smallest perturbations alone: attack_step('fmn', minimal=True), no rounding")
+        if replace(threat, eps=0.0) != replace(self.smallest, eps=0.0) or threat.eps > self.smallest.eps:
+            raise ValueError(f"{threat}: what was run was {self.smallest}, which tells of its smaller budgets")
         small = (measure(threat, x, self.x_adv) <= threat.eps * (1 + 1e-6)).tolist()
         broken_by = [by if by == "clean" or ok else None for by, ok in zip(self.broken_by, small, strict=True)]
         x_adv = torch.where(_wide(torch.tensor(small, device=x.device), x), self.x_adv, x)
@@ -112,11 +121,18 @@ class Outcome:
 
 
 def attack_step(name: str, **options: Any) -> Step:
-    """An attack of ATTACKS by name, with its options, as a step of a suite. Raises ValueError for an unknown one."""
+    """An attack of ATTACKS by name, with its options, as a step of a suite.
+
+    Raises ValueError for an unknown attack or option.
+    """
     if name not in ATTACKS:
         raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
     attack = ATTACKS[name]
-    return Step(name, partial(attack, **options) if options else attack, _SCORES.get(name, "ce"))
+    known = [key for key, p in inspect.signature(attack).parameters.items() if p.kind is p.KEYWORD_ONLY][:-1]
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return Step(name, partial(attack, **options) if options else attack, _SCORES.get(name, "ce"),
+                minimal=name in MINIMUM_NORM and options.get("minimal", False))  # fmt: skip
 
 
 def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0) -> list[Step]:
@@ -131,6 +147,7 @@ def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *,
     if version not in VERSIONS:
         raise ValueError(f"version={version!r}: {', '.join(VERSIONS)}")
     require_threat(threat)
+    above_zero(effort=effort)
     n = {"steps": max(round(100 * effort), 1)}
     flat = threat.norm == "l1"
     queries = attack_step("square", queries=max(round(5000 * effort), 1))
@@ -180,27 +197,41 @@ def worst_case(
     check_input(x)
     require_threat(threat)
     y = checked_labels(y)
+    if isinstance(steps, Step) or not steps or not all(isinstance(step, Step) for step in steps):
+        raise TypeError("steps: a list of steps, [attack_step('pgd', steps=50)] or suite_steps(...)")
     with torch.no_grad():
-        clean = Misclassify(predict, y).logits(x).argmax(1) != y
+        clean = _wrong(predict, x, y)
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
     outcome = Outcome(
-        x.clone(), x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by)
-    )
+        x.clone(), x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by),
+        smallest=threat if not rounding and all(step.minimal for step in steps) else None,
+    )  # fmt: skip
+    to_round = rounding and not rounds_away(threat, x)
     for step in steps:
-        left = [i for i, both in enumerate(zip(broken_by, outcome.rounded_by, strict=True)) if None in both]
+        left = [i for i, by in enumerate(broken_by) if by is None or (to_round and outcome.rounded_by[i] is None)]
         if not left:
             break
         counted, rows, start = Passes(predict), torch.tensor(left, device=x.device), time.perf_counter()
-        found = step(counted, x[rows], y[rows], threat, rounding, generator)
+        found = step(counted, x[rows], y[rows], threat, to_round, generator)
         outcome.seconds[step.name] = time.perf_counter() - start
         outcome.passes[step.name] = (counted.forward, counted.backward)
         inside = contains(threat, x[rows], found)
         if not inside.all():
             outcome.rejected[step.name] = int((~inside).sum())
-        _record(
-            outcome, predict, step.name, threat, rows, x, y, torch.where(_wide(inside, x), found, x[rows]), rounding
-        )
+        found = torch.where(_wide(inside, x), found, x[rows])
+        _record(outcome, predict, step.name, threat, rows, x, y, found, to_round)
+    if not rounding:
+        outcome.x_rounded, outcome.rounded_by = outcome.x_adv, list(broken_by)
     return outcome
+
+
+def rounds_away(threat: ThreatModel, x: Tensor) -> bool:
+    """Whether no perturbation of the threat is left after rounding to uint8: Linf of less than a step between values.
+
+    Clips that are no uint8 values themselves go to the nearest, and it takes half a step less.
+    """
+    whole = bool(((x * 255).round() / 255 - x).abs().amax() < 1e-6) if x.numel() else False
+    return threat.norm == "linf" and threat.eps * 255 < (1 - 1e-4 if whole else 0.5 + 1e-4)
 
 
 @torch.no_grad()
@@ -208,17 +239,19 @@ def _record(
     outcome: Outcome, predict: Predict, name: str, threat: ThreatModel, rows: Tensor, x: Tensor, y: Tensor,
     found: Tensor, rounding: bool,
 ) -> None:  # fmt: skip
-    wrong = predict(found).argmax(1) != y[rows]
-    to_round, also = _survives_rounding(predict, threat, x[rows], y[rows], found, wrong) if rounding else (found, wrong)
-    for at, (row, is_wrong, is_wrong_rounded) in enumerate(
-        zip(rows.tolist(), wrong.tolist(), also.tolist(), strict=True)
-    ):
-        if outcome.broken_by[row] is None:
-            outcome.x_adv[row] = found[at]
-            outcome.broken_by[row] = name if is_wrong else None
-        if outcome.rounded_by[row] is None:
-            outcome.x_rounded[row] = to_round[at]
-            outcome.rounded_by[row] = name if is_wrong_rounded else None
+    wrong = _wrong(predict, found, y[rows])
+    _take(outcome.broken_by, outcome.x_adv, name, rows, wrong, found)
+    if rounding:
+        clips, also = _survives_rounding(predict, threat, x[rows], y[rows], found, wrong)
+        _take(outcome.rounded_by, outcome.x_rounded, name, rows, also, clips)
+
+
+def _take(by: list[str | None], kept: Tensor, name: str, rows: Tensor, wrong: Tensor, found: Tensor) -> None:
+    """Keep what was found of the rows that nothing has broken before."""
+    for at, (row, is_wrong) in enumerate(zip(rows.tolist(), wrong.tolist(), strict=True)):
+        if by[row] is None:
+            kept[row] = found[at]
+            by[row] = name if is_wrong else None
 
 
 @torch.no_grad()
@@ -226,12 +259,12 @@ def _survives_rounding(
     predict: Predict, threat: ThreatModel, x: Tensor, y: Tensor, found: Tensor, wrong: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(the clips to round, whether they are wrong then): `found`, or `widened` where rounding undoes what it did."""
-    also = predict(rounded(found, x)).argmax(1) != y
+    also = _wrong(predict, rounded(found, x), y)
     undone = (wrong & ~also).nonzero().flatten()
     if not len(undone):
         return found, also
     wide, to_round = widened(threat, x[undone], found[undone]), found.clone()
-    saved = predict(rounded(wide, x[undone])).argmax(1) != y[undone]
+    saved = _wrong(predict, rounded(wide, x[undone]), y[undone])
     to_round[undone[saved]], also[undone[saved]] = wide[saved], True
     return to_round, also
 
@@ -239,7 +272,7 @@ def _survives_rounding(
 @torch.no_grad()
 def _after_rounding(predict: Predict, x: Tensor, y: Tensor, clean: Tensor) -> list[str | None]:
     seen = rounded(x, x)
-    wrong = clean if torch.equal(seen, x) else predict(seen).argmax(1) != y
+    wrong = clean if torch.equal(seen, x) else _wrong(predict, seen, y)
     return ["clean" if w else None for w in wrong.tolist()]
 
 
@@ -258,25 +291,34 @@ def autoattack(
     """AutoAttack (Croce and Hein, ICML 2020) -> the worst clips found, shaped as x; see `suite_steps` for versions.
 
     predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode; y: (B,) labels. batch_size: samples attacked at
-    a time; 0: all. checks: samples on which `self_checks` looks for what would make the result doubtful, each told as a
-    Python warning; 0: none. `worst_case` with these steps also tells which attack broke what, and what it cost.
+    a time; 0: all. checks: samples, a batch at most, on which `self_checks` looks for what would make the result
+    doubtful, each told as a Python warning; 0: none. `worst_case` with these steps also tells which attack broke what,
+    and what it cost.
     Raises ValueError as `worst_case` does, and for an unknown version.
     """
     check_input(x)
-    y = checked_labels(y)
+    loss = Misclassify(predict, y)
+    loss.require_labels(x)
     if not len(x):
         return x.clone()
     with torch.no_grad():
-        classes = Misclassify(predict, y[:1]).logits(x[:1]).shape[1]
+        classes = loss.at(torch.tensor([0])).logits(x[:1]).shape[1]
     steps = suite_steps(version, threat, as_clip(x).shape[2], classes, effort=effort)
     if checks:
-        for line in self_checks(predict, x[:checks], y[:checks], threat, generator=torch.Generator().manual_seed(0)):
+        n = min(checks, batch_size or checks)
+        for line in self_checks(predict, x[:n], y[:n], threat, random=version == "rand",
+                                generator=torch.Generator().manual_seed(0)):  # fmt: skip
             warnings.warn(line, stacklevel=2)
     size = batch_size or len(x)
     return torch.cat([
         worst_case(predict, some, labels, threat, steps, generator=generator).x_adv
         for some, labels in zip(x.split(size), y.split(size), strict=True)
     ])  # fmt: skip
+
+
+def _wrong(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) whether x is taken for another class. Raises ValueError for NaN and whatever else is no logits."""
+    return Misclassify(predict, y).logits(x).argmax(1) != y
 
 
 def _wide(flag: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 Norm = Literal["linf", "l2", "l2_frame", "l1"]
 Support = Literal["dense", "tube", "flicker", "frames", "patch", "border", "pixels"]
 _PLACES = {"frames": ("saliency", "uniform", "random"), "patch": ("search", "random"), "pixels": ("saliency", "random")}
-_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e-]+)")
+_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e+-]+)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class ThreatModel:
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything; write {self.eps:g}/255")
+            more = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
+            raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}")
+        if not isinstance(self.place, str):
+            object.__setattr__(self, "place", tuple(map(int, self.place)))
         sized = self.support in ("frames", "patch", "border", "pixels")
         if sized != (self.k > 0):
             raise ValueError(f"support={self.support}, k={self.k}: " + (
@@ -73,10 +76,15 @@ class ThreatModel:
                              "frame numbers, patch (top, left)")  # fmt: skip
 
     def __str__(self) -> str:
-        """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse` reads."""
+        """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse_threat` reads."""
+        return f"{self.kind}-{_written(self.eps)}"
+
+    @property
+    def kind(self) -> str:
+        """The name without the budget: `linf`, `flicker-linf`, `frames2@0+5-linf`."""
         place = self.place if isinstance(self.place, str) else "+".join(map(str, self.place))
         head = "" if self.support == "dense" else f"{self.support}{self.k or ''}{'@' * bool(place)}{place}-"
-        return f"{head}{self.norm}-{_written(self.eps)}"
+        return f"{head}{self.norm}"
 
     @property
     def places(self) -> str | tuple[int, ...]:
@@ -110,7 +118,9 @@ def parse_threat(text: str) -> ThreatModel:
 
 
 def as_clip(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 1, H, W); clips as they are. Raises ValueError for another rank."""
+    """(B, C, H, W) -> (B, C, 1, H, W); clips as they are. Raises ValueError for another rank, TypeError for arrays."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}; torch.from_numpy makes one of an array")
     if x.ndim not in (4, 5):
         raise ValueError(f"expected clips (B, C, T, H, W) or images (B, C, H, W), got shape {tuple(x.shape)}")
     return x.unsqueeze(2) if x.ndim == 4 else x
@@ -126,8 +136,9 @@ def check_input(x: Tensor) -> None:
     """Raises ValueError for a wrong rank, for values outside [0, 1] and for NaN."""
     as_clip(x)
     if x.numel() and not (x.min() >= 0 and x.max() <= 1):
-        raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; "
-                         "attack before normalisation, and let the model normalise")  # fmt: skip
+        remedy = ("divide by 255" if x.min() >= 0 and x.max() > 1.5
+                  else "attack before normalisation, and let the model normalise")  # fmt: skip
+        raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; {remedy}")
 
 
 def shared_dims(support: str) -> tuple[int, ...]:
@@ -152,7 +163,10 @@ def explain(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tens
 
     Where x_adv is at 0 or 1, clipping hides how large delta is: such a pixel only bounds it.
     """
+    require_threat(threat)
     x, x_adv = as_clip(x), as_clip(x_adv)
+    if x.shape != x_adv.shape:
+        raise ValueError(f"clips of {tuple(x.shape)} and their twins of {tuple(x_adv.shape)}: one of each")
     change, dims = x_adv - x, shared_dims(threat.support)
     if not dims:
         return change, change.new_zeros(len(x))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.attacks.ball import Ball
 from vidrobust.attacks.search import judged_gradient
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, shared_dims
@@ -34,6 +35,8 @@ def universal(
         raise ValueError(f"{threat}: a universal perturbation has support dense, tube or flicker")
     if epochs > 1 and iter(batches) is batches:
         raise ValueError("batches is an iterator, and empty after one epoch: give a list or a DataLoader")
+    at_least_one(epochs=epochs)
+    above_zero(step_size=step_size)
     size = threat.eps / 10 if step_size is None else step_size
     delta: Tensor | None = None
     for _ in range(epochs):

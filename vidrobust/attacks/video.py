@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.gradient import climb, pgd
 from vidrobust.attacks.losses import Loss
@@ -32,6 +32,7 @@ def temporal_translation(
     """
     if steps < 1 or shift < 0:
         raise ValueError(f"steps={steps}, shift={shift}: at least 1 step, no negative shift")
+    above_zero(step_size=step_size)
     size = threat.eps / steps if step_size is None else step_size
     reach = shift if as_clip(x).shape[2] > 1 else 0
     offsets = torch.arange(-reach, reach + 1)
@@ -72,6 +73,7 @@ def frame_saliency(
     took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot
     steps + T + 2, the others T * (steps + 1) + 1 forward passes, "refresh" T more.
     """
+    at_least_one(steps=steps)
     if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
         raise ValueError(f"{threat}, mode={mode}: dense threats; one_shot, iterative or refresh")
     search = Search(loss, x, threat, generator)
@@ -111,6 +113,7 @@ def one_frame(
     Searches all T frames, at T times the cost of `pgd`; the threat `frames1-...` takes the most salient one. Dense
     threats.
     """
+    at_least_one(steps=steps)
     if threat.support != "dense":
         raise ValueError(f"{threat}: one_frame chooses the frame itself; give it a dense threat")
     search = Search(loss, x, threat, generator)
@@ -184,6 +187,7 @@ def _penalised(
 ) -> Tensor:  # fmt: skip
     """Adam on penalty(delta) - loss, projected; see `sparse` for which iterate is best."""
     at_least_one(steps=steps)
+    above_zero(lr=lr)
     search = _LeastPenalty(loss, x, threat, generator)
     if not search.begin():
         return search.result()
@@ -239,6 +243,8 @@ def roa(
     PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1). A place that the threat names, or
     draws, is kept. Costs candidates + steps + 3 forward, steps + 2 backward passes.
     """
+    at_least_one(steps=steps, stride=stride, candidates=candidates)
+    above_zero(step_size=step_size)
     if threat.support != "patch" or threat.norm != "linf":
         raise ValueError(f"{threat}: ROA is for patch-linf threats")
     search = Search(loss, x, threat, generator)
@@ -276,6 +282,7 @@ def salt_and_pepper(
     Each of `steps` steps takes k / steps pixels more, of the largest gradient summed over channels, and paints them in
     its sign. Support pixels with eps 1 (METHODS section 6.1: 100 pixels of 112 x 112).
     """
+    at_least_one(steps=steps)
     if threat.support != "pixels" or threat.norm != "linf":
         raise ValueError(f"{threat}: salt and pepper is for pixels-linf threats")
     free = ThreatModel("linf", threat.eps, "dense")

@@ -14,6 +14,10 @@ from vidrobust.files import replacing
 # what may differ between two runs of an evaluation
 _FREE = ("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.name", "eval.enabled")
 
+# what an evaluation leaves in its folder
+_FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
+          "summary.json", "report.md", "curve.png", "clips/*.npz", "clips/*.png")  # fmt: skip
+
 
 def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
     """What two runs of an evaluation must share to be the same one."""
@@ -27,8 +31,8 @@ def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], tes
 def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> None:
     """Make the folder, or go on in one that holds the same evaluation.
 
-    Raises UserError where it holds another that has attacked something already (overwrite: that one is deleted), with
-    the options that differ, and where it holds no evaluation.
+    Raises UserError where it holds another, with the options that differ (overwrite: that one's files are deleted), and
+    where it holds no evaluation.
     """
     path = out / "identity.json"
     options = {key: str(config.get(_asked(cfg), key)) for key, _ in config.options() if key not in _FREE}
@@ -37,13 +41,12 @@ def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite:
         if held is None:
             raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
         if any(held.get(key) != value for key, value in identity.items()):
-            if _begun(out) and not overwrite:
+            if not overwrite:
                 raise UserError(f"{out} holds another evaluation, of other {_difference(held, identity, options)}; "
                                 "set eval.name=NAME, or --overwrite")  # fmt: skip
             log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
-            for old in out.rglob("*"):
-                if old.is_file():
-                    old.unlink()
+            for old in (path for pattern in _FILES for path in out.glob(pattern)):
+                old.unlink()
     out.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(json.dumps(identity | {"options": options}).encode())
@@ -52,11 +55,6 @@ def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite:
 def _asked(cfg: config.Config) -> config.Config:
     """The configuration without what only training needs."""
     return config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
-
-
-def _begun(out: Path) -> bool:
-    """Whether something would be lost: anything attacked. Features alone are found again in a moment."""
-    return (out / "summary.json").is_file() or any(rows.stat().st_size for rows in out.glob("results*.jsonl"))
 
 
 def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:

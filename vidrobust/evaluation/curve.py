@@ -24,8 +24,8 @@ def robust_curve(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> list[Ro
         n, hits = len(here), sum(row["robust"] for row in here)
         coded = [row["h264_pred"] == row["label"] for row in here if row["h264_pred"] is not None]
         curve.append({
-            "threat": str(threat), "norm": threat.norm, "support": threat.support, "k": threat.k, "eps": threat.eps,
-            "n": n, "robust_acc": hits / n, "ci95": list(wilson(hits, n)),
+            "threat": str(threat), "kind": threat.kind, "norm": threat.norm, "support": threat.support, "k": threat.k,
+            "eps": threat.eps, "n": n, "robust_acc": hits / n, "ci95": list(wilson(hits, n)),
             "robust_acc_uint8": sum(row["uint8_pred"] == row["label"] for row in here) / n,
             "robust_acc_h264": sum(coded) / n if coded else None,
             "max_measured": max((row["measured"] for row in here if row["measured"] is not None), default=0.0),
@@ -54,7 +54,7 @@ def median_norms(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> dict[st
         here = [row for row in rows if row["threat"] == str(family[-1]) and row["clean_pred"] == row["label"]]
         sizes = [math.inf if row["robust"] else row["measured"] for row in here]
         middle = statistics.median(sizes) if sizes else math.inf
-        found[str(family[-1]).rpartition("-")[0]] = None if math.isinf(middle) else middle
+        found[family[-1].kind] = None if math.isinf(middle) else middle
     return found
 
 

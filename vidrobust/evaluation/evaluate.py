@@ -172,7 +172,7 @@ def _checks(
             generator = torch.Generator().manual_seed(cfg.seed)
             try:
                 found = self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
-                                    generator=generator)  # fmt: skip
+                                    random=cfg.eval.suite == "rand", generator=generator)  # fmt: skip
             except ValueError as error:
                 raise UserError(f"checking the model under {threat}: {error}") from None
         for line in found:

@@ -78,7 +78,7 @@ def _size(norm: str, size: float) -> str:
 def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
     coded = any(c["robust_acc_h264"] is not None for c in curve)
     titles = ["threat", "robust accuracy", "95 % interval", "after rounding to uint8",
-              *(["after H.264"] if coded else []), "largest change measured"]  # fmt: skip
+              *(["after H.264"] if coded else []), "largest change before rounding"]  # fmt: skip
     rows = [
         [
             c["threat"], _percent(c["robust_acc"]), f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
@@ -116,16 +116,16 @@ def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float
 
 def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
     """A panel a threat that has several budgets; False when none has."""
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for c in summary["curve"]:
-        kinds.setdefault((c["support"], c["k"], c["norm"], c["threat"].rpartition("-")[0]), []).append(c)
+        kinds.setdefault((c["norm"], c["kind"]), []).append(c)
     several = {kind: curve for kind, curve in kinds.items() if len(curve) > 1}
     if not several:
         path.unlink(missing_ok=True)
         return False
     figure = Figure(figsize=(5 * len(several), 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, ((*_, norm, name), curve) in zip(figure.subplots(1, len(several), squeeze=False)[0], several.items(),
+    for axes, ((norm, name), curve) in zip(figure.subplots(1, len(several), squeeze=False)[0], several.items(),
                                                strict=True):  # fmt: skip
         _draw_curve(axes, summary, curve, norm, name)
     figure.savefig(path)

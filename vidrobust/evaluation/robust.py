@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidrobust.attacks import Outcome, Predict, ThreatModel, contains, measure, rounded, worst_case
+from vidrobust.attacks import Outcome, Predict, ThreatModel, contains, measure, rounded, rounds_away, worst_case
 from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
 from vidrobust.engine import distributed
@@ -165,7 +164,8 @@ def _attack_family(
     uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
     for threat in family:
         # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may break that, too
-        rows = [i for i, both in enumerate(zip(killed_by, uint8_killed_by, strict=True)) if None in both]
+        to_round = not rounds_away(threat, x)
+        rows = [i for i, by in enumerate(killed_by) if by is None or (to_round and uint8_killed_by[i] is None)]
         passes: Row = {}
         rejected: Row = {}
         if rows and threat.eps > 0:
@@ -236,7 +236,7 @@ def _keep_pictures(
     if not most or not broken:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    kind = str(replace(threat, eps=0.0)).removesuffix("-0").replace("@", "-at-")
+    kind = threat.kind.replace("@", "-at-")
     for i in broken:
         path = folder / f"{kind}-{unit.index[i]:06d}.npz"
         if len([p for p in folder.glob(f"{kind}-??????.npz") if p != path]) >= most:

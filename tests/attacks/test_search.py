@@ -1,0 +1,87 @@
+"""NaN is told wherever on its way an attack meets it, and clips that were not seen as wrong are never called so."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.attacks.models import labelled, small_net
+from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
+
+STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
+           "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
+
+
+def _seeded():
+    return torch.Generator().manual_seed(0)
+
+
+class _BadBackward(nn.Module):
+    """Finite logits; once the first pixel has grown, the backward of a masked root is NaN, as in real code."""
+
+    def forward(self, x):
+        f = x.flatten(1)
+        grown = f[:, 0] - 0.51
+        root = torch.where(grown > 0.05, (grown - 0.05).sqrt(), 0.0)
+        other = torch.where(grown > 0, f[:, 1] * 0 + (0.0 * grown).sqrt() * 0, 0.0)
+        return torch.stack([torch.ones_like(root), f.mean(1) + f[:, 0] + 0.0 * root + other], 1)
+
+
+@pytest.mark.parametrize("threat", ["linf-0.1", "tube-linf-0.1", "l2-1"])
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_gradient_that_becomes_nan_on_the_way_is_told(name, threat):
+    x, y = torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    loss = Misclassify(_BadBackward(), y, "margin")
+    assert torch.isfinite(loss(x)).all() and torch.isfinite(loss(x + 0.1)).all()
+    with pytest.raises(ValueError, match=r"samples \[0, 1\] (became NaN or infinite on the way|is NaN or infinite)"):
+        ATTACKS[name](loss, x, parse_threat(threat), generator=_seeded(), **STEPPED[name])
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd-ce", "square", "fab-t", "fgsm", "flicker"])
+def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
+    """argmax takes NaN for the largest: such a clip must not count as broken."""
+    net = small_net(classes=5)
+    x, y = labelled(net, (3, 3, 4, 12, 12))
+    with torch.no_grad():
+        start = net(x)
+
+    def broken(v):
+        logits = net(v)
+        moved = (logits.detach() - start[: len(logits)]).abs().amax(1, keepdim=True) > 1e-6 if len(v) == 3 else None
+        extra = torch.zeros(len(v), 1) - 1e3
+        return torch.cat([logits, extra if moved is None else torch.where(moved, torch.nan, extra)], 1)
+
+    threat = parse_threat("flicker-linf-0.01" if name == "flicker" else "linf-0.01")
+    options = {"queries": 100} if name == "square" else {}
+    with pytest.raises(ValueError, match="NaN"):
+        worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=_seeded())
+
+
+def test_the_cyclic_flicker_tells_nan_too():
+    x, calls = torch.full((2, 3, 4, 4, 4), 0.5), []
+
+    def loss(v):
+        calls.append(1)
+        return v.flatten(1).sum(1) * (torch.nan if len(calls) > 4 else 1.0)
+
+    with pytest.raises(ValueError, match="on the way"):
+        ATTACKS["flicker"](loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=_seeded())
+
+
+@pytest.mark.parametrize("at", [2, 7, 20])
+def test_a_loss_that_is_nan_once_is_told(at):
+    x, calls = torch.full((2, 3, 4, 4, 4), 0.5), []
+
+    def loss(v):
+        calls.append(1)
+        return v.flatten(1).sum(1) + (torch.nan if len(calls) == at else 0.0)
+
+    with pytest.raises(ValueError, match="NaN"):
+        pgd(loss, x, ThreatModel("linf", 0.1), steps=20)
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim", "apgd-ce", "fmn", "sparse", "frame-saliency", "one-frame", "roa",
+                                  "salt-and-pepper", "temporal-translation"])  # fmt: skip
+def test_no_steps_are_refused(name):
+    threat = parse_threat({"roa": "patch2-linf-1", "salt-and-pepper": "pixels2-linf-1"}.get(name, "linf-0.1"))
+    with pytest.raises(ValueError, match="steps=0.*at least 1"):
+        ATTACKS[name](lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 4, 4), threat, steps=0)
