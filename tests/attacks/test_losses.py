@@ -3,7 +3,23 @@ import math
 import pytest
 import torch
 
-from vidrobust.attacks import SCORES, Misclassify, ThreatModel, attack_step, dlr_toward, pgd, toward, worst_case
+from tests.attacks.models import labelled, small_net
+from vidrobust.attacks import (
+    SCORES,
+    Misclassify,
+    ThreatModel,
+    apgd,
+    apgd_t,
+    attack_step,
+    contains,
+    dlr_toward,
+    eot,
+    fab_t,
+    fmn,
+    pgd,
+    toward,
+    worst_case,
+)
 from vidrobust.attacks.losses import checked_logits, rounded
 
 
@@ -143,3 +159,37 @@ def test_scores_by_name():
 def test_one_class_is_no_classifier():
     with pytest.raises(ValueError, match="2 classes or more"):
         Misclassify(lambda v: v.flatten(1)[:, :1], torch.zeros(4, dtype=torch.long))(_clips())
+
+
+@pytest.mark.parametrize("score", ["ce", "margin"])
+def test_a_targeted_loss_is_broken_where_the_clip_is_taken_for_the_target(score):
+    """toward() stops where the target beats the label; a third class may be the prediction."""
+    net = small_net()
+    x, y = labelled(net, (12, 3, 4, 12, 12))
+    target, threat = (y + 2) % 6, ThreatModel("linf", 8 / 255)
+    loss = Misclassify(net, target, score, targeted=True)
+    assert torch.equal(loss(x), -SCORES[score](net(x), target))
+    assert loss.judge(x)[1].max() == 0 and loss.at(torch.tensor([3])).targeted
+    for attack in (pgd, apgd) if score == "ce" else (pgd, fmn):
+        found = attack(loss, x, threat, steps=40, generator=torch.Generator().manual_seed(0))
+        assert (net(found).argmax(1) == target).all() and contains(threat, x, found).all()
+    whole = (x * 255).round() / 255
+    found = pgd(Misclassify(net, target, score, whole, targeted=True), whole, threat, steps=40)
+    assert (net(rounded(found, whole)).argmax(1) == target).all()
+    for attack in (apgd_t, fab_t):
+        with pytest.raises(ValueError, match="give it an untargeted loss"):
+            attack(loss, x, threat)
+
+
+@pytest.mark.parametrize(("target", "message"), [(99, "labels span 99 to 99"), (None, "4 samples, but 2 targets")])
+def test_targets_that_are_no_class_or_not_one_a_sample_are_refused(target, message):
+    net = small_net()
+    x, y = labelled(net, (4, 3, 4, 12, 12))
+    wanted = torch.zeros(2, dtype=torch.long) if target is None else torch.full((4,), target)
+    with pytest.raises(ValueError, match=message):
+        pgd(Misclassify(net, y, toward(wanted)), x, ThreatModel())
+
+
+def test_no_draws_are_refused():
+    with pytest.raises(ValueError, match="draws=0: must be at least 1"):
+        eot(_model, 0)

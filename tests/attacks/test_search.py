@@ -85,3 +85,34 @@ def test_no_steps_are_refused(name):
     threat = parse_threat({"roa": "patch2-linf-1", "salt-and-pepper": "pixels2-linf-1"}.get(name, "linf-0.1"))
     with pytest.raises(ValueError, match="steps=0.*at least 1"):
         ATTACKS[name](lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 4, 4), threat, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("pgd", {"step_size": 0.0}), ("pgd", {"step_size": -0.1}), ("mim", {"step_size": 0.0}), ("cw", {"lr": 0.0}),
+     ("cw", {"c": 0.0}), ("sparse", {"lr": -1.0}), ("temporal-translation", {"step_size": 0.0})],
+)  # fmt: skip
+def test_steps_of_no_length_are_refused(name, options):
+    """They would leave every clip as it is, and robust."""
+    with pytest.raises(ValueError, match="must be greater than 0"):
+        ATTACKS[name](lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 4, 4), ThreatModel("l2", 0.1), **options)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "mim", "fmn"])
+def test_an_attack_that_cannot_move_from_where_it_begins_says_so(name):
+    x = torch.rand(2, 3, 2, 4, 4)
+    with pytest.warns(UserWarning, match="Begin at a random point"):
+        ATTACKS[name](lambda v: (v - x).square().flatten(1).sum(1), x, ThreatModel("linf", 0.1))
+
+
+def test_a_loss_that_detaches_at_once_is_told():
+    linear = nn.Linear(96, 3)
+    x = torch.rand(2, 3, 2, 4, 4)
+    for loss in (lambda v: linear(v.detach().flatten(1)).sum(1), lambda v: linear(v.flatten(1)).sum(1).detach()):
+        with pytest.raises(ValueError, match="no gradient at x"):
+            pgd(loss, x, ThreatModel())
+
+
+def test_arrays_are_no_tensors():
+    with pytest.raises(TypeError, match="torch.from_numpy"):
+        pgd(lambda v: v.sum(), torch.rand(1, 3, 2, 4, 4).numpy(), ThreatModel())

@@ -14,7 +14,6 @@ from vidrobust.attacks import (
     autoattack,
     contains,
     eot,
-    measure,
     pgd,
     rounded,
     suite_steps,
@@ -209,39 +208,6 @@ def test_an_unknown_attack_is_no_step():
         attack_step("bim")
 
 
-@pytest.mark.parametrize("name", ["fmn", "fab-t", "cw"])
-def test_one_run_of_a_smallest_perturbation_serves_every_budget(problem, name):
-    net, x, _ = problem
-    x = (x * 255).round() / 255
-    large, y = ThreatModel("l2", 2.0), net(x).argmax(1)
-    steps = [attack_step(name, minimal=True, steps=40)]
-    found = worst_case(net, x, y, large, steps, generator=_seeded())
-    sizes = measure(large, x, found.x_adv)
-    assert not any(found.robust) and (sizes < 2.0).all()
-    budgets = sizes.sort().values[[0, 5, 10, 15]] * 1.001
-    for count, eps in zip((1, 6, 11, 16), budgets.tolist(), strict=True):
-        at = found.within(net, x, y, ThreatModel("l2", eps))
-        assert sum(by == name for by in at.broken_by) == count
-        threat = ThreatModel("l2", eps)
-        assert contains(threat, x, at.x_adv).all() and contains(threat, x, rounded(at.x_rounded, x)).all()
-        wrong = net(rounded(at.x_rounded, x)).argmax(1) != y
-        assert wrong.tolist() == [by is not None for by in at.rounded_by]
-        robust = torch.tensor(at.robust)
-        assert torch.equal(at.x_adv[robust], x[robust])
-
-
-def test_what_rounding_would_undo_is_widened_until_it_does_not(problem):
-    """A smallest perturbation is under half a grey level here, and its budget four."""
-    net, x, y = problem
-    x = (x * 255).round() / 255
-    y = net(x).argmax(1)
-    threat = ThreatModel("linf", 4 / 255)
-    found = worst_case(net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=_seeded())
-    assert not any(found.robust) and None not in found.rounded_by
-    assert (net(rounded(found.x_rounded, x)).argmax(1) != y).all()
-    assert contains(threat, x, rounded(found.x_rounded, x)).all()
-
-
 def test_autoattack_warns_of_a_model_that_cannot_be_believed(problem):
     net, x, y = problem
     noisy = lambda v: net(v + 0.05 * torch.randn_like(v))  # noqa: E731
@@ -298,3 +264,26 @@ def test_a_loss_without_a_gradient_is_told_but_black_boxes_take_it(problem):
         pgd(Misclassify(detached, y), x, THREAT)
     found = worst_case(detached, x, y, THREAT, [attack_step("square", queries=30)], generator=_seeded())
     assert found.passes["square"][1] == 0
+
+
+@pytest.mark.parametrize("steps", [[], attack_step("pgd"), ["pgd"]])
+def test_what_are_no_steps_is_refused(problem, steps):
+    net, x, y = problem
+    with pytest.raises(TypeError, match="steps: a list of steps"):
+        worst_case(net, x, y, THREAT, steps)
+
+
+def test_options_that_an_attack_has_not_are_refused():
+    with pytest.raises(ValueError, match="pgd has no option queries; it has steps, step_size, restarts, random_start"):
+        attack_step("pgd", queries=3)
+    with pytest.raises(ValueError, match="effort=0: must be greater than 0"):
+        suite_steps("standard", THREAT, 4, 6, effort=0)
+
+
+def test_labels_for_another_batch_are_refused(problem):
+    net, x, y = problem
+    for labels, n in ((torch.cat([y, y]), 32), (y[:5], 5)):
+        with pytest.raises(ValueError, match=f"16 samples, but {n} labels"):
+            autoattack(net, x, labels, THREAT)
+    with pytest.raises(ValueError, match="one of each"):
+        contains(THREAT, x, x[:4])

@@ -125,9 +125,11 @@ class Misclassify:
         return logits
 
     def require_labels(self, x: Tensor) -> None:
-        """Raises ValueError unless there is one label a sample."""
+        """Raises ValueError unless there is one label a sample, and one target where the score has some."""
         if len(x) != len(self.y):
             raise ValueError(f"{len(x)} samples, but {len(self.y)} labels")
+        if isinstance(self.score, _Targeted) and len(x) != len(self.score.target):
+            raise ValueError(f"{len(x)} samples, but {len(self.score.target)} targets")
 
     def judge(self, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
         """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: wrong for good, and nothing is left to break.
