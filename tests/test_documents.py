@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import (
     REPO,
@@ -111,6 +112,18 @@ def test_the_features_are_what_the_readme_says(demo):
 def test_the_python_example_runs():
     code = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.S)[1]
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_examples_of_the_threat_models_run():
+    """They are one program, on a model, clips and an encoder of the reader's."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 16 * 64, 101)).eval().requires_grad_(False)
+    x = torch.rand(3, 3, 16, 8, 8)
+    names = {"model": net, "x": x, "y": net(x).argmax(1), "encode": lambda v: net(v)[:, :8]}
+    code = re.findall(r"```python\n(.*?)```", (REPO / "docs/threat_models.md").read_text(), re.DOTALL)
+    exec(compile("\n".join(code), "threat_models.md", "exec"), names)
+    assert len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
+    assert names["delta"].shape == (1, 3, 16, 8, 8) and names["doubts"] == []
 
 
 def test_links_lead_somewhere():

@@ -7,7 +7,7 @@ import pytest
 from vidrobust import config
 from vidrobust.attacks import ATTACKS, ThreatModel, parse_threat
 from vidrobust.errors import UserError
-from vidrobust.evaluation.suite import SUITES, Suite, require_defined
+from vidrobust.evaluation.suite import SUITES, Suite, covered, require_defined
 from vidrobust.options import Eval
 
 KINDS = ["linf-4/255", "l2-0.5", "l2_frame-0.5", "l1-5", "tube-linf-4/255", "flicker-linf-8/255", "frames2-linf-4/255",
@@ -61,3 +61,10 @@ def test_smallest_perturbations_serve_a_family():
     assert [name for name in ATTACKS if Suite(name).smallest] == ["fab", "fab-t", "fmn", "cw"]
     (step,) = Suite("fmn", steps=7)(ThreatModel(), 4, 10)
     assert step.attack.keywords == {"steps": 7, "minimal": True}
+
+
+def test_how_much_of_a_frame_a_threat_covers():
+    found = {name: covered(parse_threat(name), 36) for name in
+             ("patch30-linf-1", "border5-linf-1", "pixels100-linf-1", "linf-1", "frames2-linf-1")}  # fmt: skip
+    assert found == {"patch30-linf-1": 900 / 1296, "border5-linf-1": 1 - 676 / 1296, "pixels100-linf-1": 100 / 1296,
+                     "linf-1": 0, "frames2-linf-1": 0}  # fmt: skip

@@ -33,7 +33,7 @@ from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.statistics import wilson
-from vidrobust.evaluation.suite import Suite, families, require_defined
+from vidrobust.evaluation.suite import Suite, covered, families, require_defined
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
@@ -96,7 +96,9 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
 
 
 def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
-    """(what is run, budgets by family from small to large). Warns of options without effect.
+    """(what is run, budgets by family from small to large).
+
+    Warns of options without effect, and of patches and borders that are most of a frame.
 
     Raises UserError for an unknown suite, and for threats that it is not for.
     """
@@ -106,6 +108,10 @@ def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
     require_defined(suite, threats)
     if (idle := suite.without_effect()) and distributed.rank() == 0:
         log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
+    for threat in threats:
+        share = covered(threat, cfg.data.size)
+        if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
+            log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
     return suite, threats
 
 

@@ -78,3 +78,10 @@ def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
                 step(lambda none: none.new_zeros(0, 10), x, y, threat, False, None)  # refuses, or has nothing to do
         except ValueError as error:
             raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None
+
+
+def covered(threat: ThreatModel, size: int) -> float:
+    """The share of a frame of `size` x `size` pixels that a patch, border or pixels may change; 0: another support."""
+    inner = max(size - 2 * threat.k, 0)
+    changed = {"patch": threat.k**2, "border": size**2 - inner**2, "pixels": threat.k}
+    return changed.get(threat.support, 0) / size**2
