@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.attacks.models import labelled, small_net
 from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
+from vidrobust.attacks.search import judged_gradient
 
 STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
            "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
@@ -16,14 +17,13 @@ def _seeded():
 
 
 class _BadBackward(nn.Module):
-    """Finite logits; once the first pixel has grown, the backward of a masked root is NaN, as in real code."""
+    """Finite logits; once the first pixel has grown by 0.05, the backward of a masked root is NaN, as in real code."""
 
     def forward(self, x):
         f = x.flatten(1)
-        grown = f[:, 0] - 0.51
-        root = torch.where(grown > 0.05, (grown - 0.05).sqrt(), 0.0)
-        other = torch.where(grown > 0, f[:, 1] * 0 + (0.0 * grown).sqrt() * 0, 0.0)
-        return torch.stack([torch.ones_like(root), f.mean(1) + f[:, 0] + 0.0 * root + other], 1)
+        room = 0.55 - f[:, 0]
+        root = torch.where(room > 0, room.sqrt(), 0.0)
+        return torch.stack([torch.ones_like(root), f.mean(1) + f[:, 0] - 0.7 + 0.0 * root], 1)
 
 
 @pytest.mark.parametrize("threat", ["linf-0.1", "tube-linf-0.1", "l2-1"])
@@ -32,7 +32,7 @@ def test_a_gradient_that_becomes_nan_on_the_way_is_told(name, threat):
     x, y = torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     loss = Misclassify(_BadBackward(), y, "margin")
     assert torch.isfinite(loss(x)).all() and torch.isfinite(loss(x + 0.1)).all()
-    with pytest.raises(ValueError, match=r"samples \[0, 1\] (became NaN or infinite on the way|is NaN or infinite)"):
+    with pytest.raises(ValueError, match="became NaN or infinite on the way|is NaN or infinite"):
         ATTACKS[name](loss, x, parse_threat(threat), generator=_seeded(), **STEPPED[name])
 
 
@@ -54,6 +54,9 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
     options = {"queries": 100} if name == "square" else {}
     with pytest.raises(ValueError, match="NaN"):
         worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=_seeded())
+    if name == "fab-t":  # its score looks at two classes alone
+        with pytest.raises(ValueError, match="NaN"):
+            ATTACKS[name](Misclassify(broken, y), x, threat)
 
 
 def test_the_cyclic_flicker_tells_nan_too():
