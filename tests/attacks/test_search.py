@@ -6,7 +6,6 @@ from torch import nn
 
 from tests.attacks.models import labelled, small_net
 from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
-from vidrobust.attacks.search import judged_gradient
 
 STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
            "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
@@ -56,7 +55,7 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
         worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=_seeded())
     if name == "fab-t":  # its score looks at two classes alone
         with pytest.raises(ValueError, match="NaN"):
-            ATTACKS[name](Misclassify(broken, y), x, threat)
+            ATTACKS[name](Misclassify(broken, y), x, threat, targets=1)
 
 
 def test_the_cyclic_flicker_tells_nan_too():
