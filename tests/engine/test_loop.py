@@ -235,7 +235,7 @@ def test_batches_larger_than_the_data_set_are_refused(ucf):
 
 def _start(ucf, out, *words):
     options = tiny(
-        f"data.root={ucf}", "eval.enabled=false", "train.epochs=40", "train.checkpoint_every=5", "data.workers=1", *ADV,
+        f"data.root={ucf}", "eval.enabled=false", "train.epochs=15", "train.checkpoint_every=5", "data.workers=1", *ADV,
         "optim.lr=0.01",  # at 0.1 a network this small collapses within 80 steps, on some processors to NaN
     )  # fmt: skip
     changed = {word.split("=")[0] for word in words}
@@ -262,11 +262,11 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(ucf, tmp_path):
     _wait_for(killed / "checkpoints/step_00000010.pt", process)
     process.kill()
     process.wait()
-    assert checkpoint.read_checkpoint(killed)["step"] < 80
+    assert checkpoint.read_checkpoint(killed)["step"] < 30
     assert _start(ucf, killed).wait(300) == 0
     assert _equal(*(checkpoint.read_checkpoint(d) for d in (whole, killed)))
     steps = [[json.loads(line)["step"] for line in open(d / "metrics.jsonl")] for d in (whole, killed)]
-    assert steps[0] == steps[1] == list(range(80))
+    assert steps[0] == steps[1] == list(range(30))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
