@@ -30,3 +30,7 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def loss_of(net: nn.Module, y: Tensor, **options: object) -> Misclassify:
     return Misclassify(net, y, **options)  # type: ignore[arg-type]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

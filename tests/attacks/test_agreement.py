@@ -6,7 +6,7 @@ Robust accuracy is theirs to within one sample in 200, or lower.
 import pytest
 import torch
 
-from tests.attacks.models import accuracy, labelled, loss_of, small_net
+from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import (
     ThreatModel,
     apgd,
@@ -34,10 +34,6 @@ def problem():
     return (net, *labelled(net, (N, 3, 15, 15)))
 
 
-def _seeded():
-    return torch.Generator().manual_seed(0)
-
-
 def _no_worse(problem, threat, ours, theirs):
     net, x, y = problem
     assert contains(threat, x, ours).all()
@@ -53,7 +49,7 @@ def test_apgd_ce(problem, norm):
     name, eps = NORMS[norm]
     theirs = base.APGDAttack(net, n_iter=30, norm=name, n_restarts=1, eps=eps, seed=0, loss="ce", device="cpu",
                              use_largereps=norm == "l1")  # fmt: skip
-    ours = apgd(loss_of(net, y), x, ThreatModel(norm, eps), steps=30, generator=_seeded())
+    ours = apgd(loss_of(net, y), x, ThreatModel(norm, eps), steps=30, generator=seeded())
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
 
@@ -64,7 +60,7 @@ def test_apgd_t(problem, norm):
     name, eps = NORMS[norm]
     theirs = base.APGDAttack_targeted(net, n_iter=20, norm=name, n_restarts=1, eps=eps, seed=0, n_target_classes=5,
                                       device="cpu", use_largereps=norm == "l1")  # fmt: skip
-    ours = apgd_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=_seeded())
+    ours = apgd_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded())
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
 
@@ -75,7 +71,7 @@ def test_fab_t(problem, norm):
     name, eps = NORMS[norm]
     theirs = fab_pt.FABAttack_PT(net, norm=name, n_restarts=1, n_iter=20, eps=eps, seed=0, targeted=True, device="cpu",
                                  n_target_classes=5)  # fmt: skip
-    ours = fab_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=_seeded())
+    ours = fab_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded())
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
 
@@ -105,11 +101,11 @@ def test_torchattacks_apgd_and_square(problem, norm):
     name, eps = NORMS[norm]
     threat = ThreatModel(norm, eps)
     theirs = torchattacks.APGD(net, norm=name, eps=eps, steps=20, seed=0)(x, y)
-    _no_worse(problem, threat, apgd(loss_of(net, y), x, threat, steps=20, generator=_seeded()), theirs)
+    _no_worse(problem, threat, apgd(loss_of(net, y), x, threat, steps=20, generator=seeded()), theirs)
     larger = ThreatModel(norm, 2 * eps)
     theirs = torchattacks.Square(net, norm=name, eps=2 * eps, n_queries=200, seed=0)(x, y)
     loss = loss_of(net, y, score=SCORES["margin"])
-    mine = square(loss, x, larger, queries=200, rescale=True, generator=_seeded())
+    mine = square(loss, x, larger, queries=200, rescale=True, generator=seeded())
     # other draws: as good to within a twentieth
     assert accuracy(net, mine, y) <= accuracy(net, theirs, y) + 0.05 and contains(larger, x, mine).all()
 

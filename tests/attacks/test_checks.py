@@ -4,13 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.models import labelled, seeded, small_net
 from vidrobust.attacks import ThreatModel, self_checks, weak_white_box
-
-
-def _seeded():
-    return torch.Generator().manual_seed(0)
-
 
 THREAT = ThreatModel("linf", 2 / 255)
 
@@ -25,27 +20,27 @@ def problem():
 def test_an_honest_model_has_nothing_said_against_it(problem, name):
     from vidrobust.attacks import parse_threat
 
-    assert self_checks(*problem, parse_threat(name), generator=_seeded()) == []
+    assert self_checks(*problem, parse_threat(name), generator=seeded()) == []
 
 
 def test_a_random_model(problem):
     net, x, y = problem
     torch.manual_seed(0)
-    found = self_checks(lambda v: net(v) + torch.randn(len(v), 6), x, y, THREAT, generator=_seeded())
+    found = self_checks(lambda v: net(v) + torch.randn(len(v), 6), x, y, THREAT, generator=seeded())
     assert any("draws random numbers; use suite rand" in line for line in found)
 
 
 def test_norms_in_training_mode(problem):
     net, x, _ = problem
     batch = nn.Sequential(nn.BatchNorm3d(3, track_running_stats=False), *net).train()
-    found = self_checks(batch, x, batch(x).argmax(1), THREAT, generator=_seeded())
+    found = self_checks(batch, x, batch(x).argmax(1), THREAT, generator=seeded())
     assert any("depend on the rest of the batch: norms are in training mode" in line for line in found)
 
 
 def test_another_branch_under_attack_than_in_prediction(problem):
     """As when an evaluator routes the attacked clip through other norm statistics."""
     net, x, y = problem
-    found = self_checks(lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=_seeded())
+    found = self_checks(lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=seeded())
     assert any("other norm branches" in line for line in found)
 
 
@@ -53,7 +48,7 @@ def test_vanished_gradients_and_what_follows(problem):
     """Quantised input: the classifier works, no gradient reaches the pixels, large budgets do nothing."""
     net, x, _ = problem
     flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
-    found = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=_seeded())
+    found = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=seeded())
     assert any("the gradient is 0 for 12 of 12 clips" in line for line in found)
     assert any("right at a budget that allows any clip, above chance" in line for line in found)
 
@@ -71,7 +66,7 @@ def test_masked_gradients_lose_to_a_black_box(problem):
         def backward(ctx, g):
             return -g
 
-    found = self_checks(lambda v: net(Masked.apply(v)), x, y, ThreatModel("linf", 12 / 255), generator=_seeded())
+    found = self_checks(lambda v: net(Masked.apply(v)), x, y, ThreatModel("linf", 12 / 255), generator=seeded())
     assert any("Square breaks" in line for line in found)
 
 

@@ -1,14 +1,10 @@
 import pytest
 import torch
 
-from tests.attacks.models import accuracy, labelled, loss_of, small_net
+from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, parse_threat, square
 from vidrobust.attacks.query import warped_frames
 from vidrobust.attacks.square import _sides
-
-
-def _seeded():
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +18,7 @@ def test_queries_are_a_budget_and_no_gradient_is_asked_for(problem, attack, opti
     net, x, y = problem
     counted = Passes(net)
     threat = ThreatModel("linf", 1e-5)  # nothing breaks, so that every query is spent
-    attack(loss_of(counted, y, score=SCORES["margin"]), x, threat, queries=100, generator=_seeded(), **options)
+    attack(loss_of(counted, y, score=SCORES["margin"]), x, threat, queries=100, generator=seeded(), **options)
     assert 90 * 12 <= counted.forward <= 101 * 12 and counted.backward == 0
 
 
@@ -32,7 +28,7 @@ def test_more_queries_break_more(problem, attack, queries, support):
     net, x, y = problem
     threat = ThreatModel("linf", (5 if support == "dense" else 16) / 255, support)
     loss = loss_of(net, y, score=SCORES["margin"])
-    few, many = (attack(loss, x, threat, queries=n, generator=_seeded()) for n in (queries // 10, queries))
+    few, many = (attack(loss, x, threat, queries=n, generator=seeded()) for n in (queries // 10, queries))
     assert contains(threat, x, many).all()
     assert accuracy(net, many, y) <= accuracy(net, few, y) and accuracy(net, many, y) < 1
 
@@ -46,16 +42,16 @@ def test_square_searches_cuboids_of_any_shape(norm, shape):
     for support in ("dense", "tube", "flicker"):
         threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.5, "l2_frame": 0.3, "l1": 4.0}[norm], support)
         loss = lambda v: (v * w).flatten(1).sum(1)  # noqa: E731
-        found = square(loss, x, threat, queries=200, generator=_seeded())
+        found = square(loss, x, threat, queries=200, generator=seeded())
         assert contains(threat, x, found).all() and (loss(found) > loss(x)).all()
 
 
 def test_geo_traps_frames_are_one_frame_warped():
     clip = torch.empty(2, 3, 5, 16, 16)
-    still = warped_frames(clip, 0.0, False, _seeded())
+    still = warped_frames(clip, 0.0, False, seeded())
     assert torch.allclose(still, still[:, :, :1].expand_as(still), atol=1e-5)
     for affine in (False, True):
-        moved = warped_frames(clip, 0.03, affine, _seeded())
+        moved = warped_frames(clip, 0.03, affine, seeded())
         assert not torch.allclose(moved[:, :, 0], moved[:, :, 1], atol=0.05)
         centre = moved[:, :, :, 4:12, 4:12].flatten(3)
         alike = torch.nn.functional.cosine_similarity(centre[:, :, 0], centre[:, :, 1], dim=2)
@@ -81,7 +77,7 @@ def test_black_boxes_work_without_gradients_at_places_that_are_drawn(problem, at
         with torch.no_grad():
             return net(v.detach())
 
-    found = attack(loss_of(blind, y, score=SCORES["margin"]), x, parse_threat(name), queries=120, generator=_seeded())
+    found = attack(loss_of(blind, y, score=SCORES["margin"]), x, parse_threat(name), queries=120, generator=seeded())
     assert contains(parse_threat(name), x, found).all() and accuracy(net, found, y) < 1
 
 

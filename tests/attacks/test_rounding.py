@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.models import labelled, seeded, small_net
 from vidrobust.attacks import (
     Step,
     ThreatModel,
@@ -15,10 +15,6 @@ from vidrobust.attacks import (
     rounds_away,
     worst_case,
 )
-
-
-def _seeded():
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +29,7 @@ def test_one_run_of_a_smallest_perturbation_serves_every_budget(problem, name):
     x = (x * 255).round() / 255
     large, y = ThreatModel("l2", 2.0), net(x).argmax(1)
     steps = [attack_step(name, minimal=True, steps=40)]
-    found = worst_case(net, x, y, large, steps, generator=_seeded())
+    found = worst_case(net, x, y, large, steps, generator=seeded())
     sizes = measure(large, x, found.x_adv)
     assert not any(found.robust) and (sizes < 2.0).all()
     budgets = sizes.sort().values[[0, 5, 10, 15]] * 1.001
@@ -54,7 +50,7 @@ def test_what_rounding_would_undo_is_widened_until_it_does_not(problem):
     x = (x * 255).round() / 255
     y = net(x).argmax(1)
     threat = ThreatModel("linf", 4 / 255)
-    found = worst_case(net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=_seeded())
+    found = worst_case(net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=seeded())
     assert not any(found.robust) and None not in found.rounded_by
     assert (net(rounded(found.x_rounded, x)).argmax(1) != y).all()
     assert contains(threat, x, rounded(found.x_rounded, x)).all()
@@ -92,7 +88,7 @@ def test_budgets_that_round_away_are_not_attacked_for_uint8(problem, eps, whole,
         sizes.append(len(clips))
         return pgd(loss, clips, threat, steps=30, generator=generator)
 
-    found = worst_case(net, x, y, threat, [Step("a", spy), Step("b", spy)], rounding=True, generator=_seeded())
+    found = worst_case(net, x, y, threat, [Step("a", spy), Step("b", spy)], rounding=True, generator=seeded())
     if gone:
         clean = net(rounded(x, x)).argmax(1) != y
         assert [by is not None for by in found.rounded_by] == clean.tolist() and torch.equal(found.x_rounded, x)

@@ -4,15 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.models import labelled, seeded, small_net
 from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
 
 STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
            "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
-
-
-def _seeded():
-    return torch.Generator().manual_seed(0)
 
 
 class _BadBackward(nn.Module):
@@ -32,7 +28,7 @@ def test_a_gradient_that_becomes_nan_on_the_way_is_told(name, threat):
     loss = Misclassify(_BadBackward(), y, "margin")
     assert torch.isfinite(loss(x)).all() and torch.isfinite(loss(x + 0.1)).all()
     with pytest.raises(ValueError, match="became NaN or infinite on the way|is NaN or infinite"):
-        ATTACKS[name](loss, x, parse_threat(threat), generator=_seeded(), **STEPPED[name])
+        ATTACKS[name](loss, x, parse_threat(threat), generator=seeded(), **STEPPED[name])
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "square", "fab-t", "fgsm", "flicker"])
@@ -52,7 +48,7 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
     threat = parse_threat("flicker-linf-0.01" if name == "flicker" else "linf-0.01")
     options = {"queries": 100} if name == "square" else {}
     with pytest.raises(ValueError, match="NaN"):
-        worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=_seeded())
+        worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=seeded())
     if name == "fab-t":  # its score looks at two classes alone
         with pytest.raises(ValueError, match="NaN"):
             ATTACKS[name](Misclassify(broken, y), x, threat, targets=1)
@@ -66,7 +62,7 @@ def test_the_cyclic_flicker_tells_nan_too():
         return v.flatten(1).sum(1) * (torch.nan if len(calls) > 4 else 1.0)
 
     with pytest.raises(ValueError, match="on the way"):
-        ATTACKS["flicker"](loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=_seeded())
+        ATTACKS["flicker"](loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=seeded())
 
 
 @pytest.mark.parametrize("at", [2, 7, 20])

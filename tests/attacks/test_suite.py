@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import accuracy, labelled, small_net
+from tests.attacks.models import accuracy, labelled, seeded, small_net
 from vidrobust.attacks import (
     Misclassify,
     Step,
@@ -19,10 +19,6 @@ from vidrobust.attacks import (
     suite_steps,
     worst_case,
 )
-
-
-def _seeded():
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def test_each_attack_sees_only_what_the_ones_before_it_left(problem):
 
     y = torch.cat([(y[:2] + 1) % 6, y[2:]])  # two that are wrong without any attack
     small = ThreatModel("linf", 0.3 / 255)
-    found = worst_case(net, x, y, small, [spy("a"), spy("b"), spy("c")], generator=_seeded())
+    found = worst_case(net, x, y, small, [spy("a"), spy("b"), spy("c")], generator=seeded())
     assert found.broken_by[:2] == ["clean", "clean"] and torch.equal(found.x_adv[:2], x[:2])
     broken = {name: found.broken_by.count(name) for name in "abc"}
     assert seen == {"a": 14, "b": 14 - broken["a"], "c": 14 - broken["a"] - broken["b"]}
@@ -93,7 +89,7 @@ def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
     x = (x * 255).round() / 255
     y = net(x).argmax(1)
     steps = [attack_step("pgd", steps=20), attack_step("apgd-t", steps=30)]
-    found = worst_case(net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=_seeded())
+    found = worst_case(net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=seeded())
     seen = rounded(found.x_rounded, x)
     after = net(seen).argmax(1) != y
     assert contains(ThreatModel("linf", 1 / 255), x, seen).all()
@@ -125,9 +121,9 @@ def test_autoattack_is_the_worst_of_its_attacks(support, frames):
     x, y = labelled(net, (12, 3, frames, 12, 12))
     threat = ThreatModel("linf", 3 / 255, support, 1 if support == "frames" else 0)
     steps = suite_steps("video", threat, frames, 5, effort=0.1)
-    found = worst_case(net, x, y, threat, steps, generator=_seeded())
+    found = worst_case(net, x, y, threat, steps, generator=seeded())
     assert contains(threat, x, found.x_adv).all() and not found.rejected
-    alone = min(accuracy(net, step(net, x, y, threat, False, _seeded()), y) for step in steps)
+    alone = min(accuracy(net, step(net, x, y, threat, False, seeded()), y) for step in steps)
     assert accuracy(net, found.x_adv, y) <= alone
 
 
@@ -142,7 +138,7 @@ def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
         calls.append(len(v))
         return net(v)
 
-    found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), checks=0, generator=_seeded())
+    found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), checks=0, generator=seeded())
     assert contains(ThreatModel("linf", 8 / 255), x, found).all() and (net(found).argmax(1) == 0).all()
     apgd_passes, targets = 101, 2
     expected = apgd_passes + (1 + targets * apgd_passes) + (1 + targets * 200) + 5001
@@ -153,7 +149,7 @@ def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
 def test_few_classes_have_no_dlr_but_are_attacked(classes):
     net = small_net(classes=classes)
     x, y = labelled(net, (8, 3, 4, 12, 12))
-    found = worst_case(net, x, y, THREAT, suite_steps("plus", THREAT, 4, classes, effort=0.1), generator=_seeded())
+    found = worst_case(net, x, y, THREAT, suite_steps("plus", THREAT, 4, classes, effort=0.1), generator=seeded())
     assert not all(found.robust)
     with pytest.raises(ValueError, match="DLR needs 3 classes" if classes == 2 else "targeted DLR needs 4"):
         if classes == 2:
@@ -181,7 +177,7 @@ def test_eot_averages_over_draws_of_a_random_model():
         return v * 0.5
 
     assert torch.allclose(eot(net, 3, darker)(x), net(x * 0.5).log_softmax(1), atol=1e-5) and len(drawn) == 3
-    found = worst_case(eot(net, 2), x, y, THREAT, suite_steps("rand", THREAT, 4, 6, effort=0.05), generator=_seeded())
+    found = worst_case(eot(net, 2), x, y, THREAT, suite_steps("rand", THREAT, 4, 6, effort=0.05), generator=seeded())
     assert not all(found.robust)
 
 
@@ -212,17 +208,17 @@ def test_autoattack_warns_of_a_model_that_cannot_be_believed(problem):
     net, x, y = problem
     noisy = lambda v: net(v + 0.05 * torch.randn_like(v))  # noqa: E731
     with pytest.warns(UserWarning, match="draws random numbers"):
-        autoattack(noisy, x, y, THREAT, effort=0.02, generator=_seeded())
+        autoattack(noisy, x, y, THREAT, effort=0.02, generator=seeded())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        autoattack(noisy, x, y, THREAT, "rand", effort=0.02, generator=_seeded())  # the suite for it
+        autoattack(noisy, x, y, THREAT, "rand", effort=0.02, generator=seeded())  # the suite for it
     normed = nn.Sequential(nn.BatchNorm3d(3), net).train()
     with pytest.warns(UserWarning, match="call eval"):
-        autoattack(normed, x, normed(x).argmax(1), THREAT, effort=0.02, generator=_seeded())
+        autoattack(normed, x, normed(x).argmax(1), THREAT, effort=0.02, generator=seeded())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        autoattack(net, x, y, THREAT, effort=0.02, generator=_seeded())
-        autoattack(noisy, x, y, THREAT, effort=0.02, checks=0, generator=_seeded())
+        autoattack(net, x, y, THREAT, effort=0.02, generator=seeded())
+        autoattack(noisy, x, y, THREAT, effort=0.02, checks=0, generator=seeded())
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16, 99])
@@ -236,7 +232,7 @@ def test_autoattack_in_batches(problem, batch_size):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, generator=_seeded())
+        found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, generator=seeded())
     assert found.shape == x.shape and contains(THREAT, x, found).all() and max(sizes) == min(batch_size, 16)
     assert accuracy(net, found, y) < 0.5 and not torch.equal(found, x)
     assert autoattack(net, x[:0], y[:0], THREAT).shape == (0, *x.shape[1:])
@@ -262,7 +258,7 @@ def test_a_loss_without_a_gradient_is_told_but_black_boxes_take_it(problem):
     detached = lambda v: net(v).detach()  # noqa: E731
     with pytest.raises(ValueError, match="something on its way detaches"):
         pgd(Misclassify(detached, y), x, THREAT)
-    found = worst_case(detached, x, y, THREAT, [attack_step("square", queries=30)], generator=_seeded())
+    found = worst_case(detached, x, y, THREAT, [attack_step("square", queries=30)], generator=seeded())
     assert found.passes["square"][1] == 0
 
 

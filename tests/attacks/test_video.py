@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import accuracy, labelled, loss_of, small_net
+from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import (
     ATTACKS,
     SCORES,
@@ -22,10 +22,6 @@ from vidrobust.attacks import (
 )
 
 
-def _seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.fixture(scope="module")
 def problem():
     net = small_net()
@@ -40,7 +36,7 @@ def one_frame_counts():
         bright = 40 * (x[:, :, 2].flatten(1).mean(1) - 0.5)
         return torch.stack([-bright, bright], 1)
 
-    x = torch.rand(6, 3, 5, 8, 8, generator=_seeded()) * 0.04 + 0.45
+    x = torch.rand(6, 3, 5, 8, 8, generator=seeded()) * 0.04 + 0.45
     return predict, x, torch.zeros(6, dtype=torch.long)
 
 
@@ -51,7 +47,7 @@ DENSE = ThreatModel("linf", 6 / 255)
 def test_frame_saliency_needs_the_one_frame_that_counts(one_frame_counts, mode):
     predict, x, y = one_frame_counts
     threat = ThreatModel("linf", 0.1)
-    found = frame_saliency(loss_of(predict, y), x, threat, mode=mode, generator=_seeded())
+    found = frame_saliency(loss_of(predict, y), x, threat, mode=mode, generator=seeded())
     assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
     changed = (found - x).abs().amax((1, 3, 4)) > 1e-6
     assert changed.tolist() == [[False, False, True, False, False]] * 6
@@ -60,11 +56,11 @@ def test_frame_saliency_needs_the_one_frame_that_counts(one_frame_counts, mode):
 @pytest.mark.parametrize("mode", ["one_shot", "iterative", "refresh"])
 def test_frame_saliency_takes_more_frames_until_a_sample_is_broken(problem, mode):
     net, x, y = problem
-    found = frame_saliency(loss_of(net, y), x, DENSE, mode=mode, generator=_seeded())
+    found = frame_saliency(loss_of(net, y), x, DENSE, mode=mode, generator=seeded())
     used = ((found - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
     wrong = net(found).argmax(1) != y
     assert contains(DENSE, x, found).all() and wrong.float().mean() > 0.5
-    one = pgd(loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=_seeded())
+    one = pgd(loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=seeded())
     assert wrong.sum() >= (net(one).argmax(1) != y).sum() and used[wrong].float().mean() < 4
 
 
@@ -80,7 +76,7 @@ def test_one_frame_finds_the_frame_that_saliency_misses():
     threat = ThreatModel("linf", 0.1)
     salient = pgd(loss_of(predict, y), x, ThreatModel("linf", 0.1, "frames", 1), steps=20)
     assert (predict(salient).argmax(1) == 0).all()
-    found = one_frame(loss_of(predict, y), x, threat, generator=_seeded())
+    found = one_frame(loss_of(predict, y), x, threat, generator=seeded())
     assert (predict(found).argmax(1) == 1).all() and contains(ThreatModel("linf", 0.1, "frames", 1), x, found).all()
 
 
@@ -113,7 +109,7 @@ def test_the_flicker_penalty_makes_it_smoother_and_the_budget_is_hard(problem):
         return line.diff(dim=2).square().mean()
 
     loss = loss_of(net, y, score=SCORES["flicker_hinge"])
-    mild, strict = (flicker(loss, x, threat, lam=lam, generator=_seeded()) for lam in (0.0, 100.0))
+    mild, strict = (flicker(loss, x, threat, lam=lam, generator=seeded()) for lam in (0.0, 100.0))
     for found in (mild, strict):
         assert contains(threat, x, found).all()
     assert rough(strict) < 0.5 * rough(mild) and accuracy(net, mild, y) < 1
@@ -131,19 +127,19 @@ def test_a_cyclic_flicker_works_at_any_offset():
         return moved.float().mean()
 
     options = {"lam": 0.01, "steps": 150}
-    fixed, cyclic = (flicker(loss, x, threat, cyclic=c, generator=_seeded(), **options) for c in (False, True))
+    fixed, cyclic = (flicker(loss, x, threat, cyclic=c, generator=seeded(), **options) for c in (False, True))
     assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) + 0.1
 
 
 def test_sparse_changes_few_frames(one_frame_counts):
     predict, x, y = one_frame_counts
     threat = ThreatModel("linf", 0.2)
-    found = sparse(loss_of(predict, y, score=SCORES["escape"]), x, threat, lam=0.05, lr=0.01, generator=_seeded())
+    found = sparse(loss_of(predict, y, score=SCORES["escape"]), x, threat, lam=0.05, lr=0.01, generator=seeded())
     assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
     size = (found - x).square().sum((1, 3, 4)).sqrt()
     assert (size[:, 2] > 10 * size[:, [0, 1, 3, 4]].amax(1)).all()
     masked = ThreatModel("linf", 0.2, "frames", 2, "uniform")  # the paper's temporal mask, which holds frame 3 and 1
-    kept = sparse(loss_of(predict, y, score=SCORES["escape"]), x, masked, generator=_seeded())
+    kept = sparse(loss_of(predict, y, score=SCORES["escape"]), x, masked, generator=seeded())
     assert contains(masked, x, kept).all() and (predict(kept).argmax(1) == 0).all()
 
 
@@ -158,7 +154,7 @@ def test_the_broken_iterate_of_least_penalty_is_kept(attack):
     x, y = torch.full((2, 3, 4, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.3, "flicker" if attack is flicker else "dense")
     options = {"lam": 30.0 if attack is flicker else 0.1, "lr": 0.02, "steps": 200}
-    found = attack(loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=_seeded(), **options)
+    found = attack(loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=seeded(), **options)
     assert (predict(found).argmax(1) == 1).all()
     assert ((found - x).flatten(1).mean(1) < 0.03).all(), (found - x).flatten(1).mean(1)
 
@@ -202,7 +198,7 @@ def test_every_attack_obeys_its_threat_raises_the_loss_and_leaves_the_model_alon
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     loss = loss_of(net, y, score=SCORES["margin"])
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    runs = [ATTACKS[name](loss, x, threat, generator=_seeded(7), **FAST.get(name, {})) for _ in range(2)]
+    runs = [ATTACKS[name](loss, x, threat, generator=seeded(7), **FAST.get(name, {})) for _ in range(2)]
     assert torch.equal(*runs), "the same generator gives the same clips"
     found = runs[0]
     assert found.shape == x.shape and found.dtype == x.dtype and not found.requires_grad
@@ -219,9 +215,9 @@ def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     nothing = ThreatModel(threat.norm, 0.0, threat.support, threat.k)
     options = FAST.get(name, {})
-    assert torch.equal(ATTACKS[name](loss_of(net, y, score="margin"), x, nothing, generator=_seeded(), **options), x)
+    assert torch.equal(ATTACKS[name](loss_of(net, y, score="margin"), x, nothing, generator=seeded(), **options), x)
     with torch.autocast("cpu", torch.bfloat16):
-        found = ATTACKS[name](loss_of(net, y, score=SCORES["margin"]), x, threat, generator=_seeded(), **options)
+        found = ATTACKS[name](loss_of(net, y, score=SCORES["margin"]), x, threat, generator=seeded(), **options)
     assert found.dtype == torch.float32 and contains(threat, x, found).all()
 
 
@@ -243,9 +239,9 @@ def test_supports_hold_each_other(problem):
     """A flicker or tube of eps is in the dense ball of eps, whose worst case is no better for the defender."""
     net, x, y = problem
     dense = ThreatModel("linf", 4 / 255)
-    worst = accuracy(net, pgd(loss_of(net, y), x, dense, steps=30, generator=_seeded()), y)
+    worst = accuracy(net, pgd(loss_of(net, y), x, dense, steps=30, generator=seeded()), y)
     for support, k in (("flicker", 0), ("tube", 0), ("frames", 2), ("patch", 5), ("border", 2), ("pixels", 9)):
         part = ThreatModel("linf", 4 / 255, support, k)
-        found = pgd(loss_of(net, y), x, part, steps=30, generator=_seeded())
+        found = pgd(loss_of(net, y), x, part, steps=30, generator=seeded())
         assert contains(dense, x, found).all() and contains(part, x, found).all()
         assert accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()

@@ -33,8 +33,8 @@ def self_checks(
 
     predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits. x, y: a few clips with labels, 8 to 32 of them (fewer than 4 do
     not tell norms in training mode). random: the model is known to draw random numbers; what follows from that is not
-    told. Costs about 130 forward and 80 backward passes of each. Raises ValueError for
-    probabilities and labels out of range.
+    told. Costs about 130 forward and 80 backward passes of each. Raises ValueError for probabilities and labels out of
+    range.
     """
     loss = Misclassify(predict, y)
     with torch.no_grad():

@@ -96,7 +96,8 @@ class Misclassify:
     predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels. score: a function
     or its name in SCORES. clean: the clips themselves; with them a sample is finished (and costs nothing more) when it
     is also wrong after rounding to uint8 (`rounded`), which costs a forward pass of those that are wrong. targeted: y
-    are the classes that x is to be taken for, the score is turned round, and where this says wrong, read "taken for y".
+    are the classes that x is to be taken for, the score (cross-entropy or margin; the ratio of DLR can rise without
+    getting there) is turned round, and where this says wrong, read "taken for y".
     Raises ValueError for probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
     """
 

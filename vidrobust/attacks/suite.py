@@ -109,7 +109,7 @@ class Outcome:
         """
         if self.smallest is None:
             raise ValueError("not a run of smallest perturbations alone: attack_step('fmn', minimal=True), no rounding")
-        if replace(threat, eps=0.0) != replace(self.smallest, eps=0.0) or threat.eps > self.smallest.eps:
+        if threat.kind != self.smallest.kind or threat.eps > self.smallest.eps:
             raise ValueError(f"{threat}: what was run was {self.smallest}, which tells of its smaller budgets")
         small = (measure(threat, x, self.x_adv) <= threat.eps * (1 + 1e-6)).tolist()
         broken_by = [by if by == "clean" or ok else None for by, ok in zip(self.broken_by, small, strict=True)]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -64,8 +64,8 @@ class Suite:
 
 def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
     """Threats that differ in eps only, each family from small to large: one holds those before it."""
-    kinds = dict.fromkeys(replace(threat, eps=0.0) for threat in threats)
-    return [sorted((t for t in threats if replace(t, eps=0.0) == kind), key=lambda t: t.eps) for kind in kinds]
+    kinds = dict.fromkeys(threat.kind for threat in threats)
+    return [sorted((t for t in threats if t.kind == kind), key=lambda t: t.eps) for kind in kinds]
 
 
 def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
