@@ -1,3 +1,8 @@
+import os
+
+# tests run in processes beside each other, and start others: a thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import vidrobust  # noqa: F401, I001  (before torch: it says how OpenMP's threads wait, here and in processes of tests)
 import pytest
 
