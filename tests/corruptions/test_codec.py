@@ -34,3 +34,16 @@ def test_colours_survive_a_fine_rate():
     bars = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [90, 160, 30]], np.uint8)
     frames = np.tile(bars.repeat(8, axis=0)[None, None], (2, 16, 1, 1))
     assert np.abs(h264(frames, 0).astype(int) - frames).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(8, 112, 112), (6, 46, 34), (9, 56, 56)])
+def test_the_same_bits_whatever_memory_held(size):
+    rng = np.random.default_rng(0)
+    t, y, x = np.ogrid[0 : size[0], 0 : size[1], 0 : size[2]]
+    gray = 120 + 60 * np.sin(x / 9 + t / 2) * np.cos(y / 7 - t / 3)
+    frames = np.stack([gray, gray[:, ::-1], 255 - gray], -1).astype(np.uint8)
+    first = h264(frames, 30)
+    for held in rng.integers(1000, 200_000, 25):
+        junk = rng.integers(0, 255, held)
+        del junk
+        assert np.array_equal(first, h264(frames, 30))

@@ -14,13 +14,14 @@ def h264(frames: np.ndarray, crf: int, fps: int = 25) -> np.ndarray:
     """(T, H, W, 3) uint8 through libx264 at constant rate factor `crf` (0 to 51) and back -> the same shape.
 
     Colours are sampled at half resolution (yuv420p); odd sides are repeated to even ones for the encoder and cut off
-    again. The same clip gives the same bits: colours are converted here, as swscale reads memory that nobody wrote.
+    again. The same clip gives the same bits: colours are converted here, and libx264 works without its fast routines,
+    as those and swscale read memory that nobody wrote.
     """
     height, width = frames.shape[1:3]
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        stream = out.add_stream("libx264", rate=fps, options={"crf": str(crf), "x264-params": "asm=0"})
         stream.height, stream.width, stream.pix_fmt = *even.shape[1:3], "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in even:
