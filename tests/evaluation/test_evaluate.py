@@ -95,3 +95,16 @@ def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypa
     monkeypatch.setattr(MODULE, "self_checks", lambda predict, x, y, threat, **_: seen.append(y.tolist()) or [])
     evaluate(config.loads(config.to_yaml(cfg), ["eval.checks=2"]), state, tmp_path)
     assert seen == [[0, 1]]
+
+
+def test_a_border_that_no_view_shows_is_told(trained, monkeypatch):
+    told = []
+    monkeypatch.setattr(MODULE.log, "warning", told.append)
+    words = ["data.short_side=24", "data.size=16", "eval.unit=video", "eval.threats=[border4-linf-1]"]  # 4 are cut off
+    base = config.to_yaml(trained[0])
+    MODULE.check_suite(config.loads(base, words))
+    assert len(told) == 1 and "the centre crop shows none: it ends 4 pixels inside; take border5" in told[0]
+    for other in (["eval.threats=[border5-linf-1]"], ["eval.crops=3"], ["eval.unit=clip"]):
+        kept = [word for word in words if word.split("=")[0] != other[0].split("=")[0]]
+        MODULE.check_suite(config.loads(base, [*kept, *other]))
+    assert not [line for line in told[1:] if "shows none" in line]

@@ -98,7 +98,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
 def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
     """(what is run, budgets by family from small to large).
 
-    Warns of options without effect, and of patches and borders that are most of a frame.
+    Warns of options without effect, of patches and borders that are most of a frame, and of borders that no view shows.
 
     Raises UserError for an unknown suite, and for threats that it is not for.
     """
@@ -112,6 +112,10 @@ def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
         share = covered(threat, cfg.data.size)
         if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
             log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
+        cut = (cfg.data.short_side - cfg.data.size) // 2
+        if e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut:
+            log.warning(f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} "
+                        f"pixels inside; take border{cut + 1} or more")  # fmt: skip
     return suite, threats
 
 
