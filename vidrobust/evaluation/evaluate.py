@@ -114,8 +114,10 @@ def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
             log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
         cut = (cfg.data.short_side - cfg.data.size) // 2
         if e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut:
-            log.warning(f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} "
-                        f"pixels inside; take border{cut + 1} or more")  # fmt: skip
+            log.warning(
+                f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} pixels "
+                f"inside; take border{cut + 1} or more"
+            )
     return suite, threats
 
 
