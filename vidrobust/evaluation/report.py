@@ -150,14 +150,23 @@ def _draw_curve(axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]],
     axes.legend(fontsize=8)
 
 
+def _shown(difference: np.ndarray, most: int = 8) -> np.ndarray:
+    """At most `most` frames of (C, T, H, W), evenly, those first that are changed: the others tell little."""
+    changed = np.flatnonzero(np.abs(difference).max((0, 2, 3)) > 1e-5)  # by more than float32 cannot hold
+    evenly = [at[np.linspace(0, len(at) - 1, min(most, len(at))).round().astype(int)]
+              for at in (changed, np.arange(difference.shape[1]))]  # fmt: skip
+    kept = list(dict.fromkeys(np.concatenate(evenly).tolist()))[:most]
+    return np.array(sorted(kept))
+
+
 def _draw_clip(path: Path, classes: list[str]) -> Path:
     """A clip, its adversarial twin and the amplified difference, at most eight frames side by side."""
     with np.load(path) as saved:
         clip, twin = saved["clip"] / 255.0, saved["adversarial"].astype(np.float64)
         said = {k: classes[int(saved[k])] for k in ("label", "clean_pred", "adv_pred")}
         uid, threat = str(saved["uid"]), str(saved["threat"])
-    frames = np.unique(np.linspace(0, clip.shape[1] - 1, min(8, clip.shape[1])).round().astype(int))
     difference = twin - clip
+    frames = _shown(difference)
     gain = 0.5 / max(float(np.abs(difference).max()), 1e-9)
     rows = [
         (f"clip\n{said['clean_pred']}", clip),
