@@ -1,7 +1,13 @@
+import subprocess
+import sys
+
+import av
 import numpy as np
 import pytest
 
-from vidrobust.corruptions import h264
+from tests.corruptions.clips import error, smooth_clip
+from tests.helpers import REPO, counting_frames, read_numbers
+from vidrobust.corruptions import MissingEncoder, codec, corrupt, h264
 
 
 @pytest.mark.parametrize("shape", [(8, 32, 48, 3), (1, 33, 31, 3), (3, 16, 17, 3)])
@@ -36,14 +42,100 @@ def test_colours_survive_a_fine_rate():
     assert np.abs(h264(frames, 0).astype(int) - frames).max() <= 4
 
 
-@pytest.mark.parametrize("size", [(8, 112, 112), (6, 46, 34), (9, 56, 56)])
-def test_the_same_bits_whatever_memory_held(size):
+CODECS = ["h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2", "bit_error", "packet_loss"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "quantiser", "most"),
+    [("libx264", {"crf": "0"}, 0, 1.5), ("libx265", {"crf": "0"}, 0, 1.5), ("mpeg1video", {}, 1, 2.5),
+     ("mpeg2video", {}, 1, 2.5)],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(8, 64, 96), (1, 33, 47), (5, 101, 77), (3, 5, 7)], ids=str)
+def test_at_the_top_quality_a_clip_comes_back(encoder, options, quantiser, most, size):
+    gray = smooth_clip(*size).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)  # colours lose half their pixels
+    back = codec._decode(codec._encode(gray, encoder, 25, options, quantiser=quantiser))
+    assert back.shape == gray.shape and error(gray, back) < most
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_frames_come_back_in_order(name):
+    clip = counting_frames(20, 64)
+    assert read_numbers(corrupt(clip, name, 1, np.random.default_rng(0)))[:8] == list(range(8))
+
+
+def test_half_the_bits_are_half_the_bits():
+    """Roughly: a second of video is little time for an encoder to find its rate."""
+    clip = smooth_clip(50, 112, 112, seed=3)
+    usual = codec._encode(clip, "libx264", 25, {"crf": "23"}).bytes
+    made = []
+    encode = codec._encode
+
+    def watched(*args, **options):
+        made.append(encode(*args, **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_encode", watched)
+        for severity in (1, 2, 3):
+            corrupt(clip, "h264_abr", severity, np.random.default_rng(0))
+    sizes = [stream.bytes for stream in made[1::2]]
+    assert made[0].bytes == usual and sizes == sorted(sizes, reverse=True)
+    for size, divisor in zip(sizes, (2, 4, 8), strict=True):
+        assert 0.3 < size * divisor / usual < 2
+
+
+def test_errors_spoil_what_comes_after_them_and_the_first_frame_is_whole():
+    clip = smooth_clip(40, 96, 96)
+    clean = corrupt(clip, "h264_crf", 1, np.random.default_rng(0)).astype(int)
+    for name in ("bit_error", "packet_loss"):
+        spoiled = [corrupt(clip, name, 5, np.random.default_rng(seed)) for seed in range(4)]
+        assert all(error(s[0], clip[0]) < 6 for s in spoiled)
+        late = np.mean([np.abs(s[20:] - clean[20:]).mean() for s in spoiled])
+        assert late > np.mean([np.abs(s[:3] - clean[:3]).mean() for s in spoiled])
+
+
+def test_what_does_not_arrive_is_the_last_that_did():
+    clip = counting_frames(12, 64)
+    stream = codec._encode(clip, "libx264", 25, {"crf": "10", "tune": "zerolatency"})
+    lost = stream.with_packets([(b"" if shown in (3, 4) else content, shown) for content, shown in stream.packets])
+    numbers = read_numbers(codec._decode(lost))
+    assert numbers[:5] == [0, 1, 2, 2, 2]
+    late = stream.with_packets([(b"" if shown == 0 else content, shown) for content, shown in stream.packets])
+    assert codec._decode(late).shape == clip.shape
+    nothing = stream.with_packets([(b"", shown) for _, shown in stream.packets])
+    assert (codec._decode(nothing) == 128).all()
+    noise = stream.with_packets([(bytes(range(256)), shown) for _, shown in stream.packets])
+    assert codec._decode(noise).shape == clip.shape, "garbage raises nothing"
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_same_bits_whatever_memory_held(name):
     rng = np.random.default_rng(0)
-    t, y, x = np.ogrid[0 : size[0], 0 : size[1], 0 : size[2]]
-    gray = 120 + 60 * np.sin(x / 9 + t / 2) * np.cos(y / 7 - t / 3)
-    frames = np.stack([gray, gray[:, ::-1], 255 - gray], -1).astype(np.uint8)
-    first = h264(frames, 30)
-    for held in rng.integers(1000, 200_000, 25):
-        junk = rng.integers(0, 255, held)
-        del junk
-        assert np.array_equal(first, h264(frames, 30))
+    for size in ((8, 112, 112), (6, 46, 34), (9, 56, 56), (6, 80, 64)):
+        clip = smooth_clip(*size)
+        first = corrupt(clip, name, 4, np.random.default_rng(1))
+        for held in rng.integers(1000, 200_000, 6):
+            junk = rng.integers(0, 255, held)
+            del junk
+            assert np.array_equal(first, corrupt(clip, name, 4, np.random.default_rng(1))), size
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_missing_encoder_is_named_with_what_to_install(name, monkeypatch):
+    def codec_of(name, mode):
+        raise av.codec.codec.UnknownCodecError(name)
+
+    monkeypatch.setattr(av.codec, "Codec", codec_of)
+    with pytest.raises(MissingEncoder, match="has no encoder .*pip install --force-reinstall av"):
+        corrupt(smooth_clip(2), name, 1, np.random.default_rng(0))
+
+
+def test_sizes_that_encoders_do_not_like():
+    """libx265 of less than 65 pixels wrote beyond its memory; in a child, so that a crash is a failure."""
+    code = (
+        "import numpy as np; from vidrobust.corruptions import corrupt\n"
+        "for i in range(40):\n"
+        "    for size in ((5, 45, 33), (1, 48, 48), (2, 1, 1)):\n"
+        "        corrupt(np.full((*size, 3), i, np.uint8), 'h265_crf', 1 + i % 5, np.random.default_rng(0))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)

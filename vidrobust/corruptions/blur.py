@@ -18,7 +18,7 @@ from vidrobust.corruptions.clip import each_frame, from_planes, level, pixels, s
 def gaussian_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """A Gaussian of standard deviation 1 to 6 pixels. Nothing is drawn."""
     sigma = pixels(clip, level(clip, severity, (1, 2, 3, 4, 6)), severity)
-    blur = gaussian_filter(*clip.shape[1:3], sigma)
+    blur = gaussian_filter(clip.shape[1], clip.shape[2], sigma)
     return each_frame(clip, lambda frame: from_planes(blur(to_planes(frame))))
 
 

@@ -2,10 +2,11 @@
 
 On consecutive frames, at the size of the source: an encoder predicts each from the last. Colours are sampled at half
 resolution (yuv420p); odd sides are repeated to even ones and cut off again. The same clip gives the same bits: one
-thread, and colours are converted here, as swscale reads memory that nobody wrote. Tables: Mini-Kinetics-C (Yi et al.
-2021); those of mpeg1 and mpeg2 are ours.
+thread, colours converted here (swscale reads memory that nobody wrote), libx264 without its fast routines. Tables:
+Mini-Kinetics-C (Yi et al. 2021); those of mpeg1 and mpeg2 are ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,7 +20,10 @@ from vidrobust.corruptions.clip import level, require_clip
 _TO_YUV = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
 _OFFSET = np.array([16.0, 128.0, 128.0])
 _BYTES_PER_FRAME = 5000  # at 1 Mbit/s and 25 frames a second, about what the benchmark's files have
-_SMALLEST = 32  # libx265 takes nothing smaller
+# libx265 needs as many pixels a side: of less it reads, and even writes, where it should not
+_SMALLEST = {"libx265": 72}
+# libx264's fast routines read memory that nobody wrote, and decide by it; libx265 tells of everything it does
+_PLAIN = {"libx264": "asm=0", "libx265": "log-level=none:pools=none:frame-threads=1"}
 
 
 class MissingEncoder(RuntimeError):
@@ -73,7 +77,7 @@ def bit_error(clip: np.ndarray, severity: int, rng: np.random.Generator, fps: fl
     longer video, the first of several frames is whole. A short clip at low severity may come through whole.
     """
     once_in = level(clip, severity, (100_000, 50_000, 30_000, 20_000, 10_000))
-    stream = _encode(clip, "libx264", fps, {"crf": "23", "x264-params": _SLICED})
+    stream = _encode(clip, "libx264", fps, {"crf": "23"}, _SLICED)
     whole = min(len(stream.packets) - 1, 1)
     exposed = sum(len(content) for content, _ in stream.packets[whole:])
     rate = len(clip) * _BYTES_PER_FRAME / (once_in * exposed)
@@ -92,7 +96,7 @@ def packet_loss(clip: np.ndarray, severity: int, rng: np.random.Generator, fps: 
     As in `bit_error`, the first of several frames arrives, and short clips may come through whole.
     """
     chance = level(clip, severity, (0.01, 0.02, 0.03, 0.04, 0.06))
-    stream = _encode(clip, "libx264", fps, {"crf": "23", "x264-params": _SLICED})
+    stream = _encode(clip, "libx264", fps, {"crf": "23"}, _SLICED)
     whole = min(len(stream.packets) - 1, 1)
     packets = stream.packets[:whole]
     for content, shown in stream.packets[whole:]:
@@ -101,7 +105,7 @@ def packet_loss(clip: np.ndarray, severity: int, rng: np.random.Generator, fps: 
     return _decode(stream.with_packets(packets))
 
 
-_SLICED = "slices=4:slice-max-size=1200"
+_SLICED = ("slices=4", "slice-max-size=1200")
 _START = b"\x00\x00\x01"  # of a unit in an H.264 stream, which never holds it inside
 
 
@@ -124,9 +128,10 @@ class _Stream:
 
 
 def _encode(
-    clip: np.ndarray, encoder: str, fps: float, options: dict[str, str], quantiser: int = 0, rate: int = 0
-) -> _Stream:
-    """quantiser: a constant one, for MPEG-1 and 2. rate: bits a second."""
+    clip: np.ndarray, encoder: str, fps: float, options: dict[str, str], more: Sequence[str] = (), quantiser: int = 0,
+    rate: int = 0,
+) -> _Stream:  # fmt: skip
+    """options: FFmpeg's; more: the encoder's own. quantiser: a constant one, for MPEG-1 and 2. rate: bits a second."""
     try:
         kind = av.codec.Codec(encoder, "w")
     except av.codec.codec.UnknownCodecError:
@@ -134,15 +139,16 @@ def _encode(
             f"this PyAV has no encoder {encoder}: install PyAV's wheel (pip install --force-reinstall av), which has it"
         ) from None
     height, width = clip.shape[1:3]
-    tall, wide = (max(side + side % 2, _SMALLEST) for side in (height, width))
+    tall, wide = (max(side + side % 2, _SMALLEST.get(encoder, 16)) for side in (height, width))
     padded = np.pad(clip, ((0, 0), (0, tall - height), (0, wide - width), (0, 0)), mode="edge")
     context = kind.create("video")
     context.width, context.height, context.pix_fmt, context.thread_count = wide, tall, "yuv420p", 1
     context.framerate = Fraction(fps).limit_denominator(1001) if fps > 0 else Fraction(25)
     context.time_base = 1 / context.framerate
     context.flags |= Flags.global_header  # what describes the stream is apart from it, as in a file
-    quiet = {"x265-params": "log-level=none:pools=none:frame-threads=1"} if encoder == "libx265" else {}
-    context.options = options | quiet
+    if encoder in _PLAIN:
+        options = options | {f"{encoder[3:]}-params": ":".join([_PLAIN[encoder], *more])}
+    context.options = options
     if quantiser:
         context.qmin = context.qmax = quantiser
     if rate:

@@ -19,7 +19,7 @@ def frame_rate(
     frames: int, severity: int, rng: np.random.Generator, fps: float = 25.0,
     rates: Sequence[float] = (20, 16, 12, 9, 6),
 ) -> np.ndarray:  # fmt: skip
-    """20 to 6 frames a second, each held until the next. fps: those of the video; nothing happens where it has fewer."""
+    """20 to 6 frames a second, each held until the next. fps: of the video; where it has fewer nothing happens."""
     rate = pick(severity, rates)
     at = np.arange(frames)
     if not 0 < rate < fps:
@@ -100,6 +100,7 @@ def static_translate(clip: np.ndarray, severity: int, rng: np.random.Generator) 
 
 def translate(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """As `static_translate`, a draw a frame: a camera that shakes."""
+    require_clip(clip)
     return each_frame(clip, lambda frame: _shifted(frame, *_offset(clip, severity, rng)))
 
 

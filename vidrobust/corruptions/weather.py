@@ -49,7 +49,7 @@ def frost(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     ImageNet-C mixes in photographs of frost; here crystals are drawn, with those weights.
     """
     kept, ice = level(clip, severity, ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)))
-    pane = np.float32(ice) * _crystals(*clip.shape[1:3], rng)
+    pane = np.float32(ice) * _crystals(clip.shape[1], clip.shape[2], rng)
     return each_frame(clip, lambda frame: frame * np.float32(kept) + pane)
 
 
@@ -65,7 +65,7 @@ def _crystals(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         )
         needles = torch.maximum(needles, (smeared / smeared.std()) * torch.sigmoid(3 * patch / patch.std()))
     y, x = torch.linspace(-1, 1, height).view(-1, 1), torch.linspace(-1, 1, width)
-    rim = (0.35 + 0.65 * torch.maximum(y.abs().expand(height, width), x.abs().expand(height, width)) ** 2)
+    rim = 0.35 + 0.65 * torch.maximum(y.abs().expand(height, width), x.abs().expand(height, width)) ** 2
     ice = (needles / needles.quantile(0.98)).clamp(0, 1) * rim + 0.25 * rim
     tint = np.array([0.85, 0.95, 1.0], np.float32)  # ice is a little blue
     return 255 * ice.clamp(0, 1).numpy()[..., None] * tint
@@ -156,8 +156,8 @@ def spatter(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
     liquid = loc + (liquid - liquid.mean()) / liquid.std().clamp(min=1e-6) * sigma * _kept_by(blur)
     liquid = torch.where(liquid < threshold, 0, liquid)
     if mud:
-        cover = gaussian_filter(height, width, pixels(clip, strength, severity))((liquid > threshold).float())
-        cover = torch.where(cover < 0.8, 0, cover).numpy()[..., None]
+        thick = gaussian_filter(height, width, pixels(clip, strength, severity))((liquid > threshold).float())
+        cover = torch.where(thick < 0.8, 0, thick).numpy()[..., None]
         brown = np.array([63, 42, 20], np.float32) * cover
         return each_frame(clip, lambda frame: frame * (1 - cover) + brown)
     shine = (liquid * _relief(liquid > 0)).numpy()

@@ -1,0 +1,87 @@
+import colorsys
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.corruptions.clips import smooth_clip
+from vidrobust.corruptions import corrupt
+from vidrobust.corruptions.digital import _random_affine, _sampled
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def colours(count: int = 300) -> np.ndarray:
+    """(1, 1, count + 3, 3): any, and black, gray and white."""
+    found = rng(5).integers(0, 256, (1, 1, count, 3), dtype=np.uint8)
+    return np.concatenate([found, np.array([[[[0] * 3, [90] * 3, [255] * 3]]], np.uint8)], 2)
+
+
+def through_hsv(clip, change):
+    """Pixel by pixel, by the standard library."""
+    flat = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*(p / 255)))) for p in clip.reshape(-1, 3)]
+    return 255 * np.array(flat).reshape(clip.shape)
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_brightness_is_the_value_of_hsv(severity):
+    expected = through_hsv(colours(), lambda h, s, v: (h, s, min(v + severity / 10, 1)))
+    assert np.abs(corrupt(colours(), "brightness", severity, rng()) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("severity", "factor", "added"), [(1, 0.3, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)])
+def test_saturate_is_the_saturation_of_hsv(severity, factor, added):
+    expected = through_hsv(colours(), lambda h, s, v: (h, min(s * factor + added, 1), v))
+    assert np.abs(corrupt(colours(), "saturate", severity, rng()) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("name", "severity", "kept"), [("contrast", 5, 0.05), ("contrast_kinetics", 5, 0.1)])
+def test_contrast_pulls_towards_each_frames_mean(name, severity, kept):
+    clip = np.concatenate([smooth_clip(1), smooth_clip(1) // 3])
+    means = clip.mean((1, 2), keepdims=True)
+    assert np.abs(corrupt(clip, name, severity, rng()) - ((clip - means) * kept + means)).max() <= 0.51
+
+
+def test_pixelate_is_the_mean_of_blocks():
+    clip = smooth_clip(1, 64, 96)
+    found = corrupt(clip, "pixelate", 5, rng())[0]
+    blocks = clip[0].reshape(16, 4, 24, 4, 3).mean((1, 3))
+    assert np.abs(found - blocks.repeat(4, 0).repeat(4, 1)).max() <= 1
+
+
+def test_jpeg_is_pillows():
+    clip = smooth_clip(2, 40, 60)
+    file = io.BytesIO()
+    Image.fromarray(clip[1]).save(file, "JPEG", quality=15)
+    assert (corrupt(clip, "jpeg_compression", 3, rng())[1] == np.asarray(Image.open(file))).all()
+
+
+def test_sampling_reads_where_it_is_told():
+    clip = smooth_clip(2, 30, 44)
+    y, x = torch.meshgrid(torch.arange(30.0), torch.arange(44.0), indexing="ij")
+    assert (_sampled(clip, torch.stack([y, x])) == clip).all()
+    assert (_sampled(clip, torch.stack([y, x + 3]))[:, :, :41] == clip[:, :, 3:]).all()
+    beyond = _sampled(clip, torch.stack([y - 5, x]))
+    assert (beyond[:, 5:] == clip[:, :-5]).all() and (beyond[:, 4] == clip[:, 1]).all(), "mirrored"
+
+
+def test_an_affine_map_takes_three_points_where_they_were():
+    affine = _random_affine(90, 120, 6, rng()).numpy()
+    points = np.array([45, 60]) + 30 * np.array([[1, 1], [1, -1], [-1, -1]])
+    moved = points + rng().uniform(-6, 6, (3, 2))
+    back = np.column_stack([moved, np.ones(3)]) @ affine.T
+    assert np.abs(back - points).max() < 1e-3
+    assert np.abs(_random_affine(90, 120, 0, rng()).numpy() - np.eye(2, 3)).max() < 1e-5
+
+
+def test_elastic_bends_more_and_more_at_the_severities_that_bend():
+    grid = np.zeros((1, 112, 112, 3), np.uint8)
+    grid[:, ::8] = grid[:, :, ::8] = 255
+    errors = [np.mean([np.abs(corrupt(grid, "elastic_transform", s, rng(k)).astype(float) - grid).mean()
+                       for k in range(5)]) for s in (3, 4, 5)]  # fmt: skip
+    assert errors == sorted(errors)
+    assert corrupt(grid, "elastic_transform", 1, rng()).max() > 100, "recognisable"

@@ -1,0 +1,110 @@
+"""On videos whose frames say their number."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import counting_frames, read_numbers
+from vidrobust.corruptions import INDEX_MAPS, SEVERITIES, corrupt
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def shown(name: str, severity: int, frames: int = 48, seed: int = 0, **options: float) -> list[int]:
+    """The numbers of the frames that come out."""
+    return read_numbers(corrupt(counting_frames(frames, 16), name, severity, rng(seed), **options))
+
+
+@pytest.mark.parametrize("name", INDEX_MAPS)
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 64, 200])
+def test_the_map_is_what_the_corruption_shows(name, frames):
+    for severity in SEVERITIES:
+        indices = INDEX_MAPS[name](frames, severity, rng(4))
+        assert indices.shape == (frames,) and indices.min() >= 0 and indices.max() < frames
+        if frames > 1:
+            assert shown(name, severity, frames, seed=4) == indices.tolist()
+
+
+def test_frame_rate_holds_frames_and_shows_none_before_its_time():
+    assert shown("frame_rate", 1, 11) == [0, 0, 2, 3, 4, 5, 5, 7, 8, 9, 10]  # 20 of 25: every fifth is lost
+    for severity, rate in enumerate((20, 16, 12, 9, 6), 1):
+        found = shown("frame_rate", severity, 100)
+        assert len(set(found)) == rate * 4 and found == sorted(found)
+        assert all(0 <= at - number < 25 / rate for at, number in enumerate(found))
+    assert shown("frame_rate", 3, fps=12) == list(range(48)), "a video of 12 frames a second has no more to lose"
+    assert len(set(shown("frame_rate", 3, 120, fps=30))) == 48 and len(set(shown("frame_rate_ssv2", 5, 100))) == 8
+
+
+def test_sampling_shows_every_nth_frame_and_begins_again():
+    assert shown("sampling", 1, 10) == [0, 2, 4, 6, 8, 0, 2, 4, 6, 8]
+    assert shown("sampling", 3, 20)[:6] == [0, 8, 16, 0, 8, 16]
+    assert shown("reverse_sampling", 1, 10) == [8, 6, 4, 2, 0, 8, 6, 4, 2, 0]
+    assert shown("reverse_sampling", 5, 40)[:3] == [32, 0, 32]
+
+
+def test_jumble_stays_within_segments_and_box_jumble_keeps_them():
+    for severity, length in enumerate((32, 16, 8, 4, 2), 1):
+        found = shown("jumble", severity, 70)
+        for start in range(0, 70, length):
+            assert sorted(found[start : start + length]) == list(range(start, min(start + length, 70)))
+        assert found != list(range(70))
+    for severity, length in enumerate((4, 9, 16, 25, 36), 1):
+        found = shown("box_jumble", severity, 120, seed=2)
+        assert sorted(found) == list(range(120)) and found != list(range(120))
+        jumps = [at for at in range(1, 120) if found[at] != found[at - 1] + 1]
+        assert all(found[at] % length == 0 for at in [0, *jumps])
+
+
+def test_freeze_keeps_a_share_of_the_frames_each_until_the_next():
+    for severity, kept in enumerate((40, 20, 10, 5, 1), 1):
+        found = shown("freeze", severity, 100)
+        assert len(set(found)) == kept and found == sorted(found)
+        first = found[0]
+        assert all(number <= at for at, number in enumerate(found) if at >= first), "nothing comes before its time"
+        assert all(found[number] == number for number in set(found))
+    assert len(set(shown("freeze", 4, 10))) == 2
+
+
+def test_frame_drop_loses_a_share_and_the_last_that_came_stays():
+    for severity, chance in enumerate((0.1, 0.2, 0.35, 0.5, 0.7), 1):
+        found = shown("frame_drop", severity, 2000)
+        assert len(set(found)) / 2000 == pytest.approx(1 - chance, abs=0.05) and found[0] == 0
+        assert all(number == at or number == found[at - 1] for at, number in enumerate(found))
+
+
+@pytest.mark.parametrize(("name", "severity", "reach"), [("temporal_blur", 1, 3), ("temporal_blur_ssv2", 5, 6)])
+def test_temporal_blur_is_the_mean_of_the_frames_around(name, severity, reach):
+    clip = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 3), dtype=np.uint8)
+    found = corrupt(clip, name, severity, rng())
+    for t in range(20):
+        expected = clip[max(t - reach, 0) : t + reach].astype(float).mean(0)
+        assert np.abs(found[t] - expected).max() <= 0.51
+
+
+def test_translations_move_by_whole_pixels_within_their_bounds():
+    clip = np.random.default_rng(0).integers(1, 256, (6, 56, 60, 3), dtype=np.uint8)
+    for name, same in (("static_translate", True), ("translate", False)):
+        moves = []
+        for before, after in zip(clip, corrupt(clip, name, 5, rng()), strict=True):
+            dy, dx = next(
+                (dy, dx) for dy in range(-10, 11) for dx in range(-10, 11)
+                if (after == _moved(before, dy, dx)).all()
+            )  # fmt: skip
+            moves.append((dy, dx))
+        assert (len(set(moves)) == 1) == same and moves[0] != (0, 0), moves
+
+
+def _moved(frame, dy, dx):
+    padded = np.pad(frame, ((10, 10), (10, 10), (0, 0)))
+    return padded[10 - dy : 66 - dy, 10 - dx : 70 - dx]
+
+
+def test_rotations():
+    clip = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
+    turned = corrupt(clip, "static_rotate", 5, rng())
+    assert (turned == np.rot90(clip, 1, (1, 2))).all()
+    white = np.full((40, 40, 40, 3), 255, np.uint8)
+    corners = corrupt(white, "rotate", 5, rng())
+    share = [(frame == 0).mean() for frame in corners]
+    assert len({round(s, 3) for s in share}) > 5 and max(share) < 0.25, "another angle a frame, 31 degrees at most"
