@@ -19,12 +19,25 @@ from yaml import YAMLError
 
 from vidrobust.attacks import parse_threat
 from vidrobust.attacks.threat import require_fit
+from vidrobust.corruptions import expand
 from vidrobust.errors import UserError, nearest
-from vidrobust.options import Adversary, Augment, Config, Data, Eval, Method, Model, MotionShapes, Optim, Train
+from vidrobust.options import (
+    Adversary,
+    Augment,
+    Config,
+    Corruption,
+    Data,
+    Eval,
+    Method,
+    Model,
+    MotionShapes,
+    Optim,
+    Train,
+)
 
 __all__ = [
-    "Adversary", "Augment", "Config", "Data", "Eval", "Method", "Model", "MotionShapes", "Optim", "Train", "config_sha",
-    "differences", "get", "help_text", "load", "loads", "options", "to_yaml",
+    "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "Method", "Model", "MotionShapes", "Optim", "Train",
+    "config_sha", "differences", "get", "help_text", "load", "loads", "options", "to_yaml",
 ]  # fmt: skip
 
 
@@ -247,6 +260,7 @@ def _check_together(cfg: Config) -> None:
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     _check_threats(cfg)
+    _check_corruptions(cfg)
     if cfg.eval.crops == 2:
         raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
     if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
@@ -267,5 +281,19 @@ def _check_threats(cfg: Config) -> None:
             require_fit(threat, clip)
     except ValueError as error:
         raise UserError(f"eval.threats: {error}") from None
-    if not threats or len(set(threats)) != len(threats):
-        raise UserError(f"eval.threats=[{','.join(names)}]: list different budgets, at least one")
+    if len(set(threats)) != len(threats):
+        raise UserError(f"eval.threats=[{','.join(names)}]: list different budgets")
+
+
+def _check_corruptions(cfg: Config) -> None:
+    c = cfg.eval.corruption
+    try:
+        names = expand(c.names)
+    except ValueError as error:
+        raise UserError(f"eval.corruption.names: {error}") from None
+    if len(set(c.severities)) != len(c.severities) or not c.severities:
+        raise UserError(f"eval.corruption.severities={c.severities}: list different ones, at least one")
+    if c.baseline and not names:
+        raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
+    if not names and not cfg.eval.threats:
+        raise UserError("eval.threats and eval.corruption.names are both empty: nothing to measure")

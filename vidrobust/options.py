@@ -140,6 +140,20 @@ class Train:
 
 
 @dataclass
+class Corruption:
+    names: list[str] = option(
+        [], "corruptions after which accuracy is measured: names, or imagenet-c, mini-kinetics-c, ssv2-c, ucf101-p, "
+        "quick, all (docs/corruptions.md); empty: none",
+    )  # fmt: skip
+    severities: list[int] = option([1, 2, 3, 4, 5], "at which severities", low=1, high=5)
+    place: str = option(
+        "source", "source: before crop and resize, as the benchmarks do; view: the crop that the model sees",
+        choices=("source", "view"),
+    )  # fmt: skip
+    baseline: str = option("", "summary.json of another model's corruptions, to which mCE is relative; empty: none")
+
+
+@dataclass
 class Eval:
     enabled: bool = option(True, "measure at the end of training")
     name: str = option("pgd", "folder of the results, under the run's eval/")
@@ -156,7 +170,8 @@ class Eval:
     )  # fmt: skip
     threats: list[str] = option(
         ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
-        "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1",
+        "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1; "
+        "empty: no attack, where eval.corruption.names has something to measure",
     )
     steps: int = option(20, "steps of a single attack such as pgd", low=1)
     restarts: int = option(1, "restarts of a single attack; the best of a sample counts", low=1)
@@ -173,6 +188,7 @@ class Eval:
     branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
     pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
+    corruption: Corruption = field(default_factory=Corruption)
 
 
 @dataclass

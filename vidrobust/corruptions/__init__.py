@@ -44,8 +44,8 @@ from vidrobust.corruptions.temporal import (
 from vidrobust.corruptions.weather import fog, frost, rain, snow, spatter
 
 __all__ = [
-    "BENCHMARKS", "CORRUPTIONS", "INDEX_MAPS", "SEVERITIES", "Corrupt", "Corruption", "IndexMap", "MissingEncoder",
-    "corrupt", "expand", "h264",
+    "BENCHMARKS", "CONSECUTIVE", "CORRUPTIONS", "INDEX_MAPS", "SEVERITIES", "Corrupt", "Corruption", "IndexMap",
+    "MissingEncoder", "corrupt", "expand", "h264", "map_frames",
 ]  # fmt: skip
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -102,6 +102,10 @@ _IMAGENET_C = [
 _SHARED_C = ["shot_noise", "rain", "contrast_kinetics", "brightness", "saturate", "fog", "bit_error", "packet_loss",
              "h264_crf", "h264_abr", "h265_crf", "h265_abr"]  # fmt: skip
 
+# those that need consecutive frames, where a clip skips some
+CONSECUTIVE = ("temporal_blur", "temporal_blur_ssv2", "h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2",
+               "bit_error", "packet_loss")  # fmt: skip
+
 # the names of a published set; any of them may stand where names of corruptions are asked for
 BENCHMARKS: dict[str, list[str]] = {
     "imagenet-c": _IMAGENET_C,
@@ -139,6 +143,11 @@ def corrupt(clip: np.ndarray, name: str, severity: int, rng: np.random.Generator
     if name not in CORRUPTIONS:
         raise ValueError(f"no corruption {name!r}; there are {', '.join(CORRUPTIONS)}")
     return CORRUPTIONS[name](clip, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
+
+
+def map_frames(name: str, severity: int, frames: int, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:
+    """(frames,): which frame of a video an index map shows in the place of each. name: of INDEX_MAPS."""
+    return INDEX_MAPS[name](frames, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
 
 
 def _takes_fps(name: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from vidrobust import config
+from vidrobust.data.corrupted import CLEAN, Condition, Corrupted, CorruptedVideos, Place, corrupted_loader
 from vidrobust.data.dataset import (
     Batch,
     ClipDataset,
@@ -16,7 +17,6 @@ from vidrobust.data.dataset import (
     TrainBatches,
     collate,
     loader,
-    worker_deaths,
 )
 from vidrobust.data.decode import BACKENDS, DecodeError, open_video, read_frames
 from vidrobust.data.decoders import require_backend
@@ -56,13 +56,15 @@ from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.scan import apply_manifest, read_manifest, scan
 from vidrobust.data.source import Source, SourceVideos
 from vidrobust.data.synthetic import make_motionshapes
+from vidrobust.data.workers import worker_deaths
 from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 __all__ = [
-    "BACKENDS", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
-    "DecodeError", "Encoding", "EvalBatches", "Failure", "Record", "Source", "SourceVideos", "TrainBatches",
-    "all_records", "apply_manifest", "build_records", "collate", "dense_clips", "eval_dataset", "find_format",
+    "BACKENDS", "CLEAN", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
+    "Condition", "Corrupted", "CorruptedVideos", "DecodeError", "Encoding", "EvalBatches", "Failure", "Record",
+    "Source", "SourceVideos", "TrainBatches", "all_records", "apply_manifest", "build_records", "collate",
+    "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
     "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "kinetics", "loader", "make_motionshapes",
     "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest", "records_sha", "reencode",
     "require_labels", "scan", "segment_clips", "shared_sources", "source_videos", "split_by_group",
@@ -181,6 +183,19 @@ def source_videos(cfg: config.Data, records: list[Record], clips: int, sampling:
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
     return SourceVideos(
         records, spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), short_side=cfg.short_side, size=cfg.size,
+        backend=cfg.backend, timeout_s=cfg.timeout_s,
+    )  # fmt: skip
+
+
+def corrupted_videos(
+    cfg: config.Data, records: list[Record], clips: int, sampling: str, place: str, seed: int
+) -> CorruptedVideos:
+    """`clips` clips of each video, as `eval_dataset` cuts them, to be corrupted; its `work` is empty as yet."""
+    require_backend(cfg.backend)
+    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
+    return CorruptedVideos(
+        records, [], spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
+        AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side), place=cast(Place, place), seed=seed,
         backend=cfg.backend, timeout_s=cfg.timeout_s,
     )  # fmt: skip
 

@@ -6,18 +6,12 @@ that does not decode becomes a `Failure`; whoever reads the batch decides what t
 that replaced it, evaluation writes a failed row).
 """
 
-import gc
 import itertools
 import mmap
-import multiprocessing
 import os
 import pickle
-import signal
-import sys
-import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +26,7 @@ from vidrobust.data.images import in_memory
 from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
+from vidrobust.data.workers import start_worker
 from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec, draw_view
 
@@ -298,47 +293,6 @@ def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], 
     """
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=_start_worker,
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=start_worker,
         generator=torch.Generator(),
     )  # fmt: skip
-
-
-@contextmanager
-def worker_deaths(dataset: ClipDataset) -> Iterator[None]:
-    """A worker that dies inside, killed for memory for one, becomes a UserError that names the file it was reading."""
-    try:
-        yield
-    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while its batch was fetched
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        dead = _dead_readers(dataset, str(error))
-        if not (dead or isinstance(error, RuntimeError)):
-            raise
-        paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
-        raise UserError(
-            f"a loader process died while it read {paths} ({str(error).strip() or 'no batch came'}); was memory short? "
-            "lower data.workers"
-        ) from None
-
-
-def _dead_readers(dataset: ClipDataset, error: str) -> list[int]:
-    """What the workers read that are dead, or named in an error; one that has closed its pipe has a second to die."""
-    deadline, rows = time.monotonic() + 1, [row for row in dataset.reading.tolist() if row[0] > 0]
-    while True:
-        alive = {child.pid for child in multiprocessing.active_children()}
-        dead = [index for pid, index in rows if pid not in alive or str(pid) in error]
-        if dead or time.monotonic() > deadline:
-            return dead
-        time.sleep(0.02)
-
-
-def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _tell_unless_left
-    gc.freeze()  # a collection would write to, and so copy, every object that is shared with the parent
-
-
-def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Of a worker's threads: that the loader's owner stopped in the middle of taking a batch is no news."""
-    if not isinstance(error, EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, trace)

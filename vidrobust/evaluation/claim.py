@@ -16,7 +16,8 @@ _FREE = ("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.n
 
 # what an evaluation leaves in its folder
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
-          "summary.json", "report.md", "curve.png", "clips/*.npz", "clips/*.png")  # fmt: skip
+          "corruptions*.jsonl", "summary.json", "report.md", "curve.png", "corruptions.png", "corruption_curves.png",
+          "clips/*.npz", "clips/*.png")  # fmt: skip
 
 
 def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:

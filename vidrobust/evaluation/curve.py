@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
+from vidrobust.evaluation.rows import Row
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import families
-
-Row = dict[str, Any]
 
 
 def robust_curve(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> list[Row]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.attacks import ThreatModel, parse_threat, self_checks
+from vidrobust.corruptions import expand
 from vidrobust.data import (
-    FOLDED,
     ClipDataset,
     Record,
     build_records,
+    corrupted_videos,
     eval_dataset,
     require_labels,
     shared_sources,
@@ -26,14 +27,19 @@ from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
 from vidrobust.evaluation.claim import claim, identify
-from vidrobust.evaluation.curve import Row, median_norms, robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.corruption import (
+    check_corruptions,
+    corruption_table,
+    evaluate_corruptions,
+    read_baseline,
+)
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
-from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import Suite, covered, families, require_defined
+from vidrobust.evaluation.summary import about, attacked
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
@@ -57,13 +63,15 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
 def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Measure a checkpoint's `state` on the test list; fills `out` and returns its summary. Every rank calls it.
 
-    Writes predictions.jsonl (a row a video), results.jsonl (a row a video and budget), summary.json, report.md and
-    its pictures. Killed and called again it goes on where it was, with the same summary. Raises UserError for a
-    folder that holds another evaluation (overwrite: it is replaced), and, after everything is written, when videos
-    did not decode.
+    Writes predictions.jsonl (a row a video), results.jsonl (a row a video and budget), corruptions.jsonl (a row a video
+    and corruption), summary.json, report.md and its pictures. Killed and called again it goes on where it was, with
+    the same summary. Raises UserError for a folder that holds another evaluation (overwrite: it is replaced), and,
+    after everything is written, when videos did not decode.
     """
     device = distributed.start(cfg.device)
     suite, threats = check_suite(cfg)
+    check_corruptions(cfg.eval.corruption.names, cfg.data.frames)
+    baseline = read_baseline(cfg.eval.corruption.baseline)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     identity = identify(cfg, state, train, test)
@@ -79,7 +87,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         summary = json.loads(done.read_text())
     else:
         summary = _measure(
-            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out
+            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out, baseline
         ) | identity  # fmt: skip
         if main:
             _write(done, json.dumps(summary, indent=2) + "\n")
@@ -144,7 +152,7 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 
 def _measure(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
-    test: list[Record], classes: list[str], out: Path,
+    test: list[Record], classes: list[str], out: Path, baseline: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = _evenly(len(test), cfg.eval.limit)
@@ -157,17 +165,55 @@ def _measure(
             distributed.broadcast(found.probe.parameters())
         if distributed.rank() == 0:
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
-        predict, clips = _classifier(model, head, found, device), eval_dataset(cfg.data, test, 1)
-        doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
-        what = "a clip of each" if cfg.eval.unit == "clip" else "source frames"
-        log.info(f"attacking {len(indices)} videos ({what}), {suite}, {len(threats)} budgets")
-        videos = clips if cfg.eval.unit == "clip" else source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
-        rows = evaluate_robust(
-            predict, videos, indices, threats, out, suite=suite,
-            seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
-            pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
-        )  # fmt: skip
-    return _summary(cfg, rows, threats, suite, found, gallery[0], classes, doubts)
+        predict = _classifier(model, head, found, device)
+        measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
+        corruption = _corruptions(cfg, predict, test, indices, classes, baseline, out, device)
+        clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
+        measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
+        measured["corruption"] = corruption
+    failed = measured["failed"]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        measured["warnings"].append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}")
+    return measured
+
+
+def _attacks(
+    cfg: config.Config, suite: Suite, threats: list[ThreatModel], predict: Callable[[Tensor], Tensor],
+    test: list[Record], indices: list[int], out: Path, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """What a summary says of attacks."""
+    if not threats:
+        return {"curve": [], "warnings": []}
+    clips = eval_dataset(cfg.data, test, 1)
+    doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
+    what = "a clip of each" if cfg.eval.unit == "clip" else "source frames"
+    log.info(f"attacking {len(indices)} videos ({what}), {suite}, {len(threats)} budgets")
+    videos = clips if cfg.eval.unit == "clip" else source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
+    rows = evaluate_robust(
+        predict, videos, indices, threats, out, suite=suite,
+        seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+        pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
+    )  # fmt: skip
+    return attacked(cfg, rows, threats, suite, doubts)
+
+
+def _corruptions(
+    cfg: config.Config, predict: Callable[[Tensor], Tensor], test: list[Record], indices: list[int],
+    classes: list[str], baseline: dict[str, Any] | None, out: Path, device: torch.device,
+) -> dict[str, Any] | None:  # fmt: skip
+    """What a summary says of corruptions."""
+    c, views = cfg.eval.corruption, cfg.eval.clips if cfg.eval.unit == "video" else 1
+    names = expand(c.names)
+    if not names:
+        return None
+    log.info(f"corrupting {len(indices)} videos ({views} clips of each), {len(names)} x {len(c.severities)}")
+    videos = corrupted_videos(cfg.data, test, views, cfg.eval.sampling, c.place, cfg.seed)
+    rows = evaluate_corruptions(
+        predict, videos, indices, names, c.severities, out, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
+        device=device,
+    )  # fmt: skip
+    return corruption_table(rows, c.severities, classes, baseline) | {"place": c.place}
 
 
 def _checks(
@@ -236,56 +282,6 @@ def _classifier(
     assert found.probe is not None
     probe = found.probe.to(device)
     return lambda x: probe(model.backbone(x).float())
-
-
-def _summary(
-    cfg: config.Config, rows: list[Row], threats: list[ThreatModel], suite: Suite, found: Representation,
-    gallery: Features, classes: list[str], doubts: list[str],
-) -> dict[str, Any]:  # fmt: skip
-    curve = robust_curve(rows, threats)
-    failed = [failure.reason for failure in gallery.failed + found.asked.failed]
-    clean, withstood = rows[:: len(curve)], robust_to_all(rows)  # one row a video
-    rounded = robust_to_all(rows, lambda row: row["uint8_pred"] == row["label"])
-    one_family = len(families(threats)) == 1
-    warnings = doubts + suite_warnings(rows, curve)
-    if failed:
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        warnings.append(f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}")
-    return {
-        "dataset": cfg.data.name,
-        "split": (f"validation {cfg.data.validation:g}" if cfg.data.validation else "test")
-        + (f", fold {cfg.data.fold}" if cfg.data.name in FOLDED else ""),
-        "n": len(clean),
-        "clean_acc": sum(row["clean_pred"] == row["label"] for row in clean) / len(clean),
-        "clean_acc_h264": sum(row["clean_h264_pred"] == row["label"] for row in clean) / len(clean)
-        if cfg.eval.h264
-        else None,
-        # over all threats; of one family that is its largest
-        "robust_acc": sum(withstood) / len(withstood),
-        "robust_acc_uint8": sum(rounded) / len(rounded),
-        "ci95": list(wilson(sum(withstood), len(withstood))),
-        "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")} if one_family else None,
-        "threats": [str(threat) for threat in threats],
-        "suite": str(suite),
-        "median_norm": median_norms(rows, threats) if suite.smallest else None,
-        "attacks": sorted({name for c in curve for name in c["passes"]}),
-        "unit": cfg.eval.unit,
-        "branch": cfg.eval.branch,
-        "views": {
-            "attack": f"{cfg.eval.clips}x{cfg.eval.crops}" if cfg.eval.unit == "video" else "1x1",
-            "representation": f"{cfg.eval.clips}x1",
-        },
-        "chance": 1 / len(classes),
-        "classifier": "own head" if "head" in found.predictions else "linear probe",
-        "representation": found.accuracies(),
-        "curve": curve,
-        "knn": {
-            "k": min(cfg.eval.knn_k, gallery.features.shape[0] * cfg.eval.clips),
-            "temperature": cfg.eval.knn_temperature,
-        },
-        "failed": failed,
-        "warnings": warnings,
-    }
 
 
 def _evenly(n: int, limit: int) -> list[int]:

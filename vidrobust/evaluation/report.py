@@ -7,15 +7,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation.corruption_report import corruption_lines
 from vidrobust.evaluation.robust import timings
 
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
-    """Write out/report.md, out/curve.png (of threats with several budgets) and a picture a clip of out/clips/*.npz."""
+    """Write out/report.md and its pictures: curve.png (of threats with several budgets), one a clip of clips/*.npz,
+    corruptions.png and corruption_curves.png."""
     drawn = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
     lines = [
-        f"# {summary['dataset']}, {summary['split']}: {summary['n']} videos attacked",
+        f"# {summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}",
         "",
         f"{summary['checkpoint']}; norm branch `{summary['branch']}`; chance {_percent(summary['chance'])}.",
         "",
@@ -28,6 +30,21 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         "|---|---|---|",
         *_representation_rows(summary["representation"]),
         "",
+        *(_attack_lines(out, summary) if summary["curve"] else []),
+        *(["![robust accuracy](curve.png)", ""] if drawn else []),
+        *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
+        *corruption_lines(out, summary["corruption"]),
+        *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
+    ]
+    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _done(summary: dict[str, Any]) -> str:
+    return " and ".join((["attacked"] if summary["curve"] else []) + (["corrupted"] if summary["corruption"] else []))
+
+
+def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:
+    return [
         "## How robust it is",
         "",
         f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} "
@@ -42,11 +59,7 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         "",
         *_median_rows(summary["median_norm"]),
         *_attack_rows(summary["curve"], timings(out)),
-        *(["![robust accuracy](curve.png)", ""] if drawn else []),
-        *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
-        *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
     ]
-    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def _representation_rows(found: dict[str, Any]) -> list[str]:

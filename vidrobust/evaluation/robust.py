@@ -1,7 +1,6 @@
 """Robust accuracy: the worst that attacks find within a budget, row by row."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,10 @@ from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
-from vidrobust.evaluation.curve import Row
 from vidrobust.evaluation.memory import MicroBatches
+from vidrobust.evaluation.rows import Row, appending, merged, suffix, unfinished
 from vidrobust.evaluation.suite import Suite, families
 from vidrobust.evaluation.units import Unit, clip_units, video_units
-from vidrobust.files import replacing
 
 
 def evaluate_robust(
@@ -53,7 +51,8 @@ def evaluate_robust(
     groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     if isinstance(dataset, SourceVideos):
         groups = [[index] for index in indices]
-    left = _unfinished(out, groups, len(threats))
+    pairs = [[(index, str(threat)) for index in group for threat in threats] for group in groups]
+    left = unfinished(out, "results", "threat", pairs)
     share = left[distributed.rank() :: distributed.world()]
     bounded = MicroBatches(predict, batch_size)
     bar = tqdm(total=len(share), desc="attack", leave=False, disable=distributed.rank() > 0 or not sys.stderr.isatty())
@@ -62,64 +61,16 @@ def evaluate_robust(
         video_units(bounded, dataset, wanted, crops, device) if isinstance(dataset, SourceVideos)
         else clip_units(bounded, dataset, wanted, workers, device)
     )  # fmt: skip
-    with open(out / f"results{_suffix()}.jsonl", "a") as file, open(out / f"timing{_suffix()}.jsonl", "a") as timing:
+    with appending(out, "results") as append, open(out / f"timing{suffix()}.jsonl", "a") as timing:
         for number, unit in zip(share, units, strict=True):
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
             new, seconds = _attack_unit(unit, families(threats), suite, generator, out / "clips", pictures, h264_crf)
-            file.write("".join(json.dumps(row) + "\n" for row in new))
-            file.flush()
-            os.fsync(file.fileno())
+            append(new)
             timing.write(json.dumps(seconds) + "\n")
             timing.flush()
             bar.update()
     bar.close()
-    return _merged(out, groups, len(threats))
-
-
-def _suffix() -> str:
-    return f".rank{distributed.rank()}" if distributed.rank() else ""
-
-
-def _read_rows(out: Path) -> dict[int, list[Row]]:
-    """The rows that any rank has written, by the index of the video."""
-    found: dict[int, dict[str, Row]] = {}  # a kill between merging and clearing up leaves rows in two files
-    for path in sorted(out.glob("results*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line at which a kill cut the file
-                break
-            found.setdefault(row["index"], {}).setdefault(row["threat"], row)
-    return {index: list(rows.values()) for index, rows in found.items()}
-
-
-def _unfinished(out: Path, groups: list[list[int]], threats: int) -> list[int]:
-    """The numbers of the batches that have not all their rows; the file is cut down to those that have."""
-    rows = _read_rows(out)
-    distributed.patient_barrier()  # every rank has read what the first is about to rewrite
-    left = [n for n, group in enumerate(groups) if any(len(rows.get(i, [])) < threats for i in group)]
-    kept = [row for n, group in enumerate(groups) if n not in set(left) for i in group for row in rows[i]]
-    _rewrite(out, kept)
-    return left
-
-
-def _merged(out: Path, groups: list[list[int]], threats: int) -> list[Row]:
-    distributed.patient_barrier()  # every rank has written
-    found = _read_rows(out)
-    rows = [row for group in groups for index in group for row in found[index]]
-    assert len(rows) == threats * sum(map(len, groups))
-    distributed.patient_barrier()
-    _rewrite(out, rows)
-    return rows
-
-
-def _rewrite(out: Path, rows: list[Row]) -> None:
-    if distributed.rank() == 0:
-        with replacing(out / "results.jsonl") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        for other in out.glob("results.rank*.jsonl"):
-            other.unlink()
-    distributed.patient_barrier()
+    return merged(out, "results", "threat", pairs)
 
 
 def _attack_unit(

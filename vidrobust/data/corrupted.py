@@ -1,0 +1,167 @@
+"""Videos under many corruptions, each decoded once: in the loader's workers, on the fly."""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vidrobust.corruptions import CONSECUTIVE, INDEX_MAPS, corrupt, map_frames
+from vidrobust.data.child import Child, ChildDied
+from vidrobust.data.dataset import Failure
+from vidrobust.data.decode import DecodeError, checked_frames, open_video, resize
+from vidrobust.data.images import in_memory
+from vidrobust.data.records import Record
+from vidrobust.data.sampling import ClipSpec, Sampler
+from vidrobust.data.workers import start_worker
+from vidrobust.views import AugmentSpec, draw_view
+
+Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
+CLEAN: Condition = ("clean", 0)
+Place = Literal["source", "view"]
+_LARGEST = 256  # pixels of the shorter side: larger frames are shrunk first, as Mini-Kinetics-C does
+_CORRUPT = 3  # a stream of the run's seed (dataset.py has the others)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A video under some conditions: clips (conditions, K, T, size, size, 3) uint8; `failed`: why it has none."""
+
+    index: int
+    conditions: list[Condition]
+    clips: Tensor
+    failed: Failure | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames of the video."""
+
+    frames: np.ndarray
+    numbers: np.ndarray  # (F,), of the frames in the video
+    clips: np.ndarray
+    count: int
+    fps: float
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return self.frames[np.searchsorted(self.numbers, numbers)]
+
+
+class CorruptedVideos(IterableDataset):
+    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by `corrupted_loader`.
+
+    A worker gets whole videos, and decodes each once for all that `work` asks of it.
+    place: "source", corruptions change the frames as they are in the file, before crop and resize, as the benchmarks
+    do (256 pixels at most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
+    the video, codecs and blurs over time get the consecutive frames that a clip spans, all others the frames that it
+    shows. One seed a video, corruption and severity: clips of a video share its draw.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], work: Sequence[tuple[int, list[Condition]]], spec: ClipSpec,
+        sample_clips: Sampler, view: AugmentSpec, *, place: Place = "source", seed: int = 0, backend: str = "auto",
+        timeout_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.records, self.work, self.spec, self.sample_clips, self.view = records, work, spec, sample_clips, view
+        self.place, self.seed, self.backend, self.timeout_s = place, seed, backend, timeout_s
+        self.reading = torch.full((0, 2), -1)  # as ClipDataset has it
+
+    def __iter__(self) -> Iterator[Corrupted]:
+        worker = get_worker_info()
+        videos = list(dict.fromkeys(index for index, _ in self.work))
+        mine = set(videos if worker is None else videos[worker.id :: worker.num_workers])
+        conditions: dict[int, list[list[Condition]]] = {}
+        for index, group in self.work:
+            if index in mine:
+                conditions.setdefault(index, []).append(group)
+        child = Child(self._read, self.timeout_s) if self.timeout_s and hasattr(os, "fork") else None
+        for index, groups in conditions.items():
+            if worker is not None:
+                self.reading[worker.id] = torch.tensor([os.getpid(), index])
+            wanted = [condition for group in groups for condition in group]
+            found = self._found(child, index, wanted)
+            for group in groups:
+                if isinstance(found, Failure):
+                    yield Corrupted(index, group, torch.empty(0), found)
+                else:
+                    clips = np.stack([self._clips(found, index, condition) for condition in group])
+                    yield Corrupted(index, group, torch.from_numpy(clips))
+
+    def _found(self, child: Child | None, index: int, wanted: list[Condition]) -> "_Read | Failure":
+        record = self.records[index]
+        try:
+            if child is None or in_memory(record.path):
+                return self._read(index, wanted)
+            return child(index, wanted)
+        except (DecodeError, ChildDied, ValueError) as error:
+            reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
+            return Failure(index, record.uid, record.label, reason)
+
+    def _read(self, index: int, wanted: list[Condition]) -> _Read:
+        record = self.records[index]
+        if record.bad:
+            raise DecodeError(f"{record.path}: {record.bad} (manifest)")
+        backend = record.backend if self.backend == "auto" else self.backend
+        with open_video(record.path, backend=backend, frames=record.frames) as video:
+            count, fps = video.num_frames, float(video.fps)
+            clips = self.sample_clips(count, self.spec, np.random.default_rng(0))
+            shown = [clips.ravel()]
+            for name, severity in wanted:
+                if name in CONSECUTIVE:
+                    shown += [np.arange(clip.min(), clip.max() + 1) for clip in clips]
+                elif name in INDEX_MAPS:
+                    shown.append(self._mapped(index, (name, severity), count, fps)[clips].ravel())
+            numbers = np.unique(np.concatenate(shown))
+            frames = [self._prepared(frame) for frame in checked_frames(video, record.path, numbers)]
+        return _Read(np.stack(frames), numbers, clips, count, fps)
+
+    def _prepared(self, frame: np.ndarray) -> np.ndarray:
+        """One frame as the corruptions get it."""
+        if self.place == "view":
+            return self._cut(frame[None])[0]
+        height, width = frame.shape[:2]
+        shrink = _LARGEST / min(height, width)
+        return resize(frame[None], round(height * shrink), round(width * shrink)).numpy()[0] if shrink < 1 else frame
+
+    def _cut(self, frames: np.ndarray) -> np.ndarray:
+        """The centre crop that the model sees, as `eval_dataset` cuts it."""
+        draw = draw_view(self.view, frames.shape[1], frames.shape[2], np.random.default_rng(0))
+        box = frames[:, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
+        return resize(np.ascontiguousarray(box), self.view.size, self.view.size).numpy()
+
+    def _rng(self, index: int, condition: Condition) -> np.random.Generator:
+        name, severity = condition
+        return np.random.default_rng([self.seed, _CORRUPT, index, zlib.crc32(name.encode()), severity])
+
+    def _mapped(self, index: int, condition: Condition, count: int, fps: float) -> np.ndarray:
+        return map_frames(*condition, count, self._rng(index, condition), fps)
+
+    def _clips(self, found: _Read, index: int, condition: Condition) -> np.ndarray:
+        """(K, T, size, size, 3) of a video under one condition."""
+        name, severity = condition
+        made = []
+        chosen = self._mapped(index, condition, found.count, found.fps) if name in INDEX_MAPS else None
+        for clip in found.clips:
+            if condition == CLEAN:
+                frames = found[clip]
+            elif chosen is not None:
+                frames = found[chosen[clip]]
+            elif name in CONSECUTIVE:
+                span = found[np.arange(clip.min(), clip.max() + 1)]
+                frames = corrupt(span, name, severity, self._rng(index, condition), found.fps)[clip - clip.min()]
+            else:
+                frames = corrupt(found[clip], name, severity, self._rng(index, condition), found.fps)
+            made.append(frames if self.place == "view" else self._cut(frames))
+        return np.stack(made)
+
+
+def corrupted_loader(dataset: CorruptedVideos, workers: int) -> DataLoader:
+    """A DataLoader that yields `Corrupted`. Loop over it inside `worker_deaths`."""
+    dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
+    return DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
+                      generator=torch.Generator())  # fmt: skip
