@@ -1,0 +1,118 @@
+"""Corruptions in the loader, on videos whose frames say their number."""
+
+import numpy as np
+import pytest
+
+from tests.helpers import counting_frames, counting_video, encode, read_numbers
+from vidrobust.config import Data
+from vidrobust.corruptions import corrupt
+from vidrobust.data import CLEAN, Record, corrupted_loader, corrupted_videos, eval_dataset, worker_deaths
+
+CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
+CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("v")
+    paths = [counting_video(folder / f"{n}.avi", n) for n in (60, 7, 1)]
+    bad = folder / "bad.avi"
+    bad.touch()
+    return [Record(f"{i}", str(path), i % 2) for i, path in enumerate([*paths, bad])]
+
+
+def found(records, work, clips=2, place="source", workers=0, cfg=CFG):
+    videos = corrupted_videos(cfg, records, clips, "uniform", place, seed=5)
+    videos.work = work
+    with worker_deaths(videos):
+        return list(corrupted_loader(videos, workers))
+
+
+def test_clean_clips_are_those_of_every_other_evaluation(tmp_path):
+    """The same frames, the same crop, the same resize, to the last bit."""
+    frames = np.random.default_rng(0).integers(0, 256, (30, 50, 70, 3), dtype=np.uint8)
+    records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
+    cfg = Data(frames=4, stride=2, short_side=40, size=32, workers=0)
+    expected = eval_dataset(cfg, records, 3)[0, 0]["clips"]
+    for place in ("source", "view"):
+        (item,) = found(records, [(0, [CLEAN])], 3, place, cfg=cfg)
+        assert (item.clips[0] == expected).all()
+
+
+def test_each_kind_gets_the_frames_it_needs(videos):
+    (item,) = found(videos, [(0, CONDITIONS)], clips=2)
+    clean, noisy, sampled, coded, blurred, frozen = item.clips.numpy()
+    starts = [0, 50]
+    spans = [[s, s + 3, s + 6, s + 9] for s in starts]
+    assert [read_numbers(clip) for clip in clean] == spans
+    assert [read_numbers(clip) for clip in noisy] == spans
+    assert [read_numbers(clip) for clip in sampled] == [[2 * n % 60 for n in span] for span in spans], "of all frames"
+    assert [read_numbers(clip) for clip in coded] == spans, "consecutive ones went through the encoder"
+    whole = counting_frames(60)
+    for clip, start in zip(blurred, starts, strict=True):
+        span = corrupt(whole[start : start + 10], "temporal_blur", 1, np.random.default_rng(0))[::3]
+        assert np.abs(clip.astype(int) - span).mean() < 3, "those that the clip skips are in the mean"
+    assert len({number for clip in frozen for number in read_numbers(clip)}) == 1, "one frame of the whole video"
+
+
+def test_one_draw_a_video_corruption_and_severity(videos):
+    twice = [found(videos, [(0, [("gaussian_noise", 1)]), (1, [("gaussian_noise", 1)])]) for _ in range(2)]
+    assert all((a.clips == b.clips).all() for a, b in zip(*twice, strict=True))
+    noise = [item.clips.int() - clean.clips.int() for item, clean in zip(
+        twice[0], found(videos, [(0, [CLEAN]), (1, [CLEAN])]), strict=True
+    )]  # fmt: skip
+    gray = (noise[0] != noise[1]).float().mean()
+    assert gray > 0.3, "another video, another draw"
+
+
+def test_work_in_pieces_and_by_workers_gives_the_same(videos):
+    whole = {
+        (item.index, condition): clips
+        for item in found(videos, [(i, CONDITIONS) for i in range(3)])
+        for condition, clips in zip(item.conditions, item.clips, strict=True)
+    }
+    pieces = [(i, CONDITIONS[start : start + 2]) for i in range(3) for start in (0, 2, 4)]
+    for workers in (0, 2):
+        items = found(videos, pieces, workers=workers)
+        assert sorted((i.index, tuple(i.conditions)) for i in items) == sorted((i, tuple(c)) for i, c in pieces)
+        for item in items:
+            for condition, clips in zip(item.conditions, item.clips, strict=True):
+                assert (clips == whole[item.index, condition]).all()
+
+
+def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch):
+    import vidrobust.data.corrupted as module
+
+    opened = []
+    real = module.open_video
+    monkeypatch.setattr(module, "open_video", lambda path, **options: opened.append(path) or real(path, **options))
+    cfg = Data(**(vars(CFG) | {"timeout_s": 0.0}))
+    found(videos, [(0, CONDITIONS[:3]), (1, CONDITIONS), (0, CONDITIONS[3:])], cfg=cfg)
+    assert len(opened) == len(set(opened)) == 2
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 20.0])
+def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
+    cfg = Data(**(vars(CFG) | {"timeout_s": timeout_s}))
+    good, bad = found(videos, [(0, CONDITIONS), (3, CONDITIONS)], cfg=cfg)
+    assert good.failed is None and "is empty" in bad.failed.reason and bad.conditions == CONDITIONS
+
+
+def test_short_videos_and_single_frames(videos):
+    seven, one = found(videos, [(1, CONDITIONS), (2, CONDITIONS)])
+    assert read_numbers(seven.clips[0][0].numpy()) == [0, 3, 6, 6]
+    assert read_numbers(seven.clips[2][0].numpy()) == [0, 6, 4, 4], "0 2 4 6 0 2 4: what is shown at 0, 3, 6"
+    assert all(read_numbers(one.clips[i][0].numpy()) == [0] * 4 for i in (0, 2, 5))
+
+
+def test_on_the_view_the_crop_is_what_is_corrupted(videos):
+    cfg = Data(frames=4, stride=3, short_side=64, size=32, workers=0)
+    clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips.numpy()
+    assert (noisy[0] == corrupt(clean[0], "contrast", 3, np.random.default_rng(0))).all()
+
+
+def test_large_frames_are_shrunk_first(tmp_path):
+    frames = np.zeros((3, 300, 420, 3), np.uint8)
+    records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
+    videos = corrupted_videos(Data(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0)
+    assert videos._read(0, [CLEAN]).frames.shape == (2, 256, 358, 3)

@@ -1,0 +1,203 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import tiny, tiny_ucf101
+from vidrobust import config
+from vidrobust.corruptions import INDEX_MAPS, MissingEncoder
+from vidrobust.engine import checkpoint
+from vidrobust.engine.loop import train
+from vidrobust.errors import UserError
+from vidrobust.evaluation import corruption as module
+from vidrobust.evaluation import evaluate
+from vidrobust.evaluation.corruption import check_corruptions, corruption_table, read_baseline
+
+WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
+CLASSES = ["a", "b"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    top = tmp_path_factory.mktemp("corruption")
+    root = tiny_ucf101(top / "data", train=3, test=3)
+    cfg = config.loads("", tiny(f"data.root={root}", "method.name=supervised"))
+    return cfg, checkpoint.read_checkpoint(train(cfg, top / "run"))
+
+
+def run(trained, out, *words):
+    cfg, state = trained
+    given = {word.split("=")[0] for word in words}
+    usual = [word for word in WORDS if word.split("=")[0] not in given]
+    return evaluate(config.loads(config.to_yaml(cfg), [*usual, *words]), state, out)
+
+
+def rows(**predicted):
+    """Four videos: labels 0 0 1 1; predicted: name -> four lists of a prediction a severity."""
+    return [
+        {"index": i, "label": i // 2, "name": name, "predicted": answers[i]}
+        for i in range(4) for name, answers in predicted.items()
+    ]  # fmt: skip
+
+
+CLEAN = [[0], [0], [1], [0]]  # 3 of 4
+FOG = [[0, 0], [0, 1], [0, 0], [0, None]]  # 2 of 4, 1 of 4
+BLUR = [[0, 0], [0, 0], [1, 1], [0, 0]]  # 3 of 4 twice
+
+
+def test_the_table_by_hand():
+    found = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
+    assert found["clean_acc"] == 0.75 and found["n"] == 4
+    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+    assert fog["acc"] == [0.5, 0.25] and blur["acc"] == [0.75, 0.75]
+    assert fog["mean_acc"] == 0.375 and fog["gamma_a"] == 0.625 and fog["gamma_r"] == 0.5
+    assert blur["gamma_a"] == blur["gamma_r"] == 1 and fog["kind"] == "corruption"
+    assert found["mpc"] == 0.5625 and found["rpc"] == 0.75
+    assert found["gamma_a"] == np.mean([0.625, 1]) and found["gamma_r"] == np.mean([0.5, 1])
+    assert found["mce"] is None and found["relative_mce"] is None
+    assert found["per_class"] == {"a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
+                                  "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2}}  # fmt: skip
+
+
+def test_errors_relative_to_a_baseline_by_hand():
+    baseline = {
+        "clean_acc": 0.5, "severities": [2, 4],
+        "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
+    }  # fmt: skip
+    found = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES, baseline)
+    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+    assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(100 * 0.5 / 1.25)
+    assert fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
+    assert found["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
+    own = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
+    assert corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES, own)["mce"] == 100
+    with pytest.raises(UserError, match="lacks fog"):
+        corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES, baseline | {"corruptions": {}})
+    with pytest.raises(UserError, match=r"lacks severities \[1, 4\]"):
+        corruption_table(rows(clean=CLEAN, fog=FOG), [1, 4], CLASSES, baseline)
+
+
+def test_where_nothing_is_right_there_is_no_share():
+    wrong = [[1], [1], [0], [0]]
+    found = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
+    assert found["rpc"] is None and found["gamma_r"] is None and found["corruptions"]["fog"]["gamma_r"] is None
+
+
+def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
+    summary = run(trained, tmp_path)
+    table = summary["corruption"]
+    assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table["severities"] == [1, 5]
+    assert summary["clean_acc"] == table["clean_acc"] and summary["n"] == 6 and summary["curve"] == []
+    lines = [json.loads(line) for line in (tmp_path / "corruptions.jsonl").read_text().splitlines()]
+    assert [(row["index"], row["name"]) for row in lines] == [
+        (i, name) for i in range(6) for name in ("clean", *table["corruptions"])
+    ]
+    hits = [row["predicted"][1] == row["label"] for row in lines if row["name"] == "contrast"]
+    assert table["corruptions"]["contrast"]["acc"][1] == np.mean(hits)
+    text = (tmp_path / "report.md").read_text()
+    assert "6 videos corrupted" in text and "| h264_crf |" in text and "mPC" in text and "How robust it is" not in text
+    for picture in ("corruptions.png", "corruption_curves.png"):
+        assert picture in text and (tmp_path / picture).stat().st_size > 5000
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_with_attacks_both_are_in_one_report(trained, tmp_path):
+    summary = run(trained, tmp_path, "eval.threats=[linf-0,linf-8/255]")
+    assert summary["clean_acc"] == summary["corruption"]["clean_acc"] == summary["curve"][0]["robust_acc"]
+    text = (tmp_path / "report.md").read_text()
+    assert "attacked and corrupted" in text and "How robust it is" in text and "Under corruptions" in text
+
+
+def test_clips_of_a_video_are_averaged(trained, tmp_path):
+    """Its clean accuracy is then the head's, over the same views."""
+    summary = run(trained, tmp_path, "eval.unit=video", "eval.clips=3")
+    assert summary["clean_acc"] == summary["representation"]["head"]["acc"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_after_any_row_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch, workers):
+    words = ["eval.batch_size=2", f"data.workers={workers}"]  # a batch a corruption
+    run(trained, tmp_path / "whole", *words)
+    real = module._rows
+    for stop in (1, 5, 14):
+        calls = []
+
+        def rows_until(*args, calls=calls, stop=stop):
+            calls.append(1)
+            if len(calls) > stop:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(module, "_rows", rows_until)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained, tmp_path / "cut", *words)
+    monkeypatch.setattr(module, "_rows", real)
+    with open(tmp_path / "cut/corruptions.jsonl", "a") as file:
+        file.write('{"index": 5, "na')  # cut in the middle of a line
+    run(trained, tmp_path / "cut", *words)
+    for name in ("corruptions.jsonl", "summary.json", "report.md"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
+    cfg, state = trained
+    root = tiny_ucf101(tmp_path / "data", train=3, test=3)
+    broken = sorted(root.glob("videos/*/*.avi"))[-1]
+    broken.write_bytes(b"no video")
+    with pytest.raises(UserError, match="1 of 12 training and test videos do not decode"):
+        evaluate(config.loads(config.to_yaml(cfg), [*WORDS, f"data.root={root}"]), state, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/corruptions.jsonl").read_text().splitlines()]
+    failed = [row for row in lines if row["error"]]
+    assert len(failed) == 4 and [row["predicted"] for row in failed] == [[None], *[[None, None]] * 3]
+    assert broken.name in failed[0]["error"]
+    assert (
+        max(json.loads((tmp_path / "out/summary.json").read_text())["corruption"]["corruptions"]["contrast"]["acc"]) < 1
+    )
+
+
+def test_what_changes_nothing_of_an_image_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(module.log, "warning", told.append)
+    check_corruptions(["fog", "freeze", "jumble"], frames=1)
+    check_corruptions(["fog", "freeze"], frames=4)
+    assert told == ["clips of one frame: nothing changes under freeze, jumble"] and "freeze" in INDEX_MAPS
+
+
+def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
+    def missing(clip, name, severity, rng):
+        raise MissingEncoder(f"this PyAV has no encoder for {name}: install it")
+
+    monkeypatch.setattr(module, "corrupt", missing)
+    with pytest.raises(UserError, match="eval.corruption.names: contrast: this PyAV has no encoder"):
+        run(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_baselines(trained, tmp_path):
+    first = run(trained, tmp_path / "a")
+    second = run(trained, tmp_path / "b", f"eval.corruption.baseline={tmp_path / 'a/summary.json'}")
+    errors = 1 - np.array([e["acc"] for e in first["corruption"]["corruptions"].values()])
+    assert second["corruption"]["mce"] == (pytest.approx(100) if errors.sum(1).all() else None)
+    for content in ("{}", "no json", '{"corruption": null}'):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(UserError, match="eval.corruption.baseline="):
+            read_baseline(str(tmp_path / "bad.json"))
+    with pytest.raises(UserError, match=r"baseline=nowhere.json"):
+        read_baseline("nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
+        (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
+        (["eval.corruption.severities=[2,2]"], "list different ones"),
+        (["eval.corruption.severities=[]"], "at least one"),
+        (["eval.corruption.names=[]"], "eval.threats and eval.corruption.names are both empty"),
+        (["eval.corruption.place=air"], "choose one of source, view"),
+    ],
+)
+def test_options_are_checked(words, reason):
+    base = [w for w in WORDS if w.split("=")[0] not in {word.split("=")[0] for word in words}]
+    with pytest.raises(UserError, match=reason):
+        config.loads("", tiny(*base, *words))
