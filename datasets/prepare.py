@@ -1,39 +1,45 @@
-"""Prepare a data set: probe its files once, or re-encode them for training.
+"""Prepare a data set: probe its files once, re-encode them for training, or write corrupted copies.
 
     python datasets/prepare.py scan data.name=ucf101 data.root=/path/to/ucf101
     python datasets/prepare.py resize data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_128
+    python datasets/prepare.py corrupt data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_c \
+        eval.corruption.names=[fog,h264_crf] eval.corruption.severities=[3,5]
 
 scan writes <data.root>/manifest.jsonl, for data.manifest=FILE, and manifest.jsonl.bad.txt, files and reasons.
+corrupt writes a data set a corruption and severity, <output>/fog/3; evaluations need none, they corrupt on the fly.
 """
 
+import argparse
 import dataclasses
 import os
 from pathlib import Path
 
 from vidrobust import cli, config
-from vidrobust.data import Encoding, all_records, reencode, scan
+from vidrobust.data import Encoding, Record, all_records, reencode, scan
 from vidrobust.data.reencode import CODECS
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
+from vidrobust.evaluation.corruption import check_corruptions
+
+# of corrupted copies: what their encoder adds should be little
+_FINE = Encoding(short_side=256, codec="libx264", quality=10)
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("scan", "resize"))
+    parser = cli.parser(__doc__, ("scan", "resize", "corrupt"))
     parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
-    parser.add_argument("--output", type=Path, help="scan: the manifest; resize: the folder of the small data set")
+    parser.add_argument("--output", type=Path, help="scan: the manifest; resize, corrupt: the folder of the copies")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (all cores)")
-    parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize 600)")
-    usual = Encoding()
+    parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize, corrupt 600)")
     for name, help in (
         ("short_side", "pixels of the short side, never enlarged"),
         ("gop", "frames from one key frame to the next"),
         ("quality", "quantiser, 1 (best) to 31; CRF of libx264, 0 to 51"),
     ):
-        default = getattr(usual, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"resize: {help} ({default})"
-        )
-    parser.add_argument("--codec", choices=CODECS, default=usual.codec, help=f"resize ({usual.codec})")
+        usual, fine = (getattr(encoding, name) for encoding in (Encoding(), _FINE))
+        said = f"{usual}" if usual == fine else f"{usual}; corrupt {fine}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{help} ({said})")
+    parser.add_argument("--codec", choices=CODECS, help=f"resize {Encoding.codec}, corrupt {_FINE.codec}")
     args = parser.parse_intermixed_args()
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
@@ -56,20 +62,36 @@ def main() -> None:
         log.info(f"{len(rows)} files, {bad} bad, {len(wrong) - bad} damaged but used: {manifest} ({manifest}.bad.txt)")
         return
     if args.output is None:
-        raise UserError("resize needs --output FOLDER; the source is never changed")
-    encoding = Encoding(args.short_side, args.gop, args.codec, args.quality)
-    failed = reencode(records, root, args.output, encoding, workers=args.workers, timeout_s=args.timeout or 600)
+        raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
+    options = {name: getattr(args, name) for name in ("short_side", "gop", "codec", "quality")}
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.command == "resize":
+        copy(cfg, records, args, args.output, dataclasses.replace(Encoding(), **given))
+        return
+    names = check_corruptions(cfg.eval.corruption.names, frames=0)
+    if not names:
+        raise UserError("corrupt needs eval.corruption.names=[NAME,...], names or sets of docs/corruptions.md")
+    for name in names:
+        for severity in cfg.eval.corruption.severities:
+            fine = dataclasses.replace(_FINE, **given, corruption=name, severity=severity, seed=cfg.seed)
+            copy(cfg, records, args, args.output / name / str(severity), fine)
+
+
+def copy(cfg: config.Config, records: list[Record], args: argparse.Namespace, output: Path, encoding: Encoding) -> None:
+    """Write the data set anew under `output`. Raises UserError, when all else is written, for files that failed."""
+    root = Path(cfg.data.root).expanduser()
+    failed = reencode(records, root, output, encoding, workers=args.workers, timeout_s=args.timeout or 600)
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
-    small = dataclasses.replace(cfg.data, root=str(args.output))
+    small = dataclasses.replace(cfg.data, root=str(output))
     if {record.uid for record in all_records(small)} != {record.uid for record in records}:
-        raise UserError(f"the lists in {args.output} do not name what those in {root} do; compare them")
+        raise UserError(f"the lists in {output} do not name what those in {root} do; compare them")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(records)} files could not be re-encoded, first {failed[0][0]}; they are empty in "
-            f"{args.output}, and bad there, too; the others are verified"
+            f"{output}, and bad there, too; the others are verified"
         )
-    log.info(f"data.root={args.output} has every file, verified")
+    log.info(f"data.root={output} has every file, verified")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.helpers import REPO, SHARED, needs_ucf101_mini, tiny, tiny_ucf101, tool
-from vidrobust.data import read_manifest
+from tests.helpers import REPO, SHARED, counting_frames, needs_ucf101_mini, read_numbers, tiny, tiny_ucf101, tool
+from vidrobust.corruptions import corrupt
+from vidrobust.data import read_frames, read_manifest
 
 PAGE = REPO / "configs/ucf101_csl.yaml"
 
@@ -127,3 +130,54 @@ def test_the_real_videos_are_whole(tmp_path):
     assert "151 files, 0 bad, 0 damaged but used" in done.stderr, done.stderr
     rows, _ = read_manifest(tmp_path / "m.jsonl")
     assert all(row["width"] == 320 and row["height"] == 240 and row["frames"] > 28 for row in rows.values())
+
+
+def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    words = ["eval.corruption.names=[contrast,reverse_sampling]", "eval.corruption.severities=[1,5]"]
+    done = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "--workers", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
+    assert found == ["c/contrast/1", "c/contrast/5", "c/reverse_sampling/1", "c/reverse_sampling/5"]
+    name = "videos/Alpha/v_Alpha_g01_c01.avi"
+    pale = [read_frames(folder / name, np.arange(20)).std((1, 2, 3)).mean() for folder in
+            (root, tmp_path / "c/contrast/1", tmp_path / "c/contrast/5")]  # fmt: skip
+    assert pale[1] == pytest.approx(0.4 * pale[0], rel=0.1) and pale[2] == pytest.approx(0.05 * pale[0], rel=0.3)
+    backward = read_numbers(read_frames(tmp_path / "c/reverse_sampling/1" / name, np.arange(20)))
+    assert backward == [18 - 2 * (n % 10) for n in range(20)]
+    done = tool("train_net", "--cfg", PAGE, *tiny("data.root=c/contrast/1"), "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "seed=1", cwd=tmp_path)
+    assert again.returncode == 1 and "holds files of another encoding" in again.stderr
+
+
+def test_corrupted_images_and_folders_of_frames(tmp_path):
+    frames = counting_frames(6, 32)
+    for split in ("train", "test"):
+        for kind, folder in (("images", f"{split}/a"), ("frames", f"{split}/a/clip")):
+            (tmp_path / kind / folder).mkdir(parents=True)
+            for number, frame in enumerate(frames):
+                Image.fromarray(frame).save(tmp_path / kind / folder / f"{number:03d}.png")
+    for kind, name, words in (
+        ("images", "image_folder", ["brightness"]), ("frames", "frame_folder", ["reverse_sampling"])
+    ):  # fmt: skip
+        done = tool("prepare", "corrupt", f"data.name={name}", f"data.root={kind}", "--output", f"{kind}_c",
+                    f"eval.corruption.names=[{words[0]}]", "eval.corruption.severities=[1]", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    image = np.asarray(Image.open(tmp_path / "images_c/brightness/1/test/a/003.png"))
+    assert (image == corrupt(frames[3:4], "brightness", 1, np.random.default_rng(0))[0]).all()
+    back = read_frames(tmp_path / "frames_c/reverse_sampling/1/test/a/clip", np.arange(6))
+    assert read_numbers(back) == [4, 2, 0, 4, 2, 0]
+
+
+def test_what_corrupt_refuses(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    for words, reason in (
+        (["--output", "c"], "corrupt needs eval.corruption.names="),
+        (["eval.corruption.names=[fog]"], "corrupt needs --output FOLDER"),
+        (["--output", "c", "eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
+        (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "quality=60"),
+    ):
+        done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)
+        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "c").exists()

@@ -231,7 +231,7 @@ def test_a_source_that_has_changed_is_made_again(tmp_path):
 def test_an_encoder_that_hangs_is_killed(tmp_path, monkeypatch):
     path = counting_video(tmp_path / "a/v.avi", 5)
     monkeypatch.setitem(
-        reencode.__globals__, "_encode_video", lambda source, target, _: target.touch() or time.sleep(60)
+        reencode.__globals__, "_encode_video", lambda source, target, *_: target.touch() or time.sleep(60)
     )
     ((_, reason),) = reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4)
     assert reason == "no answer within 0.4 s"

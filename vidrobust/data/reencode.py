@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import sys
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vidrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
 from vidrobust.data.decoders import DecodeError, PyAV, one_line
@@ -35,14 +38,18 @@ CODECS = ("mpeg4", "libx264", "mjpeg")
 class Encoding:
     """short_side: pixels, never enlarged. gop: frames from one key frame to the next.
 
-    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51 worst). Raises
-    UserError for a value out of range.
+    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51 worst). corruption: a
+    name of CORRUPTIONS, which changes each video as a whole, at `severity`, drawn from `seed` and the file's name;
+    empty: none. Raises UserError for a value out of range.
     """
 
     short_side: int = 128
     gop: int = 8
     codec: str = "mpeg4"
     quality: int = 3
+    corruption: str = ""
+    severity: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
@@ -51,6 +58,24 @@ class Encoding:
                 raise UserError(f"{name}={getattr(self, name)}: from {low} to {high} with {self.codec}")
         if self.codec not in CODECS:
             raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
+        if self.corruption and (self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES):
+            raise UserError(f"corruption={self.corruption} at severity {self.severity}: a known one, 1 to 5")
+
+    def __str__(self) -> str:
+        """What two calls that fill one folder must share."""
+        fields = asdict(self)
+        if not self.corruption:
+            for name in ("corruption", "severity", "seed"):
+                del fields[name]
+        return json.dumps(fields)
+
+    def change(self, frames: np.ndarray, name: str, fps: float = 25.0) -> np.ndarray:
+        """The corruption of a video's frames, (T, H, W, 3) uint8; without one they are as they were."""
+        if not self.corruption:
+            return frames
+        rng = np.random.default_rng([self.seed, *(zlib.crc32(part.encode()) for part in (name, self.corruption)),
+                                     self.severity])  # fmt: skip
+        return corrupt(frames, self.corruption, self.severity, rng, fps)
 
 
 def reencode(
@@ -80,11 +105,12 @@ def reencode(
             place = output / file.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
-    jobs = [(path, str(output / place), encoding) for path, place in places.items() if _is_due(path, output / place)]
+    jobs = [(path, str(output / place), encoding, place) for path, place in places.items()
+            if _is_due(path, output / place)]  # fmt: skip
     failed = []
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
     with tqdm(total=len(jobs), desc="re-encode", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for (path, made, _), answer in in_children(_encode, jobs, workers, timeout_s):
+        for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
             bar.update()
             done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
             if not done:
@@ -101,20 +127,20 @@ def _is_due(source: str, target: Path) -> bool:
     return size < 1 or made_ns < stamp(source)[1]
 
 
-def _encode(job: tuple[str, str, Encoding]) -> tuple[bool, str]:
+def _encode(job: tuple[str, str, Encoding, str]) -> tuple[bool, str]:
     """One file, in a child: writes beside the target, verifies, renames -> (whether it is there, what is wrong)."""
-    source, target, encoding = job
+    source, target, encoding, name = job
     reason = ""
     partial = _partial(Path(target))
     try:
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
         if Path(source).is_dir():
-            _shrink_folder(Path(source), partial, encoding)
+            _shrink_folder(Path(source), partial, encoding, name)
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
-            _shrink_image(Path(source), partial, encoding)
+            _shrink_images([Path(source)], [partial], encoding, name)
         else:
-            written, reason = _encode_video(source, partial, encoding)
+            written, reason = _encode_video(source, partial, encoding, name)
             decoded = probe(str(partial))["frames"]
             if decoded != written:
                 return False, f"{decoded} frames of the result decode, the source has {written}"
@@ -146,7 +172,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _encode_video(source: str, target: Path, encoding: Encoding) -> tuple[int, str]:
+def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> tuple[int, str]:
     """All frames that decode, upright, evenly spaced at the mean rate -> (how many, what is wrong with the source)."""
     found = probe(source)
     if found["backend"] != "pyav" or not found["frames"]:
@@ -166,15 +192,29 @@ def _encode_video(source: str, target: Path, encoding: Encoding) -> tuple[int, s
             stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
         else:
             stream.codec_context.qmin = stream.codec_context.qmax = encoding.quality
-        for number, pixels in enumerate(video.frames(np.arange(found["frames"]))):
+        frames = video.frames(np.arange(found["frames"]))
+        if encoding.corruption:
+            frames = iter(encoding.change(_shrunk(frames, encoding.short_side), name, float(rate)))
+        for number, pixels in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = _size(pixels.shape[0], pixels.shape[1], encoding.short_side, even=True)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(stream.width, stream.height, stream.pix_fmt, interpolation="AREA", threads=1)
+            frame = _resized(pixels, stream.width, stream.height, stream.pix_fmt)
             frame.pts, frame.time_base = number, 1 / rate
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return int(found["frames"]), found["reason"]
+
+
+def _resized(pixels: np.ndarray, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width, height, pix_fmt, interpolation="AREA", threads=1)
+
+
+def _shrunk(frames: Iterator[np.ndarray], short_side: int) -> np.ndarray:
+    """All frames at the size they are written in: a corruption sees a video as a whole."""
+    first = next(frames)
+    height, width = _size(first.shape[0], first.shape[1], short_side, even=True)
+    return np.stack([_resized(frame, width, height, "rgb24").to_ndarray() for frame in (first, *frames)])
 
 
 def _container(source: str) -> str:
@@ -186,18 +226,29 @@ def _size(height: int, width: int, short_side: int, *, even: bool) -> tuple[int,
     return max(step, step * round(height * scale / step)), max(step, step * round(width * scale / step))
 
 
-def _shrink_image(source: Path, target: Path, encoding: Encoding) -> None:
-    with open_video(source) as image, Image.open(source) as original:
-        pixels = Image.fromarray(next(iter(image.frames(np.array([0])))))
+def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: Encoding, name: str) -> None:
+    """Images that are the frames of one clip; a corruption needs them to be of one size."""
+    small, formats = [], []
+    for source in sources:
+        with open_video(source) as image, Image.open(source) as original:
+            pixels = Image.fromarray(next(iter(image.frames(np.array([0])))))
+            formats.append(original.format)
         height, width = _size(pixels.height, pixels.width, encoding.short_side, even=False)
-        options = {"quality": 95} if original.format in ("JPEG", "WEBP") else {}
-        pixels.resize((width, height), Image.Resampling.BICUBIC).save(target, format=original.format, **options)
+        small.append(np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC)))
+    changed = encoding.change(np.stack(small), name) if encoding.corruption else small
+    for pixels, target, kind in zip(changed, targets, formats, strict=True):
+        options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+        Image.fromarray(pixels).save(target, format=kind, **options)
 
 
-def _shrink_folder(source: Path, target: Path, encoding: Encoding) -> None:
+def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str) -> None:
     target.mkdir()
-    for file in frame_files(source):
-        _shrink_image(file, target / file.name, encoding)
+    files = frame_files(source)
+    if encoding.corruption:
+        _shrink_images(files, [target / file.name for file in files], encoding, name)
+    else:  # one by one: without a corruption nothing needs them all in memory
+        for file in files:
+            _shrink_images([file], [target / file.name], encoding, name)
 
 
 def _claim(output: Path, encoding: Encoding) -> None:
@@ -205,10 +256,10 @@ def _claim(output: Path, encoding: Encoding) -> None:
     mark = output / _MARK
     if mark.is_file():
         held = mark.read_text()
-        if held != json.dumps(asdict(encoding)):
+        if held != str(encoding):
             raise UserError(f"{output} holds files of another encoding ({held}); give another --output, or delete it")
     elif output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} holds other files; give an empty folder as --output")
     output.mkdir(parents=True, exist_ok=True)
     with replacing(mark) as file:
-        file.write(json.dumps(asdict(encoding)).encode())
+        file.write(str(encoding).encode())
