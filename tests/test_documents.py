@@ -23,6 +23,7 @@ from tests.helpers import (
     tool,
 )
 from vidrobust import config
+from vidrobust.corruptions import BENCHMARKS, CORRUPTIONS
 
 PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/*.md")), *sorted(REPO.glob("datasets/**/README.md"))]
 
@@ -48,7 +49,7 @@ def test_documented_commands_parse_and_name_real_options(command, tmp_path):
         words[0].removesuffix(".py"),
         [w.replace("configs/", f"{REPO}/configs/").strip('"') for w in words[1:] if w != "..."],
     )
-    if name in ("train_net", "prepare", "benchmark") and "--checkpoint" not in args:
+    if name in ("train_net", "prepare", "benchmark", "visualize") and "--checkpoint" not in args:
         done = tool(name, *args, "--dry-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:
@@ -124,6 +125,18 @@ def test_the_examples_of_the_threat_models_run():
     exec(compile("\n".join(code), "threat_models.md", "exec"), names)
     assert len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
     assert names["delta"].shape == (1, 3, 16, 8, 8) and names["doubts"] == []
+
+
+def test_the_example_of_corruptions_runs():
+    code = re.search(r"```python\n(.*?)```", (REPO / "docs/corruptions.md").read_text(), re.S)[1]
+    names: dict = {}
+    exec(compile(code, "corruptions.md", "exec"), names)
+    assert names["foggy"].shape == names["some"].shape == (16, 112, 112, 3)
+
+
+def test_the_page_on_corruptions_names_them_all():
+    text = (REPO / "docs/corruptions.md").read_text()
+    assert not [name for name in (*CORRUPTIONS, *BENCHMARKS) if f"`{name}`" not in text]
 
 
 def test_links_lead_somewhere():

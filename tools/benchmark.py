@@ -1,26 +1,33 @@
-"""Measure speed: python tools/benchmark.py data|attacks [--cfg PAGE] [key=value ...]
+"""Measure speed: python tools/benchmark.py data|attacks|corruptions [--cfg PAGE] [key=value ...]
 
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
 attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
 single frames, and the passes of attacks up to AutoAttack, on a checkpoint's model and test clips, or on random ones.
+corruptions: frames/s on one core of each of eval.corruption.names (all), of a clip of data.frames, beside the published
+formulas with scipy, scikit-image and OpenCV where they are installed.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vidrobust import cli, config
-from vidrobust.data.speed import floor, measure_data, readable
+from vidrobust.corruptions.speed import drawn_clip, measure_rates, published
+from vidrobust.data import read_frames
+from vidrobust.data.speed import floor, measure_data, one_core, readable
 from vidrobust.engine import distributed
 from vidrobust.engine.log import start_logging
 from vidrobust.errors import UserError
 from vidrobust.evaluation import speed
+from vidrobust.evaluation.corruption import check_corruptions
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("data", "attacks"))
+    parser = cli.parser(__doc__, ("data", "attacks", "corruptions"))
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
@@ -30,8 +37,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="attacks: single frames beside the published code")
     parser.add_argument("--steps", type=int, default=20, help="attacks: steps of PGD, APGD and FAB")
     parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[112, 224], help="corruptions: pixels of the shorter side"
+    )
+    parser.add_argument("--video", type=Path, help="corruptions: a video file; default: a clip is drawn")
     args = parser.parse_intermixed_args()
-    if args.videos < 9 or min(args.rounds, args.clips, args.images, args.steps, args.queries) < 1:
+    if args.videos < 9 or min(args.rounds, args.clips, args.images, args.steps, args.queries, *args.sizes) < 1:
         raise UserError("--videos is at least 9, more than the first batch; the other numbers at least 1")
     if args.checkpoint:
         cfg, state, _ = cli.load_checkpoint(args)
@@ -42,8 +53,10 @@ def main() -> None:
     start_logging(None)
     if args.command == "data":
         print_data(args, cfg)
-    else:
+    elif args.command == "attacks":
         print_attacks(args, cfg, state)
+    else:
+        print_corruptions(args, cfg)
 
 
 def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -92,6 +105,25 @@ def print_attacks(args: argparse.Namespace, cfg: config.Config, state: dict[str,
     print("|---|---|---|---|---|")
     for name, forward, backward, seconds, accuracy in speed.costs(model, x, y, half, cfg.eval.effort):
         print(f"| {name} | {forward:.0f} | {backward:.0f} | {seconds:.2f} | {accuracy:.3f} |")
+
+
+def print_corruptions(args: argparse.Namespace, cfg: config.Config) -> None:
+    names = check_corruptions(cfg.eval.corruption.names or ["all"], cfg.data.frames)
+    _, missing = published()
+    if missing:
+        print(f"the published formulas are left out: {missing}")
+    print(f"{args.rounds} rounds of {cfg.data.frames} frames at severities 1 to 5, one core")
+    print("| corruption | pixels | frames/s (lowest to highest) | published | times as fast |\n|---|---|---|---|---|")
+    for size in args.sizes:
+        clip = (
+            read_frames(args.video, np.arange(cfg.data.frames), short_side=size, backend=cfg.data.backend)
+            if args.video else drawn_clip(cfg.data.frames, size, size * 4 // 3)
+        )  # fmt: skip
+        with one_core():
+            for rate in measure_rates(clip, names, args.rounds):
+                middle, low, high = statistics.median(rate.ours), min(rate.ours), max(rate.ours)
+                other = f"{statistics.median(rate.published):.1f} | {rate.ratio:.2f}" if rate.ratio else "- | -"
+                print(f"| {rate.name:<18} | {size} | {middle:.0f} ({low:.0f} to {high:.0f}) | {other} |", flush=True)
 
 
 def print_row(row: speed.Row, unit: float) -> None:

@@ -287,12 +287,16 @@ def _check_threats(cfg: Config) -> None:
 
 def _check_corruptions(cfg: Config) -> None:
     c = cfg.eval.corruption
-    try:
-        names = expand(c.names)
-    except ValueError as error:
-        raise UserError(f"eval.corruption.names: {error}") from None
-    if len(set(c.severities)) != len(c.severities) or not c.severities:
-        raise UserError(f"eval.corruption.severities={c.severities}: list different ones, at least one")
+    for key, words in (("eval.corruption.names", c.names), ("augment.corruptions", cfg.augment.corruptions)):
+        try:
+            expand(words)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+    for key in ("eval.corruption.severities", "augment.corruption_severities"):
+        severities = get(cfg, key)
+        if len(set(severities)) != len(severities) or not severities:
+            raise UserError(f"{key}={severities}: list different ones, at least one")
+    names = c.names
     if c.baseline and not names:
         raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
     if not names and not cfg.eval.threats:

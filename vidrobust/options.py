@@ -87,6 +87,11 @@ class Augment:
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
+    corruptions: list[str] = option(
+        [], "corruptions of which a training clip gets one: names or sets as in eval.corruption.names; empty: none"
+    )
+    corruption_prob: float = option(0.5, "probability that a training clip gets one", low=0, high=1)
+    corruption_severities: list[int] = option([1, 2, 3], "at one of which severities", low=1, high=5)
 
 
 @dataclass

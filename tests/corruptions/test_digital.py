@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.corruptions.clips import smooth_clip
-from vidrobust.corruptions import corrupt
+from tests.corruptions.clips import error, smooth_clip
+from vidrobust.corruptions import corrupt, digital
 from vidrobust.corruptions.digital import _random_affine, _sampled
 
 
@@ -79,9 +79,23 @@ def test_an_affine_map_takes_three_points_where_they_were():
 
 
 def test_elastic_bends_more_and_more_at_the_severities_that_bend():
-    grid = np.zeros((1, 112, 112, 3), np.uint8)
-    grid[:, ::8] = grid[:, :, ::8] = 255
-    errors = [np.mean([np.abs(corrupt(grid, "elastic_transform", s, rng(k)).astype(float) - grid).mean()
-                       for k in range(5)]) for s in (3, 4, 5)]  # fmt: skip
-    assert errors == sorted(errors)
-    assert corrupt(grid, "elastic_transform", 1, rng()).max() > 100, "recognisable"
+    clip = smooth_clip(1, 112, 112)
+    for kinds in ((1, 2), (3, 4, 5)):
+        errors = [np.mean([error(clip, corrupt(clip, "elastic_transform", s, rng(k))) for k in range(6)])
+                  for s in kinds]  # fmt: skip
+        assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("size", [224, 64])
+def test_elastic_moves_by_the_same_share_of_the_frame_at_any_size(size):
+    """Severity 2 of 224 pixels: smooth noise of about four pixels besides the affine map, as published."""
+    ramp = np.zeros((1, size, size, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, size).round()
+    moved = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digital, "_random_affine", lambda *_: torch.eye(2, 3))
+        for seed in range(5):
+            found = corrupt(ramp, "elastic_transform", 2, rng(seed))[..., 0].astype(float)
+            inner = slice(size // 4, 3 * size // 4)
+            moved.append((found - ramp[..., 0])[:, inner, inner].std() / 255)
+    assert np.mean(moved) == pytest.approx(4 / 224, rel=0.35)

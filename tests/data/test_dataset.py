@@ -164,3 +164,16 @@ def test_records_are_kept_as_one_array(ucf):
     assert len(kept) == 8000 and held == []
     with pytest.raises(IndexError):
         kept[8000]
+
+
+def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
+    """The same boxes and colours, then one of the corruptions on some of the clips; any number of workers."""
+    records, _ = ucf101(ucf, "train", 1)
+    augment = Augment(corruptions=["contrast", "brightness"], corruption_prob=0.5, corruption_severities=[5])
+    plain, corrupted = (train_dataset(CFG, a, records, clips=2, seed=7) for a in (Augment(), augment))
+    pairs = [(plain[e, i], corrupted[e, i]) for e in range(4) for i in range(8)]
+    assert all(torch.equal(a["draws"], b["draws"]) and torch.equal(a["start"], b["start"]) for a, b in pairs)
+    changed = [bool((x != y).any()) for a, b in pairs for x, y in zip(a["clips"], b["clips"], strict=True)]
+    assert 16 < sum(changed) < 48, "about half of 64"
+    one, two = (next(iter(loader(corrupted, [[(0, i) for i in range(8)]], workers))) for workers in (0, 2))
+    assert same_batch(one, two)

@@ -68,7 +68,7 @@ def elastic_transform(clip: np.ndarray, severity: int, rng: np.random.Generator)
     height, width = clip.shape[1:3]
     blur = gaussian_filter(height, width, max(smooth * side, 0.3), mirror=True)
     noise = torch.from_numpy(rng.uniform(-1, 1, (2, height, width)).astype(np.float32))
-    moved = blur(noise) * (strength * side)
+    moved = blur(noise) * (strength * side * scale(clip))  # the blur takes less of the noise where it reaches less far
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     at = torch.stack([y + moved[0], x + moved[1], torch.ones(height, width)])
     source = torch.einsum("ij,jhw->ihw", _random_affine(height, width, affine * side, rng), at)

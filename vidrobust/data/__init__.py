@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from vidrobust import config
+from vidrobust.corruptions import Corrupt
 from vidrobust.data.corrupted import CLEAN, Condition, Corrupted, CorruptedVideos, Place, corrupted_loader
 from vidrobust.data.dataset import (
     Batch,
@@ -168,7 +169,11 @@ def train_dataset(
             f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs another one"
         )
     sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
-    return _dataset(cfg, records, clips, sampler, view, seed, replace=True)
+    corrupt = (
+        Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
+        if augment.corruptions else None
+    )  # fmt: skip
+    return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt)
 
 
 def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
@@ -202,10 +207,11 @@ def corrupted_videos(
 
 def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
-    replace: bool = False,
+    replace: bool = False, corrupt: Corrupt | None = None,
 ) -> ClipDataset:  # fmt: skip
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
-        records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace
-    )
+        records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
+        corrupt=corrupt,
+    )  # fmt: skip

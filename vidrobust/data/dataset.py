@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from vidrobust.corruptions import Corrupt
 from vidrobust.data.child import Child, ChildDied
 from vidrobust.data.decode import DecodeError, Video, checked_frames, open_video, resize
 from vidrobust.data.images import in_memory
@@ -71,6 +72,7 @@ class ClipDataset(Dataset):
     sample_clips: (num_frames, spec, rng) -> (V, T) frame indices. view: how a clip is cropped and coloured.
     timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
     replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
+    corrupt: what a clip may become of natural corruptions, drawn after everything else.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class ClipDataset(Dataset):
         backend: str = "auto",
         timeout_s: float = 0.0,
         replace: bool = False,
+        corrupt: Corrupt | None = None,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
+        self.corrupt = corrupt
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child, np.ndarray] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
@@ -157,6 +161,8 @@ class ClipDataset(Dataset):
                 indices, rng = self.draw_clips(epoch, index, video.num_frames)
                 draws = _take_views(video, record.path, indices, self.view, rng, out)
                 fps = video.fps
+            if self.corrupt:
+                out[:] = [self.corrupt(clip, rng, fps) for clip in out]
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {

@@ -1,5 +1,7 @@
 """A checkpoint becomes numbers."""
 
+from vidrobust.evaluation.contact_sheet import contact_sheet
+from vidrobust.evaluation.corruption import corruption_table, evaluate_corruptions
 from vidrobust.evaluation.curve import robust_curve
 from vidrobust.evaluation.evaluate import build_lists, check_suite, evaluate, load_method
 from vidrobust.evaluation.features import write_features
@@ -12,6 +14,7 @@ from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import SUITES, Suite
 
 __all__ = [
-    "SUITES", "Features", "MicroBatches", "Suite", "build_lists", "check_suite", "evaluate", "evaluate_robust",
-    "evaluation_mode", "extract", "fit_probe", "knn_scores", "load_method", "robust_curve", "wilson", "write_features",
+    "SUITES", "Features", "MicroBatches", "Suite", "build_lists", "check_suite", "contact_sheet", "corruption_table",
+    "evaluate", "evaluate_corruptions", "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
+    "load_method", "robust_curve", "wilson", "write_features",
 ]  # fmt: skip
