@@ -166,7 +166,7 @@ def test_attacks_can_be_used_alone():
 def test_nothing_private_is_committed():
     files = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=False).stdout.split()
     for name in files:
-        assert Path(name).suffix in {".py", ".md", ".yaml", ".toml", ".png", ""} or name == ".gitignore", name
+        assert Path(name).suffix in {".py", ".md", ".yaml", ".toml", ".png", ".jpg", ""} or name == ".gitignore", name
 
 
 @pytest.mark.parametrize("page", ["ucf101_csl", "ucf101_csl_adv", "ucf101_supervised"])

@@ -37,11 +37,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="attacks: single frames beside the published code")
     parser.add_argument("--steps", type=int, default=20, help="attacks: steps of PGD, APGD and FAB")
     parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[112, 224], help="corruptions: pixels of the shorter side"
-    )
+    parser.add_argument("--sizes", default="112,224", help="corruptions: pixels of the shorter side, SIZE,SIZE,...")
     parser.add_argument("--video", type=Path, help="corruptions: a video file; default: a clip is drawn")
     args = parser.parse_intermixed_args()
+    args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
     if args.videos < 9 or min(args.rounds, args.clips, args.images, args.steps, args.queries, *args.sizes) < 1:
         raise UserError("--videos is at least 9, more than the first batch; the other numbers at least 1")
     if args.checkpoint:

@@ -21,7 +21,7 @@ def test_rates_are_measured_of_all_severities_beside_the_published(monkeypatch):
 
 
 def test_the_tool_prints_a_row_a_corruption_and_size(tmp_path):
-    done = tool("benchmark", "corruptions", "--rounds", "1", "--sizes", "32", "48", "data.frames=2",
+    done = tool("benchmark", "corruptions", "--rounds", "1", "--sizes", "32,48", "data.frames=2",
                 "eval.corruption.names=[contrast,h264_crf]", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith(("| contrast", "| h264"))]

@@ -75,7 +75,7 @@ def defocus_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 def glass_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
-    x = np.uint8(_gaussian(x / 255.0, sigma) * 255)
+    x = (_gaussian(x / 255.0, sigma) * 255).astype(np.uint8)
     height, width = x.shape[:2]
     for _ in range(rounds):
         for h in range(height - reach, reach, -1):
@@ -173,8 +173,8 @@ def elastic_transform(x: np.ndarray, severity: int, random: Random) -> np.ndarra
     )
     x = x.astype(np.float32) / 255
     height, width = x.shape[:2]
-    centre, third = np.float32([height, width]) // 2, min(height, width) // 3
-    points = np.float32([centre + third, [centre[0] + third, centre[1] - third], centre - third])
+    centre, third = np.array([height, width], np.float32) // 2, min(height, width) // 3
+    points = np.array([centre + third, [centre[0] + third, centre[1] - third], centre - third], np.float32)
     moved = points + random.uniform(-affine[severity - 1], affine[severity - 1], points.shape).astype(np.float32)
     matrix = cv2.getAffineTransform(points, moved)
     x = cv2.warpAffine(x, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)

@@ -51,7 +51,8 @@ def evaluate_robust(
     groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     if isinstance(dataset, SourceVideos):
         groups = [[index] for index in indices]
-    pairs = [[(index, str(threat)) for index in group for threat in threats] for group in groups]
+    kinds = families(threats)
+    pairs = [[(index, str(t)) for index in group for kind in kinds for t in kind] for group in groups]
     left = unfinished(out, "results", "threat", pairs)
     share = left[distributed.rank() :: distributed.world()]
     bounded = MicroBatches(predict, batch_size)
@@ -64,7 +65,7 @@ def evaluate_robust(
     with appending(out, "results") as append, open(out / f"timing{suffix()}.jsonl", "a") as timing:
         for number, unit in zip(share, units, strict=True):
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
-            new, seconds = _attack_unit(unit, families(threats), suite, generator, out / "clips", pictures, h264_crf)
+            new, seconds = _attack_unit(unit, kinds, suite, generator, out / "clips", pictures, h264_crf)
             append(new)
             timing.write(json.dumps(seconds) + "\n")
             timing.flush()
