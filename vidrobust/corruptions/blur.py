@@ -27,13 +27,14 @@ def defocus_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> n
     radius, soft = level(clip, severity, ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)))
     kernel = _disk(pixels(clip, radius, severity), soft)
     reach, (height, width) = len(kernel) // 2, clip.shape[1:3]
-    size = (height + 2 * reach, width + 2 * reach)
+    size = (_fast_length(height + 2 * reach), _fast_length(width + 2 * reach))
     spectrum = torch.fft.rfft2(torch.from_numpy(kernel), s=size)
 
     def change(frame: np.ndarray) -> np.ndarray:
         padded = _mirrored(to_planes(frame), reach)
-        blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * spectrum, s=size)  # wraps in the first 2 * reach lines
-        return from_planes(blurred[:, 2 * reach :, 2 * reach :])
+        blurred = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
+        # its first 2 * reach lines are wrapped around
+        return from_planes(blurred[:, 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width])
 
     return each_frame(clip, change)
 
@@ -143,8 +144,22 @@ def _disk(radius: float, soft: float) -> np.ndarray:
     return (disk / disk.sum()).astype(np.float32)
 
 
+def _fast_length(length: int) -> int:
+    """The next that has no other factors than 2, 3 and 5: a Fourier transform of others takes four times as long."""
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1
+
+
 def _mirrored(planes: Tensor, reach: int) -> Tensor:
     """Padded by reflection, more than once where the frame is smaller than the reach."""
+    if reach < min(planes.shape[1:]):
+        return F.pad(planes.unsqueeze(0), (reach,) * 4, mode="reflect")[0]
     for axis in (1, 2):
         size = planes.shape[axis]
         at = torch.arange(-reach, size + reach).remainder(max(2 * size - 2, 1))

