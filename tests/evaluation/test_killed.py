@@ -15,7 +15,8 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.engine.loop import train
 
-WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4"]
+WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4",
+         "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[2,5]"]  # fmt: skip
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
@@ -37,7 +38,7 @@ def _command(top, name, *launcher):
 
 
 def _same(top, name):
-    for file in ("summary.json", "results.jsonl", "predictions.jsonl"):
+    for file in ("summary.json", "results.jsonl", "corruptions.jsonl", "predictions.jsonl"):
         assert (top / name / file).read_bytes() == (top / "whole" / file).read_bytes(), file
     summary = json.loads((top / name / "summary.json").read_text())
     assert summary["n"] == 18 and summary["unit"] == "clip"
@@ -75,7 +76,7 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
     _same(run, "ranks")
     rows = [json.loads(line) for line in (run / "ranks/results.jsonl").read_text().splitlines()]
     assert len({(row["uid"], row["threat"]) for row in rows}) == len(rows) == 18 * 4
-    assert not list((run / "ranks").glob("results.rank*"))
+    assert not list((run / "ranks").glob("[rc]*.rank*.jsonl"))
 
 
 def test_another_budget_or_checkpoint_is_refused_with_the_reason(run):
