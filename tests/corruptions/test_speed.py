@@ -16,7 +16,9 @@ def test_rates_are_measured_of_all_severities_beside_the_published(monkeypatch):
     monkeypatch.setattr(speed, "published", lambda: ({"contrast": published}, ""))
     contrast, fog = measure_rates(drawn_clip(3, 16, 20), ["contrast", "fog"], rounds=2)
     assert len(contrast.ours) == len(contrast.published) == len(fog.ours) == 2 and not fog.published
-    assert calls == 3 * [((16, 20, 3), s) for s in range(1, 6) for _ in range(2)], "a round to warm up"
+    assert calls[2:] == 3 * [((16, 20, 3), s) for s in range(1, 6) for _ in range(3)], "a round to warm up"
+    measure_rates(drawn_clip(3, 16, 20), ["contrast"], rounds=1, slow_s=0)
+    assert calls[-20:] == 2 * [((16, 20, 3), s) for s in range(1, 6) for _ in range(2)], "two frames for a slow one"
     assert contrast.ratio > 0 and fog.ratio is None and contrast.size == 16
 
 

@@ -57,16 +57,16 @@ def _crystals(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """(height, width, 3) of 0 to 255: needles in all directions, in patches, thicker towards the rim of the pane."""
     short = min(height, width)
     needles = torch.zeros(height, width)
-    for degrees in rng.uniform(-90, 90, 9):
+    coarse = (max(height * 12 // short, 2), max(width * 12 // short, 2))
+    for degrees in rng.uniform(-90, 90, 7):
         noise = torch.from_numpy(rng.standard_normal((1, height, width), dtype=np.float32))
-        smeared = line_filter(max(short / 12, 2), max(short / 16, 1), degrees)(noise)[0]
-        patch = gaussian_filter(height, width, max(short / 12, 1))(
-            torch.from_numpy(rng.standard_normal((height, width), dtype=np.float32))
-        )
-        needles = torch.maximum(needles, (smeared / smeared.std()) * torch.sigmoid(3 * patch / patch.std()))
+        smeared = line_filter(max(short / 14, 2), max(short / 18, 1), degrees)(noise)[0]
+        patch = torch.from_numpy(rng.standard_normal((1, 1, *coarse), dtype=np.float32))
+        where = F.interpolate(torch.sigmoid(3 * patch), (height, width), mode="bilinear")[0, 0]
+        needles = torch.maximum(needles, smeared / smeared.std() * where)
     y, x = torch.linspace(-1, 1, height).view(-1, 1), torch.linspace(-1, 1, width)
     rim = 0.35 + 0.65 * torch.maximum(y.abs().expand(height, width), x.abs().expand(height, width)) ** 2
-    ice = (needles / needles.quantile(0.98)).clamp(0, 1) * rim + 0.25 * rim
+    ice = (needles / (needles.mean() + 2 * needles.std())).clamp(0, 1) * rim + 0.25 * rim
     tint = np.array([0.85, 0.95, 1.0], np.float32)  # ice is a little blue
     return 255 * ice.clamp(0, 1).numpy()[..., None] * tint
 
