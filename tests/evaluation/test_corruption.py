@@ -87,7 +87,8 @@ def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
     summary = run(trained, tmp_path)
     table = summary["corruption"]
     assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table["severities"] == [1, 5]
-    assert summary["clean_acc"] == table["clean_acc"] and summary["n"] == 6 and summary["curve"] == []
+    assert summary["clean_acc"] == table["clean_acc"] and summary["n"] == 6
+    assert summary["curve"] == [] and summary["robust_acc"] is None and summary["warnings"] == []
     lines = [json.loads(line) for line in (tmp_path / "corruptions.jsonl").read_text().splitlines()]
     assert [(row["index"], row["name"]) for row in lines] == [
         (i, name) for i in range(6) for name in ("clean", *table["corruptions"])
