@@ -184,8 +184,8 @@ def _attacks(
 ) -> dict[str, Any]:  # fmt: skip
     """What a summary says of attacks."""
     if not threats:
-        return {"robust_acc": None, "robust_acc_uint8": None, "ci95": None, "threat": None, "threats": [], "suite": None,
-                "curve": [], "warnings": []}  # fmt: skip
+        none = dict.fromkeys(("robust_acc", "robust_acc_uint8", "ci95", "threat", "suite"))
+        return none | {"threats": [], "curve": [], "warnings": []}
     clips = eval_dataset(cfg.data, test, 1)
     doubts = _checks(cfg, predict, clips, indices, threats[-1], out, device) if distributed.rank() == 0 else []
     what = "a clip of each" if cfg.eval.unit == "clip" else "source frames"
