@@ -12,13 +12,16 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import torch
 from av.codec.context import Flags
+from torch.nn import functional as F
 
-from vidrobust.corruptions.clip import level, require_clip
+from vidrobust.corruptions.clip import from_planes, level, require_clip, to_planes, to_uint8
 
 # RGB in [0, 255] to BT.601's Y, Cb, Cr of limited range, as files on disk have them
-_TO_YUV = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
-_OFFSET = np.array([16.0, 128.0, 128.0])
+_TO_YUV = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
+_TO_RGB = torch.linalg.inv(_TO_YUV.double()).float()
+_OFFSET = torch.tensor([[16.0], [128.0], [128.0]])
 _BYTES_PER_FRAME = 5000  # at 1 Mbit/s and 25 frames a second, about what the benchmark's files have
 # libx265 needs as many pixels a side: of less it reads, and even writes, where it should not
 _SMALLEST = {"libx265": 72}
@@ -201,17 +204,16 @@ def _at_rate(clip: np.ndarray, encoder: str, divisor: int, fps: float) -> np.nda
 
 def _to_yuv420(frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) RGB -> (3 H / 2, W): Y, then Cb and Cr, each the mean of two by two pixels, as PyAV lays them out."""
-    height, width = frame.shape[:2]
-    yuv = frame.astype(np.float64) @ _TO_YUV.T + _OFFSET
-    small = yuv[..., 1:].reshape(height // 2, 2, width // 2, 2, 2).mean((1, 3))
-    planes = [yuv[..., 0].ravel(), small[..., 0].ravel(), small[..., 1].ravel()]
-    return np.concatenate(planes).round().clip(0, 255).astype(np.uint8).reshape(-1, width)
+    rgb = to_planes(frame)
+    width = rgb.shape[2]
+    yuv = (_TO_YUV @ rgb.flatten(1) + _OFFSET).view_as(rgb)
+    planes = torch.cat([yuv[0].flatten(), F.avg_pool2d(yuv[1:], 2).flatten()])
+    return planes.round_().clamp_(0, 255).to(torch.uint8).view(-1, width).numpy()
 
 
 def _to_rgb(planes: np.ndarray, height: int, width: int) -> np.ndarray:
     """The inverse of `_to_yuv420`, each colour sample repeated over its pixels."""
-    flat, y = planes.ravel().astype(np.float64), height * width
-    small = flat[y : y + y // 2].reshape(2, height // 2, width // 2)
-    colour = small.repeat(2, axis=1).repeat(2, axis=2)
-    yuv = np.stack([flat[:y].reshape(height, width), colour[0], colour[1]], -1)
-    return ((yuv - _OFFSET) @ np.linalg.inv(_TO_YUV).T).round().clip(0, 255).astype(np.uint8)
+    flat, y = torch.from_numpy(planes).flatten().float(), height * width
+    colour = flat[y : y + y // 2].view(2, height // 2, width // 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    yuv = torch.cat([flat[:y], colour.flatten()]).view(3, -1)
+    return to_uint8(from_planes((_TO_RGB @ (yuv - _OFFSET)).view(3, height, width)))
