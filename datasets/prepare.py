@@ -68,13 +68,19 @@ def main() -> None:
     if args.command == "resize":
         copy(cfg, records, args, args.output, dataclasses.replace(Encoding(), **given))
         return
-    names = check_corruptions(cfg.eval.corruption.names, frames=0)
+    names = check_corruptions(cfg.eval.corruption.names, frames=int(cfg.data.name == "image_folder"))
     if not names:
         raise UserError("corrupt needs eval.corruption.names=[NAME,...], names or sets of docs/corruptions.md")
+    failed: list[str] = []
     for name in names:
         for severity in cfg.eval.corruption.severities:
             fine = dataclasses.replace(_FINE, **given, corruption=name, severity=severity, seed=cfg.seed)
-            copy(cfg, records, args, args.output / name / str(severity), fine)
+            try:
+                copy(cfg, records, args, args.output / name / str(severity), fine)
+            except UserError as error:  # a bad file is bad in each copy: the others are made all the same
+                failed.append(str(error))
+    if failed:
+        raise UserError(f"{len(failed)} copies are not whole; the first: {failed[0]}")
 
 
 def copy(cfg: config.Config, records: list[Record], args: argparse.Namespace, output: Path, encoding: Encoding) -> None:

@@ -151,6 +151,17 @@ def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
 
 
+def test_a_bad_file_is_bad_in_every_copy_and_the_others_are_made(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"no video")
+    done = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", "eval.corruption.names=[contrast,freeze]",
+                "eval.corruption.severities=[5]", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 1 and "2 copies are not whole; the first: 1 of 12 files" in done.stderr
+    for name in ("contrast", "freeze"):
+        sizes = sorted(p.stat().st_size > 0 for p in (tmp_path / "c" / name / "5/videos").glob("*/*.avi"))
+        assert sizes == [False] + [True] * 11
+
+
 def test_corrupted_images_and_folders_of_frames(tmp_path):
     frames = counting_frames(6, 32)
     for split in ("train", "test"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vidrobust import cli, config
-from vidrobust.corruptions import expand
+from vidrobust.corruptions import MissingEncoder, expand
 from vidrobust.data import read_frames
 from vidrobust.errors import UserError
 from vidrobust.evaluation import contact_sheet
@@ -30,10 +30,9 @@ def main() -> None:
     names = expand(cfg.eval.corruption.names or ["all"])
     shown = len(clip) // 2 if args.frame is None else args.frame
     try:
-        sheet = contact_sheet(clip, names, frame=shown, seed=cfg.seed)
-    except ValueError as error:
+        contact_sheet(clip, names, frame=shown, seed=cfg.seed).save(args.output, quality=85)
+    except (ValueError, MissingEncoder) as error:  # ValueError of Pillow: a suffix that it does not know
         raise UserError(str(error)) from None
-    sheet.save(args.output, quality=85)
     print(f"{args.output}: {len(names)} corruptions of frame {shown} of {len(clip)}")
 
 

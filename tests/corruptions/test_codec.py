@@ -84,6 +84,15 @@ def test_half_the_bits_are_half_the_bits():
         assert 0.3 < size * divisor / usual < 2
 
 
+def test_without_a_frame_rate_it_is_as_at_25():
+    """Images and folders of frames say 0."""
+    for clip in (smooth_clip(1, 64, 64), smooth_clip(8, 64, 64)):
+        for name in ("h264_abr", "h265_abr", "h264_crf", "bit_error"):
+            usual = corrupt(clip, name, 3, np.random.default_rng(0))
+            for fps in (0.0, 1e-9):
+                assert (corrupt(clip, name, 3, np.random.default_rng(0), fps) == usual).all()
+
+
 def test_errors_spoil_what_comes_after_them_and_the_first_frame_is_whole():
     clip = smooth_clip(40, 96, 96)
     clean = corrupt(clip, "h264_crf", 1, np.random.default_rng(0)).astype(int)

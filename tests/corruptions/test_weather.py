@@ -21,6 +21,19 @@ def test_plasma_is_a_torus_of_0_to_1_that_gets_rougher_with_less_decay():
     assert rough == sorted(rough, reverse=True)
 
 
+def test_the_noise_of_plasma_falls_by_the_square_of_decay():
+    """Heights of the finest scale against those two coarser: decay ** 4, as published."""
+    for decay in (1.5, 2.0):
+        found = plasma(256, decay, rng())
+        finest = found[1::2, 1::2] - (found[:-1:2, :-1:2] + np.roll(found[:-1:2, :-1:2], -1, 0)
+                                      + np.roll(found[:-1:2, :-1:2], -1, 1)
+                                      + np.roll(found[:-1:2, :-1:2], (-1, -1), (0, 1))) / 4  # fmt: skip
+        coarse = found[::4, ::4]
+        middle = found[2::4, 2::4] - (coarse + np.roll(coarse, -1, 0) + np.roll(coarse, -1, 1)
+                                      + np.roll(coarse, (-1, -1), (0, 1))) / 4  # fmt: skip
+        assert middle.std() / finest.std() == pytest.approx(decay**2, rel=0.1)
+
+
 def test_fog_is_its_formula():
     clip = smooth_clip(3, 50, 64)
     layer = 2.5 * plasma(64, 1.7, rng())[:50, :64, None]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.helpers import counting_frames, counting_video, encode, read_numbers
+from tests.helpers import counting_frames, counting_video, cut, encode, read_numbers
 from vidrobust.config import Data
 from vidrobust.corruptions import corrupt
-from vidrobust.data import CLEAN, Record, corrupted_loader, corrupted_videos, eval_dataset, worker_deaths
+from vidrobust.data import CLEAN, Failure, Record, corrupted_loader, corrupted_videos, eval_dataset, worker_deaths
 
 CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
 CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]
@@ -41,7 +41,7 @@ def test_clean_clips_are_those_of_every_other_evaluation(tmp_path):
 
 def test_each_kind_gets_the_frames_it_needs(videos):
     (item,) = found(videos, [(0, CONDITIONS)], clips=2)
-    clean, noisy, sampled, coded, blurred, frozen = item.clips.numpy()
+    clean, noisy, sampled, coded, blurred, frozen = (clips.numpy() for clips in item.clips)
     starts = [0, 50]
     spans = [[s, s + 3, s + 6, s + 9] for s in starts]
     assert [read_numbers(clip) for clip in clean] == spans
@@ -57,8 +57,8 @@ def test_each_kind_gets_the_frames_it_needs(videos):
 
 def test_one_draw_a_video_corruption_and_severity(videos):
     twice = [found(videos, [(0, [("gaussian_noise", 1)]), (1, [("gaussian_noise", 1)])]) for _ in range(2)]
-    assert all((a.clips == b.clips).all() for a, b in zip(*twice, strict=True))
-    noise = [item.clips.int() - clean.clips.int() for item, clean in zip(
+    assert all((a.clips[0] == b.clips[0]).all() for a, b in zip(*twice, strict=True))
+    noise = [item.clips[0].int() - clean.clips[0].int() for item, clean in zip(
         twice[0], found(videos, [(0, [CLEAN]), (1, [CLEAN])]), strict=True
     )]  # fmt: skip
     gray = (noise[0] != noise[1]).float().mean()
@@ -95,7 +95,39 @@ def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch
 def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
     cfg = Data(**(vars(CFG) | {"timeout_s": timeout_s}))
     good, bad = found(videos, [(0, CONDITIONS), (3, CONDITIONS)], cfg=cfg)
-    assert good.failed is None and "is empty" in bad.failed.reason and bad.conditions == CONDITIONS
+    assert not [clips for clips in good.clips if isinstance(clips, Failure)] and bad.conditions == CONDITIONS
+    assert all("is empty" in clips.reason for clips in bad.clips)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 20.0])
+def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, tmp_path, timeout_s):
+    """The same whatever else is asked for: an evaluation that goes on asks for less."""
+    cut_path = cut(counting_video(tmp_path / "cut.avi", 60), 0.75)
+    cfg = Data(frames=4, stride=3, short_side=64, size=64, workers=0, timeout_s=timeout_s)
+    records = [Record("c", str(cut_path), 0, frames=60)]  # a manifest of better days
+    conditions = [CLEAN, ("contrast", 1), ("jumble", 5), ("sampling", 1)]  # the last shows frames 50 and 56
+    (whole,) = found(records, [(0, conditions)], clips=1, cfg=cfg)
+    failed = [isinstance(clips, Failure) for clips in whole.clips]
+    assert failed == [False, False, False, True]
+    assert "cut.avi" in whole.clips[3].reason
+    for condition, clips in zip(conditions, whole.clips, strict=True):
+        (alone,) = found(records, [(0, [condition])], clips=1, cfg=cfg)
+        assert isinstance(alone.clips[0], Failure) == isinstance(clips, Failure)
+        assert isinstance(clips, Failure) or (alone.clips[0] == clips).all()
+
+
+def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
+    import vidrobust.data.corrupted as module
+
+    def broken(clip, name, *rest):
+        if name == "h264_crf":
+            raise RuntimeError("no more bits")
+        return corrupt(clip, name, *rest)
+
+    monkeypatch.setattr(module, "corrupt", broken)
+    (item,) = found(videos, [(0, CONDITIONS)])
+    assert [isinstance(clips, Failure) for clips in item.clips] == [name == "h264_crf" for name, _ in CONDITIONS]
+    assert "60.avi: h264_crf: RuntimeError('no more bits')" in item.clips[3].reason
 
 
 def test_short_videos_and_single_frames(videos):
@@ -107,8 +139,8 @@ def test_short_videos_and_single_frames(videos):
 
 def test_on_the_view_the_crop_is_what_is_corrupted(videos):
     cfg = Data(frames=4, stride=3, short_side=64, size=32, workers=0)
-    clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips.numpy()
-    assert (noisy[0] == corrupt(clean[0], "contrast", 3, np.random.default_rng(0))).all()
+    clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips
+    assert (noisy[0].numpy() == corrupt(clean[0].numpy(), "contrast", 3, np.random.default_rng(0))).all()
 
 
 def test_large_frames_are_shrunk_first(tmp_path):

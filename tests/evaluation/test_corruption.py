@@ -1,20 +1,22 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
-from vidrobust.corruptions import INDEX_MAPS, MissingEncoder
+from vidrobust.corruptions import MissingEncoder
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
 from vidrobust.evaluation import corruption as module
 from vidrobust.evaluation import evaluate
-from vidrobust.evaluation.corruption import check_corruptions, corruption_table, read_baseline
+from vidrobust.evaluation.corruption import check_corruptions, corruption_table, read_baseline, relative_to
 
 WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
 CLASSES = ["a", "b"]
+MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,9 @@ def run(trained, out, *words):
 def rows(**predicted):
     """Four videos: labels 0 0 1 1; predicted: name -> four lists of a prediction a severity."""
     return [
-        {"index": i, "label": i // 2, "name": name, "predicted": answers[i]}
+        {"index": i, "label": i // 2, "kind": kind, "name": name, "predicted": answers[i]}
         for i in range(4) for name, answers in predicted.items()
+        for kind in ["shift" if name.startswith("set_") else "corruption"]
     ]  # fmt: skip
 
 
@@ -64,17 +67,24 @@ def test_errors_relative_to_a_baseline_by_hand():
         "clean_acc": 0.5, "severities": [2, 4],
         "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
     }  # fmt: skip
-    found = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES, baseline)
+    found = relative_to(corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline)
     fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
     assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(100 * 0.5 / 1.25)
     assert fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
     assert found["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
     own = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
-    assert corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES, own)["mce"] == 100
-    with pytest.raises(UserError, match="lacks fog"):
-        corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES, baseline | {"corruptions": {}})
-    with pytest.raises(UserError, match=r"lacks severities \[1, 4\]"):
-        corruption_table(rows(clean=CLEAN, fog=FOG), [1, 4], CLASSES, baseline)
+    assert relative_to(own, own)["mce"] == relative_to(own, own)["relative_mce"] == 100
+    some = relative_to(corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline)
+    assert some["mce"] == pytest.approx(100 * 0.75 / 0.75), "a part of the baseline's severities"
+    assert relative_to(own, None)["mce"] is None and own["mce"] is None
+
+
+def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
+    with_shift = corruption_table(rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES)
+    without = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
+    assert with_shift["corruptions"]["set_x"]["kind"] == "shift" and with_shift["corruptions"]["set_x"]["acc"] == [0]
+    same = ("clean_acc", "mpc", "rpc", "gamma_a", "gamma_r", "per_class")
+    assert [with_shift[key] for key in same] == [without[key] for key in same]
 
 
 def test_where_nothing_is_right_there_is_no_share():
@@ -160,32 +170,45 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
 def test_what_changes_nothing_of_an_image_is_told(monkeypatch):
     told = []
     monkeypatch.setattr(module.log, "warning", told.append)
-    check_corruptions(["fog", "freeze", "jumble"], frames=1)
+    check_corruptions(["fog", "freeze", "temporal_blur"], frames=1)
     check_corruptions(["fog", "freeze"], frames=4)
-    assert told == ["clips of one frame: nothing changes under freeze, jumble"] and "freeze" in INDEX_MAPS
+    assert told == ["clips of one frame: nothing changes under freeze, temporal_blur"]
 
 
 def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
-    def missing(clip, name, severity, rng):
-        raise MissingEncoder(f"this PyAV has no encoder for {name}: install it")
+    def missing(names):
+        raise MissingEncoder(f"this PyAV has no encoder for {names[-1]}: install it")
 
-    monkeypatch.setattr(module, "corrupt", missing)
-    with pytest.raises(UserError, match="eval.corruption.names: contrast: this PyAV has no encoder"):
+    monkeypatch.setattr(module, "require_encoders", missing)
+    with pytest.raises(UserError, match="eval.corruption.names: this PyAV has no encoder for h264_crf"):
         run(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_baselines(trained, tmp_path):
+def test_baselines(trained, tmp_path, monkeypatch):
     first = run(trained, tmp_path / "a")
-    second = run(trained, tmp_path / "b", f"eval.corruption.baseline={tmp_path / 'a/summary.json'}")
+    path = tmp_path / "a/summary.json"
+    with monkeypatch.context() as patch:
+        run(trained, tmp_path / "b")
+        patch.setattr(MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again"))
+        second = run(trained, tmp_path / "b", f"eval.corruption.baseline={path}")
+    assert "mCE" in (tmp_path / "b/report.md").read_text()
+    for words, reason in (
+        (["eval.corruption.names=[contrast,fog]"], "lacks fog: measure it"),
+        (["eval.corruption.severities=[1,2]"], "lacks severity 2: measure it"),
+        (["eval.corruption.place=view"], "was measured with eval.corruption.place=source"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            run(trained, tmp_path / "c", f"eval.corruption.baseline={path}", *words)
+    assert not (tmp_path / "c").exists()
     errors = 1 - np.array([e["acc"] for e in first["corruption"]["corruptions"].values()])
     assert second["corruption"]["mce"] == (pytest.approx(100) if errors.sum(1).all() else None)
-    for content in ("{}", "no json", '{"corruption": null}'):
+    for content in ("{}", "no json", '{"corruption": null}', '{"corruption": {"x": 1}}', "[]"):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match="eval.corruption.baseline="):
-            read_baseline(str(tmp_path / "bad.json"))
+            read_baseline(str(tmp_path / "bad.json"), [], [], "source")
     with pytest.raises(UserError, match=r"baseline=nowhere.json"):
-        read_baseline("nowhere.json")
+        read_baseline("nowhere.json", [], [], "source")
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ from vidrobust.corruptions.temporal import (
 from vidrobust.corruptions.weather import fog, frost, rain, snow, spatter
 
 __all__ = [
-    "BENCHMARKS", "CONSECUTIVE", "CORRUPTIONS", "INDEX_MAPS", "SEVERITIES", "Corrupt", "Corruption", "IndexMap",
-    "MissingEncoder", "corrupt", "expand", "h264", "map_frames",
+    "BENCHMARKS", "CONSECUTIVE", "CORRUPTIONS", "INDEX_MAPS", "OVER_TIME", "SEVERITIES", "Corrupt", "Corruption",
+    "IndexMap", "MissingEncoder", "corrupt", "expand", "h264", "map_frames", "require_encoders",
 ]  # fmt: skip
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -102,6 +102,9 @@ _IMAGENET_C = [
 _SHARED_C = ["shot_noise", "rain", "contrast_kinetics", "brightness", "saturate", "fog", "bit_error", "packet_loss",
              "h264_crf", "h264_abr", "h265_crf", "h265_abr"]  # fmt: skip
 
+# those that leave a clip of one frame as it is
+OVER_TIME = (*INDEX_MAPS, "temporal_blur", "temporal_blur_ssv2")
+
 # those that need consecutive frames, where a clip skips some
 CONSECUTIVE = ("temporal_blur", "temporal_blur_ssv2", "h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2",
                "bit_error", "packet_loss")  # fmt: skip
@@ -132,6 +135,12 @@ def expand(names: Sequence[str]) -> list[str]:
             raise ValueError(f"no corruption {name!r}; there are {known}")
         found |= dict.fromkeys(BENCHMARKS.get(name, [name]))
     return list(found)
+
+
+def require_encoders(names: Sequence[str]) -> None:
+    """Raises MissingEncoder where PyAV lacks one that a corruption needs."""
+    for name in names:
+        corrupt(np.zeros((1, 16, 16, 3), np.uint8), name, 1, np.random.default_rng(0))
 
 
 def corrupt(clip: np.ndarray, name: str, severity: int, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:

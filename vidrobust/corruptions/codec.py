@@ -146,7 +146,7 @@ def _encode(
     padded = np.pad(clip, ((0, 0), (0, tall - height), (0, wide - width), (0, 0)), mode="edge")
     context = kind.create("video")
     context.width, context.height, context.pix_fmt, context.thread_count = wide, tall, "yuv420p", 1
-    context.framerate = Fraction(fps).limit_denominator(1001) if fps > 0 else Fraction(25)
+    context.framerate = Fraction(_rate(fps)).limit_denominator(1001)
     context.time_base = 1 / context.framerate
     context.flags |= Flags.global_header  # what describes the stream is apart from it, as in a file
     if encoder in _PLAIN:
@@ -195,10 +195,15 @@ def _decode(stream: _Stream) -> np.ndarray:
     return out
 
 
+def _rate(fps: float) -> float:
+    """Images and folders of frames have none: 0."""
+    return fps if fps >= 1 else 25.0
+
+
 def _at_rate(clip: np.ndarray, encoder: str, divisor: int, fps: float) -> np.ndarray:
     """As the benchmark: average, largest rate and buffer are the same."""
     usual = _encode(clip, "libx264", fps, {"crf": "23"})
-    rate = max(int(8 * usual.bytes * fps / len(clip) / divisor), 1000)
+    rate = max(int(8 * usual.bytes * _rate(fps) / len(clip) / divisor), 1000)
     return _decode(_encode(clip, encoder, fps, {"maxrate": str(rate), "bufsize": str(rate)}, rate=rate))
 
 

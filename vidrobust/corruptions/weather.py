@@ -63,10 +63,10 @@ def _crystals(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         smeared = line_filter(max(short / 14, 2), max(short / 18, 1), degrees)(noise)[0]
         patch = torch.from_numpy(rng.standard_normal((1, 1, *coarse), dtype=np.float32))
         where = F.interpolate(torch.sigmoid(3 * patch), (height, width), mode="bilinear")[0, 0]
-        needles = torch.maximum(needles, smeared / smeared.std() * where)
+        needles = torch.maximum(needles, smeared / smeared.std(correction=0).clamp(min=1e-6) * where)
     y, x = torch.linspace(-1, 1, height).view(-1, 1), torch.linspace(-1, 1, width)
     rim = 0.35 + 0.65 * torch.maximum(y.abs().expand(height, width), x.abs().expand(height, width)) ** 2
-    ice = (needles / (needles.mean() + 2 * needles.std())).clamp(0, 1) * rim + 0.25 * rim
+    ice = (needles / (needles.mean() + 2 * needles.std(correction=0)).clamp(min=1e-6)).clamp(0, 1) * rim + 0.25 * rim
     tint = np.array([0.85, 0.95, 1.0], np.float32)  # ice is a little blue
     return 255 * ice.clamp(0, 1).numpy()[..., None] * tint
 
@@ -83,7 +83,7 @@ def fog(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray
 def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
     """(side, side) float32 of 0 to 1, side the next power of two: the diamond-square fractal, on a torus.
 
-    decay: by how much smaller the noise gets from one scale to the next.
+    decay: the noise gets smaller by its square from one scale to the next.
     """
     side = 1 << max(size - 1, 1).bit_length()
     heights, step, noise = np.zeros((side, side), np.float32), side, 1.0
@@ -102,7 +102,7 @@ def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
             (corners + np.roll(corners, -1, 1) + centres + above) / 4 + jitter(corners.shape)
         )  # fmt: skip
         heights[half::step, ::step] = (corners + down + centres + left) / 4 + jitter(corners.shape)
-        step, noise = half, noise / decay
+        step, noise = half, noise / decay**2  # the original divides both a factor and the range that it multiplies
     heights -= heights.min()
     return heights / max(float(heights.max()), 1e-12)
 
@@ -153,7 +153,7 @@ def spatter(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
     smooth = blur * scale(clip)
     liquid = gaussian_filter(height, width, smooth)(noise) if smooth > 0.2 else noise
     # a smaller frame is blurred over fewer pixels, and what is left of the noise would pass the threshold more often
-    liquid = loc + (liquid - liquid.mean()) / liquid.std().clamp(min=1e-6) * sigma * _kept_by(blur)
+    liquid = loc + (liquid - liquid.mean()) / liquid.std(correction=0).clamp(min=1e-6) * sigma * _kept_by(blur)
     liquid = torch.where(liquid < threshold, 0, liquid)
     if mud:
         thick = gaussian_filter(height, width, pixels(clip, strength, severity))((liquid > threshold).float())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from vidrobust import config
-from vidrobust.corruptions import Corrupt
+from vidrobust.corruptions import Corrupt, MissingEncoder, expand, require_encoders
 from vidrobust.data.corrupted import CLEAN, Condition, Corrupted, CorruptedVideos, Place, corrupted_loader
 from vidrobust.data.dataset import (
     Batch,
@@ -169,6 +169,10 @@ def train_dataset(
             f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs another one"
         )
     sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
+    try:
+        require_encoders(expand(augment.corruptions))
+    except MissingEncoder as error:
+        raise UserError(f"augment.corruptions: {error}") from None
     corrupt = (
         Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
         if augment.corruptions else None

@@ -30,25 +30,30 @@ _CORRUPT = 3  # a stream of the run's seed (dataset.py has the others)
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A video under some conditions: clips (conditions, K, T, size, size, 3) uint8; `failed`: why it has none."""
+    """A video under some conditions: of each its clips (K, T, size, size, 3) uint8, or why there are none."""
 
     index: int
     conditions: list[Condition]
-    clips: Tensor
-    failed: Failure | None = None
+    clips: list[Tensor | Failure]
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames of the video."""
+    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames of the video.
+
+    reason: why the frames end before the last that was asked for. Indexing raises DecodeError for those.
+    """
 
     frames: np.ndarray
     numbers: np.ndarray  # (F,), of the frames in the video
     clips: np.ndarray
     count: int
     fps: float
+    reason: str = ""
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        if self.reason and numbers.max() > (self.numbers[-1] if len(self.numbers) else -1):
+            raise DecodeError(self.reason)
         return self.frames[np.searchsorted(self.numbers, numbers)]
 
 
@@ -86,11 +91,19 @@ class CorruptedVideos(IterableDataset):
             wanted = [condition for group in groups for condition in group]
             found = self._found(child, index, wanted)
             for group in groups:
-                if isinstance(found, Failure):
-                    yield Corrupted(index, group, torch.empty(0), found)
-                else:
-                    clips = np.stack([self._clips(found, index, condition) for condition in group])
-                    yield Corrupted(index, group, torch.from_numpy(clips))
+                yield Corrupted(index, group, [
+                    found if isinstance(found, Failure) else self._condition(found, index, condition)
+                    for condition in group
+                ])  # fmt: skip
+
+    def _condition(self, found: _Read, index: int, condition: Condition) -> Tensor | Failure:
+        """The clips of one condition: it fails alone, by a frame that only it needs, or an encoder that gives up."""
+        try:
+            return torch.from_numpy(self._clips(found, index, condition))
+        except Exception as error:  # encoders raise whatever they like
+            record = self.records[index]
+            reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {condition[0]}: {error!r}"
+            return Failure(index, record.uid, record.label, reason)
 
     def _found(self, child: Child | None, index: int, wanted: list[Condition]) -> "_Read | Failure":
         record = self.records[index]
@@ -117,8 +130,15 @@ class CorruptedVideos(IterableDataset):
                 elif name in INDEX_MAPS:
                     shown.append(self._mapped(index, (name, severity), count, fps)[clips].ravel())
             numbers = np.unique(np.concatenate(shown))
-            frames = [self._prepared(frame) for frame in checked_frames(video, record.path, numbers)]
-        return _Read(np.stack(frames), numbers, clips, count, fps)
+            frames, reason = [], ""
+            try:
+                for frame in checked_frames(video, record.path, numbers):
+                    frames.append(self._prepared(frame))
+            except DecodeError as error:
+                reason = str(error)  # what comes before is there
+        if not frames:
+            raise DecodeError(reason)
+        return _Read(np.stack(frames), numbers[: len(frames)], clips, count, fps, reason)
 
     def _prepared(self, frame: np.ndarray) -> np.ndarray:
         """One frame as the corruptions get it."""

@@ -162,7 +162,7 @@ class ClipDataset(Dataset):
                 draws = _take_views(video, record.path, indices, self.view, rng, out)
                 fps = video.fps
             if self.corrupt:
-                out[:] = [self.corrupt(clip, rng, fps) for clip in out]
+                out[:] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out]
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {

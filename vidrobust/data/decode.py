@@ -72,7 +72,8 @@ def open_video(path: str | Path, *, backend: str = "auto", frames: int = 0) -> I
 def checked_frames(video: Video, path: str | Path, unique: np.ndarray) -> Iterator[np.ndarray]:
     """The frames of sorted, unique indices, one each; DecodeError for indices outside the video, or missing frames."""
     if unique.size == 0 or unique[0] < 0 or unique[-1] >= video.num_frames:
-        raise DecodeError(f"{path}: frames {unique.tolist()} are not all within its {video.num_frames} frames")
+        asked = f"{unique[0]} to {unique[-1]}" if unique.size else "none"
+        raise DecodeError(f"{path}: the frames asked for, {asked}, are not all within its {video.num_frames} frames")
     count = 0
     for frame in video.frames(unique):
         count += 1

@@ -12,7 +12,15 @@ from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
 # what may differ between two runs of an evaluation
-_FREE = ("data.workers", "data.timeout_s", "data.root", "data.manifest", "eval.name", "eval.enabled")
+_FREE = (
+    "data.workers",
+    "data.timeout_s",
+    "data.root",
+    "data.manifest",
+    "eval.name",
+    "eval.enabled",
+    "eval.corruption.baseline",
+)
 
 # what an evaluation leaves in its folder
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",

@@ -13,8 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidrobust.attacks import Predict
-from vidrobust.corruptions import INDEX_MAPS, MissingEncoder, corrupt, expand
-from vidrobust.data import CLEAN, Condition, Corrupted, CorruptedVideos, Record, corrupted_loader, worker_deaths
+from vidrobust.corruptions import OVER_TIME, MissingEncoder, expand, require_encoders
+from vidrobust.data import (
+    CLEAN,
+    Condition,
+    Corrupted,
+    CorruptedVideos,
+    Failure,
+    Record,
+    corrupted_loader,
+    worker_deaths,
+)
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
@@ -23,7 +32,7 @@ from vidrobust.evaluation.rows import Row, appending, merged, unfinished
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.views import to_float
 
-_STEM = "corruptions"
+_STEM, _KIND = "corruptions", "corruption"
 
 
 def check_corruptions(names: Sequence[str], frames: int) -> list[str]:
@@ -32,13 +41,11 @@ def check_corruptions(names: Sequence[str], frames: int) -> list[str]:
     Raises UserError for a codec without encoder.
     """
     found = expand(names)
-    tiny, rng = np.zeros((1, 16, 16, 3), np.uint8), np.random.default_rng(0)
-    for name in found:
-        try:
-            corrupt(tiny, name, 1, rng)
-        except MissingEncoder as error:
-            raise UserError(f"eval.corruption.names: {name}: {error}") from None
-    still = [name for name in found if name in INDEX_MAPS]
+    try:
+        require_encoders(found)
+    except MissingEncoder as error:
+        raise UserError(f"eval.corruption.names: {error}") from None
+    still = [name for name in found if name in OVER_TIME]
     if frames == 1 and still and distributed.rank() == 0:
         log.warning(f"clips of one frame: nothing changes under {', '.join(still)}")
     return found
@@ -84,61 +91,90 @@ def evaluate_corruptions(
 
 @torch.no_grad()
 def _classify(predict: Predict, found: Corrupted, device: torch.device) -> list[int | None]:
-    """The class of each condition."""
-    if found.failed:
-        return [None] * len(found.conditions)
-    x: Tensor = to_float(found.clips.to(device))
+    """The class of each condition; None for one that failed."""
+    good = [clips for clips in found.clips if isinstance(clips, Tensor)]
+    if not good:
+        return [None] * len(found.clips)
+    x = to_float(torch.stack(good).to(device))
     logits = predict(x.flatten(0, 1)).float()
-    return logits.view(*x.shape[:2], -1).mean(1).argmax(1).tolist()
+    answers = iter(logits.view(*x.shape[:2], -1).mean(1).argmax(1).tolist())
+    return [next(answers) if isinstance(clips, Tensor) else None for clips in found.clips]
 
 
 def _rows(found: Corrupted, record: Record, predicted: Sequence[int | None]) -> list[Row]:
     by_name: dict[str, list[int | None]] = {}
-    for (name, _), answer in zip(found.conditions, predicted, strict=True):
+    reasons: dict[str, str] = {}
+    for (name, _), answer, clips in zip(found.conditions, predicted, found.clips, strict=True):
         by_name.setdefault(name, []).append(answer)
+        if isinstance(clips, Failure):
+            reasons.setdefault(name, clips.reason)
     return [
-        {"index": found.index, "uid": record.uid, "label": record.label, "kind": "corruption", "name": name,
-         "predicted": answers, "error": found.failed.reason if found.failed else None}
+        {"index": found.index, "uid": record.uid, "label": record.label, "kind": _KIND, "name": name,
+         "predicted": answers, "error": reasons.get(name)}
         for name, answers in by_name.items()
     ]  # fmt: skip
 
 
-def corruption_table(
-    rows: Sequence[Row], severities: Sequence[int], classes: Sequence[str], baseline: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def corruption_table(rows: Sequence[Row], severities: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
     """What rows of `evaluate_corruptions` say; accuracies are fractions.
 
-    clean_acc, ci95; corruptions: name -> kind, acc (by severity), mean_acc, gamma_a, gamma_r, ce, relative_ce;
-    mpc, rpc (Yi et al. 2021): the mean of mean_acc, and its share of clean_acc; gamma_a, gamma_r (Schiappa et al.
-    2023): 1 - (A_c - A_p) and 1 - (A_c - A_p) / A_c, averaged over corruptions and severities; mce, relative_mce
-    (Hendrycks and Dietterich 2019), in per cent of `baseline`'s, another such table: the sum over severities of the
-    error, or of what it exceeds the clean error by, as a share of the baseline's, averaged over corruptions; None
-    without one. per_class: class -> clean_acc, mpc. gamma_r and rpc are None where nothing is right to begin with.
-    Raises UserError for a baseline that lacks a corruption or severity.
+    clean_acc, ci95; corruptions: name -> kind, acc (by severity), mean_acc, gamma_a, gamma_r; mpc, rpc (Yi et al.
+    2021): the mean of mean_acc, and its share of clean_acc; gamma_a, gamma_r (Schiappa et al. 2023): 1 - (A_c - A_p)
+    and 1 - (A_c - A_p) / A_c, averaged over corruptions and severities; per_class: class -> clean_acc, mpc. Means are
+    over rows whose kind is "corruption": a shifted data set may stand beside them. gamma_r and rpc are None where
+    nothing is right to begin with; mce, relative_mce are `relative_to`'s.
     """
     clean = [row for row in rows if row["name"] == CLEAN[0]]
     right = sum(row["predicted"] == [row["label"]] for row in clean)
     clean_acc = right / len(clean)
+    kinds = {row["name"]: row["kind"] for row in rows if row["name"] != CLEAN[0]}
     table: dict[str, Any] = {
-        name: {"kind": "corruption", "acc": _accuracies([row for row in rows if row["name"] == name])}
-        for name in dict.fromkeys(row["name"] for row in rows) if name != CLEAN[0]
-    }  # fmt: skip
-    for name, entry in table.items():
+        name: {"kind": kind, "acc": _accuracies([row for row in rows if row["name"] == name])}
+        for name, kind in kinds.items()
+    }
+    for entry in table.values():
         mean = statistics.fmean(entry["acc"])
         entry |= {"mean_acc": mean, "gamma_a": 1 - (clean_acc - mean),
                   "gamma_r": 1 - (clean_acc - mean) / clean_acc if clean_acc else None}  # fmt: skip
-        if baseline is not None:
-            entry |= _relative_errors(name, entry["acc"], clean_acc, severities, baseline)
-    mpc = statistics.fmean(entry["mean_acc"] for entry in table.values())
-    n, interval = len(clean), list(wilson(right, len(clean)))
+    mpc = statistics.fmean(entry["mean_acc"] for entry in table.values() if entry["kind"] == _KIND)
+    interval = list(wilson(right, len(clean)))
     return {
-        "severities": list(severities), "n": n, "clean_acc": clean_acc, "ci95": interval,
+        "severities": list(severities), "n": len(clean), "clean_acc": clean_acc, "ci95": interval,
         "mpc": mpc, "rpc": mpc / clean_acc if clean_acc else None, "gamma_a": 1 - (clean_acc - mpc),
-        "gamma_r": 1 - (clean_acc - mpc) / clean_acc if clean_acc else None,
-        "mce": _mean([entry.get("ce") for entry in table.values()]),
-        "relative_mce": _mean([entry.get("relative_ce") for entry in table.values()]),
+        "gamma_r": 1 - (clean_acc - mpc) / clean_acc if clean_acc else None, "mce": None, "relative_mce": None,
         "corruptions": table, "per_class": _per_class(rows, classes),
     }  # fmt: skip
+
+
+def relative_to(table: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
+    """The table with ce and relative_ce of each corruption, and their means mce and relative_mce, in per cent.
+
+    As Hendrycks and Dietterich (2019): the sum over severities of the error, or of what it exceeds the clean error by,
+    as a share of the same of `baseline`, another such table; None where that is 0, and without a baseline.
+    """
+    entries = {name: dict(entry) for name, entry in table["corruptions"].items()}
+    for name, entry in entries.items():
+        entry |= _shares(table, entry["acc"], baseline, name)
+    own = [entry for entry in entries.values() if entry["kind"] == _KIND]
+    return table | {
+        "corruptions": entries, "mce": _mean([entry["ce"] for entry in own]),
+        "relative_mce": _mean([entry["relative_ce"] for entry in own]),
+    }  # fmt: skip
+
+
+def _shares(
+    table: dict[str, Any], acc: list[float], baseline: dict[str, Any] | None, name: str
+) -> dict[str, float | None]:
+    if baseline is None:
+        return {"ce": None, "relative_ce": None}
+    by_severity = dict(zip(baseline["severities"], baseline["corruptions"][name]["acc"], strict=True))
+    errors, others = 0.0, 0.0
+    for severity, value in zip(table["severities"], acc, strict=True):
+        errors, others = errors + 1 - value, others + 1 - by_severity[severity]
+    rise = errors - len(acc) * (1 - table["clean_acc"])
+    other_rise = others - len(acc) * (1 - baseline["clean_acc"])
+    return {"ce": 100 * errors / others if others else None,
+            "relative_ce": 100 * rise / other_rise if abs(other_rise) > 1e-9 else None}  # fmt: skip
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:
@@ -152,39 +188,36 @@ def _mean(values: list[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(values) else None
 
 
-def _relative_errors(
-    name: str, acc: list[float], clean_acc: float, severities: Sequence[int], baseline: dict[str, Any]
-) -> dict[str, float | None]:
-    other = baseline["corruptions"].get(name)
-    if other is None or list(baseline["severities"]) != list(severities):
-        lacks = name if other is None else f"severities {list(severities)}"
-        raise UserError(f"eval.corruption.baseline lacks {lacks}: measure it with the same eval.corruption")
-    errors, others = ([1 - value for value in values] for values in (acc, other["acc"]))
-    rise = sum(errors) - len(errors) * (1 - clean_acc)
-    other_rise = sum(others) - len(others) * (1 - baseline["clean_acc"])
-    return {"ce": 100 * sum(errors) / sum(others) if sum(others) else None,
-            "relative_ce": 100 * rise / other_rise if other_rise else None}  # fmt: skip
-
-
 def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[str, float]]:
     found = {}
     for label in sorted({row["label"] for row in rows}):
         here = [row for row in rows if row["label"] == label]
-        names = dict.fromkeys(row["name"] for row in here)
+        names = dict.fromkeys(row["name"] for row in here if row["kind"] == _KIND)
         means = {name: statistics.fmean(_accuracies([row for row in here if row["name"] == name])) for name in names}
         clean = means.pop(CLEAN[0])
         found[classes[label]] = {"clean_acc": clean, "mpc": statistics.fmean(means.values())}
     return found
 
 
-def read_baseline(path: str) -> dict[str, Any] | None:
-    """The table of another evaluation's summary.json; None for "". Raises UserError where there is none."""
+def read_baseline(path: str, names: Sequence[str], severities: Sequence[int], place: str) -> dict[str, Any] | None:
+    """The table of another evaluation's summary.json; None for "".
+
+    Raises UserError where there is none, and for one that lacks a name or severity, or was measured at another place.
+    """
     if not path:
         return None
     try:
         found = json.loads(Path(path).expanduser().read_text())["corruption"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f"eval.corruption.baseline={path}: no summary.json of an evaluation of corruptions") from None
-    if not found:
-        raise UserError(f"eval.corruption.baseline={path}: that evaluation measured no corruption")
+        known = {name: len(entry["acc"]) for name, entry in found["corruptions"].items()}
+        whole = set(known.values()) <= {len(found["severities"])} and "clean_acc" in found
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"eval.corruption.baseline={path}: no summary.json of an evaluation of corruptions")
+    lacking = [*(name for name in names if name not in known),
+               *(f"severity {s}" for s in severities if s not in found["severities"])]  # fmt: skip
+    if lacking:
+        raise UserError(f"eval.corruption.baseline={path} lacks {', '.join(lacking[:5])}: measure it with them")
+    if found.get("place") != place:
+        raise UserError(f"eval.corruption.baseline={path} was measured with eval.corruption.place={found.get('place')}")
     return found

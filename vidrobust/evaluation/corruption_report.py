@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _PLACES = {
-    "source": "before crop and resize, as the benchmarks do",
+    "source": "on the frames of the file, before crop and resize",
     "view": "on the crop that the model sees",
 }
 

@@ -32,6 +32,7 @@ from vidrobust.evaluation.corruption import (
     corruption_table,
     evaluate_corruptions,
     read_baseline,
+    relative_to,
 )
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
@@ -70,8 +71,9 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     """
     device = distributed.start(cfg.device)
     suite, threats = check_suite(cfg)
-    check_corruptions(cfg.eval.corruption.names, cfg.data.frames)
-    baseline = read_baseline(cfg.eval.corruption.baseline)
+    c = cfg.eval.corruption
+    names = check_corruptions(c.names, cfg.data.frames)
+    baseline = read_baseline(c.baseline, names, c.severities, c.place)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     identity = identify(cfg, state, train, test)
@@ -87,12 +89,13 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         summary = json.loads(done.read_text())
     else:
         summary = _measure(
-            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out, baseline
+            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out
         ) | identity  # fmt: skip
-        if main:
-            _write(done, json.dumps(summary, indent=2) + "\n")
-            (out / _FEATURES).unlink(missing_ok=True)
+    if summary["corruption"]:
+        summary["corruption"] = relative_to(summary["corruption"], baseline)  # another baseline costs nothing
     if main:
+        _write(done, json.dumps(summary, indent=2) + "\n")
+        (out / _FEATURES).unlink(missing_ok=True)
         write_report(out, summary, classes)
     distributed.patient_barrier()
     if summary["failed"]:
@@ -152,7 +155,7 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 
 def _measure(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
-    test: list[Record], classes: list[str], out: Path, baseline: dict[str, Any] | None,
+    test: list[Record], classes: list[str], out: Path,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = _evenly(len(test), cfg.eval.limit)
@@ -167,10 +170,11 @@ def _measure(
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         predict = _classifier(model, head, found, device)
         measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
-        corruption = _corruptions(cfg, predict, test, indices, classes, baseline, out, device)
+        corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
         clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
         measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
         measured["corruption"] = corruption
+        measured["failed"] += [line for line in (corruption or {}).get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -201,7 +205,7 @@ def _attacks(
 
 def _corruptions(
     cfg: config.Config, predict: Callable[[Tensor], Tensor], test: list[Record], indices: list[int],
-    classes: list[str], baseline: dict[str, Any] | None, out: Path, device: torch.device,
+    classes: list[str], out: Path, device: torch.device,
 ) -> dict[str, Any] | None:  # fmt: skip
     """What a summary says of corruptions."""
     c, views = cfg.eval.corruption, cfg.eval.clips if cfg.eval.unit == "video" else 1
@@ -214,7 +218,8 @@ def _corruptions(
         predict, videos, indices, names, c.severities, out, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
         device=device,
     )  # fmt: skip
-    return corruption_table(rows, c.severities, classes, baseline) | {"place": c.place}
+    failed = list(dict.fromkeys(row["error"] for row in rows if row["error"]))
+    return corruption_table(rows, c.severities, classes) | {"place": c.place, "views": f"{views}x1", "failed": failed}
 
 
 def _checks(
