@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 
-from tests.helpers import counting_frames, counting_video, cut, encode, read_numbers
+from tests.helpers import counting_frames, counting_video, encode, read_numbers
 from vidrobust.config import Data
 from vidrobust.corruptions import corrupt
-from vidrobust.data import CLEAN, Failure, Record, corrupted_loader, corrupted_videos, eval_dataset, worker_deaths
+from vidrobust.data import (
+    CLEAN,
+    DecodeError,
+    Failure,
+    Record,
+    corrupted_loader,
+    corrupted_videos,
+    eval_dataset,
+    worker_deaths,
+)
 
 CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
 CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]
@@ -100,16 +109,24 @@ def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 20.0])
-def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, tmp_path, timeout_s):
+def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypatch, timeout_s):
     """The same whatever else is asked for: an evaluation that goes on asks for less."""
-    cut_path = cut(counting_video(tmp_path / "cut.avi", 60), 0.75)
-    cfg = Data(frames=4, stride=3, short_side=64, size=64, workers=0, timeout_s=timeout_s)
-    records = [Record("c", str(cut_path), 0, frames=60)]  # a manifest of better days
+    import vidrobust.data.corrupted as module
+
+    def damaged(video, path, unique):
+        for number, frame in zip(unique, real(video, path, unique), strict=True):
+            if number >= 45:
+                raise DecodeError(f"{path}: frame {number} cannot be decoded")
+            yield frame
+
+    real = module.checked_frames
+    monkeypatch.setattr(module, "checked_frames", damaged)
+    cfg, records = Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
     conditions = [CLEAN, ("contrast", 1), ("jumble", 5), ("sampling", 1)]  # the last shows frames 50 and 56
     (whole,) = found(records, [(0, conditions)], clips=1, cfg=cfg)
     failed = [isinstance(clips, Failure) for clips in whole.clips]
     assert failed == [False, False, False, True]
-    assert "cut.avi" in whole.clips[3].reason
+    assert "60.avi: frame" in whole.clips[3].reason
     for condition, clips in zip(conditions, whole.clips, strict=True):
         (alone,) = found(records, [(0, [condition])], clips=1, cfg=cfg)
         assert isinstance(alone.clips[0], Failure) == isinstance(clips, Failure)
