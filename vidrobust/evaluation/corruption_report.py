@@ -31,7 +31,8 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
     return [
         "## Under corruptions", "",
         f"Accuracy in per cent at each severity, {_PLACES[table['place']]}; {table['views']} views (clips x crops) of "
-        f"each video. Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n = {table['n']}.", "",
+        "each video.", "",
+        f"Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n = {table['n']}.", "",
         f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a {_share(table['gamma_a'])}, "
         f"gamma_r {_share(table['gamma_r'])}"
         + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}" if relative else "") + ".",
