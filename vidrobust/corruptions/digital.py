@@ -18,10 +18,11 @@ def brightness(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     added = 255 * level(clip, severity, (0.1, 0.2, 0.3, 0.4, 0.5))
 
     def change(frame: np.ndarray) -> np.ndarray:
-        x = frame.astype(np.float32)
-        value = x.max(-1, keepdims=True)
-        lifted = np.minimum(value + added, 255)
-        return np.where(value > 0, x * (lifted / np.maximum(value, 1)), lifted)  # black has no hue: it becomes gray
+        x = to_planes(frame)
+        value = x.amax(0)
+        lifted = (value + added).clamp(max=255)
+        # black has no hue: it becomes gray
+        return from_planes(torch.where(value > 0, x * (lifted / value.clamp(min=1)), lifted))
 
     return each_frame(clip, change)
 
@@ -47,16 +48,15 @@ def saturate(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.nd
     Gray has the hue of red in HSV: where something is added (4, 5), it becomes reddish, as in the original.
     """
     factor, added = level(clip, severity, ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)))
+    gray = torch.tensor([0.0, 1.0, 1.0]).view(3, 1, 1)
 
     def change(frame: np.ndarray) -> np.ndarray:
-        x = frame.astype(np.float32)
-        value = x.max(-1, keepdims=True)
-        chroma = value - x.min(-1, keepdims=True)
-        saturation = chroma / np.maximum(value, 1)
-        wanted = (saturation * np.float32(factor) + np.float32(added)).clip(0, 1)
-        distance = (value - x) / np.maximum(chroma, 1)  # from the brightest channel, as a share of the chroma
-        gray = np.array([0, 1, 1], np.float32)
-        return value * (1 - wanted * np.where(chroma > 0, distance, gray))
+        x = to_planes(frame)
+        value = x.amax(0)
+        chroma = value - x.amin(0)
+        wanted = (chroma / value.clamp(min=1) * factor + added).clamp(0, 1)
+        distance = (value - x) / chroma.clamp(min=1)  # from the brightest channel, as a share of the chroma
+        return from_planes(value * (1 - wanted * torch.where(chroma > 0, distance, gray)))
 
     return each_frame(clip, change)
 
