@@ -152,7 +152,7 @@ class Corruption:
     )  # fmt: skip
     severities: list[int] = option([1, 2, 3, 4, 5], "at which severities", low=1, high=5)
     place: str = option(
-        "source", "source: before crop and resize, as the benchmarks do; view: the crop that the model sees",
+        "source", "source: frames as in the file, before crop and resize; view: the crop that the model sees",
         choices=("source", "view"),
     )  # fmt: skip
     baseline: str = option("", "summary.json of another model's corruptions, to which mCE is relative; empty: none")

@@ -52,7 +52,7 @@ class _Read:
     reason: str = ""
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        if self.reason and numbers.max() > (self.numbers[-1] if len(self.numbers) else -1):
+        if self.reason and numbers.max() > self.numbers[-1]:
             raise DecodeError(self.reason)
         return self.frames[np.searchsorted(self.numbers, numbers)]
 
@@ -61,8 +61,8 @@ class CorruptedVideos(IterableDataset):
     """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by `corrupted_loader`.
 
     A worker gets whole videos, and decodes each once for all that `work` asks of it.
-    place: "source", corruptions change the frames as they are in the file, before crop and resize, as the benchmarks
-    do (256 pixels at most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
+    place: "source", corruptions change the frames as they are in the file, before crop and resize (256 pixels at
+    most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
     the video, codecs and blurs over time get the consecutive frames that a clip spans, all others the frames that it
     shows. One seed a video, corruption and severity: clips of a video share its draw.
     """

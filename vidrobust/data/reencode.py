@@ -70,9 +70,7 @@ class Encoding:
         return json.dumps(fields)
 
     def change(self, frames: np.ndarray, name: str, fps: float = 25.0) -> np.ndarray:
-        """The corruption of a video's frames, (T, H, W, 3) uint8; without one they are as they were."""
-        if not self.corruption:
-            return frames
+        """The corruption, which there must be, of a video's frames (T, H, W, 3) uint8. name: the file's."""
         rng = np.random.default_rng([self.seed, *(zlib.crc32(part.encode()) for part in (name, self.corruption)),
                                      self.severity])  # fmt: skip
         return corrupt(frames, self.corruption, self.severity, rng, fps)

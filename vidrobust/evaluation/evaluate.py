@@ -124,7 +124,8 @@ def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
         if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
             log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
         cut = (cfg.data.short_side - cfg.data.size) // 2
-        if e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut:
+        unseen = e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
+        if unseen and distributed.rank() == 0:
             log.warning(
                 f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} pixels "
                 f"inside; take border{cut + 1} or more"
