@@ -1,11 +1,14 @@
 import math
 
+import pytest
 import torch
 
-from vidrobust.evaluation import knn_scores
+from vidrobust.evaluation import knn, knn_scores
 
 
-def test_votes_are_their_double_loop():
+@pytest.mark.parametrize("at_once", [1, 130, 2**24])
+def test_votes_are_their_double_loop(monkeypatch, at_once):
+    monkeypatch.setattr(knn, "_SIMILARITIES", at_once)  # a video, two, all of them
     queries, gallery, labels = torch.randn(5, 3, 8), torch.randn(20, 8), torch.randint(4, (20,))
     found = knn_scores(queries, gallery, labels, 4, k=6, temperature=0.2)
     for i in range(5):

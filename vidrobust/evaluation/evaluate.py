@@ -164,7 +164,7 @@ def _measure(
         with distributed.main_first():
             gallery, queries = _features(cfg, model, random, train, test, out, device)
         head = _own_head(model, len(classes))
-        found = measure_representation(gallery, queries, len(classes), cfg.eval, head)
+        found = measure_representation(gallery, queries, len(classes), cfg.eval, device, head)
         if found.probe is not None:
             distributed.broadcast(found.probe.parameters())
         if distributed.rank() == 0:

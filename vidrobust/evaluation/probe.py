@@ -9,12 +9,13 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-
     """The minimum of mean cross-entropy + l2/2 |W|^2 on standardised features, as a layer on the raw ones.
 
     features (M, D), labels (M,) in 0..classes-1. L-BFGS from zero: deterministic, no rate or epoch to choose,
-    nothing selected on test data. Returns nn.Linear (D -> classes); the standardisation is folded into it.
+    nothing selected on test data. Returns nn.Linear (D -> classes) on the device of the features; the
+    standardisation is folded into it.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     x = (features - mean) / std
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
+    weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
+    bias = x.new_zeros(classes).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=iterations, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
@@ -26,7 +27,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-
         return loss
 
     optimizer.step(closure)
-    layer = nn.Linear(x.shape[1], classes)
+    layer = nn.Linear(x.shape[1], classes, device=x.device)
     with torch.no_grad():
         layer.weight.copy_(weight / std)
         layer.bias.copy_(bias - (weight / std) @ mean)

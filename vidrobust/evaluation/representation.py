@@ -44,23 +44,34 @@ class Representation:
 
 
 def measure_representation(
-    gallery: list[Features], queries: list[Features], classes: int, cfg: config.Eval, head: nn.Module | None = None
-) -> Representation:
+    gallery: list[Features], queries: list[Features], classes: int, cfg: config.Eval, device: torch.device,
+    head: nn.Module | None = None,
+) -> Representation:  # fmt: skip
     """Fit on all clips of the training videos, ask the test videos; a video's logits or votes are averaged over clips.
 
     gallery, queries: features under the trained and under the random weights, of training and test videos.
-    head: the model's own classifier, if it has one.
+    device: where the features go, if its memory takes them. head: the model's own classifier on `device`, if it has
+    one.
     """
     found = Representation(queries[0])
     for name, seen, asked in zip(("trained", "random"), gallery, queries, strict=True):
-        clips, labels = seen.features.flatten(0, 1), seen.labels.repeat_interleave(seen.features.shape[1])
+        here = _room_for(seen.features, device)
+        clips, videos = seen.features.flatten(0, 1).to(here), asked.features.to(here)
+        labels = seen.labels.repeat_interleave(seen.features.shape[1]).to(here)
         probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2).requires_grad_(False)
-        votes = knn_scores(asked.features, clips, labels, classes, k=cfg.knn_k, temperature=cfg.knn_temperature)
-        found.predictions[f"{name}_probe"] = probe(asked.features).mean(1).argmax(1)
-        found.predictions[f"{name}_knn"] = votes.argmax(1)
+        votes = knn_scores(videos, clips, labels, classes, k=cfg.knn_k, temperature=cfg.knn_temperature)
+        found.predictions[f"{name}_probe"] = probe(videos).mean(1).argmax(1).cpu()
+        found.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
         found.probe = found.probe or probe
     if head is not None:
-        device = next(head.parameters()).device
         with torch.no_grad():
             found.predictions["head"] = head(queries[0].features.to(device)).mean(1).argmax(1).cpu()
     return found
+
+
+def _room_for(features: Tensor, device: torch.device) -> torch.device:
+    """`device`, unless it is a GPU without memory for the features and three copies (standardised, normalised, a
+    gradient's): then the CPU."""
+    if device.type == "cuda" and 4 * features.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return torch.device("cpu")
+    return device
