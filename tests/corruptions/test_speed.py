@@ -32,19 +32,23 @@ def test_the_tool_prints_a_row_a_corruption_and_size(tmp_path):
     ]  # fmt: skip
 
 
-def test_ours_and_the_published_formulas_agree():
-    """Where nothing is drawn, to a rounding; where something is, in how much they change."""
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_ours_and_the_published_formulas_agree(severity):
+    """Where nothing is drawn, to a rounding; where something is, in how much they change.
+
+    Not frost, whose photographs are replaced on both sides, elastic_transform, whose maps are drawn, nor glass_blur,
+    whose published loop also moves the picture.
+    """
     published = pytest.importorskip("vidrobust.corruptions.published", reason="needs OpenCV and scikit-image").PUBLISHED
     clip = drawn_clip(1, 224, 224)
-    rng, random = np.random.default_rng, np.random.RandomState
-    for name, function in published.items():
-        for severity in (1, 3, 5):
-            ours = speed.corrupt(clip, name, severity, rng(0))[0].astype(float)
-            theirs = function(clip[0], severity, random(0)).astype(float)
-            if name in ("brightness", "contrast"):
-                assert np.abs(ours - theirs).max() <= 1.01, name
-            elif name in ("jpeg_compression", "pixelate", "defocus_blur", "zoom_blur"):
-                assert np.abs(ours - theirs).mean() < 3, (name, severity)
-            elif name not in ("frost", "glass_blur", "elastic_transform"):
-                change = [np.abs(x - clip[0]).mean() for x in (ours, theirs)]
-                assert 0.6 < change[0] / change[1] < 1.6, (name, severity, change)
+    most = {"brightness": 1.01, "contrast": 1.01, "jpeg_compression": 0, "pixelate": 0}  # of a value's difference
+    change = {"gaussian_noise": 0.02, "shot_noise": 0.02, "impulse_noise": 0.02, "defocus_blur": 0.02,
+              "motion_blur": 0.04, "zoom_blur": 0.03, "snow": 0.1, "fog": 0.2}  # fmt: skip
+    for name in most.keys() | change.keys():
+        ours = [speed.corrupt(clip, name, severity, np.random.default_rng(k))[0].astype(float) for k in range(3)]
+        theirs = [published[name](clip[0], severity, np.random.RandomState(k)).astype(float) for k in range(3)]
+        if name in most:
+            assert np.abs(ours[0] - theirs[0]).max() <= most[name], name
+        else:
+            sizes = [np.mean([np.abs(x - clip[0]).mean() for x in found]) for found in (ours, theirs)]
+            assert sizes[0] / sizes[1] == pytest.approx(1, abs=change[name]), (name, sizes)

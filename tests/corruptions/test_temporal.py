@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import counting_frames, read_numbers
 from vidrobust.corruptions import INDEX_MAPS, SEVERITIES, corrupt
@@ -73,13 +74,16 @@ def test_frame_drop_loses_a_share_and_the_last_that_came_stays():
         assert all(number == at or number == found[at - 1] for at, number in enumerate(found))
 
 
-@pytest.mark.parametrize(("name", "severity", "reach"), [("temporal_blur", 1, 3), ("temporal_blur_ssv2", 5, 6)])
-def test_temporal_blur_is_the_mean_of_the_frames_around(name, severity, reach):
-    clip = np.random.default_rng(0).integers(0, 256, (20, 5, 6, 3), dtype=np.uint8)
-    found = corrupt(clip, name, severity, rng())
-    for t in range(20):
-        expected = clip[max(t - reach, 0) : t + reach].astype(float).mean(0)
-        assert np.abs(found[t] - expected).max() <= 0.51
+@pytest.mark.parametrize(
+    ("name", "reaches"), [("temporal_blur", (3, 5, 7, 9, 11)), ("temporal_blur_ssv2", (1, 2, 3, 4, 6))]
+)
+def test_temporal_blur_is_the_mean_of_the_frames_around(name, reaches):
+    clip = np.random.default_rng(0).integers(0, 256, (26, 5, 6, 3), dtype=np.uint8)
+    for severity, reach in enumerate(reaches, 1):
+        found = corrupt(clip, name, severity, rng())
+        for t in range(26):
+            expected = clip[max(t - reach, 0) : t + reach].astype(float).mean(0)
+            assert np.abs(found[t] - expected).max() <= 0.51
 
 
 def test_translations_move_by_whole_pixels_within_their_bounds():
@@ -95,6 +99,15 @@ def test_translations_move_by_whole_pixels_within_their_bounds():
         assert (len(set(moves)) == 1) == same and moves[0] != (0, 0), moves
 
 
+@pytest.mark.parametrize(("severity", "most"), enumerate((8, 16, 24, 32, 40), 1))
+def test_a_translation_reaches_its_bounds_on_all_sides(severity, most):
+    """Of a dot in frames of 56 pixels: a fourth of what it is of 224."""
+    clip = np.zeros((400, 57, 57, 3), np.uint8)
+    clip[:, 28, 28] = 255
+    y, x = np.nonzero(corrupt(clip, "translate", severity, rng())[..., 0])[1:]
+    assert {*y, *x} == {28 + step for step in range(-most // 4, most // 4 + 1)}
+
+
 def _moved(frame, dy, dx):
     padded = np.pad(frame, ((10, 10), (10, 10), (0, 0)))
     return padded[10 - dy : 66 - dy, 10 - dx : 70 - dx]
@@ -104,7 +117,17 @@ def test_rotations():
     clip = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
     turned = corrupt(clip, "static_rotate", 5, rng())
     assert (turned == np.rot90(clip, 1, (1, 2))).all()
+    for severity, degrees in enumerate((7.5, 15, 30, 45), 1):
+        assert (corrupt(clip, "static_rotate", severity, rng())[1] == _turned(clip[1], degrees)).all()
     white = np.full((40, 40, 40, 3), 255, np.uint8)
     corners = corrupt(white, "rotate", 5, rng())
     share = [(frame == 0).mean() for frame in corners]
     assert len({round(s, 3) for s in share}) > 5 and max(share) < 0.25, "another angle a frame, 31 degrees at most"
+    for severity, most in enumerate((7, 13, 19, 25, 31), 1):
+        shown = corrupt(clip[:1].repeat(500, 0), "rotate", severity, rng())
+        all_there_are = {_turned(clip[0], degrees).tobytes() for degrees in range(-most, most + 1)}
+        assert {frame.tobytes() for frame in shown} == all_there_are
+
+
+def _turned(frame, degrees):
+    return np.asarray(Image.fromarray(frame).rotate(degrees, Image.Resampling.BILINEAR))

@@ -43,7 +43,7 @@ def glass_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     """Pixels swapped with neighbours 1 to 4 pixels away, between two Gaussians of .7 to 1.5 pixels.
 
     One draw a video: the pane stays where it is. Each round, every pixel takes the value of a neighbour, all at once;
-    the published loop goes from pixel to pixel, in place.
+    the published loop goes from pixel to pixel, in place, and moves the whole picture by a pixel or two besides.
     """
     sigma, reach, rounds = level(clip, severity, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)))
     height, width = clip.shape[1:3]
