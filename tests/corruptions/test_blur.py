@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 
 from tests.corruptions.clips import error, smooth_clip
-from vidrobust.corruptions import CORRUPTIONS, corrupt
+from vidrobust.corruptions import CORRUPTIONS, blur, corrupt
 from vidrobust.corruptions.blur import gaussian_filter, line_filter
 
 BLURS = [name for name in CORRUPTIONS if name.endswith("_blur") and "temporal" not in name]
@@ -74,7 +74,13 @@ def test_a_line_spreads_a_dot_along_itself(degrees):
     assert np.abs(found - expected).max() < 1e-6
 
 
-def test_motion_blur_goes_within_45_degrees_of_the_horizontal():
+def test_motion_blur_goes_within_45_degrees_of_the_horizontal(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(blur, "line_filter", lambda radius, sigma, degrees: drawn.append(degrees) or torch.clone)
+    for seed in range(200):
+        corrupt(dot(8), "motion_blur", 5, np.random.default_rng(seed))
+    assert -45 <= min(drawn) < -43 and 43 < max(drawn) <= 45
+    monkeypatch.undo()
     for seed in range(10):
         found = corrupt(dot(), "motion_blur", 5, np.random.default_rng(seed))[0, ..., 0]
         y, x = np.nonzero(found)
@@ -88,6 +94,16 @@ def test_glass_moves_pixels_no_farther_than_its_reach():
     assert (found[:, : 112 - 9] == 255).all() and (found[:, 112 + 9 :] == 0).all()
     edge = found[:, 112 - 4 : 112 + 4].astype(float)
     assert edge.std(0).max() > 20, "and not all alike"
+
+
+@pytest.mark.parametrize(("severity", "reach", "rounds"), [(1, 1, 2), (2, 2, 1), (3, 2, 3), (4, 3, 2), (5, 4, 2)])
+def test_glass_takes_each_pixel_from_within_its_reach_round_after_round(monkeypatch, severity, reach, rounds):
+    monkeypatch.setattr(blur, "gaussian_filter", lambda *_: lambda planes: planes)
+    clip = np.zeros((1, 224, 224, 3), np.uint8)
+    clip[0, ..., 0], clip[0, ..., 1] = np.indices((224, 224))
+    moved = (corrupt(clip, "glass_blur", severity, rng()).astype(int) - clip)[0, 20:-20, 20:-20, :2]
+    assert np.abs(moved).max() == reach * rounds
+    assert moved.std((0, 1)) == pytest.approx((rounds * reach * (reach + 1) / 3) ** 0.5, rel=0.03)
 
 
 def test_zoom_keeps_the_centre_and_pulls_the_rest_outward():
