@@ -77,7 +77,6 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
         ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
         ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
-        ("method: {name: supervised, adversary: {name: clae}}", "needs a contrastive method"),
         ("eval: {branch: adv}", "trained with an adversary"),
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),

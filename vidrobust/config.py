@@ -28,6 +28,7 @@ from vidrobust.options import (
     Corruption,
     Data,
     Eval,
+    FalseNegatives,
     Method,
     Model,
     MotionShapes,
@@ -36,8 +37,9 @@ from vidrobust.options import (
 )
 
 __all__ = [
-    "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "Method", "Model", "MotionShapes", "Optim", "Train",
-    "config_sha", "differences", "get", "help_text", "load", "loads", "options", "to_yaml",
+    "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "FalseNegatives", "Method", "Model",
+    "MotionShapes", "Optim", "Train", "config_sha", "differences", "get", "help_text", "load", "loads", "options",
+    "to_yaml",
 ]  # fmt: skip
 
 
@@ -267,8 +269,6 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
     if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
-    if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
-        raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
         raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
 

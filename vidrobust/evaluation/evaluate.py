@@ -56,8 +56,7 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
         raise UserError("eval.branch=adv: the checkpoint was trained without an adversarial branch")
     own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
-    whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
-    checkpoint.load_state(method, whole, f"checkpoint of step {state['step']}")
+    checkpoint.load_state(method.model, state["model"], f"checkpoint of step {state['step']}")
     return method
 
 
