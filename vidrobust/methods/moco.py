@@ -58,7 +58,8 @@ class MoCo(Method):
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(query.float(), dim=1)
             own = torch.einsum("bd,vbd->bv", query, keys)
-            logits = torch.cat([own, query @ self.queue.T], 1) / self.temperature
+            negatives = query @ self.queue.clone().T  # the queue changes before the backward pass
+            logits = torch.cat([own, negatives], 1) / self.temperature
             positives, ignore, weights = self._masks(query, keys, ids)
             loss = info_nce(logits, positives, ignore, None, weights)
         if self.training:
@@ -105,6 +106,8 @@ class MoCo(Method):
         """Replace the oldest of the queue by the keys of all ranks, view by view."""
         fresh = torch.cat([distributed.gather(key) for key in keys])
         names = distributed.gather(ids).repeat(len(keys))
+        if len(fresh) > len(self.queue):
+            raise UserError(f"method.queue={len(self.queue)} is less than the {len(fresh)} keys of a batch; raise it")
         at = (self.steps * len(fresh) + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
         self.queue[at], self.queue_ids[at] = fresh, names
         self.steps += 1
