@@ -88,6 +88,7 @@ def test_bad_input_is_refused(name, clip, severity, reason):
 def test_names():
     assert len(expand(["imagenet-c"])) == 15
     assert len(expand(["mini-kinetics-c"])) == 14 and "temporal_blur_ssv2" in expand(["ssv2-c"])
+    assert len(expand(["ssv2-c"])) == 14 and len(expand(["ucf101-p"])) == 18
     assert len(expand(["quick"])) == 8 and set(expand(["all"])) == set(CORRUPTIONS)
     assert expand(["fog", "imagenet-c", "fog"])[0] == "fog" and len(expand(["fog", "imagenet-c"])) == 15
     assert all(name in CORRUPTIONS for names in BENCHMARKS.values() for name in names)
