@@ -3,10 +3,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.corruptions import MissingEncoder
+from vidrobust.data import Corrupted, Failure
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
@@ -118,6 +120,15 @@ def test_with_attacks_both_are_in_one_report(trained, tmp_path):
     assert summary["clean_acc"] == summary["corruption"]["clean_acc"] == summary["curve"][0]["robust_acc"]
     text = (tmp_path / "report.md").read_text()
     assert "attacked and corrupted" in text and "How robust it is" in text and "Under corruptions" in text
+
+
+def test_the_logits_of_clips_are_averaged():
+    """Two clips that say 0, one that says 1 more loudly: their mean says 0, the largest 1."""
+    logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    clips = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 1, 8, 8, 3)
+    found = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
+    predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
+    assert module._classify(predict, found, torch.device("cpu")) == [0, None]
 
 
 def test_clips_of_a_video_are_averaged(trained, tmp_path):
