@@ -14,7 +14,7 @@ from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
 from vidrobust.evaluation import corruption as module
 from vidrobust.evaluation import evaluate
-from vidrobust.evaluation.corruption import check_corruptions, corruption_table, read_baseline, relative_to
+from vidrobust.evaluation.corruption import corruption_table, read_baseline, relative_to, without_effect
 
 WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
 CLASSES = ["a", "b"]
@@ -178,12 +178,11 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
     )
 
 
-def test_what_changes_nothing_of_an_image_is_told(monkeypatch):
-    told = []
-    monkeypatch.setattr(module.log, "warning", told.append)
-    check_corruptions(["fog", "freeze", "temporal_blur"], frames=1)
-    check_corruptions(["fog", "freeze"], frames=4)
-    assert told == ["clips of one frame: nothing changes under freeze, temporal_blur"]
+def test_what_changes_nothing_of_an_image_is_told():
+    names = ["fog", "freeze", "temporal_blur"]
+    assert without_effect(names, 1, images=True) == ["images: nothing changes under freeze, temporal_blur"]
+    assert without_effect(names, 1, images=False) == ["clips of one frame: nothing changes under temporal_blur"]
+    assert without_effect(names, 4, images=False) == without_effect(["fog"], 1, images=True) == []
 
 
 def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
@@ -203,23 +202,30 @@ def test_baselines(trained, tmp_path, monkeypatch):
         run(trained, tmp_path / "b")
         patch.setattr(MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again"))
         second = run(trained, tmp_path / "b", f"eval.corruption.baseline={path}")
-    assert "mCE" in (tmp_path / "b/report.md").read_text()
+    assert f"relative to {path}." in (tmp_path / "b/report.md").read_text()
+    assert second["corruption"]["baseline"] == str(path) and first["corruption"]["baseline"] is None
+    folder = run(trained, tmp_path / "b", f"eval.corruption.baseline={path.parent}")
+    assert folder["corruption"]["mce"] == second["corruption"]["mce"]
     for words, reason in (
         (["eval.corruption.names=[contrast,fog]"], "lacks fog: measure it"),
         (["eval.corruption.severities=[1,2]"], "lacks severity 2: measure it"),
         (["eval.corruption.place=view"], "was measured with eval.corruption.place=source"),
+        (["eval.limit=3"], "was measured on other videos: n 6, here 3"),
+        (["eval.unit=video"], "was measured on other videos: unit clip, here video"),
     ):
         with pytest.raises(UserError, match=reason):
             run(trained, tmp_path / "c", f"eval.corruption.baseline={path}", *words)
     assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match="was measured on other videos: manifest_sha .*, here 0123"):
+        read_baseline(str(path), ["contrast"], [1, 5], "source", {"manifest_sha": "0123"})
     errors = 1 - np.array([e["acc"] for e in first["corruption"]["corruptions"].values()])
     assert second["corruption"]["mce"] == (pytest.approx(100) if errors.sum(1).all() else None)
     for content in ("{}", "no json", '{"corruption": null}', '{"corruption": {"x": 1}}', "[]"):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match="eval.corruption.baseline="):
-            read_baseline(str(tmp_path / "bad.json"), [], [], "source")
+            read_baseline(str(tmp_path / "bad.json"), [], [], "source", {})
     with pytest.raises(UserError, match=r"baseline=nowhere.json"):
-        read_baseline("nowhere.json", [], [], "source")
+        read_baseline("nowhere.json", [], [], "source", {})
 
 
 @pytest.mark.parametrize(
