@@ -15,11 +15,11 @@ import os
 from pathlib import Path
 
 from vidrobust import cli, config
-from vidrobust.data import Encoding, Record, all_records, reencode, scan
+from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan
 from vidrobust.data.reencode import CODECS
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
-from vidrobust.evaluation.corruption import check_corruptions
+from vidrobust.evaluation.corruption import check_corruptions, without_effect
 
 # of corrupted copies: what their encoder adds should be little
 _FINE = Encoding(short_side=256, codec="libx264", quality=10)
@@ -47,6 +47,8 @@ def main() -> None:
     for name in ("workers", "timeout"):
         if (value := getattr(args, name)) is not None and not 0 < value <= 10**6:
             raise UserError(f"--{name} {value:g}: must be greater than 0, and at most 1e6")
+    if args.command != "scan" and args.output is None:
+        raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
     start_logging(None)
     root = Path(cfg.data.root).expanduser()
     records = all_records(cfg.data)
@@ -61,14 +63,14 @@ def main() -> None:
         bad = sum(not row["frames"] for row in rows)
         log.info(f"{len(rows)} files, {bad} bad, {len(wrong) - bad} damaged but used: {manifest} ({manifest}.bad.txt)")
         return
-    if args.output is None:
-        raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
     options = {name: getattr(args, name) for name in ("short_side", "gop", "codec", "quality")}
     given = {name: value for name, value in options.items() if value is not None}
     if args.command == "resize":
         copy(cfg, records, args, args.output, dataclasses.replace(Encoding(), **given))
         return
-    names = check_corruptions(cfg.eval.corruption.names, frames=int(cfg.data.name == "image_folder"))
+    names = check_corruptions(cfg.eval.corruption.names)
+    for line in without_effect(names, 1, images=True) if all(is_image(record.path) for record in records) else ():
+        log.warning(line)
     if not names:
         raise UserError("corrupt needs eval.corruption.names=[NAME,...], names or sets of docs/corruptions.md")
     failed: list[str] = []
@@ -89,7 +91,9 @@ def copy(cfg: config.Config, records: list[Record], args: argparse.Namespace, ou
     failed = reencode(records, root, output, encoding, workers=args.workers, timeout_s=args.timeout or 600)
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
-    small = dataclasses.replace(cfg.data, root=str(output))
+    # what is drawn for motionshapes lies in files as UCF101's do
+    reads = "ucf101" if cfg.data.name == "motionshapes" else cfg.data.name
+    small = dataclasses.replace(cfg.data, root=str(output), name=reads)
     if {record.uid for record in all_records(small)} != {record.uid for record in records}:
         raise UserError(f"the lists in {output} do not name what those in {root} do; compare them")
     if failed:
@@ -97,7 +101,7 @@ def copy(cfg: config.Config, records: list[Record], args: argparse.Namespace, ou
             f"{len(failed)} of {len(records)} files could not be re-encoded, first {failed[0][0]}; they are empty in "
             f"{output}, and bad there, too; the others are verified"
         )
-    log.info(f"data.root={output} has every file, verified")
+    log.info(f"data.name={reads} data.root={output} has every file, verified")
 
 
 if __name__ == "__main__":

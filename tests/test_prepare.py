@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.helpers import REPO, SHARED, counting_frames, needs_ucf101_mini, read_numbers, tiny, tiny_ucf101, tool
+from vidrobust import config
 from vidrobust.corruptions import corrupt
-from vidrobust.data import read_frames, read_manifest
+from vidrobust.data import all_records, read_frames, read_manifest
 
 PAGE = REPO / "configs/ucf101_csl.yaml"
 
@@ -149,6 +150,16 @@ def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
     assert done.returncode == 0, done.stderr
     again = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "seed=1", cwd=tmp_path)
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
+
+
+def test_corrupted_copies_of_drawn_videos_are_read_as_ucf101s(tmp_path):
+    drawn = [f"data.motionshapes.{word}" for word in ("train_per_class=2", "test_per_class=1", "frames=8", "size=24")]
+    words = ["data.name=motionshapes", "data.root=drawn", *drawn, "data.frames=4", "data.size=16", "data.short_side=16"]
+    done = tool("prepare", "corrupt", *words, "--output", "c", "eval.corruption.names=[fog]",
+                "eval.corruption.severities=[3]", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0 and "data.name=ucf101 data.root=c/fog/3 has every file, verified" in done.stderr
+    cfg = config.loads("", ["data.name=ucf101", f"data.root={tmp_path}/c/fog/3"])
+    assert len(all_records(cfg.data)) == 8 * 4, "training videos, and two lists of test videos"
 
 
 def test_a_bad_file_is_bad_in_every_copy_and_the_others_are_made(tmp_path):

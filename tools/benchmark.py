@@ -107,7 +107,7 @@ def print_attacks(args: argparse.Namespace, cfg: config.Config, state: dict[str,
 
 
 def print_corruptions(args: argparse.Namespace, cfg: config.Config) -> None:
-    names = check_corruptions(cfg.eval.corruption.names or ["all"], cfg.data.frames)
+    names = check_corruptions(cfg.eval.corruption.names or ["all"])
     _, missing = published()
     if missing:
         print(f"the published formulas are left out: {missing}")

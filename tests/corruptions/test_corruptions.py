@@ -1,5 +1,7 @@
 """What holds for every corruption."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -69,10 +71,11 @@ def test_a_choice_of_frames_leaves_one_frame_as_it_is(name):
 @pytest.mark.parametrize(
     ("clip", "severity", "reason"),
     [
-        (smooth_clip(2), 0, "severity 0: 1 to 5"),
-        (smooth_clip(2), 6, "severity 6: 1 to 5"),
-        (smooth_clip(2), 2.5, "severity 2.5: 1 to 5"),
-        (smooth_clip(2), True, "severity True: 1 to 5"),
+        (smooth_clip(2), 0, "severity 0: a whole number from 1 to 5"),
+        (smooth_clip(2), 6, "severity 6: a whole number from 1 to 5"),
+        (smooth_clip(2), 2.5, "severity 2.5: a whole number from 1 to 5"),
+        (smooth_clip(2), "3", "severity '3': a whole number"),
+        (smooth_clip(2), True, "severity True: a whole number from 1 to 5"),
         (smooth_clip(2) / 255, 1, "a clip of float64: give a numpy array of uint8"),
         (np.zeros((2, 8, 8, 4), np.uint8), 1, r"a clip of shape \(2, 8, 8, 4\): give \(T, H, W, 3\)"),
         (np.zeros((8, 8, 3), np.uint8), 1, "an image is T = 1"),
@@ -88,13 +91,36 @@ def test_bad_input_is_refused(name, clip, severity, reason):
 def test_names():
     assert len(expand(["imagenet-c"])) == 15
     assert len(expand(["mini-kinetics-c"])) == 14 and "temporal_blur_ssv2" in expand(["ssv2-c"])
+    assert len(expand(["ssv2-c"])) == 14 and len(expand(["ucf101-p"])) == 18
     assert len(expand(["quick"])) == 8 and set(expand(["all"])) == set(CORRUPTIONS)
     assert expand(["fog", "imagenet-c", "fog"])[0] == "fog" and len(expand(["fog", "imagenet-c"])) == 15
     assert all(name in CORRUPTIONS for names in BENCHMARKS.values() for name in names)
     with pytest.raises(ValueError, match="no corruption 'fogg'"):
         expand(["fogg"])
-    with pytest.raises(ValueError, match="no corruption 'imagenet-c'"):
-        corrupt(smooth_clip(1), "imagenet-c", 1, rng())
+    for wrong, reason in (
+        ("imagenet-c", "no corruption 'imagenet-c': that is a set, of gaussian_noise, "),
+        ("gaussian-noise", "did you mean 'gaussian_noise'"),
+        ("xyz", "there are gaussian_noise, "),
+        (["fog"], "no corruption"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            corrupt(smooth_clip(1), wrong, 1, rng())
+    for generator in (None, 0, np.random.RandomState(0), np.random):
+        with pytest.raises(ValueError, match=r"rng is \w+: give numpy.random.default_rng"):
+            corrupt(smooth_clip(1), "fog", 1, generator)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_views_of_memory_are_as_good_as_copies(name):
+    """Flipped, BGR read as RGB, transposed, every second frame, read-only."""
+    clip = smooth_clip(4, 40, 48)
+    fixed = clip.copy()
+    fixed.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for view in (clip[..., ::-1], clip[:, :, ::-1], clip.transpose(0, 2, 1, 3), clip[::2], fixed):
+            found, copied = (corrupt(x, name, 3, rng()).astype(int) for x in (view, view.copy()))
+            assert np.abs(found - copied).max() <= 1
 
 
 def test_augmentation_draws_names_and_severities_and_leaves_some_clips_alone():
@@ -115,9 +141,14 @@ def test_augmentation_draws_names_and_severities_and_leaves_some_clips_alone():
     ("words", "reason"),
     [
         ({"names": ["fogg"]}, "no corruption"),
-        ({"names": []}, "one of each"),
+        ({"names": []}, "at least one corruption"),
+        ({"names": "fog"}, r"names 'fog': a list of them, such as \['fog'\]"),
+        ({"names": None}, "names None: a list"),
+        ({"names": [["fog"]]}, "no corruption"),
+        ({"names": ["fog"], "severities": 3}, "severities 3: a list of them"),
+        ({"names": ["fog"], "chance": "0.5"}, "chance '0.5': 0 to 1"),
         ({"names": ["fog"], "severities": (0, 1)}, "1 to 5"),
-        ({"names": ["fog"], "severities": ()}, "one of each"),
+        ({"names": ["fog"], "severities": ()}, "each of 1 to 5"),
         ({"names": ["fog"], "chance": 1.5}, "chance 1.5: 0 to 1"),
     ],
 )

@@ -84,6 +84,18 @@ def test_an_affine_map_takes_three_points_where_they_were():
     assert np.abs(_random_affine(90, 120, 0, rng()).numpy() - np.eye(2, 3)).max() < 1e-5
 
 
+def test_elastic_has_its_lengths(monkeypatch):
+    """Of 244 pixels, at a size of 224: affine moves, and the reach of the smoothing."""
+    drawn = []
+    monkeypatch.setattr(digital, "_random_affine", lambda h, w, most, _: drawn.append(most / 244) or torch.eye(2, 3))
+    monkeypatch.setattr(
+        digital, "gaussian_filter", lambda h, w, sigma, mirror: drawn.append(sigma / 244) or (lambda noise: noise)
+    )
+    for severity in range(1, 6):
+        corrupt(np.zeros((1, 224, 224, 3), np.uint8), "elastic_transform", severity, rng())
+    assert drawn == pytest.approx([0.7, 0.1, 0.08, 0.2, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02])
+
+
 def test_elastic_bends_more_and_more_at_the_severities_that_bend():
     clip = smooth_clip(1, 112, 112)
     for kinds in ((1, 2), (3, 4, 5)):

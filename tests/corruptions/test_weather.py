@@ -35,7 +35,7 @@ def test_the_noise_of_plasma_falls_by_the_square_of_decay():
 
 
 def test_fog_is_its_formula():
-    clip = smooth_clip(3, 50, 64)
+    clip = smooth_clip(3, 50, 64) // 2  # dark: fog is no brighter than the brightest there is
     layer = 2.5 * plasma(64, 1.7, rng())[:50, :64, None]
     top = clip.max() / 255
     expected = (clip / 255 + layer) * top / (top + 2.5)
@@ -55,6 +55,27 @@ def test_snow_falls_along_its_smear():
     assert np.ptp(across) < 1, "straight"
     dark, light = ((corrupt(black + v, "snow", 3, rng()).astype(float)).mean() - v for v in (0, 60))
     assert dark > 20 and light > 20
+
+
+def test_snow_lies_on_black_as_it_does_upside_down():
+    found = corrupt(np.zeros((1, 96, 96, 3), np.uint8), "snow", 2, rng())[0]
+    assert error(found, found[::-1, ::-1]) < 0.01 and error(found, found[::-1]) > 1
+
+
+def test_frost_keeps_its_share_of_the_picture_and_adds_its_share_of_ice():
+    black, gray = np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 100, np.uint8)
+    pane = corrupt(black, "frost", 1, rng()) / 0.4
+    for severity, (kept, ice) in enumerate(((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)), 1):
+        expected = (100 * kept + pane * ice).clip(0, 255)
+        assert np.abs(corrupt(gray, "frost", severity, rng()) - expected).max() <= 2
+
+
+def test_rain_and_drops_have_their_light():
+    gray = np.full((1, 112, 112, 3), 200, np.uint8)
+    found = corrupt(gray, "rain", 1, rng())  # at most 255 * 220/255 * (55/255)^2 more, of which contrast leaves .8
+    assert 203 < found.max() < 210
+    drops = corrupt(gray * 0, "spatter", 3, rng())[0].reshape(-1, 3).max(0).astype(float)
+    assert drops[1] == drops[2] and drops[0] / drops[1] == pytest.approx(175 / 238, abs=0.02), "turquoise"
 
 
 def test_frost_is_one_pane_that_keeps_the_picture_under_it():

@@ -3,16 +3,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.corruptions import MissingEncoder
+from vidrobust.data import Corrupted, Failure
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
 from vidrobust.evaluation import corruption as module
 from vidrobust.evaluation import evaluate
-from vidrobust.evaluation.corruption import check_corruptions, corruption_table, read_baseline, relative_to
+from vidrobust.evaluation.corruption import corruption_table, read_baseline, relative_to, without_effect
 
 WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
 CLASSES = ["a", "b"]
@@ -120,6 +122,15 @@ def test_with_attacks_both_are_in_one_report(trained, tmp_path):
     assert "attacked and corrupted" in text and "How robust it is" in text and "Under corruptions" in text
 
 
+def test_the_logits_of_clips_are_averaged():
+    """Two clips that say 0, one that says 1 more loudly: their mean says 0, the largest 1."""
+    logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    clips = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 1, 8, 8, 3)
+    found = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
+    predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
+    assert module._classify(predict, found, torch.device("cpu")) == [0, None]
+
+
 def test_clips_of_a_video_are_averaged(trained, tmp_path):
     """Its clean accuracy is then the head's, over the same views."""
     summary = run(trained, tmp_path, "eval.unit=video", "eval.clips=3")
@@ -167,12 +178,11 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
     )
 
 
-def test_what_changes_nothing_of_an_image_is_told(monkeypatch):
-    told = []
-    monkeypatch.setattr(module.log, "warning", told.append)
-    check_corruptions(["fog", "freeze", "temporal_blur"], frames=1)
-    check_corruptions(["fog", "freeze"], frames=4)
-    assert told == ["clips of one frame: nothing changes under freeze, temporal_blur"]
+def test_what_changes_nothing_of_an_image_is_told():
+    names = ["fog", "freeze", "temporal_blur"]
+    assert without_effect(names, 1, images=True) == ["images: nothing changes under freeze, temporal_blur"]
+    assert without_effect(names, 1, images=False) == ["clips of one frame: nothing changes under temporal_blur"]
+    assert without_effect(names, 4, images=False) == without_effect(["fog"], 1, images=True) == []
 
 
 def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
@@ -192,23 +202,30 @@ def test_baselines(trained, tmp_path, monkeypatch):
         run(trained, tmp_path / "b")
         patch.setattr(MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again"))
         second = run(trained, tmp_path / "b", f"eval.corruption.baseline={path}")
-    assert "mCE" in (tmp_path / "b/report.md").read_text()
+    assert f"relative to {path}." in (tmp_path / "b/report.md").read_text()
+    assert second["corruption"]["baseline"] == str(path) and first["corruption"]["baseline"] is None
+    folder = run(trained, tmp_path / "b", f"eval.corruption.baseline={path.parent}")
+    assert folder["corruption"]["mce"] == second["corruption"]["mce"]
     for words, reason in (
         (["eval.corruption.names=[contrast,fog]"], "lacks fog: measure it"),
         (["eval.corruption.severities=[1,2]"], "lacks severity 2: measure it"),
         (["eval.corruption.place=view"], "was measured with eval.corruption.place=source"),
+        (["eval.limit=3"], "was measured on other videos: n 6, here 3"),
+        (["eval.unit=video"], "was measured on other videos: unit clip, here video"),
     ):
         with pytest.raises(UserError, match=reason):
             run(trained, tmp_path / "c", f"eval.corruption.baseline={path}", *words)
     assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match="was measured on other videos: manifest_sha .*, here 0123"):
+        read_baseline(str(path), ["contrast"], [1, 5], "source", {"manifest_sha": "0123"})
     errors = 1 - np.array([e["acc"] for e in first["corruption"]["corruptions"].values()])
     assert second["corruption"]["mce"] == (pytest.approx(100) if errors.sum(1).all() else None)
     for content in ("{}", "no json", '{"corruption": null}', '{"corruption": {"x": 1}}', "[]"):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match="eval.corruption.baseline="):
-            read_baseline(str(tmp_path / "bad.json"), [], [], "source")
+            read_baseline(str(tmp_path / "bad.json"), [], [], "source", {})
     with pytest.raises(UserError, match=r"baseline=nowhere.json"):
-        read_baseline("nowhere.json", [], [], "source")
+        read_baseline("nowhere.json", [], [], "source", {})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What happens to videos without an adversary. Usable alone: nothing here imports the rest of the package."""
 
+import difflib
 import functools
 import inspect
 from collections.abc import Sequence
@@ -128,13 +129,21 @@ BENCHMARKS: dict[str, list[str]] = {
 
 def expand(names: Sequence[str]) -> list[str]:
     """Names of CORRUPTIONS, each once, of names of them and of BENCHMARKS. Raises ValueError for any other."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ValueError(f"names {names!r}: a list of them, such as ['fog']")
     found: dict[str, None] = {}
     for name in names:
-        if name not in CORRUPTIONS and name not in BENCHMARKS:
-            known = ", ".join([*BENCHMARKS, *CORRUPTIONS])
-            raise ValueError(f"no corruption {name!r}; there are {known}")
+        if not isinstance(name, str) or name not in {*BENCHMARKS, *CORRUPTIONS}:
+            raise ValueError(_unknown(name, [*BENCHMARKS, *CORRUPTIONS]))
         found |= dict.fromkeys(BENCHMARKS.get(name, [name]))
     return list(found)
+
+
+def _unknown(name: object, known: Sequence[str]) -> str:
+    if str(name) in BENCHMARKS:
+        return f"no corruption {name!r}: that is a set, of {', '.join(BENCHMARKS[str(name)])}"
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
+    return f"no corruption {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}")
 
 
 def require_encoders(names: Sequence[str]) -> None:
@@ -149,8 +158,10 @@ def corrupt(clip: np.ndarray, name: str, severity: int, rng: np.random.Generator
     severity: 1 to 5. fps: frames a second of the clip, for those that depend on it. Raises ValueError for an unknown
     name, another severity, and what is no clip; MissingEncoder for a codec that this PyAV lacks.
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f"no corruption {name!r}; there are {', '.join(CORRUPTIONS)}")
+    if not isinstance(name, str) or name not in CORRUPTIONS:
+        raise ValueError(_unknown(name, list(CORRUPTIONS)))
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng is {type(rng).__name__}: give numpy.random.default_rng(seed)")
     return CORRUPTIONS[name](clip, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
 
 
@@ -177,11 +188,13 @@ class Corrupt:
     chance: float = 1.0
 
     def __post_init__(self) -> None:
-        expand(self.names)
-        if not self.names or not self.severities or not set(self.severities) <= set(SEVERITIES):
-            raise ValueError(f"names {list(self.names)}, severities {list(self.severities)}: one of each, 1 to 5")
-        if not 0 <= self.chance <= 1:
-            raise ValueError(f"chance {self.chance}: 0 to 1")
+        if not expand(self.names):
+            raise ValueError("names []: at least one corruption")
+        severities = self.severities if isinstance(self.severities, Sequence) else []
+        if not severities or not set(severities) <= set(SEVERITIES):
+            raise ValueError(f"severities {self.severities}: a list of them, each of 1 to 5")
+        if not isinstance(self.chance, int | float) or not 0 <= self.chance <= 1:
+            raise ValueError(f"chance {self.chance!r}: 0 to 1")
 
     def __call__(self, clip: np.ndarray, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:
         if rng.random() >= self.chance:

@@ -24,7 +24,7 @@ def level(clip: np.ndarray, severity: int, table: Sequence[Entry]) -> Entry:
 def pick(severity: int, table: Sequence[Entry]) -> Entry:
     """The entry of `table` for a severity of 1 to 5. Raises ValueError for another one."""
     if isinstance(severity, bool) or severity not in range(1, len(table) + 1):
-        raise ValueError(f"severity {severity}: 1 to {len(table)}")
+        raise ValueError(f"severity {severity!r}: a whole number from 1 to {len(table)}")
     return table[int(severity) - 1]
 
 
@@ -52,7 +52,8 @@ def pixels(clip: np.ndarray, length: float, severity: int) -> float:
 
 def to_planes(frame: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 of 0 to 255."""
-    return torch.from_numpy(frame).permute(2, 0, 1).float().contiguous()
+    # torch takes no negative strides, and warns of memory that is read-only
+    return torch.from_numpy(np.require(frame, requirements=("C", "W"))).permute(2, 0, 1).float().contiguous()
 
 
 def from_planes(planes: Tensor) -> np.ndarray:

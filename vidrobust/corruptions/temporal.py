@@ -65,7 +65,6 @@ def frame_drop(frames: int, severity: int, rng: np.random.Generator) -> np.ndarr
     """Each frame but the first is lost with a chance of .1, .2, .35, .5, .7; the last that came stays. Ours."""
     chance = pick(severity, (0.1, 0.2, 0.35, 0.5, 0.7))
     came = rng.random(frames) >= chance
-    came[:1] = True
     return np.maximum.accumulate(np.where(came, np.arange(frames), 0))
 
 

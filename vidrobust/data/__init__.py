@@ -32,6 +32,7 @@ from vidrobust.data.formats import (
     ucf101,
     video_folder,
 )
+from vidrobust.data.images import is_image
 from vidrobust.data.records import (
     Parsed,
     Record,
@@ -66,10 +67,10 @@ __all__ = [
     "Condition", "Corrupted", "CorruptedVideos", "DecodeError", "Encoding", "EvalBatches", "Failure", "Record",
     "Source", "SourceVideos", "TrainBatches", "all_records", "apply_manifest", "build_records", "collate",
     "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
-    "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "kinetics", "loader", "make_motionshapes",
-    "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest", "records_sha", "reencode",
-    "require_labels", "scan", "segment_clips", "shared_sources", "source_videos", "split_by_group",
-    "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder", "worker_deaths",
+    "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "is_image", "kinetics", "loader",
+    "make_motionshapes", "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest",
+    "records_sha", "reencode", "require_labels", "scan", "segment_clips", "shared_sources", "source_videos",
+    "split_by_group", "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder", "worker_deaths",
 ]  # fmt: skip
 
 log = logging.getLogger("vidrobust")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from vidrobust.data.decoders import DecodeError, Decord, PyAV, TorchCodec, Video, one_line
-from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, FrameFolder, Image, TorchvisionImage
+from vidrobust.data.images import TORCHVISION, FrameFolder, Image, TorchvisionImage, is_image
 from vidrobust.errors import lookup
 
 __all__ = ["BACKENDS", "DecodeError", "Video", "open_video", "read_frames", "resize"]
@@ -99,7 +99,7 @@ def _open(path: str, backend: str, frames: int) -> Video:
         raise DecodeError(f"{path}: no such file")
     if place.stat().st_size == 0:
         raise DecodeError(f"{path}: the file is empty")
-    if place.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
         return Image(path)
     if place.suffix.lower() == ".gif":
         return PyAV(path, frames)

@@ -55,6 +55,11 @@ class FrameFolder:
         pass
 
 
+def is_image(path: str) -> bool:
+    """Whether a record's path is one image, which is all there is of it: by its name, nothing is read."""
+    return path.startswith(TORCHVISION) or Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
 def in_memory(path: str) -> bool:
     """Whether an image is part of an array that its torchvision data set holds: no file is read for it."""
     if not path.startswith(TORCHVISION):

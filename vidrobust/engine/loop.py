@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust import config
+from vidrobust.corruptions import OVER_TIME, expand
 from vidrobust.data import (
     Batch,
     ClipDataset,
@@ -232,6 +233,9 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     method.to(device).prepare(records)
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
     run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
+    idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
+    if idle:
+        run.notes.append(f"augment.corruptions: nothing changes of clips of one frame under {', '.join(idle)}")
     if resume:
         _restore(run, resume)
     return run

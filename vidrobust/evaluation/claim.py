@@ -44,7 +44,10 @@ def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite:
     where it holds no evaluation.
     """
     path = out / "identity.json"
-    options = {key: str(config.get(_asked(cfg), key)) for key, _ in config.options() if key not in _FREE}
+    used = ("seed", "data.", "model.", "method.", "eval.")
+    options = {
+        key: str(config.get(cfg, key)) for key, _ in config.options() if key.startswith(used) and key not in _FREE
+    }
     if out.is_dir() and any(out.iterdir()):
         held = json.loads(path.read_text()) if path.is_file() else None
         if held is None:

@@ -11,7 +11,8 @@ _LABEL_PX, _GAP_PX = 12, 6
 
 
 def contact_sheet(clip: np.ndarray, names: Sequence[str], *, frame: int, seed: int = 0, blocks: int = 2) -> Image.Image:
-    """A row a corruption: `frame` of the clip (T, H, W, 3) uint8 as it is, then at severities 1 to 5; `blocks` of rows.
+    """A row a corruption: `frame` of the clip (T, H, W, 3) uint8 as it is, then at severities 1 to 5; `blocks` of rows,
+    each under a line that says so.
 
     Each has its own generator, of `seed`. Raises ValueError as `corrupt` does, and for a frame that the clip has not.
     """
@@ -20,10 +21,13 @@ def contact_sheet(clip: np.ndarray, names: Sequence[str], *, frame: int, seed: i
     height, width = clip.shape[1:3]
     down = -(-len(names) // blocks)
     across_px, down_px = (len(SEVERITIES) + 1) * width + _GAP_PX, height + _LABEL_PX
-    sheet = Image.new("RGB", (blocks * across_px - _GAP_PX, down * down_px), "white")
+    sheet = Image.new("RGB", (blocks * across_px - _GAP_PX, _LABEL_PX + down * down_px), "white")
     draw = ImageDraw.Draw(sheet)
+    for block in range(blocks):
+        for column, title in enumerate(["clean", *map(str, SEVERITIES)]):
+            draw.text((block * across_px + (column + 0.5) * width, 0), title, fill="black", anchor="ma")
     for number, name in enumerate(names):
-        left, top = number // down * across_px, number % down * down_px
+        left, top = number // down * across_px, _LABEL_PX + number % down * down_px
         draw.text((left + 1, top), name, fill="black")
         shown = [clip, *(corrupt(clip, name, severity, np.random.default_rng(seed)) for severity in SEVERITIES)]
         for column, changed in enumerate(shown):

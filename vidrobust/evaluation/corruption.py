@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidrobust.attacks import Predict
-from vidrobust.corruptions import OVER_TIME, MissingEncoder, expand, require_encoders
+from vidrobust.corruptions import INDEX_MAPS, OVER_TIME, MissingEncoder, expand, require_encoders
 from vidrobust.data import (
     CLEAN,
     Condition,
@@ -35,20 +35,25 @@ from vidrobust.views import to_float
 _STEM, _KIND = "corruptions", "corruption"
 
 
-def check_corruptions(names: Sequence[str], frames: int) -> list[str]:
-    """The corruptions that `names` stand for. Warns of those that change nothing of clips of one frame.
-
-    Raises UserError for a codec without encoder.
-    """
+def check_corruptions(names: Sequence[str]) -> list[str]:
+    """The corruptions that `names` stand for. Raises UserError for a codec without encoder."""
     found = expand(names)
     try:
         require_encoders(found)
     except MissingEncoder as error:
         raise UserError(f"eval.corruption.names: {error}") from None
-    still = [name for name in found if name in OVER_TIME]
-    if frames == 1 and still and distributed.rank() == 0:
-        log.warning(f"clips of one frame: nothing changes under {', '.join(still)}")
     return found
+
+
+def without_effect(names: Sequence[str], frames: int, *, images: bool) -> list[str]:
+    """A warning, or none, of corruptions that change nothing of clips of so many frames.
+
+    images: of nothing else; a video has other frames to choose one from.
+    """
+    still = [name for name in names if name in OVER_TIME and (images or name not in INDEX_MAPS)]
+    if frames > 1 or not still:
+        return []
+    return [f"{'images' if images else 'clips of one frame'}: nothing changes under {', '.join(still)}"]
 
 
 def evaluate_corruptions(
@@ -76,6 +81,8 @@ def evaluate_corruptions(
     parts = [list(conditions)[i : i + at_once] for i in range(0, len(conditions), at_once)]
     groups = [[(index, name) for name in part] for index in indices for part in parts]
     left = unfinished(out, _STEM, "name", groups)
+    if len(left) < len(groups):
+        log.info(f"{len(groups) - len(left)} of {len(groups)} batches of conditions are there already")
     mine = set(indices[distributed.rank() :: distributed.world()])
     todo = [groups[number] for number in left if groups[number][0][0] in mine]
     videos.work = [(group[0][0], [c for _, name in group for c in conditions[name]]) for group in todo]
@@ -199,15 +206,20 @@ def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[st
     return found
 
 
-def read_baseline(path: str, names: Sequence[str], severities: Sequence[int], place: str) -> dict[str, Any] | None:
-    """The table of another evaluation's summary.json; None for "".
+def read_baseline(
+    path: str, names: Sequence[str], severities: Sequence[int], place: str, measured: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The table of another evaluation's summary.json, or of the folder that holds it; None for "".
 
-    Raises UserError where there is none, and for one that lacks a name or severity, or was measured at another place.
+    measured: what both summaries must say alike, such as n, unit and manifest_sha. Raises UserError where there is
+    none, and for one that lacks a name or severity, or was measured at another place or on other videos.
     """
     if not path:
         return None
+    file = Path(path).expanduser()
     try:
-        found = json.loads(Path(path).expanduser().read_text())["corruption"]
+        summary = json.loads((file / "summary.json" if file.is_dir() else file).read_text())
+        found = summary["corruption"]
         known = {name: len(entry["acc"]) for name, entry in found["corruptions"].items()}
         whole = set(known.values()) <= {len(found["severities"])} and "clean_acc" in found
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
@@ -220,4 +232,7 @@ def read_baseline(path: str, names: Sequence[str], severities: Sequence[int], pl
         raise UserError(f"eval.corruption.baseline={path} lacks {', '.join(lacking[:5])}: measure it with them")
     if found.get("place") != place:
         raise UserError(f"eval.corruption.baseline={path} was measured with eval.corruption.place={found.get('place')}")
+    other = [f"{key} {summary.get(key)}, here {value}" for key, value in measured.items() if summary.get(key) != value]
+    if other:
+        raise UserError(f"eval.corruption.baseline={path} was measured on other videos: {'; '.join(other)}")
     return found

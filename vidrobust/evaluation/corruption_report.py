@@ -35,7 +35,8 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
         f"Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n = {table['n']}.", "",
         f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a {_share(table['gamma_a'])}, "
         f"gamma_r {_share(table['gamma_r'])}"
-        + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}" if relative else "") + ".",
+        + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}, relative to "
+           f"{table.get('baseline')}" if relative else "") + ".",
         "", *_table([titles, ["---"] * len(titles), *rows]), "",
         "![accuracy by corruption and severity](corruptions.png)", "",
         "![accuracy by severity](corruption_curves.png)", "",

@@ -18,6 +18,7 @@ from vidrobust.data import (
     build_records,
     corrupted_videos,
     eval_dataset,
+    is_image,
     require_labels,
     shared_sources,
     source_videos,
@@ -33,6 +34,7 @@ from vidrobust.evaluation.corruption import (
     evaluate_corruptions,
     read_baseline,
     relative_to,
+    without_effect,
 )
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
@@ -71,11 +73,16 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     device = distributed.start(cfg.device)
     suite, threats = check_suite(cfg)
     c = cfg.eval.corruption
-    names = check_corruptions(c.names, cfg.data.frames)
-    baseline = read_baseline(c.baseline, names, c.severities, c.place)
+    names = check_corruptions(c.names)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     identity = identify(cfg, state, train, test)
+    same = {
+        "manifest_sha": identity["manifest_sha"],
+        "n": len(_evenly(len(test), cfg.eval.limit)),
+        "unit": cfg.eval.unit,
+    }
+    baseline = read_baseline(c.baseline, names, c.severities, c.place, same)
     seed_everything(cfg.seed, cfg.deterministic)
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
@@ -91,7 +98,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out
         ) | identity  # fmt: skip
     if summary["corruption"]:
-        summary["corruption"] = relative_to(summary["corruption"], baseline)  # another baseline costs nothing
+        # another baseline costs nothing
+        summary["corruption"] = relative_to(summary["corruption"], baseline) | {"baseline": c.baseline or None}
     if main:
         _write(done, json.dumps(summary, indent=2) + "\n")
         (out / _FEATURES).unlink(missing_ok=True)
@@ -174,6 +182,7 @@ def _measure(
         clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
         measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
         measured["corruption"] = corruption
+        measured["warnings"] += (corruption or {}).get("warnings", [])
         measured["failed"] += [line for line in (corruption or {}).get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]
     if failed:
@@ -212,6 +221,9 @@ def _corruptions(
     names = expand(c.names)
     if not names:
         return None
+    idle = without_effect(names, cfg.data.frames, images=all(is_image(record.path) for record in test))
+    if idle and distributed.rank() == 0:
+        log.warning(idle[0])
     log.info(f"corrupting {len(indices)} videos ({views} clips of each), {len(names)} x {len(c.severities)}")
     videos = corrupted_videos(cfg.data, test, views, cfg.eval.sampling, c.place, cfg.seed)
     rows = evaluate_corruptions(
@@ -219,7 +231,9 @@ def _corruptions(
         device=device,
     )  # fmt: skip
     failed = list(dict.fromkeys(row["error"] for row in rows if row["error"]))
-    return corruption_table(rows, c.severities, classes) | {"place": c.place, "views": f"{views}x1", "failed": failed}
+    return corruption_table(rows, c.severities, classes) | {
+        "place": c.place, "views": f"{views}x1", "failed": failed, "warnings": idle,
+    }  # fmt: skip
 
 
 def _checks(
