@@ -1,5 +1,7 @@
 """Pseudo-labels: spherical k-means."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,10 @@ def k_means(x: Tensor, k: int, *, iterations: int = 20, seed: int = 0) -> Tensor
 
 
 def _spread(x: Tensor, k: int, seed: int) -> Tensor:
-    """k rows, each drawn by its squared distance from those before (Arthur and Vassilvitskii 2007)."""
+    """k rows, each drawn by its squared distance from those before (Arthur and Vassilvitskii 2007).
+
+    Of several that are drawn, the one that leaves the least distance is taken.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
     distance = (1 - x @ x[chosen[0]]).clamp(min=0)
@@ -38,6 +43,10 @@ def _spread(x: Tensor, k: int, seed: int) -> Tensor:
         if not weights.any():  # no more different rows than centres
             weights[:] = 1
             weights[chosen] = 0
-        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
-        distance = torch.minimum(distance, (1 - x @ x[chosen[-1]]).clamp(min=0))
+        tried = min(2 + int(math.log(k)), int((weights > 0).sum()))
+        drawn = torch.multinomial(weights, tried, generator=generator).to(x.device)
+        left = torch.minimum(distance, (1 - x[drawn] @ x.T).clamp(min=0))
+        best = int(left.sum(1).argmin())
+        chosen.append(int(drawn[best]))
+        distance = left[best]
     return torch.tensor(chosen, device=x.device)
