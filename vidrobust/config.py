@@ -263,6 +263,8 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     _check_threats(cfg)
     _check_corruptions(cfg)
+    if cfg.eval.sensitivity == 1:
+        raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
     if cfg.eval.crops == 2:
         raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
     if cfg.eval.unit == "clip" and cfg.eval.crops > 1:

@@ -228,6 +228,11 @@ class Eval:
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
     branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
+    sensitivity: int = option(
+        0, "test clips on which it is measured, without labels, how far an attack moves their representation and whose "
+        "it becomes (docs/methods.md); 0: none, or at least 2", low=0,
+    )  # fmt: skip
+    sensitivity_eps: list[float] = option([0.05], "at which Linf budgets", above=0, high=1)
     pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
     corruption: Corruption = field(default_factory=Corruption)
 

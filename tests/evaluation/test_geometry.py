@@ -10,6 +10,7 @@ from vidrobust.evaluation import geometry
 from vidrobust.evaluation.geometry import (
     alignment,
     breakaway_risk,
+    describe,
     effective_rank,
     linear_cka,
     margins,
@@ -44,7 +45,9 @@ def test_alignment_and_uniformity(blocks):
     )
     pairs = [math.exp(-2 * distance(unit(x[i]), unit(x[j])) ** 2) for i in range(9) for j in range(i)]
     assert uniformity(x) == pytest.approx(math.log(statistics.fmean(pairs)), rel=1e-3)
-    assert alignment(x, 2 * x) == pytest.approx(0, abs=1e-9) and uniformity(x[:1].repeat(4, 1)) == pytest.approx(0)
+    assert alignment(x, 2 * x) == pytest.approx(0, abs=1e-9) and uniformity(x[:1].repeat(4, 1)) == pytest.approx(
+        0, abs=1e-5
+    )
     with pytest.raises(ValueError, match="1 samples: at least 2"):
         uniformity(x[:1])
 
@@ -149,3 +152,24 @@ def test_overlap():
     assert overlap_risk(found) == statistics.fmean(float(m) < 0 for m in found)
     assert overlap_margin(x, y, x, y).tolist() == pytest.approx([1] * 6), "nothing has moved"
     assert overlap_risk(overlap_margin(x, y, y, x)) == 1, "each became the other"
+
+
+def test_a_summary_describes_features_with_and_without_classes():
+    features, labels = torch.randn(12, 3, 5), torch.arange(3).repeat(4)
+    found, x = describe(features, labels), features[:, 1]
+    pairs = [alignment(features[:, i], features[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found["alignment"] == pytest.approx(statistics.fmean(pairs), rel=1e-5)
+    assert found["uniformity"] == uniformity(x) and found["tolerance"] == tolerance(x, labels)
+    sample = margins(x, labels).sample
+    assert found["margin_mean"] == pytest.approx(float(sample.mean()))
+    assert found["margin_negative"] == pytest.approx(float((sample < 0).float().mean()))
+    edges = [-math.inf, *(i / 20 - 1 for i in range(1, 40)), math.inf]
+    assert found["margin_histogram"] == [
+        sum(lo <= float(s) < hi for s in sample) for lo, hi in zip(edges, edges[1:], strict=False)
+    ]
+    assert found["margin_quantiles"][2] == pytest.approx(float(sample.quantile(0.5)))
+    one = describe(features[:, :1], torch.zeros(12, dtype=torch.long))
+    assert one["alignment"] is one["tolerance"] is one["margin_quantiles"] is None and one["uniformity"] < 0
+    assert set(describe(features[:1], labels[:1]).values()) <= {None, found["alignment"]} | {
+        describe(features[:1], labels[:1])["alignment"]
+    }, "of one video there is nothing to compare"

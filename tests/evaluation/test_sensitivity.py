@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from vidrobust.attacks import ThreatModel
-from vidrobust.evaluation.sensitivity import by_layer, cka_by_layer, displaced, gradient_norm, overlap
+from vidrobust.evaluation.geometry_report import geometry_lines
+from vidrobust.evaluation.sensitivity import (
+    by_layer,
+    cka_by_layer,
+    displaced,
+    gradient_norm,
+    measure_sensitivity,
+    overlap,
+)
 from vidrobust.models import build_backbone
 
 
@@ -54,3 +62,26 @@ def test_layers_are_pooled_outputs(name):
         assert torch.allclose(one[key][0], value[0], atol=1e-3), "each clip's own"
     many = by_layer(backbone.trunk, backbone, torch.rand(6, 3, 2, 32, 32))
     assert all(found == pytest.approx(1, abs=1e-4) for found in cka_by_layer(many, many).values())
+
+
+def test_a_summary_of_several_budgets():
+    """The larger the budget, the farther it moves; at nearly none, everything stays where it was."""
+    backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
+    head = nn.Linear(backbone.dim, 3).requires_grad_(False)
+    clips = [(torch.rand(3, 3, 1, 16, 16), torch.arange(3)), (torch.rand(2, 3, 1, 16, 16), torch.arange(2))]
+    found = measure_sensitivity(backbone, lambda v: head(backbone(v)), clips, [1e-5, 0.1], seed=0)
+    small, large = found["budgets"]
+    assert found["n"] == 5 and found["gradient_norm"] > 0
+    assert small["nn_top1"] == 1 and small["breakaway_risk"] == small["overlap_risk"] == 0
+    assert small["overlap_margin"] == pytest.approx(1, abs=0.05)
+    for key in ("universal_quantile", "relative_displacement", "breakaway_risk"):
+        assert 0 <= small[key] <= large[key]
+    assert large["relative_displacement"] > 10 * small["relative_displacement"]
+    assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
+    assert found == measure_sensitivity(backbone, lambda v: head(backbone(v)), clips, [1e-5, 0.1], seed=0)
+    text = "\n".join(geometry_lines(None, found))
+    assert "5 clips, without labels" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
+    alone = measure_sensitivity(
+        backbone, lambda v: head(backbone(v)), [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
+    )
+    assert alone["budgets"][0]["overlap_risk"] is None

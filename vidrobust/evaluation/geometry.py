@@ -176,6 +176,36 @@ def overlap_risk(margin: Tensor) -> float:
     return float((margin < 0).double().mean())
 
 
+def describe(features: Tensor, labels: Tensor) -> dict[str, float | list[float] | None]:
+    """These measures of a data set's features (N, K, D), K clips of each of N videos, as a summary has them.
+
+    Alignment between the clips of a video, None for one clip; all else of the clip in the middle, None for one video.
+    margin_quantiles: of the samples' margins, at .05, .25, .5, .75 and .95; margin_histogram: their counts in 40 bins
+    of equal width from -1 to 1, the ends open. None, as all that needs classes, where there are fewer than two.
+    """
+    clips, x = features.shape[1], features[:, features.shape[1] // 2].float()
+    pairs = [(i, j) for i in range(clips) for j in range(i)]
+    aligned = [alignment(features[:, i].float(), features[:, j].float()) for i, j in pairs]
+    found: dict[str, float | list[float] | None] = {
+        "alignment": sum(aligned) / len(aligned) if aligned else None,
+        "uniformity": None, "effective_rank": None, "tolerance": None, "centroid_min": None, "centroid_mean": None,
+        "radius": None, "fisher": None, "margin_mean": None, "margin_negative": None, "margin_quantiles": None,
+        "margin_histogram": None,
+    }  # fmt: skip
+    if len(x) > 1:
+        found |= {"uniformity": uniformity(x), "effective_rank": effective_rank(x)}
+    if len(labels.unique()) < 2:
+        return found
+    m = margins(x, labels)
+    quantiles = torch.quantile(m.sample, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=x.device))
+    return found | {
+        "tolerance": tolerance(x, labels), "centroid_min": m.centroid_min, "centroid_mean": m.centroid_mean,
+        "radius": m.radius, "fisher": m.fisher, "margin_mean": float(m.sample.mean()),
+        "margin_negative": float((m.sample < 0).float().mean()), "margin_quantiles": quantiles.tolist(),
+        "margin_histogram": torch.histc(m.sample.clamp(-1, 1).cpu(), 40, -1, 1).tolist(),
+    }  # fmt: skip
+
+
 def _classes(labels: Tensor) -> int:
     if len(labels) and int(labels.min()) < 0:
         raise ValueError("samples without a label: leave them out")
