@@ -7,7 +7,7 @@ from vidrobust import config
 from vidrobust.errors import UserError
 from vidrobust.models import build_model
 
-PAGES = sorted(REPO.glob("configs/*.yaml"))
+PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
 
 
 def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:

@@ -36,13 +36,12 @@ from vidrobust.evaluation.corruption import (
     relative_to,
     without_effect,
 )
-from vidrobust.evaluation.geometry import describe
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
-from vidrobust.evaluation.sensitivity import measure_sensitivity
+from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, covered, families, require_defined
 from vidrobust.evaluation.summary import about, attacked
 from vidrobust.evaluation.units import clip_units
@@ -180,11 +179,10 @@ def _measure(
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         predict = _classifier(model, head, found, device)
         measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
-        measured["geometry"] = {
-            name: describe(asked.features, asked.labels)
-            for name, asked in zip(("trained", "random"), queries, strict=True)
-        }
-        measured["sensitivity"] = _sensitivity(cfg, model, predict, test, device)
+        seen = [test[i] for i in _evenly(len(test), ALIGNED)]
+        moved = [test[i] for i in _evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
+        measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
+        measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
         clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
         measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
@@ -241,23 +239,6 @@ def _corruptions(
     return corruption_table(rows, c.severities, classes) | {
         "place": c.place, "views": f"{views}x1", "failed": failed, "warnings": idle,
     }  # fmt: skip
-
-
-def _sensitivity(
-    cfg: config.Config, model: Model, predict: Callable[[Tensor], Tensor], test: list[Record], device: torch.device
-) -> dict[str, Any] | None:
-    """What a summary says of how the representation gives way; rank 0 measures."""
-    if not cfg.eval.sensitivity or distributed.rank() > 0:
-        return None
-    some = _evenly(len(test), cfg.eval.sensitivity)
-    size = cfg.eval.batch_size
-    log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
-    batches = [some[i : i + size] for i in range(0, len(some), size)]
-    units = clip_units(predict, eval_dataset(cfg.data, test, 1), batches, cfg.data.workers, device)
-    clips = [(unit.x, unit.labels) for unit in units if unit.uids]
-    if sum(len(x) for x, _ in clips) < 2:
-        raise UserError("eval.sensitivity: distances need two clips, and fewer of the test list decode; set it to 0")
-    return measure_sensitivity(model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed)
 
 
 def _checks(

@@ -176,18 +176,17 @@ def overlap_risk(margin: Tensor) -> float:
     return float((margin < 0).double().mean())
 
 
-def describe(features: Tensor, labels: Tensor) -> dict[str, float | list[float] | None]:
+def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> dict[str, float | list[float] | None]:
     """These measures of a data set's features (N, K, D), K clips of each of N videos, as a summary has them.
 
-    Alignment between the clips of a video, None for one clip; all else of the clip in the middle, None for one video.
+    Alignment between two augmented views of each of some videos (M, 2, D), None without; all else of the clip in the
+    middle, None for one video.
     margin_quantiles: of the samples' margins, at .05, .25, .5, .75 and .95; margin_histogram: their counts in 40 bins
     of equal width from -1 to 1, the ends open. None, as all that needs classes, where there are fewer than two.
     """
-    clips, x = features.shape[1], features[:, features.shape[1] // 2].float()
-    pairs = [(i, j) for i in range(clips) for j in range(i)]
-    aligned = [alignment(features[:, i].float(), features[:, j].float()) for i, j in pairs]
+    x = features[:, features.shape[1] // 2].float()
     found: dict[str, float | list[float] | None] = {
-        "alignment": sum(aligned) / len(aligned) if aligned else None,
+        "alignment": None if views is None else alignment(*views.float().unbind(1)),
         "uniformity": None, "effective_rank": None, "tolerance": None, "centroid_min": None, "centroid_mean": None,
         "radius": None, "fisher": None, "margin_mean": None, "margin_negative": None, "margin_quantiles": None,
         "margin_histogram": None,

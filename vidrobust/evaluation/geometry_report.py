@@ -3,7 +3,7 @@
 from typing import Any
 
 _ROWS = (
-    ("alignment, between clips of a video", "alignment"),
+    ("alignment of augmented views", "alignment"),
     ("uniformity", "uniformity"),
     ("effective rank", "effective_rank"),
     ("tolerance", "tolerance"),

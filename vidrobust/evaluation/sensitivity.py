@@ -103,9 +103,10 @@ def measure_sensitivity(
 ) -> dict[str, Any]:
     """What a summary says of how a trunk's representation gives way, at each Linf budget of `eps`, small to large.
 
-    clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour. classify:
-    logits, for the steepness of their cross-entropy. Medians over samples; pairs are of a sample and its successor in a
-    batch. Attacks as published (METHODS section 4.11): 25 steps of 0.001 away, 10 toward, from random starts.
+    clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
+    classify: logits, for the steepness of their cross-entropy. Medians over samples; pairs are of a sample and its
+    successor in a batch. Attacks as published (METHODS section 4.11): 25 steps of 0.001 away, 10 toward, from random
+    starts.
     """
     generator = torch.Generator().manual_seed(seed)
     steep, budgets = [], []
