@@ -24,7 +24,7 @@ def summarise(study: Study, runs: Runs) -> dict[str, Any]:
     half: half the width of a 95 % interval of the mean over seeds by Student's t, None for one seed. Measures: probe,
     clean, `robust THREAT`, mpc, rpc, and those of geometry; accuracies and shares are fractions. gap_closed: comparator
     -> threat -> 100 (RA - RA_baseline) / (RA_comparator - RA_baseline) of the means (METHODS section 1.4), None where
-    the comparator is not above the baseline.
+    the comparator is not above the baseline. Clean accuracy, a budget of 0, is no gap.
     """
     found: dict[str, Any] = {}
     for dataset in dict.fromkeys(arm.dataset for arm, _ in runs):
@@ -80,7 +80,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def _gap(table: dict[str, Any], baseline: str, comparator: str, name: str) -> dict[str, float | None]:
     gaps: dict[str, float | None] = {}
-    for key in (key for key in table[name] if key.startswith("robust ")):
+    for key in (key for key in table[name] if key.startswith("robust ") and not key.endswith("-0")):
         low, high, own = (table[arm][key]["mean"] for arm in (baseline, comparator, name))
         gaps[key.removeprefix("robust ")] = 100 * (own - low) / (high - low) if high > low else None
     return gaps
@@ -99,7 +99,7 @@ def _section(dataset: str, table: dict[str, Any]) -> list[str]:
     gaps = [[name, other, *("-" if value is None else f"{value:.0f}" for value in closed.values())]
             for name, row in table.items() for other, closed in row["gap_closed"].items()]  # fmt: skip
     if gaps:
-        titles = ["arm", "comparator", *(key.removeprefix("robust ") for key in threats)]
+        titles = ["arm", "comparator", *next(closed for row in table.values() for closed in row["gap_closed"].values())]
         lines += ["Gap to the comparator's robust accuracy that is closed, per cent (- where there is no gap):", "",
                   *_table([titles, *gaps]), ""]  # fmt: skip
     return lines
