@@ -5,7 +5,7 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
-from vidrobust.models import build_model
+from vidrobust.methods import build_method
 
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
 
@@ -18,7 +18,7 @@ def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_every_page_loads_builds_and_starts_with_its_command(page):
     cfg = config.load(page)
-    build_model(cfg.model, "projector")
+    build_method(cfg, 10)
     tool = "test_net.py --checkpoint outputs/ucf101_csl" if page.stem.startswith("eval_") else "train_net.py"
     assert f"python tools/{tool} --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
     assert config.loads(config.to_yaml(cfg)) == cfg

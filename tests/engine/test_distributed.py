@@ -24,7 +24,7 @@ from vidrobust.methods import (
     plain,
     uel,
 )
-from vidrobust.methods.false_negatives import quantile
+from vidrobust.methods.false_negatives import mean_std, quantile
 
 SCRIPT = """
 import sys, torch
@@ -67,13 +67,16 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-KINDS = ("simclr", "clae", "removal", "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco",
-         "moco with removal", "byol", "simsiam")  # fmt: skip
+KINDS = ("simclr", "clae", "removal", "removal by the batch", "removal by mean_std", "removal in clae", "three clips",
+         "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
 
 
 def method(kind: str) -> Method:
     model = _Norms()
-    removal = Removal(functools.partial(quantile, rate=0.3), "attract" if kind == "moco with removal" else "eliminate")
+    rules = {"removal by the batch": functools.partial(quantile, rate=0.3, over="batch"),
+             "removal by mean_std": functools.partial(mean_std, k=0.5)}  # fmt: skip
+    removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
+                      action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
         return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None)

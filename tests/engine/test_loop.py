@@ -76,6 +76,15 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         assert 0 <= told[0][1]["fn_removed"] < 1
 
 
+def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
+    from vidrobust.methods import SimCLR
+
+    told, whole = [], SimCLR.forward
+    monkeypatch.setattr(SimCLR, "forward", lambda self, *args: told.append(self.progress) or whole(self, *args))
+    _train(_cfg(ucf), tmp_path)
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
 def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
     """Weights after four steps, with the labels as they are and turned round."""
     from vidrobust.engine import loop
@@ -89,7 +98,8 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
         build(cfg, split)[1],
     )
     for rule in ("topk", "quantile", "adaptive_rate", "mean_std", "cluster", "oracle"):
-        words = [f"{REMOVAL}rule={rule}", f"{REMOVAL}siblings=false", f"{REMOVAL}k=2", f"{REMOVAL}clusters=2"]
+        words = [f"{REMOVAL}rule={rule}", f"{REMOVAL}siblings=false", f"{REMOVAL}k=2", f"{REMOVAL}clusters=2",
+                 f"{REMOVAL}sigmas=0.3"]  # fmt: skip
         states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
         with monkeypatch.context() as patch:
             patch.setattr(loop, "build_records", turned)

@@ -79,6 +79,8 @@ def test_margins():
     mean = [statistics.fmean(col) for col in zip(*rows, strict=True)]
     spread = sum(5 * distance(c, mean) ** 2 for c in centroids.values())
     assert found.fisher == pytest.approx(spread / sum(o**2 for o in own), rel=1e-4)
+    with pytest.raises(ValueError, match="without a label"):
+        margins(x, labels - 3)
     with pytest.raises(ValueError, match="the 3 samples are of 1"):
         margins(x[:3], torch.zeros(3, dtype=torch.long))
 
@@ -112,6 +114,7 @@ def test_linear_cka(shape):
     own = [math.sqrt(sum(float((z[:, i] * z[:, j]).sum()) ** 2 for i in range(z.shape[1]) for j in range(z.shape[1])))
            for z in (cx, cy)]  # fmt: skip
     assert linear_cka(x, y) == pytest.approx(cross / (own[0] * own[1]), rel=1e-3)
+    assert math.isnan(linear_cka(torch.full((n, d), 0.1), y)) and effective_rank(torch.full((n, d), 0.1)) == 0
     turn = torch.linalg.qr(torch.randn(d, d)).Q
     assert linear_cka(x, 7 * x @ turn + 3) == pytest.approx(1, abs=1e-5)
     assert math.isnan(linear_cka(x, torch.ones(n, 2)))
@@ -140,6 +143,12 @@ def test_breakaway_risk_and_neighbours(blocks):
     assert breakaway_risk(attacked, features, index) == pytest.approx(sum(map(sum, nearer)) / 36)
     for k in (1, 5):
         assert neighbour_accuracy(attacked, features, index, k) == statistics.fmean(sum(row) < k for row in nearer)
+    same = torch.ones(10, 3)
+    assert (
+        breakaway_risk(same, same, torch.arange(10)) == 1 and neighbour_accuracy(same, same, torch.arange(10), 5) == 0
+    )
+    with pytest.raises(ValueError, match="not finite"):
+        neighbour_accuracy(attacked * torch.nan, features, index)
     assert breakaway_risk(features, features, torch.arange(10)) == 0
     assert neighbour_accuracy(features, features, torch.arange(10)) == 1
 
@@ -153,6 +162,18 @@ def test_overlap():
     assert overlap_risk(found) == statistics.fmean(float(m) < 0 for m in found)
     assert overlap_margin(x, y, x, y).tolist() == pytest.approx([1] * 6), "nothing has moved"
     assert overlap_risk(overlap_margin(x, y, y, x)) == 1, "each became the other"
+    joined = overlap_margin(torch.cat([x[:1], x]), torch.cat([x[:1], y]), torch.cat([a[:1], a]), torch.cat([b[:1], b]))
+    assert math.isnan(joined[0]) and overlap_risk(joined) == overlap_risk(found), "x and y are one"
+
+
+def test_small_distances_between_long_vectors_are_not_lost():
+    """More than 25 rows, of which torch.cdist would make products."""
+    x = 1 + 1e-3 * torch.randn(60, 512)
+    moved = (x[1:] - x[:-1]).norm(dim=1)
+    exact = universal_quantile(moved.double(), x.double())
+    assert torch.allclose(universal_quantile(moved, x).double(), exact, atol=0.01)
+    alike = torch.nn.functional.normalize(torch.randn(4, 64), dim=1).repeat_interleave(10, 0)
+    assert margins(alike, torch.arange(4).repeat_interleave(10)).radius < 1e-6
 
 
 def test_a_summary_describes_features_with_and_without_classes():

@@ -98,5 +98,5 @@ def test_heads_are_the_papers():
 def test_there_are_no_negatives_to_look_through(name):
     cfg = Config(model=TINY)
     cfg.method.name, cfg.method.false_negatives.rule = name, "fixed"
-    with pytest.raises(UserError, match=f"method.false_negatives.rule=fixed: {name} has no masked negatives"):
+    with pytest.raises(UserError, match=f"method.false_negatives.rule=fixed: {name} has no negatives"):
         build_method(cfg, 3)

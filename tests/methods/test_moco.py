@@ -68,6 +68,8 @@ def test_the_oldest_keys_leave_also_where_the_queue_is_no_multiple_of_the_batch(
     assert method.queue_ids.tolist() == [6, 7, 8, 9, 10, 11]
     method.eval()(views, ids, labels)
     assert method.queue_ids.tolist() == [6, 7, 8, 9, 10, 11], "evaluation leaves it alone"
+    method.train()(views[:2], ids[:2], labels[:2])
+    assert method.queue_ids.tolist() == [0, 1, 8, 9, 10, 11], "a batch of another size takes the oldest, too"
 
 
 def test_a_videos_own_earlier_keys_are_not_its_negatives(batch):
@@ -139,11 +141,14 @@ def test_a_queue_larger_than_the_data_set_is_refused():
 
 def test_it_is_built_as_configured():
     cfg = Config(model=TINY)
-    cfg.method.name, cfg.method.queue, cfg.method.norm = "moco", 16, "own"
+    cfg.method.name, cfg.method.queue, cfg.method.norm, cfg.train.batch_size = "moco", 16, "own", 8
     cfg.method.false_negatives.rule = "topk"
     method = build_method(cfg, 3)
     assert isinstance(method, MoCo) and method.queue.shape == (16, 8) and not method.shuffle
     assert method.removal is not None and method.removal.siblings
+    cfg.train.batch_size = 17
+    with pytest.raises(UserError, match="method.queue=16 is less than the 17 keys of a batch"):
+        build_method(cfg, 3)
     cfg.method.adversary.name = "clae"
     with pytest.raises(UserError, match="moco has no adversarial views"):
         build_method(cfg, 3)

@@ -8,9 +8,19 @@ import torch
 from vidrobust.config import Config, Model
 from vidrobust.data import Record
 from vidrobust.errors import UserError
-from vidrobust.methods import CLAE, RULES, MomentumEncoder, Pairs, Removal, SimCLR, SupCon, detect, nt_xent
+from vidrobust.methods import (
+    CLAE,
+    RULES,
+    MomentumEncoder,
+    Pairs,
+    Removal,
+    SimCLR,
+    SupCon,
+    build_method,
+    detect,
+    nt_xent,
+)
 from vidrobust.methods.false_negatives import fixed, quantile
-from vidrobust.methods.removal import Masks
 from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -117,10 +127,9 @@ def test_the_adversary_meets_the_same_masks(batch):
     method = SimCLR(copy.deepcopy(model), 0.5, CLAE(0.02, 0.7), removal, clips=clips)
     ours = method(views, ids, labels)
     z = [model(views[:, v]) for v in range(clips)]
-    keys = ids.repeat(clips)
-    unit = torch.nn.functional.normalize(torch.cat(z).detach(), dim=1)
-    found = detect(rule, unit @ unit.T, Pairs((keys, keys)))
-    two, pair = found[:12, :12], ids.repeat(2)
+    pair = ids.repeat(2)
+    unit = torch.nn.functional.normalize(torch.cat(z[:2]).detach(), dim=1)
+    two = detect(rule, unit @ unit.T, Pairs((pair, pair)))
     with model.use_branch("adv"):
         x = views[:, 0].clone().requires_grad_(True)
         za = model(x)
@@ -153,6 +162,10 @@ def test_the_log_has_rate_precision_and_recall():
     removal(z, z, (ids, ids), 0.5)  # 0, 1 and 2 take each other for the same; only 0 and 1 are
     assert removal.report() == pytest.approx({"fn_removed": 6 / 12, "fn_precision": 2 / 6, "fn_recall": 1.0})
     assert removal.report() == {}, "once an epoch"
+    apart = Removal(lambda s, p: s > 0.5)
+    apart.know(records([0, 1, 2, 3]))
+    apart(z, z, (ids, ids), 0.5)
+    assert apart.report()["fn_precision"] == 0, "all are of other classes"
     blind = Removal(lambda s, p: s > 0.5)
     blind(z, z, (ids, ids), 0.5)
     assert blind.report() == {"fn_removed": 0.5}, "nothing is known of these videos"
@@ -179,8 +192,73 @@ def test_more_clusters_than_videos_is_refused():
         Removal(RULES["cluster"], k=9, dim=2).know(records([0] * 5))
 
 
-def test_masks_of_some_rows_and_columns():
-    masks = Masks(ignore=torch.arange(12).view(3, 4) % 5 == 0)
-    assert masks.at(torch.tensor([2, 0]), torch.tensor([1, 0])).ignore.tolist() == [[False, False], [False, True]]
-    assert masks.at(torch.tensor([0]), torch.tensor([0])).attract is None
-    assert Config().method.false_negatives.rule == "none"
+def test_similarities_are_float32_under_autocast(batch):
+    views, ids, labels = batch
+    seen = []
+    removal = known(Removal(lambda s, p: seen.append(s) or fixed(s, p)), ids, labels)
+    method = SimCLR(build_model(TINY, "projector"), 0.5, removal=removal, clips=views.shape[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method(views, ids, labels)["loss"]
+    assert seen[0].dtype == loss.dtype == torch.float32 and loss.isfinite().all()
+
+
+def test_the_momentum_encoder_follows_in_training_alone_and_starts_from_the_model(batch):
+    views, ids, labels = batch
+    model, other = build_model(TINY, "projector"), build_model(TINY, "projector")
+    detector = MomentumEncoder(other, 0.5, climbs=False)
+    removal = Removal(RULES["quantile"])
+    method = SimCLR(model, 0.5, removal=removal, clips=views.shape[1], detector=detector)
+    before = [p.clone() for p in detector.model.parameters()]
+    method.eval()(views, ids, labels)
+    assert all(torch.equal(a, b) for a, b in zip(before, detector.model.parameters(), strict=True))
+    assert not removal.counts.any(), "nor is anything counted"
+    method.train()(views, ids, labels)
+    for old, now, fast in zip(before, detector.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(now, (old + fast) / 2, atol=1e-6)
+    method.prepare(records([0] * 6))
+    assert all(torch.equal(a, b) for a, b in zip(detector.model.parameters(), model.parameters(), strict=True))
+
+
+def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
+    """One class, three clips: what is left of all views may lie outside the two that the adversary meets."""
+    views, ids, labels = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    removal = known(Removal(RULES["oracle"], uses_labels=True), ids, labels)
+    method = SimCLR(add_branches(build_model(TINY, "projector")), 0.5, CLAE(0.02), removal, clips=3)
+    assert (method(views, ids, labels)["loss_adv"] > 0.01).all()
+
+
+def test_siblings_need_groups():
+    with pytest.raises(UserError, match="rule=sibling: the data set says of no video what it was cut from"):
+        Removal(RULES["sibling"], needs_groups=True).know(records([0, 1]))
+    Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], ["a", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "told"),
+    [
+        ("fixed", {"threshold": 0.3}, {"threshold": 0.3}),
+        ("topk", {"k": 3}, {"k": 3}),
+        ("topk_threshold", {"k": 3, "threshold": 0.3}, {"k": 3, "threshold": 0.3}),
+        ("quantile", {"rate": 0.2, "over": "batch"}, {"rate": 0.2, "over": "batch"}),
+        (
+            "adaptive_threshold",
+            {"start": 0.9, "threshold": 0.3, "warmup": 0.2},
+            {"start": 0.9, "end": 0.3, "warmup": 0.2},
+        ),
+        ("adaptive_rate", {"rate": 0.2, "warmup": 0.2}, {"rate": 0.2, "warmup": 0.2}),
+        ("mean_std", {"sigmas": 1.5}, {"k": 1.5}),
+        ("cluster", {"clusters": 4}, {}),
+        ("oracle", {}, {}),
+    ],
+)
+def test_options_reach_their_rule(rule, options, told):
+    cfg = Config(model=TINY)
+    wanted = cfg.method.false_negatives
+    wanted.rule, wanted.action, wanted.siblings = rule, "attract", False
+    for key, value in options.items():
+        setattr(wanted, key, value)
+    removal = build_method(cfg, 5).removal
+    assert removal.rule.func is RULES[rule] and removal.rule.keywords == told
+    assert (removal.action, removal.siblings, removal.classes, removal.dim) == ("attract", False, 5, 8)
+    assert removal.k == (4 if rule == "cluster" else 0) and removal.uses_labels == (rule == "oracle")
+    assert removal.whole_batch == (rule in ("mean_std", "quantile"))

@@ -113,7 +113,7 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
     if main:
         open_output(out, cfg, overwrite=overwrite)
         start_logging(out)
-        size = sum(p.numel() for p in run.method.parameters()) / 1e6
+        size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
         log.info(
             f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone} ({size:.2f} M "
             f"parameters) on {device}, steps {run.start} to {run.total}"

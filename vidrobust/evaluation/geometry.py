@@ -38,7 +38,7 @@ def tolerance(x: Tensor, labels: Tensor) -> float:
     sums = torch.zeros(_classes(labels), x.shape[1], device=x.device).index_add_(0, labels, x)
     counts = torch.bincount(labels, minlength=len(sums))
     pairs = float((counts * (counts - 1)).sum())
-    return float(sums.square().sum() - len(x)) / pairs if pairs else float("nan")
+    return float(sums.square().sum() - x.square().sum()) / pairs if pairs else float("nan")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Margins:
 def margins(x: Tensor, labels: Tensor) -> Margins:
     """Class margins of features (N, D) with labels (N,) in 0..K-1 (paper A, figure 1; METHODS section 1.4).
 
-    Raises ValueError for fewer than two classes.
+    Raises ValueError for fewer than two classes, and for samples without a label.
     """
+    _classes(labels)
     present, labels = labels.unique(return_inverse=True)
     if len(present) < 2:
         raise ValueError(f"margins between classes: the {len(x)} samples are of {len(present)}")
@@ -69,7 +70,7 @@ def margins(x: Tensor, labels: Tensor) -> Margins:
     counts = torch.bincount(labels).to(x.dtype)
     centroids = torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, labels, x) / counts[:, None]
     between = torch.pdist(centroids)
-    distances = torch.cdist(x, centroids)
+    distances = _distances(x, centroids)
     own = distances.gather(1, labels[:, None])[:, 0]
     nearest = distances.scatter(1, labels[:, None], torch.inf).amin(1)
     within = (x - centroids[labels]).square().sum()
@@ -85,8 +86,9 @@ def effective_rank(x: Tensor) -> float:
     1 to min(N - 1, D); 0 where all samples are the same.
     """
     _require(x, 2)
-    values = torch.linalg.svdvals((x - x.mean(0)).double())
-    if not values.max() > 1e-12 * max(1.0, float(x.abs().max())):
+    x = x.double()
+    values = torch.linalg.svdvals(x - x.mean(0))
+    if not values.max() > 1e-9 * x.norm():
         return 0.0
     shares = values / values.sum()
     return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
@@ -99,7 +101,10 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     """
     if len(x) != len(y):
         raise ValueError(f"CKA of {len(x)} and {len(y)} samples: both representations are of the same ones")
-    x, y = ((z - z.mean(0)).double() for z in (x, y))
+    wholes = [z.double() for z in (x, y)]
+    x, y = (z - z.mean(0) for z in wholes)
+    if any(not z.norm() > 1e-9 * whole.norm() for z, whole in zip((x, y), wholes, strict=True)):
+        return float("nan")
     if len(x) < max(x.shape[1], y.shape[1]):  # the same by Gram matrices, (N, N) instead of (D, E)
         gx, gy = x @ x.T, y @ y.T
         return float((gx * gy).sum() / (gx.norm() * gy.norm()))
@@ -116,7 +121,7 @@ def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -
     sorted_moved, place = moved.sort()
     below = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
     for at, rows in _row_blocks(features):
-        distances = torch.cdist(rows, features, p=order)
+        distances = _distances(rows, features, order)
         later = torch.ones_like(distances, dtype=torch.bool).triu(at + 1)
         pairs = distances[later].sort().values
         below += torch.searchsorted(pairs, sorted_moved, right=True)
@@ -128,7 +133,7 @@ def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -
 def relative_displacement(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
     """moved (M,) over the median distance of all pairs of features (N, D) -> (M,) ("normalised" there)."""
     _require(features, 2)
-    distances = torch.cdist(features, features, p=order)
+    distances = _distances(features, features, order)
     later = torch.ones_like(distances, dtype=torch.bool).triu(1)
     return moved / distances[later].median()
 
@@ -136,29 +141,31 @@ def relative_displacement(moved: Tensor, features: Tensor, *, order: float = 2.0
 def breakaway_risk(attacked: Tensor, features: Tensor, index: Tensor) -> float:
     """The mean share of other samples that are nearer to f(x_adv) than f(x) is (Petrov and Kwiatkowska 2022).
 
-    attacked (M, D): f(x_adv); features (N, D): clean ones of all candidates; index (M,): which of them each x is. By
-    its definition, not by the released line, which counts the last batch alone (METHODS section 13).
+    attacked (M, D): f(x_adv); features (N, D): clean ones of all candidates; index (M,): which of them each x is. A tie
+    is nearer: a constant encoder recognises nothing. By its definition, not by the released line, which counts the last
+    batch alone (METHODS section 13). Raises ValueError for features that are not finite.
     """
     _require(features, 2)
-    nearer = 0
-    for rows, places in zip(attacked.split(_rows(features)), index.split(_rows(features)), strict=True):
-        distances = torch.cdist(rows, features)
-        own = distances.gather(1, places[:, None])
-        nearer += int((distances < own).sum())
-    return nearer / (len(attacked) * (len(features) - 1))
+    return float(_nearer(attacked, features, index).double().mean()) / (len(features) - 1)
 
 
 def neighbour_accuracy(attacked: Tensor, features: Tensor, index: Tensor, k: int = 1) -> float:
     """The share of attacked samples whose own clean representation is among the k nearest to f(x_adv); there k = 1, 5.
 
-    Arguments as in `breakaway_risk`.
+    Arguments, ties and errors as in `breakaway_risk`.
     """
-    hits = 0
+    return float((_nearer(attacked, features, index) < k).double().mean())
+
+
+def _nearer(attacked: Tensor, features: Tensor, index: Tensor) -> Tensor:
+    """(M,): how many other samples are at least as near to f(x_adv) as f(x) is."""
+    if not (attacked.isfinite().all() and features.isfinite().all()):
+        raise ValueError("features that are not finite: nothing is near or far")
+    counts = []
     for rows, places in zip(attacked.split(_rows(features)), index.split(_rows(features)), strict=True):
-        distances = torch.cdist(rows, features)
-        nearer = (distances < distances.gather(1, places[:, None])).sum(1)
-        hits += int((nearer < k).sum())
-    return hits / len(attacked)
+        distances = _distances(rows, features)
+        counts.append((distances <= distances.gather(1, places[:, None])).sum(1) - 1)
+    return torch.cat(counts)
 
 
 def overlap_margin(x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor) -> Tensor:
@@ -168,12 +175,14 @@ def overlap_margin(x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor) -> Tens
     is nearer to x than what x became, so that the two overlap; `overlap_risk` is the share of those (Petrov and
     Kwiatkowska 2022; METHODS section 4.11).
     """
-    return ((x - y_to_x).norm(dim=1) - (x - x_to_y).norm(dim=1)) / (x - y).norm(dim=1)
+    apart = (x - y).norm(dim=1)
+    margin = ((x - y_to_x).norm(dim=1) - (x - x_to_y).norm(dim=1)) / apart
+    return margin.masked_fill(apart == 0, torch.nan)
 
 
 def overlap_risk(margin: Tensor) -> float:
-    """The share of pairs whose `overlap_margin` is negative."""
-    return float((margin < 0).double().mean())
+    """The share of pairs whose `overlap_margin` is negative, of those that have one; NaN where none has."""
+    return float((margin[~margin.isnan()] < 0).double().mean())
 
 
 def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> dict[str, float | list[float] | None]:
@@ -220,8 +229,11 @@ def _rows(x: Tensor) -> int:
     return max(1, _BLOCK // len(x))
 
 
+def _distances(x: Tensor, y: Tensor, order: float = 2.0) -> Tensor:
+    """By differences: products, which are faster, lose distances that are small beside the vectors."""
+    return torch.cdist(x, y, p=order, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _row_blocks(x: Tensor) -> list[tuple[int, Tensor]]:
     """(the first row's number, rows) of blocks whose distances to all of x fit in memory."""
-    parts = x.split(_rows(x))
-    starts = [sum(len(part) for part in parts[:i]) for i in range(len(parts))]
-    return list(zip(starts, parts, strict=True))
+    return [(at, x[at : at + _rows(x)]) for at in range(0, len(x), _rows(x))]

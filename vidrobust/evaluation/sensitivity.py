@@ -131,7 +131,7 @@ def measure_sensitivity(
             "nn_top1": geometry.neighbour_accuracy(attacked, clean, places, 1),
             "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
             "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
-            "overlap_margin": float(margin.median()) if len(margin) else None,
+            "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
             "cka": cka_by_layer(*joined),
         })  # fmt: skip
     return {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}

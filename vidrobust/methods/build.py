@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from vidrobust import config
+from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
 from vidrobust.methods.adversarial import CLAE
 from vidrobust.methods.byol import BYOL
@@ -48,8 +49,12 @@ def _removal(cfg: config.Config, classes: int) -> Removal | None:
     k = (wanted.clusters or classes) if wanted.rule == "cluster" else 0
     if wanted.rule == "cluster" and not k:
         raise UserError("method.false_negatives.clusters=0: the data set has no classes; say how many")
-    return Removal(rule, wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
-                   uses_labels=wanted.rule == "oracle", k=k, dim=cfg.model.dim, classes=classes)  # fmt: skip
+    return Removal(
+        rule, wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
+        uses_labels=wanted.rule == "oracle", needs_groups=wanted.rule == "sibling",
+        whole_batch=wanted.rule == "mean_std" or (wanted.rule == "quantile" and wanted.over == "batch"),
+        k=k, dim=cfg.model.dim, classes=classes,
+    )  # fmt: skip
 
 
 def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
@@ -64,12 +69,13 @@ def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Me
 
 
 def _supcon(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, "supcon", removal=True)
     return _simclr(cfg, classes, SupCon)
 
 
 def _moco(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, "moco", adversary=True)
+    keys = cfg.train.batch_size * (cfg.method.clips_per_video - 1)
+    if cfg.method.queue < keys:
+        raise UserError(f"method.queue={cfg.method.queue} is less than the {keys} keys of a batch; raise it")
     model = build_model(cfg.model, "projector")
     return MoCo(
         model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, _removal(cfg, classes),
@@ -79,21 +85,18 @@ def _moco(cfg: config.Config, classes: int) -> Method:
 
 
 def _byol(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, "byol", adversary=True, removal=True)
     model = build_model(cfg.model, "normed_projector")
     predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
     return BYOL(model, predictor, _momentum(cfg, model), clips=cfg.method.clips_per_video)
 
 
 def _simsiam(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, "simsiam", adversary=True, removal=True)
     model = build_model(cfg.model, "simsiam_projector")
     predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
     return BYOL(model, predictor, clips=cfg.method.clips_per_video)
 
 
 def _instdisc(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, cfg.method.name, removal=True)
     if cfg.method.clips_per_video != 2:
         raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
     return InstDisc(_contrastive(cfg), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
@@ -101,17 +104,7 @@ def _instdisc(cfg: config.Config, classes: int) -> Method:
 
 
 def _supervised(cfg: config.Config, classes: int) -> Method:
-    _refuse(cfg, "supervised", adversary=True, removal=True)
     return Supervised(build_model(cfg.model, "linear", classes))
-
-
-def _refuse(cfg: config.Config, name: str, *, adversary: bool = False, removal: bool = False) -> None:
-    """Options that a method would not look at."""
-    if adversary and cfg.method.adversary.name != "none":
-        raise UserError(f"method.adversary.name={cfg.method.adversary.name}: {name} has no adversarial views; set none")
-    if removal and cfg.method.false_negatives.rule != "none":
-        reason = "has positives by label" if name == "supcon" else "has no masked negatives"
-        raise UserError(f"method.false_negatives.rule={cfg.method.false_negatives.rule}: {name} {reason}; set none")
 
 
 METHODS: dict[str, Callable[[config.Config, int], Method]] = {
@@ -128,5 +121,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
 
     Raises UserError for an unknown name, and for options that the method has no use for.
     """
+    config.require_used(cfg.method)
     method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(method) if cfg.method.norm == "sync" else method
+    together = cfg.method.norm == "sync" and distributed.world() > 1
+    return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

@@ -5,6 +5,7 @@ clean embeddings; METHODS section 1.4 has the table. What is found is eliminated
 positive, or counted less.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,19 +34,20 @@ class Pairs:
     progress: float = 1.0
     classes: int = 0
 
+    @functools.cached_property
     def others(self) -> Tensor:
-        """(N, M) bool: candidates of another video than the anchor's, the negatives there are."""
-        return self.ids[0][:, None] != self.ids[1]
+        """(N, M) bool: candidates of another video than the anchor's; nobody's, whose id is -1, are not looked at."""
+        return (self.ids[0][:, None] != self.ids[1]) & (self.ids[1] >= 0)
 
 
 def fixed(similarities: Tensor, pairs: Pairs, threshold: float = 0.7) -> Tensor:
     """s > threshold; 0.7 is FNC's (Huynh et al. 2022)."""
-    return pairs.others() & (similarities > threshold)
+    return pairs.others & (similarities > threshold)
 
 
 def top_k(similarities: Tensor, pairs: Pairs, k: int = 10) -> Tensor:
     """The k most similar of each anchor; 10 is FNC's."""
-    others = pairs.others()
+    others = pairs.others
     most = similarities.masked_fill(~others, -torch.inf).topk(min(k, similarities.shape[1]), dim=1).indices
     return torch.zeros_like(others).scatter_(1, most, True) & others
 
@@ -60,9 +62,11 @@ def quantile(
 ) -> Tensor:
     """The share `rate` of the most similar negatives of each anchor, or of the whole batch; a whole number, rounded.
 
+    Of the batch, those that tie with the last are taken as well.
+
     rate 0: 1 / classes where that is known, or else 0.05.
     """
-    return _most_similar(similarities, pairs.others(), rate or default_rate(pairs.classes), over)
+    return _most_similar(similarities, pairs.others, rate or default_rate(pairs.classes), over)
 
 
 def adaptive_threshold(
@@ -79,12 +83,12 @@ def adaptive_rate(similarities: Tensor, pairs: Pairs, rate: float = 0.0, warmup:
     """`quantile` of each anchor at a rate that climbs from 0 at the end of the `warmup` share to `rate` at the end."""
     done = (pairs.progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
     most = rate or default_rate(pairs.classes)
-    return _most_similar(similarities, pairs.others(), most * min(max(done, 0.0), 1.0), "anchor")
+    return _most_similar(similarities, pairs.others, most * min(max(done, 0.0), 1.0), "anchor")
 
 
 def mean_std(similarities: Tensor, pairs: Pairs, k: float = 2.5) -> Tensor:
     """s > mean + k standard deviations of the batch's negatives: a threshold that calibrates itself."""
-    others = pairs.others()
+    others = pairs.others
     known = similarities[others]
     if known.numel() < 2:
         return torch.zeros_like(others)
@@ -93,17 +97,17 @@ def mean_std(similarities: Tensor, pairs: Pairs, k: float = 2.5) -> Tensor:
 
 def cluster(similarities: Tensor, pairs: Pairs) -> Tensor:
     """The same k-means pseudo-label (as AdvCL's and DynACL++'s)."""
-    return pairs.others() & _same(pairs.clusters, "clusters")
+    return pairs.others & _same(pairs.clusters, "clusters")
 
 
 def oracle(similarities: Tensor, pairs: Pairs) -> Tensor:
     """The same label: the upper bound. Attracted, it is SupCon."""
-    return pairs.others() & _same(pairs.labels, "labels")
+    return pairs.others & _same(pairs.labels, "labels")
 
 
 def sibling(similarities: Tensor, pairs: Pairs) -> Tensor:
     """Cut from the same source (UCF101's groups, HMDB51's films), which CoCLR leaves out as well."""
-    return pairs.others() & _same(pairs.groups, "groups")
+    return pairs.others & _same(pairs.groups, "groups")
 
 
 RULES: dict[str, Rule] = {
@@ -120,7 +124,7 @@ def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None =
     Where everything would go, the least similar negative stays. An anchor that has none to begin with keeps none.
     NaN similarities are found by no threshold; the loss they give stops a run.
     """
-    others = pairs.others()
+    others = pairs.others
     found = rule(similarities, pairs) & others
     if also is not None:
         found |= also & others
@@ -139,21 +143,26 @@ def negative_weights(similarities: Tensor, found: Tensor) -> Tensor:
 
 
 def default_rate(classes: int) -> float:
-    """The share of negatives that are false when `classes` are as large as each other; 0.05 where they are unknown."""
-    return 1 / classes if classes else 0.05
+    """The share of negatives that are false when `classes` are as large as each other; 0.05 where they are unknown.
+
+    One class is none: a folder of unlabelled videos has one.
+    """
+    return 1 / classes if classes > 1 else 0.05
 
 
 def _most_similar(similarities: Tensor, others: Tensor, rate: float, over: str) -> Tensor:
+    ranked = similarities.masked_fill(~others, -torch.inf)
+    found = torch.zeros_like(others)
     if over == "batch":
         count = round(rate * int(others.sum()))
-        order = similarities.masked_fill(~others, -torch.inf).flatten().argsort(descending=True, stable=True)
-        found = torch.zeros_like(others).flatten()
-        found[order[:count]] = True
-        return found.view_as(others) & others
+        if not count:
+            return found
+        # (i, j) and (j, i) tie, but for roundings: both or none, whichever rank has them
+        return others & (ranked >= ranked.flatten().topk(count).values[-1] - 1e-6)
     counts = (rate * others.sum(1, dtype=torch.float32)).round()
-    order = similarities.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    taken = torch.arange(similarities.shape[1], device=similarities.device) < counts[:, None]
-    return torch.zeros_like(others).scatter_(1, order, taken) & others
+    most = int(counts.max()) if len(counts) else 0
+    taken = torch.arange(most, device=similarities.device) < counts[:, None]
+    return found.scatter_(1, ranked.topk(most, dim=1).indices, taken) & others
 
 
 def _same(sides: Sides | None, what: str) -> Tensor:

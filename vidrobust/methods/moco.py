@@ -27,6 +27,7 @@ class MoCo(Method):
 
     queue: Tensor
     queue_ids: Tensor
+    position: Tensor
     steps: Tensor
 
     def __init__(
@@ -38,13 +39,14 @@ class MoCo(Method):
         self.views, self.shuffle, self.detect_on_keys = clips, shuffle, detect_on_keys
         self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("queue_ids", torch.full((size,), -1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def prepare(self, records: Sequence[Record]) -> None:
         if len(self.queue) > len(records):
             raise UserError(
-                f"method.queue={len(self.queue)} is larger than the data set ({len(records)} videos): a video's "
-                f"negatives would be itself; at most {len(records)}"
+                f"method.queue={len(self.queue)} is larger than the data set ({len(records)} videos), all of which it "
+                f"would hold; set at most {len(records)}"
             )
         self.encoder.start_from(self.model)
         super().prepare(records)
@@ -89,7 +91,8 @@ class MoCo(Method):
         """
         found = Masks()
         if self.removal is not None:
-            self.removal.remember(keys[0], ids)
+            if self.training:
+                self.removal.remember(keys[0], ids)
             seen = keys[0] if self.detect_on_keys else query
             found = self.removal(seen, self.queue, (ids, self.queue_ids), self.progress)
         own = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
@@ -106,8 +109,7 @@ class MoCo(Method):
         """Replace the oldest of the queue by the keys of all ranks, view by view."""
         fresh = torch.cat([distributed.gather(key) for key in keys])
         names = distributed.gather(ids).repeat(len(keys))
-        if len(fresh) > len(self.queue):
-            raise UserError(f"method.queue={len(self.queue)} is less than the {len(fresh)} keys of a batch; raise it")
-        at = (self.steps * len(fresh) + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
+        at = (self.position + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
         self.queue[at], self.queue_ids[at] = fresh, names
+        self.position.add_(len(fresh)).remainder_(len(self.queue))
         self.steps += 1

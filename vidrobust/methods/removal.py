@@ -1,5 +1,6 @@
 """What a method does about false negatives: a configured rule, what it may know of the videos, and what it found."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
 from vidrobust.methods.clusters import k_means
-from vidrobust.methods.false_negatives import Pairs, Rule, Sides, detect, negative_weights, sibling
+from vidrobust.methods.false_negatives import Pairs, Rule, Sides, detect, negative_weights, oracle, sibling
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,15 @@ class Masks:
     attract: Tensor | None = None
     weights: Tensor | None = None
 
-    def at(self, rows: Tensor, columns: Tensor) -> "Masks":
-        """Those of some anchors and candidates."""
-        return Masks(*(m if m is None else m[rows][:, columns] for m in (self.ignore, self.attract, self.weights)))
-
 
 class Removal(nn.Module):
     """False negatives by a rule, made into masks of the loss.
 
     action: eliminate them from the denominator, attract them as positives (FNC), or downweight them. siblings: clips
     of the same source are found besides. Rules see labels only where `uses_labels`; for the log, what they find is
-    compared with labels where there are any, which changes nothing else. k: clusters of embeddings (dim) remembered
-    from one epoch for the next; 0: none.
+    compared with labels where there are any, which changes nothing else. whole_batch: the rule looks at all
+    anchors together, those of other ranks too. k: clusters of embeddings (dim) remembered from one epoch for the next;
+    0: none.
     """
 
     groups: Tensor
@@ -44,11 +42,11 @@ class Removal(nn.Module):
 
     def __init__(
         self, rule: Rule, action: str = "eliminate", *, siblings: bool = False, uses_labels: bool = False,
-        k: int = 0, dim: int = 0, classes: int = 0,
+        needs_groups: bool = False, whole_batch: bool = False, k: int = 0, dim: int = 0, classes: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.rule, self.action, self.siblings, self.uses_labels = rule, action, siblings, uses_labels
-        self.k, self.dim, self.classes = k, dim, classes
+        self.needs_groups, self.whole_batch, self.k, self.dim, self.classes = needs_groups, whole_batch, k, dim, classes
         for name in ("groups", "labels"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long))  # pairs, found, false, both
@@ -59,8 +57,10 @@ class Removal(nn.Module):
     def know(self, records: Sequence[Record]) -> None:
         """Groups and labels of the videos whose index is the id, and room for an embedding of each.
 
-        Raises UserError for more clusters than videos.
+        Raises UserError for more clusters than videos, and where there are no groups and the rule is made of them.
         """
+        if self.needs_groups and not any(record.group for record in records):
+            raise UserError("method.false_negatives.rule=sibling: the data set says of no video what it was cut from")
         if self.k > len(records):
             raise UserError(
                 f"method.false_negatives.clusters={self.k}: the data set has {len(records)} videos; choose fewer"
@@ -75,15 +75,26 @@ class Removal(nn.Module):
             self.clusters = torch.full((len(records),), -1, device=device)
 
     @torch.no_grad()
-    def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Masks:
-        """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of training done."""
-        similarities = F.normalize(anchors.detach().float(), dim=1) @ F.normalize(candidates.detach().float(), dim=1).T
+    def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float, *, count: bool = True) -> Masks:
+        """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of training done.
+
+        Similarities are float32 whatever the embeddings are: in bf16 nearly all of them tie.
+        """
+        own = slice(None)
+        if self.whole_batch and distributed.world() > 1:
+            own = slice(distributed.rank() * len(anchors), (distributed.rank() + 1) * len(anchors))
+            anchors, ids = distributed.gather(anchors.detach().float()), (distributed.gather(ids[0]), ids[1])
+        with torch.autocast(anchors.device.type, enabled=False):
+            a, b = (F.normalize(z.detach().float(), dim=1) for z in (anchors, candidates))
+            similarities = a @ b.T
         pairs = Pairs(
             ids, self._sides(self.groups, ids), self._sides(self.clusters, ids) if self.k else None,
             self._sides(self.labels, ids) if self.uses_labels else None, progress, self.classes,
         )  # fmt: skip
         found = detect(self.rule, similarities, pairs, sibling(similarities, pairs) if self.siblings else None)
-        self._count(found, pairs)
+        if count and self.training:
+            self._count(found[own], pairs, own)
+        similarities, found = similarities[own], found[own]
         if self.action == "attract":
             return Masks(attract=found)
         if self.action == "downweight":
@@ -107,7 +118,7 @@ class Removal(nn.Module):
         pairs, found, false, both = self.counts.tolist()
         self.counts.zero_()
         rates = {"fn_removed": found / pairs} if pairs else {}
-        if found and false:
+        if found and bool((self.labels >= 0).any()):
             rates["fn_precision"] = both / found
         if false:
             rates["fn_recall"] = both / false
@@ -120,11 +131,9 @@ class Removal(nn.Module):
         anchors, candidates = (torch.where(side >= 0, known[side.clamp(min=0)], -1) for side in ids)
         return anchors, candidates
 
-    def _count(self, found: Tensor, pairs: Pairs) -> None:
-        labels = self._sides(self.labels, pairs.ids)
-        others = pairs.others()
-        false = torch.zeros_like(found)
-        if labels is not None:
-            false = others & (labels[0][:, None] == labels[1]) & (labels[0] >= 0)[:, None]
+    def _count(self, found: Tensor, pairs: Pairs, own: slice) -> None:
+        labels, others = self._sides(self.labels, pairs.ids), pairs.others[own]
+        told = None if labels is None else oracle(found, dataclasses.replace(pairs, labels=labels))
+        false = torch.zeros_like(found) if told is None else told[own]
         here = torch.stack([others.sum(), found.sum(), false.sum(), (false & found).sum()])
         self.counts += distributed.gather(here[None]).sum(0)

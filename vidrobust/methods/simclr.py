@@ -43,7 +43,7 @@ class SimCLR(Method):
         clean = self._loss(z, ids, labels, masks)
         if self.adversary is None:
             return {"loss": clean}
-        pair = self._of_first_two(masks, len(ids))
+        pair = masks if self.views == 2 else self._masks(z[:2], views[:, :2], ids, first=False)
         x_adv = self.adversary.view(self.model, views[:, 0], lambda a, b: self._loss([a, b], ids, labels, pair))
         with self.model.use_branch("adv"):
             z_adv = self.model(x_adv)
@@ -68,22 +68,16 @@ class SimCLR(Method):
         """(B,): what makes views positives of each other."""
         return ids
 
-    def _masks(self, z: Sequence[Tensor], views: Tensor, ids: Tensor) -> Masks:
-        """Over all V * B rows of `z`, and those of all ranks."""
+    def _masks(self, z: Sequence[Tensor], views: Tensor, ids: Tensor, *, first: bool = True) -> Masks:
+        """Over all rows of `z`, V of each of the B videos, and those of all ranks. first: of this batch."""
         if self.removal is None:
             return Masks()
         if self.detector is not None:
-            self.detector.follow(self.model, self.progress)
-            with torch.no_grad():
-                z = [self.detector(views[:, v]) for v in range(self.views)]
-        everything, keys = torch.cat(list(z)).detach().float(), ids.repeat(self.views)
-        self.removal.remember(everything[: len(ids)], ids)
-        return self.removal(everything, distributed.gather(everything), (keys, distributed.gather(keys)), self.progress)
-
-    def _of_first_two(self, masks: Masks, videos: int) -> Masks:
-        """The rows, and of every rank the columns, of the first two views."""
-        if self.views == 2:
-            return masks
-        rows = torch.arange(2 * videos)
-        starts = torch.arange(distributed.world())[:, None] * self.views * videos
-        return masks.at(rows, (starts + rows).flatten())
+            if self.training and first:
+                self.detector.follow(self.model, self.progress)
+            z = [self.detector(views[:, v]) for v in range(len(z))]
+        everything, keys = torch.cat(list(z)).detach().float(), ids.repeat(len(z))
+        if self.training and first:
+            self.removal.remember(everything[: len(ids)], ids)
+        sides = keys, distributed.gather(keys)
+        return self.removal(everything, distributed.gather(everything), sides, self.progress, count=first)

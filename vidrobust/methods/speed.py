@@ -17,12 +17,11 @@ Loss = Callable[[Tensor], Tensor]  # (N, D), the two views behind each other -> 
 
 @dataclass
 class Timing:
-    """Of one loss: seconds of each round, the value, and peak memory as a multiple of the (N, N) logits."""
+    """Of one loss: seconds of each round, and the value."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     value: float = 0.0
-    memory: float | None = None
 
     @property
     def median(self) -> float:
