@@ -152,7 +152,7 @@ def test_checkpoints(place, tmp_path):
         (["nothing.pt"], "no checkpoint nothing.pt"),
         (["plain.pt"], "not a training checkpoint"),
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
-        ([place / "run", "model.backbone=resnet18"], "missing model.backbone.trunk.bn1"),
+        ([place / "run", "model.backbone=resnet18"], "missing backbone.trunk.bn1"),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
         ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
     ]:

@@ -1,10 +1,12 @@
-"""Measure speed: python tools/benchmark.py data|attacks|corruptions [--cfg PAGE] [key=value ...]
+"""Measure speed: python tools/benchmark.py data|attacks|corruptions|losses [--cfg PAGE] [key=value ...]
 
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
 attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
 single frames, and the passes of attacks up to AutoAttack, on a checkpoint's model and test clips, or on random ones.
 corruptions: frames/s on one core of each of eval.corruption.names (all), of a clip of data.frames, beside the published
 formulas with scipy, scikit-image and OpenCV where they are installed.
+losses: seconds and memory of NT-Xent of two views, forward and backward, beside lightly, pytorch-metric-learning and
+the formula of CLAE's code.
 """
 
 import argparse
@@ -24,10 +26,11 @@ from vidrobust.engine.log import start_logging
 from vidrobust.errors import UserError
 from vidrobust.evaluation import speed
 from vidrobust.evaluation.corruption import check_corruptions
+from vidrobust.methods.speed import loss_rows, measure_losses, peak_memory
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("data", "attacks", "corruptions"))
+    parser = cli.parser(__doc__, ("data", "attacks", "corruptions", "losses"))
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
@@ -39,9 +42,16 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
     parser.add_argument("--sizes", default="112,224", help="corruptions: pixels of the shorter side, SIZE,SIZE,...")
     parser.add_argument("--video", type=Path, help="corruptions: a video file; default: a clip is drawn")
+    parser.add_argument("--samples", default="512,1024", help="losses: embeddings of a batch, N,N,... (two views)")
+    parser.add_argument("--memory", type=int, default=4096, help="losses: embeddings of the batch whose memory is told")
+    parser.add_argument("--chunk", type=int, default=256, help="losses: anchors at a time of the chunked form")
     args = parser.parse_intermixed_args()
+    args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
-    if args.videos < 9 or min(args.rounds, args.clips, args.images, args.steps, args.queries, *args.sizes) < 1:
+    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, *args.sizes)
+    if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
+        raise UserError("--samples and --memory: even numbers of at least 4, two views of each image")
+    if args.videos < 9 or min(counts) < 1:
         raise UserError("--videos is at least 9, more than the first batch; the other numbers at least 1")
     if args.checkpoint:
         cfg, state, _ = cli.load_checkpoint(args)
@@ -54,8 +64,10 @@ def main() -> None:
         print_data(args, cfg)
     elif args.command == "attacks":
         print_attacks(args, cfg, state)
-    else:
+    elif args.command == "corruptions":
         print_corruptions(args, cfg)
+    else:
+        print_losses(args, cfg)
 
 
 def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -123,6 +135,27 @@ def print_corruptions(args: argparse.Namespace, cfg: config.Config) -> None:
                 middle, low, high = statistics.median(rate.ours), min(rate.ours), max(rate.ours)
                 other = f"{statistics.median(rate.published):.1f} | {rate.ratio:.2f}" if rate.ratio else "- | -"
                 print(f"| {rate.name:<18} | {size} | {middle:.0f} ({low:.0f} to {high:.0f}) | {other} |", flush=True)
+
+
+def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
+    device, dim, temperature = distributed.start(cfg.device), cfg.model.dim, cfg.method.temperature
+    _, missing = loss_rows(4, dim, temperature, args.chunk)
+    if missing:
+        print(f"left out: {', '.join(missing)}: pip install {' '.join(missing)}")
+    print(f"NT-Xent, forward and backward, D = {dim}, on {device}, {args.rounds} rounds")
+    print("| N | loss | ms (lowest to highest) | of ours | value |\n|---|---|---|---|---|")
+    for samples in args.samples:
+        rows, _ = loss_rows(samples, dim, temperature, args.chunk)
+        timings = measure_losses(rows, samples, dim, args.rounds, device)
+        for row in timings:
+            low, high = 1e3 * min(row.seconds), 1e3 * max(row.seconds)
+            relative = row.median / timings[0].median
+            print(f"| {samples} | {row.name:<24} | {1e3 * row.median:.1f} ({low:.1f} to {high:.1f}) | {relative:.2f} "
+                  f"| {row.value:.4f} |", flush=True)  # fmt: skip
+    rows, _ = loss_rows(args.memory, dim, temperature, args.chunk)
+    for name in list(rows)[:2]:
+        memory = peak_memory(rows[name], args.memory, dim, device)
+        print(f"peak memory of {name}, N = {args.memory}: {memory:.2f} times the logits")
 
 
 def print_row(row: speed.Row, unit: float) -> None:

@@ -28,6 +28,7 @@ from vidrobust.options import (
     Corruption,
     Data,
     Eval,
+    FalseNegatives,
     Method,
     Model,
     MotionShapes,
@@ -36,8 +37,9 @@ from vidrobust.options import (
 )
 
 __all__ = [
-    "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "Method", "Model", "MotionShapes", "Optim", "Train",
-    "config_sha", "differences", "get", "help_text", "load", "loads", "options", "to_yaml",
+    "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "FalseNegatives", "Method", "Model",
+    "MotionShapes", "Optim", "Train", "config_sha", "differences", "get", "help_text", "load", "loads", "options",
+    "require_used", "to_yaml",
 ]  # fmt: skip
 
 
@@ -259,18 +261,36 @@ def _check_together(cfg: Config) -> None:
         raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
+    require_used(cfg.method)
     _check_threats(cfg)
     _check_corruptions(cfg)
+    if cfg.eval.sensitivity == 1:
+        raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
     if cfg.eval.crops == 2:
         raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
     if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
         raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
     if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
-    if cfg.method.name == "supervised" and cfg.method.adversary.name != "none":
-        raise UserError("method.adversary.name=clae needs a contrastive method; use none with supervised")
     if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
         raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
+
+
+# methods without adversarial views, and without negatives to look through
+_NO_ADVERSARY = ("supervised", "moco", "byol", "simsiam")
+_NO_REMOVAL = {"supervised": "has no negatives", "byol": "has no negatives", "simsiam": "has no negatives",
+               "supcon": "has positives by label", "plain": "has no masks", "uel": "has no masks"}  # fmt: skip
+
+
+def require_used(method: Method) -> None:
+    """Raises UserError for an adversary or a removal that the method would not look at."""
+    adversary, rule = method.adversary.name, method.false_negatives.rule
+    if method.name in _NO_ADVERSARY and adversary != "none":
+        raise UserError(f"method.adversary.name={adversary}: {method.name} has no adversarial views; set none")
+    if method.name in _NO_REMOVAL and rule != "none":
+        raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
+    if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
+        raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
 
 
 def _check_threats(cfg: Config) -> None:

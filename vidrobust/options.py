@@ -113,10 +113,46 @@ class Adversary:
 
 
 @dataclass
+class FalseNegatives:
+    rule: str = option(
+        "none", "which negatives are taken for false: none, fixed, topk, topk_threshold, quantile, adaptive_threshold, "
+        "adaptive_rate, mean_std, cluster, oracle, sibling (docs/methods.md)",
+    )  # fmt: skip
+    action: str = option("eliminate", "what becomes of them", choices=("eliminate", "attract", "downweight"))
+    siblings: bool = option(True, "clips of the same source are found besides, whatever the rule")
+    encoder: str = option("own", "whose embeddings are looked at; moco's keys are momentum",
+                          choices=("own", "momentum"))  # fmt: skip
+    threshold: float = option(0.7, "cosine similarity above which (fixed, topk_threshold, adaptive_threshold's end)",
+                              low=-1, high=1)  # fmt: skip
+    start: float = option(0.95, "adaptive_threshold: where the threshold begins", low=-1, high=1)
+    k: int = option(10, "topk, topk_threshold: so many of each anchor", low=1)
+    rate: float = option(
+        0.0, "quantile, adaptive_rate: share of an anchor's negatives; 0: 1 / classes, or 0.05 without labels",
+        low=0, high=1,
+    )  # fmt: skip
+    over: str = option("anchor", "quantile: of each anchor, or of the whole batch", choices=("anchor", "batch"))
+    warmup: float = option(0.1, "adaptive rules: share of the run in which nothing is found", low=0, high=1)
+    sigmas: float = option(2.5, "mean_std: standard deviations above the mean", low=0)
+    clusters: int = option(0, "cluster: how many; 0: as many as classes", low=0)
+
+
+@dataclass
 class Method:
-    name: str = option("simclr", "what is learned: simclr, supervised")
+    name: str = option("simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised")
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
+    clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
+    chunk: int = option(0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0)
+    momentum: float = option(0.99, "momentum encoder: share of it that a step keeps (moco, byol, detection)",
+                             low=0, high=1)  # fmt: skip
+    momentum_climbs: bool = option(True, "along a cosine to 1 (BYOL); false: it stays (MoCo)")
+    queue: int = option(4096, "moco: keys that are kept as negatives", low=1)
+    norm: str = option(
+        "shuffle", "batch norms on several ranks: moco's keys in shuffled batches, statistics of all ranks together, "
+        "or of each rank's own", choices=("shuffle", "sync", "own"),
+    )  # fmt: skip
+    predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
+    false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
 
 
 @dataclass
@@ -192,6 +228,11 @@ class Eval:
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
     branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
+    sensitivity: int = option(
+        0, "test clips on which it is measured, without labels, how far an attack moves their representation and whose "
+        "it becomes (docs/methods.md); 0: none, or at least 2", low=0,
+    )  # fmt: skip
+    sensitivity_eps: list[float] = option([0.05], "at which Linf budgets", above=0, high=1)
     pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
     corruption: Corruption = field(default_factory=Corruption)
 

@@ -1,31 +1,51 @@
 """Two ranks on gloo give the gradient of one process on the whole batch."""
 
+import functools
 import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
 from tests.helpers import REPO
 from vidrobust.engine import distributed
-from vidrobust.methods import CLAE, SimCLR
+from vidrobust.methods import (
+    BYOL,
+    CLAE,
+    InstDisc,
+    Method,
+    MoCo,
+    MomentumEncoder,
+    Removal,
+    SimCLR,
+    SupCon,
+    plain,
+    uel,
+)
+from vidrobust.methods.false_negatives import mean_std, quantile
 
 SCRIPT = """
 import sys, torch
 from torch.nn.parallel import DistributedDataParallel
 from vidrobust.engine import distributed
-from tests.engine.test_distributed import method, batch
+from tests.engine.test_distributed import KINDS, method, batch
 distributed.start("cpu")
 rank, world = distributed.rank(), distributed.world()
-net = method(sys.argv[2])
-views, ids, labels = (part.chunk(world)[rank] for part in batch())
-parallel = DistributedDataParallel(net)   # held until after the backward pass: its hooks go with it
-loss = parallel(views, ids, labels)["loss"]
-loss.mean().backward()
-mean = distributed.mean(loss.detach().mean())
+found = {}
+for kind in KINDS:
+    net = method(kind)
+    views, ids, labels = (part.chunk(world)[rank] for part in batch())
+    parallel = DistributedDataParallel(net)   # held until after the backward pass: its hooks go with it
+    for step in range(2):                     # a second time, with what the first has left
+        net.zero_grad()
+        loss = parallel(views, ids + 8 * step, labels)["loss"]
+        loss.mean().backward()
+    mean = distributed.mean(loss.detach().mean())
+    found[kind] = {"loss": mean, "grads": [p.grad for p in net.parameters()], "report": net.report()}
 if rank == 0:
-    torch.save({"loss": mean, "grads": [p.grad for p in net.parameters()]}, sys.argv[1])
+    torch.save(found, sys.argv[1])
 distributed.stop()
 """
 
@@ -47,45 +67,63 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-def method(adversary: str) -> SimCLR:
-    return SimCLR(_Norms(), 0.3, CLAE(eps=0.05) if adversary == "clae" else None)
+KINDS = ("simclr", "clae", "removal", "removal by the batch", "removal by mean_std", "removal in clae", "three clips",
+         "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
+
+
+def method(kind: str) -> Method:
+    model = _Norms()
+    rules = {"removal by the batch": functools.partial(quantile, rate=0.3, over="batch"),
+             "removal by mean_std": functools.partial(mean_std, k=0.5)}  # fmt: skip
+    removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
+                      action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
+    if kind.startswith("moco"):
+        encoder = MomentumEncoder(model, 0.9)
+        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None)
+    if kind in ("byol", "simsiam"):
+        target = MomentumEncoder(model, 0.9) if kind == "byol" else None
+        return BYOL(model, nn.Linear(6, 6), target)
+    adversary = CLAE(eps=0.05) if "clae" in kind else None
+    if kind in ("plain", "uel"):
+        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], CLAE(eps=0.05))
+    if kind == "supcon":
+        return SupCon(model, 0.3)
+    clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
+    return SimCLR(model, 0.3, adversary, removal if "removal" in kind else None, clips=clips, chunk=chunk)
 
 
 def batch():
     generator = torch.Generator().manual_seed(5)
-    return torch.rand(8, 2, 3, 2, 4, 4, generator=generator), torch.arange(8), torch.zeros(8, dtype=torch.long)
+    return torch.rand(8, 3, 3, 2, 4, 4, generator=generator), torch.arange(8), torch.arange(8) % 3
 
 
-def _two_ranks(tmp_path, adversary):
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("ranks")
     (tmp_path / "run.py").write_text(SCRIPT)
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(tmp_path / "run.py"), str(tmp_path / "out.pt"), adversary],
+         str(tmp_path / "run.py"), str(tmp_path / "out.pt")],
         check=True, timeout=120, cwd=REPO, capture_output=True,
         env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return torch.load(tmp_path / "out.pt")
 
 
-def _one_process(adversary):
-    net = method(adversary)
-    loss = net(*batch())["loss"].mean()
-    loss.backward()
-    return loss, [p.grad for p in net.parameters()]
-
-
-def test_simclr_on_two_ranks(tmp_path):
-    found, (loss, grads) = _two_ranks(tmp_path, "none"), _one_process("none")
-    assert torch.allclose(found["loss"], loss, atol=1e-6)
-    for a, b in zip(found["grads"], grads, strict=True):
-        assert torch.allclose(a, b, atol=1e-6) and b.abs().max() > 1e-4
-
-
-def test_clae_on_two_ranks_attacks_the_loss_of_the_whole_batch(tmp_path):
-    found, (loss, grads) = _two_ranks(tmp_path, "clae"), _one_process("clae")
-    assert torch.allclose(found["loss"], loss, atol=1e-5)
-    for a, b in zip(found["grads"], grads, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_are_one_process_on_the_whole_batch(two_ranks, kind):
+    """Loss, gradient, and the log of what was removed; the adversary attacks the loss of the whole batch."""
+    net, found = method(kind), two_ranks[kind]
+    views, ids, labels = batch()
+    for step in range(2):
+        net.zero_grad()
+        loss = net(views, ids + 8 * step, labels)["loss"].mean()
+        loss.backward()
+    assert torch.allclose(found["loss"], loss, atol=1e-5) and found["report"] == net.report()
+    trained = [p for p in net.parameters() if p.requires_grad]
+    grads = [grad for grad in found["grads"] if grad is not None]
+    for a, p in zip(grads, trained, strict=True):
+        assert torch.allclose(a, p.grad, atol=1e-5) and p.grad.abs().max() > 1e-5
 
 
 def test_one_process_needs_no_group():

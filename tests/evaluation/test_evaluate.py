@@ -108,3 +108,17 @@ def test_a_border_that_no_view_shows_is_told(trained, monkeypatch):
         kept = [word for word in words if word.split("=")[0] != other[0].split("=")[0]]
         MODULE.check_suite(config.loads(base, [*kept, *other]))
     assert not [line for line in told[1:] if "shows none" in line]
+
+
+def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_path):
+    cfg, state = trained
+    words = ["eval.threats=[linf-0]", "eval.sensitivity=3", "eval.sensitivity_eps=[0.05,0.01]"]
+    summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
+    assert (
+        summary["geometry"]["trained"]["uniformity"] <= 0 and summary["geometry"]["random"]["margin_mean"] is not None
+    )
+    assert [b["eps"] for b in summary["sensitivity"]["budgets"]] == [0.01, 0.05] and summary["sensitivity"]["n"] == 3
+    report = (tmp_path / "report.md").read_text()
+    assert "## Geometry" in report and "## How far it can be moved" in report and "nan" not in report
+    with pytest.raises(UserError, match="eval.sensitivity=1: distances between clips need two"):
+        config.loads(config.to_yaml(cfg), ["eval.sensitivity=1"])

@@ -85,3 +85,52 @@ def test_gradient_is_right_numerically():
     similarity = torch.eye(6, dtype=torch.bool)
     positives = torch.arange(6).remainder(3)[:, None] == torch.arange(6).remainder(3)[None]
     assert torch.autograd.gradcheck(lambda v: info_nce(v @ v.T, positives & ~similarity, similarity), z)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 100])
+def test_chunks_have_the_same_values_and_gradients(chunk):
+    ids = torch.arange(6).repeat(3)
+    masks = {"ignore": torch.rand(18, 18) < 0.2, "attract": torch.rand(18, 18) < 0.1,
+             "weights": torch.rand(18, 18), "extra": torch.randn(18, 2)}  # fmt: skip
+    for given in ({}, masks):
+        found = []
+        for size in (0, chunk):
+            torch.manual_seed(0)
+            z = torch.randn(18, 5, requires_grad=True)
+            loss = nt_xent(z, ids, 0.3, chunk=size, **given)
+            (loss * torch.arange(18)).sum().backward()
+            found.append((loss, z.grad))
+        for a, b in zip(*found, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_weights_count_negatives_less_and_zero_is_ignored():
+    logits, positives = torch.randn(5, 7, dtype=torch.float64), torch.eye(5, 7, dtype=torch.bool)
+    weights = torch.rand(5, 7, dtype=torch.float64)
+    weights[:, 5] = 0
+    weights[0, 0] = 0  # a positive's does not count
+    found = info_nce(logits, positives, weights=weights)
+    for i in range(5):
+        e = logits[i].exp()
+        total = e[i] + sum(weights[i, j] * e[j] for j in range(7) if j != i)
+        assert found[i] == pytest.approx(float(total.log() - logits[i, i]))
+    ones = torch.ones(5, 7, dtype=torch.float64)
+    assert torch.equal(info_nce(logits, positives, weights=ones), info_nce(logits, positives))
+
+
+def test_every_input_has_its_gradient():
+    logits = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    extra = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    positives, ignore = torch.eye(4, 6, dtype=torch.bool), torch.rand(4, 6) < 0.3
+    positives[:, 5] = True
+    weights = torch.rand(4, 6, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b: info_nce(a, positives, ignore, b, weights), (logits, extra))
+
+
+def test_attracted_pairs_are_positives_and_nothing_is_its_own():
+    z, ids = torch.randn(6, 4), torch.arange(6)
+    attract = torch.ones(6, 6, dtype=torch.bool)
+    loss = nt_xent(z, ids, 0.5, attract=attract)
+    assert torch.equal(loss, nt_xent(z, torch.zeros(6), 0.5)), "one class"
+    assert nt_xent(torch.randn(2, 4), torch.zeros(2), 0.5).isfinite().all(), "a batch of one: no negatives, no loss"
+    assert nt_xent(z * torch.nan, torch.zeros(6), 0.5).isnan().all(), "NaN embeddings are not hidden"

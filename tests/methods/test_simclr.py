@@ -70,5 +70,5 @@ def test_build_method_follows_the_configuration():
     assert build_method(cfg, 5).adversary is None
     cfg.method.adversary.name, cfg.method.adversary.eps = "clae", 0.01
     assert build_method(cfg, 5).adversary == CLAE(0.01, 1.0)
-    cfg.method.name = "supervised"
+    cfg.method.name, cfg.method.adversary.name = "supervised", "none"
     assert build_method(cfg, 5).model.head.out_features == 5

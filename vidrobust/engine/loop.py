@@ -35,13 +35,14 @@ from vidrobust.engine.optim import build_optimizer, learning_rate
 from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.errors import UserError
-from vidrobust.methods import Method, build_method
+from vidrobust.methods import SUPERVISED, Method, build_method
 from vidrobust.models import single_branch_state
 from vidrobust.views import apply_draws, to_float
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
-          "method.adversary.name=", "optim.name=")  # fmt: skip
+          "method.queue=", "method.predictor=", "method.adversary.name=", "method.false_negatives.rule=",
+          "method.false_negatives.encoder=", "method.false_negatives.clusters=", "optim.name=")  # fmt: skip
 
 
 class Stopped(Exception):
@@ -112,7 +113,7 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
     if main:
         open_output(out, cfg, overwrite=overwrite)
         start_logging(out)
-        size = sum(p.numel() for p in run.method.parameters()) / 1e6
+        size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
         log.info(
             f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone} ({size:.2f} M "
             f"parameters) on {device}, steps {run.start} to {run.total}"
@@ -150,6 +151,9 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             if distributed.any_rank(bool(batch.failed or stopping or run.too_many_bad), device):
                 _leave(run, step, batch, main)
             views, ids, labels = _to_device(batch, device)
+            method.progress = step / run.total
+            if step % run.per_epoch == 0:
+                method.start_epoch()
             rate = learning_rate(step, run.total, cfg.optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -161,6 +165,8 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
             optimizer.step()
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
+            if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
+                progress.epoch_done(step, method.report())
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
 
@@ -214,13 +220,17 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim)
-    if cfg.method.name == "supervised":
-        require_labels(records, "method.name=supervised")
+    if cfg.method.name in SUPERVISED:
+        require_labels(records, f"method.name={cfg.method.name}")
+    if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
+        raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
+    if cfg.method.false_negatives.rule == "oracle":
+        require_labels(records, "method.false_negatives.rule=oracle")
     method = build_method(cfg, len(classes))
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
-    method.to(device)
+    method.to(device).prepare(records)
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
     run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]

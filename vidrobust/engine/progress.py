@@ -70,3 +70,10 @@ class Progress:
         text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {data_s:.3f} s  step {step_s:.3f} s"
         self.bar.set_postfix_str(text)
         to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
+
+    def epoch_done(self, step: int, found: dict[str, float]) -> None:
+        """Write what the method says of an epoch, if anything; step: its last."""
+        if self.metrics is not None and found:
+            self.metrics.write({"step": step, "epoch": step // self.per_epoch, "split": "train_epoch", **found})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            to_file.info(f"epoch {step // self.per_epoch}  {text}")

@@ -41,6 +41,7 @@ from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
+from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, covered, families, require_defined
 from vidrobust.evaluation.summary import about, attacked
 from vidrobust.evaluation.units import clip_units
@@ -58,8 +59,7 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
         raise UserError("eval.branch=adv: the checkpoint was trained without an adversarial branch")
     own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
-    whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
-    checkpoint.load_state(method, whole, f"checkpoint of step {state['step']}")
+    checkpoint.load_state(method.model, state["model"], f"checkpoint of step {state['step']}")
     return method
 
 
@@ -179,6 +179,10 @@ def _measure(
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         predict = _classifier(model, head, found, device)
         measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
+        seen = [test[i] for i in _evenly(len(test), ALIGNED)]
+        moved = [test[i] for i in _evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
+        measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
+        measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
         clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
         measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)

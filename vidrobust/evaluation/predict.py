@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vidrobust.data import Batch, ClipDataset, EvalBatches, Failure, loader, worker_deaths
 from vidrobust.errors import UserError
 from vidrobust.models import use_branch
-from vidrobust.views import to_float
+from vidrobust.views import apply_draws, to_float
 
 
 @dataclass
@@ -56,15 +56,16 @@ def evaluation_mode(*models: nn.Module, branch: str = "clean") -> Iterator[None]
             parameter.requires_grad_(flag)
 
 
-def to_clips(batch: Batch, device: torch.device) -> Tensor:
-    """(B * K, 3, T, H, W) float32 in [0, 1] on the device."""
-    return to_float(batch.clips.to(device)).flatten(0, 1)
+def to_clips(batch: Batch, device: torch.device, *, augmented: bool = False) -> Tensor:
+    """(B * K, 3, T, H, W) float32 in [0, 1] on the device; augmented: flipped and coloured as drawn, as in training."""
+    clips = to_float(batch.clips.to(device)).flatten(0, 1)
+    return apply_draws(clips, batch.draws.flatten(0, 1)) if augmented else clips
 
 
 @torch.no_grad()
 def extract(
     models: list[Callable[[Tensor], Tensor]], dataset: ClipDataset, device: torch.device, *, batch_size: int,
-    workers: int, title: str = "features",
+    workers: int, title: str = "features", augmented: bool = False,
 ) -> list[Features]:  # fmt: skip
     """The features of every clip under each of `models`, decoded once. batch_size: clips, not videos.
 
@@ -78,7 +79,7 @@ def extract(
         for batch in tqdm(loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()):
             meta.append(batch)
             if len(batch.uids):
-                clips = to_clips(batch, device)
+                clips = to_clips(batch, device, augmented=augmented)
                 for model, rows in zip(models, kept, strict=True):
                     rows.append(model(clips).float().cpu().view(len(batch.uids), dataset.spec.clips, -1))
     good = [batch for batch in meta if len(batch.uids)]

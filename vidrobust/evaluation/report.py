@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidrobust.evaluation.corruption_report import corruption_lines
+from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.robust import timings
 
 
@@ -34,6 +35,7 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
         *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
         *corruption_lines(out, summary["corruption"]),
+        *geometry_lines(summary.get("geometry"), summary.get("sensitivity")),
         *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
     ]
     (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")

@@ -1,42 +1,106 @@
 """The one contrastive loss, over masks. N anchors, M candidates, E extra negatives, D feature."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vidrobust.engine import distributed
 
 
-def info_nce(logits: Tensor, positives: Tensor, ignore: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
+def info_nce(
+    logits: Tensor, positives: Tensor, ignore: Tensor | None = None, extra: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Mean over an anchor's positives of -log softmax (SupCon's L_out, Khosla et al. 2020, eq. 2) -> (N,).
 
     logits (N, M): similarity / temperature. positives, ignore (N, M) bool. extra (N, E): more negative logits.
+    weights (N, M) in [0, 1]: how much a negative counts in the denominator; no gradient reaches them.
     The denominator holds positives, all other pairs that are not ignored, and extra. With one positive an
-    anchor this is InfoNCE. An anchor without any positive has no loss: it gives NaN.
+    anchor this is InfoNCE. An anchor without any positive has no loss: it gives NaN; so do NaN embeddings.
     """
-    candidates = logits if ignore is None else logits.masked_fill(ignore & ~positives, -torch.inf)
-    if extra is not None:
-        candidates = torch.cat([candidates, extra], 1)
-    log_prob = logits - candidates.logsumexp(1, keepdim=True)
-    return -log_prob.masked_fill(~positives, 0).sum(1) / positives.sum(1)
+    if weights is not None:
+        none_left = weights <= 0
+        ignore = none_left if ignore is None else ignore | none_left
+    return _InfoNCE.apply(logits, positives, ignore, extra, weights)
 
 
 def nt_xent(
-    z: Tensor, ids: Tensor, temperature: float, ignore: Tensor | None = None, extra: Tensor | None = None
-) -> Tensor:
+    z: Tensor, ids: Tensor, temperature: float, ignore: Tensor | None = None, extra: Tensor | None = None, *,
+    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0,
+) -> Tensor:  # fmt: skip
     """NT-Xent (SimCLR, Chen et al. 2020, eq. 1) with positives by id -> (N,).
 
     z (N, D) of any norm, ids (N,): rows of equal id are positives of each other, all others negatives; a row is
     neither its own positive nor its own negative. Computed in float32, whatever z is.
-    Over several ranks, candidates are the M = world * N rows of all of them, in order of rank; `ignore` is then
-    (N, M) and ids are unique over ranks. extra: (N, E) logits, already divided by the temperature.
+    Over several ranks, candidates are the M = world * N rows of all of them, in order of rank; masks are then
+    (N, M) and ids are unique over ranks. attract (N, M) bool: more positives. extra: (N, E) logits, already divided
+    by the temperature. ignore, weights: as `info_nce` has them.
+    chunk: anchors at a time, 0 for all. Memory is then (chunk, M) instead of 2 (N, M), and similarities are computed
+    twice; values and gradients are the same.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z.float(), dim=1)
         everyone, all_ids = distributed.gather(z), distributed.gather(ids)
-        first = distributed.rank() * len(z)
-        itself = torch.zeros(len(z), len(everyone), dtype=torch.bool, device=z.device)
-        itself[torch.arange(len(z)), first + torch.arange(len(z))] = True
-        positives = (ids[:, None] == all_ids[None, :]) & ~itself
-        ignore = itself if ignore is None else ignore | itself
-        return info_nce(z @ everyone.T / temperature, positives, ignore, extra)
+        own = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)  # where each row is among all
+
+        def losses(z: Tensor, everyone: Tensor, rows: slice) -> Tensor:
+            positives = ids[rows, None] == all_ids
+            if attract is not None:
+                positives |= attract[rows]
+            itself = own[rows, None] == torch.arange(len(everyone), device=z.device)
+            positives &= ~itself
+            ignored = itself if ignore is None else itself | ignore[rows]
+            return info_nce(
+                z[rows] / temperature @ everyone.T, positives, ignored, None if extra is None else extra[rows],
+                None if weights is None else weights[rows],
+            )  # fmt: skip
+
+        if not chunk:
+            return losses(z, everyone, slice(len(z)))
+        parts = [
+            checkpoint(losses, z, everyone, slice(at, at + chunk), use_reentrant=False, preserve_rng_state=False)
+            for at in range(0, len(z), chunk)
+        ]
+        return torch.cat(parts)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """By hand: autograd would keep and make twice as many (N, M) matrices as the softmax and its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, positives: Tensor, ignore: Tensor | None, extra: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        count = positives.sum(1, dtype=torch.float32)  # of whole numbers it would make eight bytes a pair
+        wanted = logits.masked_fill(~positives, 0).sum(1) / count
+        share = logits.clone()
+        if ignore is not None:
+            share.masked_fill_((~positives).logical_and_(ignore), -torch.inf)
+        top = share.amax(1, keepdim=True)
+        if extra is None or not extra.shape[1]:
+            extra = top.new_empty(len(top), 0)
+        else:
+            top = torch.maximum(top, extra.amax(1, keepdim=True))
+        share.sub_(top).exp_()
+        if weights is not None:
+            share.mul_(weights.masked_fill(positives, 1))
+        more = (extra - top).exp()
+        total = share.sum(1, keepdim=True) + more.sum(1, keepdim=True)
+        ctx.save_for_backward(share, positives, count, more, total)
+        return (top + total.log()).squeeze(1) - wanted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        share, positives, count, more, total = ctx.saved_tensors
+        each, slope = (gradient / count)[:, None], gradient[:, None] / total
+        found = share * slope
+        rows = max(1, 2**20 // max(1, share.shape[1]))
+        for at in range(0, len(share), rows):  # some rows at a time: no third matrix
+            part = slice(at, at + rows)
+            found[part] -= positives[part] * each[part]
+        return found, None, None, more * slope if more.shape[1] else None, None

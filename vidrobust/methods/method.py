@@ -1,7 +1,11 @@
 """What every method has."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from vidrobust.data import Record
+from vidrobust.methods.removal import Removal
 from vidrobust.models import Model
 
 
@@ -9,8 +13,31 @@ class Method(nn.Module):
     """`method(views, ids, labels) -> {"loss": (B,), ...}` around the model that it trains.
 
     views (B, `views`, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). Losses are per video: the caller
-    reduces. Entries other than "loss" are its parts, for the log.
+    reduces. Entries other than "loss" are its parts, for the log. What else a method keeps (a queue, a momentum
+    encoder) is in its state dict.
     """
 
     views: int  # clips drawn from each video
     model: Model
+    progress: float = 0.0  # the share of training done, set before each step
+
+    def __init__(self, removal: Removal | None = None) -> None:
+        super().__init__()
+        self.removal = removal
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Before the first step, the model's weights loaded: learn what may be known of the videos.
+
+        records: a video's index is its id. Raises UserError for what does not fit them.
+        """
+        if self.removal is not None:
+            self.removal.know(records)
+
+    def start_epoch(self) -> None:
+        """Before the first step of an epoch."""
+        if self.removal is not None:
+            self.removal.start_epoch()
+
+    def report(self) -> dict[str, float]:
+        """What the log shall say of the epoch that has ended."""
+        return {} if self.removal is None else self.removal.report()

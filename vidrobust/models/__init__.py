@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from vidrobust import config
 from vidrobust.errors import UserError, lookup
 from vidrobust.models.branch_norm import add_branches, single_branch_state, use_branch
-from vidrobust.models.heads import linear, projector
+from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18
 from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.trunk import Trunk
 
 __all__ = [
-    "BACKBONES", "Backbone", "Model", "add_branches", "build_backbone", "build_model", "linear", "projector",
-    "single_branch_state", "use_branch",
+    "BACKBONES", "Backbone", "Model", "add_branches", "build_backbone", "build_model", "linear", "normed_mlp",
+    "projector", "single_branch_state", "use_branch",
 ]  # fmt: skip
 
 # name -> function of the backbone's own options that returns its Trunk
@@ -82,14 +82,21 @@ def build_backbone(name: str, **options: Any) -> Backbone:
 
 
 def build_model(cfg: config.Model, head: str, classes: int = 0, branches: float | None = None) -> Model:
-    """Backbone and head ("projector" or "linear") with fresh weights from torch's global generator.
+    """Backbone and head with fresh weights from torch's global generator.
+
+    head: "projector", "normed_projector" (BYOL's), "simsiam_projector" or "linear".
 
     branches: momentum of an adversarial norm branch, or None for plain norms.
     """
     options = {k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
     backbone = build_backbone(cfg.backbone, **options)
-    top = linear(backbone.dim, classes) if head == "linear" else projector(backbone.dim, cfg.hidden, cfg.dim)
-    model = Model(backbone, top)
+    heads: dict[str, Callable[[], nn.Module]] = {
+        "linear": lambda: linear(backbone.dim, classes),
+        "projector": lambda: projector(backbone.dim, cfg.hidden, cfg.dim),
+        "normed_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim),
+        "simsiam_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=3, norm_out=True),
+    }
+    model = Model(backbone, heads[head]())
     if branches is not None:
         add_branches(model, momentum=branches)
     return model

@@ -8,6 +8,21 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
+def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: bool = False) -> nn.Sequential:
+    """(N, dim) -> (N, out): linear layers with batch norm and ReLU between them.
+
+    BYOL's projector and predictor have two; SimSiam's projector three, and a norm without weights at its end.
+    """
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        dim = hidden
+    parts.append(nn.Linear(dim, out, bias=not norm_out))
+    if norm_out:
+        parts.append(nn.BatchNorm1d(out, affine=False))
+    return nn.Sequential(*parts)
+
+
 def linear(dim: int, classes: int) -> nn.Linear:
     """(N, dim) -> (N, classes) logits."""
     return nn.Linear(dim, classes)

@@ -1,0 +1,154 @@
+"""MoCo v2 against a transcription of its step, and its queue by hand."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vidrobust.config import Config, Model
+from vidrobust.data import Record
+from vidrobust.errors import UserError
+from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
+from vidrobust.methods.false_negatives import fixed
+from vidrobust.models import build_model
+
+TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+
+
+def moco(size: int = 12, momentum: float = 0.9, **options) -> MoCo:
+    model = build_model(TINY, "projector")
+    return MoCo(model, 0.2, MomentumEncoder(model, momentum, climbs=False), size, 8, **options)
+
+
+def records(count: int) -> list[Record]:
+    return [Record(f"v{i}", f"v{i}", i % 2, f"g{i // 2}") for i in range(count)]
+
+
+@pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
+def batch(request):
+    return torch.rand(4, 2, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+
+
+def test_three_steps_are_the_published_ones(batch):
+    """l = -log exp(q.k/T) / (exp(q.k/T) + sum over the queue), keys by a momentum encoder, first in first out."""
+    views, ids, labels = batch
+    method = moco()
+    query, keys = copy.deepcopy(method.model), copy.deepcopy(method.encoder.model)
+    queue = method.queue.clone()
+    for step in range(3):
+        with torch.no_grad():  # the query encoder trains in between
+            for ours, theirs in zip(method.model.parameters(), query.parameters(), strict=True):
+                change = 0.01 * torch.randn_like(ours)
+                ours += change
+                theirs += change
+        found = method(views, ids + 4 * step, labels)["loss"]
+        q = F.normalize(query(views[:, 0]), dim=1)
+        with torch.no_grad():
+            for slow, fast in zip(keys.parameters(), query.parameters(), strict=True):
+                slow.mul_(0.9).add_(0.1 * fast)
+            k = F.normalize(keys(views[:, 1]), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+        assert torch.allclose(
+            found, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long), reduction="none"), atol=1e-3
+        )
+        queue[4 * step : 4 * step + 4] = k
+        assert torch.allclose(method.queue, queue, atol=1e-3)
+        assert method.queue_ids.tolist() == [*range(4 * step + 4), *[-1] * (8 - 4 * step)]
+    found.mean().backward()
+    assert all(p.grad is not None for p in method.model.parameters())
+    assert all(p.grad is None for p in method.encoder.parameters())
+
+
+def test_the_oldest_keys_leave_also_where_the_queue_is_no_multiple_of_the_batch(batch):
+    views, ids, labels = batch
+    method = moco(size=6)
+    for step in range(3):
+        method(views, ids + 4 * step, labels)
+    assert method.queue_ids.tolist() == [6, 7, 8, 9, 10, 11]
+    method.eval()(views, ids, labels)
+    assert method.queue_ids.tolist() == [6, 7, 8, 9, 10, 11], "evaluation leaves it alone"
+    method.train()(views[:2], ids[:2], labels[:2])
+    assert method.queue_ids.tolist() == [0, 1, 8, 9, 10, 11], "a batch of another size takes the oldest, too"
+
+
+def test_a_videos_own_earlier_keys_are_not_its_negatives(batch):
+    views, ids, labels = batch
+    method = moco(momentum=1.0).eval()
+    plain = method(views, ids, labels)["loss"]
+    method.queue_ids[:3] = 0
+    without = method(views, ids, labels)["loss"]
+    assert without[0] < plain[0] and torch.equal(without[1:], plain[1:])
+    q, k = F.normalize(method.model(views[:1, 0]), dim=1), F.normalize(method.encoder(views[:1, 1]), dim=1)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ method.queue[3:].T], 1) / 0.2
+    assert torch.allclose(without[0], F.cross_entropy(logits, torch.zeros(1, dtype=torch.long)), atol=1e-5)
+
+
+@pytest.mark.parametrize("action", ["eliminate", "attract", "downweight"])
+def test_false_negatives_in_the_queue(batch, action):
+    views, ids, labels = batch
+    seen = []
+
+    def rule(similarities, pairs):
+        seen.append((similarities, pairs))
+        return fixed(similarities, pairs, 0.1)
+
+    method = moco(momentum=1.0, removal=Removal(rule, action)).eval()
+    method.prepare(records(20))
+    method.queue_ids[:] = torch.arange(4, 16)
+    loss = method(views, ids, labels)["loss"]
+    q, k = F.normalize(method.model(views[:, 0]), dim=1), F.normalize(method.encoder(views[:, 1]), dim=1)
+    s = q @ method.queue.T
+    assert torch.allclose(seen[0][0], s, atol=1e-5) and torch.equal(seen[0][1].ids[1], method.queue_ids)
+    own, found = (q * k).sum(1), s > 0.1
+    found[found.all(1), 0] = False  # the guard: rarely needed
+    weight = torch.where(found, {"eliminate": 0.0, "attract": 1.0, "downweight": 1 - s}[action], 1.0)
+    total = (own / 0.2).exp() + (weight * (s / 0.2).exp()).sum(1)
+    expected = total.log() - own / 0.2
+    if action == "attract":
+        expected = total.log() - (own / 0.2 + (found * s / 0.2).sum(1)) / (1 + found.sum(1))
+    if not found.all(1).any():
+        assert torch.allclose(loss, expected, atol=1e-4)
+
+
+def test_several_clips_are_several_positives(batch):
+    views, ids, labels = torch.rand(4, 3, 3, 1, 16, 16), *batch[1:]
+    method = moco(clips=3).eval()
+    q = F.normalize(method.model(views[:, 0]), dim=1)
+    keys = [F.normalize(method.encoder(views[:, v]), dim=1) for v in (1, 2)]
+    logits = torch.cat([*[(q * k).sum(1, keepdim=True) for k in keys], q @ method.queue.T], 1) / 0.2
+    expected = -logits.log_softmax(1)[:, :2].mean(1)
+    assert torch.allclose(method(views, ids, labels)["loss"], expected, atol=1e-5)
+    method.train()(views, ids, labels)
+    assert method.queue_ids[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_momentum_schedules_and_range():
+    encoder = MomentumEncoder(build_model(TINY, "projector"), 0.9)
+    assert [encoder.at(p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
+    assert MomentumEncoder(encoder.model, 0.9, climbs=False).at(1) == 0.9
+    with pytest.raises(ValueError, match=r"momentum 1.5: 0 to 1"):
+        MomentumEncoder(encoder.model, 1.5)
+    other = build_model(TINY, "projector")
+    encoder.start_from(other)
+    assert all(torch.equal(a, b) for a, b in zip(encoder.model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_queue_larger_than_the_data_set_is_refused():
+    with pytest.raises(UserError, match=r"method.queue=12 is larger than the data set \(11 videos\)"):
+        moco().prepare(records(11))
+
+
+def test_it_is_built_as_configured():
+    cfg = Config(model=TINY)
+    cfg.method.name, cfg.method.queue, cfg.method.norm, cfg.train.batch_size = "moco", 16, "own", 8
+    cfg.method.false_negatives.rule = "topk"
+    method = build_method(cfg, 3)
+    assert isinstance(method, MoCo) and method.queue.shape == (16, 8) and not method.shuffle
+    assert method.removal is not None and method.removal.siblings
+    cfg.train.batch_size = 17
+    with pytest.raises(UserError, match="method.queue=16 is less than the 17 keys of a batch"):
+        build_method(cfg, 3)
+    cfg.method.adversary.name = "clae"
+    with pytest.raises(UserError, match="moco has no adversarial views"):
+        build_method(cfg, 3)

@@ -1,0 +1,162 @@
+"""A study is run once however often it is started, and its table is that of its runs."""
+
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.errors import UserError
+from vidrobust.study import Arm, Study, plan, read_study, summarise, write_study
+from vidrobust.study.plan import chosen
+
+PAGE = """
+seeds: [0, 1]
+datasets: {{clips: base.yaml}}
+common: [{common}]
+baseline: simclr
+comparators: [supcon]
+arms:
+  supcon: [method.name=supcon]
+  simclr: []
+  fixed: [method.false_negatives.rule=fixed, method.false_negatives.threshold=0.1]
+"""
+COMMON = ["train.epochs=1", "eval.name=study", "eval.threats=[linf-0,linf-4/255]",
+          "eval.corruption.names=[contrast]", "eval.corruption.severities=[3]"]  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    root = tiny_ucf101(tmp_path / "data")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
+    (tmp_path / "study.yaml").write_text(PAGE.format(common=", ".join(f'"{word}"' for word in COMMON)))
+    return tmp_path / "study.yaml"
+
+
+def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
+    folder = page.parent
+    words = ("--cfg", page, "--output-dir", "out")
+    first = tool("study", *words, "--seeds", "0", "--arms", "simclr,supcon", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    runs = sorted(p.parent.relative_to(folder / "out").as_posix() for p in folder.glob("out/*/*/*/config.yaml"))
+    assert runs == ["clips/simclr/seed0", "clips/supcon/seed0"]
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("out/clips/*/seed0/checkpoints/*.pt")}
+    (folder / "out/clips/supcon/seed0/eval/study/summary.json").unlink()  # stopped before it was measured
+    done = tool("study", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("out/*/*/*/eval/study/summary.json"))) == 6
+    simclr = {p: t for p, t in kept.items() if "/simclr/" in str(p)}
+    assert all(p.stat().st_mtime_ns == t for p, t in simclr.items()), "not trained again"
+    found = json.loads((folder / "out/study.json").read_text())["clips"]
+    values = [json.loads((folder / f"out/clips/fixed/seed{s}/eval/study/summary.json").read_text()) for s in (0, 1)]
+    assert found["fixed"]["clean"]["values"] == [v["clean_acc"] for v in values]
+    assert found["fixed"]["uniformity"]["values"] == [v["geometry"]["trained"]["uniformity"] for v in values]
+    assert found["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
+    text = (folder / "out/study.md").read_text()
+    assert "| fixed | 2 | " in text and "linf-4/255" in text
+    for name in ("robust", "space", "margins"):
+        assert (folder / f"out/clips_{name}.png").stat().st_size > 5000 and f"clips_{name}.png" in text
+
+
+def test_other_options_are_refused_and_an_arm_that_fails_leaves_the_others(page):
+    folder = page.parent
+    words = ("--cfg", page, "--output-dir", "out", "--seeds", "0")
+    assert tool("study", *words, "--arms", "simclr", cwd=folder).returncode == 0
+    again = tool("study", *words, "--arms", "simclr,supcon", "optim.lr=0.01", cwd=folder)
+    assert again.returncode == 1 and "holds a run with other options: optim.lr=0.01 (0.1)" in again.stderr
+    assert "1 of 2 runs failed" in again.stderr and "Traceback" not in again.stderr
+    assert (folder / "out/clips/supcon/seed0/eval/study/summary.json").is_file()
+    done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
+    assert done.returncode == 0 and "temperature" in done.stdout
+
+
+def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
+    """Runs of two budgets: accuracy at the first, and half of it at the second."""
+    space = {"alignment": 0.5, "uniformity": -2.0, "tolerance": 0.1, "margin_mean": 0.1, "radius": 0.5, "fisher": 1.0,
+             "effective_rank": 3.0, "margin_quantiles": [0.0] * 5, "margin_histogram": [1.0] * 40}  # fmt: skip
+    made = []
+    for name, values in robust.items():
+        for seed, value in enumerate(values):
+            curve = [{"threat": f"linf-{e}", "norm": "linf", "kind": "linf", "eps": e, "robust_acc": value * s}
+                     for e, s in ((0.01, 1.0), (0.02, 0.5))]  # fmt: skip
+            summary = {"representation": {"trained_probe": {"acc": 0.9}}, "geometry": {"trained": space},
+                       "corruption": None, "curve": curve, "clean_acc": 0.8}  # fmt: skip
+            made.append((Arm("d", name, seed, config.Config(), Path()), summary))
+    return made
+
+
+def test_means_intervals_and_the_gap_by_hand(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup", "worse"])
+    runs = _runs({"csl": [0.2, 0.3, 0.4], "sup": [0.7, 0.7, 0.7], "fnr": [0.5, 0.4, 0.6], "worse": [0.1, 0.1, 0.1]})
+    found = summarise(study, runs)["d"]
+    spread = found["fnr"]["robust linf-0.01"]
+    assert spread["mean"] == pytest.approx(0.5) and spread["std"] == pytest.approx(0.1)
+    assert spread["half"] == pytest.approx(4.303 * 0.1 / math.sqrt(3)) and found["fnr"]["n"] == 3
+    assert found["fnr"]["gap_closed"]["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
+    assert found["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
+    assert found["csl"]["gap_closed"] == {} and "sup" not in found["sup"]["gap_closed"]
+    write_study(study, runs, tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "| fnr | sup | 50 | 50 |" in text and "| fnr | worse | - | - |" in text and "50.0 ± 24.8" in text
+    one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"]["clean"]
+    assert one["half"] is None and one["values"] == [0.8]
+    many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"]["robust linf-0.01"]
+    assert many["half"] == pytest.approx(1.96 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20))
+
+
+def test_later_options_win_and_seeds_come_first(page):
+    study = dataclasses.replace(read_study(page), common=["train.epochs=3", "optim.lr=0.5"])
+    study = dataclasses.replace(study, arms={"a": ["optim.lr=0.2"], "b": []})
+    runs = plan(study, Path("out"), ["train.epochs=7"], {"clips": "/elsewhere"})
+    assert [(r.seed, r.name) for r in runs] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    assert [r.cfg.optim.lr for r in runs[:2]] == [0.2, 0.5] and runs[0].cfg.train.epochs == 7
+    assert runs[2].cfg.seed == 1 and runs[0].cfg.data.root == "/elsewhere"
+    assert runs[0].folder == Path("out/clips/a/seed0")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- a", "a study is a mapping"),
+        ("arms: {a: []}", "datasets is a mapping"),
+        ("arms: {}\ndatasets: {d: p}", "arms is a mapping of names, with one at least"),
+        ("arms: {a: [1]}\ndatasets: {d: p}", "a: a list of key=value"),
+        ("arms: {a: []}\ndatasets: {d: p}\nbaseline: aa", "no arm 'aa'; did you mean 'a'"),
+        ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, one at least"),
+        ("arm: {a: []}", "unknown key 'arm'; did you mean 'arms'"),
+        ("arms: [", "study.yaml: "),
+    ],
+)
+def test_pages_that_are_none(tmp_path, text, reason):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=reason):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_parts_of_a_study(page):
+    study = read_study(page)
+    part = chosen(study, "", "fixed,simclr", "3")
+    assert list(part.arms) == ["simclr", "fixed"] and part.seeds == [3] and part.comparators == []
+    for words, reason in ((("x", "", ""), "--datasets x: the study has clips"), (("", "", "a"), "--seeds a")):
+        with pytest.raises(UserError, match=reason):
+            chosen(study, *words)
+    with pytest.raises(UserError, match="--data clip: no such data set; did you mean 'clips'"):
+        plan(study, Path("out"), [], {"clip": "x"})
+    with pytest.raises(UserError, match="no study"):
+        read_study(page.parent / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(REPO.glob("configs/study_*.yaml")), ids=lambda p: p.stem)
+def test_every_page_plans_and_starts_with_its_command(path):
+    runs = plan(read_study(path), Path("out"))
+    assert (
+        len(runs) >= 60 and f"python tools/study.py --cfg configs/{path.name}" in path.read_text().split("\nseeds")[0]
+    )
+    for dataset in {run.dataset for run in runs}:
+        matched = {(r.cfg.train.epochs, r.cfg.train.batch_size, str(r.cfg.augment), r.cfg.model.backbone)
+                   for r in runs if r.dataset == dataset}  # fmt: skip
+        assert len(matched) == 1, "the comparison is matched"

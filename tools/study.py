@@ -1,0 +1,50 @@
+"""Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
+
+Trains and measures every arm on every data set with every seed, one after the other, then writes study.md, study.json
+and figures. Runs that are finished are not run again; one that was killed goes on.
+"""
+
+from pathlib import Path
+
+from vidrobust import cli
+from vidrobust.engine.log import log, start_logging
+from vidrobust.errors import UserError
+from vidrobust.study import plan, read_study, run_arm, write_study
+from vidrobust.study.plan import chosen
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--cfg", required=True, help="the study's page, see configs/study_*.yaml")
+    parser.add_argument("--output-dir", type=Path, help="default: outputs/<name of the page>")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER", help="where a data set lies")
+    for name in ("datasets", "arms", "seeds"):
+        parser.add_argument(
+            f"--{name}", default="", metavar="A,B", help=f"only these {name}; default: all of the page's"
+        )
+    args = parser.parse_intermixed_args()
+    if any("=" not in word for word in args.data):
+        raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
+    study = chosen(read_study(args.cfg), args.datasets, args.arms, args.seeds)
+    out = args.output_dir or Path("outputs") / Path(args.cfg).stem
+    runs = plan(study, out, args.overrides, dict(word.split("=", 1) for word in args.data))
+    for run in runs:
+        if cli.print_config(args, run.cfg):
+            return
+    start_logging(None)
+    done, failed = [], []
+    for run in runs:
+        try:
+            done.append((run, run_arm(run)))
+        except UserError as error:  # an arm that fails does not take the others with it
+            log.error(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
+            failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
+        if done:
+            write_study(study, done, out)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
+    log.info(f"report: {out / 'study.md'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

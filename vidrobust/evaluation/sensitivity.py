@@ -1,0 +1,146 @@
+"""How far a small perturbation moves a representation: gradient norms, displacement under attack, layers.
+
+Without labels (Petrov and Kwiatkowska 2022; METHODS section 4.11), on clips. encode: (B, C, T, H, W) in [0, 1] ->
+(B, D), in eval mode (`evaluation_mode`). B clips, D feature.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidrobust.attacks import Loss, Predict, ThreatModel, pgd, pull_toward, push_away
+from vidrobust.evaluation import geometry
+from vidrobust.models import Backbone
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def gradient_norm(loss: Loss, x: Tensor) -> Tensor:
+    """(B,): the L2 norm of each sample's loss by its pixels: how steep it is at x."""
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(x).sum(), x)
+    return gradient.flatten(1).norm(dim=1)
+
+
+def displaced(
+    encode: Encode,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 25,
+    step_size: float | None = 0.001,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(f(x), f(x_adv)), (B, D) each: x pushed as far from its representation as PGD gets within the threat.
+
+    The published setting is Linf 0.05, 25 steps of 0.001, from a random start. step_size None: 2.5 eps / steps.
+    """
+    x_adv = pgd(push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator)
+    with torch.no_grad():
+        return encode(x).float(), encode(x_adv).float()
+
+
+def overlap(
+    encode: Encode,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 10,
+    step_size: float | None = 0.001,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(B,): `geometry.overlap_margin` of pairs x, y (B, C, T, H, W), each attacked toward the other."""
+    x_to_y = pgd(pull_toward(encode, y), x, threat, steps=steps, step_size=step_size, generator=generator)
+    y_to_x = pgd(pull_toward(encode, x), y, threat, steps=steps, step_size=step_size, generator=generator)
+    with torch.no_grad():
+        return geometry.overlap_margin(*(encode(v).float() for v in (x, y, x_to_y, y_to_x)))
+
+
+def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
+    """Outputs of a trunk's children, in the order they run, averaged over time and space -> name -> (B, D).
+
+    encode runs the trunk. A child that runs on frames, B * T of them, is averaged over them too; the two pathways of
+    one that has two are joined; children of a list of modules count each.
+    """
+    found: dict[str, Tensor] = {}
+
+    def pooled(output: Any) -> Tensor:
+        if isinstance(output, list | tuple):
+            return torch.cat([pooled(part) for part in output], 1)
+        flat = output.float().flatten(2).mean(2) if output.ndim > 2 else output.float()
+        return flat.view(len(x), -1, flat.shape[1]).mean(1)
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: found.__setitem__(name, pooled(output))
+
+    named = [
+        (f"{name}.{number}", part) if isinstance(child, nn.ModuleList) else (name, child)
+        for name, child in trunk.named_children()
+        for number, part in enumerate(child if isinstance(child, nn.ModuleList) else [child])
+    ]
+    handles = [child.register_forward_hook(keep(name)) for name, child in named]
+    try:
+        with torch.no_grad():
+            encode(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    """`geometry.linear_cka` of the layers that both have, as clean against attacked, or a model against another."""
+    return {name: geometry.linear_cka(a[name], b[name]) for name in a if name in b}
+
+
+def measure_sensitivity(
+    backbone: Backbone, classify: Predict, clips: Sequence[tuple[Tensor, Tensor]], eps: Sequence[float], *, seed: int
+) -> dict[str, Any]:
+    """What a summary says of how a trunk's representation gives way, at each Linf budget of `eps`, small to large.
+
+    clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
+    classify: logits, for the steepness of their cross-entropy. Medians over samples; pairs are of a sample and its
+    successor in a batch. Attacks as published (METHODS section 4.11): 25 steps of 0.001 away, 10 toward, from random
+    starts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steep, budgets = [], []
+    for x, labels in clips:
+        steep.append(gradient_norm(partial(_cross_entropy, classify, labels), x))
+    for budget in eps:
+        threat, rows, layers, between = ThreatModel("linf", budget), [], [], []
+        for x, _ in clips:
+            x_adv = pgd(push_away(backbone, x), x, threat, steps=25, step_size=0.001, generator=generator)
+            layers.append([by_layer(backbone.trunk, backbone, v) for v in (x, x_adv)])
+            rows.append(torch.stack([_encoded(backbone, v) for v in (x, x_adv)]))
+            if len(x) > 1:
+                between.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
+        clean, attacked = torch.cat(rows, 1)
+        moved, places = (attacked - clean).norm(dim=1), torch.arange(len(clean), device=clean.device)
+        margin = torch.cat(between) if between else clean.new_empty(0)
+        joined = [{name: torch.cat([pair[side][name] for pair in layers]) for name in layers[0][0]} for side in (0, 1)]
+        budgets.append({
+            "eps": budget, "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
+            "relative_displacement": float(geometry.relative_displacement(moved, clean).median()),
+            "breakaway_risk": geometry.breakaway_risk(attacked, clean, places),
+            "nn_top1": geometry.neighbour_accuracy(attacked, clean, places, 1),
+            "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
+            "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
+            "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
+            "cka": cka_by_layer(*joined),
+        })  # fmt: skip
+    return {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+
+
+def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
+    return F.cross_entropy(classify(x), labels, reduction="none")
+
+
+@torch.no_grad()
+def _encoded(encode: Encode, x: Tensor) -> Tensor:
+    return encode(x).float()

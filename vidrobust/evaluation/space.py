@@ -1,0 +1,55 @@
+"""What a summary says of the space that test videos lie in. Rank 0 measures it, the others say nothing."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from vidrobust import config
+from vidrobust.attacks import Predict
+from vidrobust.data import Record, eval_dataset, train_dataset
+from vidrobust.engine import distributed
+from vidrobust.engine.log import log
+from vidrobust.errors import UserError
+from vidrobust.evaluation.geometry import describe
+from vidrobust.evaluation.predict import Features, extract
+from vidrobust.evaluation.sensitivity import measure_sensitivity
+from vidrobust.evaluation.units import clip_units
+from vidrobust.models import Model
+
+ALIGNED = 1000  # test videos at most, of which two augmented views are compared
+
+
+def geometry_of(
+    cfg: config.Config, models: list[Model], queries: list[Features], some: list[Record], device: torch.device
+) -> dict[str, Any] | None:
+    """Of the trained and of the random model: `describe` of the test videos' features, alignment of views of `some`."""
+    if distributed.rank() > 0:
+        return None
+    pairs = train_dataset(cfg.data, dataclasses.replace(cfg.augment, corruptions=[]), some, 2, cfg.seed)
+    pairs.replace = False
+    views = extract([model.backbone for model in models], pairs, device, batch_size=cfg.eval.batch_size,
+                    workers=cfg.data.workers, title="views", augmented=True)  # fmt: skip
+    return {
+        name: describe(asked.features, asked.labels, seen.features)
+        for name, asked, seen in zip(("trained", "random"), queries, views, strict=True)
+    }
+
+
+def sensitivity_of(
+    cfg: config.Config, model: Model, predict: Predict, some: list[Record], device: torch.device
+) -> dict[str, Any] | None:
+    """How the representation of the centre clips of `some` gives way; None for none.
+
+    Raises UserError where fewer than two decode.
+    """
+    if not some or distributed.rank() > 0:
+        return None
+    log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
+    numbers = list(range(len(some)))
+    batches = [numbers[i : i + cfg.eval.batch_size] for i in range(0, len(some), cfg.eval.batch_size)]
+    units = clip_units(predict, eval_dataset(cfg.data, some, 1), batches, cfg.data.workers, device)
+    clips = [(unit.x, unit.labels) for unit in units if unit.uids]
+    if sum(len(x) for x, _ in clips) < 2:
+        raise UserError("eval.sensitivity: distances need two clips, and fewer of the test list decode; set it to 0")
+    return measure_sensitivity(model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed)

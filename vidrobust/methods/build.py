@@ -1,0 +1,127 @@
+"""The configured method. The only place that unpacks `method.*`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from vidrobust import config
+from vidrobust.engine import distributed
+from vidrobust.errors import UserError, lookup
+from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.byol import BYOL
+from vidrobust.methods.false_negatives import RULES
+from vidrobust.methods.instdisc import InstDisc, plain, uel
+from vidrobust.methods.method import Method
+from vidrobust.methods.moco import MoCo
+from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.removal import Removal
+from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.supcon import SupCon
+from vidrobust.methods.supervised import Supervised
+from vidrobust.models import Model, build_model, normed_mlp
+
+
+def _contrastive(cfg: config.Config) -> Model:
+    """With an adversarial norm branch where there is an adversary."""
+    adversary = cfg.method.adversary
+    return build_model(cfg.model, "projector", branches=None if adversary.name == "none" else adversary.momentum)
+
+
+def _adversary(cfg: config.Config) -> CLAE | None:
+    adversary = cfg.method.adversary
+    return None if adversary.name == "none" else CLAE(adversary.eps, adversary.alpha)
+
+
+def _removal(cfg: config.Config, classes: int) -> Removal | None:
+    wanted = cfg.method.false_negatives
+    if wanted.rule == "none":
+        return None
+    arguments: dict[str, dict[str, Any]] = {
+        "fixed": {"threshold": wanted.threshold}, "topk": {"k": wanted.k},
+        "topk_threshold": {"k": wanted.k, "threshold": wanted.threshold},
+        "quantile": {"rate": wanted.rate, "over": wanted.over},
+        "adaptive_threshold": {"start": wanted.start, "end": wanted.threshold, "warmup": wanted.warmup},
+        "adaptive_rate": {"rate": wanted.rate, "warmup": wanted.warmup}, "mean_std": {"k": wanted.sigmas},
+    }  # fmt: skip
+    rule = partial(lookup(RULES, wanted.rule, "method.false_negatives.rule"), **arguments.get(wanted.rule, {}))
+    k = (wanted.clusters or classes) if wanted.rule == "cluster" else 0
+    if wanted.rule == "cluster" and not k:
+        raise UserError("method.false_negatives.clusters=0: the data set has no classes; say how many")
+    return Removal(
+        rule, wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
+        uses_labels=wanted.rule == "oracle", needs_groups=wanted.rule == "sibling",
+        whole_batch=wanted.rule == "mean_std" or (wanted.rule == "quantile" and wanted.over == "batch"),
+        k=k, dim=cfg.model.dim, classes=classes,
+    )  # fmt: skip
+
+
+def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
+    return MomentumEncoder(model, cfg.method.momentum, climbs=cfg.method.momentum_climbs)
+
+
+def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
+    model, wanted = _contrastive(cfg), cfg.method.false_negatives
+    detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
+    return kind(model, cfg.method.temperature, _adversary(cfg), _removal(cfg, classes),
+                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector)  # fmt: skip
+
+
+def _supcon(cfg: config.Config, classes: int) -> Method:
+    return _simclr(cfg, classes, SupCon)
+
+
+def _moco(cfg: config.Config, classes: int) -> Method:
+    keys = cfg.train.batch_size * (cfg.method.clips_per_video - 1)
+    if cfg.method.queue < keys:
+        raise UserError(f"method.queue={cfg.method.queue} is less than the {keys} keys of a batch; raise it")
+    model = build_model(cfg.model, "projector")
+    return MoCo(
+        model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, _removal(cfg, classes),
+        clips=cfg.method.clips_per_video, shuffle=cfg.method.norm == "shuffle",
+        detect_on_keys=cfg.method.false_negatives.encoder == "momentum",
+    )  # fmt: skip
+
+
+def _byol(cfg: config.Config, classes: int) -> Method:
+    model = build_model(cfg.model, "normed_projector")
+    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
+    return BYOL(model, predictor, _momentum(cfg, model), clips=cfg.method.clips_per_video)
+
+
+def _simsiam(cfg: config.Config, classes: int) -> Method:
+    model = build_model(cfg.model, "simsiam_projector")
+    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
+    return BYOL(model, predictor, clips=cfg.method.clips_per_video)
+
+
+def _instdisc(cfg: config.Config, classes: int) -> Method:
+    if cfg.method.clips_per_video != 2:
+        raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
+    return InstDisc(_contrastive(cfg), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
+                    _adversary(cfg))  # fmt: skip
+
+
+def _supervised(cfg: config.Config, classes: int) -> Method:
+    return Supervised(build_model(cfg.model, "linear", classes))
+
+
+METHODS: dict[str, Callable[[config.Config, int], Method]] = {
+    "simclr": _simclr, "moco": _moco, "byol": _byol, "simsiam": _simsiam, "supcon": _supcon, "plain": _instdisc,
+    "uel": _instdisc, "supervised": _supervised,
+}  # fmt: skip
+
+# those that learn from labels
+SUPERVISED = ("supervised", "supcon")
+
+
+def build_method(cfg: config.Config, classes: int) -> Method:
+    """The configured method around a model with fresh weights; classes: K of the data set.
+
+    Raises UserError for an unknown name, and for options that the method has no use for.
+    """
+    config.require_used(cfg.method)
+    method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
+    together = cfg.method.norm == "sync" and distributed.world() > 1
+    return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

@@ -1,0 +1,54 @@
+"""CLAE's other two baselines (METHODS section 2.1): Plain, and UEL (Ye et al. 2019, batch criterion)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidrobust.engine import distributed
+from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.info_nce import info_nce
+from vidrobust.methods.removal import Masks
+from vidrobust.methods.simclr import SimCLR
+from vidrobust.models import Model
+
+PairLoss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class InstDisc(SimCLR):
+    """Two views of a video, compared by `plain` or `uel`; the adversary is CLAE's."""
+
+    def __init__(self, model: Model, temperature: float, pair_loss: PairLoss, adversary: CLAE | None = None) -> None:
+        super().__init__(model, temperature, adversary)
+        self.pair_loss = pair_loss
+
+    def _loss(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks) -> Tensor:
+        return self.pair_loss(z[0], z[1], self.temperature)
+
+
+def plain(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D), of any norm."""
+    with torch.autocast(a.device.type, enabled=False):
+        a, candidates = F.normalize(a.float(), dim=1), distributed.gather(F.normalize(b.float(), dim=1))
+        own = distributed.rank() * len(a) + torch.arange(len(a), device=a.device)
+        positives = own[:, None] == torch.arange(len(candidates), device=a.device)
+        return info_nce(a / temperature @ candidates.T, positives)
+
+
+def uel(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """-log P_ii' - sum over j of log(1 - P_ij) -> (B,), the mean of both views as anchors i.
+
+    a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other view of i, j every
+    row but these two. The released code stops the gradient at the second factor of a similarity, which no formula says.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        z = F.normalize(torch.cat([a, b]).float(), dim=1)
+        everyone = distributed.gather(z)
+        own = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
+        number = torch.arange(len(everyone), device=z.device)
+        itself, positives = own[:, None] == number, own.roll(len(a))[:, None] == number
+        log_p = (z / temperature @ everyone.T).masked_fill(itself, -torch.inf).log_softmax(1)
+        log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))  # near P = 1 it has no end
+        wrong = log_not.masked_fill(itself | positives, 0).sum(1)
+        return -(log_p.masked_fill(~positives, 0).sum(1) + wrong).view(2, -1).mean(0)

@@ -1,0 +1,115 @@
+"""MoCo v2 (He et al. 2020, Chen et al. 2020): negatives from a queue of keys that a momentum encoder made."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidrobust.data import Record
+from vidrobust.engine import distributed
+from vidrobust.errors import UserError
+from vidrobust.methods.info_nce import info_nce
+from vidrobust.methods.method import Method
+from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.removal import Masks, Removal
+from vidrobust.models import Model
+
+
+class MoCo(Method):
+    """The first view asks, the others are its keys: positives now, and in the queue negatives of later batches.
+
+    The queue keeps the id of each key, so that neither a video's own earlier keys nor, with `removal`, false
+    negatives among the others are pushed away. With more than two clips a video, a query has several positives
+    (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are computed in batches mixed over them, so that
+    norms give nothing away.
+    """
+
+    queue: Tensor
+    queue_ids: Tensor
+    position: Tensor
+    steps: Tensor
+
+    def __init__(
+        self, model: Model, temperature: float, encoder: MomentumEncoder, size: int, dim: int,
+        removal: Removal | None = None, *, clips: int = 2, shuffle: bool = True, detect_on_keys: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(removal)
+        self.model, self.temperature, self.encoder = model, temperature, encoder
+        self.views, self.shuffle, self.detect_on_keys = clips, shuffle, detect_on_keys
+        self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("queue_ids", torch.full((size,), -1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        if len(self.queue) > len(records):
+            raise UserError(
+                f"method.queue={len(self.queue)} is larger than the data set ({len(records)} videos), all of which it "
+                f"would hold; set at most {len(records)}"
+            )
+        self.encoder.start_from(self.model)
+        super().prepare(records)
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """views (B, V, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,)}; labels are not looked at."""
+        query = self.model(views[:, 0])
+        if self.training:
+            self.encoder.follow(self.model, self.progress)
+        keys = self._keys(views[:, 1:])
+        with torch.autocast(query.device.type, enabled=False):
+            query = F.normalize(query.float(), dim=1)
+            own = torch.einsum("bd,vbd->bv", query, keys)
+            negatives = query @ self.queue.clone().T  # the queue changes before the backward pass
+            logits = torch.cat([own, negatives], 1) / self.temperature
+            positives, ignore, weights = self._masks(query, keys, ids)
+            loss = info_nce(logits, positives, ignore, None, weights)
+        if self.training:
+            self._enqueue(keys, ids)
+        return {"loss": loss}
+
+    def _keys(self, views: Tensor) -> Tensor:
+        """views (B, V - 1, ...) -> (V - 1, B, D) unit vectors, each view in a pass of its own."""
+        keys = [self._mixed(views[:, v]) for v in range(views.shape[1])]
+        return F.normalize(torch.stack(keys).float(), dim=2)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """The keys of a batch, computed in batches of all ranks' videos."""
+        if not self.shuffle or distributed.world() == 1:
+            return self.encoder(x)
+        everything = distributed.gather(x)
+        generator = torch.Generator().manual_seed(int(self.steps))  # the same on all ranks
+        order = torch.randperm(len(everything), generator=generator).to(x.device)
+        here = slice(distributed.rank() * len(x), (distributed.rank() + 1) * len(x))
+        mixed = distributed.gather(self.encoder(everything[order[here]]))
+        return mixed[order.argsort()[here]]
+
+    def _masks(self, query: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Positives, ignored pairs and weights of the (B, V - 1 + K) logits.
+
+        An anchor's own keys of earlier steps count neither way.
+        """
+        found = Masks()
+        if self.removal is not None:
+            if self.training:
+                self.removal.remember(keys[0], ids)
+            seen = keys[0] if self.detect_on_keys else query
+            found = self.removal(seen, self.queue, (ids, self.queue_ids), self.progress)
+        own = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
+        ignored = ids[:, None] == self.queue_ids
+        attracted = torch.zeros_like(ignored) if found.attract is None else found.attract
+        ignored = ignored if found.ignore is None else ignored | found.ignore
+        weights = found.weights
+        if weights is not None:
+            weights = torch.cat([torch.ones_like(own, dtype=torch.float32), weights], 1)
+        return torch.cat([~own, attracted], 1), torch.cat([own, ignored], 1), weights
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor, ids: Tensor) -> None:
+        """Replace the oldest of the queue by the keys of all ranks, view by view."""
+        fresh = torch.cat([distributed.gather(key) for key in keys])
+        names = distributed.gather(ids).repeat(len(keys))
+        at = (self.position + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
+        self.queue[at], self.queue_ids[at] = fresh, names
+        self.position.add_(len(fresh)).remainder_(len(self.queue))
+        self.steps += 1

@@ -1,0 +1,46 @@
+"""A slow copy of a model: MoCo's key encoder, BYOL's target, and a steadier eye for false negatives."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust.models import Model
+
+
+class MomentumEncoder(nn.Module):
+    """theta_k <- m theta_k + (1 - m) theta_q, without gradient (He et al. 2020, eq. 2).
+
+    m climbs from `momentum` to 1 along a cosine (BYOL, Grill et al. 2020), or stays where it is (MoCo). Norms have
+    statistics of their own.
+    """
+
+    def __init__(self, model: Model, momentum: float, *, climbs: bool = True) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum {momentum}: 0 to 1")
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.momentum, self.climbs = momentum, climbs
+
+    @torch.no_grad()
+    def start_from(self, model: Model) -> None:
+        """Become the model, as at the beginning."""
+        self.model.load_state_dict(model.state_dict())
+
+    @torch.no_grad()
+    def follow(self, model: Model, progress: float) -> None:
+        """One step after the model; progress: the share of training done."""
+        m = self.at(progress)
+        for slow, fast in zip(self.model.parameters(), model.parameters(), strict=True):
+            slow.lerp_(fast, 1 - m)
+
+    def at(self, progress: float) -> float:
+        """The momentum there."""
+        if not self.climbs:
+            return self.momentum
+        return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)

@@ -1,0 +1,7 @@
+"""Many runs that differ in one thing: arms x data sets x seeds, and what they say together."""
+
+from vidrobust.study.plan import Arm, Study, plan, read_study
+from vidrobust.study.report import summarise, write_study
+from vidrobust.study.run import run_arm
+
+__all__ = ["Arm", "Study", "plan", "read_study", "run_arm", "summarise", "write_study"]

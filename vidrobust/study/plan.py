@@ -1,0 +1,117 @@
+"""A study's page becomes a list of runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vidrobust import config
+from vidrobust.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Study:
+    """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs.
+
+    baseline: the arm whose gap to the comparators others close. Options are `key=value` words; an arm's lie over
+    `common`, and the command line's over all.
+    """
+
+    arms: Mapping[str, Sequence[str]]
+    datasets: Mapping[str, str]
+    seeds: Sequence[int] = (0, 1, 2)
+    common: Sequence[str] = ()
+    baseline: str = ""
+    comparators: Sequence[str] = ()
+    folder: Path = field(default=Path())  # of the page
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run: an arm on a data set with a seed, in a folder of its own."""
+
+    dataset: str
+    name: str
+    seed: int
+    cfg: config.Config
+    folder: Path
+
+
+def read_study(path: str | Path) -> Study:
+    """Raises UserError for a page that is none, and for arms that `baseline` or `comparators` name and that are not."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no study {path}")
+    try:
+        page = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    known = [item.name for item in fields(Study) if item.name != "folder"]
+    if not isinstance(page, dict):
+        raise UserError(f"{path}: a study is a mapping of {', '.join(known)}")
+    for key in page:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), known)}")
+    for key in ("arms", "datasets"):
+        if not isinstance(page.get(key), dict) or not page[key]:
+            raise UserError(f"{path}: {key} is a mapping of names, with one at least")
+    study = Study(**({"folder": path.parent} | {str(key): value for key, value in page.items()}))
+    for name, options in {**study.arms, "common": study.common}.items():
+        if not isinstance(options, list | tuple) or not all(isinstance(word, str) for word in options):
+            raise UserError(f"{path}: {name}: a list of key=value")
+    for name in [study.baseline, *study.comparators]:
+        if name and name not in study.arms:
+            raise UserError(f"{path}: no arm {name!r}{nearest(name, list(study.arms))}")
+    if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
+        raise UserError(f"{path}: seeds={study.seeds}: whole numbers, one at least")
+    return study
+
+
+def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[str, str] | None = None) -> list[Arm]:
+    """All runs, seed by seed, so that a study that is stopped has whole comparisons.
+
+    roots: data set -> its folder. Raises UserError for options that the configuration refuses.
+    """
+    for name in roots or {}:
+        if name not in study.datasets:
+            raise UserError(f"--data {name}: no such data set{nearest(name, list(study.datasets))}")
+    runs = []
+    for seed in study.seeds:
+        for dataset, page in study.datasets.items():
+            root = [f"data.root={roots[dataset]}"] if roots and dataset in roots else []
+            for name, options in study.arms.items():
+                words = _over(study.common, options, root, [f"seed={seed}"], overrides)
+                cfg = config.load(study.folder / page, words)
+                runs.append(Arm(dataset, name, seed, cfg, out / dataset / name / f"seed{seed}"))
+    return runs
+
+
+def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
+    """The part of a study that comma-separated lists name; an empty list: all of it. Raises UserError for others."""
+    parts: dict[str, Any] = {}
+    for key, words, known in (("datasets", datasets, study.datasets), ("arms", arms, study.arms)):
+        names = [word for word in words.split(",") if word]
+        for name in names:
+            if name not in known:
+                raise UserError(f"--{key} {name}: the study has {', '.join(known)}")
+        parts[key] = {name: known[name] for name in known if not names or name in names}
+    numbers = [word for word in seeds.split(",") if word]
+    if not all(word.isdigit() for word in numbers):
+        raise UserError(f"--seeds {seeds}: whole numbers, as 0,1,2")
+    parts["seeds"] = [int(word) for word in numbers] or study.seeds
+    kept = parts["arms"]
+    return replace(study, **parts, baseline=study.baseline if study.baseline in kept else "",
+                   comparators=[name for name in study.comparators if name in kept])  # fmt: skip
+
+
+def _over(*layers: Sequence[str]) -> list[str]:
+    """Options, of which later layers replace earlier ones."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        for word in layer:
+            found |= {word.split("=", 1)[0]: word}
+    return list(found.values())
