@@ -31,7 +31,7 @@ def main() -> None:
     for run in runs:
         if cli.print_config(args, run.cfg):
             return
-    start_logging(None)
+    start_logging(None, quiet=not cli.is_main())
     done, failed = [], []
     for run in runs:
         try:
@@ -39,7 +39,7 @@ def main() -> None:
         except UserError as error:  # an arm that fails does not take the others with it
             log.error(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
             failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
-        if done:
+        if done and cli.is_main():
             write_study(study, done, out)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")

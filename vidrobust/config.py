@@ -262,6 +262,8 @@ def _check_together(cfg: Config) -> None:
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     require_used(cfg.method)
+    if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
+        raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
     _check_threats(cfg)
     _check_corruptions(cfg)
     if cfg.eval.sensitivity == 1:

@@ -100,7 +100,7 @@ class Model:
     width: int = option(0, "channels of the first stage, where the trunk has the option; 0: its default", low=0)
     stem: str = option("", "resnet18: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
     weights: str = option("", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random")
-    hidden: int = option(512, "width of the projector's hidden layer", low=1)
+    hidden: int = option(512, "width of the projector's hidden layer; 0: a linear projector", low=0)
     dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)
 
 

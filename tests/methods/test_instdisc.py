@@ -1,9 +1,10 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, Model, loads
 from vidrobust.errors import UserError
 from vidrobust.methods import CLAE, InstDisc, SupCon, build_method, plain, uel
 from vidrobust.models import add_branches, build_model
@@ -43,6 +44,15 @@ def test_uel_stays_finite_where_a_stranger_is_all_there_is():
     loss = uel(a, torch.tensor([[-1.0, 0.0], [0.0, 1.0]]), 0.01)
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(a.grad).all()
+
+
+def test_their_projector_may_be_linear():
+    cfg = Config(model=dataclasses.replace(TINY, hidden=0))
+    cfg.method.name = "uel"
+    head = build_method(cfg, 3).model.head
+    assert len(head) == 1 and head(torch.zeros(2, 32)).shape == (2, 8)
+    with pytest.raises(UserError, match="model.hidden=0: the projector of byol has a hidden layer"):
+        loads("", ["model.hidden=0", "method.name=byol"])
 
 
 @pytest.mark.parametrize("name", ["plain", "uel"])

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from vidrobust.config import Config, Model
 from vidrobust.data import Record
+from vidrobust.engine import distributed
 from vidrobust.errors import UserError
 from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
 from vidrobust.methods.false_negatives import fixed
@@ -152,3 +153,22 @@ def test_it_is_built_as_configured():
     cfg.method.adversary.name = "clae"
     with pytest.raises(UserError, match="moco has no adversarial views"):
         build_method(cfg, 3)
+
+
+def test_keys_of_several_ranks_are_computed_in_mixed_batches(monkeypatch):
+    """Rank 1 of two, by an encoder that tells its batch's mean: norms would tell as much."""
+    method = moco(shuffle=True)
+    x, order = torch.rand(8, 3), torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    halves = [x[order[:4]].mean(0), x[order[4:]].mean(0)]
+    method.encoder = torch.nn.Module()
+    method.encoder.forward = lambda part: part - part.mean(0)
+    mixed = torch.cat([x[order[:4]] - halves[0], x[order[4:]] - halves[1]])
+    answers = [x, mixed]
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "gather", lambda sent: answers.pop(0))
+    found = method._mixed(x[4:])
+    for row, place in enumerate(range(4, 8)):
+        half = halves[order.tolist().index(place) // 4]
+        assert torch.allclose(found[row], x[place] - half)
+    assert not torch.allclose(found, x[4:] - x[4:].mean(0)) and not answers

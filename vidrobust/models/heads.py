@@ -4,7 +4,12 @@ from torch import nn
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """(N, dim) -> (N, out): the two-layer MLP of SimCLR and of CLAE (METHODS section 2.2), not normalised."""
+    """(N, dim) -> (N, out): the two-layer MLP of SimCLR and of CLAE, not normalised (METHODS section 2.2).
+
+    hidden 0: one linear layer, which CLAE's Plain and UEL have.
+    """
+    if hidden == 0:
+        return nn.Sequential(nn.Linear(dim, out))
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
