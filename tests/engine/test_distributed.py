@@ -28,7 +28,6 @@ from vidrobust.methods.false_negatives import mean_std, quantile
 
 SCRIPT = """
 import sys, torch
-from torch.nn.parallel import DistributedDataParallel
 from vidrobust.engine import distributed
 from tests.engine.test_distributed import KINDS, method, batch
 distributed.start("cpu")
@@ -37,12 +36,16 @@ found = {}
 for kind in KINDS:
     net = method(kind)
     views, ids, labels = (part.chunk(world)[rank] for part in batch())
-    parallel = DistributedDataParallel(net)   # held until after the backward pass: its hooks go with it
+    parallel = distributed.parallel(net, net.alike)  # held until after the backward pass: its hooks go with it
     for step in range(2):                     # a second time, with what the first has left
         net.zero_grad()
         loss = parallel(views, ids + 8 * step, labels)["loss"]
         loss.mean().backward()
     mean = distributed.mean(loss.detach().mean())
+    alike = [buffer for name, buffer in net.named_buffers() if name.startswith(net.alike)]
+    for buffer in alike:
+        assert (distributed.gather(buffer[None].float()) == buffer).all(), "no rank has another"
+    assert len(parallel.modules_buffers) + len(alike) == len(list(net.buffers())), "nor is it sent"
     found[kind] = {"loss": mean, "grads": [p.grad for p in net.parameters()], "report": net.report()}
 if rank == 0:
     torch.save(found, sys.argv[1])

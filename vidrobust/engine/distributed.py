@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust.errors import UserError
 
@@ -117,6 +118,19 @@ class _Gather(torch.autograd.Function):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(world())[rank()]
+
+
+def parallel(module: nn.Module, alike: Iterable[str] = ()) -> nn.Module:
+    """The module under DistributedDataParallel where there are several ranks, or as it is.
+
+    alike: beginnings of the names of buffers that are the same on all ranks without its help, such as a queue of
+    gathered keys; rank 0 need not send them before each forward pass.
+    """
+    if world() == 1:
+        return module
+    names = [name for name, _ in module.named_buffers() if name.startswith(tuple(alike))]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+    return DistributedDataParallel(module)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

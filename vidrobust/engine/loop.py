@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust import config
 from vidrobust.corruptions import OVER_TIME, expand
@@ -140,7 +139,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     batches = TrainBatches(
         len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
     )
-    forward = DistributedDataParallel(method) if distributed.world() > 1 else method
+    forward = distributed.parallel(method, method.alike)
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)

@@ -20,6 +20,7 @@ class Method(nn.Module):
     views: int  # clips drawn from each video
     model: Model
     progress: float = 0.0  # the share of training done, set before each step
+    alike = ("removal.", "queue", "position", "steps")  # what all ranks keep alike, by what they gather
 
     def __init__(self, removal: Removal | None = None) -> None:
         super().__init__()
