@@ -131,8 +131,12 @@ def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -
 
 
 def relative_displacement(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
-    """moved (M,) over the median distance of all pairs of features (N, D) -> (M,) ("normalised" there)."""
+    """moved (M,) over the median distance of pairs of features (N, D) -> (M,) ("normalised" there).
+
+    All pairs of at most 8,192 samples, evenly: their distances are in memory at once.
+    """
     _require(features, 2)
+    features = features[:: -(-len(features) // 8192)]
     distances = _distances(features, features, order)
     later = torch.ones_like(distances, dtype=torch.bool).triu(1)
     return moved / distances[later].median()
