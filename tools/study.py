@@ -1,7 +1,8 @@
 """Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
 
 Trains and measures every arm on every data set with every seed, one after the other, then writes study.md, study.json
-and figures. Runs that are finished are not run again; one that was killed goes on.
+and figures, of all runs of the page that are there. Runs that are finished are not run again; one that was killed goes
+on.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from vidrobust import cli
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
-from vidrobust.study import plan, read_study, run_arm, write_study
+from vidrobust.study import finished, plan, read_study, require_same, run_arm, write_study
 from vidrobust.study.plan import chosen
 
 
@@ -25,22 +26,26 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if any("=" not in word for word in args.data):
         raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
-    study = chosen(read_study(args.cfg), args.datasets, args.arms, args.seeds)
+    whole = read_study(args.cfg)
+    study = chosen(whole, args.datasets, args.arms, args.seeds)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
-    runs = plan(study, out, args.overrides, dict(word.split("=", 1) for word in args.data))
+    roots = dict(word.split("=", 1) for word in args.data)
+    runs, of_page = (plan(part, out, args.overrides, roots) for part in (study, whole))
     for run in runs:
         if cli.print_config(args, run.cfg):
             return
+    for run in of_page:
+        require_same(run)  # before anything is trained with options that would not go with what is there
     start_logging(None, quiet=not cli.is_main())
-    done, failed = [], []
+    failed = []
     for run in runs:
         try:
-            done.append((run, run_arm(run)))
+            run_arm(run)
         except UserError as error:  # an arm that fails does not take the others with it
             log.error(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
             failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
-        if done and cli.is_main():
-            write_study(study, done, out)
+        if cli.is_main() and (done := finished(of_page)):
+            write_study(whole, done, out, missing=len(of_page) - len(done))
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     log.info(f"report: {out / 'study.md'}")

@@ -44,6 +44,7 @@ def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
     assert first.returncode == 0, first.stderr
     runs = sorted(p.parent.relative_to(folder / "out").as_posix() for p in folder.glob("out/*/*/*/config.yaml"))
     assert runs == ["clips/simclr/seed0", "clips/supcon/seed0"]
+    assert "Not finished: 4 of 6 runs" in (folder / "out/study.md").read_text()
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("out/clips/*/seed0/checkpoints/*.pt")}
     (folder / "out/clips/supcon/seed0/eval/study/summary.json").unlink()  # stopped before it was measured
     done = tool("study", *words, cwd=folder)
@@ -56,20 +57,21 @@ def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
     assert found["fixed"]["clean"]["values"] == [v["clean_acc"] for v in values]
     assert found["fixed"]["uniformity"]["values"] == [v["geometry"]["trained"]["uniformity"] for v in values]
     assert found["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
+    part = tool("study", *words, "--seeds", "0", "--arms", "simclr", cwd=folder)
+    assert part.returncode == 0 and json.loads((folder / "out/study.json").read_text())["clips"] == found, "all is kept"
     text = (folder / "out/study.md").read_text()
-    assert "| fixed | 2 | " in text and "linf-4/255" in text
+    assert "Not finished" not in text and "| fixed | 2 | " in text and "linf-4/255" in text
     for name in ("robust", "space", "margins"):
         assert (folder / f"out/clips_{name}.png").stat().st_size > 5000 and f"clips_{name}.png" in text
 
 
-def test_other_options_are_refused_and_an_arm_that_fails_leaves_the_others(page):
+def test_other_options_are_refused_before_anything_is_trained(page):
     folder = page.parent
     words = ("--cfg", page, "--output-dir", "out", "--seeds", "0")
     assert tool("study", *words, "--arms", "simclr", cwd=folder).returncode == 0
     again = tool("study", *words, "--arms", "simclr,supcon", "optim.lr=0.01", cwd=folder)
-    assert again.returncode == 1 and "holds a run with other options: optim.lr=0.01 (0.1)" in again.stderr
-    assert "1 of 2 runs failed" in again.stderr and "Traceback" not in again.stderr
-    assert (folder / "out/clips/supcon/seed0/eval/study/summary.json").is_file()
+    assert again.returncode == 1 and "holds a run with other options (in brackets): optim.lr=0.01 (0.1)" in again.stderr
+    assert not (folder / "out/clips/supcon").exists() and "Traceback" not in again.stderr
     done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
     assert done.returncode == 0 and "temperature" in done.stdout
 
@@ -116,6 +118,17 @@ def test_later_options_win_and_seeds_come_first(page):
     assert [r.cfg.optim.lr for r in runs[:2]] == [0.2, 0.5] and runs[0].cfg.train.epochs == 7
     assert runs[2].cfg.seed == 1 and runs[0].cfg.data.root == "/elsewhere"
     assert runs[0].folder == Path("out/clips/a/seed0")
+
+
+def test_an_arm_that_fails_leaves_the_others(page):
+    folder = page.parent
+    page.write_text(page.read_text().replace("simclr: []", 'simclr: ["method.name=moco", "method.queue=64"]'))
+    done = tool("study", "--cfg", page, "--output-dir", "out", "--seeds", "0", "--arms", "simclr,fixed", cwd=folder)
+    assert (
+        done.returncode == 1 and "1 of 2 runs failed; the first: clips, simclr, seed 0: method.queue=64" in done.stderr
+    )
+    assert "Traceback" not in done.stderr and "Not finished: 5 of 6" in (folder / "out/study.md").read_text()
+    assert (folder / "out/clips/fixed/seed0/eval/study/summary.json").is_file()
 
 
 @pytest.mark.parametrize(

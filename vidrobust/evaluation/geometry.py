@@ -205,7 +205,7 @@ def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> d
         "margin_histogram": None,
     }  # fmt: skip
     if len(x) > 1:
-        found |= {"uniformity": uniformity(x), "effective_rank": effective_rank(x)}
+        found |= {"uniformity": uniformity(x), "effective_rank": effective_rank(F.normalize(x, dim=1))}
     if len(labels.unique()) < 2:
         return found
     m = margins(x, labels)

@@ -2,6 +2,8 @@
 
 from vidrobust.study.plan import Arm, Study, plan, read_study
 from vidrobust.study.report import summarise, write_study
-from vidrobust.study.run import run_arm
+from vidrobust.study.run import finished, require_same, run_arm
 
-__all__ = ["Arm", "Study", "plan", "read_study", "run_arm", "summarise", "write_study"]
+__all__ = [
+    "Arm", "Study", "finished", "plan", "read_study", "require_same", "run_arm", "summarise", "write_study",
+]  # fmt: skip

@@ -45,12 +45,15 @@ def summarise(study: Study, runs: Runs) -> dict[str, Any]:
     return found
 
 
-def write_study(study: Study, runs: Runs, out: Path) -> dict[str, Any]:
-    """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds."""
+def write_study(study: Study, runs: Runs, out: Path, missing: int = 0) -> dict[str, Any]:
+    """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds.
+
+    missing: runs of the study's page that are not there, which the report says.
+    """
     found = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     (out / "study.json").write_text(json.dumps(found, indent=2) + "\n")
-    lines = []
+    lines = [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
     for dataset, table in found.items():
         here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
         for name, draw in (("robust", _draw_robust), ("space", _draw_space), ("margins", _draw_margins)):

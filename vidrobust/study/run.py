@@ -1,6 +1,8 @@
 """One run of a study: trained and measured, once."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vidrobust import config
@@ -15,17 +17,29 @@ from vidrobust.study.plan import Arm
 _FREE = ("data.root=", "data.workers=", "data.timeout_s=", "train.checkpoint_every=", "train.log_every=", "device=")
 
 
-def run_arm(arm: Arm) -> dict[str, Any]:
-    """Its summary. What is there already is not done again: a finished run is read, one that was killed goes on.
-
-    Raises UserError where its folder holds a run with other options, and what training and evaluation raise.
-    """
-    page, last = arm.folder / "config.yaml", arm.folder / "checkpoints" / "last.pt"
+def require_same(arm: Arm) -> None:
+    """Raises UserError where the folder of a run holds one with other options."""
+    page = arm.folder / "config.yaml"
     if page.is_file():
         changed = [line for line in config.differences(config.load(page), arm.cfg) if not line.startswith(_FREE)]
         if changed:
-            raise UserError(f"{arm.folder} holds a run with other options: {', '.join(changed)}; set --output-dir")
-    done = arm.folder / "eval" / arm.cfg.eval.name / "summary.json"
+            raise UserError(
+                f"{arm.folder} holds a run with other options (in brackets): {', '.join(changed)}; set --output-dir"
+            )
+
+
+def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
+    """Those that are measured, with their summaries."""
+    return [(arm, json.loads(_summary(arm).read_text())) for arm in arms if _summary(arm).is_file()]
+
+
+def run_arm(arm: Arm) -> dict[str, Any]:
+    """Its summary. What is there already is not done again: a finished run is read, one that was killed goes on.
+
+    Raises UserError as `require_same` does, and what training and evaluation raise.
+    """
+    require_same(arm)
+    last, done = arm.folder / "checkpoints" / "last.pt", _summary(arm)
     if not done.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
         arm.folder.mkdir(parents=True, exist_ok=True)
@@ -33,3 +47,7 @@ def run_arm(arm: Arm) -> dict[str, Any]:
         evaluate(arm.cfg, checkpoint.read_checkpoint(path), done.parent)
     found: dict[str, Any] = json.loads(done.read_text())
     return found
+
+
+def _summary(arm: Arm) -> Path:
+    return arm.folder / "eval" / arm.cfg.eval.name / "summary.json"
