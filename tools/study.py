@@ -5,6 +5,7 @@ and figures, of all runs of the page that are there. Runs that are finished are 
 on.
 """
 
+import dataclasses
 from pathlib import Path
 
 from vidrobust import cli
@@ -30,7 +31,11 @@ def main() -> None:
     study = chosen(whole, args.datasets, args.arms, args.seeds)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     roots = dict(word.split("=", 1) for word in args.data)
-    runs, of_page = (plan(part, out, args.overrides, roots) for part in (study, whole))
+    seeds = list(dict.fromkeys([*whole.seeds, *study.seeds]))
+    of_page = plan(dataclasses.replace(whole, seeds=seeds), out, args.overrides, roots)
+    runs = [
+        run for run in of_page if run.dataset in study.datasets and run.name in study.arms and run.seed in study.seeds
+    ]
     for run in runs:
         if cli.print_config(args, run.cfg):
             return

@@ -57,7 +57,7 @@ def test_their_projector_may_be_linear():
 
 @pytest.mark.parametrize("name", ["plain", "uel"])
 def test_with_an_adversary_both_terms_are_this_loss(name):
-    cfg = Config(model=TINY)
+    cfg = Config(model=dataclasses.replace(TINY, hidden=64))  # of 8 hidden units, all may be dead
     cfg.method.name, cfg.method.adversary.name = name, "clae"
     method = build_method(cfg, 3)
     assert isinstance(method, InstDisc) and isinstance(method.adversary, CLAE)

@@ -95,6 +95,11 @@ def _gloo() -> Any:
     return _patient[0]
 
 
+def here(rows: int) -> slice:
+    """Where this rank's rows, of which each rank has as many, stand among those that `gather` gives."""
+    return slice(rank() * rows, (rank() + 1) * rows)
+
+
 def gather(x: Tensor) -> Tensor:
     """(N, ...) of each rank -> (world * N, ...) in order of rank, with the gradient of every rank's loss.
 

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation import markdown
+
 _PLACES = {
     "source": "on the frames of the file, before crop and resize",
     "view": "on the crop that the model sees",
@@ -37,19 +39,15 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
         f"gamma_r {_share(table['gamma_r'])}"
         + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}, relative to "
            f"{table.get('baseline')}" if relative else "") + ".",
-        "", *_table([titles, ["---"] * len(titles), *rows]), "",
+        "", *markdown.table(titles, *rows), "",
         "![accuracy by corruption and severity](corruptions.png)", "",
         "![accuracy by severity](corruption_curves.png)", "",
-        *_table([
-            ["class", "clean", "mean over corruptions"], ["---"] * 3,
+        *markdown.table(
+            ["class", "clean", "mean over corruptions"],
             *([name, _percent(entry["clean_acc"]), _percent(entry["mpc"])]
               for name, entry in table["per_class"].items()),
-        ]), "",
+        ), "",
     ]  # fmt: skip
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def _percent(share: float) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from vidrobust.evaluation.markdown import table
+
 _ROWS = (
     ("alignment of augmented views", "alignment"),
     ("uniformity", "uniformity"),
@@ -28,7 +30,7 @@ def geometry_lines(geometry: dict[str, Any] | None, sensitivity: dict[str, Any] 
         lines += [
             "## Geometry",
             "",
-            *_table([["on test features, normalised", "trained", "random weights"], *rows]),
+            *table(["on test features, normalised", "trained", "random weights"], *rows),
             "",
         ]
     if sensitivity:
@@ -40,17 +42,12 @@ def geometry_lines(geometry: dict[str, Any] | None, sensitivity: dict[str, Any] 
             "## How far it can be moved", "",
             f"{sensitivity['n']} clips, without labels; gradient of the classifier's cross-entropy by the pixels: "
             f"{_number(sensitivity['gradient_norm'])} (median L2 norm).", "",
-            *_table([["Linf", *(name.replace("_", " ") for name in _COLUMNS)], *rows]), "",
+            *table(["Linf", *(name.replace("_", " ") for name in _COLUMNS)], *rows), "",
             "Linear CKA of clean with attacked clips, layer by layer:", "",
-            *_table([["Linf", *layers], *cka]), "",
+            *table(["Linf", *layers], *cka), "",
         ]  # fmt: skip
     return lines
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return [f"| {' | '.join(cells)} |" for cells in rows]

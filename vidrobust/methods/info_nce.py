@@ -45,13 +45,14 @@ def nt_xent(
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z.float(), dim=1)
         everyone, all_ids = distributed.gather(z), distributed.gather(ids)
-        own = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)  # where each row is among all
+        number = torch.arange(len(everyone), device=z.device)
+        own = number[distributed.here(len(z))]
 
         def losses(z: Tensor, everyone: Tensor, rows: slice) -> Tensor:
             positives = ids[rows, None] == all_ids
             if attract is not None:
                 positives |= attract[rows]
-            itself = own[rows, None] == torch.arange(len(everyone), device=z.device)
+            itself = own[rows, None] == number
             positives &= ~itself
             ignored = itself if ignore is None else itself | ignore[rows]
             return info_nce(

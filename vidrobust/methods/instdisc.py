@@ -31,8 +31,8 @@ def plain(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D), of any norm."""
     with torch.autocast(a.device.type, enabled=False):
         a, candidates = F.normalize(a.float(), dim=1), distributed.gather(F.normalize(b.float(), dim=1))
-        own = distributed.rank() * len(a) + torch.arange(len(a), device=a.device)
-        positives = own[:, None] == torch.arange(len(candidates), device=a.device)
+        number = torch.arange(len(candidates), device=a.device)
+        positives = number[distributed.here(len(a)), None] == number
         return info_nce(a / temperature @ candidates.T, positives)
 
 
@@ -45,8 +45,8 @@ def uel(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(torch.cat([a, b]).float(), dim=1)
         everyone = distributed.gather(z)
-        own = distributed.rank() * len(z) + torch.arange(len(z), device=z.device)
         number = torch.arange(len(everyone), device=z.device)
+        own = number[distributed.here(len(z))]
         itself, positives = own[:, None] == number, own.roll(len(a))[:, None] == number
         log_p = (z / temperature @ everyone.T).masked_fill(itself, -torch.inf).log_softmax(1)
         log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))  # near P = 1 it has no end

@@ -80,7 +80,7 @@ class MoCo(Method):
         everything = distributed.gather(x)
         generator = torch.Generator().manual_seed(int(self.steps))  # the same on all ranks
         order = torch.randperm(len(everything), generator=generator).to(x.device)
-        here = slice(distributed.rank() * len(x), (distributed.rank() + 1) * len(x))
+        here = distributed.here(len(x))
         mixed = distributed.gather(self.encoder(everything[order[here]]))
         return mixed[order.argsort()[here]]
 

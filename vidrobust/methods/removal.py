@@ -82,7 +82,7 @@ class Removal(nn.Module):
         """
         own = slice(None)
         if self.whole_batch and distributed.world() > 1:
-            own = slice(distributed.rank() * len(anchors), (distributed.rank() + 1) * len(anchors))
+            own = distributed.here(len(anchors))
             anchors, ids = distributed.gather(anchors.detach().float()), (distributed.gather(ids[0]), ids[1])
         with torch.autocast(anchors.device.type, enabled=False):
             a, b = (F.normalize(z.detach().float(), dim=1) for z in (anchors, candidates))

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation import markdown
 from vidrobust.study.plan import Arm, Study
 
 Runs = Sequence[tuple[Arm, dict[str, Any]]]
@@ -94,17 +95,17 @@ def _section(dataset: str, table: dict[str, Any]) -> list[str]:
     shares = ["probe", "clean", *threats, "mpc"]
     others = ["rpc", "alignment", "uniformity", "tolerance", "margin_mean", "radius", "fisher", "effective_rank"]
     lines = [f"## {dataset}", "", "Accuracies in per cent, mean over seeds and half of a 95 % interval.", ""]
-    lines += _table([["arm", "seeds", *(key.removeprefix("robust ") for key in shares)],
-                     *([name, f"{row['n']}", *(_cell(row.get(key), 100, 1) for key in shares)]
-                       for name, row in table.items())])  # fmt: skip
-    lines += ["", *_table([["arm", *others], *([name, *(_cell(row.get(key), 1, 3) for key in others)]
-                                               for name, row in table.items())]), ""]  # fmt: skip
+    lines += markdown.table(["arm", "seeds", *(key.removeprefix("robust ") for key in shares)],
+                            *([name, f"{row['n']}", *(_cell(row.get(key), 100, 1) for key in shares)]
+                              for name, row in table.items()))  # fmt: skip
+    lines += ["", *markdown.table(["arm", *others], *([name, *(_cell(row.get(key), 1, 3) for key in others)]
+                                                      for name, row in table.items())), ""]  # fmt: skip
     gaps = [[name, other, *("-" if value is None else f"{value:.0f}" for value in closed.values())]
             for name, row in table.items() for other, closed in row["gap_closed"].items()]  # fmt: skip
     if gaps:
         titles = ["arm", "comparator", *next(closed for row in table.values() for closed in row["gap_closed"].values())]
         lines += ["Gap to the comparator's robust accuracy that is closed, per cent (- where there is no gap):", "",
-                  *_table([titles, *gaps]), ""]  # fmt: skip
+                  *markdown.table(titles, *gaps), ""]  # fmt: skip
     return lines
 
 
@@ -113,10 +114,6 @@ def _cell(spread: dict[str, Any] | None, scale: float, digits: int) -> str:
         return "-"
     half = "" if spread["half"] is None else f" ± {scale * spread['half']:.{digits}f}"
     return f"{scale * spread['mean']:.{digits}f}{half}"
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
 def _figure(width: float) -> tuple[Figure, Any]:
