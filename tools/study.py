@@ -2,7 +2,7 @@
 
 Trains and measures every arm on every data set with every seed, one after the other, then writes study.md, study.json
 and figures, of all runs of the page that are there. Runs that are finished are not run again; one that was killed goes
-on.
+on. --dry-run lists the runs, and prints the configuration where only one is chosen.
 """
 
 import dataclasses
@@ -36,11 +36,16 @@ def main() -> None:
     runs = [
         run for run in of_page if run.dataset in study.datasets and run.name in study.arms and run.seed in study.seeds
     ]
-    for run in runs:
-        if cli.print_config(args, run.cfg):
-            return
     for run in of_page:
+        cli.check_names(run.cfg)
         require_same(run)  # before anything is trained with options that would not go with what is there
+    if args.dry_run:
+        for run in runs:
+            state = ", finished" if finished([run]) else ""
+            print(f"# {run.dataset}, {run.name}, seed {run.seed}: {run.folder}{state}")
+        if len(runs) == 1:
+            cli.print_config(args, runs[0].cfg)
+        return
     start_logging(None, quiet=not cli.is_main())
     failed = []
     for run in runs:
@@ -50,7 +55,7 @@ def main() -> None:
             log.error(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
             failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
         if cli.is_main() and (done := finished(of_page)):
-            write_study(whole, done, out, missing=len(of_page) - len(done))
+            write_study(whole, done, out, len(of_page) - len(done), args.overrides)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     log.info(f"report: {out / 'study.md'}")

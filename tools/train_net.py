@@ -7,6 +7,7 @@ from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
 from vidrobust.evaluation import build_lists, check_suite, evaluate
+from vidrobust.methods import without_effect
 
 
 def main() -> None:
@@ -29,6 +30,10 @@ def main() -> None:
     cfg = config.load(args.cfg, args.overrides)
     if cli.print_config(args, cfg):
         return
+    asked = {word.split("=")[0] for word in args.overrides}
+    idle = [key for key in without_effect(cfg.method) if key in asked]  # what pages share is not told
+    if idle and cli.is_main():
+        log.warning(f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}")
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     resume, inside = cli.find_resume(args.resume, out)
     if cli.is_main():

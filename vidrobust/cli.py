@@ -15,13 +15,14 @@ from vidrobust.engine.loop import Stopped
 from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS
+from vidrobust.methods import METHODS, RULES
 from vidrobust.models import BACKBONES
 
 # options whose values are names in a dictionary
 FAMILIES: dict[str, Mapping[str, Any]] = {
     "data.sampling": TRAIN_SAMPLERS, "eval.sampling": EVAL_SAMPLERS,
-    "model.backbone": BACKBONES, "method.name": METHODS, "optim.name": OPTIMIZERS,
+    "model.backbone": BACKBONES, "method.name": METHODS, "method.false_negatives.rule": {"none": None, **RULES},
+    "optim.name": OPTIMIZERS,
     "optim.schedule": SCHEDULES, "eval.suite": SUITES,
 }  # fmt: skip
 
@@ -52,14 +53,19 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
     return cfg, state, folder.parent if folder.name == "checkpoints" else folder
 
 
-def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
-    """Whether --dry-run asked for the resolved configuration, which is then printed.
-
-    Raises UserError for a name that no family knows.
-    """
+def check_names(cfg: config.Config) -> None:
+    """Raises UserError for a name that no family knows."""
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
+
+
+def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
+    """Whether --dry-run asked for the resolved configuration, which is then printed.
+
+    Raises UserError as `check_names` does.
+    """
+    check_names(cfg)
     if args.dry_run:
         print(config.to_yaml(cfg), end="")
     return bool(args.dry_run)

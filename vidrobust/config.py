@@ -80,8 +80,8 @@ def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def get(cfg: Config, key: str) -> Any:
-    """The value of a dotted key."""
+def get(cfg: Any, key: str) -> Any:
+    """The value of a dotted key of a configuration, or of one of its sections."""
     value: Any = cfg
     for part in key.split("."):
         value = getattr(value, part)

@@ -227,10 +227,28 @@ def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
     assert (method(views, ids, labels)["loss_adv"] > 0.01).all()
 
 
-def test_siblings_need_groups():
-    with pytest.raises(UserError, match="rule=sibling: the data set says of no video what it was cut from"):
-        Removal(RULES["sibling"], needs_groups=True).know(records([0, 1]))
+@pytest.mark.parametrize("groups", [None, ["a", "b"], ["a", None]])
+def test_siblings_need_groups(groups):
+    with pytest.raises(UserError, match="rule=sibling: no two videos of the data set are known to be cut"):
+        Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], groups))
     Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], ["a", "a"]))
+
+
+def test_too_much_and_nothing_are_told(caplog):
+    """Once where it is more than half, and at the end of the run where it is nothing."""
+    ids, x = torch.arange(6), torch.eye(6)
+    much = Removal(lambda s, p: p.others)
+    for _ in range(2):
+        much(x, x, (ids, ids), 0.0)
+        assert much.report()["fn_removed"] == pytest.approx(4 / 5)
+    assert [r.message[:40] for r in caplog.records] == ["80% of an epoch's negatives were taken f"]
+    caplog.clear()
+    nothing = Removal(lambda s, p: torch.zeros_like(p.others))
+    for last in (False, True):
+        nothing(x, x, (ids, ids), 0.0)
+        assert nothing.report(last)["fn_removed"] == 0
+        assert len(caplog.records) == int(last)
+    assert "no negative of the last epoch was taken for false" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -74,19 +74,30 @@ def test_other_options_are_refused_before_anything_is_trained(page):
     assert not (folder / "out/clips/supcon").exists() and "Traceback" not in again.stderr
     done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
     assert done.returncode == 0 and "temperature" in done.stdout
+    done = tool("study", *words, "--dry-run", cwd=folder)
+    assert done.stdout.splitlines() == [
+        "# clips, supcon, seed 0: out/clips/supcon/seed0", "# clips, simclr, seed 0: out/clips/simclr/seed0, finished",
+        "# clips, fixed, seed 0: out/clips/fixed/seed0",
+    ]  # fmt: skip
+    page.write_text(page.read_text().replace("rule=fixed", "rule=fixd"))
+    done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
+    assert done.returncode == 1 and "rule: unknown name 'fixd'; did you mean 'fixed'" in done.stderr
 
 
 def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
-    """Runs of two budgets: accuracy at the first, and half of it at the second."""
+    """Runs at a budget of 0 (0.8) and two more: accuracy at the first, and half of it at the second."""
     space = {"alignment": 0.5, "uniformity": -2.0, "tolerance": 0.1, "margin_mean": 0.1, "radius": 0.5, "fisher": 1.0,
              "effective_rank": 3.0, "margin_quantiles": [0.0] * 5, "margin_histogram": [1.0] * 40}  # fmt: skip
     made = []
     for name, values in robust.items():
         for seed, value in enumerate(values):
-            curve = [{"threat": f"linf-{e}", "norm": "linf", "kind": "linf", "eps": e, "robust_acc": value * s}
-                     for e, s in ((0.01, 1.0), (0.02, 0.5))]  # fmt: skip
+            curve = [{"threat": f"linf-{e}", "norm": "linf", "kind": "linf", "eps": e, "robust_acc": robust}
+                     for e, robust in ((0, 0.8), (0.01, value), (0.02, value / 2))]  # fmt: skip
+            removal = [{"fn_removed": 0.0}, {"fn_removed": 0.25, "fn_precision": value}] if name == "fnr" else []
             summary = {"representation": {"trained_probe": {"acc": 0.9}}, "geometry": {"trained": space},
-                       "corruption": None, "curve": curve, "clean_acc": 0.8}  # fmt: skip
+                       "corruption": None, "curve": curve, "clean_acc": 0.8, "removal": removal, "n": 50,
+                       "chance": 0.1, "suite": "pgd-3x1", "classifier": "own head" if name == "sup" else "linear probe",
+                       "warnings": ["a doubt"] if value == 0.4 else []}  # fmt: skip
             made.append((Arm("d", name, seed, config.Config(), Path()), summary))
     return made
 
@@ -101,9 +112,40 @@ def test_means_intervals_and_the_gap_by_hand(tmp_path):
     assert found["fnr"]["gap_closed"]["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
     assert found["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
     assert found["csl"]["gap_closed"] == {} and "sup" not in found["sup"]["gap_closed"]
-    write_study(study, runs, tmp_path)
+    apart = found["fnr"]["difference"]["robust linf-0.01"]
+    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and found["csl"]["difference"] == {}, "seed by seed"
+    assert found["fnr"]["success linf-0.02"]["mean"] == pytest.approx(1 - 0.25 / 0.8)
+    assert found["fnr"]["fn_removed first"]["mean"] == 0 and found["fnr"]["fn_removed last"]["mean"] == 0.25
+    assert found["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5) and "fn_precision first" not in found["fnr"]
+    alone = summarise(study, [run for run in runs if run[0].name != "csl"])["d"]["fnr"]
+    assert alone["difference"] == {} and alone["gap_closed"] == {}
+
+
+def test_what_a_report_says(tmp_path):
+    study = Study(arms={"csl": [], "fnr": ["a=b", "c=d"]}, datasets={}, baseline="csl", comparators=["sup", "worse"],
+                  common=["e=f"], page=Path("configs/study_x.yaml"))  # fmt: skip
+    runs = _runs({"csl": [0.2, 0.3, 0.4], "sup": [0.7, 0.7, 0.7], "fnr": [0.5, 0.4, 0.6], "worse": [0.1, 0.1, 0.6]})
+    write_study(study, runs, tmp_path, 3, ["g=h"])
     text = (tmp_path / "study.md").read_text()
-    assert "| fnr | sup | 50 | 50 |" in text and "| fnr | worse | - | - |" in text and "50.0 ± 24.8" in text
+    assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the page.\n")
+    assert "all runs: `e=f`." in text and "command line: `g=h`." in text and "| fnr | `a=b` `c=d` |" in text
+    assert "50 test videos, pgd-3x1; chance 10.0 %." in text
+    assert "Attacked: the linear probe of csl, fnr, worse; the own head of sup." in text
+    assert "- a doubt: csl 2, fnr 1" in text
+    assert "| fnr | 3 | 90.0 ± 0.0 [0.0] | 80.0 ± 0.0 [0.0] | 50.0 ± 24.8 [10.0] | 25.0 ± 12.4 [5.0] | - |" in text
+    assert "| fnr | 0.0 ± 0.0 [0.0] | 0.0 ± 0.0 [0.0] | 20.0 ± 24.8 [10.0] | 10.0 ± 12.4 [5.0] | - |" in text
+    assert "| fnr | 0.0 ± 0.0 [0.0] | 25.0 ± 0.0 [0.0] | - | 50.0 ± 24.8 [10.0] | - | - |" in text
+    assert "| fnr | sup | 50 | 50 |" in text and "linf-0 " not in text, "a budget of 0 is clean"
+    write_study(study, _runs({"csl": [0.1, 0.4], "sup": [0.5, 0.2], "fnr": [0.2, 0.3]}), tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "| fnr | sup | (0) | (0) |" in text and "worse" not in text.split("## d")[1]
+    write_study(study, _runs({"csl": [0.2]}), tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "| csl | 1 | 90.0 | 80.0 | 20.0 | 10.0 | - |" in text and "False negatives" not in text and "Gap" not in text
+
+
+def test_one_seed_and_many():
+    study = Study(arms={}, datasets={}, baseline="csl")
     one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"]["clean"]
     assert one["half"] is None and one["values"] == [0.8]
     many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"]["robust linf-0.01"]

@@ -165,7 +165,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             optimizer.step()
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
-                progress.epoch_done(step, method.report())
+                progress.epoch_done(step, method.report(last=step + 1 == run.total))
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
 

@@ -1,7 +1,7 @@
 """Views become a loss: a method is a module, `method(views, ids, labels) -> {"loss": (B,), ...}`."""
 
 from vidrobust.methods.adversarial import CLAE
-from vidrobust.methods.build import METHODS, SUPERVISED, build_method
+from vidrobust.methods.build import METHODS, SUPERVISED, build_method, without_effect
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.clusters import k_means
 from vidrobust.methods.false_negatives import RULES, Pairs, detect
@@ -18,5 +18,5 @@ from vidrobust.methods.supervised import Supervised
 __all__ = [
     "BYOL", "CLAE", "METHODS", "RULES", "SUPERVISED", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder",
     "Pairs", "Removal", "SimCLR", "SupCon", "Supervised", "build_method", "detect", "info_nce", "k_means", "nt_xent",
-    "plain", "uel",
+    "plain", "uel", "without_effect",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -34,23 +33,22 @@ def _adversary(cfg: config.Config) -> CLAE | None:
     return None if adversary.name == "none" else CLAE(adversary.eps, adversary.alpha)
 
 
-def _removal(cfg: config.Config, classes: int) -> Removal | None:
+def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
+    """negatives: how many an anchor has at most."""
     wanted = cfg.method.false_negatives
     if wanted.rule == "none":
         return None
-    arguments: dict[str, dict[str, Any]] = {
-        "fixed": {"threshold": wanted.threshold}, "topk": {"k": wanted.k},
-        "topk_threshold": {"k": wanted.k, "threshold": wanted.threshold},
-        "quantile": {"rate": wanted.rate, "over": wanted.over},
-        "adaptive_threshold": {"start": wanted.start, "end": wanted.threshold, "warmup": wanted.warmup},
-        "adaptive_rate": {"rate": wanted.rate, "warmup": wanted.warmup}, "mean_std": {"k": wanted.sigmas},
-    }  # fmt: skip
-    rule = partial(lookup(RULES, wanted.rule, "method.false_negatives.rule"), **arguments.get(wanted.rule, {}))
+    find = lookup(RULES, wanted.rule, "method.false_negatives.rule")
+    options = RULE_OPTIONS[wanted.rule]
+    if "k" in options and wanted.k >= negatives:
+        raise UserError(f"method.false_negatives.k={wanted.k}: an anchor has {negatives} negatives; choose fewer")
     k = (wanted.clusters or classes) if wanted.rule == "cluster" else 0
-    if wanted.rule == "cluster" and not k:
-        raise UserError("method.false_negatives.clusters=0: the data set has no classes; say how many")
+    if wanted.rule == "cluster" and k < 2:
+        raise UserError(f"method.false_negatives.clusters={wanted.clusters}: the data set has {classes} classes, and "
+                        "one cluster takes all negatives for false; say how many, two at least")  # fmt: skip
     return Removal(
-        rule, wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
+        partial(find, **{argument: getattr(wanted, option) for option, argument in options.items()}),
+        wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
         uses_labels=wanted.rule == "oracle", needs_groups=wanted.rule == "sibling",
         whole_batch=wanted.rule == "mean_std" or (wanted.rule == "quantile" and wanted.over == "batch"),
         k=k, dim=cfg.model.dim, classes=classes,
@@ -64,7 +62,8 @@ def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
 def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
     model, wanted = _contrastive(cfg), cfg.method.false_negatives
     detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
-    return kind(model, cfg.method.temperature, _adversary(cfg), _removal(cfg, classes),
+    removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
+    return kind(model, cfg.method.temperature, _adversary(cfg), removal,
                 clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector)  # fmt: skip
 
 
@@ -76,9 +75,9 @@ def _moco(cfg: config.Config, classes: int) -> Method:
     keys = cfg.train.batch_size * (cfg.method.clips_per_video - 1)
     if cfg.method.queue < keys:
         raise UserError(f"method.queue={cfg.method.queue} is less than the {keys} keys of a batch; raise it")
-    model = build_model(cfg.model, "projector")
+    model, removal = build_model(cfg.model, "projector"), _removal(cfg, classes, cfg.method.queue)
     return MoCo(
-        model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, _removal(cfg, classes),
+        model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, removal,
         clips=cfg.method.clips_per_video, shuffle=cfg.method.norm == "shuffle",
         detect_on_keys=cfg.method.false_negatives.encoder == "momentum",
     )  # fmt: skip
@@ -114,6 +113,38 @@ METHODS: dict[str, Callable[[config.Config, int], Method]] = {
 
 # those that learn from labels
 SUPERVISED = ("supervised", "supcon")
+
+# method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
+USES = {
+    "simclr": {"temperature", "clips_per_video", "chunk"},
+    "moco": {"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"},
+    "byol": {"clips_per_video", "predictor", "momentum", "momentum_climbs"},
+    "simsiam": {"clips_per_video", "predictor"},
+    "supcon": {"temperature", "clips_per_video", "chunk"},
+    "plain": {"temperature"}, "uel": {"temperature"}, "supervised": set(),
+}  # fmt: skip
+# rule -> option of `method.false_negatives` -> the argument that it is
+RULE_OPTIONS: dict[str, dict[str, str]] = {
+    "fixed": {"threshold": "threshold"}, "topk": {"k": "k"}, "topk_threshold": {"k": "k", "threshold": "threshold"},
+    "quantile": {"rate": "rate", "over": "over"},
+    "adaptive_threshold": {"start": "start", "threshold": "end", "warmup": "warmup"},
+    "adaptive_rate": {"rate": "rate", "warmup": "warmup"}, "mean_std": {"sigmas": "k"},
+    "cluster": {}, "oracle": {}, "sibling": {},
+}  # fmt: skip
+
+
+def without_effect(method: config.Method) -> list[str]:
+    """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
+    rule, default = method.false_negatives.rule, config.Method()
+    used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
+    if method.adversary.name != "none":
+        used |= {"adversary.eps", "adversary.alpha", "adversary.momentum"}
+    if rule != "none":
+        used |= {f"false_negatives.{name}" for name in ("action", "siblings", "encoder", *RULE_OPTIONS[rule])}
+        used |= {"false_negatives.clusters"} if rule == "cluster" else set()
+        used |= {"momentum", "momentum_climbs"} if method.false_negatives.encoder == "momentum" else set()
+    return [f"method.{key}" for key, _ in config.options(config.Method)
+            if key not in used and config.get(method, key) != config.get(default, key)]  # fmt: skip
 
 
 def build_method(cfg: config.Config, classes: int) -> Method:

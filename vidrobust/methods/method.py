@@ -39,6 +39,6 @@ class Method(nn.Module):
         if self.removal is not None:
             self.removal.start_epoch()
 
-    def report(self) -> dict[str, float]:
-        """What the log shall say of the epoch that has ended."""
-        return {} if self.removal is None else self.removal.report()
+    def report(self, last: bool = False) -> dict[str, float]:
+        """What the log shall say of the epoch that has ended; last: the run has, too."""
+        return {} if self.removal is None else self.removal.report(last)

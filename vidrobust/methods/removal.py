@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vidrobust.data import Record
 from vidrobust.engine import distributed
+from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.methods.clusters import k_means
 from vidrobust.methods.false_negatives import Pairs, Rule, Sides, detect, negative_weights, oracle, sibling
@@ -49,6 +50,7 @@ class Removal(nn.Module):
         self.needs_groups, self.whole_batch, self.k, self.dim, self.classes = needs_groups, whole_batch, k, dim, classes
         for name in ("groups", "labels"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
+        self.told = False  # that much was found
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long))  # pairs, found, false, both
         if k:
             self.register_buffer("clusters", torch.empty(0, dtype=torch.long))
@@ -59,8 +61,12 @@ class Removal(nn.Module):
 
         Raises UserError for more clusters than videos, and where there are no groups and the rule is made of them.
         """
-        if self.needs_groups and not any(record.group for record in records):
-            raise UserError("method.false_negatives.rule=sibling: the data set says of no video what it was cut from")
+        sources = [record.group for record in records if record.group]
+        if self.needs_groups and len(set(sources)) == len(sources):
+            raise UserError(
+                "method.false_negatives.rule=sibling: no two videos of the data set are known to be cut from the same "
+                "source; choose another rule"
+            )
         if self.k > len(records):
             raise UserError(
                 f"method.false_negatives.clusters={self.k}: the data set has {len(records)} videos; choose fewer"
@@ -113,11 +119,22 @@ class Removal(nn.Module):
             if int(seen.sum()) >= self.k:
                 self.clusters[seen] = k_means(self.bank[seen], self.k)
 
-    def report(self) -> dict[str, float]:
-        """Since the last call: the share of negatives found, and precision and recall where labels are known."""
+    def report(self, last: bool = False) -> dict[str, float]:
+        """Since the last call: the share of negatives found, and precision and recall where labels are known.
+
+        Warns, once, where that is more than half of them; and at the end of a run (last) where it is none.
+        """
         pairs, found, false, both = self.counts.tolist()
         self.counts.zero_()
         rates = {"fn_removed": found / pairs} if pairs else {}
+        if found > pairs / 2 and not self.told:
+            self.told = True
+            log.warning(
+                f"{found / pairs:.0%} of an epoch's negatives were taken for false: their embeddings may collapse, and "
+                "what predicts little looks robust; make the rule of method.false_negatives stricter"
+            )
+        if last and pairs and not found:
+            log.warning("method.false_negatives: no negative of the last epoch was taken for false, as with rule=none")
         if found and bool((self.labels >= 0).any()):
             rates["fn_precision"] = both / found
         if false:

@@ -1,7 +1,7 @@
 """A study's page becomes a list of runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Study:
     common: Sequence[str] = ()
     baseline: str = ""
     comparators: Sequence[str] = ()
-    folder: Path = field(default=Path())  # of the page
+    page: Path = Path("study.yaml")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read_study(path: str | Path) -> Study:
         page = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-    known = [item.name for item in fields(Study) if item.name != "folder"]
+    known = [item.name for item in fields(Study) if item.name != "page"]
     if not isinstance(page, dict):
         raise UserError(f"{path}: a study is a mapping of {', '.join(known)}")
     for key in page:
@@ -59,7 +59,7 @@ def read_study(path: str | Path) -> Study:
     for key in ("arms", "datasets"):
         if not isinstance(page.get(key), dict) or not page[key]:
             raise UserError(f"{path}: {key} is a mapping of names, with one at least")
-    study = Study(**({"folder": path.parent} | {str(key): value for key, value in page.items()}))
+    study = Study(**({"page": path} | {str(key): value for key, value in page.items()}))
     for name, options in {**study.arms, "common": study.common}.items():
         if not isinstance(options, list | tuple) or not all(isinstance(word, str) for word in options):
             raise UserError(f"{path}: {name}: a list of key=value")
@@ -85,7 +85,7 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
             root = [f"data.root={roots[dataset]}"] if roots and dataset in roots else []
             for name, options in study.arms.items():
                 words = _over(study.common, options, root, [f"seed={seed}"], overrides)
-                cfg = config.load(study.folder / page, words)
+                cfg = config.load(study.page.parent / page, words)
                 runs.append(Arm(dataset, name, seed, cfg, out / dataset / name / f"seed{seed}"))
     return runs
 

@@ -1,175 +1,129 @@
-"""The summaries of a study's runs become a table with intervals, the gap that is closed, and figures."""
+"""What a study says: study.md, study.json and figures."""
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from vidrobust.evaluation import markdown
-from vidrobust.study.plan import Arm, Study
+from vidrobust.study.figures import draw_margins, draw_robust, draw_space
+from vidrobust.study.plan import Study
+from vidrobust.study.summary import Runs, summarise
 
-Runs = Sequence[tuple[Arm, dict[str, Any]]]
-# 97.5 % points of Student's t by degrees of freedom; beyond, the normal's
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-
-
-def summarise(study: Study, runs: Runs) -> dict[str, Any]:
-    """data set -> arm -> {"n", measure -> {"mean", "std", "half", "values"}}, and "gap_closed" beside the measures.
-
-    half: half the width of a 95 % interval of the mean over seeds by Student's t, None for one seed. Measures: probe,
-    clean, `robust THREAT`, mpc, rpc, and those of geometry; accuracies and shares are fractions. gap_closed: comparator
-    -> threat -> 100 (RA - RA_baseline) / (RA_comparator - RA_baseline) of the means (METHODS section 1.4), None where
-    the comparator is not above the baseline. Clean accuracy, a budget of 0, is no gap.
-    """
-    found: dict[str, Any] = {}
-    for dataset in dict.fromkeys(arm.dataset for arm, _ in runs):
-        table: dict[str, Any] = {}
-        for name in dict.fromkeys(arm.name for arm, _ in runs if arm.dataset == dataset):
-            measured = [_measures(summary) for arm, summary in runs if (arm.dataset, arm.name) == (dataset, name)]
-            table[name] = {"n": len(measured)} | {
-                key: _spread(values)
-                for key in measured[0] if (values := [value for m in measured if (value := m.get(key)) is not None])
-            }  # fmt: skip
-        for name, row in table.items():
-            row["gap_closed"] = {
-                other: _gap(table, study.baseline, other, name)
-                for other in study.comparators
-                if other in table and study.baseline in table and name not in (other, study.baseline)
-            }
-        found[dataset] = table
-    return found
+_FIGURES = {"robust": draw_robust, "space": draw_space, "margins": draw_margins}
+_GEOMETRY = ("alignment", "uniformity", "tolerance", "centroid_mean", "margin_mean", "radius", "fisher",
+             "effective_rank")  # fmt: skip
 
 
-def write_study(study: Study, runs: Runs, out: Path, missing: int = 0) -> dict[str, Any]:
+def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds.
 
-    missing: runs of the study's page that are not there, which the report says.
+    missing: runs of the study's page that are not there, which the report says. overrides: the command line's options.
     """
     found = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     (out / "study.json").write_text(json.dumps(found, indent=2) + "\n")
-    lines = [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
+    lines = [f"# {study.page.stem}: {len(runs)} runs", ""]
+    lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
+    lines += _options(study, overrides)
     for dataset, table in found.items():
         here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
-        for name, draw in (("robust", _draw_robust), ("space", _draw_space), ("margins", _draw_margins)):
+        for name, draw in _FIGURES.items():
             draw(out / f"{dataset}_{name}.png", here, table)
-        lines += [*_section(dataset, table), *(f"![{dataset}: {name}]({dataset}_{name}.png)\n"
-                                               for name in ("robust", "space", "margins"))]  # fmt: skip
+        lines += [*_heading(dataset, here), *_section(study, here, table),
+                  *(f"![{dataset}: {name}]({dataset}_{name}.png)\n" for name in _FIGURES)]  # fmt: skip
     (out / "study.md").write_text("\n".join(lines).rstrip() + "\n")
     return found
 
 
-def _measures(summary: dict[str, Any]) -> dict[str, float | None]:
-    learned, geometry, corruption = summary["representation"], summary["geometry"]["trained"], summary["corruption"]
-    return {
-        "probe": learned["trained_probe"]["acc"], "clean": summary["clean_acc"],
-        **{f"robust {c['threat']}": c["robust_acc"] for c in summary["curve"]},
-        "mpc": corruption and corruption["mpc"], "rpc": corruption and corruption["rpc"],
-        **{key: value for key, value in geometry.items() if not isinstance(value, list)},
-    }  # fmt: skip
+def _options(study: Study, overrides: Sequence[str]) -> list[str]:
+    lines = [f"Options of all runs: {_code(study.common)}.", ""] if study.common else []
+    lines += [f"Over all, from the command line: {_code(overrides)}.", ""] if overrides else []
+    arms = ([name, _code(words) or "-"] for name, words in study.arms.items())
+    return [*lines, *markdown.table(["arm", "its options"], *arms), ""]
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
-    mean, n = statistics.fmean(values), len(values)
-    std = statistics.stdev(values) if n > 1 else None
-    t = _T[n - 2] if 1 < n <= len(_T) + 1 else 1.96
-    return {"mean": mean, "std": std, "half": None if std is None else t * std / math.sqrt(n), "values": values}
+def _code(words: Sequence[str]) -> str:
+    return " ".join(f"`{word}`" for word in words)
 
 
-def _gap(table: dict[str, Any], baseline: str, comparator: str, name: str) -> dict[str, float | None]:
-    gaps: dict[str, float | None] = {}
-    for key in (key for key in table[name] if key.startswith("robust ") and not key.endswith("-0")):
-        low, high, own = (table[arm][key]["mean"] for arm in (baseline, comparator, name))
-        gaps[key.removeprefix("robust ")] = 100 * (own - low) / (high - low) if high > low else None
-    return gaps
-
-
-def _section(dataset: str, table: dict[str, Any]) -> list[str]:
-    threats = [key for key in next(iter(table.values())) if key.startswith("robust ")]
-    shares = ["probe", "clean", *threats, "mpc"]
-    others = ["rpc", "alignment", "uniformity", "tolerance", "margin_mean", "radius", "fisher", "effective_rank"]
-    lines = [f"## {dataset}", "", "Accuracies in per cent, mean over seeds and half of a 95 % interval.", ""]
-    lines += markdown.table(["arm", "seeds", *(key.removeprefix("robust ") for key in shares)],
-                            *([name, f"{row['n']}", *(_cell(row.get(key), 100, 1) for key in shares)]
-                              for name, row in table.items()))  # fmt: skip
-    lines += ["", *markdown.table(["arm", *others], *([name, *(_cell(row.get(key), 1, 3) for key in others)]
-                                                      for name, row in table.items())), ""]  # fmt: skip
-    gaps = [[name, other, *("-" if value is None else f"{value:.0f}" for value in closed.values())]
-            for name, row in table.items() for other, closed in row["gap_closed"].items()]  # fmt: skip
-    if gaps:
-        titles = ["arm", "comparator", *next(closed for row in table.values() for closed in row["gap_closed"].values())]
-        lines += ["Gap to the comparator's robust accuracy that is closed, per cent (- where there is no gap):", "",
-                  *markdown.table(titles, *gaps), ""]  # fmt: skip
+def _heading(dataset: str, runs: Runs) -> list[str]:
+    """The data set, what was attacked, and what the evaluations warned of, each once with the runs that it concerns."""
+    first = runs[0][1]
+    attacked: dict[str, list[str]] = {}
+    doubts: dict[str, list[str]] = {}
+    for arm, summary in runs:
+        attacked.setdefault(summary["classifier"], []).append(arm.name)
+        for line in summary["warnings"]:
+            doubts.setdefault(line, []).append(f"{arm.name} {arm.seed}")
+    whose = "; ".join(f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items())
+    lines = [f"## {dataset}", "", f"{first['n']} test videos, {first['suite']}; chance {100 * first['chance']:.1f} %. "
+             f"Attacked: {whose}.", ""]  # fmt: skip
+    lines += ["Warnings (arm and seed):", "", *(f"- {line}: {', '.join(names)}" for line, names in doubts.items()),
+              ""] if doubts else []  # fmt: skip
     return lines
 
 
-def _cell(spread: dict[str, Any] | None, scale: float, digits: int) -> str:
-    if spread is None:
-        return "-"
-    half = "" if spread["half"] is None else f" ± {scale * spread['half']:.{digits}f}"
-    return f"{scale * spread['mean']:.{digits}f}{half}"
+def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
+    threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
+    shares = {"probe": "probe", "clean": "clean", **{f"robust {t}": t for t in threats}, "mpc": "mpc"}
+    lines = [
+        "Accuracies, per cent: mean over seeds ± half of its 95 % interval (Student's t, which for two seeds is 9 "
+        "times their standard deviation), [standard deviation]. probe: linear probe over all clips; clean: of what is "
+        "attacked; then by budget; mpc: mean after corruptions.", "",
+        *_rows(table, {"n": "seeds"} | shares, 100, 1), "",
+    ]  # fmt: skip
+    apart = {name: row["difference"] for name, row in table.items() if row["difference"]}
+    if apart:
+        lines += [f"Less {study.baseline}'s of the same seed, points:", "", *_rows(apart, shares, 100, 1), ""]
+    lines += ["Of videos that are right, those that the attack breaks, per cent:", "",
+              *_rows(table, {f"success {t}": t for t in threats}, 100, 1), ""] if threats else []  # fmt: skip
+    lines += ["Geometry of test features (docs/methods.md; a collapsed representation has a low rank and a uniformity "
+              "near 0), and rpc, the share of clean accuracy that corruptions leave:", "",
+              *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3), ""]  # fmt: skip
+    return lines + _removal(table) + _gaps(table)
 
 
-def _figure(width: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+def _removal(table: dict[str, Any]) -> list[str]:
+    removing = {name: row for name, row in table.items() if "fn_removed last" in row}
+    keys = {f"fn_{what} {when}": f"{what}, {when} epoch" for what in ("removed", "precision", "recall")
+            for when in ("first", "last")}  # fmt: skip
+    return ["False negatives, per cent: share of negatives found, how many of these have the same label (precision), "
+            "how many of those with the same label are found (recall):", "",
+            *_rows(removing, keys, 100, 1), ""] if removing else []  # fmt: skip
 
 
-def _draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> None:
-    """Robust accuracy against eps, a line an arm, its interval as a band: of the first family of threats."""
-    curve = runs[0][1]["curve"]
-    kind = curve[0]["kind"] if curve else ""
-    budgets = [(c["threat"], c["eps"]) for c in curve if c["kind"] == kind and c["norm"] == curve[0]["norm"]]
-    figure, axes = _figure(5.5)
+def _gaps(table: dict[str, Any]) -> list[str]:
+    rows = []
     for name, row in table.items():
-        spreads = [row[f"robust {threat}"] for threat, _ in budgets]
-        eps = [255 * size for _, size in budgets]
-        means = np.array([100 * s["mean"] for s in spreads])
-        half = np.array([100 * (s["half"] or 0) for s in spreads])
-        (line,) = axes.plot(eps, means, marker="o", markersize=3, label=name)
-        axes.fill_between(eps, means - half, means + half, color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="eps, of 255", ylabel="robust accuracy, %", ylim=(0, 100))
-    axes.legend(fontsize=7)
-    figure.savefig(path)
+        for other, closed in row["gap_closed"].items():
+            gaps = table[other]["difference"]
+            cells = ("-" if value is None else f"{value:.0f}" if _certain(gaps[f"robust {key}"]) else f"({value:.0f})"
+                     for key, value in closed.items())  # fmt: skip
+            rows.append([name, other, *cells])
+    if not rows:
+        return []
+    titles = next(closed for row in table.values() for closed in row["gap_closed"].values())
+    return ["Gap to the comparator's robust accuracy that is closed, per cent; - where the comparator is not above the "
+            "baseline, in brackets where one seed or an interval that holds 0 leaves the gap itself in doubt:", "",
+            *markdown.table(["arm", "comparator", *titles], *rows), ""]  # fmt: skip
 
 
-def _draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> None:
-    """Alignment against uniformity, a point a run, coloured by robust accuracy at the middle budget."""
-    figure, axes = _figure(5.5)
-    threats = [key for key in next(iter(table.values())) if key.startswith("robust ")]
-    if threats:
-        middle = threats[len(threats) // 2]
-        placed = [(arm.name, _measures(summary)) for arm, summary in runs]
-        shown = [(name, m) for name, m in placed if m["alignment"] is not None and m["uniformity"] is not None]
-        dots = axes.scatter([m["uniformity"] for _, m in shown], [m["alignment"] for _, m in shown],
-                            c=[100 * (m[middle] or 0) for _, m in shown], cmap="viridis")  # fmt: skip
-        for name, m in shown:
-            axes.annotate(
-                name, (m["uniformity"], m["alignment"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
-            )
-        figure.colorbar(dots, ax=axes, label=f"{middle}, %")
-    axes.set(xlabel="uniformity (lower: more uniform)", ylabel="alignment (lower: closer)")
-    figure.savefig(path)
+def _certain(gap: dict[str, Any]) -> bool:
+    return gap["half"] is not None and gap["mean"] > gap["half"]
 
 
-def _draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> None:
-    """Histograms of samples' margins, an outline an arm, over all seeds."""
-    figure, axes = _figure(5.5)
-    edges = np.linspace(-1, 1, 41)
-    for name in table:
-        counts = [summary["geometry"]["trained"]["margin_histogram"] for arm, summary in runs if arm.name == name]
-        known = [np.array(c) for c in counts if c is not None]
-        if known:
-            total = np.sum(known, axis=0)
-            axes.stairs(total / total.sum(), edges, label=name)
-    axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set(xlabel="margin of a sample", ylabel="share of test samples")
-    axes.legend(fontsize=7)
-    figure.savefig(path)
+def _rows(table: dict[str, dict[str, Any]], keys: dict[str, str], scale: float, digits: int) -> list[str]:
+    """A table of arm -> spreads by measure; keys: measure -> title of its column."""
+    rows = ([name, *(_cell(row.get(key), scale, digits) for key in keys)] for name, row in table.items())
+    return markdown.table(["arm", *keys.values()], *rows)
+
+
+def _cell(found: Any, scale: float, digits: int) -> str:
+    """A spread, a count, or nothing."""
+    if not isinstance(found, dict):
+        return "-" if found is None else str(found)
+    mean = f"{scale * found['mean']:.{digits}f}"
+    if found["half"] is None:
+        return mean
+    return f"{mean} ± {scale * found['half']:.{digits}f} [{scale * found['std']:.{digits}f}]"

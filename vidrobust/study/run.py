@@ -29,8 +29,12 @@ def require_same(arm: Arm) -> None:
 
 
 def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
-    """Those that are measured, with their summaries."""
-    return [(arm, json.loads(_summary(arm).read_text())) for arm in arms if _summary(arm).is_file()]
+    """Those that are measured, with their summaries, and in them `removal`, an epoch's log of false negatives each."""
+    return [
+        (arm, json.loads(_summary(arm).read_text()) | {"removal": _removal(arm)})
+        for arm in arms
+        if _summary(arm).is_file()
+    ]
 
 
 def run_arm(arm: Arm) -> dict[str, Any]:
@@ -51,3 +55,8 @@ def run_arm(arm: Arm) -> dict[str, Any]:
 
 def _summary(arm: Arm) -> Path:
     return arm.folder / "eval" / arm.cfg.eval.name / "summary.json"
+
+
+def _removal(arm: Arm) -> list[dict[str, float]]:
+    rows = map(json.loads, (arm.folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["split"] == "train_epoch"]

@@ -1,0 +1,65 @@
+"""Which options a method takes, and which it refuses."""
+
+import re
+
+import pytest
+
+from tests.helpers import REPO
+from vidrobust import config
+from vidrobust.errors import UserError
+from vidrobust.methods import METHODS, RULES, build_method, without_effect
+from vidrobust.methods.build import RULE_OPTIONS, USES
+
+FN = "method.false_negatives."
+
+
+def load(*words: str) -> config.Config:
+    return config.loads("", ["model.backbone=resnet18", "model.width=8", "data.frames=1", *words])
+
+
+def test_every_method_and_rule_says_what_it_takes():
+    assert USES.keys() == METHODS.keys() and RULE_OPTIONS.keys() == RULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (["method.name=supervised", "method.clips_per_video=3"], ["method.clips_per_video"]),
+        (["method.name=byol", FN + "action=attract"], [FN + "action"]),
+        (["method.name=moco", "method.chunk=8", "method.queue=64"], ["method.chunk"]),
+        (["method.adversary.eps=0.1"], ["method.adversary.eps"]),
+        (["method.adversary.eps=0.1", "method.adversary.name=clae"], []),
+        (["method.momentum=0.5"], ["method.momentum"]),
+        (["method.momentum=0.5", FN + "rule=fixed", FN + "encoder=momentum"], []),
+        ([FN + "rule=mean_std", FN + "sigmas=3", FN + "k=3"], [FN + "k"]),
+        ([FN + "rule=adaptive_threshold", FN + "threshold=0.5", FN + "warmup=0"], []),
+        ([FN + "rule=oracle", FN + "clusters=3"], [FN + "clusters"]),
+        ([FN + "rule=cluster", FN + "clusters=3", FN + "siblings=false"], []),
+    ],
+)
+def test_options_without_effect(words, idle):
+    assert without_effect(load(*words).method) == idle
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([FN + "rule=topk", FN + "k=14", "train.batch_size=8"], "k=14: an anchor has 14 negatives; choose fewer"),
+        ([FN + "rule=topk_threshold", FN + "k=9", "method.name=moco", "method.queue=9", "train.batch_size=8"],
+         "an anchor has 9 negatives"),
+        ([FN + "rule=cluster", FN + "clusters=1"], "clusters=1: .*one cluster takes all"),
+    ],
+)  # fmt: skip
+def test_rules_that_would_take_everything(words, reason):
+    with pytest.raises(UserError, match=reason):
+        build_method(load(*words), 5)
+
+
+def test_a_k_of_all_but_one_is_let():
+    build_method(load(FN + "rule=topk", FN + "k=13", "train.batch_size=8"), 5)
+
+
+def test_the_documents_table_of_options_is_the_truth():
+    text = (REPO / "docs/methods.md").read_text().split("| `method.name` | its options |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M))
+    assert {name: set(re.findall(r"`(\w+)`", cells)) for name, cells in rows.items()} == USES
