@@ -38,6 +38,7 @@ def _train(place, *words):
         (["eval.name=../other"], "eval.name=../other: one folder's name"),
         (["eval.threats=linf-4/255"], "eval.threats: needs a list, such as"),
         (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
+        (["--dry-run", "method.false_negatives.rule=nonee"], "did you mean 'none'"),
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
@@ -180,6 +181,16 @@ def test_resume_takes_the_word_behind_it_for_an_override(place):
         "train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume", *TINY, "eval.enabled=false", cwd=place
     )
     assert done.returncode == 0 and "training was complete at step 4" in done.stderr
+
+
+def test_method_options_without_effect_are_told(place):
+    words = ("method.name=supervised", "method.clips_per_video=3", "method.temperature=0.5", "train.max_steps=1")
+    done = _train(place, "--output-dir", "idle", *words)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "no effect" in line]
+    assert len(told) == 1 and told[0].endswith(
+        "no effect with method.name=supervised as it is configured: method.clips_per_video"
+    )
 
 
 def test_usage_is_told_without_a_traceback(place):

@@ -149,11 +149,12 @@ def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
         timings = measure_losses(rows, samples, dim, args.rounds, device)
         for row in timings:
             low, high = 1e3 * min(row.seconds), 1e3 * max(row.seconds)
+            spread = "one call" if len(row.seconds) == 1 < args.rounds else f"{low:.1f} to {high:.1f}"
             relative = row.median / timings[0].median
-            print(f"| {samples} | {row.name:<24} | {1e3 * row.median:.1f} ({low:.1f} to {high:.1f}) | {relative:.2f} "
+            print(f"| {samples} | {row.name:<24} | {1e3 * row.median:.1f} ({spread}) | {relative:.2f} "
                   f"| {row.value:.4f} |", flush=True)  # fmt: skip
     rows, _ = loss_rows(args.memory, dim, temperature, args.chunk)
-    for name in list(rows)[:2]:
+    for name in (name for name in rows if name.startswith("vidrobust")):
         memory = peak_memory(rows[name], args.memory, dim, device)
         print(f"peak memory of {name}, N = {args.memory}: {memory:.2f} times the logits")
 

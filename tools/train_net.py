@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vidrobust import cli, config
 from vidrobust.engine import checkpoint, run
-from vidrobust.engine.log import log
+from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.loop import train
 from vidrobust.evaluation import build_lists, check_suite, evaluate
 from vidrobust.methods import without_effect
@@ -30,9 +30,10 @@ def main() -> None:
     cfg = config.load(args.cfg, args.overrides)
     if cli.print_config(args, cfg):
         return
+    start_logging(None, quiet=not cli.is_main())
     asked = {word.split("=")[0] for word in args.overrides}
     idle = [key for key in without_effect(cfg.method) if key in asked]  # what pages share is not told
-    if idle and cli.is_main():
+    if idle:
         log.warning(f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}")
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     resume, inside = cli.find_resume(args.resume, out)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vidrobust.evaluation.report import _shown
+from vidrobust.evaluation.summary import learned_nothing
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,9 @@ def test_a_picture_shows_the_frames_that_were_changed(frames, changed, expected)
     difference = np.full((3, frames, 2, 2), 1e-8)
     difference[1, list(changed), 0, 1] = -0.01
     assert _shown(difference).tolist() == expected
+
+
+@pytest.mark.parametrize(("trained", "random", "told"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)])
+def test_a_model_that_learned_nothing_is_told(trained, random, told):
+    lines = learned_nothing({"trained_probe": {"acc": trained}, "random_probe": {"acc": random}})
+    assert bool(lines) == told and all(f"({100 * trained:.1f} %) is not above" in line for line in lines)

@@ -7,7 +7,7 @@ from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.sensitivity import (
     by_layer,
     cka_by_layer,
-    displaced,
+    displace,
     gradient_norm,
     measure_sensitivity,
     overlap,
@@ -35,9 +35,8 @@ def test_a_linear_encoder_is_moved_as_far_as_it_can_be(clips):
     """One output: |w| . eps, from inside of [0, 1]."""
     weight = torch.randn(clips[0].numel(), 1)
     encode = lambda v: v.flatten(1) @ weight  # noqa: E731
-    before, after = displaced(encode, clips, ThreatModel("linf", 0.05), steps=10, step_size=None)
-    assert torch.allclose(before, encode(clips))
-    assert torch.allclose((after - before).abs()[:, 0], (0.05 * weight.abs().sum()).expand(4), rtol=1e-3)
+    x_adv = displace(encode, clips, ThreatModel("linf", 0.05), steps=10, step_size=None)
+    assert torch.allclose((encode(x_adv) - encode(clips)).abs()[:, 0], (0.05 * weight.abs().sum()).expand(4), rtol=1e-3)
 
 
 def test_pairs_that_the_budget_can_join_overlap_and_others_do_not(clips):
@@ -64,6 +63,12 @@ def test_layers_are_pooled_outputs(name):
     assert all(found == pytest.approx(1, abs=1e-4) for found in cka_by_layer(many, many).values())
 
 
+def test_a_small_stems_pooling_is_no_layer():
+    backbone = build_backbone("resnet18", width=4, stem="cifar").eval()
+    layers = by_layer(backbone.trunk, backbone, torch.rand(2, 3, 1, 16, 16))
+    assert "maxpool" not in layers and "relu" in layers
+
+
 def test_a_summary_of_several_budgets():
     """The larger the budget, the farther it moves; at nearly none, everything stays where it was."""
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
@@ -80,7 +85,7 @@ def test_a_summary_of_several_budgets():
     assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
     assert found == measure_sensitivity(backbone, lambda v: head(backbone(v)), clips, [1e-5, 0.1], seed=0)
     text = "\n".join(geometry_lines(None, found))
-    assert "5 clips, without labels" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
+    assert "5 clips: how far" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
     alone = measure_sensitivity(
         backbone, lambda v: head(backbone(v)), [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
     )

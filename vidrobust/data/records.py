@@ -73,7 +73,7 @@ def split_by_group(records: list[Record], share: float) -> tuple[list[Record], l
 
 
 def require_labels(records: list[Record], what: str) -> None:
-    """Raises UserError when some record has no label; what: who needs them."""
+    """Raises UserError when some record has no label; what: who does not go without, in the singular."""
     without = [record.uid for record in records if record.label < 0]
     if without:
         raise UserError(

@@ -43,7 +43,7 @@ from vidrobust.evaluation.representation import Representation, measure_represen
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, covered, families, require_defined
-from vidrobust.evaluation.summary import about, attacked
+from vidrobust.evaluation.summary import about, attacked, learned_nothing
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
@@ -148,7 +148,7 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
     """
     train, classes = build_records(cfg, "train")
     test, _ = build_records(cfg, "test")
-    for records, what in ((train, "kNN and the probe (eval.enabled=false does without)"), (test, "evaluation")):
+    for records, what in ((train, "evaluation (eval.enabled=false does without)"), (test, "evaluation")):
         require_labels(records, what)
     leaked = shared_sources(train, test)
     if leaked:
@@ -187,6 +187,7 @@ def _measure(
         clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
         measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
         measured["corruption"] = corruption
+        measured["warnings"] += learned_nothing(measured["representation"])
         measured["warnings"] += (corruption or {}).get("warnings", [])
         measured["failed"] += [line for line in (corruption or {}).get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]

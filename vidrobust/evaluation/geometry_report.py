@@ -5,21 +5,23 @@ from typing import Any
 from vidrobust.evaluation.markdown import table
 
 _ROWS = (
-    ("alignment of augmented views", "alignment"),
-    ("uniformity", "uniformity"),
-    ("effective rank", "effective_rank"),
-    ("tolerance", "tolerance"),
-    ("between centroids: least", "centroid_min"),
-    ("between centroids: mean", "centroid_mean"),
-    ("within a class: mean radius", "radius"),
-    ("Fisher ratio", "fisher"),
-    ("margin of a sample: mean", "margin_mean"),
-    ("samples of negative margin", "margin_negative"),
+    ("alignment: distance of augmented views (lower: closer)", "alignment"),
+    ("uniformity (lower: spread more evenly; 0: all in one place)", "uniformity"),
+    ("effective rank (higher: more dimensions used)", "effective_rank"),
+    ("tolerance: similarity within a class (higher: tighter)", "tolerance"),
+    ("between centroids: least (higher: farther apart)", "centroid_min"),
+    ("between centroids: mean (higher: farther apart)", "centroid_mean"),
+    ("within a class: mean radius (lower: tighter)", "radius"),
+    ("Fisher ratio: between over within classes (higher: apart)", "fisher"),
+    ("margin of a sample: mean (higher: nearer to its own class)", "margin_mean"),
+    ("share of samples of negative margin (lower)", "margin_negative"),
 )
-_COLUMNS = (
-    "universal_quantile", "relative_displacement", "breakaway_risk", "nn_top1", "nn_top5", "overlap_risk",
-    "overlap_margin",
-)  # fmt: skip
+_COLUMNS = {
+    "universal_quantile": "universal quantile (lower)", "relative_displacement": "relative displacement (lower)",
+    "breakaway_risk": "breakaway risk (lower)", "nn_top1": "own among nearest 1 (higher)",
+    "nn_top5": "own among nearest 5 (higher)", "overlap_risk": "overlap risk (lower)",
+    "overlap_margin": "overlap margin (higher)",
+}  # fmt: skip
 
 
 def geometry_lines(geometry: dict[str, Any] | None, sensitivity: dict[str, Any] | None) -> list[str]:
@@ -40,11 +42,13 @@ def geometry_lines(geometry: dict[str, Any] | None, sensitivity: dict[str, Any] 
                for b in sensitivity["budgets"]]  # fmt: skip
         lines += [
             "## How far it can be moved", "",
-            f"{sensitivity['n']} clips, without labels; gradient of the classifier's cross-entropy by the pixels: "
-            f"{_number(sensitivity['gradient_norm'])} (median L2 norm).", "",
-            *table(["Linf", *(name.replace("_", " ") for name in _COLUMNS)], *rows), "",
-            "Linear CKA of clean with attacked clips, layer by layer:", "",
+            f"{sensitivity['n']} clips: how far an attack on the representation, without labels, moves them "
+            "(docs/methods.md; in brackets what is better).", "",
+            *table(["Linf", *_COLUMNS.values()], *rows), "",
+            "Linear CKA of clean with attacked clips, layer by layer (1: nothing moved):", "",
             *table(["Linf", *layers], *cka), "",
+            "With labels: the gradient of the classifier's cross-entropy by the pixels has a median L2 norm of "
+            f"{_number(sensitivity['gradient_norm'])}.", "",
         ]  # fmt: skip
     return lines
 

@@ -26,7 +26,7 @@ def gradient_norm(loss: Loss, x: Tensor) -> Tensor:
     return gradient.flatten(1).norm(dim=1)
 
 
-def displaced(
+def displace(
     encode: Encode,
     x: Tensor,
     threat: ThreatModel,
@@ -34,14 +34,12 @@ def displaced(
     steps: int = 25,
     step_size: float | None = 0.001,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(f(x), f(x_adv)), (B, D) each: x pushed as far from its representation as PGD gets within the threat.
+) -> Tensor:
+    """x_adv like x (B, C, T, H, W): x pushed as far from its representation as PGD gets within the threat.
 
     The published setting is Linf 0.05, 25 steps of 0.001, from a random start. step_size None: 2.5 eps / steps.
     """
-    x_adv = pgd(push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator)
-    with torch.no_grad():
-        return encode(x).float(), encode(x_adv).float()
+    return pgd(push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator)
 
 
 def overlap(
@@ -65,7 +63,8 @@ def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
     """Outputs of a trunk's children, in the order they run, averaged over time and space -> name -> (B, D).
 
     encode runs the trunk. A child that runs on frames, B * T of them, is averaged over them too; the two pathways of
-    one that has two are joined; children of a list of modules count each.
+    one that has two are joined; children of a list of modules count each, and what does nothing (a small stem's
+    pooling) does not.
     """
     found: dict[str, Tensor] = {}
 
@@ -82,6 +81,7 @@ def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
         (f"{name}.{number}", part) if isinstance(child, nn.ModuleList) else (name, child)
         for name, child in trunk.named_children()
         for number, part in enumerate(child if isinstance(child, nn.ModuleList) else [child])
+        if not isinstance(part, nn.Identity)
     ]
     handles = [child.register_forward_hook(keep(name)) for name, child in named]
     try:
@@ -109,21 +109,18 @@ def measure_sensitivity(
     starts.
     """
     generator = torch.Generator().manual_seed(seed)
-    steep, budgets = [], []
-    for x, labels in clips:
-        steep.append(gradient_norm(partial(_cross_entropy, classify, labels), x))
+    steep = [gradient_norm(partial(_cross_entropy, classify, labels), x) for x, labels in clips]
+    clean, layers = _measured(backbone, [x for x, _ in clips])
+    places, budgets = torch.arange(len(clean), device=clean.device), []
     for budget in eps:
-        threat, rows, layers, between = ThreatModel("linf", budget), [], [], []
+        threat, moved_clips, between = ThreatModel("linf", budget), [], []
         for x, _ in clips:
-            x_adv = pgd(push_away(backbone, x), x, threat, steps=25, step_size=0.001, generator=generator)
-            layers.append([by_layer(backbone.trunk, backbone, v) for v in (x, x_adv)])
-            rows.append(torch.stack([_encoded(backbone, v) for v in (x, x_adv)]))
+            moved_clips.append(displace(backbone, x, threat, generator=generator))
             if len(x) > 1:
                 between.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
-        clean, attacked = torch.cat(rows, 1)
-        moved, places = (attacked - clean).norm(dim=1), torch.arange(len(clean), device=clean.device)
+        attacked, attacked_layers = _measured(backbone, moved_clips)
+        moved = (attacked - clean).norm(dim=1)
         margin = torch.cat(between) if between else clean.new_empty(0)
-        joined = [{name: torch.cat([pair[side][name] for pair in layers]) for name in layers[0][0]} for side in (0, 1)]
         budgets.append({
             "eps": budget, "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
             "relative_displacement": float(geometry.relative_displacement(moved, clean).median()),
@@ -132,7 +129,7 @@ def measure_sensitivity(
             "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
             "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
             "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
-            "cka": cka_by_layer(*joined),
+            "cka": cka_by_layer(layers, attacked_layers),
         })  # fmt: skip
     return {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
 
@@ -142,5 +139,8 @@ def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _encoded(encode: Encode, x: Tensor) -> Tensor:
-    return encode(x).float()
+def _measured(backbone: Backbone, clips: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Representations of all clips of some batches, and outputs of the layers."""
+    encoded = torch.cat([backbone(x).float() for x in clips])
+    layers = [by_layer(backbone.trunk, backbone, x) for x in clips]
+    return encoded, {name: torch.cat([found[name] for found in layers]) for name in layers[0]}

@@ -36,6 +36,15 @@ def about(cfg: config.Config, found: Representation, gallery: Features, classes:
     }
 
 
+def learned_nothing(accuracies: dict[str, Any]) -> list[str]:
+    """A warning where the probe on the trained trunk is not above that on random weights, else none."""
+    trained, random = (accuracies[f"{name}_probe"]["acc"] for name in ("trained", "random"))
+    if trained > random:
+        return []
+    return [f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "
+            f"({100 * random:.1f} %): what predicts little may look robust"]  # fmt: skip
+
+
 def attacked(
     cfg: config.Config, rows: list[Row], threats: list[ThreatModel], suite: Suite, doubts: list[str]
 ) -> dict[str, Any]:
