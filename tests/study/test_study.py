@@ -11,6 +11,7 @@ import pytest
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.errors import UserError
+from vidrobust.methods import RULES
 from vidrobust.study import Arm, Study, plan, read_study, summarise, write_study
 from vidrobust.study.plan import chosen
 
@@ -160,6 +161,12 @@ def test_later_options_win_and_seeds_come_first(page):
     assert [r.cfg.optim.lr for r in runs[:2]] == [0.2, 0.5] and runs[0].cfg.train.epochs == 7
     assert runs[2].cfg.seed == 1 and runs[0].cfg.data.root == "/elsewhere"
     assert runs[0].folder == Path("out/clips/a/seed0")
+    study = dataclasses.replace(study, datasets={"clips": "base.yaml", "more": "base.yaml"}, skip={"more": ["b"]})
+    assert [(r.dataset, r.name) for r in plan(study, Path("out"))][:3] == [
+        ("clips", "a"),
+        ("clips", "b"),
+        ("more", "a"),
+    ]
 
 
 def test_an_arm_that_fails_leaves_the_others(page):
@@ -181,6 +188,9 @@ def test_an_arm_that_fails_leaves_the_others(page):
         ("arms: {}\ndatasets: {d: p}", "arms is a mapping of names, with one at least"),
         ("arms: {a: [1]}\ndatasets: {d: p}", "a: a list of key=value"),
         ("arms: {a: []}\ndatasets: {d: p}\nbaseline: aa", "no arm 'aa'; did you mean 'a'"),
+        ("arms: {a: []}\ndatasets: {d: p}\nskip: {d: [b]}", "no arm 'b'"),
+        ("arms: {a: []}\ndatasets: {d: p}\nskip: {e: [a]}", "skip: no data set 'e'"),
+        ("arms: {a: []}\ndatasets: {d: p}\nskip: {d: a}", "skip is a mapping of data sets to lists of arms"),
         ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, one at least"),
         ("arm: {a: []}", "unknown key 'arm'; did you mean 'arms'"),
         ("arms: [", "study.yaml: "),
@@ -208,6 +218,9 @@ def test_parts_of_a_study(page):
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/study_*.yaml")), ids=lambda p: p.stem)
 def test_every_page_plans_and_starts_with_its_command(path):
     runs = plan(read_study(path), Path("out"))
+    if path.stem == "study_susceptibility":  # METHODS section 1.4: each rule
+        rules = [{r.cfg.method.false_negatives.rule for r in runs if r.dataset == d} for d in ("cifar10", "ucf101")]
+        assert rules == [{"none", *RULES} - {"sibling"}, {"none", *RULES}]
     assert (
         len(runs) >= 60 and f"python tools/study.py --cfg configs/{path.name}" in path.read_text().split("\nseeds")[0]
     )

@@ -1,7 +1,7 @@
 """A study's page becomes a list of runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from vidrobust.errors import UserError, nearest
 class Study:
     """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs.
 
-    baseline: the arm whose gap to the comparators others close. Options are `key=value` words; an arm's lie over
-    `common`, and the command line's over all.
+    baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not for it. Options are
+    `key=value` words; an arm's lie over `common`, and the command line's over all.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -27,6 +27,7 @@ class Study:
     common: Sequence[str] = ()
     baseline: str = ""
     comparators: Sequence[str] = ()
+    skip: Mapping[str, Sequence[str]] = field(default_factory=dict)
     page: Path = Path("study.yaml")
 
 
@@ -42,7 +43,7 @@ class Arm:
 
 
 def read_study(path: str | Path) -> Study:
-    """Raises UserError for a page that is none, and for arms that `baseline` or `comparators` name and that are not."""
+    """Raises UserError for a page that is none, and for arms and data sets that it names and that are not."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no study {path}")
@@ -63,7 +64,12 @@ def read_study(path: str | Path) -> Study:
     for name, options in {**study.arms, "common": study.common}.items():
         if not isinstance(options, list | tuple) or not all(isinstance(word, str) for word in options):
             raise UserError(f"{path}: {name}: a list of key=value")
-    for name in [study.baseline, *study.comparators]:
+    if not isinstance(study.skip, dict) or not all(isinstance(arms, list) for arms in study.skip.values()):
+        raise UserError(f"{path}: skip is a mapping of data sets to lists of arms")
+    for name in study.skip:
+        if name not in study.datasets:
+            raise UserError(f"{path}: skip: no data set {name!r}{nearest(name, list(study.datasets))}")
+    for name in [study.baseline, *study.comparators, *(name for arms in study.skip.values() for name in arms)]:
         if name and name not in study.arms:
             raise UserError(f"{path}: no arm {name!r}{nearest(name, list(study.arms))}")
     if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
@@ -84,6 +90,8 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
         for dataset, page in study.datasets.items():
             root = [f"data.root={roots[dataset]}"] if roots and dataset in roots else []
             for name, options in study.arms.items():
+                if name in study.skip.get(dataset, ()):
+                    continue
                 words = _over(study.common, options, root, [f"seed={seed}"], overrides)
                 cfg = config.load(study.page.parent / page, words)
                 runs.append(Arm(dataset, name, seed, cfg, out / dataset / name / f"seed{seed}"))
