@@ -42,7 +42,7 @@ def _train(place, *words):
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
-        (["method.adversary.eps=-8/255"], "must be at least 0"),
+        (["method.adversary.threats=[linf-8]"], "method.adversary.threats: eps=8: Linf is in [0, 1] units"),
         (["data.root=/nowhere"], "no data root /nowhere"),
         (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
         (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),

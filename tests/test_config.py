@@ -36,11 +36,11 @@ def test_later_pages_and_overrides_win(tmp_path):
 def test_numbers_are_read_as_people_write_them(tmp_path):
     page = _page(
         tmp_path,
-        "method: {adversary: {eps: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
+        "method: {adversary: {alpha: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
         "eval: {threats: [linf-0, linf-1/255]}",
     )
     cfg = config.load(page)
-    assert cfg.method.adversary.eps == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
+    assert cfg.method.adversary.alpha == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
     assert cfg.eval.threats == ["linf-0", "linf-1/255"]
     assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
@@ -65,7 +65,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("optim: {lr: eight/255}", "optim.lr"),
         ("data: {frames: 0}", "data.frames=0: must be at least 1"),
         ("data: {stride: 0}", "data.stride=0: must be at least 1"),
-        ("method: {adversary: {eps: -1/255}}", "method.adversary.eps=-0.0039.*must be at least 0"),
+        ("method: {adversary: {alpha: -1/255}}", "method.adversary.alpha=-0.0039.*must be at least 0"),
         ("eval: {threats: [linf-0, linf-0]}", r"eval.threats=\[linf-0,linf-0\]: list different budgets"),
         ("eval: {threats: [linf-1, roof-l2-1]}", "eval.threats: no threat model l2 x roof"),
         ("eval: {threats: [l2+3]}", "'l2[+]3' is no threat model"),

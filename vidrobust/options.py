@@ -106,10 +106,30 @@ class Model:
 
 @dataclass
 class Adversary:
-    name: str = option("none", "how adversarial views are made", choices=("none", "clae"))
-    eps: float = option(4 / 255, "Linf budget of the adversarial view, [0,1] pixels", low=0, high=1)
-    alpha: float = option(1.0, "weight of the adversarial loss", low=0)
-    momentum: float = option(0.01, "momentum of the adversarial branch's norm statistics", above=0, high=1)
+    name: str = option(
+        "none", "how adversarial views are made and paired (docs/methods.md): none; simclr, supcon: clae, rocl, acl, "
+        "dynacl; moco, plain, uel: clae; supervised: pgd, trades, fast, free",
+    )  # fmt: skip
+    threats: list[str] = option([], "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
+                                "empty: the method's own")  # fmt: skip
+    combine: str = option("average", "several threats: the loss is averaged over them, each clip takes the worst, or "
+                          "each has a norm branch", choices=("average", "worst", "branches"))  # fmt: skip
+    steps: int = option(0, "steps of the attack; 0: the method's own", low=0)
+    step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0)
+    start: str = option("", "where the attack begins; empty: the method's own", choices=("", "clip", "random"))
+    schedule: str = option("constant", "of eps over the run: constant; linear: climbs during warmup; curriculum: "
+                           "climbs to the end; adaptive: drawn, as likely as its loss is large",
+                           choices=("constant", "linear", "curriculum", "adaptive"))  # fmt: skip
+    warmup: float = option(0.1, "schedule=linear: share of the run in which eps climbs from 0", low=0, high=1)
+    first: float = option(0.25, "schedule=curriculum: share of eps at the beginning", low=0, high=1)
+    momentum: float = option(0.01, "momentum of the adversarial branches' norm statistics", above=0, high=1)
+    alpha: float = option(1.0, "clae: weight of the adversarial loss", low=0)
+    faithful: bool = option(False, "clae as published: eps of the normalised clip (0.03 by default), nothing clamped, "
+                            "the attack moves norm statistics")  # fmt: skip
+    regularizer: float = option(1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0)
+    pairing: str = option("ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s"))
+    beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
+    replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 
 
 @dataclass

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import REPO
+from tests.helpers import REPO, one_step
+from vidrobust.attacks import ThreatModel
 from vidrobust.engine import distributed
 from vidrobust.methods import (
     BYOL,
-    CLAE,
+    Adversary,
     InstDisc,
     Method,
     MoCo,
@@ -21,7 +22,10 @@ from vidrobust.methods import (
     Removal,
     SimCLR,
     SupCon,
+    acl,
+    clae,
     plain,
+    rocl,
     uel,
 )
 from vidrobust.methods.false_negatives import mean_std, quantile
@@ -70,8 +74,8 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-KINDS = ("simclr", "clae", "removal", "removal by the batch", "removal by mean_std", "removal in clae", "three clips",
-         "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
+KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch",
+         "removal by mean_std", "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
 
 
 def method(kind: str) -> Method:
@@ -82,17 +86,22 @@ def method(kind: str) -> Method:
                       action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
-        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None)
+        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None,
+                    adversary=one_step(0.05) if "clae" in kind else None)  # fmt: skip
     if kind in ("byol", "simsiam"):
         target = MomentumEncoder(model, 0.9) if kind == "byol" else None
         return BYOL(model, nn.Linear(6, 6), target)
-    adversary = CLAE(eps=0.05) if "clae" in kind else None
+    adversary = one_step(0.05)
+    if kind in ("rocl", "acl"):
+        adversary = Adversary([ThreatModel("linf", 0.05)], steps=2, step=0.5)
     if kind in ("plain", "uel"):
-        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], CLAE(eps=0.05))
+        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], adversary)
     if kind == "supcon":
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
-    return SimCLR(model, 0.3, adversary, removal if "removal" in kind else None, clips=clips, chunk=chunk)
+    has_adversary = kind in ("rocl", "acl") or "clae" in kind
+    return SimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
+                  pairing={"rocl": rocl, "acl": acl}.get(kind, clae), clips=clips, chunk=chunk)  # fmt: skip
 
 
 def batch():

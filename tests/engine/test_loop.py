@@ -15,7 +15,7 @@ from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite, total_steps, train
 from vidrobust.errors import UserError
 
-ADV = ["method.adversary.name=clae", "method.adversary.eps=4/255"]
+ADV = ["method.adversary.name=clae", "method.adversary.threats=[linf-4/255]"]
 
 
 def _cfg(ucf, *words):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
-from vidrobust.models.branch_norm import BRANCHES
+from vidrobust.models.branch_norm import branch_of, without_branch
 
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
@@ -96,7 +96,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     """
     own = module.state_dict()
     # a plain norm's entry fills all branches, see branch_norm
-    origin = {key: key if key in state else _plain(key) for key in own}
+    origin = {key: key if key in state else without_branch(key) for key in own}
     used = set(origin.values())
     missing = [key for key in own if origin[key] not in state]
     unexpected = [key for key in state if key not in used]
@@ -126,12 +126,12 @@ def trunk_state(path: str) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds no state dict of a model")
     trunk = {}
     for key, value in state.items():
-        if ".branches.adv." in key:
+        if branch_of(key) not in (None, "clean"):
             continue
         while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
             key = key.partition(".")[2]
         if key.split(".")[0] not in ("fc", "head"):
-            trunk[_plain(key)] = value
+            trunk[without_branch(key)] = value
     if len(trunk) < len(state):
         log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(state) - len(trunk)} others left out")
     return trunk
@@ -144,13 +144,6 @@ def state_sha(state: dict[str, Tensor]) -> str:
         digest.update(key.encode())
         digest.update(state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _plain(key: str) -> str:
-    """`bn1.branches.adv.weight` -> `bn1.weight`."""
-    for name in BRANCHES:
-        key = key.replace(f".branches.{name}.", ".")
-    return key
 
 
 def _by_prefix(keys: list[str]) -> str:

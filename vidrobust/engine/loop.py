@@ -40,7 +40,8 @@ from vidrobust.views import apply_draws, to_float
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
-          "method.queue=", "method.predictor=", "method.adversary.name=", "method.false_negatives.rule=",
+          "method.queue=", "method.predictor=", "method.adversary.name=", "method.adversary.combine=",
+          "method.false_negatives.rule=",
           "method.false_negatives.encoder=", "method.false_negatives.clusters=", "optim.name=")  # fmt: skip
 
 
@@ -156,13 +157,14 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             rate = learning_rate(step, run.total, cfg.optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
-            optimizer.zero_grad(set_to_none=True)
-            parts["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
-            _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
-            optimizer.step()
+            for _ in range(method.replays):
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
+                optimizer.zero_grad(set_to_none=True)
+                parts["loss"].backward()
+                norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
+                _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
+                optimizer.step()
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))

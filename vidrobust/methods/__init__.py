@@ -1,7 +1,10 @@
 """Views become a loss: a method is a module, `method(views, ids, labels) -> {"loss": (B,), ...}`."""
 
-from vidrobust.methods.adversarial import CLAE
-from vidrobust.methods.build import METHODS, SUPERVISED, build_method, without_effect
+from vidrobust.methods.adversarial import Streams, acl, clae, clae_published, dynacl, rocl
+from vidrobust.methods.adversarial_training import AdversarialTraining, Free, Trades
+from vidrobust.methods.adversary import AdversarialView, Adversary
+from vidrobust.methods.budget import Budget
+from vidrobust.methods.build import METHODS, RECIPES, SUPERVISED, build_method, without_effect
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.clusters import k_means
 from vidrobust.methods.false_negatives import RULES, Pairs, detect
@@ -16,7 +19,8 @@ from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
 
 __all__ = [
-    "BYOL", "CLAE", "METHODS", "RULES", "SUPERVISED", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder",
-    "Pairs", "Removal", "SimCLR", "SupCon", "Supervised", "build_method", "detect", "info_nce", "k_means", "nt_xent",
-    "plain", "uel", "without_effect",
+    "BYOL", "METHODS", "RECIPES", "RULES", "SUPERVISED", "AdversarialTraining", "AdversarialView", "Adversary",
+    "Budget", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "Removal", "SimCLR", "Streams",
+    "SupCon", "Supervised", "Trades", "acl", "build_method", "clae", "clae_published", "detect", "dynacl", "info_nce", "k_means",
+    "nt_xent", "plain", "rocl", "uel", "without_effect",
 ]  # fmt: skip

@@ -1,54 +1,157 @@
-"""How adversarial views are made."""
+"""How clean and adversarial views are paired: CLAE, RoCL, ACL and DynACL over the clean objective's loss and masks.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+A pairing is a function of `Streams`; with `method.adversary.name=none` the clean loss is all there is.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch
+from torch import Tensor
 
-from vidrobust.attacks import ThreatModel, fgsm
+from vidrobust.attacks import Loss
+from vidrobust.methods.adversary import AdversarialView, Adversary
 from vidrobust.models import Model
 
-PairLoss = Callable[[Tensor, Tensor], Tensor]  # (B, D), (B, D) -> (B,)
+# embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
+AnchorLosses = Callable[..., Tensor]
+Pairing = Callable[["Streams"], dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class CLAE:
-    """CLAE (Ho & Vasconcelos, NeurIPS 2020; METHODS section 2.1): one FGSM step on the loss of the whole batch.
+@dataclass
+class Streams:
+    """A batch of B videos as a pairing sees it.
 
-    eps: Linf, [0, 1] pixels (the paper's 0.03 in normalised space is 3.8/255). alpha: weight of the adversarial
-    loss. Two departures from the released code: x_adv is clamped to [0, 1], and the attack's passes do not move
-    the norms' running statistics.
+    views: V of (B, C, T, H, W) in [0, 1]. z: their clean embeddings (B, D), with gradient. anchors: the objective's
+    loss `anchors(z, like, stop=False)` of any embeddings: like[i] says which clean view z[i] stands for, so that what
+    was found false between clean views is masked; stop: no gradient reaches candidates. progress: the share of
+    training done.
     """
 
-    eps: float = 4 / 255
-    alpha: float = 1.0
+    model: Model
+    views: list[Tensor]
+    z: list[Tensor]
+    anchors: AnchorLosses
+    adversary: Adversary
+    progress: float
 
-    def view(self, model: Model, x: Tensor, pair_loss: PairLoss) -> Tensor:
-        """The adversarial view of x (B, C, T, H, W), made on the model as it trains, adversarial branch.
+    def loss(self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
+        """(B,): the mean of a video's anchors."""
+        return self.anchors(z, like, stop=stop).view(len(z), -1).mean(0)
 
-        The attack starts at x itself, so the positive pair's similarity is at its maximum and the step is driven
-        by the negatives of the batch. There the two embeddings that the loss compares are equal: one pass gives
-        both, of which only one is differentiated.
+    @functools.cached_property
+    def clean(self) -> Tensor:
+        """(B,): the clean objective."""
+        return self.loss(self.z, range(len(self.z)))
+
+    def attack(self, x: Tensor, aim: Callable[[], Callable[[Tensor], Tensor]]) -> list[AdversarialView]:
+        """Adversarial views of x (N, C, T, H, W).
+
+        aim: called with the model as the attack sees it -> what is maximised, embeddings (N, D) -> (N,).
         """
 
-        def loss(x_tilde: Tensor) -> Tensor:
-            z = model(x_tilde)
-            return pair_loss(z.detach(), z)
+        def of_clips() -> Loss:
+            loss = aim()
+            return lambda v: loss(self.model(v))
 
-        with model.use_branch("adv"), frozen_statistics(model):
-            return fgsm(loss, x, ThreatModel("linf", self.eps))
+        return self.adversary.views(self.model, of_clips, x, self.progress)
+
+    @torch.no_grad()
+    def seen(self, view: int) -> Tensor:
+        """The embedding of a clean view with the model as it is, in the attack's mode and branch."""
+        return self.model(self.views[view])
+
+    def embed(self, view: AdversarialView) -> Tensor:
+        """(N, D), with gradient, through the view's branch."""
+        with self.model.use_branch(view.branch):
+            return self.model(view.x)
 
 
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+def average(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of (B,) losses, one an adversarial view."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(0)
+
+
+def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
+    """CLAE (Ho and Vasconcelos, NeurIPS 2020; METHODS section 2.1): L(z1, ..., zV) + alpha L(z1, z_adv).
+
+    x_adv raises L(f(x1), f(x_adv)) from x1 itself, where the positive pair's similarity is at its maximum and the
+    negatives of the batch drive the step. There the two embeddings that the loss compares are equal: one pass gives
+    both, of which only one is differentiated. Further steps, or a random start, compare with f(x1) as it was.
+    """
+
+    def aim() -> Callable[[Tensor], Tensor]:
+        if s.adversary.starts_at_x:
+            return lambda z: s.loss([z.detach(), z], (0, 1))
+        anchor = s.seen(0)
+        return lambda z: s.loss([anchor, z], (0, 1))
+
+    adv = average([s.loss([s.z[0], s.embed(view)], (0, 1)) for view in s.attack(s.views[0], aim)])
+    return {"loss": s.clean + alpha * adv, "loss_clean": s.clean, "loss_adv": adv}
+
+
+def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
+    """CLAE as its code has it: eps is of the normalised clip, nothing is clamped, and the three passes of the
+    adversarial branch (two of the attack) all move its running statistics. The published eps is 0.03.
+    """
+    x = s.views[0]
+    with s.model.use_branch("adv"), torch.enable_grad():
+        anchor = s.model(x).detach()
+        tilde = x.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
+    x_adv = x + eps * s.model.backbone.std * gradient.sign()
+    adv = s.loss([s.z[0], s.embed(AdversarialView(x_adv, "adv"))], (0, 1))
+    return {"loss": s.clean + alpha * adv, "loss_clean": s.clean, "loss_adv": adv}
+
+
+def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
+    """RoCL (Kim et al., NeurIPS 2020; METHODS section 4.1): NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda.
+
+    x_adv raises NT-Xent(f(x_adv), f(x2)) from x1. All three are positives of each other, and no gradient reaches the
+    second factor of a similarity. Norms have one branch.
+    """
+
+    def aim() -> Callable[[Tensor], Tensor]:
+        other = s.seen(1)
+        return lambda z: s.loss([z, other], (0, 1))
+
+    three, pair = [], []
+    for view in s.attack(s.views[0], aim):
+        z_adv = s.embed(view)
+        three.append(s.loss([s.z[0], s.z[1], z_adv], (0, 1, 0), stop=True))
+        pair.append(s.loss([z_adv, s.z[1]], (0, 1), stop=True))
+    adv, pairs = average(three), average(pair)
+    return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
+
+
+def acl(s: Streams, pairing: str = "ds", weight: float = 1.0) -> dict[str, Tensor]:
+    """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): both views are attacked together.
+
+    pairing: "a2a": L(a1, a2). "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2,
+    which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises NT-Xent of the pair.
+    """
+    both = torch.cat(s.views[:2])
+    losses = []
+    for view in s.attack(both, lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
+        parts = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
+        if pairing == "a2s":
+            losses.append(s.loss([s.embed(parts[0]), s.z[1]], (0, 1)))
+        else:
+            losses.append(s.loss([s.embed(part) for part in parts], (0, 1)))
+    adv = average(losses)
+    if pairing != "ds":
+        return {"loss": adv, "loss_adv": adv}
+    loss = 0.5 * ((2 - weight) * s.clean + weight * adv)
+    return {"loss": loss, "loss_clean": s.clean, "loss_adv": adv}
+
+
+def dynacl(s: Streams) -> dict[str, Tensor]:
+    """DynACL (Luo et al., ICLR 2023; METHODS section 4.4): ACL whose adversarial stream gains weight.
+
+    The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a run), at most 2. Its
+    augmentations, which weaken meanwhile, are `augment.decay`'s.
+    """
+    weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
+    return acl(s, "ds", weight)

@@ -30,7 +30,7 @@ def info_nce(
 
 def nt_xent(
     z: Tensor, ids: Tensor, temperature: float, ignore: Tensor | None = None, extra: Tensor | None = None, *,
-    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0,
+    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0, stop: bool = False,
 ) -> Tensor:  # fmt: skip
     """NT-Xent (SimCLR, Chen et al. 2020, eq. 1) with positives by id -> (N,).
 
@@ -40,11 +40,11 @@ def nt_xent(
     (N, M) and ids are unique over ranks. attract (N, M) bool: more positives. extra: (N, E) logits, already divided
     by the temperature. ignore, weights: as `info_nce` has them.
     chunk: anchors at a time, 0 for all. Memory is then (chunk, M) instead of 2 (N, M), and similarities are computed
-    twice; values and gradients are the same.
+    twice; values and gradients are the same. stop: no gradient reaches candidates, the second factor of a similarity.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z.float(), dim=1)
-        everyone, all_ids = distributed.gather(z), distributed.gather(ids)
+        everyone, all_ids = distributed.gather(z.detach() if stop else z), distributed.gather(ids)
         number = torch.arange(len(everyone), device=z.device)
         own = number[distributed.here(len(z))]
 

@@ -19,6 +19,7 @@ class Method(nn.Module):
 
     views: int  # clips drawn from each video
     model: Model
+    replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
     progress: float = 0.0  # the share of training done, set before each step
     alike = ("removal.", "queue", "position", "steps")  # what all ranks keep alike, by what they gather
 

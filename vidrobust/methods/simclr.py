@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vidrobust.data import Record
 from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.adversarial import Pairing, Streams, clae
+from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -19,18 +20,17 @@ class SimCLR(Method):
     """The views of a video are positives of each other, those of other videos negatives.
 
     With false-negative removal (paper A), negatives are looked through first, on the clean embeddings, detached: the
-    model's own, or those of a momentum encoder. With an adversary (CLAE, METHODS section 2.1):
-    L(z1, ..., zV) + alpha * L(z1, z_adv), where x_adv is made from the first view, z_adv comes from the adversarial
-    norm branch and z1 is the clean embedding, computed once. What is removed between the first two clean views is
-    removed from the adversarial loss, and from the loss that the attack raises.
+    model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
+    clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
+    loss that the attack raises.
     """
 
     def __init__(
-        self, model: Model, temperature: float, adversary: CLAE | None = None, removal: Removal | None = None, *,
-        clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
+        self, model: Model, temperature: float, adversary: Adversary | None = None, removal: Removal | None = None, *,
+        pairing: Pairing = clae, clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
     ) -> None:  # fmt: skip
         super().__init__(removal)
-        self.model, self.temperature, self.adversary = model, temperature, adversary
+        self.model, self.temperature, self.adversary, self.pairing = model, temperature, adversary, pairing
         self.views, self.chunk, self.detector = clips, chunk, detector
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -39,30 +39,34 @@ class SimCLR(Method):
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
         z = [self.model(views[:, v]) for v in range(self.views)]
-        masks = self._masks(z, views, ids)
-        clean = self._loss(z, ids, labels, masks)
+        everyone = tuple(range(self.views))
+        masks = {everyone: self._masks(z, views, ids)}
+
+        def anchors(of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
+            places = tuple(like)
+            if places not in masks:
+                masks[places] = self._masks([z[v] for v in places], views[:, list(places)], ids, first=False)
+            return self._losses(of, ids, labels, masks[places], stop=stop)
+
         if self.adversary is None:
-            return {"loss": clean}
-        pair = masks if self.views == 2 else self._masks(z[:2], views[:, :2], ids, first=False)
-        x_adv = self.adversary.view(self.model, views[:, 0], lambda a, b: self._loss([a, b], ids, labels, pair))
-        with self.model.use_branch("adv"):
-            z_adv = self.model(x_adv)
-        adv = self._loss([z[0], z_adv], ids, labels, pair)
-        return {"loss": clean + self.adversary.alpha * adv, "loss_clean": clean, "loss_adv": adv}
+            return {"loss": anchors(z, everyone).view(self.views, -1).mean(0)}
+        clips = [views[:, v] for v in range(self.views)]
+        parts = self.pairing(Streams(self.model, clips, z, anchors, self.adversary, self.progress))
+        self.adversary.budget.saw(parts["loss_adv"])
+        return parts
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.detector is not None:
             self.detector.start_from(self.model)
         super().prepare(records)
 
-    def _loss(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks) -> Tensor:
-        """V embeddings (B, D) of each video -> (B,): the mean of its anchors' losses."""
+    def _losses(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False) -> Tensor:
+        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop: no gradient reaches candidates."""
         keys = self._keys(ids, labels).repeat(len(z))
-        losses = nt_xent(
+        return nt_xent(
             torch.cat(list(z)), keys, self.temperature, masks.ignore, attract=masks.attract, weights=masks.weights,
-            chunk=self.chunk,
+            chunk=self.chunk, stop=stop,
         )  # fmt: skip
-        return losses.view(len(z), -1).mean(0)
 
     def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:
         """(B,): what makes views positives of each other."""

@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.errors import UserError, lookup
-from vidrobust.models.branch_norm import add_branches, single_branch_state, use_branch
+from vidrobust.models.branch_norm import add_branches, branch_names, single_branch_state, use_branch
 from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18
@@ -21,8 +21,8 @@ from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.trunk import Trunk
 
 __all__ = [
-    "BACKBONES", "Backbone", "Model", "add_branches", "build_backbone", "build_model", "linear", "normed_mlp",
-    "projector", "single_branch_state", "use_branch",
+    "BACKBONES", "Backbone", "Model", "add_branches", "branch_names", "build_backbone", "build_model", "linear",
+    "normed_mlp", "projector", "single_branch_state", "use_branch",
 ]  # fmt: skip
 
 # name -> function of the backbone's own options that returns its Trunk
@@ -81,12 +81,14 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     return Backbone(build(**options))
 
 
-def build_model(cfg: config.Model, head: str, classes: int = 0, branches: float | None = None) -> Model:
+def build_model(
+    cfg: config.Model, head: str, classes: int = 0, *, branches: Sequence[str] = (), momentum: float = 0.01
+) -> Model:
     """Backbone and head with fresh weights from torch's global generator.
 
     head: "projector", "normed_projector" (BYOL's), "simsiam_projector" or "linear".
 
-    branches: momentum of an adversarial norm branch, or None for plain norms.
+    branches: names of adversarial norm branches, with this momentum; none: plain norms.
     """
     options = {k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
     backbone = build_backbone(cfg.backbone, **options)
@@ -97,6 +99,6 @@ def build_model(cfg: config.Model, head: str, classes: int = 0, branches: float 
         "simsiam_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=3, norm_out=True),
     }
     model = Model(backbone, heads[head]())
-    if branches is not None:
-        add_branches(model, momentum=branches)
+    if branches:
+        add_branches(model, branches, momentum=momentum)
     return model

@@ -1,0 +1,112 @@
+"""What options say together, and no one of them alone."""
+
+import re
+
+import torch
+
+from vidrobust.attacks import parse_threat
+from vidrobust.attacks.threat import require_fit
+from vidrobust.corruptions import expand
+from vidrobust.errors import UserError, nearest
+from vidrobust.options import Config, Method
+
+
+def check_together(cfg: Config) -> None:
+    """Raises UserError for options that do not go together."""
+    if cfg.data.size > cfg.data.short_side:
+        raise UserError(f"data.size={cfg.data.size} is larger than data.short_side={cfg.data.short_side}")
+    if len(cfg.augment.scale) != 2 or cfg.augment.scale[0] > cfg.augment.scale[1]:
+        raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
+    if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
+        raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
+    require_used(cfg.method)
+    if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
+        raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
+    _check_threats(cfg)
+    _check_corruptions(cfg)
+    if cfg.eval.sensitivity == 1:
+        raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
+    if cfg.eval.crops == 2:
+        raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
+    if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
+        raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
+    if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
+        raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
+    if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
+        raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
+
+
+# adversary -> the methods that it is for
+ADVERSARIES: dict[str, tuple[str, ...]] = {
+    "clae": ("simclr", "supcon", "plain", "uel", "moco"), "rocl": ("simclr", "supcon"), "acl": ("simclr", "supcon"),
+    "dynacl": ("simclr", "supcon"), **dict.fromkeys(("pgd", "trades", "fast", "free"), ("supervised",)),
+}  # fmt: skip
+# methods without negatives to look through
+_NO_REMOVAL = {"supervised": "has no negatives", "byol": "has no negatives", "simsiam": "has no negatives",
+               "supcon": "has positives by label", "plain": "has no masks", "uel": "has no masks"}  # fmt: skip
+
+
+def require_used(method: Method) -> None:
+    """Raises UserError for an adversary or a removal that the method would not look at."""
+    rule = method.false_negatives.rule
+    _check_adversary(method)
+    if method.name in _NO_REMOVAL and rule != "none":
+        raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
+    if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
+        raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
+
+
+def _check_adversary(method: Method) -> None:
+    a, key = method.adversary, "method.adversary"
+    if a.name == "none":
+        return
+    if a.name not in ADVERSARIES:
+        raise UserError(f"{key}.name: unknown name {a.name!r}{nearest(a.name, ['none', *ADVERSARIES])}")
+    if method.name not in ADVERSARIES[a.name]:
+        known = [name for name, methods in ADVERSARIES.items() if method.name in methods]
+        raise UserError(f"{key}.name={a.name}: {method.name} " + (
+            f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
+        ))  # fmt: skip
+    if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
+                       not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
+        raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")
+    if a.name == "free" and (len(a.threats) > 1 or not all(
+        parse_threat(name).support in ("dense", "tube", "flicker") for name in a.threats
+    )):  # fmt: skip
+        raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker")
+
+
+def _check_threats(cfg: Config) -> None:
+    _check_names("method.adversary.threats", cfg.method.adversary.threats, cfg, fit=True)
+    _check_names("eval.threats", cfg.eval.threats, cfg, fit=cfg.eval.unit == "clip")
+
+
+def _check_names(key: str, names: list[str], cfg: Config, *, fit: bool) -> None:
+    """fit: to the clips that the model sees; source frames are as many as a video has."""
+    clip = torch.empty(1, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device="meta")
+    try:
+        threats = [parse_threat(name) for name in names]
+        for threat in threats if fit else ():
+            require_fit(threat, clip)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+    if len(set(threats)) != len(threats):
+        raise UserError(f"{key}=[{','.join(names)}]: list different budgets")
+
+
+def _check_corruptions(cfg: Config) -> None:
+    c = cfg.eval.corruption
+    for key, words in (("eval.corruption.names", c.names), ("augment.corruptions", cfg.augment.corruptions)):
+        try:
+            expand(words)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+    for key, severities in (("eval.corruption.severities", c.severities),
+                            ("augment.corruption_severities", cfg.augment.corruption_severities)):  # fmt: skip
+        if len(set(severities)) != len(severities) or not severities:
+            raise UserError(f"{key}={severities}: list different ones, at least one")
+    names = c.names
+    if c.baseline and not names:
+        raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
+    if not names and not cfg.eval.threats:
+        raise UserError("eval.threats and eval.corruption.names are both empty: nothing to measure")

@@ -1,0 +1,114 @@
+"""Supervised training on adversarial views: what adversarial self-supervision is compared with."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidrobust.attacks import Ball, Loss, make_ball
+from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversary import AdversarialView, Adversary
+from vidrobust.methods.supervised import Supervised
+from vidrobust.models import Model
+
+
+class AdversarialTraining(Supervised):
+    """Cross-entropy of adversarial clips: PGD training (Madry et al., ICLR 2018), and "fast", FGSM from a random start
+    with a step of 1.25 eps (Wong et al., ICLR 2020), by what the adversary's steps are.
+
+    Where each threat has its own norm branch (Lo and Patel 2021; METHODS section 6.1), clean clips are one more kind,
+    of the clean branch, and the loss is the mean over all kinds.
+    """
+
+    def __init__(self, model: Model, adversary: Adversary) -> None:
+        super().__init__(model)
+        self.adversary = adversary
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """views (B, 1, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), "loss_adv": (B,)}."""
+        x = views[:, 0]
+
+        def loss(v: Tensor) -> Tensor:
+            return F.cross_entropy(self.model(v).float(), labels, reduction="none")
+
+        losses = [self._of(view, labels) for view in self.adversary.views(self.model, lambda: loss, x, self.progress)]
+        adv = average(losses)
+        self.adversary.budget.saw(adv)
+        if self.adversary.combine == "branches":
+            return {"loss": average([loss(x), *losses]), "loss_adv": adv}
+        return {"loss": adv, "loss_adv": adv}
+
+    def _of(self, view: AdversarialView, labels: Tensor) -> Tensor:
+        with self.model.use_branch(view.branch):
+            return F.cross_entropy(self.model(view.x).float(), labels, reduction="none")
+
+
+class Trades(AdversarialTraining):
+    """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(f(x) || f(x_adv)), where x_adv raises that divergence.
+
+    At x itself it has no gradient: the attack begins at a random point of the budget (the released code: at x + 0.001
+    times normal noise).
+    """
+
+    def __init__(self, model: Model, adversary: Adversary, beta: float = 6.0) -> None:
+        super().__init__(model, adversary)
+        self.beta = beta
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = views[:, 0]
+
+        def aim() -> Loss:
+            with torch.no_grad():
+                clean = self.model(x).float()
+            return lambda v: divergence(clean, self.model(v).float())
+
+        made = self.adversary.views(self.model, aim, x, self.progress)
+        logits = self.model(x).float()
+        clean = F.cross_entropy(logits, labels, reduction="none")
+        apart = []
+        for view in made:
+            with self.model.use_branch(view.branch):
+                apart.append(divergence(logits, self.model(view.x).float()))
+        adv = average(apart)
+        self.adversary.budget.saw(adv)
+        return {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
+
+
+class Free(AdversarialTraining):
+    """Free adversarial training (Shafahi et al., NeurIPS 2019): each batch is taken `replays` times, and one backward
+    pass gives the gradient of the weights and that of the perturbation, which then makes a step of eps.
+
+    The perturbation begins at a random point with each batch; the published code carries it over from the last one.
+    """
+
+    def __init__(self, model: Model, adversary: Adversary, replays: int = 4) -> None:
+        super().__init__(model, adversary)
+        if len(adversary.threats) != 1 or adversary.threats[0].support not in ("dense", "tube", "flicker"):
+            raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
+        self.replays = replays
+        self._turn = 0
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = views[:, 0]
+        if self._turn == 0:
+            share, threat = self.adversary.budget.share(self.progress), self.adversary.threats[0]
+            self._ball: Ball = make_ball(threat, x, lambda: x.amax(1))
+            self._ball = self._ball.with_eps(self._ball.eps * share)
+            self._delta = self._ball.random()
+        self._turn = (self._turn + 1) % self.replays
+        x_adv = self._ball.apply(self._delta).requires_grad_(True)
+        if torch.is_grad_enabled():
+            x_adv.register_hook(self._move)
+        loss = F.cross_entropy(self.model(x_adv).float(), labels, reduction="none")
+        return {"loss": loss, "loss_adv": loss}
+
+    @torch.no_grad()
+    def _move(self, gradient: Tensor) -> None:
+        ball = self._ball
+        step = ball.ascend(ball.pull(gradient, self._delta), ball.eps, self._delta)
+        self._delta = ball.project(self._delta + step)
+
+
+def divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
+    """KL(softmax(logits) || softmax(adversarial)) of (B, K), (B, K) -> (B,), with gradient to both."""
+    log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -1,0 +1,122 @@
+"""What makes adversarial views in training: threats, steps and start, budgets that grow, several threats at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vidrobust.attacks import Loss, ThreatModel, fgsm, pgd
+from vidrobust.engine.log import log
+from vidrobust.methods.budget import Budget
+from vidrobust.models import Model
+
+
+@dataclass(frozen=True)
+class AdversarialView:
+    """x_adv (N, C, T, H, W) in [0, 1], and the norm branch that it goes through."""
+
+    x: Tensor
+    branch: str
+
+
+class Adversary(nn.Module):
+    """Makes adversarial views of clips, on the model as it is.
+
+    threats: what the perturbation may be. steps, step, random_start: of PGD, whose last iterate is taken; a step is a
+    share of eps, None is 2.5 / steps. train_mode: norms use the batch's statistics in the attack, or, in eval mode,
+    the running ones; neither moves these. combine: of several threats, the loss is averaged over all views ("average"), each clip takes
+    the view of the largest loss ("worst"), or each threat has its own norm branch and the loss is averaged
+    ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through training.
+    """
+
+    def __init__(
+        self, threats: Sequence[ThreatModel], *, steps: int = 1, step: float | None = None,
+        random_start: bool = False, train_mode: bool = False, combine: str = "average",
+        branches: Sequence[str] = ("adv",), budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
+        self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
+        self.budget = budget or Budget()
+        self.checked = False  # whether the first views differ from their clips
+
+    @property
+    def starts_at_x(self) -> bool:
+        """Whether the only gradient is taken at the clips themselves."""
+        return self.steps == 1 and not self.random_start
+
+    def views(self, model: Model, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
+        """Adversarial views of x (N, C, T, H, W) in [0, 1], one a threat, or one in all where the worst is taken.
+
+        aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
+        H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
+        stay as they are. Warns, once, where the first views are the clips themselves.
+        """
+        share = self.budget.share(progress)
+        made, losses = [], []
+        for number, threat in enumerate(self.threats):
+            branch = self.branches[number if self.combine == "branches" else 0]
+            with self.attacking(model, branch):
+                losses.append(aim())
+                now = replace(threat, eps=share * threat.eps)
+                made.append(AdversarialView(self._attack(losses[-1], x, now), branch))
+        if share and not self.checked and any(threat.eps for threat in self.threats):
+            self.checked = True
+            if all(torch.equal(x, view.x) for view in made):
+                self._tell_still(losses[0], x, model)
+        if self.combine == "worst" and len(made) > 1:
+            with self.attacking(model, self.branches[0]), torch.no_grad():
+                return [AdversarialView(worst([view.x for view in made], losses[0]), self.branches[0])]
+        return made
+
+    @contextmanager
+    def attacking(self, model: Model, branch: str) -> Iterator[None]:
+        """The model as the attack sees it; everything is put back as it was."""
+        modes = [(m, m.training) for m in model.modules()]
+        model.train(self.train_mode)
+        try:
+            with model.use_branch(branch), frozen_statistics(model):
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
+        if not threat.eps:
+            return x.clone()
+        if self.starts_at_x and self.step is None:
+            return fgsm(loss, x, threat)
+        size = None if self.step is None else self.step * threat.eps
+        return pgd(loss, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False)
+
+    def _tell_still(self, loss: Loss, x: Tensor, model: Model) -> None:
+        with self.attacking(model, self.branches[0]), torch.enable_grad():
+            v = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss(v).sum(), v)
+        log.warning(
+            f"the first adversarial views are the clips themselves: the gradient of the attacked loss has norm "
+            f"{float(gradient.norm()):.3g} there; set method.adversary.random_start, or look for what masks gradients"
+        )
+
+
+def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
+    """Of each sample the view with the largest loss. Samples that share a loss are judged with all of one kind."""
+    values = torch.stack([loss(view) for view in views])
+    chosen = values.argmax(0)
+    return torch.stack(list(views), 1)[torch.arange(len(chosen), device=chosen.device), chosen]
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
