@@ -74,8 +74,9 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch",
-         "removal by mean_std", "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
+KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch", "removal by mean_std",
+         "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol",
+         "simsiam")  # fmt: skip
 
 
 def method(kind: str) -> Method:

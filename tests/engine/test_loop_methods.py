@@ -7,11 +7,14 @@ import pytest
 
 from tests.engine.test_loop import _cfg, _equal, _train
 
-REMOVAL = "method.false_negatives."
+REMOVAL, ADVERSARY = "method.false_negatives.", "method.adversary."
 KEEPING = {
     "moco": ["method.name=moco", "method.queue=8", f"{REMOVAL}rule=cluster", f"{REMOVAL}clusters=2"],
     "byol": ["method.name=byol", "method.predictor=8"],
     "simsiam": ["method.name=simsiam", "method.predictor=8"],
+    "acl": [f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=2", f"{ADVERSARY}schedule=adaptive"],
+    "free": ["method.name=supervised", f"{ADVERSARY}name=free"],
+    "moco and clae": ["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"],
     "detector": [f"{REMOVAL}rule=adaptive_rate", f"{REMOVAL}encoder=momentum", f"{REMOVAL}warmup=0.3"],
 }
 
@@ -30,6 +33,32 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
     if kind in ("moco", "detector"):
         assert [row["epoch"] for row in told[0]] == [0, 1] and told[0][1] == told[1][-1]
         assert 0 <= told[0][1]["fn_removed"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "forward", "backward"),
+    [
+        ([], 2, 2),
+        (["method.clips_per_video=3"], 3, 3),
+        (["method.name=moco", "method.queue=8"], 2, 1),
+        (["method.name=byol"], 4, 2),
+        (["method.name=supervised"], 1, 1),
+        ([f"{ADVERSARY}name=clae"], 4, 4),
+        ([f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-4/255,l2-1]"], 6, 6),
+        ([f"{ADVERSARY}name=rocl"], 11, 10),
+        ([f"{ADVERSARY}name=acl"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s"], 13, 12),
+        (["method.name=supervised", f"{ADVERSARY}name=pgd"], 11, 11),
+        (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
+        (["method.name=supervised", f"{ADVERSARY}name=fast"], 2, 2),
+        (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
+    ],
+)
+def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward):
+    """In clips a video; docs/methods.md says the same."""
+    _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert (row["forward"], row["backward"]) == (forward, backward)
 
 
 def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):

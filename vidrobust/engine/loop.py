@@ -31,6 +31,7 @@ from vidrobust.data.scan import stamp
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.optim import build_optimizer, learning_rate
+from vidrobust.engine.passes import PassCounter
 from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.errors import UserError
@@ -143,6 +144,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     forward = distributed.parallel(method, method.alike)
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
+    passes = PassCounter(method)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
     with clock as progress, worker_deaths(dataset):
         for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
@@ -157,6 +159,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
             rate = learning_rate(step, run.total, cfg.optim)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            passes.take()
             for _ in range(method.replays):
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
@@ -165,6 +168,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
                 norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
                 _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
                 optimizer.step()
+            progress.passed(len(ids), passes.take())
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))

@@ -21,6 +21,6 @@ from vidrobust.methods.supervised import Supervised
 __all__ = [
     "BYOL", "METHODS", "RECIPES", "RULES", "SUPERVISED", "AdversarialTraining", "AdversarialView", "Adversary",
     "Budget", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "Removal", "SimCLR", "Streams",
-    "SupCon", "Supervised", "Trades", "acl", "build_method", "clae", "clae_published", "detect", "dynacl", "info_nce", "k_means",
-    "nt_xent", "plain", "rocl", "uel", "without_effect",
+    "SupCon", "Supervised", "Trades", "acl", "build_method", "clae", "clae_published", "detect", "dynacl", "info_nce",
+    "k_means", "nt_xent", "plain", "rocl", "uel", "without_effect",
 ]  # fmt: skip

@@ -27,9 +27,9 @@ class Adversary(nn.Module):
 
     threats: what the perturbation may be. steps, step, random_start: of PGD, whose last iterate is taken; a step is a
     share of eps, None is 2.5 / steps. train_mode: norms use the batch's statistics in the attack, or, in eval mode,
-    the running ones; neither moves these. combine: of several threats, the loss is averaged over all views ("average"), each clip takes
-    the view of the largest loss ("worst"), or each threat has its own norm branch and the loss is averaged
-    ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through training.
+    the running ones; neither moves these. combine: of several threats, the loss is averaged over all views
+    ("average"), each clip takes the view of the largest loss ("worst"), or each threat has its own norm branch and the
+    loss is averaged ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through training.
     """
 
     def __init__(
