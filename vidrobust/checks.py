@@ -39,11 +39,12 @@ def check_together(cfg: Config) -> None:
 # adversary -> the methods that it is for
 ADVERSARIES: dict[str, tuple[str, ...]] = {
     "clae": ("simclr", "supcon", "plain", "uel", "moco"), "rocl": ("simclr", "supcon"), "acl": ("simclr", "supcon"),
-    "dynacl": ("simclr", "supcon"), **dict.fromkeys(("pgd", "trades", "fast", "free"), ("supervised",)),
+    "dynacl": ("simclr", "supcon"), "deacl": ("distill",), "taro": ("byol", "simsiam"),
+    **dict.fromkeys(("pgd", "trades", "fast", "free"), ("supervised",)),
 }  # fmt: skip
 # methods without negatives to look through
-_NO_REMOVAL = {"supervised": "has no negatives", "byol": "has no negatives", "simsiam": "has no negatives",
-               "supcon": "has positives by label", "plain": "has no masks", "uel": "has no masks"}  # fmt: skip
+_NO_REMOVAL = {**dict.fromkeys(("supervised", "byol", "simsiam", "distill"), "has no negatives"),
+               "supcon": "has positives by label", **dict.fromkeys(("plain", "uel"), "has no masks")}  # fmt: skip
 
 
 def require_used(method: Method) -> None:

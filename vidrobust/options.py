@@ -108,7 +108,7 @@ class Model:
 class Adversary:
     name: str = option(
         "none", "how adversarial views are made and paired (docs/methods.md): none; simclr, supcon: clae, rocl, acl, "
-        "dynacl; moco, plain, uel: clae; supervised: pgd, trades, fast, free",
+        "dynacl; moco, plain, uel: clae; byol, simsiam: taro; supervised: pgd, trades, fast, free; distill: deacl",
     )  # fmt: skip
     threats: list[str] = option([], "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
                                 "empty: the method's own")  # fmt: skip
@@ -123,11 +123,12 @@ class Adversary:
     warmup: float = option(0.1, "schedule=linear: share of the run in which eps climbs from 0", low=0, high=1)
     first: float = option(0.25, "schedule=curriculum: share of eps at the beginning", low=0, high=1)
     momentum: float = option(0.01, "momentum of the adversarial branches' norm statistics", above=0, high=1)
-    alpha: float = option(1.0, "clae: weight of the adversarial loss", low=0)
+    alpha: float = option(1.0, "clae, taro: weight of the adversarial loss", low=0)
     faithful: bool = option(False, "clae as published: eps of the normalised clip (0.03 by default), nothing clamped, "
                             "the attack moves norm statistics")  # fmt: skip
     regularizer: float = option(1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0)
     pairing: str = option("ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s"))
+    gamma: float = option(2.0, "deacl: weight of the similarity of adversarial and clean features", low=0)
     beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
     replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 
@@ -158,7 +159,9 @@ class FalseNegatives:
 
 @dataclass
 class Method:
-    name: str = option("simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised")
+    name: str = option(
+        "simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised, distill"
+    )
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
     clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
     chunk: int = option(0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0)
@@ -170,6 +173,7 @@ class Method:
         "shuffle", "batch norms on several ranks: moco's keys in shuffled batches, statistics of all ranks together, "
         "or of each rank's own", choices=("shuffle", "sync", "own"),
     )  # fmt: skip
+    teacher: str = option("", "distill: a training checkpoint, or the backbone.pt of one with the same model.*")
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
     false_negatives: FalseNegatives = field(default_factory=FalseNegatives)

@@ -34,8 +34,9 @@ from vidrobust.engine.optim import build_optimizer, learning_rate
 from vidrobust.engine.passes import PassCounter
 from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output, seed_everything
+from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
-from vidrobust.methods import SUPERVISED, Method, build_method
+from vidrobust.methods import SUPERVISED, Distill, Method, build_method
 from vidrobust.models import single_branch_state
 from vidrobust.views import apply_draws, to_float
 
@@ -235,6 +236,8 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
+    if cfg.method.teacher and isinstance(method, Distill):
+        method.learn_from(read_teacher(cfg.method.teacher, cfg))
     method.to(device).prepare(records)
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
     run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)

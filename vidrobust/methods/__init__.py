@@ -7,6 +7,7 @@ from vidrobust.methods.budget import Budget
 from vidrobust.methods.build import METHODS, RECIPES, SUPERVISED, build_method, without_effect
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.clusters import k_means
+from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives import RULES, Pairs, detect
 from vidrobust.methods.info_nce import info_nce, nt_xent
 from vidrobust.methods.instdisc import InstDisc, plain, uel
@@ -20,7 +21,7 @@ from vidrobust.methods.supervised import Supervised
 
 __all__ = [
     "BYOL", "METHODS", "RECIPES", "RULES", "SUPERVISED", "AdversarialTraining", "AdversarialView", "Adversary",
-    "Budget", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "Removal", "SimCLR", "Streams",
-    "SupCon", "Supervised", "Trades", "acl", "build_method", "clae", "clae_published", "detect", "dynacl", "info_nce",
-    "k_means", "nt_xent", "plain", "rocl", "uel", "without_effect",
+    "Budget", "Distill", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "Removal", "SimCLR",
+    "Streams", "SupCon", "Supervised", "Trades", "acl", "build_method", "clae", "clae_published", "detect", "dynacl",
+    "info_nce", "k_means", "nt_xent", "plain", "rocl", "uel", "without_effect",
 ]  # fmt: skip

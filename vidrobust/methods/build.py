@@ -15,6 +15,7 @@ from vidrobust.methods.adversarial_training import AdversarialTraining, Free, Tr
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.budget import Budget
 from vidrobust.methods.byol import BYOL
+from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives import RULES
 from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
@@ -51,6 +52,8 @@ RECIPES = {
     "trades": Recipe(steps=10, step=0.25, random_start=True, branch=False),
     "fast": Recipe(step=1.25, random_start=True, train_mode=True, branch=False),
     "free": Recipe(random_start=True, branch=False),
+    "taro": Recipe(steps=10, step=0.25, random_start=True, branch=False),
+    "deacl": Recipe(steps=5, step=0.25, random_start=True, branch=False),
 }
 
 
@@ -146,15 +149,19 @@ def _moco(cfg: config.Config, classes: int) -> Method:
 
 
 def _byol(cfg: config.Config, classes: int) -> Method:
-    model = build_model(cfg.model, "normed_projector")
-    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
-    return BYOL(model, predictor, _momentum(cfg, model), clips=cfg.method.clips_per_video)
+    model = _model(cfg, "normed_projector")
+    return BYOL(model, _predictor(cfg), _momentum(cfg, model), clips=cfg.method.clips_per_video,
+                adversary=_adversary(cfg), weight=cfg.method.adversary.alpha)  # fmt: skip
 
 
 def _simsiam(cfg: config.Config, classes: int) -> Method:
-    model = build_model(cfg.model, "simsiam_projector")
-    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
-    return BYOL(model, predictor, clips=cfg.method.clips_per_video)
+    model = _model(cfg, "simsiam_projector")
+    return BYOL(model, _predictor(cfg), clips=cfg.method.clips_per_video, adversary=_adversary(cfg),
+                weight=cfg.method.adversary.alpha)  # fmt: skip
+
+
+def _predictor(cfg: config.Config) -> nn.Module:
+    return normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
 
 
 def _instdisc(cfg: config.Config, classes: int) -> Method:
@@ -173,9 +180,13 @@ def _supervised(cfg: config.Config, classes: int) -> Method:
     return Free(model, adversary, wanted.replays) if wanted.name == "free" else AdversarialTraining(model, adversary)
 
 
+def _distill(cfg: config.Config, classes: int) -> Method:
+    return Distill(_model(cfg, "none"), _adversary(cfg), cfg.method.adversary.gamma)
+
+
 METHODS: dict[str, Callable[[config.Config, int], Method]] = {
     "simclr": _simclr, "moco": _moco, "byol": _byol, "simsiam": _simsiam, "supcon": _supcon, "plain": _instdisc,
-    "uel": _instdisc, "supervised": _supervised,
+    "uel": _instdisc, "supervised": _supervised, "distill": _distill,
 }  # fmt: skip
 
 # those that learn from labels
@@ -189,11 +200,12 @@ USES = {
     "simsiam": {"clips_per_video", "predictor"},
     "supcon": {"temperature", "clips_per_video", "chunk"},
     "plain": {"temperature"}, "uel": {"temperature"}, "supervised": set(),
+    "distill": {"teacher"},
 }  # fmt: skip
 # adversary -> options of `method.adversary` of its own; those of the attack are all adversaries'
 ADVERSARY_OPTIONS: dict[str, set[str]] = {
     "clae": {"alpha", "faithful"}, "rocl": {"regularizer"}, "acl": {"pairing"}, "dynacl": set(), "pgd": set(),
-    "trades": {"beta"}, "fast": set(), "free": {"replays"},
+    "trades": {"beta"}, "fast": set(), "free": {"replays"}, "deacl": {"gamma"}, "taro": {"alpha"},
 }  # fmt: skip
 _ATTACK = {"threats", "combine", "steps", "step", "start", "schedule", "momentum"}
 # rule -> option of `method.false_negatives` -> the argument that it is

@@ -21,8 +21,8 @@ from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.trunk import Trunk
 
 __all__ = [
-    "BACKBONES", "Backbone", "Model", "add_branches", "branch_names", "build_backbone", "build_model", "linear",
-    "normed_mlp", "projector", "single_branch_state", "use_branch",
+    "BACKBONES", "Backbone", "Model", "add_branches", "branch_names", "build_backbone", "build_model",
+    "configured_backbone", "linear", "normed_mlp", "projector", "single_branch_state", "use_branch",
 ]  # fmt: skip
 
 # name -> function of the backbone's own options that returns its Trunk
@@ -81,18 +81,23 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     return Backbone(build(**options))
 
 
+def configured_backbone(cfg: config.Model) -> Backbone:
+    """The backbone that the options name, with fresh weights."""
+    return build_backbone(cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v})
+
+
 def build_model(
     cfg: config.Model, head: str, classes: int = 0, *, branches: Sequence[str] = (), momentum: float = 0.01
 ) -> Model:
     """Backbone and head with fresh weights from torch's global generator.
 
-    head: "projector", "normed_projector" (BYOL's), "simsiam_projector" or "linear".
+    head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
 
     branches: names of adversarial norm branches, with this momentum; none: plain norms.
     """
-    options = {k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
-    backbone = build_backbone(cfg.backbone, **options)
+    backbone = configured_backbone(cfg)
     heads: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
         "linear": lambda: linear(backbone.dim, classes),
         "projector": lambda: projector(backbone.dim, cfg.hidden, cfg.dim),
         "normed_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim),
