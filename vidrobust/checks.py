@@ -39,7 +39,7 @@ def check_together(cfg: Config) -> None:
 # adversary -> the methods that it is for
 ADVERSARIES: dict[str, tuple[str, ...]] = {
     "clae": ("simclr", "supcon", "plain", "uel", "moco"), "rocl": ("simclr", "supcon"), "acl": ("simclr", "supcon"),
-    "dynacl": ("simclr", "supcon"), "deacl": ("distill",), "taro": ("byol", "simsiam"),
+    "dynacl": ("simclr", "supcon"), "deacl": ("distill",), "advcl": ("simclr",), "taro": ("byol", "simsiam"),
     **dict.fromkeys(("pgd", "trades", "fast", "free"), ("supervised",)),
 }  # fmt: skip
 # methods without negatives to look through
@@ -68,6 +68,8 @@ def _check_adversary(method: Method) -> None:
         raise UserError(f"{key}.name={a.name}: {method.name} " + (
             f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
         ))  # fmt: skip
+    if a.name == "advcl" and a.combine == "branches":
+        raise UserError(f"{key}.combine=branches: advcl's branches are of its two attacks; set average or worst")
     if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
                        not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
         raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")

@@ -108,7 +108,8 @@ class Model:
 class Adversary:
     name: str = option(
         "none", "how adversarial views are made and paired (docs/methods.md): none; simclr, supcon: clae, rocl, acl, "
-        "dynacl; moco, plain, uel: clae; byol, simsiam: taro; supervised: pgd, trades, fast, free; distill: deacl",
+        "dynacl; simclr: advcl; moco, plain, uel: clae; byol, simsiam: taro; supervised: pgd, trades, fast, free; "
+        "distill: deacl",
     )  # fmt: skip
     threats: list[str] = option([], "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
                                 "empty: the method's own")  # fmt: skip
@@ -129,6 +130,9 @@ class Adversary:
     regularizer: float = option(1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0)
     pairing: str = option("ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s"))
     gamma: float = option(2.0, "deacl: weight of the similarity of adversarial and clean features", low=0)
+    clusters: list[int] = option([2, 10, 50, 100, 500], "advcl: k-means clusters of the teacher's features", low=2)
+    ce_weight: float = option(0.2, "advcl: weight of the pseudo-labels' cross-entropy", low=0)
+    radius: float = option(8.0, "advcl: frequencies that the high-frequency view lacks, cycles a frame", low=0)
     beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
     replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 
@@ -173,7 +177,11 @@ class Method:
         "shuffle", "batch norms on several ranks: moco's keys in shuffled batches, statistics of all ranks together, "
         "or of each rank's own", choices=("shuffle", "sync", "own"),
     )  # fmt: skip
-    teacher: str = option("", "distill: a training checkpoint, or the backbone.pt of one with the same model.*")
+    clusters: int = option(0, "supervised: k-means clusters of the trunk's first features in place of labels; 0: "
+                           "labels", low=0)  # fmt: skip
+    head_first: float = option(0.0, "supervised: share of the run in which the head is trained alone, on clean clips",
+                               low=0, high=1)  # fmt: skip
+    teacher: str = option("", "distill, advcl: a training checkpoint, or the backbone.pt of one with the same model.*")
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
     false_negatives: FalseNegatives = field(default_factory=FalseNegatives)

@@ -82,7 +82,7 @@ def test_branches_train_clean_clips_as_well(batch):
 def test_beta_0_is_supervised_to_the_last_bit(batch):
     net = model().eval()
     found = [method(*batch)["loss"] for method in (Supervised(net), Trades(net, attack(branches=("clean",),
-             random_start=True), 0.0))]  # fmt: skip
+             random_start=True), beta=0.0))]  # fmt: skip
     assert torch.equal(*found)
 
 

@@ -1,6 +1,7 @@
 """Adversarial views of training: budgets, modes, schedules, several threats, and a model that stays as it is."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -131,10 +132,15 @@ def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
     net = model()
     nn.init.zeros_(net.head[2].weight)
     adversary, x = one_step(0.03), torch.rand(6, 3, 1, 16, 16)
-    with pytest.warns(UserWarning, match="the gradient is 0"):
+    for _ in range(2):
         adversary.views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
-        adversary.views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
-    assert len(caplog.records) == 1 and "has norm 0 there" in caplog.text
+    assert len(caplog.records) == 1 and "an attack changes nothing in a whole batch" in caplog.text
+    assert "has norm 0;" in caplog.text
+    caplog.clear()
+    with pytest.warns(UserWarning, match="else"):
+        one_step(0.03).views(net, lambda: lambda v: warnings.warn("else", stacklevel=1) or net(v).sum(1), x, 0.0)
+    Adversary([ThreatModel("linf", 0.03)], random_start=True).views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
+    assert "beyond the random start" in caplog.text
 
 
 def test_the_worst_view_of_each_clip_is_taken():

@@ -21,6 +21,7 @@ from vidrobust.data import (
     Record,
     TrainBatches,
     build_records,
+    eval_dataset,
     loader,
     records_sha,
     require_labels,
@@ -36,14 +37,15 @@ from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output, seed_everything
 from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
-from vidrobust.methods import SUPERVISED, Distill, Method, build_method
+from vidrobust.evaluation.predict import evaluation_mode, extract
+from vidrobust.methods import SUPERVISED, AdvCL, Distill, Method, build_method
 from vidrobust.models import single_branch_state
 from vidrobust.views import apply_draws, to_float
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
-          "method.queue=", "method.predictor=", "method.adversary.name=", "method.adversary.combine=",
-          "method.false_negatives.rule=",
+          "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
+          "method.adversary.combine=", "method.adversary.clusters=", "method.false_negatives.rule=",
           "method.false_negatives.encoder=", "method.false_negatives.clusters=", "optim.name=")  # fmt: skip
 
 
@@ -142,7 +144,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
     batches = TrainBatches(
         len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
     )
-    forward = distributed.parallel(method, method.alike)
+    forward = distributed.parallel(method, method.alike, method.skips)
     amp = _use_bf16(cfg.train.amp, device)
     method.train()
     passes = PassCounter(method)
@@ -226,7 +228,7 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim)
-    if cfg.method.name in SUPERVISED:
+    if cfg.method.name in SUPERVISED and not cfg.method.clusters:
         require_labels(records, f"method.name={cfg.method.name}")
     if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
         raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
@@ -236,9 +238,11 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
-    if cfg.method.teacher and isinstance(method, Distill):
+    if cfg.method.teacher and isinstance(method, Distill | AdvCL):
         method.learn_from(read_teacher(cfg.method.teacher, cfg))
     method.to(device).prepare(records)
+    if resume is None:  # a checkpoint holds what was found
+        _look(cfg, method, records, device)
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
     run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
@@ -247,6 +251,22 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     if resume:
         _restore(run, resume)
     return run
+
+
+def _look(cfg: config.Config, method: Method, records: list[Record], device: torch.device) -> None:
+    """Give a method that wants pseudo-labels the features of the centre clip of each video; rank 0 looks for all."""
+    trunk = method.looks_with()
+    if trunk is None or method.pseudo is None:
+        return
+    if distributed.rank() == 0:
+        log.info(f"features of {len(records)} videos, to be clustered into {list(method.pseudo.counts)}")
+        with evaluation_mode(trunk):
+            (found,) = extract([trunk], eval_dataset(cfg.data, records, 1), device, batch_size=cfg.eval.batch_size,
+                               workers=cfg.data.workers)  # fmt: skip
+        if found.failed:
+            log.warning(f"{len(found.failed)} videos do not decode and get no pseudo-label: {found.failed[0].reason}")
+        method.pseudo.cluster(found.features[:, 0], found.index)
+    distributed.broadcast([method.pseudo.labels])
 
 
 def _restore(run: _Run, path: Path) -> None:

@@ -171,7 +171,7 @@ def _measure(
     with evaluation_mode(model, random, branch=cfg.eval.branch):
         with distributed.main_first():
             gallery, queries = _features(cfg, model, random, train, test, out, device)
-        head = _own_head(model, len(classes))
+        head = None if cfg.method.clusters else _own_head(model, len(classes))
         found = measure_representation(gallery, queries, len(classes), cfg.eval, device, head)
         if found.probe is not None:
             distributed.broadcast(found.probe.parameters())

@@ -6,7 +6,7 @@ A pairing is a function of `Streams`; with `method.adversary.name=none` the clea
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,18 +24,23 @@ Pairing = Callable[["Streams"], dict[str, Tensor]]
 class Streams:
     """A batch of B videos as a pairing sees it.
 
-    views: V of (B, C, T, H, W) in [0, 1]. z: their clean embeddings (B, D), with gradient. anchors: the objective's
-    loss `anchors(z, like, stop=False)` of any embeddings: like[i] says which clean view z[i] stands for, so that what
-    was found false between clean views is masked; stop: no gradient reaches candidates. progress: the share of
-    training done.
+    views: V of (B, C, T, H, W) in [0, 1]. anchors: the objective's loss `anchors(z, like, stop=False)` of any
+    embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
+    masked; stop: no gradient reaches candidates. progress: the share of training done.
     """
 
     model: Model
     views: list[Tensor]
-    z: list[Tensor]
     anchors: AnchorLosses
-    adversary: Adversary
+    adversary: Adversary | None
     progress: float
+    _z: dict[int, Tensor] = field(default_factory=dict)
+
+    def z(self, view: int) -> Tensor:
+        """The clean embedding (B, D) of a view, with gradient; computed when it is first asked for."""
+        if view not in self._z:
+            self._z[view] = self.model(self.views[view])
+        return self._z[view]
 
     def loss(self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
         """(B,): the mean of a video's anchors."""
@@ -44,7 +49,8 @@ class Streams:
     @functools.cached_property
     def clean(self) -> Tensor:
         """(B,): the clean objective."""
-        return self.loss(self.z, range(len(self.z)))
+        every = range(len(self.views))
+        return self.loss([self.z(v) for v in every], every)
 
     def attack(self, x: Tensor, aim: Callable[[], Callable[[Tensor], Tensor]]) -> list[AdversarialView]:
         """Adversarial views of x (N, C, T, H, W).
@@ -56,6 +62,7 @@ class Streams:
             loss = aim()
             return lambda v: loss(self.model(v))
 
+        assert self.adversary is not None
         return self.adversary.views(self.model, of_clips, x, self.progress)
 
     @torch.no_grad()
@@ -83,27 +90,28 @@ def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
     """
 
     def aim() -> Callable[[Tensor], Tensor]:
-        if s.adversary.starts_at_x:
+        if s.adversary is not None and s.adversary.starts_at_x:
             return lambda z: s.loss([z.detach(), z], (0, 1))
         anchor = s.seen(0)
         return lambda z: s.loss([anchor, z], (0, 1))
 
-    adv = average([s.loss([s.z[0], s.embed(view)], (0, 1)) for view in s.attack(s.views[0], aim)])
-    return {"loss": s.clean + alpha * adv, "loss_clean": s.clean, "loss_adv": adv}
+    clean = s.clean
+    adv = average([s.loss([s.z(0), s.embed(view)], (0, 1)) for view in s.attack(s.views[0], aim)])
+    return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
 def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
     """CLAE as its code has it: eps is of the normalised clip, nothing is clamped, and the three passes of the
     adversarial branch (two of the attack) all move its running statistics. The published eps is 0.03.
     """
-    x = s.views[0]
+    x, clean = s.views[0], s.clean
     with s.model.use_branch("adv"), torch.enable_grad():
         anchor = s.model(x).detach()
         tilde = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
     x_adv = x + eps * s.model.backbone.std * gradient.sign()
-    adv = s.loss([s.z[0], s.embed(AdversarialView(x_adv, "adv"))], (0, 1))
-    return {"loss": s.clean + alpha * adv, "loss_clean": s.clean, "loss_adv": adv}
+    adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1))
+    return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
 def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
@@ -117,11 +125,12 @@ def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
         other = s.seen(1)
         return lambda z: s.loss([z, other], (0, 1))
 
+    z1, z2 = s.z(0), s.z(1)  # before the attack, which sees the statistics that they have moved
     three, pair = [], []
     for view in s.attack(s.views[0], aim):
         z_adv = s.embed(view)
-        three.append(s.loss([s.z[0], s.z[1], z_adv], (0, 1, 0), stop=True))
-        pair.append(s.loss([z_adv, s.z[1]], (0, 1), stop=True))
+        three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True))
+        pair.append(s.loss([z_adv, z2], (0, 1), stop=True))
     adv, pairs = average(three), average(pair)
     return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
 
@@ -133,18 +142,18 @@ def acl(s: Streams, pairing: str = "ds", weight: float = 1.0) -> dict[str, Tenso
     which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises NT-Xent of the pair.
     """
     both = torch.cat(s.views[:2])
+    clean = s.clean if pairing == "ds" else None
     losses = []
     for view in s.attack(both, lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
         parts = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
         if pairing == "a2s":
-            losses.append(s.loss([s.embed(parts[0]), s.z[1]], (0, 1)))
+            losses.append(s.loss([s.embed(parts[0]), s.z(1)], (0, 1)))
         else:
             losses.append(s.loss([s.embed(part) for part in parts], (0, 1)))
     adv = average(losses)
-    if pairing != "ds":
+    if clean is None:
         return {"loss": adv, "loss_adv": adv}
-    loss = 0.5 * ((2 - weight) * s.clean + weight * adv)
-    return {"loss": loss, "loss_clean": s.clean, "loss_adv": adv}
+    return {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
 
 
 def dynacl(s: Streams) -> dict[str, Tensor]:

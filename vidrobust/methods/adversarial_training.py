@@ -2,12 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vidrobust.attacks import Ball, Loss, make_ball
 from vidrobust.methods.adversarial import average
 from vidrobust.methods.adversary import AdversarialView, Adversary
-from vidrobust.methods.supervised import Supervised
+from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
 
 
@@ -19,16 +18,13 @@ class AdversarialTraining(Supervised):
     of the clean branch, and the loss is the mean over all kinds.
     """
 
-    def __init__(self, model: Model, adversary: Adversary) -> None:
-        super().__init__(model)
+    def __init__(self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0) -> None:
+        super().__init__(model, clusters, head_first)
         self.adversary = adversary
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 1, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), "loss_adv": (B,)}."""
-        x = views[:, 0]
-
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         def loss(v: Tensor) -> Tensor:
-            return F.cross_entropy(self.model(v).float(), labels, reduction="none")
+            return cross_entropy(self.model(v), labels)
 
         losses = [self._of(view, labels) for view in self.adversary.views(self.model, lambda: loss, x, self.progress)]
         adv = average(losses)
@@ -39,7 +35,7 @@ class AdversarialTraining(Supervised):
 
     def _of(self, view: AdversarialView, labels: Tensor) -> Tensor:
         with self.model.use_branch(view.branch):
-            return F.cross_entropy(self.model(view.x).float(), labels, reduction="none")
+            return cross_entropy(self.model(view.x), labels)
 
 
 class Trades(AdversarialTraining):
@@ -49,13 +45,13 @@ class Trades(AdversarialTraining):
     times normal noise).
     """
 
-    def __init__(self, model: Model, adversary: Adversary, beta: float = 6.0) -> None:
-        super().__init__(model, adversary)
+    def __init__(
+        self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0, *, beta: float = 6.0
+    ) -> None:
+        super().__init__(model, adversary, clusters, head_first)
         self.beta = beta
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        x = views[:, 0]
-
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         def aim() -> Loss:
             with torch.no_grad():
                 clean = self.model(x).float()
@@ -63,7 +59,7 @@ class Trades(AdversarialTraining):
 
         made = self.adversary.views(self.model, aim, x, self.progress)
         logits = self.model(x).float()
-        clean = F.cross_entropy(logits, labels, reduction="none")
+        clean = cross_entropy(logits, labels)
         apart = []
         for view in made:
             with self.model.use_branch(view.branch):
@@ -80,15 +76,16 @@ class Free(AdversarialTraining):
     The perturbation begins at a random point with each batch; the published code carries it over from the last one.
     """
 
-    def __init__(self, model: Model, adversary: Adversary, replays: int = 4) -> None:
-        super().__init__(model, adversary)
+    def __init__(
+        self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0, *, replays: int = 4
+    ) -> None:
+        super().__init__(model, adversary, clusters, head_first)
         if len(adversary.threats) != 1 or adversary.threats[0].support not in ("dense", "tube", "flicker"):
             raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
         self.replays = replays
         self._turn = 0
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        x = views[:, 0]
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self._turn == 0:
             share, threat = self.adversary.budget.share(self.progress), self.adversary.threats[0]
             self._ball: Ball = make_ball(threat, x, lambda: x.amax(1))
@@ -98,7 +95,7 @@ class Free(AdversarialTraining):
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
         if torch.is_grad_enabled():
             x_adv.register_hook(self._move)
-        loss = F.cross_entropy(self.model(x_adv).float(), labels, reduction="none")
+        loss = cross_entropy(self.model(x_adv), labels)
         return {"loss": loss, "loss_adv": loss}
 
     @torch.no_grad()

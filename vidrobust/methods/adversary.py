@@ -1,5 +1,6 @@
 """What makes adversarial views in training: threats, steps and start, budgets that grow, several threats at once."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Adversary(nn.Module):
         self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
         self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
         self.budget = budget or Budget()
-        self.checked = False  # whether the first views differ from their clips
+        self.told = False  # that an attack had no gradient
 
     @property
     def starts_at_x(self) -> bool:
@@ -53,52 +54,56 @@ class Adversary(nn.Module):
 
         aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
         H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
-        stay as they are. Warns, once, where the first views are the clips themselves.
+        stay as they are. Warns, once, where an attack has no gradient.
         """
         share = self.budget.share(progress)
-        made, losses = [], []
+        made = []
         for number, threat in enumerate(self.threats):
             branch = self.branches[number if self.combine == "branches" else 0]
             with self.attacking(model, branch):
-                losses.append(aim())
+                loss = aim()
                 now = replace(threat, eps=share * threat.eps)
-                made.append(AdversarialView(self._attack(losses[-1], x, now), branch))
-        if share and not self.checked and any(threat.eps for threat in self.threats):
-            self.checked = True
-            if all(torch.equal(x, view.x) for view in made):
-                self._tell_still(losses[0], x, model)
+                made.append(AdversarialView(self._attack(loss, x, now), branch))
         if self.combine == "worst" and len(made) > 1:
             with self.attacking(model, self.branches[0]), torch.no_grad():
-                return [AdversarialView(worst([view.x for view in made], losses[0]), self.branches[0])]
+                return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
         return made
 
     @contextmanager
     def attacking(self, model: Model, branch: str) -> Iterator[None]:
         """The model as the attack sees it; everything is put back as it was."""
-        modes = [(m, m.training) for m in model.modules()]
-        model.train(self.train_mode)
-        try:
-            with model.use_branch(branch), frozen_statistics(model):
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
+            yield
 
     def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
         if not threat.eps:
             return x.clone()
-        if self.starts_at_x and self.step is None:
-            return fgsm(loss, x, threat)
         size = None if self.step is None else self.step * threat.eps
-        return pgd(loss, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if self.starts_at_x and self.step is None:
+                x_adv = fgsm(loss, x, threat)
+            else:
+                x_adv = pgd(
+                    loss, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False
+                )
+        for found in caught:
+            if "gradient is 0" not in str(found.message):
+                warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
+            elif not self.told:
+                self.told = True
+                self._tell_still(loss, x, x_adv)
+        return x_adv
 
-    def _tell_still(self, loss: Loss, x: Tensor, model: Model) -> None:
-        with self.attacking(model, self.branches[0]), torch.enable_grad():
+    def _tell_still(self, loss: Loss, x: Tensor, x_adv: Tensor) -> None:
+        with torch.enable_grad():
             v = x.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(v).sum(), v)
+        changed = "" if torch.equal(x, x_adv) else ", beyond the random start,"
         log.warning(
-            f"the first adversarial views are the clips themselves: the gradient of the attacked loss has norm "
-            f"{float(gradient.norm()):.3g} there; set method.adversary.random_start, or look for what masks gradients"
+            f"an attack changes nothing{changed} in a whole batch: at the clips the gradient of the attacked loss has "
+            f"norm {float(gradient.norm()):.3g}; begin at random points (method.adversary.start), lower optim.lr, or "
+            "look for what masks gradients"
         )
 
 
@@ -107,6 +112,18 @@ def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
     values = torch.stack([loss(view) for view in views])
     chosen = values.argmax(0)
     return torch.stack(list(views), 1)[torch.arange(len(chosen), device=chosen.device), chosen]
+
+
+@contextmanager
+def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
+    """Train or eval mode inside; every module's mode is put back as it was."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

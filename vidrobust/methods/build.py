@@ -1,19 +1,16 @@
 """The configured method. The only place that unpacks `method.*`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
 from vidrobust import config
-from vidrobust.attacks import parse_threat
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
-from vidrobust.methods.adversarial import Pairing, acl, clae, clae_published, dynacl, rocl
+from vidrobust.methods.advcl import AdvCL
 from vidrobust.methods.adversarial_training import AdversarialTraining, Free, Trades
 from vidrobust.methods.adversary import Adversary
-from vidrobust.methods.budget import Budget
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives import RULES
@@ -21,6 +18,7 @@ from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.recipes import branches_of, build_adversary, pairing_of
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
@@ -28,73 +26,14 @@ from vidrobust.methods.supervised import Supervised
 from vidrobust.models import Model, build_model, normed_mlp
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an adversary's own attack is made.
-
-    step: a share of eps; None: 2.5 / steps. branch: adversarial views have a norm branch of their own.
-    """
-
-    threat: str = "linf-8/255"
-    steps: int = 1
-    step: float | None = None
-    random_start: bool = False
-    train_mode: bool = False
-    branch: bool = True
-
-
-RECIPES = {
-    "clae": Recipe("linf-4/255", train_mode=True),
-    "rocl": Recipe(steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
-    "acl": Recipe(steps=5, step=0.25, random_start=True),
-    "dynacl": Recipe(steps=5, step=0.25, random_start=True),
-    "pgd": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "trades": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "fast": Recipe(step=1.25, random_start=True, train_mode=True, branch=False),
-    "free": Recipe(random_start=True, branch=False),
-    "taro": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "deacl": Recipe(steps=5, step=0.25, random_start=True, branch=False),
-}
-
-
-def _branches(wanted: config.Adversary) -> tuple[str, ...]:
-    """Names of the adversarial norm branches."""
-    if wanted.name == "none":
-        return ()
-    if wanted.combine == "branches":
-        return tuple(f"adv{number or ''}" for number in (0, *range(2, len(wanted.threats) + 1)))
-    return ("adv",) if RECIPES[wanted.name].branch else ()
+def _adversary(cfg: config.Config) -> Adversary | None:
+    return build_adversary(cfg.method.adversary)
 
 
 def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     """With the norm branches that the adversary needs."""
     wanted = cfg.method.adversary
-    return build_model(cfg.model, head, classes, branches=_branches(wanted), momentum=wanted.momentum)
-
-
-def _adversary(cfg: config.Config) -> Adversary | None:
-    wanted = cfg.method.adversary
-    if wanted.name == "none":
-        return None
-    recipe = RECIPES[wanted.name]
-    threats = [parse_threat(name) for name in wanted.threats or [recipe.threat]]
-    return Adversary(
-        threats, steps=wanted.steps or recipe.steps, step=wanted.step or recipe.step,
-        random_start=recipe.random_start if not wanted.start else wanted.start == "random",
-        train_mode=recipe.train_mode, combine=wanted.combine, branches=_branches(wanted) or ("clean",),
-        budget=Budget(wanted.schedule, warmup=wanted.warmup, first=wanted.first),
-    )  # fmt: skip
-
-
-def _pairing(wanted: config.Adversary) -> Pairing:
-    if wanted.faithful:
-        eps = parse_threat(wanted.threats[0]).eps if wanted.threats else 0.03
-        return partial(clae_published, alpha=wanted.alpha, eps=eps)
-    pairings: dict[str, Pairing] = {
-        "clae": partial(clae, alpha=wanted.alpha), "rocl": partial(rocl, regularizer=wanted.regularizer),
-        "acl": partial(acl, pairing=wanted.pairing), "dynacl": dynacl,
-    }  # fmt: skip
-    return pairings.get(wanted.name, clae)
+    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=wanted.momentum)
 
 
 def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
@@ -124,11 +63,24 @@ def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
 
 
 def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
+    if cfg.method.adversary.name == "advcl":
+        return _advcl(cfg, classes)
     model, wanted = _model(cfg, "projector"), cfg.method.false_negatives
     detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
     removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
-    return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=_pairing(cfg.method.adversary),
-                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector)  # fmt: skip
+    return kind(model, cfg.method.temperature, _adversary(cfg), removal, clips=cfg.method.clips_per_video,
+                pairing=pairing_of(cfg.method.adversary), chunk=cfg.method.chunk, detector=detector)  # fmt: skip
+
+
+def _advcl(cfg: config.Config, classes: int) -> Method:
+    wanted, model = cfg.method.adversary, _model(cfg, "projector")
+    if cfg.method.clips_per_video != 2 or cfg.method.false_negatives.encoder == "momentum":
+        raise UserError("method.adversary.name=advcl: two clips a video, and the model's own eye for false negatives")
+    first, second = (build_adversary(cfg.method.adversary, (name,)) for name in ("adv", "adv_ce"))
+    assert first is not None and second is not None
+    return AdvCL(model, cfg.method.temperature, first, second, wanted.clusters,
+                 _removal(cfg, classes, 2 * (cfg.train.batch_size - 1)), weight=wanted.ce_weight,
+                 radius=wanted.radius, chunk=cfg.method.chunk)  # fmt: skip
 
 
 def _supcon(cfg: config.Config, classes: int) -> Method:
@@ -168,16 +120,19 @@ def _instdisc(cfg: config.Config, classes: int) -> Method:
     if cfg.method.clips_per_video != 2:
         raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
     return InstDisc(_model(cfg, "projector"), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
-                    _adversary(cfg), _pairing(cfg.method.adversary))  # fmt: skip
+                    _adversary(cfg), pairing_of(cfg.method.adversary))  # fmt: skip
 
 
 def _supervised(cfg: config.Config, classes: int) -> Method:
-    model, adversary, wanted = _model(cfg, "linear", classes), _adversary(cfg), cfg.method.adversary
+    clusters, first, wanted = cfg.method.clusters, cfg.method.head_first, cfg.method.adversary
+    model, adversary = _model(cfg, "linear", clusters or classes), _adversary(cfg)
     if adversary is None:
-        return Supervised(model)
+        return Supervised(model, clusters, first)
     if wanted.name == "trades":
-        return Trades(model, adversary, wanted.beta)
-    return Free(model, adversary, wanted.replays) if wanted.name == "free" else AdversarialTraining(model, adversary)
+        return Trades(model, adversary, clusters, first, beta=wanted.beta)
+    if wanted.name == "free":
+        return Free(model, adversary, clusters, first, replays=wanted.replays)
+    return AdversarialTraining(model, adversary, clusters, first)
 
 
 def _distill(cfg: config.Config, classes: int) -> Method:
@@ -199,13 +154,14 @@ USES = {
     "byol": {"clips_per_video", "predictor", "momentum", "momentum_climbs"},
     "simsiam": {"clips_per_video", "predictor"},
     "supcon": {"temperature", "clips_per_video", "chunk"},
-    "plain": {"temperature"}, "uel": {"temperature"}, "supervised": set(),
+    "plain": {"temperature"}, "uel": {"temperature"}, "supervised": {"clusters", "head_first"},
     "distill": {"teacher"},
 }  # fmt: skip
 # adversary -> options of `method.adversary` of its own; those of the attack are all adversaries'
 ADVERSARY_OPTIONS: dict[str, set[str]] = {
     "clae": {"alpha", "faithful"}, "rocl": {"regularizer"}, "acl": {"pairing"}, "dynacl": set(), "pgd": set(),
-    "trades": {"beta"}, "fast": set(), "free": {"replays"}, "deacl": {"gamma"}, "taro": {"alpha"},
+    "trades": {"beta"}, "fast": set(), "free": {"replays"}, "deacl": {"gamma"},
+    "advcl": {"clusters", "ce_weight", "radius"}, "taro": {"alpha"},
 }  # fmt: skip
 _ATTACK = {"threats", "combine", "steps", "step", "start", "schedule", "momentum"}
 # rule -> option of `method.false_negatives` -> the argument that it is
@@ -241,5 +197,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     """
     config.require_used(cfg.method)
     method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
+    one_sided = cfg.method.adversary.name == "acl" and cfg.method.adversary.pairing != "ds"
+    method.skips = one_sided or (cfg.method.name == "supervised" and cfg.method.head_first > 0)
     together = cfg.method.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from vidrobust.data import Record
+from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
-from vidrobust.models import Model
+from vidrobust.models import Backbone, Model
 
 
 class Method(nn.Module):
@@ -19,6 +20,7 @@ class Method(nn.Module):
 
     views: int  # clips drawn from each video
     model: Model
+    skips: bool = False  # whether some weights have no gradient in some steps
     replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
     progress: float = 0.0  # the share of training done, set before each step
     alike = ("removal.", "queue", "position", "steps")  # what all ranks keep alike, by what they gather
@@ -26,6 +28,7 @@ class Method(nn.Module):
     def __init__(self, removal: Removal | None = None) -> None:
         super().__init__()
         self.removal = removal
+        self.pseudo: PseudoLabels | None = None  # what is made of the features that `looks_with` gives
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Before the first step, the model's weights loaded: learn what may be known of the videos.
@@ -34,6 +37,10 @@ class Method(nn.Module):
         """
         if self.removal is not None:
             self.removal.know(records)
+
+    def looks_with(self) -> Backbone | None:
+        """The trunk whose features of all videos the method wants to cluster before the first step; None: no wish."""
+        return None
 
     def start_epoch(self) -> None:
         """Before the first step of an epoch."""

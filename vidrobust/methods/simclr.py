@@ -38,20 +38,23 @@ class SimCLR(Method):
 
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
-        z = [self.model(views[:, v]) for v in range(self.views)]
         everyone = tuple(range(self.views))
-        masks = {everyone: self._masks(z, views, ids)}
+        clips = [views[:, v] for v in everyone]
+        masks: dict[tuple[int, ...], Masks] = {}
 
         def anchors(of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
             places = tuple(like)
             if places not in masks:
-                masks[places] = self._masks([z[v] for v in places], views[:, list(places)], ids, first=False)
+                z = [] if self.removal is None else [s.z(v) for v in places]
+                masks[places] = self._masks(z, views[:, list(places)], ids, first=places == everyone)
             return self._losses(of, ids, labels, masks[places], stop=stop)
 
+        s = Streams(self.model, clips, anchors, self.adversary, self.progress)
+        if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
+            clean = s.clean
         if self.adversary is None:
-            return {"loss": anchors(z, everyone).view(self.views, -1).mean(0)}
-        clips = [views[:, v] for v in range(self.views)]
-        parts = self.pairing(Streams(self.model, clips, z, anchors, self.adversary, self.progress))
+            return {"loss": clean}
+        parts = self.pairing(s)
         self.adversary.budget.saw(parts["loss_adv"])
         return parts
 
