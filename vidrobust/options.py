@@ -87,6 +87,7 @@ class Augment:
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
+    fade: bool = option(False, "whether all but the flip weaken to nothing over the run, in twenty stages (DynACL)")
     corruptions: list[str] = option(
         [], "corruptions of which a training clip gets one: names or sets as in eval.corruption.names; empty: none"
     )
@@ -133,6 +134,14 @@ class Adversary:
     clusters: list[int] = option([2, 10, 50, 100, 500], "advcl: k-means clusters of the teacher's features", low=2)
     ce_weight: float = option(0.2, "advcl: weight of the pseudo-labels' cross-entropy", low=0)
     radius: float = option(8.0, "advcl: frequencies that the high-frequency view lacks, cycles a frame", low=0)
+    asymmetry: float = option(0.5, "A-InfoNCE: share of the gradient of a clean and an adversarial positive that "
+                              "reaches the clean one (0.2 there); 0.5: both alike, as without",
+                              low=0, high=1)  # fmt: skip
+    hardness: float = option(0.0, "A-InfoNCE: beta, by which hard negatives count more in adversarial losses (1 "
+                             "there); 0: all alike, as without", low=0)  # fmt: skip
+    debias: float = option(0.12, "hardness: share of the negatives that is taken to be false", low=0, high=0.99)
+    sir: float = option(0.0, "acl, dynacl: weight of AIR's term of clean views (0.5 there)", low=0)
+    air: float = option(0.0, "acl, dynacl: weight of AIR's term of adversarial views (0.5 there)", low=0)
     beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
     replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 

@@ -217,9 +217,9 @@ def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_ad
     seen = []
     losses = method._losses
 
-    def spy(z, ids, labels, masks, *, stop=False):
+    def spy(z, ids, labels, masks, **options):
         seen.append((len(z), masks.ignore))
-        return losses(z, ids, labels, masks, stop=stop)
+        return losses(z, ids, labels, masks, **options)
 
     method._losses = spy
     method(views, ids, labels)

@@ -243,7 +243,8 @@ def _build(cfg: config.Config, out: Path, device: torch.device, resume: Path | N
     method.to(device).prepare(records)
     if resume is None:  # a checkpoint holds what was found
         _look(cfg, method, records, device)
-    dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed)
+    epochs = -(-total // (len(records) // cfg.train.batch_size))
+    dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed, epochs)
     run = _Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
     if idle:

@@ -31,9 +31,10 @@ class AdvCL(SimCLR):
     def __init__(
         self, model: Model, temperature: float, adversary: Adversary, ce_adversary: Adversary,
         counts: Sequence[int] = (2, 10, 50, 100, 500), removal: Removal | None = None, *, weight: float = 0.2,
-        radius: float = 8.0, chunk: int = 0,
+        radius: float = 8.0, chunk: int = 0, asymmetry: float | None = None, hard: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk)
+        super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
+                         hard=hard)  # fmt: skip
         self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
         self.pseudo: PseudoLabels = PseudoLabels(counts)
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
@@ -77,7 +78,7 @@ class AdvCL(SimCLR):
             return lambda z: s.loss([z, *others], like)
 
         clean = [s.z(0), s.z(1), s.model(high)]
-        adv = average([s.loss([s.embed(view), *clean], like) for view in s.attack(s.views[0], aim)])
+        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(s.views[0], aim)])
         return {"loss": adv, "loss_adv": adv}
 
     def _aim(self, known: Tensor) -> Loss:

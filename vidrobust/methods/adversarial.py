@@ -18,6 +18,7 @@ from vidrobust.models import Model
 # embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
 AnchorLosses = Callable[..., Tensor]
 Pairing = Callable[["Streams"], dict[str, Tensor]]
+Invariance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -26,7 +27,8 @@ class Streams:
 
     views: V of (B, C, T, H, W) in [0, 1]. anchors: the objective's loss `anchors(z, like, stop=False)` of any
     embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
-    masked; stop: no gradient reaches candidates. progress: the share of training done.
+    masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
+    attacked. progress: the share of training done.
     """
 
     model: Model
@@ -42,9 +44,11 @@ class Streams:
             self._z[view] = self.model(self.views[view])
         return self._z[view]
 
-    def loss(self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
+    def loss(
+        self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
+    ) -> Tensor:
         """(B,): the mean of a video's anchors."""
-        return self.anchors(z, like, stop=stop).view(len(z), -1).mean(0)
+        return self.anchors(z, like, stop=stop, adversarial=adversarial).view(len(z), -1).mean(0)
 
     @functools.cached_property
     def clean(self) -> Tensor:
@@ -96,7 +100,8 @@ def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
         return lambda z: s.loss([anchor, z], (0, 1))
 
     clean = s.clean
-    adv = average([s.loss([s.z(0), s.embed(view)], (0, 1)) for view in s.attack(s.views[0], aim)])
+    adv = average([s.loss([s.z(0), s.embed(view)], (0, 1), adversarial=(1,))
+                   for view in s.attack(s.views[0], aim)])  # fmt: skip
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
@@ -129,38 +134,48 @@ def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
     three, pair = [], []
     for view in s.attack(s.views[0], aim):
         z_adv = s.embed(view)
-        three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True))
-        pair.append(s.loss([z_adv, z2], (0, 1), stop=True))
+        three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True, adversarial=(2,)))
+        pair.append(s.loss([z_adv, z2], (0, 1), stop=True, adversarial=(0,)))
     adv, pairs = average(three), average(pair)
     return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
 
 
-def acl(s: Streams, pairing: str = "ds", weight: float = 1.0) -> dict[str, Tensor]:
+def acl(
+    s: Streams, pairing: str = "ds", weight: float = 1.0, invariance: Invariance | None = None
+) -> dict[str, Tensor]:
     """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): both views are attacked together.
 
     pairing: "a2a": L(a1, a2). "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2,
     which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises NT-Xent of the pair.
+    invariance: a loss of (z1, z2, a1, a2), (B,), that two streams are given besides: AIR's.
     """
     both = torch.cat(s.views[:2])
     clean = s.clean if pairing == "ds" else None
-    losses = []
+    losses, extra = [], []
     for view in s.attack(both, lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
-        parts = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
+        halves = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
         if pairing == "a2s":
-            losses.append(s.loss([s.embed(parts[0]), s.z(1)], (0, 1)))
+            losses.append(s.loss([s.embed(halves[0]), s.z(1)], (0, 1), adversarial=(0,)))
         else:
-            losses.append(s.loss([s.embed(part) for part in parts], (0, 1)))
+            a1, a2 = (s.embed(half) for half in halves)
+            losses.append(s.loss([a1, a2], (0, 1), adversarial=(0, 1)))
+            if invariance is not None:
+                extra.append(invariance(s.z(0), s.z(1), a1, a2))
     adv = average(losses)
     if clean is None:
         return {"loss": adv, "loss_adv": adv}
-    return {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
+    parts = {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
+    if not extra:
+        return parts
+    more = average(extra)
+    return parts | {"loss": parts["loss"] + more, "loss_invariance": more}
 
 
-def dynacl(s: Streams) -> dict[str, Tensor]:
+def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor]:
     """DynACL (Luo et al., ICLR 2023; METHODS section 4.4): ACL whose adversarial stream gains weight.
 
     The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a run), at most 2. Its
-    augmentations, which weaken meanwhile, are `augment.decay`'s.
+    augmentations, which weaken meanwhile, are `augment.fade`'s. With `invariance` it is AIR (METHODS section 4.8).
     """
     weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
-    return acl(s, "ds", weight)
+    return acl(s, "ds", weight, invariance)

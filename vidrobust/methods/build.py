@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -68,8 +69,10 @@ def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Me
     model, wanted = _model(cfg, "projector"), cfg.method.false_negatives
     detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
     removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
-    return kind(model, cfg.method.temperature, _adversary(cfg), removal, clips=cfg.method.clips_per_video,
-                pairing=pairing_of(cfg.method.adversary), chunk=cfg.method.chunk, detector=detector)  # fmt: skip
+    pairing = pairing_of(cfg.method.adversary, cfg.method.temperature)
+    return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
+                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
+                **_a_info_nce(cfg.method))  # fmt: skip
 
 
 def _advcl(cfg: config.Config, classes: int) -> Method:
@@ -80,7 +83,17 @@ def _advcl(cfg: config.Config, classes: int) -> Method:
     assert first is not None and second is not None
     return AdvCL(model, cfg.method.temperature, first, second, wanted.clusters,
                  _removal(cfg, classes, 2 * (cfg.train.batch_size - 1)), weight=wanted.ce_weight,
-                 radius=wanted.radius, chunk=cfg.method.chunk)  # fmt: skip
+                 radius=wanted.radius, chunk=cfg.method.chunk,
+                 **_a_info_nce(cfg.method))  # fmt: skip
+
+
+def _a_info_nce(method: config.Method) -> dict[str, Any]:
+    a = method.adversary
+    if a.hardness and method.false_negatives.rule != "none" and method.false_negatives.action == "downweight":
+        raise UserError("method.adversary.hardness: hard negatives have weights of their own; eliminate false ones, or "
+                        "attract them")  # fmt: skip
+    return {"asymmetry": None if a.asymmetry == 0.5 else a.asymmetry,
+            "hard": (a.hardness, a.debias) if a.hardness else None}  # fmt: skip
 
 
 def _supcon(cfg: config.Config, classes: int) -> Method:
@@ -120,7 +133,7 @@ def _instdisc(cfg: config.Config, classes: int) -> Method:
     if cfg.method.clips_per_video != 2:
         raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
     return InstDisc(_model(cfg, "projector"), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
-                    _adversary(cfg), pairing_of(cfg.method.adversary))  # fmt: skip
+                    _adversary(cfg), pairing_of(cfg.method.adversary, cfg.method.temperature))  # fmt: skip
 
 
 def _supervised(cfg: config.Config, classes: int) -> Method:
@@ -159,7 +172,8 @@ USES = {
 }  # fmt: skip
 # adversary -> options of `method.adversary` of its own; those of the attack are all adversaries'
 ADVERSARY_OPTIONS: dict[str, set[str]] = {
-    "clae": {"alpha", "faithful"}, "rocl": {"regularizer"}, "acl": {"pairing"}, "dynacl": set(), "pgd": set(),
+    "clae": {"alpha", "faithful"}, "rocl": {"regularizer"}, "acl": {"pairing", "sir", "air"}, "dynacl": {"sir", "air"},
+    "pgd": set(),
     "trades": {"beta"}, "fast": set(), "free": {"replays"}, "deacl": {"gamma"},
     "advcl": {"clusters", "ce_weight", "radius"}, "taro": {"alpha"},
 }  # fmt: skip
@@ -174,12 +188,22 @@ RULE_OPTIONS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+def _with_pairs(method: config.Method) -> set[str]:
+    """A-InfoNCE's options that have an effect: on pairs of a clean and an adversarial view, and on their negatives."""
+    a = method.adversary
+    if method.name not in ("simclr", "supcon"):
+        return set()
+    mixed = a.name in ("clae", "rocl", "advcl") or (a.name == "acl" and a.pairing == "a2s")
+    return ({"asymmetry"} if mixed else set()) | {"hardness"} | ({"debias"} if a.hardness else set())
+
+
 def without_effect(method: config.Method) -> list[str]:
     """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
     rule, default = method.false_negatives.rule, config.Method()
     used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
     if method.adversary.name != "none":
         used |= {f"adversary.{name}" for name in _ATTACK | ADVERSARY_OPTIONS[method.adversary.name]}
+        used |= {f"adversary.{name}" for name in _with_pairs(method)}
         used |= {"adversary.warmup"} if method.adversary.schedule == "linear" else set()
         used |= {"adversary.first"} if method.adversary.schedule == "curriculum" else set()
     if rule != "none":

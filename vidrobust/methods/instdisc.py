@@ -31,7 +31,10 @@ class InstDisc(SimCLR):
         super().__init__(model, temperature, adversary, pairing=pairing)
         self.pair_loss = pair_loss
 
-    def _losses(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False) -> Tensor:
+    def _losses(
+        self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:  # fmt: skip
         return self.pair_loss(z[0], z[1], self.temperature).repeat(2)
 
 

@@ -8,6 +8,7 @@ from vidrobust.attacks import parse_threat
 from vidrobust.methods.adversarial import Pairing, acl, clae, clae_published, dynacl, rocl
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.budget import Budget
+from vidrobust.methods.invariance import regularizer
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,16 @@ def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) ->
     )  # fmt: skip
 
 
-def pairing_of(wanted: config.Adversary) -> Pairing:
+def pairing_of(wanted: config.Adversary, temperature: float) -> Pairing:
     if wanted.faithful:
         eps = parse_threat(wanted.threats[0]).eps if wanted.threats else 0.03
         return partial(clae_published, alpha=wanted.alpha, eps=eps)
+    invariance = None
+    if wanted.sir or wanted.air:
+        invariance = partial(regularizer, temperature=temperature, clean=wanted.sir, adversarial=wanted.air)
     pairings: dict[str, Pairing] = {
         "clae": partial(clae, alpha=wanted.alpha), "rocl": partial(rocl, regularizer=wanted.regularizer),
-        "acl": partial(acl, pairing=wanted.pairing), "dynacl": dynacl,
+        "acl": partial(acl, pairing=wanted.pairing, invariance=invariance),
+        "dynacl": partial(dynacl, invariance=invariance),
     }  # fmt: skip
     return pairings.get(wanted.name, clae)

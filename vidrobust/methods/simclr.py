@@ -22,16 +22,18 @@ class SimCLR(Method):
     With false-negative removal (paper A), negatives are looked through first, on the clean embeddings, detached: the
     model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
     clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
-    loss that the attack raises.
+    loss that the attack raises. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in losses with adversarial views.
     """
 
     def __init__(
         self, model: Model, temperature: float, adversary: Adversary | None = None, removal: Removal | None = None, *,
         pairing: Pairing = clae, clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
+        asymmetry: float | None = None, hard: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(removal)
         self.model, self.temperature, self.adversary, self.pairing = model, temperature, adversary, pairing
         self.views, self.chunk, self.detector = clips, chunk, detector
+        self.asymmetry, self.hard = asymmetry, hard
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """views (B, V, C, T, H, W) in [0, 1], ids (B,) one a video; labels are not looked at.
@@ -42,12 +44,14 @@ class SimCLR(Method):
         clips = [views[:, v] for v in everyone]
         masks: dict[tuple[int, ...], Masks] = {}
 
-        def anchors(of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False) -> Tensor:
+        def anchors(
+            of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
+        ) -> Tensor:
             places = tuple(like)
             if places not in masks:
                 z = [] if self.removal is None else [s.z(v) for v in places]
                 masks[places] = self._masks(z, views[:, list(places)], ids, first=places == everyone)
-            return self._losses(of, ids, labels, masks[places], stop=stop)
+            return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial)
 
         s = Streams(self.model, clips, anchors, self.adversary, self.progress)
         if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
@@ -63,12 +67,19 @@ class SimCLR(Method):
             self.detector.start_from(self.model)
         super().prepare(records)
 
-    def _losses(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False) -> Tensor:
-        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop: no gradient reaches candidates."""
+    def _losses(
+        self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:  # fmt: skip
+        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop, adversarial: as `Streams` says."""
         keys = self._keys(ids, labels).repeat(len(z))
+        asymmetric = None
+        if adversarial and self.asymmetry is not None:
+            which = torch.tensor([v in adversarial for v in range(len(z))], device=keys.device)
+            asymmetric = which.repeat_interleave(len(ids)), self.asymmetry
         return nt_xent(
             torch.cat(list(z)), keys, self.temperature, masks.ignore, attract=masks.attract, weights=masks.weights,
-            chunk=self.chunk, stop=stop,
+            chunk=self.chunk, stop=stop, asymmetric=asymmetric, hard=self.hard if adversarial else None,
         )  # fmt: skip
 
     def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:
