@@ -155,7 +155,10 @@ def test_checkpoints(place, tmp_path):
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
         ([place / "run", "model.backbone=resnet18"], "missing backbone.trunk.bn1"),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
-        ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
+        (
+            [place / "run", "method.adversary.name=clae", "eval.branch=adv"],
+            "eval.branch=adv: the checkpoint was trained without it; it has clean",
+        ),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
         assert message in line, line

@@ -32,8 +32,8 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
     if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
-    if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
-        raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
+    if cfg.eval.branch != "clean" and cfg.method.adversary.name == "none":
+        raise UserError(f"eval.branch={cfg.eval.branch}: only a model trained with an adversary has another branch")
 
 
 # adversary -> the methods that it is for
@@ -70,6 +70,10 @@ def _check_adversary(method: Method) -> None:
         ))  # fmt: skip
     if a.name == "advcl" and a.combine == "branches":
         raise UserError(f"{key}.combine=branches: advcl's branches are of its two attacks; set average or worst")
+    if a.selector and (a.combine != "branches" or method.name not in ("simclr", "supcon", "supervised")):
+        raise UserError(
+            f"{key}.selector: chooses among the branches of combine=branches, of simclr, supcon, supervised"
+        )
     if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
                        not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
         raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")

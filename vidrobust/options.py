@@ -116,6 +116,8 @@ class Adversary:
                                 "empty: the method's own")  # fmt: skip
     combine: str = option("average", "several threats: the loss is averaged over them, each clip takes the worst, or "
                           "each has a norm branch", choices=("average", "worst", "branches"))  # fmt: skip
+    selector: bool = option(False, "combine=branches: the model learns which branch a clip should go through, for "
+                            "eval.branch=select (simclr, supcon, supervised)")  # fmt: skip
     steps: int = option(0, "steps of the attack; 0: the method's own", low=0)
     step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0)
     start: str = option("", "where the attack begins; empty: the method's own", choices=("", "clip", "random"))
@@ -267,7 +269,11 @@ class Eval:
     h264: int = option(0, "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
                        low=0, high=51)  # fmt: skip
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
-    branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
+    branch: str = option(
+        "clean", "norm branch that is evaluated: clean, adv, adv2, ..., or all of them: average, or select, by the "
+        "model's own selector",
+    )  # fmt: skip
+
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
     sensitivity: int = option(
         0, "test clips on which it is measured, without labels, how far an attack moves their representation and whose "

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.test_adversarial import EPS, ascend, assert_same, attack
+from tests.methods.test_adversarial import EPS, ascend, assert_same, attack, grads
 from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import Model
 from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, Trades
@@ -113,3 +113,20 @@ def test_free_training_refuses_what_it_cannot_use():
     for threats in ([ThreatModel(), ThreatModel("l2", 1)], [ThreatModel("linf", 0.1, "patch", 4)]):
         with pytest.raises(ValueError, match="takes one threat, dense, tube or flicker"):
             Free(model(), Adversary(threats))
+
+
+def test_a_selector_learns_the_branch_of_a_clip_and_moves_nothing_else(batch):
+    """Cross-entropy of clean clips and of each kind of adversarial ones, from features without gradient."""
+    views, ids, labels = batch
+    threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
+    adversary = Adversary(threats, combine="branches", branches=("adv", "adv2"))
+    plain = add_branches(model(), ("adv", "adv2"))
+    net = copy.deepcopy(plain)
+    net.backbone.selector = torch.nn.Linear(net.backbone.dim, 3)
+    ours = AdversarialTraining(net, adversary)(views, ids, labels)
+    theirs = AdversarialTraining(plain, adversary)(views, ids, labels)
+    assert torch.allclose(ours["loss"], theirs["loss"] + ours["loss_selector"], atol=1e-5)
+    a, b = grads(ours["loss"], net), grads(theirs["loss"], plain)
+    assert a.pop("backbone.selector.weight").abs().max() > 0 and a.pop("backbone.selector.bias") is not None
+    assert all(torch.equal(a[key], b[key]) for key in b) and a.keys() == b.keys()
+    assert all(torch.equal(v, net.get_buffer(k)) for k, v in plain.named_buffers())

@@ -48,15 +48,23 @@ from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model
+from vidrobust.models.branch_norm import MIXTURES, branch_of
 
 
 def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:
     """The configured method with the weights of a checkpoint's `state`, its own linear head included.
 
-    Raises UserError for another architecture, and for eval.branch=adv of a model trained without that branch.
+    Raises UserError for another architecture, and for an eval.branch that the model was trained without.
     """
-    if cfg.eval.branch == "adv" and not any(".branches.adv." in key for key in state["model"]):
-        raise UserError("eval.branch=adv: the checkpoint was trained without an adversarial branch")
+    branch, known = cfg.eval.branch, {"clean"} | {name for key in state["model"] if (name := branch_of(key))}
+    if branch not in known and (branch not in MIXTURES or len(known) == 1):
+        raise UserError(
+            f"eval.branch={branch}: the checkpoint was trained without it; it has {', '.join(sorted(known))}"
+        )
+    if branch == "select" and "backbone.selector.weight" not in state["model"]:
+        raise UserError(
+            "eval.branch=select: the checkpoint was trained without method.adversary.selector; take average"
+        )
     own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
     checkpoint.load_state(method.model, state["model"], f"checkpoint of step {state['step']}")

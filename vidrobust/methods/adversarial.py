@@ -36,6 +36,7 @@ class Streams:
     anchors: AnchorLosses
     adversary: Adversary | None
     progress: float
+    made: list[AdversarialView] = field(default_factory=list)  # by the last attack
     _z: dict[int, Tensor] = field(default_factory=dict)
 
     def z(self, view: int) -> Tensor:
@@ -67,7 +68,8 @@ class Streams:
             return lambda v: loss(self.model(v))
 
         assert self.adversary is not None
-        return self.adversary.views(self.model, of_clips, x, self.progress)
+        self.made = self.adversary.views(self.model, of_clips, x, self.progress)
+        return self.made
 
     @torch.no_grad()
     def seen(self, view: int) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vidrobust.attacks import Ball, Loss, make_ball
 from vidrobust.methods.adversarial import average
-from vidrobust.methods.adversary import AdversarialView, Adversary
+from vidrobust.methods.adversary import AdversarialView, Adversary, selection
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
 
@@ -26,12 +26,15 @@ class AdversarialTraining(Supervised):
         def loss(v: Tensor) -> Tensor:
             return cross_entropy(self.model(v), labels)
 
-        losses = [self._of(view, labels) for view in self.adversary.views(self.model, lambda: loss, x, self.progress)]
+        made = self.adversary.views(self.model, lambda: loss, x, self.progress)
+        losses = [self._of(view, labels) for view in made]
         adv = average(losses)
         self.adversary.budget.saw(adv)
-        if self.adversary.combine == "branches":
-            return {"loss": average([loss(x), *losses]), "loss_adv": adv}
-        return {"loss": adv, "loss_adv": adv}
+        if self.adversary.combine != "branches":
+            return {"loss": adv, "loss_adv": adv}
+        parts = {"loss": average([loss(x), *losses]), "loss_adv": adv}
+        chosen = selection(self.model, x, made)
+        return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
 
     def _of(self, view: AdversarialView, labels: Tensor) -> Tensor:
         with self.model.use_branch(view.branch):

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidrobust.attacks import Loss, ThreatModel, fgsm, pgd
 from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
-from vidrobust.models import Model
+from vidrobust.models import Model, branch_names
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,23 @@ class Adversary(nn.Module):
             f"norm {float(gradient.norm()):.3g}; begin at random points (method.adversary.start), lower optim.lr, or "
             "look for what masks gradients"
         )
+
+
+def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:
+    """(B,): the cross-entropy of choosing the norm branch of clean clips x and of their adversarial views, averaged.
+
+    From the clean branch's features, which have no gradient; None for a model without a selector.
+    """
+    backbone = model.backbone
+    if backbone.selector is None:
+        return None
+    names, losses = branch_names(backbone), []
+    for clips, branch in ((x, "clean"), *((view.x, view.branch) for view in views)):
+        with torch.no_grad(), in_mode(backbone, False), model.use_branch("clean"):
+            features = backbone(clips)
+        target = torch.full((len(clips),), names.index(branch), device=clips.device)
+        losses.append(F.cross_entropy(backbone.selector(features).float(), target, reduction="none"))
+    return torch.stack(losses).mean(0)
 
 
 def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:

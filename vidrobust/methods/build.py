@@ -34,7 +34,8 @@ def _adversary(cfg: config.Config) -> Adversary | None:
 def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     """With the norm branches that the adversary needs."""
     wanted = cfg.method.adversary
-    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=wanted.momentum)
+    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=wanted.momentum,
+                       selector=wanted.selector)  # fmt: skip
 
 
 def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
@@ -177,7 +178,7 @@ ADVERSARY_OPTIONS: dict[str, set[str]] = {
     "trades": {"beta"}, "fast": set(), "free": {"replays"}, "deacl": {"gamma"},
     "advcl": {"clusters", "ce_weight", "radius"}, "taro": {"alpha"},
 }  # fmt: skip
-_ATTACK = {"threats", "combine", "steps", "step", "start", "schedule", "momentum"}
+_ATTACK = {"threats", "combine", "selector", "steps", "step", "start", "schedule", "momentum"}
 # rule -> option of `method.false_negatives` -> the argument that it is
 RULE_OPTIONS: dict[str, dict[str, str]] = {
     "fixed": {"threshold": "threshold"}, "topk": {"k": "k"}, "topk_threshold": {"k": "k", "threshold": "threshold"},

@@ -8,7 +8,7 @@ from torch import Tensor
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.methods.adversarial import Pairing, Streams, clae
-from vidrobust.methods.adversary import Adversary
+from vidrobust.methods.adversary import AdversarialView, Adversary, selection
 from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -60,7 +60,8 @@ class SimCLR(Method):
             return {"loss": clean}
         parts = self.pairing(s)
         self.adversary.budget.saw(parts["loss_adv"])
-        return parts
+        chosen = selection(self.model, clips[0], [AdversarialView(v.x[: len(ids)], v.branch) for v in s.made])
+        return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.detector is not None:

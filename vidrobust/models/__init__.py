@@ -35,13 +35,20 @@ BACKBONES: dict[str, Callable[..., Trunk]] = {
 
 
 class Backbone(nn.Module):
-    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes first."""
+    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes first.
+
+    Inside `use_branch` "average" or "select", features are the mean over norm branches, or their mean weighted by the
+    softmax of `selector`, a linear map of the clean branch's features: the model itself decides, and an attack on it
+    has all branches and the decision in its gradient (METHODS section 6.1).
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
+        self.mixed = ""  # "average" or "select", or the one branch that its norms are set to
+        self.selector: nn.Linear | None = None
         self.dim = trunk.dim
         self.trunk = trunk.module
         # constants of the trunk, not weights: no checkpoint holds them
@@ -51,7 +58,19 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5:
             raise ValueError(f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1")
-        return self.trunk((x - self.mean) / self.std)
+        x = (x - self.mean) / self.std
+        return self._mixture(x) if self.mixed else self.trunk(x)
+
+    def _mixture(self, x: Tensor) -> Tensor:
+        """The trunk on normalised clips, through all branches."""
+        found = []
+        for name in branch_names(self):
+            with use_branch(self.trunk, name):
+                found.append(self.trunk(x))
+        features = torch.stack(found)  # (branches, B, dim)
+        if self.mixed == "average" or self.selector is None:
+            return features.mean(0)
+        return torch.einsum("bn,nbd->bd", self.selector(features[0]).softmax(1), features)
 
 
 class Model(nn.Module):
@@ -87,9 +106,17 @@ def configured_backbone(cfg: config.Model) -> Backbone:
 
 
 def build_model(
-    cfg: config.Model, head: str, classes: int = 0, *, branches: Sequence[str] = (), momentum: float = 0.01
+    cfg: config.Model,
+    head: str,
+    classes: int = 0,
+    *,
+    branches: Sequence[str] = (),
+    momentum: float = 0.01,
+    selector: bool = False,
 ) -> Model:
     """Backbone and head with fresh weights from torch's global generator.
+
+    selector: whether the backbone learns to choose among its branches.
 
     head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
 
@@ -106,4 +133,6 @@ def build_model(
     model = Model(backbone, heads[head]())
     if branches:
         add_branches(model, branches, momentum=momentum)
+    if selector:
+        backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))
     return model

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+MIXTURES = ("average", "select")
 _BRANCH = re.compile(r"\.branches\.([^.]+)\.")
 
 
@@ -70,20 +71,28 @@ def branch_names(model: nn.Module) -> tuple[str, ...]:
 def use_branch(model: nn.Module, branch: str) -> Iterator[None]:
     """Forward passes of `model` inside the context go through `branch`.
 
-    Raises ValueError for a branch the model does not have.
+    "average" and "select" are all of them at once, as a Backbone mixes them. Raises ValueError for a branch the model
+    does not have, and for "select" of one that has not learned to.
     """
     known = branch_names(model)
-    if branch not in known:
+    mixing: list[Any] = [m for m in model.modules() if hasattr(m, "mixed")]
+    if branch not in known and (branch not in MIXTURES or not mixing):
         raise ValueError(f"no norm branch {branch!r} in this model; it has {', '.join(known)}")
+    if branch == "select" and any(m.selector is None for m in mixing):
+        raise ValueError("this model was trained without a selector; its branches can be averaged")
     norms = [m for m in model.modules() if isinstance(m, BranchNorm)]
-    before = [norm.branch for norm in norms]
-    for norm in norms:
+    before, mixed = [norm.branch for norm in norms], [m.mixed for m in mixing]
+    for norm in norms if branch in known else ():
         norm.branch = branch
+    for m in mixing:
+        m.mixed = branch if branch in MIXTURES else ""
     try:
         yield
     finally:
         for norm, name in zip(norms, before, strict=True):
             norm.branch = name
+        for m, name in zip(mixing, mixed, strict=True):
+            m.mixed = name
 
 
 def branch_of(key: str) -> str | None:
