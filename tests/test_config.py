@@ -6,7 +6,7 @@ from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
 from vidrobust.methods import build_method
-from vidrobust.methods.build import RULE_OPTIONS
+from vidrobust.methods.uses import RULE_OPTIONS
 
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
 
@@ -79,13 +79,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
         ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
         ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
-        ("method: {adversary: {name: acl, selector: true}}", "selector: it chooses among branches"),
-        ("method: {adversary: {name: rcol}}", "unknown name 'rcol'; did you mean 'rocl'"),
-        ("method: {name: byol, adversary: {name: clae}}", "adversary.name=clae: byol takes taro"),
-        ("method: {adversary: {name: clae, faithful: true, steps: 2}}", "one step within one Linf budget"),
         ("method: {adversary: {name: clae, threats: [frames17-linf-1]}}", "threats: .*17 frames of a clip of 16"),
-        ("method: {name: supervised, adversary: {name: free, threats: [patch3-linf-1]}}", "dense, tube or flicker"),
-        ("method: {adversary: {name: advcl, combine: branches}}", "set average or worst"),
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),

@@ -7,7 +7,7 @@ import torch
 from vidrobust.attacks import parse_threat
 from vidrobust.attacks.threat import require_fit
 from vidrobust.corruptions import expand
-from vidrobust.errors import UserError, nearest
+from vidrobust.errors import UserError
 from vidrobust.options import Config, Method
 
 
@@ -36,51 +36,18 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"eval.branch={cfg.eval.branch}: only a model trained with an adversary has another branch")
 
 
-# adversary -> the methods that it is for
-ADVERSARIES: dict[str, tuple[str, ...]] = {
-    "clae": ("simclr", "supcon", "plain", "uel", "moco"), "rocl": ("simclr", "supcon"), "acl": ("simclr", "supcon"),
-    "dynacl": ("simclr", "supcon"), "deacl": ("distill",), "advcl": ("simclr",), "taro": ("byol", "simsiam"),
-    **dict.fromkeys(("pgd", "trades", "fast", "free"), ("supervised",)),
-}  # fmt: skip
 # methods without negatives to look through
 _NO_REMOVAL = {**dict.fromkeys(("supervised", "byol", "simsiam", "distill"), "has no negatives"),
                "supcon": "has positives by label", **dict.fromkeys(("plain", "uel"), "has no masks")}  # fmt: skip
 
 
 def require_used(method: Method) -> None:
-    """Raises UserError for an adversary or a removal that the method would not look at."""
+    """Raises UserError for a removal of false negatives that the method would not look at."""
     rule = method.false_negatives.rule
-    _check_adversary(method)
     if method.name in _NO_REMOVAL and rule != "none":
         raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
     if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
         raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
-
-
-def _check_adversary(method: Method) -> None:
-    a, key = method.adversary, "method.adversary"
-    if a.name == "none":
-        return
-    if a.name not in ADVERSARIES:
-        raise UserError(f"{key}.name: unknown name {a.name!r}{nearest(a.name, ['none', *ADVERSARIES])}")
-    if method.name not in ADVERSARIES[a.name]:
-        known = [name for name, methods in ADVERSARIES.items() if method.name in methods]
-        raise UserError(f"{key}.name={a.name}: {method.name} " + (
-            f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
-        ))  # fmt: skip
-    if a.name == "advcl" and a.combine == "branches":
-        raise UserError(f"{key}.combine=branches: advcl's branches are of its two attacks; set average or worst")
-    if a.selector and (a.combine != "branches" or method.name not in ("simclr", "supcon", "supervised")):
-        raise UserError(
-            f"{key}.selector: chooses among the branches of combine=branches, of simclr, supcon, supervised"
-        )
-    if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
-                       not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
-        raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")
-    if a.name == "free" and (len(a.threats) > 1 or not all(
-        parse_threat(name).support in ("dense", "tube", "flicker") for name in a.threats
-    )):  # fmt: skip
-        raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker")
 
 
 def _check_threats(cfg: Config) -> None:

@@ -52,10 +52,21 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
         (["method.name=supervised", f"{ADVERSARY}name=fast"], 2, 2),
         (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a"], 12, 12),
+        ([f"{ADVERSARY}name=dynacl"], 14, 14),
+        (["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"], 4, 3),
+        (["method.name=byol", f"{ADVERSARY}name=taro"], 17, 13),
+        (["method.name=simsiam", f"{ADVERSARY}name=taro"], 14, 13),
+        (["method.name=distill", "method.teacher=teacher"], 2, 1),
+        (["method.name=distill", "method.teacher=teacher", f"{ADVERSARY}name=deacl"], 8, 7),
+        (["method.teacher=teacher", f"{ADVERSARY}name=advcl", f"{ADVERSARY}clusters=[2]"], 18, 15),
     ],
 )
-def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward):
+def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, monkeypatch):
     """In clips a video; docs/methods.md says the same."""
+    if "method.teacher=teacher" in words:
+        monkeypatch.chdir(tmp_path)
+        _train(_cfg(ucf, "train.max_steps=1"), tmp_path / "teacher")
     _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert (row["forward"], row["backward"]) == (forward, backward)

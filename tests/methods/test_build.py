@@ -8,7 +8,7 @@ from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
 from vidrobust.methods import METHODS, RULES, build_method, without_effect
-from vidrobust.methods.build import RULE_OPTIONS, USES
+from vidrobust.methods.uses import RULE_OPTIONS, USES
 
 FN = "method.false_negatives."
 
@@ -19,6 +19,27 @@ def load(*words: str) -> config.Config:
 
 def test_every_method_and_rule_says_what_it_takes():
     assert USES.keys() == METHODS.keys() and RULE_OPTIONS.keys() == RULES.keys()
+
+
+A = "method.adversary."
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([A + "name=acl", A + "selector=true"], "selector: it chooses among branches"),
+        ([A + "name=rcol"], "adversary.name: unknown name 'rcol'; did you mean 'rocl'"),
+        (["method.name=byol", A + "name=clae"], "adversary.name=clae: byol takes taro"),
+        (["method.name=moco", A + "name=rocl"], "adversary.name=rocl: moco takes clae"),
+        ([A + "name=clae", A + "faithful=true", A + "steps=2"], "one step within one Linf budget"),
+        ([A + "name=rocl", A + "faithful=true"], "CLAE as published"),
+        (["method.name=supervised", A + "name=free", A + "threats=[patch3-linf-1]"], "dense, tube or flicker"),
+        ([A + "name=advcl", A + "combine=branches"], "set average or worst"),
+    ],
+)
+def test_adversaries_that_are_not_the_methods(words, reason):
+    with pytest.raises(UserError, match=reason):
+        build_method(load(*words), 5)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ from vidrobust.views import apply_draws, to_float
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
           "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
           "method.adversary.combine=", "method.adversary.selector=", "method.adversary.clusters=",
-          "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=", "optim.name=")  # fmt: skip
+          "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
+          "optim.name=")  # fmt: skip
 
 
 class Stopped(Exception):

@@ -1,11 +1,13 @@
 """The configured adversary: what each is made of when nothing else is said. The only place that unpacks its options."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from vidrobust import config
 from vidrobust.attacks import parse_threat
-from vidrobust.methods.adversarial import Pairing, acl, clae, clae_published, dynacl, rocl
+from vidrobust.errors import UserError, lookup
+from vidrobust.methods.adversarial import Invariance, Pairing, acl, clae, clae_published, dynacl, rocl
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.budget import Budget
 from vidrobust.methods.invariance import regularizer
@@ -13,11 +15,16 @@ from vidrobust.methods.invariance import regularizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adversary's own attack is made.
+    """An adversary: what it is for, and how its attack is made unless options say otherwise.
 
-    step: a share of eps; None: 2.5 / steps. branch: adversarial views have a norm branch of their own.
+    methods: names of `method.name`. options: of `method.adversary` that it takes besides those of the attack. pairing:
+    what contrastive methods make of its views. step: a share of eps; None: 2.5 / steps. branch: adversarial views have
+    a norm branch of their own.
     """
 
+    methods: tuple[str, ...]
+    options: frozenset[str] = frozenset()
+    pairing: Callable[[config.Adversary, Invariance | None], Pairing] | None = None
     threat: str = "linf-8/255"
     steps: int = 1
     step: float | None = None
@@ -26,19 +33,57 @@ class Recipe:
     branch: bool = True
 
 
-RECIPES = {
-    "clae": Recipe("linf-4/255", train_mode=True),
-    "rocl": Recipe(steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
-    "acl": Recipe(steps=5, step=0.25, random_start=True),
-    "dynacl": Recipe(steps=5, step=0.25, random_start=True),
-    "pgd": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "trades": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "fast": Recipe(step=1.25, random_start=True, train_mode=True, branch=False),
-    "free": Recipe(random_start=True, branch=False),
-    "advcl": Recipe(steps=5, step=0.25, random_start=True),
-    "taro": Recipe(steps=10, step=0.25, random_start=True, branch=False),
-    "deacl": Recipe(steps=5, step=0.25, random_start=True, branch=False),
-}
+def _clae(a: config.Adversary, _: Invariance | None) -> Pairing:
+    if a.faithful:
+        return partial(clae_published, alpha=a.alpha, eps=parse_threat(a.threats[0]).eps if a.threats else 0.03)
+    return partial(clae, alpha=a.alpha)
+
+
+_NEGATIVES, _LABELS = ("simclr", "supcon"), ("supervised",)
+RECIPES: dict[str, Recipe] = {
+    "clae": Recipe((*_NEGATIVES, "plain", "uel", "moco"), frozenset({"alpha", "faithful"}), _clae, "linf-4/255",
+                   train_mode=True),
+    "rocl": Recipe(_NEGATIVES, frozenset({"regularizer"}), lambda a, _: partial(rocl, regularizer=a.regularizer),
+                   steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
+    "acl": Recipe(_NEGATIVES, frozenset({"pairing", "sir", "air"}),
+                  lambda a, air: partial(acl, pairing=a.pairing, invariance=air),
+                  steps=5, step=0.25, random_start=True),
+    "dynacl": Recipe(_NEGATIVES, frozenset({"sir", "air"}), lambda a, air: partial(dynacl, invariance=air),
+                     steps=5, step=0.25, random_start=True),
+    "advcl": Recipe(("simclr",), frozenset({"clusters", "ce_weight", "radius"}), steps=5, step=0.25, random_start=True),
+    "taro": Recipe(("byol", "simsiam"), frozenset({"alpha"}), steps=10, step=0.25, random_start=True, branch=False),
+    "deacl": Recipe(("distill",), frozenset({"gamma"}), steps=5, step=0.25, random_start=True, branch=False),
+    "pgd": Recipe(_LABELS, steps=10, step=0.25, random_start=True, branch=False),
+    "trades": Recipe(_LABELS, frozenset({"beta"}), steps=10, step=0.25, random_start=True, branch=False),
+    "fast": Recipe(_LABELS, step=1.25, random_start=True, train_mode=True, branch=False),
+    "free": Recipe(_LABELS, frozenset({"replays"}), random_start=True, branch=False),
+}  # fmt: skip
+
+
+def require_adversary(method: config.Method) -> None:
+    """Raises UserError for an unknown adversary, and for one, or options of it, that the method would not look at."""
+    a, key = method.adversary, "method.adversary"
+    if a.name == "none":
+        return
+    lookup({"none": None, **RECIPES}, a.name, f"{key}.name")
+    if method.name not in RECIPES[a.name].methods:
+        known = [name for name, recipe in RECIPES.items() if method.name in recipe.methods]
+        raise UserError(f"{key}.name={a.name}: {method.name} " + (
+            f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
+        ))  # fmt: skip
+    if a.name == "advcl" and a.combine == "branches":
+        raise UserError(f"{key}.combine=branches: advcl's branches are of its two attacks; set average or worst")
+    if a.selector and (a.combine != "branches" or method.name not in ("simclr", "supcon", "supervised")):
+        raise UserError(
+            f"{key}.selector: it chooses among branches of simclr, supcon, supervised; set combine=branches"
+        )
+    if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
+                       not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
+        raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")
+    if a.name == "free" and (len(a.threats) > 1 or not all(
+        parse_threat(name).support in ("dense", "tube", "flicker") for name in a.threats
+    )):  # fmt: skip
+        raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker")
 
 
 def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
@@ -68,15 +113,9 @@ def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) ->
 
 
 def pairing_of(wanted: config.Adversary, temperature: float) -> Pairing:
-    if wanted.faithful:
-        eps = parse_threat(wanted.threats[0]).eps if wanted.threats else 0.03
-        return partial(clae_published, alpha=wanted.alpha, eps=eps)
-    invariance = None
+    """What the adversary makes of clean and adversarial views; CLAE's where there is none."""
+    air = None
     if wanted.sir or wanted.air:
-        invariance = partial(regularizer, temperature=temperature, clean=wanted.sir, adversarial=wanted.air)
-    pairings: dict[str, Pairing] = {
-        "clae": partial(clae, alpha=wanted.alpha), "rocl": partial(rocl, regularizer=wanted.regularizer),
-        "acl": partial(acl, pairing=wanted.pairing, invariance=invariance),
-        "dynacl": partial(dynacl, invariance=invariance),
-    }  # fmt: skip
-    return pairings.get(wanted.name, clae)
+        air = partial(regularizer, temperature=temperature, clean=wanted.sir, adversarial=wanted.air)
+    pairing = RECIPES[wanted.name].pairing if wanted.name != "none" else None
+    return pairing(wanted, air) if pairing else clae
