@@ -146,7 +146,7 @@ def _steps(run: _Run, stopping: list[int], main: bool) -> None:
         len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
     )
     forward = distributed.parallel(method, method.alike, method.skips)
-    amp = _use_bf16(cfg.train.amp, device)
+    amp = use_bf16(cfg.train.amp, device)
     method.train()
     passes = PassCounter(method)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
@@ -321,7 +321,8 @@ def _refuse_non_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch, out:
     )
 
 
-def _use_bf16(amp: str, device: torch.device) -> bool:
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Whether `train.amp` asks for bf16 autocast there."""
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return amp == "bf16"
