@@ -215,6 +215,8 @@ class Train:
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
     amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
+    channels_last: bool = option(False, "weights and clips with channels last in memory, which GPUs may like in bf16")
+    compile: bool = option(False, "torch.compile of the trunk; needs a C++ compiler")
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
     max_bad: float = option(

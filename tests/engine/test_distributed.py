@@ -63,6 +63,8 @@ class _Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.backbone = nn.Module()
+        self.backbone.selector = None
         self.layers = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 16, 12), nn.Tanh(), nn.Linear(12, 6))
 
     def forward(self, x):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from tests.engine.test_loop import _cfg, _equal, _train
 
@@ -72,6 +73,23 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
     assert (row["forward"], row["backward"]) == (forward, backward)
 
 
+def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
+    words = ("train.max_steps=1", "optim.lr=0.001")
+    plain, last = (_train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
+                   for kind in ("false", "true"))  # fmt: skip
+    for key, value in plain["model"].items():
+        assert torch.allclose(value.float(), last["model"][key].float(), atol=1e-3), key
+    weight = last["model"]["backbone.trunk.0.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+
+
+def test_the_trunk_is_compiled_and_its_names_stay(ucf, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    state = _train(_cfg(ucf, "train.compile=true", "train.max_steps=1"), tmp_path)
+    assert len(compiled) == 1 and "backbone.trunk.0.0.weight" in state["model"]
+
+
 def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
     from vidrobust.methods import SimCLR
 
@@ -83,9 +101,9 @@ def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
 
 def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
     """Weights after four steps, with the labels as they are and turned round."""
-    from vidrobust.engine import loop
+    from vidrobust.engine import start
 
-    build = loop.build_records
+    build = start.build_records
     turned = lambda cfg, split: (  # noqa: E731
         [
             dataclasses.replace(r, label=1 - r.label) if r.path.endswith("g01_c01.avi") else r
@@ -98,6 +116,6 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
                  f"{REMOVAL}sigmas=0.3"]  # fmt: skip
         states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "build_records", turned)
+            patch.setattr(start, "build_records", turned)
             states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
         assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
