@@ -215,6 +215,8 @@ class Train:
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
     amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
+    average: float = option(0.0, "momentum of a running average of the weights, which checkpoints hold for "
+                            "eval.average; 0: none", low=0, high=1)  # fmt: skip
     channels_last: bool = option(False, "weights and clips with channels last in memory, which GPUs may like in bf16")
     compile: bool = option(False, "torch.compile of the trunk; needs a C++ compiler")
     log_every: int = option(10, "steps between log lines", low=1)
@@ -271,6 +273,7 @@ class Eval:
     h264: int = option(0, "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
                        low=0, high=51)  # fmt: skip
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
+    average: bool = option(False, "measure the average of the weights that train.average kept, not the last ones")
     branch: str = option(
         "clean", "norm branch that is evaluated: clean, adv, adv2, ..., or all of them: average, or select, by the "
         "model's own selector",

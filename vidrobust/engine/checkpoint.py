@@ -78,6 +78,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
+    """The model's last weights in a checkpoint, or their running average. Raises UserError where there is none."""
+    if average and "average" not in state:
+        raise UserError("eval.average: the checkpoint was trained without train.average; set eval.average=false")
+    found: dict[str, Tensor] = state["average" if average else "model"]
+    return found
+
+
 def rng_state() -> dict[str, Any]:
     """torch's global generators (dropout); everything else is drawn from (seed, epoch, index)."""
     return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}

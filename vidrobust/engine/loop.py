@@ -107,6 +107,8 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
                 norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
                 _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
                 optimizer.step()
+                if run.average is not None:
+                    run.average.follow(method.model)
             progress.passed(len(ids), passes.take())
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:

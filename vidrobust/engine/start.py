@@ -18,6 +18,7 @@ from vidrobust.data import (
 )
 from vidrobust.data.scan import stamp
 from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.average import Average
 from vidrobust.engine.log import log
 from vidrobust.engine.optim import build_optimizer, learning_rate
 from vidrobust.engine.run import seed_everything
@@ -47,6 +48,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     start: int
     total: int
+    average: Average | None = None
     bad: dict[int, str] = field(default_factory=dict)  # videos that did not decode, and why, on any rank
     notes: list[str] = field(default_factory=list)  # what the log says once it is open
 
@@ -77,6 +79,8 @@ class Run:
             "manifest_sha": records_sha(self.records),
             "bad_videos": {index: [reason, self.changed_ns(index)] for index, reason in self.bad.items()},
         }
+        if self.average is not None:
+            state["average"] = self.average.state
         return checkpoint.save(self.out / "checkpoints", state, self.cfg.train.keep)
 
 
@@ -123,6 +127,8 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed, epochs)
     run = Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
+    if cfg.train.average:
+        run.average = Average(method.model, cfg.train.average)
     if idle:
         run.notes.append(f"augment.corruptions: nothing changes of clips of one frame under {', '.join(idle)}")
     if resume:
@@ -167,6 +173,10 @@ def _restore(run: Run, path: Path) -> None:
         raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     checkpoint.load_state(run.method, whole, str(path))
+    if run.average is not None:
+        if "average" not in state:
+            raise UserError(f"{path} was trained without train.average; set it to 0, or start anew")
+        run.average.load(state["average"])
     asked = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(state["optimizer"])
     for group, options in zip(run.optimizer.param_groups, asked, strict=True):

@@ -65,9 +65,10 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
         raise UserError(
             "eval.branch=select: the checkpoint was trained without method.adversary.selector; take average"
         )
-    own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
+    weights = checkpoint.weights(state, average=cfg.eval.average)
+    own = weights.get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
-    checkpoint.load_state(method.model, state["model"], f"checkpoint of step {state['step']}")
+    checkpoint.load_state(method.model, weights, f"checkpoint of step {state['step']}")
     return method
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidrobust.attacks import Loss, ThreatModel, fgsm, pgd
+from vidrobust.attacks import Loss, ThreatModel, contains, fgsm, pgd
 from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
 from vidrobust.models import Model, branch_names
@@ -43,6 +43,7 @@ class Adversary(nn.Module):
         self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
         self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
         self.budget = budget or Budget()
+        self.verified = False  # that the first views obey their threats
         self.told = False  # that an attack had no gradient
 
     @property
@@ -65,6 +66,9 @@ class Adversary(nn.Module):
                 loss = aim()
                 now = replace(threat, eps=share * threat.eps)
                 made.append(AdversarialView(self._attack(loss, x, now), branch))
+            if not self.verified and not contains(now, x, made[-1].x, atol=1e-5).all():
+                raise RuntimeError(f"adversarial clips exceed {now}: a bug, please report it")
+        self.verified = True
         if self.combine == "worst" and len(made) > 1:
             with self.attacking(model, self.branches[0]), torch.no_grad():
                 return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
