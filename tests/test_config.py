@@ -25,6 +25,11 @@ def test_every_page_loads_builds_and_starts_with_its_command(page):
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
+def test_checkpoints_from_before_other_threats_are_read():
+    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace("threats: []", "eps: 0.05", 1)
+    assert "eps: 0.05" in old and config.loads(old).method.adversary.threats == ["linf-0.05"]
+
+
 def test_later_pages_and_overrides_win(tmp_path):
     _page(tmp_path, "data: {frames: 4, stride: 3}\noptim: {lr: 1}", "a.yaml")
     _page(tmp_path, "_BASE_: a.yaml\ndata: {frames: 5}", "b.yaml")

@@ -13,6 +13,7 @@ and RoCL beside a step as their public code has it, of random clips of data.fram
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from vidrobust.data.speed import floor, measure_data, one_core, readable
 from vidrobust.engine import distributed
 from vidrobust.engine.log import start_logging
 from vidrobust.engine.loop import use_bf16
+from vidrobust.engine.start import arrange
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import speed
 from vidrobust.evaluation.corruption import check_corruptions
 from vidrobust.methods.speed import loss_rows, measure_losses, peak_memory
-from vidrobust.methods.step_speed import COSTS, measure_steps
+from vidrobust.methods.step_speed import COSTS, cost_of, measure_steps
 
 
 def main() -> None:
@@ -174,12 +176,17 @@ def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
     for name in asked:
         lookup(names, name, "--methods")
     amp = use_bf16(cfg.train.amp, device)
+    try:
+        cost_of(cfg, *names[asked[0]])
+    except ValueError as error:
+        raise UserError(f"benchmark.py adversarial: {error}") from None
     print(f"{cfg.model.backbone}, {args.batch} videos of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on "
           f"{device}, {'bf16' if amp else 'float32'}, {args.rounds} rounds")  # fmt: skip
     print("| method | step | s, median (lowest to highest) | of the floor | of public code | GiB |")
     print("|---|---|---|---|---|---|")
     for name in asked:
-        rows = {row.kind: row for row in measure_steps(cfg, [names[name]], args.batch, args.rounds, device, amp=amp)}
+        rows = {row.kind: row for row in measure_steps(cfg, [names[name]], args.batch, args.rounds, device, amp=amp,
+                                                     arrange=partial(arrange, cfg=cfg.train))}  # fmt: skip
         for kind, row in rows.items():
             low, high = min(row.seconds), max(row.seconds)
             spread, floor = f"{row.median:.3f} ({low:.3f} to {high:.3f})", row.median / rows["floor"].median

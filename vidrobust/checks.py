@@ -34,6 +34,8 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
     if cfg.eval.branch != "clean" and cfg.method.adversary.name == "none":
         raise UserError(f"eval.branch={cfg.eval.branch}: only a model trained with an adversary has another branch")
+    if cfg.eval.average and not cfg.train.average:
+        raise UserError("eval.average: only a run with train.average keeps an average; set both")
 
 
 # methods without negatives to look through

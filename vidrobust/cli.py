@@ -15,7 +15,7 @@ from vidrobust.engine.loop import Stopped
 from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS, RULES, require_adversary
+from vidrobust.methods import METHODS, RULES, require_adversary, require_branch
 from vidrobust.models import BACKBONES
 
 # options whose values are names in a dictionary
@@ -59,6 +59,7 @@ def check_names(cfg: config.Config) -> None:
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
     require_adversary(cfg.method)
+    require_branch(cfg)
 
 
 def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:

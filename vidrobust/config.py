@@ -63,7 +63,12 @@ def loads(
 ) -> Config:
     """As `load`, from YAML text, such as the configuration that a checkpoint holds; a `page` lies over it."""
     above = [_read_page(Path(page), ())] if page else []
-    return _typed([OmegaConf.create(text), *above, _read_overrides(overrides)], source)
+    below = OmegaConf.create(text)
+    eps = OmegaConf.select(below, "method.adversary.eps")
+    if eps is not None:  # checkpoints from before there were other threats than Linf
+        del below.method.adversary["eps"]
+        below.method.adversary.threats = [f"linf-{eps}"]
+    return _typed([below, *above, _read_overrides(overrides)], source)
 
 
 def to_yaml(cfg: Config) -> str:

@@ -217,7 +217,7 @@ class Train:
     amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
     average: float = option(0.0, "momentum of a running average of the weights, which checkpoints hold for "
                             "eval.average; 0: none", low=0, high=1)  # fmt: skip
-    channels_last: bool = option(False, "weights and clips with channels last in memory, which GPUs may like in bf16")
+    channels_last: bool = option(False, "weights with channels last in memory, which GPUs may like in bf16")
     compile: bool = option(False, "torch.compile of the trunk; needs a C++ compiler")
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tests.engine.test_loop import _cfg, _equal, _train
+from vidrobust.engine import checkpoint
+from vidrobust.engine.loop import NonFinite
 
 REMOVAL, ADVERSARY = "method.false_negatives.", "method.adversary."
 KEEPING = {
@@ -73,6 +75,26 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
     assert (row["forward"], row["backward"]) == (forward, backward)
 
 
+@pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
+def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
+    words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []
+    with pytest.raises(NonFinite, match="at step [01]; batch: "):
+        _train(_cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"), tmp_path)
+
+
+def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
+    """backbone.pt and model.weights are of eval.branch, and know no selector."""
+    words = [f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-0.1,l2-1]", f"{ADVERSARY}combine=branches",
+             f"{ADVERSARY}selector=true", "eval.branch=adv2"]  # fmt: skip
+    state = _train(_cfg(ucf, *words), tmp_path / "first")
+    trunk = checkpoint.trunk_state(str(tmp_path / "first"))
+    key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
+    plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
+    assert torch.equal(trunk[plain], state["model"][key]) and not any("selector" in key for key in trunk)
+    assert _equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
+    _train(_cfg(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"), tmp_path / "second")
+
+
 def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
     words = ("train.max_steps=1", "optim.lr=0.001")
     plain, last = (_train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
@@ -83,11 +105,15 @@ def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
 
 
-def test_the_trunk_is_compiled_and_its_names_stay(ucf, tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
-    state = _train(_cfg(ucf, "train.compile=true", "train.max_steps=1"), tmp_path)
-    assert len(compiled) == 1 and "backbone.trunk.0.0.weight" in state["model"]
+def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkeypatch):
+    """Without code generation, which takes minutes; the graphs are those that it would get."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend="eager"))
+    words = [f"{ADVERSARY}name=clae", "train.max_steps=2"]
+    plain, compiled = (
+        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind) for kind in ("false", "true")
+    )
+    assert _equal(plain["model"], compiled["model"])
 
 
 def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 train
     (tmp_path / "gone").rename(tmp_path / "teacher")
     resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt")
     assert all(_equal(whole[key], resumed[key]) for key in whole)
-    with pytest.raises(UserError, match="method.teacher is empty: advcl clusters"):
+    with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
         _train(_cfg(ucf, *words[:3]), tmp_path / "none")
 
 

@@ -176,13 +176,21 @@ def test_dynacls_weight_climbs_in_twenty_parts_to_two_at_most():
         assert torch.allclose(found["loss"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", PAIRINGS)
-def test_without_an_adversary_it_is_the_clean_objective_to_the_last_bit(batch, kind):
+WEIGHTLESS = {"clae": partial(clae, alpha=0.0), "published": partial(clae_published, alpha=0.0),
+              "acl": partial(acl, weight=0.0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WEIGHTLESS)
+def test_without_weight_it_is_the_clean_objective_to_the_last_bit(batch, kind):
+    """Loss, gradients and clean statistics, with the attack made."""
     model = branched()
-    found = [
-        SimCLR(copy.deepcopy(model), T, None, pairing=pairing)(*batch)["loss"] for pairing in (clae, PAIRINGS[kind])
-    ]
-    assert torch.equal(*found)
+    plain = SimCLR(copy.deepcopy(model), T)
+    method = SimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind])
+    ours, theirs = method(*batch)["loss"], plain(*batch)["loss"]
+    assert torch.equal(ours, theirs)
+    a, b = grads(ours, method.model), grads(theirs, plain.model)
+    assert all(torch.equal(a[key], b[key]) for key in b) and b
+    assert all(torch.equal(v, model.get_buffer(k)) for k, v in plain.model.named_buffers() if ".clean." in k)
 
 
 @pytest.mark.parametrize("kind", PAIRINGS)
@@ -190,7 +198,8 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     """The clean branch's statistics are those of the clean passes alone, bit by bit."""
     views, ids, labels = batch
     model = branched()
-    alone = copy.deepcopy(model)
+    alone, x_published = copy.deepcopy(model), []
+    model.register_forward_pre_hook(lambda module, inputs: x_published.append(inputs[0].detach()))
     method = SimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind])
     moved = []
     if kind != "published":
@@ -198,6 +207,9 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
         method.adversary.views = lambda net, aim, x, p: moved.append((x, found := make(net, aim, x, p))) or found
     found = method(views, ids, labels)
     assert torch.isfinite(found["loss"]).all() and found["loss"].shape == (4,)
+    if kind == "published":
+        moved_by = (x_published[-1] - views[:, 0]) / model.backbone.std
+        assert torch.allclose(moved_by.abs(), torch.full_like(moved_by, 0.03), atol=1e-5)
     for x, made in moved:
         assert all(not torch.equal(view.x[i], x[i]) for view in made for i in range(len(x)))
         assert all(contains(ThreatModel("linf", EPS), x, view.x).all() for view in made)
@@ -240,12 +252,36 @@ def test_several_threats_are_averaged_or_have_branches(batch):
         found = method(views, ids, labels)
         found["loss"].mean().backward()
         used = {key.split(".branches.")[1].split(".")[0] for key, p in net.named_parameters()
-                if ".branches." in key and p.grad is not None}  # fmt: skip
+                if ".branches." in key and p.grad is not None and p.grad.abs().max() > 0}  # fmt: skip
         assert used == {"clean", *branches}, combine
     one = [SimCLR(copy.deepcopy(model), T, Adversary([t], train_mode=True))(views, ids, labels)["loss_adv"]
            for t in threats]  # fmt: skip
     both = SimCLR(copy.deepcopy(model), T, Adversary(threats, train_mode=True))(views, ids, labels)["loss_adv"]
     assert torch.allclose(both, torch.stack(one).mean(0), atol=1e-5)
+
+
+def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
+    """Also for CLAE, whose one step compares each view with itself."""
+    views, ids, labels = batch
+    threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
+    model = branched().eval()
+    kept = []
+    method = SimCLR(model, T, Adversary(threats, combine="worst"))
+    make = method.adversary.views
+    method.adversary.views = lambda *arguments: kept.append(make(*arguments)) or kept[-1]
+    method(views, ids, labels)
+    x1, two = views[:, 0], ids.repeat(2)
+    with model.use_branch("adv"), torch.no_grad():
+        anchor = model(x1)
+        loss = lambda v: nt_xent(torch.cat([anchor, model(v)]), two, T).view(2, -1).mean(0)  # noqa: E731
+        each = [Adversary([t]).views(model, lambda: lambda v: loss_of(model, anchor, two, v), x1, 0)[0].x
+                for t in threats]  # fmt: skip
+        most = torch.stack([loss(x) for x in each]).amax(0)
+        assert torch.allclose(loss(kept[0][0].x), most, atol=1e-2)
+
+
+def loss_of(model, anchor, ids, v):
+    return nt_xent(torch.cat([anchor, model(v)]), ids, T).view(2, -1).mean(0)
 
 
 def test_plain_takes_clae_in_its_own_loss(batch):

@@ -79,6 +79,24 @@ def test_branches_train_clean_clips_as_well(batch):
         assert any(p.grad is not None for k, p in net.named_parameters() if f".branches.{branch}." in k)
 
 
+def test_eps_0_is_supervised_to_the_last_bit(batch):
+    net = model()
+    plain, method = Supervised(copy.deepcopy(net)), AdversarialTraining(net, Adversary([ThreatModel("linf", 0)],
+                                                                        branches=("clean",)))  # fmt: skip
+    assert torch.equal(method(*batch)["loss"], plain(*batch)["loss"])
+
+
+def test_trades_with_branches_compares_with_the_clean_one_and_trains_its_selector(batch):
+    views, ids, labels = batch
+    net = add_branches(model(), ("adv",))
+    net.backbone.selector = torch.nn.Linear(net.backbone.dim, 2)
+    method = Trades(net, Adversary([ThreatModel("linf", EPS)], steps=1, random_start=True, combine="branches"))
+    found = method(views, ids, labels)
+    slopes = grads(found["loss"], net)
+    assert slopes["backbone.selector.weight"].abs().max() > 0
+    assert {key.split(".branches.")[1].split(".")[0] for key in slopes if ".branches." in key} == {"clean", "adv"}
+
+
 def test_beta_0_is_supervised_to_the_last_bit(batch):
     net = model().eval()
     found = [method(*batch)["loss"] for method in (Supervised(net), Trades(net, attack(branches=("clean",),

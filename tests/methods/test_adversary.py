@@ -1,7 +1,6 @@
 """Adversarial views of training: budgets, modes, schedules, several threats, and a model that stays as it is."""
 
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -129,18 +128,47 @@ def test_the_last_iterate_is_the_plain_loops():
 
 
 def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
-    net = model()
+    net, flat = model(), lambda: lambda v: net(v).sum(1)
     nn.init.zeros_(net.head[2].weight)
     adversary, x = one_step(0.03), torch.rand(6, 3, 1, 16, 16)
     for _ in range(2):
-        adversary.views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
-    assert len(caplog.records) == 1 and "an attack changes nothing in a whole batch" in caplog.text
-    assert "has norm 0;" in caplog.text
+        assert torch.equal(adversary.views(net, flat, x, 0.0)[0].x, x)
+    assert len(caplog.records) == 1 and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
     caplog.clear()
-    with pytest.warns(UserWarning, match="else"):
-        one_step(0.03).views(net, lambda: lambda v: warnings.warn("else", stacklevel=1) or net(v).sum(1), x, 0.0)
-    Adversary([ThreatModel("linf", 0.03)], random_start=True).views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
-    assert "beyond the random start" in caplog.text
+    one_step(0.03).views(model(), clae_aim(model()), x, 0.0)
+    assert not caplog.records
+
+
+def test_a_model_of_nan_makes_views_and_no_error():
+    """The loss that is learned is NaN as well, and says so with the batch and the last checkpoint."""
+    net, x = model(), torch.rand(4, 3, 1, 16, 16)
+    nn.init.constant_(net.head[2].weight, torch.nan)
+    for threat in ("linf-0.03", "l2-1", "patch4-linf-1", "flicker-linf-0.1"):
+        for options in ({"train_mode": True}, {"steps": 2, "random_start": True}):
+            (view,) = Adversary([parse_threat(threat)], **options).views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
+            assert view.x.shape == x.shape
+
+
+def test_the_first_views_of_a_budget_are_checked(monkeypatch):
+    net, x = model(), torch.rand(2, 3, 1, 16, 16)
+    adversary = Adversary([ThreatModel("linf", 0.03)], budget=Budget("linear", warmup=0.5))
+    aim = lambda: lambda v: net(v).sum(1)  # noqa: E731
+    monkeypatch.setattr("vidrobust.methods.adversary.pgd", lambda loss, x, *_, **__: (x + 0.5).clamp(0, 1))
+    adversary.views(net, aim, x, 0.0)  # nothing may move yet
+    with pytest.raises(RuntimeError, match="adversarial clips exceed linf"):
+        adversary.views(net, aim, x, 0.1)
+
+
+@pytest.mark.parametrize("name", ["linf-0.03", "patch4-linf-1"])
+def test_passes_do_not_depend_on_the_clips(name):
+    """Ranks make the same ones, whose losses they compute together."""
+    net, counts = model(), []
+    for x in (torch.rand(2, 3, 1, 16, 16), torch.zeros(2, 3, 1, 16, 16)):
+        calls = []
+        adversary = Adversary([parse_threat(name)])
+        adversary.views(net, lambda calls=calls: lambda v: calls.append(1) or (v * v).flatten(1).sum(1), x, 0.0)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 def test_the_worst_view_of_each_clip_is_taken():

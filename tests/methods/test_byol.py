@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 
@@ -83,7 +84,8 @@ def test_simsiam_without_its_stop_would_move_otherwise(batch):
 class Constants(nn.Module):
     def __init__(self, targets, views):
         super().__init__()
-        self.targets, self.inputs = targets, views
+        self.targets, self.inputs, self.model = targets, views, nn.Module()
+        self.model.use_branch = lambda branch: contextlib.nullcontext()
 
     def forward(self, x):
         return next(t for v, t in enumerate(self.targets) if torch.equal(self.inputs[:, v], x))
@@ -142,6 +144,26 @@ def test_taro_is_its_formula(name):
     adv = (apart(twin.predictor(z_adv), t1) + apart(p1, target(x_adv, z_adv))) / 2
     assert (x_adv - x1).abs().max() == pytest.approx(EPS, abs=1e-6)
     assert_same(ours, clean + 0.7 * adv, method, twin)
+
+
+def test_without_weight_taro_is_byol_to_the_last_bit():
+    views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)
+    plain = built("byol")
+    method = copy.deepcopy(plain)
+    method.adversary, method.weight = attack(branches=("clean",)), 0.0
+    assert torch.equal(method(views, ids, ids)["loss"], plain(views, ids, ids)["loss"])
+
+
+def test_the_target_takes_adversarial_views_through_their_branch():
+    cfg = Config(model=TINY)
+    cfg.method.name, cfg.method.adversary.name = "byol", "taro"
+    cfg.method.adversary.threats, cfg.method.adversary.combine = ["linf-0.02", "l2-0.5"], "branches"
+    method = build_method(cfg, 3)
+    method(torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4), torch.arange(4))
+    for encoder in (method.model, method.target.model):
+        seen = {key.split(".branches.")[1].split(".")[0]: int(value) for key, value in encoder.named_buffers()
+                if key.endswith("num_batches_tracked")}  # fmt: skip
+        assert seen == {"clean": 2, "adv": 1, "adv2": 1}
 
 
 def test_taro_is_built_with_its_own_attack():

@@ -75,5 +75,5 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
         read_teacher(str(path), _cfg(ucf, "data.frames=3"))
     with pytest.raises(UserError, match="is of another architecture"):
         read_teacher(f"{path}/backbone.pt", _cfg(ucf))
-    with pytest.raises(UserError, match="method.teacher is empty: method.name=distill learns from one"):
+    with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
         _train(_cfg(ucf, "method.name=distill"), tmp_path / "none")

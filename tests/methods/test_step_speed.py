@@ -10,7 +10,7 @@ from tests.methods.test_adversarial import TINY
 from vidrobust import config
 from vidrobust.engine.passes import PassCounter
 from vidrobust.methods import Adversary, SimCLR, clae
-from vidrobust.methods.step_speed import COSTS, configured, floor_step, measure_steps, public_clae
+from vidrobust.methods.step_speed import COSTS, configured, cost_of, floor_step, measure_steps, public_clae
 from vidrobust.models import add_branches, build_model
 
 SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.frames=2", "data.size=16", "model.hidden=16",
@@ -19,12 +19,13 @@ SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.frames=2", "data.s
 
 @pytest.mark.parametrize("name", COSTS, ids=lambda n: n[1] if n[1] != "none" else n[0])
 def test_a_floor_makes_the_methods_passes(name):
-    method = configured(config.loads("", SMALL), *name, torch.device("cpu"))
+    cfg = config.loads("", [*SMALL, "method.adversary.steps=2"])
+    method = configured(cfg, *name, torch.device("cpu"))
     views, ids = torch.rand(4, 2, 3, 2, 16, 16), torch.arange(4)
     counter = PassCounter(method)
     method(views[:, : method.views], ids, ids % 2)["loss"].mean().backward()
     own = counter.take()
-    floor_step(method.model, views[:, 0], COSTS[name]).backward()
+    floor_step(method.model, views[:, 0], cost_of(cfg, *name)).backward()
     assert counter.take() == own
     assert all(p.grad is not None for p in method.model.parameters())
 
@@ -41,6 +42,11 @@ def test_the_public_step_of_clae_is_claes():
     adversary = Adversary(one_step(0.02).threats)  # norms as they are, in eval mode
     ours = SimCLR(model, 0.5, adversary, pairing=partial(clae, alpha=1.0))(views, ids, ids)["loss"].mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
+
+
+def test_a_floor_is_of_one_threat():
+    with pytest.raises(ValueError, match="a floor is that of one threat"):
+        cost_of(config.loads("", [*SMALL, "method.adversary.threats=[linf-0.1,l2-1]"]), "simclr", "clae")
 
 
 def test_ways_are_timed_in_turn():

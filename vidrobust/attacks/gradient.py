@@ -46,17 +46,18 @@ def pgd(
     `Misclassify` loss a wrong iterate beats any right one, and a sample that is wrong costs nothing more.
     loss: (B, ...) -> (B,) to maximise. step_size: in the threat's norm; None is 2.5 eps / steps.
     Restarts are useless without random_start. best=False: the last iterate of the only start, as training takes it:
-    where samples share a loss the best of each are of different moments.
+    where samples share a loss the best of each are of different moments. It neither tells a gradient of 0 nor refuses
+    NaN, which the loss that is learned will be as well, and makes the same passes whatever the clips are.
     Costs at most restarts * (steps + 1) forward, restarts * steps backward passes, and one of each where the gradient
     chooses a place; the last iterate costs one forward pass less.
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)
     above_zero(step_size=step_size)
-    search = Search(loss, x, threat, generator)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     if not best:
-        return _last_iterate(search, steps, size, random_start, generator)
+        return _last_iterate(Search(loss, x, threat, generator, steady=True), steps, size, random_start)
+    search = Search(loss, x, threat, generator)
     for _ in range(restarts):
         if not search.begin():
             break
@@ -64,16 +65,14 @@ def pgd(
     return search.result()
 
 
-def _last_iterate(
-    search: Search, steps: int, size: float, random_start: bool, generator: torch.Generator | None
-) -> Tensor:
+def _last_iterate(search: Search, steps: int, size: float, random_start: bool) -> Tensor:
     if not search.begin():
         return search.best
-    delta = search.ball.random(generator) if random_start else search.ball.zero()
+    ball = search.ball
+    delta = ball.random(search.generator) if random_start else ball.zero()
     for _ in range(steps):
-        delta = search.ball.step(delta, search.gradient(delta, keep=False)[1], size)
-    search.require_numbers()
-    return search.ball.apply(delta)
+        delta = ball.step(delta, search.slope(delta), size)
+    return ball.apply(delta)
 
 
 def climb(search: Search, delta: Tensor, steps: int, size: float, momentum: float | None = None) -> Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidrobust import config
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
-from vidrobust.models.branch_norm import branch_of, without_branch
+from vidrobust.models.branch_norm import MIXTURES, branch_of, without_branch
 
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
@@ -87,14 +88,17 @@ def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
 
 
 def rng_state() -> dict[str, Any]:
-    """torch's global generators (dropout); everything else is drawn from (seed, epoch, index)."""
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    """torch's global generators, the CPU's and this rank's GPU's (dropout, the starts of attacks in training).
+
+    They are alike on all ranks, which draw as much; everything else is drawn from (seed, epoch, index).
+    """
+    return {"torch": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -122,26 +126,42 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
 def trunk_state(path: str) -> dict[str, Tensor]:
     """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state dict.
 
-    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped and
-    classifiers (`fc.`, `head.`) dropped. Of a model with norm branches, the clean one is taken.
+    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped,
+    classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`.
     """
     state = read(path)
-    state = state.get("model") if isinstance(state, dict) and "format" in state else state
-    state = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"{path}: holds no state dict of a model")
+    if isinstance(state, dict) and "format" in state:
+        trunk, whole = measured_trunk(state), state.get("model", {})
+    else:
+        whole = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
+        if not isinstance(whole, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in whole.items()
+        ):
+            raise UserError(f"{path}: holds no state dict of a model")
+        trunk = _trunk(whole, "clean")
+    if len(trunk) < len(whole):
+        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(whole) - len(trunk)} others left out")
+    return trunk
+
+
+def measured_trunk(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The trunk of a training checkpoint as its own configuration measures it: the branch of eval.branch, or the clean
+    one where that is a mixture, of the weights or of their average (eval.average).
+    """
+    cfg = config.loads(state["config"])
+    branch = "clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch
+    return _trunk(weights(state, average=cfg.eval.average), branch)
+
+
+def _trunk(state: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
     trunk = {}
     for key, value in state.items():
-        if branch_of(key) not in (None, "clean"):
+        if branch_of(key) not in (None, branch):
             continue
         while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
             key = key.partition(".")[2]
-        if key.split(".")[0] not in ("fc", "head"):
+        if key.split(".")[0] not in ("fc", "head", "selector"):
             trunk[without_branch(key)] = value
-    if len(trunk) < len(state):
-        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(state) - len(trunk)} others left out")
     return trunk
 
 

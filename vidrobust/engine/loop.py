@@ -27,7 +27,6 @@ from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output
 from vidrobust.engine.start import Run, build_run
 from vidrobust.errors import UserError
-from vidrobust.models import single_branch_state
 from vidrobust.views import apply_draws, to_float
 
 
@@ -68,7 +67,8 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
     if main:
         if run.start >= run.total:
             log.info(f"training was complete at step {run.total}")
-        checkpoint.write_atomic(out / "backbone.pt", single_branch_state(run.method.model.backbone.trunk))
+        last = checkpoint.read_checkpoint(out / "checkpoints" / "last.pt")
+        checkpoint.write_atomic(out / "backbone.pt", checkpoint.measured_trunk(last))
     distributed.barrier()  # every rank finds the last checkpoint
     return out / "checkpoints" / "last.pt"
 

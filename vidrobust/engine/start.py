@@ -25,12 +25,13 @@ from vidrobust.engine.run import seed_everything
 from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
 from vidrobust.evaluation.predict import evaluation_mode, extract
-from vidrobust.methods import SUPERVISED, AdvCL, Distill, Method, build_method
+from vidrobust.methods import Method, build_method
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
           "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
-          "method.adversary.combine=", "method.adversary.selector=", "method.adversary.clusters=",
+          "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
+          "method.adversary.selector=", "method.adversary.clusters=",
           "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
           "optim.name=")  # fmt: skip
 
@@ -107,7 +108,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim)
-    if cfg.method.name in SUPERVISED and not cfg.method.clusters:
+    if cfg.method.name == "supcon" or (cfg.method.name == "supervised" and not cfg.method.clusters):
         require_labels(records, f"method.name={cfg.method.name}")
     if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
         raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
@@ -117,10 +118,10 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
-    if cfg.method.teacher and isinstance(method, Distill | AdvCL):
+    if cfg.method.teacher and method.wants_teacher:
         method.learn_from(read_teacher(cfg.method.teacher, cfg))
     method.to(device).prepare(records)
-    _arrange(method, cfg.train)
+    arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds what was found
         _look(cfg, method, records, device)
     epochs = -(-total // (len(records) // cfg.train.batch_size))
@@ -136,7 +137,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     return run
 
 
-def _arrange(method: Method, cfg: config.Train) -> None:
+def arrange(method: Method, cfg: config.Train) -> None:
     """Memory and code as `train.channels_last` and `train.compile` want them; weights and their names stay."""
     if cfg.channels_last:
         for p in method.parameters():

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from vidrobust.attacks import Loss
 from vidrobust.data import Record
-from vidrobust.errors import UserError
 from vidrobust.methods.adversarial import Streams, average
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.pseudo_labels import PseudoLabels
@@ -26,6 +25,7 @@ class AdvCL(SimCLR):
     code has a third, untransformed view for x_adv and x_high; here both are made from x1.
     """
 
+    wants_teacher = True
     teacher: Backbone
 
     def __init__(
@@ -39,20 +39,9 @@ class AdvCL(SimCLR):
         self.pseudo: PseudoLabels = PseudoLabels(counts)
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
 
-    def learn_from(self, teacher: Backbone) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "AdvCL":
-        super().train(mode)
-        if hasattr(self, "teacher"):
-            self.teacher.eval()
-        return self
-
     def prepare(self, records: Sequence[Record]) -> None:
-        if not hasattr(self, "teacher"):
-            raise UserError("method.teacher is empty: advcl clusters the features of one; set a checkpoint")
-        self.pseudo.know(len(records))
         super().prepare(records)
+        self.pseudo.know(len(records))
 
     def looks_with(self) -> Backbone:
         return self.teacher

@@ -92,11 +92,12 @@ def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
 
     x_adv raises L(f(x1), f(x_adv)) from x1 itself, where the positive pair's similarity is at its maximum and the
     negatives of the batch drive the step. There the two embeddings that the loss compares are equal: one pass gives
-    both, of which only one is differentiated. Further steps, or a random start, compare with f(x1) as it was.
+    both, of which only one is differentiated. Further steps, a random start, or several threats of which the worst is
+    taken, compare with f(x1) as it was.
     """
 
     def aim() -> Callable[[Tensor], Tensor]:
-        if s.adversary is not None and s.adversary.starts_at_x:
+        if s.adversary is not None and s.adversary.starts_at_x and s.adversary.combine != "worst":
             return lambda z: s.loss([z.detach(), z], (0, 1))
         anchor = s.seen(0)
         return lambda z: s.loss([anchor, z], (0, 1))
@@ -117,7 +118,7 @@ def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[st
         tilde = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
     x_adv = x + eps * s.model.backbone.std * gradient.sign()
-    adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1))
+    adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1), adversarial=(1,))
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
@@ -147,9 +148,9 @@ def acl(
 ) -> dict[str, Tensor]:
     """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): both views are attacked together.
 
-    pairing: "a2a": L(a1, a2). "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2,
-    which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises NT-Xent of the pair.
-    invariance: a loss of (z1, z2, a1, a2), (B,), that two streams are given besides: AIR's.
+    pairing: "a2a": L(a1, a2), with one norm branch. "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) +
+    weight L(a1, a2)) / 2, which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises
+    NT-Xent of the pair. invariance: a loss of (z1, z2, a1, a2), (B,), that two streams are given besides: AIR's.
     """
     both = torch.cat(s.views[:2])
     clean = s.clean if pairing == "ds" else None

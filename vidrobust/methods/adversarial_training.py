@@ -1,5 +1,7 @@
 """Supervised training on adversarial views: what adversarial self-supervision is compared with."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,18 +29,21 @@ class AdversarialTraining(Supervised):
             return cross_entropy(self.model(v), labels)
 
         made = self.adversary.views(self.model, lambda: loss, x, self.progress)
-        losses = [self._of(view, labels) for view in made]
+        losses = [self.through(view, loss) for view in made]
         adv = average(losses)
-        self.adversary.budget.saw(adv)
-        if self.adversary.combine != "branches":
-            return {"loss": adv, "loss_adv": adv}
-        parts = {"loss": average([loss(x), *losses]), "loss_adv": adv}
+        clean = [loss(x)] if self.adversary.combine == "branches" else []
+        return self.told(x, made, {"loss": average([*clean, *losses]), "loss_adv": adv})
+
+    def through(self, view: AdversarialView, loss: Loss) -> Tensor:
+        """The loss of an adversarial view in its branch."""
+        with self.model.use_branch(view.branch):
+            return loss(view.x)
+
+    def told(self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts, with the selector's; the budget is told of the adversarial loss."""
+        self.adversary.budget.saw(parts["loss_adv"])
         chosen = selection(self.model, x, made)
         return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
-
-    def _of(self, view: AdversarialView, labels: Tensor) -> Tensor:
-        with self.model.use_branch(view.branch):
-            return cross_entropy(self.model(view.x), labels)
 
 
 class Trades(AdversarialTraining):
@@ -56,20 +61,15 @@ class Trades(AdversarialTraining):
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         def aim() -> Loss:
-            with torch.no_grad():
+            with torch.no_grad(), self.model.use_branch("clean"):
                 clean = self.model(x).float()
             return lambda v: divergence(clean, self.model(v).float())
 
         made = self.adversary.views(self.model, aim, x, self.progress)
         logits = self.model(x).float()
         clean = cross_entropy(logits, labels)
-        apart = []
-        for view in made:
-            with self.model.use_branch(view.branch):
-                apart.append(divergence(logits, self.model(view.x).float()))
-        adv = average(apart)
-        self.adversary.budget.saw(adv)
-        return {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
+        adv = average([self.through(view, lambda v: divergence(logits, self.model(v).float())) for view in made])
+        return self.told(x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv})
 
 
 class Free(AdversarialTraining):
@@ -90,15 +90,18 @@ class Free(AdversarialTraining):
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         if self._turn == 0:
-            share, threat = self.adversary.budget.share(self.progress), self.adversary.threats[0]
-            self._ball: Ball = make_ball(threat, x, lambda: x.amax(1))
-            self._ball = self._ball.with_eps(self._ball.eps * share)
+            threat = self.adversary.threats[0]
+            self._threat = replace(threat, eps=threat.eps * self.adversary.budget.share(self.progress))
+            self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
             self._delta = self._ball.random()
         self._turn = (self._turn + 1) % self.replays
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
+        self.adversary.verify(self._threat, x, x_adv.detach())
         if torch.is_grad_enabled():
             x_adv.register_hook(self._move)
         loss = cross_entropy(self.model(x_adv), labels)
+        if self._turn == 0:  # the last of its replays
+            self.adversary.budget.saw(loss)
         return {"loss": loss, "loss_adv": loss}
 
     @torch.no_grad()

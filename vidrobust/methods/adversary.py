@@ -1,6 +1,5 @@
 """What makes adversarial views in training: threats, steps and start, budgets that grow, several threats at once."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidrobust.attacks import Loss, ThreatModel, contains, fgsm, pgd
+from vidrobust.attacks import Loss, ThreatModel, contains, pgd
 from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
 from vidrobust.models import Model, branch_names
@@ -43,8 +42,8 @@ class Adversary(nn.Module):
         self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
         self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
         self.budget = budget or Budget()
-        self.verified = False  # that the first views obey their threats
-        self.told = False  # that an attack had no gradient
+        self.verified: set[str] = set()  # threats whose first views obeyed
+        self.told = False  # whether the first attack had a gradient
 
     @property
     def starts_at_x(self) -> bool:
@@ -56,7 +55,7 @@ class Adversary(nn.Module):
 
         aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
         H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
-        stay as they are. Warns, once, where an attack has no gradient.
+        stay as they are, and all ranks make the same passes. Warns where the first attack has no gradient.
         """
         share = self.budget.share(progress)
         made = []
@@ -66,50 +65,52 @@ class Adversary(nn.Module):
                 loss = aim()
                 now = replace(threat, eps=share * threat.eps)
                 made.append(AdversarialView(self._attack(loss, x, now), branch))
-            if not self.verified and not contains(now, x, made[-1].x, atol=1e-5).all():
-                raise RuntimeError(f"adversarial clips exceed {now}: a bug, please report it")
-        self.verified = True
+            self.verify(now, x, made[-1].x)
         if self.combine == "worst" and len(made) > 1:
             with self.attacking(model, self.branches[0]), torch.no_grad():
                 return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
         return made
+
+    def verify(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
+        """Once a threat: that the views obey it."""
+        if threat.eps and threat.kind not in self.verified:
+            self.verified.add(threat.kind)
+            if not contains(threat, x, x_adv, atol=1e-5).all() and x_adv.isfinite().all():
+                raise RuntimeError(f"adversarial clips exceed {threat}: a bug, please report it")
 
     @contextmanager
     def attacking(self, model: Model, branch: str) -> Iterator[None]:
         """The model as the attack sees it; everything is put back as it was."""
         with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
             yield
+        torch.clear_autocast_cache()  # weights that were cast without gradient are not those to learn
 
     def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
         if not threat.eps:
             return x.clone()
-        size = None if self.step is None else self.step * threat.eps
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if self.starts_at_x and self.step is None:
-                x_adv = fgsm(loss, x, threat)
-            else:
-                x_adv = pgd(
-                    loss, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False
-                )
-        for found in caught:
-            if "gradient is 0" not in str(found.message):
-                warnings.warn_explicit(found.message, found.category, found.filename, found.lineno)
-            elif not self.told:
-                self.told = True
-                self._tell_still(loss, x, x_adv)
+        step = 1.0 if self.starts_at_x and self.step is None else self.step
+        size = None if step is None else step * threat.eps
+        norms: list[Tensor] = []
+        watched = loss if self.told else _watching(loss, norms)
+        x_adv = pgd(watched, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False)
+        if norms and not self.told:
+            self.told = True
+            if not float(torch.stack(norms).max()):
+                log.warning("the first attack changes nothing: the gradient of the attacked loss has norm 0; begin at "
+                            "random points (method.adversary.start=random), or look for what masks "
+                            "gradients")  # fmt: skip
         return x_adv
 
-    def _tell_still(self, loss: Loss, x: Tensor, x_adv: Tensor) -> None:
-        with torch.enable_grad():
-            v = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(v).sum(), v)
-        changed = "" if torch.equal(x, x_adv) else ", beyond the random start,"
-        log.warning(
-            f"an attack changes nothing{changed} in a whole batch: at the clips the gradient of the attacked loss has "
-            f"norm {float(gradient.norm()):.3g}; begin at random points (method.adversary.start), lower optim.lr, or "
-            "look for what masks gradients"
-        )
+
+def _watching(loss: Loss, norms: list[Tensor]) -> Loss:
+    """The same loss, which notes the norms of its gradients."""
+
+    def watched(v: Tensor) -> Tensor:
+        if v.requires_grad:
+            v.register_hook(lambda gradient: norms.append(gradient.detach().norm()))
+        return loss(v)
+
+    return watched
 
 
 def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:

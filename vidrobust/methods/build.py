@@ -159,9 +159,6 @@ METHODS: dict[str, Callable[[config.Config, int], Method]] = {
     "uel": _instdisc, "supervised": _supervised, "distill": _distill,
 }  # fmt: skip
 
-# those that learn from labels
-SUPERVISED = ("supervised", "supcon")
-
 
 def build_method(cfg: config.Config, classes: int) -> Method:
     """The configured method around a model with fresh weights; classes: K of the data set.

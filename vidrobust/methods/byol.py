@@ -52,14 +52,17 @@ class BYOL(Method):
         for view in self.adversary.views(self.model, lambda: self._toward(views[:, 0]), views[:, 0], self.progress):
             with self.model.use_branch(view.branch):
                 z_adv = self.model(view.x)
-            both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv)]
+            both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv, view.branch)]
             found.append(_pairs(*both))
         adv = average(found)
         self.adversary.budget.saw(adv)
         return {"loss": clean + self.weight * adv, "loss_clean": clean, "loss_adv": adv}
 
-    def _target(self, x: Tensor, z: Tensor) -> Tensor:
-        return z.detach() if self.target is None else self.target(x)
+    def _target(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:
+        if self.target is None:
+            return z.detach()
+        with self.target.model.use_branch(branch):
+            return self.target(x)
 
     def _toward(self, x: Tensor) -> Loss:
         """The similarity with the clean embedding of the video to be taken for."""

@@ -1,13 +1,9 @@
 """Distillation of a clean, frozen teacher, and DeACL (Zhang et al., ECCV 2022; METHODS section 4.5): robustly."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from vidrobust.attacks import Loss
-from vidrobust.data import Record
-from vidrobust.errors import UserError
 from vidrobust.methods.adversarial import average
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
@@ -23,6 +19,7 @@ class Distill(Method):
     """
 
     views = 1
+    wants_teacher = True
     teacher: Backbone
     map: nn.Module
 
@@ -31,19 +28,9 @@ class Distill(Method):
         self.model, self.adversary, self.gamma = model, adversary, gamma
 
     def learn_from(self, teacher: Backbone) -> None:
-        self.teacher = teacher.requires_grad_(False).eval()
+        super().learn_from(teacher)
         same = teacher.dim == self.model.backbone.dim
         self.map = nn.Identity() if same else nn.Linear(self.model.backbone.dim, teacher.dim)
-
-    def prepare(self, records: Sequence[Record]) -> None:
-        if not hasattr(self, "teacher"):
-            raise UserError("method.teacher is empty: method.name=distill learns from one; set a checkpoint")
-
-    def train(self, mode: bool = True) -> "Distill":
-        super().train(mode)
-        if hasattr(self, "teacher"):
-            self.teacher.eval()
-        return self
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """views (B, 1, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""

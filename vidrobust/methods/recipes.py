@@ -19,7 +19,7 @@ class Recipe:
 
     methods: names of `method.name`. options: of `method.adversary` that it takes besides those of the attack. pairing:
     what contrastive methods make of its views. step: a share of eps; None: 2.5 / steps. branch: adversarial views have
-    a norm branch of their own.
+    a norm branch of their own. attack: options of the attack that have an effect.
     """
 
     methods: tuple[str, ...]
@@ -31,6 +31,7 @@ class Recipe:
     random_start: bool = False
     train_mode: bool = False
     branch: bool = True
+    attack: frozenset[str] = frozenset({"threats", "combine", "selector", "steps", "step", "start", "schedule"})
 
 
 def _clae(a: config.Adversary, _: Invariance | None) -> Pairing:
@@ -56,7 +57,8 @@ RECIPES: dict[str, Recipe] = {
     "pgd": Recipe(_LABELS, steps=10, step=0.25, random_start=True, branch=False),
     "trades": Recipe(_LABELS, frozenset({"beta"}), steps=10, step=0.25, random_start=True, branch=False),
     "fast": Recipe(_LABELS, step=1.25, random_start=True, train_mode=True, branch=False),
-    "free": Recipe(_LABELS, frozenset({"replays"}), random_start=True, branch=False),
+    "free": Recipe(_LABELS, frozenset({"replays"}), random_start=True, branch=False,
+                   attack=frozenset({"threats", "schedule"})),
 }  # fmt: skip
 
 
@@ -77,13 +79,20 @@ def require_adversary(method: config.Method) -> None:
         raise UserError(
             f"{key}.selector: it chooses among branches of simclr, supcon, supervised; set combine=branches"
         )
-    if a.faithful and (a.name != "clae" or method.name == "moco" or len(a.threats) > 1 or a.steps > 1 or
-                       not all(name.startswith("linf-") for name in a.threats)):  # fmt: skip
+    one_step = a.steps <= 1 and not a.step and a.start != "random" and a.schedule == "constant"
+    linf = len(a.threats) <= 1 and all(name.startswith("linf-") for name in a.threats) and a.combine != "branches"
+    if a.faithful and not (a.name == "clae" and method.name != "moco" and linf and one_step):
         raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")
-    if a.name == "free" and (len(a.threats) > 1 or not all(
+    if a.name == "free" and (len(a.threats) > 1 or a.combine == "branches" or not all(
         parse_threat(name).support in ("dense", "tube", "flicker") for name in a.threats
     )):  # fmt: skip
-        raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker")
+        raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker, without branches")
+    if a.name in ("rocl", "acl", "dynacl", "advcl") and method.clips_per_video != 2:
+        raise UserError(f"method.clips_per_video={method.clips_per_video}: {a.name} is of two clips a video")
+    if (a.sir or a.air) and not (a.name == "dynacl" or (a.name == "acl" and a.pairing == "ds")):
+        raise UserError(f"{key}.sir, air: AIR's terms are of two streams; set acl with pairing=ds, or dynacl")
+    if not a.clusters:
+        raise UserError(f"{key}.clusters=[]: one granularity at least")
 
 
 def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
@@ -92,9 +101,20 @@ def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
         return ()
     if wanted.name == "advcl":
         return "adv", "adv_ce"
+    if wanted.name == "acl" and wanted.pairing == "a2a" and wanted.combine != "branches":
+        return ()
     if wanted.combine == "branches":
         return tuple(f"adv{number or ''}" for number in (0, *range(2, len(wanted.threats) + 1)))
     return ("adv",) if RECIPES[wanted.name].branch else ()
+
+
+def require_branch(cfg: config.Config) -> None:
+    """Raises UserError for an eval.branch that a model with this adversary does not have."""
+    wanted, branch = cfg.method.adversary, cfg.eval.branch
+    known = ["clean", *branches_of(wanted)]
+    known += (["average"] if len(known) > 1 else []) + (["select"] if wanted.selector else [])
+    if branch not in known:
+        raise UserError(f"eval.branch={branch}: a model trained so has {', '.join(known)}")
 
 
 def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) -> Adversary | None:

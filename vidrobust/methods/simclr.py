@@ -1,5 +1,6 @@
 """SimCLR on clips (Chen et al. 2020; on video, Feichtenhofer et al. 2021), with or without adversarial views."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -49,11 +50,18 @@ class SimCLR(Method):
         ) -> Tensor:
             places = tuple(like)
             if places not in masks:
-                z = [] if self.removal is None else [s.z(v) for v in places]
-                masks[places] = self._masks(z, views[:, list(places)], ids, first=places == everyone)
+                masks[places] = self._masks([looked_at(v) for v in places], ids, first=places == everyone)
             return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial)
 
+        @functools.cache
+        def looked_at(view: int) -> Tensor:
+            if self.removal is None:
+                return views[:0]
+            return s.z(view) if self.detector is None else self.detector(clips[view])
+
         s = Streams(self.model, clips, anchors, self.adversary, self.progress)
+        if self.detector is not None and self.training:
+            self.detector.follow(self.model, self.progress)
         if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
             clean = s.clean
         if self.adversary is None:
@@ -87,14 +95,10 @@ class SimCLR(Method):
         """(B,): what makes views positives of each other."""
         return ids
 
-    def _masks(self, z: Sequence[Tensor], views: Tensor, ids: Tensor, *, first: bool = True) -> Masks:
+    def _masks(self, z: Sequence[Tensor], ids: Tensor, *, first: bool = True) -> Masks:
         """Over all rows of `z`, V of each of the B videos, and those of all ranks. first: of this batch."""
         if self.removal is None:
             return Masks()
-        if self.detector is not None:
-            if self.training and first:
-                self.detector.follow(self.model, self.progress)
-            z = [self.detector(views[:, v]) for v in range(len(z))]
         everything, keys = torch.cat(list(z)).detach().float(), ids.repeat(len(z))
         if self.training and first:
             self.removal.remember(everything[: len(ids)], ids)

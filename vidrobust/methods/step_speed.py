@@ -15,8 +15,8 @@ from vidrobust import config
 from vidrobust.methods.advcl import AdvCL
 from vidrobust.methods.adversary import in_mode
 from vidrobust.methods.build import build_method
-from vidrobust.methods.distill import Distill
 from vidrobust.methods.method import Method
+from vidrobust.methods.recipes import RECIPES
 from vidrobust.methods.speed import broadcast_nt_xent
 from vidrobust.models import Model, configured_backbone
 
@@ -25,7 +25,8 @@ Step = Callable[[], Tensor]  # -> a loss to go back from
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of a step: forward ones alone, those of an attack, on `together` batches at once, and those learned from.
+    """Passes of a step: forward ones alone, those of a step of the attack, on `together` batches at once, and those
+    learned from.
 
     train_mode: the attack's norms use the batch's statistics.
     """
@@ -41,13 +42,13 @@ class Cost:
 COSTS: dict[tuple[str, str], Cost] = {
     ("simclr", "none"): Cost(learned=2),
     ("simclr", "clae"): Cost(attack=1, learned=3, train_mode=True),
-    ("simclr", "rocl"): Cost(forward=1, attack=7, learned=3),
-    ("simclr", "acl"): Cost(attack=5, together=2, learned=4),
-    ("simclr", "advcl"): Cost(forward=3, attack=10, learned=5),
-    ("simsiam", "taro"): Cost(forward=1, attack=10, learned=3),
-    ("distill", "deacl"): Cost(forward=1, attack=5, learned=2),
-    ("supervised", "pgd"): Cost(attack=10, learned=1),
-    ("supervised", "trades"): Cost(forward=1, attack=10, learned=2),
+    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=3),
+    ("simclr", "acl"): Cost(attack=1, together=2, learned=4),
+    ("simclr", "advcl"): Cost(forward=3, attack=2, learned=5),
+    ("simsiam", "taro"): Cost(forward=1, attack=1, learned=3),
+    ("distill", "deacl"): Cost(forward=1, attack=1, learned=2),
+    ("supervised", "pgd"): Cost(attack=1, learned=1),
+    ("supervised", "trades"): Cost(forward=1, attack=1, learned=2),
     ("supervised", "fast"): Cost(attack=1, learned=1, train_mode=True),
 }
 
@@ -66,11 +67,21 @@ class StepTiming:
         return statistics.median(self.seconds)
 
 
+def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
+    """With all steps of the attack. Raises KeyError for a method without a floor, ValueError for other options."""
+    cost, wanted = COSTS[name, adversary], cfg.method.adversary
+    if len(wanted.threats) > 1 or wanted.selector or wanted.faithful or cfg.method.clips_per_video != 2:
+        raise ValueError("a floor is that of one threat and two clips, without a selector, not faithful")
+    steps = 0 if adversary == "none" else wanted.steps or RECIPES[adversary].steps
+    anchor = int(adversary == "clae" and steps > 1)  # which is one pass with the attack's only one else
+    return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor)
+
+
 def configured(cfg: config.Config, name: str, adversary: str, device: torch.device) -> Method:
     """The method by name, with the rest of the configuration; a fresh trunk is its teacher where it has one."""
     own = replace(cfg.method, name=name, adversary=replace(cfg.method.adversary, name=adversary))
     method = build_method(replace(cfg, method=own), 10)
-    if isinstance(method, Distill | AdvCL):
+    if method.wants_teacher:
         method.learn_from(configured_backbone(cfg.model))
     method = method.to(device).train()
     if isinstance(method, AdvCL):
@@ -124,17 +135,13 @@ def public_rocl(model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: f
 
 
 def measure_steps(
-    cfg: config.Config,
-    names: list[tuple[str, str]],
-    batch: int,
-    rounds: int,
-    device: torch.device,
-    *,
-    amp: bool = False,
-) -> list[StepTiming]:
+    cfg: config.Config, names: list[tuple[str, str]], batch: int, rounds: int, device: torch.device, *,
+    amp: bool = False, arrange: Callable[[Method], None] = lambda method: None,
+) -> list[StepTiming]:  # fmt: skip
     """Each method's whole step with SGD, its floor, and public code where there is any, in turn; the first round warms.
 
-    Every way has its own model with the same weights, and the same clips. Raises KeyError for a method without a floor.
+    Every way has its own model with the same weights, and the same clips. arrange: done to each model. Raises as
+    `cost_of` does.
     """
     shape = (batch, 2, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -143,10 +150,12 @@ def measure_steps(
     for name, adversary in names:
         title = name if adversary == "none" else adversary
         made = [configured(cfg, name, adversary, device) for _ in range(3)]
+        for other in made:
+            arrange(other)
         for other in made[1:]:
             other.load_state_dict(made[0].state_dict())
         ways.append((StepTiming(title, "vidrobust"), made[0], _own(made[0], views, ids, labels)))
-        cost = COSTS[name, adversary]
+        cost = cost_of(cfg, name, adversary)
         ways.append((StepTiming(title, "floor"), made[1], _floor(made[1], views, cost)))
         if adversary in ("clae", "rocl"):
             ways.append((StepTiming(title, "public code"), made[2], _public(adversary, made[2], views, cfg)))

@@ -1,7 +1,7 @@
 """Which options a method looks at, so that others can be told."""
 
 from vidrobust import config
-from vidrobust.methods.recipes import RECIPES
+from vidrobust.methods.recipes import RECIPES, branches_of
 
 # method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
 USES = {
@@ -13,8 +13,6 @@ USES = {
     "plain": {"temperature"}, "uel": {"temperature"}, "supervised": {"clusters", "head_first"},
     "distill": {"teacher"},
 }  # fmt: skip
-# options of `method.adversary` that are every adversary's
-_ATTACK = {"threats", "combine", "selector", "steps", "step", "start", "schedule", "momentum"}
 # rule -> option of `method.false_negatives` -> the argument that it is
 RULE_OPTIONS: dict[str, dict[str, str]] = {
     "fixed": {"threshold": "threshold"}, "topk": {"k": "k"}, "topk_threshold": {"k": "k", "threshold": "threshold"},
@@ -39,7 +37,10 @@ def without_effect(method: config.Method) -> list[str]:
     rule, default = method.false_negatives.rule, config.Method()
     used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
     if method.adversary.name != "none":
-        used |= {f"adversary.{name}" for name in _ATTACK | RECIPES[method.adversary.name].options}
+        recipe = RECIPES[method.adversary.name]
+        alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()
+        used |= {f"adversary.{name}" for name in (recipe.attack | recipe.options) - alone}
+        used |= {"adversary.momentum"} if branches_of(method.adversary) else set()
         used |= {f"adversary.{name}" for name in _with_pairs(method)}
         used |= {"adversary.warmup"} if method.adversary.schedule == "linear" else set()
         used |= {"adversary.first"} if method.adversary.schedule == "curriculum" else set()
