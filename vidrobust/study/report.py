@@ -110,7 +110,7 @@ def _gaps(study: Study, table: dict[str, Any]) -> list[str]:
         return lines
     titles = next(closed for row in table.values() for closed in row["gap_closed"].values())
     return [*lines, "Gap to the comparator's robust accuracy that is closed, per cent; - where the comparator is not "
-            "above the baseline, in brackets where one seed or an interval that holds 0 leaves the gap itself in doubt:", "",
+            "above the baseline, in brackets where one seed or an interval that holds 0 leaves the gap in doubt:", "",
             *markdown.table(["arm", "comparator", *titles], *rows), ""]  # fmt: skip
 
 
