@@ -137,6 +137,9 @@ def test_what_a_report_says(tmp_path):
     assert "| fnr | 0.0 ± 0.0 [0.0] | 0.0 ± 0.0 [0.0] | 20.0 ± 24.8 [10.0] | 10.0 ± 12.4 [5.0] | - |" in text
     assert "| fnr | 0.0 ± 0.0 [0.0] | 25.0 ± 0.0 [0.0] | - | 50.0 ± 24.8 [10.0] | - | - |" in text
     assert "| fnr | sup | 50 | 50 |" in text and "linf-0 " not in text, "a budget of 0 is clean"
+    assert (
+        "of worse is above csl's at no budget" in text and "| sup | worse |" not in text and "| worse | sup" not in text
+    )
     write_study(study, _runs({"csl": [0.1, 0.4], "sup": [0.5, 0.2], "fnr": [0.2, 0.3]}), tmp_path)
     text = (tmp_path / "study.md").read_text()
     assert "| fnr | sup | (0) | (0) |" in text and "worse" not in text.split("## d")[1]

@@ -59,8 +59,9 @@ def _heading(dataset: str, runs: Runs) -> list[str]:
     whose = "; ".join(f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items())
     lines = [f"## {dataset}", "", f"{first['n']} test videos, {first['suite']}; chance {100 * first['chance']:.1f} %. "
              f"Attacked: {whose}.", ""]  # fmt: skip
-    lines += ["Warnings (arm and seed):", "", *(f"- {line}: {', '.join(names)}" for line, names in doubts.items()),
-              ""] if doubts else []  # fmt: skip
+    concerned = {line: "all runs" if len(names) == len(runs) else ", ".join(names) for line, names in doubts.items()}
+    lines += ["Warnings, and the runs (arm and seed) that they are of:", "",
+              *(f"- {line}: {names}" for line, names in concerned.items()), ""] if doubts else []  # fmt: skip
     return lines
 
 
@@ -81,7 +82,7 @@ def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
     lines += ["Geometry of test features (docs/methods.md; a collapsed representation has a low rank and a uniformity "
               "near 0), and rpc, the share of clean accuracy that corruptions leave:", "",
               *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3), ""]  # fmt: skip
-    return lines + _removal(table) + _gaps(table)
+    return lines + _removal(table) + _gaps(study, table)
 
 
 def _removal(table: dict[str, Any]) -> list[str]:
@@ -93,24 +94,31 @@ def _removal(table: dict[str, Any]) -> list[str]:
             *_rows(removing, keys, 100, 1), ""] if removing else []  # fmt: skip
 
 
-def _gaps(table: dict[str, Any]) -> list[str]:
-    rows = []
-    for name, row in table.items():
-        for other, closed in row["gap_closed"].items():
-            gaps = table[other]["difference"]
-            cells = ("-" if value is None else f"{value:.0f}" if _certain(gaps[f"robust {key}"]) else f"({value:.0f})"
-                     for key, value in closed.items())  # fmt: skip
-            rows.append([name, other, *cells])
+def _gaps(study: Study, table: dict[str, Any]) -> list[str]:
+    """Rows of arms that are neither baseline nor comparator, and a sentence for a comparator without a gap."""
+    lines, rows = [], []
+    for other in study.comparators:
+        closed = {name: row["gap_closed"][other] for name, row in table.items() if other in row["gap_closed"]}
+        if any(value is not None for gaps in closed.values() for value in gaps.values()):
+            rows += [[name, other, *(_gap(value, table[other]["difference"][f"robust {key}"])
+                                     for key, value in gaps.items())]
+                     for name, gaps in closed.items() if name not in study.comparators]  # fmt: skip
+        elif closed:
+            lines += [f"The mean robust accuracy of {other} is above {study.baseline}'s at no budget: it leaves no gap "
+                      "to close.", ""]  # fmt: skip
     if not rows:
-        return []
+        return lines
     titles = next(closed for row in table.values() for closed in row["gap_closed"].values())
-    return ["Gap to the comparator's robust accuracy that is closed, per cent; - where the comparator is not above the "
-            "baseline, in brackets where one seed or an interval that holds 0 leaves the gap itself in doubt:", "",
+    return [*lines, "Gap to the comparator's robust accuracy that is closed, per cent; - where the comparator is not "
+            "above the baseline, in brackets where one seed or an interval that holds 0 leaves the gap in doubt:", "",
             *markdown.table(["arm", "comparator", *titles], *rows), ""]  # fmt: skip
 
 
-def _certain(gap: dict[str, Any]) -> bool:
-    return gap["half"] is not None and gap["mean"] > gap["half"]
+def _gap(closed: float | None, gap: dict[str, Any]) -> str:
+    if closed is None:
+        return "-"
+    certain = gap["half"] is not None and gap["mean"] > gap["half"]
+    return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 
 def _rows(table: dict[str, dict[str, Any]], keys: dict[str, str], scale: float, digits: int) -> list[str]:
