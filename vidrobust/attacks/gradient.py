@@ -54,10 +54,10 @@ def pgd(
     """
     at_least_one(steps=steps, restarts=restarts)
     above_zero(step_size=step_size)
+    search = Search(loss, x, threat, generator, steady=not best)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     if not best:
-        return _last_iterate(Search(loss, x, threat, generator, steady=True), steps, size, random_start)
-    search = Search(loss, x, threat, generator)
+        return _last_iterate(search, steps, size, random_start)
     for _ in range(restarts):
         if not search.begin():
             break

@@ -130,10 +130,12 @@ def trunk_state(path: str) -> dict[str, Tensor]:
     classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`.
     """
     state = read(path)
-    if isinstance(state, dict) and "format" in state:
-        trunk, whole = measured_trunk(state), state.get("model", {})
+    if isinstance(state, dict) and state.keys() >= KEYS:
+        trunk, whole = measured_trunk(state), state["model"]
     else:
-        whole = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
+        whole = state
+        for name in ("state_dict", "model_state", "model"):
+            whole = whole.get(name, whole) if isinstance(whole, dict) else whole
         if not isinstance(whole, dict) or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in whole.items()
         ):
