@@ -16,8 +16,10 @@ import pytest
 import torch
 from torchvision import datasets
 
+from vidrobust.attacks import ThreatModel
 from vidrobust.data import Batch
 from vidrobust.data.synthetic import write_video
+from vidrobust.methods import Adversary
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
@@ -163,6 +165,11 @@ TINY = [
     "model.backbone=r2plus1d_10", "model.width=4", "model.hidden=8", "model.dim=8", "train.batch_size=4",
     "train.epochs=2", "train.log_every=1", "eval.clips=2", "eval.steps=2", "eval.threats=[linf-0,linf-8/255]",
 ]  # fmt: skip
+
+
+def one_step(eps: float) -> Adversary:
+    """CLAE's attack: one step from the clips themselves, norms in train mode."""
+    return Adversary([ThreatModel("linf", eps)], train_mode=True)
 
 
 def tiny(*words: object) -> list[str]:

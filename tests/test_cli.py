@@ -42,7 +42,7 @@ def _train(place, *words):
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
-        (["method.adversary.eps=-8/255"], "must be at least 0"),
+        (["method.adversary.threats=[linf-8]"], "method.adversary.threats: eps=8: Linf is in [0, 1] units"),
         (["data.root=/nowhere"], "no data root /nowhere"),
         (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
         (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
@@ -155,7 +155,10 @@ def test_checkpoints(place, tmp_path):
         ([place / "run", "model.width=8"], "of another architecture: other shape"),
         ([place / "run", "model.backbone=resnet18"], "missing backbone.trunk.bn1"),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
-        ([place / "run", "method.adversary.name=clae", "eval.branch=adv"], "trained without an adversarial branch"),
+        (
+            [place / "run", "method.adversary.name=clae", "eval.branch=adv"],
+            "eval.branch=adv: the checkpoint was trained without it; it has clean",
+        ),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
         assert message in line, line

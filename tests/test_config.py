@@ -6,7 +6,7 @@ from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
 from vidrobust.methods import build_method
-from vidrobust.methods.build import RULE_OPTIONS
+from vidrobust.methods.uses import RULE_OPTIONS
 
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
 
@@ -25,6 +25,11 @@ def test_every_page_loads_builds_and_starts_with_its_command(page):
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
+def test_checkpoints_from_before_other_threats_are_read():
+    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace("threats: []", "eps: 0.05", 1)
+    assert "eps: 0.05" in old and config.loads(old).method.adversary.threats == ["linf-0.05"]
+
+
 def test_later_pages_and_overrides_win(tmp_path):
     _page(tmp_path, "data: {frames: 4, stride: 3}\noptim: {lr: 1}", "a.yaml")
     _page(tmp_path, "_BASE_: a.yaml\ndata: {frames: 5}", "b.yaml")
@@ -37,11 +42,11 @@ def test_later_pages_and_overrides_win(tmp_path):
 def test_numbers_are_read_as_people_write_them(tmp_path):
     page = _page(
         tmp_path,
-        "method: {adversary: {eps: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
+        "method: {adversary: {alpha: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
         "eval: {threats: [linf-0, linf-1/255]}",
     )
     cfg = config.load(page)
-    assert cfg.method.adversary.eps == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
+    assert cfg.method.adversary.alpha == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
     assert cfg.eval.threats == ["linf-0", "linf-1/255"]
     assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
@@ -66,7 +71,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("optim: {lr: eight/255}", "optim.lr"),
         ("data: {frames: 0}", "data.frames=0: must be at least 1"),
         ("data: {stride: 0}", "data.stride=0: must be at least 1"),
-        ("method: {adversary: {eps: -1/255}}", "method.adversary.eps=-0.0039.*must be at least 0"),
+        ("method: {adversary: {alpha: -1/255}}", "method.adversary.alpha=-0.0039.*must be at least 0"),
         ("eval: {threats: [linf-0, linf-0]}", r"eval.threats=\[linf-0,linf-0\]: list different budgets"),
         ("eval: {threats: [linf-1, roof-l2-1]}", "eval.threats: no threat model l2 x roof"),
         ("eval: {threats: [l2+3]}", "'l2[+]3' is no threat model"),
@@ -78,7 +83,8 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
         ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
         ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
-        ("eval: {branch: adv}", "trained with an adversary"),
+        ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
+        ("method: {adversary: {name: clae, threats: [frames17-linf-1]}}", "threats: .*17 frames of a clip of 16"),
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),

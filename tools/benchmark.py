@@ -1,4 +1,4 @@
-"""Measure speed: python tools/benchmark.py data|attacks|corruptions|losses [--cfg PAGE] [key=value ...]
+"""Measure speed: python tools/benchmark.py data|attacks|corruptions|losses|adversarial [--cfg PAGE] [key=value ...]
 
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
 attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
@@ -7,10 +7,13 @@ corruptions: frames/s on one core of each of eval.corruption.names (all), of a c
 formulas with scipy, scikit-image and OpenCV where they are installed.
 losses: seconds and memory of NT-Xent of two views, forward and backward, beside lightly, pytorch-metric-learning and
 the formula of CLAE's code.
+adversarial: seconds of a training step of each method beside its floor, the same passes and nothing else, and for CLAE
+and RoCL beside a step as their public code has it, of random clips of data.frames.
 """
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,17 @@ from vidrobust.data import read_frames
 from vidrobust.data.speed import floor, measure_data, one_core, readable
 from vidrobust.engine import distributed
 from vidrobust.engine.log import start_logging
-from vidrobust.errors import UserError
+from vidrobust.engine.loop import use_bf16
+from vidrobust.engine.start import arrange
+from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import speed
 from vidrobust.evaluation.corruption import check_corruptions
 from vidrobust.methods.speed import loss_rows, measure_losses, peak_memory
+from vidrobust.methods.step_speed import COSTS, cost_of, measure_steps
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("data", "attacks", "corruptions", "losses"))
+    parser = cli.parser(__doc__, ("data", "attacks", "corruptions", "losses", "adversarial"))
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
@@ -45,10 +51,12 @@ def main() -> None:
     parser.add_argument("--samples", default="512,1024", help="losses: embeddings of a batch, N,N,... (two views)")
     parser.add_argument("--memory", type=int, default=4096, help="losses: embeddings of the batch whose memory is told")
     parser.add_argument("--chunk", type=int, default=256, help="losses: anchors at a time of the chunked form")
+    parser.add_argument("--methods", default="", help="adversarial: simclr,clae,...; default: all that have a floor")
+    parser.add_argument("--batch", type=int, default=64, help="adversarial: videos of a batch")
     args = parser.parse_intermixed_args()
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
-    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, *args.sizes)
+    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, args.batch, *args.sizes)
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
         raise UserError("--samples and --memory: even numbers of at least 4, two views of each image")
     if args.videos < 9 or min(counts) < 1:
@@ -66,8 +74,10 @@ def main() -> None:
         print_attacks(args, cfg, state)
     elif args.command == "corruptions":
         print_corruptions(args, cfg)
-    else:
+    elif args.command == "losses":
         print_losses(args, cfg)
+    else:
+        print_adversarial(args, cfg)
 
 
 def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -157,6 +167,31 @@ def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
     for name in (name for name in rows if name.startswith("vidrobust")):
         memory = peak_memory(rows[name], args.memory, dim, device)
         print(f"peak memory of {name}, N = {args.memory}: {memory:.2f} times the logits")
+
+
+def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
+    device = distributed.start(cfg.device)
+    names = {name if adversary == "none" else adversary: (name, adversary) for name, adversary in COSTS}
+    asked = [name for name in args.methods.split(",") if name] or list(names)
+    for name in asked:
+        lookup(names, name, "--methods")
+    amp = use_bf16(cfg.train.amp, device)
+    try:
+        cost_of(cfg, *names[asked[0]])
+    except ValueError as error:
+        raise UserError(f"benchmark.py adversarial: {error}") from None
+    print(f"{cfg.model.backbone}, {args.batch} videos of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on "
+          f"{device}, {'bf16' if amp else 'float32'}, {args.rounds} rounds")  # fmt: skip
+    print("| method | step | s, median (lowest to highest) | of the floor | of public code | GiB |")
+    print("|---|---|---|---|---|---|")
+    for name in asked:
+        rows = {row.kind: row for row in measure_steps(cfg, [names[name]], args.batch, args.rounds, device, amp=amp,
+                                                     arrange=partial(arrange, cfg=cfg.train))}  # fmt: skip
+        for kind, row in rows.items():
+            low, high = min(row.seconds), max(row.seconds)
+            spread, floor = f"{row.median:.3f} ({low:.3f} to {high:.3f})", row.median / rows["floor"].median
+            public = f"{row.median / rows['public code'].median:.2f}" if "public code" in rows else "-"
+            print(f"| {name} | {kind} | {spread} | {floor:.2f} | {public} | {row.memory_gb:.1f} |", flush=True)
 
 
 def print_row(row: speed.Row, unit: float) -> None:

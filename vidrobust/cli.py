@@ -15,7 +15,7 @@ from vidrobust.engine.loop import Stopped
 from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS, RULES
+from vidrobust.methods import METHODS, RULES, require_adversary, require_branch
 from vidrobust.models import BACKBONES
 
 # options whose values are names in a dictionary
@@ -54,10 +54,12 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
 
 
 def check_names(cfg: config.Config) -> None:
-    """Raises UserError for a name that no family knows."""
+    """Raises UserError for a name that no family knows, and for an adversary that is not the method's."""
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
+    require_adversary(cfg.method)
+    require_branch(cfg)
 
 
 def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:

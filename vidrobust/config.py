@@ -12,14 +12,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vidrobust.attacks import parse_threat
-from vidrobust.attacks.threat import require_fit
-from vidrobust.corruptions import expand
+from vidrobust.checks import check_together, require_used
 from vidrobust.errors import UserError, nearest
 from vidrobust.options import (
     Adversary,
@@ -66,7 +63,12 @@ def loads(
 ) -> Config:
     """As `load`, from YAML text, such as the configuration that a checkpoint holds; a `page` lies over it."""
     above = [_read_page(Path(page), ())] if page else []
-    return _typed([OmegaConf.create(text), *above, _read_overrides(overrides)], source)
+    below = OmegaConf.create(text)
+    eps = OmegaConf.select(below, "method.adversary.eps")
+    if eps is not None:  # checkpoints from before there were other threats than Linf
+        del below.method.adversary["eps"]
+        below.method.adversary.threats = [f"linf-{eps}"]
+    return _typed([below, *above, _read_overrides(overrides)], source)
 
 
 def to_yaml(cfg: Config) -> str:
@@ -250,76 +252,4 @@ def _check_ranges(cfg: Config) -> None:
                 raise UserError(f"{key}={value}: must be greater than {rule['above']:g}")
             if rule["high"] is not None and not number <= rule["high"]:
                 raise UserError(f"{key}={value}: must be at most {rule['high']:g}")
-    _check_together(cfg)
-
-
-def _check_together(cfg: Config) -> None:
-    """What one option cannot say alone."""
-    if cfg.data.size > cfg.data.short_side:
-        raise UserError(f"data.size={cfg.data.size} is larger than data.short_side={cfg.data.short_side}")
-    if len(cfg.augment.scale) != 2 or cfg.augment.scale[0] > cfg.augment.scale[1]:
-        raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
-    if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
-        raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
-    require_used(cfg.method)
-    if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
-        raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
-    _check_threats(cfg)
-    _check_corruptions(cfg)
-    if cfg.eval.sensitivity == 1:
-        raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
-    if cfg.eval.crops == 2:
-        raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
-    if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
-        raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
-    if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
-        raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
-    if cfg.eval.branch == "adv" and cfg.method.adversary.name == "none":
-        raise UserError("eval.branch=adv: only a model trained with an adversary has an adversarial branch")
-
-
-# methods without adversarial views, and without negatives to look through
-_NO_ADVERSARY = ("supervised", "moco", "byol", "simsiam")
-_NO_REMOVAL = {"supervised": "has no negatives", "byol": "has no negatives", "simsiam": "has no negatives",
-               "supcon": "has positives by label", "plain": "has no masks", "uel": "has no masks"}  # fmt: skip
-
-
-def require_used(method: Method) -> None:
-    """Raises UserError for an adversary or a removal that the method would not look at."""
-    adversary, rule = method.adversary.name, method.false_negatives.rule
-    if method.name in _NO_ADVERSARY and adversary != "none":
-        raise UserError(f"method.adversary.name={adversary}: {method.name} has no adversarial views; set none")
-    if method.name in _NO_REMOVAL and rule != "none":
-        raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
-    if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
-        raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
-
-
-def _check_threats(cfg: Config) -> None:
-    names, clip = cfg.eval.threats, torch.empty(1, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device="meta")
-    try:
-        threats = [parse_threat(name) for name in names]
-        for threat in threats if cfg.eval.unit == "clip" else ():  # source frames are as many as the video has
-            require_fit(threat, clip)
-    except ValueError as error:
-        raise UserError(f"eval.threats: {error}") from None
-    if len(set(threats)) != len(threats):
-        raise UserError(f"eval.threats=[{','.join(names)}]: list different budgets")
-
-
-def _check_corruptions(cfg: Config) -> None:
-    c = cfg.eval.corruption
-    for key, words in (("eval.corruption.names", c.names), ("augment.corruptions", cfg.augment.corruptions)):
-        try:
-            expand(words)
-        except ValueError as error:
-            raise UserError(f"{key}: {error}") from None
-    for key in ("eval.corruption.severities", "augment.corruption_severities"):
-        severities = get(cfg, key)
-        if len(set(severities)) != len(severities) or not severities:
-            raise UserError(f"{key}={severities}: list different ones, at least one")
-    names = c.names
-    if c.baseline and not names:
-        raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
-    if not names and not cfg.eval.threats:
-        raise UserError("eval.threats and eval.corruption.names are both empty: nothing to measure")
+    check_together(cfg)

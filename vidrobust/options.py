@@ -87,6 +87,7 @@ class Augment:
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
+    fade: bool = option(False, "whether all but the flip weaken to nothing over the run, in twenty stages (DynACL)")
     corruptions: list[str] = option(
         [], "corruptions of which a training clip gets one: names or sets as in eval.corruption.names; empty: none"
     )
@@ -106,10 +107,45 @@ class Model:
 
 @dataclass
 class Adversary:
-    name: str = option("none", "how adversarial views are made", choices=("none", "clae"))
-    eps: float = option(4 / 255, "Linf budget of the adversarial view, [0,1] pixels", low=0, high=1)
-    alpha: float = option(1.0, "weight of the adversarial loss", low=0)
-    momentum: float = option(0.01, "momentum of the adversarial branch's norm statistics", above=0, high=1)
+    name: str = option(
+        "none", "how adversarial views are made and paired (docs/methods.md): none; simclr, supcon: clae, rocl, acl, "
+        "dynacl; simclr: advcl; moco, plain, uel: clae; byol, simsiam: taro; supervised: pgd, trades, fast, free; "
+        "distill: deacl",
+    )  # fmt: skip
+    threats: list[str] = option([], "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
+                                "empty: the method's own")  # fmt: skip
+    combine: str = option("average", "several threats: the loss is averaged over them, each clip takes the worst, or "
+                          "each has a norm branch", choices=("average", "worst", "branches"))  # fmt: skip
+    selector: bool = option(False, "combine=branches: the model learns which branch a clip should go through, for "
+                            "eval.branch=select (simclr, supcon, supervised)")  # fmt: skip
+    steps: int = option(0, "steps of the attack; 0: the method's own", low=0)
+    step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0)
+    start: str = option("", "where the attack begins; empty: the method's own", choices=("", "clip", "random"))
+    schedule: str = option("constant", "of eps over the run: constant; linear: climbs during warmup; curriculum: "
+                           "climbs to the end; adaptive: drawn, as likely as its loss is large",
+                           choices=("constant", "linear", "curriculum", "adaptive"))  # fmt: skip
+    warmup: float = option(0.1, "schedule=linear: share of the run in which eps climbs from 0", low=0, high=1)
+    first: float = option(0.25, "schedule=curriculum: share of eps at the beginning", low=0, high=1)
+    momentum: float = option(0.01, "momentum of the adversarial branches' norm statistics", above=0, high=1)
+    alpha: float = option(1.0, "clae, taro: weight of the adversarial loss", low=0)
+    faithful: bool = option(False, "clae as published: eps of the normalised clip (0.03 by default), nothing clamped, "
+                            "the attack moves norm statistics")  # fmt: skip
+    regularizer: float = option(1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0)
+    pairing: str = option("ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s"))
+    gamma: float = option(2.0, "deacl: weight of the similarity of adversarial and clean features", low=0)
+    clusters: list[int] = option([2, 10, 50, 100, 500], "advcl: k-means clusters of the teacher's features", low=2)
+    ce_weight: float = option(0.2, "advcl: weight of the pseudo-labels' cross-entropy", low=0)
+    radius: float = option(8.0, "advcl: frequencies that the high-frequency view lacks, cycles a frame", low=0)
+    asymmetry: float = option(0.5, "A-InfoNCE: share of the gradient of a clean and an adversarial positive that "
+                              "reaches the clean one (0.2 there); 0.5: both alike, as without",
+                              low=0, high=1)  # fmt: skip
+    hardness: float = option(0.0, "A-InfoNCE: beta, by which hard negatives count more in adversarial losses (1 "
+                             "there); 0: all alike, as without", low=0)  # fmt: skip
+    debias: float = option(0.12, "hardness: share of the negatives that is taken to be false", low=0, high=0.99)
+    sir: float = option(0.0, "acl, dynacl: weight of AIR's term of clean views (0.5 there)", low=0)
+    air: float = option(0.0, "acl, dynacl: weight of AIR's term of adversarial views (0.5 there)", low=0)
+    beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
+    replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 
 
 @dataclass
@@ -138,7 +174,9 @@ class FalseNegatives:
 
 @dataclass
 class Method:
-    name: str = option("simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised")
+    name: str = option(
+        "simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised, distill"
+    )
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
     clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
     chunk: int = option(0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0)
@@ -150,6 +188,11 @@ class Method:
         "shuffle", "batch norms on several ranks: moco's keys in shuffled batches, statistics of all ranks together, "
         "or of each rank's own", choices=("shuffle", "sync", "own"),
     )  # fmt: skip
+    clusters: int = option(0, "supervised: k-means clusters of the trunk's first features in place of labels; 0: "
+                           "labels", low=0)  # fmt: skip
+    head_first: float = option(0.0, "supervised: share of the run in which the head is trained alone, on clean clips",
+                               low=0, high=1)  # fmt: skip
+    teacher: str = option("", "distill, advcl: a training checkpoint, or the backbone.pt of one with the same model.*")
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
     false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
@@ -172,6 +215,10 @@ class Train:
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
     amp: str = option("auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32"))
+    average: float = option(0.0, "momentum of a running average of the weights, which checkpoints hold for "
+                            "eval.average; 0: none", low=0, high=1)  # fmt: skip
+    channels_last: bool = option(False, "weights with channels last in memory, which GPUs may like in bf16")
+    compile: bool = option(False, "torch.compile of the trunk; needs a C++ compiler")
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
     max_bad: float = option(
@@ -226,7 +273,12 @@ class Eval:
     h264: int = option(0, "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
                        low=0, high=51)  # fmt: skip
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
-    branch: str = option("clean", "norm branch that is evaluated", choices=("clean", "adv"))
+    average: bool = option(False, "measure the average of the weights that train.average kept, not the last ones")
+    branch: str = option(
+        "clean", "norm branch that is evaluated: clean, adv, adv2, ..., or all of them: average, or select, by the "
+        "model's own selector",
+    )  # fmt: skip
+
     limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
     sensitivity: int = option(
         0, "test clips on which it is measured, without labels, how far an attack moves their representation and whose "

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 
@@ -177,3 +178,16 @@ def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
     assert 16 < sum(changed) < 48, "about half of 64"
     one, two = (next(iter(loader(corrupted, [[(0, i) for i in range(8)]], workers))) for workers in (0, 2))
     assert same_batch(one, two)
+
+
+def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
+    """The first epoch is that of a run without, the last of twenty is nearly the whole frame without colours."""
+    records, _ = ucf101(ucf, "train", 1)
+    augment = Augment(scale=[0.1, 1.0], jitter_prob=1.0)
+    plain = train_dataset(CFG, augment, records, 2, 7, 20)
+    fading = train_dataset(CFG, dataclasses.replace(augment, fade=True), records, 2, 7, 20)
+    first = [(plain[0, i], fading[0, i]) for i in range(8)]
+    assert all(torch.equal(a["clips"], b["clips"]) and torch.equal(a["draws"], b["draws"]) for a, b in first)
+    last = [(plain[19, i]["draws"], fading[19, i]["draws"]) for i in range(8)]
+    spread = [torch.stack([pair[k][:, :3] for pair in last]).sub(1).abs().mean() for k in (0, 1)]
+    assert spread[1] < 0.1 * spread[0]

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import REPO
+from tests.helpers import REPO, one_step
+from vidrobust.attacks import ThreatModel
 from vidrobust.engine import distributed
 from vidrobust.methods import (
     BYOL,
-    CLAE,
+    AdversarialTraining,
+    Adversary,
+    Distill,
     InstDisc,
     Method,
     MoCo,
@@ -21,7 +24,10 @@ from vidrobust.methods import (
     Removal,
     SimCLR,
     SupCon,
+    acl,
+    clae,
     plain,
+    rocl,
     uel,
 )
 from vidrobust.methods.false_negatives import mean_std, quantile
@@ -59,6 +65,8 @@ class _Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.backbone = nn.Module()
+        self.backbone.selector, self.dim, self.backbone.dim = None, 6, 6
         self.layers = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 16, 12), nn.Tanh(), nn.Linear(12, 6))
 
     def forward(self, x):
@@ -70,8 +78,9 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-KINDS = ("simclr", "clae", "removal", "removal by the batch", "removal by mean_std", "removal in clae", "three clips",
-         "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol", "simsiam")  # fmt: skip
+KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch", "removal by mean_std",
+         "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol",
+         "simsiam", "a2s", "taro", "deacl", "pgd", "threats")  # fmt: skip
 
 
 def method(kind: str) -> Method:
@@ -80,19 +89,33 @@ def method(kind: str) -> Method:
              "removal by mean_std": functools.partial(mean_std, k=0.5)}  # fmt: skip
     removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
                       action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
+    adversary = one_step(0.05)
+    if kind in ("rocl", "acl", "a2s", "taro", "deacl", "pgd"):
+        adversary = Adversary([ThreatModel("linf", 0.05)], steps=2, step=0.5)
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
-        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None)
-    if kind in ("byol", "simsiam"):
+        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None,
+                    adversary=adversary if "clae" in kind else None)  # fmt: skip
+    if kind in ("byol", "simsiam", "taro"):
         target = MomentumEncoder(model, 0.9) if kind == "byol" else None
-        return BYOL(model, nn.Linear(6, 6), target)
-    adversary = CLAE(eps=0.05) if "clae" in kind else None
+        return BYOL(model, nn.Linear(6, 6), target, adversary=adversary if kind == "taro" else None)
+    if kind == "pgd":
+        return AdversarialTraining(model, adversary)
+    if kind == "deacl":
+        found = Distill(model, adversary)
+        found.learn_from(_Norms())
+        return found
+    if kind == "threats":
+        adversary = Adversary([ThreatModel("linf", 0.05), ThreatModel("l2", 0.5)], combine="worst")
     if kind in ("plain", "uel"):
-        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], CLAE(eps=0.05))
+        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], adversary)
     if kind == "supcon":
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
-    return SimCLR(model, 0.3, adversary, removal if "removal" in kind else None, clips=clips, chunk=chunk)
+    has_adversary = kind in ("rocl", "acl", "a2s", "threats") or "clae" in kind
+    pairings = {"rocl": rocl, "acl": acl, "a2s": functools.partial(acl, pairing="a2s")}
+    return SimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
+                  pairing=pairings.get(kind, clae), clips=clips, chunk=chunk)  # fmt: skip
 
 
 def batch():

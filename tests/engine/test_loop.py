@@ -12,10 +12,11 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.data import TrainBatches, ucf101
 from vidrobust.engine import checkpoint
-from vidrobust.engine.loop import NonFinite, total_steps, train
+from vidrobust.engine.loop import NonFinite, train
+from vidrobust.engine.start import total_steps
 from vidrobust.errors import UserError
 
-ADV = ["method.adversary.name=clae", "method.adversary.eps=4/255"]
+ADV = ["method.adversary.name=clae", "method.adversary.threats=[linf-4/255]"]
 
 
 def _cfg(ucf, *words):

@@ -4,14 +4,20 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from tests.engine.test_loop import _cfg, _equal, _train
+from vidrobust.engine import checkpoint
+from vidrobust.engine.loop import NonFinite
 
-REMOVAL = "method.false_negatives."
+REMOVAL, ADVERSARY = "method.false_negatives.", "method.adversary."
 KEEPING = {
     "moco": ["method.name=moco", "method.queue=8", f"{REMOVAL}rule=cluster", f"{REMOVAL}clusters=2"],
     "byol": ["method.name=byol", "method.predictor=8"],
     "simsiam": ["method.name=simsiam", "method.predictor=8"],
+    "acl": [f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=2", f"{ADVERSARY}schedule=adaptive"],
+    "free": ["method.name=supervised", f"{ADVERSARY}name=free"],
+    "moco and clae": ["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"],
     "detector": [f"{REMOVAL}rule=adaptive_rate", f"{REMOVAL}encoder=momentum", f"{REMOVAL}warmup=0.3"],
 }
 
@@ -32,6 +38,84 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         assert 0 <= told[0][1]["fn_removed"] < 1
 
 
+@pytest.mark.parametrize(
+    ("words", "forward", "backward"),
+    [
+        ([], 2, 2),
+        (["method.clips_per_video=3"], 3, 3),
+        (["method.name=moco", "method.queue=8"], 2, 1),
+        (["method.name=byol"], 4, 2),
+        (["method.name=supervised"], 1, 1),
+        ([f"{ADVERSARY}name=clae"], 4, 4),
+        ([f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-4/255,l2-1]"], 6, 6),
+        ([f"{ADVERSARY}name=rocl"], 11, 10),
+        ([f"{ADVERSARY}name=acl"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s"], 12, 12),
+        (["method.name=supervised", f"{ADVERSARY}name=pgd"], 11, 11),
+        (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
+        (["method.name=supervised", f"{ADVERSARY}name=fast"], 2, 2),
+        (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a"], 12, 12),
+        ([f"{ADVERSARY}name=dynacl"], 14, 14),
+        (["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"], 4, 3),
+        (["method.name=byol", f"{ADVERSARY}name=taro"], 17, 13),
+        (["method.name=simsiam", f"{ADVERSARY}name=taro"], 14, 13),
+        (["method.name=distill", "method.teacher=teacher"], 2, 1),
+        (["method.name=distill", "method.teacher=teacher", f"{ADVERSARY}name=deacl"], 8, 7),
+        (["method.teacher=teacher", f"{ADVERSARY}name=advcl", f"{ADVERSARY}clusters=[2]"], 18, 15),
+    ],
+)
+def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, monkeypatch):
+    """In clips a video; docs/methods.md says the same."""
+    if "method.teacher=teacher" in words:
+        monkeypatch.chdir(tmp_path)
+        _train(_cfg(ucf, "train.max_steps=1"), tmp_path / "teacher")
+    _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert (row["forward"], row["backward"]) == (forward, backward)
+
+
+@pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
+def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
+    words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []
+    with pytest.raises(NonFinite, match="at step [01]; batch: "):
+        _train(_cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"), tmp_path)
+
+
+def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
+    """backbone.pt and model.weights are of eval.branch, and know no selector."""
+    words = [f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-0.1,l2-1]", f"{ADVERSARY}combine=branches",
+             f"{ADVERSARY}selector=true", "eval.branch=adv2"]  # fmt: skip
+    state = _train(_cfg(ucf, *words), tmp_path / "first")
+    trunk = checkpoint.trunk_state(str(tmp_path / "first"))
+    key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
+    plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
+    assert torch.equal(trunk[plain], state["model"][key]) and not any("selector" in key for key in trunk)
+    assert _equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
+    _train(_cfg(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"), tmp_path / "second")
+
+
+def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
+    words = ("train.max_steps=1", "optim.lr=0.001")
+    plain, last = (_train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
+                   for kind in ("false", "true"))  # fmt: skip
+    for key, value in plain["model"].items():
+        assert torch.allclose(value.float(), last["model"][key].float(), atol=1e-3), key
+    weight = last["model"]["backbone.trunk.0.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+
+
+def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkeypatch):
+    """Without code generation, which takes minutes; the graphs are those that it would get."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend="eager"))
+    words = [f"{ADVERSARY}name=clae", "train.max_steps=2"]
+    plain, compiled = (
+        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind) for kind in ("false", "true")
+    )
+    assert _equal(plain["model"], compiled["model"])
+
+
 def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
     from vidrobust.methods import SimCLR
 
@@ -43,9 +127,9 @@ def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
 
 def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
     """Weights after four steps, with the labels as they are and turned round."""
-    from vidrobust.engine import loop
+    from vidrobust.engine import start
 
-    build = loop.build_records
+    build = start.build_records
     turned = lambda cfg, split: (  # noqa: E731
         [
             dataclasses.replace(r, label=1 - r.label) if r.path.endswith("g01_c01.avi") else r
@@ -58,6 +142,6 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
                  f"{REMOVAL}sigmas=0.3"]  # fmt: skip
         states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "build_records", turned)
+            patch.setattr(start, "build_records", turned)
             states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
         assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule

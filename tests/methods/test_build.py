@@ -7,8 +7,8 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
-from vidrobust.methods import METHODS, RULES, build_method, without_effect
-from vidrobust.methods.build import RULE_OPTIONS, USES
+from vidrobust.methods import METHODS, RULES, build_method, require_branch, without_effect
+from vidrobust.methods.uses import RULE_OPTIONS, USES
 
 FN = "method.false_negatives."
 
@@ -21,14 +21,68 @@ def test_every_method_and_rule_says_what_it_takes():
     assert USES.keys() == METHODS.keys() and RULE_OPTIONS.keys() == RULES.keys()
 
 
+A = "method.adversary."
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        ([A + "name=rocl"], "clean"),
+        ([A + "name=acl"], "clean, adv, average"),
+        ([A + "name=acl", A + "pairing=a2a"], "clean"),
+        ([A + "name=advcl"], "clean, adv, adv_ce, average"),
+        (
+            [A + "name=clae", A + "threats=[linf-0.1,l2-1]", A + "combine=branches", A + "selector=true"],
+            "clean, adv, adv2, average, select",
+        ),
+    ],
+)
+def test_branches_are_those_that_are_trained(words, known):
+    for branch in known.split(", "):
+        require_branch(load(*words, f"eval.branch={branch}"))
+    with pytest.raises(UserError, match=f"eval.branch=adv7: a model trained so has {known}$"):
+        require_branch(load(*words, "eval.branch=adv7"))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([A + "name=acl", A + "selector=true"], "selector: it chooses among branches"),
+        ([A + "name=rcol"], "adversary.name: unknown name 'rcol'; did you mean 'rocl'"),
+        (["method.name=byol", A + "name=clae"], "adversary.name=clae: byol takes taro"),
+        (["method.name=moco", A + "name=rocl"], "adversary.name=rocl: moco takes clae"),
+        ([A + "name=clae", A + "faithful=true", A + "steps=2"], "one step within one Linf budget"),
+        ([A + "name=rocl", A + "faithful=true"], "CLAE as published"),
+        (["method.name=supervised", A + "name=free", A + "threats=[patch3-linf-1]"], "dense, tube or flicker"),
+        ([A + "name=advcl", A + "combine=branches"], "set average or worst"),
+        ([A + "name=clae", A + "faithful=true", A + "schedule=linear"], "CLAE as published"),
+        ([A + "name=rocl", "method.clips_per_video=3"], "clips_per_video=3: rocl is of two clips a video"),
+        ([A + "name=acl", A + "pairing=a2s", A + "air=0.5"], "AIR's terms are of two streams"),
+        ([A + "name=advcl", A + "clusters=[]"], "one granularity at least"),
+        (["method.name=supervised", A + "name=free", A + "combine=branches"], "without branches"),
+    ],
+)
+def test_adversaries_that_are_not_the_methods(words, reason):
+    with pytest.raises(UserError, match=reason):
+        build_method(load(*words), 5)
+
+
 @pytest.mark.parametrize(
     ("words", "idle"),
     [
         (["method.name=supervised", "method.clips_per_video=3"], ["method.clips_per_video"]),
         (["method.name=byol", FN + "action=attract"], [FN + "action"]),
         (["method.name=moco", "method.chunk=8", "method.queue=64"], ["method.chunk"]),
-        (["method.adversary.eps=0.1"], ["method.adversary.eps"]),
-        (["method.adversary.eps=0.1", "method.adversary.name=clae"], []),
+        (["method.adversary.alpha=0.1"], ["method.adversary.alpha"]),
+        (["method.adversary.alpha=0.1", "method.adversary.name=clae"], []),
+        (["method.adversary.warmup=0.5", "method.adversary.name=acl"], ["method.adversary.warmup"]),
+        (["method.adversary.momentum=0.5", "method.adversary.name=rocl"], ["method.adversary.momentum"]),
+        (["method.adversary.combine=worst", "method.adversary.name=acl"], ["method.adversary.combine"]),
+        (
+            ["method.name=supervised", "method.adversary.name=free", "method.adversary.steps=3"],
+            ["method.adversary.steps"],
+        ),
+        (["method.adversary.warmup=0.5", "method.adversary.name=acl", "method.adversary.schedule=linear"], []),
         (["method.momentum=0.5"], ["method.momentum"]),
         (["method.momentum=0.5", FN + "rule=fixed", FN + "encoder=momentum"], []),
         ([FN + "rule=mean_std", FN + "sigmas=3", FN + "k=3"], [FN + "k"]),

@@ -6,7 +6,7 @@ import torch
 
 from vidrobust.config import Config, Model, loads
 from vidrobust.errors import UserError
-from vidrobust.methods import CLAE, InstDisc, SupCon, build_method, plain, uel
+from vidrobust.methods import Adversary, InstDisc, SupCon, build_method, plain, uel
 from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -60,7 +60,7 @@ def test_with_an_adversary_both_terms_are_this_loss(name):
     cfg = Config(model=dataclasses.replace(TINY, hidden=64))  # of 8 hidden units, all may be dead
     cfg.method.name, cfg.method.adversary.name = name, "clae"
     method = build_method(cfg, 3)
-    assert isinstance(method, InstDisc) and isinstance(method.adversary, CLAE)
+    assert isinstance(method, InstDisc) and isinstance(method.adversary, Adversary)
     views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)
     found = method.eval()(views, ids, ids)
     pair = {"plain": plain, "uel": uel}[name]

@@ -150,8 +150,8 @@ def test_it_is_built_as_configured():
     cfg.train.batch_size = 17
     with pytest.raises(UserError, match="method.queue=16 is less than the 17 keys of a batch"):
         build_method(cfg, 3)
-    cfg.method.adversary.name = "clae"
-    with pytest.raises(UserError, match="moco has no adversarial views"):
+    cfg.method.adversary.name = "rocl"
+    with pytest.raises(UserError, match="adversary.name=rocl: moco takes clae"):
         build_method(cfg, 3)
 
 

@@ -1,10 +1,13 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
 
+from tests.helpers import one_step
+from vidrobust.attacks import ThreatModel
 from vidrobust.config import Config, Model
-from vidrobust.methods import CLAE, SimCLR, build_method, nt_xent
+from vidrobust.methods import Adversary, SimCLR, build_method, clae, nt_xent
 from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -34,8 +37,8 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
     """Loss, gradients and clean statistics."""
     plain = SimCLR(build_model(TINY, "projector"), 0.5)
     branched = add_branches(copy.deepcopy(plain.model))
-    clae = SimCLR(branched, 0.5, CLAE(eps=8 / 255, alpha=0.0))
-    losses = [method(*batch)["loss"] for method in (plain, clae)]
+    with_clae = SimCLR(branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0))
+    losses = [method(*batch)["loss"] for method in (plain, with_clae)]
     assert torch.equal(*losses)
     for loss in losses:
         loss.mean().backward()
@@ -52,7 +55,9 @@ def test_the_adversarial_term_is_the_papers(batch):
     views, ids, labels = batch
     x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))
-    ours = SimCLR(copy.deepcopy(model), 0.5, CLAE(eps, alpha))(views, ids, labels)["loss"]
+    ours = SimCLR(copy.deepcopy(model), 0.5, one_step(eps), pairing=partial(clae, alpha=alpha))(views, ids, labels)[
+        "loss"
+    ]
     z1, z2 = model(x1), model(x2)
     with model.use_branch("adv"):
         za = model(x1).detach()
@@ -68,7 +73,8 @@ def test_the_adversarial_term_is_the_papers(batch):
 def test_build_method_follows_the_configuration():
     cfg = Config(model=TINY)
     assert build_method(cfg, 5).adversary is None
-    cfg.method.adversary.name, cfg.method.adversary.eps = "clae", 0.01
-    assert build_method(cfg, 5).adversary == CLAE(0.01, 1.0)
+    cfg.method.adversary.name, cfg.method.adversary.threats = "clae", ["linf-0.01"]
+    made = build_method(cfg, 5).adversary
+    assert isinstance(made, Adversary) and made.threats == (ThreatModel("linf", 0.01),) and made.starts_at_x
     cfg.method.name, cfg.method.adversary.name = "supervised", "none"
     assert build_method(cfg, 5).model.head.out_features == 5

@@ -87,3 +87,37 @@ def test_its_own_state_round_trips_and_converting_twice_changes_nothing():
     other = add_branches(add_branches(_small()))
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["average", "select"])
+def test_all_branches_at_once(kind):
+    """The mean over branches of features, or the mean that the selector weighs; the attack's gradient has it all."""
+    model = add_branches(_small(), ("adv", "adv2")).eval()
+    model.selector = nn.Linear(model.dim, 3)
+    for name in ("adv", "adv2"):
+        with use_branch(model.train(), name):
+            model(torch.rand(4, 3, 2, 32, 32))
+    model.eval()
+    x = torch.rand(2, 3, 2, 32, 32, requires_grad=True)
+    each = []
+    for name in ("clean", "adv", "adv2"):
+        with use_branch(model, name):
+            each.append(model(x))
+    weights = torch.full((2, 3), 1 / 3) if kind == "average" else model.selector(each[0]).softmax(1)
+    expected = sum(weights[:, i, None] * each[i] for i in range(3))
+    with use_branch(model, kind):
+        found = model(x)
+        with use_branch(model, "adv"):
+            assert torch.equal(model(x), each[1]), "one branch inside"
+        assert torch.equal(model(x), found)
+    assert torch.allclose(found, expected, atol=1e-5) and torch.equal(model(x), each[0])
+    (ours,), (theirs,) = (torch.autograd.grad(f.sum(), x, retain_graph=True) for f in (found, expected))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_mixture_needs_a_selector_or_a_backbone():
+    model = add_branches(_small())
+    with pytest.raises(ValueError, match="trained without a selector"), use_branch(model, "select"):
+        pass
+    with pytest.raises(ValueError, match="no norm branch 'average'"), use_branch(model.trunk, "average"):
+        pass

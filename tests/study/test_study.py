@@ -205,6 +205,26 @@ def test_pages_that_are_none(tmp_path, text, reason):
         read_study(tmp_path / "study.yaml")
 
 
+def test_an_arm_learns_from_the_run_of_another_with_its_seed(page):
+    study = dataclasses.replace(read_study(page), arms={"a": [], "b": ["method.name=distill", "method.teacher={a}"]})
+    runs = plan(study, Path("out"))
+    assert [r.cfg.method.teacher for r in runs] == ["", "out/clips/a/seed0", "", "out/clips/a/seed1"]
+
+
+def test_a_trained_run_is_measured_again_under_another_name(page):
+    folder = page.parent
+    words = ("--cfg", page, "--output-dir", "out", "--seeds", "0", "--arms", "simclr")
+    assert tool("study", *words, cwd=folder).returncode == 0
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("out/clips/simclr/seed0/checkpoints/*.pt")}
+    done = tool("study", *words, "eval.name=again", "eval.threats=[linf-0,linf-1/255]", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "not trained again"
+    text = (folder / "out/study.md").read_text()
+    assert "linf-1/255" in text and "linf-4/255" not in text.split("## clips")[1]
+    done = tool("study", *words, "eval.threats=[linf-0,linf-1/255]", cwd=folder)
+    assert done.returncode == 1 and "holds a run with other options" in done.stderr
+
+
 def test_parts_of_a_study(page):
     study = read_study(page)
     part = chosen(study, "", "fixed,simclr", "3")
@@ -225,7 +245,7 @@ def test_every_page_plans_and_starts_with_its_command(path):
         rules = [{r.cfg.method.false_negatives.rule for r in runs if r.dataset == d} for d in ("cifar10", "ucf101")]
         assert rules == [{"none", *RULES} - {"sibling"}, {"none", *RULES}]
     assert (
-        len(runs) >= 60 and f"python tools/study.py --cfg configs/{path.name}" in path.read_text().split("\nseeds")[0]
+        len(runs) >= 50 and f"python tools/study.py --cfg configs/{path.name}" in path.read_text().split("\nseeds")[0]
     )
     for dataset in {run.dataset for run in runs}:
         matched = {(r.cfg.train.epochs, r.cfg.train.batch_size, str(r.cfg.augment), r.cfg.model.backbone)

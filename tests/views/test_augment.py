@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
-from vidrobust.views import AugmentSpec, apply_draws, draw_view, to_float
+from vidrobust.views import AugmentSpec, apply_draws, draw_view, faded, to_float
 
 _STILL = [1.0, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0, 0]
 
@@ -121,3 +121,14 @@ def test_blur_keeps_the_mean_of_a_flat_clip_at_any_size(size):
     assert torch.allclose(apply_draws(flat, draw), flat, atol=1e-5)
     noise = torch.rand(1, 3, 1, size, size)
     assert apply_draws(noise, draw).std() < noise.std()
+
+
+def test_augmentations_fade_in_twenty_stages():
+    spec = AugmentSpec(scale=(0.1, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, gray=0.2, blur=0.5, solarize=0.1)
+    assert faded(spec, 0, 1000) == spec == faded(spec, 49, 1000)
+    for epoch, s in ((50, 0.95), (500, 0.5), (999, 0.05)):
+        found = faded(spec, epoch, 1000)
+        assert found.scale == pytest.approx((1 - 0.9 * s, 1))
+        assert found.jitter == pytest.approx((0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s))
+        assert (found.jitter_prob, found.gray) == pytest.approx((0.8 * s, 0.2 * s)) and found.flip == spec.flip
+    assert faded(spec, 3, 4).gray == pytest.approx(0.2 * 0.25)

@@ -37,6 +37,7 @@ def pgd(
     step_size: float | None = None,
     restarts: int = 1,
     random_start: bool = True,
+    best: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al., ICLR 2018) -> each sample's best iterate, shaped as x.
@@ -44,20 +45,34 @@ def pgd(
     The best is over all steps of all restarts, the starts included, so restarts never help the defender. With a
     `Misclassify` loss a wrong iterate beats any right one, and a sample that is wrong costs nothing more.
     loss: (B, ...) -> (B,) to maximise. step_size: in the threat's norm; None is 2.5 eps / steps.
-    Restarts are useless without random_start.
+    Restarts are useless without random_start. best=False: the last iterate of the only start, as training takes it:
+    where samples share a loss the best of each are of different moments. It neither tells a gradient of 0 nor refuses
+    NaN, which the loss that is learned will be as well, and makes the same passes whatever the clips are.
     Costs at most restarts * (steps + 1) forward, restarts * steps backward passes, and one of each where the gradient
-    chooses a place.
+    chooses a place; the last iterate costs one forward pass less.
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)
     above_zero(step_size=step_size)
-    search = Search(loss, x, threat, generator)
+    search = Search(loss, x, threat, generator, steady=not best)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
+    if not best:
+        return _last_iterate(search, steps, size, random_start)
     for _ in range(restarts):
         if not search.begin():
             break
         climb(search, search.ball.random(generator) if random_start else search.ball.zero(), steps, size)
     return search.result()
+
+
+def _last_iterate(search: Search, steps: int, size: float, random_start: bool) -> Tensor:
+    if not search.begin():
+        return search.best
+    ball = search.ball
+    delta = ball.random(search.generator) if random_start else ball.zero()
+    for _ in range(steps):
+        delta = ball.step(delta, search.slope(delta), size)
+    return ball.apply(delta)
 
 
 def climb(search: Search, delta: Tensor, steps: int, size: float, momentum: float | None = None) -> Tensor:

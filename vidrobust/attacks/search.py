@@ -26,16 +26,18 @@ class Search:
 
     def __init__(
         self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None, *,
-        blind: bool = False,
+        blind: bool = False, steady: bool = False,
     ) -> None:  # fmt: skip
-        """blind: a place that a gradient would choose is drawn: for black-box attacks."""
+        """blind: a place that a gradient would choose is drawn: for black-box attacks. steady: as many passes whatever
+        the clips are, for losses that several processes compute together.
+        """
         check_input(x)
         require_threat(threat)
         if isinstance(loss, Misclassify):
             loss.require_labels(x)
         if not isinstance(generator, torch.Generator | None):
             raise TypeError(f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0) makes one")
-        self.x, self.threat, self.generator, self.blind = x.detach(), threat, generator, blind
+        self.x, self.threat, self.generator, self.blind, self.steady = x.detach(), threat, generator, blind, steady
         self._loss, self._goal = loss, loss
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
@@ -81,6 +83,10 @@ class Search:
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
+
+    def slope(self, delta: Tensor) -> Tensor:
+        """The gradient alone, shaped as delta: nothing is kept, checked or told."""
+        return self.ball.pull(judged_gradient(self._goal, self.ball.apply(delta), check=False)[2], delta)
 
     @torch.no_grad()
     def peek(self, delta: Tensor) -> Tensor:
@@ -153,10 +159,11 @@ class Search:
         """
         if self.blind:
             return drawn(torch.rand, as_clip(x)[:, 0].shape, x, self.generator)
-        found = judged_gradient(self._goal, x)[2]
-        if (still := found.flatten(1).abs().amax(1) == 0).any():
+        found = judged_gradient(self._goal, x, check=not self.steady)[2]
+        still = found.flatten(1).abs().amax(1) == 0
+        if self.steady or still.any():
             noise = drawn(torch.rand, x.shape, x, self.generator)
-            near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1))[2]
+            near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1), check=not self.steady)[2]
             found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
         return as_clip(found).abs().mean(1)
 

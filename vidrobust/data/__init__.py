@@ -157,9 +157,12 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 
 def train_dataset(
-    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int
+    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0
 ) -> ClipDataset:
-    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced."""
+    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
+
+    epochs: of the run, over which augmentations weaken where augment.fade says so.
+    """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
         size=cfg.size, scale=(augment.scale[0], augment.scale[1]), flip=augment.flip, jitter=(b, c, s, h),
@@ -178,7 +181,8 @@ def train_dataset(
         Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
         if augment.corruptions else None
     )  # fmt: skip
-    return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt)
+    return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
+                    fade=epochs if augment.fade else 0)  # fmt: skip
 
 
 def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
@@ -212,11 +216,11 @@ def corrupted_videos(
 
 def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
-    replace: bool = False, corrupt: Corrupt | None = None,
+    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0,
 ) -> ClipDataset:  # fmt: skip
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
         records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
-        corrupt=corrupt,
+        corrupt=corrupt, fade=fade,
     )  # fmt: skip

@@ -29,7 +29,7 @@ from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.workers import start_worker
 from vidrobust.errors import UserError
-from vidrobust.views import AugmentSpec, draw_view
+from vidrobust.views import AugmentSpec, draw_view, faded
 
 Key = tuple[int, int]  # epoch, index
 _SAMPLE, _ORDER, _REPLACE = 0, 1, 2  # streams of the run's seed, so that none draws what another has drawn
@@ -72,7 +72,8 @@ class ClipDataset(Dataset):
     sample_clips: (num_frames, spec, rng) -> (V, T) frame indices. view: how a clip is cropped and coloured.
     timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
     replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
-    corrupt: what a clip may become of natural corruptions, drawn after everything else.
+    corrupt: what a clip may become of natural corruptions, drawn after everything else. fade: epochs over which the
+    view's augmentations weaken (`faded`); 0: they stay.
     """
 
     def __init__(
@@ -87,12 +88,13 @@ class ClipDataset(Dataset):
         timeout_s: float = 0.0,
         replace: bool = False,
         corrupt: Corrupt | None = None,
+        fade: int = 0,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
-        self.corrupt = corrupt
+        self.corrupt, self.fade = corrupt, fade
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child, np.ndarray] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
@@ -159,7 +161,8 @@ class ClipDataset(Dataset):
                 raise DecodeError(f"{record.path}: {record.bad} (manifest)")
             with open_video(record.path, backend=backend, frames=record.frames) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames)
-                draws = _take_views(video, record.path, indices, self.view, rng, out)
+                view = faded(self.view, epoch, self.fade) if self.fade else self.view
+                draws = _take_views(video, record.path, indices, view, rng, out)
                 fps = video.fps
             if self.corrupt:
                 out[:] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out]

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidrobust import config
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
-from vidrobust.models.branch_norm import BRANCHES
+from vidrobust.models.branch_norm import MIXTURES, branch_of, without_branch
 
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
@@ -78,15 +79,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
+    """The model's last weights in a checkpoint, or their running average. Raises UserError where there is none."""
+    if average and "average" not in state:
+        raise UserError("eval.average: the checkpoint was trained without train.average; set eval.average=false")
+    found: dict[str, Tensor] = state["average" if average else "model"]
+    return found
+
+
 def rng_state() -> dict[str, Any]:
-    """torch's global generators (dropout); everything else is drawn from (seed, epoch, index)."""
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    """torch's global generators, the CPU's and this rank's GPU's (dropout, the starts of attacks in training).
+
+    They are alike on all ranks, which draw as much; everything else is drawn from (seed, epoch, index).
+    """
+    return {"torch": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -96,7 +108,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     """
     own = module.state_dict()
     # a plain norm's entry fills all branches, see branch_norm
-    origin = {key: key if key in state else _plain(key) for key in own}
+    origin = {key: key if key in state else without_branch(key) for key in own}
     used = set(origin.values())
     missing = [key for key in own if origin[key] not in state]
     unexpected = [key for key in state if key not in used]
@@ -114,26 +126,44 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
 def trunk_state(path: str) -> dict[str, Tensor]:
     """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state dict.
 
-    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped and
-    classifiers (`fc.`, `head.`) dropped. Of a model with norm branches, the clean one is taken.
+    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped,
+    classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`.
     """
     state = read(path)
-    state = state.get("model") if isinstance(state, dict) and "format" in state else state
-    state = state.get("state_dict", state.get("model_state", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise UserError(f"{path}: holds no state dict of a model")
+    if isinstance(state, dict) and state.keys() >= KEYS:
+        trunk, whole = measured_trunk(state), state["model"]
+    else:
+        whole = state
+        for name in ("state_dict", "model_state", "model"):
+            whole = whole.get(name, whole) if isinstance(whole, dict) else whole
+        if not isinstance(whole, dict) or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in whole.items()
+        ):
+            raise UserError(f"{path}: holds no state dict of a model")
+        trunk = _trunk(whole, "clean")
+    if len(trunk) < len(whole):
+        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(whole) - len(trunk)} others left out")
+    return trunk
+
+
+def measured_trunk(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The trunk of a training checkpoint as its own configuration measures it: the branch of eval.branch, or the clean
+    one where that is a mixture, of the weights or of their average (eval.average).
+    """
+    cfg = config.loads(state["config"])
+    branch = "clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch
+    return _trunk(weights(state, average=cfg.eval.average), branch)
+
+
+def _trunk(state: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
     trunk = {}
     for key, value in state.items():
-        if ".branches.adv." in key:
+        if branch_of(key) not in (None, branch):
             continue
         while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
             key = key.partition(".")[2]
-        if key.split(".")[0] not in ("fc", "head"):
-            trunk[_plain(key)] = value
-    if len(trunk) < len(state):
-        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(state) - len(trunk)} others left out")
+        if key.split(".")[0] not in ("fc", "head", "selector"):
+            trunk[without_branch(key)] = value
     return trunk
 
 
@@ -144,13 +174,6 @@ def state_sha(state: dict[str, Tensor]) -> str:
         digest.update(key.encode())
         digest.update(state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _plain(key: str) -> str:
-    """`bn1.branches.adv.weight` -> `bn1.weight`."""
-    for name in BRANCHES:
-        key = key.replace(f".branches.{name}.", ".")
-    return key
 
 
 def _by_prefix(keys: list[str]) -> str:

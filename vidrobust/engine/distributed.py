@@ -125,17 +125,17 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(world())[rank()]
 
 
-def parallel(module: nn.Module, alike: Iterable[str] = ()) -> nn.Module:
+def parallel(module: nn.Module, alike: Iterable[str] = (), skips: bool = False) -> nn.Module:
     """The module under DistributedDataParallel where there are several ranks, or as it is.
 
     alike: beginnings of the names of buffers that are the same on all ranks without its help, such as a queue of
-    gathered keys; rank 0 need not send them before each forward pass.
+    gathered keys; rank 0 need not send them before each forward pass. skips: some weights are in no loss of some steps.
     """
     if world() == 1:
         return module
     names = [name for name, _ in module.named_buffers() if name.startswith(tuple(alike))]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
-    return DistributedDataParallel(module)
+    return DistributedDataParallel(module, find_unused_parameters=skips)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

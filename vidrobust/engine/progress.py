@@ -36,15 +36,22 @@ class Progress:
 
     def _clear(self) -> None:
         self.steps, self.data_s, self.step_s, self.failed = 0, 0.0, 0.0, 0
+        self.videos = self.forward = self.backward = 0
 
     def data_arrived(self) -> None:
         self.data_s += time.perf_counter() - self.clock
 
+    def passed(self, videos: int, passes: tuple[int, int]) -> None:
+        """Count the forward and backward passes, in clips, of a step of this rank over so many videos."""
+        self.videos, self.forward, self.backward = (
+            self.videos + videos, self.forward + passes[0], self.backward + passes[1]
+        )  # fmt: skip
+
     def step_done(self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, failed: int, bad: int) -> None:
         """Count a step; every `log_every` steps, and after the last one, write a row.
 
-        Losses are the step's, mean over ranks; times are means, failed reads sums over ranks, since the last row.
-        failed: reads of the step that failed; bad: videos that were bad so far, on any rank.
+        Losses are the step's, mean over ranks; times, and passes a video, are means, failed reads sums over ranks,
+        since the last row. failed: reads of the step that failed; bad: videos that were bad so far, on any rank.
         """
         done, total, now = step + 1, self.total, time.perf_counter()
         self.step_s, self.clock = self.step_s + now - self.clock, now
@@ -55,13 +62,14 @@ class Progress:
         values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
         all_failed = distributed.world() * float(distributed.mean(norm.new_tensor(float(self.failed))))
         data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
+        forward, backward = self.forward / max(1, self.videos), self.backward / max(1, self.videos)
         self._clear()
         if self.metrics is None:
             return
         on_gpu = self.device.type == "cuda"
         row: dict[str, Any] = {
             "step": step, "epoch": step // self.per_epoch, "split": "train", **values, "lr": rate,
-            "grad_norm": float(norm), "data_s": data_s, "step_s": step_s,
+            "grad_norm": float(norm), "forward": forward, "backward": backward, "data_s": data_s, "step_s": step_s,
             "mem_gb": torch.cuda.max_memory_allocated(self.device) / 2**30 if on_gpu else 0.0,
             "failed_reads": round(all_failed), "bad_videos": bad,
         }  # fmt: skip

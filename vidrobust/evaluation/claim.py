@@ -30,8 +30,9 @@ _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "r
 
 def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
     """What two runs of an evaluation must share to be the same one."""
+    weights = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     return {
-        "checkpoint": f"step {state['step']}, weights {checkpoint.state_sha(state['model'])}",
+        "checkpoint": f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}",
         "config_sha": config.config_sha(_asked(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
     }

@@ -48,18 +48,27 @@ from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model
+from vidrobust.models.branch_norm import MIXTURES, branch_of
 
 
 def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:
     """The configured method with the weights of a checkpoint's `state`, its own linear head included.
 
-    Raises UserError for another architecture, and for eval.branch=adv of a model trained without that branch.
+    Raises UserError for another architecture, and for an eval.branch that the model was trained without.
     """
-    if cfg.eval.branch == "adv" and not any(".branches.adv." in key for key in state["model"]):
-        raise UserError("eval.branch=adv: the checkpoint was trained without an adversarial branch")
-    own = state["model"].get("head.weight")  # a linear head's; a projector has head.0.weight
+    branch, known = cfg.eval.branch, {"clean"} | {name for key in state["model"] if (name := branch_of(key))}
+    if branch not in known and (branch not in MIXTURES or len(known) == 1):
+        raise UserError(
+            f"eval.branch={branch}: the checkpoint was trained without it; it has {', '.join(sorted(known))}"
+        )
+    if branch == "select" and "backbone.selector.weight" not in state["model"]:
+        raise UserError(
+            "eval.branch=select: the checkpoint was trained without method.adversary.selector; take average"
+        )
+    weights = checkpoint.weights(state, average=cfg.eval.average)
+    own = weights.get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
-    checkpoint.load_state(method.model, state["model"], f"checkpoint of step {state['step']}")
+    checkpoint.load_state(method.model, weights, f"checkpoint of step {state['step']}")
     return method
 
 
@@ -171,7 +180,7 @@ def _measure(
     with evaluation_mode(model, random, branch=cfg.eval.branch):
         with distributed.main_first():
             gallery, queries = _features(cfg, model, random, train, test, out, device)
-        head = _own_head(model, len(classes))
+        head = None if cfg.method.clusters else _own_head(model, len(classes))
         found = measure_representation(gallery, queries, len(classes), cfg.eval, device, head)
         if found.probe is not None:
             distributed.broadcast(found.probe.parameters())

@@ -50,7 +50,8 @@ def write_features(
         "branch": cfg.eval.branch, "clips": clips, "sampling": cfg.eval.sampling,
         "frames": cfg.data.frames, "stride": cfg.data.stride,
         "size": cfg.data.size, "per_video": per_video, "classes": classes, "step": state["step"],
-        "weights_sha": checkpoint.state_sha(state["model"]), "manifest_sha": records_sha(records),
+        "weights_sha": checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average)),
+        "manifest_sha": records_sha(records),
         "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
     }  # fmt: skip
     if path.is_file() and not overwrite and _meta(path) != meta:

@@ -1,54 +1,184 @@
-"""How adversarial views are made."""
+"""How clean and adversarial views are paired: CLAE, RoCL, ACL and DynACL over the clean objective's loss and masks.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+A pairing is a function of `Streams`; with `method.adversary.name=none` the clean loss is all there is.
+"""
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from vidrobust.attacks import ThreatModel, fgsm
+import torch
+from torch import Tensor
+
+from vidrobust.attacks import Loss
+from vidrobust.methods.adversary import AdversarialView, Adversary
 from vidrobust.models import Model
 
-PairLoss = Callable[[Tensor, Tensor], Tensor]  # (B, D), (B, D) -> (B,)
+# embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
+AnchorLosses = Callable[..., Tensor]
+Pairing = Callable[["Streams"], dict[str, Tensor]]
+Invariance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class CLAE:
-    """CLAE (Ho & Vasconcelos, NeurIPS 2020; METHODS section 2.1): one FGSM step on the loss of the whole batch.
+@dataclass
+class Streams:
+    """A batch of B videos as a pairing sees it.
 
-    eps: Linf, [0, 1] pixels (the paper's 0.03 in normalised space is 3.8/255). alpha: weight of the adversarial
-    loss. Two departures from the released code: x_adv is clamped to [0, 1], and the attack's passes do not move
-    the norms' running statistics.
+    views: V of (B, C, T, H, W) in [0, 1]. anchors: the objective's loss `anchors(z, like, stop=False)` of any
+    embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
+    masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
+    attacked. progress: the share of training done.
     """
 
-    eps: float = 4 / 255
-    alpha: float = 1.0
+    model: Model
+    views: list[Tensor]
+    anchors: AnchorLosses
+    adversary: Adversary | None
+    progress: float
+    made: list[AdversarialView] = field(default_factory=list)  # by the last attack
+    _z: dict[int, Tensor] = field(default_factory=dict)
 
-    def view(self, model: Model, x: Tensor, pair_loss: PairLoss) -> Tensor:
-        """The adversarial view of x (B, C, T, H, W), made on the model as it trains, adversarial branch.
+    def z(self, view: int) -> Tensor:
+        """The clean embedding (B, D) of a view, with gradient; computed when it is first asked for."""
+        if view not in self._z:
+            self._z[view] = self.model(self.views[view])
+        return self._z[view]
 
-        The attack starts at x itself, so the positive pair's similarity is at its maximum and the step is driven
-        by the negatives of the batch. There the two embeddings that the loss compares are equal: one pass gives
-        both, of which only one is differentiated.
+    def loss(
+        self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
+    ) -> Tensor:
+        """(B,): the mean of a video's anchors."""
+        return self.anchors(z, like, stop=stop, adversarial=adversarial).view(len(z), -1).mean(0)
+
+    @functools.cached_property
+    def clean(self) -> Tensor:
+        """(B,): the clean objective."""
+        every = range(len(self.views))
+        return self.loss([self.z(v) for v in every], every)
+
+    def attack(self, x: Tensor, aim: Callable[[], Callable[[Tensor], Tensor]]) -> list[AdversarialView]:
+        """Adversarial views of x (N, C, T, H, W).
+
+        aim: called with the model as the attack sees it -> what is maximised, embeddings (N, D) -> (N,).
         """
 
-        def loss(x_tilde: Tensor) -> Tensor:
-            z = model(x_tilde)
-            return pair_loss(z.detach(), z)
+        def of_clips() -> Loss:
+            loss = aim()
+            return lambda v: loss(self.model(v))
 
-        with model.use_branch("adv"), frozen_statistics(model):
-            return fgsm(loss, x, ThreatModel("linf", self.eps))
+        assert self.adversary is not None
+        self.made = self.adversary.views(self.model, of_clips, x, self.progress)
+        return self.made
+
+    @torch.no_grad()
+    def seen(self, view: int) -> Tensor:
+        """The embedding of a clean view with the model as it is, in the attack's mode and branch."""
+        return self.model(self.views[view])
+
+    def embed(self, view: AdversarialView) -> Tensor:
+        """(N, D), with gradient, through the view's branch."""
+        with self.model.use_branch(view.branch):
+            return self.model(view.x)
 
 
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
+def average(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of (B,) losses, one an adversarial view."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(0)
+
+
+def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
+    """CLAE (Ho and Vasconcelos, NeurIPS 2020; METHODS section 2.1): L(z1, ..., zV) + alpha L(z1, z_adv).
+
+    x_adv raises L(f(x1), f(x_adv)) from x1 itself, where the positive pair's similarity is at its maximum and the
+    negatives of the batch drive the step. There the two embeddings that the loss compares are equal: one pass gives
+    both, of which only one is differentiated. Further steps, a random start, or several threats of which the worst is
+    taken, compare with f(x1) as it was.
+    """
+
+    def aim() -> Callable[[Tensor], Tensor]:
+        if s.adversary is not None and s.adversary.starts_at_x and s.adversary.combine != "worst":
+            return lambda z: s.loss([z.detach(), z], (0, 1))
+        anchor = s.seen(0)
+        return lambda z: s.loss([anchor, z], (0, 1))
+
+    clean = s.clean
+    adv = average([s.loss([s.z(0), s.embed(view)], (0, 1), adversarial=(1,))
+                   for view in s.attack(s.views[0], aim)])  # fmt: skip
+    return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
+
+
+def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
+    """CLAE as its code has it: eps is of the normalised clip, nothing is clamped, and the three passes of the
+    adversarial branch (two of the attack) all move its running statistics. The published eps is 0.03.
+    """
+    x, clean = s.views[0], s.clean
+    with s.model.use_branch("adv"), torch.enable_grad():
+        anchor = s.model(x).detach()
+        tilde = x.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
+    x_adv = x + eps * s.model.backbone.std * gradient.sign()
+    adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1), adversarial=(1,))
+    return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
+
+
+def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
+    """RoCL (Kim et al., NeurIPS 2020; METHODS section 4.1): NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda.
+
+    x_adv raises NT-Xent(f(x_adv), f(x2)) from x1. All three are positives of each other, and no gradient reaches the
+    second factor of a similarity. Norms have one branch.
+    """
+
+    def aim() -> Callable[[Tensor], Tensor]:
+        other = s.seen(1)
+        return lambda z: s.loss([z, other], (0, 1))
+
+    z1, z2 = s.z(0), s.z(1)  # before the attack, which sees the statistics that they have moved
+    three, pair = [], []
+    for view in s.attack(s.views[0], aim):
+        z_adv = s.embed(view)
+        three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True, adversarial=(2,)))
+        pair.append(s.loss([z_adv, z2], (0, 1), stop=True, adversarial=(0,)))
+    adv, pairs = average(three), average(pair)
+    return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
+
+
+def acl(
+    s: Streams, pairing: str = "ds", weight: float = 1.0, invariance: Invariance | None = None
+) -> dict[str, Tensor]:
+    """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): both views are attacked together.
+
+    pairing: "a2a": L(a1, a2), with one norm branch. "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) +
+    weight L(a1, a2)) / 2, which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises
+    NT-Xent of the pair. invariance: a loss of (z1, z2, a1, a2), (B,), that two streams are given besides: AIR's.
+    """
+    both = torch.cat(s.views[:2])
+    clean = s.clean if pairing == "ds" else None
+    losses, extra = [], []
+    for view in s.attack(both, lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
+        halves = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
+        if pairing == "a2s":
+            losses.append(s.loss([s.embed(halves[0]), s.z(1)], (0, 1), adversarial=(0,)))
+        else:
+            a1, a2 = (s.embed(half) for half in halves)
+            losses.append(s.loss([a1, a2], (0, 1), adversarial=(0, 1)))
+            if invariance is not None:
+                extra.append(invariance(s.z(0), s.z(1), a1, a2))
+    adv = average(losses)
+    if clean is None:
+        return {"loss": adv, "loss_adv": adv}
+    parts = {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
+    if not extra:
+        return parts
+    more = average(extra)
+    return parts | {"loss": parts["loss"] + more, "loss_invariance": more}
+
+
+def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor]:
+    """DynACL (Luo et al., ICLR 2023; METHODS section 4.4): ACL whose adversarial stream gains weight.
+
+    The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a run), at most 2. Its
+    augmentations, which weaken meanwhile, are `augment.fade`'s. With `invariance` it is AIR (METHODS section 4.8).
+    """
+    weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
+    return acl(s, "ds", weight, invariance)

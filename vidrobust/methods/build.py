@@ -2,35 +2,41 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from vidrobust import config
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
-from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.advcl import AdvCL
+from vidrobust.methods.adversarial_training import AdversarialTraining, Free, Trades
+from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.byol import BYOL
+from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives import RULES
 from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.recipes import branches_of, build_adversary, pairing_of, require_adversary
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
+from vidrobust.methods.uses import RULE_OPTIONS
 from vidrobust.models import Model, build_model, normed_mlp
 
 
-def _contrastive(cfg: config.Config) -> Model:
-    """With an adversarial norm branch where there is an adversary."""
-    adversary = cfg.method.adversary
-    return build_model(cfg.model, "projector", branches=None if adversary.name == "none" else adversary.momentum)
+def _adversary(cfg: config.Config) -> Adversary | None:
+    return build_adversary(cfg.method.adversary)
 
 
-def _adversary(cfg: config.Config) -> CLAE | None:
-    adversary = cfg.method.adversary
-    return None if adversary.name == "none" else CLAE(adversary.eps, adversary.alpha)
+def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
+    """With the norm branches that the adversary needs."""
+    wanted = cfg.method.adversary
+    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=wanted.momentum,
+                       selector=wanted.selector)  # fmt: skip
 
 
 def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
@@ -60,11 +66,36 @@ def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
 
 
 def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
-    model, wanted = _contrastive(cfg), cfg.method.false_negatives
+    if cfg.method.adversary.name == "advcl":
+        return _advcl(cfg, classes)
+    model, wanted = _model(cfg, "projector"), cfg.method.false_negatives
     detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
     removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
-    return kind(model, cfg.method.temperature, _adversary(cfg), removal,
-                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector)  # fmt: skip
+    pairing = pairing_of(cfg.method.adversary, cfg.method.temperature)
+    return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
+                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
+                **_a_info_nce(cfg.method))  # fmt: skip
+
+
+def _advcl(cfg: config.Config, classes: int) -> Method:
+    wanted, model = cfg.method.adversary, _model(cfg, "projector")
+    if cfg.method.clips_per_video != 2 or cfg.method.false_negatives.encoder == "momentum":
+        raise UserError("method.adversary.name=advcl: two clips a video, and the model's own eye for false negatives")
+    first, second = (build_adversary(cfg.method.adversary, (name,)) for name in ("adv", "adv_ce"))
+    assert first is not None and second is not None
+    return AdvCL(model, cfg.method.temperature, first, second, wanted.clusters,
+                 _removal(cfg, classes, 2 * (cfg.train.batch_size - 1)), weight=wanted.ce_weight,
+                 radius=wanted.radius, chunk=cfg.method.chunk,
+                 **_a_info_nce(cfg.method))  # fmt: skip
+
+
+def _a_info_nce(method: config.Method) -> dict[str, Any]:
+    a = method.adversary
+    if a.hardness and method.false_negatives.rule != "none" and method.false_negatives.action == "downweight":
+        raise UserError("method.adversary.hardness: hard negatives have weights of their own; eliminate false ones, or "
+                        "attract them")  # fmt: skip
+    return {"asymmetry": None if a.asymmetry == 0.5 else a.asymmetry,
+            "hard": (a.hardness, a.debias) if a.hardness else None}  # fmt: skip
 
 
 def _supcon(cfg: config.Config, classes: int) -> Method:
@@ -75,76 +106,58 @@ def _moco(cfg: config.Config, classes: int) -> Method:
     keys = cfg.train.batch_size * (cfg.method.clips_per_video - 1)
     if cfg.method.queue < keys:
         raise UserError(f"method.queue={cfg.method.queue} is less than the {keys} keys of a batch; raise it")
-    model, removal = build_model(cfg.model, "projector"), _removal(cfg, classes, cfg.method.queue)
+    model, removal = _model(cfg, "projector"), _removal(cfg, classes, cfg.method.queue)
     return MoCo(
         model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, removal,
         clips=cfg.method.clips_per_video, shuffle=cfg.method.norm == "shuffle",
-        detect_on_keys=cfg.method.false_negatives.encoder == "momentum",
+        detect_on_keys=cfg.method.false_negatives.encoder == "momentum", adversary=_adversary(cfg),
+        alpha=cfg.method.adversary.alpha,
     )  # fmt: skip
 
 
 def _byol(cfg: config.Config, classes: int) -> Method:
-    model = build_model(cfg.model, "normed_projector")
-    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
-    return BYOL(model, predictor, _momentum(cfg, model), clips=cfg.method.clips_per_video)
+    model = _model(cfg, "normed_projector")
+    return BYOL(model, _predictor(cfg), _momentum(cfg, model), clips=cfg.method.clips_per_video,
+                adversary=_adversary(cfg), weight=cfg.method.adversary.alpha)  # fmt: skip
 
 
 def _simsiam(cfg: config.Config, classes: int) -> Method:
-    model = build_model(cfg.model, "simsiam_projector")
-    predictor = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
-    return BYOL(model, predictor, clips=cfg.method.clips_per_video)
+    model = _model(cfg, "simsiam_projector")
+    return BYOL(model, _predictor(cfg), clips=cfg.method.clips_per_video, adversary=_adversary(cfg),
+                weight=cfg.method.adversary.alpha)  # fmt: skip
+
+
+def _predictor(cfg: config.Config) -> nn.Module:
+    return normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
 
 
 def _instdisc(cfg: config.Config, classes: int) -> Method:
     if cfg.method.clips_per_video != 2:
         raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
-    return InstDisc(_contrastive(cfg), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
-                    _adversary(cfg))  # fmt: skip
+    return InstDisc(_model(cfg, "projector"), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
+                    _adversary(cfg), pairing_of(cfg.method.adversary, cfg.method.temperature))  # fmt: skip
 
 
 def _supervised(cfg: config.Config, classes: int) -> Method:
-    return Supervised(build_model(cfg.model, "linear", classes))
+    clusters, first, wanted = cfg.method.clusters, cfg.method.head_first, cfg.method.adversary
+    model, adversary = _model(cfg, "linear", clusters or classes), _adversary(cfg)
+    if adversary is None:
+        return Supervised(model, clusters, first)
+    if wanted.name == "trades":
+        return Trades(model, adversary, clusters, first, beta=wanted.beta)
+    if wanted.name == "free":
+        return Free(model, adversary, clusters, first, replays=wanted.replays)
+    return AdversarialTraining(model, adversary, clusters, first)
+
+
+def _distill(cfg: config.Config, classes: int) -> Method:
+    return Distill(_model(cfg, "none"), _adversary(cfg), cfg.method.adversary.gamma)
 
 
 METHODS: dict[str, Callable[[config.Config, int], Method]] = {
     "simclr": _simclr, "moco": _moco, "byol": _byol, "simsiam": _simsiam, "supcon": _supcon, "plain": _instdisc,
-    "uel": _instdisc, "supervised": _supervised,
+    "uel": _instdisc, "supervised": _supervised, "distill": _distill,
 }  # fmt: skip
-
-# those that learn from labels
-SUPERVISED = ("supervised", "supcon")
-
-# method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
-USES = {
-    "simclr": {"temperature", "clips_per_video", "chunk"},
-    "moco": {"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"},
-    "byol": {"clips_per_video", "predictor", "momentum", "momentum_climbs"},
-    "simsiam": {"clips_per_video", "predictor"},
-    "supcon": {"temperature", "clips_per_video", "chunk"},
-    "plain": {"temperature"}, "uel": {"temperature"}, "supervised": set(),
-}  # fmt: skip
-# rule -> option of `method.false_negatives` -> the argument that it is
-RULE_OPTIONS: dict[str, dict[str, str]] = {
-    "fixed": {"threshold": "threshold"}, "topk": {"k": "k"}, "topk_threshold": {"k": "k", "threshold": "threshold"},
-    "quantile": {"rate": "rate", "over": "over"},
-    "adaptive_threshold": {"start": "start", "threshold": "end", "warmup": "warmup"},
-    "adaptive_rate": {"rate": "rate", "warmup": "warmup"}, "mean_std": {"sigmas": "k"},
-    "cluster": {}, "oracle": {}, "sibling": {},
-}  # fmt: skip
-
-
-def without_effect(method: config.Method) -> list[str]:
-    """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
-    rule, default = method.false_negatives.rule, config.Method()
-    used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
-    if method.adversary.name != "none":
-        used |= {"adversary.eps", "adversary.alpha", "adversary.momentum"}
-    if rule != "none":
-        used |= {f"false_negatives.{name}" for name in ("action", "siblings", "encoder", *RULE_OPTIONS[rule])}
-        used |= {"false_negatives.clusters"} if rule == "cluster" else set()
-        used |= {"momentum", "momentum_climbs"} if method.false_negatives.encoder == "momentum" else set()
-    return [f"method.{key}" for key, _ in config.options(config.Method)
-            if key not in used and config.get(method, key) != config.get(default, key)]  # fmt: skip
 
 
 def build_method(cfg: config.Config, classes: int) -> Method:
@@ -153,6 +166,9 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     Raises UserError for an unknown name, and for options that the method has no use for.
     """
     config.require_used(cfg.method)
+    require_adversary(cfg.method)
     method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
+    one_sided = cfg.method.adversary.name == "acl" and cfg.method.adversary.pairing != "ds"
+    method.skips = one_sided or (cfg.method.name == "supervised" and cfg.method.head_first > 0)
     together = cfg.method.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

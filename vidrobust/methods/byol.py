@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021): positives alone, kept apart by a predictor."""
+"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021): positives alone, kept apart by a predictor; and TARO."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidrobust.attacks import Loss
 from vidrobust.data import Record
+from vidrobust.engine import distributed
+from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.similarity import similarity
 from vidrobust.models import Model
 
 
@@ -17,31 +22,77 @@ class BYOL(Method):
 
     The target is a momentum encoder's embedding; without one, the model's own with its gradient stopped, which is
     SimSiam (whose loss, -cos, is this one's half less 1). Nothing is pushed away: there are no false negatives.
+    adversary: TARO (Kim et al., NeurIPS 2023; METHODS section 4.7): x_adv moves the first view toward the video of the
+    batch that `confusing` names, and L(x1, x2) + weight L(x1, x_adv) is learned.
     """
 
     def __init__(
-        self, model: Model, predictor: nn.Module, target: MomentumEncoder | None = None, *, clips: int = 2
-    ) -> None:
+        self, model: Model, predictor: nn.Module, target: MomentumEncoder | None = None, *, clips: int = 2,
+        adversary: Adversary | None = None, weight: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.predictor, self.target, self.views = model, predictor, target, clips
+        self.adversary, self.weight = adversary, weight
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.target is not None:
             self.target.start_from(self.model)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V, C, T, H, W) in [0, 1] -> {"loss": (B,)}; neither ids nor labels are looked at."""
+        """views (B, V, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; neither ids nor labels are looked at."""
         z = [self.model(views[:, v]) for v in range(self.views)]
-        if self.target is None:
-            targets = [each.detach() for each in z]
-        else:
-            if self.training:
-                self.target.follow(self.model, self.progress)
-            targets = [self.target(views[:, v]) for v in range(self.views)]
+        if self.target is not None and self.training:
+            self.target.follow(self.model, self.progress)
+        targets = [self._target(views[:, v], each) for v, each in enumerate(z)]
         predicted = [self.predictor(each) for each in z]
-        with torch.autocast(views.device.type, enabled=False):
-            losses = [
-                2 - 2 * F.cosine_similarity(predicted[v].float(), targets[w].float(), dim=1)
-                for v in range(self.views) for w in range(self.views) if v != w
-            ]  # fmt: skip
-        return {"loss": torch.stack(losses).mean(0)}
+        clean = _pairs(predicted, targets)
+        if self.adversary is None:
+            return {"loss": clean}
+        found = []
+        for view in self.adversary.views(self.model, lambda: self._toward(views[:, 0]), views[:, 0], self.progress):
+            with self.model.use_branch(view.branch):
+                z_adv = self.model(view.x)
+            both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv, view.branch)]
+            found.append(_pairs(*both))
+        adv = average(found)
+        self.adversary.budget.saw(adv)
+        return {"loss": clean + self.weight * adv, "loss_clean": clean, "loss_adv": adv}
+
+    def _target(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:
+        if self.target is None:
+            return z.detach()
+        with self.target.model.use_branch(branch):
+            return self.target(x)
+
+    def _toward(self, x: Tensor) -> Loss:
+        """The similarity with the clean embedding of the video to be taken for."""
+        with torch.no_grad():
+            z = self.model(x)
+            everyone = distributed.gather(z)
+            aim = everyone[confusing(z, everyone, distributed.here(len(z)))]
+        return lambda v: similarity(self.model(v), aim)
+
+
+def confusing(z: Tensor, everyone: Tensor, here: slice, similar: float = 0.5, uncertain: float = 0.5) -> Tensor:
+    """The row of `everyone` (M, D) that each of z (B, D), its rows `here`, is most easily taken for -> (B,).
+
+    The largest `similar` * norm((cos + 1) / 2) + `uncertain` * norm(entropy of the softmax of its embedding), where
+    norm divides by the largest of the candidates (METHODS section 4.7, which leaves the weights open).
+    """
+    cosine = (F.normalize(z.float(), dim=1) @ F.normalize(everyone.float(), dim=1).T + 1) / 2
+    log_p = everyone.float().log_softmax(1)
+    entropy = -(log_p.exp() * log_p).sum(1)
+    itself = torch.arange(len(everyone), device=z.device)[here, None] == torch.arange(len(everyone), device=z.device)
+    cosine = cosine.masked_fill(itself, 0)
+    score = similar * cosine / cosine.amax(1, keepdim=True).clamp(min=1e-12)
+    score = score + uncertain * entropy / entropy.amax().clamp(min=1e-12)
+    return score.masked_fill(itself, -torch.inf).argmax(1)
+
+
+def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """2 - 2 cos of each prediction with each other view's target, (B, D) each -> (B,), their mean."""
+    losses = [
+        2 - 2 * similarity(predicted[v], targets[w])
+        for v in range(len(predicted)) for w in range(len(targets)) if v != w
+    ]  # fmt: skip
+    return torch.stack(losses).mean(0)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vidrobust.engine import distributed
+from vidrobust.methods.hard_negatives import hard_negatives
 
 
 def info_nce(
@@ -30,7 +31,8 @@ def info_nce(
 
 def nt_xent(
     z: Tensor, ids: Tensor, temperature: float, ignore: Tensor | None = None, extra: Tensor | None = None, *,
-    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0,
+    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0, stop: bool = False,
+    asymmetric: tuple[Tensor, float] | None = None, hard: tuple[float, float] | None = None,
 ) -> Tensor:  # fmt: skip
     """NT-Xent (SimCLR, Chen et al. 2020, eq. 1) with positives by id -> (N,).
 
@@ -40,13 +42,17 @@ def nt_xent(
     (N, M) and ids are unique over ranks. attract (N, M) bool: more positives. extra: (N, E) logits, already divided
     by the temperature. ignore, weights: as `info_nce` has them.
     chunk: anchors at a time, 0 for all. Memory is then (chunk, M) instead of 2 (N, M), and similarities are computed
-    twice; values and gradients are the same.
+    twice; values and gradients are the same. stop: no gradient reaches candidates, the second factor of a similarity.
+    A-InfoNCE (Yu et al., ECCV 2022; METHODS section 4.6): asymmetric: which rows are adversarial, (N,) bool, and the
+    share of the gradient of a positive pair of a clean and an adversarial row that reaches the clean one; the other
+    gets the rest (inferior positives). hard: beta and tau of `hard_negatives`.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z.float(), dim=1)
-        everyone, all_ids = distributed.gather(z), distributed.gather(ids)
+        everyone, all_ids = distributed.gather(z.detach() if stop else z), distributed.gather(ids)
         number = torch.arange(len(everyone), device=z.device)
         own = number[distributed.here(len(z))]
+        kinds = None if asymmetric is None else distributed.gather(asymmetric[0])
 
         def losses(z: Tensor, everyone: Tensor, rows: slice) -> Tensor:
             positives = ids[rows, None] == all_ids
@@ -55,10 +61,16 @@ def nt_xent(
             itself = own[rows, None] == number
             positives &= ~itself
             ignored = itself if ignore is None else itself | ignore[rows]
-            return info_nce(
-                z[rows] / temperature @ everyone.T, positives, ignored, None if extra is None else extra[rows],
-                None if weights is None else weights[rows],
-            )  # fmt: skip
+            logits = z[rows] / temperature @ everyone.T
+            if asymmetric is not None and kinds is not None:
+                kind = kinds[own[rows]]
+                weighed = _weighed(z[rows], everyone, kind, asymmetric[1]) / temperature
+                logits = torch.where(positives & (kind[:, None] != kinds), weighed, logits)
+            more = None if extra is None else extra[rows]
+            if hard is not None:
+                column = hard_negatives(logits, positives, ignored, temperature, beta=hard[0], tau=hard[1])
+                more, ignored = column if more is None else torch.cat([more, column], 1), ~positives
+            return info_nce(logits, positives, ignored, more, None if weights is None else weights[rows])
 
         if not chunk:
             return losses(z, everyone, slice(len(z)))
@@ -67,6 +79,17 @@ def nt_xent(
             for at in range(0, len(z), chunk)
         ]
         return torch.cat(parts)
+
+
+def _weighed(z: Tensor, everyone: Tensor, adversarial: Tensor, asymmetry: float) -> Tensor:
+    """Similarities (N, M) of unit rows, whose two gradients are weighed.
+
+    That of a clean anchor by 2 asymmetry, of its candidate by the rest of 2, and the other way round for an adversarial
+    anchor: 0.5 changes nothing.
+    """
+    share = torch.where(adversarial, 2 - 2 * asymmetry, 2 * asymmetry)[:, None]
+    own, other = z @ everyone.detach().T, z.detach() @ everyone.T
+    return share * own + (2 - share) * other - other.detach()
 
 
 class _InfoNCE(torch.autograd.Function):

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.adversarial import Pairing, clae
+from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import info_nce
 from vidrobust.methods.removal import Masks
 from vidrobust.methods.simclr import SimCLR
@@ -19,12 +20,22 @@ PairLoss = Callable[[Tensor, Tensor, float], Tensor]
 class InstDisc(SimCLR):
     """Two views of a video, compared by `plain` or `uel`; the adversary is CLAE's."""
 
-    def __init__(self, model: Model, temperature: float, pair_loss: PairLoss, adversary: CLAE | None = None) -> None:
-        super().__init__(model, temperature, adversary)
+    def __init__(
+        self,
+        model: Model,
+        temperature: float,
+        pair_loss: PairLoss,
+        adversary: Adversary | None = None,
+        pairing: Pairing = clae,
+    ) -> None:
+        super().__init__(model, temperature, adversary, pairing=pairing)
         self.pair_loss = pair_loss
 
-    def _loss(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks) -> Tensor:
-        return self.pair_loss(z[0], z[1], self.temperature)
+    def _losses(
+        self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:  # fmt: skip
+        return self.pair_loss(z[0], z[1], self.temperature).repeat(2)
 
 
 def plain(a: Tensor, b: Tensor, temperature: float) -> Tensor:

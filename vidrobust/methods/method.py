@@ -1,12 +1,15 @@
 """What every method has."""
 
 from collections.abc import Sequence
+from typing import Self
 
 from torch import nn
 
 from vidrobust.data import Record
+from vidrobust.errors import UserError
+from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
-from vidrobust.models import Model
+from vidrobust.models import Backbone, Model
 
 
 class Method(nn.Module):
@@ -19,20 +22,41 @@ class Method(nn.Module):
 
     views: int  # clips drawn from each video
     model: Model
+    skips: bool = False  # whether some weights have no gradient in some steps
+    replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
     progress: float = 0.0  # the share of training done, set before each step
-    alike = ("removal.", "queue", "position", "steps")  # what all ranks keep alike, by what they gather
+    wants_teacher: bool = False  # `learn_from` one before `prepare`
+    # buffers that all ranks keep alike, by what they gather or were given
+    alike = ("removal.", "queue", "position", "steps", "pseudo.", "teacher.")
 
     def __init__(self, removal: Removal | None = None) -> None:
         super().__init__()
         self.removal = removal
+        self.pseudo: PseudoLabels | None = None  # what is made of the features that `looks_with` gives
+
+    def learn_from(self, teacher: Backbone) -> None:
+        """Keep a trained trunk as the teacher: in eval mode, without gradient."""
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if hasattr(self, "teacher"):
+            self.teacher.eval()
+        return self
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Before the first step, the model's weights loaded: learn what may be known of the videos.
 
-        records: a video's index is its id. Raises UserError for what does not fit them.
+        records: a video's index is its id. Raises UserError for what does not fit them, and for a teacher that lacks.
         """
+        if self.wants_teacher and not hasattr(self, "teacher"):
+            raise UserError("method.teacher is empty, and this method learns from one; set a checkpoint")
         if self.removal is not None:
             self.removal.know(records)
+
+    def looks_with(self) -> Backbone | None:
+        """The trunk whose features of all videos the method wants to cluster before the first step; None: no wish."""
+        return None
 
     def start_epoch(self) -> None:
         """Before the first step of an epoch."""

@@ -1,6 +1,6 @@
 """MoCo v2 (He et al. 2020, Chen et al. 2020): negatives from a queue of keys that a momentum encoder made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
+from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import info_nce
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -22,7 +24,8 @@ class MoCo(Method):
     The queue keeps the id of each key, so that neither a video's own earlier keys nor, with `removal`, false
     negatives among the others are pushed away. With more than two clips a video, a query has several positives
     (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are computed in batches mixed over them, so that
-    norms give nothing away.
+    norms give nothing away. adversary: L(q) + alpha L(q_adv), where x_adv raises the loss of the first view against its
+    keys and the queue (an extension of CLAE, METHODS section 2.4); q_adv goes through the adversarial norm branch.
     """
 
     queue: Tensor
@@ -33,10 +36,12 @@ class MoCo(Method):
     def __init__(
         self, model: Model, temperature: float, encoder: MomentumEncoder, size: int, dim: int,
         removal: Removal | None = None, *, clips: int = 2, shuffle: bool = True, detect_on_keys: bool = False,
+        adversary: Adversary | None = None, alpha: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__(removal)
         self.model, self.temperature, self.encoder = model, temperature, encoder
         self.views, self.shuffle, self.detect_on_keys = clips, shuffle, detect_on_keys
+        self.adversary, self.alpha = adversary, alpha
         self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("queue_ids", torch.full((size,), -1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
@@ -52,21 +57,39 @@ class MoCo(Method):
         super().prepare(records)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,)}; labels are not looked at."""
+        """views (B, V, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels are not looked at."""
         query = self.model(views[:, 0])
         if self.training:
             self.encoder.follow(self.model, self.progress)
         keys = self._keys(views[:, 1:])
-        with torch.autocast(query.device.type, enabled=False):
-            query = F.normalize(query.float(), dim=1)
-            own = torch.einsum("bd,vbd->bv", query, keys)
-            negatives = query @ self.queue.clone().T  # the queue changes before the backward pass
-            logits = torch.cat([own, negatives], 1) / self.temperature
-            positives, ignore, weights = self._masks(query, keys, ids)
-            loss = info_nce(logits, positives, ignore, None, weights)
+        masks = self._masks(F.normalize(query.detach().float(), dim=1), keys, ids)
+        queue = self.queue.clone()  # it changes before the backward pass
+
+        def losses(query: Tensor) -> Tensor:
+            with torch.autocast(query.device.type, enabled=False):
+                query = F.normalize(query.float(), dim=1)
+                own = torch.einsum("bd,vbd->bv", query, keys)
+                positives, ignore, weights = masks
+                return info_nce(torch.cat([own, query @ queue.T], 1) / self.temperature, positives, ignore, None,
+                                weights)  # fmt: skip
+
+        loss = losses(query)
+        parts = {"loss": loss} if self.adversary is None else self._with_adversary(self.adversary, loss, losses, views)
         if self.training:
             self._enqueue(keys, ids)
-        return {"loss": loss}
+        return parts
+
+    def _with_adversary(
+        self, adversary: Adversary, clean: Tensor, losses: Callable[[Tensor], Tensor], views: Tensor
+    ) -> dict[str, Tensor]:
+        """CLAE with the queue's negatives: the adversarial view of the first one asks as well."""
+        found = []
+        for view in adversary.views(self.model, lambda: lambda v: losses(self.model(v)), views[:, 0], self.progress):
+            with self.model.use_branch(view.branch):
+                found.append(losses(self.model(view.x)))
+        adv = average(found)
+        adversary.budget.saw(adv)
+        return {"loss": clean + self.alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
     def _keys(self, views: Tensor) -> Tensor:
         """views (B, V - 1, ...) -> (V - 1, B, D) unit vectors, each view in a pass of its own."""

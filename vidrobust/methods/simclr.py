@@ -1,5 +1,6 @@
 """SimCLR on clips (Chen et al. 2020; on video, Feichtenhofer et al. 2021), with or without adversarial views."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 from vidrobust.data import Record
 from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import CLAE
+from vidrobust.methods.adversarial import Pairing, Streams, clae
+from vidrobust.methods.adversary import AdversarialView, Adversary, selection
 from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -19,63 +21,84 @@ class SimCLR(Method):
     """The views of a video are positives of each other, those of other videos negatives.
 
     With false-negative removal (paper A), negatives are looked through first, on the clean embeddings, detached: the
-    model's own, or those of a momentum encoder. With an adversary (CLAE, METHODS section 2.1):
-    L(z1, ..., zV) + alpha * L(z1, z_adv), where x_adv is made from the first view, z_adv comes from the adversarial
-    norm branch and z1 is the clean embedding, computed once. What is removed between the first two clean views is
-    removed from the adversarial loss, and from the loss that the attack raises.
+    model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
+    clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
+    loss that the attack raises. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in losses with adversarial views.
     """
 
     def __init__(
-        self, model: Model, temperature: float, adversary: CLAE | None = None, removal: Removal | None = None, *,
-        clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
+        self, model: Model, temperature: float, adversary: Adversary | None = None, removal: Removal | None = None, *,
+        pairing: Pairing = clae, clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
+        asymmetry: float | None = None, hard: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(removal)
-        self.model, self.temperature, self.adversary = model, temperature, adversary
+        self.model, self.temperature, self.adversary, self.pairing = model, temperature, adversary, pairing
         self.views, self.chunk, self.detector = clips, chunk, detector
+        self.asymmetry, self.hard = asymmetry, hard
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """views (B, V, C, T, H, W) in [0, 1], ids (B,) one a video; labels are not looked at.
 
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
-        z = [self.model(views[:, v]) for v in range(self.views)]
-        masks = self._masks(z, views, ids)
-        clean = self._loss(z, ids, labels, masks)
+        everyone = tuple(range(self.views))
+        clips = [views[:, v] for v in everyone]
+        masks: dict[tuple[int, ...], Masks] = {}
+
+        def anchors(
+            of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
+        ) -> Tensor:
+            places = tuple(like)
+            if places not in masks:
+                masks[places] = self._masks([looked_at(v) for v in places], ids, first=places == everyone)
+            return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial)
+
+        @functools.cache
+        def looked_at(view: int) -> Tensor:
+            if self.removal is None:
+                return views[:0]
+            return s.z(view) if self.detector is None else self.detector(clips[view])
+
+        s = Streams(self.model, clips, anchors, self.adversary, self.progress)
+        if self.detector is not None and self.training:
+            self.detector.follow(self.model, self.progress)
+        if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
+            clean = s.clean
         if self.adversary is None:
             return {"loss": clean}
-        pair = masks if self.views == 2 else self._masks(z[:2], views[:, :2], ids, first=False)
-        x_adv = self.adversary.view(self.model, views[:, 0], lambda a, b: self._loss([a, b], ids, labels, pair))
-        with self.model.use_branch("adv"):
-            z_adv = self.model(x_adv)
-        adv = self._loss([z[0], z_adv], ids, labels, pair)
-        return {"loss": clean + self.adversary.alpha * adv, "loss_clean": clean, "loss_adv": adv}
+        parts = self.pairing(s)
+        self.adversary.budget.saw(parts["loss_adv"])
+        chosen = selection(self.model, clips[0], [AdversarialView(v.x[: len(ids)], v.branch) for v in s.made])
+        return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.detector is not None:
             self.detector.start_from(self.model)
         super().prepare(records)
 
-    def _loss(self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks) -> Tensor:
-        """V embeddings (B, D) of each video -> (B,): the mean of its anchors' losses."""
+    def _losses(
+        self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:  # fmt: skip
+        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop, adversarial: as `Streams` says."""
         keys = self._keys(ids, labels).repeat(len(z))
-        losses = nt_xent(
+        asymmetric = None
+        if adversarial and self.asymmetry is not None:
+            which = torch.tensor([v in adversarial for v in range(len(z))], device=keys.device)
+            asymmetric = which.repeat_interleave(len(ids)), self.asymmetry
+        return nt_xent(
             torch.cat(list(z)), keys, self.temperature, masks.ignore, attract=masks.attract, weights=masks.weights,
-            chunk=self.chunk,
+            chunk=self.chunk, stop=stop, asymmetric=asymmetric, hard=self.hard if adversarial else None,
         )  # fmt: skip
-        return losses.view(len(z), -1).mean(0)
 
     def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:
         """(B,): what makes views positives of each other."""
         return ids
 
-    def _masks(self, z: Sequence[Tensor], views: Tensor, ids: Tensor, *, first: bool = True) -> Masks:
+    def _masks(self, z: Sequence[Tensor], ids: Tensor, *, first: bool = True) -> Masks:
         """Over all rows of `z`, V of each of the B videos, and those of all ranks. first: of this batch."""
         if self.removal is None:
             return Masks()
-        if self.detector is not None:
-            if self.training and first:
-                self.detector.follow(self.model, self.progress)
-            z = [self.detector(views[:, v]) for v in range(len(z))]
         everything, keys = torch.cat(list(z)).detach().float(), ids.repeat(len(z))
         if self.training and first:
             self.removal.remember(everything[: len(ids)], ids)

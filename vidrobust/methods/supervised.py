@@ -1,21 +1,54 @@
-"""Cross-entropy with labels: what contrastive methods are compared with."""
+"""Cross-entropy with labels, or with pseudo-labels: what contrastive methods are compared with."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.data import Record
+from vidrobust.methods.adversary import in_mode
 from vidrobust.methods.method import Method
-from vidrobust.models import Model
+from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.models import Backbone, Model
 
 
 class Supervised(Method):
-    """Cross-entropy on one augmented clip of a video."""
+    """Cross-entropy on one augmented clip of a video.
+
+    clusters: of k-means on the features of the trunk as training begins, in place of labels; 0: labels. head_first: the
+    share of the run in which only the head is trained, on clean clips: DynACL++ (Luo et al., ICLR 2023; METHODS
+    section 4.4) finetunes so, with TRADES after it.
+    """
 
     views = 1
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, clusters: int = 0, head_first: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head_first = model, head_first
+        self.pseudo = PseudoLabels([clusters]) if clusters else None
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        if self.pseudo is not None:
+            self.pseudo.know(len(records))
+
+    def looks_with(self) -> Backbone | None:
+        return None if self.pseudo is None else self.model.backbone
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 1, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,)}."""
-        return {"loss": F.cross_entropy(self.model(views[:, 0]).float(), labels, reduction="none")}
+        """views (B, 1, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), and its parts}."""
+        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]
+        if self.training and self.progress < self.head_first:
+            with torch.no_grad(), in_mode(self.model.backbone, False):
+                features = self.model.backbone(views[:, 0])
+            return {"loss": cross_entropy(self.model.head(features), labels)}
+        return self.losses(views[:, 0], labels)
+
+    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """x (B, C, T, H, W), labels (B,), -1 for none -> as `forward`."""
+        return {"loss": cross_entropy(self.model(x), labels)}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B, K), (B,) -> (B,), in float32; 0 where there is no label."""
+    return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-1)

@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.errors import UserError, lookup
-from vidrobust.models.branch_norm import add_branches, single_branch_state, use_branch
+from vidrobust.models.branch_norm import add_branches, branch_names, single_branch_state, use_branch
 from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18
@@ -21,8 +21,8 @@ from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.trunk import Trunk
 
 __all__ = [
-    "BACKBONES", "Backbone", "Model", "add_branches", "build_backbone", "build_model", "linear", "normed_mlp",
-    "projector", "single_branch_state", "use_branch",
+    "BACKBONES", "Backbone", "Model", "add_branches", "branch_names", "build_backbone", "build_model",
+    "configured_backbone", "linear", "normed_mlp", "projector", "single_branch_state", "use_branch",
 ]  # fmt: skip
 
 # name -> function of the backbone's own options that returns its Trunk
@@ -35,13 +35,20 @@ BACKBONES: dict[str, Callable[..., Trunk]] = {
 
 
 class Backbone(nn.Module):
-    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes first."""
+    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes first.
+
+    Inside `use_branch` "average" or "select", features are the mean over norm branches, or their mean weighted by the
+    softmax of `selector`, a linear map of the clean branch's features: the model itself decides, and an attack on it
+    has all branches and the decision in its gradient (METHODS section 6.1).
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
+        self.mixed = ""  # "average" or "select", or the one branch that its norms are set to
+        self.selector: nn.Linear | None = None
         self.dim = trunk.dim
         self.trunk = trunk.module
         # constants of the trunk, not weights: no checkpoint holds them
@@ -51,7 +58,19 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5:
             raise ValueError(f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1")
-        return self.trunk((x - self.mean) / self.std)
+        x = (x - self.mean) / self.std
+        return self._mixture(x) if self.mixed else self.trunk(x)
+
+    def _mixture(self, x: Tensor) -> Tensor:
+        """The trunk on normalised clips, through all branches."""
+        found = []
+        for name in branch_names(self):
+            with use_branch(self.trunk, name):
+                found.append(self.trunk(x))
+        features = torch.stack(found)  # (branches, B, dim)
+        if self.mixed == "average" or self.selector is None:
+            return features.mean(0)
+        return torch.einsum("bn,nbd->bd", self.selector(features[0]).softmax(1), features)
 
 
 class Model(nn.Module):
@@ -81,22 +100,39 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     return Backbone(build(**options))
 
 
-def build_model(cfg: config.Model, head: str, classes: int = 0, branches: float | None = None) -> Model:
+def configured_backbone(cfg: config.Model) -> Backbone:
+    """The backbone that the options name, with fresh weights."""
+    return build_backbone(cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v})
+
+
+def build_model(
+    cfg: config.Model,
+    head: str,
+    classes: int = 0,
+    *,
+    branches: Sequence[str] = (),
+    momentum: float = 0.01,
+    selector: bool = False,
+) -> Model:
     """Backbone and head with fresh weights from torch's global generator.
 
-    head: "projector", "normed_projector" (BYOL's), "simsiam_projector" or "linear".
+    selector: whether the backbone learns to choose among its branches.
 
-    branches: momentum of an adversarial norm branch, or None for plain norms.
+    head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
+
+    branches: names of adversarial norm branches, with this momentum; none: plain norms.
     """
-    options = {k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
-    backbone = build_backbone(cfg.backbone, **options)
+    backbone = configured_backbone(cfg)
     heads: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
         "linear": lambda: linear(backbone.dim, classes),
         "projector": lambda: projector(backbone.dim, cfg.hidden, cfg.dim),
         "normed_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim),
         "simsiam_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=3, norm_out=True),
     }
     model = Model(backbone, heads[head]())
-    if branches is not None:
-        add_branches(model, momentum=branches)
+    if branches:
+        add_branches(model, branches, momentum=momentum)
+    if selector:
+        backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))
     return model

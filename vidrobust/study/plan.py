@@ -18,7 +18,8 @@ class Study:
     """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs.
 
     baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not for it. Options are
-    `key=value` words; an arm's lie over `common`, and the command line's over all.
+    `key=value` words; an arm's lie over `common`, and the command line's over all. `{arm}` in one is the folder of the
+    run of that arm with the same data set and seed, as a teacher's.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -93,8 +94,10 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
                 if name in study.skip.get(dataset, ()):
                     continue
                 words = _over(study.common, options, root, [f"seed={seed}"], overrides)
+                for other in study.arms:
+                    words = [word.replace(f"{{{other}}}", str(_folder(out, dataset, other, seed))) for word in words]
                 cfg = config.load(study.page.parent / page, words)
-                runs.append(Arm(dataset, name, seed, cfg, out / dataset / name / f"seed{seed}"))
+                runs.append(Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed)))
     return runs
 
 
@@ -114,6 +117,10 @@ def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
     kept = parts["arms"]
     return replace(study, **parts, baseline=study.baseline if study.baseline in kept else "",
                    comparators=[name for name in study.comparators if name in kept])  # fmt: skip
+
+
+def _folder(out: Path, dataset: str, arm: str, seed: int) -> Path:
+    return out / dataset / arm / f"seed{seed}"
 
 
 def _over(*layers: Sequence[str]) -> list[str]:

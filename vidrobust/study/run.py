@@ -18,10 +18,15 @@ _FREE = ("data.root=", "data.workers=", "data.timeout_s=", "train.checkpoint_eve
 
 
 def require_same(arm: Arm) -> None:
-    """Raises UserError where the folder of a run holds one with other options."""
+    """Raises UserError where the folder of a run holds one with other options.
+
+    What is evaluated may differ where its name does, eval.name: a trained run can be measured again.
+    """
     page = arm.folder / "config.yaml"
     if page.is_file():
-        changed = [line for line in config.differences(config.load(page), arm.cfg) if not line.startswith(_FREE)]
+        there = config.load(page)
+        free = _FREE if there.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
+        changed = [line for line in config.differences(there, arm.cfg) if not line.startswith(free)]
         if changed:
             raise UserError(
                 f"{arm.folder} holds a run with other options (in brackets): {', '.join(changed)}; set --output-dir"
@@ -47,8 +52,9 @@ def run_arm(arm: Arm) -> dict[str, Any]:
     if not done.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
         arm.folder.mkdir(parents=True, exist_ok=True)
-        path = train(arm.cfg, arm.folder, last if last.is_file() else None, overwrite=not last.is_file())
-        evaluate(arm.cfg, checkpoint.read_checkpoint(path), done.parent)
+        if not (arm.folder / "backbone.pt").is_file():  # which training leaves at its end
+            train(arm.cfg, arm.folder, last if last.is_file() else None, overwrite=not last.is_file())
+        evaluate(arm.cfg, checkpoint.read_checkpoint(last), done.parent)
     found: dict[str, Any] = json.loads(done.read_text())
     return found
 

@@ -1,5 +1,5 @@
 """Clips become views."""
 
-from vidrobust.views.augment import DRAW_COLUMNS, AugmentSpec, ViewDraw, apply_draws, draw_view, to_float
+from vidrobust.views.augment import DRAW_COLUMNS, AugmentSpec, ViewDraw, apply_draws, draw_view, faded, to_float
 
-__all__ = ["DRAW_COLUMNS", "AugmentSpec", "ViewDraw", "apply_draws", "draw_view", "to_float"]
+__all__ = ["DRAW_COLUMNS", "AugmentSpec", "ViewDraw", "apply_draws", "draw_view", "faded", "to_float"]

@@ -7,7 +7,7 @@ generator that drew it, wherever its halves run, and of no other clip of its bat
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,21 @@ class AugmentSpec:
     blur_sigma: tuple[float, float] = (0.1, _LARGEST_SIGMA)
     solarize: float = 0.0
     center: float = 0.0
+
+
+def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
+    """What may be drawn in that epoch of so many, where augmentations weaken to nothing in twenty stages.
+
+    DynACL (Luo et al., ICLR 2023; METHODS section 4.4): the strength s falls from 1 by a twentieth at a time; the least
+    area goes to 1, jitter, and the probabilities of all but the flip, to 0.
+    """
+    s = 1 - (20 * epoch // epochs) / 20
+    b, c, saturation, hue = (s * strength for strength in spec.jitter)
+    least, most = spec.scale
+    return replace(
+        spec, scale=(least + (1 - s) * (most - least), most), jitter=(b, c, saturation, hue),
+        jitter_prob=s * spec.jitter_prob, gray=s * spec.gray, blur=s * spec.blur, solarize=s * spec.solarize,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

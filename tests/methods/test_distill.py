@@ -1,0 +1,79 @@
+"""DeACL against its formula; any trunk as teacher; teachers that do not fit."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.engine.test_loop import _cfg, _train
+from tests.methods.test_adversarial import ascend, assert_same, attack
+from vidrobust.config import Model
+from vidrobust.engine.teacher import read_teacher
+from vidrobust.errors import UserError
+from vidrobust.methods import Distill
+from vidrobust.models import build_backbone, build_model
+
+TINY = Model(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
+ADVERSARY = "method.adversary."
+
+
+@pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
+def batch(request):
+    return torch.rand(4, 1, 3, request.param, 16, 16), torch.arange(4), torch.arange(4)
+
+
+def student(adversary=None, width=8):
+    method = Distill(build_model(TINY, "none"), adversary, 1.5)
+    method.learn_from(build_backbone("r2plus1d_10", width=width))
+    return method.train()
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_deacl_is_its_formula(batch, width):
+    """-cos(f(x), f_T(x)) - gamma cos(f(x_adv), f(x)); x_adv leaves the teacher, in eval mode."""
+    views, ids, labels = batch
+    method = student(attack(branches=("clean",)), width)
+    net, teacher, linear, x = copy.deepcopy(method.model), method.teacher, method.map, views[:, 0]
+    assert isinstance(linear, nn.Identity) == (width == 8)
+    ours = method(views, ids, labels)["loss"]
+    aim = teacher(x)
+    net.eval()
+    x_adv = ascend(lambda v: -F.cosine_similarity(linear(net(v)), aim), x)
+    net.train()
+    f = net(x)
+    expected = -F.cosine_similarity(linear(f), aim) - 1.5 * F.cosine_similarity(net(x_adv), f)
+    assert_same(ours, expected, method.model, net)
+
+
+def test_without_an_adversary_it_is_distillation_to_the_last_bit(batch):
+    method = student(attack(branches=("clean",))).eval()
+    both = method(*batch)
+    method.adversary = None
+    assert torch.equal(method(*batch)["loss"], both["loss_clean"])
+
+
+def test_the_teacher_stays_as_it_is(batch):
+    method = student(attack(branches=("clean",)))
+    before = copy.deepcopy(method.teacher.state_dict())
+    method.train()(*batch)["loss"].mean().backward()
+    assert all(torch.equal(v, before[k]) for k, v in method.teacher.state_dict().items())
+    assert not method.teacher.training and all(p.grad is None for p in method.teacher.parameters())
+
+
+def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
+    """Of another width, by the checkpoint's own configuration; on clips of another shape it is refused."""
+    _train(_cfg(ucf, "model.width=6"), tmp_path / "teacher")
+    distill = ["method.name=distill", f"{ADVERSARY}name=deacl", f"{ADVERSARY}steps=1"]
+    path = tmp_path / "teacher"
+    state = _train(_cfg(ucf, *distill, f"method.teacher={path}"), tmp_path / "student")
+    assert "map.weight" in state["method"] and any(key.startswith("teacher.") for key in state["method"])
+    same = _cfg(ucf, *distill, f"method.teacher={path}/backbone.pt", "model.width=6")
+    _train(same, tmp_path / "other")
+    with pytest.raises(UserError, match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16"):
+        read_teacher(str(path), _cfg(ucf, "data.frames=3"))
+    with pytest.raises(UserError, match="is of another architecture"):
+        read_teacher(f"{path}/backbone.pt", _cfg(ucf))
+    with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
+        _train(_cfg(ucf, "method.name=distill"), tmp_path / "none")

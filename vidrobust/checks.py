@@ -1,0 +1,88 @@
+"""What options say together, and no one of them alone."""
+
+import re
+
+import torch
+
+from vidrobust.attacks import parse_threat
+from vidrobust.attacks.threat import require_fit
+from vidrobust.corruptions import expand
+from vidrobust.errors import UserError
+from vidrobust.options import Config, Method
+
+
+def check_together(cfg: Config) -> None:
+    """Raises UserError for options that do not go together."""
+    if cfg.data.size > cfg.data.short_side:
+        raise UserError(f"data.size={cfg.data.size} is larger than data.short_side={cfg.data.short_side}")
+    if len(cfg.augment.scale) != 2 or cfg.augment.scale[0] > cfg.augment.scale[1]:
+        raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
+    if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
+        raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
+    require_used(cfg.method)
+    if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
+        raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
+    _check_threats(cfg)
+    _check_corruptions(cfg)
+    if cfg.eval.sensitivity == 1:
+        raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
+    if cfg.eval.crops == 2:
+        raise UserError("eval.crops=2: 1 (centre) or 3 (along the longer side)")
+    if cfg.eval.unit == "clip" and cfg.eval.crops > 1:
+        raise UserError(f"eval.crops={cfg.eval.crops}: crops are of eval.unit=video; a clip is its centre")
+    if not re.fullmatch(r"[\w.+-]*\w", cfg.eval.name) or cfg.eval.name.startswith("."):
+        raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
+    if cfg.eval.branch != "clean" and cfg.method.adversary.name == "none":
+        raise UserError(f"eval.branch={cfg.eval.branch}: only a model trained with an adversary has another branch")
+    if cfg.eval.average and not cfg.train.average:
+        raise UserError("eval.average: only a run with train.average keeps an average; set both")
+
+
+# methods without negatives to look through
+_NO_REMOVAL = {**dict.fromkeys(("supervised", "byol", "simsiam", "distill"), "has no negatives"),
+               "supcon": "has positives by label", **dict.fromkeys(("plain", "uel"), "has no masks")}  # fmt: skip
+
+
+def require_used(method: Method) -> None:
+    """Raises UserError for a removal of false negatives that the method would not look at."""
+    rule = method.false_negatives.rule
+    if method.name in _NO_REMOVAL and rule != "none":
+        raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
+    if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
+        raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
+
+
+def _check_threats(cfg: Config) -> None:
+    _check_names("method.adversary.threats", cfg.method.adversary.threats, cfg, fit=True)
+    _check_names("eval.threats", cfg.eval.threats, cfg, fit=cfg.eval.unit == "clip")
+
+
+def _check_names(key: str, names: list[str], cfg: Config, *, fit: bool) -> None:
+    """fit: to the clips that the model sees; source frames are as many as a video has."""
+    clip = torch.empty(1, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device="meta")
+    try:
+        threats = [parse_threat(name) for name in names]
+        for threat in threats if fit else ():
+            require_fit(threat, clip)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+    if len(set(threats)) != len(threats):
+        raise UserError(f"{key}=[{','.join(names)}]: list different budgets")
+
+
+def _check_corruptions(cfg: Config) -> None:
+    c = cfg.eval.corruption
+    for key, words in (("eval.corruption.names", c.names), ("augment.corruptions", cfg.augment.corruptions)):
+        try:
+            expand(words)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
+    for key, severities in (("eval.corruption.severities", c.severities),
+                            ("augment.corruption_severities", cfg.augment.corruption_severities)):  # fmt: skip
+        if len(set(severities)) != len(severities) or not severities:
+            raise UserError(f"{key}={severities}: list different ones, at least one")
+    names = c.names
+    if c.baseline and not names:
+        raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
+    if not names and not cfg.eval.threats:
+        raise UserError("eval.threats and eval.corruption.names are both empty: nothing to measure")

@@ -1,0 +1,195 @@
+"""Data, model and optimizer as the first step of a run, or the step after a checkpoint, finds them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vidrobust import config
+from vidrobust.corruptions import OVER_TIME, expand
+from vidrobust.data import (
+    ClipDataset,
+    Record,
+    build_records,
+    eval_dataset,
+    records_sha,
+    require_labels,
+    train_dataset,
+)
+from vidrobust.data.scan import stamp
+from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.average import Average
+from vidrobust.engine.log import log
+from vidrobust.engine.optim import build_optimizer, learning_rate
+from vidrobust.engine.run import seed_everything
+from vidrobust.engine.teacher import read_teacher
+from vidrobust.errors import UserError
+from vidrobust.evaluation.predict import evaluation_mode, extract
+from vidrobust.methods import Method, build_method
+
+# options that decide what is in a checkpoint; "name=" as in config.differences
+_FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
+          "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
+          "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
+          "method.adversary.selector=", "method.adversary.clusters=",
+          "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
+          "optim.name=")  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What the loop works on; `start` and `total` are steps of the whole run."""
+
+    cfg: config.Config
+    out: Path
+    device: torch.device
+    records: list[Record]
+    dataset: ClipDataset
+    method: Method
+    optimizer: torch.optim.Optimizer
+    start: int
+    total: int
+    average: Average | None = None
+    bad: dict[int, str] = field(default_factory=dict)  # videos that did not decode, and why, on any rank
+    notes: list[str] = field(default_factory=list)  # what the log says once it is open
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.records) // self.cfg.train.batch_size
+
+    @property
+    def too_many_bad(self) -> bool:
+        return len(self.bad) > self.cfg.train.max_bad * len(self.records)
+
+    def changed_ns(self, index: int) -> int:
+        """When the file of a video was last changed."""
+        return stamp(self.records[index].path)[1]
+
+    def save(self, step: int) -> Path:
+        """Write a checkpoint after `step` steps."""
+        method = {key: value for key, value in self.method.state_dict().items() if not key.startswith("model.")}
+        state = {
+            "format": checkpoint.FORMAT,
+            "step": step,
+            "epoch": step // self.per_epoch,
+            "model": self.method.model.state_dict(),
+            "method": method,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "config": config.to_yaml(self.cfg),
+            "manifest_sha": records_sha(self.records),
+            "bad_videos": {index: [reason, self.changed_ns(index)] for index, reason in self.bad.items()},
+        }
+        if self.average is not None:
+            state["average"] = self.average.state
+        return checkpoint.save(self.out / "checkpoints", state, self.cfg.train.keep)
+
+
+def total_steps(cfg: config.Config, videos: int) -> int:
+    """Steps of the whole run. Raises UserError when a batch is larger than the data set, or uneven over ranks."""
+    size, world = cfg.train.batch_size, distributed.world()
+    if size > videos:
+        raise UserError(f"train.batch_size={size} is larger than the data set ({videos} videos)")
+    if size % world:
+        raise UserError(f"train.batch_size={size} is global: it must be a multiple of the {world} ranks")
+    if size < 2 * world:
+        raise UserError(f"train.batch_size={size}: batch norms and contrastive losses need two videos on each rank")
+    steps = cfg.train.epochs * (videos // size)
+    return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
+
+
+def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path | None) -> Run:
+    """Data, model and optimizer as the first step, or the step after the checkpoint, finds them.
+
+    `total_steps` and `learning_rate` are asked here so that what they refuse is refused before anything is written.
+    """
+    with distributed.main_first():  # it may have to draw the data set
+        records, classes = build_records(cfg.data, "train")
+    seed_everything(cfg.seed, cfg.deterministic)
+    total = total_steps(cfg, len(records))
+    learning_rate(0, total, cfg.optim)
+    if cfg.method.name == "supcon" or (cfg.method.name == "supervised" and not cfg.method.clusters):
+        require_labels(records, f"method.name={cfg.method.name}")
+    if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
+        raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
+    if cfg.method.false_negatives.rule == "oracle":
+        require_labels(records, "method.false_negatives.rule=oracle")
+    method = build_method(cfg, len(classes))
+    if cfg.model.weights:
+        trunk = checkpoint.trunk_state(cfg.model.weights)
+        checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
+    if cfg.method.teacher and method.wants_teacher:
+        method.learn_from(read_teacher(cfg.method.teacher, cfg))
+    method.to(device).prepare(records)
+    arrange(method, cfg.train)
+    if resume is None:  # a checkpoint holds what was found
+        _look(cfg, method, records, device)
+    epochs = -(-total // (len(records) // cfg.train.batch_size))
+    dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed, epochs)
+    run = Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
+    idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
+    if cfg.train.average:
+        run.average = Average(method.model, cfg.train.average)
+    if idle:
+        run.notes.append(f"augment.corruptions: nothing changes of clips of one frame under {', '.join(idle)}")
+    if resume:
+        _restore(run, resume)
+    return run
+
+
+def arrange(method: Method, cfg: config.Train) -> None:
+    """Memory and code as `train.channels_last` and `train.compile` want them; weights and their names stay."""
+    if cfg.channels_last:
+        for p in method.parameters():
+            if p.ndim > 3:
+                p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
+    if cfg.compile:
+        method.model.backbone.trunk.compile()
+
+
+def _look(cfg: config.Config, method: Method, records: list[Record], device: torch.device) -> None:
+    """Give a method that wants pseudo-labels the features of the centre clip of each video; rank 0 looks for all."""
+    trunk = method.looks_with()
+    if trunk is None or method.pseudo is None:
+        return
+    if distributed.rank() == 0:
+        log.info(f"features of {len(records)} videos, to be clustered into {list(method.pseudo.counts)}")
+        with evaluation_mode(trunk):
+            (found,) = extract([trunk], eval_dataset(cfg.data, records, 1), device, batch_size=cfg.eval.batch_size,
+                               workers=cfg.data.workers)  # fmt: skip
+        if found.failed:
+            log.warning(f"{len(found.failed)} videos do not decode and get no pseudo-label: {found.failed[0].reason}")
+        method.pseudo.cluster(found.features[:, 0], found.index)
+    distributed.broadcast([method.pseudo.labels])
+
+
+def _restore(run: Run, path: Path) -> None:
+    """Put everything back as it was when the checkpoint was written."""
+    state = checkpoint.read_checkpoint(path)
+    if state["manifest_sha"] != records_sha(run.records):
+        raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
+    changed = config.differences(config.loads(state["config"], source=str(path)), run.cfg)
+    fixed = [line for line in changed if line.startswith(_FIXED)]
+    if fixed:
+        raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
+    whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
+    checkpoint.load_state(run.method, whole, str(path))
+    if run.average is not None:
+        if "average" not in state:
+            raise UserError(f"{path} was trained without train.average; set it to 0, or start anew")
+        run.average.load(state["average"])
+    asked = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
+    run.optimizer.load_state_dict(state["optimizer"])
+    for group, options in zip(run.optimizer.param_groups, asked, strict=True):
+        group.update(options)  # decay and momentum are the configuration's, as the rate is
+    checkpoint.set_rng_state(state["rng"])
+    run.start = int(state["step"])
+    known = state.get("bad_videos", {}).items()  # but for those that were mended
+    run.bad = {index: reason for index, (reason, changed_ns) in known if run.changed_ns(index) == changed_ns}
+    if run.start > run.total:
+        raise UserError(
+            f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
+            "tools/test_net.py measures it"
+        )
+    if changed:
+        run.notes.append(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")

@@ -1,0 +1,26 @@
+"""A trained trunk that another one learns from."""
+
+from vidrobust import config
+from vidrobust.engine import checkpoint
+from vidrobust.errors import UserError
+from vidrobust.models import Backbone, configured_backbone
+
+
+def read_teacher(path: str, cfg: config.Config) -> Backbone:
+    """The trunk of a training checkpoint, as its own configuration builds it, or of a backbone.pt, as `cfg.model` does.
+
+    Raises UserError where its weights do not fit, and for a checkpoint that was trained on clips of another shape.
+    """
+    state, model = checkpoint.read(path), cfg.model
+    if isinstance(state, dict) and "config" in state:
+        own = config.loads(state["config"], source=path)
+        model = own.model
+        shapes = [(c.data.frames, c.data.size) for c in (own, cfg)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"method.teacher={path}: trained on clips of {shapes[0][0]} frames of {shapes[0][1]} pixels, and these "
+                f"are of {shapes[1][0]} frames of {shapes[1][1]}; set data.frames and data.size as its"
+            )
+    backbone = configured_backbone(model)
+    checkpoint.load_state(backbone.trunk, checkpoint.trunk_state(path), path)
+    return backbone

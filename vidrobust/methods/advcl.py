@@ -1,0 +1,90 @@
+"""AdvCL (Fan et al., NeurIPS 2021; METHODS section 4.3): four views, pseudo-labels, three norm branches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidrobust.attacks import Loss
+from vidrobust.data import Record
+from vidrobust.methods.adversarial import Streams, average
+from vidrobust.methods.adversary import Adversary
+from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.methods.removal import Removal
+from vidrobust.methods.simclr import SimCLR
+from vidrobust.models import Backbone, Model
+
+
+class AdvCL(SimCLR):
+    """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
+
+    x_high: the frames of x1 without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss
+    from x1 (branch "adv"); x_ce raises the cross-entropy of pseudo-labels from x1 (branch "adv_ce"), a linear head on
+    the trunk for each granularity, averaged. The pseudo-labels are clusters of a clean teacher's features. The released
+    code has a third, untransformed view for x_adv and x_high; here both are made from x1.
+    """
+
+    wants_teacher = True
+    teacher: Backbone
+
+    def __init__(
+        self, model: Model, temperature: float, adversary: Adversary, ce_adversary: Adversary,
+        counts: Sequence[int] = (2, 10, 50, 100, 500), removal: Removal | None = None, *, weight: float = 0.2,
+        radius: float = 8.0, chunk: int = 0, asymmetry: float | None = None, hard: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
+                         hard=hard)  # fmt: skip
+        self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
+        self.pseudo: PseudoLabels = PseudoLabels(counts)
+        self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        super().prepare(records)
+        self.pseudo.know(len(records))
+
+    def looks_with(self) -> Backbone:
+        return self.teacher
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        parts = super().forward(views, ids, labels)
+        found = []
+        known = self.pseudo(ids)
+        for view in self.ce_adversary.views(self.model, lambda: self._aim(known), views[:, 0], self.progress):
+            with self.model.use_branch(view.branch):
+                found.append(self._cross_entropy(self.model.backbone(view.x), known))
+        ce = average(found)
+        self.ce_adversary.budget.saw(ce)
+        return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
+
+    def _pair(self, s: Streams) -> dict[str, Tensor]:
+        high = high_pass(s.views[0], self.radius)
+        like = (0, 0, 1, 0)
+
+        def aim() -> Loss:
+            with torch.no_grad(), s.model.use_branch("clean"):
+                others = [s.model(x) for x in (*s.views, high)]
+            return lambda z: s.loss([z, *others], like)
+
+        clean = [s.z(0), s.z(1), s.model(high)]
+        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(s.views[0], aim)])
+        return {"loss": adv, "loss_adv": adv}
+
+    def _aim(self, known: Tensor) -> Loss:
+        return lambda v: self._cross_entropy(self.model.backbone(v), known)
+
+    def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
+        """(B,): the mean over granularities; videos without a pseudo-label have none."""
+        losses = [
+            F.cross_entropy(head(features).float(), known[:, g], reduction="none", ignore_index=-1)
+            for g, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).mean(0)
+
+
+def high_pass(x: Tensor, radius: float) -> Tensor:
+    """Frames (..., H, W) without the frequencies within `radius` of 0, in cycles a frame; it may leave [0, 1]."""
+    height, width = x.shape[-2:]
+    rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
+    keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) > radius
+    return torch.fft.ifft2(torch.fft.fft2(x.float()) * keep).real

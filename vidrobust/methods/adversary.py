@@ -1,0 +1,162 @@
+"""What makes adversarial views in training: threats, steps and start, budgets that grow, several threats at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vidrobust.attacks import Loss, ThreatModel, contains, pgd
+from vidrobust.engine.log import log
+from vidrobust.methods.budget import Budget
+from vidrobust.models import Model, branch_names
+
+
+@dataclass(frozen=True)
+class AdversarialView:
+    """x_adv (N, C, T, H, W) in [0, 1], and the norm branch that it goes through."""
+
+    x: Tensor
+    branch: str
+
+
+class Adversary(nn.Module):
+    """Makes adversarial views of clips, on the model as it is.
+
+    threats: what the perturbation may be. steps, step, random_start: of PGD, whose last iterate is taken; a step is a
+    share of eps, None is 2.5 / steps. train_mode: norms use the batch's statistics in the attack, or, in eval mode,
+    the running ones; neither moves these. combine: of several threats, the loss is averaged over all views
+    ("average"), each clip takes the view of the largest loss ("worst"), or each threat has its own norm branch and the
+    loss is averaged ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through training.
+    """
+
+    def __init__(
+        self, threats: Sequence[ThreatModel], *, steps: int = 1, step: float | None = None,
+        random_start: bool = False, train_mode: bool = False, combine: str = "average",
+        branches: Sequence[str] = ("adv",), budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
+        self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
+        self.budget = budget or Budget()
+        self.verified: set[str] = set()  # threats whose first views obeyed
+        self.told = False  # whether the first attack had a gradient
+
+    @property
+    def starts_at_x(self) -> bool:
+        """Whether the only gradient is taken at the clips themselves."""
+        return self.steps == 1 and not self.random_start
+
+    def views(self, model: Model, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
+        """Adversarial views of x (N, C, T, H, W) in [0, 1], one a threat, or one in all where the worst is taken.
+
+        aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
+        H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
+        stay as they are, and all ranks make the same passes. Warns where the first attack has no gradient.
+        """
+        share = self.budget.share(progress)
+        made = []
+        for number, threat in enumerate(self.threats):
+            branch = self.branches[number if self.combine == "branches" else 0]
+            with self.attacking(model, branch):
+                loss = aim()
+                now = replace(threat, eps=share * threat.eps)
+                made.append(AdversarialView(self._attack(loss, x, now), branch))
+            self.verify(now, x, made[-1].x)
+        if self.combine == "worst" and len(made) > 1:
+            with self.attacking(model, self.branches[0]), torch.no_grad():
+                return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
+        return made
+
+    def verify(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
+        """Once a threat: that the views obey it."""
+        if threat.eps and threat.kind not in self.verified:
+            self.verified.add(threat.kind)
+            if not contains(threat, x, x_adv, atol=1e-5).all() and x_adv.isfinite().all():
+                raise RuntimeError(f"adversarial clips exceed {threat}: a bug, please report it")
+
+    @contextmanager
+    def attacking(self, model: Model, branch: str) -> Iterator[None]:
+        """The model as the attack sees it; everything is put back as it was."""
+        with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
+            yield
+        torch.clear_autocast_cache()  # weights that were cast without gradient are not those to learn
+
+    def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
+        if not threat.eps:
+            return x.clone()
+        step = 1.0 if self.starts_at_x and self.step is None else self.step
+        size = None if step is None else step * threat.eps
+        norms: list[Tensor] = []
+        watched = loss if self.told else _watching(loss, norms)
+        x_adv = pgd(watched, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False)
+        if norms and not self.told:
+            self.told = True
+            if not float(torch.stack(norms).max()):
+                log.warning("the first attack changes nothing: the gradient of the attacked loss has norm 0; begin at "
+                            "random points (method.adversary.start=random), or look for what masks "
+                            "gradients")  # fmt: skip
+        return x_adv
+
+
+def _watching(loss: Loss, norms: list[Tensor]) -> Loss:
+    """The same loss, which notes the norms of its gradients."""
+
+    def watched(v: Tensor) -> Tensor:
+        if v.requires_grad:
+            v.register_hook(lambda gradient: norms.append(gradient.detach().norm()))
+        return loss(v)
+
+    return watched
+
+
+def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:
+    """(B,): the cross-entropy of choosing the norm branch of clean clips x and of their adversarial views, averaged.
+
+    From the clean branch's features, which have no gradient; None for a model without a selector.
+    """
+    backbone = model.backbone
+    if backbone.selector is None:
+        return None
+    names, losses = branch_names(backbone), []
+    for clips, branch in ((x, "clean"), *((view.x, view.branch) for view in views)):
+        with torch.no_grad(), in_mode(backbone, False), model.use_branch("clean"):
+            features = backbone(clips)
+        target = torch.full((len(clips),), names.index(branch), device=clips.device)
+        losses.append(F.cross_entropy(backbone.selector(features).float(), target, reduction="none"))
+    return torch.stack(losses).mean(0)
+
+
+def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
+    """Of each sample the view with the largest loss. Samples that share a loss are judged with all of one kind."""
+    values = torch.stack([loss(view) for view in views])
+    chosen = values.argmax(0)
+    return torch.stack(list(views), 1)[torch.arange(len(chosen), device=chosen.device), chosen]
+
+
+@contextmanager
+def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
+    """Train or eval mode inside; every module's mode is put back as it was."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.train(train)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

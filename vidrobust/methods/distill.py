@@ -1,0 +1,55 @@
+"""Distillation of a clean, frozen teacher, and DeACL (Zhang et al., ECCV 2022; METHODS section 4.5): robustly."""
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust.attacks import Loss
+from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversary import Adversary
+from vidrobust.methods.method import Method
+from vidrobust.methods.similarity import similarity
+from vidrobust.models import Backbone, Model
+
+
+class Distill(Method):
+    """-cos(f(x), f_T(x)) of one view of a video; with an adversary, DeACL: - gamma cos(f(x_adv), f(x)) besides.
+
+    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. f is the trunk itself, followed by a linear map only where the
+    teacher's features are of another size. The teacher is in eval mode and has no gradient.
+    """
+
+    views = 1
+    wants_teacher = True
+    teacher: Backbone
+    map: nn.Module
+
+    def __init__(self, model: Model, adversary: Adversary | None = None, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.model, self.adversary, self.gamma = model, adversary, gamma
+
+    def learn_from(self, teacher: Backbone) -> None:
+        super().learn_from(teacher)
+        same = teacher.dim == self.model.backbone.dim
+        self.map = nn.Identity() if same else nn.Linear(self.model.backbone.dim, teacher.dim)
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """views (B, 1, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
+        x = views[:, 0]
+        with torch.no_grad():
+            aim = self.teacher(x)
+
+        def apart() -> Loss:
+            return lambda v: -similarity(self.map(self.model(v)), aim)
+
+        made = [] if self.adversary is None else self.adversary.views(self.model, apart, x, self.progress)
+        f = self.model(x)
+        clean = -similarity(self.map(f), aim)
+        if self.adversary is None:
+            return {"loss": clean}
+        found = []
+        for view in made:
+            with self.model.use_branch(view.branch):
+                found.append(-similarity(self.model(view.x), f))
+        adv = average(found)
+        self.adversary.budget.saw(1 + adv)
+        return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}

@@ -1,0 +1,52 @@
+"""Which options a method looks at, so that others can be told."""
+
+from vidrobust import config
+from vidrobust.methods.recipes import RECIPES, branches_of
+
+# method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
+USES = {
+    "simclr": {"temperature", "clips_per_video", "chunk"},
+    "moco": {"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"},
+    "byol": {"clips_per_video", "predictor", "momentum", "momentum_climbs"},
+    "simsiam": {"clips_per_video", "predictor"},
+    "supcon": {"temperature", "clips_per_video", "chunk"},
+    "plain": {"temperature"}, "uel": {"temperature"}, "supervised": {"clusters", "head_first"},
+    "distill": {"teacher"},
+}  # fmt: skip
+# rule -> option of `method.false_negatives` -> the argument that it is
+RULE_OPTIONS: dict[str, dict[str, str]] = {
+    "fixed": {"threshold": "threshold"}, "topk": {"k": "k"}, "topk_threshold": {"k": "k", "threshold": "threshold"},
+    "quantile": {"rate": "rate", "over": "over"},
+    "adaptive_threshold": {"start": "start", "threshold": "end", "warmup": "warmup"},
+    "adaptive_rate": {"rate": "rate", "warmup": "warmup"}, "mean_std": {"sigmas": "k"},
+    "cluster": {}, "oracle": {}, "sibling": {},
+}  # fmt: skip
+
+
+def _with_pairs(method: config.Method) -> set[str]:
+    """A-InfoNCE's options that have an effect: on pairs of a clean and an adversarial view, and on their negatives."""
+    a = method.adversary
+    if method.name not in ("simclr", "supcon"):
+        return set()
+    mixed = a.name in ("clae", "rocl", "advcl") or (a.name == "acl" and a.pairing == "a2s")
+    return ({"asymmetry"} if mixed else set()) | {"hardness"} | ({"debias"} if a.hardness else set())
+
+
+def without_effect(method: config.Method) -> list[str]:
+    """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
+    rule, default = method.false_negatives.rule, config.Method()
+    used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
+    if method.adversary.name != "none":
+        recipe = RECIPES[method.adversary.name]
+        alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()
+        used |= {f"adversary.{name}" for name in (recipe.attack | recipe.options) - alone}
+        used |= {"adversary.momentum"} if branches_of(method.adversary) else set()
+        used |= {f"adversary.{name}" for name in _with_pairs(method)}
+        used |= {"adversary.warmup"} if method.adversary.schedule == "linear" else set()
+        used |= {"adversary.first"} if method.adversary.schedule == "curriculum" else set()
+    if rule != "none":
+        used |= {f"false_negatives.{name}" for name in ("action", "siblings", "encoder", *RULE_OPTIONS[rule])}
+        used |= {"false_negatives.clusters"} if rule == "cluster" else set()
+        used |= {"momentum", "momentum_climbs"} if method.false_negatives.encoder == "momentum" else set()
+    return [f"method.{key}" for key, _ in config.options(config.Method)
+            if key not in used and config.get(method, key) != config.get(default, key)]  # fmt: skip
