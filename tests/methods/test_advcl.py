@@ -78,15 +78,15 @@ def test_pseudo_labels_are_clusters_of_features():
     centres = F.normalize(torch.randn(3, 16), dim=1)
     truth = torch.arange(30) % 3
     features = 5 * centres[truth] + 0.1 * torch.randn(30, 16)
-    found = PseudoLabels([3, 1])
+    found = PseudoLabels([3, 1], "method.clusters")
     found.know(32)
     found.cluster(features, torch.arange(1, 31))
     labels = found(torch.arange(32))
     assert labels[0].tolist() == labels[31].tolist() == [-1, -1] and labels[1:31, 1].tolist() == [0] * 30
     assert (labels[1:31, 0][:, None] == labels[1:31, 0]).equal(truth[:, None] == truth)
-    with pytest.raises(UserError, match=r"method.pseudo_labels=\[500\]: the data set has 32 videos"):
-        PseudoLabels([500]).know(32)
-    with pytest.raises(UserError, match="2 training videos decode"):
+    with pytest.raises(UserError, match="^method.clusters: 500 clusters of 32 videos; choose fewer$"):
+        PseudoLabels([500], "method.clusters").know(32)
+    with pytest.raises(UserError, match="^method.clusters: 3 clusters, and 2 training videos decode; choose fewer$"):
         found.cluster(features[:2], torch.arange(2))
 
 

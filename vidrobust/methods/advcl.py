@@ -36,7 +36,7 @@ class AdvCL(SimCLR):
         super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
                          hard=hard)  # fmt: skip
         self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
-        self.pseudo: PseudoLabels = PseudoLabels(counts)
+        self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
 
     def prepare(self, records: Sequence[Record]) -> None:

@@ -13,20 +13,21 @@ from vidrobust.methods.clusters import k_means
 class PseudoLabels(nn.Module):
     """A label of each video at each granularity of `counts` (ClusterFit, as AdvCL and DynACL++ have it; METHODS 4.3).
 
-    They are found once, before the first step, and kept in checkpoints. -1: a video that did not decode.
+    They are found once, before the first step, and kept in checkpoints. -1: a video that did not decode. option: what
+    configures the counts, for errors.
     """
 
     labels: Tensor
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], option: str) -> None:
         super().__init__()
-        self.counts = tuple(counts)
+        self.counts, self.option = tuple(counts), option
         self.register_buffer("labels", torch.empty(0, len(self.counts), dtype=torch.long))
 
     def know(self, videos: int) -> None:
         """Room for so many videos. Raises UserError for more clusters than videos."""
         if max(self.counts) > videos:
-            raise UserError(f"method.pseudo_labels={list(self.counts)}: the data set has {videos} videos; choose fewer")
+            raise UserError(f"{self.option}: {max(self.counts)} clusters of {videos} videos; choose fewer")
         self.labels = torch.full((videos, len(self.counts)), -1, device=self.labels.device)
 
     def cluster(self, features: Tensor, index: Tensor) -> None:
@@ -34,7 +35,7 @@ class PseudoLabels(nn.Module):
         self.know(len(self.labels))
         if max(self.counts) > len(index):
             raise UserError(
-                f"method.pseudo_labels={list(self.counts)}: {len(index)} training videos decode; choose fewer"
+                f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos decode; choose fewer"
             )
         unit = F.normalize(features.float(), dim=1).to(self.labels.device)
         for column, k in enumerate(self.counts):

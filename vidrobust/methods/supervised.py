@@ -26,7 +26,7 @@ class Supervised(Method):
     def __init__(self, model: Model, clusters: int = 0, head_first: float = 0.0) -> None:
         super().__init__()
         self.model, self.head_first = model, head_first
-        self.pseudo = PseudoLabels([clusters]) if clusters else None
+        self.pseudo = PseudoLabels([clusters], "method.clusters") if clusters else None
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.pseudo is not None:
