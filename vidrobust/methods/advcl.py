@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vidrobust.attacks import Loss
 from vidrobust.data import Record
-from vidrobust.methods.adversarial import Streams, average
+from vidrobust.methods.adversarial import Streams, average, through
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
@@ -48,12 +48,9 @@ class AdvCL(SimCLR):
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         parts = super().forward(views, ids, labels)
-        found = []
-        known = self.pseudo(ids)
-        for view in self.ce_adversary.views(self.model, lambda: self._aim(known), views[:, 0], self.progress):
-            with self.model.use_branch(view.branch):
-                found.append(self._cross_entropy(self.model.backbone(view.x), known))
-        ce = average(found)
+        loss = self._aim(self.pseudo(ids))
+        made = self.ce_adversary.views(self.model, lambda: loss, views[:, 0], self.progress)
+        ce = average([through(self.model, view, loss) for view in made])
         self.ce_adversary.budget.saw(ce)
         return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
 

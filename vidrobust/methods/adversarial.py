@@ -78,8 +78,13 @@ class Streams:
 
     def embed(self, view: AdversarialView) -> Tensor:
         """(N, D), with gradient, through the view's branch."""
-        with self.model.use_branch(view.branch):
-            return self.model(view.x)
+        return through(self.model, view, self.model)
+
+
+def through(model: Model, view: AdversarialView, what: Callable[[Tensor], Tensor]) -> Tensor:
+    """what(x_adv), an embedding or a loss by passes of the model, through the view's norm branch."""
+    with model.use_branch(view.branch):
+        return what(view.x)
 
 
 def average(losses: Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import Ball, Loss, make_ball
-from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import AdversarialView, Adversary, selection
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
@@ -29,15 +29,10 @@ class AdversarialTraining(Supervised):
             return cross_entropy(self.model(v), labels)
 
         made = self.adversary.views(self.model, lambda: loss, x, self.progress)
-        losses = [self.through(view, loss) for view in made]
+        losses = [through(self.model, view, loss) for view in made]
         adv = average(losses)
         clean = [loss(x)] if self.adversary.combine == "branches" else []
         return self.told(x, made, {"loss": average([*clean, *losses]), "loss_adv": adv})
-
-    def through(self, view: AdversarialView, loss: Loss) -> Tensor:
-        """The loss of an adversarial view in its branch."""
-        with self.model.use_branch(view.branch):
-            return loss(view.x)
 
     def told(self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parts, with the selector's; the budget is told of the adversarial loss."""
@@ -68,7 +63,7 @@ class Trades(AdversarialTraining):
         made = self.adversary.views(self.model, aim, x, self.progress)
         logits = self.model(x).float()
         clean = cross_entropy(logits, labels)
-        adv = average([self.through(view, lambda v: divergence(logits, self.model(v).float())) for view in made])
+        adv = average([through(self.model, view, lambda v: divergence(logits, self.model(v).float())) for view in made])
         return self.told(x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv})
 
 

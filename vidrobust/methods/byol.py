@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vidrobust.attacks import Loss
 from vidrobust.data import Record
 from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -50,8 +50,7 @@ class BYOL(Method):
             return {"loss": clean}
         found = []
         for view in self.adversary.views(self.model, lambda: self._toward(views[:, 0]), views[:, 0], self.progress):
-            with self.model.use_branch(view.branch):
-                z_adv = self.model(view.x)
+            z_adv = through(self.model, view, self.model)
             both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv, view.branch)]
             found.append(_pairs(*both))
         adv = average(found)

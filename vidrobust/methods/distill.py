@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.attacks import Loss
-from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
 from vidrobust.methods.similarity import similarity
@@ -46,10 +46,6 @@ class Distill(Method):
         clean = -similarity(self.map(f), aim)
         if self.adversary is None:
             return {"loss": clean}
-        found = []
-        for view in made:
-            with self.model.use_branch(view.branch):
-                found.append(-similarity(self.model(view.x), f))
-        adv = average(found)
+        adv = average([-similarity(through(self.model, view, self.model), f) for view in made])
         self.adversary.budget.saw(1 + adv)
         return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}

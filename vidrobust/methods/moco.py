@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
-from vidrobust.methods.adversarial import average
+from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import info_nce
 from vidrobust.methods.method import Method
@@ -83,11 +83,12 @@ class MoCo(Method):
         self, adversary: Adversary, clean: Tensor, losses: Callable[[Tensor], Tensor], views: Tensor
     ) -> dict[str, Tensor]:
         """CLAE with the queue's negatives: the adversarial view of the first one asks as well."""
-        found = []
-        for view in adversary.views(self.model, lambda: lambda v: losses(self.model(v)), views[:, 0], self.progress):
-            with self.model.use_branch(view.branch):
-                found.append(losses(self.model(view.x)))
-        adv = average(found)
+
+        def asked(v: Tensor) -> Tensor:
+            return losses(self.model(v))
+
+        made = adversary.views(self.model, lambda: asked, views[:, 0], self.progress)
+        adv = average([through(self.model, view, asked) for view in made])
         adversary.budget.saw(adv)
         return {"loss": clean + self.alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
