@@ -30,6 +30,7 @@ def advcl(radius=2.0):
     return method.train()
 
 
+@pytest.mark.usefixtures("exact")
 def test_it_is_its_formula(batch):
     """SupCon over [adv, x1, x2, high] + weight * mean cross-entropy of the heads, a norm branch each."""
     views, ids, labels = batch

@@ -29,6 +29,8 @@ from vidrobust.methods import (
 from vidrobust.methods.false_negatives import quantile
 from vidrobust.models import add_branches, build_model
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)  # of 8 hidden units, all may be dead
 EPS, T = 0.02, 0.5
 PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": partial(acl, pairing="a2a"), "dynacl": dynacl,
@@ -77,13 +79,13 @@ def grads(loss, model):
 
 
 def assert_same(ours, theirs, model, other):
-    """Losses and gradients; a few pixels whose gradient is 0 but for rounding may have moved the other way."""
+    """Losses and gradients, to the rounding of losses, which are float32 whatever the embeddings are."""
     assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=1e-4)
     a, b = grads(ours, model), grads(theirs, other)
     largest = max(g.abs().max() for g in b.values())
     assert a.keys() == b.keys() and largest > 1e-4
     for key in a:
-        assert torch.allclose(a[key], b[key], atol=1e-2 * largest), key
+        assert torch.allclose(a[key], b[key], atol=1e-4 * largest), key
 
 
 def test_clae_as_published(batch):

@@ -13,6 +13,8 @@ from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, 
 from vidrobust.methods.adversarial_training import divergence
 from vidrobust.models import add_branches, build_model
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 TINY = Model(backbone="r2plus1d_10", width=4)
 
 

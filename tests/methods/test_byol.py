@@ -119,6 +119,7 @@ def test_the_video_to_be_taken_for_by_a_loop():
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam"])
+@pytest.mark.usefixtures("exact")
 def test_taro_is_its_formula(name):
     """L(x1, x2) + weight L(x1, x_adv), x_adv moved toward the clean embedding of the video that confuses most."""
     views, ids = torch.rand(4, 2, 3, 2, 16, 16), torch.arange(4)

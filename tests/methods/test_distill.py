@@ -31,6 +31,7 @@ def student(adversary=None, width=8):
 
 
 @pytest.mark.parametrize("width", [8, 6])
+@pytest.mark.usefixtures("exact")
 def test_deacl_is_its_formula(batch, width):
     """-cos(f(x), f_T(x)) - gamma cos(f(x_adv), f(x)); x_adv leaves the teacher, in eval mode."""
     views, ids, labels = batch

@@ -117,6 +117,7 @@ def test_siblings_go_besides_and_unknown_groups_are_nobodys(batch):
             assert found[i, j] == ({a, b} == {0, 1})
 
 
+@pytest.mark.usefixtures("exact")
 def test_the_adversary_meets_the_same_masks(batch):
     """What is removed between the first two clean views is removed from the adversarial loss and the attack's."""
     views, ids, labels = batch

@@ -50,6 +50,7 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
         assert torch.equal(b, buffers[key]), key
 
 
+@pytest.mark.usefixtures("exact")
 def test_the_adversarial_term_is_the_papers(batch):
     """L(z1, z2) + alpha L(z1, z_adv): a transcription of METHODS section 2.1 with za and zb computed apart."""
     views, ids, labels = batch
