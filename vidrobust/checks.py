@@ -43,8 +43,16 @@ _NO_REMOVAL = {**dict.fromkeys(("supervised", "byol", "simsiam", "distill"), "ha
                "supcon": "has positives by label", **dict.fromkeys(("plain", "uel"), "has no masks")}  # fmt: skip
 
 
+# methods whose loss has no place for negatives of diminished semantics
+_NO_NEGATIVES = {"uel": "is a batch criterion over its own views", "supervised": "learns from labels",
+                 "distill": "learns from a teacher"}  # fmt: skip
+
+
 def require_used(method: Method) -> None:
-    """Raises UserError for a removal of false negatives that the method would not look at."""
+    """Raises UserError for a removal of false negatives, or for negatives, that the method would not look at."""
+    if method.name in _NO_NEGATIVES and method.negatives.names:
+        raise UserError(f"method.negatives.names=[{','.join(method.negatives.names)}]: {method.name} "
+                        f"{_NO_NEGATIVES[method.name]}; leave it empty")  # fmt: skip
     rule = method.false_negatives.rule
     if method.name in _NO_REMOVAL and rule != "none":
         raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")

@@ -29,14 +29,15 @@ from vidrobust.options import (
     Method,
     Model,
     MotionShapes,
+    Negatives,
     Optim,
     Train,
 )
 
 __all__ = [
     "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "FalseNegatives", "Method", "Model",
-    "MotionShapes", "Optim", "Train", "config_sha", "differences", "get", "help_text", "load", "loads", "options",
-    "require_used", "to_yaml",
+    "MotionShapes", "Negatives", "Optim", "Train", "config_sha", "differences", "get", "help_text", "load", "loads",
+    "options", "require_used", "to_yaml",
 ]  # fmt: skip
 
 

@@ -173,6 +173,21 @@ class FalseNegatives:
 
 
 @dataclass
+class Negatives:
+    names: list[str] = option([], "negatives of diminished semantics, made of each video's first view "
+                              "(docs/methods.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse, "
+                              "tube_shuffle; empty: none")  # fmt: skip
+    count: int = option(1, "so many of each", low=0)
+    alpha: float = option(2.0, "factor of their similarity in the loss (simclr, supcon, moco, plain), or weight of "
+                          "their term (byol, simsiam); 0: no negatives", low=0)  # fmt: skip
+    patch_px: list[int] = option([16, 72], "side of a patch, from and to, in a frame of 224 pixels; scaled for others",
+                                 low=1)  # fmt: skip
+    turn: bool = option(False, "flip patches and turn them by right angles at random")
+    tube: int = option(4, "tube: frames of one", low=1)
+    grid: int = option(4, "tube_shuffle: tubes a side", low=2)
+
+
+@dataclass
 class Method:
     name: str = option(
         "simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised, distill"
@@ -196,6 +211,7 @@ class Method:
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
     false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
+    negatives: Negatives = field(default_factory=Negatives)
 
 
 @dataclass

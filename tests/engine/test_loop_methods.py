@@ -10,7 +10,7 @@ from tests.engine.test_loop import _cfg, _equal, _train
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite
 
-REMOVAL, ADVERSARY = "method.false_negatives.", "method.adversary."
+REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
 KEEPING = {
     "moco": ["method.name=moco", "method.queue=8", f"{REMOVAL}rule=cluster", f"{REMOVAL}clusters=2"],
     "byol": ["method.name=byol", "method.predictor=8"],
@@ -18,6 +18,7 @@ KEEPING = {
     "acl": [f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=2", f"{ADVERSARY}schedule=adaptive"],
     "free": ["method.name=supervised", f"{ADVERSARY}name=free"],
     "moco and clae": ["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"],
+    "negatives": [f"{NEGATIVES}names=[patch,shuffle]", f"{NEGATIVES}count=2"],
     "detector": [f"{REMOVAL}rule=adaptive_rate", f"{REMOVAL}encoder=momentum", f"{REMOVAL}warmup=0.3"],
 }
 
@@ -45,6 +46,10 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         (["method.clips_per_video=3"], 3, 3),
         (["method.name=moco", "method.queue=8"], 2, 1),
         (["method.name=byol"], 4, 2),
+        ([f"{NEGATIVES}names=[patch]"], 3, 3),
+        ([f"{NEGATIVES}names=[patch,freeze]", f"{NEGATIVES}count=2", "method.name=moco", "method.queue=8"], 6, 1),
+        ([f"{NEGATIVES}names=[patch]", "method.name=byol"], 5, 2),
+        ([f"{NEGATIVES}names=[patch]", f"{ADVERSARY}name=clae"], 5, 5),
         (["method.name=supervised"], 1, 1),
         ([f"{ADVERSARY}name=clae"], 4, 4),
         ([f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-4/255,l2-1]"], 6, 6),
@@ -145,3 +150,20 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
             patch.setattr(start, "build_records", turned)
             states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
         assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
+
+
+def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf, tmp_path):
+    words = [f"{NEGATIVES}names=[patch,tube_shuffle]"]
+    runs = {name: _train(_cfg(ucf, *more), tmp_path / name) for name, more in {
+        "here": words, "workers": [*words, "data.workers=2"], "alpha": [*words, f"{NEGATIVES}alpha=0"],
+        "count": [*words, f"{NEGATIVES}count=0"], "plain": [],
+    }.items()}  # fmt: skip
+
+    def weights(name):
+        return runs[name]["model"]
+
+    assert _equal(weights("here"), weights("workers"))
+    assert _equal(weights("alpha"), weights("plain")) and _equal(weights("count"), weights("plain"))
+    assert not _equal(weights("here"), weights("plain"))
+    rows = [json.loads(line) for line in (tmp_path / "here/metrics.jsonl").read_text().splitlines()]
+    assert all(-1 <= row["negative_cosine"] <= 1 for row in rows if row["split"] == "train")

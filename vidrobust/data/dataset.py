@@ -32,7 +32,12 @@ from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec, draw_view, faded
 
 Key = tuple[int, int]  # epoch, index
-_SAMPLE, _ORDER, _REPLACE = 0, 1, 2  # streams of the run's seed, so that none draws what another has drawn
+_SAMPLE, _ORDER, _REPLACE, _NEGATIVE = (
+    0,
+    1,
+    2,
+    3,
+)  # streams of the run's seed, so that none draws what another has drawn
 _REPLACEMENTS = 100  # bad videos in a row, after which it is not the video's fault
 
 
@@ -147,6 +152,10 @@ class ClipDataset(Dataset):
         """(frame indices (V, T) of a sample whose video has `num_frames`, the generator that then draws its views)."""
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
         return self.sample_clips(num_frames, self.spec, rng), rng
+
+    def negative_rngs(self, epoch: int, index: Tensor) -> list[np.random.Generator]:
+        """What draws the negatives of the samples `index`, which come from their augmented clips."""
+        return [np.random.default_rng([self.seed, _NEGATIVE, epoch, i]) for i in index.tolist()]
 
     @property
     def _shape(self) -> tuple[int, ...]:

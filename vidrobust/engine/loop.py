@@ -27,7 +27,7 @@ from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output
 from vidrobust.engine.start import Run, build_run
 from vidrobust.errors import UserError
-from vidrobust.views import apply_draws, to_float
+from vidrobust.views import apply_draws, negatives, to_float
 
 
 class Stopped(Exception):
@@ -92,6 +92,9 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
             if distributed.any_rank(bool(batch.failed or stopping or run.too_many_bad), device):
                 _leave(run, step, batch, main)
             views, ids, labels = _to_device(batch, device)
+            if method.negatives.names:
+                rngs = dataset.negative_rngs(step // run.per_epoch, batch.index)
+                views = torch.cat([views, negatives(views[:, 0], method.negatives, rngs)], 1)
             method.progress = step / run.total
             if step % run.per_epoch == 0:
                 method.start_epoch()

@@ -26,6 +26,7 @@ from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
 from vidrobust.methods.uses import RULE_OPTIONS
 from vidrobust.models import Model, build_model, normed_mlp
+from vidrobust.views import NEGATIVES, NegativeSpec, require_room
 
 
 def _adversary(cfg: config.Config) -> Adversary | None:
@@ -154,6 +155,22 @@ def _distill(cfg: config.Config, classes: int) -> Method:
     return Distill(_model(cfg, "none"), _adversary(cfg), cfg.method.adversary.gamma)
 
 
+def _negatives(cfg: config.Config) -> NegativeSpec:
+    """None where they count nothing."""
+    wanted = cfg.method.negatives
+    for name in wanted.names:
+        lookup(NEGATIVES, name, "method.negatives.names")
+    if len(wanted.patch_px) != 2:
+        raise UserError(f"method.negatives.patch_px={wanted.patch_px}: two sides, from and to")
+    spec = NegativeSpec(tuple(wanted.names) if wanted.alpha and wanted.count else (), wanted.count,
+                        (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid)  # fmt: skip
+    try:
+        require_room(spec, cfg.data.frames, cfg.data.size)
+    except ValueError as error:
+        raise UserError(f"method.negatives: {error}") from None
+    return spec
+
+
 METHODS: dict[str, Callable[[config.Config, int], Method]] = {
     "simclr": _simclr, "moco": _moco, "byol": _byol, "simsiam": _simsiam, "supcon": _supcon, "plain": _instdisc,
     "uel": _instdisc, "supervised": _supervised, "distill": _distill,
@@ -170,5 +187,6 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
     one_sided = cfg.method.adversary.name == "acl" and cfg.method.adversary.pairing != "ds"
     method.skips = one_sided or (cfg.method.name == "supervised" and cfg.method.head_first > 0)
+    method.negatives, method.alpha_negatives = _negatives(cfg), cfg.method.negatives.alpha
     together = cfg.method.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

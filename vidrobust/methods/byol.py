@@ -13,6 +13,7 @@ from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.similarity import similarity
 from vidrobust.models import Model
 
@@ -23,7 +24,8 @@ class BYOL(Method):
     The target is a momentum encoder's embedding; without one, the model's own with its gradient stopped, which is
     SimSiam (whose loss, -cos, is this one's half less 1). Nothing is pushed away: there are no false negatives.
     adversary: TARO (Kim et al., NeurIPS 2023; METHODS section 4.7): x_adv moves the first view toward the video of the
-    batch that `confusing` names, and L(x1, x2) + weight L(x1, x_adv) is learned.
+    batch that `confusing` names, and L(x1, x2) + weight L(x1, x_adv) is learned. Negatives of diminished semantics
+    (paper C; METHODS section 3.1): + `alpha_negatives` times the mean cosine of the predictions with their targets.
     """
 
     def __init__(
@@ -39,23 +41,39 @@ class BYOL(Method):
             self.target.start_from(self.model)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; neither ids nor labels are looked at."""
+        """views (B, V + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
         z = [self.model(views[:, v]) for v in range(self.views)]
         if self.target is not None and self.training:
             self.target.follow(self.model, self.progress)
         targets = [self._target(views[:, v], each) for v, each in enumerate(z)]
         predicted = [self.predictor(each) for each in z]
-        clean = _pairs(predicted, targets)
+        pushed = self._embed_negatives(views)
+        clean = self._losses(predicted, targets, pushed)
+        told = {} if pushed is None else {"negative_cosine": cosines([predicted[0].detach()], pushed).mean(1)}
         if self.adversary is None:
-            return {"loss": clean}
+            return {"loss": clean} | told
         found = []
         for view in self.adversary.views(self.model, lambda: self._toward(views[:, 0]), views[:, 0], self.progress):
             z_adv = through(self.model, view, self.model)
             both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv, view.branch)]
-            found.append(_pairs(*both))
+            found.append(self._losses(*both, pushed))
         adv = average(found)
         self.adversary.budget.saw(adv)
-        return {"loss": clean + self.weight * adv, "loss_clean": clean, "loss_adv": adv}
+        return {"loss": clean + self.weight * adv, "loss_clean": clean, "loss_adv": adv} | told
+
+    def _losses(self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None) -> Tensor:
+        """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
+        loss = _pairs(predicted, targets)
+        if pushed is None:
+            return loss
+        return loss + self.alpha_negatives * cosines(predicted, pushed).mean(1).view(len(predicted), -1).mean(0)
+
+    @torch.no_grad()
+    def _embed_negatives(self, views: Tensor) -> Tensor | None:
+        """The targets (B, M, D) of negatives."""
+        encoder = self.model if self.target is None else self.target
+        found = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
+        return torch.stack(found, 1) if found else None
 
     def _target(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:
         if self.target is None:

@@ -14,7 +14,7 @@ from vidrobust.methods.removal import Masks
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.models import Model
 
-PairLoss = Callable[[Tensor, Tensor, float], Tensor]
+PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
 
 class InstDisc(SimCLR):
@@ -33,25 +33,30 @@ class InstDisc(SimCLR):
 
     def _losses(
         self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
-        adversarial: Sequence[int] = (),
+        adversarial: Sequence[int] = (), extra: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.pair_loss(z[0], z[1], self.temperature).repeat(2)
+        own = None if extra is None else extra[: len(ids)]
+        return self.pair_loss(z[0], z[1], self.temperature, own).repeat(2)
 
 
-def plain(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D), of any norm."""
+def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
+    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D), of any norm.
+
+    extra: (B, M) logits of more negatives.
+    """
     with torch.autocast(a.device.type, enabled=False):
         a, candidates = F.normalize(a.float(), dim=1), distributed.gather(F.normalize(b.float(), dim=1))
         number = torch.arange(len(candidates), device=a.device)
         positives = number[distributed.here(len(a)), None] == number
-        return info_nce(a / temperature @ candidates.T, positives)
+        return info_nce(a / temperature @ candidates.T, positives, None, extra)
 
 
-def uel(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
     """-log P_ii' - sum over j of log(1 - P_ij) -> (B,), the mean of both views as anchors i.
 
     a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other view of i, j every
     row but these two. The released code stops the gradient at the second factor of a similarity, which no formula says.
+    extra: nothing; UEL takes no other negatives (`require_used`).
     """
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(torch.cat([a, b]).float(), dim=1)

@@ -10,14 +10,15 @@ from vidrobust.errors import UserError
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
 from vidrobust.models import Backbone, Model
+from vidrobust.views import NegativeSpec
 
 
 class Method(nn.Module):
     """`method(views, ids, labels) -> {"loss": (B,), ...}` around the model that it trains.
 
-    views (B, `views`, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). Losses are per video: the caller
-    reduces. Entries other than "loss" are its parts, for the log. What else a method keeps (a queue, a momentum
-    encoder) is in its state dict.
+    views (B, `views` + negatives, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). Behind the views come
+    the first one's `negatives`. Losses are per video: the caller reduces. Entries other than "loss" are its parts, for
+    the log. What else a method keeps (a queue, a momentum encoder) is in its state dict.
     """
 
     views: int  # clips drawn from each video
@@ -25,6 +26,8 @@ class Method(nn.Module):
     skips: bool = False  # whether some weights have no gradient in some steps
     replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
     progress: float = 0.0  # the share of training done, set before each step
+    negatives: NegativeSpec = NegativeSpec()  # of diminished semantics (paper C)
+    alpha_negatives: float = 1.0  # how much they count
     wants_teacher: bool = False  # `learn_from` one before `prepare`
     # buffers that all ranks keep alike, by what they gather or were given
     alike = ("removal.", "queue", "position", "steps", "pseudo.", "teacher.")

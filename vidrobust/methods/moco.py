@@ -14,6 +14,7 @@ from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import info_nce
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.removal import Masks, Removal
 from vidrobust.models import Model
 
@@ -26,6 +27,8 @@ class MoCo(Method):
     (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are computed in batches mixed over them, so that
     norms give nothing away. adversary: L(q) + alpha L(q_adv), where x_adv raises the loss of the first view against its
     keys and the queue (an extension of CLAE, METHODS section 2.4); q_adv goes through the adversarial norm branch.
+    Negatives of diminished semantics (paper C; METHODS section 3.1) go through the momentum encoder as keys do, with
+    the factor `alpha_negatives` on their similarity, and are not enqueued.
     """
 
     queue: Tensor
@@ -57,11 +60,12 @@ class MoCo(Method):
         super().prepare(records)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels are not looked at."""
+        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels are not seen."""
         query = self.model(views[:, 0])
         if self.training:
             self.encoder.follow(self.model, self.progress)
-        keys = self._keys(views[:, 1:])
+        keys = self._keys(views[:, 1 : self.views])
+        pushed = self._keys(views[:, self.views :]).transpose(0, 1) if views.shape[1] > self.views else None
         masks = self._masks(F.normalize(query.detach().float(), dim=1), keys, ids)
         queue = self.queue.clone()  # it changes before the backward pass
 
@@ -70,13 +74,16 @@ class MoCo(Method):
                 query = F.normalize(query.float(), dim=1)
                 own = torch.einsum("bd,vbd->bv", query, keys)
                 positives, ignore, weights = masks
-                return info_nce(torch.cat([own, query @ queue.T], 1) / self.temperature, positives, ignore, None,
+                extra = None if pushed is None else self.alpha_negatives * cosines([query], pushed) / self.temperature
+                return info_nce(torch.cat([own, query @ queue.T], 1) / self.temperature, positives, ignore, extra,
                                 weights)  # fmt: skip
 
         loss = losses(query)
         parts = {"loss": loss} if self.adversary is None else self._with_adversary(self.adversary, loss, losses, views)
         if self.training:
             self._enqueue(keys, ids)
+        if pushed is not None:
+            parts["negative_cosine"] = cosines([query.detach()], pushed).mean(1)
         return parts
 
     def _with_adversary(

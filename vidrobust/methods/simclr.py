@@ -13,6 +13,7 @@ from vidrobust.methods.adversary import AdversarialView, Adversary, selection
 from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.removal import Masks, Removal
 from vidrobust.models import Model
 
@@ -23,7 +24,9 @@ class SimCLR(Method):
     With false-negative removal (paper A), negatives are looked through first, on the clean embeddings, detached: the
     model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
     clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
-    loss that the attack raises. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in losses with adversarial views.
+    loss that the attack raises. Negatives of diminished semantics (paper C) are extra columns of all these losses, for
+    the anchors of the video whose first view they were made of. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in
+    losses with adversarial views.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class SimCLR(Method):
         self.asymmetry, self.hard = asymmetry, hard
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V, C, T, H, W) in [0, 1], ids (B,) one a video; labels are not looked at.
+        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) one a video; labels are not looked at.
 
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
@@ -51,7 +54,11 @@ class SimCLR(Method):
             places = tuple(like)
             if places not in masks:
                 masks[places] = self._masks([looked_at(v) for v in places], ids, first=places == everyone)
-            return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial)
+            extra = None
+            if pushed is not None:
+                found = cosines(of, pushed.detach() if stop else pushed)
+                extra = found * self.alpha_negatives / self.temperature
+            return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial, extra=extra)
 
         @functools.cache
         def looked_at(view: int) -> Tensor:
@@ -62,14 +69,21 @@ class SimCLR(Method):
         s = Streams(self.model, clips, anchors, self.adversary, self.progress)
         if self.detector is not None and self.training:
             self.detector.follow(self.model, self.progress)
+        pushed = self._embed_negatives(views)
         if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
             clean = s.clean
+        told = {} if pushed is None else {"negative_cosine": cosines([s.z(0).detach()], pushed.detach()).mean(1)}
         if self.adversary is None:
-            return {"loss": clean}
-        parts = self.pairing(s)
+            return {"loss": clean} | told
+        parts = self.pairing(s) | told
         self.adversary.budget.saw(parts["loss_adv"])
         chosen = selection(self.model, clips[0], [AdversarialView(v.x[: len(ids)], v.branch) for v in s.made])
         return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
+
+    def _embed_negatives(self, views: Tensor) -> Tensor | None:
+        """(B, M, D), with gradient: as other negatives of the batch; each in a pass of its own."""
+        found = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
+        return torch.stack(found, 1) if found else None
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.detector is not None:
@@ -78,17 +92,21 @@ class SimCLR(Method):
 
     def _losses(
         self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
-        adversarial: Sequence[int] = (),
+        adversarial: Sequence[int] = (), extra: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop, adversarial: as `Streams` says."""
+        """V embeddings (B, D) of each video -> (V * B,), a loss an anchor; stop, adversarial: as `Streams` says.
+
+        extra: (V * B, M) logits of negatives.
+        """
         keys = self._keys(ids, labels).repeat(len(z))
         asymmetric = None
         if adversarial and self.asymmetry is not None:
             which = torch.tensor([v in adversarial for v in range(len(z))], device=keys.device)
             asymmetric = which.repeat_interleave(len(ids)), self.asymmetry
         return nt_xent(
-            torch.cat(list(z)), keys, self.temperature, masks.ignore, attract=masks.attract, weights=masks.weights,
-            chunk=self.chunk, stop=stop, asymmetric=asymmetric, hard=self.hard if adversarial else None,
+            torch.cat(list(z)), keys, self.temperature, masks.ignore, extra, attract=masks.attract,
+            weights=masks.weights, chunk=self.chunk, stop=stop, asymmetric=asymmetric,
+            hard=self.hard if adversarial else None,
         )  # fmt: skip
 
     def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:

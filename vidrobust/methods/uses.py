@@ -21,6 +21,9 @@ RULE_OPTIONS: dict[str, dict[str, str]] = {
     "adaptive_rate": {"rate": "rate", "warmup": "warmup"}, "mean_std": {"sigmas": "k"},
     "cluster": {}, "oracle": {}, "sibling": {},
 }  # fmt: skip
+# kind of negative -> the options of `method.negatives` that it takes besides count and alpha
+_PATCHES = ("patch_px", "turn")
+NEGATIVE_OPTIONS = {"patch": _PATCHES, "patch_frames": _PATCHES, "tube": (*_PATCHES, "tube"), "tube_shuffle": ("grid",)}
 
 
 def _with_pairs(method: config.Method) -> set[str]:
@@ -35,7 +38,9 @@ def _with_pairs(method: config.Method) -> set[str]:
 def without_effect(method: config.Method) -> list[str]:
     """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
     rule, default = method.false_negatives.rule, config.Method()
-    used = {"name", "norm", "adversary.name", "false_negatives.rule"} | USES[method.name]
+    used = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"} | USES[method.name]
+    for name in method.negatives.names:
+        used |= {f"negatives.{option}" for option in ("count", "alpha", *NEGATIVE_OPTIONS.get(name, ()))}
     if method.adversary.name != "none":
         recipe = RECIPES[method.adversary.name]
         alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()
