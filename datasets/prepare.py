@@ -1,12 +1,14 @@
-"""Prepare a data set: probe its files once, re-encode them for training, or write corrupted copies.
+"""Prepare a data set: probe its files once, re-encode them for training, write corrupted copies, or textures.
 
     python datasets/prepare.py scan data.name=ucf101 data.root=/path/to/ucf101
     python datasets/prepare.py resize data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_128
     python datasets/prepare.py corrupt data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_c \
         eval.corruption.names=[fog,h264_crf] eval.corruption.severities=[3,5]
+    python datasets/prepare.py texture data.name=ucf101 data.root=/path/to/ucf101 --output /path/to/ucf101_texture
 
 scan writes <data.root>/manifest.jsonl, for data.manifest=FILE, and manifest.jsonl.bad.txt, files and reasons.
 corrupt writes a data set a corruption and severity, <output>/fog/3; evaluations need none, they corrupt on the fly.
+texture writes what each file's two patches, the central one and a random one, make a texture of, for data.twins.
 """
 
 import argparse
@@ -17,29 +19,39 @@ from pathlib import Path
 from vidrobust import cli, config
 from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan
 from vidrobust.data.reencode import CODECS
+from vidrobust.data.twins import KINDS
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
 from vidrobust.evaluation.corruption import check_corruptions, without_effect
 
 # of corrupted copies: what their encoder adds should be little
 _FINE = Encoding(short_side=256, codec="libx264", quality=10)
+_TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving")
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("scan", "resize", "corrupt"))
+    parser = cli.parser(__doc__, ("scan", "resize", "corrupt", "texture"))
     parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
-    parser.add_argument("--output", type=Path, help="scan: the manifest; resize, corrupt: the folder of the copies")
+    parser.add_argument("--output", type=Path, help="scan: the manifest; otherwise the folder of the copies")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files at a time (all cores)")
-    parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (60; resize, corrupt 600)")
+    parser.add_argument("--timeout", type=float, default=None, help="seconds a file may take (scan 60; copies 600)")
     for name, help in (
-        ("short_side", "pixels of the short side, never enlarged"),
+        ("short_side", "pixels of the short side, never enlarged; of a texture's sides"),
         ("gop", "frames from one key frame to the next"),
         ("quality", "quantiser, 1 (best) to 31; CRF of libx264, 0 to 51"),
     ):
-        usual, fine = (getattr(encoding, name) for encoding in (Encoding(), _FINE))
-        said = f"{usual}" if usual == fine else f"{usual}; corrupt {fine}"
+        usual, fine, texture = (getattr(encoding, name) for encoding in (Encoding(), _FINE, _TEXTURE))
+        said = f"{usual}" if usual == fine == texture else f"{usual}; corrupt {fine}; texture {texture}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{help} ({said})")
-    parser.add_argument("--codec", choices=CODECS, help=f"resize {Encoding.codec}, corrupt {_FINE.codec}")
+    parser.add_argument("--codec", choices=CODECS, help=f"resize {Encoding.codec}; otherwise {_FINE.codec}")
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        default=_TEXTURE.texture,
+        help="texture: of a video's middle frame, or of all frames, which moves (moving)",
+    )
+    parser.add_argument("--patch", type=int, default=_TEXTURE.patch_px,
+                        help="texture: side of a patch, pixels; less of sources below 224 (96)")  # fmt: skip
     args = parser.parse_intermixed_args()
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
@@ -67,6 +79,10 @@ def main() -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if args.command == "resize":
         copy(cfg, records, args, args.output, dataclasses.replace(Encoding(), **given))
+        return
+    if args.command == "texture":
+        texture = dataclasses.replace(_TEXTURE, **given, texture=args.kind, patch_px=args.patch, seed=cfg.seed)
+        copy(cfg, records, args, args.output, texture)
         return
     names = check_corruptions(cfg.eval.corruption.names)
     for line in without_effect(names, 1, images=True) if all(is_image(record.path) for record in records) else ():

@@ -46,6 +46,8 @@ class Data:
         "torchvision:NAME, motionshapes",
     )
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
+    twins: str = option("", "folder of the textures of its files, what datasets/prepare.py texture wrote; for "
+                        "method.negatives.names=[texture]")  # fmt: skip
     manifest: str = option("", "what datasets/prepare.py scan wrote; empty: files are taken as they are")
     fold: int = option(1, "which official split: 1, 2, 3 (UCF101, HMDB51); 2 is texture-swapped (motionshapes)", low=1)
     validation: float = option(
@@ -176,8 +178,8 @@ class FalseNegatives:
 class Negatives:
     names: list[str] = option([], "negatives of diminished semantics, made of each video's first view "
                               "(docs/methods.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse, "
-                              "tube_shuffle; empty: none")  # fmt: skip
-    count: int = option(1, "so many of each", low=0)
+                              "tube_shuffle, texture (of data.twins); empty: none")  # fmt: skip
+    count: int = option(1, "so many of each, but of texture one", low=0)
     alpha: float = option(2.0, "factor of their similarity in the loss (simclr, supcon, moco, plain), or weight of "
                           "their term (byol, simsiam); 0: no negatives", low=0)  # fmt: skip
     patch_px: list[int] = option([16, 72], "side of a patch, from and to, in a frame of 224 pixels; scaled for others",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.test_adversarial import T, ascend, assert_same, attack, branched, loop
+from tests.methods.test_adversarial import T, ascend, assert_same, attack, branched
 from vidrobust.attacks import ThreatModel
 from vidrobust.config import Config, Model
 from vidrobust.errors import UserError

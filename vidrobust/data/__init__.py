@@ -58,6 +58,7 @@ from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.scan import apply_manifest, read_manifest, scan
 from vidrobust.data.source import Source, SourceVideos
 from vidrobust.data.synthetic import make_motionshapes
+from vidrobust.data.twins import Twins
 from vidrobust.data.workers import worker_deaths
 from vidrobust.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
@@ -157,11 +158,13 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 
 def train_dataset(
-    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0
-) -> ClipDataset:
+    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0, *,
+    twins: bool = False,
+) -> ClipDataset:  # fmt: skip
     """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
 
-    epochs: of the run, over which augmentations weaken where augment.fade says so.
+    epochs: of the run, over which augmentations weaken where augment.fade says so. twins: of data.twins, for the first
+    clip. Raises UserError where a video has none.
     """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
@@ -182,7 +185,15 @@ def train_dataset(
         if augment.corruptions else None
     )  # fmt: skip
     return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
-                    fade=epochs if augment.fade else 0)  # fmt: skip
+                    fade=epochs if augment.fade else 0, twins=_twins(cfg, records) if twins else None)  # fmt: skip
+
+
+def _twins(cfg: config.Data, records: list[Record]) -> Twins:
+    if not cfg.twins:
+        raise UserError("data.twins is empty: say where datasets/prepare.py texture has written the textures")
+    twins = Twins(cfg.root, cfg.twins)
+    twins.require(records)
+    return twins
 
 
 def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
@@ -216,11 +227,11 @@ def corrupted_videos(
 
 def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
-    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0,
+    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0, twins: Twins | None = None,
 ) -> ClipDataset:  # fmt: skip
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
         records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
-        corrupt=corrupt, fade=fade,
+        corrupt=corrupt, fade=fade, twins=twins,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import mmap
 import os
 import pickle
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ from vidrobust.data.images import in_memory
 from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
+from vidrobust.data.twins import Twins, twin_draw
 from vidrobust.data.workers import start_worker
 from vidrobust.errors import UserError
-from vidrobust.views import AugmentSpec, draw_view, faded
+from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
 
 Key = tuple[int, int]  # epoch, index
 _SAMPLE, _ORDER, _REPLACE, _NEGATIVE = (
@@ -78,7 +79,8 @@ class ClipDataset(Dataset):
     timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
     replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
     corrupt: what a clip may become of natural corruptions, drawn after everything else. fade: epochs over which the
-    view's augmentations weaken (`faded`); 0: they stay.
+    view's augmentations weaken (`faded`); 0: they stay. twins: where the files' texture twins lie; the first
+    clip's, at the same frames under the same draw, then comes behind the V clips.
     """
 
     def __init__(
@@ -94,12 +96,13 @@ class ClipDataset(Dataset):
         replace: bool = False,
         corrupt: Corrupt | None = None,
         fade: int = 0,
+        twins: Twins | None = None,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
-        self.corrupt, self.fade = corrupt, fade
+        self.corrupt, self.fade, self.twins = corrupt, fade, twins
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child, np.ndarray] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
@@ -159,7 +162,8 @@ class ClipDataset(Dataset):
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return (self.spec.clips, self.spec.frames, self.view.size, self.view.size, 3)
+        clips = self.spec.clips + (self.twins is not None)
+        return (clips, self.spec.frames, self.view.size, self.view.size, 3)
 
     def _sample(self, epoch: int, index: int, out: np.ndarray) -> dict[str, Any] | Failure:
         """Read, crop and resize into `out`. What it returns holds no tensor: torch sends those by way of files."""
@@ -171,14 +175,22 @@ class ClipDataset(Dataset):
             with open_video(record.path, backend=backend, frames=record.frames) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames)
                 view = faded(self.view, epoch, self.fade) if self.fade else self.view
-                draws = _take_views(video, record.path, indices, view, rng, out)
+                draws, size = _take_views(
+                    video, record.path, indices, lambda h, w: [draw_view(view, h, w, rng) for _ in indices], out
+                )
                 fps = video.fps
+            if self.twins is not None:
+                path, first = self.twins(record.path), draws[0]
+                with open_video(path, backend=self.backend) as twin:
+                    found, _ = _take_views(twin, path, indices[:1], lambda h, w: [twin_draw(first, size, (h, w))],
+                                           out[len(indices) :])  # fmt: skip
+                draws = draws + found
             if self.corrupt:
                 out[:] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out]
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {
-            "draws": draws,
+            "draws": np.array([draw.columns for draw in draws], np.float32),
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
@@ -215,11 +227,12 @@ class _Packed(Sequence[Record]):
 
 
 def _take_views(
-    video: Video, path: str, indices: np.ndarray, view: AugmentSpec, rng: np.random.Generator, out: np.ndarray
-) -> np.ndarray:
-    """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3); returns the draws.
+    video: Video, path: str, indices: np.ndarray, draw: Callable[[int, int], list[ViewDraw]], out: np.ndarray
+) -> tuple[list[ViewDraw], tuple[int, int]]:
+    """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3).
 
-    A frame is decoded once, in order, however many clips show it, and only boxes are kept of it.
+    draw: (height, width) of the frames -> a draw a clip. Returns the draws and that size. A frame is decoded once, in
+    order, however many clips show it, and only boxes are kept of it.
     """
     unique, position = np.unique(indices, return_inverse=True)
     order = np.argsort(position, axis=None, kind="stable")
@@ -227,7 +240,7 @@ def _take_views(
     frames = checked_frames(video, path, unique)
     first = next(frames)
     height, width = first.shape[:2]
-    draws = [draw_view(view, height, width, rng) for _ in indices]
+    draws = draw(height, width)
     boxes = [np.empty((indices.shape[1], draw.height, draw.width, 3), np.uint8) for draw in draws]
     for frame, shown in zip(itertools.chain([first], frames), places, strict=True):
         for place in shown.tolist():
@@ -235,8 +248,8 @@ def _take_views(
             d = draws[v]
             boxes[v][t] = frame[d.top : d.top + d.height, d.left : d.left + d.width]
     for v, box in enumerate(boxes):
-        out[v] = resize(box, view.size, view.size)
-    return np.array([draw.columns for draw in draws], np.float32)
+        out[v] = resize(box, *out.shape[2:4])
+    return draws, (height, width)
 
 
 def collate(samples: list[Any]) -> Batch:

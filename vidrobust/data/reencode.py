@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,7 @@ from vidrobust.data.decoders import DecodeError, PyAV, one_line
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.records import Record, files_below
 from vidrobust.data.scan import probe, stamp
+from vidrobust.data.twins import KINDS, texture_frames
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
@@ -40,7 +41,8 @@ class Encoding:
 
     quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51 worst). corruption: a
     name of CORRUPTIONS, which changes each video as a whole, at `severity`, drawn from `seed` and the file's name;
-    empty: none. Raises UserError for a value out of range.
+    empty: none. texture: a kind of `texture_frames`, made of patches of `patch_px`, `short_side` then being the side of
+    the texture; empty: none. Raises UserError for a value out of range.
     """
 
     short_side: int = 128
@@ -50,30 +52,42 @@ class Encoding:
     corruption: str = ""
     severity: int = 0
     seed: int = 0
+    texture: str = ""
+    patch_px: int = 96
 
     def __post_init__(self) -> None:
         best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
-        for name, low, high in (("short_side", 8, 4096), ("gop", 1, 10_000), ("quality", best, worst)):
+        for name, low, high in (("short_side", 8, 4096), ("gop", 1, 10_000), ("quality", best, worst),
+                                ("patch_px", 5, 4096)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}={getattr(self, name)}: from {low} to {high} with {self.codec}")
         if self.codec not in CODECS:
             raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
         if self.corruption and (self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES):
             raise UserError(f"corruption={self.corruption} at severity {self.severity}: a known one, 1 to 5")
+        if self.texture not in ("", *KINDS):
+            raise UserError(f"texture={self.texture}: one of {', '.join(KINDS)}")
 
     def __str__(self) -> str:
         """What two calls that fill one folder must share."""
         fields = asdict(self)
-        if not self.corruption:
-            for name in ("corruption", "severity", "seed"):
-                del fields[name]
-        return json.dumps(fields)
+        unused = [] if self.corruption else ["corruption", "severity"]
+        unused += [] if self.texture else ["texture", "patch_px"]
+        unused += [] if self.corruption or self.texture else ["seed"]
+        return json.dumps({name: value for name, value in fields.items() if name not in unused})
 
     def change(self, frames: np.ndarray, name: str, fps: float = 25.0) -> np.ndarray:
         """The corruption, which there must be, of a video's frames (T, H, W, 3) uint8. name: the file's."""
-        rng = np.random.default_rng([self.seed, *(zlib.crc32(part.encode()) for part in (name, self.corruption)),
-                                     self.severity])  # fmt: skip
-        return corrupt(frames, self.corruption, self.severity, rng, fps)
+        return corrupt(frames, self.corruption, self.severity, self._rng(name), fps)
+
+    def texture_of(self, frames: Iterator[np.ndarray], count: int, name: str) -> Iterator[np.ndarray]:
+        """The texture, which there must be, of the `count` frames of the file of that name."""
+        return texture_frames(frames, count, self._rng(name), kind=self.texture, patch_px=self.patch_px,
+                              size=self.short_side)  # fmt: skip
+
+    def _rng(self, name: str) -> np.random.Generator:
+        words = (zlib.crc32(part.encode()) for part in (name, self.corruption or self.texture))
+        return np.random.default_rng([self.seed, *words, self.severity])
 
 
 def reencode(
@@ -191,7 +205,9 @@ def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> t
         else:
             stream.codec_context.qmin = stream.codec_context.qmax = encoding.quality
         frames = video.frames(np.arange(found["frames"]))
-        if encoding.corruption:
+        if encoding.texture:
+            frames = encoding.texture_of(frames, int(found["frames"]), name)
+        elif encoding.corruption:
             frames = iter(encoding.change(_shrunk(frames, encoding.short_side), name, float(rate)))
         for number, pixels in enumerate(frames):
             if number == 0:
@@ -225,24 +241,30 @@ def _size(height: int, width: int, short_side: int, *, even: bool) -> tuple[int,
 
 
 def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: Encoding, name: str) -> None:
-    """Images that are the frames of one clip; a corruption needs them to be of one size."""
+    """Images that are the frames of one clip; a corruption and a texture need them to be of one size."""
     small, formats = [], []
     for source in sources:
         with open_video(source) as image, Image.open(source) as original:
             pixels = Image.fromarray(next(iter(image.frames(np.array([0])))))
             formats.append(original.format)
         height, width = _size(pixels.height, pixels.width, encoding.short_side, even=False)
-        small.append(np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC)))
-    changed = encoding.change(np.stack(small), name) if encoding.corruption else small
-    for pixels, target, kind in zip(changed, targets, formats, strict=True):
+        small.append(
+            np.asarray(pixels if encoding.texture else pixels.resize((width, height), Image.Resampling.BICUBIC))
+        )
+    changed: Iterable[np.ndarray] = small
+    if encoding.texture:
+        changed = encoding.texture_of(iter(small), len(small), name)
+    elif encoding.corruption:
+        changed = encoding.change(np.stack(small), name)
+    for made, target, kind in zip(changed, targets, formats, strict=True):
         options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-        Image.fromarray(pixels).save(target, format=kind, **options)
+        Image.fromarray(made).save(target, format=kind, **options)
 
 
 def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str) -> None:
     target.mkdir()
     files = frame_files(source)
-    if encoding.corruption:
+    if encoding.corruption or encoding.texture:
         _shrink_images(files, [target / file.name for file in files], encoding, name)
     else:  # one by one: without a corruption nothing needs them all in memory
         for file in files:

@@ -155,20 +155,23 @@ def _distill(cfg: config.Config, classes: int) -> Method:
     return Distill(_model(cfg, "none"), _adversary(cfg), cfg.method.adversary.gamma)
 
 
-def _negatives(cfg: config.Config) -> NegativeSpec:
-    """None where they count nothing."""
+def _negatives(cfg: config.Config) -> tuple[NegativeSpec, bool]:
+    """Those that are made of views, and whether there are textures besides; none where they count nothing."""
     wanted = cfg.method.negatives
     for name in wanted.names:
-        lookup(NEGATIVES, name, "method.negatives.names")
+        lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")
+    if len(set(wanted.names)) != len(wanted.names):
+        raise UserError(f"method.negatives.names=[{','.join(wanted.names)}]: list different ones; count makes more")
     if len(wanted.patch_px) != 2:
         raise UserError(f"method.negatives.patch_px={wanted.patch_px}: two sides, from and to")
-    spec = NegativeSpec(tuple(wanted.names) if wanted.alpha and wanted.count else (), wanted.count,
+    names = wanted.names if wanted.alpha and wanted.count else []
+    spec = NegativeSpec(tuple(name for name in names if name != "texture"), wanted.count,
                         (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid)  # fmt: skip
     try:
         require_room(spec, cfg.data.frames, cfg.data.size)
     except ValueError as error:
         raise UserError(f"method.negatives: {error}") from None
-    return spec
+    return spec, "texture" in names
 
 
 METHODS: dict[str, Callable[[config.Config, int], Method]] = {
@@ -187,6 +190,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
     one_sided = cfg.method.adversary.name == "acl" and cfg.method.adversary.pairing != "ds"
     method.skips = one_sided or (cfg.method.name == "supervised" and cfg.method.head_first > 0)
-    method.negatives, method.alpha_negatives = _negatives(cfg), cfg.method.negatives.alpha
+    method.negatives, method.twin = _negatives(cfg)
+    method.alpha_negatives = cfg.method.negatives.alpha
     together = cfg.method.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method

@@ -16,9 +16,10 @@ from vidrobust.views import NegativeSpec
 class Method(nn.Module):
     """`method(views, ids, labels) -> {"loss": (B,), ...}` around the model that it trains.
 
-    views (B, `views` + negatives, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). Behind the views come
-    the first one's `negatives`. Losses are per video: the caller reduces. Entries other than "loss" are its parts, for
-    the log. What else a method keeps (a queue, a momentum encoder) is in its state dict.
+    views (B, `views` + M, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). The M behind the views are
+    negatives of the first one: its texture `twin`, and what `negatives` says. Losses are per video: the caller reduces.
+    Entries other than "loss" are its parts, for the log. What else a method keeps (a queue, a momentum encoder) is in
+    its state dict.
     """
 
     views: int  # clips drawn from each video
@@ -27,6 +28,7 @@ class Method(nn.Module):
     replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
     progress: float = 0.0  # the share of training done, set before each step
     negatives: NegativeSpec = NegativeSpec()  # of diminished semantics (paper C)
+    twin: bool = False  # whether a texture twin, which the loader brings, comes before them
     alpha_negatives: float = 1.0  # how much they count
     wants_teacher: bool = False  # `learn_from` one before `prepare`
     # buffers that all ranks keep alike, by what they gather or were given

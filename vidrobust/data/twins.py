@@ -1,0 +1,70 @@
+"""Texture twins (paper C): for each file of a data set one that shows its texture alone, under the same name."""
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from vidrobust.data.records import Record
+from vidrobust.errors import UserError
+from vidrobust.views.augment import ViewDraw
+from vidrobust.views.texture import patch_side, patches_of, synthesize
+
+KINDS = ("still", "moving")
+
+
+def texture_frames(
+    frames: Iterator[np.ndarray], count: int, rng: np.random.Generator, *, kind: str, patch_px: int, size: int
+) -> Iterator[np.ndarray]:
+    """The `count` frames (H, W, 3) uint8 of a clip -> as many of its texture, (S, S, 3), S = min(size, H, W).
+
+    The examples are two patches, the central one and a random one, of `patch_px` pixels (`patch_side`). kind: "still":
+    of the middle frame, and all frames are alike; "moving": of all frames, and what moves in them goes on moving. No
+    more of the clip is held than its patches. Raises ValueError for frames of less than 9 pixels a side.
+    """
+    first = next(frames)
+    short = min(first.shape[:2])
+    side, seed = patch_side(patch_px, short), int(rng.integers(2**63))
+    kept: list[list[np.ndarray]] = [[], []]
+    for number, frame in enumerate(itertools.chain([first], frames)):
+        if kind == "moving" or number == count // 2:
+            found = patches_of(frame[None], side, np.random.default_rng(seed))  # the same places in each frame
+            for examples, patch in zip(kept, found, strict=True):
+                examples.append(patch[0].copy())
+    made = synthesize([np.stack(examples) for examples in kept], min(size, short), rng)
+    yield from made if kind == "moving" else itertools.repeat(made[0], count)
+
+
+class Twins:
+    """Where the twins of a data set's files lie. Called with a record's path, it gives the path of its twin."""
+
+    def __init__(self, root: str, twins: str) -> None:
+        self.root, self.twins = (os.path.abspath(Path(folder).expanduser()) for folder in (root, twins))
+
+    def __call__(self, path: str) -> str:
+        return os.path.join(self.twins, os.path.relpath(os.path.abspath(path), self.root))
+
+    def require(self, records: Sequence[Record]) -> None:
+        """Raises UserError where a record has none."""
+        if any(record.path.startswith("torchvision:") for record in records):
+            raise UserError("method.negatives.names=[texture]: torchvision's data sets have no files, and so no twins; "
+                            "use patches, or a folder of images")  # fmt: skip
+        missing = [record for record in records if not os.path.exists(self(record.path))]
+        if missing:
+            raise UserError(
+                f"data.twins={self.twins}: {len(missing)} of {len(records)} files have no texture, first "
+                f"{self(missing[0].path)}; python datasets/prepare.py texture makes them"
+            )
+
+
+def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:
+    """The draw of a view of frames of `source` (height, width), for a twin that has another size: the same share."""
+    if source == twin:
+        return draw
+    down, right = twin[0] / source[0], twin[1] / source[1]
+    height, width = max(1, round(draw.height * down)), max(1, round(draw.width * right))
+    return replace(draw, top=min(round(draw.top * down), twin[0] - height), height=height, width=width,
+                   left=min(round(draw.left * right), twin[1] - width))  # fmt: skip

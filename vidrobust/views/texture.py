@@ -1,0 +1,185 @@
+"""Example-based texture synthesis: the superficial of a picture or clip, without its layout (METHODS section 3.3).
+
+Pixels are copied from examples, coarse to fine. At the coarsest level each takes, of all pixels of the examples, the
+one whose surroundings fit best and that is not shown too often already; at finer ones, of those that continue what its
+neighbours show (Ashikhmin 2001). A quarter of the pixels is done at a time, so that they can be done at once (Lefebvre
+and Hoppe 2005).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_REACH = 2  # pixels to each side of a neighbourhood
+_DIMS = 16  # principal components of neighbourhoods that are compared
+_ROUNDS = 2  # passes over a level, but for the finest, which has one
+_COARSE_PX = 14  # side of the examples at the coarsest level, at least
+_CROWD = 0.2  # what a pixel costs that is shown twice as often as its share, in variances of surroundings
+_COMPARED = 4  # frames of a clip
+
+
+def synthesize(examples: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    """A texture like the examples: (T, h, w, 3) uint8 each, all of one T -> (T, size, size, 3) uint8.
+
+    Each pixel shows one place of one example, over all T frames: what moves in an example goes on moving. T = 1 is an
+    image. Pure: the same generator gives the same texture. Raises ValueError where there is no example, or one of less
+    than 5 pixels a side.
+    """
+    if not examples or min(min(example.shape[1:3]) for example in examples) <= 2 * _REACH:
+        raise ValueError(f"a texture is made of examples of more than {2 * _REACH} pixels a side")
+    seen = np.unique(np.linspace(0, len(examples[0]) - 1, _COMPARED).round().astype(int))
+    channels = [torch.from_numpy(e[seen].astype(np.float32) / 255).permute(0, 3, 1, 2).flatten(0, 1) for e in examples]
+    places = _places(channels, size, rng)
+    flat = np.concatenate([e.reshape(len(e), -1, 3) for e in examples], 1)
+    return flat[:, places.numpy()]
+
+
+def patches_of(frames: np.ndarray, side: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Paper C's two examples of a clip (T, H, W, 3): the central patch of `side` pixels, and one drawn anywhere.
+
+    Raises ValueError for frames that are smaller than the patch.
+    """
+    height, width = frames.shape[1:3]
+    if side > min(height, width):
+        raise ValueError(f"frames of {width}x{height} pixels have no patch of {side}")
+    rows, columns = height - side, width - side
+    corners = [(rows // 2, columns // 2), (int(rng.integers(rows + 1)), int(rng.integers(columns + 1)))]
+    return [frames[:, top : top + side, left : left + side] for top, left in corners]
+
+
+def patch_side(side: int, short_side: int) -> int:
+    """A patch of `side` pixels of a picture of 224 or more; in proportion of a smaller one, 9 at least."""
+    return max(4 * _REACH + 1, min(side, round(side * short_side / 224)))
+
+
+@torch.no_grad()
+def _places(examples: list[Tensor], size: int, rng: np.random.Generator) -> Tensor:
+    """Examples (C, h, w) in [0, 1] -> which of all their pixels, behind each other, each pixel shows: (size, size)."""
+    smallest = min(min(e.shape[1:]) for e in examples)
+    levels = max(0, int(math.log2(smallest / _COARSE_PX)))
+    pyramid = [examples]
+    for _ in range(levels):
+        pyramid.append([_half(e) for e in pyramid[-1]])
+    side = -(-size // 2**levels)
+    table = _Examples(pyramid[levels])
+    places = table.whole[torch.from_numpy(rng.integers(len(table.whole), size=(side, side)))]
+    for _ in range(_ROUNDS):
+        places = table.searched(places)
+    places = table.continued(places)  # as a search that dislikes what is shown often leaves dots in plain areas
+    for level in range(levels - 1, -1, -1):
+        finer = _Examples(pyramid[level])
+        places = finer.children(places, table)
+        for _ in range(_ROUNDS if level else 1):
+            places = finer.continued(places)
+        table = finer
+    return places[:size, :size]
+
+
+_Best = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class _Examples:
+    """The n pixels of the examples at one level, behind each other, and what surrounds each."""
+
+    def __init__(self, examples: list[Tensor]) -> None:
+        sizes = [(e.shape[1], e.shape[2]) for e in examples]
+        starts = np.cumsum([0, *(h * w for h, w in sizes)]).tolist()
+
+        def each(values: list[Tensor]) -> Tensor:
+            return torch.cat([value.expand(size).flatten() for value, size in zip(values, sizes, strict=True)])
+
+        self.sizes, self.colors = sizes, torch.cat([e.flatten(1) for e in examples], 1)  # (C, n)
+        self.number = each([torch.tensor(k) for k in range(len(sizes))])
+        self.row = each([torch.arange(h)[:, None] for h, _ in sizes])
+        self.column = each([torch.arange(w) for _, w in sizes])
+        self.first, self.size = torch.tensor(starts[:-1]), torch.tensor(sizes)  # of each example
+        height, width = self.size[self.number].unbind(1)
+        inside = (self.row >= _REACH) & (self.row < height - _REACH)
+        inside &= (self.column >= _REACH) & (self.column < width - _REACH)
+        self.whole = inside.nonzero().flatten()  # the pixels that have whole surroundings
+        self.kernel = self._principal(torch.cat([F.unfold(e[None], 2 * _REACH + 1)[0] for e in examples], 1))
+        self.surroundings = torch.zeros(len(self.row), len(self.kernel))
+        self.surroundings[self.whole] = torch.cat([F.conv2d(e[None], self.kernel)[0].flatten(1) for e in examples], 1).T
+
+    @staticmethod
+    def _principal(patches: Tensor) -> Tensor:
+        """Neighbourhoods (C * 25, m) -> the first principal components, as a convolution's kernel (D, C, 5, 5)."""
+        centred = patches - patches.mean(1, keepdim=True)
+        vectors = torch.linalg.eigh((centred @ centred.T).double()).eigenvectors
+        best = vectors.flip(1)[:, :_DIMS].T.float()
+        return best.reshape(len(best), -1, 2 * _REACH + 1, 2 * _REACH + 1)
+
+    def searched(self, places: Tensor) -> Tensor:
+        """Each pixel takes the best of all that have whole surroundings."""
+        known = self.surroundings[self.whole]
+        norms, spread = known.square().sum(1), known.var(0).sum()
+
+        def best(places: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
+            cost = norms + _CROWD * spread * self._usage(places)
+            return self.whole[(cost - 2 * wanted @ known.T).argmin(-1)]
+
+        return self._by_quarters(places, best)
+
+    def continued(self, places: Tensor) -> Tensor:
+        """Each pixel takes the best of the nine that continue what it and its neighbours show."""
+
+        def best(places: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
+            height, width = places.shape
+            candidates = torch.stack([
+                self.moved(places[((rows + down) % height)[:, None], (columns + right) % width], -down, -right)
+                for down in (-1, 0, 1) for right in (-1, 0, 1)
+            ])  # fmt: skip
+            distance = (self.surroundings[candidates] - wanted).square().sum(-1)
+            return candidates.gather(0, distance.argmin(0, keepdim=True))[0]
+
+        return self._by_quarters(places, best)
+
+    def children(self, places: Tensor, coarser: "_Examples") -> Tensor:
+        """Places of the next coarser level -> of this one, four for each."""
+        large = places.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        down, right = (torch.arange(n) % 2 for n in large.shape)
+        row, column = 2 * coarser.row[large] + down[:, None], 2 * coarser.column[large] + right
+        return self._at(coarser.number[large], row, column)
+
+    def moved(self, places: Tensor, down: int, right: int) -> Tensor:
+        return self._at(self.number[places], self.row[places] + down, self.column[places] + right)
+
+    def _at(self, number: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """The pixels there, or the nearest that have whole surroundings."""
+        height, width = self.size[number].unbind(-1)
+        row = row.clamp(min=_REACH).minimum(height - 1 - _REACH)
+        column = column.clamp(min=_REACH).minimum(width - 1 - _REACH)
+        return self.first[number] + row * width + column
+
+    def _by_quarters(self, places: Tensor, best: _Best) -> Tensor:
+        """best(places, rows, columns, surroundings (h, w, D)) -> new places (h, w) there. Edges meet opposite ones."""
+        places = places.clone()
+        for quarter in range(4):
+            rows, columns = (torch.arange(s, n, 2) for s, n in zip(divmod(quarter, 2), places.shape, strict=True))
+            shown = F.pad(self.colors[:, places][None], (_REACH,) * 4, mode="circular")
+            wanted = F.conv2d(shown, self.kernel)[0].permute(1, 2, 0)[rows[:, None], columns]
+            places[rows[:, None], columns] = best(places, rows, columns, wanted)
+        return places
+
+    def _usage(self, places: Tensor) -> Tensor:
+        """How often the surroundings of each whole pixel are shown, as a multiple of their share."""
+        shown = torch.bincount(places.flatten(), minlength=len(self.row)).float() * (len(self.whole) / places.numel())
+        inside = torch.zeros(len(self.row)).index_fill_(0, self.whole, 1)
+
+        def around(x: Tensor) -> Tensor:
+            parts = zip(x.split([h * w for h, w in self.sizes]), self.sizes, strict=True)
+            return torch.cat([F.avg_pool2d(part.view(1, 1, *size), 5, 1, 2).flatten() for part, size in parts])
+
+        return (around(shown) / around(inside))[self.whole]
+
+
+def _half(x: Tensor) -> Tensor:
+    """(C, h, w) -> (C, h / 2, w / 2), blurred; rounded up."""
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    h, w = x.shape[1:]
+    x = F.pad(x[:, None], (1, 1 + w % 2, 1, 1 + h % 2), mode="replicate")
+    return F.conv2d(F.conv2d(x, kernel.view(1, 1, 4, 1), stride=(2, 1)), kernel.view(1, 1, 1, 4), stride=(1, 2))[:, 0]
