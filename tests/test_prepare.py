@@ -203,3 +203,40 @@ def test_what_corrupt_refuses(tmp_path):
         done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "c").exists()
+
+
+def test_textures_are_twins_that_training_pushes_away_from(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    words = [f"data.root={root}", "--output", "t", "--workers", 2]
+    done = tool("prepare", "texture", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    name = "videos/Beta/v_Beta_g06_c01.avi"
+    made, source = (read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root))
+    assert made.shape == source.shape == (20, 64, 64, 3)
+    assert abs(made[0].mean() - source[0].mean()) < 60 and abs(made[0].astype(int) - source[0]).mean() > 20
+    (tmp_path / "t" / name).unlink()  # as after an interruption
+    assert tool("prepare", "texture", *words, cwd=tmp_path).returncode == 0
+    assert (read_frames(tmp_path / "t" / name, np.arange(20)) == made).all()
+    again = tool("prepare", "texture", *words, "--kind", "still", cwd=tmp_path)
+    assert again.returncode == 1 and "holds files of another encoding" in again.stderr
+    words = ["method.negatives.names=[texture,patch]", f"data.root={root}"]
+    done = tool("train_net", "--cfg", PAGE, *tiny("data.twins=t", *words), "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "negative_cosine" in (tmp_path / "out/metrics.jsonl").read_text(), done.stderr
+    done = tool("train_net", "--cfg", PAGE, *tiny(*words), "--output-dir", "no", cwd=tmp_path)
+    assert done.returncode == 1 and "data.twins is empty" in done.stderr and not (tmp_path / "no").exists()
+
+
+def test_textures_of_images_and_folders_of_frames(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
+    for split in ("train", "test"):
+        for kind, folder in (("images", f"{split}/a"), ("frames", f"{split}/a/clip")):
+            (tmp_path / kind / folder).mkdir(parents=True)
+            for number, frame in enumerate(frames):
+                Image.fromarray(frame).save(tmp_path / kind / folder / f"{number:03d}.png")
+    for kind, name in (("images", "image_folder"), ("frames", "frame_folder")):
+        done = tool("prepare", "texture", f"data.name={name}", f"data.root={kind}", "--output", f"{kind}_t",
+                    "--patch", 64, cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    made = [np.asarray(Image.open(tmp_path / f"images_t/{split}/a/003.png")) for split in ("train", "test")]
+    assert made[0].shape == (32, 32, 3) and (made[0] != made[1]).any(), "each file draws its own"
+    assert read_frames(tmp_path / "frames_t/test/a/clip", np.arange(6)).shape == (6, 32, 32, 3)

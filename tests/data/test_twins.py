@@ -1,0 +1,131 @@
+"""Texture twins: what they are made of, and how the loader pairs them with their files."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import counting_frames, counting_video, read_numbers, same_batch, tiny_ucf101
+from vidrobust.config import Augment, Data
+from vidrobust.data import Failure, TrainBatches, loader, train_dataset, ucf101
+from vidrobust.data.twins import Twins, texture_frames, twin_draw
+from vidrobust.errors import UserError
+from vidrobust.views import DRAW_COLUMNS
+from vidrobust.views.augment import ViewDraw
+
+CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
+
+
+@pytest.fixture
+def paired(tmp_path):
+    """A data set, and one of other sizes under the same names with the same numbers in its frames."""
+    root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
+    for c, name in enumerate(("Alpha", "Beta")):
+        for i in range(6):
+            counting_video(twins / f"videos/{name}/v_{name}_g{i + 1:02d}_c01.avi", 20, first=1000 * c + 50 * i, size=96)
+    return root, twins
+
+
+def _dataset(root, twins, **options):
+    records, _ = ucf101(root, "train", 1)
+    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(twins)})
+    whole = Augment(scale=[1.0, 1.0], jitter_prob=0.5)
+    return train_dataset(cfg, whole, records, clips=2, seed=7, twins=True, **options)
+
+
+@pytest.mark.parametrize("kind", ["still", "moving"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
+    """Frame n of the clip is 40 n, and noise that is the same in all: its texture is 40 n, or 40 * count // 2."""
+    noise = np.random.default_rng(0).integers(0, 30, (40, 50, 3))
+    clip = np.stack([40 * n + noise for n in range(count)]).astype(np.uint8)
+
+    def texture(seed, size=224):
+        rng = np.random.default_rng(seed)
+        return np.stack(list(texture_frames(iter(clip), count, rng, kind=kind, patch_px=96, size=size)))
+
+    made = texture(0)
+    assert made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
+    numbers = made.reshape(count, -1).min(1) // 40
+    assert numbers.tolist() == (list(range(count)) if kind == "moving" else [count // 2] * count)
+    assert (made == texture(0)).all() and (made != texture(1)).any()
+    assert kind == "still" or (np.diff(made.astype(int), axis=0) == 40).all(), "each place keeps its noise"
+
+
+def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
+    dataset = _dataset(*paired)
+    for index in range(4):
+        sample = dataset[0, index]
+        assert sample["clips"].shape == (3, 3, 24, 24, 3) and sample["draws"].shape == (3, DRAW_COLUMNS)
+        first, second, twin = (read_numbers(clip.numpy()) for clip in sample["clips"])
+        assert twin == first and torch.equal(sample["draws"][2], sample["draws"][0])
+        assert sample["start"].shape == (2,)
+    assert any(read_numbers(dataset[0, i]["clips"][1].numpy()) != read_numbers(dataset[0, i]["clips"][0].numpy())
+               for i in range(4))  # fmt: skip
+
+
+def test_views_are_drawn_as_without_twins(paired):
+    records, _ = ucf101(paired[0], "train", 1)
+    plain = train_dataset(CFG, Augment(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7)
+    for index in range(3):
+        a, b = plain[1, index], _dataset(*paired)[1, index]
+        assert torch.equal(a["clips"], b["clips"][:2]) and torch.equal(a["draws"], b["draws"][:2])
+
+
+def test_workers_and_children_bring_the_same(paired):
+    here, there = ([*loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)] for workers in (0, 2))
+    assert all(same_batch(a, b) for a, b in zip(here, there, strict=True))
+    watched = _dataset(*paired)
+    watched.timeout_s = 0.0
+    assert torch.equal(_dataset(*paired)[0, 1]["clips"], watched[0, 1]["clips"])
+
+
+def test_a_twin_that_is_missing_stops_the_run_before_it_begins(paired):
+    root, twins = paired
+    (twins / "videos/Alpha/v_Alpha_g02_c01.avi").unlink()
+    with pytest.raises(UserError, match="1 of 8 files have no texture, first .*g02_c01.avi; python datasets/prepare.py"):
+        _dataset(root, twins)
+    with pytest.raises(UserError, match="data.twins is empty"):
+        _dataset(root, "")
+
+
+def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
+    root, twins = paired
+    counting_video(twins / "videos/Alpha/v_Alpha_g01_c01.avi", 3)
+    (twins / "videos/Alpha/v_Alpha_g02_c01.avi").write_bytes(b"")
+    dataset = _dataset(root, twins)
+    dataset.replace = False
+    for index, reason in ((0, "not all within its 3 frames"), (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi")):
+        found = dataset[0, index]
+        assert isinstance(found, Failure) and reason in found.reason
+
+
+def test_a_draw_keeps_its_share_in_a_twin_of_another_size():
+    draw = ViewDraw(10, 60, 100, 150)
+    assert twin_draw(draw, (240, 320), (240, 320)) is draw
+    assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(5, 15, 50, 38)
+    for draw in (ViewDraw(0, 0, 1, 1), ViewDraw(239, 319, 1, 1), ViewDraw(0, 0, 240, 320), ViewDraw(3, 7, 236, 311)):
+        for size in ((1, 1), (7, 224), (1000, 3)):
+            small = twin_draw(draw, (240, 320), size)
+            assert 0 <= small.top and small.top + small.height <= size[0] and small.height > 0
+            assert 0 <= small.left and small.left + small.width <= size[1] and small.width > 0
+
+
+def test_paths_mirror_the_data_set():
+    twins = Twins("/data/ucf", "/made/")
+    assert twins("/data/ucf/videos/a.avi") == "/made/videos/a.avi"
+
+
+def test_arrays_have_no_twins():
+    with pytest.raises(UserError, match="torchvision's data sets have no files"):
+        Twins("a", "b").require([_record()])
+
+
+def _record():
+    from vidrobust.data import Record
+
+    return Record("0", "torchvision:CIFAR10:train:0:root", 0)
+
+
+def test_frames_that_are_too_small_have_no_texture():
+    with pytest.raises(ValueError, match="have no patch of 9"):
+        list(texture_frames(iter(counting_frames(1, 8)), 1, np.random.default_rng(0), kind="still", patch_px=96, size=8))
