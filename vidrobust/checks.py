@@ -19,6 +19,8 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
+    if cfg.augment.motion and cfg.data.frames == 1:
+        raise UserError(f"augment.motion={cfg.augment.motion:g}: clips of one frame have no motion; set 0")
     require_used(cfg.method)
     if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
         raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")

@@ -89,6 +89,8 @@ class Augment:
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
+    motion: float = option(0.0, "probability that a view shows its temporal differences alone: motion without appearance",
+                           low=0, high=1)  # fmt: skip
     fade: bool = option(False, "whether all but the flip weaken to nothing over the run, in twenty stages (DynACL)")
     corruptions: list[str] = option(
         [], "corruptions of which a training clip gets one: names or sets as in eval.corruption.names; empty: none"

@@ -5,7 +5,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from vidrobust.views import AugmentSpec, apply_draws, draw_view, faded, to_float
 
-_STILL = [1.0, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0, 0]
+_STILL = [1.0, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0]
 
 
 def _draws(spec, n, seed=0):
@@ -132,3 +132,19 @@ def test_augmentations_fade_in_twenty_stages():
         assert found.jitter == pytest.approx((0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s))
         assert (found.jitter_prob, found.gray) == pytest.approx((0.8 * s, 0.2 * s)) and found.flip == spec.flip
     assert faded(spec, 3, 4).gray == pytest.approx(0.2 * 0.25)
+
+
+def test_motion_shows_differences_and_nothing_that_stays():
+    still, moving = torch.rand(1, 3, 1, 8, 8).expand(-1, -1, 5, -1, -1), torch.rand(1, 3, 5, 8, 8)
+    draw = torch.tensor([[*_STILL[:-1], 1.0]])
+    assert torch.equal(apply_draws(still, draw), torch.full((1, 3, 5, 8, 8), 0.5))
+    out = apply_draws(moving, draw)
+    assert out.shape == moving.shape and 0 <= out.min() and out.max() <= 1
+    for t in range(4):
+        assert torch.allclose(out[:, :, t], 0.5 + (moving[:, :, t + 1] - moving[:, :, t]) / 2)
+    assert torch.equal(out[:, :, 4], out[:, :, 3])
+    shares = _draws(AugmentSpec(motion=0.25), 2000)
+    assert shares[:, -1].mean() == pytest.approx(0.25, abs=0.04)
+    plain = _draws(AugmentSpec(), 50)
+    assert torch.equal(_draws(AugmentSpec(motion=1.0), 1)[0, :-1], plain[0, :-1]), "drawn last"
+    assert faded(AugmentSpec(motion=0.5), 10, 20).motion == 0.25

@@ -170,6 +170,7 @@ def train_dataset(
     view = AugmentSpec(
         size=cfg.size, scale=(augment.scale[0], augment.scale[1]), flip=augment.flip, jitter=(b, c, s, h),
         jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur, solarize=augment.solarize,
+        motion=augment.motion,
     )  # fmt: skip
     if cfg.sampling.startswith("interval_") and clips != 2:
         raise UserError(

@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), the standard
-# deviation of the blur in pixels (0: none), flip and solarise (0 or 1).
-DRAW_COLUMNS = 12
-_IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0)
+# deviation of the blur in pixels (0: none), flip, solarise and motion (0 or 1).
+DRAW_COLUMNS = 13
+_IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0, 0.0)
 _LARGEST_SIGMA = 2.0
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A); `blur`, `solarize` are probabilities.
+    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A); `blur`, `solarize`, `motion` are probabilities.
 
+    motion: the clip shows its temporal differences alone: what moves, and not what it looks like.
     center: side of the box as a share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random.
     """
 
@@ -39,6 +40,7 @@ class AugmentSpec:
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, _LARGEST_SIGMA)
     solarize: float = 0.0
+    motion: float = 0.0
     center: float = 0.0
 
 
@@ -54,6 +56,7 @@ def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
     return replace(
         spec, scale=(least + (1 - s) * (most - least), most), jitter=(b, c, saturation, hue),
         jitter_prob=s * spec.jitter_prob, gray=s * spec.gray, blur=s * spec.blur, solarize=s * spec.solarize,
+        motion=s * spec.motion,
     )  # fmt: skip
 
 
@@ -75,7 +78,9 @@ def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generat
         return ViewDraw((height - side) // 2, (width - side) // 2, side, side)
     box = _random_box(spec, height, width, rng)
     flip = float(rng.random() < spec.flip)
-    return ViewDraw(*box, (*_draw_color(spec, rng), flip, float(rng.random() < spec.solarize)))
+    color, solarize = _draw_color(spec, rng), float(rng.random() < spec.solarize)
+    motion = float(rng.random() < spec.motion) if spec.motion else 0.0
+    return ViewDraw(*box, (*color, flip, solarize, motion))
 
 
 def to_float(clips: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def to_float(clips: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
-    """Flip, jitter, gray, blur and solarise, one draw a clip, all clips at once.
+    """Flip, jitter, gray, blur, solarise and take differences, one draw a clip, all clips at once.
 
     clips: (B, 3, T, H, W) in [0, 1]; draws: (B, DRAW_COLUMNS), best on the CPU. Returns the same shape, in [0, 1].
     Jitter's operations are torchvision's (contrast pulls towards a frame's own mean), in each clip's own order.
@@ -99,11 +104,12 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
         for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
             factor = draws[:, operation]
             _change(clips, (order[:, position] == operation) & (factor != _IDENTITY[operation]), change, factor)
-    gray, sigma, flip, solarize = draws[:, 8:].unbind(1)
+    gray, sigma, flip, solarize, motion = draws[:, 8:].unbind(1)
     _change(clips, gray > 0, lambda x, _: _gray(x).expand_as(x), gray)
     _change(clips, sigma > 0, _blur, sigma)
     _change(clips, solarize > 0, lambda x, _: torch.where(x >= 0.5, 1 - x, x), solarize)
     _change(clips, flip > 0, lambda x, _: x.flip(-1), flip)
+    _change(clips, motion > 0, lambda x, _: _differences(x), motion)
     return clips
 
 
@@ -142,6 +148,12 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
     k = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector).remainder_(6)
     return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
+
+
+def _differences(x: Tensor) -> Tensor:
+    """Each frame's change to the next, about middle gray; the last frame repeats the one before."""
+    change = (x[:, :, 1:] - x[:, :, :-1]) / 2 + 0.5
+    return torch.cat([change, change[:, :, -1:]], 2)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
