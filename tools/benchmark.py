@@ -1,4 +1,4 @@
-"""Measure speed: python tools/benchmark.py data|attacks|corruptions|losses|adversarial [--cfg PAGE] [key=value ...]
+"""Measure speed: python tools/benchmark.py NAME [--cfg PAGE] [key=value ...]
 
 data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
 attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
@@ -9,10 +9,14 @@ losses: seconds and memory of NT-Xent of two views, forward and backward, beside
 the formula of CLAE's code.
 adversarial: seconds of a training step of each method beside its floor, the same passes and nothing else, and for CLAE
 and RoCL beside a step as their public code has it, of random clips of data.frames.
+negatives: seconds that negatives of diminished semantics take to make, beside a step of SimCLR on the same clips, and a
+texture of 224 pixels from two patches of 96, on one core and on more.
 """
 
 import argparse
+import os
 import statistics
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ import torch
 from vidrobust import cli, config
 from vidrobust.corruptions.speed import drawn_clip, measure_rates, published
 from vidrobust.data import read_frames
+from vidrobust.data.child import in_children
 from vidrobust.data.speed import floor, measure_data, one_core, readable
 from vidrobust.engine import distributed
 from vidrobust.engine.log import start_logging
@@ -33,10 +38,13 @@ from vidrobust.evaluation import speed
 from vidrobust.evaluation.corruption import check_corruptions
 from vidrobust.methods.speed import loss_rows, measure_losses, peak_memory
 from vidrobust.methods.step_speed import COSTS, cost_of, measure_steps
+from vidrobust.views import NEGATIVES, NegativeSpec
+from vidrobust.views.negatives import SPATIAL
+from vidrobust.views.speed import measure_negatives, texture_seconds
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, ("data", "attacks", "corruptions", "losses", "adversarial"))
+    parser = cli.parser(__doc__, ("data", "attacks", "corruptions", "losses", "adversarial", "negatives"))
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
@@ -52,11 +60,13 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=4096, help="losses: embeddings of the batch whose memory is told")
     parser.add_argument("--chunk", type=int, default=256, help="losses: anchors at a time of the chunked form")
     parser.add_argument("--methods", default="", help="adversarial: simclr,clae,...; default: all that have a floor")
-    parser.add_argument("--batch", type=int, default=64, help="adversarial: videos of a batch")
+    parser.add_argument("--batch", type=int, default=64, help="adversarial, negatives: videos of a batch")
+    parser.add_argument("--textures", type=int, default=16, help="negatives: textures a round")
     args = parser.parse_intermixed_args()
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
-    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, args.batch, *args.sizes)
+    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, args.batch, args.textures,
+              *args.sizes)  # fmt: skip
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
         raise UserError("--samples and --memory: even numbers of at least 4, two views of each image")
     if args.videos < 9 or min(counts) < 1:
@@ -76,8 +86,10 @@ def main() -> None:
         print_corruptions(args, cfg)
     elif args.command == "losses":
         print_losses(args, cfg)
-    else:
+    elif args.command == "adversarial":
         print_adversarial(args, cfg)
+    else:
+        print_negatives(args, cfg)
 
 
 def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -192,6 +204,30 @@ def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
             spread, floor = f"{row.median:.3f} ({low:.3f} to {high:.3f})", row.median / rows["floor"].median
             public = f"{row.median / rows['public code'].median:.2f}" if "public code" in rows else "-"
             print(f"| {name} | {kind} | {spread} | {floor:.2f} | {public} | {row.memory_gb:.1f} |", flush=True)
+
+
+def print_negatives(args: argparse.Namespace, cfg: config.Config) -> None:
+    device = distributed.start(cfg.device)
+    x = torch.rand(args.batch, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device=device)
+    names = list(SPATIAL if cfg.data.frames == 1 else NEGATIVES)
+    found = measure_negatives(x, [NegativeSpec((name,)) for name in names], args.rounds)
+    step = measure_steps(cfg, [("simclr", "none")], args.batch, 3, device)[0].median
+    print(f"{args.batch} clips of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on {device}; a step of SimCLR, "
+          f"{cfg.model.backbone}: {step:.2f} s; {args.rounds} rounds")  # fmt: skip
+    print("| negatives | ms, median (lowest to highest) | % of the step |\n|---|---|---|")
+    for name, seconds in zip(names, found, strict=True):
+        middle, low, high = (1e3 * f(seconds) for f in (statistics.median, min, max))
+        print(f"| {name} | {middle:.0f} ({low:.0f} to {high:.0f}) | {middle / step / 10:.2f} |")
+    print("\n| texture, 224 of two patches of 96 | textures/s (lowest to highest) |\n|---|---|")
+    for workers in dict.fromkeys((1, os.cpu_count() or 1)):
+        rates = []
+        for number in range(args.rounds):
+            jobs = [args.textures * number + n for n in range(args.textures)]
+            start = time.perf_counter()
+            seconds = [answer for _, answer in in_children(texture_seconds, jobs, workers, 60)]
+            rates.append(len(seconds) / (time.perf_counter() - start))
+        print(f"| {workers} at a time ({statistics.median(seconds):.2f} s each) | {statistics.median(rates):.1f} "
+              f"({min(rates):.1f} to {max(rates):.1f}) |", flush=True)  # fmt: skip
 
 
 def print_row(row: speed.Row, unit: float) -> None:

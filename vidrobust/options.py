@@ -89,7 +89,7 @@ class Augment:
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1)
-    motion: float = option(0.0, "probability that a view shows its temporal differences alone: motion without appearance",
+    motion: float = option(0.0, "probability that a view shows its temporal differences alone: motion, no appearance",
                            low=0, high=1)  # fmt: skip
     fade: bool = option(False, "whether all but the flip weaken to nothing over the run, in twenty stages (DynACL)")
     corruptions: list[str] = option(
@@ -101,9 +101,9 @@ class Augment:
 
 @dataclass
 class Model:
-    backbone: str = option("r2plus1d_18", "trunk: r2plus1d_18, r2plus1d_10, slowfast_r50, resnet18")
+    backbone: str = option("r2plus1d_18", "trunk: r2plus1d_18, r2plus1d_10, slowfast_r50, resnet18, resnet50")
     width: int = option(0, "channels of the first stage, where the trunk has the option; 0: its default", low=0)
-    stem: str = option("", "resnet18: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
+    stem: str = option("", "resnets: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
     weights: str = option("", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random")
     hidden: int = option(512, "width of the projector's hidden layer; 0: a linear projector", low=0)
     dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)

@@ -52,7 +52,11 @@ def test_an_image_trunk_averages_its_frames():
 
 @pytest.mark.parametrize(
     ("name", "reference"),
-    [("r2plus1d_18", torchvision.models.video.r2plus1d_18), ("resnet18", torchvision.models.resnet18)],
+    [
+        ("r2plus1d_18", torchvision.models.video.r2plus1d_18),
+        ("resnet18", torchvision.models.resnet18),
+        ("resnet50", torchvision.models.resnet50),
+    ],
 )
 def test_torchvisions_weights_fit(name, reference):
     theirs, ours = reference(weights=None).eval(), build_backbone(name).eval()

@@ -139,7 +139,7 @@ def test_motion_shows_differences_and_nothing_that_stays():
     draw = torch.tensor([[*_STILL[:-1], 1.0]])
     assert torch.equal(apply_draws(still, draw), torch.full((1, 3, 5, 8, 8), 0.5))
     out = apply_draws(moving, draw)
-    assert out.shape == moving.shape and 0 <= out.min() and out.max() <= 1
+    assert out.shape == moving.shape and out.min() >= 0 and out.max() <= 1
     for t in range(4):
         assert torch.allclose(out[:, :, t], 0.5 + (moving[:, :, t + 1] - moving[:, :, t]) / 2)
     assert torch.equal(out[:, :, 4], out[:, :, 3])

@@ -9,8 +9,9 @@ from vidrobust.views.texture import patch_side, patches_of, synthesize
 
 def noise(seed, side, frames=1):
     """Pixels of which no two are alike, nor two of their frames."""
-    numbers = default_rng(seed).permutation(2**24)[: frames * side * side].astype(np.int64)
-    return np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1).astype(np.uint8).reshape(frames, side, side, 3)
+    numbers = (2 * default_rng(seed).permutation(frames * side * side) + seed) * 211
+    colors = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1)
+    return colors.astype(np.uint8).reshape(frames, side, side, 3)
 
 
 def code(x):

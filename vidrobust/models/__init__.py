@@ -16,7 +16,7 @@ from vidrobust.errors import UserError, lookup
 from vidrobust.models.branch_norm import add_branches, branch_names, single_branch_state, use_branch
 from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
-from vidrobust.models.resnet import resnet18
+from vidrobust.models.resnet import resnet18, resnet50
 from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.trunk import Trunk
 
@@ -31,6 +31,7 @@ BACKBONES: dict[str, Callable[..., Trunk]] = {
     "r2plus1d_10": r2plus1d_10,
     "slowfast_r50": slowfast_r50,
     "resnet18": resnet18,
+    "resnet50": resnet50,
 }
 
 

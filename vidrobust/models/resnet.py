@@ -1,7 +1,7 @@
-"""ResNet-18 (He et al. 2016) as an image trunk; on clips, the features of the frames are averaged."""
+"""ResNet-18 and ResNet-50 (He et al. 2016) as image trunks; on clips, the features of the frames are averaged."""
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vidrobust.models.trunk import Trunk, init_kaiming
 
@@ -13,21 +13,29 @@ def resnet18(width: int = 64, stem: str = "imagenet") -> Trunk:
 
     stem: "imagenet" (7x7, stride 2, max pool) or "cifar" (3x3, stride 1, no pool), for 32-pixel images.
     """
-    return Trunk(init_kaiming(_ResNet18(width, stem)), 8 * width, _MEAN, _STD)
+    return Trunk(init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem)), 8 * width, _MEAN, _STD)
 
 
-class _ResNet18(nn.Module):
-    def __init__(self, width: int, stem: str) -> None:
+def resnet50(stem: str = "imagenet") -> Trunk:
+    """2048 features. With the imagenet stem its state dict is torchvision's without `fc`. stem: as of `resnet18`."""
+    return Trunk(init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem)), 2048, _MEAN, _STD)
+
+
+class _ResNet(nn.Module):
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], width: int, stem: str
+    ) -> None:
         super().__init__()
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1)}[stem]
         self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        self.layer1 = _stage(width, width, 1)
-        self.layer2 = _stage(width, 2 * width, 2)
-        self.layer3 = _stage(2 * width, 4 * width, 2)
-        self.layer4 = _stage(4 * width, 8 * width, 2)
+        stages, inplanes = [], width
+        for k, depth in enumerate(depths):
+            stages.append(_stage(block, depth, inplanes, 2**k * width, 1 if k == 0 else 2))
+            inplanes = 2**k * width * block.expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, x: Tensor) -> Tensor:
         batch, frames = x.shape[0], x.shape[2]
@@ -37,8 +45,9 @@ class _ResNet18(nn.Module):
         return x.mean((2, 3)).view(batch, frames, -1).mean(1)
 
 
-def _stage(inplanes: int, planes: int, stride: int) -> nn.Sequential:
-    shortcut = None
-    if stride != 1:
-        shortcut = nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
-    return nn.Sequential(BasicBlock(inplanes, planes, stride, shortcut), BasicBlock(planes, planes))
+def _stage(block: type[BasicBlock | Bottleneck], depth: int, inplanes: int, planes: int, stride: int) -> nn.Sequential:
+    shortcut, out = None, planes * block.expansion
+    if stride != 1 or inplanes != out:
+        shortcut = nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+    first = block(inplanes, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

@@ -24,9 +24,10 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A); `blur`, `solarize`, `motion` are probabilities.
+    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A).
 
-    motion: the clip shows its temporal differences alone: what moves, and not what it looks like.
+    flip, jitter_prob, gray, blur, solarize, motion: probabilities. motion: the clip shows its temporal differences
+    alone: what moves, and not what it looks like.
     center: side of the box as a share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random.
     """
 

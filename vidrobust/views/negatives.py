@@ -136,36 +136,36 @@ def _patches(x: Tensor, rngs: Rngs, spec: NegativeSpec, *, every: int, shift: bo
     shape = (rounds, across, across)
     room = np.array([height, width])[:, None] - sides + 1  # (2, B): places where a crop may begin
     top, left = (np.stack([rng.integers(n, size=shape) for rng, n in zip(rngs, r, strict=True)]) for r in room)
-    first = np.zeros((len(x), *shape), np.int64)
+    drawn = [top, left]
     if shift:
         first = np.stack([rng.integers(frames - every + 1, size=shape) for rng in rngs])
-        first -= every * np.arange(rounds)[:, None, None]
-    turns = np.zeros((len(x), 3, *shape), np.int64)  # transposed, turned upside down, mirrored
-    if spec.turn:
-        turns = np.stack([rng.integers(2, size=(3, *shape)) for rng in rngs])
-    tables = np.stack([top, left, first, *turns.swapaxes(0, 1)])  # (6, B, rounds, across, across)
-    return _take(x, _source(torch.from_numpy(tables).to(x.device), torch.from_numpy(sides).to(x.device), every,
-                            (frames, height, width)))  # fmt: skip
+        drawn.append(first - every * np.arange(rounds)[:, None, None])
+    if spec.turn:  # transposed, turned upside down, mirrored
+        drawn += list(np.stack([rng.integers(2, size=(3, *shape)) for rng in rngs]).swapaxes(0, 1))
+    tables = torch.from_numpy(np.stack(drawn)).to(x.device)  # (2 to 6, B, rounds, across, across)
+    source = _source(tables, torch.from_numpy(sides).to(x.device), every, (frames, height, width), shift)
+    return _take(x, source)
 
 
-def _source(tables: Tensor, sides: Tensor, every: int, size: tuple[int, int, int]) -> Tensor:
-    """Where each pixel of a patched clip comes from: (B, T, H W) into the T H W pixels of its channel."""
+def _source(tables: Tensor, sides: Tensor, every: int, size: tuple[int, int, int], shift: bool) -> Tensor:
+    """Where each pixel of a patched clip comes from: (B, T or 1, H W), as `_take` has it."""
     frames, height, width = size
-    device, side = tables.device, sides[:, None, None]
+    device = tables.device
     t = torch.arange(frames if tables.shape[2] > 1 else 1, device=device)
     row, column = (torch.arange(n, device=device) for n in (height, width))
-    rows, columns = row[None, :, None] // side, column[None, None, :] // side  # of the grid
-    batch = torch.arange(len(sides), device=device)[:, None, None, None]
-    of = (slice(None), batch, (t // every)[None, :, None, None], rows[:, None], columns[:, None])
-    top, left, first, transposed, upside, mirrored = tables[of].unbind(0)  # (B, t, H, W)
-    side = side[:, None]
-    down, right = torch.broadcast_tensors(row[:, None] % side, column % side)
-    down, right = torch.where(transposed > 0, right, down), torch.where(transposed > 0, down, right)
-    down, right = torch.where(upside > 0, side - 1 - down, down), torch.where(mirrored > 0, side - 1 - right, right)
+    side, batch = sides[:, None, None, None], torch.arange(len(sides), device=device).view(-1, 1, 1, 1)
+    rows, columns = row[:, None] // side, column // side
+    top, left, *more = tables[:, batch, (t // every)[:, None, None], rows, columns].unbind(0)  # (B, t, H, W)
+    down, right = row[:, None] % side, column % side
+    if len(more) > 2:
+        transposed, upside, mirrored = (turn > 0 for turn in more[-3:])
+        down, right = torch.where(transposed, right, down), torch.where(transposed, down, right)
+        down, right = torch.where(upside, side - 1 - down, down), torch.where(mirrored, side - 1 - right, right)
     place = ((top + down) * width + left + right).flatten(2)
     if tables.shape[2] == 1:
         return place
-    return (first.flatten(2) + t[:, None]) * height * width + place
+    when = more[0].flatten(2) + t[:, None] if shift else t[:, None]
+    return when * height * width + place
 
 
 def _take(x: Tensor, source: Tensor) -> Tensor:
