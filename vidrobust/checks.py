@@ -94,5 +94,5 @@ def _check_corruptions(cfg: Config) -> None:
     names = c.names
     if c.baseline and not names:
         raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
-    if not names and not cfg.eval.threats:
-        raise UserError("eval.threats and eval.corruption.names are both empty: nothing to measure")
+    if not names and not cfg.eval.threats and not cfg.eval.bias:
+        raise UserError("eval.threats, eval.corruption.names and eval.bias are all empty: nothing to measure")

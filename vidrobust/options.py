@@ -306,6 +306,11 @@ class Eval:
     )  # fmt: skip
     sensitivity_eps: list[float] = option([0.05], "at which Linf budgets", above=0, high=1)
     pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
+    bias: list[str] = option(
+        [], "what a model looks at: accuracy on clips that lack a cue, or whose cues disagree (docs/methods.md): "
+        "patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse, tube_shuffle, background, motion, "
+        "conflict, swapped, swapped_frozen; empty: none",
+    )  # fmt: skip
     corruption: Corruption = field(default_factory=Corruption)
 
 

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -57,7 +57,7 @@ from vidrobust.data.sampling import (
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.scan import apply_manifest, read_manifest, scan
 from vidrobust.data.source import Source, SourceVideos
-from vidrobust.data.synthetic import make_motionshapes
+from vidrobust.data.synthetic import make_motionshapes, texture_classes
 from vidrobust.data.twins import Twins
 from vidrobust.data.workers import worker_deaths
 from vidrobust.errors import UserError, lookup
@@ -70,8 +70,9 @@ __all__ = [
     "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
     "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "is_image", "kinetics", "loader",
     "make_motionshapes", "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest",
-    "records_sha", "reencode", "require_labels", "scan", "segment_clips", "shared_sources", "source_videos",
-    "split_by_group", "torchvision_images", "train_dataset", "ucf101", "uniform_clips", "video_folder", "worker_deaths",
+    "records_sha", "reencode", "require_labels", "scan", "second_cues", "segment_clips", "shared_sources",
+    "source_videos", "split_by_group", "texture_twins", "torchvision_images",
+    "train_dataset", "ucf101", "uniform_clips", "video_folder", "worker_deaths",
 ]  # fmt: skip
 
 log = logging.getLogger("vidrobust")
@@ -201,6 +202,20 @@ def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: 
     """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     view = AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
     return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
+
+
+def texture_twins(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
+    """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video has none."""
+    twins = _twins(cfg, records)
+    return eval_dataset(cfg, [replace(record, path=twins(record.path)) for record in records], clips, sampling)
+
+
+def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:
+    """index -> the class that another cue of a video stands for, where that is known: the texture of motionshapes."""
+    if cfg.name != "motionshapes":
+        return {}
+    known = texture_classes(Path(cfg.root).expanduser())
+    return {i: classes.index(known[record.uid]) for i, record in enumerate(records) if known[record.uid] in classes}
 
 
 def source_videos(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> SourceVideos:

@@ -95,6 +95,12 @@ def _draw_all(top: Path, spec: dict[str, Any]) -> None:
     (top / _MARK).write_text(json.dumps(spec))
 
 
+def texture_classes(top: Path) -> dict[str, str]:
+    """uid -> the class whose texture a video's shape carries, of all videos of a drawn data set."""
+    with open(top / "attributes.csv", newline="") as file:
+        return {row["uid"]: row["texture_class"] for row in csv.DictReader(file)}
+
+
 def _plans(split: str, per_class: int, stream: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """What each video of a list shows. Groups number on from list to list, as no source is shared."""
     rng = np.random.default_rng([spec["seed"], stream])

@@ -24,8 +24,8 @@ _FREE = (
 
 # what an evaluation leaves in its folder
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
-          "corruptions*.jsonl", "summary.json", "report.md", "curve.png", "corruptions.png", "corruption_curves.png",
-          "clips/*.npz", "clips/*.png")  # fmt: skip
+          "corruptions*.jsonl", "bias*.jsonl", "summary.json", "report.md", "curve.png", "corruptions.png",
+          "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
 
 
 def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:

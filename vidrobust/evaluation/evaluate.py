@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.attacks import ThreatModel, parse_threat, self_checks
+from vidrobust.attacks import ThreatModel, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     ClipDataset,
@@ -20,13 +20,16 @@ from vidrobust.data import (
     eval_dataset,
     is_image,
     require_labels,
+    second_cues,
     shared_sources,
     source_videos,
+    texture_twins,
 )
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
+from vidrobust.evaluation.bias import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.claim import claim, identify
 from vidrobust.evaluation.corruption import (
     check_corruptions,
@@ -42,7 +45,7 @@ from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
-from vidrobust.evaluation.suite import Suite, covered, families, require_defined
+from vidrobust.evaluation.suite import Suite, check_suite
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
@@ -86,6 +89,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     names = check_corruptions(c.names)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
+    check_bias(cfg, test)
     identity = identify(cfg, state, train, test)
     same = {
         "manifest_sha": identity["manifest_sha"],
@@ -121,33 +125,6 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             f"the test list count as wrong in {done}; the first: {summary['failed'][0]}"
         )
     return summary
-
-
-def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
-    """(what is run, budgets by family from small to large).
-
-    Warns of options without effect, of patches and borders that are most of a frame, and of borders that no view shows.
-
-    Raises UserError for an unknown suite, and for threats that it is not for.
-    """
-    e = cfg.eval
-    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
-    threats = [threat for family in families(list(map(parse_threat, e.threats))) for threat in family]
-    require_defined(suite, threats)
-    if (idle := suite.without_effect()) and distributed.rank() == 0:
-        log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
-    for threat in threats:
-        share = covered(threat, cfg.data.size)
-        if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
-            log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
-        cut = (cfg.data.short_side - cfg.data.size) // 2
-        unseen = e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
-        if unseen and distributed.rank() == 0:
-            log.warning(
-                f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} pixels "
-                f"inside; take border{cut + 1} or more"
-            )
-    return suite, threats
 
 
 def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
@@ -193,12 +170,17 @@ def _measure(
         measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
-        clean = {"clean_acc": corruption["clean_acc"]} if corruption else {}
-        measured |= clean | _attacks(cfg, suite, threats, predict, test, indices, out, device)
+        measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device)
+        if measured["bias"]:
+            measured["clean_acc"] = measured["bias"]["views"]["clean"]["acc"]
+        if corruption:
+            measured["clean_acc"] = corruption["clean_acc"]
+        measured |= _attacks(cfg, suite, threats, predict, test, indices, out, device)
         measured["corruption"] = corruption
         measured["warnings"] += learned_nothing(measured["representation"])
         measured["warnings"] += (corruption or {}).get("warnings", [])
-        measured["failed"] += [line for line in (corruption or {}).get("failed", []) if line not in measured["failed"]]
+        for part in (corruption or {}, measured["bias"] or {}):
+            measured["failed"] += [line for line in part.get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -249,6 +231,23 @@ def _corruptions(
     return corruption_table(rows, c.severities, classes) | {
         "place": c.place, "views": f"{views}x1", "failed": failed, "warnings": idle,
     }  # fmt: skip
+
+
+def _bias(
+    cfg: config.Config, predict: Callable[[Tensor], Tensor], test: list[Record], indices: list[int],
+    classes: list[str], out: Path, device: torch.device,
+) -> dict[str, Any] | None:  # fmt: skip
+    """What a summary says of the cues that are followed."""
+    if not cfg.eval.bias:
+        return None
+    log.info(f"what it looks at, of {len(indices)} videos ({cfg.eval.clips} clips of each): {', '.join(cfg.eval.bias)}")
+    twins = texture_twins(cfg.data, test, cfg.eval.clips, cfg.eval.sampling) if "texture" in cfg.eval.bias else None
+    rows = evaluate_bias(
+        predict, lambda: eval_dataset(cfg.data, test, cfg.eval.clips, cfg.eval.sampling), twins, indices,
+        cfg.eval.bias, out, seed=cfg.seed, others=second_cues(cfg.data, test, classes),
+        batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+    )  # fmt: skip
+    return bias_table(rows, classes) | {"views_of": f"{cfg.eval.clips}x1"}
 
 
 def _checks(

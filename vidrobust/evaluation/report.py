@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation.bias_report import bias_lines
 from vidrobust.evaluation.corruption_report import corruption_lines
 from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.robust import timings
@@ -35,6 +36,7 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
         *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
         *corruption_lines(out, summary["corruption"]),
+        *bias_lines(summary.get("bias")),
         *geometry_lines(summary.get("geometry"), summary.get("sensitivity")),
         *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
     ]
@@ -42,7 +44,8 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
 
 
 def _done(summary: dict[str, Any]) -> str:
-    return " and ".join((["attacked"] if summary["curve"] else []) + (["corrupted"] if summary["corruption"] else []))
+    done = {"attacked": summary["curve"], "corrupted": summary["corruption"], "shown in part": summary.get("bias")}
+    return " and ".join(name for name, found in done.items() if found)
 
 
 def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:

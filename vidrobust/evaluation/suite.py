@@ -6,7 +6,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Step, ThreatModel, attack_step, suite_steps
+from vidrobust import config
+from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Step, ThreatModel, attack_step, parse_threat, suite_steps
+from vidrobust.engine import distributed
+from vidrobust.engine.log import log
 from vidrobust.errors import UserError, lookup
 
 # eval.suite -> the version of AutoAttack, or the one attack
@@ -85,3 +88,30 @@ def covered(threat: ThreatModel, size: int) -> float:
     inner = max(size - 2 * threat.k, 0)
     changed = {"patch": threat.k**2, "border": size**2 - inner**2, "pixels": threat.k}
     return changed.get(threat.support, 0) / size**2
+
+
+def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
+    """(what is run, budgets by family from small to large).
+
+    Warns of options without effect, of patches and borders that are most of a frame, and of borders that no view shows.
+
+    Raises UserError for an unknown suite, and for threats that it is not for.
+    """
+    e = cfg.eval
+    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
+    threats = [threat for family in families(list(map(parse_threat, e.threats))) for threat in family]
+    require_defined(suite, threats)
+    if (idle := suite.without_effect()) and distributed.rank() == 0:
+        log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
+    for threat in threats:
+        share = covered(threat, cfg.data.size)
+        if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
+            log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
+        cut = (cfg.data.short_side - cfg.data.size) // 2
+        unseen = e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
+        if unseen and distributed.rank() == 0:
+            log.warning(
+                f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} pixels "
+                f"inside; take border{cut + 1} or more"
+            )
+    return suite, threats

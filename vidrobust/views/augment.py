@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.views.composites import differences
+
 # Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), the standard
 # deviation of the blur in pixels (0: none), flip, solarise and motion (0 or 1).
 DRAW_COLUMNS = 13
@@ -110,7 +112,7 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
     _change(clips, sigma > 0, _blur, sigma)
     _change(clips, solarize > 0, lambda x, _: torch.where(x >= 0.5, 1 - x, x), solarize)
     _change(clips, flip > 0, lambda x, _: x.flip(-1), flip)
-    _change(clips, motion > 0, lambda x, _: _differences(x), motion)
+    _change(clips, motion > 0, lambda x, _: differences(x), motion)
     return clips
 
 
@@ -149,12 +151,6 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
     k = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector).remainder_(6)
     return (value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
-
-
-def _differences(x: Tensor) -> Tensor:
-    """Each frame's change to the next, about middle gray; the last frame repeats the one before."""
-    change = (x[:, :, 1:] - x[:, :, :-1]) / 2 + 0.5
-    return torch.cat([change, change[:, :, -1:]], 2)
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -18,22 +18,26 @@ _REACH = 2  # pixels to each side of a neighbourhood
 _DIMS = 16  # principal components of neighbourhoods that are compared
 _ROUNDS = 2  # passes over a level, but for the finest, which has one
 _COARSE_PX = 14  # side of the examples at the coarsest level, at least
+_GUIDE = 1.0  # what a pixel costs whose lightness is a standard deviation off a guide's, in the same
 _CROWD = 0.2  # what a pixel costs that is shown twice as often as its share, in variances of surroundings
 _COMPARED = 4  # frames of a clip
 
 
-def synthesize(examples: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+def synthesize(
+    examples: Sequence[np.ndarray], size: int, rng: np.random.Generator, guide: np.ndarray | None = None
+) -> np.ndarray:
     """A texture like the examples: (T, h, w, 3) uint8 each, all of one T -> (T, size, size, 3) uint8.
 
     Each pixel shows one place of one example, over all T frames: what moves in an example goes on moving. T = 1 is an
-    image. Pure: the same generator gives the same texture. Raises ValueError where there is no example, or one of less
-    than 5 pixels a side.
+    image. guide (size, size): a picture's lightness, which the texture follows, dark where that is dark: the shape of
+    one thing in the texture of another (texture transfer, Efros and Freeman 2001). Pure: the same generator gives the
+    same texture. Raises ValueError where there is no example, or one of less than 5 pixels a side.
     """
     if not examples or min(min(example.shape[1:3]) for example in examples) <= 2 * _REACH:
         raise ValueError(f"a texture is made of examples of more than {2 * _REACH} pixels a side")
     seen = np.unique(np.linspace(0, len(examples[0]) - 1, _COMPARED).round().astype(int))
     channels = [torch.from_numpy(e[seen].astype(np.float32) / 255).permute(0, 3, 1, 2).flatten(0, 1) for e in examples]
-    places = _places(channels, size, rng)
+    places = _places(channels, size, rng, None if guide is None else torch.from_numpy(guide.astype(np.float32)))
     flat = np.concatenate([e.reshape(len(e), -1, 3) for e in examples], 1)
     return flat[:, places.numpy()]
 
@@ -57,7 +61,7 @@ def patch_side(side: int, short_side: int) -> int:
 
 
 @torch.no_grad()
-def _places(examples: list[Tensor], size: int, rng: np.random.Generator) -> Tensor:
+def _places(examples: list[Tensor], size: int, rng: np.random.Generator, guide: Tensor | None) -> Tensor:
     """Examples (C, h, w) in [0, 1] -> which of all their pixels, behind each other, each pixel shows: (size, size)."""
     smallest = min(min(e.shape[1:]) for e in examples)
     levels = max(0, int(math.log2(smallest / _COARSE_PX)))
@@ -65,13 +69,16 @@ def _places(examples: list[Tensor], size: int, rng: np.random.Generator) -> Tens
     for _ in range(levels):
         pyramid.append([_half(e) for e in pyramid[-1]])
     side = -(-size // 2**levels)
-    table = _Examples(pyramid[levels])
+    guides = [_as_light(guide, examples, side * 2**levels)]
+    for _ in range(levels):
+        guides.append(None if guides[-1] is None else F.avg_pool2d(guides[-1][None], 2)[0])
+    table = _Examples(pyramid[levels], guides[levels])
     places = table.whole[torch.from_numpy(rng.integers(len(table.whole), size=(side, side)))]
     for _ in range(_ROUNDS):
         places = table.searched(places)
     places = table.continued(places)  # as a search that dislikes what is shown often leaves dots in plain areas
     for level in range(levels - 1, -1, -1):
-        finer = _Examples(pyramid[level])
+        finer = _Examples(pyramid[level], guides[level])
         places = finer.children(places, table)
         for _ in range(_ROUNDS if level else 1):
             places = finer.continued(places)
@@ -82,16 +89,28 @@ def _places(examples: list[Tensor], size: int, rng: np.random.Generator) -> Tens
 _Best = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class _Examples:
-    """The n pixels of the examples at one level, behind each other, and what surrounds each."""
+def _as_light(guide: Tensor | None, examples: list[Tensor], side: int) -> Tensor | None:
+    """A guide (h, w) in the lightnesses of the examples, rank for rank, filled up to `side` pixels."""
+    if guide is None:
+        return None
+    light = torch.cat([e.mean(0).flatten() for e in examples]).sort().values
+    rank = guide.flatten().argsort().argsort().float() / max(1, guide.numel() - 1)
+    matched = light[(rank * (len(light) - 1)).round().long()].view(guide.shape)
+    more = [side - n for n in matched.shape]
+    return F.pad(matched[None], (0, more[1], 0, more[0]), mode="replicate")[0]
 
-    def __init__(self, examples: list[Tensor]) -> None:
+
+class _Examples:
+    """The n pixels of the examples at one level, behind each other, what surrounds each, and the guide there."""
+
+    def __init__(self, examples: list[Tensor], guide: Tensor | None) -> None:
         sizes = [(e.shape[1], e.shape[2]) for e in examples]
         starts = np.cumsum([0, *(h * w for h, w in sizes)]).tolist()
 
         def each(values: list[Tensor]) -> Tensor:
             return torch.cat([value.expand(size).flatten() for value, size in zip(values, sizes, strict=True)])
 
+        self.guide = guide
         self.sizes, self.colors = sizes, torch.cat([e.flatten(1) for e in examples], 1)  # (C, n)
         self.number = each([torch.tensor(k) for k in range(len(sizes))])
         self.row = each([torch.arange(h)[:, None] for h, _ in sizes])
@@ -104,6 +123,7 @@ class _Examples:
         self.kernel = self._principal(torch.cat([F.unfold(e[None], 2 * _REACH + 1)[0] for e in examples], 1))
         self.surroundings = torch.zeros(len(self.row), len(self.kernel))
         self.surroundings[self.whole] = torch.cat([F.conv2d(e[None], self.kernel)[0].flatten(1) for e in examples], 1).T
+        self.light, self.spread = self.colors.mean(0), self.surroundings[self.whole].var(0).sum()
 
     @staticmethod
     def _principal(patches: Tensor) -> Tensor:
@@ -116,11 +136,11 @@ class _Examples:
     def searched(self, places: Tensor) -> Tensor:
         """Each pixel takes the best of all that have whole surroundings."""
         known = self.surroundings[self.whole]
-        norms, spread = known.square().sum(1), known.var(0).sum()
+        norms = known.square().sum(1)
 
         def best(places: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
-            cost = norms + _CROWD * spread * self._usage(places)
-            return self.whole[(cost - 2 * wanted @ known.T).argmin(-1)]
+            cost = norms + _CROWD * self.spread * self._usage(places) - 2 * wanted @ known.T
+            return self.whole[(cost + self._astray(self.light[self.whole], rows, columns, -1)).argmin(-1)]
 
         return self._by_quarters(places, best)
 
@@ -134,9 +154,18 @@ class _Examples:
                 for down in (-1, 0, 1) for right in (-1, 0, 1)
             ])  # fmt: skip
             distance = (self.surroundings[candidates] - wanted).square().sum(-1)
+            distance += self._astray(self.light[candidates], rows, columns, 0)
             return candidates.gather(0, distance.argmin(0, keepdim=True))[0]
 
         return self._by_quarters(places, best)
+
+    def _astray(self, light: Tensor, rows: Tensor, columns: Tensor, candidates: int) -> Tensor | float:
+        """What lightnesses cost that are not the guide's there. candidates: their dimension, 0, or -1 for (m,)."""
+        if self.guide is None:
+            return 0.0
+        there = self.guide[rows[:, None], columns]
+        off = light - (there[..., None] if candidates else there)
+        return _GUIDE * self.spread / self.light.var().clamp(min=1e-6) * off.square()
 
     def children(self, places: Tensor, coarser: "_Examples") -> Tensor:
         """Places of the next coarser level -> of this one, four for each."""

@@ -1,0 +1,196 @@
+"""What a model looks at, told of models made by hand: they follow one cue and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.config import Data
+from vidrobust.data import Record, eval_dataset, ucf101
+from vidrobust.errors import UserError
+from vidrobust.evaluation import bias_table, check_bias, evaluate_bias
+from vidrobust.evaluation.bias import ALONE, PAIRED, conflict, partners_of
+from vidrobust.evaluation.bias_report import bias_lines
+
+CFG = Data(frames=4, stride=2, short_side=32, size=24, workers=0)
+CLASSES = ["a", "b"]
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """Four test videos of two classes, clips that a test fills in by hand, and where rows go."""
+    records, _ = ucf101(tiny_ucf101(tmp_path / "data"), "test", 1)
+    return records, tmp_path / "out"
+
+
+def _rows(records, out, predict, names, *, others=None, seed=0, clips=1):
+    out.mkdir(exist_ok=True)
+    return evaluate_bias(predict, lambda: eval_dataset(CFG, records, clips), None, list(range(len(records))), names, out,
+                         seed=seed, others=others or {}, batch_size=3, workers=0, device=torch.device("cpu"))  # fmt: skip
+
+
+def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):
+    """Frames that count change all the time: 0 where anything moves, by looks where the mean says so."""
+    records, out = clips
+    records = [Record(r.uid, r.path, 0) for r in records]
+
+    def moves(x):
+        changed = (x[:, :, 1:] - x[:, :, :-1]).abs().amax((1, 2, 3, 4)) > 0.2
+        return torch.stack([changed.float(), 1 - changed.float()], 1)
+
+    rows = _rows(records, out, moves, ["freeze", "background", "shuffle", "reverse", "patch"], clips=2)
+    views = bias_table(rows, CLASSES)["views"]
+    acc = {name: entry["acc"] for name, entry in views.items()}
+    assert acc == {"clean": 1, "freeze": 0, "background": 0, "shuffle": 1, "reverse": 1, "patch": 1}
+    assert views["freeze"]["kept"] == 0 and views["shuffle"]["kept"] == 1
+    still = _rows(records, out.parent / "looks", lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), ["freeze"])
+    assert bias_table(still, CLASSES)["views"]["freeze"]["acc"] == 1
+
+
+@pytest.mark.parametrize(("follows", "bias"), [("own", 1.0), ("other", 0.0), ("neither", None)])
+def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, follows, bias):
+    records, out = clips
+    assert [r.label for r in records] == [0, 0, 1, 1]
+    # a pair becomes a clip whose corner says both classes
+    seen = {}
+    monkeypatch.setitem(PAIRED, "swapped", lambda x, other, rngs: torch.stack([_code(x), _code(other)], 1))
+
+    def _code(x):
+        return x.flatten(1).mean(1)
+
+    def predict(x):
+        if x.ndim == 2:  # a pair
+            own, other = (torch.tensor([seen[round(float(v), 5)] for v in side]) for side in x.unbind(1))
+            answer = {"own": own, "other": other, "neither": torch.full_like(own, 2)}[follows]
+            return torch.nn.functional.one_hot(answer, 3).float()
+        return torch.zeros(len(x), 3)
+
+    dataset = eval_dataset(CFG, records, 1)
+    for i, record in enumerate(records):
+        clip = dataset[0, i]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
+        seen[round(float(_code(clip)), 5)] = record.label
+    entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"]["swapped"]
+    assert entry["bias"] == bias and entry["own"] + entry["other"] == (0 if bias is None else 1)
+
+
+def test_known_second_cues_of_whole_clips_are_told(clips):
+    records, out = clips
+    rows = _rows(
+        records, out, lambda x: torch.tensor([[0.0, 1]]).expand(len(x), -1), [], others={0: 1, 1: 0, 2: 1, 3: 0}
+    )
+    entry = bias_table(rows, CLASSES)["views"]["clean"]
+    assert entry["cues"] == ["motion", "texture"]
+    assert (entry["own"], entry["other"], entry["bias"]) == (0.5, 0.5, 0.5), "0 and 3 have cues that disagree"
+
+
+def test_partners_are_of_another_class_and_drawn(clips):
+    records, _ = clips
+    dataset, drawn = eval_dataset(CFG, records, 1), set()
+    for seed in range(20):
+        found = partners_of(dataset, [0, 1, 2, 3], seed)
+        assert all(records[i].label != records[j].label for i, j in found.items())
+        drawn.add(found[0])
+    assert drawn == {2, 3} and partners_of(dataset, [0, 1, 2, 3], 3) == partners_of(dataset, [0, 1, 2, 3], 3)
+
+
+def test_it_goes_on_where_it_was_killed(clips):
+    records, out = clips
+    calls = []
+
+    def predict(x):
+        calls.append(len(x))
+        return x.flatten(1)[:, :2]
+
+    names = ["shuffle", "swapped", "motion"]
+    whole = _rows(records, out, predict, names)
+    lines = (out / "bias.jsonl").read_text().splitlines()
+    assert len(lines) == len(whole) == 16
+    (out / "bias.jsonl").write_text("\n".join(lines[:7]) + '\n{"ind')
+    calls.clear()
+    assert _rows(records, out, predict, names) == whole and sum(calls) < 16
+    assert _rows(records, out.parent / "alone", predict, names) == whole
+
+
+def test_a_video_that_does_not_decode_is_wrong_and_told(clips):
+    records, out = clips
+    broken = [Record("x", str(out.parent / "none.avi"), 1), *records[:2]]
+    rows = _rows(broken, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), ["freeze", "swapped"])
+    table = bias_table(rows, CLASSES)
+    assert [row["predicted"] for row in rows if row["name"] == "freeze"] == [None, 0, 0]
+    assert all(row["predicted"] is None for row in rows if row["name"] == "swapped"), "nor is its partner's pair shown"
+    assert table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
+
+
+def test_conflicts_have_ones_shapes_and_the_others_colours():
+    x, y = torch.zeros(2, 3, 1, 32, 32), torch.rand(2, 3, 1, 32, 32) * 0.5
+    x[:, :, :, 8:24, 8:24] = 1  # a bright square
+    y[:, 1:] = 0  # shades of red
+    rngs = [np.random.default_rng(i) for i in range(2)]
+    made = conflict(x, y, rngs)
+    assert made.shape == x.shape and made[:, 1:].max() < 0.01, "red alone"
+    inner, outer = made[:, 0, 0, 10:22, 10:22].mean(), made[:, 0, 0, :6].mean()
+    assert inner > outer + 0.1, "brighter where the square is"
+
+
+def _cfg(*words):
+    return config.loads("", ["eval.threats=[linf-0]", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["eval.bias=[shufle]"], "eval.bias: unknown name 'shufle'; did you mean 'shuffle'"),
+        (["eval.bias=[freeze]", "data.frames=1"], "eval.bias=freeze: it is of clips"),
+        (["eval.bias=[swapped]", "data.frames=1"], "eval.bias=swapped: it is of clips"),
+        (["eval.bias=[conflict]"], "it is of images"),
+        (["eval.bias=[texture]"], "data.twins is empty"),
+        (["eval.bias=[patch,patch]"], "list different ones"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(words, reason):
+    with pytest.raises(UserError, match=reason.replace("[", r"\[")):
+        check_bias(_cfg(*words), [Record("a", "a.avi", 0), Record("b", "b.avi", 1)])
+
+
+def test_one_class_has_no_cue_that_disagrees():
+    with pytest.raises(UserError, match="two classes are needed"):
+        check_bias(_cfg("eval.bias=[swapped]"), [Record("a", "a.avi", 0)])
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_view_keeps_the_shape_of_its_clips(name):
+    x = torch.rand(2, 3, 4, 24, 24)
+    made = ALONE[name](x, [np.random.default_rng(i) for i in range(2)])
+    assert made.shape == x.shape and made.min() >= 0 and made.max() <= 1 and not torch.equal(made, x)
+
+
+def test_the_report_says_what_was_found(clips):
+    records, out = clips
+    rows = _rows(records, out, lambda x: x.flatten(1)[:, :2], ["freeze", "swapped"])
+    text = "\n".join(bias_lines(bias_table(rows, CLASSES) | {"views_of": "1x1"}))
+    for part in (
+        "## What it looks at",
+        "| freeze | one frame | ",
+        "| swapped | what moves, not background | ",
+        "* freeze: ",
+    ):
+        assert part in text
+    assert bias_lines(None) == []
+
+
+def test_the_tools_measure_it(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    assert tool("prepare", "texture", f"data.root={root}", "--output", "t", cwd=tmp_path).returncode == 0
+    page = REPO / "configs/ucf101_csl.yaml"
+    words = [f"data.root={root}", "eval.threats=[]", "eval.bias=[texture,freeze,swapped]"]
+    done = tool("train_net", "--cfg", page, *tiny("data.twins=t", *words), "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
+    assert set(summary["bias"]["views"]) == {"clean", "texture", "freeze", "swapped"}
+    assert summary["clean_acc"] == summary["bias"]["views"]["clean"]["acc"]
+    assert "## What it looks at" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    done = tool("train_net", "--cfg", page, *tiny(*words), "--output-dir", "no", cwd=tmp_path)
+    assert done.returncode == 1 and "data.twins is empty" in done.stderr and not (tmp_path / "no").exists()

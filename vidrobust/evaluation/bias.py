@@ -1,0 +1,188 @@
+"""What a model looks at: accuracy where a cue is taken away, and which of two cues that disagree it follows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidrobust import config
+from vidrobust.attacks import Predict
+from vidrobust.data import Batch, ClipDataset, Record, loader, texture_twins, worker_deaths
+from vidrobust.engine import distributed
+from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.memory import MicroBatches
+from vidrobust.evaluation.predict import to_clips
+from vidrobust.evaluation.rows import Row, appending, merged, unfinished
+from vidrobust.evaluation.statistics import wilson
+from vidrobust.views import NEGATIVES, NegativeSpec, negatives
+from vidrobust.views.composites import background, differences, swapped, swapped_frozen
+from vidrobust.views.negatives import TEMPORAL
+from vidrobust.views.texture import patch_side, patches_of, synthesize
+
+_STEM, CLEAN, _STREAM = "bias", "clean", 4
+Rngs = Sequence[np.random.Generator]
+
+
+def conflict(x: Tensor, other: Tensor, rngs: Rngs) -> Tensor:
+    """The shapes of images x in the texture of others, (B, C, 1, H, W): cue conflict (Geirhos et al. 2019's kind)."""
+    made = []
+    for a, b, rng in zip(x.cpu(), other.cpu(), rngs, strict=True):
+        size = a.shape[-1]
+        image = (b.permute(1, 2, 3, 0) * 255).round().byte().numpy()
+        examples = patches_of(image, patch_side(96, size), rng)
+        made.append(torch.from_numpy(synthesize(examples, size, rng, a[:, 0].mean(0).numpy())))
+    return (torch.stack(made).permute(0, 4, 1, 2, 3).float() / 255).to(x)
+
+
+def _negative(name: str) -> Callable[[Tensor, Rngs], Tensor]:
+    return lambda x, rngs: negatives(x, NegativeSpec((name,)), rngs)[:, 0]
+
+
+# what a clip alone becomes, and what a clip and one of another class become, whose cues then disagree
+ALONE: dict[str, Callable[[Tensor, Rngs], Tensor]] = {
+    **{name: _negative(name) for name in NEGATIVES},
+    "background": lambda x, rngs: background(x), "motion": lambda x, rngs: differences(x),
+}  # fmt: skip
+PAIRED: dict[str, Callable[[Tensor, Tensor, Rngs], Tensor]] = {
+    "conflict": conflict,
+    "swapped": lambda x, other, rngs: swapped(x, other),
+    "swapped_frozen": lambda x, other, rngs: swapped_frozen(x, other),
+}
+_MOVING = {*TEMPORAL, "background", "motion", "swapped", "swapped_frozen"}
+# what of a video a prediction of its class follows, and what of it one of the other class does
+CUES = {"conflict": ("shape", "texture"), "swapped": ("what moves", "background"),
+        "swapped_frozen": ("what moves, frozen", "background"), CLEAN: ("motion", "texture")}  # fmt: skip
+
+
+def check_bias(cfg: config.Config, test: list[Record]) -> None:
+    """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do not have."""
+    names, frames, classes = cfg.eval.bias, cfg.data.frames, len({record.label for record in test})
+    for name in names:
+        lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
+        if frames == 1 and name in _MOVING:
+            raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
+        if frames > 1 and name == "conflict":
+            raise UserError("eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips")
+        if name == "texture":
+            texture_twins(cfg.data, test, 1)
+        if name in PAIRED and classes < 2:
+            raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
+    if len(set(names)) != len(names):
+        raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
+
+
+def evaluate_bias(
+    predict: Predict, videos: Callable[[], ClipDataset], twins: ClipDataset | None, indices: list[int],
+    names: Sequence[str], out: Path, *, seed: int, others: dict[int, int], batch_size: int, workers: int,
+    device: torch.device,
+) -> list[Row]:  # fmt: skip
+    """Classify videos as they are and as each of `names`, of ALONE, PAIRED or "texture" (`twins`: their textures).
+
+    predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a video's clips. videos:
+    called for a data set of the test clips. others: index -> the class that another cue of a video, as it is, stands
+    for. A PAIRED one takes a partner of another class, drawn from (seed, index). Streams a row a video and name to
+    out/bias.jsonl; goes on where it was killed; under torchrun each rank takes a share. Returns all rows.
+    """
+    dataset = videos()
+    at_once = max(1, batch_size // dataset.spec.clips)
+    parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
+    groups = [[(index, name) for index in part] for name in (CLEAN, *names) for part in parts]
+    todo = unfinished(out, _STEM, "name", groups)[distributed.rank() :: distributed.world()]
+    bounded = MicroBatches(predict, batch_size)
+    with appending(out, _STEM) as append:
+        for name in (CLEAN, *names):
+            mine = [[index for index, _ in groups[n]] for n in todo if groups[n][0][1] == name]
+            partners = partners_of(dataset, indices, seed) if name in PAIRED else {}
+            source = twins if name == "texture" and twins is not None else dataset
+            labels = {i: dataset.records[j].label for i, j in partners.items()} if partners else others
+            seen = _batches(source, mine, workers)
+            beside = _batches(videos(), [[partners[i] for i in part] for part in mine], workers) if partners else None
+            for part in mine:
+                batch = next(seen)
+                other = next(beside) if beside is not None else None
+                append(_rows(name, part, batch, other, partners, dataset, labels if name in (CLEAN, *PAIRED) else {},
+                             bounded, seed, device))  # fmt: skip
+    return merged(out, _STEM, "name", groups)
+
+
+def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict[int, int]:
+    """index -> the index of a video of another class among `indices`, drawn for each."""
+    labels = np.array([dataset.records[i].label for i in indices])
+    found = {}
+    for index in indices:
+        choices = np.flatnonzero(labels != dataset.records[index].label)
+        rng = np.random.default_rng([seed, _STREAM, index])
+        found[index] = indices[int(choices[rng.integers(len(choices))])] if len(choices) else index
+    return found
+
+
+def _batches(dataset: ClipDataset, parts: Sequence[Sequence[int]], workers: int) -> Any:
+    with worker_deaths(dataset):
+        yield from loader(dataset, [[(0, index) for index in part] for part in parts], workers)
+
+
+@torch.no_grad()
+def _rows(
+    name: str, part: Sequence[int], batch: Batch, other: Batch | None, partners: dict[int, int], dataset: ClipDataset,
+    labels: dict[int, int], predict: MicroBatches, seed: int, device: torch.device,
+) -> list[Row]:  # fmt: skip
+    """A row a video of the part; a video that does not decode, or whose partner does not, has no prediction."""
+    errors = {failure.index: failure.reason for found in (batch, other) if found for failure in found.failed}
+    at = {index: row for row, index in enumerate(batch.index.tolist())}
+    beside = {} if other is None else {index: row for row, index in enumerate(other.index.tolist())}
+    whole = [i for i in part if i in at and (other is None or partners[i] in beside)]
+    answers: dict[int, int] = {}
+    if whole:
+        clips = dataset.spec.clips
+        x = to_clips(batch, device).unflatten(0, (-1, clips))[[at[i] for i in whole]].flatten(0, 1)
+        rngs = [np.random.default_rng([seed, _STREAM, i, k]) for i in whole for k in range(clips)]
+        if other is not None:
+            y = to_clips(other, device).unflatten(0, (-1, clips))[[beside[partners[i]] for i in whole]].flatten(0, 1)
+            x = PAIRED[name](x, y, rngs)
+        elif name in ALONE:
+            x = ALONE[name](x, rngs)
+        logits = predict(x).float().view(len(whole), clips, -1).mean(1)
+        answers = dict(zip(whole, logits.argmax(1).tolist(), strict=True))
+    return [
+        {"index": i, "uid": dataset.records[i].uid, "label": dataset.records[i].label, "name": name,
+         "predicted": answers.get(i), "other": labels.get(i), "error": errors.get(i) or errors.get(partners.get(i, -1))}
+        for i in part
+    ]  # fmt: skip
+
+
+def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
+    """What rows of `evaluate_bias` say; accuracies are fractions, and a video that does not decode is wrong.
+
+    n, and views: name -> acc, ci95, per_class (class -> acc), kept (acc over that of the videos as they are, None where
+    that is 0), and where two cues disagree: cues (what is followed where the answer is the video's class, and where it
+    is the other), own and other (shares of the videos that are answered so), and bias = own / (own + other): the shape
+    bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
+    """
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(row["name"] for row in rows):
+        here = [row for row in rows if row["name"] == name]
+        right = [row["predicted"] == row["label"] for row in here]
+        entry: dict[str, Any] = {"acc": sum(right) / len(here), "ci95": list(wilson(sum(right), len(here))),
+                                 "per_class": _per_class(here, classes)}  # fmt: skip
+        apart = [row for row in here if row["other"] is not None and row["other"] != row["label"]]
+        if apart:
+            own = sum(row["predicted"] == row["label"] for row in apart) / len(apart)
+            other = sum(row["predicted"] == row["other"] for row in apart) / len(apart)
+            entry |= {"cues": list(CUES[name]), "own": own, "other": other,
+                      "bias": own / (own + other) if own + other else None}  # fmt: skip
+        found[name] = entry
+    clean = found[CLEAN]["acc"]
+    for entry in found.values():
+        entry["kept"] = entry["acc"] / clean if clean else None
+    failed = list(dict.fromkeys(row["error"] for row in rows if row["error"]))
+    return {"n": sum(row["name"] == CLEAN for row in rows), "views": found, "failed": failed}
+
+
+def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, float]:
+    by_label: dict[int, list[bool]] = {}
+    for row in rows:
+        by_label.setdefault(row["label"], []).append(row["predicted"] == row["label"])
+    return {classes[label]: sum(hits) / len(hits) for label, hits in sorted(by_label.items())}
