@@ -7,6 +7,7 @@ from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.loop import train
 from vidrobust.evaluation import build_lists, check_bias, check_suite, evaluate
+from vidrobust.evaluation.shift import other_records
 from vidrobust.methods import without_effect
 
 
@@ -41,7 +42,9 @@ def main() -> None:
         run.check_output(out, resume=inside, overwrite=args.overwrite)
         if cfg.eval.enabled:
             check_suite(cfg)  # what is wrong with suite, threats or test list is told now, not after days of training
-            check_bias(cfg, build_lists(cfg.data)[1])
+            _, test, classes = build_lists(cfg.data)
+            check_bias(cfg, test)
+            other_records(cfg, classes)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

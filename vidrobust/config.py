@@ -31,13 +31,14 @@ from vidrobust.options import (
     MotionShapes,
     Negatives,
     Optim,
+    Shift,
     Train,
 )
 
 __all__ = [
     "Adversary", "Augment", "Config", "Corruption", "Data", "Eval", "FalseNegatives", "Method", "Model",
-    "MotionShapes", "Negatives", "Optim", "Train", "config_sha", "differences", "get", "help_text", "load", "loads",
-    "options", "require_used", "to_yaml",
+    "MotionShapes", "Negatives", "Optim", "Shift", "Train", "config_sha", "differences", "get", "help_text", "load",
+    "loads", "options", "require_used", "to_yaml",
 ]  # fmt: skip
 
 

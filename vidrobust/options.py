@@ -42,8 +42,8 @@ class MotionShapes:
 class Data:
     name: str = option(
         "ucf101",
-        "format: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder, image_folder, cifar10, cifar100, "
-        "torchvision:NAME, motionshapes",
+        "format: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder, image_folder, class_folder, cifar10, "
+        "cifar100, torchvision:NAME, motionshapes",
     )
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
     twins: str = option("", "folder of the textures of its files, what datasets/prepare.py texture wrote; for "
@@ -262,6 +262,14 @@ class Corruption:
 
 
 @dataclass
+class Shift:
+    name: str = option("", "format of another data set, on whose videos of the same classes accuracy is measured: "
+                       "hmdb51, class_folder, ...; empty: none")  # fmt: skip
+    root: str = option("", "its folder")
+    fold: int = option(1, "its official split", low=1)
+
+
+@dataclass
 class Eval:
     enabled: bool = option(True, "measure at the end of training")
     name: str = option("pgd", "folder of the results, under the run's eval/")
@@ -312,6 +320,7 @@ class Eval:
         "conflict, swapped, swapped_frozen; empty: none",
     )  # fmt: skip
     corruption: Corruption = field(default_factory=Corruption)
+    shift: Shift = field(default_factory=Shift)
 
 
 @dataclass

@@ -2,6 +2,7 @@ import pytest
 
 from tests.helpers import SHARED, counting_video, tiny_ucf101
 from vidrobust.data import (
+    class_folder,
     hmdb51,
     kinetics,
     path_label_list,
@@ -318,3 +319,17 @@ def test_a_link_to_nothing_is_a_missing_file(tmp_path):
     (tmp_path / "train.txt").write_text("a.avi 0\n")
     with pytest.raises(UserError, match="line 1: a.avi is not under"):
         path_label_list(tmp_path, "train", 1)
+
+
+def test_folders_of_classes_are_one_list(tmp_path):
+    for name in ("b/x.png", "b/deep/y.avi", "a/z.jpg", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    records, classes = class_folder(tmp_path, "train", 1)
+    assert classes == ["a", "b"] and [(r.uid, r.label) for r in records] == [
+        ("a/z.jpg", 0),
+        ("b/deep/y.avi", 1),
+        ("b/x.png", 1),
+    ]
+    with pytest.raises(UserError, match="has one list; data.validation"):
+        class_folder(tmp_path, "test", 1)

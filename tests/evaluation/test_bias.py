@@ -28,8 +28,11 @@ def clips(tmp_path, monkeypatch):
 
 def _rows(records, out, predict, names, *, others=None, seed=0, clips=1):
     out.mkdir(exist_ok=True)
-    return evaluate_bias(predict, lambda: eval_dataset(CFG, records, clips), None, list(range(len(records))), names, out,
-                         seed=seed, others=others or {}, batch_size=3, workers=0, device=torch.device("cpu"))  # fmt: skip
+    where = list(range(len(records)))
+    return evaluate_bias(
+        predict, lambda: eval_dataset(CFG, records, clips), None, where, names, out, seed=seed, others=others or {},
+        batch_size=3, workers=0, device=torch.device("cpu"),
+    )  # fmt: skip
 
 
 def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):

@@ -24,7 +24,7 @@ def test_the_background_is_what_stays():
 def test_what_moves_is_found_with_a_margin():
     x, where, _ = clip()
     found = moving(x)
-    assert found.shape == where.shape and 0 <= found.min() and found.max() <= 1
+    assert found.shape == where.shape and found.min() >= 0 and found.max() <= 1
     assert (found[where > 0] > 0.5).float().mean() > 0.98
     wide = torch.nn.functional.max_pool2d(where[0, 0], 7, 1, 3)[None, None]
     assert found[wide == 0].max() == 0, "nothing else"

@@ -22,6 +22,7 @@ from vidrobust.data.dataset import (
 from vidrobust.data.decode import BACKENDS, DecodeError, open_video, read_frames
 from vidrobust.data.decoders import require_backend
 from vidrobust.data.formats import (
+    class_folder,
     frame_folder,
     frame_list,
     hmdb51,
@@ -66,8 +67,8 @@ from vidrobust.views import AugmentSpec
 __all__ = [
     "BACKENDS", "CLEAN", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
     "Condition", "Corrupted", "CorruptedVideos", "DecodeError", "Encoding", "EvalBatches", "Failure", "Record",
-    "Source", "SourceVideos", "TrainBatches", "all_records", "apply_manifest", "build_records", "collate",
-    "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
+    "Source", "SourceVideos", "TrainBatches", "all_records", "apply_manifest", "build_records", "class_folder",
+    "collate", "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
     "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "is_image", "kinetics", "loader",
     "make_motionshapes", "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest",
     "records_sha", "reencode", "require_labels", "scan", "second_cues", "segment_clips", "shared_sources",
@@ -85,6 +86,7 @@ FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
     "folder": video_folder,
     "frames": frame_list,
     "frame_folder": frame_folder,
+    "class_folder": class_folder,
     "image_folder": image_folder,
     "cifar10": functools.partial(torchvision_images, "CIFAR10"),
     "cifar100": functools.partial(torchvision_images, "CIFAR100"),

@@ -153,6 +153,19 @@ def frame_folder(root: Path, split: str, fold: int) -> Parsed:
     return _foldered(root, split, None)
 
 
+def class_folder(root: Path, split: str, fold: int) -> Parsed:
+    """`root/<class>/<image or video>`, one list, all of it "train": as ImageNet-Sketch, -R and -A come."""
+    if split != "train":
+        raise UserError(f"data.name=class_folder: {root} has one list; data.validation holds out a part of it")
+    classes = [folder.name for folder in _folders(root)]
+    records = [
+        Record(file.relative_to(root).as_posix(), str(file), label)
+        for label, name in enumerate(classes) for file in files_below(root / name)
+        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    ]  # fmt: skip
+    return checked(records, root), classes
+
+
 def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
     """A classification data set of torchvision.datasets by its class's name, in the root that torchvision is given."""
     from torchvision import datasets

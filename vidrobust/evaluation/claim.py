@@ -20,6 +20,7 @@ _FREE = (
     "eval.name",
     "eval.enabled",
     "eval.corruption.baseline",
+    "eval.shift.root",
 )
 
 # what an evaluation leaves in its folder

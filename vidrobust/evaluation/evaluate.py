@@ -44,6 +44,7 @@ from vidrobust.evaluation.predict import Features, evaluation_mode, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
+from vidrobust.evaluation.shift import evaluate_shift, other_records
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, check_suite
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
@@ -90,6 +91,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
+    other_records(cfg, classes)  # refuses one without a shared class
     identity = identify(cfg, state, train, test)
     same = {
         "manifest_sha": identity["manifest_sha"],
@@ -169,17 +171,18 @@ def _measure(
         moved = [test[i] for i in _evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
         measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
+        measured["shift"] = evaluate_shift(cfg, predict, test, classes, device) if distributed.rank() == 0 else None
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
         measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device)
         if measured["bias"]:
             measured["clean_acc"] = measured["bias"]["views"]["clean"]["acc"]
         if corruption:
             measured["clean_acc"] = corruption["clean_acc"]
-        measured |= _attacks(cfg, suite, threats, predict, test, indices, out, device)
+        measured |= {"clean_acc": None} | measured | _attacks(cfg, suite, threats, predict, test, indices, out, device)
         measured["corruption"] = corruption
         measured["warnings"] += learned_nothing(measured["representation"])
         measured["warnings"] += (corruption or {}).get("warnings", [])
-        for part in (corruption or {}, measured["bias"] or {}):
+        for part in (corruption or {}, measured["bias"] or {}, measured["shift"] or {}):
             measured["failed"] += [line for line in part.get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]
     if failed:

@@ -11,6 +11,7 @@ from vidrobust.evaluation.bias_report import bias_lines
 from vidrobust.evaluation.corruption_report import corruption_lines
 from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.robust import timings
+from vidrobust.evaluation.shift import shift_lines
 
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
@@ -36,6 +37,7 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
         *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
         *corruption_lines(out, summary["corruption"]),
+        *shift_lines(summary.get("shift")),
         *bias_lines(summary.get("bias")),
         *geometry_lines(summary.get("geometry"), summary.get("sensitivity")),
         *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
@@ -44,7 +46,8 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
 
 
 def _done(summary: dict[str, Any]) -> str:
-    done = {"attacked": summary["curve"], "corrupted": summary["corruption"], "shown in part": summary.get("bias")}
+    done = {"attacked": summary["curve"], "corrupted": summary["corruption"], "shown in part": summary.get("bias"),
+            "compared": summary.get("shift")}  # fmt: skip
     return " and ".join(name for name, found in done.items() if found)
 
 

@@ -1,0 +1,94 @@
+"""Another data set's videos, answered among the classes that both have."""
+
+import json
+
+import pytest
+import torch
+
+from tests.helpers import REPO, SHARED, counting_video, tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.data import build_records
+from vidrobust.errors import UserError
+from vidrobust.evaluation.shift import UCF_HMDB, among, evaluate_shift, other_records, shared_classes, shift_lines
+
+
+def test_classes_of_ucf101_and_hmdb51_meet_in_concepts():
+    shared = shared_classes(["Archery", "Biking", "Punch", "BoxingSpeedBag", "YoYo"], ["punch", "ride_bike", "chew"])
+    assert shared.concepts == ["ride_bike", "punch"]
+    assert shared.own == {1: 0, 2: 1, 3: 1} and shared.other == {0: 1, 1: 0}
+    turned = shared_classes(["punch", "ride_bike", "chew"], ["Archery", "Biking", "Punch"])
+    assert turned.concepts == ["punch", "ride_bike"] and turned.other == {1: 1, 2: 0}
+
+
+def test_names_are_enough_but_for_case_and_punctuation():
+    shared = shared_classes(["n01440764", "Ice Cream", "cat"], ["n01440764", "ice_cream", "dog"])
+    assert shared.concepts == ["n01440764", "icecream"] and shared.other == {0: 0, 1: 1}
+    assert shared_classes(["a"], ["b"]).concepts == []
+
+
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
+def test_every_class_of_the_table_is_one_of_the_official_lists():
+    lists = (SHARED / "splits/ucf101").rglob("classInd.txt")
+    ucf = {line.split()[1] for path in lists for line in path.read_text().splitlines() if line.strip()}
+    names = {path.name for path in (SHARED / "splits/hmdb51").rglob("*split1.txt")}
+    hmdb = {name.split("_test_split")[0] for name in names}
+    assert len(ucf) == 101 and len(hmdb) == 51
+    for theirs, others in UCF_HMDB.values():
+        assert set(theirs) <= ucf and set(others) <= hmdb
+
+
+def test_the_best_class_of_a_concept_answers_and_others_do_not():
+    logits = torch.tensor([[9.0, 1, 2, 0], [0, 5, 0, 6], [0, 0, 3, 1]])  # class 0 has no concept
+    assert among(logits, {1: 0, 2: 1, 3: 0}, 2).tolist() == [1, 0, 1]
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """One with classes Alpha and Beta, and one list of Beta, and of a class that only it has."""
+    root = tiny_ucf101(tmp_path / "data")
+    for i in range(3):
+        counting_video(tmp_path / f"other/beta/{i}.avi", 20, first=3000 + 50 * i)
+        counting_video(tmp_path / f"other/gamma/{i}.avi", 20, first=4000 + 50 * i)
+    return root, tmp_path / "other"
+
+
+def _cfg(sets, *words):
+    return config.loads("", tiny(f"data.root={sets[0]}", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}",
+                                 *words))  # fmt: skip
+
+
+def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets):
+    cfg = _cfg(sets)
+    test, classes = build_records(cfg.data, "test")
+    (sets[1] / "beta/1.avi").write_bytes(b"")
+    found = evaluate_shift(cfg, lambda x: torch.tensor([[9.0, 1]]).expand(len(x), -1), test, classes,
+                           torch.device("cpu"))  # fmt: skip
+    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (3, ["beta"], 2, 1.0)
+    assert found["acc"] == pytest.approx(2 / 3), "one does not decode"
+    assert found["per_class"] == {"beta": found["acc"]} and "1.avi" in found["failed"][0]
+    assert "3 videos of the 1 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
+
+
+def test_none_is_measured_where_none_is_named(sets):
+    cfg = config.loads("", tiny(f"data.root={sets[0]}"))
+    assert other_records(cfg, ["Alpha"])[0] == []
+
+
+def test_no_shared_class_is_refused(sets):
+    with pytest.raises(UserError, match=r"no class of .* \(beta, gamma, ...\) is one of ucf101 \(Alpha, ...\)"):
+        other_records(_cfg(sets), ["Alpha"])
+
+
+def test_the_tools_measure_it(sets, tmp_path):
+    words = [f"data.root={sets[0]}", "eval.threats=[]", "eval.shift.name=class_folder"]
+    page = REPO / "configs/ucf101_csl.yaml"
+    done = tool("train_net", "--cfg", page, *tiny(*words, f"eval.shift.root={sets[1]}"), "--output-dir", "out",
+                cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
+    assert summary["shift"]["n"] == 3 and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    done = tool(
+        "train_net", "--cfg", page, *tiny(*words, "eval.shift.root=nowhere"), "--output-dir", "no", cwd=tmp_path
+    )
+    assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "no").exists()
