@@ -76,13 +76,14 @@ def other_records(cfg: config.Config, classes: Sequence[str]) -> tuple[list[Reco
     wanted = cfg.eval.shift
     if not wanted.name:
         return [], Shared([], {}, {})
-    data = config.Data(**vars(cfg.data) | {"name": wanted.name, "root": wanted.root, "fold": wanted.fold,
+    root = wanted.root or cfg.data.root
+    data = config.Data(**vars(cfg.data) | {"name": wanted.name, "root": root, "fold": wanted.fold,
                                            "validation": 0.0, "manifest": "", "twins": ""})  # fmt: skip
     records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
     shared = shared_classes(classes, theirs)
     if not shared.concepts:
         raise UserError(
-            f"eval.shift.name={wanted.name}: no class of {wanted.root} ({', '.join(theirs[:3])}, ...) is one of "
+            f"eval.shift.name={wanted.name}: no class of {root} ({', '.join(theirs[:3])}, ...) is one of "
             f"{cfg.data.name} ({', '.join(classes[:3])}, ...); name folders as its classes are"
         )
     kept = [record for record in records if record.label in shared.other]

@@ -15,11 +15,12 @@ from vidrobust.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Study:
-    """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs.
+    """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs,
+    options: data set -> those of its runs alone.
 
     baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not for it. Options are
-    `key=value` words; an arm's lie over `common`, and the command line's over all. `{arm}` in one is the folder of the
-    run of that arm with the same data set and seed, as a teacher's.
+    `key=value` words; a data set's lie over `common`, an arm's over these, and the command line's over all. `{arm}` in
+    one is the folder of the run of that arm with the same data set and seed, as a teacher's.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -29,6 +30,7 @@ class Study:
     baseline: str = ""
     comparators: Sequence[str] = ()
     skip: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     page: Path = Path("study.yaml")
 
 
@@ -49,7 +51,7 @@ def read_study(path: str | Path) -> Study:
     if not path.is_file():
         raise UserError(f"no study {path}")
     try:
-        page = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        page = OmegaConf.to_container(OmegaConf.load(path))  # what an option refers to is the run's, not the page's
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     known = [item.name for item in fields(Study) if item.name != "page"]
@@ -62,14 +64,15 @@ def read_study(path: str | Path) -> Study:
         if not isinstance(page.get(key), dict) or not page[key]:
             raise UserError(f"{path}: {key} is a mapping of names, with one at least")
     study = Study(**({"page": path} | {str(key): value for key, value in page.items()}))
-    for name, options in {**study.arms, "common": study.common}.items():
+    for name, options in {**study.arms, **study.options, "common": study.common}.items():
         if not isinstance(options, list | tuple) or not all(isinstance(word, str) for word in options):
             raise UserError(f"{path}: {name}: a list of key=value")
     if not isinstance(study.skip, dict) or not all(isinstance(arms, list) for arms in study.skip.values()):
         raise UserError(f"{path}: skip is a mapping of data sets to lists of arms")
-    for name in study.skip:
-        if name not in study.datasets:
-            raise UserError(f"{path}: skip: no data set {name!r}{nearest(name, list(study.datasets))}")
+    for key, named in (("skip", study.skip), ("options", study.options)):
+        for name in named:
+            if name not in study.datasets:
+                raise UserError(f"{path}: {key}: no data set {name!r}{nearest(name, list(study.datasets))}")
     for name in [study.baseline, *study.comparators, *(name for arms in study.skip.values() for name in arms)]:
         if name and name not in study.arms:
             raise UserError(f"{path}: no arm {name!r}{nearest(name, list(study.arms))}")
@@ -93,7 +96,7 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
             for name, options in study.arms.items():
                 if name in study.skip.get(dataset, ()):
                     continue
-                words = _over(study.common, options, root, [f"seed={seed}"], overrides)
+                words = _over(study.common, study.options.get(dataset, ()), options, root, [f"seed={seed}"], overrides)
                 for other in study.arms:
                     words = [word.replace(f"{{{other}}}", str(_folder(out, dataset, other, seed))) for word in words]
                 cfg = config.load(study.page.parent / page, words)

@@ -82,7 +82,21 @@ def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
     lines += ["Geometry of test features (docs/methods.md; a collapsed representation has a low rank and a uniformity "
               "near 0), and rpc, the share of clean accuracy that corruptions leave:", "",
               *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3), ""]  # fmt: skip
-    return lines + _removal(table) + _gaps(study, table)
+    return lines + _looks(table) + _removal(table) + _gaps(study, table)
+
+
+def _looks(table: dict[str, Any]) -> list[str]:
+    """Accuracies where a cue is taken away, biases, and shift; none where none was measured."""
+    names = dict.fromkeys(key for row in table.values() for key in row if key.startswith(("acc ", "bias ")))
+    shift = {"shift": "shift"} if any("shift" in row for row in table.values()) else {}
+    if not names and not shift:
+        return []
+    accs = {key: key.removeprefix("acc ") for key in names if key.startswith("acc ")}
+    lines = ["What it looks at (docs/methods.md): accuracy, per cent, on clips that lack a cue; shift: on another data "
+             "set's videos of the same classes:", "", *_rows(table, shift | accs, 100, 1), ""]  # fmt: skip
+    biases = {key: key.removeprefix("bias ") for key in names if key.startswith("bias ")}
+    return lines + (["Bias toward the first of two cues that disagree, 0 to 1:", "", *_rows(table, biases, 1, 2), ""]
+                    if biases else [])  # fmt: skip
 
 
 def _removal(table: dict[str, Any]) -> list[str]:

@@ -14,7 +14,16 @@ from vidrobust.evaluation import evaluate
 from vidrobust.study.plan import Arm
 
 # what may differ between two commands of the same study
-_FREE = ("data.root=", "data.workers=", "data.timeout_s=", "train.checkpoint_every=", "train.log_every=", "device=")
+_FREE = (
+    "data.root=",
+    "data.twins=",
+    "eval.shift.root=",
+    "data.workers=",
+    "data.timeout_s=",
+    "train.checkpoint_every=",
+    "train.log_every=",
+    "device=",
+)
 
 
 def require_same(arm: Arm) -> None:

@@ -17,8 +17,9 @@ def summarise(study: Study, runs: Runs) -> dict[str, Any]:
 
     half: half the width of a 95 % interval of the mean over seeds by Student's t, None for one seed. Measures: probe,
     clean, `robust THREAT`, `success THREAT` (the share of videos that are right which the attack breaks), mpc, rpc,
-    those of geometry, and of the removal of false negatives in the first and the last epoch; accuracies and shares are
-    fractions. difference: measure -> the same of the arm's value less the baseline's, seed by seed. gap_closed:
+    `acc NAME` and `bias NAME` of what a model looks at, shift (accuracy on another data set), those of geometry, and of
+    the removal of false negatives in the first and the last epoch; accuracies and shares are fractions. difference:
+    measure -> the same of the arm's value less the baseline's, seed by seed. gap_closed:
     comparator -> threat -> 100 (RA - RA_baseline) / (RA_comparator - RA_baseline) of the means (METHODS section 1.4),
     None where the comparator is not above the baseline. Clean accuracy, a budget of 0, is no gap.
     """
@@ -45,12 +46,16 @@ def summarise(study: Study, runs: Runs) -> dict[str, Any]:
 
 def _measures(summary: dict[str, Any]) -> dict[str, float | None]:
     geometry, corruption, clean = summary["geometry"]["trained"], summary["corruption"], summary["clean_acc"]
-    epochs = summary["removal"]
+    epochs, views = summary["removal"], (summary.get("bias") or {"views": {}})["views"]
+    shift = summary.get("shift")
     return {
         "probe": summary["representation"]["trained_probe"]["acc"], "clean": clean,
         **{f"robust {c['threat']}": c["robust_acc"] for c in summary["curve"]},
         **{f"success {c['threat']}": 1 - c["robust_acc"] / clean if clean else None for c in summary["curve"]},
         "mpc": corruption and corruption["mpc"], "rpc": corruption and corruption["rpc"],
+        "shift": shift and shift["acc"],
+        **{f"acc {name}": view["acc"] for name, view in views.items()},
+        **{f"bias {name}": view["bias"] for name, view in views.items() if "bias" in view},
         **{key: value for key, value in geometry.items() if not isinstance(value, list)},
         **{f"{key} {when}": epochs[at].get(key) for when, at in (("first", 0), ("last", -1)) if epochs
            for key in ("fn_removed", "fn_precision", "fn_recall")},

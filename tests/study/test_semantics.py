@@ -1,0 +1,59 @@
+"""Paper C's study: options of a data set, and what its report says of cues and shift."""
+
+import json
+
+import pytest
+
+from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.errors import UserError
+from vidrobust.study import plan, read_study
+
+PAGE = """
+seeds: [0]
+datasets: {clips: base.yaml}
+options: {clips: ["data.twins=${data.root}_texture", "eval.bias=[texture,freeze,swapped]"]}
+common: [train.epochs=1, eval.name=study, "eval.threats=[linf-0]", eval.shift.name=class_folder, eval.shift.root=other]
+baseline: moco
+arms:
+  moco: []
+  texture: ["method.negatives.names=[texture]"]
+"""
+
+
+def test_a_data_set_has_options_of_its_own(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    assert tool("prepare", "texture", f"data.root={root}", "--output", "data_texture", cwd=tmp_path).returncode == 0
+    (tmp_path / "other").symlink_to(root / "videos")
+    words = tiny(f"data.root={root}", "method.name=moco", "method.queue=8")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", words)))
+    (tmp_path / "study.yaml").write_text(PAGE)
+    done = tool("study", "--cfg", "study.yaml", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/study.json").read_text())["clips"]
+    for arm in ("moco", "texture"):
+        summary = json.loads((tmp_path / f"out/clips/{arm}/seed0/eval/study/summary.json").read_text())
+        views = summary["bias"]["views"]
+        assert found[arm]["acc freeze"]["mean"] == views["freeze"]["acc"]
+        assert found[arm].get("bias swapped", {"mean": None})["mean"] == views["swapped"]["bias"]
+        assert found[arm]["shift"]["mean"] == summary["shift"]["acc"]
+    text = (tmp_path / "out/study.md").read_text()
+    assert "| arm | shift | clean | texture | freeze | swapped |" in text and "two cues that disagree" in text
+
+
+def test_options_of_a_data_set_that_is_not_there_are_refused(tmp_path):
+    (tmp_path / "study.yaml").write_text(PAGE.replace("options: {clips:", "options: {clip:"))
+    with pytest.raises(UserError, match="options: no data set 'clip'; did you mean 'clips'"):
+        read_study(tmp_path / "study.yaml")
+
+
+def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
+    study = read_study(REPO / "configs/study_semantics.yaml")
+    runs = plan(study, tmp_path, roots={"cifar10": "/c", "ucf101": "/u"})
+    assert len(runs) == 3 * (7 + 10 + 10)
+    by_name = {(run.dataset, run.name): run.cfg for run in runs if run.seed == 0}
+    assert by_name["cifar10", "texture_3"].data.twins == "/c_texture"
+    assert by_name["ucf101", "temporal_2"].method.negatives.alpha == 2
+    drawn = by_name["motionshapes", "moco"]
+    assert drawn.data.motionshapes.texture_correlation == 0.9 and drawn.data.twins.endswith("/motionshapes90_texture")
+    assert drawn.eval.shift.fold == 2 and drawn.method.queue <= 320
