@@ -1,12 +1,14 @@
 """Texture twins: what they are made of, and how the loader pairs them with their files."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers import counting_frames, counting_video, read_numbers, same_batch, tiny_ucf101
 from vidrobust.config import Augment, Data
-from vidrobust.data import Failure, TrainBatches, loader, train_dataset, ucf101
+from vidrobust.data import Failure, Record, TrainBatches, loader, train_dataset, ucf101
 from vidrobust.data.twins import Twins, texture_frames, twin_draw
 from vidrobust.errors import UserError
 from vidrobust.views import DRAW_COLUMNS
@@ -110,20 +112,39 @@ def test_a_draw_keeps_its_share_in_a_twin_of_another_size():
             assert small.left >= 0 and small.left + small.width <= size[1] and small.width > 0
 
 
+def test_a_twin_gets_the_corruption_of_its_clip(paired):
+    root, twins = paired
+    records, _ = ucf101(root, "train", 1)
+    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
+    (root.parent / "same").symlink_to(twins)
+    shutil.rmtree(twins)
+    shutil.copytree(root, twins)  # each is its own twin, but for what is drawn
+    changed = Augment(corruptions=["gaussian_noise", "fog"], corruption_prob=0.7)
+    dataset = train_dataset(cfg, changed, records, clips=2, seed=7, twins=True)
+    plain = train_dataset(cfg, Augment(), records, clips=2, seed=7, twins=True)
+    changes = 0
+    for index in range(8):
+        clips = dataset[0, index]["clips"]
+        assert torch.equal(clips[2], clips[0])
+        changes += not torch.equal(clips[0], plain[0, index]["clips"][0])
+    assert changes > 2
+
+
+def test_a_file_is_never_its_own_twin(tmp_path):
+    with pytest.raises(UserError, match="the files are not their own textures"):
+        Twins(str(tmp_path), f"{tmp_path}/").require([Record("a", f"{tmp_path}/a.avi", 0)])
+    with pytest.raises(UserError, match="v/a.avi is outside .*lists, and has no texture"):
+        Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
+
+
 def test_paths_mirror_the_data_set():
     twins = Twins("/data/ucf", "/made/")
     assert twins("/data/ucf/videos/a.avi") == "/made/videos/a.avi"
 
 
 def test_arrays_have_no_twins():
-    with pytest.raises(UserError, match="torchvision's data sets have no files"):
-        Twins("a", "b").require([_record()])
-
-
-def _record():
-    from vidrobust.data import Record
-
-    return Record("0", "torchvision:CIFAR10:train:0:root", 0)
+    with pytest.raises(UserError, match="torchvision's data sets are arrays"):
+        Twins("a", "b").require([Record("0", "torchvision:CIFAR10:train:0:root", 0)])
 
 
 def test_frames_that_are_too_small_have_no_texture():

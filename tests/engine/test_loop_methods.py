@@ -9,6 +9,7 @@ import torch
 from tests.engine.test_loop import _cfg, _equal, _train
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite
+from vidrobust.errors import UserError
 
 REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
 KEEPING = {
@@ -150,6 +151,33 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
             patch.setattr(start, "build_records", turned)
             states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
         assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["names=[patch]", "patch_px=[72,16]"], "the smallest comes first"),
+        (["names=[patch]", "patch_px=[16,400]"], "as large as a frame of"),
+        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+    ],
+)
+def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reason):
+    words = [word if word.startswith("data.") else f"{NEGATIVES}{word}" for word in words]
+    with pytest.raises(UserError, match=reason):
+        _train(_cfg(ucf, *words), tmp_path / "out")
+
+
+def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
+    seen = []
+
+    def negatives(x, spec, rngs):
+        seen.append([int(rng.integers(2**40)) for rng in rngs])
+        return x[:, None]
+
+    monkeypatch.setattr("vidrobust.engine.loop.negatives", negatives)
+    _train(_cfg(ucf, f"{NEGATIVES}names=[patch]"), tmp_path / "out")
+    drawn = [number for batch in seen for number in batch]
+    assert len(seen) == 4 and len(set(drawn)) == len(drawn) == 16, "two epochs of eight videos"
 
 
 def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf, tmp_path):

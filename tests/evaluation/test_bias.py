@@ -10,6 +10,7 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.config import Data
 from vidrobust.data import Record, eval_dataset, ucf101
+from vidrobust.data.synthetic import write_video
 from vidrobust.errors import UserError
 from vidrobust.evaluation import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.bias import ALONE, PAIRED, conflict, partners_of
@@ -77,6 +78,32 @@ def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, 
         seen[round(float(_code(clip)), 5)] = record.label
     entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"]["swapped"]
     assert entry["bias"] == bias and entry["own"] + entry["other"] == (0 if bias is None else 1)
+
+
+@pytest.mark.parametrize("name", ["swapped", "swapped_frozen"])
+def test_a_classifier_of_backgrounds_and_one_of_what_moves_are_told_apart(tmp_path, name):
+    """Class 0: a red square moves before dark gray; class 1: a blue one before light gray."""
+    records = []
+    for i in range(4):
+        label = i % 2
+        frames = np.full((20, 64, 64, 3), (60, 160)[label], np.uint8)
+        for t in range(20):
+            frames[t, 20:40, 2 * t : 2 * t + 20] = ((230, 20, 20), (20, 20, 230))[label]
+        write_video(tmp_path / f"{i}.avi", frames, codec="mpeg4")
+        records.append(Record(f"{i}", str(tmp_path / f"{i}.avi"), label))
+
+    def by_background(x):
+        lightness = x[:, :, :, :4].mean((1, 2, 3, 4))  # of the upper rows, where nothing moves
+        return torch.stack([-(lightness - 60 / 255).abs(), -(lightness - 160 / 255).abs()], 1)
+
+    def by_square(x):
+        redness = (x[:, 0] - x[:, 2]).flatten(1)
+        return torch.stack([redness.amax(1), -redness.amin(1)], 1)
+
+    for predict, bias in ((by_background, 0.0), (by_square, 1.0)):
+        rows = _rows(records, tmp_path / predict.__name__, predict, [name])
+        views = bias_table(rows, CLASSES)["views"]
+        assert views["clean"]["acc"] == 1 and views[name]["bias"] == bias
 
 
 def test_known_second_cues_of_whole_clips_are_told(clips):
@@ -151,6 +178,8 @@ def _cfg(*words):
         (["eval.bias=[conflict]"], "it is of images"),
         (["eval.bias=[texture]"], "data.twins is empty"),
         (["eval.bias=[patch,patch]"], "list different ones"),
+        (["eval.bias=[conflict]", "data.frames=1", "data.size=8", "data.short_side=8"], "have no texture; 9 at least"),
+        (["eval.bias=[swapped]", "eval.limit=1"], "two classes are needed"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(words, reason):

@@ -20,9 +20,21 @@ def test_classes_of_ucf101_and_hmdb51_meet_in_concepts():
     assert turned.concepts == ["punch", "ride_bike"] and turned.other == {1: 1, 2: 0}
 
 
+def test_the_table_joins_no_classes_that_both_sides_have_by_name():
+    ucf = ["HandstandPushups", "HandstandWalking", "Diving", "CliffDiving", "Punch", "BoxingSpeedBag"]
+    shared = shared_classes(ucf, [name.lower() for name in ucf[::-1]])
+    assert shared.own == {i: i for i in range(6)} and shared.other == {i: 5 - i for i in range(6)}
+
+
+def test_names_that_punctuation_alone_tells_apart_stay_apart():
+    names = ["\u8dd1\u6b65", "\u8d70\u8def", "c++", "c#", "a b", "a_b"]
+    shared = shared_classes(names, names)
+    assert shared.own == {i: i for i in range(6)} == shared.other
+
+
 def test_names_are_enough_but_for_case_and_punctuation():
     shared = shared_classes(["n01440764", "Ice Cream", "cat"], ["n01440764", "ice_cream", "dog"])
-    assert shared.concepts == ["n01440764", "icecream"] and shared.other == {0: 0, 1: 1}
+    assert shared.concepts == ["n01440764", "Ice Cream"] and shared.other == {0: 0, 1: 1}
     assert shared_classes(["a"], ["b"]).concepts == []
 
 
@@ -61,11 +73,18 @@ def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets
     cfg = _cfg(sets)
     test, classes = build_records(cfg.data, "test")
     (sets[1] / "beta/1.avi").write_bytes(b"")
-    found = evaluate_shift(cfg, lambda x: torch.tensor([[9.0, 1]]).expand(len(x), -1), test, classes,
-                           torch.device("cpu"))  # fmt: skip
-    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (3, ["beta"], 2, 1.0)
+    others = other_records(cfg, classes)
+
+    def measure():
+        return evaluate_shift(cfg, lambda x: torch.tensor([[9.0, 1]]).expand(len(x), -1), others, test, sets[1],
+                              torch.device("cpu"))  # fmt: skip
+
+    found = measure()
+    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (3, ["Beta"], 2, 1.0)
+    (sets[1] / "beta/1.avi").unlink()
+    assert measure() == found, "rows are read, not made again"
     assert found["acc"] == pytest.approx(2 / 3), "one does not decode"
-    assert found["per_class"] == {"beta": found["acc"]} and "1.avi" in found["failed"][0]
+    assert found["per_class"] == {"Beta": found["acc"]} and "1.avi" in found["failed"][0]
     assert "3 videos of the 1 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
 
 
@@ -75,8 +94,18 @@ def test_none_is_measured_where_none_is_named(sets):
 
 
 def test_no_shared_class_is_refused(sets):
-    with pytest.raises(UserError, match=r"no class of .* \(beta, gamma, ...\) is one of ucf101 \(Alpha, ...\)"):
+    with pytest.raises(UserError, match=r"no video of .* \(beta, gamma, ...\) is of a class of ucf101 \(Alpha, ...\)"):
         other_records(_cfg(sets), ["Alpha"])
+
+
+def test_at_most_eval_limit_videos_and_mistakes_are_told_by_their_option(sets):
+    assert len(other_records(_cfg(sets, "eval.limit=2"), ["Beta"])[0]) == 2
+    for word, told in (("eval.shift.name=hmbd51", "eval.shift.name: unknown name 'hmbd51'; did you mean 'hmdb51'"),
+                       ("eval.shift.root=nowhere", "eval.shift.root")):  # fmt: skip
+        words = [f"data.root={sets[0]}", "eval.shift.name=hmdb51", f"eval.shift.root={sets[1]}"]
+        kept = [other for other in words if other.split("=")[0] != word.split("=")[0]]
+        with pytest.raises(UserError, match=told):
+            other_records(config.loads("", tiny(*kept, word)), ["Beta"])
 
 
 def test_the_tools_measure_it(sets, tmp_path):
@@ -87,6 +116,10 @@ def test_the_tools_measure_it(sets, tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
     assert summary["shift"]["n"] == 3 and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    (sets[1] / "beta/1.avi").rename(sets[1] / "beta/other.avi")
+    again = ("eval.threats=[]", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}")
+    done = tool("test_net", "--checkpoint", "out", *again, cwd=tmp_path)
+    assert done.returncode == 1 and "of other videos of eval.shift" in done.stderr, done.stderr
     done = tool(
         "train_net", "--cfg", page, *tiny(*words, "eval.shift.root=nowhere"), "--output-dir", "no", cwd=tmp_path
     )

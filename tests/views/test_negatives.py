@@ -157,6 +157,16 @@ def test_a_clip_has_its_negative_alone_and_in_a_batch_whatever_the_type(name, dt
     assert name == "reverse" or not torch.equal(together[:, 0], together[:, 1])
 
 
+def test_patches_come_from_everywhere():
+    """p x p crops of a frame of 12 pixels, p = 4: 81 places, each as likely."""
+    x, seen = clips(b=1, t=1, h=12, w=12), []
+    for seed in range(400):
+        got = made("patch", x, seed, patch_px=(75, 75)).long()[0, :2, 0]
+        seen += [tuple(got[:, r, c].tolist()) for r in (0, 4, 8) for c in (0, 4, 8)]
+    counts = np.bincount([r * 9 + c for r, c in seen], minlength=81)
+    assert len(counts) == 81 and ((counts - 3600 / 81) ** 2 / (3600 / 81)).sum() < 130, "chi-square, p > 0.0005"
+
+
 def test_several_kinds_come_in_their_order():
     x = torch.rand(2, 3, 4, 16, 16)
     got = negatives(x, NegativeSpec(("freeze", "patch")), rngs(2))
@@ -175,9 +185,11 @@ def test_sizes_are_the_published_ones_and_scale():
 
 
 def test_what_fits_no_frame_is_refused():
-    with pytest.raises(ValueError, match="patches of 36 pixels are larger than a frame of 32"):
+    with pytest.raises(ValueError, match="patches of 36 pixels are as large as a frame of 32"):
         made("patch", clips(h=32, w=32), patch_px=(16, 250))
-    with pytest.raises(ValueError, match="larger than a frame of 1 "):
+    with pytest.raises(ValueError, match="as large as a frame of 32"):  # it would be the clip itself
+        made("patch", clips(h=32, w=32), patch_px=(16, 224))
+    with pytest.raises(ValueError, match="as large as a frame of 1 "):
         patch_sides((16, 72), 1)
     with pytest.raises(ValueError, match="the smallest comes first"):
         patch_sides((72, 16), 224)

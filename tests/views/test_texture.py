@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from vidrobust.views.texture import patch_side, patches_of, synthesize
+from vidrobust.views.texture import patch_side, patches_of, show, synthesize
 
 
 def noise(seed, side, frames=1):
@@ -12,6 +12,11 @@ def noise(seed, side, frames=1):
     numbers = (2 * default_rng(seed).permutation(frames * side * side) + seed) * 211
     colors = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1)
     return colors.astype(np.uint8).reshape(frames, side, side, 3)
+
+
+def texture(examples, size, rng, guide=None):
+    """(T, size, size, 3)."""
+    return np.stack(list(show(examples, synthesize(examples, size, rng, guide))))
 
 
 def code(x):
@@ -23,7 +28,7 @@ def code(x):
 @pytest.mark.parametrize(("frames", "side", "size"), [(1, 40, 64), (3, 31, 50), (7, 20, 33), (1, 14, 32), (2, 96, 128)])
 def test_each_pixel_shows_one_place_of_one_example_over_all_frames(frames, side, size):
     examples = [noise(0, side, frames), noise(1, side, frames)]
-    made = synthesize(examples, size, default_rng(0))
+    made = texture(examples, size, default_rng(0))
     assert made.shape == (frames, size, size, 3) and made.dtype == np.uint8
     known = {tuple(tube): (e, place) for e, example in enumerate(examples)
              for place, tube in enumerate(code(example).reshape(frames, -1).T.tolist())}  # fmt: skip
@@ -38,7 +43,7 @@ def test_each_pixel_shows_one_place_of_one_example_over_all_frames(frames, side,
 
 def test_the_generator_decides():
     examples = [noise(0, 24)]
-    a, b, c = (synthesize(examples, 32, default_rng(seed)) for seed in (1, 1, 2))
+    a, b, c = (texture(examples, 32, default_rng(seed)) for seed in (1, 1, 2))
     assert (a == b).all() and (a != c).any()
 
 
@@ -49,7 +54,7 @@ def test_colours_stay_and_the_layout_goes(side):
     example[:, :, : side // 2, 0], example[:, :, side // 2 :, 2] = 200, 200
     example = (example + default_rng(0).uniform(0, 40, example.shape)).astype(np.uint8)
     for seed in range(3):
-        made = synthesize([example], 224 * side // 96, default_rng(seed))[0].astype(float)
+        made = texture([example], 224 * side // 96, default_rng(seed))[0].astype(float)
         assert abs(made.mean((0, 1)) - example.mean((0, 1, 2))).max() < 40, "of 200"
         left, right = np.split(made[:, : made.shape[1] // 2 * 2], 2, axis=1)
         assert abs(left.mean((0, 1)) - right.mean((0, 1))).max() < 80, "of 200"
@@ -60,7 +65,7 @@ def test_colours_stay_and_the_layout_goes(side):
 def test_a_texture_that_repeats_goes_on():
     """Stripes stay stripes of their period, in their direction."""
     stripes = np.broadcast_to((np.arange(64) % 16 < 8)[:, None, None] * np.uint8(220), (1, 64, 64, 3))
-    made = synthesize([stripes], 96, default_rng(0))[0, :, :, 0].astype(float)
+    made = texture([stripes], 96, default_rng(0))[0, :, :, 0].astype(float)
     power = abs(np.fft.rfft(made - made.mean(), axis=0)).mean(1)
     assert power.argmax() == 6 and abs(np.diff(made, axis=1)).mean() < 25
 
@@ -86,3 +91,14 @@ def test_patches_are_the_centre_and_one_anywhere():
 def test_patches_are_the_published_ones_and_scale_down():
     sides = [patch_side(96, short) for short in (500, 224, 112, 32, 16, 9)]
     assert sides == [96, 96, 48, 14, 9, 9]
+    assert patch_side(300, 240) == 240, "no larger than the picture"
+
+
+def test_a_guide_gives_the_texture_its_shapes_and_what_is_flat_stays_flat():
+    example = default_rng(0).integers(0, 256, (1, 24, 24, 1)).repeat(3, 3).astype(np.uint8)
+    guide = np.ones((64, 64))
+    guide[20:44, 20:44] = 0  # a black square before white
+    made = texture([example], 64, default_rng(0), guide)[0].mean(2)
+    inner, rows = made[24:40, 24:40].mean(), made[:, :16].mean(1)
+    assert made[:16].mean() > inner + 60, "light where it is light"
+    assert abs(rows[4:30].mean() - rows[34:60].mean()) < 12, "no slope over what is flat"

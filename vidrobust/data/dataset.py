@@ -6,6 +6,7 @@ that does not decode becomes a `Failure`; whoever reads the batch decides what t
 that replaced it, evaluation writes a failed row).
 """
 
+import copy
 import itertools
 import mmap
 import os
@@ -54,7 +55,7 @@ class Failure:
 
 @dataclass
 class Batch:
-    """B videos, V clips of each.
+    """B videos, V clips of each; with twins, V + 1 clips and draws.
 
     clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`, labels (B,), index
     (B,) into the records, start (B, V) first source frame of each clip, fps (B,). `failed` are videos that have no
@@ -186,7 +187,10 @@ class ClipDataset(Dataset):
                                            out[len(indices) :])  # fmt: skip
                 draws = draws + found
             if self.corrupt:
-                out[:] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out]
+                twins_rng = copy.deepcopy(rng)  # a twin gets what the first clip gets
+                clips = len(indices)
+                out[:clips] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out[:clips]]
+                out[clips:] = [self.corrupt(clip, twins_rng, fps / self.spec.stride) for clip in out[clips:]]
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {

@@ -31,7 +31,7 @@ from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
 log = logging.getLogger("vidrobust")
-_MARK = "prepared.json"
+MARK = "prepared.json"
 CODECS = ("mpeg4", "libx264", "mjpeg")
 
 
@@ -58,7 +58,7 @@ class Encoding:
     def __post_init__(self) -> None:
         best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
         for name, low, high in (("short_side", 8, 4096), ("gop", 1, 10_000), ("quality", best, worst),
-                                ("patch_px", 5, 4096)):  # fmt: skip
+                                ("patch_px", 9, 4096)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"{name}={getattr(self, name)}: from {low} to {high} with {self.codec}")
         if self.codec not in CODECS:
@@ -273,7 +273,7 @@ def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str) ->
 
 def _claim(output: Path, encoding: Encoding) -> None:
     """The folder is empty, or holds files of the same encoding."""
-    mark = output / _MARK
+    mark = output / MARK
     if mark.is_file():
         held = mark.read_text()
         if held != str(encoding):

@@ -11,7 +11,7 @@ import numpy as np
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.views.augment import ViewDraw
-from vidrobust.views.texture import patch_side, patches_of, synthesize
+from vidrobust.views.texture import patch_side, patches_of, show, synthesize
 
 KINDS = ("still", "moving")
 
@@ -32,10 +32,11 @@ def texture_frames(
     for number, frame in enumerate(itertools.chain([first], frames)):
         if kind == "moving" or number == count // 2:
             found = patches_of(frame[None], side, np.random.default_rng(seed))  # the same places in each frame
-            for examples, patch in zip(kept, found, strict=True):
-                examples.append(patch[0].copy())
-    made = synthesize([np.stack(examples) for examples in kept], min(size, short), rng)
-    yield from made if kind == "moving" else itertools.repeat(made[0], count)
+            for patches, patch in zip(kept, found, strict=True):
+                patches.append(patch[0].copy())
+    examples = [np.stack(patches) for patches in kept]
+    made = show(examples, synthesize(examples, min(size, short), rng))
+    yield from made if kind == "moving" else itertools.repeat(next(made), count)
 
 
 class Twins:
@@ -48,10 +49,15 @@ class Twins:
         return os.path.join(self.twins, os.path.relpath(os.path.abspath(path), self.root))
 
     def require(self, records: Sequence[Record]) -> None:
-        """Raises UserError where a record has none."""
+        """Raises UserError where a record has none, or would be its own."""
         if any(record.path.startswith("torchvision:") for record in records):
-            raise UserError("method.negatives.names=[texture]: torchvision's data sets have no files, and so no twins; "
-                            "use patches, or a folder of images")  # fmt: skip
+            raise UserError("data.twins: torchvision's data sets are arrays, and have no textures; unpack them as a "
+                            "folder of images (data.name=image_folder)")  # fmt: skip
+        if os.path.realpath(self.root) == os.path.realpath(self.twins):
+            raise UserError(f"data.twins={self.twins} is data.root: the files are not their own textures")
+        outside = next((r for r in records if os.path.relpath(self(r.path), self.twins).startswith("..")), None)
+        if outside is not None:
+            raise UserError(f"{outside.path} is outside {self.root}, and has no texture; list files inside it")
         missing = [record for record in records if not os.path.exists(self(record.path))]
         if missing:
             raise UserError(

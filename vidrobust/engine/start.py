@@ -26,6 +26,7 @@ from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.methods import Method, build_method
+from vidrobust.views import require_room
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
@@ -115,6 +116,10 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     if cfg.method.false_negatives.rule == "oracle":
         require_labels(records, "method.false_negatives.rule=oracle")
     method = build_method(cfg, len(classes))
+    try:
+        require_room(method.negatives, cfg.data.frames, cfg.data.size)
+    except ValueError as error:
+        raise UserError(f"method.negatives: {error}") from None
     if cfg.model.weights:
         trunk = checkpoint.trunk_state(cfg.model.weights)
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)

@@ -14,15 +14,16 @@ from vidrobust.data import Batch, ClipDataset, Record, loader, texture_twins, wo
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import to_clips
+from vidrobust.evaluation.predict import evenly, to_clips
 from vidrobust.evaluation.rows import Row, appending, merged, unfinished
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.views import NEGATIVES, NegativeSpec, negatives
 from vidrobust.views.composites import background, differences, swapped, swapped_frozen
 from vidrobust.views.negatives import TEMPORAL
-from vidrobust.views.texture import patch_side, patches_of, synthesize
+from vidrobust.views.texture import patch_side, patches_of, show, synthesize
 
-_STEM, CLEAN, _STREAM = "bias", "clean", 4
+_STEM, CLEAN = "bias", "clean"
+_PARTNER, _VIEW = 4, 5  # streams of the seed
 Rngs = Sequence[np.random.Generator]
 
 
@@ -33,8 +34,9 @@ def conflict(x: Tensor, other: Tensor, rngs: Rngs) -> Tensor:
         size = a.shape[-1]
         image = (b.permute(1, 2, 3, 0) * 255).round().byte().numpy()
         examples = patches_of(image, patch_side(96, size), rng)
-        made.append(torch.from_numpy(synthesize(examples, size, rng, a[:, 0].mean(0).numpy())))
-    return (torch.stack(made).permute(0, 4, 1, 2, 3).float() / 255).to(x)
+        places = synthesize(examples, size, rng, a[:, 0].mean(0).numpy())
+        made.append(torch.from_numpy(next(show(examples, places))))
+    return (torch.stack(made).permute(0, 3, 1, 2)[:, :, None].float() / 255).to(x)
 
 
 def _negative(name: str) -> Callable[[Tensor, Rngs], Tensor]:
@@ -59,13 +61,16 @@ CUES = {"conflict": ("shape", "texture"), "swapped": ("what moves", "background"
 
 def check_bias(cfg: config.Config, test: list[Record]) -> None:
     """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do not have."""
-    names, frames, classes = cfg.eval.bias, cfg.data.frames, len({record.label for record in test})
+    names, frames = cfg.eval.bias, cfg.data.frames
+    classes = len({test[i].label for i in evenly(len(test), cfg.eval.limit)})
     for name in names:
         lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
         if frames == 1 and name in _MOVING:
             raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
         if frames > 1 and name == "conflict":
             raise UserError("eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips")
+        if name == "conflict" and cfg.data.size < 9:
+            raise UserError(f"eval.bias=conflict: images of {cfg.data.size} pixels have no texture; 9 at least")
         if name == "texture":
             texture_twins(cfg.data, test, 1)
         if name in PAIRED and classes < 2:
@@ -114,8 +119,8 @@ def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict
     found = {}
     for index in indices:
         choices = np.flatnonzero(labels != dataset.records[index].label)
-        rng = np.random.default_rng([seed, _STREAM, index])
-        found[index] = indices[int(choices[rng.integers(len(choices))])] if len(choices) else index
+        rng = np.random.default_rng([seed, _PARTNER, index])
+        found[index] = indices[int(choices[rng.integers(len(choices))])]
     return found
 
 
@@ -138,7 +143,7 @@ def _rows(
     if whole:
         clips = dataset.spec.clips
         x = to_clips(batch, device).unflatten(0, (-1, clips))[[at[i] for i in whole]].flatten(0, 1)
-        rngs = [np.random.default_rng([seed, _STREAM, i, k]) for i in whole for k in range(clips)]
+        rngs = [np.random.default_rng([seed, _VIEW, i, k]) for i in whole for k in range(clips)]
         if other is not None:
             y = to_clips(other, device).unflatten(0, (-1, clips))[[beside[partners[i]] for i in whole]].flatten(0, 1)
             x = PAIRED[name](x, y, rngs)

@@ -6,6 +6,7 @@ from typing import Any
 
 from vidrobust import config
 from vidrobust.data import Record, records_sha
+from vidrobust.data.reencode import MARK
 from vidrobust.engine import checkpoint
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
@@ -16,6 +17,7 @@ _FREE = (
     "data.workers",
     "data.timeout_s",
     "data.root",
+    "data.twins",
     "data.manifest",
     "eval.name",
     "eval.enabled",
@@ -25,18 +27,28 @@ _FREE = (
 
 # what an evaluation leaves in its folder
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
-          "corruptions*.jsonl", "bias*.jsonl", "summary.json", "report.md", "curve.png", "corruptions.png",
-          "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
+          "corruptions*.jsonl", "bias*.jsonl", "shift.jsonl", "summary.json", "report.md", "curve.png",
+          "corruptions.png", "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
 
 
-def identify(cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record]) -> dict[str, str]:
-    """What two runs of an evaluation must share to be the same one."""
+def identify(
+    cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record], others: list[Record]
+) -> dict[str, str]:
+    """What two runs of an evaluation must share to be the same one. others: of another data set."""
     weights = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     return {
         "checkpoint": f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}",
         "config_sha": config.config_sha(_asked(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
+        **({"shift_sha": records_sha(others)} if others else {}),
+        **({"textures": _textures(cfg.data.twins)} if "texture" in cfg.eval.bias else {}),
     }
+
+
+def _textures(folder: str) -> str:
+    """What datasets/prepare.py texture noted of how they were made."""
+    mark = Path(folder).expanduser() / MARK
+    return mark.read_text() if mark.is_file() else ""
 
 
 def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> None:
@@ -74,6 +86,7 @@ def _asked(cfg: config.Config) -> config.Config:
 def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
     before = held.get("options", {})
     differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
-    names = {"checkpoint": "checkpoint", "config_sha": f"options ({differ})" if differ else "options",
+    names = {"shift_sha": "videos of eval.shift", "textures": "textures", "checkpoint": "checkpoint",
+             "config_sha": f"options ({differ})" if differ else "options",
              "manifest_sha": "lists of videos"}  # fmt: skip
-    return " and ".join(name for key, name in names.items() if held.get(key) != identity[key])
+    return " and ".join(name for key, name in names.items() if held.get(key) != identity.get(key))

@@ -40,11 +40,11 @@ from vidrobust.evaluation.corruption import (
     without_effect,
 )
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import Features, evaluation_mode, extract
+from vidrobust.evaluation.predict import Features, evaluation_mode, evenly, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
-from vidrobust.evaluation.shift import evaluate_shift, other_records
+from vidrobust.evaluation.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, check_suite
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
@@ -91,11 +91,11 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
-    other_records(cfg, classes)  # refuses one without a shared class
-    identity = identify(cfg, state, train, test)
+    others = other_records(cfg, classes)
+    identity = identify(cfg, state, train, test, others[0])
     same = {
         "manifest_sha": identity["manifest_sha"],
-        "n": len(_evenly(len(test), cfg.eval.limit)),
+        "n": len(evenly(len(test), cfg.eval.limit)),
         "unit": cfg.eval.unit,
     }
     baseline = read_baseline(c.baseline, names, c.severities, c.place, same)
@@ -111,7 +111,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         summary = json.loads(done.read_text())
     else:
         summary = _measure(
-            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, classes, out
+            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out
         ) | identity  # fmt: skip
     if summary["corruption"]:
         # another baseline costs nothing
@@ -123,8 +123,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     distributed.patient_barrier()
     if summary["failed"]:
         raise UserError(
-            f"{len(summary['failed'])} of {len(train) + len(test)} training and test videos do not decode; those of "
-            f"the test list count as wrong in {done}; the first: {summary['failed'][0]}"
+            f"{len(summary['failed'])} videos do not decode; those of test lists count as wrong in {done}; the first: "
+            f"{summary['failed'][0]}"
         )
     return summary
 
@@ -152,10 +152,10 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 
 def _measure(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
-    test: list[Record], classes: list[str], out: Path,
+    test: list[Record], others: tuple[list[Record], Shared], classes: list[str], out: Path,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
-    indices = _evenly(len(test), cfg.eval.limit)
+    indices = evenly(len(test), cfg.eval.limit)
     with evaluation_mode(model, random, branch=cfg.eval.branch):
         with distributed.main_first():
             gallery, queries = _features(cfg, model, random, train, test, out, device)
@@ -167,11 +167,11 @@ def _measure(
             _write(out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows()))
         predict = _classifier(model, head, found, device)
         measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
-        seen = [test[i] for i in _evenly(len(test), ALIGNED)]
-        moved = [test[i] for i in _evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
+        seen = [test[i] for i in evenly(len(test), ALIGNED)]
+        moved = [test[i] for i in evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
         measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
-        measured["shift"] = evaluate_shift(cfg, predict, test, classes, device) if distributed.rank() == 0 else None
+        measured["shift"] = evaluate_shift(cfg, predict, others, test, out, device) if distributed.rank() == 0 else None
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
         measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device)
         if measured["bias"]:
@@ -260,7 +260,7 @@ def _checks(
     """What makes the numbers doubtful, on some of the clips; once an evaluation."""
     path = out / "checks.json"
     if cfg.eval.checks and not path.is_file():
-        some = [indices[i] for i in _evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
+        some = [indices[i] for i in evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
         (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
         if unit.uids:
@@ -319,11 +319,6 @@ def _classifier(
     assert found.probe is not None
     probe = found.probe.to(device)
     return lambda x: probe(model.backbone(x).float())
-
-
-def _evenly(n: int, limit: int) -> list[int]:
-    """`limit` indices spread evenly over range(n); all of them for limit 0."""
-    return list(range(n)) if not limit or limit >= n else [i * n // limit for i in range(limit)]
 
 
 def _write(path: Path, text: str) -> None:

@@ -90,3 +90,8 @@ def extract(
     shared = {name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")}
     uids = [uid for batch in good for uid in batch.uids]
     return [Features(torch.cat(rows), uids=uids, failed=failed, **shared) for rows in kept]
+
+
+def evenly(n: int, limit: int) -> list[int]:
+    """`limit` indices spread evenly over range(n); all of them for limit 0."""
+    return list(range(n)) if not limit or limit >= n else [i * n // limit for i in range(limit)]

@@ -1,8 +1,9 @@
 """Accuracy on another data set: of the classes that it shares with the one that was learned."""
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import Predict
-from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.data import Record, build_records, eval_dataset
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import extract
+from vidrobust.evaluation.predict import evenly, extract
 from vidrobust.evaluation.statistics import wilson
+from vidrobust.files import replacing
 
 # concept -> classes of UCF101 and of HMDB51: the twelve of UCF-HMDB full (Chen et al., ICCV 2019), and two of ours
 UCF_HMDB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -47,17 +49,24 @@ class Shared:
 
 
 def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
-    """Which classes mean the same: those of the same name, but for case and punctuation, and those of UCF_HMDB.
+    """Which classes mean the same: those of the same name, but for case and punctuation, or else those of UCF_HMDB.
 
-    A concept may have several classes on a side. Nothing shared gives no concepts.
+    By that table a concept may have several classes on a side. Nothing shared gives no concepts.
     """
-    names: dict[str, str] = {}
-    for concept, sides in UCF_HMDB.items():
-        names |= {_plain(name): concept for side in sides for name in side}
-    left, right = ([names.get(_plain(name), _plain(name)) for name in side] for side in (own, other))
-    concepts = [concept for concept in dict.fromkeys(left) if concept in set(right)]
-    number = {concept: n for n, concept in enumerate(concepts)}
-    return Shared(concepts, *({i: number[c] for i, c in enumerate(side) if c in number} for side in (left, right)))
+    sides = _keys(own), _keys(other)
+    hmdb = {_plain(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
+    of_ucf = {_plain(name): _plain(theirs) for ucf, (theirs,) in UCF_HMDB.values() for name in ucf}
+
+    def meaning(key: str, beside: Sequence[str]) -> str | None:
+        if key in beside or any(of_ucf.get(name) == key for name in beside):
+            return key
+        return of_ucf[key] if of_ucf.get(key) in beside else None
+
+    left, right = ([meaning(key, beside) for key in keys] for keys, beside in (sides, sides[::-1]))
+    shared = [key for key in dict.fromkeys(left) if key is not None]
+    number = {key: n for n, key in enumerate(shared)}
+    names = [hmdb.get(key) or own[left.index(key)] for key in shared]
+    return Shared(names, *({i: number[key] for i, key in enumerate(side) if key is not None} for side in (left, right)))
 
 
 def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
@@ -71,7 +80,7 @@ def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
 def other_records(cfg: config.Config, classes: Sequence[str]) -> tuple[list[Record], Shared]:
     """The test videos of eval.shift that have a concept, their label now its number; none where no shift is named.
 
-    Raises UserError where no class is shared.
+    At most eval.limit of them, evenly over the list. Raises UserError where no class is shared.
     """
     wanted = cfg.eval.shift
     if not wanted.name:
@@ -79,61 +88,86 @@ def other_records(cfg: config.Config, classes: Sequence[str]) -> tuple[list[Reco
     root = wanted.root or cfg.data.root
     data = config.Data(**vars(cfg.data) | {"name": wanted.name, "root": root, "fold": wanted.fold,
                                            "validation": 0.0, "manifest": "", "twins": ""})  # fmt: skip
-    records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
-    shared = shared_classes(classes, theirs)
-    if not shared.concepts:
+    try:
+        records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
+    except UserError as error:
         raise UserError(
-            f"eval.shift.name={wanted.name}: no class of {root} ({', '.join(theirs[:3])}, ...) is one of "
+            str(error).replace("data.name", "eval.shift.name").replace("data.root", "eval.shift.root")
+        ) from None
+    shared = shared_classes(classes, theirs)
+    kept = [record for record in records if record.label in shared.other]
+    if not kept:
+        raise UserError(
+            f"eval.shift.name={wanted.name}: no video of {root} ({', '.join(theirs[:3])}, ...) is of a class of "
             f"{cfg.data.name} ({', '.join(classes[:3])}, ...); name folders as its classes are"
         )
-    kept = [record for record in records if record.label in shared.other]
-    return [Record(**vars(record) | {"label": shared.other[record.label]}) for record in kept], shared
+    kept = [kept[i] for i in evenly(len(kept), cfg.eval.limit)]
+    return [replace(record, label=shared.other[record.label]) for record in kept], shared
 
 
 def evaluate_shift(
-    cfg: config.Config, predict: Predict, test: list[Record], classes: Sequence[str], device: torch.device
-) -> dict[str, Any] | None:
-    """What a summary says of another data set; None where none is named.
+    cfg: config.Config, predict: Predict, others: tuple[list[Record], Shared], test: list[Record], out: Path,
+    device: torch.device,
+) -> dict[str, Any] | None:  # fmt: skip
+    """What a summary says of `other_records`; None for none. Writes out/shift.jsonl, a row a video.
 
     dataset, n, concepts; acc and ci95 on its videos, answered among the shared classes, the logits of a video's clips
     averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed. Accuracies are fractions,
-    a video that does not decode is wrong.
+    a video that does not decode is wrong. Rows that are there are read, and not made again.
     """
-    records, shared = other_records(cfg, classes)
+    records, shared = others
     if not records:
         return None
-    own = [Record(**vars(r) | {"label": shared.own[r.label]}) for r in test if r.label in shared.own]
-    log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
-    bounded = MicroBatches(predict, cfg.eval.batch_size)
-    (hits, failed), (own_hits, _) = (_hits(cfg, bounded, part, shared, device) for part in (records, own))
+    own = [replace(record, label=shared.own[record.label]) for record in test if record.label in shared.own]
+    path = out / "shift.jsonl"
+    if not path.is_file():
+        log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
+        bounded = MicroBatches(predict, cfg.eval.batch_size)
+        rows = [row | {"of": of} for of, part in (("other", records), ("own", own))
+                for row in _rows(cfg, bounded, part, shared, device)]  # fmt: skip
+        with replacing(path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    found: dict[str, list[dict[str, Any]]] = {"other": [], "own": []}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        found[row["of"]].append(row)
+    hits, own_hits = ([row["predicted"] == row["label"] for row in found[of]] for of in ("other", "own"))
     by_class: dict[str, list[bool]] = {}
     for record, hit in zip(records, hits, strict=True):
         by_class.setdefault(shared.concepts[record.label], []).append(hit)
     return {
-        "dataset": cfg.eval.shift.name, "n": len(records), "manifest_sha": records_sha(records),
-        "concepts": shared.concepts, "chance": 1 / len(shared.concepts), "acc": sum(hits) / len(hits),
-        "ci95": list(wilson(sum(hits), len(hits))), "own_n": len(own),
-        "own_acc": sum(own_hits) / len(own_hits) if own else None,
-        "per_class": {name: sum(found) / len(found) for name, found in sorted(by_class.items())}, "failed": failed,
+        "dataset": cfg.eval.shift.name, "n": len(records), "concepts": shared.concepts,
+        "chance": 1 / len(shared.concepts), "acc": sum(hits) / len(hits), "ci95": list(wilson(sum(hits), len(hits))),
+        "own_n": len(own), "own_acc": sum(own_hits) / len(own_hits) if own else None,
+        "per_class": {name: sum(found) / len(found) for name, found in sorted(by_class.items())},
+        "failed": [row["error"] for row in found["other"] if row["error"]],
     }  # fmt: skip
 
 
-def _hits(
+def _rows(
     cfg: config.Config, predict: Predict, records: list[Record], shared: Shared, device: torch.device
-) -> tuple[list[bool], list[str]]:
-    """Whether each video's concept is answered, and what did not decode."""
+) -> list[dict[str, Any]]:
+    """uid, label and predicted, numbers of concepts, and error; in the order of the records."""
     if not records:
-        return [], []
+        return []
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
     (found,) = extract([predict], dataset, device, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
                        title="shift")  # fmt: skip
-    answers = among(found.features.mean(1), shared.own, len(shared.concepts))
-    right = dict(zip(found.index.tolist(), (answers == found.labels).tolist(), strict=True))
-    return [right.get(i, False) for i in range(len(records))], [failure.reason for failure in found.failed]
+    answers = among(found.features.mean(1), shared.own, len(shared.concepts)).tolist()
+    predicted = dict(zip(found.index.tolist(), answers, strict=True))
+    errors = {failure.index: failure.reason for failure in found.failed}
+    return [{"uid": record.uid, "label": record.label, "predicted": predicted.get(i), "error": errors.get(i)}
+            for i, record in enumerate(records)]  # fmt: skip
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    """What names are compared by; those that punctuation alone tells apart, or that are nothing else, by themselves."""
+    plain = [_plain(name) for name in names]
+    return [key if key and plain.count(key) == 1 else name for key, name in zip(plain, names, strict=True)]
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", Path(name).name.lower())
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def shift_lines(found: dict[str, Any] | None) -> list[str]:

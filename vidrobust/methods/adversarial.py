@@ -45,6 +45,10 @@ class Streams:
             self._z[view] = self.model(self.views[view])
         return self._z[view]
 
+    def knows(self, view: int) -> bool:
+        """Whether the clean embedding of a view is there already."""
+        return view in self._z
+
     def loss(
         self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
     ) -> Tensor:

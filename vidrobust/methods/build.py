@@ -26,7 +26,7 @@ from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
 from vidrobust.methods.uses import RULE_OPTIONS
 from vidrobust.models import Model, build_model, normed_mlp
-from vidrobust.views import NEGATIVES, NegativeSpec, require_room
+from vidrobust.views import NEGATIVES, NegativeSpec
 
 
 def _adversary(cfg: config.Config) -> Adversary | None:
@@ -167,10 +167,6 @@ def _negatives(cfg: config.Config) -> tuple[NegativeSpec, bool]:
     names = wanted.names if wanted.alpha and wanted.count else []
     spec = NegativeSpec(tuple(name for name in names if name != "texture"), wanted.count,
                         (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid)  # fmt: skip
-    try:
-        require_room(spec, cfg.data.frames, cfg.data.size)
-    except ValueError as error:
-        raise UserError(f"method.negatives: {error}") from None
     return spec, "texture" in names
 
 

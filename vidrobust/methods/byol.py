@@ -10,7 +10,7 @@ from vidrobust.attacks import Loss
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.methods.adversarial import average, through
-from vidrobust.methods.adversary import Adversary
+from vidrobust.methods.adversary import Adversary, frozen_statistics
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
@@ -70,9 +70,10 @@ class BYOL(Method):
 
     @torch.no_grad()
     def _embed_negatives(self, views: Tensor) -> Tensor | None:
-        """The targets (B, M, D) of negatives."""
+        """The targets (B, M, D) of negatives; running statistics of norms stay those of views."""
         encoder = self.model if self.target is None else self.target
-        found = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
+        with frozen_statistics(self.model):
+            found = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
         return torch.stack(found, 1) if found else None
 
     def _target(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.methods.adversarial import Pairing, Streams, clae
-from vidrobust.methods.adversary import AdversarialView, Adversary, selection
+from vidrobust.methods.adversary import AdversarialView, Adversary, frozen_statistics, selection
 from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
@@ -72,17 +72,22 @@ class SimCLR(Method):
         pushed = self._embed_negatives(views)
         if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
             clean = s.clean
-        told = {} if pushed is None else {"negative_cosine": cosines([s.z(0).detach()], pushed.detach()).mean(1)}
+        parts = {"loss": clean} if self.adversary is None else self.pairing(s)
+        if pushed is not None and s.knows(0):
+            parts["negative_cosine"] = cosines([s.z(0).detach()], pushed.detach()).mean(1)
         if self.adversary is None:
-            return {"loss": clean} | told
-        parts = self.pairing(s) | told
+            return parts
         self.adversary.budget.saw(parts["loss_adv"])
         chosen = selection(self.model, clips[0], [AdversarialView(v.x[: len(ids)], v.branch) for v in s.made])
         return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
 
     def _embed_negatives(self, views: Tensor) -> Tensor | None:
-        """(B, M, D), with gradient: as other negatives of the batch; each in a pass of its own."""
-        found = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
+        """(B, M, D), with gradient, as other negatives of the batch; each in a pass of its own.
+
+        Running statistics of norms stay those of views, which are what is measured.
+        """
+        with frozen_statistics(self.model):
+            found = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
         return torch.stack(found, 1) if found else None
 
     def prepare(self, records: Sequence[Record]) -> None:

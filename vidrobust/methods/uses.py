@@ -40,7 +40,8 @@ def without_effect(method: config.Method) -> list[str]:
     rule, default = method.false_negatives.rule, config.Method()
     used = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"} | USES[method.name]
     for name in method.negatives.names:
-        used |= {f"negatives.{option}" for option in ("count", "alpha", *NEGATIVE_OPTIONS.get(name, ()))}
+        used |= {f"negatives.{option}" for option in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
+        used |= set() if name == "texture" else {"negatives.count"}
     if method.adversary.name != "none":
         recipe = RECIPES[method.adversary.name]
         alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()

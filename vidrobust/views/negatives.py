@@ -115,13 +115,13 @@ def require_room(spec: NegativeSpec, frames: int, size: int) -> None:
 def patch_sides(patch_px: tuple[int, int], size: int) -> tuple[int, int]:
     """The smallest and largest patch in frames of `size` pixels; 2 pixels at least.
 
-    Raises ValueError where they are not in order, or larger than the frame.
+    Raises ValueError where they are not in order, or as large as the frame, which would then be its own negative.
     """
     low, high = (max(2, math.floor(side * size / _PUBLISHED_PX + 0.5)) for side in patch_px)
     if patch_px[0] > patch_px[1]:
         raise ValueError(f"patches of {patch_px[0]} to {patch_px[1]} pixels: the smallest comes first")
-    if high > size:
-        raise ValueError(f"patches of {high} pixels are larger than a frame of {size} (at {_PUBLISHED_PX} pixels: "
+    if high >= size:
+        raise ValueError(f"patches of {high} pixels are as large as a frame of {size} (at {_PUBLISHED_PX} pixels: "
                          f"{patch_px[1]})")  # fmt: skip
     return low, high
 

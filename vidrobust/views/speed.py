@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.views.negatives import NegativeSpec, negatives
-from vidrobust.views.texture import patches_of, synthesize
+from vidrobust.views.texture import patches_of, show, synthesize
 
 
 def measure_negatives(x: Tensor, specs: Sequence[NegativeSpec], rounds: int) -> list[list[float]]:
@@ -31,7 +31,8 @@ def texture_seconds(seed: int, side: int = 96, size: int = 224) -> float:
     frame = (picture.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
-    synthesize(patches_of(frame, side, rng), size, rng)
+    examples = patches_of(frame, side, rng)
+    next(show(examples, synthesize(examples, size, rng)))
     return time.perf_counter() - start
 
 

@@ -7,7 +7,7 @@ and Hoppe 2005).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,20 +26,25 @@ _COMPARED = 4  # frames of a clip
 def synthesize(
     examples: Sequence[np.ndarray], size: int, rng: np.random.Generator, guide: np.ndarray | None = None
 ) -> np.ndarray:
-    """A texture like the examples: (T, h, w, 3) uint8 each, all of one T -> (T, size, size, 3) uint8.
+    """A texture like the examples, (T, h, w, 3) uint8 each, all of one T -> (size, size) int64.
 
-    Each pixel shows one place of one example, over all T frames: what moves in an example goes on moving. T = 1 is an
-    image. guide (size, size): a picture's lightness, which the texture follows, dark where that is dark: the shape of
-    one thing in the texture of another (texture transfer, Efros and Freeman 2001). Pure: the same generator gives the
-    same texture. Raises ValueError where there is no example, or one of less than 5 pixels a side.
+    Which pixel of the examples, their h w behind each other, each pixel shows: `show` makes frames of it, in which what
+    moves in an example goes on moving. T = 1 is an image. guide (size, size): a picture's lightness, which the texture
+    follows, dark where that is dark: the shape of one thing in the texture of another (texture transfer, Efros and
+    Freeman 2001). The same generator gives the same texture, on one machine with as many threads. Raises ValueError
+    where there is no example, or one of less than 5 pixels a side.
     """
     if not examples or min(min(example.shape[1:3]) for example in examples) <= 2 * _REACH:
         raise ValueError(f"a texture is made of examples of more than {2 * _REACH} pixels a side")
     seen = np.unique(np.linspace(0, len(examples[0]) - 1, _COMPARED).round().astype(int))
     channels = [torch.from_numpy(e[seen].astype(np.float32) / 255).permute(0, 3, 1, 2).flatten(0, 1) for e in examples]
-    places = _places(channels, size, rng, None if guide is None else torch.from_numpy(guide.astype(np.float32)))
-    flat = np.concatenate([e.reshape(len(e), -1, 3) for e in examples], 1)
-    return flat[:, places.numpy()]
+    return _places(channels, size, rng, None if guide is None else torch.from_numpy(guide.astype(np.float32))).numpy()
+
+
+def show(examples: Sequence[np.ndarray], places: np.ndarray) -> Iterator[np.ndarray]:
+    """The frames (size, size, 3) of a texture, one by one."""
+    for frames in zip(*examples, strict=True):
+        yield np.concatenate([frame.reshape(-1, 3) for frame in frames])[places]
 
 
 def patches_of(frames: np.ndarray, side: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -57,7 +62,7 @@ def patches_of(frames: np.ndarray, side: int, rng: np.random.Generator) -> list[
 
 def patch_side(side: int, short_side: int) -> int:
     """A patch of `side` pixels of a picture of 224 or more; in proportion of a smaller one, 9 at least."""
-    return max(4 * _REACH + 1, min(side, round(side * short_side / 224)))
+    return max(4 * _REACH + 1, min(side, short_side, round(side * short_side / 224)))
 
 
 @torch.no_grad()
@@ -90,12 +95,13 @@ _Best = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def _as_light(guide: Tensor | None, examples: list[Tensor], side: int) -> Tensor | None:
-    """A guide (h, w) in the lightnesses of the examples, rank for rank, filled up to `side` pixels."""
+    """A guide (h, w) in the lightnesses of the examples, rank for rank (ties share one), filled up to `side` pixels."""
     if guide is None:
         return None
     light = torch.cat([e.mean(0).flatten() for e in examples]).sort().values
-    rank = guide.flatten().argsort().argsort().float() / max(1, guide.numel() - 1)
-    matched = light[(rank * (len(light) - 1)).round().long()].view(guide.shape)
+    _, which, counts = guide.unique(return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0) - (counts + 1) / 2) / max(1, guide.numel() - 1)  # from 0 to 1
+    matched = light[(rank * (len(light) - 1)).round().long()][which]
     more = [side - n for n in matched.shape]
     return F.pad(matched[None], (0, more[1], 0, more[0]), mode="replicate")[0]
 
