@@ -13,7 +13,7 @@ STATE = {"step": 3, "model": {}}
 
 def _claim(out, *words, state=STATE, overwrite=False):
     cfg = config.loads("", list(words))
-    claim(out, identify(cfg, state, [], []), cfg, overwrite=overwrite)
+    claim(out, identify(cfg, state, [], [], []), cfg, overwrite=overwrite)
 
 
 def test_the_same_one_goes_on_whatever_workers_or_folders(tmp_path):

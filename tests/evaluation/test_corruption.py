@@ -167,7 +167,7 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
     root = tiny_ucf101(tmp_path / "data", train=3, test=3)
     broken = sorted(root.glob("videos/*/*.avi"))[-1]
     broken.write_bytes(b"no video")
-    with pytest.raises(UserError, match="1 of 12 training and test videos do not decode"):
+    with pytest.raises(UserError, match="videos that do not decode: 1"):
         evaluate(config.loads(config.to_yaml(cfg), [*WORDS, f"data.root={root}"]), state, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/corruptions.jsonl").read_text().splitlines()]
     failed = [row for row in lines if row["error"]]
@@ -235,7 +235,7 @@ def test_baselines(trained, tmp_path, monkeypatch):
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
         (["eval.corruption.severities=[2,2]"], "list different ones"),
         (["eval.corruption.severities=[]"], "at least one"),
-        (["eval.corruption.names=[]"], "eval.threats and eval.corruption.names are both empty"),
+        (["eval.corruption.names=[]"], "eval.bias and eval.shift.name are all empty"),
         (["eval.corruption.place=air"], "choose one of source, view"),
     ],
 )

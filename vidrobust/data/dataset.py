@@ -188,9 +188,8 @@ class ClipDataset(Dataset):
                 draws = draws + found
             if self.corrupt:
                 twins_rng = copy.deepcopy(rng)  # a twin gets what the first clip gets
-                clips = len(indices)
-                out[:clips] = [self.corrupt(clip, rng, fps / self.spec.stride) for clip in out[:clips]]
-                out[clips:] = [self.corrupt(clip, twins_rng, fps / self.spec.stride) for clip in out[clips:]]
+                for v, clip in enumerate(out):
+                    out[v] = self.corrupt(clip, rng if v < len(indices) else twins_rng, fps / self.spec.stride)
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {

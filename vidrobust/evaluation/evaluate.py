@@ -123,8 +123,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     distributed.patient_barrier()
     if summary["failed"]:
         raise UserError(
-            f"{len(summary['failed'])} videos do not decode; those of test lists count as wrong in {done}; the first: "
-            f"{summary['failed'][0]}"
+            f"videos that do not decode: {len(summary['failed'])}; those of test lists count as wrong in {done}; "
+            f"the first: {summary['failed'][0]}"
         )
     return summary
 
