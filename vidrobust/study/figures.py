@@ -71,7 +71,7 @@ def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> None:
 
 def _style(number: int) -> dict[str, Any]:
     """Colour, line and marker of the arm with that number, so that twenty differ, also in grey."""
-    line, marker = ("-", "--")[number // 10 % 2], "osD^vP*Xd<>h"[number % 12]
+    line, marker = ("-", "--")[number // 10 % 2], "osD^vP*Xd<>hpH8"[number % 15]
     return {"color": f"C{number % 10}", "linestyle": line, "marker": marker}
 
 
