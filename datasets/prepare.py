@@ -29,7 +29,7 @@ _FINE = Encoding(short_side=256, codec="libx264", quality=10)
 _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving")
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__, ("scan", "resize", "corrupt", "texture"))
     parser.add_argument("--cfg", help="YAML page that names the data set, instead of data.name and data.root")
     parser.add_argument("--output", type=Path, help="scan: the manifest; otherwise the folder of the copies")
@@ -52,7 +52,11 @@ def main() -> None:
     )
     parser.add_argument("--patch", type=int, default=_TEXTURE.patch_px,
                         help="texture: side of a patch, pixels; less of sources below 224 (96)")  # fmt: skip
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = arguments()
     cfg = config.load(args.cfg, args.overrides) if args.cfg else config.loads("", args.overrides, "command line")
     if cli.print_config(args, cfg):
         return
