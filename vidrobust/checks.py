@@ -24,6 +24,8 @@ def check_together(cfg: Config) -> None:
     require_used(cfg.method)
     if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
         raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
+    if cfg.model.head_norm and not cfg.model.hidden:
+        raise UserError("model.head_norm: a projector without a hidden layer (model.hidden=0) has no place for a norm")
     _check_threats(cfg)
     _check_corruptions(cfg)
     if cfg.eval.sensitivity == 1:

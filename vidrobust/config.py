@@ -70,6 +70,8 @@ def loads(
     if eps is not None:  # checkpoints from before there were other threats than Linf
         del below.method.adversary["eps"]
         below.method.adversary.threats = [f"linf-{eps}"]
+    if OmegaConf.select(below, "method.adversary.steps") == 0:  # and from before 0 was refused
+        below.method.adversary.steps = -1
     return _typed([below, *above, _read_overrides(overrides)], source)
 
 

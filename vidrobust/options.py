@@ -106,6 +106,8 @@ class Model:
     stem: str = option("", "resnets: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
     weights: str = option("", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random")
     hidden: int = option(512, "width of the projector's hidden layer; 0: a linear projector", low=0)
+    head_norm: bool = option(False, "a batch norm in the projector, behind its hidden layer, as ACL and its successors "
+                             "have it; BYOL's and SimSiam's have theirs anyway")  # fmt: skip
     dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)
 
 
@@ -122,7 +124,7 @@ class Adversary:
                           "each has a norm branch", choices=("average", "worst", "branches"))  # fmt: skip
     selector: bool = option(False, "combine=branches: the model learns which branch a clip should go through, for "
                             "eval.branch=select (simclr, supcon, supervised)")  # fmt: skip
-    steps: int = option(0, "steps of the attack; 0: the method's own", low=0)
+    steps: int = option(-1, "steps of the attack; -1: the method's own", low=-1)
     step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0)
     start: str = option("", "where the attack begins; empty: the method's own", choices=("", "clip", "random"))
     schedule: str = option("constant", "of eps over the run: constant; linear: climbs during warmup; curriculum: "

@@ -24,6 +24,7 @@ from vidrobust.methods import (
     Removal,
     SimCLR,
     SupCon,
+    a2s,
     acl,
     clae,
     plain,
@@ -113,7 +114,7 @@ def method(kind: str) -> Method:
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
     has_adversary = kind in ("rocl", "acl", "a2s", "threats") or "clae" in kind
-    pairings = {"rocl": rocl, "acl": acl, "a2s": functools.partial(acl, pairing="a2s")}
+    pairings = {"rocl": rocl, "acl": acl, "a2s": a2s}
     return SimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
                   pairing=pairings.get(kind, clae), clips=clips, chunk=chunk)  # fmt: skip
 

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from tests.engine.test_loop import _cfg, _equal, _train
+from tests.helpers import tiny
+from vidrobust import config
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite
+from vidrobust.engine.start import arrange
 from vidrobust.errors import UserError
+from vidrobust.methods import build_method
 
 REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
 KEEPING = {
@@ -56,7 +60,11 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         ([f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-4/255,l2-1]"], 6, 6),
         ([f"{ADVERSARY}name=rocl"], 11, 10),
         ([f"{ADVERSARY}name=acl"], 14, 14),
-        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s"], 12, 12),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s"], 8, 7),
+        ([f"{ADVERSARY}name=rocl", f"{REMOVAL}rule=fixed"], 13, 10),
+        ([f"{ADVERSARY}name=acl", f"{REMOVAL}rule=fixed"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a", f"{REMOVAL}rule=fixed"], 14, 12),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s", f"{REMOVAL}rule=fixed"], 9, 7),
         (["method.name=supervised", f"{ADVERSARY}name=pgd"], 11, 11),
         (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
         (["method.name=supervised", f"{ADVERSARY}name=fast"], 2, 2),
@@ -109,6 +117,18 @@ def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
         assert torch.allclose(value.float(), last["model"][key].float(), atol=1e-3), key
     weight = last["model"]["backbone.trunk.0.0.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+
+
+def test_every_branch_of_a_compiled_trunk_may_have_its_graphs(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    threats = f"{ADVERSARY}threats=[linf-0.1,l2-1,l1-9,linf-0.2]"
+    cfg = config.loads("", [*tiny(), f"{ADVERSARY}name=clae", threats, f"{ADVERSARY}combine=branches"])
+    before = torch._dynamo.config.recompile_limit
+    try:
+        arrange(build_method(cfg, 2), dataclasses.replace(cfg.train, compile=True))
+        assert torch._dynamo.config.recompile_limit == 20 > before
+    finally:
+        torch._dynamo.config.recompile_limit = before
 
 
 def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkeypatch):

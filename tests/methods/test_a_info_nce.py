@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tests.methods.test_adversarial import TINY, attack
 from tests.methods.test_build import load
 from vidrobust.errors import UserError
-from vidrobust.methods import SimCLR, acl, clae, dynacl, nt_xent, rocl
+from vidrobust.methods import SimCLR, a2s, acl, clae, dynacl, nt_xent, rocl
 from vidrobust.methods.build import build_method
 from vidrobust.methods.hard_negatives import hard_negatives
 from vidrobust.methods.invariance import air, regularizer, sir
@@ -94,7 +94,7 @@ def spied(make, kept):
     return views
 
 
-@pytest.mark.parametrize("pairing", [clae, rocl, acl, partial(acl, pairing="a2s")])
+@pytest.mark.parametrize("pairing", [clae, rocl, acl, a2s])
 def test_the_attack_and_the_clean_stream_stay_as_they_are(pairing):
     """Only losses with adversarial views change."""
     views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)

@@ -17,6 +17,8 @@ from vidrobust.methods import (
     Pairs,
     Removal,
     SimCLR,
+    a2a,
+    a2s,
     acl,
     clae,
     clae_published,
@@ -25,6 +27,7 @@ from vidrobust.methods import (
     nt_xent,
     plain,
     rocl,
+    uel,
 )
 from vidrobust.methods.false_negatives import quantile
 from vidrobust.models import add_branches, build_model
@@ -33,8 +36,8 @@ pytestmark = pytest.mark.usefixtures("exact")
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)  # of 8 hidden units, all may be dead
 EPS, T = 0.02, 0.5
-PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": partial(acl, pairing="a2a"), "dynacl": dynacl,
-            "a2s": partial(acl, pairing="a2s"), "published": clae_published}  # fmt: skip
+PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": a2a, "dynacl": dynacl,
+            "a2s": a2s, "published": clae_published}  # fmt: skip
 
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
@@ -112,6 +115,18 @@ def test_clae_as_published(batch):
         assert torch.allclose(a.float(), b.float(), atol=1e-5), key
 
 
+def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
+    """And nothing of the attack."""
+    model = build_model(TINY, "projector")
+    alone, seen = copy.deepcopy(model), []
+    method = SimCLR(model, T, attack(branches=("clean",)), pairing=rocl)
+    make = method.adversary.views
+    method.adversary.views = lambda *arguments: seen.append(make(*arguments)) or seen[-1]
+    method(*batch)
+    alone(torch.cat([batch[0][:, 0], batch[0][:, 1], seen[0][0].x]))
+    assert all(torch.equal(value, model.get_buffer(key)) for key, value in alone.named_buffers())
+
+
 def test_further_steps_of_clae_compare_with_the_view_as_it_was(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
@@ -136,18 +151,17 @@ def test_rocl_is_its_formula(batch):
     method = SimCLR(copy.deepcopy(model), T, attack(branches=("clean",)), pairing=rocl)
     ours = method(views, ids, labels)["loss"]
     x1, x2 = views[:, 0], views[:, 1]
-    z1, z2 = model(x1), model(x2)
     model.eval()
     other = model(x2).detach()
     x_adv = ascend(lambda v: nt_xent(torch.cat([model(v), other]), ids.repeat(2), T), x1)
     model.train()
-    z_adv = model(x_adv)
+    z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)  # norms see all three
     three = loop(torch.cat([z1, z2, z_adv]), ids.repeat(3), stop=True).mean()
     pair = loop(torch.cat([z_adv, z2]), ids.repeat(2), stop=True).mean()
     assert_same(ours, three + pair / 256, method.model, model)
 
 
-@pytest.mark.parametrize("kind", ["acl", "a2a", "a2s", "dynacl"])
+@pytest.mark.parametrize("kind", ["acl", "a2a", "dynacl"])
 def test_acl_is_its_formula(batch, kind):
     """Both views are attacked together in eval mode; half of the clean stream and half of the adversarial one."""
     views, ids, labels = batch
@@ -160,12 +174,42 @@ def test_acl_is_its_formula(batch, kind):
         model.eval()
         both = ascend(lambda v: nt_xent(model(v), two, T), torch.cat([views[:, 0], views[:, 1]]))
         model.train()
-        a1, a2 = model(both[:4]), (None if kind == "a2s" else model(both[4:]))
+        a1, a2 = model(both[:4]), model(both[4:])
     clean = loop(torch.cat([z1, z2]), two).mean()
-    adv = loop(torch.cat([a1, z2 if kind == "a2s" else a2]), two).mean()
+    adv = loop(torch.cat([a1, a2]), two).mean()
     weight = 1 + 10 * 0.05 * 2 / 3 if kind == "dynacl" else 1
-    expected = adv if kind in ("a2a", "a2s") else 0.5 * ((2 - weight) * clean + weight * adv)
+    expected = adv if kind == "a2a" else 0.5 * ((2 - weight) * clean + weight * adv)
     assert_same(ours, expected, method.model, model)
+
+
+def test_a2s_is_its_formula(batch):
+    """The first view is attacked alone, against the second one's clean embedding, which is what is learned."""
+    views, ids, labels = batch
+    model, two = branched(), ids.repeat(2)
+    method = SimCLR(copy.deepcopy(model), T, attack(), pairing=a2s)
+    ours = method(views, ids, labels)["loss"]
+    z2 = model(views[:, 1])
+    model.eval()
+    other = model(views[:, 1]).detach()
+    with model.use_branch("adv"):
+        x_adv = ascend(lambda v: nt_xent(torch.cat([model(v), other]), two, T), views[:, 0])
+        model.train()
+        a1 = model(x_adv)
+    assert_same(ours, loop(torch.cat([a1, z2]), two).mean(), method.model, model)
+
+
+@pytest.mark.parametrize("kind", ["clae", "rocl", "acl", "a2a", "a2s", "dynacl"])
+def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
+    """To the last bit, in train mode: what the rule looks at leaves no trace in the norms."""
+    one_norm = kind in ("rocl", "a2a")
+    model = build_model(TINY, "projector") if one_norm else branched()
+    found = []
+    for removal in (None, Removal(lambda sims, pairs: torch.zeros_like(sims, dtype=torch.bool))):
+        adversary = attack(branches=("clean",)) if one_norm else attack()
+        method = SimCLR(copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]).train()
+        found.append((method(*batch)["loss"], dict(method.model.named_buffers())))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
 
 
 def test_dynacls_weight_climbs_in_twenty_parts_to_two_at_most():
@@ -215,8 +259,9 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     for x, made in moved:
         assert all(not torch.equal(view.x[i], x[i]) for view in made for i in range(len(x)))
         assert all(contains(ThreatModel("linf", EPS), x, view.x).all() for view in made)
-    for view in {"a2a": (), "a2s": (1,)}.get(kind, (0, 1)):
-        alone(views[:, view])
+    passes = {"a2a": [], "a2s": [views[:, 1]], "rocl": [torch.cat([views[:, 0], views[:, 1]])]}
+    for clips in passes.get(kind, [views[:, 0], views[:, 1]]):
+        alone(clips)
     for key, value in alone.named_buffers():
         if ".branches.clean." in key:
             assert torch.equal(value, model.get_buffer(key)), key
@@ -288,18 +333,19 @@ def loss_of(model, anchor, ids, v):
     return nt_xent(torch.cat([anchor, model(v)]), ids, T).view(2, -1).mean(0)
 
 
-def test_plain_takes_clae_in_its_own_loss(batch):
+@pytest.mark.parametrize("pair", [plain, uel])
+def test_plain_and_uel_take_clae_in_their_own_loss(batch, pair):
     views, ids, labels = batch
     model = branched()
-    method = InstDisc(copy.deepcopy(model), T, plain, one_step(EPS), partial(clae, alpha=0.5))
+    method = InstDisc(copy.deepcopy(model), T, pair, one_step(EPS), partial(clae, alpha=0.5))
     ours = method(views, ids, labels)["loss"]
     x1 = views[:, 0]
     z1, z2 = model(x1), model(views[:, 1])
     with model.use_branch("adv"):
         v = x1.clone().requires_grad_(True)
-        (g,) = torch.autograd.grad(plain(model(x1).detach(), model(v), T).sum(), v)
+        (g,) = torch.autograd.grad(pair(model(x1).detach(), model(v), T).sum(), v)
         z_adv = model((x1 + EPS * g.sign()).clamp(0, 1))
-    assert_same(ours, plain(z1, z2, T).mean() + 0.5 * plain(z1, z_adv, T).mean(), method.model, model)
+    assert_same(ours, pair(z1, z2, T).mean() + 0.5 * pair(z1, z_adv, T).mean(), method.model, model)
 
 
 def test_bf16_and_float32_agree(batch):

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.test_adversarial import EPS, ascend, assert_same, attack, grads
+from vidrobust import config
 from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import Model
-from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, Trades
+from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, Trades, build_adversary
 from vidrobust.methods.adversarial_training import divergence
 from vidrobust.models import add_branches, build_model
 
@@ -47,6 +48,24 @@ def test_pgd_training_is_cross_entropy_of_adversarial_clips(batch):
     x_adv = ascend(ce(net, labels), views[:, 0])
     net.train()
     assert_same(ours, ce(net, labels)(x_adv), method.model, net)
+
+
+def test_fast_training_is_its_formula(batch):
+    """A random point of the budget, one signed step of 1.25 eps with norms in train mode, projected."""
+    views, ids, labels = batch
+    net, x = model(), views[:, 0]
+    wanted = config.Adversary(name="fast", threats=[f"linf-{EPS}"])
+    method = AdversarialTraining(copy.deepcopy(net), build_adversary(wanted))
+    torch.manual_seed(0)
+    ours = method(views, ids, labels)["loss"]
+    statistics = copy.deepcopy(net)
+    torch.manual_seed(0)
+    v = (x + (2 * torch.rand(x.shape) - 1) * EPS).clamp(0, 1).requires_grad_(True)
+    (g,) = torch.autograd.grad(ce(net, labels)(v).sum(), v)
+    x_adv = (x + (v.detach() + 1.25 * EPS * g.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
+    expected = ce(statistics, labels)(x_adv)
+    assert_same(ours, expected, method.model, statistics)
+    assert all(torch.allclose(b, method.model.get_buffer(k)) for k, b in statistics.named_buffers())
 
 
 def test_trades_is_its_formula(batch):
@@ -127,6 +146,15 @@ def test_free_training_moves_the_perturbation_with_the_gradient_of_the_step(batc
     other = torch.rand_like(views)
     method(other, ids, labels)
     assert contains(threat, other[:, 0], seen[-1]).all() and method.replays == 3
+
+
+def test_free_training_tells_once_of_a_perturbation_that_nothing_moves(batch, caplog):
+    net = model()
+    torch.nn.init.zeros_(net.head.weight)
+    method = Free(net, Adversary([ThreatModel("linf", EPS)], random_start=True, branches=("clean",)))
+    for _ in range(3):
+        method(*batch)["loss"].mean().backward()
+    assert len(caplog.records) == 1 and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
 
 
 def test_free_training_refuses_what_it_cannot_use():

@@ -9,8 +9,8 @@ from torch import nn
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains, parse_threat
 from vidrobust.config import Model
-from vidrobust.methods import Adversary, Budget, nt_xent
-from vidrobust.methods.adversary import worst
+from vidrobust.methods import AdversarialView, Adversary, Budget, nt_xent
+from vidrobust.methods.adversary import selection, worst
 from vidrobust.models import add_branches, build_model, use_branch
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -137,6 +137,42 @@ def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
     caplog.clear()
     one_step(0.03).views(model(), clae_aim(model()), x, 0.0)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"combine": "mean"}, {"combine": "branches", "branches": ("a", "b")}])
+def test_adversaries_that_cannot_be(options):
+    with pytest.raises(ValueError, match="one step at least|1 threats have 2 branches"):
+        Adversary([ThreatModel()], **options)
+
+
+def test_each_threat_is_looked_at_and_a_change_that_cancels_is_told(caplog):
+    """A flicker whose pixels pull it both ways stays where it is, whatever their gradients are."""
+    pull = torch.ones(1, 1, 1, 16, 16)
+    pull[..., ::2] = -1
+    net, x = model(), torch.rand(4, 3, 1, 16, 16) * 0.5 + 0.25
+    adversary = Adversary([parse_threat("linf-0.1"), parse_threat("flicker-linf-0.1")])
+    adversary.views(net, lambda: lambda v: (v * pull).flatten(1).sum(1), x, 0.0)
+    assert len(caplog.records) == 1 and "(flicker-linf) changes nothing" in caplog.text
+
+
+def test_a_view_that_has_not_moved_teaches_no_branch():
+    """While eps climbs from 0 it is the clean clip itself."""
+    net, x = model(), torch.rand(4, 3, 1, 16, 16)
+    net.backbone.selector = nn.Linear(net.backbone.dim, 2)
+    alone, same, moved = (selection(net, x, views) for views in (
+        [], [AdversarialView(x.clone(), "adv")], [AdversarialView((x + 0.01).clamp(0, 1), "adv")]))  # fmt: skip
+    assert torch.equal(alone, same) and not torch.equal(alone, moved)
+
+
+def test_ranks_begin_at_different_points_and_go_on_alike(monkeypatch):
+    net, x = model(), torch.rand(2, 3, 1, 16, 16)
+    adversary, found = Adversary([ThreatModel("linf", 0.05)], random_start=True), []
+    monkeypatch.setattr("vidrobust.engine.distributed.world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("vidrobust.engine.distributed.rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        found.append((adversary.views(net, away(net, x), x, 0.0)[0].x, torch.get_rng_state()))
+    assert not torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
 def test_a_model_of_nan_makes_views_and_no_error():

@@ -60,6 +60,8 @@ def test_branches_are_those_that_are_trained(words, known):
         ([A + "name=acl", A + "pairing=a2s", A + "air=0.5"], "AIR's terms are of two streams"),
         ([A + "name=advcl", A + "clusters=[]"], "one granularity at least"),
         (["method.name=supervised", A + "name=free", A + "combine=branches"], "without branches"),
+        ([A + "name=acl", A + "pairing=a2a", A + "combine=branches"], "a2a has no clean stream"),
+        ([A + "name=clae", A + "steps=0"], "steps=0: an attack takes one step at least; method.adversary.name=none"),
     ],
 )
 def test_adversaries_that_are_not_the_methods(words, reason):
@@ -75,6 +77,7 @@ def test_adversaries_that_are_not_the_methods(words, reason):
         (["method.name=moco", "method.chunk=8", "method.queue=64"], ["method.chunk"]),
         (["method.adversary.alpha=0.1"], ["method.adversary.alpha"]),
         (["method.adversary.alpha=0.1", "method.adversary.name=clae"], []),
+        (["method.teacher=t", "method.adversary.name=advcl"], []),
         (["method.adversary.warmup=0.5", "method.adversary.name=acl"], ["method.adversary.warmup"]),
         (["method.adversary.momentum=0.5", "method.adversary.name=rocl"], ["method.adversary.momentum"]),
         (["method.adversary.combine=worst", "method.adversary.name=acl"], ["method.adversary.combine"]),

@@ -1,6 +1,7 @@
 """DeACL against its formula; any trunk as teacher; teachers that do not fit."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -43,8 +44,8 @@ def test_deacl_is_its_formula(batch, width):
     net.eval()
     x_adv = ascend(lambda v: -F.cosine_similarity(linear(net(v)), aim), x)
     net.train()
-    f = net(x)
-    expected = -F.cosine_similarity(linear(f), aim) - 1.5 * F.cosine_similarity(net(x_adv), f)
+    f, f_adv = net(torch.cat([x, x_adv])).chunk(2)  # norms see both
+    expected = -F.cosine_similarity(linear(f), aim) - 1.5 * F.cosine_similarity(f_adv, f)
     assert_same(ours, expected, method.model, net)
 
 
@@ -74,6 +75,14 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     _train(same, tmp_path / "other")
     with pytest.raises(UserError, match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16"):
         read_teacher(str(path), _cfg(ucf, "data.frames=3"))
+    kept = min((tmp_path / "student/checkpoints").glob("step_*.pt"))
+    (tmp_path / "moved").mkdir()
+    shutil.copy(path / "checkpoints/last.pt", tmp_path / "moved/t.pt")
+    again = [*distill, "train.epochs=3"]
+    _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/moved/t.pt"), tmp_path / "on", kept)
+    _train(_cfg(ucf, "model.width=6", "seed=5"), tmp_path / "stranger")
+    with pytest.raises(UserError, match="a resume cannot change the teacher, and method.teacher=.*stranger has other"):
+        _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept)
     with pytest.raises(UserError, match="is of another architecture"):
         read_teacher(f"{path}/backbone.pt", _cfg(ucf))
     with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):

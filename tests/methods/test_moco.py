@@ -1,18 +1,21 @@
 """MoCo v2 against a transcription of its step, and its queue by hand."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.helpers import one_step
+from tests.methods.test_adversarial import assert_same
 from vidrobust.config import Config, Model
 from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
 from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
 from vidrobust.methods.false_negatives import fixed
-from vidrobust.models import build_model
+from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
@@ -59,6 +62,32 @@ def test_three_steps_are_the_published_ones(batch):
     found.mean().backward()
     assert all(p.grad is not None for p in method.model.parameters())
     assert all(p.grad is None for p in method.encoder.parameters())
+
+
+@pytest.mark.usefixtures("exact")
+def test_claes_view_asks_the_same_keys_and_queue(batch):
+    """x_adv = x1 + eps sign(grad of the loss of x1 against its key and the queue); L(q) + alpha L(q_adv)."""
+    views, ids, labels = batch
+    model = add_branches(build_model(replace(TINY, hidden=64), "projector"))
+    method = MoCo(model, 0.2, MomentumEncoder(model, 0.9, climbs=False), 12, 8, adversary=one_step(0.02), alpha=0.7)
+    method.queue = method.queue.float()
+    query, keys, queue = copy.deepcopy(model), copy.deepcopy(method.encoder.model), method.queue.clone()
+    x1, first = views[:, 0], torch.zeros(4, dtype=torch.long)
+    ours = method(views, ids, labels)["loss"]
+
+    def loss(v):
+        q = F.normalize(query(v), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.double().T], 1) / 0.2
+        return F.cross_entropy(logits, first, reduction="none")
+
+    with torch.no_grad():  # the momentum encoder moves toward itself
+        k = F.normalize(keys(views[:, 1]), dim=1)
+    clean = loss(x1)
+    with query.use_branch("adv"):
+        v = x1.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(loss(v).sum(), v)
+        adv = loss((x1 + 0.02 * g.sign()).clamp(0, 1))
+    assert_same(ours, clean + 0.7 * adv, model, query)
 
 
 def test_the_oldest_keys_leave_also_where_the_queue_is_no_multiple_of_the_batch(batch):

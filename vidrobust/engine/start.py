@@ -26,10 +26,12 @@ from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.methods import Method, build_method
+from vidrobust.models import branch_names
 from vidrobust.views import require_room
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
-_FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "method.name=",
+_FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "model.head_norm=",
+          "method.name=",
           "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
           "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
           "method.adversary.selector=", "method.adversary.clusters=",
@@ -150,6 +152,8 @@ def arrange(method: Method, cfg: config.Train) -> None:
             if p.ndim > 3:
                 p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
     if cfg.compile:
+        # each branch has graphs of its own, in train and eval mode, with gradient and without
+        torch._dynamo.config.cache_size_limit = max(8, 4 * len(branch_names(method.model)))
         method.model.backbone.trunk.compile()
 
 
@@ -179,6 +183,10 @@ def _restore(run: Run, path: Path) -> None:
     if fixed:
         raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
+    mine = run.method.state_dict()
+    if any(k.startswith("teacher.") and k in mine and not torch.equal(mine[k].cpu(), v) for k, v in whole.items()):
+        raise UserError(f"{path}: a resume cannot change the teacher, and method.teacher={run.cfg.method.teacher} has "
+                        "other weights; give it the one it learned from")  # fmt: skip
     checkpoint.load_state(run.method, whole, str(path))
     if run.average is not None:
         if "average" not in state:

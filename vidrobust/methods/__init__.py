@@ -1,7 +1,7 @@
 """Views become a loss: a method is a module, `method(views, ids, labels) -> {"loss": (B,), ...}`."""
 
 from vidrobust.methods.advcl import AdvCL, high_pass
-from vidrobust.methods.adversarial import Streams, acl, clae, clae_published, dynacl, rocl
+from vidrobust.methods.adversarial import Streams, a2a, a2s, acl, clae, clae_published, dynacl, rocl
 from vidrobust.methods.adversarial_training import AdversarialTraining, Free, Trades
 from vidrobust.methods.adversary import AdversarialView, Adversary
 from vidrobust.methods.budget import Budget
@@ -26,7 +26,7 @@ from vidrobust.methods.uses import without_effect
 __all__ = [
     "BYOL", "METHODS", "RECIPES", "RULES", "AdvCL", "AdversarialTraining", "AdversarialView", "Adversary",
     "Budget", "Distill", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "PseudoLabels",
-    "Removal", "SimCLR", "Streams", "SupCon", "Supervised", "Trades", "acl", "build_adversary", "build_method", "clae",
-    "clae_published", "detect", "dynacl", "high_pass", "info_nce", "k_means", "nt_xent", "plain", "require_adversary",
-    "require_branch", "rocl", "uel", "without_effect",
+    "Removal", "SimCLR", "Streams", "SupCon", "Supervised", "Trades", "a2a", "a2s", "acl", "build_adversary",
+    "build_method", "clae", "clae_published", "detect", "dynacl", "high_pass", "info_nce", "k_means", "nt_xent",
+    "plain", "require_adversary", "require_branch", "rocl", "uel", "without_effect",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How clean and adversarial views are paired: CLAE, RoCL, ACL and DynACL over the clean objective's loss and masks.
+"""How clean and adversarial views are paired: CLAE, RoCL, ACL with A2A and A2S, and DynACL, over the clean objective.
 
 A pairing is a function of `Streams`; with `method.adversary.name=none` the clean loss is all there is.
 """
@@ -28,7 +28,8 @@ class Streams:
     views: V of (B, C, T, H, W) in [0, 1]. anchors: the objective's loss `anchors(z, like, stop=False)` of any
     embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
     masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
-    attacked. progress: the share of training done.
+    attacked. progress: the share of training done. look: called before an attack, with the model as it is, to find the
+    false negatives that its loss will mask.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class Streams:
     anchors: AnchorLosses
     adversary: Adversary | None
     progress: float
+    look: Callable[[], object] = lambda: None
     made: list[AdversarialView] = field(default_factory=list)  # by the last attack
     _z: dict[int, Tensor] = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ class Streams:
             return lambda v: loss(self.model(v))
 
         assert self.adversary is not None
+        self.look()
         self.made = self.adversary.views(self.model, of_clips, x, self.progress)
         return self.made
 
@@ -84,11 +87,30 @@ class Streams:
         """(N, D), with gradient, through the view's branch."""
         return through(self.model, view, self.model)
 
+    def embed_together(self, views: Sequence[int], made: Sequence[AdversarialView]) -> list[Tensor]:
+        """As `together` does; the clean embeddings are then those of `z`."""
+        found = together(self.model, [self.views[v] for v in views], made)
+        self._z.update(zip(views, found, strict=False))
+        return found
+
 
 def through(model: Model, view: AdversarialView, what: Callable[[Tensor], Tensor]) -> Tensor:
     """what(x_adv), an embedding or a loss by passes of the model, through the view's norm branch."""
     with model.use_branch(view.branch):
         return what(view.x)
+
+
+def together(model: Model, clips: Sequence[Tensor], made: Sequence[AdversarialView]) -> list[Tensor]:
+    """Embeddings (N, D), with gradient, of clean clips (N, C, T, H, W) each, and behind them of adversarial views.
+
+    Those of the clean norm branch are one pass with the clips: they share batch statistics, as RoCL's and DeACL's code
+    has it, whose running ones are then those that the evaluation sees.
+    """
+    shared = [view.x for view in made if view.branch == "clean"]
+    parts = model(torch.cat([*clips, *shared])).chunk(len(clips) + len(shared))
+    mine = iter(parts[len(clips) :])
+    return [*parts[: len(clips)],
+            *(next(mine) if view.branch == "clean" else through(model, view, model) for view in made)]  # fmt: skip
 
 
 def average(losses: Sequence[Tensor]) -> Tensor:
@@ -123,10 +145,13 @@ def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[st
     """
     x, clean = s.views[0], s.clean
     with s.model.use_branch("adv"), torch.enable_grad():
-        anchor = s.model(x).detach()
+        with torch.no_grad():
+            anchor = s.model(x)
         tilde = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
     x_adv = x + eps * s.model.backbone.std * gradient.sign()
+    if s.adversary is not None:
+        s.adversary.tell("published", x, x_adv, gradient.norm())
     adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1), adversarial=(1,))
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
@@ -135,52 +160,67 @@ def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
     """RoCL (Kim et al., NeurIPS 2020; METHODS section 4.1): NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda.
 
     x_adv raises NT-Xent(f(x_adv), f(x2)) from x1. All three are positives of each other, and no gradient reaches the
-    second factor of a similarity. Norms have one branch.
+    second factor of a similarity. Norms have one branch, whose statistics are those of the three views together.
     """
 
     def aim() -> Callable[[Tensor], Tensor]:
         other = s.seen(1)
         return lambda z: s.loss([z, other], (0, 1))
 
-    z1, z2 = s.z(0), s.z(1)  # before the attack, which sees the statistics that they have moved
+    z1, z2, *moved = s.embed_together((0, 1), s.attack(s.views[0], aim))
     three, pair = [], []
-    for view in s.attack(s.views[0], aim):
-        z_adv = s.embed(view)
+    for z_adv in moved:
         three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True, adversarial=(2,)))
         pair.append(s.loss([z_adv, z2], (0, 1), stop=True, adversarial=(0,)))
     adv, pairs = average(three), average(pair)
     return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
 
 
-def acl(
-    s: Streams, pairing: str = "ds", weight: float = 1.0, invariance: Invariance | None = None
-) -> dict[str, Tensor]:
-    """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): both views are attacked together.
+def acl(s: Streams, weight: float = 1.0, invariance: Invariance | None = None) -> dict[str, Tensor]:
+    """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2.
 
-    pairing: "a2a": L(a1, a2), with one norm branch. "a2s": L(a1, z2). "ds", two streams: ((2 - weight) L(z1, z2) +
-    weight L(a1, a2)) / 2, which is ACL's for weight 1. a1, a2 go through the adversarial branch; the attack raises
-    NT-Xent of the pair. invariance: a loss of (z1, z2, a1, a2), (B,), that two streams are given besides: AIR's.
+    The weight is 1. Both views are attacked together; a1, a2 go through the adversarial norm branch. invariance: a loss
+    of (z1, z2, a1, a2), (B,), besides: AIR's.
     """
-    both = torch.cat(s.views[:2])
-    clean = s.clean if pairing == "ds" else None
-    losses, extra = [], []
-    for view in s.attack(both, lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
-        halves = [AdversarialView(part, view.branch) for part in view.x.chunk(2)]
-        if pairing == "a2s":
-            losses.append(s.loss([s.embed(halves[0]), s.z(1)], (0, 1), adversarial=(0,)))
-        else:
-            a1, a2 = (s.embed(half) for half in halves)
-            losses.append(s.loss([a1, a2], (0, 1), adversarial=(0, 1)))
-            if invariance is not None:
-                extra.append(invariance(s.z(0), s.z(1), a1, a2))
-    adv = average(losses)
-    if clean is None:
-        return {"loss": adv, "loss_adv": adv}
+    clean = s.clean
+    pairs = _both_attacked(s)
+    adv = average([s.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
     parts = {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
-    if not extra:
+    if invariance is None:
         return parts
-    more = average(extra)
+    more = average([invariance(s.z(0), s.z(1), *pair) for pair in pairs])
     return parts | {"loss": parts["loss"] + more, "loss_invariance": more}
+
+
+def a2a(s: Streams) -> dict[str, Tensor]:
+    """ACL's adversarial-to-adversarial variant: L(a1, a2) alone, with one norm branch."""
+    adv = average([s.loss(pair, (0, 1), adversarial=(0, 1)) for pair in _both_attacked(s)])
+    return {"loss": adv, "loss_adv": adv}
+
+
+def a2s(s: Streams) -> dict[str, Tensor]:
+    """ACL's adversarial-to-standard variant: L(a1, z2), which x1 is moved to raise; a1 has the adversarial branch.
+
+    METHODS section 4.2 names it and no more: that the attack has the loss that is learned is our reading.
+    """
+
+    def aim() -> Callable[[Tensor], Tensor]:
+        with s.model.use_branch("clean"):
+            other = s.seen(1)
+        return lambda z: s.loss([z, other], (0, 1))
+
+    z2, made = s.z(1), s.attack(s.views[0], aim)
+    adv = average([s.loss([s.embed(view), z2], (0, 1), adversarial=(0,)) for view in made])
+    return {"loss": adv, "loss_adv": adv}
+
+
+def _both_attacked(s: Streams) -> list[tuple[Tensor, Tensor]]:
+    """a1, a2 (B, D) for each threat: both views are moved together to raise NT-Xent of the pair."""
+    pairs = []
+    for view in s.attack(torch.cat(s.views[:2]), lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
+        first, second = (AdversarialView(part, view.branch) for part in view.x.chunk(2))
+        pairs.append((s.embed(first), s.embed(second)))
+    return pairs
 
 
 def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor]:
@@ -190,4 +230,4 @@ def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor
     augmentations, which weaken meanwhile, are `augment.fade`'s. With `invariance` it is AIR (METHODS section 4.8).
     """
     weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
-    return acl(s, "ds", weight, invariance)
+    return acl(s, weight, invariance)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidrobust.attacks import Ball, Loss, make_ball
 from vidrobust.methods.adversarial import average, through
-from vidrobust.methods.adversary import AdversarialView, Adversary, selection
+from vidrobust.methods.adversary import AdversarialView, Adversary, rank_generator, selection
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
 
@@ -25,6 +25,8 @@ class AdversarialTraining(Supervised):
         self.adversary = adversary
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """x (B, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), and its parts}."""
+
         def loss(v: Tensor) -> Tensor:
             return cross_entropy(self.model(v), labels)
 
@@ -55,6 +57,8 @@ class Trades(AdversarialTraining):
         self.beta = beta
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """As `AdversarialTraining`'s."""
+
         def aim() -> Loss:
             with torch.no_grad(), self.model.use_branch("clean"):
                 clean = self.model(x).float()
@@ -84,11 +88,12 @@ class Free(AdversarialTraining):
         self._turn = 0
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """As `AdversarialTraining`'s, of the next of a batch's replays; the backward pass moves the perturbation."""
         if self._turn == 0:
             threat = self.adversary.threats[0]
             self._threat = replace(threat, eps=threat.eps * self.adversary.budget.share(self.progress))
             self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
-            self._delta = self._ball.random()
+            self._delta = self._ball.random(rank_generator(x.device))
         self._turn = (self._turn + 1) % self.replays
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
         self.adversary.verify(self._threat, x, x_adv.detach())
@@ -103,7 +108,8 @@ class Free(AdversarialTraining):
     def _move(self, gradient: Tensor) -> None:
         ball = self._ball
         step = ball.ascend(ball.pull(gradient, self._delta), ball.eps, self._delta)
-        self._delta = ball.project(self._delta + step)
+        before, self._delta = self._delta, ball.project(self._delta + step)
+        self.adversary.tell(self._threat.kind, before, self._delta, gradient.norm())
 
 
 def divergence(logits: Tensor, adversarial: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidrobust.attacks import Loss, ThreatModel, contains, pgd
+from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
 from vidrobust.models import Model, branch_names
@@ -31,6 +32,7 @@ class Adversary(nn.Module):
     the running ones; neither moves these. combine: of several threats, the loss is averaged over all views
     ("average"), each clip takes the view of the largest loss ("worst"), or each threat has its own norm branch and the
     loss is averaged ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through training.
+    Raises ValueError for other arguments.
     """
 
     def __init__(
@@ -39,11 +41,17 @@ class Adversary(nn.Module):
         branches: Sequence[str] = ("adv",), budget: Budget | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        if steps < 1 or combine not in ("average", "worst", "branches"):
+            raise ValueError(f"steps={steps}, combine={combine!r}: one step at least; average, worst or branches")
+        if combine == "branches" and len(branches) != len(threats):
+            raise ValueError(
+                f"{len(threats)} threats have {len(branches)} branches; one each, where they are combined so"
+            )
         self.threats, self.steps, self.step, self.random_start = tuple(threats), steps, step, random_start
         self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
         self.budget = budget or Budget()
         self.verified: set[str] = set()  # threats whose first views obeyed
-        self.told = False  # whether the first attack had a gradient
+        self.told: set[str] = set()  # threats whose first attack was looked at
 
     @property
     def starts_at_x(self) -> bool:
@@ -55,7 +63,8 @@ class Adversary(nn.Module):
 
         aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
         H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
-        stay as they are, and all ranks make the same passes. Warns where the first attack has no gradient.
+        stay as they are, and all ranks make the same passes. Warns where a threat's first attack changes nothing.
+        Raises RuntimeError for views that exceed the budget, which is a bug.
         """
         share = self.budget.share(progress)
         made = []
@@ -72,11 +81,21 @@ class Adversary(nn.Module):
         return made
 
     def verify(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
-        """Once a threat: that the views obey it."""
+        """Once a threat: that the views obey it. Raises RuntimeError where they do not."""
         if threat.eps and threat.kind not in self.verified:
             self.verified.add(threat.kind)
             if not contains(threat, x, x_adv, atol=1e-5).all() and x_adv.isfinite().all():
                 raise RuntimeError(f"adversarial clips exceed {threat}: a bug, please report it")
+
+    def tell(self, threat: str, x: Tensor, x_adv: Tensor, norm: Tensor) -> None:
+        """Once a threat: warn of an attack that changes nothing. norm: of its gradient, the largest."""
+        if threat in self.told:
+            return
+        self.told.add(threat)
+        if not float(norm) or torch.equal(x_adv, x):
+            log.warning(f"the first attack ({threat}) changes nothing: the gradient of the attacked loss has norm "
+                        f"{float(norm):.3g}; begin at random points (method.adversary.start=random), or look for what "
+                        "masks gradients")  # fmt: skip
 
     @contextmanager
     def attacking(self, model: Model, branch: str) -> Iterator[None]:
@@ -91,15 +110,22 @@ class Adversary(nn.Module):
         step = 1.0 if self.starts_at_x and self.step is None else self.step
         size = None if step is None else step * threat.eps
         norms: list[Tensor] = []
-        watched = loss if self.told else _watching(loss, norms)
-        x_adv = pgd(watched, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False)
-        if norms and not self.told:
-            self.told = True
-            if not float(torch.stack(norms).max()):
-                log.warning("the first attack changes nothing: the gradient of the attacked loss has norm 0; begin at "
-                            "random points (method.adversary.start=random), or look for what masks "
-                            "gradients")  # fmt: skip
+        watched = loss if threat.kind in self.told else _watching(loss, norms)
+        x_adv = pgd(watched, x, threat, steps=self.steps, step_size=size, random_start=self.random_start, best=False,
+                    generator=rank_generator(x.device))  # fmt: skip
+        if norms:
+            self.tell(threat.kind, x, x_adv, torch.stack(norms).max())
         return x_adv
+
+
+def rank_generator(device: torch.device) -> torch.Generator | None:
+    """What the random numbers of this rank's clips come from: torch's own of one process, and else others on each rank.
+
+    torch's global generators are alike on all ranks, and go on alike.
+    """
+    if distributed.world() == 1:
+        return None
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) + distributed.rank())
 
 
 def _watching(loss: Loss, norms: list[Tensor]) -> Loss:
@@ -122,7 +148,8 @@ def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tens
     if backbone.selector is None:
         return None
     names, losses = branch_names(backbone), []
-    for clips, branch in ((x, "clean"), *((view.x, view.branch) for view in views)):
+    moved = ((view.x, view.branch) for view in views if not torch.equal(view.x, x))  # eps may be 0 at first
+    for clips, branch in ((x, "clean"), *moved):
         with torch.no_grad(), in_mode(backbone, False), model.use_branch("clean"):
             features = backbone(clips)
         target = torch.full((len(clips),), names.index(branch), device=clips.device)

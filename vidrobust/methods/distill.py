@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.attacks import Loss
-from vidrobust.methods.adversarial import average, through
+from vidrobust.methods.adversarial import average, together
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.method import Method
 from vidrobust.methods.similarity import similarity
@@ -14,8 +14,9 @@ from vidrobust.models import Backbone, Model
 class Distill(Method):
     """-cos(f(x), f_T(x)) of one view of a video; with an adversary, DeACL: - gamma cos(f(x_adv), f(x)) besides.
 
-    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. f is the trunk itself, followed by a linear map only where the
-    teacher's features are of another size. The teacher is in eval mode and has no gradient.
+    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. Clean and adversarial clips are one pass, of one norm branch. f is
+    the trunk itself, followed by a linear map only where the teacher's features are of another size. The teacher is in
+    eval mode and has no gradient.
     """
 
     views = 1
@@ -42,10 +43,10 @@ class Distill(Method):
             return lambda v: -similarity(self.map(self.model(v)), aim)
 
         made = [] if self.adversary is None else self.adversary.views(self.model, apart, x, self.progress)
-        f = self.model(x)
+        f, *moved = together(self.model, [x], made)
         clean = -similarity(self.map(f), aim)
         if self.adversary is None:
             return {"loss": clean}
-        adv = average([-similarity(through(self.model, view, self.model), f) for view in made])
+        adv = average([-similarity(f_adv, f) for f_adv in moved])
         self.adversary.budget.saw(1 + adv)
         return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}

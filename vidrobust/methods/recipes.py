@@ -7,7 +7,7 @@ from functools import partial
 from vidrobust import config
 from vidrobust.attacks import parse_threat
 from vidrobust.errors import UserError, lookup
-from vidrobust.methods.adversarial import Invariance, Pairing, acl, clae, clae_published, dynacl, rocl
+from vidrobust.methods.adversarial import Invariance, Pairing, a2a, a2s, acl, clae, clae_published, dynacl, rocl
 from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.budget import Budget
 from vidrobust.methods.invariance import regularizer
@@ -40,6 +40,7 @@ def _clae(a: config.Adversary, _: Invariance | None) -> Pairing:
     return partial(clae, alpha=a.alpha)
 
 
+_ACL: dict[str, Pairing] = {"a2a": a2a, "a2s": a2s}
 _NEGATIVES, _LABELS = ("simclr", "supcon"), ("supervised",)
 RECIPES: dict[str, Recipe] = {
     "clae": Recipe((*_NEGATIVES, "plain", "uel", "moco"), frozenset({"alpha", "faithful"}), _clae, "linf-4/255",
@@ -47,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
     "rocl": Recipe(_NEGATIVES, frozenset({"regularizer"}), lambda a, _: partial(rocl, regularizer=a.regularizer),
                    steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
     "acl": Recipe(_NEGATIVES, frozenset({"pairing", "sir", "air"}),
-                  lambda a, air: partial(acl, pairing=a.pairing, invariance=air),
+                  lambda a, air: _ACL[a.pairing] if a.pairing in _ACL else partial(acl, invariance=air),
                   steps=5, step=0.25, random_start=True),
     "dynacl": Recipe(_NEGATIVES, frozenset({"sir", "air"}), lambda a, air: partial(dynacl, invariance=air),
                      steps=5, step=0.25, random_start=True),
@@ -75,11 +76,16 @@ def require_adversary(method: config.Method) -> None:
         ))  # fmt: skip
     if a.name == "advcl" and a.combine == "branches":
         raise UserError(f"{key}.combine=branches: advcl's branches are of its two attacks; set average or worst")
+    if a.name == "acl" and a.pairing == "a2a" and a.combine == "branches":
+        raise UserError(f"{key}.combine=branches: acl's a2a has no clean stream, whose branch nothing would train; set "
+                        "average, worst, or pairing=ds")  # fmt: skip
+    if not a.steps:
+        raise UserError(f"{key}.steps=0: an attack takes one step at least; {key}.name=none trains without")
     if a.selector and (a.combine != "branches" or method.name not in ("simclr", "supcon", "supervised")):
         raise UserError(
             f"{key}.selector: it chooses among branches of simclr, supcon, supervised; set combine=branches"
         )
-    one_step = a.steps <= 1 and not a.step and a.start != "random" and a.schedule == "constant"
+    one_step = a.steps in (-1, 1) and not a.step and a.start != "random" and a.schedule == "constant"
     linf = len(a.threats) <= 1 and all(name.startswith("linf-") for name in a.threats) and a.combine != "branches"
     if a.faithful and not (a.name == "clae" and method.name != "moco" and linf and one_step):
         raise UserError(f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of a batch")
@@ -101,7 +107,7 @@ def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
         return ()
     if wanted.name == "advcl":
         return "adv", "adv_ce"
-    if wanted.name == "acl" and wanted.pairing == "a2a" and wanted.combine != "branches":
+    if wanted.name == "acl" and wanted.pairing == "a2a":
         return ()
     if wanted.combine == "branches":
         return tuple(f"adv{number or ''}" for number in (0, *range(2, len(wanted.threats) + 1)))
@@ -124,7 +130,7 @@ def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) ->
     recipe = RECIPES[wanted.name]
     threats = [parse_threat(name) for name in wanted.threats or [recipe.threat]]
     return Adversary(
-        threats, steps=wanted.steps or recipe.steps, step=wanted.step or recipe.step,
+        threats, steps=recipe.steps if wanted.steps < 0 else wanted.steps, step=wanted.step or recipe.step,
         random_start=recipe.random_start if not wanted.start else wanted.start == "random",
         train_mode=recipe.train_mode, combine=wanted.combine,
         branches=branches or branches_of(wanted) or ("clean",),

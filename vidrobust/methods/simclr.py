@@ -46,33 +46,37 @@ class SimCLR(Method):
         """
         everyone = tuple(range(self.views))
         clips = [views[:, v] for v in everyone]
-        masks: dict[tuple[int, ...], Masks] = {}
 
         def anchors(
             of: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
         ) -> Tensor:
-            places = tuple(like)
-            if places not in masks:
-                masks[places] = self._masks([looked_at(v) for v in places], ids, first=places == everyone)
             extra = None
             if pushed is not None:
                 found = cosines(of, pushed.detach() if stop else pushed)
                 extra = found * self.alpha_negatives / self.temperature
-            return self._losses(of, ids, labels, masks[places], stop=stop, adversarial=adversarial, extra=extra)
+            return self._losses(of, ids, labels, masks(tuple(like)), stop=stop, adversarial=adversarial, extra=extra)
+
+        @functools.cache
+        def masks(places: tuple[int, ...]) -> Masks:
+            return self._masks([looked_at(v) for v in places], ids, first=places == everyone)
 
         @functools.cache
         def looked_at(view: int) -> Tensor:
+            """What the rule sees: what is learned from where that is there already, and else leaves no trace."""
             if self.removal is None:
                 return views[:0]
-            return s.z(view) if self.detector is None else self.detector(clips[view])
+            if self.detector is not None:
+                return self.detector(clips[view])
+            if s.knows(view):
+                return s.z(view)
+            with torch.no_grad(), frozen_statistics(self.model):
+                return self.model(clips[view])
 
-        s = Streams(self.model, clips, anchors, self.adversary, self.progress)
+        s = Streams(self.model, clips, anchors, self.adversary, self.progress, lambda: masks(everyone))
         if self.detector is not None and self.training:
             self.detector.follow(self.model, self.progress)
         pushed = self._embed_negatives(views)
-        if self.adversary is None or self.removal is not None:  # here in the model's own mode, not in the attack's
-            clean = s.clean
-        parts = {"loss": clean} if self.adversary is None else self.pairing(s)
+        parts = {"loss": s.clean} if self.adversary is None else self.pairing(s)
         if pushed is not None and s.knows(0):
             parts["negative_cosine"] = cosines([s.z(0).detach()], pushed.detach()).mean(1)
         if self.adversary is None:

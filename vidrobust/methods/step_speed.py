@@ -70,9 +70,12 @@ class StepTiming:
 def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
     """With all steps of the attack. Raises KeyError for a method without a floor, ValueError for other options."""
     cost, wanted = COSTS[name, adversary], cfg.method.adversary
-    if len(wanted.threats) > 1 or wanted.selector or wanted.faithful or cfg.method.clips_per_video != 2:
-        raise ValueError("a floor is that of one threat and two clips, without a selector, not faithful")
-    steps = 0 if adversary == "none" else wanted.steps or RECIPES[adversary].steps
+    plain = wanted.schedule == "constant" and not wanted.selector and not wanted.faithful
+    if len(wanted.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
+        raise ValueError("a floor is that of one threat of a constant eps and two clips, without a selector, not "
+                         "faithful")  # fmt: skip
+    own = RECIPES[adversary].steps if adversary != "none" else 0
+    steps = wanted.steps if own and wanted.steps > 0 else own
     anchor = int(adversary == "clae" and steps > 1)  # which is one pass with the attack's only one else
     return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor)
 

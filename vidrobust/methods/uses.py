@@ -46,6 +46,7 @@ def without_effect(method: config.Method) -> list[str]:
         recipe = RECIPES[method.adversary.name]
         alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()
         used |= {f"adversary.{name}" for name in (recipe.attack | recipe.options) - alone}
+        used |= {"teacher"} if method.adversary.name == "advcl" else set()
         used |= {"adversary.momentum"} if branches_of(method.adversary) else set()
         used |= {f"adversary.{name}" for name in _with_pairs(method)}
         used |= {"adversary.warmup"} if method.adversary.schedule == "linear" else set()

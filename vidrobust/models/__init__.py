@@ -127,7 +127,7 @@ def build_model(
     heads: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "linear": lambda: linear(backbone.dim, classes),
-        "projector": lambda: projector(backbone.dim, cfg.hidden, cfg.dim),
+        "projector": lambda: (normed_mlp if cfg.head_norm else projector)(backbone.dim, cfg.hidden, cfg.dim),
         "normed_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim),
         "simsiam_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=3, norm_out=True),
     }

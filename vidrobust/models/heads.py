@@ -16,7 +16,8 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: bool = False) -> nn.Sequential:
     """(N, dim) -> (N, out): linear layers with batch norm and ReLU between them.
 
-    BYOL's projector and predictor have two; SimSiam's projector three, and a norm without weights at its end.
+    BYOL's projector and predictor have two, and so has every projector with `model.head_norm`; SimSiam's projector has
+    three, and a norm without weights at its end.
     """
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
