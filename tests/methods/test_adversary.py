@@ -139,7 +139,9 @@ def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"combine": "mean"}, {"combine": "branches", "branches": ("a", "b")}])
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"combine": "mean"}, {"combine": "branches", "branches": ("a", "b")}]
+)
 def test_adversaries_that_cannot_be(options):
     with pytest.raises(ValueError, match="one step at least|1 threats have 2 branches"):
         Adversary([ThreatModel()], **options)
