@@ -155,12 +155,11 @@ def test_checkpoints(place, tmp_path):
         (["short.pt"], "short.pt: not a checkpoint, or cut short"),
         (["nothing.pt"], "no checkpoint nothing.pt"),
         (["plain.pt"], "not a training checkpoint"),
-        ([place / "run", "model.width=8"], "of another architecture: other shape"),
-        ([place / "run", "model.backbone=resnet18"], "missing backbone.trunk.bn1"),
+        ([place / "run", "model.width=8"], "model.width=8 (4): the checkpoint was trained with what is in brackets"),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
         (
             [place / "run", "method.adversary.name=clae", "eval.branch=adv"],
-            "eval.branch=adv: the checkpoint was trained without it; it has clean",
+            "method.adversary.name=clae (none): the checkpoint was trained with",
         ),
     ]:
         line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))

@@ -11,7 +11,7 @@ from pathlib import Path
 from vidrobust import cli
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
-from vidrobust.study import finished, plan, read_study, require_same, run_arm, write_study
+from vidrobust.study import finished, plan, read_study, report_name, require_same, run_arm, write_study
 from vidrobust.study.plan import chosen
 
 
@@ -39,6 +39,14 @@ def main() -> None:
     for run in of_page:
         cli.check_names(run.cfg)
         require_same(run)  # before anything is trained with options that would not go with what is there
+    if not runs:
+        raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
+    for run in runs:
+        for folder in run.needs:
+            if folder not in {other.folder for other in runs} and not (folder / "checkpoints").is_dir():
+                other = folder.parent.name
+                raise UserError(f"{run.name} learns from {other} of the same seed, which is not there: name both, "
+                                f"--arms {other},{run.name}")  # fmt: skip
     if args.dry_run:
         for run in runs:
             state = ", finished" if finished([run]) else ""
@@ -52,13 +60,14 @@ def main() -> None:
         try:
             run_arm(run)
         except UserError as error:  # an arm that fails does not take the others with it
-            log.error(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
-            failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}")
+            where = "" if run.dataset in roots else f" (--data {run.dataset}=FOLDER says where it lies)"
+            failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}{where}")
+            log.error(failed[-1])
         if cli.is_main() and (done := finished(of_page)):
             write_study(whole, done, out, len(of_page) - len(done), args.overrides)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
-    log.info(f"report: {out / 'study.md'}")
+    log.info(f"report: {out / report_name(whole, args.overrides)}.md")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.loop import train
 from vidrobust.evaluation import build_lists, check_bias, check_suite, evaluate
 from vidrobust.evaluation.shift import other_records
-from vidrobust.methods import without_effect
+from vidrobust.methods import unmeasured, without_effect
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
     idle = [key for key in without_effect(cfg.method) if key in asked]  # what pages share is not told
     if idle:
         log.warning(f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}")
+    if told := unmeasured(cfg):
+        log.warning(told)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     resume, inside = cli.find_resume(args.resume, out)
     if cli.is_main():

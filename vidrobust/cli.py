@@ -46,9 +46,16 @@ def add_checkpoint(made: argparse.ArgumentParser) -> None:
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:
-    """(configuration, checkpoint, the folder of the run) that the arguments name."""
+    """(configuration, checkpoint, the folder of the run) that the arguments name.
+
+    Raises UserError for other options of the model and its method than it was trained with.
+    """
     state = checkpoint.read_checkpoint(args.checkpoint)
     cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg)
+    own = config.loads(state["config"], source=str(args.checkpoint))
+    changed = [line for line in config.differences(own, cfg) if line.startswith(("method.", "model."))]
+    if changed:
+        raise UserError(f"{changed[0]}: the checkpoint was trained with what is in brackets, and keeps it")
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     return cfg, state, folder.parent if folder.name == "checkpoints" else folder
 

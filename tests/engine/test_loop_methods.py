@@ -89,6 +89,17 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
     assert (row["forward"], row["backward"]) == (forward, backward)
 
 
+def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
+    _train(_cfg(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert [row["eps_share"] for row in rows] == pytest.approx([0.25 + 0.75 * row["step"] / 4 for row in rows])
+
+
+def test_clusters_of_random_features_are_told(ucf, tmp_path):
+    _train(_cfg(ucf, "method.name=supervised", "method.clusters=2", "train.max_steps=1"), tmp_path)
+    assert "pseudo-labels are clusters of the features of random weights" in (tmp_path / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
 def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
     words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []

@@ -329,6 +329,19 @@ def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
         assert apart[kind] < apart[1 - kind], "which view is taken of each clip"
 
 
+def test_the_worst_of_one_threat_costs_what_it_alone_costs(batch):
+    """And is the same."""
+    views, ids, labels = batch
+    found = []
+    for combine in ("average", "worst"):
+        torch.manual_seed(0)
+        model, calls = branched(), []
+        model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        method = SimCLR(model, T, Adversary([ThreatModel("linf", EPS)], combine=combine, train_mode=True))
+        found.append((method(views, ids, labels)["loss"], len(calls)))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
 def loss_of(model, anchor, ids, v):
     return nt_xent(torch.cat([anchor, model(v)]), ids, T).view(2, -1).mean(0)
 

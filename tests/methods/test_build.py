@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
-from vidrobust.methods import METHODS, RULES, build_method, require_branch, without_effect
+from vidrobust.methods import METHODS, RULES, build_method, require_branch, unmeasured, without_effect
 from vidrobust.methods.uses import RULE_OPTIONS, USES
 
 FN = "method.false_negatives."
@@ -40,7 +40,7 @@ A = "method.adversary."
 def test_branches_are_those_that_are_trained(words, known):
     for branch in known.split(", "):
         require_branch(load(*words, f"eval.branch={branch}"))
-    with pytest.raises(UserError, match=f"eval.branch=adv7: a model trained so has {known}$"):
+    with pytest.raises(UserError, match=f"eval.branch=adv7: a model trained so has {known}; set one"):
         require_branch(load(*words, "eval.branch=adv7"))
 
 
@@ -70,6 +70,26 @@ def test_adversaries_that_are_not_the_methods(words, reason):
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["name=acl"],
+            "eval.branch=clean measures, and backbone.pt keeps, the branch that acl trains",
+        ),
+        (["name=advcl"], "advcl trains without"),
+        (["name=acl", "pairing=a2a"], ""),
+        (["name=rocl"], ""),
+        (["name=clae"], ""),
+    ],
+)
+def test_a_stream_that_is_not_measured_is_told(words, told):
+    words = [A + word for word in words]
+    assert told in unmeasured(load(*words)) and bool(unmeasured(load(*words))) == bool(told)
+    if told:
+        assert not unmeasured(load(*words, "eval.branch=adv"))
+
+
+@pytest.mark.parametrize(
     ("words", "idle"),
     [
         (["method.name=supervised", "method.clips_per_video=3"], ["method.clips_per_video"]),
@@ -78,6 +98,7 @@ def test_adversaries_that_are_not_the_methods(words, reason):
         (["method.adversary.alpha=0.1"], ["method.adversary.alpha"]),
         (["method.adversary.alpha=0.1", "method.adversary.name=clae"], []),
         (["method.teacher=t", "method.adversary.name=advcl"], []),
+        (["method.name=supervised", A + "name=fast", A + "steps=5"], [A + "steps"]),
         (["method.adversary.warmup=0.5", "method.adversary.name=acl"], ["method.adversary.warmup"]),
         (["method.adversary.momentum=0.5", "method.adversary.name=rocl"], ["method.adversary.momentum"]),
         (["method.adversary.combine=worst", "method.adversary.name=acl"], ["method.adversary.combine"]),

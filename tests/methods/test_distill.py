@@ -83,7 +83,9 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     _train(_cfg(ucf, "model.width=6", "seed=5"), tmp_path / "stranger")
     with pytest.raises(UserError, match="a resume cannot change the teacher, and method.teacher=.*stranger has other"):
         _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept)
-    with pytest.raises(UserError, match="is of another architecture"):
+    with pytest.raises(UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built as"):
         read_teacher(f"{path}/backbone.pt", _cfg(ucf))
+    with pytest.raises(UserError, match="method.teacher: no checkpoint nowhere; give the folder of a trained run"):
+        read_teacher("nowhere", _cfg(ucf))
     with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
         _train(_cfg(ucf, "method.name=distill"), tmp_path / "none")

@@ -219,10 +219,38 @@ def test_a_trained_run_is_measured_again_under_another_name(page):
     done = tool("study", *words, "eval.name=again", "eval.threats=[linf-0,linf-1/255]", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in kept} == kept, "not trained again"
-    text = (folder / "out/study.md").read_text()
+    text = (folder / "out/study_again.md").read_text()
+    assert "study_again.md" in done.stderr and "clips_margins_again.png" in text
+    assert "`eval.name=study`" in (folder / "out/study.md").read_text() and "eval.name=study" not in text
+    assert (folder / "out/clips_margins_again.png").is_file()
     assert "linf-1/255" in text and "linf-4/255" not in text.split("## clips")[1]
     done = tool("study", *words, "eval.threats=[linf-0,linf-1/255]", cwd=folder)
     assert done.returncode == 1 and "holds a run with other options" in done.stderr
+
+
+def test_a_figure_without_anything_to_show_is_not_drawn(tmp_path):
+    """And a space of accuracies where nothing is attacked."""
+    study = Study(arms={"csl": []}, datasets={}, page=Path("configs/study_x.yaml"))
+    runs = _runs({"csl": [0.2, 0.3]})
+    for _, summary in runs:
+        summary["curve"] = summary["curve"][:1]
+    write_study(study, runs, tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "(d_space.png)" in text and "d_robust" not in text and not (tmp_path / "d_robust.png").exists()
+
+
+def test_an_arm_that_learns_from_another_needs_it(page):
+    text = page.read_text()
+    page.write_text(text.replace("arms:\n", 'arms:\n  student: [method.name=distill, "method.teacher={simclr}"]\n'))
+    done = tool("study", "--cfg", page, "--output-dir", "out", "--arms", "student", cwd=page.parent)
+    assert done.returncode == 1 and "student learns from simclr of the same seed" in done.stderr
+    assert "--arms simclr,student" in done.stderr and not (page.parent / "out").exists()
+
+
+def test_nothing_to_run_is_said(page):
+    page.write_text(page.read_text() + "skip:\n  clips: [simclr]\n")
+    done = tool("study", "--cfg", page, "--output-dir", "out", "--arms", "simclr", cwd=page.parent)
+    assert done.returncode == 1 and "nothing to run: " in done.stderr
 
 
 def test_parts_of_a_study(page):

@@ -49,7 +49,7 @@ def pgd(
     where samples share a loss the best of each are of different moments. It neither tells a gradient of 0 nor refuses
     NaN, which the loss that is learned will be as well, and makes the same passes whatever the clips are.
     Costs at most restarts * (steps + 1) forward, restarts * steps backward passes, and one of each where the gradient
-    chooses a place; the last iterate costs one forward pass less.
+    chooses a place; the last iterate costs one forward pass less, and for a place always two of each.
     Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)

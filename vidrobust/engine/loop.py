@@ -112,6 +112,9 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
                 optimizer.step()
                 if run.average is not None:
                     run.average.follow(method.model)
+            adversary = getattr(method, "adversary", None)
+            if adversary is not None and adversary.budget.schedule != "constant":
+                parts["eps_share"] = norm.new_tensor(adversary.budget.now)
             progress.passed(len(ids), passes.take())
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:

@@ -123,7 +123,10 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     except ValueError as error:
         raise UserError(f"method.negatives: {error}") from None
     if cfg.model.weights:
-        trunk = checkpoint.trunk_state(cfg.model.weights)
+        try:
+            trunk = checkpoint.trunk_state(cfg.model.weights)
+        except UserError as error:
+            raise UserError(f"model.weights: {error}") from None
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
     if cfg.method.teacher and method.wants_teacher:
         method.learn_from(read_teacher(cfg.method.teacher, cfg))
@@ -138,6 +141,9 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
+    if cfg.method.clusters and not cfg.model.weights:
+        run.notes.append("method.clusters: pseudo-labels are clusters of the features of random weights; start from a "
+                         "trained trunk by model.weights")  # fmt: skip
     if idle:
         run.notes.append(f"augment.corruptions: nothing changes of clips of one frame under {', '.join(idle)}")
     if resume:

@@ -11,7 +11,10 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
 
     Raises UserError where its weights do not fit, and for a checkpoint that was trained on clips of another shape.
     """
-    state, model = checkpoint.read(path), cfg.model
+    try:
+        state, model = checkpoint.read(path), cfg.model
+    except UserError as error:
+        raise UserError(f"method.teacher: {error}; give the folder of a trained run, or its backbone.pt") from None
     if isinstance(state, dict) and "config" in state:
         own = config.loads(state["config"], source=path)
         model = own.model
@@ -22,5 +25,12 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
                 f"are of {shapes[1][0]} frames of {shapes[1][1]}; set data.frames and data.size as its"
             )
     backbone = configured_backbone(model)
-    checkpoint.load_state(backbone.trunk, checkpoint.trunk_state(path), path)
+    try:
+        checkpoint.load_state(backbone.trunk, checkpoint.trunk_state(path), path)
+    except UserError as error:
+        if model is not cfg.model:
+            raise
+        reason = str(error).split("; check model.*")[0]
+        raise UserError(f"method.teacher: {reason}; a backbone.pt is built as model.* says: give the folder of its "
+                        "run, which knows its own") from None  # fmt: skip
     return backbone

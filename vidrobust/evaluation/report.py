@@ -1,5 +1,6 @@
 """A summary becomes something to look at: report.md, the curve, and adversarial clips frame by frame."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,8 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
         line[0].set_ylabel(title, fontsize=9)
     for axes, t in zip(grid[0], frames, strict=True):
         axes.set_title(f"frame {t}", fontsize=8)
-    figure.suptitle(f"{uid}  ({threat})", fontsize=10)
+    across = int(9 * figure.get_figwidth())  # characters
+    figure.suptitle("\n".join(textwrap.wrap(f"{uid}  ({threat})", across)), fontsize=10)
     target = path.with_suffix(".png")
     figure.savefig(target)
     return target

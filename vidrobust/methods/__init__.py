@@ -16,7 +16,7 @@ from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.pseudo_labels import PseudoLabels
-from vidrobust.methods.recipes import RECIPES, build_adversary, require_adversary, require_branch
+from vidrobust.methods.recipes import RECIPES, build_adversary, require_adversary, require_branch, unmeasured
 from vidrobust.methods.removal import Masks, Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
@@ -28,5 +28,6 @@ __all__ = [
     "Budget", "Distill", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "PseudoLabels",
     "Removal", "SimCLR", "Streams", "SupCon", "Supervised", "Trades", "a2a", "a2s", "acl", "build_adversary",
     "build_method", "clae", "clae_published", "detect", "dynacl", "high_pass", "info_nce", "k_means", "nt_xent",
-    "plain", "require_adversary", "require_branch", "rocl", "uel", "without_effect",
+    "plain", "require_adversary", "require_branch", "rocl", "uel", "unmeasured",
+    "without_effect",
 ]  # fmt: skip

@@ -128,7 +128,7 @@ def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
     """
 
     def aim() -> Callable[[Tensor], Tensor]:
-        if s.adversary is not None and s.adversary.starts_at_x and s.adversary.combine != "worst":
+        if s.adversary is not None and s.adversary.starts_at_x and not s.adversary.chooses:
             return lambda z: s.loss([z.detach(), z], (0, 1))
         anchor = s.seen(0)
         return lambda z: s.loss([anchor, z], (0, 1))

@@ -58,6 +58,11 @@ class Adversary(nn.Module):
         """Whether the only gradient is taken at the clips themselves."""
         return self.steps == 1 and not self.random_start
 
+    @property
+    def chooses(self) -> bool:
+        """Whether each clip takes the worst of several views, whose losses are then compared."""
+        return self.combine == "worst" and len(self.threats) > 1
+
     def views(self, model: Model, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
         """Adversarial views of x (N, C, T, H, W) in [0, 1], one a threat, or one in all where the worst is taken.
 
@@ -75,7 +80,7 @@ class Adversary(nn.Module):
                 now = replace(threat, eps=share * threat.eps)
                 made.append(AdversarialView(self._attack(loss, x, now), branch))
             self.verify(now, x, made[-1].x)
-        if self.combine == "worst" and len(made) > 1:
+        if self.chooses:
             with self.attacking(model, self.branches[0]), torch.no_grad():
                 return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
         return made

@@ -57,7 +57,8 @@ RECIPES: dict[str, Recipe] = {
     "deacl": Recipe(("distill",), frozenset({"gamma"}), steps=5, step=0.25, random_start=True, branch=False),
     "pgd": Recipe(_LABELS, steps=10, step=0.25, random_start=True, branch=False),
     "trades": Recipe(_LABELS, frozenset({"beta"}), steps=10, step=0.25, random_start=True, branch=False),
-    "fast": Recipe(_LABELS, step=1.25, random_start=True, train_mode=True, branch=False),
+    "fast": Recipe(_LABELS, step=1.25, random_start=True, train_mode=True, branch=False,
+                   attack=frozenset({"threats", "combine", "selector", "step", "start", "schedule"})),
     "free": Recipe(_LABELS, frozenset({"replays"}), random_start=True, branch=False,
                    attack=frozenset({"threats", "schedule"})),
 }  # fmt: skip
@@ -114,13 +115,22 @@ def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
     return ("adv",) if RECIPES[wanted.name].branch else ()
 
 
+def unmeasured(cfg: config.Config) -> str:
+    """What to say of a model whose clean branch is measured, and whose adversarial one alone is robust; or nothing."""
+    name, streams = cfg.method.adversary.name, branches_of(cfg.method.adversary)
+    if name not in ("acl", "dynacl", "advcl") or cfg.eval.branch != "clean" or not streams:
+        return ""
+    return (f"eval.branch=clean measures, and backbone.pt keeps, the branch that {name} trains without an attack; its "
+            "papers' numbers are of eval.branch=adv")  # fmt: skip
+
+
 def require_branch(cfg: config.Config) -> None:
     """Raises UserError for an eval.branch that a model with this adversary does not have."""
     wanted, branch = cfg.method.adversary, cfg.eval.branch
     known = ["clean", *branches_of(wanted)]
     known += (["average"] if len(known) > 1 else []) + (["select"] if wanted.selector else [])
     if branch not in known:
-        raise UserError(f"eval.branch={branch}: a model trained so has {', '.join(known)}")
+        raise UserError(f"eval.branch={branch}: a model trained so has {', '.join(known)}; set one of them")
 
 
 def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) -> Adversary | None:
@@ -129,8 +139,9 @@ def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) ->
         return None
     recipe = RECIPES[wanted.name]
     threats = [parse_threat(name) for name in wanted.threats or [recipe.threat]]
+    own = wanted.steps < 0 or "steps" not in recipe.attack
     return Adversary(
-        threats, steps=recipe.steps if wanted.steps < 0 else wanted.steps, step=wanted.step or recipe.step,
+        threats, steps=recipe.steps if own else wanted.steps, step=wanted.step or recipe.step,
         random_start=recipe.random_start if not wanted.start else wanted.start == "random",
         train_mode=recipe.train_mode, combine=wanted.combine,
         branches=branches or branches_of(wanted) or ("clean",),

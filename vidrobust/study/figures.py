@@ -1,4 +1,6 @@
-"""The figures of a study's data set. Each takes its runs and the table that `summarise` makes of them."""
+"""The figures of a study's data set. Each takes its runs and the table that `summarise` makes of them, and says whether
+there was something to draw.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from matplotlib.figure import Figure
 from vidrobust.study.summary import Runs
 
 
-def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> None:
+def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     """Robust accuracy against eps, a line an arm, its interval as a band: of the first family of threats."""
     curve = runs[0][1]["curve"]
     first = [c for c in curve if (c["kind"], c["norm"]) == (curve[0]["kind"], curve[0]["norm"])]
-    linf = bool(first) and first[0]["norm"] == "linf"
+    if not any(c["eps"] > 0 for c in first):
+        return False
+    linf = first[0]["norm"] == "linf"
     figure, axes = _figure()
     for number, (name, row) in enumerate(table.items()):
         spreads = [row[f"robust {c['threat']}"] for c in first]
@@ -22,34 +26,37 @@ def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> None:
         means = np.array([100 * s["mean"] for s in spreads])
         half = np.array([100 * (s["half"] or 0) for s in spreads])
         axes.plot(eps, means, markersize=4, label=name, **_style(number))
-        axes.fill_between(eps, means - half, means + half, color=_style(number)["color"], alpha=0.1, linewidth=0)
+        low, high = (means - half).clip(0, 100), (means + half).clip(0, 100)
+        axes.fill_between(eps, low, high, color=_style(number)["color"], alpha=0.1, linewidth=0)
     axes.axhline(100 * runs[0][1]["chance"], color="gray", linestyle=":", linewidth=1, label="chance")
-    what = f"{first[0]['kind']} budget" if first else "budget"
+    what = f"{first[0]['kind']} budget"
     axes.set(xlabel=f"{what}, /255" if linf else what, ylabel="robust accuracy, %", ylim=(0, None), xlim=(0, None))
-    _save(figure, axes, path)
+    return _save(figure, axes, path)
 
 
-def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> None:
-    """Alignment against uniformity, a point a run, coloured by robust accuracy at the middle budget above 0."""
+def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
+    """Alignment against uniformity, a point a run, coloured by robust accuracy at the middle budget above 0, or, where
+    there is none, by clean accuracy.
+    """
     figure, axes = _figure()
     threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
-    if threats:
-        middle = f"robust {threats[len(threats) // 2]}"
-        of_arm = {name: [row[key]["values"] if key in row else [] for key in ("uniformity", "alignment", middle)]
-                  for name, row in table.items()}  # fmt: skip
-        top = max((100 * value for _, _, robust in of_arm.values() for value in robust), default=1)
-        dots = None
-        for number, (name, (uniform, align, robust)) in enumerate(of_arm.items()):
-            if uniform and align:
-                dots = axes.scatter(uniform, align, c=[100 * value for value in robust], cmap="viridis", vmin=0,
-                                    vmax=top, marker=_style(number)["marker"], label=name)  # fmt: skip
-        if dots is not None:
-            figure.colorbar(dots, ax=axes, label=f"{middle}, %")
+    middle = f"robust {threats[len(threats) // 2]}" if threats else "clean"
+    of_arm = {name: [row[key]["values"] if key in row else [] for key in ("uniformity", "alignment", middle)]
+              for name, row in table.items()}  # fmt: skip
+    top = max((100 * value for _, _, color in of_arm.values() for value in color), default=0) or 1
+    dots = None
+    for number, (name, (uniform, align, color)) in enumerate(of_arm.items()):
+        if uniform and len(uniform) == len(align) == len(color):
+            dots = axes.scatter(uniform, align, c=[100 * value for value in color], cmap="viridis", vmin=0,
+                                vmax=top, marker=_style(number)["marker"], label=name)  # fmt: skip
+    if dots is None:
+        return False
+    figure.colorbar(dots, ax=axes, label=f"{middle}, %")
     axes.set(xlabel="uniformity (lower: more uniform)", ylabel="alignment (lower: closer)")
-    _save(figure, axes, path)
+    return _save(figure, axes, path)
 
 
-def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> None:
+def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     """Histograms of samples' margins, an outline an arm, over all seeds."""
     figure, axes = _figure()
     edges, seen = np.linspace(-1, 1, 41), np.zeros(40)
@@ -63,10 +70,11 @@ def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> None:
             axes.stairs(total / total.sum(), edges, label=name, color=style["color"], linestyle=style["linestyle"])
     axes.axvline(0, color="gray", linewidth=0.8)
     filled = np.flatnonzero(seen)
-    if len(filled):
-        axes.set_xlim(edges[filled[0]] - 0.05, edges[filled[-1] + 1] + 0.05)
+    if not len(filled):
+        return False
+    axes.set_xlim(edges[filled[0]] - 0.05, edges[filled[-1] + 1] + 0.05)
     axes.set(xlabel="margin of a sample (above 0: nearer to its own class)", ylabel="share of test samples")
-    _save(figure, axes, path)
+    return _save(figure, axes, path)
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -81,7 +89,8 @@ def _figure() -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, axes: Any, path: Path) -> None:
+def _save(figure: Figure, axes: Any, path: Path) -> bool:
     if axes.get_legend_handles_labels()[0]:
         figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(path)
+    return True

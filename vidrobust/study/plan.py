@@ -36,13 +36,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: an arm on a data set with a seed, in a folder of its own."""
+    """One run: an arm on a data set with a seed, in a folder of its own. needs: folders of runs that it begins from."""
 
     dataset: str
     name: str
     seed: int
     cfg: config.Config
     folder: Path
+    needs: tuple[Path, ...] = ()
 
 
 def read_study(path: str | Path) -> Study:
@@ -97,10 +98,13 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
                 if name in study.skip.get(dataset, ()):
                     continue
                 words = _over(study.common, study.options.get(dataset, ()), options, root, [f"seed={seed}"], overrides)
+                needs = []
                 for other in study.arms:
-                    words = [word.replace(f"{{{other}}}", str(_folder(out, dataset, other, seed))) for word in words]
+                    if any(f"{{{other}}}" in word for word in words):
+                        needs.append(_folder(out, dataset, other, seed))
+                        words = [word.replace(f"{{{other}}}", str(needs[-1])) for word in words]
                 cfg = config.load(study.page.parent / page, words)
-                runs.append(Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed)))
+                runs.append(Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs)))
     return runs
 
 

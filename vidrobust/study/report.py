@@ -18,26 +18,37 @@ _GEOMETRY = ("alignment", "uniformity", "tolerance", "centroid_mean", "margin_me
 def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds.
 
-    missing: runs of the study's page that are not there, which the report says. overrides: the command line's options.
+    Where the command line asks for another eval.name, it stands in each file's name (`report_name`). missing: runs of
+    the study's page that are not there, which the report says. overrides: the command line's options.
     """
     found = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "study.json").write_text(json.dumps(found, indent=2) + "\n")
+    name = report_name(study, overrides)
+    tail = name.removeprefix("study")
+    (out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
     lines = [f"# {study.page.stem}: {len(runs)} runs", ""]
     lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
     lines += _options(study, overrides)
     for dataset, table in found.items():
         here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
-        for name, draw in _FIGURES.items():
-            draw(out / f"{dataset}_{name}.png", here, table)
+        files = {kind: f"{dataset}_{kind}{tail}.png" for kind, draw in _FIGURES.items()
+                 if draw(out / f"{dataset}_{kind}{tail}.png", here, table)}  # fmt: skip
         lines += [*_heading(dataset, here), *_section(study, here, table),
-                  *(f"![{dataset}: {name}]({dataset}_{name}.png)\n" for name in _FIGURES)]  # fmt: skip
-    (out / "study.md").write_text("\n".join(lines).rstrip() + "\n")
+                  *(f"![{dataset}: {kind}]({file})\n" for kind, file in files.items())]  # fmt: skip
+    (out / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
     return found
 
 
+def report_name(study: Study, overrides: Sequence[str]) -> str:
+    """Of the files that `write_study` writes: study, or study_NAME where another eval.name is asked for."""
+    asked = [word for word in overrides if word.startswith("eval.name=") and word not in study.common]
+    return f"study_{asked[-1].split('=', 1)[1]}" if asked else "study"
+
+
 def _options(study: Study, overrides: Sequence[str]) -> list[str]:
-    lines = [f"Options of all runs: {_code(study.common)}.", ""] if study.common else []
+    over = {word.split("=", 1)[0] for word in overrides}
+    common = [word for word in study.common if word.split("=", 1)[0] not in over]
+    lines = [f"Options of all runs: {_code(common)}.", ""] if common else []
     lines += [f"Over all, from the command line: {_code(overrides)}.", ""] if overrides else []
     arms = ([name, _code(words) or "-"] for name, words in study.arms.items())
     return [*lines, *markdown.table(["arm", "its options"], *arms), ""]
