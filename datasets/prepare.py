@@ -118,10 +118,10 @@ def copy(cfg: config.Config, records: list[Record], args: argparse.Namespace, ou
         raise UserError(f"the lists in {output} do not name what those in {root} do; compare them")
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(records)} files could not be re-encoded, first {failed[0][0]}; they are empty in "
-            f"{output}, and bad there, too; the others are verified"
+            f"{len(failed)} of {len(records)} files could not be written, first {failed[0][0]}; they are empty in "
+            f"{output}, and bad there, too; the others were verified when they were made"
         )
-    log.info(f"data.name={reads} data.root={output} has every file, verified")
+    log.info(f"data.name={reads} data.root={output} has every file, verified when it was made")
 
 
 if __name__ == "__main__":

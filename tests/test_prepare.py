@@ -71,9 +71,9 @@ def test_resize_then_train_on_the_small_files(tmp_path):
         (["resize", "--output", "data"], "lie in each other"),
         (["scan", "data.root=nowhere"], "no data root nowhere"),
         (["scan", "data.name=nothing"], "data.name: unknown name 'nothing'"),
-        (["resize", "--output", "b", "--gop", "0"], "gop=0"),
-        (["resize", "--output", "b", "--quality", "99"], "quality=99"),
-        (["resize", "--output", "b", "--short-side", "1"], "short_side=1"),
+        (["resize", "--output", "b", "--gop", "0"], "--gop 0"),
+        (["resize", "--output", "b", "--quality", "99"], "--quality 99"),
+        (["resize", "--output", "b", "--short-side", "1"], "--short-side 1"),
         (["scan", "--workers", "0"], "--workers"),
         (["scan", "--timeout", "0"], "--timeout"),
         (["scan", "--timeout", "inf"], "--timeout"),
@@ -90,7 +90,7 @@ def test_resize_says_what_it_could_not_make(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"x")
     done = tool("prepare", "resize", f"data.root={root}", "--output", "small", cwd=tmp_path)
-    assert done.returncode == 1 and "1 of 12 files could not be re-encoded, first" in done.stderr
+    assert done.returncode == 1 and "1 of 12 files could not be written, first" in done.stderr
     assert sum(path.stat().st_size > 0 for path in (tmp_path / "small").rglob("*.avi")) == 11
 
 
@@ -198,7 +198,7 @@ def test_what_corrupt_refuses(tmp_path):
         (["--output", "c"], "corrupt needs eval.corruption.names="),
         (["eval.corruption.names=[fog]"], "corrupt needs --output FOLDER"),
         (["--output", "c", "eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
-        (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "quality=60"),
+        (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "--quality 60"),
     ):
         done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -60,7 +60,8 @@ def main() -> None:
         try:
             run_arm(run)
         except UserError as error:  # an arm that fails does not take the others with it
-            where = "" if run.dataset in roots else f" (--data {run.dataset}=FOLDER says where it lies)"
+            missing = run.dataset not in roots and run.cfg.data.root in str(error)
+            where = f" (--data {run.dataset}=FOLDER says where it lies)" if missing else ""
             failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}{where}")
             log.error(failed[-1])
         if cli.is_main() and (done := finished(of_page)):

@@ -44,9 +44,9 @@ def main() -> None:
         run.check_output(out, resume=inside, overwrite=args.overwrite)
         if cfg.eval.enabled:
             check_suite(cfg)  # what is wrong with suite, threats or test list is told now, not after days of training
-            _, test, classes = build_lists(cfg.data)
+            known, test, classes = build_lists(cfg.data)
             check_bias(cfg, test)
-            other_records(cfg, classes)
+            other_records(cfg, classes, known + test)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

@@ -28,6 +28,8 @@ def check_together(cfg: Config) -> None:
         raise UserError("model.head_norm: a projector without a hidden layer (model.hidden=0) has no place for a norm")
     _check_threats(cfg)
     _check_corruptions(cfg)
+    if cfg.eval.shift.root and not cfg.eval.shift.name:
+        raise UserError(f"eval.shift.root={cfg.eval.shift.root}: set its format, eval.shift.name=class_folder, ...")
     if cfg.eval.sensitivity == 1:
         raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
     if cfg.eval.crops == 2:

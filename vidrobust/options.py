@@ -267,7 +267,7 @@ class Corruption:
 class Shift:
     name: str = option("", "format of another data set, on whose videos of the same classes accuracy is measured: "
                        "hmdb51, class_folder, ...; empty: none")  # fmt: skip
-    root: str = option("", "its folder; empty: data.root, of another split")
+    root: str = option("", "its folder; empty: data.root, of which another fold has other videos")
     fold: int = option(1, "its official split", low=1)
 
 

@@ -177,7 +177,7 @@ def test_damage_in_the_source_is_told(tmp_path, caplog):
     path = encode(tmp_path / "a/v.avi", frames, "mpeg4")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32)) == []
-    assert "re-encoded as far as it decodes" in caplog.text and "declares 40 frames" in caplog.text
+    assert "used as far as it decodes" in caplog.text and "declares 40 frames" in caplog.text
 
 
 def test_links_are_written_under_the_name_that_lists_use(tmp_path):

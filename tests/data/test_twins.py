@@ -1,5 +1,6 @@
 """Texture twins: what they are made of, and how the loader pairs them with their files."""
 
+import json
 import shutil
 
 import numpy as np
@@ -135,6 +136,28 @@ def test_a_file_is_never_its_own_twin(tmp_path):
         Twins(str(tmp_path), f"{tmp_path}/").require([Record("a", f"{tmp_path}/a.avi", 0)])
     with pytest.raises(UserError, match="v/a.avi is outside .*lists, and has no texture"):
         Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
+
+
+def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(paired, caplog):
+    root, twins = paired
+    _dataset(root, twins)
+    assert "was not made by prepare.py texture: its files are taken as they are" in caplog.text
+    mark, files = twins / "prepared.json", sorted((root / "videos").rglob("*.avi"))
+    mark.write_text(json.dumps({"short_side": 16}))
+    with pytest.raises(UserError, match="holds copies, and no textures; datasets/prepare.py texture makes them"):
+        _dataset(root, twins)
+    sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
+    caplog.clear()
+    mark.write_text(json.dumps({"texture": "still", "sources": sizes}))
+    _dataset(root, twins)
+    assert not caplog.records
+    mark.write_text(json.dumps({"texture": "still", "sources": {name: size + 1 for name, size in sizes.items()}}))
+    _dataset(root, twins)
+    assert "textures of files that have other sizes" in caplog.text
+    caplog.clear()  # both are of the same third data set
+    (root / "prepared.json").write_text(json.dumps({"sources": {name: size + 1 for name, size in sizes.items()}}))
+    _dataset(root, twins)
+    assert not caplog.records
 
 
 def test_paths_mirror_the_data_set():

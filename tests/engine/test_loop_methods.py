@@ -89,6 +89,16 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
     assert (row["forward"], row["backward"]) == (forward, backward)
 
 
+def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch):
+    words = [f"{NEGATIVES}names=[shuffle]", "train.max_steps=1"]
+    monkeypatch.setattr("vidrobust.engine.loop.negatives", lambda x, spec, rngs: 1 - x[:, None])
+    _train(_cfg(ucf, *words), tmp_path / "moving")
+    assert "own negative" not in (tmp_path / "moving/log.txt").read_text()
+    monkeypatch.setattr("vidrobust.engine.loop.negatives", lambda x, spec, rngs: x[:, None].clone())
+    _train(_cfg(ucf, *words), tmp_path / "still")
+    assert "4 of 4 clips of the first batch are their own negative" in (tmp_path / "still/log.txt").read_text()
+
+
 def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
     _train(_cfg(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]

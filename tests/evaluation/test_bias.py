@@ -15,6 +15,7 @@ from vidrobust.errors import UserError
 from vidrobust.evaluation import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.bias import ALONE, PAIRED, conflict, partners_of
 from vidrobust.evaluation.bias_report import bias_lines
+from vidrobust.evaluation.statistics import wilson
 
 CFG = Data(frames=4, stride=2, short_side=32, size=24, workers=0)
 CLASSES = ["a", "b"]
@@ -78,6 +79,8 @@ def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, 
         seen[round(float(_code(clip)), 5)] = record.label
     entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"]["swapped"]
     assert entry["bias"] == bias and entry["own"] + entry["other"] == (0 if bias is None else 1)
+    assert entry["apart"] > 0 and (entry["bias_ci95"] is None) == (bias is None)
+    assert bias is None or entry["bias_ci95"] == list(wilson(round(bias * entry["apart"]), entry["apart"]))
 
 
 @pytest.mark.parametrize("name", ["swapped", "swapped_frozen"])

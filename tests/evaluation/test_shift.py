@@ -56,17 +56,20 @@ def test_the_best_class_of_a_concept_answers_and_others_do_not():
 
 @pytest.fixture
 def sets(tmp_path):
-    """One with classes Alpha and Beta, and one list of Beta, and of a class that only it has."""
+    """One with classes Alpha and Beta, and one list of these, and of a class that only it has."""
     root = tiny_ucf101(tmp_path / "data")
     for i in range(3):
         counting_video(tmp_path / f"other/beta/{i}.avi", 20, first=3000 + 50 * i)
         counting_video(tmp_path / f"other/gamma/{i}.avi", 20, first=4000 + 50 * i)
+    for i in range(2):
+        counting_video(tmp_path / f"other/alpha/{i}.avi", 20, first=5000 + 50 * i)
     return root, tmp_path / "other"
 
 
 def _cfg(sets, *words):
-    return config.loads("", tiny(f"data.root={sets[0]}", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}",
-                                 *words))  # fmt: skip
+    own = [f"data.root={sets[0]}", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}"]
+    keys = {word.split("=")[0] for word in words}
+    return config.loads("", tiny(*(word for word in own if word.split("=")[0] not in keys), *words))
 
 
 def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets):
@@ -76,16 +79,17 @@ def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets
     others = other_records(cfg, classes)
 
     def measure():
-        return evaluate_shift(cfg, lambda x: torch.tensor([[9.0, 1]]).expand(len(x), -1), others, test, sets[1],
+        return evaluate_shift(cfg, lambda x: torch.tensor([[1.0, 9]]).expand(len(x), -1), others, test, sets[1],
                               torch.device("cpu"))  # fmt: skip
 
     found = measure()
-    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (3, ["Beta"], 2, 1.0)
+    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (5, ["Alpha", "Beta"], 4, 0.5)
     (sets[1] / "beta/1.avi").unlink()
     assert measure() == found, "rows are read, not made again"
-    assert found["acc"] == pytest.approx(2 / 3), "one does not decode"
-    assert found["per_class"] == {"Beta": found["acc"]} and "1.avi" in found["failed"][0]
-    assert "3 videos of the 1 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
+    assert found["acc"] == pytest.approx(2 / 5)
+    assert found["per_class"] == {"Alpha": 0, "Beta": pytest.approx(2 / 3)}, "one does not decode"
+    assert "1.avi" in found["failed"][0]
+    assert "5 videos of the 2 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
 
 
 def test_none_is_measured_where_none_is_named(sets):
@@ -94,12 +98,48 @@ def test_none_is_measured_where_none_is_named(sets):
 
 
 def test_no_shared_class_is_refused(sets):
-    with pytest.raises(UserError, match=r"no video of .* \(beta, gamma, ...\) is of a class of ucf101 \(Alpha, ...\)"):
-        other_records(_cfg(sets), ["Alpha"])
+    with pytest.raises(
+        UserError, match=r"no video of .* \(alpha, beta, gamma, ...\) is of a class of ucf101 \(Omega, ...\)"
+    ):
+        other_records(_cfg(sets), ["Omega"])
+
+
+def test_one_shared_class_is_no_question(sets):
+    with pytest.raises(UserError, match="Beta alone is shared with ucf101, and any answer among one class is right"):
+        other_records(_cfg(sets), ["Beta", "Omega"])
+
+
+def test_videos_of_the_own_lists_are_no_shift(sets, tmp_path):
+    """By another fold, by a folder of them, and by a link to either."""
+    train, classes = build_records(_cfg(sets).data, "train")
+    (tmp_path / "link").symlink_to(sets[0] / "videos")
+    for words in (["eval.shift.name=ucf101", "eval.shift.root="], [f"eval.shift.root={sets[0]}/videos"],
+                  [f"eval.shift.root={tmp_path}/link"]):  # fmt: skip
+        test, _ = build_records(_cfg(sets).data, "test")
+        with pytest.raises(
+            UserError, match=r"eval.shift: \d+ of \d+ videos are of the own training or test list, first"
+        ):
+            other_records(_cfg(sets, *words), classes, train + test)
+    assert other_records(_cfg(sets), classes, train)[0]
+
+
+def test_folders_that_spelling_alone_tells_apart_are_told(sets, caplog):
+    for name in ("be_ta", "Be.ta"):
+        (sets[1] / "beta").rename(sets[1] / "be-ta") if (sets[1] / "beta").exists() else None
+        counting_video(sets[1] / name / "x.avi", 20, first=9000)
+    counting_video(sets[1] / "omega/x.avi", 20, first=9100)
+    other_records(_cfg(sets), ["Alpha", "Beta", "Omega"])
+    assert "eval.shift: Be.ta, be-ta, be_ta are left out, which spelling alone tells apart" in caplog.text
+
+
+def test_a_motionshapes_that_is_not_there_is_not_drawn_for_a_shift(sets, tmp_path):
+    with pytest.raises(UserError, match="eval.shift.root=.*/typo: no such folder"):
+        other_records(_cfg(sets, "eval.shift.name=motionshapes", f"eval.shift.root={tmp_path}/typo"), ["Alpha"])
+    assert not (tmp_path / "typo").exists()
 
 
 def test_at_most_eval_limit_videos_and_mistakes_are_told_by_their_option(sets):
-    assert len(other_records(_cfg(sets, "eval.limit=2"), ["Beta"])[0]) == 2
+    assert len(other_records(_cfg(sets, "eval.limit=2"), ["Alpha", "Beta"])[0]) == 2
     for word, told in (("eval.shift.name=hmbd51", "eval.shift.name: unknown name 'hmbd51'; did you mean 'hmdb51'"),
                        ("eval.shift.root=nowhere", "eval.shift.root")):  # fmt: skip
         words = [f"data.root={sets[0]}", "eval.shift.name=hmdb51", f"eval.shift.root={sets[1]}"]
@@ -115,7 +155,7 @@ def test_the_tools_measure_it(sets, tmp_path):
                 cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
-    assert summary["shift"]["n"] == 3 and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    assert summary["shift"]["n"] == 5 and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
     (sets[1] / "beta/1.avi").rename(sets[1] / "beta/other.avi")
     again = ("eval.threats=[]", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}")
     done = tool("test_net", "--checkpoint", "out", *again, cwd=tmp_path)

@@ -24,14 +24,13 @@ from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
 from vidrobust.data.decoders import DecodeError, PyAV, one_line
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
+from vidrobust.data.mark import claim
 from vidrobust.data.records import Record, files_below
 from vidrobust.data.scan import probe, stamp
 from vidrobust.data.twins import KINDS, texture_frames
 from vidrobust.errors import UserError
-from vidrobust.files import replacing
 
 log = logging.getLogger("vidrobust")
-MARK = "prepared.json"
 CODECS = ("mpeg4", "libx264", "mjpeg")
 
 
@@ -57,10 +56,12 @@ class Encoding:
 
     def __post_init__(self) -> None:
         best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
-        for name, low, high in (("short_side", 8, 4096), ("gop", 1, 10_000), ("quality", best, worst),
-                                ("patch_px", 9, 4096)):  # fmt: skip
+        for name, low, high in (("short_side", 9 if self.texture else 8, 4096), ("gop", 1, 10_000),
+                                ("quality", best, worst), ("patch_px", 9, 4096)):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name}={getattr(self, name)}: from {low} to {high} with {self.codec}")
+                option = "--patch" if name == "patch_px" else f"--{name.replace('_', '-')}"
+                of = f" with {self.codec}" if name == "quality" else ""
+                raise UserError(f"{option} {getattr(self, name)}: from {low} to {high}{of}")
         if self.codec not in CODECS:
             raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
         if self.corruption and (self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES):
@@ -99,7 +100,7 @@ def reencode(
     older than their source, are not made again, so that an interrupted call goes on. The source is only read. Returns
     (path, reason) of what cannot be made; an empty file stands in its place, so that the lists still fit: what is bad
     in the source is bad in the result. Raises UserError, before anything is written, for files that a copy could not
-    name: absolute paths in a list, files outside `root`.
+    name (absolute paths in a list, files outside `root`), and where `output` holds copies of other files.
     """
     root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
     real, target = root.resolve(), output.resolve()
@@ -111,7 +112,7 @@ def reencode(
             raise UserError("torchvision's data sets are arrays in memory: there is nothing to re-encode")
         if os.path.isabs(record.uid) or places[record.path].startswith(".."):
             raise UserError(f"{record.uid}: a copy cannot have this name; list files relative to {root}, and inside it")
-    _claim(output, encoding)
+    claim(output, json.loads(str(encoding)), {places[record.path]: record.path for record in records})
     for file in files_below(root):
         if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
             place = output / file.relative_to(root)
@@ -121,7 +122,8 @@ def reencode(
             if _is_due(path, output / place)]  # fmt: skip
     failed = []
     tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
-    with tqdm(total=len(jobs), desc="re-encode", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+    title = "texture" if encoding.texture else encoding.corruption or "re-encode"
+    with tqdm(total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
         for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
             bar.update()
             done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
@@ -129,7 +131,7 @@ def reencode(
                 failed.append((path, reason))
                 _stand_in(path, Path(made))
             elif reason:
-                log.warning(f"re-encoded as far as it decodes: {path}: {reason}")
+                log.warning(f"used as far as it decodes: {path}: {reason}")
     return failed
 
 
@@ -269,17 +271,3 @@ def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str) ->
     else:  # one by one: without a corruption nothing needs them all in memory
         for file in files:
             _shrink_images([file], [target / file.name], encoding, name)
-
-
-def _claim(output: Path, encoding: Encoding) -> None:
-    """The folder is empty, or holds files of the same encoding."""
-    mark = output / MARK
-    if mark.is_file():
-        held = mark.read_text()
-        if held != str(encoding):
-            raise UserError(f"{output} holds files of another encoding ({held}); give another --output, or delete it")
-    elif output.is_dir() and any(output.iterdir()):
-        raise UserError(f"{output} holds other files; give an empty folder as --output")
-    output.mkdir(parents=True, exist_ok=True)
-    with replacing(mark) as file:
-        file.write(str(encoding).encode())

@@ -1,6 +1,7 @@
 """Texture twins (paper C): for each file of a data set one that shows its texture alone, under the same name."""
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vidrobust.data.mark import read_mark, same_sources, size_of
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.views.augment import ViewDraw
 from vidrobust.views.texture import patch_side, patches_of, show, synthesize
 
+log = logging.getLogger("vidrobust")
 KINDS = ("still", "moving")
 
 
@@ -55,6 +58,7 @@ class Twins:
                             "folder of images (data.name=image_folder)")  # fmt: skip
         if os.path.realpath(self.root) == os.path.realpath(self.twins):
             raise UserError(f"data.twins={self.twins} is data.root: the files are not their own textures")
+        self._look()
         outside = next((r for r in records if os.path.relpath(self(r.path), self.twins).startswith("..")), None)
         if outside is not None:
             raise UserError(f"{outside.path} is outside {self.root}, and has no texture; list files inside it")
@@ -64,6 +68,21 @@ class Twins:
                 f"data.twins={self.twins}: {len(missing)} of {len(records)} files have no texture, first "
                 f"{self(missing[0].path)}; python datasets/prepare.py texture makes them"
             )
+
+    def _look(self) -> None:
+        """Raises UserError for copies that are no textures; warns where nobody says of what they are."""
+        mark = read_mark(self.twins)
+        if mark is None:
+            log.warning(f"data.twins={self.twins} was not made by prepare.py texture: its files are taken as they are")
+            return
+        if "texture" not in mark:
+            raise UserError(f"data.twins={self.twins} holds copies, and no textures; datasets/prepare.py texture makes "
+                            "them")  # fmt: skip
+        sizes, copied = mark.get("sources", {}), (read_mark(self.root) or {}).get("sources", {})
+        there = {name: size_of(os.path.join(self.root, name)) for name in sizes}
+        if not same_sources(sizes, there) and not same_sources(sizes, copied):
+            log.warning(f"data.twins={self.twins}: textures of files that have other sizes than those in {self.root}: "
+                        "are they of this data set?")  # fmt: skip
 
 
 def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:

@@ -94,7 +94,10 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
             views, ids, labels = _to_device(batch, device)
             if method.negatives.names:
                 rngs = dataset.negative_rngs(step // run.per_epoch, batch.index)
-                views = torch.cat([views, negatives(views[:, 0], method.negatives, rngs)], 1)
+                made = negatives(views[:, 0], method.negatives, rngs)
+                if main and step == run.start:
+                    _tell_still(views[:, :1], made)
+                views = torch.cat([views, made], 1)
             method.progress = step / run.total
             if step % run.per_epoch == 0:
                 method.start_epoch()
@@ -123,6 +126,14 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
                 run.save(step + 1)
 
 
+def _tell_still(views: Tensor, made: Tensor) -> None:
+    """Warn of clips that are their own negatives: of those in which nothing moves, where time alone is disturbed."""
+    still = int((made == views).flatten(2).all(2).any(1).sum())
+    if still:
+        log.warning(f"method.negatives: {still} of {len(views)} clips of the first batch are their own negative, as "
+                    "nothing moves in them")  # fmt: skip
+
+
 def _count_bad(run: Run, replaced: list[Failure], main: bool) -> None:
     """Note videos that were found bad on any rank; each is told once."""
     new = {failure.index: failure.reason for failure in replaced if failure.index not in run.bad}
@@ -143,7 +154,8 @@ def _leave(run: Run, step: int, batch: Batch, main: bool) -> NoReturn:
         raise UserError(
             f"{len(run.bad)} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g}); "
             f"the last: {list(run.bad.values())[-1]}; python datasets/prepare.py scan makes a "
-            "data.manifest without files that do not decode; or raise train.max_bad"
+            "data.manifest without files that do not decode, and texture makes those of data.twins anew that are "
+            "deleted; or raise train.max_bad"
         )
     written = f"{where} is written, --resume goes on" if where else "nothing new to write"
     raise Stopped(f"after step {step} of {run.total}; {written}")

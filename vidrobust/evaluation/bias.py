@@ -163,8 +163,8 @@ def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
 
     n, and views: name -> acc, ci95, per_class (class -> acc), kept (acc over that of the videos as they are, None where
     that is 0), and where two cues disagree: cues (what is followed where the answer is the video's class, and where it
-    is the other), own and other (shares of the videos that are answered so), and bias = own / (own + other): the shape
-    bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
+    is the other), apart (how many videos), own and other (shares of these that are answered so), and bias = own /
+    (own + other) with bias_ci95: the shape bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
     """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -174,10 +174,12 @@ def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
                                  "per_class": _per_class(here, classes)}  # fmt: skip
         apart = [row for row in here if row["other"] is not None and row["other"] != row["label"]]
         if apart:
-            own = sum(row["predicted"] == row["label"] for row in apart) / len(apart)
-            other = sum(row["predicted"] == row["other"] for row in apart) / len(apart)
-            entry |= {"cues": list(CUES[name]), "own": own, "other": other,
-                      "bias": own / (own + other) if own + other else None}  # fmt: skip
+            own = sum(row["predicted"] == row["label"] for row in apart)
+            other = sum(row["predicted"] == row["other"] for row in apart)
+            entry |= {"cues": list(CUES[name]), "apart": len(apart),
+                      "own": own / len(apart), "other": other / len(apart),
+                      "bias": own / (own + other) if own + other else None,
+                      "bias_ci95": list(wilson(own, own + other)) if own + other else None}  # fmt: skip
         found[name] = entry
     clean = found[CLEAN]["acc"]
     for entry in found.values():

@@ -22,14 +22,14 @@ def bias_lines(found: dict[str, Any] | None) -> list[str]:
         return []
     rows = [[name, _SHOWN[name], f"{_percent(e['acc'])} ({_percent(e['ci95'][0])} to {_percent(e['ci95'][1])})",
              "-" if e["kept"] is None else f"{e['kept']:.2f}"] for name, e in found["views"].items()]  # fmt: skip
-    cues = [[name, f"{e['cues'][0]}, not {e['cues'][1]}", _percent(e["own"]), _percent(e["other"]),
-             "-" if e["bias"] is None else f"{e['bias']:.2f}"]
+    cues = [[name, f"{e['cues'][0]}, not {e['cues'][1]}", str(e["apart"]), _percent(e["own"]), _percent(e["other"]),
+             _with_interval(e)]
             for name, e in found["views"].items() if "bias" in e]  # fmt: skip
     lines = ["## What it looks at", "", f"{found['views_of']} views (clips x crops) of {found['n']} videos.", "",
              *table(["clips", "what they show", "accuracy, %", "of that of whole clips"], *rows), ""]  # fmt: skip
     if cues:
-        lines += ["Two cues that say different classes:", "",
-                  *table(["clips", "bias toward", "answered so, %", "the other, %", "bias"], *cues), ""]  # fmt: skip
+        titles = ["clips", "bias toward", "videos", "answered so, %", "the other, %", "bias"]
+        lines += ["Two cues that say different classes:", "", *table(titles, *cues), ""]
     return lines + _by_class(found["views"])
 
 
@@ -43,6 +43,13 @@ def _by_class(views: dict[str, Any]) -> list[str]:
             some = said if len(said) <= 2 * _CLASSES else [*said[:_CLASSES], "...", *said[-_CLASSES:]]
             lines.append(f"* {name}: {'; '.join(some)}")
     return ["By class, from those that lose most:", "", *lines, ""] if lines else []
+
+
+def _with_interval(entry: dict[str, Any]) -> str:
+    if entry["bias"] is None:
+        return "-"
+    low, high = entry["bias_ci95"]
+    return f"{entry['bias']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _percent(share: float) -> str:

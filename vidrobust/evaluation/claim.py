@@ -6,7 +6,7 @@ from typing import Any
 
 from vidrobust import config
 from vidrobust.data import Record, records_sha
-from vidrobust.data.reencode import MARK
+from vidrobust.data.mark import read_mark
 from vidrobust.engine import checkpoint
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
@@ -47,8 +47,7 @@ def identify(
 
 def _textures(folder: str) -> str:
     """What datasets/prepare.py texture noted of how they were made."""
-    mark = Path(folder).expanduser() / MARK
-    return mark.read_text() if mark.is_file() else ""
+    return json.dumps(read_mark(folder) or {})
 
 
 def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> None:

@@ -91,7 +91,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
-    others = other_records(cfg, classes)
+    others = other_records(cfg, classes, train + test)
     identity = identify(cfg, state, train, test, others[0])
     same = {
         "manifest_sha": identity["manifest_sha"],

@@ -1,6 +1,7 @@
 """Accuracy on another data set: of the classes that it shares with the one that was learned."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -77,30 +78,49 @@ def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
     return best.argmax(1)
 
 
-def other_records(cfg: config.Config, classes: Sequence[str]) -> tuple[list[Record], Shared]:
+def other_records(
+    cfg: config.Config, classes: Sequence[str], known: Sequence[Record] = ()
+) -> tuple[list[Record], Shared]:
     """The test videos of eval.shift that have a concept, their label now its number; none where no shift is named.
 
-    At most eval.limit of them, evenly over the list. Raises UserError where no class is shared.
+    At most eval.limit of them, evenly over the list. known: the own training and test videos. Warns of classes that
+    only their spelling tells apart. Raises UserError where fewer than two classes are shared, and for a list that has
+    videos of `known`.
     """
     wanted = cfg.eval.shift
     if not wanted.name:
         return [], Shared([], {}, {})
     root = wanted.root or cfg.data.root
+    if wanted.name == "motionshapes" and not Path(root).expanduser().is_dir():
+        raise UserError(f"eval.shift.root={root}: no such folder")  # which else would be drawn
     data = config.Data(**vars(cfg.data) | {"name": wanted.name, "root": root, "fold": wanted.fold,
                                            "validation": 0.0, "manifest": "", "twins": ""})  # fmt: skip
     try:
         records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
     except UserError as error:
-        raise UserError(
-            str(error).replace("data.name", "eval.shift.name").replace("data.root", "eval.shift.root")
-        ) from None
+        told = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
+        raise UserError(told + ("" if wanted.root else "; eval.shift.root is empty, which is data.root")) from None
     shared = shared_classes(classes, theirs)
+    plain, meant = [_plain(name) for name in theirs], {_plain(name) for name in classes}
+    alike = [name for i, name in enumerate(theirs)
+             if i not in shared.other and plain.count(plain[i]) > 1 and plain[i] in meant]  # fmt: skip
+    if alike:
+        log.warning(f"eval.shift: {', '.join(alike)} are left out, which spelling alone tells apart; name them as "
+                    f"{cfg.data.name} does")  # fmt: skip
     kept = [record for record in records if record.label in shared.other]
     if not kept:
         raise UserError(
             f"eval.shift.name={wanted.name}: no video of {root} ({', '.join(theirs[:3])}, ...) is of a class of "
             f"{cfg.data.name} ({', '.join(classes[:3])}, ...); name folders as its classes are"
         )
+    if len(shared.concepts) < 2:
+        raise UserError(f"eval.shift.name={wanted.name}: {shared.concepts[0]} alone is shared with {cfg.data.name}, "
+                        "and any answer among one class is right; two at least")  # fmt: skip
+    own = {os.path.realpath(record.path) for record in known}
+    seen = [record.uid for record in kept if os.path.realpath(record.path) in own]
+    if seen:
+        raise UserError(f"eval.shift: {len(seen)} of {len(kept)} videos are of the own training or test list, first "
+                        f"{seen[0]}; set eval.shift.root, or another eval.shift.fold, to other videos")  # fmt: skip
     kept = [kept[i] for i in evenly(len(kept), cfg.eval.limit)]
     return [replace(record, label=shared.other[record.label]) for record in kept], shared
 

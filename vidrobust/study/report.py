@@ -106,7 +106,8 @@ def _looks(table: dict[str, Any]) -> list[str]:
     lines = ["What it looks at (docs/methods.md): accuracy, per cent, on clips that lack a cue; shift: on another data "
              "set's videos of the same classes:", "", *_rows(table, shift | accs, 100, 1), ""]  # fmt: skip
     biases = {key: key.removeprefix("bias ") for key in names if key.startswith("bias ")}
-    return lines + (["Bias toward the first of two cues that disagree, 0 to 1:", "", *_rows(table, biases, 1, 2), ""]
+    return lines + (["Bias toward the first of two cues that disagree, 0 to 1, on the videos where they do (a run's "
+                     "report says how many):", "", *_rows(table, biases, 1, 2), ""]
                     if biases else [])  # fmt: skip
 
 

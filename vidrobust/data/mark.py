@@ -1,0 +1,56 @@
+"""prepared.json: what a folder of copies says of itself, how they were made and of which files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vidrobust.errors import UserError
+from vidrobust.files import replacing
+
+MARK = "prepared.json"
+_REMEMBERED = 16  # sources whose sizes are kept
+_FEW = 4
+
+
+def read_mark(folder: str | Path) -> dict[str, Any] | None:
+    """The options of the copies, and `sources`, name -> bytes of some of the files that they are of; None: no mark."""
+    mark = Path(folder).expanduser() / MARK
+    return json.loads(mark.read_text()) if mark.is_file() else None
+
+
+def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> None:
+    """Make a folder for copies, or go on in one that holds the same.
+
+    sources: name of a copy in the folder -> the file that it is of. Raises UserError where there are other files,
+    copies that were made otherwise, or copies of other files.
+    """
+    held = read_mark(output)
+    if held is not None:
+        sizes = held.pop("sources", {})
+        if held != options:
+            raise UserError(f"{output} holds files of another encoding ({json.dumps(held)}); give another --output, or "
+                            "delete it")  # fmt: skip
+        if not same_sources(sizes, {name: size_of(sources[name]) for name in sizes if name in sources}):
+            raise UserError(f"{output} holds copies of another data set's files; give another --output, or delete it")
+        return
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} holds other files; give an empty folder as --output")
+    output.mkdir(parents=True, exist_ok=True)
+    names = sorted(sources)
+    some = names[:: -(-len(names) // _REMEMBERED) or 1]
+    with replacing(output / MARK) as file:
+        file.write(json.dumps(options | {"sources": {name: size_of(sources[name]) for name in some}}).encode())
+
+
+def same_sources(sizes: Mapping[str, int], there: Mapping[str, int]) -> bool:
+    """Whether half of the files that a mark remembers are there with their sizes. Of few, any may have changed."""
+    return len(sizes) < _FEW or 2 * sum(there.get(name) == size for name, size in sizes.items()) >= len(sizes)
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a file, or of those in a folder of frames; -1 where there is none."""
+    place = Path(path)
+    if place.is_dir():
+        return sum(file.stat().st_size for file in place.iterdir())
+    return place.stat().st_size if place.is_file() else -1
