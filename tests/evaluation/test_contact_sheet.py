@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import counting_frames, counting_video, tool
+from tests.helpers import counting_frames, counting_video, read_numbers, tool
 from vidrobust.corruptions import corrupt
 from vidrobust.evaluation import contact_sheet
+from vidrobust.evaluation.bias import ALONE, PAIRED
+from vidrobust.evaluation.contact_sheet import cue_sheet, cues
+from vidrobust.views import NegativeSpec
 
 
 def test_a_row_a_corruption_with_the_clip_first():
@@ -43,3 +46,42 @@ def test_the_tool_draws_a_video(tmp_path):
         done = tool("visualize", "--video", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_what_a_clip_becomes(frames):
+    """Each as it is made for a loss or a bias: frames in their order, patches of the size said."""
+    clip, other = counting_frames(frames, 32), counting_frames(frames, 32, first=500)
+    names = ["patch", "texture", *([*ALONE, "swapped"] if frames > 1 else ["conflict"])]
+    made = cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other)
+    assert list(made) == list(dict.fromkeys(names)) and all(c.shape == clip.shape for c in made.values())
+    assert all((a == b).all() for a, b in zip(made.values(), cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3,
+                                                                  other=other).values(), strict=True))  # fmt: skip
+    if frames > 1:
+        assert read_numbers(made["reverse"]) == [*range(8)][::-1] and len({*read_numbers(made["freeze"])}) == 1
+        assert sorted(read_numbers(made["shuffle"])) == [*range(8)]
+    sheet = np.asarray(cue_sheet({"as it is": clip} | made, blocks=1))
+    shown = min(frames, 6)
+    assert sheet.shape == ((1 + len(made)) * 44, shown * 32, 3)
+    assert (sheet[12:44, -32:] == clip[-1]).all() and (sheet[-32:, :32] == made[names[-1]][0]).all()
+    assert PAIRED.keys() & set(names)
+
+
+def test_the_tool_draws_negatives_and_cues(tmp_path):
+    counting_video(tmp_path / "v.avi", 9)
+    counting_video(tmp_path / "w.avi", 9, first=600)
+    words = ("visualize", "--video", "v.avi", "--output", "sheet.png", "data.frames=8", "data.size=32")
+    done = tool(*words, "method.negatives.names=[patch,shuffle]", "eval.bias=[texture,swapped]", "--other", "w.avi",
+                cwd=tmp_path)  # fmt: skip
+    assert done.stdout == "sheet.png: of 8 frames: patch, shuffle, texture, swapped\n", done.stderr
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 6 * 32 + 6, 3 * 44)
+    for more, reason in (
+        (["eval.bias=[swapped]"], "swapped is of two clips: --other FILE, of another class"),
+        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
+        (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
+        (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
+        (["method.negatives.names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+    ):
+        keys = {word.split("=")[0] for word in more}
+        done = tool(*(word for word in words if word.split("=")[0] not in keys), *more, cwd=tmp_path)
+        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr

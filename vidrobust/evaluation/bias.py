@@ -64,19 +64,24 @@ def check_bias(cfg: config.Config, test: list[Record]) -> None:
     names, frames = cfg.eval.bias, cfg.data.frames
     classes = len({test[i].label for i in evenly(len(test), cfg.eval.limit)})
     for name in names:
-        lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
-        if frames == 1 and name in _MOVING:
-            raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
-        if frames > 1 and name == "conflict":
-            raise UserError("eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips")
-        if name == "conflict" and cfg.data.size < 9:
-            raise UserError(f"eval.bias=conflict: images of {cfg.data.size} pixels have no texture; 9 at least")
+        require_cue(name, frames, cfg.data.size)
         if name == "texture":
             texture_twins(cfg.data, test, 1)
         if name in PAIRED and classes < 2:
             raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
     if len(set(names)) != len(names):
         raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
+
+
+def require_cue(name: str, frames: int, size: int) -> None:
+    """Raises UserError for a name that eval.bias does not know, and for one that clips of this shape do not have."""
+    lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
+    if frames == 1 and name in _MOVING:
+        raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
+    if frames > 1 and name == "conflict":
+        raise UserError("eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips")
+    if name == "conflict" and size < 9:
+        raise UserError(f"eval.bias=conflict: images of {size} pixels have no texture; 9 at least")
 
 
 def evaluate_bias(
