@@ -30,6 +30,12 @@ def test_checkpoints_from_before_other_threats_are_read():
     assert "eps: 0.05" in old and config.loads(old).method.adversary.threats == ["linf-0.05"]
 
 
+def test_steps_of_checkpoints_from_before_0_was_refused_are_the_methods_own():
+    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace("    steps: -1", "    steps: 0", 1)
+    assert "    steps: 0" in old and config.loads(old).method.adversary.steps == -1
+    assert config.loads("", ["method.adversary.steps=0"]).method.adversary.steps == 0  # which building refuses
+
+
 def test_later_pages_and_overrides_win(tmp_path):
     _page(tmp_path, "data: {frames: 4, stride: 3}\noptim: {lr: 1}", "a.yaml")
     _page(tmp_path, "_BASE_: a.yaml\ndata: {frames: 5}", "b.yaml")
@@ -103,7 +109,8 @@ def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message
         (["data.frame=3"], "command line: unknown option 'data.frame'; did you mean 'data.frames'"),
         (["seed"], "override 'seed' has no value"),
         (["seed=1", "seed=2"], "'seed' is given twice"),
-        (["seed=x"], "seed.*'x'"),
+        (["seed=x"], "^command line: seed.*'x'"),
+        (["eval.threats=linf-4/255"], "^command line: eval.threats: needs a list"),
         (["data=[1,"], "command line"),
     ],
 )

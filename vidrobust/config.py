@@ -202,6 +202,12 @@ def _option_reason(error: OmegaConfBaseException) -> str:
     return (f"{key}: " if key else "") + reason
 
 
+def _origin(overrides: DictConfig, error: OmegaConfBaseException, source: str) -> str:
+    """Where the value that an error is about was written."""
+    key = str(getattr(error, "full_key", None) or "").split("[")[0]
+    return "command line" if key and OmegaConf.select(overrides, key) is not None else source
+
+
 def _typed(pages: list[Any], source: str) -> Config:
     merged = _merge(pages, source)
     missing = OmegaConf.missing_keys(merged)
@@ -213,9 +219,9 @@ def _typed(pages: list[Any], source: str) -> Config:
                 OmegaConf.update(merged, key, "")  # YAML reads nothing as null
             if item.type in (float, list[float]):
                 _read_fractions(merged, key)
-        cfg = OmegaConf.to_object(_merge([OmegaConf.structured(Config), merged], source))
+        cfg = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
     except OmegaConfBaseException as error:
-        raise UserError(f"{source}: {_option_reason(error)}") from None
+        raise UserError(f"{_origin(pages[-1], error, source)}: {_option_reason(error)}") from None
     assert isinstance(cfg, Config)
     _check_ranges(cfg)
     return cfg
