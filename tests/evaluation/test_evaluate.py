@@ -10,7 +10,8 @@ from vidrobust import config
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
-from vidrobust.evaluation import evaluate
+from vidrobust.evaluation import evaluate, load_method
+from vidrobust.methods import build_method
 
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 
@@ -122,3 +123,13 @@ def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_pat
     assert "## Geometry" in report and "## How far it can be moved" in report and "nan" not in report
     with pytest.raises(UserError, match="eval.sensitivity=1: distances between clips need two"):
         config.loads(config.to_yaml(cfg), ["eval.sensitivity=1"])
+
+
+def test_a_branch_that_the_checkpoint_lacks_is_told():
+    state = {"step": 1, "model": build_method(config.loads("", tiny()), 2).model.state_dict()}
+    for words, reason in (
+        (["eval.branch=adv"], "eval.branch=adv: the checkpoint was trained without it; it has clean"),
+        (["eval.branch=average"], "eval.branch=average: the checkpoint was trained without it"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            load_method(config.loads("", tiny("method.adversary.name=clae", *words)), state, 2)
