@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import counting_frames, counting_video, read_numbers, same_batch, tiny_ucf101
 from vidrobust.config import Augment, Data
@@ -28,8 +29,8 @@ def paired(tmp_path):
     return root, twins
 
 
-def _dataset(root, twins, **options):
-    records, _ = ucf101(root, "train", 1)
+def _dataset(root, twins, records=None, **options):
+    records = records or ucf101(root, "train", 1)[0]
     cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(twins)})
     whole = Augment(scale=[1.0, 1.0], jitter_prob=0.5)
     return train_dataset(cfg, whole, records, clips=2, seed=7, twins=True, **options)
@@ -100,6 +101,19 @@ def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
     for index, reason in ((0, "not all within its 3 frames"), (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi")):
         found = dataset[0, index]
         assert isinstance(found, Failure) and reason in found.reason
+
+
+def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
+    for top in ("data", "twins"):
+        (tmp_path / top / "v").mkdir(parents=True)
+        for n in range(9):
+            Image.fromarray(counting_frames(1, 32, n)[0]).save(tmp_path / top / f"v/{n:02d}.png")
+    dataset = _dataset(tmp_path / "data", tmp_path / "twins", [Record("v", str(tmp_path / "data/v"), 0)])
+    dataset.replace = False
+    assert not isinstance(dataset[0, 0], Failure)
+    (tmp_path / "twins/v/03.png").unlink()
+    found = dataset[0, 0]
+    assert isinstance(found, Failure) and "twins/v: a texture of 8 frames, of 9" in found.reason
 
 
 def test_a_draw_keeps_its_share_in_a_twin_of_another_size():

@@ -179,10 +179,14 @@ class ClipDataset(Dataset):
                 draws, size = _take_views(
                     video, record.path, indices, lambda h, w: [draw_view(view, h, w, rng) for _ in indices], out
                 )
-                fps = video.fps
+                fps, frames = video.fps, video.num_frames
             if self.twins is not None:
                 path, first = self.twins(record.path), draws[0]
                 with open_video(path, backend=self.backend) as twin:
+                    if (
+                        os.path.isdir(path) and twin.num_frames != frames
+                    ):  # a frame that is missing shifts those behind it
+                        raise DecodeError(f"{path}: a texture of {twin.num_frames} frames, of {frames}")
                     found, _ = _take_views(twin, path, indices[:1], lambda h, w: [twin_draw(first, size, (h, w))],
                                            out[len(indices) :])  # fmt: skip
                 draws = draws + found
