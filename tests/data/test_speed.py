@@ -1,4 +1,5 @@
 import importlib.util
+import math
 import os
 
 import pytest
@@ -34,7 +35,10 @@ def test_images_are_measured_without_what_cannot_read_them(tmp_path):
     cfg = config.loads("", words, "test")
     rows = measure_data(cfg, readable(cfg, 16), rounds=1)
     assert [row.name for row in rows[:2]] == ["bare decoder, auto", "vidrobust, auto"] and len(rows) == 3
-    assert all(row.clips_s[0] > 0 for row in rows) and floor(cfg, readable(cfg, 16), rounds=1)["decode"] > 0
+    assert all(row.clips_s[0] > 0 for row in rows)
+    stages = floor(cfg, readable(cfg, 16), rounds=1)  # differences of times, of which a busy machine makes anything
+    assert list(stages) == ["open", "decode", "colour", "crop, resize", "child, collate, transport"]
+    assert all(math.isfinite(milliseconds) for milliseconds in stages.values())
 
 
 def test_what_does_not_decode_is_left_out_and_said(tmp_path, caplog):

@@ -74,8 +74,10 @@ def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
     if len(wanted.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
         raise ValueError("a floor is that of one threat of a constant eps and two clips, without a selector, not "
                          "faithful")  # fmt: skip
-    own = RECIPES[adversary].steps if adversary != "none" else 0
-    steps = wanted.steps if own and wanted.steps > 0 else own
+    steps = 0
+    if adversary != "none":
+        recipe = RECIPES[adversary]
+        steps = wanted.steps if wanted.steps > 0 and "steps" in recipe.attack else recipe.steps
     anchor = int(adversary == "clae" and steps > 1)  # which is one pass with the attack's only one else
     return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor)
 
