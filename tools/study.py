@@ -42,7 +42,7 @@ def main() -> None:
     if not runs:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
     for run in runs:
-        for folder in run.needs:
+        for folder in () if (run.folder / "backbone.pt").is_file() else run.needs:  # what is trained needs none
             if folder not in {other.folder for other in runs} and not (folder / "checkpoints").is_dir():
                 other = folder.parent.name
                 raise UserError(f"{run.name} learns from {other} of the same seed, which is not there: name both, "

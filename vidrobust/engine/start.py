@@ -31,8 +31,7 @@ from vidrobust.views import require_room
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "model.head_norm=",
-          "method.name=",
-          "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
+          "method.name=", "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
           "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
           "method.adversary.selector=", "method.adversary.clusters=",
           "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
@@ -159,7 +158,8 @@ def arrange(method: Method, cfg: config.Train) -> None:
                 p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
     if cfg.compile:
         # each branch has graphs of its own, in train and eval mode, with gradient and without
-        torch._dynamo.config.cache_size_limit = max(8, 4 * len(branch_names(method.model)))
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit,
+                                                     4 * len(branch_names(method.model)))  # fmt: skip
         method.model.backbone.trunk.compile()
 
 

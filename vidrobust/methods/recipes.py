@@ -133,15 +133,20 @@ def require_branch(cfg: config.Config) -> None:
         raise UserError(f"eval.branch={branch}: a model trained so has {', '.join(known)}; set one of them")
 
 
+def steps_of(wanted: config.Adversary) -> int:
+    """Of its attack: the method's own, or those that are asked for where it takes the option."""
+    recipe = RECIPES[wanted.name]
+    return recipe.steps if wanted.steps < 0 or "steps" not in recipe.attack else wanted.steps
+
+
 def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) -> Adversary | None:
     """branches: in place of all that the model has."""
     if wanted.name == "none":
         return None
     recipe = RECIPES[wanted.name]
     threats = [parse_threat(name) for name in wanted.threats or [recipe.threat]]
-    own = wanted.steps < 0 or "steps" not in recipe.attack
     return Adversary(
-        threats, steps=recipe.steps if own else wanted.steps, step=wanted.step or recipe.step,
+        threats, steps=steps_of(wanted), step=wanted.step or recipe.step,
         random_start=recipe.random_start if not wanted.start else wanted.start == "random",
         train_mode=recipe.train_mode, combine=wanted.combine,
         branches=branches or branches_of(wanted) or ("clean",),

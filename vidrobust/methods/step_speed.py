@@ -16,7 +16,7 @@ from vidrobust.methods.advcl import AdvCL
 from vidrobust.methods.adversary import in_mode
 from vidrobust.methods.build import build_method
 from vidrobust.methods.method import Method
-from vidrobust.methods.recipes import RECIPES
+from vidrobust.methods.recipes import steps_of
 from vidrobust.methods.speed import broadcast_nt_xent
 from vidrobust.models import Model, configured_backbone
 
@@ -74,10 +74,7 @@ def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
     if len(wanted.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
         raise ValueError("a floor is that of one threat of a constant eps and two clips, without a selector, not "
                          "faithful")  # fmt: skip
-    steps = 0
-    if adversary != "none":
-        recipe = RECIPES[adversary]
-        steps = wanted.steps if wanted.steps > 0 and "steps" in recipe.attack else recipe.steps
+    steps = 0 if adversary == "none" else steps_of(replace(wanted, name=adversary))
     anchor = int(adversary == "clae" and steps > 1)  # which is one pass with the attack's only one else
     return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor)
 
