@@ -91,6 +91,8 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
         ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
         ("method: {adversary: {name: clae, threats: [frames17-linf-1]}}", "threats: .*17 frames of a clip of 16"),
+        ("method: {adversary: {name: clae, threats: [linf-0]}}", "threats: linf-0 changes nothing"),
+        ("method: {adversary: {name: clae, step: 8}}", "method.adversary.step=8.0: must be at most 2"),
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),

@@ -67,7 +67,12 @@ def require_used(method: Method) -> None:
 
 
 def _check_threats(cfg: Config) -> None:
-    _check_names("method.adversary.threats", cfg.method.adversary.threats, cfg, fit=True)
+    names = cfg.method.adversary.threats
+    _check_names("method.adversary.threats", names, cfg, fit=True)
+    for name in names:
+        if not parse_threat(name).eps:
+            raise UserError(f"method.adversary.threats: {name} changes nothing; method.adversary.name=none trains "
+                            "without an adversary")  # fmt: skip
     _check_names("eval.threats", cfg.eval.threats, cfg, fit=cfg.eval.unit == "clip")
 
 

@@ -125,7 +125,7 @@ class Adversary:
     selector: bool = option(False, "combine=branches: the model learns which branch a clip should go through, for "
                             "eval.branch=select (simclr, supcon, supervised)")  # fmt: skip
     steps: int = option(-1, "steps of the attack; -1: the method's own", low=-1)
-    step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0)
+    step: float = option(0.0, "size of a step as a share of eps; 0: the method's own", low=0, high=2)
     start: str = option("", "where the attack begins; empty: the method's own", choices=("", "clip", "random"))
     schedule: str = option("constant", "of eps over the run: constant; linear: climbs during warmup; curriculum: "
                            "climbs to the end; adaptive: drawn, as likely as its loss is large",
