@@ -132,7 +132,8 @@ class Adversary:
                            choices=("constant", "linear", "curriculum", "adaptive"))  # fmt: skip
     warmup: float = option(0.1, "schedule=linear: share of the run in which eps climbs from 0", low=0, high=1)
     first: float = option(0.25, "schedule=curriculum: share of eps at the beginning", low=0, high=1)
-    momentum: float = option(0.01, "momentum of the adversarial branches' norm statistics", above=0, high=1)
+    momentum: float = option(0.0, "momentum of the adversarial branches' norm statistics; 0: the method's own",
+                             low=0, high=1)  # fmt: skip
     alpha: float = option(1.0, "clae, taro: weight of the adversarial loss", low=0)
     faithful: bool = option(False, "clae as published: eps of the normalised clip (0.03 by default), nothing clamped, "
                             "the attack moves norm statistics")  # fmt: skip

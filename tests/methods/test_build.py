@@ -7,8 +7,9 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.errors import UserError
-from vidrobust.methods import METHODS, RULES, build_method, require_branch, unmeasured, without_effect
+from vidrobust.methods import METHODS, RECIPES, RULES, build_method, require_branch, unmeasured, without_effect
 from vidrobust.methods.uses import RULE_OPTIONS, USES
+from vidrobust.models.branch_norm import BranchNorm
 
 FN = "method.false_negatives."
 
@@ -141,3 +142,26 @@ def test_the_documents_table_of_options_is_the_truth():
     text = (REPO / "docs/methods.md").read_text().split("| `method.name` | its options |")[1].split("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M))
     assert {name: set(re.findall(r"`(\w+)`", cells)) for name, cells in rows.items()} == USES
+
+
+@pytest.mark.parametrize(
+    ("words", "momentum"),
+    [
+        ([A + "name=clae"], 0.01),
+        ([A + "name=acl"], 0.1),
+        ([A + "name=advcl"], 0.1),
+        ([A + "name=dynacl", A + "momentum=0.02"], 0.02),
+        (["method.name=supervised", A + "name=pgd", A + "threats=[linf-1/255,l2-1]", A + "combine=branches"], 0.1),
+    ],
+)
+def test_the_momentum_of_adversarial_branches_is_the_methods_own(words, momentum):
+    """CLAE's code has 0.01 (METHODS section 2.1); ACL's and AdvCL's leave it at the default of a batch norm."""
+    norms = [m for m in build_method(load(*words), 3).modules() if isinstance(m, BranchNorm)]
+    assert norms and {norm.branches["clean"].momentum for norm in norms} == {0.1}
+    assert {branch.momentum for norm in norms for name, branch in norm.branches.items() if name != "clean"} == {
+        momentum
+    }
+
+
+def test_the_attacks_of_clae_advcl_and_fast_see_statistics_of_the_batch():
+    assert {name for name, recipe in RECIPES.items() if recipe.train_mode} == {"clae", "advcl", "fast"}

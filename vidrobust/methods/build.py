@@ -19,7 +19,7 @@ from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
-from vidrobust.methods.recipes import branches_of, build_adversary, pairing_of, require_adversary
+from vidrobust.methods.recipes import branches_of, build_adversary, momentum_of, pairing_of, require_adversary
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
@@ -36,7 +36,7 @@ def _adversary(cfg: config.Config) -> Adversary | None:
 def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     """With the norm branches that the adversary needs."""
     wanted = cfg.method.adversary
-    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=wanted.momentum,
+    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=momentum_of(wanted),
                        selector=wanted.selector)  # fmt: skip
 
 

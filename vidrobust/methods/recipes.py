@@ -19,7 +19,8 @@ class Recipe:
 
     methods: names of `method.name`. options: of `method.adversary` that it takes besides those of the attack. pairing:
     what contrastive methods make of its views. step: a share of eps; None: 2.5 / steps. branch: adversarial views have
-    a norm branch of their own. attack: options of the attack that have an effect.
+    a norm branch of their own. momentum: of the statistics of such branches. attack: options of the attack that have an
+    effect.
     """
 
     methods: tuple[str, ...]
@@ -31,6 +32,7 @@ class Recipe:
     random_start: bool = False
     train_mode: bool = False
     branch: bool = True
+    momentum: float = 0.1
     attack: frozenset[str] = frozenset({"threats", "combine", "selector", "steps", "step", "start", "schedule"})
 
 
@@ -44,7 +46,7 @@ _ACL: dict[str, Pairing] = {"a2a": a2a, "a2s": a2s}
 _NEGATIVES, _LABELS = ("simclr", "supcon"), ("supervised",)
 RECIPES: dict[str, Recipe] = {
     "clae": Recipe((*_NEGATIVES, "plain", "uel", "moco"), frozenset({"alpha", "faithful"}), _clae, "linf-4/255",
-                   train_mode=True),
+                   train_mode=True, momentum=0.01),
     "rocl": Recipe(_NEGATIVES, frozenset({"regularizer"}), lambda a, _: partial(rocl, regularizer=a.regularizer),
                    steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
     "acl": Recipe(_NEGATIVES, frozenset({"pairing", "sir", "air"}),
@@ -52,7 +54,8 @@ RECIPES: dict[str, Recipe] = {
                   steps=5, step=0.25, random_start=True),
     "dynacl": Recipe(_NEGATIVES, frozenset({"sir", "air"}), lambda a, air: partial(dynacl, invariance=air),
                      steps=5, step=0.25, random_start=True),
-    "advcl": Recipe(("simclr",), frozenset({"clusters", "ce_weight", "radius"}), steps=5, step=0.25, random_start=True),
+    "advcl": Recipe(("simclr",), frozenset({"clusters", "ce_weight", "radius"}), steps=5, step=0.25, random_start=True,
+                    train_mode=True),
     "taro": Recipe(("byol", "simsiam"), frozenset({"alpha"}), steps=10, step=0.25, random_start=True, branch=False),
     "deacl": Recipe(("distill",), frozenset({"gamma"}), steps=5, step=0.25, random_start=True, branch=False),
     "pgd": Recipe(_LABELS, steps=10, step=0.25, random_start=True, branch=False),
@@ -137,6 +140,11 @@ def steps_of(wanted: config.Adversary) -> int:
     """Of its attack: the method's own, or those that are asked for where it takes the option."""
     recipe = RECIPES[wanted.name]
     return recipe.steps if wanted.steps < 0 or "steps" not in recipe.attack else wanted.steps
+
+
+def momentum_of(wanted: config.Adversary) -> float:
+    """Of the adversarial branches' norm statistics: CLAE's own is 0.01, all others' are those of a plain norm."""
+    return wanted.momentum or (RECIPES[wanted.name].momentum if wanted.name != "none" else 0.1)
 
 
 def build_adversary(wanted: config.Adversary, branches: tuple[str, ...] = ()) -> Adversary | None:
