@@ -14,6 +14,7 @@ from vidrobust.attacks import ThreatModel
 from vidrobust.engine import distributed
 from vidrobust.methods import (
     BYOL,
+    TARO,
     AdversarialTraining,
     Adversary,
     Distill,
@@ -66,12 +67,12 @@ class _Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = nn.Module()
+        self.backbone = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 16, 12), nn.Tanh())
+        self.head = nn.Linear(12, 6)
         self.backbone.selector, self.dim, self.backbone.dim = None, 6, 6
-        self.layers = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 16, 12), nn.Tanh(), nn.Linear(12, 6))
 
     def forward(self, x):
-        return self.layers(x)
+        return self.head(self.backbone(x))
 
     def use_branch(self, branch):
         from contextlib import nullcontext
@@ -98,8 +99,9 @@ def method(kind: str) -> Method:
         return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None,
                     adversary=adversary if "clae" in kind else None)  # fmt: skip
     if kind in ("byol", "simsiam", "taro"):
-        target = MomentumEncoder(model, 0.9) if kind == "byol" else None
-        return BYOL(model, nn.Linear(6, 6), target, adversary=adversary if kind == "taro" else None)
+        if kind == "taro":
+            return TARO(model, nn.Linear(6, 6), adversary)
+        return BYOL(model, nn.Linear(6, 6), MomentumEncoder(model, 0.9) if kind == "byol" else None)
     if kind == "pgd":
         return AdversarialTraining(model, adversary)
     if kind == "deacl":

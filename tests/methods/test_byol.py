@@ -1,16 +1,13 @@
 import contextlib
 import copy
-import math
 
 import pytest
 import torch
 from torch import nn
 
-from tests.methods.test_adversarial import EPS, ascend, assert_same, attack
 from vidrobust.config import Config, Model
 from vidrobust.errors import UserError
-from vidrobust.methods import BYOL, Adversary, MomentumEncoder, build_method
-from vidrobust.methods.byol import confusing
+from vidrobust.methods import BYOL, MomentumEncoder, build_method
 from vidrobust.models import normed_mlp
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -105,70 +102,3 @@ def test_there_are_no_negatives_to_look_through(name):
     cfg.method.name, cfg.method.false_negatives.rule = name, "fixed"
     with pytest.raises(UserError, match=f"method.false_negatives.rule=fixed: {name} has no negatives"):
         build_method(cfg, 3)
-
-
-def test_the_video_to_be_taken_for_by_a_loop():
-    z = torch.randn(6, 5)
-    found = confusing(z[2:4], z, slice(2, 4))
-    for row, i in enumerate((2, 3)):
-        others = [j for j in range(6) if j != i]
-        cos = {j: (cosine(z[i], z[j]) + 1) / 2 for j in others}
-        entropy = [-sum(float(p) * math.log(p) for p in z[j].softmax(0).tolist()) for j in range(6)]
-        score = {j: 0.5 * cos[j] / max(cos.values()) + 0.5 * entropy[j] / max(entropy) for j in others}
-        assert int(found[row]) == max(score, key=score.get)
-
-
-@pytest.mark.parametrize("name", ["byol", "simsiam"])
-@pytest.mark.usefixtures("exact")
-def test_taro_is_its_formula(name):
-    """L(x1, x2) + weight L(x1, x_adv), x_adv moved toward the clean embedding of the video that confuses most."""
-    views, ids = torch.rand(4, 2, 3, 2, 16, 16), torch.arange(4)
-    method = built(name)
-    method.adversary, method.weight = attack(branches=("clean",)), 0.7
-    twin = copy.deepcopy(method)
-    ours = method(views, ids, ids)["loss"]
-    net, x1, x2 = twin.model, views[:, 0], views[:, 1]
-    z = [net(x1), net(x2)]
-    if twin.target is not None:
-        twin.target.follow(net, 0)
-    target = lambda x, e: e.detach() if twin.target is None else twin.target(x)  # noqa: E731
-    t1, t2 = target(x1, z[0]), target(x2, z[1])
-    net.eval()
-    e = net(x1).detach()
-    goal = e[confusing(e, e, slice(0, 4))]
-    x_adv = ascend(lambda v: nn.functional.cosine_similarity(net(v), goal), x1)
-    net.train()
-    z_adv = net(x_adv)
-    p1, p2 = twin.predictor(z[0]), twin.predictor(z[1])
-    apart = lambda a, b: 2 - 2 * nn.functional.cosine_similarity(a, b)  # noqa: E731
-    clean = (apart(p1, t2) + apart(p2, t1)) / 2
-    adv = (apart(twin.predictor(z_adv), t1) + apart(p1, target(x_adv, z_adv))) / 2
-    assert (x_adv - x1).abs().max() == pytest.approx(EPS, abs=1e-6)
-    assert_same(ours, clean + 0.7 * adv, method, twin)
-
-
-def test_without_weight_taro_is_byol_to_the_last_bit():
-    views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)
-    plain = built("byol")
-    method = copy.deepcopy(plain)
-    method.adversary, method.weight = attack(branches=("clean",)), 0.0
-    assert torch.equal(method(views, ids, ids)["loss"], plain(views, ids, ids)["loss"])
-
-
-def test_the_target_takes_adversarial_views_through_their_branch():
-    cfg = Config(model=TINY)
-    cfg.method.name, cfg.method.adversary.name = "byol", "taro"
-    cfg.method.adversary.threats, cfg.method.adversary.combine = ["linf-0.02", "l2-0.5"], "branches"
-    method = build_method(cfg, 3)
-    method(torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4), torch.arange(4))
-    for encoder in (method.model, method.target.model):
-        seen = {key.split(".branches.")[1].split(".")[0]: int(value) for key, value in encoder.named_buffers()
-                if key.endswith("num_batches_tracked")}  # fmt: skip
-        assert seen == {"clean": 2, "adv": 1, "adv2": 1}
-
-
-def test_taro_is_built_with_its_own_attack():
-    cfg = Config(model=TINY)
-    cfg.method.name, cfg.method.adversary.name = "byol", "taro"
-    method = build_method(cfg, 3)
-    assert isinstance(method.adversary, Adversary) and method.adversary.steps == 10

@@ -60,12 +60,11 @@ def test_without_an_adversary_its_options_leave_the_clean_objective_to_the_last_
     assert all(torch.equal(value, theirs[k]) for k, value in buffers.items())
 
 
-@pytest.mark.parametrize("method", ["simclr", "supcon", "moco", "plain", "uel", "byol", "simsiam"])
+@pytest.mark.parametrize("method", ["simclr", "supcon", "moco", "plain", "uel"])
 def test_with_weight_0_the_attack_is_made_and_the_clean_loss_is_left(method):
-    name = "taro" if method in ("byol", "simsiam") else "clae"
-    net = made(method, [f"method.adversary.name={name}", "method.adversary.alpha=0"])
-    with_attack = taken(net, 2)["loss"]
-    net = made(method, [f"method.adversary.name={name}", "method.adversary.alpha=0"])
+    words = ["method.adversary.name=clae", "method.adversary.alpha=0"]
+    with_attack = taken(made(method, words), 2)["loss"]
+    net = made(method, words)
     net.adversary = None
     assert torch.equal(with_attack, taken(net, 2)["loss"])
 

@@ -16,6 +16,7 @@ from vidrobust.config import Config, Model
 from vidrobust.errors import UserError
 from vidrobust.methods import (
     BYOL,
+    TARO,
     Adversary,
     InstDisc,
     MoCo,
@@ -195,12 +196,11 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
     views, ids, labels = batch
     model = build_model(TINY, "normed_projector")
     target = MomentumEncoder(model, 0.9, climbs=False) if name == "byol" else None
-    method = pushing(BYOL(model, nn.Linear(8, 8), target))
+    adversary = Adversary([ThreatModel("linf", 0.0)], branches=("clean",))  # it leaves clips as they are
+    kind = TARO(model, nn.Linear(8, 8), adversary, target, weight=0.5) if adversarial else None
+    method = pushing(kind or BYOL(model, nn.Linear(8, 8), target))
     method.prepare([])
     kept = copy.deepcopy(method)
-    if adversarial:
-        method.adversary = Adversary([ThreatModel("linf", 0.0)], branches=("clean",))  # it leaves x as it is
-        method.weight = 0.5
     parts = method(views, ids, labels)
     if target is not None:
         kept.target.follow(kept.model, 0.0)
@@ -214,16 +214,14 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
     def cos(a, b):
         return F.cosine_similarity(a, b, dim=1)
 
-    pairs = (2 - 2 * cos(predicted[0], aims[1]) + 2 - 2 * cos(predicted[1], aims[0])) / 2
-    pushed = sum(cos(p, each) for p in predicted for each in t) / 4
-    clean = parts["loss_clean"] if adversarial else parts["loss"]
-    assert torch.allclose(clean.double(), pairs + ALPHA * pushed, atol=1e-5)
+    def between(v, w):
+        pushed = sum(cos(predicted[u], each) for u in (v, w) for each in t) / 4
+        return 2 - cos(predicted[v], aims[w]) - cos(predicted[w], aims[v]) + ALPHA * pushed
+
     near = sum(cos(predicted[0], each) for each in t) / 2
     assert torch.allclose(parts["negative_cosine"].double(), near, atol=1e-5)
-    if adversarial:  # its pass has the same clips, so the first view stands in for the second, with its negatives
-        same = kept.predictor(kept.model(views[:, 0]))
-        both = (2 - 2 * cos(predicted[0], aims[0]) + 2 - 2 * cos(same, aims[0])) / 2
-        assert torch.allclose(parts["loss_adv"].double(), both + ALPHA * near, atol=1e-5)
+    expected = between(0, 0) + 0.5 * 2 * between(0, 1) if adversarial else between(0, 1)  # a1 is x1, and a2 x2
+    assert torch.allclose(parts["loss"].double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["simclr", "supcon", "moco", "plain", "byol", "simsiam"])

@@ -21,10 +21,11 @@ from vidrobust.methods.removal import Masks, Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
+from vidrobust.methods.taro import TARO
 from vidrobust.methods.uses import without_effect
 
 __all__ = [
-    "BYOL", "METHODS", "RECIPES", "RULES", "AdvCL", "AdversarialTraining", "AdversarialView", "Adversary",
+    "BYOL", "METHODS", "RECIPES", "RULES", "TARO", "AdvCL", "AdversarialTraining", "AdversarialView", "Adversary",
     "Budget", "Distill", "Free", "InstDisc", "Masks", "Method", "MoCo", "MomentumEncoder", "Pairs", "PseudoLabels",
     "Removal", "SimCLR", "Streams", "SupCon", "Supervised", "Trades", "a2a", "a2s", "acl", "build_adversary",
     "build_method", "clae", "clae_published", "detect", "dynacl", "high_pass", "info_nce", "k_means", "nt_xent",

@@ -24,6 +24,7 @@ from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
 from vidrobust.methods.supervised import Supervised
+from vidrobust.methods.taro import TARO
 from vidrobust.methods.uses import RULE_OPTIONS
 from vidrobust.models import Model, build_model, normed_mlp
 from vidrobust.views import NEGATIVES, NegativeSpec
@@ -118,18 +119,18 @@ def _moco(cfg: config.Config, classes: int) -> Method:
 
 def _byol(cfg: config.Config, classes: int) -> Method:
     model = _model(cfg, "normed_projector")
-    return BYOL(model, _predictor(cfg), _momentum(cfg, model), clips=cfg.method.clips_per_video,
-                adversary=_adversary(cfg), weight=cfg.method.adversary.alpha)  # fmt: skip
+    return _positives(cfg, model, _momentum(cfg, model))
 
 
 def _simsiam(cfg: config.Config, classes: int) -> Method:
-    model = _model(cfg, "simsiam_projector")
-    return BYOL(model, _predictor(cfg), clips=cfg.method.clips_per_video, adversary=_adversary(cfg),
-                weight=cfg.method.adversary.alpha)  # fmt: skip
+    return _positives(cfg, _model(cfg, "simsiam_projector"), None)
 
 
-def _predictor(cfg: config.Config) -> nn.Module:
-    return normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim)
+def _positives(cfg: config.Config, model: Model, target: MomentumEncoder | None) -> Method:
+    predictor, adversary = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim), _adversary(cfg)
+    if adversary is None:
+        return BYOL(model, predictor, target, clips=cfg.method.clips_per_video)
+    return TARO(model, predictor, adversary, target, weight=cfg.method.adversary.alpha)
 
 
 def _instdisc(cfg: config.Config, classes: int) -> Method:

@@ -1,16 +1,12 @@
-"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021): positives alone, kept apart by a predictor; and TARO."""
+"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021): positives alone, kept apart by a predictor."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vidrobust.attacks import Loss
 from vidrobust.data import Record
-from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import average, through
-from vidrobust.methods.adversary import Adversary, frozen_statistics
+from vidrobust.methods.adversary import frozen_statistics
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
@@ -23,18 +19,15 @@ class BYOL(Method):
 
     The target is a momentum encoder's embedding; without one, the model's own with its gradient stopped, which is
     SimSiam (whose loss, -cos, is this one's half less 1). Nothing is pushed away: there are no false negatives.
-    adversary: TARO (Kim et al., NeurIPS 2023; METHODS section 4.7): x_adv moves the first view toward the video of the
-    batch that `confusing` names, and L(x1, x2) + weight L(x1, x_adv) is learned. Negatives of diminished semantics
-    (paper C; METHODS section 3.1): + `alpha_negatives` times the mean cosine of the predictions with their targets.
+    Negatives of diminished semantics (paper C; METHODS section 3.1): + `alpha_negatives` times the mean cosine of the
+    predictions with their targets. `taro.py` has its adversary.
     """
 
     def __init__(
-        self, model: Model, predictor: nn.Module, target: MomentumEncoder | None = None, *, clips: int = 2,
-        adversary: Adversary | None = None, weight: float = 1.0,
-    ) -> None:  # fmt: skip
+        self, model: Model, predictor: nn.Module, target: MomentumEncoder | None = None, *, clips: int = 2
+    ) -> None:
         super().__init__()
         self.model, self.predictor, self.target, self.views = model, predictor, target, clips
-        self.adversary, self.weight = adversary, weight
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.target is not None:
@@ -50,16 +43,7 @@ class BYOL(Method):
         pushed = self._embed_negatives(views)
         clean = self._losses(predicted, targets, pushed)
         told = {} if pushed is None else {"negative_cosine": cosines([predicted[0].detach()], pushed).mean(1)}
-        if self.adversary is None:
-            return {"loss": clean} | told
-        found = []
-        for view in self.adversary.views(self.model, lambda: self._toward(views[:, 0]), views[:, 0], self.progress):
-            z_adv = through(self.model, view, self.model)
-            both = [predicted[0], self.predictor(z_adv)], [targets[0], self._target(view.x, z_adv, view.branch)]
-            found.append(self._losses(*both, pushed))
-        adv = average(found)
-        self.adversary.budget.saw(adv)
-        return {"loss": clean + self.weight * adv, "loss_clean": clean, "loss_adv": adv} | told
+        return {"loss": clean} | told
 
     def _losses(self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None) -> Tensor:
         """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
@@ -81,30 +65,6 @@ class BYOL(Method):
             return z.detach()
         with self.target.model.use_branch(branch):
             return self.target(x)
-
-    def _toward(self, x: Tensor) -> Loss:
-        """The similarity with the clean embedding of the video to be taken for."""
-        with torch.no_grad():
-            z = self.model(x)
-            everyone = distributed.gather(z)
-            aim = everyone[confusing(z, everyone, distributed.here(len(z)))]
-        return lambda v: similarity(self.model(v), aim)
-
-
-def confusing(z: Tensor, everyone: Tensor, here: slice, similar: float = 0.5, uncertain: float = 0.5) -> Tensor:
-    """The row of `everyone` (M, D) that each of z (B, D), its rows `here`, is most easily taken for -> (B,).
-
-    The largest `similar` * norm((cos + 1) / 2) + `uncertain` * norm(entropy of the softmax of its embedding), where
-    norm divides by the largest of the candidates (METHODS section 4.7, which leaves the weights open).
-    """
-    cosine = (F.normalize(z.float(), dim=1) @ F.normalize(everyone.float(), dim=1).T + 1) / 2
-    log_p = everyone.float().log_softmax(1)
-    entropy = -(log_p.exp() * log_p).sum(1)
-    itself = torch.arange(len(everyone), device=z.device)[here, None] == torch.arange(len(everyone), device=z.device)
-    cosine = cosine.masked_fill(itself, 0)
-    score = similar * cosine / cosine.amax(1, keepdim=True).clamp(min=1e-12)
-    score = score + uncertain * entropy / entropy.amax().clamp(min=1e-12)
-    return score.masked_fill(itself, -torch.inf).argmax(1)
 
 
 def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

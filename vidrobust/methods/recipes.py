@@ -97,7 +97,7 @@ def require_adversary(method: config.Method) -> None:
         parse_threat(name).support in ("dense", "tube", "flicker") for name in a.threats
     )):  # fmt: skip
         raise UserError(f"{key}.threats: free adversarial training takes one, dense, tube or flicker, without branches")
-    if a.name in ("rocl", "acl", "dynacl", "advcl") and method.clips_per_video != 2:
+    if a.name in ("rocl", "acl", "dynacl", "advcl", "taro") and method.clips_per_video != 2:
         raise UserError(f"method.clips_per_video={method.clips_per_video}: {a.name} is of two clips a video")
     if (a.sir or a.air) and not (a.name == "dynacl" or (a.name == "acl" and a.pairing == "ds")):
         raise UserError(f"{key}.sir, air: AIR's terms are of two streams; set acl with pairing=ds, or dynacl")

@@ -45,7 +45,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("simclr", "rocl"): Cost(forward=1, attack=1, learned=3),
     ("simclr", "acl"): Cost(attack=1, together=2, learned=4),
     ("simclr", "advcl"): Cost(forward=3, attack=2, learned=5, train_mode=True),
-    ("simsiam", "taro"): Cost(forward=1, attack=1, learned=3),
+    ("simsiam", "taro"): Cost(forward=2, attack=1, together=2, learned=3),
     ("distill", "deacl"): Cost(forward=1, attack=1, learned=2),
     ("supervised", "pgd"): Cost(attack=1, learned=1),
     ("supervised", "trades"): Cost(forward=1, attack=1, learned=2),
