@@ -71,6 +71,7 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
         (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
         ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a"], 12, 12),
         ([f"{ADVERSARY}name=dynacl"], 14, 14),
+        ([f"{ADVERSARY}name=dynacl", f"{ADVERSARY}sir=0.5", f"{ADVERSARY}air=0.5"], 15, 15),
         (["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"], 4, 3),
         (["method.name=byol", f"{ADVERSARY}name=taro"], 28, 23),
         (["method.name=simsiam", f"{ADVERSARY}name=taro"], 25, 23),

@@ -20,7 +20,7 @@ ADVERSARY = "method.adversary."
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
-    return torch.rand(4, 2, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return torch.rand(4, 3, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
 
 
 def advcl(radius=2.0):
@@ -37,14 +37,14 @@ def test_it_is_its_formula(batch):
     method = advcl()
     twin = copy.deepcopy(method)
     ours = method(views, ids, labels)["loss"]
-    net, heads, x1, x2 = twin.model, twin.heads, views[:, 0], views[:, 1]
-    high = high_pass(x1, 2.0)
+    net, heads, x1, x2, x = twin.model, twin.heads, views[:, 0], views[:, 1], views[:, 2]
+    high = high_pass(x, 2.0)
     clean = [net(x1), net(x2), net(high)]
     four = ids.repeat(4)
     net.eval()
-    others = [net(x).detach() for x in (x1, x2, high)]
+    others = [net(other).detach() for other in (x1, x2, high)]
     with net.use_branch("adv"):
-        x_adv = ascend(lambda v: loop(torch.cat([net(v), *others]), four), x1)
+        x_adv = ascend(lambda v: loop(torch.cat([net(v), *others]), four), x)
         net.train()
         z_adv = net(x_adv)
     known = twin.pseudo(ids)
@@ -57,7 +57,7 @@ def test_it_is_its_formula(batch):
 
     with net.use_branch("adv_ce"):
         net.eval()
-        x_ce = ascend(ce, x1)
+        x_ce = ascend(ce, x)
         net.train()
         cross = ce(x_ce)
     assert_same(ours, loop(torch.cat([z_adv, *clean]), four).view(4, -1).mean(0) + 0.3 * cross, method, twin)

@@ -21,7 +21,7 @@ SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.frames=2", "data.s
 def test_a_floor_makes_the_methods_passes(name):
     cfg = config.loads("", [*SMALL, "method.adversary.steps=2"])
     method = configured(cfg, *name, torch.device("cpu"))
-    views, ids = torch.rand(4, 2, 3, 2, 16, 16), torch.arange(4)
+    views, ids = torch.rand(4, 3, 3, 2, 16, 16), torch.arange(4)
     counter = PassCounter(method)
     method(views[:, : method.views], ids, ids % 2)["loss"].mean().backward()
     own = counter.take()

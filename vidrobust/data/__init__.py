@@ -162,12 +162,13 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 def train_dataset(
     cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0, *,
-    twins: bool = False,
+    original: bool = False, twins: bool = False,
 ) -> ClipDataset:  # fmt: skip
     """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
 
-    epochs: of the run, over which augmentations weaken where augment.fade says so. twins: of data.twins, for the first
-    clip. Raises UserError where a video has none.
+    epochs: of the run, over which augmentations weaken where augment.fade says so. original: the last clip is the first
+    one's frames as an evaluation sees them. twins: of data.twins, for the first clip. Raises UserError where a video
+    has none.
     """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
@@ -175,7 +176,7 @@ def train_dataset(
         jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur, solarize=augment.solarize,
         motion=augment.motion,
     )  # fmt: skip
-    if cfg.sampling.startswith("interval_") and clips != 2:
+    if cfg.sampling.startswith("interval_") and clips - original != 2:
         raise UserError(
             f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs another one"
         )
@@ -189,7 +190,13 @@ def train_dataset(
         if augment.corruptions else None
     )  # fmt: skip
     return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
-                    fade=epochs if augment.fade else 0, twins=_twins(cfg, records) if twins else None)  # fmt: skip
+                    fade=epochs if augment.fade else 0, original=_centre(cfg) if original else None,
+                    twins=_twins(cfg, records) if twins else None)  # fmt: skip
+
+
+def _centre(cfg: config.Data) -> AugmentSpec:
+    """What an evaluation sees of a clip."""
+    return AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
 
 
 def _twins(cfg: config.Data, records: list[Record]) -> Twins:
@@ -202,7 +209,7 @@ def _twins(cfg: config.Data, records: list[Record]) -> Twins:
 
 def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
     """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
-    view = AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
+    view = _centre(cfg)
     return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
 
 
@@ -238,18 +245,19 @@ def corrupted_videos(
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
     return CorruptedVideos(
         records, [], spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
-        AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side), place=cast(Place, place), seed=seed,
+        _centre(cfg), place=cast(Place, place), seed=seed,
         backend=cfg.backend, timeout_s=cfg.timeout_s,
     )  # fmt: skip
 
 
 def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
-    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0, twins: Twins | None = None,
+    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0, original: AugmentSpec | None = None,
+    twins: Twins | None = None,
 ) -> ClipDataset:  # fmt: skip
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
         records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
-        corrupt=corrupt, fade=fade, twins=twins,
+        corrupt=corrupt, fade=fade, original=original, twins=twins,
     )  # fmt: skip

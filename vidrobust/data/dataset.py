@@ -13,7 +13,7 @@ import os
 import pickle
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,9 @@ class ClipDataset(Dataset):
     timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
     replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
     corrupt: what a clip may become of natural corruptions, drawn after everything else. fade: epochs over which the
-    view's augmentations weaken (`faded`); 0: they stay. twins: where the files' texture twins lie; the first
-    clip's, at the same frames under the same draw, then comes behind the V clips.
+    view's augmentations weaken (`faded`); 0: they stay. original: the last of the V clips shows the frames of the first
+    as this says, neither augmented nor corrupted. twins: where the files' texture twins lie; the first clip's, at the
+    same frames under the same draw, then comes behind the V clips.
     """
 
     def __init__(
@@ -97,13 +98,14 @@ class ClipDataset(Dataset):
         replace: bool = False,
         corrupt: Corrupt | None = None,
         fade: int = 0,
+        original: AugmentSpec | None = None,
         twins: Twins | None = None,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
-        self.corrupt, self.fade, self.twins = corrupt, fade, twins
+        self.corrupt, self.fade, self.original, self.twins = corrupt, fade, original, twins
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child, np.ndarray] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
@@ -155,7 +157,16 @@ class ClipDataset(Dataset):
     def draw_clips(self, epoch: int, index: int, num_frames: int) -> tuple[np.ndarray, np.random.Generator]:
         """(frame indices (V, T) of a sample whose video has `num_frames`, the generator that then draws its views)."""
         rng = np.random.default_rng([self.seed, _SAMPLE, epoch, index])
-        return self.sample_clips(num_frames, self.spec, rng), rng
+        if self.original is None:
+            return self.sample_clips(num_frames, self.spec, rng), rng
+        clips = self.sample_clips(num_frames, replace(self.spec, clips=self.spec.clips - 1), rng)
+        return np.concatenate([clips, clips[:1]]), rng
+
+    def _draw_views(self, epoch: int, height: int, width: int, rng: np.random.Generator) -> list[ViewDraw]:
+        """Of the V clips, from frames of `height` x `width` pixels."""
+        view = faded(self.view, epoch, self.fade) if self.fade else self.view
+        drawn = [draw_view(view, height, width, rng) for _ in range(self.spec.clips - (self.original is not None))]
+        return drawn if self.original is None else [*drawn, draw_view(self.original, height, width, rng)]
 
     def negative_rngs(self, epoch: int, index: Tensor) -> list[np.random.Generator]:
         """What draws the negatives of the samples `index`, which come from their augmented clips."""
@@ -175,9 +186,8 @@ class ClipDataset(Dataset):
                 raise DecodeError(f"{record.path}: {record.bad} (manifest)")
             with open_video(record.path, backend=backend, frames=record.frames) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames)
-                view = faded(self.view, epoch, self.fade) if self.fade else self.view
                 draws, size = _take_views(
-                    video, record.path, indices, lambda h, w: [draw_view(view, h, w, rng) for _ in indices], out
+                    video, record.path, indices, lambda h, w: self._draw_views(epoch, h, w, rng), out
                 )
                 fps, frames = video.fps, video.num_frames
             if self.twins is not None:
@@ -192,8 +202,9 @@ class ClipDataset(Dataset):
                 draws = draws + found
             if self.corrupt:
                 twins_rng = copy.deepcopy(rng)  # a twin gets what the first clip gets
-                for v, clip in enumerate(out):
-                    out[v] = self.corrupt(clip, rng if v < len(indices) else twins_rng, fps / self.spec.stride)
+                drawn = len(indices) - (self.original is not None)
+                for v in (*range(drawn), *range(len(indices), len(out))):
+                    out[v] = self.corrupt(out[v], rng if v < drawn else twins_rng, fps / self.spec.stride)
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
         return {

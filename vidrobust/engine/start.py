@@ -135,7 +135,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
         _look(cfg, method, records, device)
     epochs = -(-total // (len(records) // cfg.train.batch_size))
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed, epochs,
-                            twins=method.twin)  # fmt: skip
+                            original=method.original, twins=method.twin)  # fmt: skip
     run = Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
     if cfg.train.average:

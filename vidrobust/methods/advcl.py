@@ -19,10 +19,10 @@ from vidrobust.models import Backbone, Model
 class AdvCL(SimCLR):
     """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
 
-    x_high: the frames of x1 without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss
-    from x1 (branch "adv"); x_ce raises the cross-entropy of pseudo-labels from x1 (branch "adv_ce"), a linear head on
-    the trunk for each granularity, averaged. The pseudo-labels are clusters of a clean teacher's features. The released
-    code has a third, untransformed view for x_adv and x_high; here both are made from x1.
+    x is the clip of x1 before augmentation (the released code shifts it by up to 4 pixels, and mirrors it). x_high: its
+    frames without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from x (branch
+    "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a linear head on the trunk for each
+    granularity, averaged. The pseudo-labels are clusters of a clean teacher's features.
     """
 
     wants_teacher = True
@@ -34,7 +34,7 @@ class AdvCL(SimCLR):
         radius: float = 8.0, chunk: int = 0, asymmetry: float | None = None, hard: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
-                         hard=hard)  # fmt: skip
+                         hard=hard, original=True)  # fmt: skip
         self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
         self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
@@ -49,22 +49,24 @@ class AdvCL(SimCLR):
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         parts = super().forward(views, ids, labels)
         loss = self._aim(self.pseudo(ids))
-        made = self.ce_adversary.views(self.model, lambda: loss, views[:, 0], self.progress)
+        made = self.ce_adversary.views(self.model, lambda: loss, views[:, 2], self.progress)
         ce = average([through(self.model, view, loss) for view in made])
         self.ce_adversary.budget.saw(ce)
         return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
 
     def _pair(self, s: Streams) -> dict[str, Tensor]:
-        high = high_pass(s.views[0], self.radius)
+        assert s.original is not None
+        x = s.original
+        high = high_pass(x, self.radius)
         like = (0, 0, 1, 0)
 
         def aim() -> Loss:
             with torch.no_grad(), s.model.use_branch("clean"):
-                others = [s.model(x) for x in (*s.views, high)]
+                others = [s.model(other) for other in (*s.views, high)]
             return lambda z: s.loss([z, *others], like)
 
         clean = [s.z(0), s.z(1), s.model(high)]
-        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(s.views[0], aim)])
+        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(x, aim)])
         return {"loss": adv, "loss_adv": adv}
 
     def _aim(self, known: Tensor) -> Loss:

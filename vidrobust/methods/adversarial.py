@@ -18,7 +18,7 @@ from vidrobust.models import Model
 # embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
 AnchorLosses = Callable[..., Tensor]
 Pairing = Callable[["Streams"], dict[str, Tensor]]
-Invariance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Invariance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Streams:
     embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
     masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
     attacked. progress: the share of training done. look: called before an attack, with the model as it is, to find the
-    false negatives that its loss will mask.
+    false negatives that its loss will mask. original: the first view before it was augmented.
     """
 
     model: Model
@@ -38,6 +38,7 @@ class Streams:
     adversary: Adversary | None
     progress: float
     look: Callable[[], object] = lambda: None
+    original: Tensor | None = None
     made: list[AdversarialView] = field(default_factory=list)  # by the last attack
     _z: dict[int, Tensor] = field(default_factory=dict)
 
@@ -180,7 +181,7 @@ def acl(s: Streams, weight: float = 1.0, invariance: Invariance | None = None) -
     """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2.
 
     The weight is 1. Both views are attacked together; a1, a2 go through the adversarial norm branch. invariance: a loss
-    of (z1, z2, a1, a2), (B,), besides: AIR's.
+    of (z1, z2, a1, a2, z of the original), (B,), besides: AIR's.
     """
     clean = s.clean
     pairs = _both_attacked(s)
@@ -188,7 +189,9 @@ def acl(s: Streams, weight: float = 1.0, invariance: Invariance | None = None) -
     parts = {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
     if invariance is None:
         return parts
-    more = average([invariance(s.z(0), s.z(1), *pair) for pair in pairs])
+    assert s.original is not None
+    z = s.model(s.original)
+    more = average([invariance(s.z(0), s.z(1), *pair, z) for pair in pairs])
     return parts | {"loss": parts["loss"] + more, "loss_invariance": more}
 
 

@@ -70,12 +70,13 @@ def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
 def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
     if cfg.method.adversary.name == "advcl":
         return _advcl(cfg, classes)
-    model, wanted = _model(cfg, "projector"), cfg.method.false_negatives
+    model, wanted, a = _model(cfg, "projector"), cfg.method.false_negatives, cfg.method.adversary
     detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
     removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
-    pairing = pairing_of(cfg.method.adversary, cfg.method.temperature)
+    pairing = pairing_of(a, cfg.method.temperature)
     return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
                 clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
+                original=a.name != "none" and bool(a.sir or a.air),
                 **_a_info_nce(cfg.method))  # fmt: skip
 
 

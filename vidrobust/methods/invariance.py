@@ -1,6 +1,7 @@
-"""AIR (Xu et al., NeurIPS 2023; METHODS section 4.8): two views see the same neighbours, attacked or not.
+"""AIR (Xu et al., NeurIPS 2023; METHODS section 4.8): a video's views are as like it as each other, attacked or not.
 
-METHODS gives the idea, not the formula: what follows is our reading of it.
+A view's distribution is that over the batch of how like its own original it is. The released code (GodXuxilie/
+Enhancing_ACL_via_AIR) gives torch's kl_div probabilities where that takes their logarithms; here the divergence is one.
 """
 
 import torch
@@ -10,55 +11,42 @@ from torch.nn import functional as F
 from vidrobust.engine import distributed
 
 
-def neighbours(z: Tensor, temperature: float) -> Tensor:
-    """(B, M): log of the softmax of a row's similarities with the view's other rows, -inf for itself.
+def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """(M,): log of the softmax, over the videos of all ranks, of the cosine of each row with its own row of `other`.
 
-    z (B, D) of any norm; M rows over all ranks.
+    z, other (B, D) of any norm.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(z.float(), dim=1)
-        everyone = distributed.gather(z)
-        logits = z @ everyone.T / temperature
-        number = torch.arange(len(everyone), device=z.device)
-        itself = number[distributed.here(len(z)), None] == number
-        return logits.masked_fill(itself, -torch.inf).log_softmax(1)
+        cosine = F.cosine_similarity(z.float(), other.float(), dim=1)
+        return distributed.gather(cosine[:, None] / temperature)[:, 0].log_softmax(0)
 
 
-def recognised(z_adv: Tensor, z: Tensor, temperature: float) -> Tensor:
-    """(B,): log of the share that a row's own clean embedding has in the softmax over those of the batch."""
-    with torch.autocast(z.device.type, enabled=False):
-        z_adv, everyone = F.normalize(z_adv.float(), dim=1), distributed.gather(F.normalize(z.float(), dim=1))
-        log_p = (z_adv @ everyone.T / temperature).log_softmax(1)
-        own = torch.arange(len(everyone), device=z.device)[distributed.here(len(z))]
-        return log_p.gather(1, own[:, None])[:, 0]
+def sir(z1: Tensor, z2: Tensor, original: Tensor, temperature: float) -> Tensor:
+    """(B,), whose mean is KL(P2 || P1), P_v the likeness of clean views and the original (standard regulariser)."""
+    return _divergence(likeness(z2, original, temperature), likeness(z1, original, temperature), len(z1))
 
 
-def sir(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """(B,): KL(P1 || P2) of the neighbours that a video's two clean views see (standard invariant regulariser)."""
-    return _divergence(neighbours(z1, temperature), neighbours(z2, temperature))
+def air(a1: Tensor, a2: Tensor, z1: Tensor, z2: Tensor, original: Tensor, temperature: float) -> Tensor:
+    """(B,), whose mean is the same of adversarial views a1, a2, each P times the likeness of view and clean self.
 
-
-def air(a1: Tensor, a2: Tensor, z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """(B,): the same of two adversarial views a1, a2, each distribution times the share that its clean view has.
-
-    sum over j of Q1 log(Q1 / Q2), Q_v = P(a_v) * recognised(a_v, z_v): it may be negative.
+    These products do not sum to 1: it may be negative.
     """
-    q1, q2 = (neighbours(a, temperature) + recognised(a, z, temperature)[:, None] for a, z in ((a1, z1), (a2, z2)))
-    return _divergence(q1, q2)
+    q1, q2 = (likeness(a, original, temperature) + likeness(a, z, temperature) for a, z in ((a1, z1), (a2, z2)))
+    return _divergence(q2, q1, len(z1))
 
 
 def regularizer(
-    z1: Tensor, z2: Tensor, a1: Tensor, a2: Tensor, *, temperature: float, clean: float, adversarial: float
-) -> Tensor:
-    """(B,): clean * `sir` + adversarial * `air`; 0.5 each in the paper."""
+    z1: Tensor, z2: Tensor, a1: Tensor, a2: Tensor, original: Tensor, *, temperature: float, clean: float,
+    adversarial: float,
+) -> Tensor:  # fmt: skip
+    """(B,): clean * `sir` + adversarial * `air`, of embeddings (B, D); 0.5 each in the paper."""
     found = z1.new_zeros(len(z1), dtype=torch.float32)
     if clean:
-        found = found + clean * sir(z1, z2, temperature)
-    return found + adversarial * air(a1, a2, z1, z2, temperature) if adversarial else found
+        found = found + clean * sir(z1, z2, original, temperature)
+    return found + adversarial * air(a1, a2, z1, z2, original, temperature) if adversarial else found
 
 
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum of p log(p / q) over what is possible."""
-    possible = log_p > -torch.inf
-    apart = torch.where(possible, log_p, 0) - torch.where(possible, log_q, 0)
-    return (log_p.exp() * apart).sum(1)
+def _divergence(log_p: Tensor, log_q: Tensor, mine: int) -> Tensor:
+    """M p log(p / q) of this rank's videos: the mean over all M is the sum of p log(p / q)."""
+    terms = len(log_p) * log_p.exp() * (log_p - log_q)
+    return terms[distributed.here(mine)]

@@ -22,7 +22,8 @@ class Method(nn.Module):
     its state dict.
     """
 
-    views: int  # clips drawn from each video
+    views: int  # clips of each video
+    original: bool = False  # whether the last of them shows the frames of the first, not augmented
     model: Model
     skips: bool = False  # whether some weights have no gradient in some steps
     replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer

@@ -26,17 +26,17 @@ class SimCLR(Method):
     clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
     loss that the attack raises. Negatives of diminished semantics (paper C) are extra columns of all these losses, for
     the anchors of the video whose first view they were made of. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in
-    losses with adversarial views.
+    losses with adversarial views. original: the pairing sees the first clip besides as it was before augmentation.
     """
 
     def __init__(
         self, model: Model, temperature: float, adversary: Adversary | None = None, removal: Removal | None = None, *,
         pairing: Pairing = clae, clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
-        asymmetry: float | None = None, hard: tuple[float, float] | None = None,
+        asymmetry: float | None = None, hard: tuple[float, float] | None = None, original: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(removal)
         self.model, self.temperature, self.adversary, self.pairing = model, temperature, adversary, pairing
-        self.views, self.chunk, self.detector = clips, chunk, detector
+        self.views, self.original, self.chunk, self.detector = clips + original, original, chunk, detector
         self.asymmetry, self.hard = asymmetry, hard
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ class SimCLR(Method):
 
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
-        everyone = tuple(range(self.views))
+        everyone = tuple(range(self.views - self.original))
         clips = [views[:, v] for v in everyone]
 
         def anchors(
@@ -72,7 +72,8 @@ class SimCLR(Method):
             with torch.no_grad(), frozen_statistics(self.model):
                 return self.model(clips[view])
 
-        s = Streams(self.model, clips, anchors, self.adversary, self.progress, lambda: masks(everyone))
+        s = Streams(self.model, clips, anchors, self.adversary, self.progress, lambda: masks(everyone),
+                    views[:, len(everyone)] if self.original else None)  # fmt: skip
         if self.detector is not None and self.training:
             self.detector.follow(self.model, self.progress)
         pushed = self._embed_negatives(views)

@@ -145,7 +145,7 @@ def measure_steps(
     Every way has its own model with the same weights, and the same clips. arrange: done to each model. Raises as
     `cost_of` does.
     """
-    shape = (batch, 2, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
+    shape = (batch, 3, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     ids, labels = torch.arange(batch, device=device), torch.arange(batch, device=device) % 10
     ways: list[tuple[StepTiming, nn.Module, Step]] = []
