@@ -33,6 +33,7 @@ from vidrobust.methods import (
     uel,
 )
 from vidrobust.methods.false_negatives import mean_std, quantile
+from vidrobust.methods.invariance import regularizer
 
 SCRIPT = """
 import sys, torch
@@ -82,7 +83,7 @@ class _Norms(nn.Module):
 
 KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch", "removal by mean_std",
          "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol",
-         "simsiam", "a2s", "taro", "deacl", "pgd", "threats", "pushed", "moco, pushed")  # fmt: skip
+         "simsiam", "a2s", "air", "taro", "deacl", "pgd", "threats", "pushed", "moco, pushed")  # fmt: skip
 
 
 def method(kind: str) -> Method:
@@ -92,7 +93,7 @@ def method(kind: str) -> Method:
     removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
                       action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
     adversary = one_step(0.05)
-    if kind in ("rocl", "acl", "a2s", "taro", "deacl", "pgd"):
+    if kind in ("rocl", "acl", "a2s", "air", "taro", "deacl", "pgd"):
         adversary = Adversary([ThreatModel("linf", 0.05)], steps=2, step=0.5)
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
@@ -115,17 +116,18 @@ def method(kind: str) -> Method:
     if kind == "supcon":
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
-    has_adversary = kind in ("rocl", "acl", "a2s", "threats") or "clae" in kind
-    pairings = {"rocl": rocl, "acl": acl, "a2s": a2s}
+    has_adversary = kind in ("rocl", "acl", "a2s", "air", "threats") or "clae" in kind
+    air = functools.partial(acl, invariance=functools.partial(regularizer, temperature=0.3, clean=0.5, adversarial=0.5))
+    pairings = {"rocl": rocl, "acl": acl, "a2s": a2s, "air": air}
     return SimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
-                  pairing=pairings.get(kind, clae), clips=clips, chunk=chunk)  # fmt: skip
+                  pairing=pairings.get(kind, clae), clips=clips, chunk=chunk, original=kind == "air")  # fmt: skip
 
 
 def batch(kind: str):
-    """Eight videos of two or three views; the third is a negative where they are pushed from one."""
+    """Eight videos of two or three views; the third is a negative where they are pushed from one, or the original."""
     generator = torch.Generator().manual_seed(5)
     views = torch.rand(8, 3, 3, 2, 4, 4, generator=generator)
-    three = "pushed" in kind or kind == "three clips"
+    three = "pushed" in kind or kind in ("three clips", "air")
     return views if three else views[:, :2], torch.arange(8), torch.arange(8) % 3
 
 
