@@ -38,9 +38,8 @@ def test_the_clip_to_be_taken_for_by_a_loop():
 
 def test_similarity_and_uncertainty_both_count():
     features, sure = torch.eye(4), 9 * torch.eye(4)
-    assert (
-        confusing(features, features, sure * torch.tensor([1, 1, 1, 0.0])[:, None], slice(0, 4))[:3].tolist() == [3] * 3
-    )
+    unsure_of_the_last = sure * torch.tensor([1, 1, 1, 0.0])[:, None]
+    assert confusing(features, features, unsure_of_the_last, slice(0, 4))[:3].tolist() == [3, 3, 3]
     twins = torch.tensor([[1.0, 0], [0.1, 1], [0.99, 0.1], [0, 1]])
     assert confusing(twins, twins, sure, slice(0, 4)).tolist() == [2, 3, 0, 1]
 

@@ -40,7 +40,9 @@ class SimCLR(Method):
         self.asymmetry, self.hard = asymmetry, hard
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) one a video; labels are not looked at.
+        """views (B, V + M, C, T, H, W) in [0, 1], the last of the V the original if there is one, ids (B,) one a video.
+
+        Labels are not looked at.
 
         Returns {"loss": (B,), and its parts (B,) for the log}.
         """
