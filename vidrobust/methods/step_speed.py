@@ -28,13 +28,15 @@ class Cost:
     """Passes of a step: forward ones alone, those of a step of the attack, on `together` batches at once, and those
     learned from.
 
-    train_mode: the attack's norms use the batch's statistics.
+    at_once: what is learned from is one pass of all, with their statistics. train_mode: the attack's norms use the
+    batch's statistics.
     """
 
     forward: int = 0
     attack: int = 0
     together: int = 1
     learned: int = 1
+    at_once: bool = False
     train_mode: bool = False
 
 
@@ -42,11 +44,11 @@ class Cost:
 COSTS: dict[tuple[str, str], Cost] = {
     ("simclr", "none"): Cost(learned=2),
     ("simclr", "clae"): Cost(attack=1, learned=3, train_mode=True),
-    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=3),
+    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=3, at_once=True),
     ("simclr", "acl"): Cost(attack=1, together=2, learned=4),
     ("simclr", "advcl"): Cost(forward=3, attack=2, learned=5, train_mode=True),
     ("simsiam", "taro"): Cost(forward=2, attack=1, together=2, learned=3),
-    ("distill", "deacl"): Cost(forward=1, attack=1, learned=2),
+    ("distill", "deacl"): Cost(forward=1, attack=1, learned=2, at_once=True),
     ("supervised", "pgd"): Cost(attack=1, learned=1),
     ("supervised", "trades"): Cost(forward=1, attack=1, learned=2),
     ("supervised", "fast"): Cost(attack=1, learned=1, train_mode=True),
@@ -102,7 +104,8 @@ def floor_step(model: Model, clips: Tensor, cost: Cost, step: float = 0.01) -> T
             v = moved.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(v).float().sum(), v)
             moved = torch.add(v.detach(), gradient.sign(), alpha=step).clamp_(0, 1)
-    return torch.stack([model(clips).float().square().mean() for _ in range(cost.learned)]).sum()
+    batches = [torch.cat([clips] * cost.learned)] if cost.at_once else [clips] * cost.learned
+    return torch.stack([model(batch).float().square().mean() for batch in batches]).sum()
 
 
 def public_clae(model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: float) -> Tensor:
