@@ -4,7 +4,7 @@ import json
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,8 +49,14 @@ def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrit
     main = distributed.rank() == 0
     start_logging(None, quiet=not main)
     run = build_run(cfg, out, device, resume)
+    with open_output(out, cfg, overwrite=overwrite) if main else nullcontext():
+        return _train(run, main)
+
+
+def _train(run: Run, main: bool) -> Path:
+    """The steps of a run whose folder is open -> its last checkpoint."""
+    cfg, out, device = run.cfg, run.out, run.device
     if main:
-        open_output(out, cfg, overwrite=overwrite)
         start_logging(out)
         size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
         log.info(

@@ -1,13 +1,16 @@
 """The folder a run leaves: described, and never mixed with another run's."""
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torchvision
@@ -31,13 +34,42 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{out} is not the folder of a run (no config.yaml in it): not deleted")
 
 
-def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> None:
-    """Make the folder of a run that is about to start, emptied if asked, with its config.yaml and env.json."""
+@contextmanager
+def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
+    """Make the folder of a run that is about to start, emptied if asked, with its config.yaml and env.json.
+
+    Until the context ends it is this process's: another is refused with a UserError, and deletes nothing.
+    """
+    described = out / "env.json"
     if overwrite and out.is_dir():
-        shutil.rmtree(out.resolve())
+        with _held(described):
+            shutil.rmtree(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(config.to_yaml(cfg))
-    (out / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    with _held(described) as file:
+        file.truncate(0)
+        print(json.dumps(environment(), indent=2), file=file, flush=True)
+        (out / "config.yaml").write_text(config.to_yaml(cfg))
+        yield
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[TextIO]:
+    """The file, to append to, which no other process holds.
+
+    A lock of this kind ends with its process, however that is killed, and its loading processes do not have it. Some
+    file systems have none: nobody is refused there.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"output directory {path.parent} is another process's, which trains there now; wait for it or stop it, "
+                "or set --output-dir"
+            ) from None
+        except OSError:
+            pass
+        yield file
 
 
 def environment() -> dict[str, Any]:
