@@ -124,12 +124,13 @@ def test_means_intervals_and_the_gap_by_hand(tmp_path):
 
 def test_what_a_report_says(tmp_path):
     study = Study(arms={"csl": [], "fnr": ["a=b", "c=d"]}, datasets={}, baseline="csl", comparators=["sup", "worse"],
-                  common=["e=f"], page=Path("configs/study_x.yaml"))  # fmt: skip
+                  common=["e=f", "g=0"], options={"d": ["i=j", "g=1"]}, page=Path("configs/study_x.yaml"))  # fmt: skip
     runs = _runs({"csl": [0.2, 0.3, 0.4], "sup": [0.7, 0.7, 0.7], "fnr": [0.5, 0.4, 0.6], "worse": [0.1, 0.1, 0.6]})
     write_study(study, runs, tmp_path, 3, ["g=h"])
     text = (tmp_path / "study.md").read_text()
     assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the page.\n")
-    assert "all runs: `e=f`." in text and "command line: `g=h`." in text and "| fnr | `a=b` `c=d` |" in text
+    assert "all runs: `e=f`." in text and "Its own options: `i=j`." in text, "g is the command line's"
+    assert "command line: `g=h`." in text and "| fnr | `a=b` `c=d` |" in text
     assert "50 test videos, pgd-3x1; chance 10.0 %." in text
     assert "Attacked: the linear probe of csl, fnr, worse; the own head of sup." in text
     assert "- a doubt: csl 2, fnr 1" in text

@@ -33,7 +33,7 @@ def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides
         here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
         files = {kind: f"{dataset}_{kind}{tail}.png" for kind, draw in _FIGURES.items()
                  if draw(out / f"{dataset}_{kind}{tail}.png", here, table)}  # fmt: skip
-        lines += [*_heading(dataset, here), *_section(study, here, table),
+        lines += [*_heading(study, dataset, here, overrides), *_section(study, here, table),
                   *(f"![{dataset}: {kind}]({file})\n" for kind, file in files.items())]  # fmt: skip
     (out / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
     return found
@@ -46,20 +46,24 @@ def report_name(study: Study, overrides: Sequence[str]) -> str:
 
 
 def _options(study: Study, overrides: Sequence[str]) -> list[str]:
-    over = {word.split("=", 1)[0] for word in overrides}
-    common = [word for word in study.common if word.split("=", 1)[0] not in over]
+    common = _kept(study.common, overrides)
     lines = [f"Options of all runs: {_code(common)}.", ""] if common else []
     lines += [f"Over all, from the command line: {_code(overrides)}.", ""] if overrides else []
     arms = ([name, _code(words) or "-"] for name, words in study.arms.items())
     return [*lines, *markdown.table(["arm", "its options"], *arms), ""]
 
 
+def _kept(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    over = {word.split("=", 1)[0] for word in overrides}
+    return [word for word in words if word.split("=", 1)[0] not in over]
+
+
 def _code(words: Sequence[str]) -> str:
     return " ".join(f"`{word}`" for word in words)
 
 
-def _heading(dataset: str, runs: Runs) -> list[str]:
-    """The data set, what was attacked, and what the evaluations warned of, each once with the runs that it concerns."""
+def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -> list[str]:
+    """The data set, its options, what was attacked, and each warning of the evaluations, once, with its runs."""
     first = runs[0][1]
     attacked: dict[str, list[str]] = {}
     doubts: dict[str, list[str]] = {}
@@ -68,8 +72,12 @@ def _heading(dataset: str, runs: Runs) -> list[str]:
         for line in summary["warnings"]:
             doubts.setdefault(line, []).append(f"{arm.name} {arm.seed}")
     whose = "; ".join(f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items())
-    lines = [f"## {dataset}", "", f"{first['n']} test videos, {first['suite']}; chance {100 * first['chance']:.1f} %. "
-             f"Attacked: {whose}.", ""]  # fmt: skip
+    own = _kept(study.options.get(dataset, ()), overrides)
+    lines = [f"## {dataset}", "", *([f"Its own options: {_code(own)}.", ""] if own else [])]
+    lines += [
+        f"{first['n']} test videos, {first['suite']}; chance {100 * first['chance']:.1f} %. Attacked: {whose}.",
+        "",
+    ]
     concerned = {line: "all runs" if len(names) == len(runs) else ", ".join(names) for line, names in doubts.items()}
     lines += ["Warnings, and the runs (arm and seed) that they are of:", "",
               *(f"- {line}: {names}" for line, names in concerned.items()), ""] if doubts else []  # fmt: skip
