@@ -55,6 +55,7 @@ def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
     by_name = {(run.dataset, run.name): run.cfg for run in runs if run.seed == 0}
     assert by_name["cifar10", "texture_3"].data.twins == "/c_texture"
     assert by_name["ucf101", "temporal_2"].method.negatives.alpha == 2
+    assert {cfg.method.temperature for cfg in by_name.values()} == {0.2}, "the published alphas are of this one"
     drawn = by_name["motionshapes", "moco"]
     assert drawn.data.motionshapes.texture_correlation == 0.9 and drawn.data.twins.endswith("/motionshapes90_texture")
     assert drawn.eval.shift.fold == 2 and drawn.method.queue <= 320
