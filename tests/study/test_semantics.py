@@ -51,9 +51,10 @@ def test_options_of_a_data_set_that_is_not_there_are_refused(tmp_path):
 def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
     study = read_study(REPO / "configs/study_semantics.yaml")
     runs = plan(study, tmp_path, roots={"cifar10": "/c", "ucf101": "/u"})
-    assert len(runs) == 3 * (7 + 10 + 10)
+    assert len(runs) == 3 * (7 + 13 + 13)
     by_name = {(run.dataset, run.name): run.cfg for run in runs if run.seed == 0}
     assert by_name["cifar10", "texture_3"].data.twins == "/c_texture"
+    assert by_name["ucf101", "freeze_3"].method.negatives.names == ["freeze"]
     assert by_name["ucf101", "temporal_2"].method.negatives.alpha == 2
     assert {cfg.method.temperature for cfg in by_name.values()} == {0.2}, "the published alphas are of this one"
     drawn = by_name["motionshapes", "moco"]
