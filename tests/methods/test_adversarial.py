@@ -35,7 +35,7 @@ from vidrobust.models import add_branches, build_model
 pytestmark = pytest.mark.usefixtures("exact")
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)  # of 8 hidden units, all may be dead
-EPS, T = 0.02, 0.5
+EPS, T = 1 / 64, 0.5  # exact in single precision, as a budget and a step of 0.75 are kept
 PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": a2a, "dynacl": dynacl,
             "a2s": a2s, "published": clae_published}  # fmt: skip
 
@@ -50,7 +50,7 @@ def branched():
 
 
 def attack(**options):
-    return Adversary([ThreatModel("linf", EPS)], **{"steps": 2, "step": 0.6} | options)
+    return Adversary([ThreatModel("linf", EPS)], **{"steps": 2, "step": 0.75} | options)
 
 
 def loop(z, ids, anchors=None, stop=False):
@@ -65,7 +65,7 @@ def loop(z, ids, anchors=None, stop=False):
     return torch.stack(found)
 
 
-def ascend(loss, x, steps=2, size=0.6 * EPS):
+def ascend(loss, x, steps=2, size=0.75 * EPS):
     """Signed steps from x, projected, the last iterate."""
     moved = x.clone()
     for _ in range(steps):
@@ -82,13 +82,13 @@ def grads(loss, model):
 
 
 def assert_same(ours, theirs, model, other):
-    """Losses and gradients, to the rounding of losses, which are float32 whatever the embeddings are."""
-    assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=1e-4)
+    """Losses and gradients."""
+    assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=1e-6)
     a, b = grads(ours, model), grads(theirs, other)
     largest = max(g.abs().max() for g in b.values())
     assert a.keys() == b.keys() and largest > 1e-4
     for key in a:
-        assert torch.allclose(a[key], b[key], atol=1e-4 * largest), key
+        assert torch.allclose(a[key], b[key], atol=1e-6 * largest), key
 
 
 def test_clae_as_published(batch):
@@ -310,4 +310,4 @@ def test_bf16_and_float32_agree(batch):
     with torch.autocast("cpu", torch.bfloat16):
         half = method(views, ids, labels)["loss"]
     whole = method(views, ids, labels)["loss"]
-    assert half.dtype == torch.float32 and math.isclose(half.mean().item(), whole.mean().item(), rel_tol=0.05)
+    assert half.dtype == whole.dtype and math.isclose(half.mean().item(), whole.mean().item(), rel_tol=0.05)

@@ -82,7 +82,7 @@ def test_trades_is_its_formula(batch):
     for _ in range(2):
         v = moved.detach().requires_grad_(True)
         (g,) = torch.autograd.grad(divergence(clean, net(v)).sum(), v)
-        moved = (x + (v.detach() + 0.6 * EPS * g.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
+        moved = (x + (v.detach() + 0.75 * EPS * g.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
     net.train()
     logits = net(x)
     expected = F.cross_entropy(logits, labels, reduction="none") + 3 * divergence(logits, net(moved))
