@@ -34,7 +34,7 @@ from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)  # of 8 hidden units, all may be dead
+TINY = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)  # of 4 channels or 8 hidden units, all may be dead
 EPS, T = 1 / 64, 0.5  # exact in single precision, as a budget and a step of 0.75 are kept
 PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": a2a, "dynacl": dynacl,
             "a2s": a2s, "published": clae_published}  # fmt: skip

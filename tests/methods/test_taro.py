@@ -7,14 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.test_adversarial import EPS, ascend, assert_same, attack
+from tests.methods.test_adversarial import EPS, TINY, ascend, assert_same, attack
 from tests.methods.test_byol import cosine
-from vidrobust.config import Config, Model
+from vidrobust.config import Config
 from vidrobust.errors import UserError
 from vidrobust.methods import BYOL, TARO, Adversary, build_method
 from vidrobust.methods.taro import confusing
-
-TINY = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)  # of four channels, all may be dead before training
 
 
 def built(name: str, **options) -> TARO:
