@@ -116,10 +116,13 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
     assert isinstance(found, Failure) and "twins/v: a texture of 8 frames, of 9" in found.reason
 
 
-def test_a_draw_keeps_its_share_in_a_twin_of_another_size():
+def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
     draw = ViewDraw(10, 60, 100, 150)
     assert twin_draw(draw, (240, 320), (240, 320)) is draw
-    assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(5, 15, 50, 38)
+    assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(6, 10, 35, 53)
+    assert twin_draw(draw, (240, 320), (480, 640)) == ViewDraw(20, 120, 200, 300)
+    assert twin_draw(ViewDraw(0, 40, 240, 240), (240, 320), (64, 64)) == ViewDraw(0, 4, 55, 55)
+    assert twin_draw(ViewDraw(0, 0, 240, 320), (240, 320), (64, 64)) == ViewDraw(0, 0, 48, 64), "what fits of it"
     for draw in (ViewDraw(0, 0, 1, 1), ViewDraw(239, 319, 1, 1), ViewDraw(0, 0, 240, 320), ViewDraw(3, 7, 236, 311)):
         for size in ((1, 1), (7, 224), (1000, 3)):
             small = twin_draw(draw, (240, 320), size)

@@ -62,6 +62,23 @@ def test_colours_stay_and_the_layout_goes(side):
         assert apart.mean() > 1.5, "more borders than the example's one"
 
 
+@pytest.mark.parametrize(("side", "frames"), [(96, 1), (96, 3), (48, 1), (27, 1)])
+def test_what_is_rare_in_the_examples_stays_as_frequent(side, frames):
+    """Things before a plain wall, as real pictures are, whose plain places would fit everywhere a little."""
+    for seed in range(4):
+        rng = default_rng(seed)
+        examples = []
+        for _ in range(2):
+            wall = np.full((frames, side, side, 3), rng.integers(90, 160, 3), float)
+            top, left = rng.integers(side // 6, side // 2, 2)
+            wall[:, top : top + side // 3, left : left + side // 4] = rng.integers(0, 256, 3)
+            examples.append((wall + rng.normal(0, 3, wall.shape)).clip(0, 255).astype(np.uint8))
+        made = texture(examples, 224 * side // 96, default_rng(seed))[0].reshape(-1, 3).astype(float)
+        pixels = np.concatenate([example[0].reshape(-1, 3) for example in examples])
+        assert abs(made.mean(0) - pixels.mean(0)).max() < 15, "of 255"
+        assert made.std(0).mean() == pytest.approx(pixels.std(0).mean(), rel=0.25)
+
+
 def test_a_texture_that_repeats_goes_on():
     """Stripes stay stripes of their period, in their direction."""
     stripes = np.broadcast_to((np.arange(64) % 16 < 8)[:, None, None] * np.uint8(220), (1, 64, 64, 3))

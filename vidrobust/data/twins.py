@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -86,10 +87,16 @@ class Twins:
 
 
 def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:
-    """The draw of a view of frames of `source` (height, width), for a twin that has another size: the same share."""
+    """The draw of a view of frames of `source` (height, width), for a twin that has another size.
+
+    Its box has the shape of the draw's, as a texture would be known by its stretching, and the same share of the area
+    (paper C draws both boxes so, METHODS section 3.3) or what fits of it; it lies as far between the edges.
+    """
     if source == twin:
         return draw
-    down, right = twin[0] / source[0], twin[1] / source[1]
-    height, width = max(1, round(draw.height * down)), max(1, round(draw.width * right))
-    return replace(draw, top=min(round(draw.top * down), twin[0] - height), height=height, width=width,
-                   left=min(round(draw.left * right), twin[1] - width))  # fmt: skip
+    larger = math.sqrt(twin[0] * twin[1] / (source[0] * source[1]))
+    larger = min(larger, twin[0] / draw.height, twin[1] / draw.width)
+    height, width = (max(1, round(side * larger)) for side in (draw.height, draw.width))
+    top = round(draw.top / max(1, source[0] - draw.height) * (twin[0] - height))
+    left = round(draw.left / max(1, source[1] - draw.width) * (twin[1] - width))
+    return replace(draw, top=top, left=left, height=height, width=width)

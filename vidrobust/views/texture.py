@@ -1,9 +1,9 @@
 """Example-based texture synthesis: the superficial of a picture or clip, without its layout (METHODS section 3.3).
 
-Pixels are copied from examples, coarse to fine. At the coarsest level each takes, of all pixels of the examples, the
-one whose surroundings fit best and that is not shown too often already; at finer ones, of those that continue what its
-neighbours show (Ashikhmin 2001). A quarter of the pixels is done at a time, so that they can be done at once (Lefebvre
-and Hoppe 2005).
+Pixels are copied from examples, coarse to fine. At the coarsest level each takes, of all pixels of the examples, one
+whose surroundings fit, while all of these are taken as often, so that what the examples show stays as it was
+distributed; at finer ones, of those that continue what its neighbours show (Ashikhmin 2001). A quarter of the pixels is
+done at a time, so that they can be done at once (Lefebvre and Hoppe 2005).
 """
 
 import math
@@ -19,7 +19,7 @@ _DIMS = 16  # principal components of neighbourhoods that are compared
 _ROUNDS = 2  # passes over a level, but for the finest, which has one
 _COARSE_PX = 14  # side of the examples at the coarsest level, at least
 _GUIDE = 1.0  # what a pixel costs whose lightness is a standard deviation off a guide's, in the same
-_CROWD = 0.2  # what a pixel costs that is shown twice as often as its share, in variances of surroundings
+_SOFT, _PRICINGS = 0.2, 10  # of `_fairly`: its softness in variances of surroundings, and how often it prices
 _COMPARED = 4  # frames of a clip
 
 
@@ -117,7 +117,7 @@ class _Examples:
             return torch.cat([value.expand(size).flatten() for value, size in zip(values, sizes, strict=True)])
 
         self.guide = guide
-        self.sizes, self.colors = sizes, torch.cat([e.flatten(1) for e in examples], 1)  # (C, n)
+        self.colors = torch.cat([e.flatten(1) for e in examples], 1)  # (C, n)
         self.number = each([torch.tensor(k) for k in range(len(sizes))])
         self.row = each([torch.arange(h)[:, None] for h, _ in sizes])
         self.column = each([torch.arange(w) for _, w in sizes])
@@ -140,13 +140,13 @@ class _Examples:
         return best.reshape(len(best), -1, 2 * _REACH + 1, 2 * _REACH + 1)
 
     def searched(self, places: Tensor) -> Tensor:
-        """Each pixel takes the best of all that have whole surroundings."""
+        """Each pixel takes one that fits of all that have whole surroundings, and each of these is taken as often."""
         known = self.surroundings[self.whole]
-        norms = known.square().sum(1)
+        norms, softness = known.square().sum(1), _SOFT * self.spread.clamp(min=1e-9)
 
         def best(places: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
-            cost = norms + _CROWD * self.spread * self._usage(places) - 2 * wanted @ known.T
-            return self.whole[(cost + self._astray(self.light[self.whole], rows, columns, -1)).argmin(-1)]
+            cost = norms - 2 * wanted @ known.T + self._astray(self.light[self.whole], rows, columns, -1)
+            return self.whole[_fairly(cost.flatten(0, 1) / softness)].view(wanted.shape[:2])
 
         return self._by_quarters(places, best)
 
@@ -200,16 +200,18 @@ class _Examples:
             places[rows[:, None], columns] = best(places, rows, columns, wanted)
         return places
 
-    def _usage(self, places: Tensor) -> Tensor:
-        """How often the surroundings of each whole pixel are shown, as a multiple of their share."""
-        shown = torch.bincount(places.flatten(), minlength=len(self.row)).float() * (len(self.whole) / places.numel())
-        inside = torch.zeros(len(self.row)).index_fill_(0, self.whole, 1)
 
-        def around(x: Tensor) -> Tensor:
-            parts = zip(x.split([h * w for h, w in self.sizes]), self.sizes, strict=True)
-            return torch.cat([F.avg_pool2d(part.view(1, 1, *size), 5, 1, 2).flatten() for part, size in parts])
+def _fairly(costs: Tensor) -> Tensor:
+    """(N, m) -> which of the m each of the N takes: the cheapest at prices that spread them evenly (Sinkhorn 1967).
 
-        return (around(shown) / around(inside))[self.whole]
+    At no price plain places win: before anything is settled their surroundings fit everywhere a little.
+    """
+    costs = costs - costs.min(1, keepdim=True).values
+    price = costs.new_zeros(costs.shape[1])
+    for _ in range(_PRICINGS):
+        gain = -torch.logsumexp(-costs - price, 1, keepdim=True)
+        price = torch.logsumexp(gain - costs, 0)
+    return (costs + price).argmin(1)
 
 
 def _half(x: Tensor) -> Tensor:
