@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.engine.test_loop import _cfg, _equal, _train
-from tests.helpers import tiny
+from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import NonFinite
@@ -42,6 +42,26 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
     if kind in ("moco", "detector"):
         assert [row["epoch"] for row in told[0]] == [0, 1] and told[0][1] == told[1][-1]
         assert 0 <= told[0][1]["fn_removed"] < 1
+
+
+def test_textures_that_are_made_anew_are_read_again(tmp_path):
+    """As the message of a run that stopped for them says."""
+    root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
+    tiny_ucf101(twins)
+    bad = [twins / f"videos/Beta/v_Beta_g{n:02d}_c01.avi" for n in (1, 2, 3)]
+    mended = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"")
+    words = [f"{NEGATIVES}names=[texture]", f"data.twins={twins}", "train.epochs=4", "train.checkpoint_every=1"]
+    with pytest.raises(UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"):
+        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out")
+    with pytest.raises(UserError, match="3 of 8 training videos are bad"):
+        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+    for path, content in zip(bad, mended, strict=True):
+        path.unlink()
+        path.write_bytes(content)
+    state = _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+    assert state["bad_videos"] == {} and state["step"] == 8
 
 
 @pytest.mark.parametrize(

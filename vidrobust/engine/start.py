@@ -64,8 +64,9 @@ class Run:
         return len(self.bad) > self.cfg.train.max_bad * len(self.records)
 
     def changed_ns(self, index: int) -> int:
-        """When the file of a video was last changed."""
-        return stamp(self.records[index].path)[1]
+        """When the file of a video, or its texture twin, was last changed."""
+        path, twins = self.records[index].path, self.dataset.twins
+        return max(stamp(each)[1] for each in ([path] if twins is None else [path, twins(path)]))
 
     def save(self, step: int) -> Path:
         """Write a checkpoint after `step` steps."""
