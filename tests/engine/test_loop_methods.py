@@ -232,8 +232,8 @@ def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reas
 def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
     seen = []
 
-    def negatives(x, spec, rngs):
-        seen.append([int(rng.integers(2**40)) for rng in rngs])
+    def negatives(x, spec, numbers):
+        seen.append([tuple(each) for each in numbers.tolist()])
         return x[:, None]
 
     monkeypatch.setattr("vidrobust.engine.loop.negatives", negatives)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidrobust.views import NEGATIVES, NegativeSpec, negatives
+from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.negatives import SPATIAL, TEMPORAL, patch_sides
 
 
@@ -14,18 +14,19 @@ def clips(b=3, t=6, h=28, w=28):
     return one.expand(b, 3, t, h, w).float().contiguous()
 
 
-def rngs(b=3, seed=0):
-    return [np.random.default_rng([seed, i]) for i in range(b)]
+def numbers(spec, x, seed=0):
+    return draw_numbers(spec, x.shape[2:], [np.random.default_rng([seed, i]) for i in range(len(x))])
 
 
 def made(name, x, seed=0, **options):
-    return negatives(x, NegativeSpec((name,), **options), rngs(len(x), seed))[:, 0]
+    spec = NegativeSpec((name,), **options)
+    return negatives(x, spec, numbers(spec, x, seed))[:, 0]
 
 
 def side(seed, i, size=28, patch_px=(16, 72)):
-    """What a patch's generator draws first."""
+    """What a patch's first number says."""
     low, high = patch_sides(patch_px, size)
-    return int(np.random.default_rng([seed, i]).integers(low, high + 1))
+    return low + int(np.random.default_rng([seed, i]).random(dtype=np.float32) * (high + 1 - low))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -147,11 +148,12 @@ def test_a_clip_has_its_negative_alone_and_in_a_batch_whatever_the_type(name, dt
     x = torch.rand(4, 3, 5, 24, 24).to(dtype)
     before = x.clone()
     spec = NegativeSpec((name,), 2, turn=dtype == torch.bfloat16)
-    together = negatives(x, spec, rngs(4))
+    drawn = numbers(spec, x)
+    together = negatives(x, spec, drawn)
     assert together.shape == (4, 2, 3, 5, 24, 24) and together.dtype == dtype
     assert torch.equal(x, before)
     for i in range(4):
-        alone = negatives(x[i : i + 1], spec, [np.random.default_rng([0, i])])
+        alone = negatives(x[i : i + 1], spec, drawn[i : i + 1])
         assert torch.equal(alone[0], together[i])
     assert set(together[0].flatten().tolist()) <= set(x[0].flatten().tolist()), "pixels of their own clip alone"
     assert name == "reverse" or not torch.equal(together[:, 0], together[:, 1])
@@ -169,9 +171,10 @@ def test_patches_come_from_everywhere():
 
 def test_several_kinds_come_in_their_order():
     x = torch.rand(2, 3, 4, 16, 16)
-    got = negatives(x, NegativeSpec(("freeze", "patch")), rngs(2))
+    spec = NegativeSpec(("freeze", "patch"))
+    got = negatives(x, spec, numbers(spec, x))
     assert torch.equal(got[:, 0], made("freeze", x)) and got.shape[1] == 2
-    assert negatives(x, NegativeSpec(), rngs(2)).shape == (2, 0, 3, 4, 16, 16)
+    assert negatives(x, NegativeSpec(), torch.empty(2, 0)).shape == (2, 0, 3, 4, 16, 16)
 
 
 def test_sizes_are_the_published_ones_and_scale():

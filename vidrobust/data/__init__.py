@@ -162,13 +162,13 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 def train_dataset(
     cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0, *,
-    original: bool = False, twins: bool = False,
+    original: bool = False, twins: bool = False, numbers: int = 0,
 ) -> ClipDataset:  # fmt: skip
     """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
 
     epochs: of the run, over which augmentations weaken where augment.fade says so. original: the last clip is the first
-    one's frames as an evaluation sees them. twins: of data.twins, for the first clip. Raises UserError where a video
-    has none.
+    one's frames as an evaluation sees them. twins: of data.twins, for the first clip. numbers: for negatives. Raises
+    UserError where a video has no twin.
     """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
@@ -191,7 +191,7 @@ def train_dataset(
     )  # fmt: skip
     return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
                     fade=epochs if augment.fade else 0, original=_centre(cfg) if original else None,
-                    twins=_twins(cfg, records) if twins else None)  # fmt: skip
+                    twins=_twins(cfg, records) if twins else None, numbers=numbers)  # fmt: skip
 
 
 def _centre(cfg: config.Data) -> AugmentSpec:
@@ -253,11 +253,11 @@ def corrupted_videos(
 def _dataset(
     cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
     replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0, original: AugmentSpec | None = None,
-    twins: Twins | None = None,
+    twins: Twins | None = None, numbers: int = 0,
 ) -> ClipDataset:  # fmt: skip
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
     return ClipDataset(
         records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
-        corrupt=corrupt, fade=fade, original=original, twins=twins,
+        corrupt=corrupt, fade=fade, original=original, twins=twins, numbers=numbers,
     )  # fmt: skip

@@ -57,13 +57,15 @@ class Failure:
 class Batch:
     """B videos, V clips of each; with twins, V + 1 clips and draws.
 
-    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`, labels (B,), index
-    (B,) into the records, start (B, V) first source frame of each clip, fps (B,). `failed` are videos that have no
-    place in the batch; `replaced` are those whose place another video has taken, which `index` and `uids` name.
+    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`, numbers (B, n) for
+    `negatives`, labels (B,), index (B,) into the records, start (B, V) first source frame of each clip, fps (B,).
+    `failed` are videos that have no place in the batch; `replaced` are those whose place another video has taken, which
+    `index` and `uids` name.
     """
 
     clips: Tensor
     draws: Tensor
+    numbers: Tensor
     labels: Tensor
     index: Tensor
     start: Tensor
@@ -82,7 +84,8 @@ class ClipDataset(Dataset):
     corrupt: what a clip may become of natural corruptions, drawn after everything else. fade: epochs over which the
     view's augmentations weaken (`faded`); 0: they stay. original: the last of the V clips shows the frames of the first
     as this says, neither augmented nor corrupted. twins: where the files' texture twins lie; the first clip's, at the
-    same frames under the same draw, then comes behind the V clips.
+    same frames under the same draw, then comes behind the V clips. numbers: how many come with each sample, which
+    decide its negatives (`negatives`).
     """
 
     def __init__(
@@ -100,12 +103,13 @@ class ClipDataset(Dataset):
         fade: int = 0,
         original: AugmentSpec | None = None,
         twins: Twins | None = None,
+        numbers: int = 0,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
         self.records, self.spec, self.sample_clips, self.view = _Packed(records), spec, sample_clips, view
         self.seed, self.backend, self.timeout_s, self.replace = seed, backend, timeout_s, replace
-        self.corrupt, self.fade, self.original, self.twins = corrupt, fade, original, twins
+        self.corrupt, self.fade, self.original, self.twins, self.numbers = corrupt, fade, original, twins, numbers
         self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child, np.ndarray] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
@@ -168,10 +172,6 @@ class ClipDataset(Dataset):
         drawn = [draw_view(view, height, width, rng) for _ in range(self.spec.clips - (self.original is not None))]
         return drawn if self.original is None else [*drawn, draw_view(self.original, height, width, rng)]
 
-    def negative_rngs(self, epoch: int, index: Tensor) -> list[np.random.Generator]:
-        """What draws the negatives of the samples `index`, which come from their augmented clips."""
-        return [np.random.default_rng([self.seed, _NEGATIVE, epoch, i]) for i in index.tolist()]
-
     @property
     def _shape(self) -> tuple[int, ...]:
         clips = self.spec.clips + (self.twins is not None)
@@ -209,6 +209,7 @@ class ClipDataset(Dataset):
             return Failure(index, record.uid, record.label, str(error))
         return {
             "draws": np.array([draw.columns for draw in draws], np.float32),
+            "numbers": np.random.default_rng([self.seed, _NEGATIVE, epoch, index]).random(self.numbers, np.float32),
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
@@ -221,7 +222,7 @@ class ClipDataset(Dataset):
 def _with_clips(sample: dict[str, Any] | Failure, clips: np.ndarray) -> dict[str, Any] | Failure:
     if isinstance(sample, Failure):
         return sample
-    arrays = {"clips": clips, "draws": sample["draws"], "start": sample["start"]}
+    arrays = {"clips": clips} | {name: sample[name] for name in ("draws", "numbers", "start")}
     return sample | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -282,6 +283,7 @@ def collate(samples: list[Any]) -> Batch:
     return Batch(
         clips=stack("clips"),
         draws=stack("draws"),
+        numbers=stack("numbers"),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
         start=stack("start"),

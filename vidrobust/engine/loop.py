@@ -99,8 +99,7 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
                 _leave(run, step, batch, main)
             views, ids, labels = _to_device(batch, device)
             if method.negatives.names:
-                rngs = dataset.negative_rngs(step // run.per_epoch, batch.index)
-                made = negatives(views[:, 0], method.negatives, rngs)
+                made = negatives(views[:, 0], method.negatives, batch.numbers)
                 if main and step == run.start:
                     _tell_still(views[:, :1], made)
                 views = torch.cat([views, made], 1)

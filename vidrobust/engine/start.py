@@ -27,7 +27,7 @@ from vidrobust.errors import UserError
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.methods import Method, build_method
 from vidrobust.models import branch_names
-from vidrobust.views import require_room
+from vidrobust.views import count_numbers, require_room
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "model.head_norm=",
@@ -136,7 +136,8 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
         _look(cfg, method, records, device)
     epochs = -(-total // (len(records) // cfg.train.batch_size))
     dataset = train_dataset(cfg.data, cfg.augment, records, method.views, cfg.seed, epochs,
-                            original=method.original, twins=method.twin)  # fmt: skip
+                            original=method.original, twins=method.twin,
+                            numbers=count_numbers(method.negatives, cfg.data.frames, *2 * [cfg.data.size]))  # fmt: skip
     run = Run(cfg, out, device, records, dataset, method, build_optimizer(method, cfg.optim), 0, total)
     idle = [name for name in expand(cfg.augment.corruptions) if name in OVER_TIME and cfg.data.frames == 1]
     if cfg.train.average:

@@ -17,7 +17,7 @@ from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, to_clips
 from vidrobust.evaluation.rows import Row, appending, merged, unfinished
 from vidrobust.evaluation.statistics import wilson
-from vidrobust.views import NEGATIVES, NegativeSpec, negatives
+from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.composites import background, differences, swapped, swapped_frozen
 from vidrobust.views.negatives import TEMPORAL
 from vidrobust.views.texture import patch_side, patches_of, show, synthesize
@@ -40,7 +40,8 @@ def conflict(x: Tensor, other: Tensor, rngs: Rngs) -> Tensor:
 
 
 def _negative(name: str) -> Callable[[Tensor, Rngs], Tensor]:
-    return lambda x, rngs: negatives(x, NegativeSpec((name,)), rngs)[:, 0]
+    spec = NegativeSpec((name,))
+    return lambda x, rngs: negatives(x, spec, draw_numbers(spec, x.shape[2:], rngs))[:, 0]
 
 
 # what a clip alone becomes, and what a clip and one of another class become, whose cues then disagree

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from vidrobust.corruptions import SEVERITIES, corrupt
 from vidrobust.data.twins import texture_frames
 from vidrobust.evaluation.bias import ALONE, PAIRED
-from vidrobust.views import NEGATIVES, NegativeSpec, negatives
+from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 
 _LABEL_PX, _GAP_PX, _FRAMES = 12, 6, 6
 
@@ -60,7 +60,8 @@ def cues(
             found[name] = np.stack(list(made))
             continue
         if name in NEGATIVES:
-            changed = negatives(x, replace(spec, names=(name,), count=1), [rng])[:, 0]
+            one = replace(spec, names=(name,), count=1)
+            changed = negatives(x, one, draw_numbers(one, x.shape[2:], [rng]))[:, 0]
         elif name in PAIRED and beside is not None:
             changed = PAIRED[name](x, beside, [rng])
         else:

@@ -1,9 +1,9 @@
 """Clips become views."""
 
 from vidrobust.views.augment import DRAW_COLUMNS, AugmentSpec, ViewDraw, apply_draws, draw_view, faded, to_float
-from vidrobust.views.negatives import NEGATIVES, NegativeSpec, negatives, require_room
+from vidrobust.views.negatives import NEGATIVES, NegativeSpec, count_numbers, draw_numbers, negatives, require_room
 
 __all__ = [
-    "DRAW_COLUMNS", "NEGATIVES", "AugmentSpec", "NegativeSpec", "ViewDraw", "apply_draws", "draw_view", "faded",
-    "negatives", "require_room", "to_float",
+    "DRAW_COLUMNS", "NEGATIVES", "AugmentSpec", "NegativeSpec", "ViewDraw", "apply_draws", "count_numbers",
+    "draw_numbers", "draw_view", "faded", "negatives", "require_room", "to_float",
 ]  # fmt: skip

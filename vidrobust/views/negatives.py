@@ -1,7 +1,8 @@
 """Negatives of diminished semantics (paper C): what keeps a clip's texture or its frames, and loses the rest.
 
-A negative is a rearrangement of pixels of the augmented clip: numbers are drawn on the CPU, a generator a clip, so that
-the same generator gives the same negative anywhere; pixels move on the device, a whole batch at once.
+A negative is a rearrangement of pixels of the augmented clip. Where they come from is decided by numbers that the
+loader draws with the clip, so that the same seed gives the same negative anywhere; the rest happens on the device, a
+whole batch at once.
 """
 
 import math
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Rngs = Sequence[np.random.Generator]
 _PUBLISHED_PX = 224  # the frame for which paper C gives its patches
 
 
@@ -33,57 +33,79 @@ class NegativeSpec:
     grid: int = 4
 
 
-def patch(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+class Numbers:
+    """Numbers in [0, 1), (B, n), of which each clip takes its next ones."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.taken = numbers, 0
+
+    def below(self, bound: Tensor | int, *shape: int) -> Tensor:
+        """Whole numbers from 0 to `bound` (of all clips, or (B,)), without it: (B, *shape)."""
+        if isinstance(bound, Tensor):
+            bound = bound.view(-1, *[1] * len(shape))
+        return torch.minimum((self._take(shape) * bound).long(), torch.as_tensor(bound - 1, device=self.numbers.device))
+
+    def orders(self, length: int, *shape: int) -> Tensor:
+        """Permutations of 0 .. length - 1, (B, *shape, length), none of which changes nothing: that is turned round."""
+        order = self._take((*shape, length)).argsort(-1)
+        same = (order.diff(dim=-1) > 0).all(-1, keepdim=True)
+        return torch.where(same, order.flip(-1), order)
+
+    def _take(self, shape: tuple[int, ...]) -> Tensor:
+        first, self.taken = self.taken, self.taken + math.prod(shape)
+        return self.numbers[:, first : self.taken].reshape(len(self.numbers), *shape)
+
+
+def patch(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """Paper C's patches (METHODS section 3.2): a grid of random p x p crops of the clip, drawn with replacement.
 
     p is drawn once a clip. All frames show the same crops, so that what moves inside a patch goes on moving.
     """
-    return _patches(x, rngs, spec, every=x.shape[2], shift=False)
+    return _patches(x, numbers, spec, every=x.shape[2], shift=False)
 
 
-def patch_frames(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def patch_frames(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """`patch`, the crops drawn anew for each frame: nothing moves on."""
-    return _patches(x, rngs, spec, every=1, shift=False)
+    return _patches(x, numbers, spec, every=1, shift=False)
 
 
-def tube(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def tube(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """`patch`, the crops drawn anew every `spec.tube` frames, in place and in time: tubes of the clip."""
-    return _patches(x, rngs, spec, every=min(spec.tube, x.shape[2]), shift=True)
+    return _patches(x, numbers, spec, every=min(spec.tube, x.shape[2]), shift=True)
 
 
-def shuffle(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def shuffle(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """The frames in another order (IIC, Tao et al. 2020, shuffles a clip for a negative)."""
-    return _at_times(x, np.stack([_disorder(rng, x.shape[2]) for rng in rngs]))
+    return _at_times(x, numbers.orders(x.shape[2]))
 
 
-def freeze(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def freeze(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """One frame all the time (IIC's other negative)."""
-    return _at_times(x, np.stack([np.full(x.shape[2], rng.integers(x.shape[2])) for rng in rngs]))
+    return _at_times(x, numbers.below(x.shape[2], 1).expand(-1, x.shape[2]))
 
 
-def loop(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def loop(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """A quarter of the clip, two frames at least, over and over."""
     frames = x.shape[2]
     length = min(max(2, frames // 4), frames - 1)
-    starts = np.array([rng.integers(frames - length + 1) for rng in rngs])
-    return _at_times(x, starts[:, None] + np.arange(frames) % length)
+    return _at_times(x, numbers.below(frames - length + 1, 1) + torch.arange(frames, device=x.device) % length)
 
 
-def reverse(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def reverse(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """From the last frame to the first; for data where that is another meaning."""
     return x.flip(2)
 
 
-def tube_shuffle(x: Tensor, rngs: Rngs, spec: NegativeSpec) -> Tensor:
+def tube_shuffle(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     """The frames of each cell of a grid in an order of its own."""
     _, _, frames, height, width = x.shape
-    orders = np.stack([[_disorder(rng, frames) for _ in range(spec.grid**2)] for rng in rngs])  # (B, cells, T)
+    orders = numbers.orders(frames, spec.grid**2)  # (B, cells, T)
     cell = (_cells(height, spec.grid)[:, None] * spec.grid + _cells(width, spec.grid)).flatten()
-    times = torch.from_numpy(orders).to(x.device)[:, cell.to(x.device)]  # (B, H W, T)
+    times = orders[:, cell.to(x.device)]  # (B, H W, T)
     return _take(x, times.transpose(1, 2) * height * width + torch.arange(height * width, device=x.device))
 
 
-Negative = Callable[[Tensor, Rngs, NegativeSpec], Tensor]
+Negative = Callable[[Tensor, Numbers, NegativeSpec], Tensor]
 SPATIAL: dict[str, Negative] = {"patch": patch, "patch_frames": patch_frames, "tube": tube}
 TEMPORAL: dict[str, Negative] = {
     "shuffle": shuffle, "freeze": freeze, "loop": loop, "reverse": reverse, "tube_shuffle": tube_shuffle,
@@ -92,13 +114,31 @@ NEGATIVES: dict[str, Negative] = SPATIAL | TEMPORAL
 
 
 @torch.no_grad()
-def negatives(x: Tensor, spec: NegativeSpec, rngs: Rngs) -> Tensor:
-    """x (B, C, T, H, W), a generator a clip -> (B, names * count, C, T, H, W), in the order of the names.
+def negatives(x: Tensor, spec: NegativeSpec, numbers: Tensor) -> Tensor:
+    """x (B, C, T, H, W), numbers (B, `count_numbers`) in [0, 1) -> (B, names * count, C, T, H, W).
 
-    Raises ValueError where `require_room` does.
+    In the order of the names. Raises ValueError where `require_room` does.
     """
     require_room(spec, x.shape[2], min(x.shape[3:]))
-    made = [NEGATIVES[name](x, rngs, spec) for name in spec.names for _ in range(spec.count)]
+    return _made(x, spec, Numbers(numbers.to(x.device)))
+
+
+def count_numbers(spec: NegativeSpec, frames: int, height: int, width: int) -> int:
+    """How many numbers decide the negatives of a clip. Raises ValueError where `require_room` does."""
+    require_room(spec, frames, min(height, width))
+    numbers = Numbers(torch.empty(0, 2**40))  # of no clip, as many as may be
+    _made(torch.empty(0, 1, frames, height, width), spec, numbers)
+    return numbers.taken
+
+
+def draw_numbers(spec: NegativeSpec, size: Sequence[int], rngs: Sequence[np.random.Generator]) -> Tensor:
+    """The numbers of clips of `size` (T, H, W), a generator a clip: (B, `count_numbers`)."""
+    n = count_numbers(spec, *size)
+    return torch.from_numpy(np.stack([rng.random(n, np.float32) for rng in rngs]))
+
+
+def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
+    made = [NEGATIVES[name](x, numbers, spec) for name in spec.names for _ in range(spec.count)]
     return torch.stack(made, 1) if made else x.new_empty(len(x), 0, *x.shape[1:])
 
 
@@ -126,25 +166,21 @@ def patch_sides(patch_px: tuple[int, int], size: int) -> tuple[int, int]:
     return low, high
 
 
-def _patches(x: Tensor, rngs: Rngs, spec: NegativeSpec, *, every: int, shift: bool) -> Tensor:
+def _patches(x: Tensor, numbers: Numbers, spec: NegativeSpec, *, every: int, shift: bool) -> Tensor:
     """A grid of crops, drawn anew `every` so many frames; shift: of other frames than those they replace, as well."""
     _, _, frames, height, width = x.shape
     low, high = patch_sides(spec.patch_px, min(height, width))
-    sides = np.array([rng.integers(low, high + 1) for rng in rngs])
+    sides = low + numbers.below(high + 1 - low)
     rounds = -(-frames // every)
     across = -(-max(height, width) // low)
     shape = (rounds, across, across)
-    room = np.array([height, width])[:, None] - sides + 1  # (2, B): places where a crop may begin
-    top, left = (np.stack([rng.integers(n, size=shape) for rng, n in zip(rngs, r, strict=True)]) for r in room)
-    drawn = [top, left]
+    drawn = [numbers.below(side - sides + 1, *shape) for side in (height, width)]  # top and left
     if shift:
-        first = np.stack([rng.integers(frames - every + 1, size=shape) for rng in rngs])
-        drawn.append(first - every * np.arange(rounds)[:, None, None])
+        began = every * torch.arange(rounds, device=x.device)
+        drawn.append(numbers.below(frames - every + 1, *shape) - began[:, None, None])
     if spec.turn:  # transposed, turned upside down, mirrored
-        drawn += list(np.stack([rng.integers(2, size=(3, *shape)) for rng in rngs]).swapaxes(0, 1))
-    tables = torch.from_numpy(np.stack(drawn)).to(x.device)  # (2 to 6, B, rounds, across, across)
-    source = _source(tables, torch.from_numpy(sides).to(x.device), every, (frames, height, width), shift)
-    return _take(x, source)
+        drawn += [numbers.below(2, *shape) for _ in range(3)]
+    return _take(x, _source(torch.stack(drawn), sides, every, (frames, height, width), shift))
 
 
 def _source(tables: Tensor, sides: Tensor, every: int, size: tuple[int, int, int], shift: bool) -> Tensor:
@@ -176,18 +212,9 @@ def _take(x: Tensor, source: Tensor) -> Tensor:
     return x.flatten(2).gather(2, source.flatten(1)[:, None].expand(b, c, -1)).view_as(x)
 
 
-def _at_times(x: Tensor, times: np.ndarray) -> Tensor:
+def _at_times(x: Tensor, times: Tensor) -> Tensor:
     """x (B, C, T, H, W) at the frames `times` (B, T) of each clip."""
-    at = torch.from_numpy(times).to(x.device)
-    return x[torch.arange(len(x), device=x.device)[:, None], :, at].movedim(2, 1)
-
-
-def _disorder(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """A permutation of 0 .. frames - 1 that is not the identity."""
-    order = rng.permutation(frames)
-    while (order[1:] > order[:-1]).all():
-        order = rng.permutation(frames)
-    return order
+    return x[torch.arange(len(x), device=x.device)[:, None], :, times].movedim(2, 1)
 
 
 def _cells(size: int, grid: int) -> Tensor:

