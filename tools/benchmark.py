@@ -211,13 +211,15 @@ def print_negatives(args: argparse.Namespace, cfg: config.Config) -> None:
     x = torch.rand(args.batch, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device=device)
     names = list(SPATIAL if cfg.data.frames == 1 else NEGATIVES)
     found = measure_negatives(x, [NegativeSpec((name,)) for name in names], args.rounds)
-    step = measure_steps(cfg, [("simclr", "none")], args.batch, 3, device)[0].median
+    amp = use_bf16(cfg.train.amp, device)
+    step = measure_steps(cfg, [("simclr", "none")], args.batch, 3, device, amp=amp,
+                         arrange=partial(arrange, cfg=cfg.train))[0].median  # fmt: skip
     print(f"{args.batch} clips of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on {device}; a step of SimCLR, "
-          f"{cfg.model.backbone}: {step:.2f} s; {args.rounds} rounds")  # fmt: skip
+          f"{cfg.model.backbone}, {'bf16' if amp else 'float32'}: {step:.3f} s; {args.rounds} rounds")  # fmt: skip
     print("| negatives | ms, median (lowest to highest) | % of the step |\n|---|---|---|")
     for name, seconds in zip(names, found, strict=True):
         middle, low, high = (1e3 * f(seconds) for f in (statistics.median, min, max))
-        print(f"| {name} | {middle:.0f} ({low:.0f} to {high:.0f}) | {middle / step / 10:.2f} |")
+        print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {middle / step / 10:.2f} |")
     print("\n| texture, 224 of two patches of 96 | textures/s (lowest to highest) |\n|---|---|")
     for workers in dict.fromkeys((1, os.cpu_count() or 1)):
         rates = []

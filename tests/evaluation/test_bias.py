@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
@@ -28,11 +29,11 @@ def clips(tmp_path, monkeypatch):
     return records, tmp_path / "out"
 
 
-def _rows(records, out, predict, names, *, others=None, seed=0, clips=1):
+def _rows(records, out, predict, names, *, others=None, seed=0, clips=1, cfg=CFG):
     out.mkdir(exist_ok=True)
     where = list(range(len(records)))
     return evaluate_bias(
-        predict, lambda: eval_dataset(CFG, records, clips), None, where, names, out, seed=seed, others=others or {},
+        predict, lambda: eval_dataset(cfg, records, clips), None, where, names, out, seed=seed, others=others or {},
         batch_size=3, workers=0, device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -166,6 +167,33 @@ def test_conflicts_have_ones_shapes_and_the_others_colours():
     assert made.shape == x.shape and made[:, 1:].max() < 0.01, "red alone"
     inner, outer = made[:, 0, 0, 10:22, 10:22].mean(), made[:, 0, 0, :6].mean()
     assert inner > outer + 0.1, "brighter where the square is"
+
+
+def test_shape_and_texture_are_told_apart_by_cue_conflict(tmp_path):
+    """Class 0 is bright on the left and red, class 1 bright above and blue."""
+    records = []
+    for i in range(8):
+        label, pixels = i % 2, np.zeros((32, 32, 3), np.uint8)
+        light = np.random.default_rng(i).integers(0, 90, (32, 32))
+        light[(slice(None), slice(16)) if label == 0 else slice(16)] += 150
+        pixels[..., 2 * label] = light
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        records.append(Record(f"{i}", str(tmp_path / f"{i}.png"), label))
+
+    def by_shape(x):
+        light = x.sum((1, 2))
+        return torch.stack([light[:, :, :16].mean((1, 2)), light[:, :16].mean((1, 2))], 1)
+
+    def by_texture(x):
+        return x[:, ::2].mean((2, 3, 4))
+
+    one = Data(frames=1, short_side=32, size=32, workers=0)
+    for predict, bias in ((by_shape, 1.0), (by_texture, 0.0)):
+        views = bias_table(_rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one), CLASSES)[
+            "views"
+        ]
+        assert views["clean"]["acc"] == 1 and views["conflict"]["bias"] == bias
+        assert views["conflict"]["cues"] == ["shape", "texture"]
 
 
 def _cfg(*words):
