@@ -132,8 +132,7 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
 
 
 def _tell_still(views: Tensor, made: Tensor) -> None:
-    """Warn of clips that are their own negatives: those in which nothing moves, where time alone is disturbed, and
-    those of one colour."""
+    """Warn of clips that are their own negatives: nothing moves in them, or they are of one colour."""
     still = int((made == views).flatten(2).all(2).any(1).sum())
     if still:
         log.warning(f"method.negatives: {still} of {len(views)} clips of the first batch are their own negative, as "
