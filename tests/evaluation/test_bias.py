@@ -189,9 +189,8 @@ def test_shape_and_texture_are_told_apart_by_cue_conflict(tmp_path):
 
     one = Data(frames=1, short_side=32, size=32, workers=0)
     for predict, bias in ((by_shape, 1.0), (by_texture, 0.0)):
-        views = bias_table(_rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one), CLASSES)[
-            "views"
-        ]
+        rows = _rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one)
+        views = bias_table(rows, CLASSES)["views"]
         assert views["clean"]["acc"] == 1 and views["conflict"]["bias"] == bias
         assert views["conflict"]["cues"] == ["shape", "texture"]
 

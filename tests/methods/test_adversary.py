@@ -1,6 +1,7 @@
 """Adversarial views of training: budgets, modes, schedules, several threats, and a model that stays as it is."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains, parse_threat
 from vidrobust.config import Model
-from vidrobust.methods import AdversarialView, Adversary, Budget, nt_xent
+from vidrobust.methods import AdversarialView, Adversary, Budget, SimCLR, acl, nt_xent
 from vidrobust.methods.adversary import selection, worst
 from vidrobust.models import add_branches, build_model, use_branch
 
@@ -271,3 +272,17 @@ def test_only_one_step_from_the_clips_themselves_starts_there(steps, random_star
     assert Adversary([ThreatModel()], steps=steps, random_start=random_start).starts_at_x == (
         steps == 1 and not random_start
     )
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_bf16_and_float32_agree(frames):
+    """Not among the formulas, whose networks are in double precision: those autocast leaves alone."""
+    views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
+    wide = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
+    model = add_branches(build_model(wide, "projector")).eval()
+    method = SimCLR(model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = method(views, ids, ids)["loss"]
+    whole = method(views, ids, ids)["loss"]
+    assert not torch.equal(half, whole), "computed otherwise"
+    assert half.dtype == torch.float32 and math.isclose(half.mean().item(), whole.mean().item(), rel_tol=0.05)

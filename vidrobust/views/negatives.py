@@ -43,7 +43,7 @@ class Numbers:
         """Whole numbers from 0 to `bound` (of all clips, or (B,)), without it: (B, *shape)."""
         if isinstance(bound, Tensor):
             bound = bound.view(-1, *[1] * len(shape))
-        return torch.minimum((self._take(shape) * bound).long(), torch.as_tensor(bound - 1, device=self.numbers.device))
+        return (self._take(shape) * bound).long().clamp(max=bound - 1)  # as a product may be rounded up
 
     def orders(self, length: int, *shape: int) -> Tensor:
         """Permutations of 0 .. length - 1, (B, *shape, length), none of which changes nothing: that is turned round."""
