@@ -1,6 +1,8 @@
-"""A folder holds one evaluation; what is lost is told, and nothing is guarded that cost nothing."""
+"""A folder holds one evaluation, of one process; what is lost is told, and nothing is guarded that cost nothing."""
 
 import json
+import multiprocessing
+import time
 
 import pytest
 
@@ -13,7 +15,8 @@ STATE = {"step": 3, "model": {}}
 
 def _claim(out, *words, state=STATE, overwrite=False):
     cfg = config.loads("", list(words))
-    claim(out, identify(cfg, state, [], [], []), cfg, overwrite=overwrite)
+    with claim(out, identify(cfg, state, [], [], []), cfg, overwrite=overwrite):
+        pass
 
 
 def test_the_same_one_goes_on_whatever_workers_or_folders(tmp_path):
@@ -37,7 +40,7 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
         _claim(tmp_path, "eval.suite=pgd", state=STATE | {"step": 4})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
     _claim(tmp_path, "eval.suite=fmn", overwrite=True)  # its own files, and no one else's
-    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["identity.json", "notes.txt", "summary.json"]
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == [".lock", "identity.json", "notes.txt", "summary.json"]
     assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "fmn"
 
 
@@ -46,3 +49,29 @@ def test_other_files_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="holds other files and no evaluation"):
         _claim(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").is_file()
+
+
+def _hold(out, ready):
+    cfg = config.loads("", [])
+    with claim(out, identify(cfg, STATE, [], [], []), cfg, overwrite=False):
+        ready.set()
+        time.sleep(60)
+
+
+def test_where_another_process_evaluates_it_is_refused_until_that_is_killed(tmp_path):
+    forked = multiprocessing.get_context("fork")
+    ready = forked.Event()
+    holder = forked.Process(target=_hold, args=(tmp_path / "out", ready), daemon=True)
+    holder.start()
+    assert ready.wait(60)
+    (tmp_path / "out/results.jsonl").write_text("{}\n")
+    for words in ([], ["seed=1"]):
+        with pytest.raises(UserError, match="another process evaluates in .*/out; wait for it or stop it, or set"):
+            _claim(tmp_path / "out", *words, overwrite=True)
+        assert (tmp_path / "out/results.jsonl").is_file()
+    holder.kill()
+    holder.join()
+    (tmp_path / "out/identity.json").unlink()  # as if it had been killed before it said what it is
+    (tmp_path / "out/results.jsonl").unlink()
+    _claim(tmp_path / "out")
+    assert (tmp_path / "out/identity.json").is_file()

@@ -1,6 +1,5 @@
 """The folder a run leaves: described, and never mixed with another run's."""
 
-import fcntl
 import json
 import os
 import platform
@@ -10,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torchvision
 
 from vidrobust import __version__, config
 from vidrobust.errors import UserError
+from vidrobust.files import held
+
+_TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
 
 
 def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -42,34 +44,14 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
     """
     described = out / "env.json"
     if overwrite and out.is_dir():
-        with _held(described):
+        with held(described, _TRAINS):
             shutil.rmtree(out.resolve())
     out.mkdir(parents=True, exist_ok=True)
-    with _held(described) as file:
+    with held(described, _TRAINS) as file:
         file.truncate(0)
         print(json.dumps(environment(), indent=2), file=file, flush=True)
         (out / "config.yaml").write_text(config.to_yaml(cfg))
         yield
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[TextIO]:
-    """The file, to append to, which no other process holds.
-
-    A lock of this kind ends with its process, however that is killed, and its loading processes do not have it. Some
-    file systems have none: nobody is refused there.
-    """
-    with open(path, "a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"output directory {path.parent} is another process's, which trains there now; wait for it or stop it, "
-                "or set --output-dir"
-            ) from None
-        except OSError:
-            pass
-        yield file
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A folder of results belongs to one evaluation: of one checkpoint, with one set of options, on one list of videos."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from vidrobust.data.mark import read_mark
 from vidrobust.engine import checkpoint
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
-from vidrobust.files import replacing
+from vidrobust.files import held, replacing
 
 # what may differ between two runs of an evaluation
 _FREE = (
@@ -29,6 +31,8 @@ _FREE = (
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
           "corruptions*.jsonl", "bias*.jsonl", "shift.jsonl", "summary.json", "report.md", "curve.png",
           "corruptions.png", "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
+
+_LOCK = ".lock"  # whose evaluation this is
 
 
 def identify(
@@ -50,31 +54,34 @@ def _textures(folder: str) -> str:
     return json.dumps(read_mark(folder) or {})
 
 
-def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> None:
-    """Make the folder, or go on in one that holds the same evaluation.
+@contextmanager
+def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
+    """Make the folder, or go on in one that holds the same evaluation; until the context ends it is this process's.
 
-    Raises UserError where it holds another, with the options that differ (overwrite: that one's files are deleted), and
-    where it holds no evaluation.
+    Raises UserError where it holds another, with the options that differ (overwrite: that one's files are deleted),
+    where it holds no evaluation, and where another process evaluates.
     """
     path = out / "identity.json"
     used = ("seed", "data.", "model.", "method.", "eval.")
     options = {
         key: str(config.get(cfg, key)) for key, _ in config.options() if key.startswith(used) and key not in _FREE
     }
-    if out.is_dir() and any(out.iterdir()):
-        held = json.loads(path.read_text()) if path.is_file() else None
-        if held is None:
-            raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
-        if any(held.get(key) != value for key, value in identity.items()):
-            if not overwrite:
-                raise UserError(f"{out} holds another evaluation, of other {_difference(held, identity, options)}; "
-                                "set eval.name=NAME, or --overwrite")  # fmt: skip
-            log.warning(f"replacing the evaluation in {out}, which was of {held.get('checkpoint')}")
+    there = json.loads(path.read_text()) if path.is_file() else {}
+    if not there and out.is_dir() and any(file.name != _LOCK for file in out.iterdir()):
+        raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
+    other = bool(there) and any(there.get(key) != value for key, value in identity.items())
+    if other and not overwrite:
+        raise UserError(f"{out} holds another evaluation, of other {_difference(there, identity, options)}; "
+                        "set eval.name=NAME, or --overwrite")  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out / _LOCK, "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME"):
+        if other:
+            log.warning(f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}")
             for old in (path for pattern in _FILES for path in out.glob(pattern)):
                 old.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(json.dumps(identity | {"options": options}).encode())
+        with replacing(path) as file:
+            file.write(json.dumps(identity | {"options": options}).encode())
+        yield
 
 
 def _asked(cfg: config.Config) -> config.Config:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,24 +104,23 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
     main = distributed.rank() == 0
-    if main:
-        claim(out, identity, cfg, overwrite=overwrite)
-    distributed.patient_barrier()
-    done = out / "summary.json"
-    if done.is_file():
-        summary = json.loads(done.read_text())
-    else:
-        summary = _measure(
-            cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out
-        ) | identity  # fmt: skip
-    if summary["corruption"]:
-        # another baseline costs nothing
-        summary["corruption"] = relative_to(summary["corruption"], baseline) | {"baseline": c.baseline or None}
-    if main:
-        _write(done, json.dumps(summary, indent=2) + "\n")
-        (out / _FEATURES).unlink(missing_ok=True)
-        write_report(out, summary, classes)
-    distributed.patient_barrier()
+    with claim(out, identity, cfg, overwrite=overwrite) if main else nullcontext():
+        distributed.patient_barrier()
+        done = out / "summary.json"
+        if done.is_file():
+            summary = json.loads(done.read_text())
+        else:
+            summary = _measure(
+                cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out
+            ) | identity  # fmt: skip
+        if summary["corruption"]:
+            # another baseline costs nothing
+            summary["corruption"] = relative_to(summary["corruption"], baseline) | {"baseline": c.baseline or None}
+        if main:
+            _write(done, json.dumps(summary, indent=2) + "\n")
+            (out / _FEATURES).unlink(missing_ok=True)
+            write_report(out, summary, classes)
+        distributed.patient_barrier()
     if summary["failed"]:
         raise UserError(
             f"videos that do not decode: {len(summary['failed'])}; those of test lists count as wrong in {done}; "
