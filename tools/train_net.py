@@ -6,8 +6,7 @@ from vidrobust import cli, config
 from vidrobust.engine import checkpoint, run
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.loop import train
-from vidrobust.evaluation import build_lists, check_bias, check_suite, evaluate
-from vidrobust.evaluation.shift import other_records
+from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.methods import unmeasured, without_effect
 
 
@@ -43,10 +42,7 @@ def main() -> None:
     if cli.is_main():
         run.check_output(out, resume=inside, overwrite=args.overwrite)
         if cfg.eval.enabled:
-            check_suite(cfg)  # what is wrong with suite, threats or test list is told now, not after days of training
-            known, test, classes = build_lists(cfg.data)
-            check_bias(cfg, test)
-            other_records(cfg, classes, known + test)
+            check_evaluation(cfg)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

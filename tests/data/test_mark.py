@@ -1,6 +1,8 @@
 """What a folder of copies says of itself."""
 
 import json
+import multiprocessing
+import time
 
 import pytest
 
@@ -15,27 +17,32 @@ def _files(folder, sizes):
     return {name: str(folder / name) for name in sizes}
 
 
+def _claim(*args):
+    with claim(*args):
+        pass
+
+
 def test_a_folder_of_copies_goes_on_with_the_same_and_refuses_others(tmp_path):
     sources = _files(tmp_path / "a", {f"{i}.avi": 100 + i for i in range(40)})
-    claim(tmp_path / "out", {"short_side": 8}, sources)
+    _claim(tmp_path / "out", {"short_side": 8}, sources)
     mark = read_mark(tmp_path / "out")
     assert mark is not None and mark["short_side"] == 8 and 8 <= len(mark["sources"]) <= 16
     assert all(mark["sources"][name] == size_of(sources[name]) for name in mark["sources"])
-    claim(tmp_path / "out", {"short_side": 8}, sources)
+    _claim(tmp_path / "out", {"short_side": 8}, sources)
     (tmp_path / "a/0.avi").write_bytes(b"mended")
-    claim(tmp_path / "out", {"short_side": 8}, sources)
-    with pytest.raises(UserError, match="files of another encoding"):
-        claim(tmp_path / "out", {"short_side": 9}, sources)
+    _claim(tmp_path / "out", {"short_side": 8}, sources)
+    with pytest.raises(UserError, match=r"files of another encoding \(short_side=8, not 9\); give"):
+        _claim(tmp_path / "out", {"short_side": 9}, sources)
     others = _files(tmp_path / "b", {f"{i}.avi": 200 + i for i in range(40)})
     with pytest.raises(UserError, match="copies of another data set's files; give another --output, or delete it"):
-        claim(tmp_path / "out", {"short_side": 8}, others)
+        _claim(tmp_path / "out", {"short_side": 8}, others)
     with pytest.raises(UserError, match="holds other files; give an empty folder"):
-        claim(tmp_path / "a", {"short_side": 8}, sources)
+        _claim(tmp_path / "a", {"short_side": 8}, sources)
 
 
 def test_a_mark_from_before_sources_were_remembered_is_any_data_sets(tmp_path):
     (tmp_path / "prepared.json").write_text(json.dumps({"short_side": 8}))
-    claim(tmp_path, {"short_side": 8}, {})
+    _claim(tmp_path, {"short_side": 8}, {})
     assert same_sources({}, {}) and read_mark(tmp_path / "nowhere") is None
 
 
@@ -49,3 +56,22 @@ def test_half_of_the_files_make_a_data_set_and_of_few_any_may_change():
 def test_a_folder_of_frames_has_the_size_of_its_files(tmp_path):
     _files(tmp_path / "f", {"1.jpg": 3, "2.jpg": 4})
     assert size_of(tmp_path / "f") == 7 and size_of(tmp_path / "none") == -1
+
+
+def _hold(out, ready):
+    with claim(out, {"short_side": 8}, {}):
+        ready.set()
+        time.sleep(60)
+
+
+def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_path):
+    forked = multiprocessing.get_context("fork")
+    ready = forked.Event()
+    holder = forked.Process(target=_hold, args=(tmp_path / "out", ready), daemon=True)
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(UserError, match="another process writes .*/out; wait for it or stop it, or give another"):
+        _claim(tmp_path / "out", {"short_side": 8}, {})
+    holder.kill()
+    holder.join()
+    _claim(tmp_path / "out", {"short_side": 8}, {})

@@ -151,6 +151,9 @@ def test_a_twin_gets_the_corruption_of_its_clip(paired):
 def test_a_file_is_never_its_own_twin(tmp_path):
     with pytest.raises(UserError, match="the files are not their own textures"):
         Twins(str(tmp_path), f"{tmp_path}/").require([Record("a", f"{tmp_path}/a.avi", 0)])
+    with pytest.raises(UserError, match="data.twins=.*/t: no such folder; python datasets/prepare.py texture makes it"):
+        Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/lists/a.avi", 0)])
+    (tmp_path / "t").mkdir()
     with pytest.raises(UserError, match="v/a.avi is outside .*lists, and has no texture"):
         Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
 

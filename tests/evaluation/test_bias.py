@@ -253,6 +253,13 @@ def test_the_tools_measure_it(tmp_path):
     summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
     assert set(summary["bias"]["views"]) == {"clean", "texture", "freeze", "swapped"}
     assert summary["clean_acc"] == summary["bias"]["views"]["clean"]["acc"]
-    assert "## What it looks at" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    report = (tmp_path / "out/eval/pgd/report.md").read_text()
+    assert "## What it looks at" in report and "are they of this data set?" not in report
+    mark = json.loads((tmp_path / "t/prepared.json").read_text())
+    mark["sources"] = {name: size + 1 for name, size in mark["sources"].items()}
+    (tmp_path / "t/prepared.json").write_text(json.dumps(mark))
+    done = tool("test_net", "--checkpoint", "out", "eval.name=doubtful", "eval.bias=[texture]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "are they of this data set?" in (tmp_path / "out/eval/doubtful/report.md").read_text()
     done = tool("train_net", "--cfg", page, *tiny(*words), "--output-dir", "no", cwd=tmp_path)
     assert done.returncode == 1 and "data.twins is empty" in done.stderr and not (tmp_path / "no").exists()

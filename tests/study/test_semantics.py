@@ -42,6 +42,17 @@ def test_a_data_set_has_options_of_its_own(tmp_path):
     assert "| arm | shift | clean | texture | freeze | swapped |" in text and "two cues that disagree" in text
 
 
+def test_what_an_evaluation_would_refuse_is_told_before_training(tmp_path):
+    """A slash at the end of a folder, as a shell writes it, is not one inside the name of its textures."""
+    root = tiny_ucf101(tmp_path / "data")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
+    (tmp_path / "study.yaml").write_text(PAGE)
+    done = tool("study", "--cfg", "study.yaml", "--arms", "moco", "--data", f"clips={root}/", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"data.twins={root}_texture: no such folder; python datasets/prepare.py texture makes it" in done.stderr
+    assert not (tmp_path / "outputs/study/clips").exists()
+
+
 def test_options_of_a_data_set_that_is_not_there_are_refused(tmp_path):
     (tmp_path / "study.yaml").write_text(PAGE.replace("options: {clips:", "options: {clip:"))
     with pytest.raises(UserError, match="options: no data set 'clip'; did you mean 'clips'"):

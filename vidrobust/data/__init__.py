@@ -68,7 +68,7 @@ __all__ = [
     "BACKENDS", "CLEAN", "EVAL_SAMPLERS", "FOLDED", "FORMATS", "TRAIN_SAMPLERS", "Batch", "ClipDataset", "ClipSpec",
     "Condition", "Corrupted", "CorruptedVideos", "DecodeError", "Encoding", "EvalBatches", "Failure", "Record",
     "Source", "SourceVideos", "TrainBatches", "all_records", "apply_manifest", "build_records", "class_folder",
-    "collate", "corrupted_loader", "corrupted_videos", "dense_clips", "eval_dataset", "find_format",
+    "collate", "corrupted_loader", "corrupted_videos", "dense_clips", "doubt_of_twins", "eval_dataset", "find_format",
     "frame_folder", "frame_list", "hmdb51", "image_folder", "interval_pairs", "is_image", "kinetics", "loader",
     "make_motionshapes", "open_video", "path_label_list", "random_clips", "read_frames", "read_manifest",
     "records_sha", "reencode", "require_labels", "scan", "second_cues", "segment_clips", "shared_sources",
@@ -201,7 +201,10 @@ def _centre(cfg: config.Data) -> AugmentSpec:
 
 def _twins(cfg: config.Data, records: list[Record]) -> Twins:
     if not cfg.twins:
-        raise UserError("data.twins is empty: say where datasets/prepare.py texture has written the textures")
+        raise UserError(
+            "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder that "
+            "datasets/prepare.py texture has written"
+        )
     twins = Twins(cfg.root, cfg.twins)
     twins.require(records)
     return twins
@@ -217,6 +220,11 @@ def texture_twins(cfg: config.Data, records: list[Record], clips: int, sampling:
     """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video has none."""
     twins = _twins(cfg, records)
     return eval_dataset(cfg, [replace(record, path=twins(record.path)) for record in records], clips, sampling)
+
+
+def doubt_of_twins(cfg: config.Data) -> str:
+    """What speaks against data.twins being the textures of this data set; "" for nothing."""
+    return Twins(cfg.root, cfg.twins).doubt()
 
 
 def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:

@@ -1,12 +1,13 @@
 """prepared.json: what a folder of copies says of itself, how they were made and of which files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vidrobust.errors import UserError
-from vidrobust.files import replacing
+from vidrobust.files import held, replacing
 
 MARK = "prepared.json"
 _REMEMBERED = 16  # sources whose sizes are kept
@@ -19,18 +20,27 @@ def read_mark(folder: str | Path) -> dict[str, Any] | None:
     return json.loads(mark.read_text()) if mark.is_file() else None
 
 
-def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> None:
-    """Make a folder for copies, or go on in one that holds the same.
+@contextmanager
+def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> Iterator[None]:
+    """Make a folder for copies, or go on in one that holds the same; until the context ends it is this process's.
 
     sources: name of a copy in the folder -> the file that it is of. Raises UserError where there are other files,
-    copies that were made otherwise, or copies of other files.
+    copies that were made otherwise, or copies of other files, and where another process writes.
     """
-    held = read_mark(output)
-    if held is not None:
-        sizes = held.pop("sources", {})
-        if held != options:
-            raise UserError(f"{output} holds files of another encoding ({json.dumps(held)}); give another --output, or "
-                            "delete it")  # fmt: skip
+    _begin(output, options, sources)
+    with held(output / MARK, "another process writes {}; wait for it or stop it, or give another --output"):
+        yield
+
+
+def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> None:
+    there = read_mark(output)
+    if there is not None:
+        sizes = there.pop("sources", {})
+        if there != options:
+            differ = (f"{key}={there.get(key)}, not {options.get(key)}" for key in sorted({*there, *options})
+                      if there.get(key) != options.get(key))  # fmt: skip
+            raise UserError(f"{output} holds files of another encoding ({'; '.join(differ)}); give another --output, "
+                            "or delete it")  # fmt: skip
         if not same_sources(sizes, {name: size_of(sources[name]) for name in sizes if name in sources}):
             raise UserError(f"{output} holds copies of another data set's files; give another --output, or delete it")
         return

@@ -100,7 +100,8 @@ def reencode(
     older than their source, are not made again, so that an interrupted call goes on. The source is only read. Returns
     (path, reason) of what cannot be made; an empty file stands in its place, so that the lists still fit: what is bad
     in the source is bad in the result. Raises UserError, before anything is written, for files that a copy could not
-    name (absolute paths in a list, files outside `root`), and where `output` holds copies of other files.
+    name (absolute paths in a list, files outside `root`), where `output` holds copies of other files, and where
+    another process writes it.
     """
     root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
     real, target = root.resolve(), output.resolve()
@@ -112,26 +113,26 @@ def reencode(
             raise UserError("torchvision's data sets are arrays in memory: there is nothing to re-encode")
         if os.path.isabs(record.uid) or places[record.path].startswith(".."):
             raise UserError(f"{record.uid}: a copy cannot have this name; list files relative to {root}, and inside it")
-    claim(output, json.loads(str(encoding)), {places[record.path]: record.path for record in records})
-    for file in files_below(root):
-        if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
-            place = output / file.relative_to(root)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-    jobs = [(path, str(output / place), encoding, place) for path, place in places.items()
-            if _is_due(path, output / place)]  # fmt: skip
     failed = []
-    tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
-    title = "texture" if encoding.texture else encoding.corruption or "re-encode"
-    with tqdm(total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
-        for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
-            bar.update()
-            done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
-            if not done:
-                failed.append((path, reason))
-                _stand_in(path, Path(made))
-            elif reason:
-                log.warning(f"used as far as it decodes: {path}: {reason}")
+    with claim(output, json.loads(str(encoding)), {places[record.path]: record.path for record in records}):
+        for file in files_below(root):
+            if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
+                place = output / file.relative_to(root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+        jobs = [(path, str(output / place), encoding, place) for path, place in places.items()
+                if _is_due(path, output / place)]  # fmt: skip
+        tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
+        title = "texture" if encoding.texture else encoding.corruption or "re-encode"
+        with tqdm(total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+            for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
+                bar.update()
+                done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
+                if not done:
+                    failed.append((path, reason))
+                    _stand_in(path, Path(made))
+                elif reason:
+                    log.warning(f"used as far as it decodes: {path}: {reason}")
     return failed
 
 

@@ -59,7 +59,10 @@ class Twins:
                             "folder of images (data.name=image_folder)")  # fmt: skip
         if os.path.realpath(self.root) == os.path.realpath(self.twins):
             raise UserError(f"data.twins={self.twins} is data.root: the files are not their own textures")
-        self._look()
+        if not os.path.isdir(self.twins):
+            raise UserError(f"data.twins={self.twins}: no such folder; python datasets/prepare.py texture makes it")
+        if doubt := self.doubt():
+            log.warning(doubt)
         outside = next((r for r in records if os.path.relpath(self(r.path), self.twins).startswith("..")), None)
         if outside is not None:
             raise UserError(f"{outside.path} is outside {self.root}, and has no texture; list files inside it")
@@ -67,23 +70,24 @@ class Twins:
         if missing:
             raise UserError(
                 f"data.twins={self.twins}: {len(missing)} of {len(records)} files have no texture, first "
-                f"{self(missing[0].path)}; python datasets/prepare.py texture makes them"
+                f"{self(missing[0].path)}; python datasets/prepare.py texture makes them, those of another data set in "
+                "another folder"
             )
 
-    def _look(self) -> None:
-        """Raises UserError for copies that are no textures; warns where nobody says of what they are."""
+    def doubt(self) -> str:
+        """What speaks against these being the textures of the data set; "" for nothing. Raises UserError for copies."""
         mark = read_mark(self.twins)
         if mark is None:
-            log.warning(f"data.twins={self.twins} was not made by prepare.py texture: its files are taken as they are")
-            return
+            return f"data.twins={self.twins} was not made by prepare.py texture: its files are taken as they are"
         if "texture" not in mark:
             raise UserError(f"data.twins={self.twins} holds copies, and no textures; datasets/prepare.py texture makes "
                             "them")  # fmt: skip
         sizes, copied = mark.get("sources", {}), (read_mark(self.root) or {}).get("sources", {})
         there = {name: size_of(os.path.join(self.root, name)) for name in sizes}
         if not same_sources(sizes, there) and not same_sources(sizes, copied):
-            log.warning(f"data.twins={self.twins}: textures of files that have other sizes than those in {self.root}: "
-                        "are they of this data set?")  # fmt: skip
+            return (f"data.twins={self.twins}: textures of files that have other sizes than those in {self.root}: "
+                    "are they of this data set?")  # fmt: skip
+        return ""
 
 
 def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:

@@ -18,6 +18,7 @@ from vidrobust.data import (
     Record,
     build_records,
     corrupted_videos,
+    doubt_of_twins,
     eval_dataset,
     is_image,
     require_labels,
@@ -129,6 +130,14 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     return summary
 
 
+def check_evaluation(cfg: config.Config) -> None:
+    """What `evaluate` would refuse of options and data, before days of training. Raises UserError."""
+    check_suite(cfg)
+    known, test, classes = build_lists(cfg.data)
+    check_bias(cfg, test)
+    other_records(cfg, classes, known + test)
+
+
 def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
     """(training records, test records, classes) that an evaluation may use; warns of what makes its numbers doubtful.
 
@@ -182,6 +191,8 @@ def _measure(
         measured["corruption"] = corruption
         measured["warnings"] += learned_nothing(measured["representation"])
         measured["warnings"] += (corruption or {}).get("warnings", [])
+        if "texture" in cfg.eval.bias and (doubt := doubt_of_twins(cfg.data)):
+            measured["warnings"].append(doubt)
         for part in (corruption or {}, measured["bias"] or {}, measured["shift"] or {}):
             measured["failed"] += [line for line in part.get("failed", []) if line not in measured["failed"]]
     failed = measured["failed"]

@@ -53,6 +53,7 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
         return False
     figure.colorbar(dots, ax=axes, label=f"{middle}, %")
     axes.set(xlabel="uniformity (lower: more uniform)", ylabel="alignment (lower: closer)")
+    axes.locator_params(nbins=5)  # of small differences each label is long
     return _save(figure, axes, path)
 
 

@@ -93,7 +93,8 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
     runs = []
     for seed in study.seeds:
         for dataset, page in study.datasets.items():
-            root = [f"data.root={roots[dataset]}"] if roots and dataset in roots else []
+            # a slash at its end would stand inside ${data.root}_texture
+            root = [f"data.root={roots[dataset].rstrip('/') or '/'}"] if roots and dataset in roots else []
             for name, options in study.arms.items():
                 if name in study.skip.get(dataset, ()):
                     continue

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust import config
-from vidrobust.engine import checkpoint
+from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
-from vidrobust.evaluation import evaluate
+from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.study.plan import Arm
 
 # what may differ between two commands of the same study
@@ -60,8 +60,10 @@ def run_arm(arm: Arm) -> dict[str, Any]:
     last, done = arm.folder / "checkpoints" / "last.pt", _summary(arm)
     if not done.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
-        arm.folder.mkdir(parents=True, exist_ok=True)
         if not (arm.folder / "backbone.pt").is_file():  # which training leaves at its end
+            distributed.start(arm.cfg.device)
+            with distributed.main_first():
+                check_evaluation(arm.cfg)
             train(arm.cfg, arm.folder, last if last.is_file() else None, overwrite=not last.is_file())
         evaluate(arm.cfg, checkpoint.read_checkpoint(last), done.parent)
     found: dict[str, Any] = json.loads(done.read_text())

@@ -145,7 +145,7 @@ def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
 def require_room(spec: NegativeSpec, frames: int, size: int) -> None:
     """Raises ValueError for negatives that clips of `frames` frames of `size` pixels do not have."""
     if frames == 1 and (idle := [name for name in spec.names if name in TEMPORAL]):
-        raise ValueError(f"{idle[0]} changes nothing of a clip of one frame")
+        raise ValueError(f"{idle[0]} changes nothing of a clip of one frame; set data.frames, or take patch or texture")
     if any(name in SPATIAL for name in spec.names):
         patch_sides(spec.patch_px, size)
     if "tube_shuffle" in spec.names and spec.grid > size:
