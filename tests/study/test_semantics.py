@@ -1,7 +1,10 @@
 """Paper C's study: options of a data set, and what its report says of cues and shift."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -51,6 +54,19 @@ def test_what_an_evaluation_would_refuse_is_told_before_training(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"data.twins={root}_texture: no such folder; python datasets/prepare.py texture makes it" in done.stderr
     assert not (tmp_path / "outputs/study/clips").exists()
+
+
+def test_ranks_that_are_refused_go_on_to_the_next_arm_together(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}", "device=cpu"))))
+    page = PAGE.replace("eval.shift.name=class_folder, eval.shift.root=other", "train.max_steps=1")
+    (tmp_path / "study.yaml").write_text(page.replace("  moco: []", '  moco: []\n  plain: ["eval.bias=[]"]'))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(REPO / "tools/study.py"), "--cfg", "study.yaml", "--arms", "moco,plain"]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "1 of 2 runs failed" in done.stderr and "no such folder" in done.stderr
+    assert (tmp_path / "outputs/study/clips/plain/seed0/eval/study/summary.json").is_file()
 
 
 def test_options_of_a_data_set_that_is_not_there_are_refused(tmp_path):

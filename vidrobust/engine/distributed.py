@@ -62,10 +62,15 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Rank 0 goes through the block before the others enter it: what it writes there, they find."""
+    """Rank 0 goes through the block before the others enter it: what it writes there, they find, and its UserError."""
     if rank() > 0:
         patient_barrier()
-    yield
+    try:
+        yield
+    except UserError:  # the others meet it as well, instead of waiting
+        if rank() == 0:
+            patient_barrier()
+        raise
     if rank() == 0:
         patient_barrier()
 
