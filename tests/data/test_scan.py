@@ -90,13 +90,17 @@ def scanned(faults, tmp_path_factory):
     return {row["path"]: row for row in rows}, manifest
 
 
+# random bytes look to FFmpeg like sound now and then
+NO_VIDEO = "not a video file, or cut short|holds no video stream"
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("empty.avi", "the file is empty"),
         ("empty.mp4", "the file is empty"),
-        ("random.avi", "not a video file, or cut short"),
-        ("random.mp4", "not a video file, or cut short"),
+        ("random.avi", NO_VIDEO),
+        ("random.mp4", NO_VIDEO),
         ("text.avi", "not a video file, or cut short"),
         ("cut_without_header.mp4", ""),
         ("zero_duration.avi", ""),
@@ -108,7 +112,7 @@ def scanned(faults, tmp_path_factory):
 )
 def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
     row = scanned[0][name]
-    assert row["frames"] == 0 and row["reason"] and reason in row["reason"], row
+    assert row["frames"] == 0 and row["reason"] and re.search(reason, row["reason"]), row
 
 
 @pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])
