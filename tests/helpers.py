@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import multiprocessing
 import pickle
 import runpy
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,6 +28,27 @@ REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 
 needs_ucf101_mini = pytest.mark.skipif(not (SHARED / "ucf101_mini").is_dir(), reason="needs ../shared/data/ucf101_mini")
+
+
+@contextlib.contextmanager
+def another_process(context: Callable[[], contextlib.AbstractContextManager[object]]) -> Iterator[None]:
+    """Another process is inside of a context, until it is killed at the end of this one."""
+    forked = multiprocessing.get_context("fork")
+    ready = forked.Event()
+
+    def hold() -> None:
+        with context():
+            ready.set()
+            time.sleep(60)
+
+    holder = forked.Process(target=hold, daemon=True)
+    holder.start()
+    assert ready.wait(60)
+    try:
+        yield
+    finally:
+        holder.kill()
+        holder.join()
 
 
 def counting_frames(count: int, size: int = 64, first: int = 0) -> np.ndarray:

@@ -1,11 +1,10 @@
 """What a folder of copies says of itself."""
 
 import json
-import multiprocessing
-import time
 
 import pytest
 
+from tests.helpers import another_process
 from vidrobust.data.mark import claim, read_mark, same_sources, size_of
 from vidrobust.errors import UserError
 
@@ -58,20 +57,10 @@ def test_a_folder_of_frames_has_the_size_of_its_files(tmp_path):
     assert size_of(tmp_path / "f") == 7 and size_of(tmp_path / "none") == -1
 
 
-def _hold(out, ready):
-    with claim(out, {"short_side": 8}, {}):
-        ready.set()
-        time.sleep(60)
-
-
 def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_path):
-    forked = multiprocessing.get_context("fork")
-    ready = forked.Event()
-    holder = forked.Process(target=_hold, args=(tmp_path / "out", ready), daemon=True)
-    holder.start()
-    assert ready.wait(60)
-    with pytest.raises(UserError, match="another process writes .*/out; wait for it or stop it, or give another"):
+    with (
+        another_process(lambda: claim(tmp_path / "out", {"short_side": 8}, {})),
+        pytest.raises(UserError, match="another process writes .*/out; wait for it or stop it, or give another"),
+    ):
         _claim(tmp_path / "out", {"short_side": 8}, {})
-    holder.kill()
-    holder.join()
     _claim(tmp_path / "out", {"short_side": 8}, {})

@@ -61,7 +61,7 @@ def _no_frames(path):
 def faults(tmp_path_factory):
     """Files that are wrong, each in its way."""
     top = tmp_path_factory.mktemp("faults")
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)  # of fresh ones FFmpeg takes 1 in 150 for sound, or for an image
     cut(_noisy(top / "cut.avi", "mpeg4"), 0.6)
     cut(_noisy(top / "cut_over_reporting.mp4", "libx264", movflags="faststart"), 0.5)  # it opens: its header is first
     cut(_h264(top / "cut_without_header.mp4"), 0.6)
@@ -90,17 +90,13 @@ def scanned(faults, tmp_path_factory):
     return {row["path"]: row for row in rows}, manifest
 
 
-# random bytes look to FFmpeg like sound now and then
-NO_VIDEO = "not a video file, or cut short|holds no video stream"
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("empty.avi", "the file is empty"),
         ("empty.mp4", "the file is empty"),
-        ("random.avi", NO_VIDEO),
-        ("random.mp4", NO_VIDEO),
+        ("random.avi", "not a video file, or cut short"),
+        ("random.mp4", "not a video file, or cut short"),
         ("text.avi", "not a video file, or cut short"),
         ("cut_without_header.mp4", ""),
         ("zero_duration.avi", ""),
@@ -112,7 +108,7 @@ NO_VIDEO = "not a video file, or cut short|holds no video stream"
 )
 def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
     row = scanned[0][name]
-    assert row["frames"] == 0 and row["reason"] and re.search(reason, row["reason"]), row
+    assert row["frames"] == 0 and row["reason"] and reason in row["reason"], row
 
 
 @pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])

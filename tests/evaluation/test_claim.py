@@ -1,11 +1,10 @@
 """A folder holds one evaluation, of one process; what is lost is told, and nothing is guarded that cost nothing."""
 
 import json
-import multiprocessing
-import time
 
 import pytest
 
+from tests.helpers import another_process
 from vidrobust import config
 from vidrobust.errors import UserError
 from vidrobust.evaluation.claim import claim, identify
@@ -51,26 +50,14 @@ def test_other_files_are_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").is_file()
 
 
-def _hold(out, ready):
-    cfg = config.loads("", [])
-    with claim(out, identify(cfg, STATE, [], [], []), cfg, overwrite=False):
-        ready.set()
-        time.sleep(60)
-
-
 def test_where_another_process_evaluates_it_is_refused_until_that_is_killed(tmp_path):
-    forked = multiprocessing.get_context("fork")
-    ready = forked.Event()
-    holder = forked.Process(target=_hold, args=(tmp_path / "out", ready), daemon=True)
-    holder.start()
-    assert ready.wait(60)
-    (tmp_path / "out/results.jsonl").write_text("{}\n")
-    for words in ([], ["seed=1"]):
-        with pytest.raises(UserError, match="another process evaluates in .*/out; wait for it or stop it, or set"):
-            _claim(tmp_path / "out", *words, overwrite=True)
-        assert (tmp_path / "out/results.jsonl").is_file()
-    holder.kill()
-    holder.join()
+    cfg = config.loads("", [])
+    with another_process(lambda: claim(tmp_path / "out", identify(cfg, STATE, [], [], []), cfg, overwrite=False)):
+        (tmp_path / "out/results.jsonl").write_text("{}\n")
+        for words in ([], ["seed=1"]):
+            with pytest.raises(UserError, match="another process evaluates in .*/out; wait for it or stop it, or set"):
+                _claim(tmp_path / "out", *words, overwrite=True)
+            assert (tmp_path / "out/results.jsonl").is_file()
     (tmp_path / "out/identity.json").unlink()  # as if it had been killed before it said what it is
     (tmp_path / "out/results.jsonl").unlink()
     _claim(tmp_path / "out")

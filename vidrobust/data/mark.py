@@ -33,6 +33,7 @@ def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> 
 
 
 def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> None:
+    """Make the folder with its mark, where it has none of the same."""
     there = read_mark(output)
     if there is not None:
         sizes = there.pop("sources", {})
