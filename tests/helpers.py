@@ -3,8 +3,10 @@
 import contextlib
 import io
 import multiprocessing
+import os
 import pickle
 import runpy
+import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import torch
 from torchvision import datasets
 
 from vidrobust.attacks import ThreatModel
-from vidrobust.data import Batch
+from vidrobust.data import Batch, child
 from vidrobust.data.synthetic import write_video
 from vidrobust.methods import Adversary
 
@@ -49,6 +51,17 @@ def another_process(context: Callable[[], contextlib.AbstractContextManager[obje
     finally:
         holder.kill()
         holder.join()
+
+
+def children_see_this_process(patch: pytest.MonkeyPatch) -> None:
+    """Have children forked from a copy of this process, as it is patched now, instead of a clean one."""
+    control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        control.close()
+        child.serve_nursery(there.detach())
+    there.close()
+    patch.setattr(child._nursery, "owner", 0)  # it ends with the socket
+    patch.setattr(child._nursery, "control", control)
 
 
 def counting_frames(count: int, size: int = 64, first: int = 0) -> np.ndarray:
@@ -96,6 +109,28 @@ def encode(
         turned = struct.pack(">9I", a, b, 0, -b % 2**32, a, 0, 0, 0, 0x40000000)
         at = content.index(still, content.index(b"tkhd"))
         path.write_bytes(content[:at] + turned + content[at + len(still) :])
+    return path
+
+
+def with_not_coded(path: Path, frames: np.ndarray, every: int) -> Path:
+    """An MPEG-4 video with a picture that is "not coded", and so not shown, before each `every`th frame."""
+    source = encode(path.with_name(f"coded{path.suffix}"), frames, "mpeg4", options={"g": "12"})
+    with av.open(str(source)) as whole, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(whole.streams.video[0])
+        place = 0
+        for number, packet in enumerate(p for p in whole.demux(video=0) if p.size):
+            pictures = [packet]
+            if number % every == every - 1:
+                # P, no full second, marker, time (5 bits: 25 a second), marker, not coded, stuffing
+                bits = "01" + "0" + "1" + f"{place % 25:05b}" + "1" + "0" + "01111"
+                pictures.insert(0, av.Packet(b"\x00\x00\x01\xb6" + int(bits, 2).to_bytes(2, "big")))
+            for picture in pictures:
+                picture.time_base = Fraction(1, 25)
+                picture.pts = picture.dts = place
+                picture.duration = 1
+                picture.stream = copy
+                out.mux(picture)
+                place += 1
     return path
 
 

@@ -101,11 +101,20 @@ import runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from vidrobust.data import scan
 probe = scan.__globals__["probe"]
-def slow(path):
+def slow(path, **options):
     print(path, flush=True)
     time.sleep(0.2)
     return probe(path)
 scan.__globals__["probe"] = slow
+import os, socket
+from vidrobust.data import child
+control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+pid = os.fork()
+if pid == 0:
+    control.close()
+    child.serve_nursery(there.detach())
+there.close()
+child._nursery.adopt(pid, control)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

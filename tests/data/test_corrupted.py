@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.helpers import counting_frames, counting_video, encode, read_numbers
+from tests.helpers import children_see_this_process, counting_frames, counting_video, encode, read_numbers
 from vidrobust.config import Data
 from vidrobust.corruptions import corrupt
 from vidrobust.data import (
@@ -93,8 +93,8 @@ def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch
     import vidrobust.data.corrupted as module
 
     opened = []
-    real = module.open_video
-    monkeypatch.setattr(module, "open_video", lambda path, **options: opened.append(path) or real(path, **options))
+    real = module.open_record
+    monkeypatch.setattr(module, "open_record", lambda record, *rest: opened.append(record.path) or real(record, *rest))
     cfg = Data(**(vars(CFG) | {"timeout_s": 0.0}))
     found(videos, [(0, CONDITIONS[:3]), (1, CONDITIONS), (0, CONDITIONS[3:])], cfg=cfg)
     assert len(opened) == len(set(opened)) == 2
@@ -121,6 +121,7 @@ def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypat
 
     real = module.checked_frames
     monkeypatch.setattr(module, "checked_frames", damaged)
+    children_see_this_process(monkeypatch)
     cfg, records = Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
     conditions = [CLEAN, ("contrast", 1), ("jumble", 5), ("sampling", 1)]  # the last shows frames 50 and 56
     (whole,) = found(records, [(0, conditions)], clips=1, cfg=cfg)
@@ -142,6 +143,7 @@ def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
         return corrupt(clip, name, *rest)
 
     monkeypatch.setattr(module, "corrupt", broken)
+    children_see_this_process(monkeypatch)
     (item,) = found(videos, [(0, CONDITIONS)])
     assert [isinstance(clips, Failure) for clips in item.clips] == [name == "h264_crf" for name, _ in CONDITIONS]
     assert "60.avi: h264_crf: RuntimeError('no more bits')" in item.clips[3].reason
@@ -164,4 +166,4 @@ def test_large_frames_are_shrunk_first(tmp_path):
     frames = np.zeros((3, 300, 420, 3), np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
     videos = corrupted_videos(Data(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0)
-    assert videos._read(0, [CLEAN]).frames.shape == (2, 256, 358, 3)
+    assert videos.reader.read(videos.records[0], 0, [CLEAN]).frames.shape == (2, 256, 358, 3)

@@ -137,7 +137,7 @@ def test_key_frames_that_are_none_are_not_believed(tmp_path):
 def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_path):
     path = trim(videos[kind], tmp_path / "t.mp4", 13)
     with open_video(path) as video:
-        stamps, keys = video._timeline
+        stamps, keys = video.timeline
         assert len(stamps) == video.num_frames and stamps[0] >= 0 and all(key < len(stamps) for key in keys)
 
 

@@ -89,13 +89,13 @@ def test_a_manifest_says_which_decoder_reads_a_file(tmp_path, monkeypatch):
     used = []
 
     class Spy(PyAV):
-        def __init__(self, path, frames=0):
+        def __init__(self, path, frames=0, seekable=None):
             used.append(Path(path).name)
-            super().__init__(path, frames)
+            super().__init__(path, frames, seekable)
 
     monkeypatch.setitem(BACKENDS, "decord", Spy)
     path = counting_video(tmp_path / "v.avi", 10)
-    records = [Record("v", str(path), 0, backend="decord", frames=10)]
+    records = [Record("v", str(path), 0, backend="decord", frames=10, verified=("decord",))]
     for backend, times in (("auto", 1), ("pyav", 0), ("decord", 1)):
         used.clear()
         spec = ClipSpec(2, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import counting_frames, counting_video, encode, read_numbers, tiny_ucf101
+from tests.helpers import children_see_this_process, counting_frames, counting_video, encode, read_numbers, tiny_ucf101
 from vidrobust.config import Data
 from vidrobust.data import Encoding, Record, all_records, build_records, open_video, read_frames, reencode, scan
 from vidrobust.data.reencode import _partial
@@ -34,7 +34,7 @@ def _frames(path):
 
 def _key_frames(path):
     with open_video(path) as video:
-        return video._timeline[1]
+        return video.timeline[1]
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,12 @@ def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch)
     assert [Path(path).name for path, _ in failed] == ["gone.avi"] and len(_frames(tmp_path / "b/bad.avi")) == 7
     truth = probe
 
-    def short(path):
+    def short(path, **options):
         row = truth(path)
         return row | {"frames": row["frames"] - 1} if ".partial" in path else row
 
     monkeypatch.setitem(reencode.__globals__, "probe", short)  # the package's `reencode` is the function
+    children_see_this_process(monkeypatch)
     ((_, reason),) = reencode(_records(good), tmp_path / "a", tmp_path / "c", Encoding(32))
     assert reason == "8 frames of the result decode, the source has 9"
     assert (tmp_path / "c/good.avi").stat().st_size == 0
@@ -233,6 +234,7 @@ def test_an_encoder_that_hangs_is_killed(tmp_path, monkeypatch):
     monkeypatch.setitem(
         reencode.__globals__, "_encode_video", lambda source, target, *_: target.touch() or time.sleep(60)
     )
+    children_see_this_process(monkeypatch)
     ((_, reason),) = reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4)
     assert reason == "no answer within 0.4 s"
     assert {p.name for p in (tmp_path / "b").rglob("*")} == {"prepared.json", "v.avi"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import SHARED, counting_frames, counting_video, cut, encode, read_numbers
+from tests.helpers import SHARED, children_see_this_process, counting_frames, counting_video, cut, encode, read_numbers
 from vidrobust.data import (
     ClipDataset,
     ClipSpec,
@@ -159,7 +159,7 @@ def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
 
 
 def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch):
-    def probes(path):
+    def probes(path, **options):
         if "hang" in Path(path).name:
             time.sleep(60)
         if "crash" in Path(path).name:
@@ -167,6 +167,7 @@ def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch)
         return probe(path)
 
     monkeypatch.setitem(scan.__globals__, "probe", probes)  # the package's `scan` is the function
+    children_see_this_process(monkeypatch)
     for name in ("a", "hang", "b", "crash"):
         counting_video(tmp_path / f"{name}.avi", 12)
     rows = scan(map(str, tmp_path.glob("*.avi")), tmp_path, tmp_path / "m.jsonl", timeout_s=0.5)
@@ -197,17 +198,18 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     whole = counting_video(tmp_path / "whole" / "v.avi", 30).read_bytes()
     path.write_bytes(whole[:2000])
 
-    def finished_meanwhile(name):
+    def finished_meanwhile(name, **options):
         row = probe(name)
         path.write_bytes(whole)
         return row
 
-    monkeypatch.setitem(scan.__globals__, "probe", finished_meanwhile)
-    (row,) = scan([str(path)], tmp_path, tmp_path / "m.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setitem(scan.__globals__, "probe", finished_meanwhile)
+        children_see_this_process(patch)
+        (row,) = scan([str(path)], tmp_path, tmp_path / "m.jsonl")
     assert row["frames"] == 0
     with pytest.raises(UserError, match="has changed since"):
         apply_manifest([Record("v", str(path), 0)], tmp_path / "m.jsonl", tmp_path)
-    monkeypatch.setitem(scan.__globals__, "probe", probe)
     (row,) = scan([str(path)], tmp_path, tmp_path / "m.jsonl")
     assert row["frames"] == 30 and row["reason"] == ""
 
@@ -230,10 +232,11 @@ def test_files_that_are_gone_and_strange_names_are_rows_like_others(tmp_path):
 
 def test_files_that_were_too_slow_are_tried_again(tmp_path, monkeypatch):
     path = str(counting_video(tmp_path / "v.avi", 10))
-    monkeypatch.setitem(scan.__globals__, "probe", lambda path: time.sleep(30))
-    (row,) = scan([path], tmp_path, tmp_path / "m.jsonl", timeout_s=0.2)
+    with monkeypatch.context() as patch:
+        patch.setitem(scan.__globals__, "probe", lambda path, **options: time.sleep(30))
+        children_see_this_process(patch)
+        (row,) = scan([path], tmp_path, tmp_path / "m.jsonl", timeout_s=0.2)
     assert row["reason"] == "no answer within 0.2 s"
-    monkeypatch.setitem(scan.__globals__, "probe", probe)
     assert scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10
 
 
@@ -273,12 +276,13 @@ def test_a_frame_that_is_replaced_is_seen_by_the_next_scan(tmp_path):
 def _counted_probes(monkeypatch, tmp_path):
     log = tmp_path / "probed.txt"
 
-    def probes(path):
+    def probes(path, **options):
         with open(log, "a") as file:
             file.write(Path(path).name + "\n")
         return probe(path)
 
     monkeypatch.setitem(scan.__globals__, "probe", probes)  # the package's `scan` is the function
+    children_see_this_process(monkeypatch)
     return lambda: sorted(log.read_text().split()) if log.exists() else []
 
 

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vidrobust.corruptions import CONSECUTIVE, INDEX_MAPS, corrupt, map_frames
-from vidrobust.data.child import Child, ChildDied
-from vidrobust.data.dataset import Failure
-from vidrobust.data.decode import DecodeError, checked_frames, open_video, resize
+from vidrobust.data.child import Child, ChildDied, start_nursery
+from vidrobust.data.decode import DecodeError, checked_frames, open_record, resize
 from vidrobust.data.images import in_memory
-from vidrobust.data.records import Record
+from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
 from vidrobust.data.workers import start_worker
 from vidrobust.views import AugmentSpec, draw_view
@@ -25,7 +24,7 @@ Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
 CLEAN: Condition = ("clean", 0)
 Place = Literal["source", "view"]
 _LARGEST = 256  # pixels of the shorter side: larger frames are shrunk first, as Mini-Kinetics-C does
-_CORRUPT = 3  # a stream of the run's seed (dataset.py has the others)
+_CORRUPT = 3  # a stream of the run's seed (clip_reader.py has the others)
 
 
 @dataclass(frozen=True)
@@ -57,70 +56,53 @@ class _Read:
         return self.frames[np.searchsorted(self.numbers, numbers)]
 
 
-class CorruptedVideos(IterableDataset):
-    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by `corrupted_loader`.
+class _ConditionReader:
+    """Read a video once, and corrupt its clips condition by condition; it travels to a child.
 
-    A worker gets whole videos, and decodes each once for all that `work` asks of it.
-    place: "source", corruptions change the frames as they are in the file, before crop and resize (256 pixels at
-    most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
-    the video, codecs and blurs over time get the consecutive frames that a clip spans, all others the frames that it
-    shows. One seed a video, corruption and severity: clips of a video share its draw.
+    Encoders run there as well: they crash and hang as decoders do, and use FFmpeg, whose threads a
+    forked worker of the loader would wait for (child.py).
     """
 
     def __init__(
-        self, records: Sequence[Record], work: Sequence[tuple[int, list[Condition]]], spec: ClipSpec,
-        sample_clips: Sampler, view: AugmentSpec, *, place: Place = "source", seed: int = 0, backend: str = "auto",
-        timeout_s: float = 0.0,
-    ) -> None:  # fmt: skip
-        self.records, self.work, self.spec, self.sample_clips, self.view = records, work, spec, sample_clips, view
-        self.place, self.seed, self.backend, self.timeout_s = place, seed, backend, timeout_s
-        self.reading = torch.full((0, 2), -1)  # as ClipDataset has it
+        self, spec: ClipSpec, sample_clips: Sampler, view: AugmentSpec, place: Place, seed: int, backend: str
+    ) -> None:
+        self.spec = spec
+        self.sample_clips = sample_clips
+        self.view = view
+        self.place = place
+        self.seed = seed
+        self.backend = backend
+        self._kept: tuple[int, _Read | Failure] | None = None  # the last video
 
-    def __iter__(self) -> Iterator[Corrupted]:
-        worker = get_worker_info()
-        videos = list(dict.fromkeys(index for index, _ in self.work))
-        mine = set(videos if worker is None else videos[worker.id :: worker.num_workers])
-        conditions: dict[int, list[list[Condition]]] = {}
-        for index, group in self.work:
-            if index in mine:
-                conditions.setdefault(index, []).append(group)
-        child = Child(self._read, self.timeout_s) if self.timeout_s and hasattr(os, "fork") else None
-        for index, groups in conditions.items():
-            if worker is not None:
-                self.reading[worker.id] = torch.tensor([os.getpid(), index])
-            wanted = [condition for group in groups for condition in group]
-            found = self._found(child, index, wanted)
-            for group in groups:
-                yield Corrupted(index, group, [
-                    found if isinstance(found, Failure) else self._condition(found, index, condition)
-                    for condition in group
-                ])  # fmt: skip
+    def conditions(
+        self, record: Record, index: int, wanted: list[Condition], group: list[Condition]
+    ) -> list[np.ndarray | Failure]:
+        """Return the clips (K, T, size, size, 3) of each condition of a group, or why there are none.
 
-    def _condition(self, found: _Read, index: int, condition: Condition) -> Tensor | Failure:
-        """The clips of one condition: it fails alone, by a frame that only it needs, or an encoder that gives up."""
+        Args:
+            record: the video.
+            index: of the record, which its random numbers depend on.
+            wanted: all conditions that will be asked for of it: it is decoded once for them.
+            group: those that are asked for now.
+        """
+        if self._kept is None or self._kept[0] != index:
+            self._kept = None  # two videos at once may be too many
+            self._kept = index, self._read_or_fail(record, index, wanted)
+        found = self._kept[1]
+        if isinstance(found, Failure):
+            return [found for _ in group]
+        return [self._condition(found, record, index, condition) for condition in group]
+
+    def _read_or_fail(self, record: Record, index: int, wanted: list[Condition]) -> "_Read | Failure":
         try:
-            return torch.from_numpy(self._clips(found, index, condition))
-        except Exception as error:  # encoders raise whatever they like
-            record = self.records[index]
-            reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {condition[0]}: {error!r}"
-            return Failure(index, record.uid, record.label, reason)
-
-    def _found(self, child: Child | None, index: int, wanted: list[Condition]) -> "_Read | Failure":
-        record = self.records[index]
-        try:
-            if child is None or in_memory(record.path):
-                return self._read(index, wanted)
-            return child(index, wanted)
-        except (DecodeError, ChildDied, ValueError) as error:
+            return self.read(record, index, wanted)
+        except (DecodeError, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)
 
-    def _read(self, index: int, wanted: list[Condition]) -> _Read:
-        record = self.records[index]
-        if record.bad:
-            raise DecodeError(f"{record.path}: {record.bad} (manifest)")
-        backend = record.backend if self.backend == "auto" else self.backend
-        with open_video(record.path, backend=backend, frames=record.frames) as video:
+    def read(self, record: Record, index: int, wanted: list[Condition]) -> _Read:
+        """Decode what some conditions show of a video."""
+        with open_record(record, self.backend) as video:
             count, fps = video.num_frames, float(video.fps)
             clips = self.sample_clips(count, self.spec, np.random.default_rng(0))
             shown = [clips.ravel()]
@@ -139,6 +121,16 @@ class CorruptedVideos(IterableDataset):
         if not frames:
             raise DecodeError(reason)
         return _Read(np.stack(frames), numbers[: len(frames)], clips, count, fps, reason)
+
+    def _condition(
+        self, found: _Read, record: Record, index: int, condition: Condition
+    ) -> np.ndarray | Failure:
+        """Return the clips of one condition; it fails alone: by a frame that only it needs, or an encoder."""
+        try:
+            return self._clips(found, index, condition)
+        except Exception as error:  # encoders raise whatever they like
+            reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {condition[0]}: {error!r}"
+            return Failure(index, record.uid, record.label, reason)
 
     def _prepared(self, frame: np.ndarray) -> np.ndarray:
         """One frame as the corruptions get it."""
@@ -180,8 +172,68 @@ class CorruptedVideos(IterableDataset):
         return np.stack(made)
 
 
+class CorruptedVideos(IterableDataset):
+    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by `corrupted_loader`.
+
+    A worker gets whole videos, and decodes each once for all that `work` asks of it.
+    place: "source", corruptions change the frames as they are in the file, before crop and resize (256 pixels at
+    most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
+    the video, codecs and blurs over time get the consecutive frames that a clip spans, all others the frames that it
+    shows. One seed a video, corruption and severity: clips of a video share its draw. timeout_s: seconds that reading,
+    and each condition, may take.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], work: Sequence[tuple[int, list[Condition]]], spec: ClipSpec,
+        sample_clips: Sampler, view: AugmentSpec, *, place: Place = "source", seed: int = 0, backend: str = "auto",
+        timeout_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.records = records
+        self.work = work
+        self.spec = spec
+        self.reader = _ConditionReader(spec, sample_clips, view, place, seed, backend)
+        self.timeout_s = timeout_s
+        self.reading = torch.full((0, 2), -1)  # as ClipDataset has it
+
+    def __iter__(self) -> Iterator[Corrupted]:
+        worker = get_worker_info()
+        videos = list(dict.fromkeys(index for index, _ in self.work))
+        mine = set(videos if worker is None else videos[worker.id :: worker.num_workers])
+        conditions: dict[int, list[list[Condition]]] = {}
+        for index, group in self.work:
+            if index in mine:
+                conditions.setdefault(index, []).append(group)
+        most = max((len(group) for groups in conditions.values() for group in groups), default=0)
+        watched = self.timeout_s and hasattr(os, "fork")
+        child = Child(self.reader.conditions, self.timeout_s * (1 + most)) if watched else None
+        for index, groups in conditions.items():
+            if worker is not None:
+                self.reading[worker.id] = torch.tensor([os.getpid(), index])
+            yield from self._video(child, index, groups)
+
+    def _video(self, child: Child | None, index: int, groups: list[list[Condition]]) -> Iterator[Corrupted]:
+        record = self.records[index]
+        read = self.reader.conditions if child is None or in_memory(record.path) else child
+        wanted = [condition for group in groups for condition in group]
+        unreadable: Failure | None = None
+        for number, group in enumerate(groups):
+            found: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]
+            if not unreadable:
+                try:
+                    found = read(record, index, wanted, group)
+                except ChildDied as death:
+                    failure = Failure(index, record.uid, record.label, f"{record.path}: {death}")
+                    found = [failure for _ in group]
+                    # the first call reads the video: what ends it would end those that follow
+                    unreadable = None if number else failure
+            clips = [part if isinstance(part, Failure) else torch.from_numpy(part) for part in found]
+            yield Corrupted(index, group, clips)
+
+
 def corrupted_loader(dataset: CorruptedVideos, workers: int) -> DataLoader:
     """A DataLoader that yields `Corrupted`. Loop over it inside `worker_deaths`."""
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
+    if dataset.timeout_s:
+        start_nursery()  # which workers then share
     return DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
                       generator=torch.Generator())  # fmt: skip

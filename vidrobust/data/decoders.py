@@ -1,17 +1,20 @@
-"""The decoders of video files: PyAV, decord, torchcodec.
+"""Decode video files with PyAV, decord or torchcodec.
 
-All give the same upright frames. PyAV is the default: it opens and decodes faster than decord (docs/data.md), and
-fails where decord hangs (its issues 269, 373). decord is imported where it is used, after torch: the other order
-crashes (its issues 293, 324).
+A frame number is the rank of a frame in the order in which a player shows frames, from 0. Every
+backend gives that frame, upright, or refuses the file. PyAV is the default: it opens and decodes
+faster than decord (docs/data.md), and fails where decord hangs (its issues 269, 373). decord is
+imported where it is used, after torch: the other order crashes (its issues 293, 324).
 """
 
 import contextlib
 import functools
 import importlib
 import itertools
+import math
+import os
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -20,36 +23,58 @@ from av.video.reformatter import VideoReformatter
 
 from vidrobust.errors import UserError
 
-# A container that declares more frames than it holds by a larger share is a truncated file. Below that it is
-# bookkeeping: MPEG-4 in AVI counts dropped frames.
+# A container that declares more frames than it holds by a larger fraction is a truncated file.
+# Below that it is bookkeeping: MPEG-4 in AVI counts dropped frames.
 TRUNCATED = 0.9
+# Frames above 16K x 8K are refused: a damaged header may ask for all of the memory.
+MAX_PIXELS = 2**27
 # Containers that say when every frame is shown; in others frames are counted from the first.
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _TIMED = {"avi", _MP4, "matroska,webm"}
-# Seek when at least so many frames need not be decoded for it; flushing a decoder costs about as much.
+# Seek when at least so many frames need not be decoded for it; flushing a decoder costs as much.
 _WORTH_A_SEEK = 8
+# MPEG-4 part 2: where a picture begins, and sizes in bytes. FFmpeg itself takes packets of up to
+# 19 bytes for pictures that are not coded; one of up to 7 has no room for a single macroblock.
+_PICTURE = b"\x00\x00\x01\xb6"
+_NOT_CODED, _MAY_BE_EMPTY = 7, 19
+
+_AV = tuple(int(part) for part in av.__version__.split(".")[:2])
+# Older versions convert colours in one thread, and have no word for it.
+ONE_THREAD: dict[str, Any] = {"threads": 1} if _AV >= (17, 0) else {}
 
 
 class DecodeError(RuntimeError):
     """A file that cannot be decoded. The message names the file and the reason, in one line."""
 
 
+class EncodeError(RuntimeError):
+    """An encoder that fails while frames are read, which is not the source's fault."""
+
+
 class Video(Protocol):
-    """An open file. `num_frames` counts the frames that are in the file, not what its header claims; 0 fps: none."""
+    """An open file.
+
+    `num_frames` counts the frames that a player shows, not what the header claims. `fps` is 0 where
+    there is none. `resized` counts the frames that had another size than the first one read.
+    """
 
     backend: str
     num_frames: int
     fps: float
+    resized: int
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """Sorted, unique indices (T,) in [0, num_frames) -> T frames (H, W, 3) uint8 RGB, in that order."""
+        """Yield the frames of sorted, unique indices (T,) in [0, num_frames), in that order.
+
+        Each is (H, W, 3) uint8 RGB, contiguous, all of one size.
+        """
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 def one_line(error: Exception) -> str:
-    """What a native error says, in one line without source positions."""
+    """Return the text of a native error in one line without source positions."""
     if isinstance(error, av.error.FFmpegError):
         return f"not a video file, or cut short ({error.strerror})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -65,76 +90,217 @@ def _check_count(path: str, present: int, declared: int) -> int:
     return present
 
 
-def open_container(path: str) -> av.container.InputContainer:
-    """A container whose first video stream is decoded in one thread: parallelism comes from the loader's workers."""
-    container = av.open(path)
-    if not container.streams.video:
-        raise DecodeError(f"{path}: holds no video stream")
-    stream = container.streams.video[0]
+def _as_file(path: str) -> str:
+    """Return a spelling of a path that no decoder takes for a protocol, as `a:b.avi` is."""
+    return path if os.path.isabs(path) else os.path.join(os.curdir, path)
+
+
+def _is_picture(stream: Any) -> bool:
+    """Return whether a video stream is an attached picture, such as the cover of an album."""
+    if _AV >= (15, 0):
+        return bool(stream.disposition & av.stream.Disposition.attached_pic)
+    # PyAV 14 does not say; FFmpeg gives such a stream the rate of its clock and no frames.
+    codec = stream.codec_context
+    return codec is not None and codec.name in ("mjpeg", "png", "bmp") and stream.base_rate == 90000
+
+
+def video_streams(container: Any) -> list[Any]:
+    """Return the video streams of an open container without attached pictures."""
+    return [stream for stream in container.streams.video if not _is_picture(stream)]
+
+
+def video_stream(container: Any, path: str = "") -> Any:
+    """Return the video stream that a player shows.
+
+    That is FFmpeg's choice: the default one, then the one with the most data. Raises DecodeError
+    where there is none, or nothing but attached pictures.
+    """
+    streams = video_streams(container)
+    if not streams:
+        pictures = "only an attached picture, which is no video" if container.streams.video else "no video stream"
+        raise DecodeError(f"{path or container.name}: holds {pictures}")
+    best = container.streams.best("video")
+    return best if any(stream.index == best.index for stream in streams) else streams[0]
+
+
+def open_container(path: str) -> Any:
+    """Open a file whose video is decoded in one thread: the loader's workers are the parallelism."""
+    container = av.open(_as_file(path))
+    try:
+        stream = video_stream(container, path)
+    except DecodeError:
+        container.close()
+        raise
     stream.thread_type = "NONE"
     if stream.codec_context is not None:
         stream.codec_context.thread_count = 1
     return container
 
 
-def declared_frames(container: av.container.InputContainer) -> int:
-    """How many frames the header promises to show; 0 where it does not say."""
-    stream = container.streams.video[0]
-    if container.format.name == _MP4 and stream.frames:  # not in fragments; an edit list may cut some off
-        return sum(not entry.is_discard for entry in stream.index_entries)
+def _index(stream: Any) -> list[Any]:
+    """Return the entries of a container's index that are shown; none where PyAV has no access."""
+    return [entry for entry in getattr(stream, "index_entries", ()) if not entry.is_discard]
+
+
+def declared_frames(container: Any) -> int:
+    """Return how many frames the header promises to show; 0 where it does not say."""
+    stream = video_stream(container)
+    # not in fragments; an edit list may cut some off
+    if container.format.name == _MP4 and stream.frames and hasattr(stream, "index_entries"):
+        return len(_index(stream))
     return stream.frames
 
 
-class PyAV:
-    """A frame's number is its rank in the order in which the decoder shows frames, counted from the first.
+class _Packet(NamedTuple):
+    """A packet: presentation time, whether it is a key frame, and how many frames it shows.
 
-    Counting from the first frame is exact for every file. A seek skips frames where the container says when each is
-    shown, the first frame has the first time, the first one after the seek is intra-coded, and each that follows has
-    the time that its number has; otherwise counting begins anew.
+    shows is None where that cannot be read from its bytes.
+    """
+
+    time: int | None
+    key: bool
+    shows: int | None
+
+
+def _shows(codec: str, packet: Any) -> int | None:
+    """Return how many frames a packet shows, None where its bytes do not decide it."""
+    if codec not in ("mpeg4", "vp8", "vp9"):
+        return 1
+    data = bytes(packet)
+    if codec == "mpeg4":  # "not coded" pictures repeat the last one, and players drop them
+        starts = [match.start() for match in re.finditer(re.escape(_PICTURE), data)]
+        sizes = np.diff([*starts, len(data)])
+        if any(_NOT_CODED < size <= _MAY_BE_EMPTY for size in sizes):
+            return None
+        return int((sizes > _MAY_BE_EMPTY).sum()) if starts else None
+    if codec == "vp8":  # RFC 6386, section 9.1: show_frame
+        return data[0] >> 4 & 1
+    if data[-1] & 0xE0 == 0xC0:  # VP9: a superframe shows one frame
+        return 1
+    # VP9 bitstream, section 6.2: marker (2 bits), profile (2), for profile 3 a reserved bit, then
+    # show_existing_frame, frame_type, show_frame
+    after_profile = 5 if data[0] >> 4 & 3 == 3 else 4
+    existing = data[0] >> (7 - after_profile) & 1
+    shown = data[0] >> (5 - after_profile) & 1
+    return int(existing or shown)
+
+
+class PyAV:
+    """Read a video file by PyAV.
+
+    Counting from the first frame is exact for every file. A seek skips frames where the container
+    says when each is shown, every packet shows one frame, the first frame has the first time, the
+    first one after the seek is intra-coded, and each that follows has the time that its number has;
+    otherwise counting begins anew.
+
+    Args:
+        path: the file.
+        frames: how many frames decode, from a manifest; 0 counts them.
+        seekable: what a scan found: whether times say which frame is which. None: not scanned,
+            and the packets are looked at.
     """
 
     backend = "pyav"
+    resized = 0
 
-    def __init__(self, path: str, frames: int = 0) -> None:
+    def __init__(self, path: str, frames: int = 0, seekable: bool | None = None) -> None:
         self.path = path
-        self.container, self.used = open_container(path), False
-        stream = self.container.streams.video[0]
+        self.container = open_container(path)
+        self.used = False
+        stream = video_stream(self.container)
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
             raise DecodeError(f"{path}: not a video file, or cut short (no frame size in its header)")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise DecodeError(f"{path}: frames of {codec.width} x {codec.height} pixels, and at most "
+                              f"{MAX_PIXELS} are read; re-encode it smaller")  # fmt: skip
+        self.codec = codec.name
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
         declared = declared_frames(self.container)
-        # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut AVI's has what is lost
-        self.indexed = sum(not entry.is_discard for entry in stream.index_entries) == declared > 0
-        self.num_frames = frames or _check_count(path, declared if self.indexed else len(self._packets), declared)
+        # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut
+        # AVI's has what is lost
+        self.indexed = len(_index(stream)) == declared > 0
+        self.may_seek = self._is_plain() if seekable is None else seekable
+        self.num_frames = frames or self._count(declared)
         self.size = codec.height, codec.width
-        self.convert = VideoReformatter().reformat  # one for all frames: setting one up costs as much as a frame
+        # one for all frames: setting one up costs as much as a frame
+        self.convert = VideoReformatter().reformat
 
     def close(self) -> None:
         self.container.close()
 
     @functools.cached_property
-    def _packets(self) -> list[tuple[int | None, bool]]:
-        """(presentation time, whether it is a key frame) of each packet that is shown, in the file's order."""
-        with av.open(self.path) as container:
-            packets = container.demux(container.streams.video[0])
-            return [(packet.pts, packet.is_keyframe) for packet in packets if packet.size and not packet.is_discard]
+    def _packets(self) -> list[_Packet]:
+        """The packets that are not discarded, in the file's order."""
+        with av.open(_as_file(self.path)) as container:
+            packets = container.demux(video_stream(container))
+            return [
+                _Packet(packet.pts, packet.is_keyframe, _shows(self.codec, packet))
+                for packet in packets
+                if packet.size and not packet.is_discard
+            ]
+
+    def _is_plain(self) -> bool:
+        """Return whether each packet shows one frame, in order of their times, from the first on.
+
+        What speaks against it: pictures that are not coded or hidden, and pictures before the first
+        key frame, which a decoder cannot show.
+        """
+        if self.container.format.name not in _TIMED:
+            return False
+        sizes = [entry.size for entry in _index(video_stream(self.container))] if self.indexed else []
+        if self.codec == "mpeg4" and sizes:
+            if min(sizes) > _MAY_BE_EMPTY:
+                return True
+        elif self.in_order and sizes:
+            return self.codec not in ("vp8", "vp9") or all(packet.shows == 1 for packet in self._packets)
+        times = [packet.time for packet in self._packets]
+        first = times[0] if times else None
+        return (
+            all(packet.shows == 1 for packet in self._packets)
+            and first is not None
+            and all(time is not None and time >= first for time in times)
+        )
+
+    def _count(self, declared: int) -> int:
+        """Return how many frames are shown: by the index, the packets, or by decoding all."""
+        if self.indexed and self.may_seek:
+            return declared
+        _check_count(self.path, len(self._packets), declared)
+        if self.may_seek:
+            return len(self._packets)
+        if self.codec == "mpeg4" and (shown := self.shown_packets):
+            return shown
+        return _check_count(self.path, _decoded_frames(self.path, *_version(self.path)), 0)
+
+    @property
+    def hidden_packets(self) -> int:
+        """How many packets show nothing, more than are made up for by packets that show several."""
+        shown = self.shown_packets
+        return 0 if shown is None else max(len(self._packets) - shown, 0)
+
+    @property
+    def shown_packets(self) -> int | None:
+        """How many frames the packets show by their own account; None where they do not say."""
+        shown = [packet.shows for packet in self._packets]
+        return None if None in shown else sum(count or 0 for count in shown)
 
     @functools.cached_property
-    def _timeline(self) -> tuple[list[int], list[int]] | None:
-        """(time stamp of each frame, numbers of key frames), or None where time stamps are no guide.
+    def timeline(self) -> tuple[list[int], list[int]] | None:
+        """(time of each frame, numbers of key frames), or None where times are no guide.
 
-        AVI has no presentation times: where frames are reordered, what FFmpeg guesses for them is wrong.
+        AVI has no presentation times: where frames are reordered, what FFmpeg guesses is wrong.
         """
-        name, index = self.container.format.name, self.container.streams.video[0].index_entries
-        avi = name == "avi"
+        name, avi = self.container.format.name, self.container.format.name == "avi"
         if name not in _TIMED or (avi and not self.in_order):
             return None
-        if self.in_order and self.indexed:  # an index has decoding times, which then are presentation times
-            entries: list[Any] = [(entry.timestamp, entry.is_keyframe) for entry in index if not entry.is_discard]
+        # an index has decoding times, which are presentation times where nothing is reordered
+        if self.in_order and self.indexed:
+            index = _index(video_stream(self.container))
+            entries = [(entry.timestamp, entry.is_keyframe) for entry in index]
         else:
-            entries = self._packets
+            entries = [(packet.time, packet.key) for packet in self._packets]
         stamps = sorted(stamp for stamp, _ in entries if stamp is not None)
         if len(set(stamps)) < len(entries) or (avi and stamps != [stamp for stamp, _ in entries]):
             return None
@@ -144,8 +310,9 @@ class PyAV:
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         wanted = indices.tolist()
         done = 0
-        if wanted[-1] >= _WORTH_A_SEEK:
-            with contextlib.suppress(av.error.FFmpegError):  # a damaged file may seek wrongly, or not at all
+        if self.may_seek and wanted[-1] >= _WORTH_A_SEEK:
+            # a damaged file may seek wrongly, or not at all
+            with contextlib.suppress(av.error.FFmpegError):
                 for frame in self._after_seeks(wanted):
                     pixels = self._upright(frame)
                     done += 1
@@ -169,24 +336,25 @@ class PyAV:
             self.container.close()
             self.container = open_container(self.path)
         self.used = True
-        return self.container.decode(self.container.streams.video[0])
+        return self.container.decode(video_stream(self.container))
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
-        """The frames up to the first that is not where its time stamp says; seeks where that saves decoding."""
-        if self._timeline is None:
+        """Yield the frames up to the first that is not where its time says; seek where it saves."""
+        if self.timeline is None or len(self.timeline[0]) < self.num_frames:
             return
-        stamps, keys = self._timeline
+        stamps, keys = self.timeline
         rank = {stamp: number for number, stamp in enumerate(stamps)}
         decoded = self._from_the_start()
         first = next(decoded, None)
-        if first is None or first.pts is None or rank.get(first.pts) != 0:  # its times are not the container's
+        # its times are not the container's
+        if first is None or first.pts is None or rank.get(first.pts) != 0:
             return
         position, decoded = 0, itertools.chain([first], decoded)
         for number in wanted:
             key = max((k for k in keys if k <= number), default=0)
             fresh = key >= position + _WORTH_A_SEEK
             if fresh:
-                stream = self.container.streams.video[0]
+                stream = video_stream(self.container)
                 self.container.seek(stamps[key], stream=stream)
                 decoded = self.container.decode(stream)
             while True:
@@ -202,17 +370,87 @@ class PyAV:
             yield frame
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        """RGB, turned as the file says, all frames of the size that its header gives."""
+        """Return RGB, turned as the file says, all frames of the size that its header gives."""
         height, width = self.size
+        if (frame.height, frame.width) != self.size:
+            self.resized += 1
         if deep := re.fullmatch(r"(yuvj?4\d\dp)1[0-6](le|be)", frame.format.name):
             # first to 8 bits: FFmpeg's direct way blurs the colours, and is three grey levels off
-            frame = frame.reformat(format=deep[1], threads=1)
-        pixels = self.convert(frame, width=width, height=height, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
+            frame = frame.reformat(format=deep[1], **ONE_THREAD)
+        pixels = self.convert(frame, width=width, height=height, format="rgb24", **ONE_THREAD).to_ndarray()
+        return turned(pixels, orientation(frame))
+
+
+class Orientation(NamedTuple):
+    """How stored pixels are shown: transposed, then mirrored left-right, then up-down."""
+
+    transpose: bool = False
+    mirror: bool = False
+    flip: bool = False
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether it is no rotation alone."""
+        return self.transpose == (self.mirror == self.flip)
+
+    @property
+    def degrees(self) -> int:
+        """The angle of the rotation, counter-clockwise, -90 to 180; a mirror comes on top."""
+        if not self.transpose:
+            return 180 if self.flip else 0
+        return 90 if self.flip else -90
+
+
+UPRIGHT = Orientation()
+
+
+def orientation(frame: Any) -> Orientation:
+    """Return how a decoded frame asks to be shown.
+
+    A display matrix maps a stored pixel (x, y) to (a x + c y, b x + d y) on the screen (ISO/IEC
+    14496-12, section 6.2.2). The nearest of the eight ways without resampling is taken; a matrix of
+    zeros says nothing, and players show such a video as it is stored.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return UPRIGHT
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(int).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:
+    """Return (H, W, 3) pixels as they are shown, contiguous: views of negative strides break torch."""
+    if how == UPRIGHT:
+        return pixels
+    if how.transpose:
+        pixels = pixels.transpose(1, 0, 2)
+    if how.mirror:
+        pixels = pixels[:, ::-1]
+    if how.flip:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _version(path: str) -> tuple[int, int]:
+    """Return what changes when a file does, for caches: its size and the time of its last change."""
+    state = os.stat(path)
+    return state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _decoded_frames(path: str, size: int, changed_ns: int) -> int:
+    """Return how many frames decode, by decoding them: exact, and kept as long as the file stays."""
+    count = 0
+    with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
+        for _ in container.decode(video_stream(container)):
+            count += 1
+    return count
 
 
 def require_backend(name: str) -> None:
-    """Raises UserError when the package of a decoder does not import."""
+    """Raise UserError when the package of a decoder does not import."""
     package = {"decord": "decord", "torchcodec": "torchcodec.decoders"}.get(name)
     try:
         if package:
@@ -224,36 +462,53 @@ def require_backend(name: str) -> None:
         ) from None
 
 
-def _misleads(container: av.container.InputContainer) -> str:
-    """What about a file makes decoders that trust seeks read other frames; empty: nothing that is known."""
-    stream = container.streams.video[0]
-    if container.format.name not in _TIMED:
-        return f"container {container.format.name}"
-    if any(entry.is_discard for entry in stream.index_entries):
+def misleads(container: Any, backend: str) -> str:
+    """Return what about a file is known to make a decoder show other frames; "" for nothing.
+
+    Some of these go wrong in one read of a hundred (decord's issue 195), which trying does not find.
+
+    Args:
+        container: the open file.
+        backend: "decord" or "torchcodec".
+    """
+    stream = video_stream(container)
+    codec, name = stream.codec_context, container.format.name
+    if name not in _TIMED:
+        return f"container {name}"
+    if any(entry.is_discard for entry in getattr(stream, "index_entries", ())):
         return "trimmed by an edit list"
-    return "AVI with B-frames" if container.format.name == "avi" and stream.codec_context.has_b_frames else ""
+    if name == "avi" and codec.has_b_frames:
+        return "AVI with B-frames"
+    if backend == "decord" and name == "avi" and codec.name not in ("mpeg4", "mjpeg"):
+        return f"{codec.name} in AVI"
+    if backend == "decord" and codec.name == "hevc" and codec.has_b_frames:
+        return "HEVC"
+    return ""
 
 
 class Decord:
-    """One thread a reader: parallelism comes from the loader's workers."""
+    """Read by decord, in one thread: the loader's workers are the parallelism.
+
+    Args:
+        path: the file.
+        frames: how many frames decode, from a manifest; 0 counts what PyAV shows.
+        seekable: without meaning here; `verified` says which files decord reads right.
+    """
 
     backend = "decord"
+    resized = 0
 
-    def __init__(self, path: str, frames: int = 0) -> None:
+    def __init__(self, path: str, frames: int = 0, seekable: bool | None = None) -> None:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        with open_container(path) as container:  # refuses what is no video, at which decord may hang
-            declared, codec = declared_frames(container), container.streams.video[0].codec_context
-            wrong = _misleads(container) or (codec.name == "hevc" and codec.has_b_frames and "HEVC")
-            unsafe = container.format.name == "avi" and codec.name not in ("mpeg4", "mjpeg")
-            wrong = wrong or (unsafe and f"{codec.name} in AVI")
+        with contextlib.closing(PyAV(path, frames)) as reference:  # refuses what is no video
+            self.num_frames = reference.num_frames
         self.path = path
-        self.reader = decord.VideoReader(path, num_threads=1)
-        if wrong and len(self.reader.get_key_indices()) > 1:
-            raise DecodeError(f"{path}: decord reads other frames of such a file ({wrong}); use PyAV")
+        self.reader = decord.VideoReader(_as_file(path), num_threads=1)
         self.fps = float(self.reader.get_avg_fps())
-        self.num_frames = min(frames, len(self.reader)) if frames else _check_count(path, len(self.reader), declared)
+        if len(self.reader) < self.num_frames:
+            raise DecodeError(f"{path}: decord finds {len(self.reader)} of {self.num_frames} frames; use PyAV")
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         import decord
@@ -272,20 +527,25 @@ class Decord:
 
 
 class TorchCodec:
-    """Needs the `torchcodec` of this torch, and an FFmpeg that it finds."""
+    """Read by torchcodec, which needs the version for this torch and an FFmpeg that it finds.
+
+    Args: as `Decord`.
+    """
 
     backend = "torchcodec"
+    resized = 0
 
-    def __init__(self, path: str, frames: int = 0) -> None:
+    def __init__(self, path: str, frames: int = 0, seekable: bool | None = None) -> None:
         from torchcodec.decoders import VideoDecoder
 
-        with open_container(path) as container:
-            declared = declared_frames(container)
-            if wrong := _misleads(container):
-                raise DecodeError(f"{path}: torchcodec reads other frames of such a file ({wrong}); use PyAV")
-        self.decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        with contextlib.closing(PyAV(path, frames)) as reference:
+            self.num_frames = reference.num_frames
+        self.decoder = VideoDecoder(_as_file(path), dimension_order="NHWC", num_ffmpeg_threads=1)
         self.fps = float(self.decoder.metadata.average_fps or 0)
-        self.num_frames = min(frames, len(self.decoder)) if frames else _check_count(path, len(self.decoder), declared)
+        if len(self.decoder) < self.num_frames:
+            raise DecodeError(
+                f"{path}: torchcodec finds {len(self.decoder)} of {self.num_frames} frames; use PyAV"
+            )
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         return iter(self.decoder.get_frames_at(indices.tolist()).data.numpy())

@@ -17,7 +17,7 @@ TORCHVISION = "torchvision:"
 class Image:
     """One frame."""
 
-    backend, num_frames, fps = "image", 1, 0.0
+    backend, num_frames, fps, resized = "image", 1, 0.0, 0
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -30,25 +30,34 @@ class Image:
 
 
 class FrameFolder:
-    """The images of a folder in the order of the numbers in their names; all of the size of the first one asked for."""
+    """Read a folder of images, in the order of the numbers in their names, as one video.
+
+    All frames that are read get the size of the first of them; `resized` counts those that had
+    another one, as crops of a tracker have.
+
+    Args:
+        path: the folder.
+        frames: how many images there are, from a list or a manifest; 0 counts them.
+        series: which of several series of images is the video: the beginning of its names.
+    """
 
     backend, fps = "frames", 0.0
 
-    def __init__(self, path: str, frames: int = 0) -> None:
-        self.files = frame_files(Path(path))
+    def __init__(self, path: str, frames: int = 0, series: str = "") -> None:
+        self.files = frame_files(Path(path), series, frames)
         self.num_frames = frames or len(self.files)
+        self.resized = 0
         if len(self.files) < max(self.num_frames, 1):
             raise DecodeError(f"{path}: the folder holds {len(self.files)} images of {self.num_frames or 1}")
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        shape = None
+        size: tuple[int, ...] | None = None
         for number in indices:
             frame = _read_image(str(self.files[number]))
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise DecodeError(
-                    f"{self.files[number]}: its size {frame.shape[:2]} is not that of the clip {shape[:2]}"
-                )
+            size = size or frame.shape[:2]
+            if frame.shape[:2] != size:
+                self.resized += 1
+                frame = _resized(frame, *size)
             yield frame
 
     def close(self) -> None:
@@ -71,7 +80,7 @@ def in_memory(path: str) -> bool:
 class TorchvisionImage:
     """Image `number` of a torchvision data set: "torchvision:CIFAR10:<split>:<number>:<root>"."""
 
-    backend, num_frames, fps = "image", 1, 0.0
+    backend, num_frames, fps, resized = "image", 1, 0.0, 0
 
     def __init__(self, path: str) -> None:
         _, name, split, number, root = path.split(":", 4)
@@ -112,10 +121,45 @@ def torchvision_dataset(name: str, split: str, root: str) -> Any:
     raise ValueError(str(problem))
 
 
-def frame_files(folder: Path) -> list[Path]:
-    """The images of a folder, `img_2.jpg` before `img_10.jpg`."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
-    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
+    """Return the images of a folder that are one video, `img_2.jpg` before `img_10.jpg`.
+
+    Args:
+        folder: its images, hidden files left out, are series of names that differ in a number.
+        series: the beginning of the names that are wanted; "" where one series is all there is.
+        count: how many images a list promises: of several series, the one that has as many.
+
+    Raises:
+        DecodeError: several series, such as optical flow beside RGB, and nothing that chooses one.
+    """
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    if series:
+        return sorted((file for file in images if file.name.startswith(series)), key=_in_order)
+    found: dict[str, list[Path]] = {}
+    for file in images:
+        found.setdefault(re.sub(r"\d+(?=\D*$)", "*", file.stem), []).append(file)
+    fitting = [files for files in found.values() if len(files) == count]
+    if len(found) > 1 and len(fitting) == 1:
+        return sorted(fitting[0], key=_in_order)
+    if 1 < len(found) < len(images):  # names that share nothing are one series
+        named = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
+        first = min(found).split("*")[0]
+        raise DecodeError(
+            f"{folder}: holds {len(found)} series of images: {named}; set data.series to the beginning "
+            f"of the names that are the video, such as data.series={first}"
+        )
+    return sorted(images, key=_in_order)
+
+
+def _in_order(file: Path) -> list[int | str]:
+    """Sort by the numbers in a name."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+
+
+def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    from PIL import Image as Pillow
+
+    return np.asarray(Pillow.fromarray(frame).resize((width, height), Pillow.Resampling.BILINEAR))
 
 
 def _read_image(path: str) -> np.ndarray:
@@ -129,7 +173,8 @@ def _read_image(path: str) -> np.ndarray:
                 raise ValueError("its pixels are floating-point numbers of unknown range")
             if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to the lowest 8
                 upright = Pillow.fromarray((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
+            # contiguous whatever the turn: views of negative strides break torch
+            return np.ascontiguousarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(f"{path}: no such file") from None
     except Exception as error:

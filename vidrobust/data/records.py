@@ -17,6 +17,8 @@ class Record:
     uid: its path relative to the data set's videos, unique in it. label: in 0..K-1, or -1 for none. group: what it
     was cut from, shared by clips of one source; empty where the format does not say. From a manifest: `frames` that
     are decodable (0: not scanned), the `backend` that decodes them, and why the file is `bad` (empty: it is not).
+    `seekable`: whether its times say which frame is which (None: not scanned); `verified`: decoders besides PyAV that
+    show the same frames. `series`: of a folder of images, the beginning of the names that are the video.
     """
 
     uid: str
@@ -26,15 +28,29 @@ class Record:
     frames: int = 0
     backend: str = "auto"
     bad: str = ""
+    seekable: bool | None = None
+    verified: tuple[str, ...] = ()
+    series: str = ""
 
 
 Parsed = tuple[list[Record], list[str]]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A record that did not decode, and why (one line that names the file)."""
+
+    index: int
+    uid: str
+    label: int
+    reason: str
+
+
 def records_sha(records: list[Record]) -> str:
     """First 16 hex digits of a SHA-256: which list, in which order, with which manifest a result belongs to."""
     lines = "".join(
-        f"{r.uid} {r.label}" + (f" {r.frames} {r.backend}" if r.frames else "") + (" bad" if r.bad else "") + "\n"
+        f"{r.uid} {r.label}" + (f" {r.frames} {r.backend}" if r.frames else "") + (" bad" if r.bad else "")
+        + (f" {r.series}" if r.series else "") + "\n"
         for r in records
     )
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]

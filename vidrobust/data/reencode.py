@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vidrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vidrobust.data.child import ChildDied, in_children
 from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import DecodeError, PyAV, one_line
+from vidrobust.data.decoders import ONE_THREAD, DecodeError, EncodeError, one_line
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.mark import claim
 from vidrobust.data.records import Record, files_below
@@ -120,7 +120,8 @@ def reencode(
                 place = output / file.relative_to(root)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
-        jobs = [(path, str(output / place), encoding, place) for path, place in places.items()
+        series = {record.path: record.series for record in records}
+        jobs = [(path, str(output / place), encoding, place, series[path]) for path, place in places.items()
                 if _is_due(path, output / place)]  # fmt: skip
         tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
         title = "texture" if encoding.texture else encoding.corruption or "re-encode"
@@ -142,16 +143,23 @@ def _is_due(source: str, target: Path) -> bool:
     return size < 1 or made_ns < stamp(source)[1]
 
 
-def _encode(job: tuple[str, str, Encoding, str]) -> tuple[bool, str]:
-    """One file, in a child: writes beside the target, verifies, renames -> (whether it is there, what is wrong)."""
-    source, target, encoding, name = job
+def _encode(job: tuple[str, str, Encoding, str, str]) -> tuple[bool, str]:
+    """Write one file beside its target, in a child, verify it and rename it.
+
+    Args:
+        job: (source, target, encoding, name of the file, series of a folder's images).
+
+    Returns:
+        (whether it is there, what is wrong).
+    """
+    source, target, encoding, name, series = job
     reason = ""
     partial = _partial(Path(target))
     try:
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
         if Path(source).is_dir():
-            _shrink_folder(Path(source), partial, encoding, name)
+            _shrink_folder(Path(source), partial, encoding, name, series)
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
             _shrink_images([Path(source)], [partial], encoding, name)
         else:
@@ -162,8 +170,19 @@ def _encode(job: tuple[str, str, Encoding, str]) -> tuple[bool, str]:
         _remove(Path(target))
         os.replace(partial, target)
     except Exception as error:  # encoders and decoders raise whatever they like
-        return False, str(error).removeprefix(f"{source}: ") if isinstance(error, DecodeError) else one_line(error)
+        with contextlib.suppress(OSError):  # a full disk needs the room
+            _remove(partial)
+        return False, _reason(error, source)
     return True, reason
+
+
+def _reason(error: Exception, source: str) -> str:
+    """Return why a file could not be made, in one line."""
+    if isinstance(error, DecodeError):
+        return str(error).removeprefix(f"{source}: ")
+    if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
+        return f"the copy cannot be written ({error.strerror})"
+    return str(error) if isinstance(error, EncodeError) else one_line(error)
 
 
 def _partial(target: Path) -> Path:
@@ -192,39 +211,85 @@ def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> t
     found = probe(source)
     if found["backend"] != "pyav" or not found["frames"]:
         raise DecodeError(found["reason"] or f"{found['backend']} alone decodes it")
-    with (
-        open_video(source, frames=found["frames"]) as video,
-        av.open(str(target), "w", format=_container(source)) as out,
-    ):
-        assert isinstance(video, PyAV)
-        rate = Fraction(found["fps"] or 25).limit_denominator(1001)
-        stream: Any = out.add_stream(encoding.codec, rate=rate)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = encoding.gop
-        stream.codec_context.max_b_frames = 0  # the container's time stamps then say where every frame is
-        stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
-        if encoding.codec == "libx264":
-            stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
-        else:
-            stream.codec_context.qmin = stream.codec_context.qmax = encoding.quality
+    rate = _rate(found["fps"])
+    with open_video(source, frames=found["frames"], seekable=found["seekable"]) as video:
         frames = video.frames(np.arange(found["frames"]))
         if encoding.texture:
             frames = encoding.texture_of(frames, int(found["frames"]), name)
         elif encoding.corruption:
             frames = iter(encoding.change(_shrunk(frames, encoding.short_side), name, float(rate)))
-        for number, pixels in enumerate(frames):
-            if number == 0:
-                stream.height, stream.width = _size(pixels.shape[0], pixels.shape[1], encoding.short_side, even=True)
-            frame = _resized(pixels, stream.width, stream.height, stream.pix_fmt)
-            frame.pts, frame.time_base = number, 1 / rate
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
+        with _Writer(target, _container(source), encoding, rate) as writer:
+            for pixels in frames:
+                writer.add(pixels)
     return int(found["frames"]), found["reason"]
+
+
+def _rate(fps: float) -> Fraction:
+    """Return a frame rate that encoders take, 25 for none: MPEG-4 holds its numerator in 16 bits."""
+    return 1 / (1 / Fraction(fps or 25)).limit_denominator(65535)
+
+
+class _Writer:
+    """A video file that is written frame by frame; what fails is an EncodeError."""
+
+    def __init__(self, target: Path, container: str, encoding: Encoding, rate: Fraction) -> None:
+        self.encoding = encoding
+        self.rate = rate
+        self.count = 0
+        with self._errors():
+            self.out = av.open(str(target), "w", format=container)
+            self.stream: Any = self.out.add_stream(encoding.codec, rate=rate)
+        codec = self.stream.codec_context
+        codec.thread_count = 1
+        codec.gop_size = encoding.gop
+        codec.max_b_frames = 0  # the container's time stamps then say where every frame is
+        self.stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
+        if encoding.codec == "libx264":
+            self.stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
+        else:
+            codec.qmin = encoding.quality
+            codec.qmax = encoding.quality
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            with self._errors():
+                self.out.mux(self.stream.encode())
+                self.out.close()
+        else:
+            with contextlib.suppress(Exception):  # the first error is the one that is reported
+                self.out.close()
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Write a frame (H, W, 3) uint8; the first one gives the size."""
+        stream = self.stream
+        if self.count == 0:
+            height, width = _size(pixels.shape[0], pixels.shape[1], self.encoding.short_side, even=True)
+            stream.height = height
+            stream.width = width
+        frame = _resized(pixels, stream.width, stream.height, stream.pix_fmt)
+        frame.pts = self.count
+        frame.time_base = 1 / self.rate
+        self.count += 1
+        with self._errors():
+            self.out.mux(stream.encode(frame))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            raise EncodeError(
+                f"{self.encoding.codec} cannot write the copy at {float(self.rate):g} frames/s ({said})"
+            ) from error
 
 
 def _resized(pixels: np.ndarray, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(width, height, pix_fmt, interpolation="AREA", threads=1)
+    return frame.reformat(width, height, pix_fmt, interpolation="AREA", **ONE_THREAD)
 
 
 def _shrunk(frames: Iterator[np.ndarray], short_side: int) -> np.ndarray:
@@ -264,9 +329,9 @@ def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: E
         Image.fromarray(made).save(target, format=kind, **options)
 
 
-def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str) -> None:
+def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str, series: str) -> None:
     target.mkdir()
-    files = frame_files(source)
+    files = frame_files(source, series)
     if encoding.corruption or encoding.texture:
         _shrink_images(files, [target / file.name for file in files], encoding, name)
     else:  # one by one: without a corruption nothing needs them all in memory

@@ -3,10 +3,12 @@
 A manifest is a text file. Its first line is {"format": 1, "sha": ...}, the hash of what follows; then a line a file:
 
     {"path": "a/v.avi", "frames": 120, "fps": 25.0, "width": 320, "height": 240, "rotation": 0, "backend": "pyav",
-     "reason": "", "bytes": 81234, "mtime_ns": ...}
+     "reason": "", "seekable": true, "verified": [], "streams": 1, "bytes": 81234, "mtime_ns": ...}
 
 `frames` counts what decodes from the first frame on, 0 is a bad file; `reason` is why it is bad, or what is wrong with
-a file that is used as far as it goes. Paths are relative to the data set's root where they lie in it.
+a file that is used as far as it goes. `seekable`: whether the times in the file say which frame is which; where they do
+not, frames are counted from the first. `verified`: decoders that show the same frames as PyAV. `streams`: videos in the
+file, of which the one is read that a player shows. Paths are relative to the data set's root where they lie in it.
 """
 
 import dataclasses
@@ -25,9 +27,20 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from vidrobust.data.agreement import disagreement
 from vidrobust.data.child import NO_ANSWER, ChildDied, in_children
-from vidrobust.data.decode import open_video
-from vidrobust.data.decoders import TRUNCATED, DecodeError, declared_frames, one_line, open_container
+from vidrobust.data.decode import BACKENDS, CHECKED, open_video
+from vidrobust.data.decoders import (
+    TRUNCATED,
+    DecodeError,
+    PyAV,
+    declared_frames,
+    one_line,
+    open_container,
+    orientation,
+    video_stream,
+    video_streams,
+)
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
@@ -40,20 +53,57 @@ _HEAD = b'{"format": '  # how every manifest begins
 _STAMP = ("bytes", "mtime_ns")
 
 
-def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, timeout_s: float = 60) -> list[Row]:
-    """Probe `paths` and write `manifest`, and `<manifest>.bad.txt` with the files that have a reason; returns the rows.
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a probe looks for; it is called with a path, in a child process.
+
+    Args:
+        backend: a decoder beside PyAV that runs will use, and whose frames are therefore compared
+            with PyAV's; "" for none.
+        series: of folders of frames, the beginning of the names that are the video.
+    """
+
+    backend: str = ""
+    series: str = ""
+
+    def __call__(self, path: str) -> Row:
+        """Return a row, with the state that the file had before: what is being written is read again."""
+        before = dict(zip(_STAMP, stamp(path), strict=True))
+        return probe(path, backend=self.backend, series=self.series) | before
+
+
+def scan(
+    paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, timeout_s: float = 60, backend: str = "",
+    series: str = "",
+) -> list[Row]:  # fmt: skip
+    """Probe files, and write a manifest, and `<manifest>.bad.txt` with the files that have a reason.
 
     Files of an earlier manifest that have kept size and time are not read again, but for those that timed out. Each
     probe runs in a child process, which is killed after timeout_s: its file is bad. A scan that is interrupted writes
     what it has, and goes on.
+
+    Args:
+        paths: the files, or folders of frames.
+        root: of the data set.
+        manifest: the file to write.
+        workers: files at a time.
+        timeout_s: seconds that a file may take.
+        backend: as in `Probe`, and series as well.
+
+    Returns:
+        The rows of the files, sorted by path.
+
+    Raises:
+        UserError: nothing to scan, or a manifest that cannot be written.
     """
+    look = Probe(backend if backend in CHECKED else "", series)
     found = {_key(path, root): path for path in sorted(set(paths)) if not path.startswith(TORCHVISION)}
     if not found:
         raise UserError("nothing to scan: torchvision's data sets are arrays in memory")
     rows = {
         key: row
         for key, row in _earlier(manifest).items()
-        if key in found and stamp(found[key]) == _stamp_of(row) and not row["reason"].startswith(NO_ANSWER)
+        if key in found and stamp(found[key]) == _stamp_of(row) and _still_true(row, look)
     }
     _write(manifest, rows)  # where it cannot be written is told now
     fresh = [key for key in found if key not in rows]
@@ -63,10 +113,11 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
         total=len(found), initial=len(rows), desc="scan", unit="file", mininterval=0.1 if sys.stderr.isatty() else 30
     )
     try:
-        for key, answer in in_children(lambda key: _stamped(found[key]), fresh, workers, timeout_s):
+        keys = {found[key]: key for key in fresh}
+        for path, answer in in_children(look, [found[key] for key in fresh], workers, timeout_s):
             if isinstance(answer, ChildDied):
-                answer = _bad(str(answer)) | dict(zip(_STAMP, stamp(found[key]), strict=True))
-            rows[key] = {"path": key, **answer}
+                answer = _bad(str(answer)) | dict(zip(_STAMP, stamp(path), strict=True))
+            rows[keys[path]] = {"path": keys[path], **answer}
             bar.update()
             if time.monotonic() - written > _WRITE_EVERY_S:
                 _write(manifest, rows)
@@ -77,48 +128,66 @@ def scan(paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, 
     return [rows[key] for key in found]
 
 
-def _stamped(path: str) -> Row:
-    """A probe, and the state that the file had before it: one that was being written will be read again."""
-    before = dict(zip(_STAMP, stamp(path), strict=True))
-    return probe(path) | before
+def _still_true(row: Row, look: Probe) -> bool:
+    """Return whether a row answers what is asked now, of a file that has not changed."""
+    if row["reason"].startswith(NO_ANSWER):
+        return False
+    video = row["backend"] == "pyav"
+    return not video or ("seekable" in row and (not look.backend or look.backend in row.get("compared", [])))
 
 
-def probe(path: str) -> Row:
-    """What is in a file: decodes all of it. May hang or crash: `scan` calls it in a child."""
+def probe(path: str, *, backend: str = "", series: str = "") -> Row:
+    """Decode all of a file, and say what is in it. May hang or crash: `scan` calls it in a child.
+
+    Args:
+        path: a video, an image or a folder of frames.
+        backend: as in `Probe`, and series as well.
+    """
     try:
         if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            return _probe_images(path)
+            return _probe_images(path, series)
         row = _probe_video(path)
-        return row if row["frames"] else _probe_with("decord", path) or row
+        if not row["frames"]:
+            return _probe_with("decord", path) or row
+        if backend:
+            same = not disagreement(backend, BACKENDS[backend], path)
+            row |= {"compared": [backend], "verified": [backend] if same else []}
+        return row
     except Exception as error:
         return _bad(str(error).removeprefix(f"{path}: ") if isinstance(error, DecodeError) else one_line(error))
 
 
 def _probe_video(path: str) -> Row:
-    """Every frame by PyAV, up to the first that does not decode."""
-    with open_video(path, frames=1):  # refuses what is no video, in the words that a run uses
-        pass
+    """Decode every frame by PyAV, up to the first that does not decode."""
+    with open_video(path, frames=1) as video:  # refuses what is no video, in the words that a run uses
+        assert isinstance(video, PyAV)
+        hidden, timeline = video.hidden_packets, video.timeline
     count, corrupt, odd, first, reasons = 0, 0, 0, None, []
+    times: list[int | None] = []
     with open_container(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         fps, declared = float(stream.average_rate or 0), declared_frames(container)
+        streams = len(video_streams(container))
         try:
             for frame in container.decode(stream):
-                size = frame.width, frame.height, round(frame.rotation)
+                size = frame.width, frame.height, orientation(frame)
                 first = first or size
                 count, corrupt, odd = count + 1, corrupt + bool(frame.is_corrupt), odd + (size != first)
+                times.append(frame.pts)
         except av.error.FFmpegError as error:
             reasons.append(f"decodes up to frame {count} of {declared or '?'} ({error.strerror})")
     if first is None:
         return _bad("; ".join(reasons) or "no frame decodes")
-    if not reasons and count < TRUNCATED * declared:
+    if not reasons and count < TRUNCATED * (declared - hidden):
         reasons.append(f"its header declares {declared} frames, {count} decode: cut short, or frames are lost inside")
     if odd:
         reasons.append(f"{odd} of {count} frames have another size, and are resized")
     if corrupt:
         reasons.append(f"{corrupt} of {count} frames are damaged")
-    width, height, rotation = first
-    return _row(count, fps, width, height, rotation, "pyav", "; ".join(reasons))
+    width, height, how = first
+    row = _row(count, fps, width, height, how.degrees, "pyav", "; ".join(reasons))
+    seekable = timeline is not None and timeline[0][:count] == times
+    return row | {"mirrored": how.mirrored, "seekable": seekable, "verified": [], "streams": streams}
 
 
 def _probe_with(backend: str, path: str) -> Row | None:
@@ -133,9 +202,9 @@ def _probe_with(backend: str, path: str) -> Row | None:
         return None
 
 
-def _probe_images(path: str) -> Row:
-    files = frame_files(Path(path)) if Path(path).is_dir() else [Path(path)]
-    shape, count, reason = None, 0, ""
+def _probe_images(path: str, series: str = "") -> Row:
+    files = frame_files(Path(path), series) if Path(path).is_dir() else [Path(path)]
+    shape, count, odd, reason = None, 0, 0, ""
     for file in files:
         try:
             frame = _only_frame(str(file))
@@ -143,12 +212,12 @@ def _probe_images(path: str) -> Row:
             reason = str(error).removeprefix(f"{path}/").removeprefix(f"{path}: ")
             break
         shape = shape or frame
-        if frame != shape:
-            reason = f"{file.name} is {frame[1]} x {frame[0]}, the first image {shape[1]} x {shape[0]}"
-            break
+        odd += frame != shape
         count += 1
     if shape is None:
         return _bad(reason or "the folder holds no image")
+    if odd:
+        reason = "; ".join([*([reason] if reason else []), f"{odd} of {count} frames have another size, and are resized"])
     return _row(count, 0.0, shape[1], shape[0], 0, "auto", reason)
 
 
@@ -204,7 +273,10 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
             bad = f"{record.frames} frames are listed, {row['frames']} decode"
             known.append(dataclasses.replace(record, bad=bad))
             continue
-        known.append(dataclasses.replace(record, frames=record.frames or row["frames"], backend=row["backend"]))
+        known.append(dataclasses.replace(
+            record, frames=record.frames or row["frames"], backend=row["backend"], seekable=row.get("seekable"),
+            verified=tuple(row.get("verified", ())),
+        ))  # fmt: skip
     return known
 
 

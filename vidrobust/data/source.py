@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vidrobust.data.child import Child, ChildDied
-from vidrobust.data.dataset import Failure
-from vidrobust.data.decode import DecodeError, open_video, read_frames
+from vidrobust.data.decode import DecodeError, frames_of, open_record
 from vidrobust.data.images import in_memory
-from vidrobust.data.records import Record
+from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
 
 
@@ -28,6 +27,24 @@ class Source:
     fps: float
 
 
+@dataclass(frozen=True)
+class _SourceReader:
+    """What a child needs to read any record's frames."""
+
+    spec: ClipSpec
+    sample_clips: Sampler
+    short_side: int
+    backend: str
+
+    def read(self, record: Record) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return (frames (F, H, W, 3), which of them each clip takes (K, T), fps)."""
+        with open_record(record, self.backend) as video:
+            indices = self.sample_clips(video.num_frames, self.spec, np.random.default_rng(0))
+            unique, position = np.unique(indices, return_inverse=True)
+            found = frames_of(video, record.path, unique, short_side=self.short_side)
+            return found, position.reshape(indices.shape), float(video.fps)
+
+
 class SourceVideos:
     """`videos[index]` -> a Source, or a Failure.
 
@@ -38,31 +55,22 @@ class SourceVideos:
         self, records: Sequence[Record], spec: ClipSpec, sample_clips: Sampler, *, short_side: int, size: int,
         backend: str = "auto", timeout_s: float = 0.0,
     ) -> None:  # fmt: skip
-        self.records, self.spec, self.sample_clips = records, spec, sample_clips
-        self.short_side, self.size, self.backend = short_side, size, backend
-        self._child = Child(self._read, timeout_s) if timeout_s and hasattr(os, "fork") else None
+        self.records = records
+        self.spec = spec
+        self.short_side = short_side
+        self.size = size
+        self._reader = _SourceReader(spec, sample_clips, short_side, backend)
+        self._child = Child(self._reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Source | Failure:
         record = self.records[index]
+        alone = self._child is None or in_memory(record.path)
         try:
-            in_child = self._child is not None and not in_memory(record.path)
-            frames, clips, fps = self._child(index) if in_child and self._child else self._read(index)
+            frames, clips, fps = self._reader.read(record) if alone or self._child is None else self._child(record)
         except (DecodeError, ChildDied, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)
         return Source(record, index, frames, clips, fps)
-
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
-        record = self.records[index]
-        if record.bad:
-            raise DecodeError(f"{record.path}: {record.bad} (manifest)")
-        backend = record.backend if self.backend == "auto" else self.backend
-        with open_video(record.path, backend=backend, frames=record.frames) as video:
-            indices = self.sample_clips(video.num_frames, self.spec, np.random.default_rng(0))
-            fps = video.fps
-        unique, position = np.unique(indices, return_inverse=True)
-        found = read_frames(record.path, unique, short_side=self.short_side, backend=backend, frames=record.frames)
-        return found, position.reshape(indices.shape), float(fps)

@@ -1,0 +1,333 @@
+"""A frame number is the rank of a frame in the order in which a player shows frames."""
+
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers import SHARED, counting_frames, encode, read_numbers, with_not_coded
+from vidrobust.data import DecodeError, Record, apply_manifest, open_video, read_frames, scan
+from vidrobust.data.agreement import disagreement
+from vidrobust.data.decode import BACKENDS, open_record
+from vidrobust.data.decoders import _shows
+from vidrobust.data.images import frame_files
+from vidrobust.data.reencode import Encoding, reencode
+from vidrobust.data.scan import probe
+
+ODD = SHARED / "odd_files"
+needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/data/odd_files")
+
+
+def _check_every_read(path, count, first=0, manifest=None):
+    """Every frame alone, all in one batch, and clips after seeks, with and without a manifest."""
+    record = Record(path.name, str(path), 0)
+    known = [record]
+    if manifest is not None:
+        scan([str(path)], path.parent, manifest)
+        known += apply_manifest([record], manifest, path.parent)
+    for each in known:
+        for wanted in (*([n] for n in range(count)), [40, 42, 44], list(range(count)), [12, 13, 77]):
+            with open_record(each) as video:
+                assert video.num_frames == count
+                shown = read_numbers(np.stack(list(video.frames(np.array(wanted)))))
+            assert shown == [first + n for n in wanted], (path.name, each.seekable, wanted)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_pictures_that_are_not_coded_are_no_frames(tmp_path, suffix):
+    path = with_not_coded(tmp_path / f"v{suffix}", counting_frames(90), every=7)
+    with av.open(str(path)) as container:
+        packets = sum(packet.size > 0 for packet in container.demux(video=0))
+    assert packets == 102
+    _check_every_read(path, 90, manifest=tmp_path / "m.jsonl")
+    assert probe(str(path))["seekable"] is False and probe(str(path))["reason"] == ""
+
+
+@pytest.mark.parametrize(
+    ("codec", "packet", "frames"),
+    [
+        ("h264", b"\x00\x00\x00\x01", 1),
+        ("mpeg4", b"\x00\x00\x01\xb6\x51\xcf", 0),
+        ("mpeg4", b"\x00\x00\x01\xb6" + bytes(60), 1),
+        ("mpeg4", b"\x00\x00\x01\xb6" + bytes(60) + b"\x00\x00\x01\xb6" + bytes(40), 2),
+        ("mpeg4", b"\x00\x00\x01\xb6" + bytes(8), None),
+        ("mpeg4", b"no picture at all", None),
+        ("vp8", bytes([0x10]), 1),
+        ("vp8", bytes([0x01]), 0),
+        ("vp9", bytes([0b10000110, 0]), 1),  # profile 0: frame type 1, show_frame 1
+        ("vp9", bytes([0b10000100, 0]), 0),
+        ("vp9", bytes([0b10001000, 0]), 1),  # show_existing_frame
+        ("vp9", bytes([0b10110011, 0]), 1),  # profile 3 has a reserved bit before them
+        ("vp9", bytes([0b10110010, 0]), 0),
+        ("vp9", bytes([0b10000100, 0b11000001]), 1),  # a superframe
+    ],
+)
+def test_what_a_packet_shows_is_read_from_its_bytes(codec, packet, frames):
+    assert _shows(codec, packet) == frames
+
+
+def test_hidden_frames_of_vp8_are_no_frames(tmp_path):
+    """As an encoder's reference frames are: decoded, and never shown."""
+    numbers = np.arange(102)
+    hidden = numbers % 8 == 7
+    shown = numbers - np.cumsum(hidden)
+    whole = encode(tmp_path / "w.webm", counting_frames(102)[shown], "libvpx", options={"cpu-used": "8", "g": "20"})
+    path = tmp_path / "v.webm"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            data = bytearray(bytes(packet))
+            data[0] &= 0xEF if hidden[number] and not packet.is_keyframe else 0xFF  # show_frame
+            changed = av.Packet(bytes(data))
+            changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+            changed.is_keyframe, changed.stream = packet.is_keyframe, copy
+            out.mux(changed)
+    with open_video(path) as video:
+        count = video.num_frames
+        kept = read_numbers(np.stack(list(video.frames(np.arange(count)))))
+    assert count < 102 and kept == sorted(kept) and set(kept) == set(range(90))
+    assert probe(str(path))["frames"] == count and not probe(str(path))["seekable"]
+    for number in range(count):
+        assert read_numbers(read_frames(path, np.array([number]))) == [kept[number]]
+
+
+def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
+    """As `ffmpeg -ss 2 -c copy` cuts: pictures shown before the first key frame need others."""
+    options = {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"}
+    whole = encode(tmp_path / "whole.mkv", counting_frames(120), "libx265", options=options)
+    cut = tmp_path / "cut.mkv"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        keys = 0
+        for packet in source.demux(video=0):
+            keys += packet.is_keyframe
+            if keys >= 3 and packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    assert read_numbers(read_frames(cut, np.array([0]))) == [40]
+    _check_every_read(cut, 80, first=40, manifest=tmp_path / "m.jsonl")
+
+
+@needs_odd_files
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("nvop.avi", 90, 0), ("nvop.mp4", 90, 0), ("cut_hevc.mkv", 80, 40), ("decord_neg.mkv", 90, 0),
+        ("cover_first.mp4", 90, 0), ("two_streams.mp4", 90, 0), ("two_streams.mkv", 90, 0),
+    ],
+)  # fmt: skip
+def test_odd_files_show_the_frames_of_a_player(tmp_path, name, count, first):
+    _check_every_read(ODD / name, count, first, tmp_path / "m.jsonl")
+
+
+@needs_odd_files
+@pytest.mark.parametrize("backend", ["decord"])
+@pytest.mark.parametrize("name", ["nvop.avi", "nvop.mp4", "cut_hevc.mkv", "decord_neg.mkv", "mir_h.mp4", "mir_v.mp4"])
+def test_a_decoder_that_shows_other_frames_is_refused(backend, name):
+    with pytest.raises(DecodeError, match="decord .*; use PyAV"):
+        read_frames(ODD / name, np.array([3]), backend=backend)
+
+
+def test_a_decoder_is_tried_against_the_frames_themselves(tmp_path, monkeypatch):
+    path = encode(tmp_path / "v.mp4", counting_frames(60), "mpeg4", options={"g": "12"})
+
+    class Late(BACKENDS["pyav"]):
+        """One frame late after a seek, as decoders are."""
+
+        def frames(self, indices):
+            moved = np.minimum(indices + (indices[0] > 0), self.num_frames - 1)
+            for number in moved:
+                yield next(iter(super().frames(np.array([number]))))
+
+    assert disagreement("pyav", BACKENDS["pyav"], str(path)) == ""
+    assert disagreement("late", Late, str(path)).startswith("reads another frame than number ")
+    monkeypatch.setitem(BACKENDS, "decord", Late)
+    with pytest.raises(DecodeError, match="decord reads another frame than number .*; use PyAV"):
+        read_frames(path, np.array([30]), backend="decord")
+
+
+def test_a_scan_remembers_which_decoder_was_tried(tmp_path):
+    path = encode(tmp_path / "v.mp4", counting_frames(60), "mpeg4", options={"g": "12"})
+    row = scan([str(path)], tmp_path, tmp_path / "m.jsonl")[0]
+    assert row["verified"] == [] and "compared" not in row
+    row = scan([str(path)], tmp_path, tmp_path / "m.jsonl", backend="decord")[0]
+    assert row["verified"] == ["decord"]
+    (record,) = apply_manifest([Record("v", str(path), 0)], tmp_path / "m.jsonl", tmp_path)
+    assert record.verified == ("decord",) and record.seekable
+
+
+def _two_streams(path, first, second, default):
+    """Two videos in one file; default: the number of the one that a player shows."""
+    with av.open(str(path), "w") as out:
+        streams = []
+        for number, frames in enumerate((first, second)):
+            stream = out.add_stream("libx264", rate=25)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.disposition = int(number == default)
+            streams.append(stream)
+        for stream, frames in zip(streams, (first, second), strict=True):
+            for number, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_stream_that_a_player_shows_is_read(tmp_path, suffix):
+    small = counting_frames(10, 32, first=500)
+    path = _two_streams(tmp_path / f"v{suffix}", small, counting_frames(90), default=1)
+    _check_every_read(path, 90, manifest=tmp_path / "m.jsonl")
+    assert probe(str(path))["streams"] == 2
+
+
+def test_an_attached_picture_is_no_video():
+    if not ODD.is_dir():
+        pytest.skip("needs ../shared/data/odd_files")
+    with pytest.raises(DecodeError, match="only an attached picture, which is no video"):
+        read_frames(ODD / "audio_cover.mp4", np.array([0]))
+    assert "only an attached picture" in probe(str(ODD / "audio_cover.mp4"))["reason"]
+
+
+def _oriented(path, matrix):
+    """An MP4 whose display matrix is (a, b, c, d), in units of 1."""
+    frames = np.zeros((3, 64, 96, 3), np.uint8)
+    frames[:, :16, :, 0] = 255  # a red top
+    frames[:, :, :24, 2] = 255  # a blue left
+    frames[:, :16, :24] = (255, 255, 0)  # and a yellow corner
+    encode(path, frames, "libx264", options={"crf": "1"}, pix_fmt="yuv444p")
+    content = path.read_bytes()
+    one = 0x10000
+    still = struct.pack(">9I", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
+    a, b, c, d = (round(value * one) % 2**32 for value in matrix)
+    at = content.index(still, content.index(b"tkhd"))
+    asked = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path.write_bytes(content[:at] + asked + content[at + len(still) :])
+    return path, frames
+
+
+_MATRICES = {
+    "as it is": ((1, 0, 0, 1), lambda x: x),
+    "zeros": ((0, 0, 0, 0), lambda x: x),
+    "mirrored": ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda x: x[::-1]),
+    "half a turn": ((-1, 0, 0, -1), lambda x: x[::-1, ::-1]),
+    "a quarter clockwise": ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+    "a quarter back": ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    "transposed": ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+    "transposed the other way": ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", _MATRICES)
+def test_a_display_matrix_turns_and_mirrors(tmp_path, kind):
+    matrix, shown = _MATRICES[kind]
+    path, frames = _oriented(tmp_path / "v.mp4", matrix)
+    found = read_frames(path, np.array([1]))
+    assert np.abs(found[0].astype(int) - shown(frames[1])).mean() < 4
+    row = probe(str(path))
+    assert (row["frames"], row["reason"]) == (3, "")
+    assert row["mirrored"] == (np.linalg.det(np.reshape(matrix, (2, 2))) < 0)
+
+
+@pytest.mark.parametrize("kind", _MATRICES)
+def test_every_frame_is_contiguous(tmp_path, kind):
+    """torch takes no negative strides: consumers of turned frames failed one by one."""
+    path, _ = _oriented(tmp_path / "v.mp4", _MATRICES[kind][0])
+    with open_video(path) as video:
+        for frame in video.frames(np.arange(3)):
+            assert frame.flags.c_contiguous
+            torch.from_numpy(frame)
+
+
+@needs_odd_files
+def test_mirrored_files_have_their_corner_where_a_player_has_it():
+    for name, corner in (("mir_h.mp4", (0, -1)), ("mir_v.mp4", (-1, 0)), ("zero.mp4", (0, 0))):
+        frame = read_frames(ODD / name, np.array([5]))[0]
+        red, green, blue = frame[corner].astype(int)
+        assert red > 150 and green > 150 and blue < 100, name
+
+
+def _images(folder, names, size=(8, 8)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", size, (number, 0, 0)).save(folder / name)
+    return folder
+
+
+def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
+    folder = _images(tmp_path / "v", [f"img_{n:05d}.png" for n in range(6)])
+    _images(folder, [f"flow_x_{n:05d}.png" for n in range(5)] + [f"flow_y_{n:05d}.png" for n in range(5)])
+    with pytest.raises(DecodeError, match=r"3 series of images: flow_x_\* \(5\), flow_y_\* \(5\), img_\* \(6\); set"):
+        frame_files(folder)
+    assert [file.name for file in frame_files(folder, count=6)] == [f"img_{n:05d}.png" for n in range(6)]
+    assert len(frame_files(folder, "flow_y_")) == 5
+    with pytest.raises(DecodeError, match="series"):
+        frame_files(folder, count=5)  # two of them have as many
+    with open_video(folder, frames=6) as video:
+        assert len(list(video.frames(np.arange(6)))) == 6
+
+
+def test_images_of_names_without_numbers_are_one_series(tmp_path):
+    folder = _images(tmp_path / "v", ["b.png", "a.png", "c.png"])
+    assert [file.name for file in frame_files(folder)] == ["a.png", "b.png", "c.png"]
+    folder = _images(tmp_path / "w", ["f2.png", "f10.png", "f1.png"])
+    assert [file.name for file in frame_files(folder)] == ["f1.png", "f2.png", "f10.png"]
+
+
+@needs_odd_files
+def test_the_documented_folder_of_mmaction2_is_its_rgb_frames():
+    with open_video(ODD / "tsn_rawframes/v0", frames=6) as video:
+        assert video.num_frames == 6 and {file.name[:4] for file in video.files} == {"img_"}
+
+
+def test_frames_of_several_sizes_are_resized_and_counted(tmp_path):
+    folder = _images(tmp_path / "v", ["1.png", "2.png"], (20, 10))
+    _images(folder, ["3.png", "4.png"], (30, 30))
+    with open_video(folder) as video:
+        frames = list(video.frames(np.arange(4)))
+        assert {frame.shape for frame in frames} == {(10, 20, 3)} and video.resized == 2
+    row = probe(str(folder))
+    assert row["frames"] == 4 and row["reason"] == "2 of 4 frames have another size, and are resized"
+
+
+@needs_odd_files
+@pytest.mark.parametrize("name", ["slowmo_cfr_120000_1001.mp4", "slowmo_cfr_239.97.mp4"])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mjpeg"])
+def test_slow_motion_is_resized_with_all_its_frames(tmp_path, name, codec):
+    source = tmp_path / "in" / name
+    source.parent.mkdir()
+    source.write_bytes((ODD / name).read_bytes())
+    records = [Record(name, str(source), 0)]
+    assert reencode(records, source.parent, tmp_path / "out", Encoding(32, codec=codec)) == []
+    before, after = probe(str(source)), probe(str(tmp_path / "out" / name))
+    assert after["frames"] == before["frames"] == 30
+    assert after["fps"] == pytest.approx(before["fps"], rel=1e-3)
+
+
+@pytest.mark.parametrize("fps", [Fraction(120000, 1001), Fraction(240000, 1001), Fraction(95, 1), Fraction(700, 9)])
+def test_odd_rates_are_written(tmp_path, fps):
+    path = tmp_path / "in" / "v.mkv"
+    path.parent.mkdir()
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=fps)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "yuv420p"
+        for image in counting_frames(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")))
+        out.mux(stream.encode())
+    assert reencode([Record("v.mkv", str(path), 0)], path.parent, tmp_path / "out", Encoding(64)) == []
+    assert read_numbers(read_frames(tmp_path / "out/v.mkv", np.arange(12))) == list(range(12))
+
+
+def test_what_an_encoder_cannot_write_is_not_blamed_on_the_source(tmp_path, monkeypatch):
+    path = encode(tmp_path / "in.mp4", counting_frames(5), "libx264")
+    monkeypatch.setitem(reencode.__globals__, "_rate", lambda fps: Fraction(10**9, 7))
+    done, reason = reencode.__globals__["_encode"]((str(path), str(tmp_path / "out.mp4"), Encoding(32), "in", ""))
+    assert not done and reason.startswith("mpeg4 cannot write the copy at 1.42857e+08 frames/s"), reason
