@@ -10,7 +10,7 @@ from vidrobust import config
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
-from vidrobust.evaluation import evaluate, load_method
+from vidrobust.evaluation import DiskStore, evaluate, load_method
 from vidrobust.methods import build_method
 
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
@@ -42,10 +42,10 @@ def test_killed_it_goes_on_without_decoding_for_features_again(trained, tmp_path
         with pytest.raises(KeyboardInterrupt):
             evaluate(*trained, tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(MODULE, "extract", _never)
+        patch.setattr(DiskStore, "append", _never)
         evaluate(*trained, tmp_path / "cut")
     assert _files(tmp_path / "cut") == _files(tmp_path / "whole")
-    assert not list(tmp_path.rglob("features.pt"))
+    assert not list(tmp_path.rglob("features*"))
 
 
 def test_a_finished_one_is_only_drawn_again(trained, tmp_path, monkeypatch):

@@ -5,17 +5,18 @@ from vidrobust.evaluation.contact_sheet import contact_sheet
 from vidrobust.evaluation.corruption import corruption_table, evaluate_corruptions
 from vidrobust.evaluation.curve import robust_curve
 from vidrobust.evaluation.evaluate import build_lists, check_evaluation, evaluate, load_method
+from vidrobust.evaluation.feature_store import DiskStore, Features
 from vidrobust.evaluation.features import write_features
 from vidrobust.evaluation.knn import knn_scores
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import Features, evaluation_mode, extract
+from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.evaluation.probe import fit_probe
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import SUITES, Suite, check_suite
 
 __all__ = [
-    "SUITES", "Features", "MicroBatches", "Suite", "bias_table", "build_lists", "check_bias", "check_evaluation",
+    "SUITES", "DiskStore", "Features", "MicroBatches", "Suite", "bias_table", "build_lists", "check_bias", "check_evaluation",
     "check_suite", "contact_sheet", "corruption_table", "evaluate", "evaluate_bias", "evaluate_corruptions",
     "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
     "load_method", "robust_curve", "wilson", "write_features",

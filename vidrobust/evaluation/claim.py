@@ -28,7 +28,7 @@ _FREE = (
 )
 
 # what an evaluation leaves in its folder
-_FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
+_FILES = ("identity.json", "features.pt", "features/*", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
           "corruptions*.jsonl", "bias*.jsonl", "shift.jsonl", "summary.json", "report.md", "curve.png",
           "corruptions.png", "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
 

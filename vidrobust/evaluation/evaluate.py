@@ -1,9 +1,9 @@
 """A checkpoint becomes numbers: kNN and probe beside random weights, then robust accuracy, then the report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vidrobust.data import (
     doubt_of_twins,
     eval_dataset,
     is_image,
+    records_sha,
     require_labels,
     second_cues,
     shared_sources,
@@ -42,7 +43,8 @@ from vidrobust.evaluation.corruption import (
     without_effect,
 )
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import Features, evaluation_mode, evenly, extract
+from vidrobust.evaluation.feature_store import DiskStore, Features
+from vidrobust.evaluation.predict import evaluation_mode, evenly, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
@@ -120,6 +122,7 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         if main:
             _write(done, json.dumps(summary, indent=2) + "\n")
             (out / _FEATURES).unlink(missing_ok=True)
+            shutil.rmtree(out / _STORE, ignore_errors=True)
             write_report(out, summary, classes)
         distributed.patient_barrier()
     if summary["failed"]:
@@ -166,8 +169,7 @@ def _measure(
     device = next(model.parameters()).device
     indices = evenly(len(test), cfg.eval.limit)
     with evaluation_mode(model, random, branch=cfg.eval.branch):
-        with distributed.main_first():
-            gallery, queries = _features(cfg, model, random, train, test, out, device)
+        gallery, queries = _features(cfg, model, random, train, test, out, device)
         head = None if cfg.method.clusters else _own_head(model, len(classes))
         found = measure_representation(gallery, queries, len(classes), cfg.eval, device, head)
         if found.probe is not None:
@@ -287,32 +289,33 @@ def _checks(
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-_FEATURES = "features.pt"
+_FEATURES = "features.pt"  # where revisions before the feature store kept them
+_STORE = "features"
 
 
 def _features(
     cfg: config.Config, model: Model, random: Model, train: list[Record], test: list[Record], out: Path,
     device: torch.device,
 ) -> tuple[list[Features], list[Features]]:  # fmt: skip
-    """Of training and test videos, each under the trained and the random weights.
+    """Return the features of training and test videos, each under the trained and the random weights.
 
-    They are kept in a file until the evaluation is finished: one that was killed goes on with the same bits.
+    They are written to a folder as they are computed, and kept until the evaluation is finished: one that was killed
+    goes on with the same bits. Under torchrun the ranks share the work.
     """
     path = out / _FEATURES
     if path.is_file():
-        kept = checkpoint.read(path)
-    else:
-        log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
-        kept = [
-            [asdict(found) for found in extract(
-                [model.backbone, random.backbone],
-                eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
-                batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
-            )]
-            for records in (train, test)
-        ]  # fmt: skip
-        checkpoint.write_atomic(path, kept)
-    gallery, queries = ([Features.from_dict(found) for found in split] for split in kept)
+        gallery, queries = ([Features.from_dict(found) for found in split] for split in checkpoint.read(path))
+        return gallery, queries
+    log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
+    gallery, queries = (
+        extract(
+            [model.backbone, random.backbone],
+            eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
+            batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=f"{split} features",
+            store=DiskStore(out / _STORE, split, 2, records_sha(records)),
+        )
+        for split, records in (("train", train), ("test", test))
+    )  # fmt: skip
     return gallery, queries
 
 

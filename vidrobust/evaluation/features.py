@@ -1,6 +1,7 @@
 """Clip features as a file that reads without pickle."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.run import seed_everything
 from vidrobust.errors import UserError
 from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation.feature_store import DiskStore, Features
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.files import replacing
 
@@ -29,56 +31,71 @@ def write_features(
 
     features (N, D) float32, labels, uids, clip_index, start_frame, fps (N,), meta (a JSON string). N counts clips
     in the order of the list, `eval.clips` of each video, or videos (means over clips, clip_index -1, start_frame of
-    the first) with per_video. Raises UserError when `path` holds other features (overwrite: they are replaced), and,
-    after writing those that do, when videos do not decode.
+    the first) with per_video. Features are written to `<path>.partial/` as they are computed: an extraction that was
+    killed goes on, and under torchrun the ranks share the work. Raises UserError when `path` holds other features
+    (overwrite: they are replaced), and, after writing those that do, when videos do not decode.
     """
     device = distributed.start(cfg.device)
-    records, classes = build_records(cfg.data, split)
+    with distributed.main_first():
+        records, classes = build_records(cfg.data, split)
     seed_everything(cfg.seed, cfg.deterministic)
     method = load_method(cfg, state, len(classes))
-    model = method.model.to(device)
-    with evaluation_mode(model, branch=cfg.eval.branch):
-        (found,) = extract(
-            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
-            batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split,
-        )  # fmt: skip
-    videos, clips, dim = found.features.shape
-    rows = 1 if per_video else clips
-    features = found.features.mean(1) if per_video else found.features.flatten(0, 1)
     meta = {
         "dataset": cfg.data.name, "split": split, "fold": cfg.data.fold, "backbone": cfg.model.backbone,
-        "branch": cfg.eval.branch, "clips": clips, "sampling": cfg.eval.sampling,
+        "branch": cfg.eval.branch, "clips": cfg.eval.clips, "sampling": cfg.eval.sampling,
         "frames": cfg.data.frames, "stride": cfg.data.stride,
         "size": cfg.data.size, "per_video": per_video, "classes": classes, "step": state["step"],
         "weights_sha": checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average)),
         "manifest_sha": records_sha(records),
-        "failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed],
     }  # fmt: skip
-    if path.is_file() and not overwrite and _meta(path) != meta:
+    there = _meta(path)
+    if path.is_file() and not overwrite and there != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
-    with replacing(path) as file:
-        np.savez(
-            file,
-            features=features.numpy().astype(np.float32),
-            labels=found.labels.repeat_interleave(rows).numpy(),
-            uids=np.repeat(np.array(found.uids), rows),
-            clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
-            start_frame=found.start[:, :rows].flatten().numpy(),
-            fps=found.fps.repeat_interleave(rows).numpy(),
-            meta=json.dumps(meta),
-        )
+    model = method.model.to(device)
+    store = DiskStore(path.with_name(f"{path.name}.partial"), split, 1, meta)
+    with evaluation_mode(model, branch=cfg.eval.branch):
+        (found,) = extract(
+            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
+            batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split, store=store,
+        )  # fmt: skip
+    if distributed.rank() == 0:
+        _write(path, found, meta)
+        shutil.rmtree(store.folder)
+    distributed.patient_barrier()
     if found.failed:
         raise UserError(
             f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in {path}; the first: "
             f"{found.failed[0].reason}"
         )
-    return videos * rows, dim
+    videos, clips, dim = found.features.shape
+    return videos * (1 if per_video else clips), dim
+
+
+def _write(path: Path, found: Features, meta: dict[str, Any]) -> None:
+    """Write features to a file, all of it or nothing."""
+    videos, clips, _ = found.features.shape
+    per_video = meta["per_video"]
+    rows = 1 if per_video else clips
+    features = found.features.mean(1) if per_video else found.features.flatten(0, 1)
+    with replacing(path) as file:
+        np.savez(
+            file,
+            features=features.numpy().astype(np.float32, copy=False),
+            labels=found.labels.repeat_interleave(rows).numpy(),
+            uids=np.repeat(np.array(found.uids), rows),
+            clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
+            start_frame=found.start[:, :rows].flatten().numpy(),
+            fps=found.fps.repeat_interleave(rows).numpy(),
+            meta=json.dumps(meta | {"failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed]}),
+        )
 
 
 def _meta(path: Path) -> object:
-    """What a file of features says about itself; None if it is no such file."""
+    """What a file of features says about itself, but for videos that failed; None if it is no such file."""
     try:
         with np.load(path) as saved:
-            return json.loads(str(saved["meta"]))
-    except (OSError, ValueError, KeyError):
+            found = json.loads(str(saved["meta"]))
+            found.pop("failed", None)
+            return found
+    except (OSError, ValueError, KeyError, AttributeError):
         return None

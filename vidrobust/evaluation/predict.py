@@ -1,40 +1,20 @@
 """Clips of a data set through models: features and multi-view predictions. N videos, K clips of each, D feature."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vidrobust.data import Batch, ClipDataset, EvalBatches, Failure, loader, worker_deaths
-from vidrobust.errors import UserError
+from vidrobust.data import Batch, ClipDataset, EvalBatches, loader, worker_deaths
+from vidrobust.engine import distributed
+from vidrobust.engine.log import log
+from vidrobust.evaluation.feature_store import DiskStore, Features, MemoryStore, rows_of
 from vidrobust.models import use_branch
 from vidrobust.views import apply_draws, to_float
-
-
-@dataclass
-class Features:
-    """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the records.
-
-    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not.
-    """
-
-    features: Tensor
-    labels: Tensor
-    index: Tensor
-    start: Tensor
-    fps: Tensor
-    uids: list[str]
-    failed: list[Failure]
-
-    @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> "Features":
-        """From what `dataclasses.asdict` made of it."""
-        return cls(**(kept | {"failed": [Failure(**failure) for failure in kept["failed"]]}))
 
 
 @contextmanager
@@ -64,32 +44,84 @@ def to_clips(batch: Batch, device: torch.device, *, augmented: bool = False) -> 
 
 @torch.no_grad()
 def extract(
-    models: list[Callable[[Tensor], Tensor]], dataset: ClipDataset, device: torch.device, *, batch_size: int,
-    workers: int, title: str = "features", augmented: bool = False,
+    models: Sequence[Callable[[Tensor], Tensor]], dataset: ClipDataset, device: torch.device, *, batch_size: int,
+    workers: int, title: str = "features", augmented: bool = False, store: DiskStore | None = None,
 ) -> list[Features]:  # fmt: skip
-    """The features of every clip under each of `models`, decoded once. batch_size: clips, not videos.
+    """Compute the features of every clip under each of some models, decoded once.
 
-    models: callables (B, 3, T, H, W) -> (B, D), already in evaluation mode.
+    Memory holds one batch of pixels at a time. With a store, features are written as they come, a
+    killed extraction goes on, and under torchrun each rank takes every world-th batch.
+
+    Args:
+        models: callables (B, 3, T, H, W) -> (B, D), already in evaluation mode.
+        dataset: the clips.
+        device: where the models are.
+        batch_size: clips, not videos.
+        workers: processes of the loader.
+        title: of the progress bar, and of what is logged.
+        augmented: whether clips are flipped and coloured as drawn, as in training.
+        store: where features go; None: into memory, and each rank computes all of them.
+
+    Returns:
+        The features under each model.
+
+    Raises:
+        UserError: no video decodes.
     """
+    kept = MemoryStore(len(models)) if store is None else store
     videos = max(1, batch_size // dataset.spec.clips)
-    batches = EvalBatches(list(range(len(dataset))), videos)
-    kept: list[list[Tensor]] = [[] for _ in models]
-    meta: list[Batch] = []
+    done = kept.done()
+    # batches stay what they are, so that a resume, and other ranks, compute the same bits
+    batches = [batch for batch in EvalBatches(list(range(len(dataset))), videos)
+               if any(index not in done for _, index in batch)]  # fmt: skip
+    if store is not None:
+        batches = batches[distributed.rank() :: distributed.world()]
+    quiet = distributed.rank() > 0 or not sys.stderr.isatty()
     with worker_deaths(dataset):
-        for batch in tqdm(loader(dataset, batches, workers), desc=title, leave=False, disable=not sys.stderr.isatty()):
-            meta.append(batch)
-            if len(batch.uids):
-                clips = to_clips(batch, device, augmented=augmented)
-                for model, rows in zip(models, kept, strict=True):
-                    rows.append(model(clips).float().cpu().view(len(batch.uids), dataset.spec.clips, -1))
-    good = [batch for batch in meta if len(batch.uids)]
-    failed = [failure for batch in meta for failure in batch.failed]
-    if not good:
-        reason = failed[0].reason if failed else "the list is empty"
-        raise UserError(f"no video of the list decodes ({reason})")
-    shared = {name: torch.cat([getattr(batch, name) for batch in good]) for name in ("labels", "index", "start", "fps")}
-    uids = [uid for batch in good for uid in batch.uids]
-    return [Features(torch.cat(rows), uids=uids, failed=failed, **shared) for rows in kept]
+        # nothing to do needs no workers either
+        source = loader(dataset, batches, workers) if batches else []
+        for batch in tqdm(source, desc=title, leave=False, disable=quiet):
+            _append(kept, models, batch, to_clips(batch, device, augmented=augmented) if batch.uids else None, done)
+    kept.close()
+    found = kept.load()
+    _tell_notes(found[0], dataset, title)
+    return found
+
+
+def _append(
+    store: MemoryStore | DiskStore, models: Sequence[Callable[[Tensor], Tensor]], batch: Batch, clips: Tensor | None,
+    done: set[int],
+) -> None:  # fmt: skip
+    """Add a batch's rows and features to a store, but for videos that it has."""
+    features = [
+        np.empty((0, 0, 0), np.float32) if clips is None
+        else model(clips).float().cpu().view(len(batch.uids), len(clips) // len(batch.uids), -1).numpy()
+        for model in models
+    ]  # fmt: skip
+    rows = rows_of(batch, [found.shape[2] for found in features])
+    new = [place for place, row in enumerate(rows[: len(batch.uids)]) if row["index"] not in done]
+    store.append([row for row in rows if row["index"] not in done], [found[new] for found in features])
+
+
+def _tell_notes(found: Features, dataset: ClipDataset, title: str) -> None:
+    """Log once how many videos are too short for a clip, or have frames of several sizes."""
+    if distributed.rank() > 0:
+        return
+    for line in notes(found, dataset):
+        log.warning(f"{title}: {line}")
+
+
+def notes(found: Features, dataset: ClipDataset) -> list[str]:
+    """Return a line about videos that are shorter than a clip, and one about frames of several sizes."""
+    n = len(found.uids)
+    lines = []
+    if found.repeats:
+        spec = dataset.spec
+        lines.append(f"{found.repeats} of {n} videos are shorter than a clip ({spec.span} frames) and show frames "
+                     f"twice (data.policy={spec.policy}); lower data.frames or data.stride")  # fmt: skip
+    if found.resized:
+        lines.append(f"{found.resized} of {n} videos have frames of several sizes, resized to the first of each clip")
+    return lines
 
 
 def evenly(n: int, limit: int) -> list[int]:

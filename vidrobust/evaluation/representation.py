@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
+from vidrobust.evaluation.feature_store import Features
 from vidrobust.evaluation.knn import knn_scores
-from vidrobust.evaluation.predict import Features
 from vidrobust.evaluation.probe import fit_probe
 from vidrobust.evaluation.statistics import wilson
 

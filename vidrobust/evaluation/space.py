@@ -12,7 +12,8 @@ from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.evaluation.geometry import describe
-from vidrobust.evaluation.predict import Features, extract
+from vidrobust.evaluation.feature_store import Features
+from vidrobust.evaluation.predict import extract
 from vidrobust.evaluation.sensitivity import measure_sensitivity
 from vidrobust.evaluation.units import clip_units
 from vidrobust.models import Model

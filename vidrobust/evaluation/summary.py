@@ -6,7 +6,7 @@ from vidrobust import config
 from vidrobust.attacks import ThreatModel
 from vidrobust.data import FOLDED
 from vidrobust.evaluation.curve import median_norms, robust_curve, robust_to_all, suite_warnings
-from vidrobust.evaluation.predict import Features
+from vidrobust.evaluation.feature_store import Features
 from vidrobust.evaluation.representation import Representation
 from vidrobust.evaluation.rows import Row
 from vidrobust.evaluation.statistics import wilson
