@@ -74,7 +74,7 @@ def test_a_summary_of_several_budgets():
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
     head = nn.Linear(backbone.dim, 3).requires_grad_(False)
     clips = [(torch.rand(3, 3, 1, 16, 16), torch.arange(3)), (torch.rand(2, 3, 1, 16, 16), torch.arange(2))]
-    found = measure_sensitivity(backbone, lambda v: head(backbone(v)), clips, [1e-5, 0.1], seed=0)
+    found = measure_sensitivity(backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0)
     small, large = found["budgets"]
     assert found["n"] == 5 and found["gradient_norm"] > 0
     assert small["nn_top1"] == 1 and small["breakaway_risk"] == small["overlap_risk"] == 0
@@ -83,10 +83,10 @@ def test_a_summary_of_several_budgets():
         assert 0 <= small[key] <= large[key]
     assert large["relative_displacement"] > 10 * small["relative_displacement"]
     assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
-    assert found == measure_sensitivity(backbone, lambda v: head(backbone(v)), clips, [1e-5, 0.1], seed=0)
+    assert found == measure_sensitivity(backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0)
     text = "\n".join(geometry_lines(None, found))
     assert "5 clips: how far" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
     alone = measure_sensitivity(
-        backbone, lambda v: head(backbone(v)), [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
+        backbone, lambda v: head(backbone(v)), lambda: [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
     )
     assert alone["budgets"][0]["overlap_risk"] is None

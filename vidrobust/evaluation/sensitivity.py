@@ -4,7 +4,7 @@ Without labels (Petrov and Kwiatkowska 2022; METHODS section 4.11), on clips. en
 (B, D), in eval mode (`evaluation_mode`). B clips, D feature.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -99,26 +99,42 @@ def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]
 
 
 def measure_sensitivity(
-    backbone: Backbone, classify: Predict, clips: Sequence[tuple[Tensor, Tensor]], eps: Sequence[float], *, seed: int
-) -> dict[str, Any]:
-    """What a summary says of how a trunk's representation gives way, at each Linf budget of `eps`, small to large.
+    backbone: Backbone, classify: Predict, clips: Callable[[], Iterable[tuple[Tensor, Tensor]]], eps: Sequence[float],
+    *, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure how a backbone's representation gives way at some Linf budgets.
 
-    clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
-    classify: logits, for the steepness of their cross-entropy. Medians over samples; pairs are of a sample and its
-    successor in a batch. Attacks as published (METHODS section 4.11): 25 steps of 0.001 away, 10 toward, from random
-    starts.
+    Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published
+    (Petrov and Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Memory
+    holds the pixels of one batch at a time.
+
+    Args:
+        backbone: in evaluation mode.
+        classify: logits, for the steepness of their cross-entropy.
+        clips: gives, each time it is called, the same batches of (x (B, C, T, H, W), labels (B,));
+            every sample is a candidate for being another's neighbour.
+        eps: Linf budgets, from small to large.
+        seed: of the random starts.
+
+    Returns:
+        What a summary says: n, gradient_norm, and budgets, an entry each.
     """
     generator = torch.Generator().manual_seed(seed)
-    steep = [gradient_norm(partial(_cross_entropy, classify, labels), x) for x, labels in clips]
-    clean, layers = _measured(backbone, [x for x, _ in clips])
+    steep: list[Tensor] = []
+    seen = _Measured()
+    for x, labels in clips():
+        steep.append(gradient_norm(partial(_cross_entropy, classify, labels), x))
+        seen.add(backbone, x)
+    clean, layers = seen.joined()
     places, budgets = torch.arange(len(clean), device=clean.device), []
     for budget in eps:
-        threat, moved_clips, between = ThreatModel("linf", budget), [], []
-        for x, _ in clips:
-            moved_clips.append(displace(backbone, x, threat, generator=generator))
+        threat, between = ThreatModel("linf", budget), []
+        moved_clips = _Measured()
+        for x, _ in clips():
+            moved_clips.add(backbone, displace(backbone, x, threat, generator=generator))
             if len(x) > 1:
                 between.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
-        attacked, attacked_layers = _measured(backbone, moved_clips)
+        attacked, attacked_layers = moved_clips.joined()
         moved = (attacked - clean).norm(dim=1)
         margin = torch.cat(between) if between else clean.new_empty(0)
         budgets.append({
@@ -131,16 +147,25 @@ def measure_sensitivity(
             "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
             "cka": cka_by_layer(layers, attacked_layers),
         })  # fmt: skip
-    return {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+    return {"n": len(clean), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
 
 
 def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
     return F.cross_entropy(classify(x), labels, reduction="none")
 
 
-@torch.no_grad()
-def _measured(backbone: Backbone, clips: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Representations of all clips of some batches, and outputs of the layers."""
-    encoded = torch.cat([backbone(x).float() for x in clips])
-    layers = [by_layer(backbone.trunk, backbone, x) for x in clips]
-    return encoded, {name: torch.cat([found[name] for found in layers]) for name in layers[0]}
+class _Measured:
+    """Representations of clips, and outputs of the layers, batch by batch."""
+
+    def __init__(self) -> None:
+        self.encoded: list[Tensor] = []
+        self.layers: list[dict[str, Tensor]] = []
+
+    @torch.no_grad()
+    def add(self, backbone: Backbone, x: Tensor) -> None:
+        self.encoded.append(backbone(x).float())
+        self.layers.append(by_layer(backbone.trunk, backbone, x))
+
+    def joined(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return representations (N, D), and name -> outputs (N, D_l) of the layers."""
+        return torch.cat(self.encoded), {name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]}

@@ -1,9 +1,11 @@
 """What a summary says of the space that test videos lie in. Rank 0 measures it, the others say nothing."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import Predict
@@ -49,8 +51,18 @@ def sensitivity_of(
     log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
     numbers = list(range(len(some)))
     batches = [numbers[i : i + cfg.eval.batch_size] for i in range(0, len(some), cfg.eval.batch_size)]
-    units = clip_units(predict, eval_dataset(cfg.data, some, 1), batches, cfg.data.workers, device)
-    clips = [(unit.x, unit.labels) for unit in units if unit.uids]
-    if sum(len(x) for x, _ in clips) < 2:
-        raise UserError("eval.sensitivity: distances need two clips, and fewer of the test list decode; set it to 0")
+    dataset = eval_dataset(cfg.data, some, 1)
+
+    def clips() -> Iterator[tuple[Tensor, Tensor]]:
+        """Decode anew for each budget: the pixels of all clips would not fit."""
+        decoded = 0
+        for unit in clip_units(predict, dataset, batches, cfg.data.workers, device):
+            decoded += len(unit.uids)
+            if unit.uids:
+                yield unit.x, unit.labels
+        if decoded < 2:
+            raise UserError(
+                "eval.sensitivity: distances need two clips, and fewer of the test list decode; set it to 0"
+            )
+
     return measure_sensitivity(model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed)

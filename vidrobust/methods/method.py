@@ -1,7 +1,6 @@
 """What every method has."""
 
 from collections.abc import Sequence
-from typing import Self
 
 from torch import nn
 
@@ -44,7 +43,7 @@ class Method(nn.Module):
         """Keep a trained trunk as the teacher: in eval mode, without gradient."""
         self.teacher = teacher.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Method":
         super().train(mode)
         if hasattr(self, "teacher"):
             self.teacher.eval()
