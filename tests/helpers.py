@@ -57,11 +57,15 @@ def children_see_this_process(patch: pytest.MonkeyPatch) -> None:
     """Have children forked from a copy of this process, as it is patched now, instead of a clean one."""
     control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        control.close()
-        child.serve_nursery(there.detach())
+        try:
+            control.close()
+            child.serve_nursery(there.detach())
+        finally:
+            os._exit(1)
     there.close()
     patch.setattr(child._nursery, "owner", 0)  # it ends with the socket
     patch.setattr(child._nursery, "control", control)
+    patch.setattr(child._nursery, "start", lambda: child._nursery.control or pytest.fail("the copy is gone"))
 
 
 def counting_frames(count: int, size: int = 64, first: int = 0) -> np.ndarray:

@@ -168,8 +168,7 @@ class Child:
         """Wait for the end of the process; return its status, None where the nursery is gone too."""
         self.pipe.close()
         self.pid = 0
-        ready, _, _ = select.select([self.status], [], [], _START_S)
-        found = os.read(self.status, _STATUS.size) if ready else b""
+        found = os.read(self.status, _STATUS.size) if _readable(_START_S, self.status) else b""
         os.close(self.status)
         return _STATUS.unpack(found)[0] if len(found) == _STATUS.size else None
 
@@ -228,6 +227,14 @@ def _answered(children: Sequence[Child]) -> list[Child]:
     for child in children:
         child.spent += elapsed
     return [child for child in children if child.pipe in ready or child.spent >= child.timeout_s]
+
+
+def _readable(seconds: float | None, *files: int) -> list[int]:
+    """Wait until one of some descriptors can be read; return those that can. None: no limit."""
+    poll = select.poll()  # select takes no descriptor above 1023
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return [file for file, _ in poll.poll(None if seconds is None else 1000 * seconds)]
 
 
 def _folder() -> str:
@@ -358,14 +365,14 @@ def serve_nursery(control: int) -> NoReturn:
     requests = socket.socket(fileno=control)
     children: dict[int, tuple[int, int]] = {}  # pid -> (where its status goes, its caller)
     while True:
-        ready, _, _ = select.select([requests, wake], [], [], _CHECK_S if children else None)
+        ready = _readable(_CHECK_S if children else None, requests.fileno(), wake)
         if wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
         _report_deaths(children)
         if not ready:
             _kill_orphans(children)
-        if requests not in ready:
+        if requests.fileno() not in ready:
             continue
         try:
             asked, passed, _, _ = socket.recv_fds(requests, _STATUS.size, 3)

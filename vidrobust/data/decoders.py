@@ -97,11 +97,7 @@ def _as_file(path: str) -> str:
 
 def _is_picture(stream: Any) -> bool:
     """Return whether a video stream is an attached picture, such as the cover of an album."""
-    if _AV >= (15, 0):
-        return bool(stream.disposition & av.stream.Disposition.attached_pic)
-    # PyAV 14 does not say; FFmpeg gives such a stream the rate of its clock and no frames.
-    codec = stream.codec_context
-    return codec is not None and codec.name in ("mjpeg", "png", "bmp") and stream.base_rate == 90000
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def video_streams(container: Any) -> list[Any]:
@@ -146,9 +142,19 @@ def declared_frames(container: Any) -> int:
     """Return how many frames the header promises to show; 0 where it does not say."""
     stream = video_stream(container)
     # not in fragments; an edit list may cut some off
-    if container.format.name == _MP4 and stream.frames and hasattr(stream, "index_entries"):
-        return len(_index(stream))
+    if container.format.name == _MP4 and stream.frames:
+        return stream.frames - _cut_off(container, stream)
     return stream.frames
+
+
+def _cut_off(container: Any, stream: Any) -> int:
+    """Return how many frames an edit list keeps from being shown."""
+    if hasattr(stream, "index_entries"):
+        return sum(entry.is_discard for entry in stream.index_entries)
+    # PyAV below 17 has no index. Packets far before the first frame that is shown are not read.
+    with av.open(container.name) as again:
+        cut_off = [packet.is_discard for packet in again.demux(video_stream(again)) if packet.size]
+    return stream.frames - cut_off.count(False) if any(cut_off) else 0
 
 
 class _Packet(NamedTuple):
@@ -475,7 +481,7 @@ def misleads(container: Any, backend: str) -> str:
     codec, name = stream.codec_context, container.format.name
     if name not in _TIMED:
         return f"container {name}"
-    if any(entry.is_discard for entry in getattr(stream, "index_entries", ())):
+    if name == _MP4 and _cut_off(container, stream):
         return "trimmed by an edit list"
     if name == "avi" and codec.has_b_frames:
         return "AVI with B-frames"
