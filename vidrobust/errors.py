@@ -4,14 +4,20 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from vidrobust.text import printable, shortened
+
 Value = TypeVar("Value")
 
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: it names the thing and says what to do.
 
-    The tools print it without a traceback and exit with status 1.
+    The tools print it without a traceback and exit with status 1. Whatever a name or a value in the message holds, line
+    ends and control characters are escaped, and a message longer than 1,500 characters is shortened.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message), 1500))
 
 
 def nearest(name: str, known: list[str]) -> str:
