@@ -191,16 +191,16 @@ def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
         word = rest.pop()
         if "=" not in word:
             if not rest:
-                raise UserError(f"override {shown(word)!r} has no value: write {shown(word)}=VALUE")
+                raise UserError(f"override '{shown(word)}' has no value: write {shown(word)}=VALUE")
             word = f"{word}={rest.pop()}"
         pairs.append(word.split("=", 1))
     overrides: dict[str, Any] = {}
     seen: set[str] = set()
     for key, text in pairs:
         if not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise UserError(f"option {shown(key)!r}: write section.name=VALUE")
+            raise UserError(f"option '{shown(key)}': write section.name=VALUE")
         if key in seen:
-            raise UserError(f"option {shown(key)!r} is given twice on the command line")
+            raise UserError(f"option '{shown(key)}' is given twice on the command line")
         seen.add(key)
         try:
             _check_text(text, "a command line")
@@ -227,11 +227,11 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
             if key in sections:
                 if not isinstance(value, dict):
                     raise UserError(
-                        f"{source}: {key!r} is a section, not {shown(value)!r}; set one of its options, {key}.NAME"
+                        f"{source}: {key!r} is a section, not '{shown(value)}'; set one of its options, {key}.NAME"
                     )
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{source}: unknown option {shown(key)!r}{nearest(key, known)}")
+                raise UserError(f"{source}: unknown option '{shown(key)}'{nearest(key, known)}")
 
     walk(page, "")
 
@@ -310,7 +310,7 @@ def _converted(value: Any, kind: Any) -> Any:
         if kind is float:
             return _number(value)
     except (ValueError, OverflowError):
-        raise ValueError(f"{shown(value, 40)!r} is no such value; write {_NEEDS[kind]}") from None
+        raise ValueError(f"'{shown(value, 40)}' is no such value; write {_NEEDS[kind]}") from None
     text = str(value)
     _check_text(text, "an option")
     return text

@@ -117,7 +117,7 @@ class References:
         """Return what an absolute name, or one with leading dots, refers to."""
         match = _OPTION.fullmatch(name)
         if match is None:
-            raise ValueError(f"{shown(name)!r} names no option; {_READ}")
+            raise ValueError(f"'{shown(name)}' names no option; {_READ}")
         dots, path = match[1], re.sub(r"\[([\w-]+)\]", r".\1", match[2]).split(".")
         if dots:  # one dot: of the same section; each further one: a section further out
             section = key.split(".")[:-1]

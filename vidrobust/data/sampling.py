@@ -20,7 +20,7 @@ Policy = Literal["repeat_last", "loop", "error"]
 class ClipSpec:
     """What clips to take: T `frames`, `stride` source frames apart, `clips` of them from one video.
 
-    policy: what a video shorter than the span of a clip does. Raises ValueError for a count below 1.
+    policy: what a video shorter than the span of a clip does. Raises ValueError for a count that is no whole number of at least 1.
     """
 
     frames: int = 16
@@ -30,8 +30,11 @@ class ClipSpec:
 
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name}={value!r}: must be a whole number")
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
         if self.policy not in ("repeat_last", "loop", "error"):
             raise ValueError(f"policy={self.policy!r}: repeat_last, loop or error")
 
