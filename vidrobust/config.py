@@ -159,7 +159,7 @@ class _Pages:
                             f"{self.MAX_DEPTH} below each other, at {path}; merge some")  # fmt: skip
         if not os.path.exists(path):
             base = f" (a _BASE_ of {below[-1]})" if below else ""
-            raise UserError(f"no configuration file {path}{base}")
+            raise UserError(f"no configuration file {shown(path, 300)}{base}; correct the path")
         page = read_page(path, f"{below[-1]}: _BASE_={path}" if below else str(path))
         bases = self._bases(page, path)
         _check_keys(page, str(path))
@@ -174,6 +174,8 @@ class _Pages:
         written = page.pop("_BASE_", [])
         try:
             bases = References(page).value(written, "_BASE_")
+            for base in [bases] if isinstance(bases, str) else bases or ():
+                _check_text(str(base))
         except ValueError as error:
             raise UserError(f"{path}: _BASE_={shown(written)}: {error}") from None
         bases = [bases] if isinstance(bases, str) else bases
@@ -200,10 +202,10 @@ def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"option '{shown(key)}': write section.name=VALUE")
         if key in seen:
-            raise UserError(f"option '{shown(key)}' is given twice on the command line")
+            raise UserError(f"option '{shown(key)}' is given twice on the command line; remove one")
         seen.add(key)
         try:
-            _check_text(text, "a command line")
+            _check_characters(text)
             value = parse_yaml(text)
         except ValueError as error:
             raise UserError(f"command line: {shown(key)}={shown(text)}: {error}") from None
@@ -312,7 +314,7 @@ def _converted(value: Any, kind: Any) -> Any:
     except (ValueError, OverflowError):
         raise ValueError(f"'{shown(value, 40)}' is no such value; write {_NEEDS[kind]}") from None
     text = str(value)
-    _check_text(text, "an option")
+    _check_text(text)
     return text
 
 
@@ -338,20 +340,25 @@ def _refused() -> Any:
     raise ValueError
 
 
-def _check_text(text: str, where: str) -> None:
+def _check_text(text: str) -> None:
     """Raise ValueError for text that no option can hold.
 
-    It has to be written to config.yaml and read back, and to be told in one line.
+    It has to be written to config.yaml, read back, and told in one line.
     """
+    _check_characters(text)
     if len(text) > MAX_TEXT:
         raise ValueError(f"longer than {MAX_TEXT} characters; shorten it")
+    if "${" in text or text.lstrip("\\") == "???":
+        raise ValueError("an option cannot hold ${ or ??? as text; rename what it names")
+
+
+def _check_characters(text: str) -> None:
+    """Raise ValueError for control characters, line ends, and what is no UTF-8."""
     bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), "")
     if "\udc80" <= bad <= "\udcff":  # how Python holds a byte that is no UTF-8
-        raise ValueError(f"{where} holds text in UTF-8 alone; rename what it names, or link to it")
+        raise ValueError("an option holds text in UTF-8 alone; rename what it names, or link to it")
     if bad:
-        raise ValueError(f"{where} cannot hold the character U+{ord(bad):04X}; remove it")
-    if where == "an option" and ("${" in text or text.lstrip("\\") == "???"):
-        raise ValueError(f"{where} cannot hold ${{ or ??? as text; rename what it names")
+        raise ValueError(f"an option cannot hold the character U+{ord(bad):04X}; remove it")
 
 
 def _fraction(value: Any) -> Any:

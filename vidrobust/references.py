@@ -83,10 +83,14 @@ class References:
         if len(pieces) == 3 and not pieces[0] and not pieces[2]:
             return pieces[1]  # a reference alone keeps the type of what it refers to
         if any(isinstance(piece, list | dict) for piece in pieces):
-            raise ValueError("a list or a section cannot stand inside a text; refer to one option of it")
+            raise ValueError(
+                "a list or a section cannot stand inside a text; refer to one option of it"
+            )
         joined = "".join(str(piece) for piece in pieces)
         if len(joined) > MAX_TEXT:
-            raise ValueError(f"its references make it longer than {MAX_TEXT} characters; shorten it")
+            raise ValueError(
+                f"its references make it longer than {MAX_TEXT} characters; shorten it"
+            )
         return joined
 
     def _reference(self, inner: str, key: str, depth: int) -> Any:
@@ -130,14 +134,20 @@ class References:
                 node = self.option(".".join(path[:number]))
                 return _items(node, path[number:], name)
             if part not in node:
-                raise _NotSet(f"{shown(name)} is not set in this configuration; set it, or write its value")
+                raise _NotSet(
+                    f"{shown(name)} is not set in this configuration; set it, or write its value"
+                )
             node = node[part]
         return node if isinstance(node, Mapping) else self.option(".".join(path))
 
 
 def _is_text(arguments: list[Any], written: str) -> bool:
     """Return whether this is one argument that is text, or a reference to one."""
-    return len(arguments) == 1 and isinstance(arguments[0], str) and isinstance(parse_yaml(written), str)
+    return (
+        len(arguments) == 1
+        and isinstance(arguments[0], str)
+        and isinstance(parse_yaml(written), str)
+    )
 
 
 class _NotSet(ValueError):
@@ -154,7 +164,9 @@ def _items(node: Any, numbers: list[str], name: str) -> Any:
 
 def _environment(arguments: list[Any]) -> str | None:
     if not arguments or len(arguments) > 2 or not isinstance(arguments[0], str) or not arguments[0]:
-        raise ValueError("${oc.env:...} takes the name of a variable; write ${oc.env:VAR} or ${oc.env:VAR,DEFAULT}")
+        raise ValueError(
+            "${oc.env:...} takes the name of a variable; write ${oc.env:VAR} or ${oc.env:VAR,DEFAULT}"
+        )
     name = arguments[0]
     found = os.environ.get(name)
     if found is not None:

@@ -58,9 +58,13 @@ class _Loader(yaml.SafeLoader):
             self.keys.append(key)
         # the mark of the next event is where the text stands
         if self.depth > MAX_DEPTH:
-            raise self.refusal(f"nested more than {MAX_DEPTH} deep; write it flat", self.peek_event().start_mark)
+            raise self.refusal(
+                f"nested more than {MAX_DEPTH} deep; write it flat", self.peek_event().start_mark
+            )
         if self.composed > MAX_VALUES:
-            raise self.refusal(f"more than {MAX_VALUES} values; shorten it", self.peek_event().start_mark)
+            raise self.refusal(
+                f"more than {MAX_VALUES} values; shorten it", self.peek_event().start_mark
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         if key is not None:
@@ -128,7 +132,9 @@ class _Reader:
             return value
         except Exception:  # `!!int x` and numbers of thousands of digits raise whatever Python does
             kind = node.tag.removeprefix(_PREFIX)
-            raise self._refusal(f"not a value of type {kind}; write another, or quotes", node) from None
+            raise self._refusal(
+                f"not a value of type {kind}; write another, or quotes", node
+            ) from None
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         inherited: dict[str, Any] = {}
@@ -177,7 +183,9 @@ def parse_yaml(text: str) -> Any:
     except _Refusal as refusal:
         raise ValueError(str(refusal)) from None
     except Exception as error:  # PyYAML also raises ValueError, TypeError and RecursionError
-        raise ValueError(f"not YAML ({_yaml_reason(error)}); mend it, or quote what is text") from None
+        raise ValueError(
+            f"not YAML ({_yaml_reason(error)}); mend it, or quote what is text"
+        ) from None
 
 
 def _yaml_reason(error: Exception) -> str:
@@ -208,7 +216,9 @@ def read_text(path: Path) -> str:
     if content is None:  # nothing was there to read without waiting
         raise ValueError("holds nothing to read; name a YAML file")
     if len(content) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES // 1024} KiB; name a configuration file, which is short")
+        raise ValueError(
+            f"larger than {MAX_BYTES // 1024} KiB; name a configuration file, which is short"
+        )
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
