@@ -9,7 +9,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,11 @@ def options(section: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a YAML page with its `_BASE_` pages below it and `overrides` above it.
+    """Return the configuration of a YAML file, over its `_BASE_` files and below `overrides`.
 
-    overrides: `key=value` words, or `KEY VALUE` pairs as in fvcore. A float may be a fraction (`8/255`).
-    Raises UserError for anything that is not an option, has a wrong type or is out of range.
+    overrides: `key=value` words, or `KEY VALUE` pairs as in fvcore. A float may be a fraction
+    (`8/255`). Raises UserError for anything that is not an option, has a wrong type or is out of
+    range.
     """
     return _typed(_Pages().read(Path(path)), _read_overrides(overrides), str(path))
 
@@ -68,7 +69,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def loads(
     text: str, overrides: Sequence[str] = (), source: str = "configuration", page: str | Path | None = None
 ) -> Config:
-    """As `load`, from YAML text, such as the configuration that a checkpoint holds; a `page` lies over it."""
+    """Return the configuration of a YAML text, such as the one that a checkpoint holds.
+
+    Args:
+        text: the options.
+        overrides: as in `load`; they lie over all else.
+        source: where the text is from, for messages.
+        page: a YAML file that lies over the text.
+
+    Raises:
+        UserError: as `load` does.
+    """
     above = _Pages().read(Path(page)) if page else {}
     try:
         below = parse_yaml(text)
@@ -136,7 +147,10 @@ def help_text() -> str:
 
 
 class _Pages:
-    """Reads pages and the `_BASE_` pages below them, each file once: bases of bases may meet again."""
+    """Reads config files and the `_BASE_` files below them, each file once.
+
+    Bases of bases may meet again: read anew each time, ten levels of two would be a thousand files.
+    """
 
     MAX_DEPTH = 16
     MAX_PAGES = 64
@@ -145,9 +159,9 @@ class _Pages:
         self.pages: dict[str, dict[str, Any]] = {}
 
     def read(self, path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """Return a page's options over those of its bases.
+        """Return a file's options over those of its bases.
 
-        below: the pages that led to this one, outermost first.
+        below: the files that led to this one, outermost first.
         """
         place = os.path.realpath(path)
         if place in map(os.path.realpath, below):
@@ -155,8 +169,10 @@ class _Pages:
         if place in self.pages:
             return self.pages[place]
         if len(below) >= self.MAX_DEPTH or len(self.pages) >= self.MAX_PAGES:
-            raise UserError(f"{below[0]}: its _BASE_ pages are more than {self.MAX_PAGES}, or more than "
-                            f"{self.MAX_DEPTH} below each other, at {path}; merge some")  # fmt: skip
+            raise UserError(
+                f"{below[0]}: its _BASE_ files are more than {self.MAX_PAGES}, or more than "
+                f"{self.MAX_DEPTH} below each other, at {path}; merge some"
+            )
         if not os.path.exists(path):
             base = f" (a _BASE_ of {below[-1]})" if below else ""
             raise UserError(f"no configuration file {shown(path, 300)}{base}; correct the path")
@@ -170,7 +186,7 @@ class _Pages:
         return self.pages[place]
 
     def _bases(self, page: dict[str, Any], path: Path) -> list[str]:
-        """Take the names of its bases out of a page."""
+        """Take the names of its bases out of a file's options, and return them."""
         written = page.pop("_BASE_", [])
         try:
             bases = References(page).value(written, "_BASE_")
@@ -180,14 +196,18 @@ class _Pages:
             raise UserError(f"{path}: _BASE_={shown(written)}: {error}") from None
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-            raise UserError(f"{path}: _BASE_ is a page or a list of pages, each a path beside this one")
+            raise UserError(
+                f"{path}: _BASE_ is a page or a list of pages, each a path beside this one"
+            )
         if len(bases) > self.MAX_PAGES:
-            raise UserError(f"{path}: _BASE_ lists {len(bases)} pages; list at most {self.MAX_PAGES}")
+            raise UserError(
+                f"{path}: _BASE_ lists {len(bases)} files; list at most {self.MAX_PAGES}"
+            )
         return bases
 
 
 def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Return what the words of a command line set, as a page."""
+    """Return what a command line sets, as the options of a file."""
     pairs, rest = [], list(reversed(words))
     while rest:
         word = rest.pop()
@@ -229,7 +249,8 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
             if key in sections:
                 if not isinstance(value, dict):
                     raise UserError(
-                        f"{source}: {key!r} is a section, not '{shown(value)}'; set one of its options, {key}.NAME"
+                        f"{source}: {key!r} is a section, not '{shown(value)}'; "
+                        f"set one of its options, {key}.NAME"
                     )
                 walk(value, f"{key}.")
             elif key not in known:
@@ -239,7 +260,7 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return two pages as one, in which values of `above` replace those of `below`."""
+    """Return the options of two files as one; values of `above` replace those of `below`."""
     merged = dict(below)
     for name, value in above.items():
         under = merged.get(name)
@@ -249,7 +270,13 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(page: dict[str, Any], overrides: dict[str, Any], source: str) -> Config:
-    """Return the configuration of a page and overrides, which `_check_keys` has passed."""
+    """Return the configuration of options that `_check_keys` has passed.
+
+    Args:
+        page: the options of files.
+        overrides: the options of the command line, which lie over them.
+        source: where `page` is from, for messages.
+    """
     merged = _merged(page, overrides)
     references = References(merged)
     cfg = Config()
@@ -274,7 +301,7 @@ _UNSET = object()
 
 
 def _written(page: dict[str, Any], key: str) -> Any:
-    """Return what a page says of an option; _UNSET for nothing."""
+    """Return what a file sets an option to; _UNSET where it does not."""
     node: Any = page
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -284,8 +311,15 @@ def _written(page: dict[str, Any], key: str) -> Any:
 
 
 # type of an option -> what it needs, and an example
-_NEEDS = {int: "a whole number, such as 2", float: "a number, such as 0.1 or 8/255", bool: "true or false",
-          str: "text", list[int]: "[1,2]", list[float]: "[0.1,8/255]", list[str]: "[a,b]"}  # fmt: skip
+_NEEDS = {
+    int: "a whole number, such as 2",
+    float: "a number, such as 0.1 or 8/255",
+    bool: "true or false",
+    str: "text",
+    list[int]: "[1,2]",
+    list[float]: "[0.1,8/255]",
+    list[str]: "[a,b]",
+}
 
 
 def _converted(value: Any, kind: Any) -> Any:
@@ -304,40 +338,33 @@ def _converted(value: Any, kind: Any) -> Any:
         if kind is str:
             return ""  # YAML reads nothing as null
         raise ValueError(f"has no value; write {_NEEDS[kind]}")
-    try:
-        if kind is bool:
-            return _truth(value)
-        if kind is int:
-            return _whole(value)
-        if kind is float:
-            return _number(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"'{shown(value, 40)}' is no such value; write {_NEEDS[kind]}") from None
-    text = str(value)
-    _check_text(text)
-    return text
+    if kind is str:
+        _check_text(str(value))
+        return str(value)
+    if type(value) in _TAKES[kind]:
+        try:
+            return _READERS[kind](value)
+        except (ValueError, OverflowError):
+            pass
+    raise ValueError(f"'{shown(value, 40)}' is no such value; write {_NEEDS[kind]}")
+
+
+_TRUTHS = {"yes": 1, "y": 1, "on": 1, "true": 1, "no": 0, "n": 0, "off": 0, "false": 0}
 
 
 def _truth(value: Any) -> bool:
-    if isinstance(value, bool | int):
-        return value != 0
-    words = {"yes": True, "y": True, "on": True, "true": True, "no": False, "n": False, "off": False, "false": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    return int(value) != 0 if isinstance(value, str) else _refused()
-
-
-def _whole(value: Any) -> int:
-    # a float is refused even where it is whole, and so is true
-    return int(value) if type(value) in (int, str) else _refused()
+    if isinstance(value, str):
+        return int(_TRUTHS.get(value.lower(), value)) != 0
+    return bool(value)
 
 
 def _number(value: Any) -> float:
-    return float(_fraction(value)) if type(value) in (int, float, str) else _refused()
+    return float(_fraction(value))
 
 
-def _refused() -> Any:
-    raise ValueError
+_READERS: dict[Any, Callable[[Any], Any]] = {bool: _truth, int: int, float: _number}
+# YAML's types of values that an option takes: a float is no whole number, even where it is whole
+_TAKES = {bool: (bool, int, str), int: (int, str), float: (int, float, str)}
 
 
 def _check_text(text: str) -> None:
@@ -354,7 +381,8 @@ def _check_text(text: str) -> None:
 
 def _check_characters(text: str) -> None:
     """Raise ValueError for control characters, line ends, and what is no UTF-8."""
-    bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), "")
+    kinds = ("Cc", "Cs", "Zl", "Zp")
+    bad = next((char for char in text if unicodedata.category(char) in kinds), "")
     if "\udc80" <= bad <= "\udcff":  # how Python holds a byte that is no UTF-8
         raise ValueError("an option holds text in UTF-8 alone; rename what it names, or link to it")
     if bad:

@@ -12,8 +12,8 @@ Value = TypeVar("Value")
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: it names the thing and says what to do.
 
-    The tools print it without a traceback and exit with status 1. Whatever a name or a value in the message holds, line
-    ends and control characters are escaped, and a message longer than 1,500 characters is shortened.
+    The tools print it without a traceback and exit with status 1. Line ends and control characters
+    of names and values in the message are escaped; beyond 1,500 characters it is shortened.
     """
 
     def __init__(self, message: str) -> None:

@@ -64,9 +64,15 @@ class Data:
     policy: str = option(
         "repeat_last", "what a video shorter than a clip does", choices=("repeat_last", "loop", "error")
     )
-    short_side: int = option(128, "evaluation's short side, pixels, of which data.size is the central crop", low=8,
-                             high=2**14)  # fmt: skip
-    size: int = option(112, "height and width of the crop the model sees, pixels", low=8, high=2**14)
+    short_side: int = option(
+        128,
+        "evaluation's short side, pixels, of which data.size is the central crop",
+        low=8,
+        high=2**14,
+    )
+    size: int = option(
+        112, "height and width of the crop the model sees, pixels", low=8, high=2**14
+    )
     backend: str = option(
         "auto",
         "decoder of videos; auto: the manifest's, or else pyav",

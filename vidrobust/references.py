@@ -33,7 +33,7 @@ class References:
         self.open: list[str] = []  # options that are being resolved, outermost first
 
     def option(self, key: str) -> Any:
-        """Return the value of an option that the configuration sets, with its references resolved."""
+        """Return the value of an option that the configuration sets, its references resolved."""
         if key in self.resolved:
             return self.resolved[key]
         if key in self.open:
@@ -165,7 +165,8 @@ def _items(node: Any, numbers: list[str], name: str) -> Any:
 def _environment(arguments: list[Any]) -> str | None:
     if not arguments or len(arguments) > 2 or not isinstance(arguments[0], str) or not arguments[0]:
         raise ValueError(
-            "${oc.env:...} takes the name of a variable; write ${oc.env:VAR} or ${oc.env:VAR,DEFAULT}"
+            "${oc.env:...} takes the name of a variable; "
+            "write ${oc.env:VAR} or ${oc.env:VAR,DEFAULT}"
         )
     name = arguments[0]
     found = os.environ.get(name)

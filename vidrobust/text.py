@@ -4,7 +4,7 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """Return the text with what is no visible character escaped: line ends, ESC, half surrogates."""
+    """Return the text with invisible characters escaped: line ends, ESC, half surrogates."""
     if text.isprintable():
         return text
     return "".join(

@@ -32,7 +32,7 @@ class _Refusal(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but for `1e-6`, which is a number, and dates, which are text (as OmegaConf reads them)."""
+    """Reads YAML 1.1, but `1e-6` as a number and dates as text, as OmegaConf does."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

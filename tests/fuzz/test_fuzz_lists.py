@@ -1,4 +1,4 @@
-"""Lists as people and programs write them: read as meant, or refused in one line that names the line."""
+"""Lists as people and programs write them: read as meant, or refused by line."""
 
 import time
 import unicodedata
@@ -19,9 +19,24 @@ FUZZ = settings(
 )
 SECONDS = 1.0
 NAMES = [
-    "a.mp4", "b.mp4", "a, one.mp4", "clip 7", "x/a.mp4", "caf\u00e9.mp4", "a\u2028x.mp4", "a\x85b.mp4", "a\x0cb.mp4",
-    "\u3000wide.mp4", "a:b.mp4", "#1.mp4", "it's.mp4", "-1.mp4", "0", "[x] & (y).mp4", "\u00e9" * 120 + ".mp4",
-]  # fmt: skip
+    "a.mp4",
+    "b.mp4",
+    "a, one.mp4",
+    "clip 7",
+    "x/a.mp4",
+    "caf\u00e9.mp4",
+    "a\u2028x.mp4",
+    "a\x85b.mp4",
+    "a\x0cb.mp4",
+    "\u3000wide.mp4",
+    "a:b.mp4",
+    "#1.mp4",
+    "it's.mp4",
+    "-1.mp4",
+    "0",
+    "[x] & (y).mp4",
+    "\u00e9" * 120 + ".mp4",
+]
 
 
 def _touch(path):
@@ -30,7 +45,7 @@ def _touch(path):
 
 
 def _told(parser, root, split="train"):
-    """(records, ""), or ([], the message of a refusal, which is one short printable line); takes no time."""
+    """Return (records, ""), or ([], the message of a refusal), one short printable line."""
     began = time.process_time()
     try:
         records, classes = parser(root, split, 1)
@@ -73,14 +88,23 @@ def videos(tmp_path_factory):
         (b"'a.mp4' 0\n", "its quotes are taken as part of the name, write it without"),
         (b"x\\a.mp4,0\n", "its backslashes are taken as part of the name, write / between folders"),
         ("caf\u0065\u0301s.mp4 0\n".encode(), "its accents are decomposed (Unicode form NFD)"),
-        ("cafe\u0301.mp4".encode(), "expected a path and an integer label from 0 (no header line), found 'cafe\u0301"),
+        (
+            "cafe\u0301.mp4".encode(),
+            "expected a path and an integer label from 0 (no header line), found 'cafe\u0301",
+        ),
         ("cafe\u0301.mp4".encode(), "its accents are decomposed (Unicode form NFD)"),
-        (b"a.mp4 0\ncaf\xe9.mp4 0\n", "train.txt, line 2: not a text file in UTF-8 (byte 0xe9); save"),
+        (
+            b"a.mp4 0\ncaf\xe9.mp4 0\n",
+            "train.txt, line 2: not a text file in UTF-8 (byte 0xe9); save",
+        ),
         ("a.mp4 0\n".encode("utf-16"), "not UTF-8, but UTF-16; save the list as UTF-8"),
         ("a.mp4 0\n".encode("utf-16-le"), "line 1: not a text file (it holds a null character)"),
         ("a.mp4 \u0663\n".encode(), "line 1: expected a path and an integer label"),
         (b"a.mp4 0.5\n", "line 1: expected a path and an integer label"),
-        (b"path,label\na.mp4,0\n", "line 1: expected a path and an integer label from 0 (no header line)"),
+        (
+            b"path,label\na.mp4,0\n",
+            "line 1: expected a path and an integer label from 0 (no header line)",
+        ),
         (b"# only\n# comments\n", "line 1: expected a path and an integer label"),
         (b"\n \t\r\n", "lists no video"),
         (b"", "lists no video"),
@@ -92,7 +116,7 @@ def videos(tmp_path_factory):
         (b"a.mp4 0\ra.mp4 0\r", "a.mp4 is listed twice"),
         (b"a.mp4 0 -2\n", "three columns"),
     ],
-)  # fmt: skip
+)
 def test_lists_that_fuzzers_found_are_refused_by_line(videos, text, reason):
     (videos / "train.txt").write_bytes(text)
     records, message = _told(path_label_list, videos)
@@ -179,10 +203,41 @@ def test_a_name_that_several_files_share_but_for_case_or_form_is_refused(tmp_pat
     assert len(path_label_list(tmp_path, "train", 1)[0]) == 2
 
 
-_PIECES = st.sampled_from([*NAMES, " ", "\t", ",", "\n", "\r", "\r\n", "0", "1", "-1", "300", "9" * 25, '"', "\\", "#",
-                           "\u2028", "\x0b", "\x1c", "\u00a0", "\ufeff", "cafe\u0301.mp4", "..", "/", "./", "\0",
-                           "Run", "Run/v_Run_g01_c01.avi", "1 Run", "film_run_1.avi", "label,youtube_id,time_start,"
-                           "time_end\n", "tap,a,1,2\n"])  # fmt: skip
+_PIECES = st.sampled_from(
+    [
+        *NAMES,
+        " ",
+        "\t",
+        ",",
+        "\n",
+        "\r",
+        "\r\n",
+        "0",
+        "1",
+        "-1",
+        "300",
+        "9" * 25,
+        '"',
+        "\\",
+        "#",
+        "\u2028",
+        "\x0b",
+        "\x1c",
+        "\u00a0",
+        "\ufeff",
+        "cafe\u0301.mp4",
+        "..",
+        "/",
+        "./",
+        "\0",
+        "Run",
+        "Run/v_Run_g01_c01.avi",
+        "1 Run",
+        "film_run_1.avi",
+        "label,youtube_id,time_start,time_end\n",
+        "tap,a,1,2\n",
+    ]
+)
 _TEXTS = st.one_of(st.lists(_PIECES, max_size=8).map("".join), st.text(max_size=20)).map(
     lambda text: text.encode("utf-8", "surrogatepass")
 )

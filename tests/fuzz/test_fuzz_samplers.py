@@ -1,4 +1,4 @@
-"""Samplers against a double loop over clips and frames, for any number of frames and any specification."""
+"""Samplers against a double loop over clips and frames, for any video and specification."""
 
 import numpy as np
 import pytest

@@ -57,11 +57,51 @@ def test_a_threat_is_what_its_name_says(norm, eps, support, k, place):
     assert parse_threat(f"  {threat} ") == again
 
 
-_PIECES = st.sampled_from([
-    "linf", "l2", "l2_frame", "l1", "-", "/", "@", "+", "frames", "patch", "border", "pixels", "tube", "flicker",
-    "dense", "saliency", "random", "uniform", "search", "4/255", "0", "1", "2", "30", "255", "1e39", "1e400", "1e-400",
-    "e", ".", ".5", "inf", "nan", "9" * 40, "9" * 5000, "\u0663", "\n", "\u2028", " ", "'", "\x1b",
-])  # fmt: skip
+_PIECES = st.sampled_from(
+    [
+        "linf",
+        "l2",
+        "l2_frame",
+        "l1",
+        "-",
+        "/",
+        "@",
+        "+",
+        "frames",
+        "patch",
+        "border",
+        "pixels",
+        "tube",
+        "flicker",
+        "dense",
+        "saliency",
+        "random",
+        "uniform",
+        "search",
+        "4/255",
+        "0",
+        "1",
+        "2",
+        "30",
+        "255",
+        "1e39",
+        "1e400",
+        "1e-400",
+        "e",
+        ".",
+        ".5",
+        "inf",
+        "nan",
+        "9" * 40,
+        "9" * 5000,
+        "\u0663",
+        "\n",
+        "\u2028",
+        " ",
+        "'",
+        "\x1b",
+    ]
+)
 
 
 @FUZZ

@@ -62,14 +62,15 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
         label = rank.get(plain_name(folder))
         if label is None:
             raise UserError(
-                f"{where}: class '{shown(folder)}' is not in {lists / 'classInd.txt'}; {odd_name(name)}"
-                "correct the line, or add the class there"
+                f"{where}: class '{shown(folder)}' is not in {lists / 'classInd.txt'}; "
+                f"{odd_name(name)}correct the line, or add the class there"
             )
         number = whole_number(listed)
         if listed and (number is None or classes[label] != ids.get(number)):
             expected = next(i for i, known in ids.items() if known == classes[label])
             raise UserError(
-                f"{where}: label {shown(listed)} is not {folder}'s; classInd.txt says {expected} (its ids start at 1)"
+                f"{where}: label {shown(listed)} is not {folder}'s; "
+                f"classInd.txt says {expected} (its ids start at 1)"
             )
         group = re.sub(r"_c\d+$", "", Path(name).stem).lower()
         records.append(Record(name, file_path(missing.find(name, where)), label, group))
@@ -85,8 +86,7 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
     """
     pattern = f"*_test_split{fold}.txt"
     tops = [root / name for name in ("testTrainMulti_7030_splits", "splits", "annotations", ".")]
-    lists = ([path for path in sorted(top.glob(pattern)) if not is_hidden(path.name)] for top in tops if top.is_dir())
-    found = next(filter(None, lists), None)
+    found = next(filter(None, (_lists_in(top, pattern) for top in tops)), None)
     if found is None:
         raise UserError(
             f"no {pattern} in {tops[0]}: the official lists of HMDB51 belong there (data.fold=1..3; "
@@ -99,7 +99,8 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
             file, _, tag = line.rpartition(" ")
             if tag not in ("0", "1", "2"):
                 raise UserError(
-                    f"{where}: expected a file and 1 (train), 2 (test) or 0 (unused), found '{shown(line)}'"
+                    f"{where}: expected a file and 1 (train), 2 (test) or 0 (unused), "
+                    f"found '{shown(line)}'"
                 )
             if tag == ("1" if split == "train" else "2"):
                 uid = f"{name}/{file.strip()}"
@@ -135,15 +136,18 @@ def kinetics(root: Path, split: str, fold: int) -> Parsed:
         stem = f"{source}_{int(float(span[0])):06d}_{int(float(span[1])):06d}"
         named = files.get(stem) or files.get(source, [])
         if len(named) > 1:
-            raise UserError(f"{where}: {named[0]} and {named[1]} are both {named[0].stem}; remove or rename one")
+            raise UserError(
+                f"{where}: {named[0]} and {named[1]} are both {named[0].stem}; remove or rename one"
+            )
         if not named:
             lost.append(stem)
             continue
         uid = named[0].relative_to(top).as_posix()
         records.append(Record(uid, file_path(named[0]), rank[row["label"]], source))
     if lost:
-        log.warning(f"{path}: {len(lost)} of {len(lost) + len(records)} videos are not under {top}, first "
-                    f"{shown(lost[0])}")  # fmt: skip
+        listed = len(lost) + len(records)
+        first = shown(lost[0])
+        log.warning(f"{path}: {len(lost)} of {listed} videos are not under {top}, first {first}")
     return checked(records, path), classes
 
 
@@ -152,7 +156,7 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
 
     The separator is a space, a comma or a tab; the line is split from the right, so paths may hold spaces. Label -1 is
     a video without one. `classes.txt`, a name a line, is optional: without it classes are called by their numbers.
-    VideoMAE's lines for pretraining, `path 0 -1`, are read; other lines of three columns are refused.
+    VideoMAE's lines for pretraining, `path 0 -1`, are read; others of three columns are refused.
     """
     missing = Missing(root)
 
@@ -164,9 +168,10 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
         if (columns[1], label) == (0, -1):
             return _Entry(where, columns[0], label)
         raise UserError(
-            f"{where}: three columns, '{shown(columns[0])}', {columns[1]} and {label}, where a line of data.name=list "
-            f"is `path label`; if {label} is a label, remove {columns[1]}; if it is a number of frames, as the last "
-            "column of VideoMAEv2's lists for pre-training (path, start, total), write -1 in place of both"
+            f"{where}: three columns, '{shown(columns[0])}', {columns[1]} and {label}, where a "
+            f"line of data.name=list is `path label`; if {label} is a label, remove {columns[1]}; if it "
+            "is a number of frames, as the last column of VideoMAEv2's lists for pre-training "
+            "(path, start, total), write -1 in place of both"
         )
 
     return _listed(root, split, entry, missing, "`path label`")
@@ -267,7 +272,9 @@ def _listed(
     """
     train = _list_file(root, ("train",), form)
     path = train if split == "train" else _list_file(root, ("test", "val"), form)
-    rows = {file: [entry(line, where) for where, line in lines(file)] for file in {train: 0, path: 0}}
+    rows = {}
+    for file in (train, path):
+        rows[file] = [entry(line, where) for where, line in lines(file)]
     if not rows[train]:
         raise UserError(f"{train} lists no video; write lines {form}")
     names = root / "classes.txt"
@@ -279,36 +286,51 @@ def _listed(
     for row in rows[path]:
         if not -1 <= row.label < len(classes):
             source = names.name if names.is_file() else train.name
-            raise UserError(f"{row.where}: label {row.label} is out of range 0..{len(classes) - 1} ({source}); "
-                            "correct it, or list its class there")  # fmt: skip
+            raise UserError(
+                f"{row.where}: label {row.label} is out of range 0..{len(classes) - 1} ({source}); "
+                "correct it, or list its class there"
+            )
         place = file_path(missing.find(row.name, row.where))
         records.append(Record(row.name, place, row.label, frames=row.frames or 0))
     missing.refuse()
     return checked(records, path), classes
 
 
-# labels of a list without classes.txt may be as large, or as large as the list is long: each is a class
+# without classes.txt a label may be as large, or as large as the list is long: each is a class
 _MANY_CLASSES = 10_000
 
 
 def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> list[str]:
-    """Return the classes' names: those of classes.txt, or else the numbers up to the largest label."""
+    """Return the names of classes.txt, or else the numbers up to the largest label.
+
+    Args:
+        rows: the training list.
+        train: its path, for messages.
+        classes: the names of classes.txt; None or empty without one.
+
+    Raises:
+        UserError: for labels that are too large to be classes, or that look 1-based.
+    """
     labels = [row.label for row in rows]
     known = [label for label in labels if label >= 0] or [-1]
     limit = max(_MANY_CLASSES, len(rows))
     for row in rows:
         if not classes and row.label >= limit:
             raise UserError(
-                f"{row.where}: label {row.label} is too large for a list of {len(rows)} lines without classes.txt "
-                f"(at most {limit - 1}); number classes from 0, or name them in classes.txt"
+                f"{row.where}: label {row.label} is too large for a list of {len(rows)} lines "
+                f"without classes.txt (at most {limit - 1}); number classes from 0, or name them "
+                "in classes.txt"
             )
     if min(known) == 1 and (not classes or max(labels) >= len(classes)):
-        raise UserError(f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); subtract 1 from each")
+        raise UserError(
+            f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); "
+            "subtract 1 from each"
+        )
     return classes or [str(label) for label in range(max(labels) + 1)]
 
 
 def _check_counts(rows: list[_Entry], *, named: bool) -> None:
-    """Raise UserError for numbers of frames below 1, and for columns that look like a start and a total.
+    """Raise UserError for numbers of frames below 1, and for a start and a total in their place.
 
     named: classes.txt says that the last column is a label.
     """
@@ -316,13 +338,16 @@ def _check_counts(rows: list[_Entry], *, named: bool) -> None:
     if counts and not named and max(counts) <= 1 and min(row.label for row in rows) > 1:
         first = rows[0]
         raise UserError(
-            f"{first.where}: {first.frames} and {first.label} look like the first frame and the number of frames "
-            "(VideoMAEv2's lists for pre-training: folder, start, total), not like `folder n_frames label`; write "
-            f"{first.label} -1 for them, or name the classes in classes.txt"
+            f"{first.where}: {first.frames} and {first.label} look like the first frame and the "
+            "number of frames (VideoMAEv2's lists for pre-training: folder, start, total), not "
+            f"like `folder n_frames label`; write {first.label} -1 for them, or name the classes "
+            "in classes.txt"
         )
     for row in rows:
         if row.frames is not None and row.frames < 1:
-            raise UserError(f"{row.where}: {row.name} has {row.frames} frames; a clip has one or more")
+            raise UserError(
+                f"{row.where}: {shown(row.name)} has {row.frames} frames; a clip has one or more"
+            )
 
 
 def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
@@ -354,7 +379,9 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
     if skipped:
         kept = ", ".join(sorted(suffixes)) if suffixes else "folders of frames"
         first = shown(skipped[0], 300)
-        log.warning(f"{top}: {len(skipped)} files are left out, first {first}; this format takes {kept}")
+        log.warning(
+            f"{top}: {len(skipped)} files are left out, first {first}; this format takes {kept}"
+        )
     if empty:
         log.warning(f"{top}: {len(empty)} classes have no video, first {shown(empty[0])}")
     return checked(records, top), classes
@@ -362,11 +389,13 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
 
 def _is_clip(entry: Path, suffixes: set[str] | None) -> bool:
     """Return whether this is a file of these suffixes, or for None a folder."""
-    return os.path.isdir(entry) if suffixes is None else entry.suffix.lower() in suffixes and os.path.isfile(entry)
+    if suffixes is None:
+        return os.path.isdir(entry)
+    return entry.suffix.lower() in suffixes and os.path.isfile(entry)
 
 
 def _ranks(classes: list[str]) -> Mapping[str, int]:
-    """Return the label of each class by its name, and by its name in another Unicode form where one alone has it."""
+    """Return the label of each class by its name, and by its name with accents composed."""
     plain = [composed(name) for name in classes]
     count = Counter(plain)
     others = {name: label for label, name in enumerate(plain) if count[name] == 1}
@@ -374,7 +403,13 @@ def _ranks(classes: list[str]) -> Mapping[str, int]:
 
 
 def _folders(top: Path) -> list[Path]:
-    return sorted(entry for entry in top.iterdir() if os.path.isdir(entry) and not is_hidden(entry.name))
+    entries = (entry for entry in top.iterdir() if not is_hidden(entry.name))
+    return sorted(entry for entry in entries if os.path.isdir(entry))
+
+
+def _lists_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the lists of a folder, sorted; macOS leaves hidden files of the same names."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.name))
 
 
 def _videos(root: Path, name: str) -> Path:
@@ -406,7 +441,9 @@ def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
                 raise UserError(f"{where}: times and label expected, found '{shown(found)}'")
             rows.append((where, row))
     except csv.Error as error:  # such as a quote that is never closed
-        raise UserError(f"{path}, line {table.line_num}: not a table ({error}); mend the line") from None
+        raise UserError(
+            f"{path}, line {table.line_num}: not a table ({error}); mend the line"
+        ) from None
     return rows
 
 
@@ -449,16 +486,27 @@ def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:
 
 
 def _split_right(line: str, where: str, form: str) -> tuple[str, int]:
-    """Return what stands before the last integer of a line, and the integer. form: what is expected."""
+    """Return what stands before the last integer of a line, and the integer.
+
+    Args:
+        line: the text.
+        where: the list and the line, for the message.
+        form: what is expected there.
+
+    Raises:
+        UserError: where the line does not end in an integer.
+    """
     columns = _integer_column(line)
     if columns is None:
-        odd = odd_name(line).removesuffix("; ")
-        raise UserError(f"{where}: expected {form} (no header line), found '{shown(line)}'" + (odd and f"; {odd}"))
+        hint = odd_name(line)
+        raise UserError(
+            f"{where}: expected {form} (no header line), found '{shown(line)}'; {hint}mend the line"
+        )
     return columns
 
 
 def _integer_column(line: str) -> tuple[str, int] | None:
-    """Return what stands before an integer at the end of a line, and the integer; None where there is none.
+    """Return what stands before an integer at the end of a line, and the integer, or None.
 
     Spaces and tabs, and one comma among them, stand between the two.
     """

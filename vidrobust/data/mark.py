@@ -15,9 +15,9 @@ _FEW = 4
 
 
 def read_mark(folder: str | Path) -> dict[str, Any] | None:
-    """The options of the copies, and `sources`, name -> bytes of some of the files that they are of; None: no mark.
+    """Return the options of the copies, and `sources`, name -> bytes of some of their files.
 
-    Raises UserError for a mark that is damaged.
+    None where there is no mark. Raises UserError for a mark that is damaged.
     """
     mark = Path(folder).expanduser() / MARK
     if not mark.is_file():
@@ -27,8 +27,10 @@ def read_mark(folder: str | Path) -> dict[str, Any] | None:
         if not isinstance(options, dict) or not isinstance(options.get("sources", {}), dict):
             raise ValueError
     except (ValueError, RecursionError):
-        raise UserError(f"{mark}: damaged: it does not say how its copies were made; delete the folder, and make it "
-                        "again with datasets/prepare.py") from None  # fmt: skip
+        raise UserError(
+            f"{mark}: damaged: it does not say how its copies were made; delete the folder, and "
+            "make it again with datasets/prepare.py"
+        ) from None
     return options
 
 

@@ -158,9 +158,8 @@ class Missing:
         """Return what is in a folder; each folder is listed once."""
         if folder not in self.folders:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            self.folders[folder] = {
-                entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)
-            }
+            there = (e for e in entries if not e.is_symlink() or os.path.exists(e.path))
+            self.folders[folder] = {entry.name for entry in there}
         return self.folders[folder]
 
     def _alike(self, folder: Path) -> dict[str, list[str]]:
@@ -177,12 +176,13 @@ class Missing:
             where, name, reason = self.lost[0]
             others = f" (and {len(self.lost) - 1} more)" if len(self.lost) > 1 else ""
             raise UserError(
-                f"{where}: {shown(name, 300)} is not under {self.top}{others}; {reason}add the file or remove the line"
+                f"{where}: {shown(name, 300)} is not under {self.top}{others}; {reason}"
+                "add the file or remove the line"
             )
         if self.other_forms:
             log.warning(
-                f"{self.top}: {len(self.other_forms)} listed files have names of another Unicode form "
-                f"(NFC or NFD) on disk, first '{shown(self.other_forms[0])}'"
+                f"{self.top}: {len(self.other_forms)} listed files have names of another Unicode "
+                f"form (NFC or NFD) on disk, first '{shown(self.other_forms[0])}'"
             )
 
 
@@ -192,7 +192,7 @@ def composed(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a name in lower case, its accents composed: what names that people hold alike share."""
+    """Return a name in lower case with its accents composed: names that look alike share it."""
     return composed(name).lower()
 
 
@@ -209,7 +209,7 @@ def odd_name(name: str) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is no data: hidden, or a folder that macOS or a file server leaves behind."""
+    """Return whether a name is no data: hidden, or a folder that macOS or a file server leaves."""
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
@@ -239,12 +239,15 @@ def read_list(path: Path) -> str:
         ) from None
     if "\0" in text:
         number = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {number}: not a text file (it holds a null character); save the list as UTF-8")
+        raise UserError(
+            f"{path}, line {number}: not a text file (it holds a null character); "
+            "save the list as UTF-8"
+        )
     return text
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file, line 3", text) of each line that is not blank.
+    """Yield ("file, line 3", text) of each line that is not blank.
 
     Lines end with LF, CR LF or CR. Other characters at which Python splits, such as U+2028, may be
     part of a file's name.
@@ -268,7 +271,10 @@ def checked(records: list[Record], source: Path) -> list[Record]:
 
 
 def files_below(top: Path) -> Iterator[Path]:
-    """Files at any depth, sorted by folder, links followed but for those that lead back; hidden ones are left out."""
+    """Yield the files at any depth, sorted by folder; hidden ones are left out.
+
+    Links are followed, but for those that lead back to a folder above them.
+    """
     # (folders yet to be read or files to be given, the real paths of the folders above them)
     waiting: list[tuple[Path, bool, tuple[str, ...]]] = [(top, True, ())]
     while waiting:
@@ -280,8 +286,9 @@ def files_below(top: Path) -> Iterator[Path]:
         if real in above:
             continue
         with os.scandir(place) as entries:
-            names = [(entry.name, _is_folder(entry)) for entry in entries if not is_hidden(entry.name)]
-        waiting += [(place / name, folder, (*above, real)) for name, folder in sorted(names, reverse=True)]
+            names = [(e.name, _is_folder(e)) for e in entries if not is_hidden(e.name)]
+        inside = (*above, real)
+        waiting += [(place / name, folder, inside) for name, folder in sorted(names, reverse=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

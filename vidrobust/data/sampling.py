@@ -20,8 +20,8 @@ Policy = Literal["repeat_last", "loop", "error"]
 class ClipSpec:
     """What clips to take: T `frames`, `stride` source frames apart, `clips` of them from one video.
 
-    policy: what a video shorter than the span of a clip does. Raises ValueError for a count that is no whole number, or
-    below 1.
+    policy: what a video shorter than the span of a clip does. Raises ValueError for a count that
+    is no whole number, or below 1.
     """
 
     frames: int = 16
@@ -72,7 +72,7 @@ def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
     room = max(num_frames - spec.span, 0)
     if spec.clips == 1:
         return _frames_from(np.array([room // 2]), num_frames, spec)
-    # whole numbers throughout: in floats the half of some quotients is no half, as of room 29 and 15 clips
+    # whole numbers throughout: as floats some halves are none, as those of 15 clips in a room of 29
     starts, rest = np.divmod(room * np.arange(spec.clips, dtype=np.int64), spec.clips - 1)
     starts += (2 * rest > spec.clips - 1) | ((2 * rest == spec.clips - 1) & (starts % 2 == 1))
     return _frames_from(starts, num_frames, spec)
@@ -93,7 +93,7 @@ def segment_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | No
     _check(num_frames, spec.frames, spec)
     if num_frames < spec.frames:
         return _wrapped(np.tile(np.arange(spec.frames), (spec.clips, 1)), num_frames, spec)
-    # whole numbers throughout: a rounded quotient would move an edge, as of 122 frames in 14 segments
+    # whole numbers throughout: a rounded quotient moves an edge, as of 122 frames in 14 segments
     edges = num_frames * np.arange(spec.frames + 1, dtype=np.int64) // spec.frames
     if rng is None:
         return np.tile((edges[:-1] + edges[1:]) // 2, (spec.clips, 1))

@@ -49,7 +49,8 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.exists():
         raise UserError(f"no study {path}")
-    page = read_page(path, str(path), "a study")  # an option's references are the run's, not the page's
+    # references in it are resolved by the run's configuration, not here
+    page = read_page(path, str(path), "a study")
     known = [item.name for item in fields(Study) if item.name != "page"]
     for key in page:
         if key not in known:
@@ -58,12 +59,15 @@ def read_study(path: str | Path) -> Study:
     for key in ("arms", "datasets"):
         for name in page[key]:
             if name in ("", ".", "..") or "/" in name or not name.isprintable():
-                raise UserError(f"{path}: {key}: '{shown(name)}' is no name of a folder; choose another")
+                raise UserError(
+                    f"{path}: {key}: '{shown(name)}' is no name of a folder; choose another"
+                )
     study = Study(**({"page": path} | page))
     for key, named in (("skip", study.skip), ("options", study.options)):
         for name in named:
             if name not in study.datasets:
-                raise UserError(f"{path}: {key}: no data set '{shown(name)}'{nearest(name, list(study.datasets))}")
+                near = nearest(name, list(study.datasets))
+                raise UserError(f"{path}: {key}: no data set '{shown(name)}'{near}")
     for name in [study.baseline, *study.comparators, *(name for arms in study.skip.values() for name in arms)]:
         if name and name not in study.arms:
             raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
@@ -77,16 +81,22 @@ def _check_forms(page: Mapping[str, Any], path: Path) -> None:
             raise UserError(f"{path}: {key} is a mapping of names, with one at least")
     for name, config_page in page["datasets"].items():
         if not isinstance(config_page, str):
-            raise UserError(f"{path}: datasets: {shown(name)}={shown(config_page)}: write the path of its page")
+            raise UserError(
+                f"{path}: datasets: {shown(name)}={shown(config_page)}: write its config file"
+            )
     options = page.get("options", {})
     if not isinstance(options, dict):
-        raise UserError(f"{path}: options={shown(options)}: a mapping of data sets to lists of key=value")
+        raise UserError(
+            f"{path}: options={shown(options)}: a mapping of data sets to lists of key=value"
+        )
     for name, words in {**page["arms"], **options, "common": page.get("common", [])}.items():
         if not _is_texts(words):
             raise UserError(f"{path}: {shown(name)}: a list of key=value, not '{shown(words)}'")
     skip = page.get("skip", {})
     if not isinstance(skip, dict) or not all(map(_is_texts, skip.values())):
-        raise UserError(f"{path}: skip is a mapping of data sets to lists of arms, not '{shown(skip)}'")
+        raise UserError(
+            f"{path}: skip is a mapping of data sets to lists of arms, not '{shown(skip)}'"
+        )
     if not _is_texts(page.get("comparators", [])):
         raise UserError(f"{path}: comparators={shown(page['comparators'])}: a list of arms")
     if not isinstance(page.get("baseline", ""), str):
