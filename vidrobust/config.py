@@ -81,6 +81,8 @@ def loads(
         UserError: as `load` does.
     """
     above = _Pages().read(Path(page)) if page else {}
+    if not isinstance(text, str):  # of a checkpoint that was damaged or not written by us
+        raise UserError(f"{source}: holds no configuration; name another")
     try:
         below = parse_yaml(text)
     except ValueError as error:

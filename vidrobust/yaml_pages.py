@@ -2,7 +2,7 @@
 
 `yaml.safe_load` runs no code, but a short text can still hang it, fill the memory or raise almost
 any exception: aliases that multiply or lead back to themselves, brackets nested a thousand deep,
-files that never end. Everything that this module refuses is one UserError.
+files that never end. What this module refuses is a ValueError of one line (UserError for files).
 """
 
 import os
@@ -17,7 +17,7 @@ from vidrobust.errors import UserError
 from vidrobust.text import shown
 
 MAX_BYTES = 128 * 1024
-MAX_VALUES = 10_000
+MAX_VALUES = 5_000
 MAX_DEPTH = 20
 
 _PREFIX = "tag:yaml.org,2002:"
@@ -48,6 +48,12 @@ class _Loader(yaml.SafeLoader):
             key += f"={shown(self.text[mark.index : end.index].strip(), 40)}"
         line = f", line {mark.line + 1}" if "\n" in self.text else ""
         return _Refusal((f"{shown(key)}: " if key else "") + reason + line)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Refuse brackets nested too deep: the scanner reads ahead, in quadratic time."""
+        if self.flow_level >= MAX_DEPTH:
+            raise self.refusal(f"nested more than {MAX_DEPTH} deep; write it flat", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node, and refuse one nested too deep before the parser recurses further."""
