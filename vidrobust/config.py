@@ -191,16 +191,16 @@ class _Pages:
         """Take the names of its bases out of a file's options, and return them."""
         written = page.pop("_BASE_", [])
         try:
-            bases = References(page).value(written, "_BASE_")
-            for base in [bases] if isinstance(bases, str) else bases or ():
-                _check_text(str(base))
+            named = References(page).value(written, "_BASE_")
+            bases = [named] if isinstance(named, str) else named
+            if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+                raise UserError(
+                    f"{path}: _BASE_ is a page or a list of pages, each a path beside this one"
+                )
+            for base in bases:
+                _check_text(base)
         except ValueError as error:
             raise UserError(f"{path}: _BASE_={shown(written)}: {error}") from None
-        bases = [bases] if isinstance(bases, str) else bases
-        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-            raise UserError(
-                f"{path}: _BASE_ is a page or a list of pages, each a path beside this one"
-            )
         if len(bases) > self.MAX_PAGES:
             raise UserError(
                 f"{path}: _BASE_ lists {len(bases)} files; list at most {self.MAX_PAGES}"

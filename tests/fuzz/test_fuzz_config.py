@@ -230,6 +230,10 @@ REFUSED = [
     ("just text", [], "a mapping of keys to values"),
     ("_BASE_: {a: b}", [], "_BASE_ is a page or a list of pages"),
     ("_BASE_: [1]", [], "_BASE_ is a page or a list of pages"),
+    ("_BASE_: 3", [], "_BASE_ is a page or a list of pages"),
+    ("_BASE_: true", [], "_BASE_ is a page or a list of pages"),
+    ("_BASE_:", [], "_BASE_ is a page or a list of pages"),
+    ("data: {_BASE_: demo.yaml}", [], "unknown option 'data._BASE_'"),
     ("_BASE_: base", [], "_BASE_="),
     (
         "_BASE_: '${oc.env:VIDROBUST_UNSET}.yaml'",
@@ -490,7 +494,9 @@ def test_any_command_line_is_accepted_or_told(words):
 
 
 @FUZZ
-@given(st.dictionaries(st.sampled_from(KEYS), _VALUES, max_size=5), _VALUES)
+@given(st.dictionaries(st.sampled_from([*KEYS, "_BASE_"]), _VALUES, max_size=5), _VALUES)
+@example({"_BASE_": "3"}, "")
+@example({"_BASE_": "'${oc.decode:${oc.env:PATH}}'"}, "")
 def test_any_page_is_accepted_or_told(pages, values, tail):
     text = ""
     for key, value in values.items():
