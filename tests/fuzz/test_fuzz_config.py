@@ -586,6 +586,7 @@ _STUDY = {"arms": "{a: [], b: [seed=1]}", "datasets": "{d: demo.yaml}"}
 @example({"arms": "{1: []}"})
 @example({"arms": "{../x: []}"})
 @example({"datasets": "{d: 1}"})
+@example({"arms": "{d: 3}", "options": "{d: []}"})
 @example({"arms": "&a {b: *a}"})
 def test_any_study_is_accepted_or_told(pages, values):
     page = pages / "study_fuzzed.yaml"
@@ -598,5 +599,6 @@ def test_any_study_is_accepted_or_told(pages, values):
         assert str(error).isprintable() and str(page) in str(error)
     else:
         assert all(isinstance(name, str) for name in (*study.arms, *study.datasets))
+        assert all(isinstance(words, list) for words in study.arms.values())
         assert not re.search(r"/|^\.*$", " ".join(study.arms))
     assert time.process_time() - began < SECONDS

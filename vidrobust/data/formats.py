@@ -169,9 +169,9 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
             return _Entry(where, columns[0], label)
         raise UserError(
             f"{where}: three columns, '{shown(columns[0])}', {columns[1]} and {label}, where a "
-            f"line of data.name=list is `path label`; if {label} is a label, remove {columns[1]}; if it "
-            "is a number of frames, as the last column of VideoMAEv2's lists for pre-training "
-            "(path, start, total), write -1 in place of both"
+            f"line of data.name=list is `path label`; if {label} is a label, remove {columns[1]}; "
+            "if it is a number of frames, as the last column of VideoMAEv2's lists for "
+            "pre-training (path, start, total), write -1 in place of both"
         )
 
     return _listed(root, split, entry, missing, "`path label`")
@@ -273,7 +273,7 @@ def _listed(
     train = _list_file(root, ("train",), form)
     path = train if split == "train" else _list_file(root, ("test", "val"), form)
     rows = {}
-    for file in (train, path):
+    for file in dict.fromkeys((train, path)):
         rows[file] = [entry(line, where) for where, line in lines(file)]
     if not rows[train]:
         raise UserError(f"{train} lists no video; write lines {form}")

@@ -89,7 +89,9 @@ def _check_forms(page: Mapping[str, Any], path: Path) -> None:
         raise UserError(
             f"{path}: options={shown(options)}: a mapping of data sets to lists of key=value"
         )
-    for name, words in {**page["arms"], **options, "common": page.get("common", [])}.items():
+    common = {"common": page.get("common", [])}
+    # an arm may have the name of a data set
+    for name, words in [*page["arms"].items(), *options.items(), *common.items()]:
         if not _is_texts(words):
             raise UserError(f"{path}: {shown(name)}: a list of key=value, not '{shown(words)}'")
     skip = page.get("skip", {})
