@@ -42,7 +42,13 @@ class _Loader(yaml.SafeLoader):
         self.composed = 0
 
     def refusal(self, reason: str, mark: yaml.Mark, end: yaml.Mark | None = None) -> _Refusal:
-        """Return the error for what stands from `mark` to `end`."""
+        """Return the error for a value, or for a place in the text.
+
+        Args:
+            reason: what is wrong, and the remedy.
+            mark: where it begins.
+            end: where the value ends; None for a place alone.
+        """
         key = ".".join(self.keys)
         if end is not None and key:
             key += f"={shown(self.text[mark.index : end.index].strip(), 40)}"
