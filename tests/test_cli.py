@@ -36,11 +36,11 @@ def _train(place, *words):
     [
         (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
         (["eval.name=../other"], "eval.name=../other: one folder's name"),
-        (["eval.threats=linf-4/255"], "eval.threats: needs a list, such as"),
+        (["eval.threats=linf-4/255"], "eval.threats=linf-4/255: needs a list; write"),
         (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
         (["--dry-run", "method.false_negatives.rule=nonee"], "did you mean 'none'"),
         (["data.stride=0"], "data.stride=0: must be at least 1"),
-        (["seed=one"], "seed: Value 'one'"),
+        (["seed=one"], "seed=one: 'one' is no such value; write a whole number"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
         (["method.adversary.threats=[linf-8]"], "method.adversary.threats: eps=8: Linf is in [0, 1] units"),
         (["data.root=/nowhere"], "no data root /nowhere"),

@@ -112,7 +112,7 @@ def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message
         (["seed"], "override 'seed' has no value"),
         (["seed=1", "seed=2"], "'seed' is given twice"),
         (["seed=x"], "^command line: seed.*'x'"),
-        (["eval.threats=linf-4/255"], "^command line: eval.threats: needs a list"),
+        (["eval.threats=linf-4/255"], "^command line: eval.threats=linf-4/255: needs a list"),
         (["data=[1,"], "command line"),
     ],
 )

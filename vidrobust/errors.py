@@ -4,14 +4,20 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from vidrobust.text import printable, shortened
+
 Value = TypeVar("Value")
 
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: it names the thing and says what to do.
 
-    The tools print it without a traceback and exit with status 1.
+    The tools print it without a traceback and exit with status 1. Line ends and control characters
+    of names and values in the message are escaped; beyond 1,500 characters it is shortened.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message), 1500))
 
 
 def nearest(name: str, known: list[str]) -> str:

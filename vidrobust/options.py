@@ -56,7 +56,7 @@ class Data:
         low=0,
         high=0.9,
     )
-    frames: int = option(16, "frames of a clip, T; 1 for an image", low=1)
+    frames: int = option(16, "frames of a clip, T; 1 for an image", low=1, high=2**16)
     stride: int = option(2, "source frames from one sampled frame to the next", low=1)
     sampling: str = option(
         "random", "training clips: random, segment, dense, interval_uniform, interval_decreasing (docs/data.md)"
@@ -64,8 +64,15 @@ class Data:
     policy: str = option(
         "repeat_last", "what a video shorter than a clip does", choices=("repeat_last", "loop", "error")
     )
-    short_side: int = option(128, "evaluation's short side, pixels, of which data.size is the central crop", low=8)
-    size: int = option(112, "height and width of the crop the model sees, pixels", low=8)
+    short_side: int = option(
+        128,
+        "evaluation's short side, pixels, of which data.size is the central crop",
+        low=8,
+        high=2**14,
+    )
+    size: int = option(
+        112, "height and width of the crop the model sees, pixels", low=8, high=2**14
+    )
     backend: str = option(
         "auto",
         "decoder of videos; auto: the manifest's, or else pyav",

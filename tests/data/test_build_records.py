@@ -1,12 +1,19 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from tests.helpers import tiny_ucf101
-from vidrobust.config import Data, options
+from tests.helpers import counting_video, read_numbers, tiny_ucf101
+from vidrobust.config import Data, MotionShapes, options
 from vidrobust.data import (
     FORMATS,
     all_records,
+    apply_manifest,
     build_records,
     find_format,
+    read_frames,
+    records_sha,
+    scan,
     ucf101,
 )
 from vidrobust.errors import UserError
@@ -42,3 +49,38 @@ def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
     (lists / "testlist02.txt").write_text("Gone/v_Gone_g01_c01.avi\n")
     assert len(all_records(Data(name="ucf101", root=str(root)))) == 12
     assert "left out" in caplog.text and "Gone" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a:b.avi", "torchvision:x.avi", "file:x.avi", "concat:a|b.avi"])
+def test_names_with_a_colon_below_a_relative_root_are_files(tmp_path, monkeypatch, name):
+    counting_video(tmp_path / name, 5)
+    counting_video(tmp_path / "x/c:d.avi", 5, first=9)
+    (tmp_path / "train.txt").write_text(f"{name} 0\nx/c:d.avi 0\n")
+    absolute, _ = build_records(Data(name="list", root=str(tmp_path)), "train")
+    monkeypatch.chdir(tmp_path)
+    records, _ = build_records(Data(name="list", root="."), "train")
+    assert read_numbers(read_frames(records[0].path, np.arange(5))) == [0, 1, 2, 3, 4]
+    assert read_numbers(read_frames(records[1].path, np.arange(5))) == [9, 10, 11, 12, 13]
+    assert [record.uid for record in records] == [name, "x/c:d.avi"]
+    assert records_sha(records) == records_sha(absolute)
+    rows = scan([record.path for record in records], Path("."), Path("m.jsonl"))
+    assert [row["path"] for row in rows] == [name, "x/c:d.avi"]
+    known = apply_manifest(records, Path("m.jsonl"), Path("."))
+    assert [record.frames for record in known] == [5, 5]
+
+
+def test_a_relative_root_with_a_colon_is_a_folder(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        counting_video(tmp_path / "my:set" / split / "run" / "x.avi", 5)
+    monkeypatch.chdir(tmp_path)
+    ((record,), _) = build_records(Data(name="folder", root="my:set"), "train")
+    assert record.uid == "run/x.avi"
+    assert read_numbers(read_frames(record.path, np.arange(5))) == [0, 1, 2, 3, 4]
+
+
+def test_the_built_in_data_set_is_drawn_below_a_root_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = MotionShapes(train_per_class=1, test_per_class=1, frames=8, size=24)
+    records, _ = build_records(Data(name="motionshapes", root="my:set", motionshapes=spec), "train")
+    assert len(records) == 8
+    assert read_frames(records[0].path, np.arange(8)).shape == (8, 24, 24, 3)

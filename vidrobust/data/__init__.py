@@ -37,6 +37,7 @@ from vidrobust.data.images import is_image
 from vidrobust.data.records import (
     Parsed,
     Record,
+    file_path,
     records_sha,
     require_labels,
     require_root,
@@ -154,7 +155,7 @@ def all_records(cfg: config.Data) -> list[Record]:
 
 def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
     parser = find_format(cfg.name)
-    root = Path(cfg.root).expanduser()
+    root = Path(file_path(Path(cfg.root).expanduser()))
     if cfg.name == "motionshapes":
         make_motionshapes(root, **asdict(cfg.motionshapes))
     return parser(require_root(root, cfg.name), split, fold)

@@ -5,14 +5,33 @@ A parser is `parser(root, split, fold) -> (records, classes)` with split "train"
 """
 
 import csv
+import io
 import logging
+import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
-from vidrobust.data.records import Missing, Parsed, Record, checked, files_below, lines
+from vidrobust.data.records import (
+    Missing,
+    Parsed,
+    Record,
+    checked,
+    composed,
+    file_path,
+    files_below,
+    is_hidden,
+    lines,
+    odd_name,
+    plain_name,
+    read_list,
+    whole_number,
+)
 from vidrobust.errors import UserError, nearest
+from vidrobust.text import shown
 
 log = logging.getLogger("vidrobust")
 _WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"
@@ -30,23 +49,31 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
     lists = _first_folder(root, ("ucfTrainTestlist", "annotations", "."), "classInd.txt")
     ids = _class_ids(lists / "classInd.txt")
     classes = [ids[i] for i in sorted(ids)]
-    rank = {name.lower(): label for label, name in enumerate(classes)}
+    rank = {plain_name(name): label for label, name in enumerate(classes)}
     path = lists / f"{split}list{fold:02d}.txt"
     if not path.is_file():
         raise UserError(f"no split file {path}: data.fold={fold} is not one of this data set's splits")
     records, missing = [], Missing(_videos(root, "UCF-101"))
     for where, line in lines(path):
-        name, _, listed = line.rpartition(" ") if re.search(r" \d+$", line) else (line, "", "")
+        name, _, listed = line.rpartition(" ")
+        if not name or re.fullmatch("[0-9]+", listed) is None:
+            name, listed = line, ""
         folder = name.split("/")[0]
-        if folder.lower() not in rank:
-            raise UserError(f"{where}: class {folder!r} is not in {lists / 'classInd.txt'}")
-        if listed and ids.get(int(listed), "").lower() != folder.lower():
-            expected = next(i for i, known in ids.items() if known.lower() == folder.lower())
+        label = rank.get(plain_name(folder))
+        if label is None:
             raise UserError(
-                f"{where}: label {listed} is not {folder}'s; classInd.txt says {expected} (its ids start at 1)"
+                f"{where}: class '{shown(folder)}' is not in {lists / 'classInd.txt'}; "
+                f"{odd_name(name)}correct the line, or add the class there"
+            )
+        number = whole_number(listed)
+        if listed and (number is None or classes[label] != ids.get(number)):
+            expected = next(i for i, known in ids.items() if known == classes[label])
+            raise UserError(
+                f"{where}: label {shown(listed)} is not {folder}'s; "
+                f"classInd.txt says {expected} (its ids start at 1)"
             )
         group = re.sub(r"_c\d+$", "", Path(name).stem).lower()
-        records.append(Record(name, str(missing.find(name, where)), rank[folder.lower()], group))
+        records.append(Record(name, file_path(missing.find(name, where)), label, group))
     missing.refuse()
     return checked(records, path), classes
 
@@ -59,7 +86,7 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
     """
     pattern = f"*_test_split{fold}.txt"
     tops = [root / name for name in ("testTrainMulti_7030_splits", "splits", "annotations", ".")]
-    found = next((sorted(top.glob(pattern)) for top in tops if top.is_dir() and any(top.glob(pattern))), None)
+    found = next(filter(None, (_lists_in(top, pattern) for top in tops)), None)
     if found is None:
         raise UserError(
             f"no {pattern} in {tops[0]}: the official lists of HMDB51 belong there (data.fold=1..3; "
@@ -71,11 +98,14 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
         for where, line in lines(path):
             file, _, tag = line.rpartition(" ")
             if tag not in ("0", "1", "2"):
-                raise UserError(f"{where}: expected a file and 1 (train), 2 (test) or 0 (unused), found {line!r}")
+                raise UserError(
+                    f"{where}: expected a file and 1 (train), 2 (test) or 0 (unused), "
+                    f"found '{shown(line)}'"
+                )
             if tag == ("1" if split == "train" else "2"):
                 uid = f"{name}/{file.strip()}"
                 group = re.split(f"_{re.escape(name)}_", Path(uid).stem, maxsplit=1, flags=re.IGNORECASE)[0]
-                records.append(Record(uid, str(missing.find(uid, where)), label, group))
+                records.append(Record(uid, file_path(missing.find(uid, where)), label, group))
     missing.refuse()
     return checked(records, found[0].parent), classes
 
@@ -93,21 +123,31 @@ def kinetics(root: Path, split: str, fold: int) -> Parsed:
     classes = sorted({row["label"] for _, row in train})
     rank = {name: label for label, name in enumerate(classes)}
     top = next((root / stem for stem in stems if (root / stem).is_dir()), _videos(root, "videos"))
-    files = {file.stem: file for file in files_below(top) if file.suffix.lower() in VIDEO_SUFFIXES}
+    files: dict[str, list[Path]] = {}
+    for file in files_below(top):
+        if file.suffix.lower() in VIDEO_SUFFIXES:
+            files.setdefault(file.stem, []).append(file)
     records: list[Record] = []
     lost = []
     for where, row in train if split == "train" else _kinetics_csv(path):
         if row["label"] not in rank:
-            raise UserError(f"{where}: class {row['label']!r} is not in the training list")
+            raise UserError(f"{where}: class '{shown(row['label'])}' is not in the training list")
         source, span = row["youtube_id"], (row["time_start"], row["time_end"])
         stem = f"{source}_{int(float(span[0])):06d}_{int(float(span[1])):06d}"
-        file = files.get(stem) or files.get(source)
-        if file is None:
+        named = files.get(stem) or files.get(source, [])
+        if len(named) > 1:
+            raise UserError(
+                f"{where}: {named[0]} and {named[1]} are both {named[0].stem}; remove or rename one"
+            )
+        if not named:
             lost.append(stem)
-        else:
-            records.append(Record(file.relative_to(top).as_posix(), str(file), rank[row["label"]], source))
+            continue
+        uid = named[0].relative_to(top).as_posix()
+        records.append(Record(uid, file_path(named[0]), rank[row["label"]], source))
     if lost:
-        log.warning(f"{path}: {len(lost)} of {len(lost) + len(records)} videos are not under {top}, first {lost[0]}")
+        listed = len(lost) + len(records)
+        first = shown(lost[0])
+        log.warning(f"{path}: {len(lost)} of {listed} videos are not under {top}, first {first}")
     return checked(records, path), classes
 
 
@@ -116,26 +156,37 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
 
     The separator is a space, a comma or a tab; the line is split from the right, so paths may hold spaces. Label -1 is
     a video without one. `classes.txt`, a name a line, is optional: without it classes are called by their numbers.
+    VideoMAE's lines for pretraining, `path 0 -1`, are read; others of three columns are refused.
     """
+    missing = Missing(root)
 
-    def path_alone(name: str, where: str) -> tuple[str, int]:
-        if name.endswith(" 0") and not (root / name).exists() and (root / name[:-2]).exists():
-            return name[:-2], 0  # VideoMAE's lines for pretraining: `path 0 -1`
-        return name, 0
+    def entry(line: str, where: str) -> _Entry:
+        name, label = _split_right(line, where, "a path and an integer label from 0")
+        columns = _integer_column(name)
+        if columns is None or missing.has(name):
+            return _Entry(where, name, label)
+        if (columns[1], label) == (0, -1):
+            return _Entry(where, columns[0], label)
+        raise UserError(
+            f"{where}: three columns, '{shown(columns[0])}', {columns[1]} and {label}, where a "
+            f"line of data.name=list is `path label`; if {label} is a label, remove {columns[1]}; "
+            "if it is a number of frames, as the last column of VideoMAEv2's lists for "
+            "pre-training (path, start, total), write -1 in place of both"
+        )
 
-    return _listed(root, split, path_alone, "`path label`")
+    return _listed(root, split, entry, missing, "`path label`")
 
 
 def frame_list(root: Path, split: str, fold: int) -> Parsed:
     """Lists as `path_label_list`, but of folders of frames: a line is `folder n_frames label`."""
+    form = "a folder, its number of frames and a label"
 
-    def folder_and_count(text: str, where: str) -> tuple[str, int]:
-        name, count = _split_right(text, where, "a folder, its number of frames and a label")
-        if count < 1:
-            raise UserError(f"{where}: {name} has {count} frames; a clip has one or more")
-        return name, count
+    def entry(line: str, where: str) -> _Entry:
+        text, label = _split_right(line, where, form)
+        name, count = _split_right(text, where, form)
+        return _Entry(where, name, label, count)
 
-    return _listed(root, split, folder_and_count, "`folder n_frames label`")
+    return _listed(root, split, entry, Missing(root), "`folder n_frames label`")
 
 
 def video_folder(root: Path, split: str, fold: int) -> Parsed:
@@ -159,7 +210,7 @@ def class_folder(root: Path, split: str, fold: int) -> Parsed:
         raise UserError(f"data.name=class_folder: {root} has one list; data.validation holds out a part of it")
     classes = [folder.name for folder in _folders(root)]
     records = [
-        Record(file.relative_to(root).as_posix(), str(file), label)
+        Record(file.relative_to(root).as_posix(), file_path(file), label)
         for label, name in enumerate(classes) for file in files_below(root / name)
         if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     ]  # fmt: skip
@@ -197,29 +248,106 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
     return checked(records, root), classes
 
 
-def _listed(root: Path, split: str, entry: Callable[[str, str], tuple[str, int]], form: str) -> Parsed:
-    """Records of `train|test.csv|txt`; entry: what stands before the label -> (path, number of frames or 0)."""
+@dataclass(frozen=True)
+class _Entry:
+    """A line of a list. frames: None where the format has no such column."""
+
+    where: str
+    name: str
+    label: int
+    frames: int | None = None
+
+
+def _listed(
+    root: Path, split: str, entry: Callable[[str, str], _Entry], missing: Missing, form: str
+) -> Parsed:
+    """Return the records of `train|test.csv|txt`.
+
+    Args:
+        root: the data set's folder.
+        split: "train" or "test".
+        entry: reads a line: (text, where it stands) -> _Entry.
+        missing: looks the files up.
+        form: what a line looks like, for messages.
+    """
     train = _list_file(root, ("train",), form)
     path = train if split == "train" else _list_file(root, ("test", "val"), form)
-    rows = {file: [(*_split_right(line, where), where) for where, line in lines(file)] for file in {train, path}}
-    labels = [label for _, label, _ in rows[train]]
-    if not labels:
-        raise UserError(f"{train} lists no video")
+    rows = {}
+    for file in dict.fromkeys((train, path)):
+        rows[file] = [entry(line, where) for where, line in lines(file)]
+    if not rows[train]:
+        raise UserError(f"{train} lists no video; write lines {form}")
     names = root / "classes.txt"
     classes = [line for _, line in lines(names)] if names.is_file() else None
-    known = [label for label in labels if label >= 0] or [-1]
-    if min(known) == 1 and (classes is None or max(labels) >= len(classes)):
-        raise UserError(f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); subtract 1 from each")
-    classes = classes or [str(label) for label in range(max(labels) + 1)]
-    records, missing = [], Missing(root)
-    for text, label, where in rows[path]:
-        if not -1 <= label < len(classes):
+    for listed in rows.values():
+        _check_counts(listed, named=bool(classes))
+    classes = _classes_of(rows[train], train, classes)
+    records = []
+    for row in rows[path]:
+        if not -1 <= row.label < len(classes):
             source = names.name if names.is_file() else train.name
-            raise UserError(f"{where}: label {label} is out of range 0..{len(classes) - 1} ({source})")
-        name, frames = entry(text, where)
-        records.append(Record(name, str(missing.find(name, where)), label, frames=frames))
+            raise UserError(
+                f"{row.where}: label {row.label} is out of range 0..{len(classes) - 1} ({source}); "
+                "correct it, or list its class there"
+            )
+        place = file_path(missing.find(row.name, row.where))
+        records.append(Record(row.name, place, row.label, frames=row.frames or 0))
     missing.refuse()
     return checked(records, path), classes
+
+
+# without classes.txt a label may be as large, or as large as the list is long: each is a class
+_MANY_CLASSES = 10_000
+
+
+def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> list[str]:
+    """Return the names of classes.txt, or else the numbers up to the largest label.
+
+    Args:
+        rows: the training list.
+        train: its path, for messages.
+        classes: the names of classes.txt; None or empty without one.
+
+    Raises:
+        UserError: for labels that are too large to be classes, or that look 1-based.
+    """
+    labels = [row.label for row in rows]
+    known = [label for label in labels if label >= 0] or [-1]
+    limit = max(_MANY_CLASSES, len(rows))
+    for row in rows:
+        if not classes and row.label >= limit:
+            raise UserError(
+                f"{row.where}: label {row.label} is too large for a list of {len(rows)} lines "
+                f"without classes.txt (at most {limit - 1}); number classes from 0, or name them "
+                "in classes.txt"
+            )
+    if min(known) == 1 and (not classes or max(labels) >= len(classes)):
+        raise UserError(
+            f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); "
+            "subtract 1 from each"
+        )
+    return classes or [str(label) for label in range(max(labels) + 1)]
+
+
+def _check_counts(rows: list[_Entry], *, named: bool) -> None:
+    """Raise UserError for numbers of frames below 1, and for a start and a total in their place.
+
+    named: classes.txt says that the last column is a label.
+    """
+    counts = [row.frames for row in rows if row.frames is not None]
+    if counts and not named and max(counts) <= 1 and min(row.label for row in rows) > 1:
+        first = rows[0]
+        raise UserError(
+            f"{first.where}: {first.frames} and {first.label} look like the first frame and the "
+            "number of frames (VideoMAEv2's lists for pre-training: folder, start, total), not "
+            f"like `folder n_frames label`; write {first.label} -1 for them, or name the classes "
+            "in classes.txt"
+        )
+    for row in rows:
+        if row.frames is not None and row.frames < 1:
+            raise UserError(
+                f"{row.where}: {shown(row.name)} has {row.frames} frames; a clip has one or more"
+            )
 
 
 def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
@@ -228,33 +356,60 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
     if not train.is_dir():
         raise UserError(f"no folder {train}: its folders are the classes, {root}/train/<class>/...")
     classes = [folder.name for folder in _folders(train)]
-    rank = {name: label for label, name in enumerate(classes)}
+    rank = _ranks(classes)
     top = train if split == "train" else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
     if top is None:
         raise UserError(f"no folder {root / 'test'} (or val): evaluation reads its videos there; {_WITHOUT_TEST}")
     records: list[Record] = []
     skipped, empty = [], []
     for folder in _folders(top):
-        if folder.name not in rank:
-            raise UserError(f"{folder}: class {folder.name!r} has no folder in {train}")
+        label = rank.get(folder.name, rank.get(composed(folder.name)))
+        if label is None:
+            raise UserError(f"{folder}: class '{shown(folder.name)}' has no folder in {train}")
         before = len(records)
-        entries = files_below(folder) if suffixes else (e for e in sorted(folder.iterdir()) if e.name[0] != ".")
-        for entry in entries:
-            if entry.is_dir() if suffixes is None else entry.suffix.lower() in suffixes and entry.is_file():
-                records.append(Record(entry.relative_to(top).as_posix(), str(entry), rank[folder.name]))
+        inner = files_below(folder) if suffixes else sorted(folder.iterdir())
+        for entry in inner:
+            if is_hidden(entry.name):
+                continue
+            if _is_clip(entry, suffixes):
+                records.append(Record(entry.relative_to(top).as_posix(), file_path(entry), label))
             else:
                 skipped.append(entry)
         empty += [folder.name] if len(records) == before else []
     if skipped:
         kept = ", ".join(sorted(suffixes)) if suffixes else "folders of frames"
-        log.warning(f"{top}: {len(skipped)} files are left out, first {skipped[0]}; this format takes {kept}")
+        first = shown(skipped[0], 300)
+        log.warning(
+            f"{top}: {len(skipped)} files are left out, first {first}; this format takes {kept}"
+        )
     if empty:
-        log.warning(f"{top}: {len(empty)} classes have no video, first {empty[0]}")
+        log.warning(f"{top}: {len(empty)} classes have no video, first {shown(empty[0])}")
     return checked(records, top), classes
 
 
+def _is_clip(entry: Path, suffixes: set[str] | None) -> bool:
+    """Return whether this is a file of these suffixes, or for None a folder."""
+    if suffixes is None:
+        return os.path.isdir(entry)
+    return entry.suffix.lower() in suffixes and os.path.isfile(entry)
+
+
+def _ranks(classes: list[str]) -> Mapping[str, int]:
+    """Return the label of each class by its name, and by its name with accents composed."""
+    plain = [composed(name) for name in classes]
+    count = Counter(plain)
+    others = {name: label for label, name in enumerate(plain) if count[name] == 1}
+    return others | {name: label for label, name in enumerate(classes)}
+
+
 def _folders(top: Path) -> list[Path]:
-    return sorted(entry for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = (entry for entry in top.iterdir() if not is_hidden(entry.name))
+    return sorted(entry for entry in entries if os.path.isdir(entry))
+
+
+def _lists_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the lists of a folder, sorted; macOS leaves hidden files of the same names."""
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.name))
 
 
 def _videos(root: Path, name: str) -> Path:
@@ -273,19 +428,26 @@ def _kinetics_list(root: Path, stems: tuple[str, ...]) -> Path:
 def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
     """("file, line 3", row) of an official csv."""
     rows = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        needed = {"label", "youtube_id", "time_start", "time_end"}
+    needed = {"label", "youtube_id", "time_start", "time_end"}
+    table = csv.DictReader(io.StringIO(read_list(path), newline=""))
+    try:
         if not needed <= set(table.fieldnames or ()):
             raise UserError(f"{path}: an official list has the columns {', '.join(sorted(needed))}")
         for row in table:
             where = f"{path}, line {table.line_num}"
-            if any(row[key] is None for key in needed) or not re.fullmatch(
-                r"\d+(\.\d*)? \d+(\.\d*)?", f"{row['time_start']} {row['time_end']}"
-            ):
-                raise UserError(f"{where}: times and label expected, found {','.join(str(v) for v in row.values())!r}")
+            times = f"{row['time_start']} {row['time_end']}"
+            if not row["label"] or not row["youtube_id"] or not _TIMES.fullmatch(times):
+                found = ",".join(map(str, row.values()))
+                raise UserError(f"{where}: times and label expected, found '{shown(found)}'")
             rows.append((where, row))
+    except csv.Error as error:  # such as a quote that is never closed
+        raise UserError(
+            f"{path}, line {table.line_num}: not a table ({error}); mend the line"
+        ) from None
     return rows
+
+
+_TIMES = re.compile(r"[0-9]{1,9}(\.[0-9]*)? [0-9]{1,9}(\.[0-9]*)?")
 
 
 def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
@@ -297,13 +459,17 @@ def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
 
 def _class_ids(path: Path) -> dict[int, str]:
     ids: dict[int, str] = {}
+    names: set[str] = set()
     for where, line in lines(path):
-        number, _, name = line.partition(" ")
-        if not number.isdecimal() or not name:
-            raise UserError(f"{where}: expected `id ClassName`, found {line!r}")
-        if int(number) in ids or name.strip().lower() in {known.lower() for known in ids.values()}:
-            raise UserError(f"{where}: {line!r} repeats an id or a name; each stands once")
-        ids[int(number)] = name.strip()
+        text, _, name = line.partition(" ")
+        number = whole_number(text)
+        name = name.strip(" \t")
+        if number is None or number < 0 or not name:
+            raise UserError(f"{where}: expected `id ClassName`, found '{shown(line)}'")
+        if number in ids or plain_name(name) in names:
+            raise UserError(f"{where}: '{shown(line)}' repeats an id or a name; each stands once")
+        ids[number] = name
+        names.add(plain_name(name))
     if not ids:
         raise UserError(f"{path} lists no class; take the official one")
     return ids
@@ -319,8 +485,34 @@ def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:
     raise UserError(f"no {names} in {root}: this format reads its lines {form}{without}")
 
 
-def _split_right(line: str, where: str, form: str = "a path and an integer label from 0") -> tuple[str, int]:
-    match = re.fullmatch(r"(.+?)\s*[,\t ]\s*(-?\d+)", line)
-    if match is None:
-        raise UserError(f"{where}: expected {form} (no header line), found {line!r}")
-    return match[1], int(match[2])
+def _split_right(line: str, where: str, form: str) -> tuple[str, int]:
+    """Return what stands before the last integer of a line, and the integer.
+
+    Args:
+        line: the text.
+        where: the list and the line, for the message.
+        form: what is expected there.
+
+    Raises:
+        UserError: where the line does not end in an integer.
+    """
+    columns = _integer_column(line)
+    if columns is None:
+        hint = odd_name(line)
+        raise UserError(
+            f"{where}: expected {form} (no header line), found '{shown(line)}'; {hint}mend the line"
+        )
+    return columns
+
+
+def _integer_column(line: str) -> tuple[str, int] | None:
+    """Return what stands before an integer at the end of a line, and the integer, or None.
+
+    Spaces and tabs, and one comma among them, stand between the two.
+    """
+    start = max(map(line.rfind, (" ", "\t", ",")))
+    number = whole_number(line[start + 1 :])
+    name = line[: max(start, 0)].rstrip(" \t")
+    if start >= 0 and line[start] != ",":
+        name = name.removesuffix(",").rstrip(" \t")
+    return (name, number) if name and number is not None else None

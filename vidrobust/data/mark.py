@@ -15,9 +15,23 @@ _FEW = 4
 
 
 def read_mark(folder: str | Path) -> dict[str, Any] | None:
-    """The options of the copies, and `sources`, name -> bytes of some of the files that they are of; None: no mark."""
+    """Return the options of the copies, and `sources`, name -> bytes of some of their files.
+
+    None where there is no mark. Raises UserError for a mark that is damaged.
+    """
     mark = Path(folder).expanduser() / MARK
-    return json.loads(mark.read_text()) if mark.is_file() else None
+    if not mark.is_file():
+        return None
+    try:
+        options = json.loads(mark.read_bytes())
+        if not isinstance(options, dict) or not isinstance(options.get("sources", {}), dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{mark}: damaged: it does not say how its copies were made; delete the folder, and "
+            "make it again with datasets/prepare.py"
+        ) from None
+    return options
 
 
 @contextmanager

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from vidrobust import config
 from vidrobust.errors import UserError, nearest
+from vidrobust.text import shown
+from vidrobust.yaml_pages import read_page
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,70 @@ class Arm:
 def read_study(path: str | Path) -> Study:
     """Raises UserError for a page that is none, and for arms and data sets that it names and that are not."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no study {path}")
-    try:
-        page = OmegaConf.to_container(OmegaConf.load(path))  # what an option refers to is the run's, not the page's
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    # references in it are resolved by the run's configuration, not here
+    page = read_page(path, str(path), "a study")
     known = [item.name for item in fields(Study) if item.name != "page"]
-    if not isinstance(page, dict):
-        raise UserError(f"{path}: a study is a mapping of {', '.join(known)}")
     for key in page:
         if key not in known:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), known)}")
+            raise UserError(f"{path}: unknown key '{shown(key)}'{nearest(key, known)}")
+    _check_forms(page, path)
     for key in ("arms", "datasets"):
-        if not isinstance(page.get(key), dict) or not page[key]:
-            raise UserError(f"{path}: {key} is a mapping of names, with one at least")
-    study = Study(**({"page": path} | {str(key): value for key, value in page.items()}))
-    for name, options in {**study.arms, **study.options, "common": study.common}.items():
-        if not isinstance(options, list | tuple) or not all(isinstance(word, str) for word in options):
-            raise UserError(f"{path}: {name}: a list of key=value")
-    if not isinstance(study.skip, dict) or not all(isinstance(arms, list) for arms in study.skip.values()):
-        raise UserError(f"{path}: skip is a mapping of data sets to lists of arms")
+        for name in page[key]:
+            if name in ("", ".", "..") or "/" in name or not name.isprintable():
+                raise UserError(
+                    f"{path}: {key}: '{shown(name)}' is no name of a folder; choose another"
+                )
+    study = Study(**({"page": path} | page))
     for key, named in (("skip", study.skip), ("options", study.options)):
         for name in named:
             if name not in study.datasets:
-                raise UserError(f"{path}: {key}: no data set {name!r}{nearest(name, list(study.datasets))}")
+                near = nearest(name, list(study.datasets))
+                raise UserError(f"{path}: {key}: no data set '{shown(name)}'{near}")
     for name in [study.baseline, *study.comparators, *(name for arms in study.skip.values() for name in arms)]:
         if name and name not in study.arms:
-            raise UserError(f"{path}: no arm {name!r}{nearest(name, list(study.arms))}")
-    if not study.seeds or not all(isinstance(seed, int) for seed in study.seeds):
-        raise UserError(f"{path}: seeds={study.seeds}: whole numbers, one at least")
+            raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
     return study
+
+
+def _check_forms(page: Mapping[str, Any], path: Path) -> None:
+    """Refuse values of a study's page that are not of the type that its key takes."""
+    for key in ("arms", "datasets"):
+        if not isinstance(page.get(key), dict) or not page[key]:
+            raise UserError(f"{path}: {key} is a mapping of names, with one at least")
+    for name, config_page in page["datasets"].items():
+        if not isinstance(config_page, str):
+            raise UserError(
+                f"{path}: datasets: {shown(name)}={shown(config_page)}: write its config file"
+            )
+    options = page.get("options", {})
+    if not isinstance(options, dict):
+        raise UserError(
+            f"{path}: options={shown(options)}: a mapping of data sets to lists of key=value"
+        )
+    common = {"common": page.get("common", [])}
+    # an arm may have the name of a data set
+    for name, words in [*page["arms"].items(), *options.items(), *common.items()]:
+        if not _is_texts(words):
+            raise UserError(f"{path}: {shown(name)}: a list of key=value, not '{shown(words)}'")
+    skip = page.get("skip", {})
+    if not isinstance(skip, dict) or not all(map(_is_texts, skip.values())):
+        raise UserError(
+            f"{path}: skip is a mapping of data sets to lists of arms, not '{shown(skip)}'"
+        )
+    if not _is_texts(page.get("comparators", [])):
+        raise UserError(f"{path}: comparators={shown(page['comparators'])}: a list of arms")
+    if not isinstance(page.get("baseline", ""), str):
+        raise UserError(f"{path}: baseline={shown(page['baseline'])}: the name of an arm")
+    seeds = page.get("seeds", [0])
+    sound = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not sound or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds={shown(seeds)}: different whole numbers, one at least")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[str, str] | None = None) -> list[Arm]:
@@ -119,7 +150,7 @@ def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
                 raise UserError(f"--{key} {name}: the study has {', '.join(known)}")
         parts[key] = {name: known[name] for name in known if not names or name in names}
     numbers = [word for word in seeds.split(",") if word]
-    if not all(word.isdigit() for word in numbers):
+    if not all(word.isascii() and word.isdigit() and len(word) < 19 for word in numbers):
         raise UserError(f"--seeds {seeds}: whole numbers, as 0,1,2")
     parts["seeds"] = [int(word) for word in numbers] or study.seeds
     kept = parts["arms"]
