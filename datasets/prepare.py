@@ -19,6 +19,7 @@ from pathlib import Path
 from vidrobust import cli, config
 from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan
 from vidrobust.data.reencode import CODECS
+from vidrobust.data.scan import notes
 from vidrobust.data.twins import KINDS
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
@@ -68,15 +69,18 @@ def main() -> None:
     start_logging(None)
     root = Path(cfg.data.root).expanduser()
     records = all_records(cfg.data)
-    if cfg.data.backend != "auto":
+    if cfg.data.backend not in ("auto", "pyav") and args.command != "scan":
         log.warning(f"PyAV reads the files here; data.backend={cfg.data.backend}, for runs, may refuse some of them")
     if args.command == "scan":
         manifest = args.output or root / "manifest.jsonl"
-        rows = scan([r.path for r in records], root, manifest, workers=args.workers, timeout_s=args.timeout or 60)
+        rows = scan([r.path for r in records], root, manifest, workers=args.workers, timeout_s=args.timeout or 60,
+                    backend=cfg.data.backend, series=cfg.data.series)  # fmt: skip
         wrong = [row for row in rows if row["reason"]]
         for row in wrong[:20]:
             log.warning(f"{row['path']}: {row['reason']}")
         bad = sum(not row["frames"] for row in rows)
+        for line in notes(rows, cfg.data.backend):
+            log.info(line)
         log.info(f"{len(rows)} files, {bad} bad, {len(wrong) - bad} damaged but used: {manifest} ({manifest}.bad.txt)")
         return
     options = {name: getattr(args, name) for name in ("short_side", "gop", "codec", "quality")}

@@ -113,9 +113,14 @@ def to_yaml(cfg: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(cfg))
 
 
+# Options that came after results were written; at these values they change nothing, and no hash.
+_LATER = {"data.series": ""}
+
+
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
     """First 16 hex digits of the SHA-256 of the resolved configuration, without the keys in `ignore`."""
-    lines = "".join(f"{key}={get(cfg, key)}\n" for key, _ in options() if key not in ignore)
+    known = [key for key, _ in options() if key not in ignore]
+    lines = "".join(f"{key}={get(cfg, key)}\n" for key in known if key not in _LATER or get(cfg, key) != _LATER[key])
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 

@@ -73,6 +73,9 @@ class Data:
     size: int = option(
         112, "height and width of the crop the model sees, pixels", low=8, high=2**14
     )
+    series: str = option(
+        "", "folders of frames with several series of images: how the names of the video's begin, such as img_"
+    )
     backend: str = option(
         "auto",
         "decoder of videos; auto: the manifest's, or else pyav",

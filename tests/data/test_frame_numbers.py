@@ -10,13 +10,24 @@ import torch
 from PIL import Image
 
 from tests.helpers import SHARED, counting_frames, encode, read_numbers, with_not_coded
-from vidrobust.data import DecodeError, Record, apply_manifest, open_video, read_frames, scan
+from vidrobust.config import Data
+from vidrobust.data import (
+    DecodeError,
+    Record,
+    apply_manifest,
+    build_records,
+    class_folder,
+    open_video,
+    read_frames,
+    scan,
+)
 from vidrobust.data.agreement import disagreement
 from vidrobust.data.decode import BACKENDS, open_record
 from vidrobust.data.decoders import _shows
 from vidrobust.data.images import frame_files
 from vidrobust.data.reencode import Encoding, reencode
-from vidrobust.data.scan import probe
+from vidrobust.data.scan import notes, probe
+from vidrobust.errors import UserError
 
 ODD = SHARED / "odd_files"
 needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/data/odd_files")
@@ -279,6 +290,37 @@ def test_images_of_names_without_numbers_are_one_series(tmp_path):
     assert [file.name for file in frame_files(folder)] == ["a.png", "b.png", "c.png"]
     folder = _images(tmp_path / "w", ["f2.png", "f10.png", "f1.png"])
     assert [file.name for file in frame_files(folder)] == ["f1.png", "f2.png", "f10.png"]
+
+
+def test_the_option_chooses_a_series(tmp_path):
+    for split in ("train", "test"):
+        folder = _images(tmp_path / split / "a" / "clip", [f"img_{n}.png" for n in range(4)])
+        _images(folder, [f"flow_x_{n}.png" for n in range(3)])
+    cfg = Data(name="frame_folder", root=str(tmp_path), series="img_")
+    (record,), _ = build_records(cfg, "train")
+    with open_record(record) as video:
+        assert video.num_frames == 4
+    row = scan([record.path], tmp_path, tmp_path / "m.jsonl", series="img_")[0]
+    assert (row["frames"], row["reason"]) == (4, "")
+    assert "series" in scan([record.path], tmp_path, tmp_path / "n.jsonl")[0]["reason"]
+
+
+def test_frames_of_clips_are_no_videos_of_a_class_folder(tmp_path):
+    for clip in ("v1", "v2"):
+        _images(tmp_path / "a" / clip, [f"{n}.png" for n in range(5)])
+    with pytest.raises(UserError, match="the frames of clips, and each image would be a video; set data.name"):
+        class_folder(tmp_path, "train", 1)
+    _images(tmp_path / "tiny" / "b" / "images", [f"{n}.png" for n in range(5)])
+    assert len(class_folder(tmp_path / "tiny", "train", 1)[0]) == 5
+
+
+def test_a_scan_says_which_files_are_read_in_an_unusual_way(tmp_path):
+    plain = encode(tmp_path / "a.mp4", counting_frames(40), "mpeg4")
+    odd = with_not_coded(tmp_path / "b.mp4", counting_frames(40), every=7)
+    rows = scan([str(plain), str(odd)], tmp_path, tmp_path / "m.jsonl")
+    (line,) = notes(rows)
+    assert line.startswith("1 of 2 videos have times that do not say which frame is which") and "b.mp4" in line
+    assert "are refused with data.backend=decord" in notes(rows, "decord")[1]
 
 
 @needs_odd_files

@@ -158,7 +158,10 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
     root = Path(file_path(Path(cfg.root).expanduser()))
     if cfg.name == "motionshapes":
         make_motionshapes(root, **asdict(cfg.motionshapes))
-    return parser(require_root(root, cfg.name), split, fold)
+    records, classes = parser(require_root(root, cfg.name), split, fold)
+    if cfg.series:
+        records = [replace(record, series=cfg.series) for record in records]
+    return records, classes
 
 
 def train_dataset(

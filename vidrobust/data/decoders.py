@@ -142,19 +142,21 @@ def declared_frames(container: Any) -> int:
     """Return how many frames the header promises to show; 0 where it does not say."""
     stream = video_stream(container)
     # not in fragments; an edit list may cut some off
-    if container.format.name == _MP4 and stream.frames:
-        return stream.frames - _cut_off(container, stream)
-    return stream.frames
-
-
-def _cut_off(container: Any, stream: Any) -> int:
-    """Return how many frames an edit list keeps from being shown."""
+    if container.format.name != _MP4 or not stream.frames:
+        return stream.frames
     if hasattr(stream, "index_entries"):
-        return sum(entry.is_discard for entry in stream.index_entries)
-    # PyAV below 17 has no index. Packets far before the first frame that is shown are not read.
-    with av.open(container.name) as again:
-        cut_off = [packet.is_discard for packet in again.demux(video_stream(again)) if packet.size]
-    return stream.frames - cut_off.count(False) if any(cut_off) else 0
+        return len(_index(stream))
+    kept = _kept(container)
+    return stream.frames if all(kept) else sum(kept)
+
+
+def _kept(container: Any) -> list[bool]:
+    """Return of each frame of an MP4 whether an edit list keeps it; far before the first one none is read."""
+    stream = video_stream(container)
+    if hasattr(stream, "index_entries"):
+        return [not entry.is_discard for entry in stream.index_entries]
+    with av.open(container.name) as again:  # PyAV below 17 has no index
+        return [not packet.is_discard for packet in again.demux(video_stream(again)) if packet.size]
 
 
 class _Packet(NamedTuple):
@@ -481,7 +483,7 @@ def misleads(container: Any, backend: str) -> str:
     codec, name = stream.codec_context, container.format.name
     if name not in _TIMED:
         return f"container {name}"
-    if name == _MP4 and _cut_off(container, stream):
+    if name == _MP4 and not all(_kept(container)):
         return "trimmed by an edit list"
     if name == "avi" and codec.has_b_frames:
         return "AVI with B-frames"

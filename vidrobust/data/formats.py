@@ -209,12 +209,28 @@ def class_folder(root: Path, split: str, fold: int) -> Parsed:
     if split != "train":
         raise UserError(f"data.name=class_folder: {root} has one list; data.validation holds out a part of it")
     classes = [folder.name for folder in _folders(root)]
+    for name in classes:
+        _refuse_clips(root / name)
     records = [
         Record(file.relative_to(root).as_posix(), file_path(file), label)
         for label, name in enumerate(classes) for file in files_below(root / name)
         if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     ]  # fmt: skip
     return checked(records, root), classes
+
+
+def _refuse_clips(folder: Path) -> None:
+    """Raise UserError for a class whose folders hold the frames of clips: each would be a video."""
+    clips = []
+    for inner in _folders(folder):
+        names = [file.stem for file in inner.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        if len(names) > 1 and all(re.search(r"\d", name) for name in names):
+            clips.append(inner)
+    if len(clips) > 1:  # one may be a folder for all images, as Tiny ImageNet has
+        raise UserError(
+            f"data.name=class_folder: {clips[0]} and {len(clips) - 1} more folders hold numbered images, the frames "
+            "of clips, and each image would be a video; set data.name=frame_folder and put the classes below train/"
+        )
 
 
 def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:

@@ -128,6 +128,25 @@ def scan(
     return [rows[key] for key in found]
 
 
+def notes(rows: Iterable[Row], backend: str = "") -> list[str]:
+    """Return lines about files that are read in an unusual way, each with how many there are.
+
+    Args:
+        rows: of a scan.
+        backend: the decoder that runs will use.
+    """
+    videos = [row for row in rows if row["backend"] == "pyav" and row["frames"]]
+    several = [row["path"] for row in videos if row.get("streams", 1) > 1]
+    counted = [row["path"] for row in videos if not row.get("seekable", True)]
+    refused = [row["path"] for row in videos if backend in CHECKED and backend not in row.get("verified", ())]
+    found = (
+        (several, "hold several videos; the one that a player shows is read"),
+        (counted, "have times that do not say which frame is which; frames are counted from the first, which is slower"),
+        (refused, f"are refused with data.backend={backend}, which shows other frames than PyAV"),
+    )
+    return [f"{len(paths)} of {len(videos)} videos {what}; first: {paths[0]}" for paths, what in found if paths]
+
+
 def _still_true(row: Row, look: Probe) -> bool:
     """Return whether a row answers what is asked now, of a file that has not changed."""
     if row["reason"].startswith(NO_ANSWER):
