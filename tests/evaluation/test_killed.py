@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
@@ -77,6 +78,47 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
     rows = [json.loads(line) for line in (run / "ranks/results.jsonl").read_text().splitlines()]
     assert len({(row["uid"], row["threat"]) for row in rows}) == len(rows) == 18 * 4
     assert not list((run / "ranks").glob("[rc]*.rank*.jsonl"))
+
+
+def _features(run, name, *launcher):
+    command = [sys.executable, *launcher, str(REPO / "tools/extract_features.py"), "--checkpoint", "run", "--output",
+               f"{name}.npz", "eval.batch_size=4"]  # fmt: skip
+    return subprocess.Popen(command, cwd=run, env=ENV, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_ranks_extract_what_one_does_and_write_it_once(run):
+    """Each rank wrote the whole file: 19 of 20 runs failed."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    for name, words in (("alone", ()), ("shared", launcher)):
+        done = _features(run, name, *words)
+        _, err = done.communicate()
+        assert done.returncode == 0, err
+    with np.load(run / "alone.npz") as alone, np.load(run / "shared.npz") as shared:
+        for key in alone.files:
+            assert np.array_equal(alone[key], shared[key]), key
+    assert not list(run.glob("*.partial"))
+
+
+def test_a_killed_extraction_goes_on(run):
+    """Whatever it had written is not computed again, and the file is that of an undisturbed one."""
+    table = run / "cut.npz.partial/test.rows.jsonl"
+    done = _features(run, "cut")
+    while done.poll() is None and _rows(table) < 5:
+        time.sleep(0.002)
+    done.kill()
+    done.communicate()
+    before = _rows(table)
+    if before:  # it may have been done before it was killed
+        first = table.read_bytes()[:100]
+    done = _features(run, "cut")
+    _, err = done.communicate()
+    assert done.returncode == 0, err
+    whole = _features(run, "uncut")
+    whole.communicate()
+    with np.load(run / "uncut.npz") as uncut, np.load(run / "cut.npz") as cut:
+        for key in uncut.files:
+            assert np.array_equal(uncut[key], cut[key]), key
+    assert not before or first.startswith(b'{"identity"')
 
 
 def test_another_budget_or_checkpoint_is_refused_with_the_reason(run):
