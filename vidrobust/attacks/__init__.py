@@ -23,11 +23,12 @@ from vidrobust.attacks.losses import (
     dlr_toward,
     eot,
     finite_logits,
+    require_classes,
     rounded,
     toward,
 )
 from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
-from vidrobust.attacks.outputs import BadSamples, called, checked_output
+from vidrobust.attacks.outputs import BadSamples, as_tensor, called, checked_output, numbered
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
 from vidrobust.attacks.reach import reachable_modules
@@ -61,11 +62,11 @@ from vidrobust.attacks.video import (
 __all__ = [
     "ATTACKS", "BLACK_BOX", "MINIMUM_NORM", "SCORES", "VERSIONS", "BadSamples", "Ball", "Loss",
     "Misclassify", "Outcome", "Passes", "Predict", "Step", "ThreatModel", "apgd", "apgd_t",
-    "apply_universal", "attack_step", "autoattack", "called", "checked_logits", "checked_output",
-    "contains", "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm", "finite_logits", "flicker",
-    "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball", "measure", "mim", "nes",
-    "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward", "push_away",
-    "reachable_modules", "roa", "rounded", "rounds_away", "salt_and_pepper", "self_checks",
-    "sparse", "square", "suite_steps", "temporal_translation", "toward", "universal",
-    "weak_white_box", "worst_case",
+    "apply_universal", "as_tensor", "attack_step", "autoattack", "called", "checked_logits",
+    "checked_output", "contains", "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm",
+    "finite_logits", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
+    "measure", "mim", "nes", "numbered", "one_frame", "own_loss", "parse_threat", "pgd", "project",
+    "pull_toward", "push_away", "reachable_modules", "require_classes", "roa", "rounded",
+    "rounds_away", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
+    "temporal_translation", "toward", "universal", "weak_white_box", "worst_case",
 ]  # fmt: skip

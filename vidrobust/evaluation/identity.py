@@ -92,13 +92,14 @@ def videos_of(dataset: Dataset) -> str:
     return records_sha(list(dataset.records))
 
 
-def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
-    """Write out/<stem>.identity.json, or go on where it says the same. Every rank calls it.
+def own_folder(out: Path, stem: str, asked: Mapping[str, Any], *, all_ranks: bool = True) -> None:
+    """Write out/<stem>.identity.json, or go on where it says the same.
 
     Args:
         out: the folder.
         stem: of the file of rows.
         asked: model (`identify_model`), videos, protocol and, where they decide the rows, suite and seed.
+        all_ranks: every rank calls it, and not the first alone.
 
     Raises:
         UserError: the folder holds rows of something else, with what differs and the remedy.
@@ -110,8 +111,9 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
         if other:
             told = " and ".join(_difference(key, held.get(key), asked[key]) for key in other)
             raise UserError(f"out={out}: {stem}.jsonl holds rows of another {told}; choose another folder, or delete "
-                            f"{stem}*.jsonl and {path.name}")  # fmt: skip
-    distributed.patient_barrier()  # every rank has read what the first is about to write
+                            f"{stem}.jsonl and {path.name}")  # fmt: skip
+    if all_ranks:
+        distributed.patient_barrier()  # every rank has read what the first is about to write
     if held is None and distributed.rank() == 0:
         with replacing(path) as file:
             file.write((json.dumps(asked, indent=2) + "\n").encode())
@@ -119,16 +121,16 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
 
 def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return what the folder's rows were measured on; None where there are none yet."""
+    if not any(file.stat().st_size for file in rank_files(out, stem)):
+        return None  # a call that failed before its first row leaves a folder to anyone
     if path.is_file():
         return json.loads(path.read_text())
-    if not rank_files(out, stem):
-        return None
     claimed = out / "identity.json"  # the command line's, which earlier versions wrote alone
     checkpoint_name = json.loads(claimed.read_text()).get("checkpoint") if claimed.is_file() else None
     if checkpoint_name and asked["model"].get("name") == checkpoint_name:
         return None
     raise UserError(f"out={out}: {stem}.jsonl holds rows, and no {path.name} says what they were measured on; choose "
-                    f"another folder, or delete {stem}*.jsonl")  # fmt: skip
+                    f"another folder, or delete {stem}.jsonl")  # fmt: skip
 
 
 def _same(key: str, held: Any, asked: Any) -> bool:

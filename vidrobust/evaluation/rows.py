@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.engine import distributed
+from vidrobust.errors import UserError
 from vidrobust.files import replacing
 
 Row = dict[str, Any]
@@ -97,6 +98,13 @@ def model_faults(rows: Sequence[Row]) -> list[str]:
 def fault(uid: str, reason: str) -> str:
     """Return the error of a row whose video decodes, and on which the model gives no finite numbers."""
     return f"{uid}: {MODEL_FAULT}: {reason}"
+
+
+def require_label(uid: str, label: int, classes: int) -> None:
+    """Raise UserError for the label of a video that the model has no logit for."""
+    if not 0 <= label < classes:
+        raise UserError(f"label={label} of {uid}: the model has classes 0 to {classes - 1}; leave the video out, or "
+                        "take a model of these classes")  # fmt: skip
 
 
 def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]:

@@ -12,8 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidrobust.attacks import Loss, Predict, ThreatModel, pgd, pull_toward, push_away
+from vidrobust.attacks import (
+    Loss,
+    Predict,
+    ThreatModel,
+    called,
+    checked_output,
+    finite_logits,
+    pgd,
+    pull_toward,
+    push_away,
+    require_classes,
+)
+from vidrobust.errors import UserError
 from vidrobust.evaluation import geometry
+from vidrobust.evaluation.rows import MODEL_FAULT
 from vidrobust.models import Backbone
 
 Encode = Callable[[Tensor], Tensor]
@@ -101,15 +114,24 @@ def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]
 def measure_sensitivity(
     backbone: Backbone, classify: Predict, clips: Sequence[tuple[Tensor, Tensor]], eps: Sequence[float], *, seed: int
 ) -> dict[str, Any]:
-    """What a summary says of how a trunk's representation gives way, at each Linf budget of `eps`, small to large.
+    """Return what a summary says of how a backbone's representation gives way, at each Linf budget.
 
-    clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
-    classify: logits, for the steepness of their cross-entropy. Medians over samples; pairs are of a sample and its
-    successor in a batch. Attacks as published (METHODS section 4.11): 25 steps of 0.001 away, 10 toward, from random
-    starts.
+    Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published (Petrov and
+    Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Clips on which logits, representation or
+    gradient are NaN or infinite are left out, and `warnings` says how many.
+
+    Args:
+        backbone: in evaluation mode.
+        classify: logits, for the steepness of their cross-entropy.
+        clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
+        eps: budgets, small to large.
+        seed: of the random starts.
+
+    Raises:
+        UserError: for what is no logits, labels out of range, and fewer than two clips with finite numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    steep = [gradient_norm(partial(_cross_entropy, classify, labels), x) for x, labels in clips]
+    clips, steep, lost = _sound(backbone, classify, clips)
     clean, layers = _measured(backbone, [x for x, _ in clips])
     places, budgets = torch.arange(len(clean), device=clean.device), []
     for budget in eps:
@@ -131,11 +153,39 @@ def measure_sensitivity(
             "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
             "cka": cka_by_layer(layers, attacked_layers),
         })  # fmt: skip
-    return {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+    found = {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+    return found | {"warnings": [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]} if lost else found
+
+
+def _sound(
+    backbone: Backbone, classify: Predict, clips: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], int]:
+    """Return (the clips of finite numbers, in batches; the gradient norm of each; how many were left out)."""
+    kept, steep, lost = [], [], 0
+    for x, labels in clips:
+        with torch.no_grad():
+            try:
+                logits = checked_output(called(classify, x), len(x))
+                require_classes(labels, logits.shape[1])
+            except ValueError as error:
+                raise UserError(f"eval.sensitivity: {error}") from None
+            good = finite_logits(logits) & called(backbone, x, "the backbone").flatten(1).isfinite().all(1)
+        norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
+        good &= norms.isfinite()
+        lost += int((~good).sum())
+        if good.all():
+            kept.append((x, labels))
+            steep.append(norms)
+        elif good.any():
+            kept.append((x[good], labels[good]))
+            steep.append(norms[good])
+    if lost and sum(len(x) for x, _ in kept) < 2:
+        raise UserError(f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it to 0")
+    return kept, steep, lost
 
 
 def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
-    return F.cross_entropy(classify(x), labels, reduction="none")
+    return F.cross_entropy(checked_output(classify(x), len(x)).float(), labels, reduction="none")
 
 
 @torch.no_grad()
