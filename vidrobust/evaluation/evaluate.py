@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.attacks import ThreatModel, self_checks
+from vidrobust.attacks import BadSamples, ThreatModel, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     ClipDataset,
@@ -45,7 +45,7 @@ from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, evenly, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
-from vidrobust.evaluation.robust import evaluate_robust
+from vidrobust.evaluation.robust import evaluate_robust, without
 from vidrobust.evaluation.rows import decoding_failures, model_faults
 from vidrobust.evaluation.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
@@ -282,12 +282,16 @@ def _checks(
         some = [indices[i] for i in evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
         (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
-        if unit.uids:
+        while unit.uids:
             generator = torch.Generator().manual_seed(cfg.seed)
             try:
-                found = self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
-                                    random=cfg.eval.suite == "rand", batch_size=cfg.eval.batch_size,
-                                    generator=generator)  # fmt: skip
+                found += self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
+                                     random=cfg.eval.suite == "rand", batch_size=cfg.eval.batch_size,
+                                     generator=generator)  # fmt: skip
+                break
+            except BadSamples as error:
+                unit = without(unit, error)
+                found = ["checks left out clips: " + "; ".join(failure.reason for failure in unit.failed)]
             except ValueError as error:
                 raise UserError(f"checking the model under {threat}: {error}") from None
         for line in found:

@@ -157,7 +157,7 @@ def _attack_unit(
                 found.columns += _attack_family(unit, family, settings, generator, found)
             break
         except BadSamples as error:
-            unit = _without(unit, error)
+            unit = without(unit, error)
             found = _Found()
     _save_pictures(settings, found)
     rows = [column[i] for i in range(len(unit.uids)) for column in found.columns]
@@ -166,7 +166,7 @@ def _attack_unit(
     return rows + failed, found.seconds
 
 
-def _without(unit: Unit, error: BadSamples) -> Unit:
+def without(unit: Unit, error: BadSamples) -> Unit:
     """Return the unit without the samples of the error, which are among its failures."""
     reason = error.reason.replace("samples {}", "this clip").partition(";")[0]
     failed = [
