@@ -228,10 +228,13 @@ def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
     bad = _bad_logits(logits)
     if bad.any():
         kind = "NaN" if logits.isnan().any() else "infinite"
-        raise BadSamples(bad.any(1).nonzero().flatten().tolist(), f"the model gives {kind} logits for samples {{}}")
+        raise BadSamples(bad.any(1).nonzero().flatten().tolist(), f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
     if _are_probabilities(logits.detach()):
         raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
     return logits.float()
+
+
+_CAUSES = "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
 
 
 def require_classes(y: Tensor, classes: int) -> None:

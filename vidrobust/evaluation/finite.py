@@ -23,5 +23,7 @@ def require_finite(features: Tensor, what: str, names: Sequence[str] | None = No
     each = max(len(features) // len(names), 1) if names else 1
     lost = list(dict.fromkeys(names[row // each] if names else f"row {row}" for row in bad))
     more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    raise UserError(f"{what}: NaN or infinite for {', '.join(lost[:_SHOWN])}{more}; look for what overflows in the "
-                    "model, or leave these videos out")  # fmt: skip
+    remedy = "look for what overflows in the model, or leave these videos out"
+    if len(bad) == len(features):
+        remedy = "these are all; the model's weights may be NaN, take a checkpoint before the run diverged"
+    raise UserError(f"{what}: NaN or infinite for {', '.join(lost[:_SHOWN])}{more}; {remedy}")
