@@ -97,8 +97,16 @@ def test_fab_is_as_close_as_the_published_untargeted_one(bent, norm):
     fab_pt = pytest.importorskip("pyautoattack.fab_pt")
     net, x, y = bent
     large = ThreatModel(norm, LARGE[norm])
-    published = fab_pt.FABAttack_PT(net, norm=NORMS[norm][0], n_restarts=1, n_iter=30, eps=LARGE[norm], seed=0,
-                                    targeted=False, device="cpu").attack_single_run(x, y)  # fmt: skip
+    published = fab_pt.FABAttack_PT(
+        net,
+        norm=NORMS[norm][0],
+        n_restarts=1,
+        n_iter=30,
+        eps=LARGE[norm],
+        seed=0,
+        targeted=False,
+        device="cpu",
+    ).attack_single_run(x, y)
     ours = fab(loss_of(net, y, score="margin"), x, large, steps=30)
     mine, other = measure(large, x, ours), measure(large, x, published)
     assert accuracy(net, ours, y) == accuracy(net, published, y) == 0
@@ -111,10 +119,25 @@ def test_fab_with_restarts_breaks_what_the_published_one_does(bent, norm):
     fab_pt = pytest.importorskip("pyautoattack.fab_pt")
     net, x, y = bent
     eps = {"linf": 2 / 255, "l2": 0.08, "l1": 0.5}[norm]
-    published = fab_pt.FABAttack_PT(net, norm=NORMS[norm][0], n_restarts=3, n_iter=20, eps=eps, seed=0, targeted=False,
-                                    device="cpu").perturb(x, y)  # fmt: skip
-    ours = fab(loss_of(net, y, score="margin"), x, ThreatModel(norm, eps), steps=20, restarts=3, minimal=False,
-               generator=seeded())  # fmt: skip
+    published = fab_pt.FABAttack_PT(
+        net,
+        norm=NORMS[norm][0],
+        n_restarts=3,
+        n_iter=20,
+        eps=eps,
+        seed=0,
+        targeted=False,
+        device="cpu",
+    ).perturb(x, y)
+    ours = fab(
+        loss_of(net, y, score="margin"),
+        x,
+        ThreatModel(norm, eps),
+        steps=20,
+        restarts=3,
+        minimal=False,
+        generator=seeded(),
+    )
     assert 0.05 < accuracy(net, published, y) < 0.95
     assert accuracy(net, ours, y) <= accuracy(net, published, y) + 1 / 60 + 1e-6
 

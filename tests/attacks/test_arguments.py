@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from tests.attacks.models import labelled, small_net
-from vidrobust.attacks import ATTACKS, Misclassify, attack_step, autoattack, parse_threat, worst_case
+from vidrobust.attacks import (
+    ATTACKS,
+    Misclassify,
+    attack_step,
+    autoattack,
+    parse_threat,
+    worst_case,
+)
 from vidrobust.attacks.arguments import at_least_one, drawn
 
 
@@ -31,17 +38,42 @@ def test_counts_that_are_no_whole_numbers_are_refused(count):
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
-        ("apgd-t", "targets", 0), ("fab-t", "targets", -1), ("fab-t", "targets", 2.5), ("fmn", "alpha", -1),
-        ("fmn", "alpha", 0), ("fmn", "gamma", -0.1), ("fmn", "gamma", 1.5), ("fab", "eta", 0.5), ("fab-t", "eta", 0.5),
-        ("fab", "alpha_max", -0.1), ("fab", "beta", 1.5), ("fab", "restarts", 0), ("apgd-ce", "rho", -0.1),
-        ("apgd-t", "rho", 2), ("mim", "momentum", -1), ("cw", "confidence", -1), ("square", "p_init", 0),
-        ("square", "p_init", 1.5), ("square", "queries", 0), ("nes", "sigma", 0), ("nes", "step_size", -1),
-        ("nes", "momentum", 1), ("geo-trap", "probe", 0), ("geo-trap", "explore", 0), ("geo-trap", "rate", 0),
-        ("geo-trap", "step_size", -1), ("temporal-translation", "shift", -1), ("temporal-translation", "shift", 1.5),
-        ("sparse", "lam", -1), ("flicker", "lam", -1), ("flicker", "beta", -1), ("pgd", "step_size", float("nan")),
-        ("pgd", "step_size", float("inf")), ("pgd", "steps", 2.5),
+        ("apgd-t", "targets", 0),
+        ("fab-t", "targets", -1),
+        ("fab-t", "targets", 2.5),
+        ("fmn", "alpha", -1),
+        ("fmn", "alpha", 0),
+        ("fmn", "gamma", -0.1),
+        ("fmn", "gamma", 1.5),
+        ("fab", "eta", 0.5),
+        ("fab-t", "eta", 0.5),
+        ("fab", "alpha_max", -0.1),
+        ("fab", "beta", 1.5),
+        ("fab", "restarts", 0),
+        ("apgd-ce", "rho", -0.1),
+        ("apgd-t", "rho", 2),
+        ("mim", "momentum", -1),
+        ("cw", "confidence", -1),
+        ("square", "p_init", 0),
+        ("square", "p_init", 1.5),
+        ("square", "queries", 0),
+        ("nes", "sigma", 0),
+        ("nes", "step_size", -1),
+        ("nes", "momentum", 1),
+        ("geo-trap", "probe", 0),
+        ("geo-trap", "explore", 0),
+        ("geo-trap", "rate", 0),
+        ("geo-trap", "step_size", -1),
+        ("temporal-translation", "shift", -1),
+        ("temporal-translation", "shift", 1.5),
+        ("sparse", "lam", -1),
+        ("flicker", "lam", -1),
+        ("flicker", "beta", -1),
+        ("pgd", "step_size", float("nan")),
+        ("pgd", "step_size", float("inf")),
+        ("pgd", "steps", 2.5),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_attack_nothing_are_refused_by_name_and_value(name, option, value):
     net = small_net()
     x, y = labelled(net, (2, 3, 4, 12, 12))

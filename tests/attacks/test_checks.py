@@ -108,7 +108,9 @@ def test_norms_in_training_mode_are_reported_at_every_batch_size(problem, batch_
     net = _normed().train()
     y = copy.deepcopy(net)(x).argmax(1)
     with pytest.warns(UserWarning, match="norms are in training mode; call eval"):
-        autoattack(lambda v: net(v), x, y, THREAT, effort=0.02, batch_size=batch_size, generator=seeded())
+        autoattack(
+            lambda v: net(v), x, y, THREAT, effort=0.02, batch_size=batch_size, generator=seeded()
+        )
     bounded = MicroBatches(lambda v: net(v), batch_size or 12)
     found = self_checks(bounded, x, y, THREAT, batch_size=batch_size, generator=seeded())
     assert any("norms are in training mode; call eval" in line for line in found)
@@ -146,7 +148,9 @@ def test_clips_that_are_wrong_from_the_start_are_passed_over(problem, batch_size
     y = torch.cat([(y[:3] + 1) % 6, y[3:]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        autoattack(net, x, y, THREAT, effort=0.02, batch_size=batch_size, checks=2, generator=seeded())
+        autoattack(
+            net, x, y, THREAT, effort=0.02, batch_size=batch_size, checks=2, generator=seeded()
+        )
     with pytest.warns(UserWarning, match="none of 12 clips is classified right"):
         autoattack(net, x, (net(x).argmax(1) + 1) % 6, THREAT, effort=0.02, batch_size=batch_size)
 
@@ -173,9 +177,19 @@ def _blind(problem):
 @pytest.mark.parametrize("batch_size", [0, 1, 5])
 def test_autoattack_warns_that_square_broke_what_the_others_left(problem, batch_size):
     predict, x, y = _blind(problem)
-    with pytest.warns(UserWarning, match="black-box attacks broke .* that the white-box attacks before them left"):
-        autoattack(predict, x, y, ThreatModel("linf", 6 / 255), effort=0.05, batch_size=batch_size, checks=0,
-                   generator=seeded())  # fmt: skip
+    with pytest.warns(
+        UserWarning, match="black-box attacks broke .* that the white-box attacks before them left"
+    ):
+        autoattack(
+            predict,
+            x,
+            y,
+            ThreatModel("linf", 6 / 255),
+            effort=0.05,
+            batch_size=batch_size,
+            checks=0,
+            generator=seeded(),
+        )
 
 
 @pytest.mark.filterwarnings("ignore:the gradient is 0")

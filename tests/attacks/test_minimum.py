@@ -111,18 +111,37 @@ def test_fab_goes_to_the_nearest_of_all_boundaries_and_not_to_the_likeliest_clas
     assert measure(threat, x, found).item() == pytest.approx(0.2, rel=1e-2)
     assert net(found).argmax(1).item() == 2
     toward_the_likeliest = fab_t(Misclassify(net, y), x, threat, steps=1, targets=1)
-    assert torch.equal(toward_the_likeliest, x) or measure(threat, x, toward_the_likeliest).item() > 0.4
+    assert (
+        torch.equal(toward_the_likeliest, x)
+        or measure(threat, x, toward_the_likeliest).item() > 0.4
+    )
 
 
 def test_fab_makes_a_backward_pass_per_other_class(problem):
     net, x, y = problem
     counted = Passes(net)
-    fab(Misclassify(counted, y, "margin"), x, ThreatModel("l2", 5.0), steps=4, restarts=2, minimal=True)
+    fab(
+        Misclassify(counted, y, "margin"),
+        x,
+        ThreatModel("l2", 5.0),
+        steps=4,
+        restarts=2,
+        minimal=True,
+    )
     assert (counted.forward, counted.backward) == (2 * 4 * 2 * 6, 2 * 4 * 5 * 6)
 
 
-@pytest.mark.parametrize("name", ["linf-0.1", "tube-linf-0.1", "flicker-l2-5", "frames2-l1-200", "border2-l2-5",
-                                  "patch6-linf-1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linf-0.1",
+        "tube-linf-0.1",
+        "flicker-l2-5",
+        "frames2-l1-200",
+        "border2-l2-5",
+        "patch6-linf-1",
+    ],
+)
 @pytest.mark.parametrize("size", [1, 4, 99])
 def test_fab_through_bounded_batches_finds_what_it_finds_without(problem, name, size):
     net, x, y = problem
@@ -149,5 +168,7 @@ def test_fab_names_samples_of_nan_gradients(problem):
         root = (v[:, 0, 0, 0, 0] - x[:, 0, 0, 0, 0]).abs().sqrt()
         return torch.cat([logits[:, :5], logits[:, 5:] + 0 * root.unsqueeze(1)], 1)
 
-    with pytest.raises(ValueError, match=r"gradient of samples \[0, 1, 2, 3, 4, 5\] is NaN or infinite"):
+    with pytest.raises(
+        ValueError, match=r"gradient of samples \[0, 1, 2, 3, 4, 5\] is NaN or infinite"
+    ):
         fab(Misclassify(predict, y, "margin"), x, ThreatModel("l2", 5.0), steps=3)

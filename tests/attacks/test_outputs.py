@@ -1,4 +1,4 @@
-"""What a model may return and do: everything else is refused, by the number of the sample in the caller's batch."""
+"""Refusals of what a model may not return or do, by the sample's number in the caller's batch."""
 
 import types
 
@@ -62,7 +62,9 @@ def _nan_on_the_way(net, x, sample):
 def test_autoattack_names_the_sample_of_the_whole_batch(problem, batch_size, checks):
     net, x, y = problem
     with pytest.raises(BadSamples) as raised:
-        autoattack(_nan_at(net, x, 3), x, y, THREAT, effort=0.02, batch_size=batch_size, checks=checks)
+        autoattack(
+            _nan_at(net, x, 3), x, y, THREAT, effort=0.02, batch_size=batch_size, checks=checks
+        )
     assert raised.value.samples == [3]
 
 
@@ -72,7 +74,14 @@ def test_worst_case_names_the_sample_although_others_are_wrong_from_the_start(pr
     y = torch.cat([(y[:2] + 1) % 6, y[2:]])
     options = {"queries": 20} if name == "square" else {"steps": 10}
     with pytest.raises(ValueError, match=r"samples \[4\]"):
-        worst_case(_nan_on_the_way(net, x, 4), x, y, THREAT, [attack_step(name, **options)], generator=seeded())
+        worst_case(
+            _nan_on_the_way(net, x, 4),
+            x,
+            y,
+            THREAT,
+            [attack_step(name, **options)],
+            generator=seeded(),
+        )
 
 
 def test_a_later_start_of_pgd_names_the_sample_of_the_whole_batch(problem):
@@ -89,7 +98,14 @@ def test_a_later_start_of_pgd_names_the_sample_of_the_whole_batch(problem):
         return torch.where(hit.unsqueeze(1) & (len(starts) > 4), torch.nan, logits)
 
     with pytest.raises(BadSamples) as raised:
-        pgd(Misclassify(predict, y), x, ThreatModel("linf", 8 / 255), steps=3, restarts=3, generator=seeded())
+        pgd(
+            Misclassify(predict, y),
+            x,
+            ThreatModel("linf", 8 / 255),
+            steps=3,
+            restarts=3,
+            generator=seeded(),
+        )
     assert raised.value.samples == [5]
     assert starts[0] == 6 > starts[-1], "some samples had left the batch"
 
@@ -114,15 +130,27 @@ def test_an_infinite_logit_is_refused_and_minus_infinity_is_a_class_that_is_neve
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda found: (found, found), r"a tuple \(Tensor, Tensor\); give lambda x: model\(x\)\[0\]"),
-        (lambda found: [None, found], r"a list \(NoneType, Tensor\); give lambda x: model\(x\)\[1\]"),
-        (lambda found: {"loss": 0, "logits": found}, r"a dict of loss, logits; give lambda x: model\(x\)\['logits'\]"),
-        (lambda found: types.SimpleNamespace(logits=found), r"a SimpleNamespace; give lambda x: model\(x\).logits"),
+        (
+            lambda found: (found, found),
+            r"a tuple \(Tensor, Tensor\); give lambda x: model\(x\)\[0\]",
+        ),
+        (
+            lambda found: [None, found],
+            r"a list \(NoneType, Tensor\); give lambda x: model\(x\)\[1\]",
+        ),
+        (
+            lambda found: {"loss": 0, "logits": found},
+            r"a dict of loss, logits; give lambda x: model\(x\)\['logits'\]",
+        ),
+        (
+            lambda found: types.SimpleNamespace(logits=found),
+            r"a SimpleNamespace; give lambda x: model\(x\).logits",
+        ),
         (lambda found: found.detach().numpy(), "a numpy ndarray; give the torch tensor itself"),
         (lambda found: None, r"returns NoneType; give a tensor \(B, K\)"),
         (lambda found: found.long(), "a tensor of torch.int64; give floating-point numbers"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("call", ["autoattack", "pgd", "self_checks", "eot"])
 def test_outputs_that_are_no_tensor_are_refused_with_what_to_write(problem, wrap, message, call):
     net, x, y = problem
@@ -166,7 +194,9 @@ def _writes(net, how):
 
 
 @pytest.mark.parametrize("how", ["sub_", "index", "data"])
-@pytest.mark.parametrize("call", ["worst_case", "autoattack", "pgd", "square", "fab", "self_checks", "within"])
+@pytest.mark.parametrize(
+    "call", ["worst_case", "autoattack", "pgd", "square", "fab", "self_checks", "within"]
+)
 def test_a_model_that_writes_into_its_input_is_refused(problem, how, call):
     net, x, y = problem
     x, predict = x.clone(), _writes(net, how)
@@ -180,7 +210,9 @@ def test_a_model_that_writes_into_its_input_is_refused(problem, how, call):
         "self_checks": lambda: self_checks(predict, x, y, THREAT),
         "within": lambda: _smallest(net, x, y).within(predict, x, y, THREAT),
     }
-    with pytest.raises(ValueError, match=r"writes into its input .* give lambda x: model\(x.clone\(\)\)"):
+    with pytest.raises(
+        ValueError, match=r"writes into its input .* give lambda x: model\(x.clone\(\)\)"
+    ):
         calls[call]()
 
 
@@ -221,7 +253,9 @@ def test_results_keep_no_graph_of_clips_that_ask_for_a_gradient(problem, call):
         "pgd": lambda: pgd(Misclassify(net, y), x, small, steps=2),
         "fgsm": lambda: fgsm(Misclassify(net, y), x, small),
         "square": lambda: square(Misclassify(net, y), x, small, queries=2),
-        "universal": lambda: universal(lambda v, labels: Misclassify(net, labels)(v), [(x, y)], small, epochs=1),
+        "universal": lambda: universal(
+            lambda v, labels: Misclassify(net, labels)(v), [(x, y)], small, epochs=1
+        ),
     }
     found = calls[call]()
     assert not found.requires_grad
@@ -232,7 +266,9 @@ def test_inference_mode_is_named_and_its_tensors_are_attacked_outside_of_it(prob
     net, x, y = problem
     with torch.inference_mode():
         made = x * 1
-        with pytest.raises(ValueError, match="torch.inference_mode: white-box attacks need gradients; leave it"):
+        with pytest.raises(
+            ValueError, match="torch.inference_mode: white-box attacks need gradients; leave it"
+        ):
             autoattack(net, x, y, THREAT, effort=0.02)
         with pytest.raises(ValueError, match="leave it"):
             pgd(Misclassify(net, y), x, THREAT)
@@ -259,11 +295,15 @@ def test_clips_of_other_types_are_refused(problem, dtype, call):
 @pytest.mark.parametrize("shape", [(2, 8, 3, 12, 12), (2, 16, 12, 12, 3), (2, 12, 12, 3)])
 def test_channels_in_another_place_are_refused(shape):
     x = torch.rand(shape)
-    with pytest.raises(ValueError, match=r"channels and a dimension of 3 elsewhere; clips are \(B, C"):
+    with pytest.raises(
+        ValueError, match=r"channels and a dimension of 3 elsewhere; clips are \(B, C"
+    ):
         pgd(lambda v: v.flatten(1).sum(1), x, THREAT)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 3, 4, 4), (2, 1, 3, 4, 4), (2, 8, 5, 4, 4), (2, 3, 8, 4, 3)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 3, 4, 4), (2, 1, 3, 4, 4), (2, 8, 5, 4, 4), (2, 3, 8, 4, 3)]
+)
 def test_clips_whose_channels_may_be_where_they_belong_are_attacked(shape):
     assert pgd(lambda v: v.flatten(1).sum(1), torch.rand(shape), THREAT, steps=2).shape == shape
 
@@ -290,7 +330,10 @@ def test_unlabelled_samples_are_told_before_anything_is_attacked(problem):
         calls.append(len(v))
         return net(v)
 
-    with pytest.raises(ValueError, match="labels span -1 to .*the model has classes 0 to 5: leave out samples without"):
+    with pytest.raises(
+        ValueError,
+        match="labels span -1 to .*the model has classes 0 to 5: leave out samples without",
+    ):
         autoattack(predict, x, torch.cat([y[:5], torch.tensor([-1])]), THREAT, batch_size=2)
     assert calls == [1]
 
@@ -300,5 +343,7 @@ def test_the_statistics_of_a_model_in_eval_mode_stay(problem):
     net = torch.nn.Sequential(torch.nn.BatchNorm3d(3), *small_net()).eval()
     _, x, y = problem
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    worst_case(net, x, y, THREAT, suite_steps("standard", THREAT, 4, 6, effort=0.02), generator=seeded())
+    worst_case(
+        net, x, y, THREAT, suite_steps("standard", THREAT, 4, 6, effort=0.02), generator=seeded()
+    )
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())

@@ -1,6 +1,7 @@
 """Constants of the published attacks, against a literal copy of their numbers.
 
-What is a default is read from the signature; what is behaviour (schedules, exponents, probes) is measured.
+What is a default is read from the signature; what is behaviour (schedules, exponents, probes) is
+measured.
 """
 
 import inspect
@@ -58,17 +59,40 @@ SQUARE = {"queries": 5000, "p_init": 0.8, "restarts": 1, "rescale": False}
 FIVE = {"restarts": 5}
 
 AUTOATTACK = {
-    ("standard", "linf"): [("apgd-ce", APGD_STEPS), ("apgd-t", APGD_T), ("fab-t", FAB_T), ("square", SQUARE)],
-    ("standard", "l2"): [("apgd-ce", APGD_STEPS), ("apgd-t", APGD_T), ("fab-t", FAB_T), ("square", SQUARE)],
-    ("standard", "l1"): [
-        ("apgd-ce", APGD_STEPS | FIVE), ("apgd-t", APGD_T | {"targets": 5}), ("fab-t", FAB_T), ("square", SQUARE)
+    ("standard", "linf"): [
+        ("apgd-ce", APGD_STEPS),
+        ("apgd-t", APGD_T),
+        ("fab-t", FAB_T),
+        ("square", SQUARE),
     ],
-    **{("plus", norm): [
-        ("apgd-ce", APGD_STEPS | FIVE), ("apgd-dlr", APGD_STEPS | FIVE), ("fab", FAB | FIVE), ("square", SQUARE),
-        ("apgd-t", APGD_T), ("fab-t", FAB_T),
-    ] for norm in ("linf", "l2", "l1")},
-    **{("rand", norm): [("apgd-ce", APGD_STEPS), ("apgd-dlr", APGD_STEPS)] for norm in ("linf", "l2", "l1")},
-}  # fmt: skip
+    ("standard", "l2"): [
+        ("apgd-ce", APGD_STEPS),
+        ("apgd-t", APGD_T),
+        ("fab-t", FAB_T),
+        ("square", SQUARE),
+    ],
+    ("standard", "l1"): [
+        ("apgd-ce", APGD_STEPS | FIVE),
+        ("apgd-t", APGD_T | {"targets": 5}),
+        ("fab-t", FAB_T),
+        ("square", SQUARE),
+    ],
+    **{
+        ("plus", norm): [
+            ("apgd-ce", APGD_STEPS | FIVE),
+            ("apgd-dlr", APGD_STEPS | FIVE),
+            ("fab", FAB | FIVE),
+            ("square", SQUARE),
+            ("apgd-t", APGD_T),
+            ("fab-t", FAB_T),
+        ]
+        for norm in ("linf", "l2", "l1")
+    },
+    **{
+        ("rand", norm): [("apgd-ce", APGD_STEPS), ("apgd-dlr", APGD_STEPS)]
+        for norm in ("linf", "l2", "l1")
+    },
+}
 
 
 @pytest.mark.parametrize(("version", "norm"), AUTOATTACK)
@@ -82,7 +106,9 @@ def test_versions_of_autoattack_have_the_published_attacks_and_options(version, 
 @pytest.mark.parametrize("version", ["standard", "plus", "rand"])
 def test_versions_of_autoattack_are_those_of_the_package(version, norm):
     package = pytest.importorskip("pyautoattack.autoattack")
-    theirs = package.AutoAttack(torch.nn.Identity(), norm={"linf": "Linf"}.get(norm, norm.upper()), version=version)
+    theirs = package.AutoAttack(
+        torch.nn.Identity(), norm={"linf": "Linf"}.get(norm, norm.upper()), version=version
+    )
     ours = suite_steps(version, ThreatModel(norm, 0.1), frames=1, classes=10)
     assert [step.name for step in ours] == theirs.attacks_to_run
     for step in ours:
@@ -100,17 +126,22 @@ def test_versions_of_autoattack_are_those_of_the_package(version, norm):
         else:
             fab = theirs.fab
             assert [options[name] for name in ("steps", "alpha_max", "eta", "beta")] == [
-                fab.n_iter, fab.alpha_max, fab.eta, fab.beta
-            ]  # fmt: skip
+                fab.n_iter,
+                fab.alpha_max,
+                fab.eta,
+                fab.beta,
+            ]
             assert options["restarts"] == (fab.n_restarts if step.name == "fab" else 1)
 
 
 def test_video_adds_parts_of_a_quarter_and_of_one_frame():
     parts = suite_steps("video", LINF, frames=16, classes=10)[4:]
     assert [(step.name, str(step.threat)) for step in parts] == [
-        ("apgd-flicker", "flicker-linf-8/255"), ("apgd-tube", "tube-linf-8/255"),
-        ("apgd-frames4", "frames4-linf-8/255"), ("apgd-frames1", "frames1-linf-8/255"),
-    ]  # fmt: skip
+        ("apgd-flicker", "flicker-linf-8/255"),
+        ("apgd-tube", "tube-linf-8/255"),
+        ("apgd-frames4", "frames4-linf-8/255"),
+        ("apgd-frames1", "frames1-linf-8/255"),
+    ]
     assert all(_options(step.attack) == APGD_STEPS for step in parts)
 
 
@@ -118,13 +149,24 @@ DEFAULTS = {
     "fgsm": {},
     "pgd": {"steps": 10, "step_size": None, "restarts": 1, "random_start": True, "best": True},
     "mim": {"steps": 10, "step_size": None, "momentum": 1.0},
-    "apgd-ce": APGD_STEPS, "apgd-dlr": APGD_STEPS, "apgd-t": APGD_T, "fab": FAB, "fab-t": FAB_T,
+    "apgd-ce": APGD_STEPS,
+    "apgd-dlr": APGD_STEPS,
+    "apgd-t": APGD_T,
+    "fab": FAB,
+    "fab-t": FAB_T,
     "fmn": {"steps": 100, "alpha": 1.0, "gamma": 0.05, "minimal": False},
     "cw": {"steps": 100, "searches": 6, "c": 1.0, "lr": 0.01, "confidence": 0.0, "minimal": False},
     "square": SQUARE,
     "nes": {"queries": 5000, "samples": 50, "sigma": 0.001, "step_size": None, "momentum": 0.9},
-    "geo-trap": {"queries": 60000, "step_size": 0.025, "explore": 0.1, "probe": 0.1, "rate": 0.1, "spread": 0.1,
-                 "affine": False},
+    "geo-trap": {
+        "queries": 60000,
+        "step_size": 0.025,
+        "explore": 0.1,
+        "probe": 0.1,
+        "rate": 0.1,
+        "spread": 0.1,
+        "affine": False,
+    },
     "temporal-translation": {"steps": 10, "step_size": None, "shift": 7, "momentum": 1.0},
     "frame-saliency": {"mode": "iterative", "steps": 10},
     "one-frame": {"steps": 20},
@@ -132,7 +174,7 @@ DEFAULTS = {
     "flicker": {"steps": 100, "lam": 1.0, "beta": 0.5, "lr": 0.01, "cyclic": False},
     "roa": {"steps": 30, "step_size": None, "stride": 5, "candidates": 10},
     "salt-and-pepper": {"steps": 5},
-}  # fmt: skip
+}
 
 
 def test_defaults_of_every_attack():
@@ -144,9 +186,17 @@ def test_defaults_of_every_attack():
 def test_scores_of_the_attacks():
     names = {name: step.score for name in ATTACKS for step in [_step(name)]}
     assert {name: score for name, score in names.items() if score != "ce"} == {
-        "apgd-dlr": "dlr", "fab": "margin", "fab-t": "margin", "fmn": "margin", "cw": "margin", "square": "margin",
-        "nes": "margin", "geo-trap": "margin", "sparse": "escape", "flicker": "flicker_hinge",
-    }  # fmt: skip
+        "apgd-dlr": "dlr",
+        "fab": "margin",
+        "fab-t": "margin",
+        "fmn": "margin",
+        "cw": "margin",
+        "square": "margin",
+        "nes": "margin",
+        "geo-trap": "margin",
+        "sparse": "escape",
+        "flicker": "flicker_hinge",
+    }
     p = torch.tensor([[0.6, 0.4], [0.525, 0.475], [0.3, 0.7]])  # l = p_y - p_other + 0.05
     found = SCORES["flicker_hinge"](p.log(), torch.tensor([0, 0, 0]))
     assert found.tolist() == pytest.approx([-0.25, -0.1, 0.0], abs=1e-5)
@@ -171,7 +221,9 @@ def test_the_size_of_a_step(attack, steps, factor):
 
     options = {"random_start": False} if attack is pgd else {}
     attack(loss, x, LINF, steps=steps, **options)
-    assert (seen[1] - seen[0]).abs().max().item() == pytest.approx(min(factor / steps, 1) * 8 / 255, rel=1e-4)
+    assert (seen[1] - seen[0]).abs().max().item() == pytest.approx(
+        min(factor / steps, 1) * 8 / 255, rel=1e-4
+    )
 
 
 def test_the_kernel_of_temporal_translation():
@@ -216,7 +268,7 @@ def _recorded_sizes(monkeypatch, rises, steps=100):
 
 
 def test_checkpoints_of_apgd(monkeypatch):
-    """0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 steps; the size starts at 2 eps, and is halved."""
+    """0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 steps; 2 eps at first, then halved."""
     sizes = _recorded_sizes(monkeypatch, lambda call: False)
     assert len(sizes) == 100
     halved = [i for i in range(1, 100) if sizes[i] != sizes[i - 1]]
@@ -226,7 +278,9 @@ def test_checkpoints_of_apgd(monkeypatch):
 
 
 @pytest.mark.parametrize(("rising", "halves"), [(16, True), (17, False), (22, False)])
-def test_a_size_is_kept_where_more_than_three_quarters_of_the_steps_rose(monkeypatch, rising, halves):
+def test_a_size_is_kept_where_more_than_three_quarters_of_the_steps_rose(
+    monkeypatch, rising, halves
+):
     """rho = 0.75: 16.5 of 22 steps."""
     sizes = _recorded_sizes(monkeypatch, lambda call: 22 - rising < call <= 22)
     assert (sizes[22] < sizes[21]) is halves
@@ -234,7 +288,7 @@ def test_a_size_is_kept_where_more_than_three_quarters_of_the_steps_rose(monkeyp
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_momentum_of_apgd(norm):
-    """x' = x + 0.75 (z - x) + 0.25 (x - before), z the projected step; the first step is z itself."""
+    """x' = x + 0.75 (z - x) + 0.25 (x - before), z the projected step; z itself at first."""
     x, seen = torch.full((1, 1, 1, 8, 8), 0.5), []
     torch.manual_seed(0)
     w = torch.randn(1, 1, 1, 8, 8)
@@ -252,7 +306,9 @@ def test_the_momentum_of_apgd(norm):
         ahead = ball.project(seen[step] + ball.ascend(w * sign, size, seen[step]))
         a = 1.0 if step == 0 else 0.75
         before = seen[max(step - 1, 0)]
-        expected = ball.project(seen[step] + a * (ahead - seen[step]) + (1 - a) * (seen[step] - before))
+        expected = ball.project(
+            seen[step] + a * (ahead - seen[step]) + (1 - a) * (seen[step] - before)
+        )
         if step and not torch.allclose(seen[2], expected, atol=1e-6):
             pytest.skip("it went back after the first step")
         assert torch.allclose(seen[step + 1], expected, atol=1e-6)
@@ -266,12 +322,17 @@ def test_l1_comes_down_from_three_budgets_over_the_published_parts_of_the_steps(
         return real(search, delta, steps, first=first, keep=keep)
 
     monkeypatch.setattr(APGD, "_climb_l1", spied)
-    apgd(lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 8, 8), ThreatModel("l1", 5.0), generator=seeded())
+    apgd(
+        lambda v: v.flatten(1).sum(1),
+        torch.rand(1, 3, 2, 8, 8),
+        ThreatModel("l1", 5.0),
+        generator=seeded(),
+    )
     assert found == [(3.0, 30, True, False), (2.0, 30, False, False), (1.0, 40, False, True)]
 
 
 def test_l1_steps_are_sparse_as_published(monkeypatch):
-    """A fifth of the entries at first; then those that are used, over 1.5, every 4 % of the steps."""
+    """A fifth of the entries at first; every 4 % of the steps those that are used, over 1.5."""
     counts, best, real = [], [], APGD._largest
 
     def spied(gradient, count):
@@ -307,9 +368,11 @@ def test_l1_steps_are_sparse_as_published(monkeypatch):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_step_of_fab_goes_a_twentieth_beyond_and_a_tenth_back(norm):
-    """x' = (1 - alpha) (x + 1.05 d1) + alpha (x0 + 1.05 d0), alpha = min(|d1| / (|d1| + |d0|), 0.1), by hand."""
+    """x' = (1 - a) (x + 1.05 d1) + a (x0 + 1.05 d0), a = min(|d1| / (|d1| + |d0|), 0.1)."""
     x = torch.full((1, 1, 1, 1, 1), 0.5)
-    search = minimum_module.Smallest(lambda v: v.flatten(1).sum(1) - 0.7, x, ThreatModel(norm, 0.5), None, True)
+    search = minimum_module.Smallest(
+        lambda v: v.flatten(1).sum(1) - 0.7, x, ThreatModel(norm, 0.5), None, True
+    )
     search.begin()
     for start, alpha in ((0.15, 0.1), (0.001, 0.1)):
         delta = torch.full((1, 1, 1, 1, 1), start)
@@ -317,7 +380,9 @@ def test_a_step_of_fab_goes_a_twentieth_beyond_and_a_tenth_back(norm):
         moved = _to_boundary(search, delta, value, gradient, 0.1, 1.05)
         d1, d0 = 0.2 - start, 0.2
         alpha = min(d1 / (d1 + d0), 0.1)
-        assert moved.item() == pytest.approx((1 - alpha) * (start + 1.05 * d1) + alpha * 1.05 * d0, rel=1e-4)
+        assert moved.item() == pytest.approx(
+            (1 - alpha) * (start + 1.05 * d1) + alpha * 1.05 * d0, rel=1e-4
+        )
 
 
 def test_fab_keeps_nine_tenths_of_what_breaks():
@@ -386,14 +451,18 @@ def test_a_broken_sample_shrinks_the_ball_of_fmn_by_gamma(monkeypatch, steps):
     x = torch.full((1, 1, 1, 8, 8), 0.5)
     fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=steps)
     gamma = 0.05 * (0.02 + 0.98 * 1.0)
-    assert radii[0] == pytest.approx(0.1 * (1 + gamma), rel=1e-4), "the linearised boundary, and gamma beyond"
+    assert radii[0] == pytest.approx(0.1 * (1 + gamma), rel=1e-4), (
+        "the linearised boundary, and gamma beyond"
+    )
     if steps > 1:
         second = 0.05 * (0.02 + 0.98 * (1 + math.cos(math.pi / 10)) / 2)
         assert radii[1] == pytest.approx(0.1 * (1 + gamma) * (1 - second), rel=1e-4)
 
 
-@pytest.mark.parametrize(("breaks", "weights"), [(False, [1, 10, 100, 1000, 10000, 100000]),
-                                                 (True, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("breaks", "weights"),
+    [(False, [1, 10, 100, 1000, 10000, 100000]), (True, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125])],
+)
 def test_the_search_of_carlini_and_wagner(monkeypatch, breaks, weights):
     found = []
 
@@ -420,8 +489,28 @@ def test_a_bisection_of_carlini_and_wagner(monkeypatch):
 
 # ------------------------------------------------------------------ Square
 
-SCHEDULE = {0: 1, 10: 1, 11: 2, 50: 2, 51: 4, 200: 4, 201: 8, 500: 8, 501: 16, 1000: 16, 1001: 32, 2000: 32, 2001: 64,
-            4000: 64, 4001: 128, 6000: 128, 6001: 256, 8000: 256, 8001: 512, 10**6: 512}  # fmt: skip
+SCHEDULE = {
+    0: 1,
+    10: 1,
+    11: 2,
+    50: 2,
+    51: 4,
+    200: 4,
+    201: 8,
+    500: 8,
+    501: 16,
+    1000: 16,
+    1001: 32,
+    2000: 32,
+    2001: 64,
+    4000: 64,
+    4001: 128,
+    6000: 128,
+    6001: 256,
+    8000: 256,
+    8001: 512,
+    10**6: 512,
+}
 
 
 @pytest.mark.parametrize("query", SCHEDULE)
@@ -440,27 +529,46 @@ def test_the_schedule_of_square_over_the_queries(monkeypatch, rescale):
         return 0.01
 
     monkeypatch.setattr(module, "_share", share)
-    square(lambda v: v.flatten(1).sum(1) * 0, torch.rand(1, 3, 1, 8, 8), LINF, queries=100, rescale=rescale)
+    square(
+        lambda v: v.flatten(1).sum(1) * 0,
+        torch.rand(1, 3, 1, 8, 8),
+        LINF,
+        queries=100,
+        rescale=rescale,
+    )
     assert asked == [(0.8, int(query / 100 * 10000) if rescale else query) for query in range(100)]
 
 
 @pytest.mark.parametrize(
     ("share", "shape", "sides"),
-    [(0.25, (1, 8, 8), (1, 4)), (0.5, (1, 8, 8), (1, 6)), (0.25, (8, 1, 1), (2, 1)), (0.125, (8, 8, 8), (4, 4)),
-     (1e-9, (8, 8, 8), (1, 1)), (0.125, (16, 8, 8), (8, 4)), (1.0, (1, 4, 8), (1, 4))],
-)  # fmt: skip
+    [
+        (0.25, (1, 8, 8), (1, 4)),
+        (0.5, (1, 8, 8), (1, 6)),
+        (0.25, (8, 1, 1), (2, 1)),
+        (0.125, (8, 8, 8), (4, 4)),
+        (1e-9, (8, 8, 8), (1, 1)),
+        (0.125, (16, 8, 8), (8, 4)),
+        (1.0, (1, 4, 8), (1, 4)),
+    ],
+)
 def test_the_sides_of_a_cuboid(share, shape, sides):
-    """The square root of the volume's fraction for images, the cube root for clips, and itself for a flicker."""
+    """The root of the volume's fraction for images, the cube root for clips, or itself."""
     assert _sides(share, *shape) == sides
 
 
-# rectangles around the middle: 1, then 1 + 1/4 + ... in L2 (exponent 2) and 1 + 1/16 + ... in L1 (exponent 4)
-RINGS = {2: [1 + 1 / 4 + 1 / 9, 1 / 4 + 1 / 9, 1 / 9], 4: [1 + 1 / 16 + 1 / 81, 1 / 16 + 1 / 81, 1 / 81]}
+# rectangles around the middle: 1, then 1 + 1/4 + ... in L2 (exponent 2) and 1 + 1/16 + ... in L1
+# (exponent 4)
+RINGS = {
+    2: [1 + 1 / 4 + 1 / 9, 1 / 4 + 1 / 9, 1 / 9],
+    4: [1 + 1 / 16 + 1 / 81, 1 / 16 + 1 / 81, 1 / 81],
+}
 
 
 @pytest.mark.parametrize(("power", "exponent"), [(2, 2), (1, 4)])
 def test_the_pyramid_of_square_has_the_exponent_of_its_norm(power, exponent):
-    heights = torch.tensor([[RINGS[exponent][max(abs(i - 2), abs(j - 2))] for j in range(5)] for i in range(5)])
+    heights = torch.tensor(
+        [[RINGS[exponent][max(abs(i - 2), abs(j - 2))] for j in range(5)] for i in range(5)]
+    )
     length = float(heights.pow(power).sum()) ** (1 / power)
     assert torch.allclose(_pyramid(5, 5, power), heights / length, atol=1e-6)
 
@@ -471,9 +579,13 @@ def test_bumps_of_square_are_those_of_the_package(norm, power, side):
     module = pytest.importorskip("pyautoattack.square")
     theirs = module.SquareAttack(torch.nn.Identity(), norm=norm, device="cpu")
     for height in (side // 2, side - side // 2):
-        assert torch.allclose(_pyramid(height, side, power), theirs.eta_rectangles(height, side), atol=1e-6)
+        assert torch.allclose(
+            _pyramid(height, side, power), theirs.eta_rectangles(height, side), atol=1e-6
+        )
     ours = _bump(side, power, _Draws(seeded(), torch.zeros(1))).view(side, side)
-    straight = torch.cat([theirs.eta_rectangles(side // 2, side), -theirs.eta_rectangles(side - side // 2, side)])
+    straight = torch.cat(
+        [theirs.eta_rectangles(side // 2, side), -theirs.eta_rectangles(side - side // 2, side)]
+    )
     straight = straight / straight.abs().pow(power).sum() ** (1 / power)
     assert torch.allclose(ours, straight, atol=1e-6) or torch.allclose(ours, straight.T, atol=1e-6)
 
@@ -490,7 +602,15 @@ def test_nes_probes_in_pairs_on_both_sides_and_steps_along_the_mean_of_what_they
         seen.append(v.detach() - x)
         return (v * w).flatten(1).sum(1)
 
-    nes(loss, x, ThreatModel("l2", 0.1), queries=2 * 7 + 1, samples=6, sigma=0.01, generator=seeded())
+    nes(
+        loss,
+        x,
+        ThreatModel("l2", 0.1),
+        queries=2 * 7 + 1,
+        samples=6,
+        sigma=0.01,
+        generator=seeded(),
+    )
     assert len(seen) == 15, "the clip, and two steps of six probes and a look"
     draws = torch.Generator().manual_seed(0)
     estimate = torch.zeros_like(x)
@@ -502,7 +622,9 @@ def test_nes_probes_in_pairs_on_both_sides_and_steps_along_the_mean_of_what_they
         estimate += (w * u).sum() * u / 3
     step = seen[7]
     assert torch.allclose(step / step.norm(), estimate / estimate.norm(), atol=1e-3)
-    assert step.norm().item() == pytest.approx(0.1, rel=1e-3), "2.5 eps over 2 steps, and within the budget"
+    assert step.norm().item() == pytest.approx(0.1, rel=1e-3), (
+        "2.5 eps over 2 steps, and within the budget"
+    )
 
 
 def test_the_momentum_of_nes():
@@ -515,7 +637,16 @@ def test_the_momentum_of_nes():
         seen.append(v.detach() - x)
         return (v * w).flatten(1).sum(1)
 
-    nes(loss, x, ThreatModel("l2", 9.0), queries=2 * 3 + 1, samples=2, sigma=0.01, step_size=0.1, generator=seeded())
+    nes(
+        loss,
+        x,
+        ThreatModel("l2", 9.0),
+        queries=2 * 3 + 1,
+        samples=2,
+        sigma=0.01,
+        step_size=0.1,
+        generator=seeded(),
+    )
     draws = torch.Generator().manual_seed(0)
     first, second = (torch.randn(x.shape, generator=draws) for _ in range(2))
     means = [0.1 * (w * first).sum() * first]

@@ -40,9 +40,18 @@ class _Object:
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda net: net, _with_closure, _with_default, _Object, lambda net: _Object(net).logits, lambda net: net.forward,
-     lambda net: partial(_with_closure(net)), Passes, lambda net: eot(_with_closure(net), 2)],
-)  # fmt: skip
+    [
+        lambda net: net,
+        _with_closure,
+        _with_default,
+        _Object,
+        lambda net: _Object(net).logits,
+        lambda net: net.forward,
+        lambda net: partial(_with_closure(net)),
+        Passes,
+        lambda net: eot(_with_closure(net), 2),
+    ],
+)
 def test_the_module_behind_a_callable_is_found(wrap):
     net = _module()
     assert reachable_modules(wrap(net)) == [net]

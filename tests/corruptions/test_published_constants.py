@@ -1,8 +1,8 @@
 """Tables of the published corruptions, against a literal copy of their numbers.
 
-ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021), UCF101-P (Schiappa et al.
-2023).
-What the tables do is measured where no other test does: spatter's drops, rain's slant and streaks.
+ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021), UCF101-P
+(Schiappa et al. 2023). What the tables do is measured where no other test does: spatter's drops,
+rain's slant and streaks.
 """
 
 import functools
@@ -26,18 +26,34 @@ TABLES = {
     "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
     "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
     "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
-    "snow": ((0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-             (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),
+    "snow": (
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ),
     "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
     "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     "rain": ((770, 10, 0.8), (770, 30, 0.8), (770, 60, 0.7), (500, 60, 0.6), (400, 80, 0.5)),
-    "spatter": ((0.65, 0.3, 4, 0.69, 0.6, False), (0.65, 0.3, 3, 0.68, 0.6, False), (0.65, 0.3, 2, 0.68, 0.5, False),
-                (0.65, 0.3, 1, 0.65, 1.5, True), (0.67, 0.4, 1, 0.65, 1.5, True)),
+    "spatter": (
+        (0.65, 0.3, 4, 0.69, 0.6, False),
+        (0.65, 0.3, 3, 0.68, 0.6, False),
+        (0.65, 0.3, 2, 0.68, 0.5, False),
+        (0.65, 0.3, 1, 0.65, 1.5, True),
+        (0.67, 0.4, 1, 0.65, 1.5, True),
+    ),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
     "contrast_kinetics": (0.5, 0.4, 0.3, 0.2, 0.1),
     "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
-    "elastic_transform": ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
+    "elastic_transform": (
+        (2, 0.7, 0.1),
+        (2, 0.08, 0.2),
+        (0.05, 0.01, 0.02),
+        (0.07, 0.01, 0.02),
+        (0.12, 0.01, 0.02),
+    ),
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg_compression": (25, 18, 15, 10, 7),
     "frame_rate": (20, 16, 12, 9, 6),
@@ -62,7 +78,7 @@ TABLES = {
     "mpeg2": (4, 8, 14, 21, 31),
     "bit_error": (100_000, 50_000, 30_000, 20_000, 10_000),
     "packet_loss": (0.01, 0.02, 0.03, 0.04, 0.06),
-}  # fmt: skip
+}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -104,23 +120,75 @@ def test_the_table_of_a_corruption_is_the_published_one(name, monkeypatch):
 
 SETS = {
     "imagenet-c": {
-        "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
-        "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "snow",
+        "frost",
+        "fog",
+        "brightness",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+        "jpeg_compression",
     },
     "mini-kinetics-c": {
-        "shot_noise", "rain", "fog", "contrast_kinetics", "brightness", "saturate", "temporal_blur", "frame_rate",
-        "h264_crf", "h264_abr", "h265_crf", "h265_abr", "bit_error", "packet_loss",
+        "shot_noise",
+        "rain",
+        "fog",
+        "contrast_kinetics",
+        "brightness",
+        "saturate",
+        "temporal_blur",
+        "frame_rate",
+        "h264_crf",
+        "h264_abr",
+        "h265_crf",
+        "h265_abr",
+        "bit_error",
+        "packet_loss",
     },
     "ssv2-c": {
-        "shot_noise", "rain", "fog", "contrast_kinetics", "brightness", "saturate", "temporal_blur_ssv2",
-        "frame_rate_ssv2", "h264_crf", "h264_abr", "h265_crf", "h265_abr", "bit_error", "packet_loss",
+        "shot_noise",
+        "rain",
+        "fog",
+        "contrast_kinetics",
+        "brightness",
+        "saturate",
+        "temporal_blur_ssv2",
+        "frame_rate_ssv2",
+        "h264_crf",
+        "h264_abr",
+        "h265_crf",
+        "h265_abr",
+        "bit_error",
+        "packet_loss",
     },
     "ucf101-p": {
-        "gaussian_noise", "shot_noise_p", "impulse_noise", "speckle_noise_p", "defocus_blur", "motion_blur",
-        "zoom_blur", "jpeg_compression", "mpeg1", "mpeg2", "static_translate", "static_rotate", "rotate", "sampling",
-        "reverse_sampling", "jumble", "box_jumble", "freeze",
+        "gaussian_noise",
+        "shot_noise_p",
+        "impulse_noise",
+        "speckle_noise_p",
+        "defocus_blur",
+        "motion_blur",
+        "zoom_blur",
+        "jpeg_compression",
+        "mpeg1",
+        "mpeg2",
+        "static_translate",
+        "static_rotate",
+        "rotate",
+        "sampling",
+        "reverse_sampling",
+        "jumble",
+        "box_jumble",
+        "freeze",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -133,9 +201,11 @@ def test_the_members_of_a_benchmark(name):
 
 
 def _spatter(severity, size=224, seeds=6):
-    """(mean light added, share of the frame that is wet or muddy) of black frames."""
+    """(brightest value, fraction of the frame that is wet or muddy) of black frames."""
     black = np.zeros((1, size, size, 3), np.uint8)
-    found = np.concatenate([corrupt(black, "spatter", severity, rng(seed)) for seed in range(seeds)]).astype(float)
+    found = np.concatenate(
+        [corrupt(black, "spatter", severity, rng(seed)) for seed in range(seeds)]
+    ).astype(float)
     return found.max(), (found.max(-1) > 0).mean()
 
 
@@ -148,7 +218,7 @@ def test_drops_of_spatter_are_as_bright_as_its_strength_and_cover_more_the_less_
 
 @pytest.mark.parametrize("severity", [1, 2, 3])
 def test_water_of_spatter_covers_what_its_threshold_leaves(severity, monkeypatch):
-    """Liquid is normal around 0.65; 0.69 and 0.68 of it are that many deviations above, after a blur of 4, 3 and 2."""
+    """Liquid is normal around 0.65; what a blur of 4, 3 or 2 leaves of it passes 0.69 or 0.68."""
     loc, sigma, blur, threshold = TABLES["spatter"][severity - 1][:4]
     deviation = sigma / (2 * math.sqrt(math.pi) * blur)
     expected = 0.5 * math.erfc((threshold - loc) / deviation / math.sqrt(2))
@@ -184,9 +254,13 @@ def _drawn_lines(monkeypatch, severity, seed, frames=3, size=224):
     return [np.array(frame) for frame in lines]
 
 
-@pytest.mark.parametrize(("severity", "area", "length"), [(1, 770, 10), (2, 770, 30), (3, 770, 60), (4, 500, 60),
-                                                          (5, 400, 80)])  # fmt: skip
-def test_rain_falls_in_lines_of_its_length_one_to_so_many_pixels(monkeypatch, severity, area, length):
+@pytest.mark.parametrize(
+    ("severity", "area", "length"),
+    [(1, 770, 10), (2, 770, 30), (3, 770, 60), (4, 500, 60), (5, 400, 80)],
+)
+def test_rain_falls_in_lines_of_its_length_one_to_so_many_pixels(
+    monkeypatch, severity, area, length
+):
     frames = _drawn_lines(monkeypatch, severity, seed=1)
     for lines in frames:
         assert len(lines) == round(224 * 224 / area)
@@ -216,15 +290,20 @@ def test_rain_leans_the_way_of_its_slant_and_wets_both_edges(monkeypatch, sign):
     for ends in (upper, lower):
         assert ends.min() < 12
         assert ends.max() >= 224 - 12
-    wet = np.mean([corrupt(np.full((4, 224, 224, 3), 40, np.uint8), "rain", 3, rng(s)).mean((0, 1, 3))
-                   for s in range(20)], 0)  # fmt: skip
+    wet = np.mean(
+        [
+            corrupt(np.full((4, 224, 224, 3), 40, np.uint8), "rain", 3, rng(s)).mean((0, 1, 3))
+            for s in range(20)
+        ],
+        0,
+    )
     left, middle, right = wet[:10].mean(), wet[60:160].mean(), wet[-10:].mean()
     assert left == pytest.approx(middle, rel=0.05)
     assert right == pytest.approx(middle, rel=0.05)
 
 
 def test_fog_takes_the_brightest_value_of_the_whole_clip():
-    """As the docs say; the published code takes each frame's."""
+    """The published code takes each frame's: docs/corruptions.md."""
     clip = np.full((2, 64, 64, 3), 60, np.uint8)
     clip[1] = 200
     alone = corrupt(clip[:1], "fog", 2, rng())[0].astype(int)
@@ -234,7 +313,7 @@ def test_fog_takes_the_brightest_value_of_the_whole_clip():
 
 
 def test_what_static_translate_uncovers_is_black():
-    """As the docs say; the published code cuts its crop out of a larger frame."""
+    """The published code cuts its crop out of a larger frame: docs/corruptions.md."""
     found = corrupt(np.full((2, 224, 224, 3), 200, np.uint8), "static_translate", 5, rng(3))
     assert set(np.unique(found)) == {0, 200}
     assert (found[0] == found[1]).all()

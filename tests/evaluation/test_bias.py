@@ -172,8 +172,8 @@ def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_de
     assert table["views"]["clean"]["acc"] == 0.25
     assert table["failed"] == []
     assert table["warnings"] == [
-        f"1 of 4 videos count as wrong, as the model gives NaN or infinity on them; the first: {records[1].uid}: no "
-        "finite numbers from the model: NaN or infinite logits as clean"
+        "1 of 4 videos count as wrong, as the model gives NaN or infinity on them; the first: "
+        f"{records[1].uid}: no finite numbers from the model: NaN or infinite logits as clean"
     ]
 
 
@@ -181,7 +181,9 @@ def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_de
 def test_a_label_that_the_model_has_no_logit_for_is_refused(clips, label):
     records, out = clips
     changed = [Record(records[0].uid, records[0].path, label), *records[1:]]
-    with pytest.raises(UserError, match=f"label={label} of {records[0].uid}: the model has classes 0 to 1"):
+    with pytest.raises(
+        UserError, match=f"label={label} of {records[0].uid}: the model has classes 0 to 1"
+    ):
         _rows(changed, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), [])
 
 

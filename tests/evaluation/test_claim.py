@@ -30,7 +30,13 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
     _claim(tmp_path, "eval.suite=pgd")
     (tmp_path / name).write_text("{}\n")
     (tmp_path / "inner").mkdir()
-    others = ("notes.txt", "inner/summary.json", "results_old.jsonl", "results.rank1_old.jsonl", "timing_old.jsonl")
+    others = (
+        "notes.txt",
+        "inner/summary.json",
+        "results_old.jsonl",
+        "results.rank1_old.jsonl",
+        "timing_old.jsonl",
+    )
     for kept in others:
         (tmp_path / kept).write_text("x")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}

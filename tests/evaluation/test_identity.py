@@ -34,24 +34,51 @@ def _model(seed):
 
 def _robust(records, out, net, indices=(0, 1, 2, 3), threats=SMALL, cfg=CFG, **options):
     out.mkdir(exist_ok=True)
-    settings = {"suite": Suite("pgd", steps=2), "seed": 0, "batch_size": 2, "workers": 0, "device": CPU}
+    settings = {
+        "suite": Suite("pgd", steps=2),
+        "seed": 0,
+        "batch_size": 2,
+        "workers": 0,
+        "device": CPU,
+    }
     dataset = options.pop("dataset", None) or eval_dataset(cfg, records, 1)
     return evaluate_robust(net, dataset, list(indices), list(threats), out, **(settings | options))
 
 
-def _corruptions(records, out, net, indices=(0, 1, 2, 3), names=("contrast",), severities=(1, 5), seed=0, **options):
+def _corruptions(
+    records,
+    out,
+    net,
+    indices=(0, 1, 2, 3),
+    names=("contrast",),
+    severities=(1, 5),
+    seed=0,
+    **options,
+):
     out.mkdir(exist_ok=True)
     videos = corrupted_videos(CFG, records, 1, "uniform", options.pop("place", "view"), seed)
     settings = {"batch_size": 4, "workers": 0, "device": CPU}
-    return evaluate_corruptions(net, videos, list(indices), list(names), list(severities), out, **(settings | options))
+    return evaluate_corruptions(
+        net, videos, list(indices), list(names), list(severities), out, **(settings | options)
+    )
 
 
 def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **options):
     out.mkdir(exist_ok=True)
     return evaluate_bias(
-        net, lambda: eval_dataset(CFG, records, 1), None, list(indices), list(names), out, seed=seed, others={},
-        batch_size=4, workers=0, device=CPU, **options,
-    )  # fmt: skip
+        net,
+        lambda: eval_dataset(CFG, records, 1),
+        None,
+        list(indices),
+        list(names),
+        out,
+        seed=seed,
+        others={},
+        batch_size=4,
+        workers=0,
+        device=CPU,
+        **options,
+    )
 
 
 EVALUATIONS = {"results": _robust, "corruptions": _corruptions, "bias": _bias}
@@ -70,7 +97,7 @@ def _as_partial(net):
 
 
 def _without_module(net):
-    """The weights are numbers in a function: nothing but its outputs tells it from another."""
+    """The weights are numbers in a function: only its outputs differ from another's."""
     weight, bias = net[1].weight.tolist(), net[1].bias.tolist()
     return lambda x: x.flatten(1) @ torch.tensor(weight).T + torch.tensor(bias)
 
@@ -82,7 +109,9 @@ def test_rows_of_another_model_are_refused_and_stay(records, tmp_path, stem, wra
     first = run(records, tmp_path, wrap(_model(0)))
     before = (tmp_path / f"{stem}.jsonl").read_bytes()
     for indices in ((0, 1, 2, 3), (4, 5)):
-        with pytest.raises(UserError, match=rf"{stem}.jsonl holds rows of another model; choose another folder, or"):
+        with pytest.raises(
+            UserError, match=rf"{stem}.jsonl holds rows of another model; choose another folder, or"
+        ):
             run(records, tmp_path, wrap(_model(1)), indices)
     assert (tmp_path / f"{stem}.jsonl").read_bytes() == before
     assert run(records, tmp_path, wrap(_model(0))) == first
@@ -97,7 +126,9 @@ def test_a_model_that_is_called_otherwise_is_the_same(records, tmp_path, stem):
 
 
 @pytest.mark.parametrize("stem", EVALUATIONS)
-def test_the_same_weights_that_read_their_input_otherwise_are_another_model(records, tmp_path, stem):
+def test_the_same_weights_that_read_their_input_otherwise_are_another_model(
+    records, tmp_path, stem
+):
     run, net = EVALUATIONS[stem], _model(0)
     run(records, tmp_path, net)
     with pytest.raises(UserError, match="another model"):
@@ -155,7 +186,10 @@ def test_another_suite_seed_list_or_protocol_is_refused_by_name(records, tmp_pat
             _robust(records, tmp_path, net, **options)
     assert _robust(records, tmp_path, net) == rows
     _corruptions(records, tmp_path, net)
-    for options, told in (({"seed": 1}, "seed"), ({"place": "source"}, r"protocol \(place view, here source\)")):
+    for options, told in (
+        ({"seed": 1}, "seed"),
+        ({"place": "source"}, r"protocol \(place view, here source\)"),
+    ):
         with pytest.raises(UserError, match=f"corruptions.jsonl holds rows of another {told}"):
             _corruptions(records, tmp_path, net, **options)
     _bias(records, tmp_path, net)
@@ -201,7 +235,10 @@ def test_rows_of_a_video_that_another_batch_measures_again_stay(records, tmp_pat
 
 def test_severities_that_are_added_keep_their_own_accuracy(records, tmp_path):
     net, names = _model(0), ("contrast", "gaussian_noise")
-    fresh = {s: _corruptions(records, tmp_path / f"s{s}", net, names=names, severities=(s,)) for s in (1, 3, 5)}
+    fresh = {
+        s: _corruptions(records, tmp_path / f"s{s}", net, names=names, severities=(s,))
+        for s in (1, 3, 5)
+    }
     first = _corruptions(records, tmp_path / "all", net, names=names, severities=(1, 5))
     assert [row["severities"] for row in first[:3]] == [[0], [1, 5], [1, 5]]
     found = _corruptions(records, tmp_path / "all", net, names=names, severities=(5, 3, 1))
@@ -209,10 +246,14 @@ def test_severities_that_are_added_keep_their_own_accuracy(records, tmp_path):
         if row["name"] == "clean":
             continue
         for severity, predicted in zip((5, 3, 1), row["predicted"], strict=True):
-            (alone,) = (r for r in fresh[severity] if (r["index"], r["name"]) == (row["index"], row["name"]))
+            (alone,) = (
+                r for r in fresh[severity] if (r["index"], r["name"]) == (row["index"], row["name"])
+            )
             assert alone["predicted"] == [predicted]
     assert _corruptions(records, tmp_path / "all", net, names=names, severities=(1, 5)) == first
-    stored = [json.loads(line) for line in (tmp_path / "all/corruptions.jsonl").read_text().splitlines()]
+    stored = [
+        json.loads(line) for line in (tmp_path / "all/corruptions.jsonl").read_text().splitlines()
+    ]
     assert [row["severities"] for row in stored if row["name"] == "contrast"] == [[1, 5, 3]] * 4
 
 
@@ -232,12 +273,21 @@ def test_files_of_other_names_are_nobodys_rows(records, tmp_path):
     """A copy beside the rows, and what another tool calls a rank."""
     net = _model(0)
     rows = _robust(records, tmp_path, net)
-    stale = [row | {"robust": None, "index": 9} for row in rows] + [row | {"robust": None} for row in rows]
+    stale = [row | {"robust": None, "index": 9} for row in rows] + [
+        row | {"robust": None} for row in rows
+    ]
     text = "".join(json.dumps(row) + "\n" for row in stale)
-    names = ["results_old.jsonl", "results.backup.jsonl", "results.rank1.old.jsonl", "results.rankx.jsonl",
-             "timing_old.jsonl"]  # fmt: skip
+    names = [
+        "results_old.jsonl",
+        "results.backup.jsonl",
+        "results.rank1.old.jsonl",
+        "results.rankx.jsonl",
+        "timing_old.jsonl",
+    ]
     for name in names:
-        (tmp_path / name).write_text(text if "results" in name else '{"linf-1/255": {"pgd": 1e9}}\n')
+        (tmp_path / name).write_text(
+            text if "results" in name else '{"linf-1/255": {"pgd": 1e9}}\n'
+        )
     (tmp_path / "results.jsonl").unlink()
     assert _robust(records, tmp_path, net) == rows
     assert _robust(records, tmp_path, net, (8, 9))[1]["robust"] is not None
@@ -250,15 +300,19 @@ def test_ranks_are_read_in_their_order(tmp_path):
     for name in ("results.rank10.jsonl", "results.rank2.jsonl", "results.jsonl"):
         (tmp_path / name).write_text("")
     assert [p.name for p in rank_files(tmp_path, "results")] == [
-        "results.jsonl", "results.rank2.jsonl", "results.rank10.jsonl"
-    ]  # fmt: skip
+        "results.jsonl",
+        "results.rank2.jsonl",
+        "results.rank10.jsonl",
+    ]
 
 
 def _as_before(folder, stem, checkpoint):
-    """A folder as earlier versions left it: no identity of the rows, and that of the command line."""
+    """Leave a folder as earlier versions did: with the identity of the command line alone."""
     (folder / f"{stem}.identity.json").unlink()
     if checkpoint:
-        (folder / "identity.json").write_text(json.dumps({"checkpoint": checkpoint, "config_sha": "0"}))
+        (folder / "identity.json").write_text(
+            json.dumps({"checkpoint": checkpoint, "config_sha": "0"})
+        )
     if stem == "corruptions":
         path = folder / "corruptions.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -268,7 +322,9 @@ def _as_before(folder, stem, checkpoint):
 
 
 @pytest.mark.parametrize("stem", EVALUATIONS)
-def test_a_folder_of_an_earlier_version_goes_on_if_the_command_line_claimed_it(records, tmp_path, stem):
+def test_a_folder_of_an_earlier_version_goes_on_if_the_command_line_claimed_it(
+    records, tmp_path, stem
+):
     run, net = EVALUATIONS[stem], _model(0)
     rows = run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, "step 3")
@@ -282,7 +338,9 @@ def test_rows_that_nothing_says_the_model_of_are_refused(records, tmp_path, stem
     run, net = EVALUATIONS[stem], _model(0)
     run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, checkpoint)
-    with pytest.raises(UserError, match=f"{stem}.jsonl holds rows, and no {stem}.identity.json says what they were"):
+    with pytest.raises(
+        UserError, match=f"{stem}.jsonl holds rows, and no {stem}.identity.json says what they were"
+    ):
         run(records, tmp_path, net, identity="step 3")
 
 

@@ -39,12 +39,19 @@ def test_features_that_are_no_numbers_are_refused_with_the_clips(where, value):
         queries[3, 1, 2] = value
     else:
         gallery[[7, 19], 0] = value
-    told = {"queries": "features of the queries: NaN or infinite for q3;",
-            "gallery": "features of the gallery: NaN or infinite for g3, g9;"}[where]  # fmt: skip
-    names = ([f"q{i}" for i in range(5)], [f"g{i}" for i in range(10)])  # two clips of each in the gallery
+    told = {
+        "queries": "features of the queries: NaN or infinite for q3;",
+        "gallery": "features of the gallery: NaN or infinite for g3, g9;",
+    }[where]
+    names = (
+        [f"q{i}" for i in range(5)],
+        [f"g{i}" for i in range(10)],
+    )  # two clips of each in the gallery
     with pytest.raises(UserError, match=told):
         knn_scores(queries, gallery, labels, 4, names=names)
-    with pytest.raises(UserError, match="NaN or infinite for row 3;" if where == "queries" else "row 7, row 19;"):
+    with pytest.raises(
+        UserError, match="NaN or infinite for row 3;" if where == "queries" else "row 7, row 19;"
+    ):
         knn_scores(queries, gallery, labels, 4)
 
 
@@ -53,9 +60,13 @@ def test_votes_do_not_depend_on_the_length_of_features(scale):
     torch.manual_seed(0)
     queries, gallery, labels = torch.randn(5, 3, 8), torch.randn(20, 8), torch.randint(4, (20,))
     expected = knn_scores(queries, gallery, labels, 4, k=6)
-    assert torch.allclose(knn_scores(scale * queries, scale * gallery, labels, 4, k=6), expected, atol=1e-4)
+    assert torch.allclose(
+        knn_scores(scale * queries, scale * gallery, labels, 4, k=6), expected, atol=1e-4
+    )
 
 
 def test_features_of_zeros_have_no_direction_and_finite_votes():
-    votes = knn_scores(torch.zeros(1, 1, 4), torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]), 2, k=2)
+    votes = knn_scores(
+        torch.zeros(1, 1, 4), torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]), 2, k=2
+    )
     assert torch.isfinite(votes).all()

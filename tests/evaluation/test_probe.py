@@ -54,15 +54,17 @@ def test_it_does_not_depend_on_the_scale_of_features(scale):
     features, y = _classes()
     expected = fit_probe(features, y, 4)
     found = fit_probe(scale * features, y, 4)
-    accuracy = [(layer(x).argmax(1) == y).float().mean() for layer, x in ((expected, features),
-                (found, scale * features))]  # fmt: skip
+    accuracy = [
+        (layer(x).argmax(1) == y).float().mean()
+        for layer, x in ((expected, features), (found, scale * features))
+    ]
     assert accuracy[0] > 0.95
     assert abs(accuracy[0] - accuracy[1]) < 0.01
     assert torch.allclose(found(scale * features), expected(features), atol=0.05)
 
 
 def test_a_small_feature_beside_large_ones_counts_as_much():
-    """The only one that tells the classes apart."""
+    """The only one that separates the classes."""
     torch.manual_seed(0)
     y = torch.arange(2).repeat(200)
     features = torch.randn(400, 6)
@@ -76,7 +78,9 @@ def test_constant_features_are_ignored(constant):
     features, y = _classes()
     expected = fit_probe(features, y, 4)
     layer = fit_probe(torch.cat([features, torch.full((400, 1), constant)], 1), y, 4)
-    assert (layer.weight[:, 4] == 0).all() or constant == 1e8  # its mean is off by more than a millionth's millionth
+    assert (
+        layer.weight[:, 4] == 0
+    ).all() or constant == 1e8  # its mean is off by more than a millionth's millionth
     assert torch.allclose(layer.weight[:, :4], expected.weight, atol=1e-3)
 
 
@@ -92,7 +96,10 @@ def test_rounding_around_a_constant_is_ignored():
 def test_features_that_are_no_numbers_are_refused_with_the_clips(value):
     features, y = _classes()
     features[[5, 399], 2] = value
-    with pytest.raises(UserError, match="features of the probe: NaN or infinite for v2, v199; look for what overflows"):
+    with pytest.raises(
+        UserError,
+        match="features of the probe: NaN or infinite for v2, v199; look for what overflows",
+    ):
         fit_probe(features, y, 4, names=[f"v{i}" for i in range(200)])
     with pytest.raises(UserError, match="NaN or infinite for row 5, row 399;"):
         fit_probe(features, y, 4)

@@ -266,20 +266,26 @@ def _bad(kind, root, index):
         if kind == "on the way":
             return torch.where((hit & moved).unsqueeze(1), torch.nan, logits)
         black = torch.where(hit, 0 * x[:, 0, 0, 0, 0], 1.0)
-        return logits + black.sqrt().unsqueeze(1)  # the gradient of a root at 0 is infinite, times 0
+        return logits + black.sqrt().unsqueeze(
+            1
+        )  # the gradient of a root at 0 is infinite, times 0
 
     return predict
 
 
 def _right(root):
     """A video that the model classifies right, in the middle of a batch of three."""
-    rows = [index for index in (1, 4, 7) if int(_net()(_clip(root, index)).argmax(1)) == int(index >= 5)]
+    rows = [
+        index for index in (1, 4, 7) if int(_net()(_clip(root, index)).argmax(1)) == int(index >= 5)
+    ]
     return rows[0]
 
 
 @pytest.mark.parametrize("suite", ["pgd", "autoattack", "fmn", "fab", "square"])
 @pytest.mark.parametrize("kind", ["logits", "infinite", "on the way", "gradient"])
-def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measured(root, tmp_path, suite, kind):
+def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measured(
+    root, tmp_path, suite, kind
+):
     index, threats = _right(root), [ThreatModel("linf", eps) for eps in (2.4 / 255, 4 / 255)]
     options = {"threats": threats, "suite": Suite(suite, steps=3, queries=20, effort=0.03)}
     if kind == "gradient" and suite == "square":
@@ -296,7 +302,9 @@ def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measur
     clean = [(r["index"], r["clean_pred"], r["label"]) for r in sound if r["index"] != index]
     assert [(r["index"], r["clean_pred"], r["label"]) for r in rows if r["index"] != index] == clean
     said = suite_warnings(rows, robust_curve(rows, threats))
-    assert any("1 of 10 videos count as wrong, as the model gives NaN or infinity" in line for line in said)
+    assert any(
+        "1 of 10 videos count as wrong, as the model gives NaN or infinity" in line for line in said
+    )
 
 
 def test_a_clip_without_finite_numbers_resumes_with_the_same_bytes(root, tmp_path):
@@ -309,7 +317,10 @@ def test_a_clip_without_finite_numbers_resumes_with_the_same_bytes(root, tmp_pat
         (cut / "results.jsonl").write_text("".join(lines[:kept]) + lines[kept][:9])
         _run(root, cut, net=_bad("on the way", root, index), pictures=2)
         assert (cut / "results.jsonl").read_text() == "".join(lines)
-        names = [sorted(p.name for p in (folder / "clips").iterdir()) for folder in (tmp_path / "whole", cut)]
+        names = [
+            sorted(p.name for p in (folder / "clips").iterdir())
+            for folder in (tmp_path / "whole", cut)
+        ]
         assert names[0] == names[1]
         assert f"linf-{index:06d}.npz" not in names[0]
 
@@ -319,29 +330,51 @@ def test_a_model_of_nan_has_no_video_right_and_a_warning(root, tmp_path):
     curve = robust_curve(rows, THREATS)
     assert [c["robust_acc"] for c in curve] == [0, 0, 0, 0]
     assert all(row["clean_pred"] is None for row in rows)
-    assert any("10 of 10 videos count as wrong, as the model gives NaN" in s for s in suite_warnings(rows, curve))
+    assert any(
+        "10 of 10 videos count as wrong, as the model gives NaN" in s
+        for s in suite_warnings(rows, curve)
+    )
 
 
-@pytest.mark.parametrize(("label", "told"), [(-1, "label=-1 of"), (2, "label=2 of"), (99, "label=99 of")])
+@pytest.mark.parametrize(
+    ("label", "told"), [(-1, "label=-1 of"), (2, "label=2 of"), (99, "label=99 of")]
+)
 def test_labels_that_the_model_has_no_logit_for_are_refused(root, tmp_path, label, told):
     records, _ = ucf101(root, "test", 1)
     changed = [replace(records[0], label=label), *records[1:]]
-    with pytest.raises(UserError, match=f"{told} {records[0].uid}: the model has classes 0 to 1; leave the video out"):
+    with pytest.raises(
+        UserError,
+        match=f"{told} {records[0].uid}: the model has classes 0 to 1; leave the video out",
+    ):
         evaluate_robust(
-            _net(), eval_dataset(CFG, changed, 1), [0, 1], THREATS, tmp_path, suite=Suite("pgd", steps=2), seed=0,
-            batch_size=2, workers=0, device=torch.device("cpu"),
-        )  # fmt: skip
+            _net(),
+            eval_dataset(CFG, changed, 1),
+            [0, 1],
+            THREATS,
+            tmp_path,
+            suite=Suite("pgd", steps=2),
+            seed=0,
+            batch_size=2,
+            workers=0,
+            device=torch.device("cpu"),
+        )
 
 
 @pytest.mark.parametrize(
     ("wrap", "told"),
     [
-        (lambda net: lambda x: (net(x), None), r"predict returns a tuple .*; give lambda x: model\(x\)\[0\]"),
+        (
+            lambda net: lambda x: (net(x), None),
+            r"predict returns a tuple .*; give lambda x: model\(x\)\[0\]",
+        ),
         (lambda net: lambda x: {"logits": net(x)}, r"give lambda x: model\(x\)\['logits'\]"),
-        (lambda net: lambda x: net(x.sub_(0.1)), r"writes into its input .*give lambda x: model\(x.clone\(\)\)"),
+        (
+            lambda net: lambda x: net(x.sub_(0.1)),
+            r"writes into its input .*give lambda x: model\(x.clone\(\)\)",
+        ),
         (lambda net: lambda x: net(x)[:, :1], "logits of 2 classes or more"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_no_classifier_of_clips_is_refused_in_a_line(root, tmp_path, wrap, told):
     with pytest.raises(UserError, match=told):

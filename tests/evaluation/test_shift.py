@@ -95,14 +95,18 @@ def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets
 def _measure(cfg, out, predict, others=None):
     test, classes = build_records(cfg.data, "test")
     out.mkdir(exist_ok=True)
-    return evaluate_shift(cfg, predict, others or other_records(cfg, classes), test, out, torch.device("cpu"))
+    return evaluate_shift(
+        cfg, predict, others or other_records(cfg, classes), test, out, torch.device("cpu")
+    )
 
 
 def test_rows_of_another_model_or_data_set_are_refused(sets, tmp_path):
     cfg, weight = _cfg(sets), torch.tensor([[1.0, 9]])
     found = _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1))
     assert _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1)) == found
-    with pytest.raises(UserError, match="shift.jsonl holds rows of another model; choose another folder, or delete"):
+    with pytest.raises(
+        UserError, match="shift.jsonl holds rows of another model; choose another folder, or delete"
+    ):
         _measure(cfg, tmp_path / "out", lambda x: -weight.expand(len(x), -1))
     (sets[1] / "beta/0.avi").unlink()
     with pytest.raises(UserError, match="shift.jsonl holds rows of another list of videos"):
@@ -116,7 +120,9 @@ def test_a_video_of_nan_logits_is_wrong_and_warned_of(sets, tmp_path):
 
 
 def test_a_model_of_fewer_classes_is_refused(sets, tmp_path):
-    with pytest.raises(UserError, match="class 1 is shared, and the model gives 1 logits; take a model of the data"):
+    with pytest.raises(
+        UserError, match="class 1 is shared, and the model gives 1 logits; take a model of the data"
+    ):
         _measure(_cfg(sets), tmp_path / "out", lambda x: torch.zeros(len(x), 1))
 
 

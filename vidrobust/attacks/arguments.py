@@ -24,7 +24,7 @@ def none_or_more(**counts: int) -> None:
 
 
 def above_zero(**sizes: float | None) -> None:
-    """Raise ValueError that names the first size that is not above 0 or not finite; None is a default."""
+    """Raise ValueError with the first size that is not above 0 and finite; None is a default."""
     for name, size in sizes.items():
         if size is not None and not 0 < size < float("inf"):
             raise ValueError(f"{name}={size}: must be greater than 0")

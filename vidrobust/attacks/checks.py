@@ -31,10 +31,16 @@ _IN_TRAINING = "norms are in training mode; call eval()"
 
 
 def self_checks(
-    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, *, random: bool = False, batch_size: int = 0,
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    random: bool = False,
+    batch_size: int = 0,
     generator: torch.Generator | None = None,
-) -> list[str]:  # fmt: skip
-    """Return what makes robust accuracies of this model doubtful, a line each; an empty list is what one wants.
+) -> list[str]:
+    """Return what makes robust accuracies of this model doubtful, a line each; none is best.
 
     Costs about 130 forward and 80 backward passes of each clip.
 
@@ -44,8 +50,8 @@ def self_checks(
         y: their labels, (B,).
         threat: the budget at which the attacks are checked.
         random: the model is known to draw random numbers; what follows from that is not reported.
-        batch_size: clips that predict gets at a time; 0: all. Of single clips norms in training mode are seen only
-            where the model's modules are within reach (`reachable_modules`).
+        batch_size: clips that predict gets at a time; 0: all. Of single clips norms in training
+            mode are seen only where the model's modules are within reach (`reachable_modules`).
         generator: of the attacks.
 
     Raises:
@@ -61,7 +67,9 @@ def self_checks(
     try:
         for rows in right.split(size):
             with numbered(rows):
-                counts = counts + _of_the_attack(predict, x[rows], y[rows], threat, random, generator)
+                counts = counts + _of_the_attack(
+                    predict, x[rows], y[rows], threat, random, generator
+                )
     except ValueError as error:
         if found and _TOO_FEW in str(error):
             return found  # a norm in training mode, reported above, takes no single clip
@@ -88,19 +96,25 @@ def _of_the_model(predict: Predict, x: Tensor, y: Tensor, logits: Tensor, size: 
         return bool((other.float() - logits[: len(other)]).abs().amax() > 1e-3 * scale)
 
     if differs(_logits(predict, x, y, size)):
-        found.append("the model gives other logits for the same clip: it draws random numbers; use suite rand (EOT)")
+        found.append(
+            "the model gives other logits for the same clip: it draws random numbers; "
+            "use suite rand (EOT)"
+        )
     elif _depends_on_batch(predict, x, y, size, differs):
         found.append(f"a clip's logits depend on the rest of the batch: {_IN_TRAINING}")
     elif min(size, len(x)) == 1 and (norms := batch_norms_in_training(predict)):
         found.append(f"{', '.join(norms)} of single clips: {_IN_TRAINING}")
     if not found and differs(_while_attacked(predict, x, size)):
-        found.append("logits differ when gradients are asked for: attack and prediction see other norm branches")
+        found.append(
+            "logits differ when gradients are asked for: "
+            "attack and prediction see other norm branches"
+        )
     return found
 
 
 def _depends_on_batch(
     predict: Predict, x: Tensor, y: Tensor, size: int, differs: Callable[[Tensor], bool]
-) -> bool:  # fmt: skip
+) -> bool:
     """Return whether clips have other logits in other company: in halves, and alone."""
     if min(size, len(x)) < 2:
         return False
@@ -117,15 +131,17 @@ def _depends_on_batch(
 def _while_attacked(predict: Predict, x: Tensor, size: int) -> Tensor:
     """Return logits as an attack sees them, of inputs that ask for a gradient."""
     with torch.enable_grad():
-        return torch.cat([predict(part.detach().clone().requires_grad_()).detach() for part in x.split(size)])
+        return torch.cat(
+            [predict(part.detach().clone().requires_grad_()).detach() for part in x.split(size)]
+        )
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """What attacks did to clips that are classified right; each a number of clips.
+    """Counts of clips that are classified right, by what attacks did to them.
 
-    still: whose gradient is 0. idle: broken by a budget of 0. left: right at a budget that allows any clip. few, many:
-    broken by 5 and by 40 steps of PGD. black: broken by Square.
+    still: whose gradient is 0. idle: broken by a budget of 0. left: right at a budget that allows
+    any clip. few, many: broken by 5 and by 40 steps of PGD. black: broken by Square.
     """
 
     still: int = 0
@@ -140,7 +156,12 @@ class _Counts:
 
 
 def _of_the_attack(
-    predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, random: bool, generator: torch.Generator | None
+    predict: Predict,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    random: bool,
+    generator: torch.Generator | None,
 ) -> _Counts:
     loss = Misclassify(predict, y)
     still = int((judged_gradient(loss, x)[2].flatten(1).abs().amax(1) == 0).sum())
@@ -148,7 +169,9 @@ def _of_the_attack(
     def broken(attack_threat: ThreatModel, steps: int, *, start: bool = True) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gradients of 0, counted above
-            attacked = pgd(loss, x, attack_threat, steps=steps, random_start=start, generator=generator)
+            attacked = pgd(
+                loss, x, attack_threat, steps=steps, random_start=start, generator=generator
+            )
         return int(_wrong(predict, attacked, y).sum())
 
     # the whole way of an attack, and not its shortcut for 0
@@ -169,20 +192,30 @@ def _doubts(counts: _Counts, right: int, n: int, classes: int, random: bool) -> 
     """Return the lines that follow from the counts, over `right` of n clips."""
     found = []
     if counts.still:
-        found.append(f"the gradient is 0 for {counts.still} of {right} clips: white-box attacks cannot see them")
+        found.append(
+            f"the gradient is 0 for {counts.still} of {right} clips: "
+            "white-box attacks cannot see them"
+        )
     if counts.idle:
-        found.append("a budget of 0 changes predictions: attack and evaluation do not see the same model")
+        found.append(
+            "a budget of 0 changes predictions: attack and evaluation do not see the same model"
+        )
     # a random model may call one of a few broken clips right
     if counts.left > n / classes + random:
-        found.append(f"{counts.left} of {n} clips are right at a budget that allows any clip, above chance: "
+        found.append(f"{counts.left} of {n} clips are right at a budget that allows any clip, "
+                     "above chance: "
                      "gradients are masked")  # fmt: skip
     if random:
         return found
     if counts.many < counts.few - 1:
-        found.append(f"40 steps of PGD break {counts.many} clips, 5 steps {counts.few}: more steps help the defender")
+        found.append(
+            f"40 steps of PGD break {counts.many} clips, 5 steps {counts.few}: "
+            "more steps help the defender"
+        )
     white = max(counts.few, counts.many)
     if counts.black > white + 1:
-        found.append(f"Square breaks {counts.black} clips without gradients, PGD {white} with them: "
+        found.append(f"Square breaks {counts.black} clips without gradients, "
+                     f"PGD {white} with them: "
                      "gradients are masked")  # fmt: skip
     return found
 
@@ -192,10 +225,21 @@ def _wrong(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
     return Misclassify(predict, y).logits(x).argmax(1) != y
 
 
-def weak_white_box(broken_by: list[str | None], black_box: tuple[str, ...], parts: list[str]) -> list[str]:
-    """What a suite's own result says against it: black-box attacks, or attacks on parts of the threat, found more."""
+def weak_white_box(
+    broken_by: list[str | None], black_box: tuple[str, ...], parts: list[str]
+) -> list[str]:
+    """Return what a suite's own result says against it: black-box attacks or parts found more.
+
+    Args:
+        broken_by: the attack that broke each sample; None for what is robust.
+        black_box: names of black-box attacks.
+        parts: names of attacks on parts of the threat.
+    """
     found, n = [], len(broken_by)
-    for names, what in ((black_box, "black-box attacks"), (parts, "attacks on parts of the threat")):
+    for names, what in (
+        (black_box, "black-box attacks"),
+        (parts, "attacks on parts of the threat"),
+    ):
         count = sum(by in names for by in broken_by)
         if count > max(0.01 * n, 1):
             found.append(f"{what} broke {count} of {n} clips that the white-box attacks before them left: "

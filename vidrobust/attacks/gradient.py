@@ -1,9 +1,9 @@
 """Attacks that follow the gradient: FGSM, PGD, MIM.
 
 An attack raises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate. It takes gradients with
-respect to the input alone: the parameters, their gradients and their flags stay as they were. In eval mode the norms'
-statistics stay, too; a model in training mode moves its running means with every forward pass, those of an attack as
-well.
+respect to the input alone: the parameters, their gradients and their flags stay as they were. In
+eval mode the norms' statistics stay, too; a model in training mode moves its running means with
+every forward pass, those of an attack as well.
 """
 
 import torch

@@ -139,12 +139,19 @@ class Misclassify:
         Wrong for good: by more than another batch size or kernel changes. check: as in `logits`; each look at numbers
         makes a GPU wait, so that an attack checks once a start.
         """
-        return self.judge_logits(x, self.logits(x) if check else called(self.predict, x).float(), check=check)
+        return self.judge_logits(
+            x, self.logits(x) if check else called(self.predict, x).float(), check=check
+        )
 
-    def judge_logits(self, x: Tensor, logits: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """Return what `judge` does, from logits (B, K) of x that are there already.
+    def judge_logits(
+        self, x: Tensor, logits: Tensor, *, check: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `judge` does, from logits that are there already.
 
-        check: whether these went through `logits`, and hold no NaN.
+        Args:
+            x: the clips.
+            logits: (B, K), of x.
+            check: whether these went through `logits`, and hold no NaN.
         """
         value = self._rate(logits)
         if not check:  # a NaN that the score does not look at
@@ -203,7 +210,8 @@ def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | No
 
     def expected(x: Tensor) -> Tensor:
         seen = (x if transform is None else transform(x) for _ in range(draws))
-        passes = [checked_output(called(predict, one), len(one)).float().log_softmax(1) for one in seen]
+        logits = (checked_output(called(predict, one), len(one)).float() for one in seen)
+        passes = [each.log_softmax(1) for each in logits]
         return torch.stack(passes).mean(0)
 
     return expected
@@ -220,32 +228,37 @@ def checked_labels(y: Tensor) -> Tensor:
 def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
     """Return (B, K) float32 logits.
 
-    Raises ValueError for what is no such tensor, for probabilities, for labels that are no class, and, as `BadSamples`,
-    for NaN and +inf. A logit of -inf is a class that is never predicted.
+    Raises ValueError for what is no such tensor, for probabilities, for labels that are no class,
+    and, as `BadSamples`, for NaN and +inf. A logit of -inf is a class that is never predicted.
     """
     logits = checked_output(logits, len(y))
     require_classes(y, logits.shape[1])
     bad = _bad_logits(logits)
     if bad.any():
         kind = "NaN" if logits.isnan().any() else "infinite"
-        raise BadSamples(bad.any(1).nonzero().flatten().tolist(), f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
+        lost = bad.any(1).nonzero().flatten().tolist()
+        raise BadSamples(lost, f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
     if _are_probabilities(logits.detach()):
         raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
     return logits.float()
 
 
-_CAUSES = "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
+_CAUSES = (
+    "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
+)
 
 
 def require_classes(y: Tensor, classes: int) -> None:
     """Raise ValueError for labels below 0, or at and above the number of classes."""
     if y.numel() and not (y.min() >= 0 and y.max() < classes):
-        raise ValueError(f"labels span {y.min()} to {y.max()}; the model has classes 0 to {classes - 1}: "
-                         "leave out samples without a label")  # fmt: skip
+        raise ValueError(
+            f"labels span {y.min()} to {y.max()}; the model has classes 0 to {classes - 1}: "
+            "leave out samples without a label"
+        )
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """Return (B,) bool: which samples have logits without NaN and +inf, so that their prediction is one."""
+    """Return (B,) bool: which samples have logits without NaN and +inf."""
     return ~_bad_logits(logits).any(1)
 
 
@@ -261,7 +274,8 @@ def _are_probabilities(logits: Tensor) -> bool:
         return True
     # a softmax in bf16 or half that was cast afterwards is rounded as these are
     return any(
-        bool((away <= 4 * torch.finfo(coarse).eps).all()) and torch.equal(logits, logits.to(coarse).to(logits.dtype))
+        bool((away <= 4 * torch.finfo(coarse).eps).all())
+        and torch.equal(logits, logits.to(coarse).to(logits.dtype))
         for coarse in (torch.bfloat16, torch.float16)
         if logits.dtype in (torch.float32, torch.float64)
     )

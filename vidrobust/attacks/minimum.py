@@ -53,16 +53,17 @@ class Smallest(Search):
 
     @property
     def all_classes(self) -> bool:
-        """Whether the boundaries to all other classes are known one by one: an untargeted margin or DLR."""
+        """Return whether each other class has its own boundary: an untargeted margin or DLR."""
         goal = self._goal
         return isinstance(goal, Misclassify) and not goal.targeted and goal.score in (margin, dlr)
 
     def nearest(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `gradient` does, of the linearised boundary that is nearest to delta.
 
-        There is one per other class: its logit less that of y, (n,), and the gradient of this, shaped as delta. The
-        nearest has the smallest ratio of the two, in the dual norm (Croce and Hein 2020, FAB, eq. 7). Costs a forward
-        pass and K - 1 backward passes; two gradients are held at a time. Raises as `gradient` does.
+        There is one per other class: its logit less that of y, (n,), and the gradient of this,
+        shaped as delta. The nearest has the smallest ratio of the two, in the dual norm (Croce and
+        Hein 2020, FAB, eq. 7). Costs a forward pass and K - 1 backward passes; two gradients are
+        held at a time. Raises as `gradient` does.
         """
         assert isinstance(self._goal, Misclassify)
         goal, x_adv = self._goal, self.ball.apply(delta)
@@ -72,10 +73,16 @@ class Smallest(Search):
             logits = goal.logits(leaf) if self._first else called(goal.predict, leaf).float()
             gaps = _gaps(logits, goal.y)
         if not gaps.requires_grad:
-            raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
-                             "square and nes do without gradients")  # fmt: skip
+            raise ValueError(
+                "the loss has no gradient at x: something on its way detaches or runs without one; "
+                "square and nes do without gradients"
+            )
         value, level = goal.judge_logits(x_adv, logits.detach(), check=self._first)
-        best, steepest, shortest = gaps.detach()[:, 0], torch.zeros_like(delta), torch.full_like(value, torch.inf)
+        best, steepest, shortest = (
+            gaps.detach()[:, 0],
+            torch.zeros_like(delta),
+            torch.full_like(value, torch.inf),
+        )
         last = gaps.shape[1] - 1
         for number in range(last + 1):
             (slope,) = torch.autograd.grad(gaps[:, number].sum(), leaf, retain_graph=number < last)
@@ -120,13 +127,13 @@ def fab(
 ) -> Tensor:
     """Return the smallest broken clip that FAB finds, or x (Croce and Hein, ICML 2020).
 
-    From the current point each step goes to the nearest of the linearised boundaries, those to all K - 1 other classes,
-    a little beyond it and a little back toward x. The published untargeted attack; `fab_t` goes toward one class at a
-    time.
+    From the current point each step goes to the nearest of the linearised boundaries, those to all
+    K - 1 other classes, a little beyond it and a little back toward x. The published untargeted
+    attack; `fab_t` goes toward one class at a time.
 
     Args:
-        loss: `Misclassify` with the score margin or DLR. Any other loss, positive where a sample is broken, has one
-            boundary, its own.
+        loss: `Misclassify` with the score margin or DLR. Any other loss, positive where a sample is
+            broken, has one boundary, its own.
         x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
         threat: of norm linf, l2 or l1; its eps is the budget within which a result counts.
         steps: of each start.
@@ -158,7 +165,9 @@ def fab_t(
     minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn. The score of `loss` is not used.
+    """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn.
+
+    The score of `loss` is not used.
 
     Costs targets * restarts * 2 steps forward, and half as many backward passes.
     """
@@ -181,7 +190,8 @@ def _runs(
             return
         delta = search.ball.random(search.generator) / 2 if restart else search.ball.zero()
         for _ in range(steps):
-            value, gradient = search.nearest(delta) if search.all_classes else search.gradient(delta)
+            linearise = search.nearest if search.all_classes else search.gradient
+            value, gradient = linearise(delta)
             delta, value, gradient = search.drop(delta, value, gradient)
             if not len(search.rows):
                 break
@@ -201,7 +211,7 @@ def _gaps(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _dual(norm: str, slope: Tensor) -> Tensor:
-    """Return the dual norm of each slope, (n,): the rise of a linear function per length of a step in `norm`."""
+    """Return the dual norm of each slope, (n,): the rise per length of a step in `norm`."""
     flat = slope.flatten(1)
     if norm == "linf":
         return flat.abs().sum(1)

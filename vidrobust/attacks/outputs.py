@@ -1,4 +1,4 @@
-"""What a model may do and return: it leaves its input as it is, and gives one row of numbers per sample."""
+"""Contract of a model: it leaves its input as it is, and gives one row of numbers per sample."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,8 @@ from torch import Tensor
 class BadSamples(ValueError):
     """NaN or infinity of single samples; a batch without them is sound.
 
-    samples: their numbers in the batch of whoever called. reason: the message, with {} in the place of the numbers.
+    samples: their numbers in the batch of whoever called. reason: the message, with {} in the place
+    of the numbers.
     """
 
     def __init__(self, samples: Sequence[int], reason: str) -> None:
@@ -22,7 +23,7 @@ class BadSamples(ValueError):
 
 @contextmanager
 def numbered(numbers: Tensor | Sequence[int]) -> Iterator[None]:
-    """Give the samples of a `BadSamples` raised inside the numbers of the larger batch they were taken from.
+    """Renumber the samples of a `BadSamples` raised inside, as those of a larger batch.
 
     numbers: of each sample of the smaller batch, its number in the larger one.
     """
@@ -33,14 +34,17 @@ def numbered(numbers: Tensor | Sequence[int]) -> Iterator[None]:
         raise BadSamples([known[i] for i in error.samples], error.reason) from None
 
 
-def called(model: Callable[[Tensor], Any], x: Tensor, name: str = "predict", *, compare: bool = False) -> Any:
+def called(
+    model: Callable[[Tensor], Any], x: Tensor, name: str = "predict", *, compare: bool = False
+) -> Any:
     """Return model(x).
 
     Args:
         model: any callable.
         x: its input, which it must not change.
         name: what the message calls the model.
-        compare: also compare all values before and after, which finds writes past autograd (`x.data`).
+        compare: also compare all values before and after, which finds writes past autograd
+            (`x.data`).
 
     Raises:
         ValueError: the model writes into x, after which nothing measured from x would be right.
@@ -58,12 +62,14 @@ def called(model: Callable[[Tensor], Any], x: Tensor, name: str = "predict", *, 
 
 
 def _writes(name: str) -> ValueError:
-    return ValueError(f"{name} writes into its input (x.sub_(...), x /= ...), so that the clips are no longer what "
-                      "they were; give lambda x: model(x.clone())")  # fmt: skip
+    return ValueError(
+        f"{name} writes into its input (x.sub_(...), x /= ...), so that the clips are no longer "
+        "what they were; give lambda x: model(x.clone())"
+    )
 
 
 def _version(x: Tensor) -> int:
-    """How often x was written to; inference tensors do not count it."""
+    """Return how often x was written to; inference tensors do not count it."""
     return -1 if x.is_inference() else x._version
 
 
@@ -80,21 +86,28 @@ def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
     """
     logits = as_tensor(found, name)
     if logits.ndim != 2 or len(logits) != samples or logits.shape[1] < 2:
-        raise ValueError(f"a classifier gives (B, K) logits of 2 classes or more; got {tuple(logits.shape)} "
-                         f"for B={samples}")  # fmt: skip
+        raise ValueError(
+            f"a classifier gives (B, K) logits of 2 classes or more; got {tuple(logits.shape)} "
+            f"for B={samples}"
+        )
     return logits
 
 
 def as_tensor(found: Any, name: str = "predict") -> Tensor:
-    """Return `found` if it is a floating tensor. Raises ValueError that says how to get one out of anything else."""
+    """Return `found`, a floating tensor. Raises ValueError with how to get one of anything else."""
     if isinstance(found, Tensor):
         if not found.dtype.is_floating_point:
-            raise ValueError(f"{name} returns a tensor of {found.dtype}; give floating-point numbers")
+            raise ValueError(
+                f"{name} returns a tensor of {found.dtype}; give floating-point numbers"
+            )
         return found
     kind, remedy = type(found).__name__, "give a tensor (B, K)"
     if isinstance(found, Mapping):
         key = "logits" if "logits" in found else next(iter(found), "logits")
-        kind, remedy = f"a {kind} of {', '.join(map(str, found))}", f"give lambda x: model(x)[{key!r}]"
+        kind, remedy = (
+            f"a {kind} of {', '.join(map(str, found))}",
+            f"give lambda x: model(x)[{key!r}]",
+        )
     elif isinstance(found, tuple | list):
         kinds = ", ".join(type(part).__name__ for part in found)
         first = next((i for i, part in enumerate(found) if isinstance(part, Tensor)), 0)
@@ -102,5 +115,8 @@ def as_tensor(found: Any, name: str = "predict") -> Tensor:
     elif isinstance(getattr(found, "logits", None), Tensor):
         kind, remedy = f"a {kind}", "give lambda x: model(x).logits"
     elif type(found).__module__ == "numpy":
-        kind, remedy = f"a numpy {kind}", "give the torch tensor itself; white-box attacks need its gradient"
+        kind, remedy = (
+            f"a numpy {kind}",
+            "give the torch tensor itself; white-box attacks need its gradient",
+        )
     raise ValueError(f"{name} returns {kind}; {remedy}")

@@ -34,7 +34,7 @@ def nes(
         raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")
     above_zero(sigma=sigma, step_size=step_size)
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum}: must be 0 to 1, and less than 1, which never takes a new estimate")
+        raise ValueError(f"momentum={momentum}: must be at least 0 and less than 1")
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     search = Search(loss, x, threat, generator, blind=True)
     if not search.begin():

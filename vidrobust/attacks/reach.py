@@ -1,4 +1,4 @@
-"""The modules behind a callable: which networks a prediction runs through, as far as Python shows it."""
+"""The modules behind a callable: networks that a prediction runs through, where Python shows it."""
 
 import functools
 import types
@@ -12,18 +12,26 @@ _DEPTH = 6  # of callables inside callables
 
 
 def reachable_modules(predict: Any) -> list[nn.Module]:
-    """Return the networks that `predict` is or holds, in the order in which they are found, each once.
+    """Return the networks that `predict` is or holds, in the order they are found, each once.
 
-    Looks at modules, functools.partial, bound methods, attributes of callable objects, and what a function closes over,
-    has as defaults, or names of its globals. Parts of a module that is found are not listed again.
+    Looks at modules, functools.partial, bound methods, attributes of callable objects, and what a
+    function closes over, has as defaults, or names of its globals. Parts of a module that is found
+    are not listed again.
     """
     return list({id(module): module for module in _found(predict, _DEPTH)}.values())
 
 
 def batch_norms_in_training(predict: Any) -> list[str]:
     """Return the kinds of norms behind `predict` that take their statistics from the batch."""
-    norms = (part for module in reachable_modules(predict) for part in module.modules() if isinstance(part, _BatchNorm))
-    return sorted({type(norm).__name__ for norm in norms if norm.training or norm.running_mean is None})
+    norms = (
+        part
+        for module in reachable_modules(predict)
+        for part in module.modules()
+        if isinstance(part, _BatchNorm)
+    )
+    return sorted(
+        {type(norm).__name__ for norm in norms if norm.training or norm.running_mean is None}
+    )
 
 
 def _found(thing: Any, depth: int) -> Iterator[nn.Module]:
@@ -43,8 +51,15 @@ def _parts(thing: Any) -> list[Any]:
         return [thing.__self__]
     if isinstance(thing, types.FunctionType):
         closed = [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
-        named = [thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__]
-        held = [*closed, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *named]
+        named = [
+            thing.__globals__[name] for name in thing.__code__.co_names if name in thing.__globals__
+        ]
+        held = [
+            *closed,
+            *(thing.__defaults__ or ()),
+            *(thing.__kwdefaults__ or {}).values(),
+            *named,
+        ]
         return [part for part in held if isinstance(part, nn.Module) or callable(part)]
     if isinstance(thing, type) or not callable(thing):
         return []

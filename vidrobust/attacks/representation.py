@@ -42,7 +42,7 @@ def own_loss(encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], othe
 
 
 def _encoded(encode: Encode, x: Tensor) -> Tensor:
-    """Return encode(x). Raises ValueError for what is no tensor, and for an encoder that writes into x."""
+    """Return encode(x). Raises ValueError for what is no tensor, and where it writes into x."""
     return as_tensor(called(encode, x, "encode"), "encode")
 
 

@@ -40,7 +40,10 @@ class Search:
             raise TypeError(f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0) makes one")
         # a clone of an inference tensor may ask for gradients, the tensor itself may not
         self.x = x.clone() if x.is_inference() else x.detach()
-        self.threat, self.generator, self.blind, self.steady = threat, generator, blind, steady
+        self.threat = threat
+        self.generator = generator
+        self.blind = blind
+        self.steady = steady
         self._loss, self._goal = loss, loss
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
@@ -69,21 +72,23 @@ class Search:
     def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
         """(loss (n,), its gradient shaped as delta) of the n samples of the ball.
 
-        Raises BadSamples when the first of a start is NaN. `result` raises it for a later one, as reading each number
-        would make a GPU wait. keep=False: the deltas lie outside the budget, on the way to others.
+        Raises BadSamples when the first of a start is NaN. `result` raises it for a later one, as
+        reading each number would make a GPU wait. keep=False: the deltas lie outside the budget, on
+        the way to others.
         """
         x_adv = self.ball.apply(delta)
         with numbered(self.rows):
             value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
         self._begun(gradient)
-        # in Linf a step along NaN stands still, as the sign of NaN is 0: later losses do not show it
+        # in Linf a step along NaN stands still, as the sign of NaN is 0: later losses do not show
+        # it
         self._lost[self.rows] |= value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
 
     def _begun(self, gradient: Tensor) -> None:
-        """Warn if an attack cannot move from where it begins; the first evaluation of a start is over."""
+        """Warn if an attack cannot move from where it begins; end a start's first evaluation."""
         if self._first and not gradient.any():
             warnings.warn(
                 "the gradient is 0 for every sample where the attack begins: it cannot move from there. "
@@ -127,14 +132,17 @@ class Search:
         self.require_numbers()
         lost = torch.isneginf(self.value) & (self.level < 0)
         if self.threat.eps > 0 and lost.any():
-            raise BadSamples(lost.nonzero().flatten().tolist(), "the loss of samples {} is NaN at every iterate")
+            reason = "the loss of samples {} is NaN at every iterate"
+            raise BadSamples(lost.nonzero().flatten().tolist(), reason)
         return self.best
 
     def require_numbers(self) -> None:
-        """Raise BadSamples where a gradient was NaN or infinite, or a loss NaN that had one or is a classifier's."""
+        """Raise BadSamples where a gradient was not finite, or a classifier's loss was NaN."""
         if self._lost.any():
-            raise BadSamples(self._lost.nonzero().flatten().tolist(),
-                             "the loss or gradient of samples {} became NaN or infinite on the way")  # fmt: skip
+            raise BadSamples(
+                self._lost.nonzero().flatten().tolist(),
+                "the loss or gradient of samples {} became NaN or infinite on the way",
+            )
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         value = value.float()
@@ -174,7 +182,8 @@ class Search:
         if self.steady or still.any():
             noise = drawn(torch.rand, x.shape, x, self.generator)
             with numbered(self.rows):
-                near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1), check=not self.steady)[2]
+                nearby = (x + 0.01 * (2 * noise - 1)).clamp(0, 1)
+                near = judged_gradient(self._goal, nearby, check=not self.steady)[2]
             found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
         return as_clip(found).abs().mean(1)
 
@@ -185,7 +194,11 @@ class Search:
 
 def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """(loss (B,), level (B,)) of any loss; see `Misclassify.judge`."""
-    value, level = loss.judge(x, check=check) if isinstance(loss, Misclassify) else (called(loss, x, "loss"), None)
+    level: Tensor | None = None
+    if isinstance(loss, Misclassify):
+        value, level = loss.judge(x, check=check)
+    else:
+        value = called(loss, x, "loss")
     if value.shape != (len(x),):
         raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
     return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
@@ -194,8 +207,8 @@ def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
-    Raises ValueError for a loss that is no function of x and inside `torch.inference_mode`, and, with `check`,
-    BadSamples for a loss of NaN and a gradient of NaN or infinity.
+    Raises ValueError for a loss that is no function of x and inside `torch.inference_mode`, and,
+    with `check`, BadSamples for a loss of NaN and a gradient of NaN or infinity.
     """
     require_gradients()
     with torch.enable_grad():
@@ -207,12 +220,18 @@ def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tenso
                          "square and nes do without gradients")  # fmt: skip
     if check and len(x) and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all()):
         lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
-        raise BadSamples(lost, "the gradient of samples {} is NaN or infinite; their loss is "
-                         f"{value[lost].tolist()}")  # fmt: skip
+        raise BadSamples(
+            lost,
+            "the gradient of samples {} is NaN or infinite; their loss is "
+            f"{value[lost].tolist()}",
+        )
     return value.detach(), level, gradient
 
 
 def require_gradients() -> None:
     """Raise ValueError inside torch.inference_mode, where nothing has a gradient."""
     if torch.is_inference_mode_enabled():
-        raise ValueError("torch.inference_mode: white-box attacks need gradients; leave it, torch.no_grad does no harm")
+        raise ValueError(
+            "torch.inference_mode: white-box attacks need gradients; leave it, "
+            "torch.no_grad does no harm"
+        )

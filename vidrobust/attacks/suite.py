@@ -146,12 +146,14 @@ def attack_step(name: str, **options: Any) -> Step:
 
 
 def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0) -> list[Step]:
-    """Return the attacks of a version of AutoAttack (Croce and Hein, ICML 2020) that are defined for the threat.
+    """Return the attacks of a version of AutoAttack (Croce and Hein 2020) defined for threat.
 
     standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5 restarts and APGD-T
-    5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts, Square, APGD-T and FAB-T (9 targets each).
-    rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard, then APGD-CE on parts of a dense threat:
-    flicker, tube, a quarter of the frames, one frame. FAB is not defined for l2_frame, DLR not for two classes.
+    5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts, Square, APGD-T and FAB-T
+    (9 targets each).
+    rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard, then APGD-CE on parts
+    of a dense threat: flicker, tube, a quarter of the frames, one frame. FAB is not defined for
+    l2_frame, DLR not for two classes.
 
     Args:
         version: standard, plus, rand or video.
@@ -220,12 +222,14 @@ def worst_case(
         threat: what is allowed.
         steps: of `suite_steps` or `attack_step`.
         rounding: a sample goes on until it is broken after rounding to uint8 as well.
-        warn: warn where black-box attacks, or parts of the threat, broke what white-box attacks left.
+        warn: warn where black-box attacks, or parts of the threat, broke what white-box attacks
+            left.
         generator: of all random numbers.
 
     Raises:
-        ValueError: for probabilities in place of logits, labels out of range, x outside [0, 1], a model that writes
-            into its input; `BadSamples` for NaN logits and gradients, which names the samples by their number in x.
+        ValueError: for probabilities in place of logits, labels out of range, x outside [0, 1], a
+            model that writes into its input; `BadSamples` for NaN logits and gradients, which names
+            the samples by their number in x.
     """
     check_input(x)
     require_threat(threat)
@@ -338,8 +342,10 @@ def autoattack(
 ) -> Tensor:
     """Return the worst clips that AutoAttack finds (Croce and Hein, ICML 2020), shaped as x.
 
-    `worst_case` with the steps of `suite_steps` also returns which attack broke what, and what it cost. Doubts are
-    Python warnings: those of `self_checks`, and black-box attacks that broke what white-box attacks left.
+    `worst_case` with the steps of `suite_steps` also returns which attack broke what, and what it
+    cost. Doubts are
+    Python warnings: those of `self_checks`, and black-box attacks that broke what white-box attacks
+    left.
 
     Args:
         predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode.
@@ -349,11 +355,13 @@ def autoattack(
         version: of `suite_steps`.
         effort: multiplies steps and queries.
         batch_size: samples attacked at a time; 0: all.
-        checks: samples for `self_checks`: the first ones until so many are classified right; 0: none.
+        checks: samples for `self_checks`: the first ones until so many are classified right; 0:
+            none.
         generator: of all random numbers.
 
     Raises:
-        ValueError: as `worst_case` does, and for an unknown version. Samples are named by their number in x.
+        ValueError: as `worst_case` does, and for an unknown version. Samples are named by their
+            number in x.
     """
     check_input(x)
     none_or_more(batch_size=batch_size, checks=checks)
@@ -371,13 +379,16 @@ def autoattack(
     size = batch_size or len(x)
     if checks:
         n = _enough(loss, x, checks, batch_size or checks)
-        for line in self_checks(predict, x[:n], y[:n], threat, random=version == "rand", batch_size=batch_size,
+        for line in self_checks(predict, x[:n], y[:n], threat, random=version == "rand",
+                                batch_size=batch_size,
                                 generator=torch.Generator().manual_seed(0)):  # fmt: skip
             warnings.warn(line, stacklevel=2)
     found, broken_by = [], []
     for rows in torch.arange(len(x)).split(size):
         with numbered(rows):
-            outcome = worst_case(predict, x[rows], y[rows], threat, steps, warn=False, generator=generator)
+            outcome = worst_case(
+                predict, x[rows], y[rows], threat, steps, warn=False, generator=generator
+            )
         found.append(outcome.x_adv)
         broken_by += outcome.broken_by
     for line in _weakness(steps, broken_by):
@@ -387,7 +398,7 @@ def autoattack(
 
 @torch.no_grad()
 def _enough(loss: Misclassify, x: Tensor, wanted: int, size: int) -> int:
-    """Return how many samples, from the first on, hold `wanted` that are classified right; all if there are fewer."""
+    """Return how many samples, from the first on, hold `wanted` that are right; else all."""
     right = 0
     for rows in torch.arange(len(x)).split(size):
         with numbered(rows):
@@ -400,7 +411,7 @@ def _enough(loss: Misclassify, x: Tensor, wanted: int, size: int) -> int:
 
 
 def _wrong(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-    """Return (B,) bool: x is predicted as another class. Raises ValueError for NaN and whatever else is no logits."""
+    """Return (B,) bool: x is predicted as another class. Raises ValueError as `logits` does."""
     return Misclassify(predict, y).logits(x).argmax(1) != y
 
 

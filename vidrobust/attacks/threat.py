@@ -30,8 +30,8 @@ class ThreatModel:
     place: frames: "saliency" (the attack takes those with the largest gradient; default), "uniform" (evenly spaced),
     "random", or their numbers; patch: "search" (where the gradient is largest; default), "random", or (top, left);
     pixels: "saliency" or "random".
-    Raises ValueError for eps < 0, or beyond what float32 holds, for k where it has no meaning or is missing, for frame
-    numbers that are listed twice, and for what is not defined.
+    Raises ValueError for eps < 0, or beyond what float32 holds, for k where it has no meaning or is
+    missing, for frame numbers that are listed twice, and for what is not defined.
     """
 
     norm: Norm = "linf"
@@ -51,8 +51,10 @@ class ThreatModel:
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         if self.eps > _LARGEST:
-            raise ValueError(f"eps={self.eps:g}: float32 does not hold the square of more than {_LARGEST:g}; write a "
-                             "smaller one, in [0, 1] units")  # fmt: skip
+            raise ValueError(
+                f"eps={self.eps:g}: float32 does not hold the square of more than {_LARGEST:g}; "
+                "write a smaller one, in [0, 1] units"
+            )
         if self.norm == "linf" and self.eps > 1:
             more = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
             raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}")
@@ -142,13 +144,19 @@ def require_threat(threat: ThreatModel) -> None:
 
 
 def check_input(x: Tensor) -> None:
-    """Raise ValueError for what is no float clip in [0, 1]: its rank, type, layout and values. NaN is a BadSamples."""
+    """Raise ValueError for what is no float clip in [0, 1], in this layout; BadSamples for NaN."""
     as_clip(x)
     if x.dtype not in (torch.float32, torch.float64):
-        remedy = "x.float() / 255 makes one of uint8 pixels" if x.dtype == torch.uint8 else "cast inside predict"
+        remedy = (
+            "x.float() / 255 makes one of uint8 pixels"
+            if x.dtype == torch.uint8
+            else "cast inside predict"
+        )
         raise ValueError(f"x.dtype={x.dtype}: x must be float32 or float64; {remedy}")
     if len(x) and not x.numel():
-        raise ValueError(f"x of shape {tuple(x.shape)} has no pixels; give clips with a frame at least")
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has no pixels; give clips with a frame at least"
+        )
     _check_layout(x)
     if not x.numel():
         return
@@ -164,7 +172,9 @@ def check_input(x: Tensor) -> None:
         remedy = "divide by 255"
     else:
         remedy = "attack before normalisation, and let the model normalise"
-    raise ValueError(f"the input must lie in [0, 1], this one spans [{low:.9g}, {high:.9g}]; {remedy}")
+    raise ValueError(
+        f"the input must lie in [0, 1], this one spans [{low:.9g}, {high:.9g}]; {remedy}"
+    )
 
 
 def _check_layout(x: Tensor) -> None:
@@ -175,12 +185,16 @@ def _check_layout(x: Tensor) -> None:
         places = "(B, H, W, C)" if x.ndim == 4 else "(B, T, H, W, C)"
         remedy = f"x.movedim(-1, 1), and .movedim(1, -1) inside predict, if they are {places}"
     elif x.ndim == 5 and x.shape[2] == 3:
-        remedy = "x.transpose(1, 2), and .transpose(1, 2) inside predict, if they are (B, T, C, H, W)"
+        remedy = (
+            "x.transpose(1, 2), and .transpose(1, 2) inside predict, if they are (B, T, C, H, W)"
+        )
     else:
         return
     order = "(B, C, H, W)" if x.ndim == 4 else "(B, C, T, H, W)"
-    raise ValueError(f"x of shape {tuple(x.shape)}: {x.shape[1]} channels and a dimension of 3 elsewhere; clips are "
-                     f"{order}: give {remedy}")  # fmt: skip
+    raise ValueError(
+        f"x of shape {tuple(x.shape)}: {x.shape[1]} channels and a dimension of 3 elsewhere; "
+        f"clips are {order}: give {remedy}"
+    )
 
 
 def shared_dims(support: str) -> tuple[int, ...]:

@@ -100,20 +100,24 @@ def evaluate_bias(
     names: Sequence[str], out: Path, *, seed: int, others: dict[int, int], batch_size: int, workers: int,
     device: torch.device, identity: str = "",
 ) -> list[Row]:  # fmt: skip
-    """Classify videos as they are and with cues taken away, and return their rows; every rank calls it.
+    """Classify videos as they are and with cues taken away -> their rows; every rank calls it.
 
-    Streams a row per video and name to out/bias.jsonl; goes on where it was killed; under torchrun each rank takes a
-    part. A video that does not decode, or on which the model gives NaN, has no prediction, and the reason.
+    Streams a row per video and name to out/bias.jsonl; goes on where it was killed; under torchrun
+    each rank takes a part. A video that does not decode, or on which the model gives NaN, has no
+    prediction, and the reason.
 
-    A folder is of one model, list of videos, protocol and seed (out/bias.identity.json); another is refused. Other
+    A folder is of one model, list of videos, protocol and seed (out/bias.identity.json); another is
+    refused. Other
     videos and names may be added: rows that are there stay.
 
     Args:
-        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a video's clips.
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a
+            video's clips.
         videos: called for a data set of the test clips.
         twins: the videos' textures, for the name "texture".
         indices: of the videos.
-        names: of ALONE, PAIRED or "texture". A PAIRED one takes a partner of another class, drawn from (seed, index).
+        names: of ALONE, PAIRED or "texture". A PAIRED one takes a partner of another class, drawn
+            from (seed, index).
         out: the folder; it exists.
         seed: of all random numbers.
         others: index -> the class that another cue of a video, as it is, stands for.
@@ -123,13 +127,20 @@ def evaluate_bias(
         identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
 
     Raises:
-        UserError: for a folder of something else, for what is no logits, and for labels out of range.
+        UserError: for a folder of something else, for what is no logits, and for labels out of
+            range.
     """
     dataset = videos()
-    own_folder(out, _STEM, {
-        "model": identify_model(predict, dataset, device, identity), "videos": videos_of(dataset),
-        "protocol": protocol_of(dataset), "seed": seed,
-    })  # fmt: skip
+    own_folder(
+        out,
+        _STEM,
+        {
+            "model": identify_model(predict, dataset, device, identity),
+            "videos": videos_of(dataset),
+            "protocol": protocol_of(dataset),
+            "seed": seed,
+        },
+    )
     at_once = max(1, batch_size // dataset.spec.clips)
     parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
     groups = [[(index, name) for index in part] for name in (CLEAN, *names) for part in parts]
@@ -195,7 +206,8 @@ def _rows(
         predicted = logits.view(len(whole), clips, -1).mean(1).argmax(1).tolist()
         answers = {i: answer for i, answer, ok in zip(whole, predicted, finite, strict=True) if ok}
         lost = [i for i, ok in zip(whole, finite, strict=True) if not ok]
-        errors |= {i: fault(dataset.records[i].uid, f"NaN or infinite logits as {name}") for i in lost}
+        reason = f"NaN or infinite logits as {name}"
+        errors |= {i: fault(dataset.records[i].uid, reason) for i in lost}
     return [
         {"index": i, "uid": dataset.records[i].uid, "label": dataset.records[i].label, "name": name,
          "predicted": answers.get(i), "other": labels.get(i), "error": errors.get(i) or errors.get(partners.get(i, -1))}
@@ -237,7 +249,11 @@ def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
     clean = found[CLEAN]["acc"]
     for entry in found.values():
         entry["kept"] = entry["acc"] / clean if clean else None
-    table = {"n": sum(row["name"] == CLEAN for row in rows), "views": found, "failed": decoding_failures(rows)}
+    table = {
+        "n": sum(row["name"] == CLEAN for row in rows),
+        "views": found,
+        "failed": decoding_failures(rows),
+    }
     warnings = model_faults(rows)
     return table | {"warnings": warnings} if warnings else table
 

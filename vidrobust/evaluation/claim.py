@@ -29,7 +29,13 @@ _FREE = (
 )
 
 # what an evaluation leaves in its folder
-_STREAMS = ("results", "timing", "corruptions", "bias", "shift")  # one file per rank, and what they are of
+_STREAMS = (
+    "results",
+    "timing",
+    "corruptions",
+    "bias",
+    "shift",
+)  # one file per rank, and what they are of
 _FILES = ("identity.json", "features.pt", "predictions.jsonl", "checks.json",
           *(f"{stem}.identity.json" for stem in _STREAMS), "summary.json", "report.md", "curve.png",
           "corruptions.png", "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip

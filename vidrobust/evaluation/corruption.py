@@ -72,14 +72,15 @@ def evaluate_corruptions(
 ) -> list[Row]:
     """Classify videos clean and corrupted, and return their rows; every rank calls it.
 
-    The logits of a video's clips are averaged. Streams a row per video and corruption to out/corruptions.jsonl: what is
-    predicted at each of the row's severities, and of the video as it is under the name "clean"; None, with the reason,
-    for a video that does not decode, and where the model gives NaN. Killed and called again it goes on, and the rows
-    are the same. Under torchrun each rank takes a part of the videos.
+    The logits of a video's clips are averaged. Streams a row per video and corruption to
+    out/corruptions.jsonl: what is predicted at each of the row's severities, and of the video as it
+    is under the name "clean"; None, with the reason, for a video that does not decode, and where
+    the model gives NaN. Killed and called again it goes on, and the rows are the same. Under
+    torchrun each rank takes a part of the videos.
 
-    A folder is of one model, list of videos, protocol and seed (out/corruptions.identity.json); another is refused.
-    Other videos, corruptions and severities may be added: what is there stays, and the rows that are returned are of
-    the severities that are asked for.
+    A folder is of one model, list of videos, protocol and seed (out/corruptions.identity.json);
+    another is refused. Other videos, corruptions and severities may be added: what is there stays,
+    and the rows that are returned are of the severities that are asked for.
 
     Args:
         predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode.
@@ -94,16 +95,25 @@ def evaluate_corruptions(
         identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
 
     Raises:
-        UserError: for a folder of something else, for what is no logits, and for labels out of range.
+        UserError: for a folder of something else, for what is no logits, and for labels out of
+            range.
     """
-    own_folder(out, _STEM, {
-        "model": identify_model(predict, videos, device, identity), "videos": videos_of(videos),
-        "protocol": protocol_of(videos, place=videos.place), "seed": videos.seed,
-    })  # fmt: skip
+    own_folder(
+        out,
+        _STEM,
+        {
+            "model": identify_model(predict, videos, device, identity),
+            "videos": videos_of(videos),
+            "protocol": protocol_of(videos, place=videos.place),
+            "seed": videos.seed,
+        },
+    )
     asked = {CLEAN[0]: [CLEAN[1]]} | {name: list(severities) for name in names}
     at_once = max(1, batch_size // (len(severities) * videos.spec.clips))  # corruptions of a video in a batch
     parts = [list(asked)[i : i + at_once] for i in range(0, len(asked), at_once)]
-    groups: list[list[Key]] = [[(index, name) for name in part] for index in indices for part in parts]
+    groups: list[list[Key]] = [
+        [(index, name) for name in part] for index in indices for part in parts
+    ]
 
     def combine(old: Row, new: Row) -> Row:
         return _combined(_with_severities(old, asked), _with_severities(new, asked))
@@ -112,12 +122,17 @@ def evaluate_corruptions(
     work = [(group[0][0], _missing(group, rows, asked)) for group in groups]
     missing = [(index, conditions) for index, conditions in work if conditions]
     if len(missing) < len(groups):
-        log.info(f"{len(groups) - len(missing)} of {len(groups)} batches of conditions are there already")
+        there = len(groups) - len(missing)
+        log.info(f"{there} of {len(groups)} batches of conditions are there already")
     mine = set(indices[distributed.rank() :: distributed.world()])
     videos.work = [(index, conditions) for index, conditions in missing if index in mine]
     bounded = MicroBatches(predict, batch_size)
-    bar = tqdm(total=len(videos.work), desc="corrupt", leave=False,
-               disable=distributed.rank() > 0 or not sys.stderr.isatty())  # fmt: skip
+    bar = tqdm(
+        total=len(videos.work),
+        desc="corrupt",
+        leave=False,
+        disable=distributed.rank() > 0 or not sys.stderr.isatty(),
+    )
     with appending(out, _STEM) as append, worker_deaths(videos):
         for found in corrupted_loader(videos, workers):
             record = videos.records[found.index]
@@ -128,7 +143,7 @@ def evaluate_corruptions(
 
 
 def _with_severities(row: Row, asked: dict[str, list[int]]) -> Row:
-    """Return the row with its severities; rows of earlier versions have those that are asked for, and do not say so."""
+    """Return the row with its severities; rows of earlier versions have those asked for."""
     return row if "severities" in row else row | {"severities": asked.get(row["name"], [])}
 
 
@@ -144,12 +159,19 @@ def _combined(old: Row, new: Row) -> Row:
     }  # fmt: skip
 
 
-def _missing(group: Sequence[Key], rows: dict[Key, Row], asked: dict[str, list[int]]) -> list[Condition]:
-    """Return the conditions of a group to measure: all where a row is missing, else the severities that are."""
+def _missing(
+    group: Sequence[Key], rows: dict[Key, Row], asked: dict[str, list[int]]
+) -> list[Condition]:
+    """Return the conditions to measure: all where a row is missing, else the missing severities."""
     if any(key not in rows for key in group):
         return [(name, severity) for _, name in group for severity in asked[name]]
     there = {key: _with_severities(rows[key], asked)["severities"] for key in group}
-    return [(key[1], severity) for key in group for severity in asked[key[1]] if severity not in there[key]]
+    return [
+        (key[1], severity)
+        for key in group
+        for severity in asked[key[1]]
+        if severity not in there[key]
+    ]
 
 
 def _restricted(row: Row, asked: dict[str, list[int]]) -> Row:
@@ -181,7 +203,8 @@ def _classify(
         require_label(record.uid, record.label, logits.shape[1])
     mean = logits.view(*x.shape[:2], -1).mean(1)
     finite = finite_logits(logits).view(x.shape[:2]).all(1).tolist()
-    answers = iter([answer if ok else None for answer, ok in zip(mean.argmax(1).tolist(), finite, strict=True)])
+    predicted = zip(mean.argmax(1).tolist(), finite, strict=True)
+    answers = iter([answer if ok else None for answer, ok in predicted])
     return [next(answers) if isinstance(clips, Tensor) else None for clips in found.clips]
 
 
@@ -189,13 +212,15 @@ def _rows(found: Corrupted, record: Record, predicted: Sequence[int | None]) -> 
     by_name: dict[str, list[int | None]] = {}
     severities: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
-    for (name, severity), answer, clips in zip(found.conditions, predicted, found.clips, strict=True):
+    answered = zip(found.conditions, predicted, found.clips, strict=True)
+    for (name, severity), answer, clips in answered:
         by_name.setdefault(name, []).append(answer)
         severities.setdefault(name, []).append(severity)
         if isinstance(clips, Failure):
             reasons.setdefault(name, clips.reason)
         elif answer is None:
-            reasons.setdefault(name, fault(record.uid, f"NaN or infinite logits under {name} at severity {severity}"))
+            reason = f"NaN or infinite logits under {name} at severity {severity}"
+            reasons.setdefault(name, fault(record.uid, reason))
     return [
         {"index": found.index, "uid": record.uid, "label": record.label, "kind": _KIND, "name": name,
          "severities": severities[name], "predicted": answers, "error": reasons.get(name)}

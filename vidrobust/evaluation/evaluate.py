@@ -113,8 +113,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             summary = json.loads(done.read_text())
         else:
             summary = _measure(
-                cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out,
-                identity["checkpoint"],
+                cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test,
+                others, classes, out, identity["checkpoint"],
             ) | identity  # fmt: skip
         if summary["corruption"]:
             # another baseline costs nothing
@@ -163,7 +163,8 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 
 def _measure(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
-    test: list[Record], others: tuple[list[Record], Shared], classes: list[str], out: Path, checkpoint_name: str,
+    test: list[Record], others: tuple[list[Record], Shared], classes: list[str], out: Path,
+    checkpoint_name: str,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = evenly(len(test), cfg.eval.limit)
@@ -184,7 +185,9 @@ def _measure(
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
         name = checkpoint_name  # which model the rows are of
         measured["shift"] = (
-            evaluate_shift(cfg, predict, others, test, out, device, identity=name) if distributed.rank() == 0 else None
+            evaluate_shift(cfg, predict, others, test, out, device, identity=name)
+            if distributed.rank() == 0
+            else None
         )
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device, name)
         measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device, name)
@@ -192,8 +195,10 @@ def _measure(
             measured["clean_acc"] = measured["bias"]["views"]["clean"]["acc"]
         if corruption:
             measured["clean_acc"] = corruption["clean_acc"]
-        measured |= {"clean_acc": None} | measured | _attacks(
-            cfg, suite, threats, predict, test, indices, out, device, name
+        measured |= (
+            {"clean_acc": None}
+            | measured
+            | _attacks(cfg, suite, threats, predict, test, indices, out, device, name)
         )
         measured["corruption"] = corruption
         measured["warnings"] += learned_nothing(measured["representation"])
@@ -226,7 +231,8 @@ def _attacks(
     rows = evaluate_robust(
         predict, videos, indices, threats, out, suite=suite,
         seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
-        pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264, identity=checkpoint_name,
+        pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
+        identity=checkpoint_name,
     )  # fmt: skip
     return attacked(cfg, rows, threats, suite, doubts)
 
@@ -267,7 +273,8 @@ def _bias(
     rows = evaluate_bias(
         predict, lambda: eval_dataset(cfg.data, test, cfg.eval.clips, cfg.eval.sampling), twins, indices,
         cfg.eval.bias, out, seed=cfg.seed, others=second_cues(cfg.data, test, classes),
-        batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device, identity=checkpoint_name,
+        batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+        identity=checkpoint_name,
     )  # fmt: skip
     return bias_table(rows, classes) | {"views_of": f"{cfg.eval.clips}x1"}
 
@@ -285,13 +292,21 @@ def _checks(
         while unit.uids:
             generator = torch.Generator().manual_seed(cfg.seed)
             try:
-                found += self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
-                                     random=cfg.eval.suite == "rand", batch_size=cfg.eval.batch_size,
-                                     generator=generator)  # fmt: skip
+                found += self_checks(
+                    MicroBatches(predict, cfg.eval.batch_size),
+                    unit.x,
+                    unit.labels,
+                    threat,
+                    random=cfg.eval.suite == "rand",
+                    batch_size=cfg.eval.batch_size,
+                    generator=generator,
+                )
                 break
             except BadSamples as error:
                 unit = without(unit, error)
-                found = ["checks left out clips: " + "; ".join(failure.reason for failure in unit.failed)]
+                found = [
+                    "checks left out clips: " + "; ".join(failure.reason for failure in unit.failed)
+                ]
             except ValueError as error:
                 raise UserError(f"checking the model under {threat}: {error}") from None
         for line in found:

@@ -12,12 +12,21 @@ _SIMILARITIES = 2**24  # at a time, 64 MiB: those of a whole set fill memory, th
 
 
 def knn_scores(
-    queries: Tensor, gallery: Tensor, labels: Tensor, classes: int, *, k: int = 20, temperature: float = 0.1,
+    queries: Tensor,
+    gallery: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
     names: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> Tensor:  # fmt: skip
-    """Return votes of the k nearest clips by cosine similarity, (N, classes); a video's are the mean over its K clips.
+) -> Tensor:
+    """Return votes of the k nearest clips by cosine similarity, (N, classes).
 
-    A vote weighs exp(similarity / temperature), as in Wu et al. (CVPR 2018). Computed where the tensors are.
+    A video's votes are the mean over its K clips.
+
+    A vote weighs exp(similarity / temperature), as in Wu et al. (CVPR 2018). Computed where the
+    tensors are.
 
     Args:
         queries: (N, K, D).
@@ -26,8 +35,8 @@ def knn_scores(
         classes: how many there are.
         k: neighbours, at most M.
         temperature: of the weights.
-        names: of the queries' videos and of the gallery's, for messages; a gallery of several clips per video has as
-            many names as videos.
+        names: of the queries' videos and of the gallery's, for messages; a gallery of several clips
+            per video has as many names as videos.
 
     Raises:
         UserError: for features that are NaN or infinite, with the clips.
@@ -53,6 +62,9 @@ def _directions(features: Tensor) -> Tensor:
     extreme = (length < 1e-12) | length.isinf()  # squares are too small, or too large, for the type
     if extreme.any():
         largest = features.abs().amax(-1, keepdim=True)
-        features = torch.where(extreme & (largest > 0), features / largest.clamp(min=torch.finfo(features.dtype).tiny),
-                               features)  # fmt: skip
+        features = torch.where(
+            extreme & (largest > 0),
+            features / largest.clamp(min=torch.finfo(features.dtype).tiny),
+            features,
+        )
     return F.normalize(features, dim=-1)

@@ -30,7 +30,9 @@ class MicroBatches:
     @torch.no_grad()
     def without_graph(self, x: Tensor) -> Tensor:
         """The outputs of x, chunk by chunk."""
-        return self.fitting(lambda: torch.cat([as_tensor(self.predict(part)) for part in x.split(self.size)]))
+        return self.fitting(
+            lambda: torch.cat([as_tensor(self.predict(part)) for part in x.split(self.size)])
+        )
 
     def fitting(self, run: Callable[[], Tensor]) -> Tensor:
         """run(), again with a smaller size for as long as memory runs out."""

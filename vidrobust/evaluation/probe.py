@@ -13,14 +13,22 @@ _LEAST = 1e-30  # a feature that varies by less has no finite weight in float32
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, classes: int, *, l2: float = 1e-3, iterations: int = 300,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    l2: float = 1e-3,
+    iterations: int = 300,
     names: Sequence[str] | None = None,
-) -> nn.Linear:  # fmt: skip
-    """Return the minimum of mean cross-entropy + l2/2 |W|^2 on standardised features, as a layer on the raw ones.
+) -> nn.Linear:
+    """Return the minimum of mean cross-entropy + l2/2 |W|^2, as a layer on the raw features.
 
-    L-BFGS from zero: deterministic, no rate or epoch to choose, nothing selected on test data. The layer is on the
-    device of the features; the standardisation is folded into it. A feature that is constant, or varies by less than
-    a millionth of its mean, which is float32's rounding, has weight 0.
+    It is that on standardised features.
+
+    L-BFGS from zero: deterministic, no rate or epoch to choose, nothing selected on test data. The
+    layer is on the device of the features; the standardisation is folded into it. A feature that is
+    constant, or varies by less than a millionth of its mean, which is float32's rounding, has
+    weight 0.
 
     Args:
         features: (M, D).
@@ -58,9 +66,10 @@ def fit_probe(
 
 
 def _standardise_small(features: Tensor, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-    """Write the standardised features of small deviation into x; return the deviations, infinite for constant ones.
+    """Standardise features of small deviation into x -> deviations, infinite for constant ones.
 
-    A deviation of 1e-25 is lost in float32, as its square is; that of features divided by their range is not.
+    A deviation of 1e-25 is lost in float32, as its square is; that of features divided by their
+    range is not.
     """
     small = (std < _SMALL).nonzero().flatten()
     if not len(small):

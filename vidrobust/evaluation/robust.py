@@ -32,14 +32,23 @@ from vidrobust.engine import distributed
 from vidrobust.errors import UserError
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.rows import Row, appending, fault, merged, rank_files, require_label, suffix, unfinished
+from vidrobust.evaluation.rows import (
+    Row,
+    appending,
+    fault,
+    merged,
+    rank_files,
+    require_label,
+    suffix,
+    unfinished,
+)
 from vidrobust.evaluation.suite import Suite, families
 from vidrobust.evaluation.units import Unit, clip_units, video_units
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is the same for all videos. folder, pictures: where, and how many, broken clips are kept per threat."""
+    """Settings of all videos. folder, pictures: where, and how many, broken clips are kept."""
 
     kinds: list[list[ThreatModel]]
     suite: Suite
@@ -50,7 +59,7 @@ class _Settings:
 
 @dataclass
 class _Found:
-    """What a unit gave: a column of rows per threat, seconds by threat and attack, broken clips to keep."""
+    """Results of a unit: a column of rows per threat, seconds by attack, clips to keep."""
 
     columns: list[list[Row]] = field(default_factory=list)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -77,20 +86,23 @@ def evaluate_robust(
     """Attack videos under each of `threats` and return their rows; every rank calls it.
 
     A sample broken under one threat, before and after rounding to uint8, is broken under those of its family that hold
-    it, and costs nothing more. Streams a row per video and threat to out/results.jsonl, and up to `pictures` broken
-    clips to out/clips/*.npz. Killed and called again it goes on, and the rows are the same: every batch has its own
-    generator. Under torchrun each rank takes a part of the batches, none padded.
+    it, and costs nothing more. Streams a row per video and threat to out/results.jsonl, and up to
+    `pictures` broken clips to out/clips/*.npz. Killed and called again it goes on, and the rows are
+    the same: every batch has its own generator. Under torchrun each rank takes a part of the
+    batches, none padded.
 
-    A folder is of one model, list of videos, protocol, suite and seed (out/results.identity.json); another is refused.
-    Other videos and threats may be added: rows that are there stay. A group of `batch_size` videos is attacked anew
-    under all threats that are asked for where one of its rows is missing, so ask for added threats alone.
+    A folder is of one model, list of videos, protocol, suite and seed (out/results.identity.json);
+    another is refused.
+    Other videos and threats may be added: rows that are there stay. A group of `batch_size` videos
+    is attacked anew under all threats that are asked for where one of its rows is missing, so ask
+    for added threats alone.
 
-    A video with NaN logits or a gradient that is not finite is a failed row with the reason; its batch is attacked
-    anew without it.
+    A video with NaN logits or a gradient that is not finite is a failed row with the reason; its
+    batch is attacked anew without it.
 
     Args:
-        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode; it gets at most `batch_size` clips at a
-            time, fewer when memory runs out.
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode; it gets at most
+            `batch_size` clips at a time, fewer when memory runs out.
         dataset: one centre clip of each video is attacked, or, of SourceVideos, the source frames.
         indices: of the videos.
         threats: budgets, in any order.
@@ -106,20 +118,31 @@ def evaluate_robust(
         identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
 
     Raises:
-        UserError: for a folder of something else, a model that returns probabilities or writes into its input, labels
-            out of range, and threats that do not fit the clips.
+        UserError: for a folder of something else, a model that returns probabilities or writes into
+            its input, labels out of range, and threats that do not fit the clips.
     """
     single = isinstance(dataset, SourceVideos)
-    own_folder(out, "results", {
-        "model": identify_model(predict, dataset, device, identity), "videos": videos_of(dataset),
-        "protocol": protocol_of(dataset, unit="video" if single else "clip", crops=crops, h264=h264_crf),
-        "suite": str(suite), "seed": seed,
-    })  # fmt: skip
+    own_folder(
+        out,
+        "results",
+        {
+            "model": identify_model(predict, dataset, device, identity),
+            "videos": videos_of(dataset),
+            "protocol": protocol_of(
+                dataset, unit="video" if single else "clip", crops=crops, h264=h264_crf
+            ),
+            "suite": str(suite),
+            "seed": seed,
+        },
+    )
     groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     if single:
         groups = [[index] for index in indices]
     settings = _Settings(families(threats), suite, out / "clips", pictures, h264_crf)
-    pairs = [[(index, str(t)) for index in group for kind in settings.kinds for t in kind] for group in groups]
+    pairs = [
+        [(index, str(t)) for index in group for kind in settings.kinds for t in kind]
+        for group in groups
+    ]
     left, _ = unfinished(out, "results", "threat", pairs)
     share = left[distributed.rank() :: distributed.world()]
     bounded = MicroBatches(predict, batch_size)
@@ -143,10 +166,10 @@ def evaluate_robust(
 def _attack_unit(
     unit: Unit, settings: _Settings, seed: np.random.SeedSequence
 ) -> tuple[list[Row], dict[str, dict[str, float]]]:
-    """Return (the rows of a batch, in the order of videos, then threats; seconds by threat and attack).
+    """Return (the rows of a batch, by videos, then threats; seconds by threat and attack).
 
-    A clip on which the model gives no finite numbers becomes a failure, and the others begin anew, with the same
-    random numbers whether the evaluation was killed or not.
+    A clip on which the model gives no finite numbers becomes a failure, and the others begin anew,
+    with the same random numbers whether the evaluation was killed or not.
     """
     found = _Found()
     while unit.uids:
@@ -170,14 +193,20 @@ def without(unit: Unit, error: BadSamples) -> Unit:
     """Return the unit without the samples of the error, which are among its failures."""
     reason = error.reason.replace("samples {}", "this clip").partition(";")[0]
     failed = [
-        Failure(unit.index[i], unit.uids[i], int(unit.labels[i]), fault(unit.uids[i], reason)) for i in error.samples
+        Failure(unit.index[i], unit.uids[i], int(unit.labels[i]), fault(unit.uids[i], reason))
+        for i in error.samples
     ]
     kept = [i for i in range(len(unit.uids)) if i not in set(error.samples)]
     rows = torch.tensor(kept, dtype=torch.long, device=unit.x.device)
     return replace(
-        unit, x=unit.x[rows], labels=unit.labels[rows], uids=[unit.uids[i] for i in kept],
-        index=[unit.index[i] for i in kept], fps=[unit.fps[i] for i in kept], failed=[*unit.failed, *failed],
-    )  # fmt: skip
+        unit,
+        x=unit.x[rows],
+        labels=unit.labels[rows],
+        uids=[unit.uids[i] for i in kept],
+        index=[unit.index[i] for i in kept],
+        fps=[unit.fps[i] for i in kept],
+        failed=[*unit.failed, *failed],
+    )
 
 
 def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
@@ -190,9 +219,13 @@ def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
 
 
 def _attack_family(
-    unit: Unit, family: list[ThreatModel], settings: _Settings, generator: torch.Generator, notes: _Found
+    unit: Unit,
+    family: list[ThreatModel],
+    settings: _Settings,
+    generator: torch.Generator,
+    notes: _Found,
 ) -> Iterator[list[Row]]:
-    """Yield a column of rows per threat, from small budgets to large; seconds and pictures go into `notes`."""
+    """Yield a column of rows per threat, small budgets first; the rest goes into `notes`."""
     x, y, suite = unit.x, unit.labels, settings.suite
     clean, classes = _predicted(unit, x)
     _require_labels(unit, classes)
@@ -215,13 +248,21 @@ def _attack_family(
                 if suite.smallest:
                     rows = list(range(len(y)))
                     smallest = smallest or worst_case(unit.predict, x, y, family[-1], suite(threat, frames, classes),
-                                                      warn=False, generator=generator)  # fmt: skip
+                                                      warn=False, generator=generator)
                     found = smallest.within(unit.predict, x, y, threat)
                 else:
                     at = torch.tensor(rows, device=x.device)
                     with numbered(rows):
-                        found = worst_case(unit.predict, x[at], y[at], threat, suite(threat, frames, classes),
-                                           rounding=True, warn=False, generator=generator)  # fmt: skip
+                        found = worst_case(
+                            unit.predict,
+                            x[at],
+                            y[at],
+                            threat,
+                            suite(threat, frames, classes),
+                            rounding=True,
+                            warn=False,
+                            generator=generator,
+                        )
             except BadSamples:
                 raise
             except ValueError as error:
@@ -233,7 +274,8 @@ def _attack_family(
             broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
             _merge(uint8_killed_by, found.rounded_by, rows, x_round, found.x_rounded)
             adv, uint8_adv = _predicted(unit, x_adv)[0], _predicted(unit, rounded(x_round, x))[0]
-            notes.pictures += _pictures(settings.pictures, unit, broken_now, x_adv, clean, adv, threat)
+            most = settings.pictures
+            notes.pictures += _pictures(most, unit, broken_now, x_adv, clean, adv, threat)
         measured, inside = measure(threat, x, x_adv).tolist(), contains(threat, x, x_adv).tolist()
         through = _after_h264(unit, x_adv, settings.crf)
         yield [
@@ -250,7 +292,7 @@ def _attack_family(
 
 @torch.no_grad()
 def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
-    """Return (the predictions (B,), the number of classes). Raises BadSamples for NaN, UserError for no logits."""
+    """Return (predictions (B,), K). Raises BadSamples for NaN, UserError for no logits."""
     try:
         logits = checked_output(called(unit.predict, x), len(x))
     except BadSamples:
@@ -295,14 +337,21 @@ def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> Sequence[int | None]:
 
 
 def _pictures(
-    most: int, unit: Unit, broken: list[int], x_adv: Tensor, clean: Tensor, adv: Tensor, threat: ThreatModel
+    most: int,
+    unit: Unit,
+    broken: list[int],
+    x_adv: Tensor,
+    clean: Tensor,
+    adv: Tensor,
+    threat: ThreatModel,
 ) -> list[tuple[str, int, dict[str, object]]]:
-    """Return (kind of threat, index, what the file holds) of the first clips that the threat broke."""
+    """Return (kind of threat, index, content of the file) of the first clips that it broke."""
     kind = threat.kind.replace("@", "-at-")
     return [
         (kind, unit.index[i], {
-            "clip": (unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(), "adversarial": x_adv[i].cpu().numpy(),
-            "uid": unit.uids[i], "label": int(unit.labels[i]), "clean_pred": int(clean[i]), "adv_pred": int(adv[i]),
+            "clip": (unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(),
+            "adversarial": x_adv[i].cpu().numpy(), "uid": unit.uids[i],
+            "label": int(unit.labels[i]), "clean_pred": int(clean[i]), "adv_pred": int(adv[i]),
             "threat": str(threat),
         })
         for i in broken[:most]
@@ -310,16 +359,19 @@ def _pictures(
 
 
 def _save_pictures(settings: _Settings, found: _Found) -> None:
-    """Save the first clips that each kind of threat breaks, losslessly: for the report, and for a closer look."""
+    """Save the first clips that each kind of threat breaks, losslessly, for the report."""
     for kind, index, content in found.pictures:
         settings.folder.mkdir(parents=True, exist_ok=True)
         path = settings.folder / f"{kind}-{index:06d}.npz"
-        if len([p for p in settings.folder.glob(f"{kind}-??????.npz") if p != path]) < settings.pictures:
+        if (
+            len([p for p in settings.folder.glob(f"{kind}-??????.npz") if p != path])
+            < settings.pictures
+        ):
             np.savez_compressed(path, **content)  # type: ignore[arg-type]
 
 
 def timings(out: Path) -> dict[str, dict[str, float]]:
-    """Return seconds by threat and attack, over all batches; a batch that was killed in the middle has none."""
+    """Return seconds by threat and attack, over all batches that were not killed in the middle."""
     total: dict[str, dict[str, float]] = {}
     for path in rank_files(out, "timing"):
         for line in path.read_text().splitlines():

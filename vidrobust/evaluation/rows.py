@@ -1,8 +1,8 @@
 """Rows that are streamed to a file as they are found, by every rank, so that an evaluation goes on where it was killed.
 
 A row is of a video (`index`) and of one thing that was done to it: `column` names the entry that says which, a threat
-or a corruption. Work is in groups, the list of the (index, thing) pairs that are measured together. A row that is there
-stays: a call with other videos, threats or corruptions adds its own.
+or a corruption. Work is in groups, the list of the (index, thing) pairs that are measured together.
+A row that is there stays: a call with other videos, threats or corruptions adds its own.
 """
 
 import json
@@ -27,9 +27,13 @@ MODEL_FAULT = "no finite numbers from the model"
 
 
 def rank_files(out: Path, stem: str) -> list[Path]:
-    """Return <stem>.jsonl and <stem>.rank<N>.jsonl of the folder, those that exist, in the order of ranks."""
+    """Return <stem>.jsonl and <stem>.rank<N>.jsonl, those that exist, in the order of ranks."""
     rank = re.compile(re.escape(stem) + r"(?:\.rank(\d+))?\.jsonl")
-    found = [(int(name[1] or 0), path) for path in out.glob("*.jsonl") if (name := rank.fullmatch(path.name))]
+    found = [
+        (int(name[1] or 0), path)
+        for path in out.glob("*.jsonl")
+        if (name := rank.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -44,6 +48,13 @@ def unfinished(
     """Return (the numbers of the groups that have not all their rows, the rows that are there).
 
     Rows of all ranks are put into out/<stem>.jsonl; a line that a kill cut is left out.
+
+    Args:
+        out: the folder.
+        stem: of the files.
+        column: names the entry of a row that its key has beside the video's index.
+        groups: what is asked for.
+        combine: of two rows of one key.
     """
     rows = _read(out, stem, column, combine)
     distributed.patient_barrier()  # every rank has read what the first is about to rewrite
@@ -64,8 +75,18 @@ def appending(out: Path, stem: str) -> Iterator[Callable[[Sequence[Row]], None]]
         yield append
 
 
-def merged(out: Path, stem: str, column: str, groups: Sequence[Group], *, combine: Combine = earlier) -> list[Row]:
-    """Return all ranks' rows of the groups, in their order; in one file, behind those of other calls."""
+def merged(
+    out: Path, stem: str, column: str, groups: Sequence[Group], *, combine: Combine = earlier
+) -> list[Row]:
+    """Return all ranks' rows of the groups, in order, and put all rows into one file.
+
+    Args:
+        out: the folder.
+        stem: of the files.
+        column: names the entry of a row that its key has beside the video's index.
+        groups: what is asked for; rows of other calls come before theirs.
+        combine: of two rows of one key.
+    """
     distributed.patient_barrier()  # every rank has written
     found = _read(out, stem, column, combine)
     rows = [found[key] for group in groups for key in group]
@@ -82,29 +103,47 @@ def suffix() -> str:
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:
     """Return why videos do not decode, each reason once."""
-    return list(dict.fromkeys(row["error"] for row in rows if row.get("error") and MODEL_FAULT not in row["error"]))
+    return list(
+        dict.fromkeys(
+            row["error"] for row in rows if row.get("error") and MODEL_FAULT not in row["error"]
+        )
+    )
 
 
 def model_faults(rows: Sequence[Row]) -> list[str]:
     """Return a warning, or none, of videos on which the model gives no finite numbers."""
-    lost = {row.get("index", row["uid"]): row["error"] for row in rows if MODEL_FAULT in (row.get("error") or "")}
+    lost = {
+        row.get("index", row["uid"]): row["error"]
+        for row in rows
+        if MODEL_FAULT in (row.get("error") or "")
+    }
     if not lost:
         return []
     n = len({row.get("index", row.get("uid")) for row in rows})
-    return [f"{len(lost)} of {n} videos count as wrong, as the model gives NaN or infinity on them; the first: "
-            f"{next(iter(lost.values()))}"]  # fmt: skip
+    return [
+        f"{len(lost)} of {n} videos count as wrong, as the model gives NaN or infinity on them; "
+        f"the first: {next(iter(lost.values()))}"
+    ]
 
 
 def fault(uid: str, reason: str) -> str:
-    """Return the error of a row whose video decodes, and on which the model gives no finite numbers."""
+    """Return the error of a row whose video decodes, and whose numbers are not finite."""
     return f"{uid}: {MODEL_FAULT}: {reason}"
 
 
 def require_label(uid: str, label: int, classes: int) -> None:
-    """Raise UserError for the label of a video that the model has no logit for."""
+    """Raise UserError for a label that the model has no logit for.
+
+    Args:
+        uid: of the video.
+        label: its class.
+        classes: how many logits there are.
+    """
     if not 0 <= label < classes:
-        raise UserError(f"label={label} of {uid}: the model has classes 0 to {classes - 1}; leave the video out, or "
-                        "take a model of these classes")  # fmt: skip
+        raise UserError(
+            f"label={label} of {uid}: the model has classes 0 to {classes - 1}; leave the video "
+            "out, or take a model of these classes"
+        )
 
 
 def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]:

@@ -116,19 +116,22 @@ def measure_sensitivity(
 ) -> dict[str, Any]:
     """Return what a summary says of how a backbone's representation gives way, at each Linf budget.
 
-    Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published (Petrov and
-    Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Clips on which logits, representation or
-    gradient are NaN or infinite are left out, and `warnings` says how many.
+    Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published
+    (Petrov and Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Clips on
+    which logits, representation or gradient are NaN or infinite are left out, and `warnings` says
+    how many.
 
     Args:
         backbone: in evaluation mode.
         classify: logits, for the steepness of their cross-entropy.
-        clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being another's neighbour.
+        clips: (x (B, C, T, H, W), labels (B,)) in batches, every sample a candidate for being
+            another's neighbour.
         eps: budgets, small to large.
         seed: of the random starts.
 
     Raises:
-        UserError: for what is no logits, labels out of range, and fewer than two clips with finite numbers.
+        UserError: for what is no logits, labels out of range, and fewer than two clips with finite
+            numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     clips, steep, lost = _sound(backbone, classify, clips)
@@ -153,14 +156,22 @@ def measure_sensitivity(
             "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
             "cka": cka_by_layer(layers, attacked_layers),
         })  # fmt: skip
-    found = {"n": sum(len(x) for x, _ in clips), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
-    return found | {"warnings": [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]} if lost else found
+    found = {
+        "n": sum(len(x) for x, _ in clips),
+        "gradient_norm": float(torch.cat(steep).median()),
+        "budgets": budgets,
+    }
+    return (
+        found | {"warnings": [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]}
+        if lost
+        else found
+    )
 
 
 def _sound(
     backbone: Backbone, classify: Predict, clips: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], int]:
-    """Return (the clips of finite numbers, in batches; the gradient norm of each; how many were left out)."""
+    """Return (clips of finite numbers, in batches; gradient norms; how many were left out)."""
     kept, steep, lost = [], [], 0
     for x, labels in clips:
         with torch.no_grad():
@@ -169,7 +180,9 @@ def _sound(
                 require_classes(labels, logits.shape[1])
             except ValueError as error:
                 raise UserError(f"eval.sensitivity: {error}") from None
-            good = finite_logits(logits) & called(backbone, x, "the backbone").flatten(1).isfinite().all(1)
+            good = finite_logits(logits) & called(backbone, x, "the backbone").flatten(
+                1
+            ).isfinite().all(1)
         norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
         good &= norms.isfinite()
         lost += int((~good).sum())
@@ -180,7 +193,10 @@ def _sound(
             kept.append((x[good], labels[good]))
             steep.append(norms[good])
     if lost and sum(len(x) for x, _ in kept) < 2:
-        raise UserError(f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it to 0")
+        raise UserError(
+            f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; "
+            "set it to 0"
+        )
     return kept, steep, lost
 
 

@@ -131,13 +131,13 @@ def evaluate_shift(
     cfg: config.Config, predict: Predict, others: tuple[list[Record], Shared], test: list[Record], out: Path,
     device: torch.device, *, identity: str = "",
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Return what a summary says of `other_records`; None for none. Writes out/shift.jsonl, a row per video.
+    """Return what a summary says of `other_records`, or None; writes out/shift.jsonl.
 
     dataset, n, concepts; acc and ci95 on its videos, answered among the shared classes, the logits of a video's clips
-    averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed; warnings, if there are
-    some. Accuracies are fractions; a video that does not decode, or on which the model gives NaN, is wrong. Rows that
-    are there are read, and not made again, if they are of the same model, videos and protocol
-    (out/shift.identity.json).
+    averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed;
+    warnings, if there are some. Accuracies are fractions; a video that does not decode, or on which
+    the model gives NaN, is wrong. Rows that are there are read, and not made again, if they are of
+    the same model, videos and protocol (out/shift.identity.json).
 
     Args:
         cfg: its data, eval.shift and eval options.
@@ -149,7 +149,8 @@ def evaluate_shift(
         identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
 
     Raises:
-        UserError: for a folder of something else, and for a model of fewer classes than the data set.
+        UserError: for a folder of something else, and for a model of fewer classes than the data
+            set.
     """
     records, shared = others
     if not records:
@@ -157,10 +158,16 @@ def evaluate_shift(
     own = [replace(record, label=shared.own[record.label]) for record in test if record.label in shared.own]
     path = out / "shift.jsonl"
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
-    own_folder(out, "shift", {
-        "model": identify_model(predict, dataset, device, identity), "videos": records_sha(records + own),
-        "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
-    }, all_ranks=False)  # fmt: skip
+    own_folder(
+        out,
+        "shift",
+        {
+            "model": identify_model(predict, dataset, device, identity),
+            "videos": records_sha(records + own),
+            "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
+        },
+        all_ranks=False,
+    )
     if not path.is_file():
         log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
         bounded = MicroBatches(predict, cfg.eval.batch_size)
@@ -197,8 +204,10 @@ def _rows(
                        title="shift")  # fmt: skip
     logits = found.features
     if max(shared.own) >= logits.shape[-1]:
-        raise UserError(f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, and the model "
-                        f"gives {logits.shape[-1]} logits; take a model of the data set's classes")  # fmt: skip
+        raise UserError(
+            f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, and the "
+            f"model gives {logits.shape[-1]} logits; take a model of the data set's classes"
+        )
     answers = among(logits.mean(1), shared.own, len(shared.concepts)).tolist()
     finite = finite_logits(logits.flatten(0, 1)).view(logits.shape[:2]).all(1).tolist()
     index = found.index.tolist()
