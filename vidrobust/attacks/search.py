@@ -80,8 +80,7 @@ class Search:
         with numbered(self.rows):
             value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
         self._begun(gradient)
-        # in Linf a step along NaN stands still, as the sign of NaN is 0: later losses do not show
-        # it
+        # in Linf a step along NaN stands still, as its sign is 0: later losses do not show it
         self._lost[self.rows] |= value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
         if keep:
             self._keep(x_adv, value, level)

@@ -150,10 +150,9 @@ def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *,
 
     standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5 restarts and APGD-T
     5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts, Square, APGD-T and FAB-T
-    (9 targets each).
-    rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard, then APGD-CE on parts
-    of a dense threat: flicker, tube, a quarter of the frames, one frame. FAB is not defined for
-    l2_frame, DLR not for two classes.
+    (9 targets each). rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard,
+    then APGD-CE on parts of a dense threat: flicker, tube, a quarter of the frames, one frame. FAB
+    is not defined for l2_frame, DLR not for two classes.
 
     Args:
         version: standard, plus, rand or video.
@@ -343,9 +342,8 @@ def autoattack(
     """Return the worst clips that AutoAttack finds (Croce and Hein, ICML 2020), shaped as x.
 
     `worst_case` with the steps of `suite_steps` also returns which attack broke what, and what it
-    cost. Doubts are
-    Python warnings: those of `self_checks`, and black-box attacks that broke what white-box attacks
-    left.
+    cost. Doubts are Python warnings: those of `self_checks`, and black-box attacks that broke what
+    white-box attacks left.
 
     Args:
         predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode.
