@@ -471,6 +471,22 @@ def test_a_broken_sample_shrinks_the_ball_of_fmn_by_gamma(monkeypatch, steps):
         assert radii[1] == pytest.approx(0.1 * (1 + gamma) * (1 - second), rel=1e-4)
 
 
+def test_the_radius_of_fmn_changes_by_a_fiftieth_of_gamma_at_the_end(monkeypatch):
+    radii, real = [], Ball.with_eps
+
+    def with_eps(self, eps):
+        radii.append(float(eps[0]))
+        return real(self, eps)
+
+    monkeypatch.setattr(Ball, "with_eps", with_eps)
+    x = torch.full((1, 1, 1, 8, 8), 0.5)
+    fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=40)
+    for step in (10, 20, 30, 39):
+        gamma = 0.05 * (0.02 + 0.98 * (1 + math.cos(math.pi * step / 40)) / 2)
+        change = abs(radii[step] / radii[step - 1] - 1)
+        assert change == pytest.approx(gamma, abs=2e-5)
+
+
 @pytest.mark.parametrize(
     ("breaks", "weights"),
     [(False, [1, 10, 100, 1000, 10000, 100000]), (True, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125])],
