@@ -1,4 +1,4 @@
-"""Threat strings of a fuzzer: each is refused in one line, or is what it is written as, and can be attacked."""
+"""Threat strings of a fuzzer: refused in one line, or read as they are written and attacked."""
 
 import pytest
 import torch

@@ -281,7 +281,7 @@ def test_the_slant_of_rain_is_one_per_video_of_up_to_ten_pixels_either_way(monke
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_rain_leans_the_way_of_its_slant_and_begins_beyond_the_edge_it_leans_from(monkeypatch, sign):
+def test_rain_leans_as_its_slant_and_begins_beyond_the_edge_it_leans_from(monkeypatch, sign):
     """Upper ends lie from -slant to the width, or from 0 to the width and the slant."""
     seed = next(s for s in range(200) if sign * int(rng(s).integers(-10, 11)) >= 8)
     lines = np.concatenate(_drawn_lines(monkeypatch, 3, seed, frames=12))

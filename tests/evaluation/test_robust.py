@@ -379,3 +379,15 @@ def test_labels_that_the_model_has_no_logit_for_are_refused(root, tmp_path, labe
 def test_what_is_no_classifier_of_clips_is_refused_in_a_line(root, tmp_path, wrap, told):
     with pytest.raises(UserError, match=told):
         _run(root, tmp_path, net=wrap(_net()))
+
+
+def test_a_model_that_writes_past_autograd_is_refused_of_clean_clips(root, tmp_path):
+    """Nothing is attacked at a budget of 0."""
+    net = _net()
+
+    def predict(x):
+        x.data.mul_(0.5)
+        return net(x)
+
+    with pytest.raises(UserError, match="writes into its input"):
+        _run(root, tmp_path, net=predict, threats=THREATS[:1])

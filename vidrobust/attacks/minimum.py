@@ -62,8 +62,8 @@ class Smallest(Search):
 
         There is one per other class: its logit less that of y, (n,), and the gradient of this,
         shaped as delta. The nearest has the smallest ratio of the two, in the dual norm (Croce and
-        Hein 2020, FAB, section 3). Costs a forward pass and K - 1 backward passes; two gradients are
-        held at a time. Raises as `gradient` does.
+        Hein 2020, FAB, section 3). Costs a forward pass and K - 1 backward passes; two gradients
+        are held at a time. Raises as `gradient` does.
         """
         assert isinstance(self._goal, Misclassify)
         goal, x_adv = self._goal, self.ball.apply(delta)

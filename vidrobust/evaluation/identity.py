@@ -79,9 +79,7 @@ def _outputs(predict: Predict, dataset: Dataset, device: torch.device) -> list[f
                 torch.as_tensor(predict(clip.clone())).flatten()[:_OUTPUTS].tolist()
                 for _ in range(2)
             )
-        except (
-            Exception
-        ) as error:  # whatever a model raises; where there is work to do, it raises it again
+        except Exception as error:  # whatever a model raises; work that is to do raises it again
             log.warning(
                 f"the model fails on a clip of random pixels, which would recognise it: {error!r}"
             )

@@ -294,7 +294,7 @@ def _attack_family(
 def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
     """Return (predictions (B,), K). Raises BadSamples for NaN, UserError for no logits."""
     try:
-        logits = checked_output(called(unit.predict, x), len(x))
+        logits = checked_output(called(unit.predict, x, compare=True), len(x))
     except BadSamples:
         raise
     except ValueError as error:
