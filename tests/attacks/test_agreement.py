@@ -5,6 +5,7 @@ Robust accuracy is theirs to within one sample in 200, or lower.
 
 import pytest
 import torch
+from torch import nn
 
 from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import (
@@ -14,6 +15,7 @@ from vidrobust.attacks import (
     attack_step,
     contains,
     cw,
+    fab,
     fab_t,
     fgsm,
     fmn,
@@ -73,6 +75,71 @@ def test_fab_t(problem, norm):
                                  n_target_classes=5)  # fmt: skip
     ours = fab_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded())
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
+
+
+@pytest.fixture(scope="module")
+def bent():
+    """A deeper net of ten classes: the nearest boundary is often not the runner-up's."""
+    torch.manual_seed(0)
+    wide = [layer for _ in range(2) for layer in (nn.ReLU(), nn.Linear(64, 64))]
+    net = nn.Sequential(nn.Flatten(1), nn.Linear(192, 64), *wide, nn.ReLU(), nn.Linear(64, 10))
+    for layer in net.eval().requires_grad_(False):
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0, 2 * (2 / layer.in_features) ** 0.5)
+    return (net, *labelled(net, (60, 3, 8, 8)))
+
+
+LARGE = {"linf": 1.0, "l2": 20.0, "l1": 300.0}  # everything is within
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_is_as_close_as_the_published_untargeted_one(bent, norm):
+    fab_pt = pytest.importorskip("pyautoattack.fab_pt")
+    net, x, y = bent
+    large = ThreatModel(norm, LARGE[norm])
+    published = fab_pt.FABAttack_PT(
+        net,
+        norm=NORMS[norm][0],
+        n_restarts=1,
+        n_iter=30,
+        eps=LARGE[norm],
+        seed=0,
+        targeted=False,
+        device="cpu",
+    ).attack_single_run(x, y)
+    ours = fab(loss_of(net, y, score="margin"), x, large, steps=30)
+    mine, other = measure(large, x, ours), measure(large, x, published)
+    assert accuracy(net, ours, y) == accuracy(net, published, y) == 0
+    assert mine.median() <= 1.015 * other.median()
+    assert mine.mean() <= 1.005 * other.mean()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fab_with_restarts_breaks_what_the_published_one_does(bent, norm):
+    fab_pt = pytest.importorskip("pyautoattack.fab_pt")
+    net, x, y = bent
+    eps = {"linf": 2 / 255, "l2": 0.08, "l1": 0.5}[norm]
+    published = fab_pt.FABAttack_PT(
+        net,
+        norm=NORMS[norm][0],
+        n_restarts=3,
+        n_iter=20,
+        eps=eps,
+        seed=0,
+        targeted=False,
+        device="cpu",
+    ).perturb(x, y)
+    ours = fab(
+        loss_of(net, y, score="margin"),
+        x,
+        ThreatModel(norm, eps),
+        steps=20,
+        restarts=3,
+        minimal=False,
+        generator=seeded(),
+    )
+    assert 0.05 < accuracy(net, published, y) < 0.95
+    assert accuracy(net, ours, y) <= accuracy(net, published, y) + 1 / 60 + 1e-6
 
 
 @pytest.mark.parametrize("norm", NORMS)

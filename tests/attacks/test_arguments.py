@@ -1,6 +1,15 @@
 import pytest
 import torch
 
+from tests.attacks.models import labelled, small_net
+from vidrobust.attacks import (
+    ATTACKS,
+    Misclassify,
+    attack_step,
+    autoattack,
+    parse_threat,
+    worst_case,
+)
 from vidrobust.attacks.arguments import at_least_one, drawn
 
 
@@ -18,3 +27,68 @@ def test_draws_follow_the_generator_and_are_as_the_tensor_is():
     expected = torch.rand(4)
     torch.manual_seed(5)
     assert torch.equal(drawn(torch.rand, (4,), torch.empty(1), None), expected)
+
+
+@pytest.mark.parametrize("count", [2.5, True, "3", None])
+def test_counts_that_are_no_whole_numbers_are_refused(count):
+    with pytest.raises(ValueError, match=f"steps={count}: must be a whole number, at least 1"):
+        at_least_one(steps=count)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("apgd-t", "targets", 0),
+        ("fab-t", "targets", -1),
+        ("fab-t", "targets", 2.5),
+        ("fmn", "alpha", -1),
+        ("fmn", "alpha", 0),
+        ("fmn", "gamma", -0.1),
+        ("fmn", "gamma", 1.5),
+        ("fab", "eta", 0.5),
+        ("fab-t", "eta", 0.5),
+        ("fab", "alpha_max", -0.1),
+        ("fab", "beta", 1.5),
+        ("fab", "restarts", 0),
+        ("apgd-ce", "rho", -0.1),
+        ("apgd-t", "rho", 2),
+        ("mim", "momentum", -1),
+        ("cw", "confidence", -1),
+        ("square", "p_init", 0),
+        ("square", "p_init", 1.5),
+        ("square", "queries", 0),
+        ("nes", "sigma", 0),
+        ("nes", "step_size", -1),
+        ("nes", "momentum", 1),
+        ("geo-trap", "probe", 0),
+        ("geo-trap", "explore", 0),
+        ("geo-trap", "rate", 0),
+        ("geo-trap", "step_size", -1),
+        ("temporal-translation", "shift", -1),
+        ("temporal-translation", "shift", 1.5),
+        ("sparse", "lam", -1),
+        ("flicker", "lam", -1),
+        ("flicker", "beta", -1),
+        ("pgd", "step_size", float("nan")),
+        ("pgd", "step_size", float("inf")),
+        ("pgd", "steps", 2.5),
+    ],
+)
+def test_arguments_that_attack_nothing_are_refused_by_name_and_value(name, option, value):
+    net = small_net()
+    x, y = labelled(net, (2, 3, 4, 12, 12))
+    threat = parse_threat("flicker-linf-4/255" if name == "flicker" else "l2-1")
+    loss = Misclassify(net, y, "margin" if name in ("fab", "fmn", "cw") else "ce")
+    with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
+        ATTACKS[name](loss, x, threat, **{option: value})
+    with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
+        worst_case(net, x, y, threat, [attack_step(name, **{option: value})])
+
+
+@pytest.mark.parametrize("name", ["batch_size", "checks"])
+@pytest.mark.parametrize("value", [-1, 2.5, True])
+def test_batches_and_checks_are_whole_numbers(name, value):
+    net = small_net()
+    x, y = labelled(net, (2, 3, 4, 12, 12))
+    with pytest.raises(ValueError, match=f"{name}={value}: must be a whole number, 0 or more"):
+        autoattack(net, x, y, parse_threat("linf-1/255"), **{name: value})

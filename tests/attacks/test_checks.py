@@ -1,11 +1,23 @@
 """Models that look robust for the wrong reasons are told."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from tests.attacks.models import labelled, seeded, small_net
-from vidrobust.attacks import ThreatModel, self_checks, weak_white_box
+from vidrobust.attacks import (
+    ThreatModel,
+    attack_step,
+    autoattack,
+    self_checks,
+    suite_steps,
+    weak_white_box,
+    worst_case,
+)
+from vidrobust.evaluation import MicroBatches
 
 THREAT = ThreatModel("linf", 2 / 255)
 
@@ -83,3 +95,112 @@ def test_a_suite_whose_black_box_or_parts_break_more_is_weak():
     assert weak_white_box(["apgd-ce"] * 99 + ["square"], black, parts) == []
     found = weak_white_box(["apgd-tube"] * 3 + [None] * 10, black, parts)
     assert len(found) == 1 and "parts of the threat broke 3 of 13" in found[0]
+
+
+def _normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm3d(3), *small_net())
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 2, 3, 5])
+def test_norms_in_training_mode_are_reported_at_every_batch_size(problem, batch_size):
+    _, x, _ = problem
+    net = _normed().train()
+    y = copy.deepcopy(net)(x).argmax(1)
+    with pytest.warns(UserWarning, match="norms are in training mode; call eval"):
+        autoattack(
+            lambda v: net(v), x, y, THREAT, effort=0.02, batch_size=batch_size, generator=seeded()
+        )
+    bounded = MicroBatches(lambda v: net(v), batch_size or 12)
+    found = self_checks(bounded, x, y, THREAT, batch_size=batch_size, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_norms_in_training_mode_are_reported_of_few_clips(problem, n):
+    _, x, _ = problem
+    net = _normed().train()
+    y = copy.deepcopy(net)(x[:n]).argmax(1)
+    found = self_checks(net, x[:n], y, THREAT, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in found)
+
+
+def test_a_norm_that_needs_more_than_one_value_is_one_in_training_mode(problem):
+    net = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 4 * 144, 6), nn.BatchNorm1d(6)).train()
+    _, x, _ = problem
+    found = self_checks(net, x[:3], net(x[:3]).argmax(1), THREAT, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_norms_in_eval_mode_have_nothing_said_against_them(problem, batch_size):
+    _, x, _ = problem
+    net = _normed().eval()
+    y = net(x).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        autoattack(net, x, y, THREAT, effort=0.02, batch_size=batch_size, generator=seeded())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 0])
+def test_clips_that_are_wrong_from_the_start_are_passed_over(problem, batch_size):
+    net, x, y = problem
+    y = torch.cat([(y[:3] + 1) % 6, y[3:]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        autoattack(
+            net, x, y, THREAT, effort=0.02, batch_size=batch_size, checks=2, generator=seeded()
+        )
+    with pytest.warns(UserWarning, match="none of 12 clips is classified right"):
+        autoattack(net, x, (net(x).argmax(1) + 1) % 6, THREAT, effort=0.02, batch_size=batch_size)
+
+
+def test_single_clips_are_checked_by_attacks_as_a_batch_is(problem):
+    """Vanished gradients of models that are attacked clip by clip."""
+    net, x, _ = problem
+    flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
+    y = flat(x).argmax(1)
+    for batch_size in (0, 1, 5):
+        found = self_checks(flat, x, y, THREAT, batch_size=batch_size, generator=seeded())
+        assert any("the gradient is 0 for 12 of 12 clips" in line for line in found)
+        assert any("right at a budget that allows any clip, above chance" in line for line in found)
+
+
+def _blind(problem):
+    """A model whose gradients vanish: Square breaks what no white-box attack does."""
+    net, x, _ = problem
+    predict = lambda v: net((v * 30).round() / 30 + 0 * v)  # noqa: E731
+    return predict, x, predict(x).argmax(1)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is 0")
+@pytest.mark.parametrize("batch_size", [0, 1, 5])
+def test_autoattack_warns_that_square_broke_what_the_others_left(problem, batch_size):
+    predict, x, y = _blind(problem)
+    with pytest.warns(
+        UserWarning, match="black-box attacks broke .* that the white-box attacks before them left"
+    ):
+        autoattack(
+            predict,
+            x,
+            y,
+            ThreatModel("linf", 6 / 255),
+            effort=0.05,
+            batch_size=batch_size,
+            checks=0,
+            generator=seeded(),
+        )
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is 0")
+def test_worst_case_warns_that_square_broke_what_the_others_left_unless_it_ran_alone(problem):
+    predict, x, y = _blind(problem)
+    threat = ThreatModel("linf", 6 / 255)
+    steps = suite_steps("standard", threat, 4, 6, effort=0.05)
+    with pytest.warns(UserWarning, match="black-box attacks broke"):
+        worst_case(predict, x, y, threat, steps, generator=seeded())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        worst_case(predict, x, y, threat, [attack_step("square", queries=250)], generator=seeded())
+        worst_case(predict, x, y, threat, steps, warn=False, generator=seeded())
+    assert not [w for w in seen if "black-box" in str(w.message)]

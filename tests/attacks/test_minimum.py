@@ -14,12 +14,16 @@ from vidrobust.attacks import (
     contains,
     cw,
     fab,
+    fab_t,
     fmn,
     measure,
+    toward,
     worst_case,
 )
 from vidrobust.attacks.minimum import widened
+from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.threat import parse_threat
+from vidrobust.evaluation import MicroBatches
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +98,77 @@ def test_widened_changes_fill_the_budget_and_stay_in_it(problem, name):
     ratio = (wide - x)[1:] / (found - x)[1:]
     assert (ratio[(found - x)[1:].abs() > 1e-4] > 1).all()  # along itself
     assert torch.equal(widened(threat, x, x), x)
+
+
+def test_fab_goes_to_the_nearest_of_all_boundaries_and_not_to_the_likeliest_class():
+    """Class 1 is the runner-up, and far away; class 2 has a lower logit and a steep slope."""
+    weight = torch.tensor([[0.0], [0.1], [1.0]])
+    bias = torch.tensor([0.0, -0.05, -0.2])
+    net = lambda v: (v.flatten(1).mean(1, keepdim=True) - 0.5) @ weight.T + bias  # noqa: E731
+    x, y = torch.full((1, 3, 2, 4, 4), 0.5), torch.zeros(1, dtype=torch.long)
+    threat = ThreatModel("linf", 0.5)
+    found = fab(Misclassify(net, y, "margin"), x, threat, steps=20)
+    assert measure(threat, x, found).item() == pytest.approx(0.2, rel=1e-2)
+    assert net(found).argmax(1).item() == 2
+    toward_the_likeliest = fab_t(Misclassify(net, y), x, threat, steps=1, targets=1)
+    assert (
+        torch.equal(toward_the_likeliest, x)
+        or measure(threat, x, toward_the_likeliest).item() > 0.4
+    )
+
+
+def test_fab_makes_a_backward_pass_per_other_class(problem):
+    net, x, y = problem
+    counted = Passes(net)
+    fab(
+        Misclassify(counted, y, "margin"),
+        x,
+        ThreatModel("l2", 5.0),
+        steps=4,
+        restarts=2,
+        minimal=True,
+    )
+    assert (counted.forward, counted.backward) == (2 * 4 * 2 * 6, 2 * 4 * 5 * 6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linf-0.1",
+        "tube-linf-0.1",
+        "flicker-l2-5",
+        "frames2-l1-200",
+        "border2-l2-5",
+        "patch6-linf-1",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 4, 99])
+def test_fab_through_bounded_batches_finds_what_it_finds_without(problem, name, size):
+    net, x, y = problem
+    threat = parse_threat(name)
+    found = fab(Misclassify(net, y, "margin"), x, threat, steps=8)
+    assert contains(threat, x, found).all()
+    bounded = fab(Misclassify(MicroBatches(net, size), y, "margin"), x, threat, steps=8)
+    assert torch.allclose(found, bounded, atol=1e-5)
+
+
+def test_fab_toward_a_class_that_is_named_has_one_boundary_and_one_gradient(problem):
+    net, x, y = problem
+    counted, threat = Passes(net), ThreatModel("l2", 5.0)
+    found = fab(Misclassify(counted, y, toward((y + 1) % 6)), x, threat, steps=30)
+    assert counted.forward == 2 * counted.backward == 2 * 30 * 6
+    assert (net(found).argmax(1) != y).all()
+
+
+def test_fab_names_samples_of_nan_gradients(problem):
+    net, x, y = problem
+
+    def predict(v):
+        logits = net(v)
+        root = (v[:, 0, 0, 0, 0] - x[:, 0, 0, 0, 0]).abs().sqrt()
+        return torch.cat([logits[:, :5], logits[:, 5:] + 0 * root.unsqueeze(1)], 1)
+
+    with pytest.raises(
+        ValueError, match=r"gradient of samples \[0, 1, 2, 3, 4, 5\] is NaN or infinite"
+    ):
+        fab(Misclassify(predict, y, "margin"), x, ThreatModel("l2", 5.0), steps=3)

@@ -219,3 +219,31 @@ def test_kinds_are_names_without_budgets():
         threat = parse_threat(name)
         assert parse_threat(str(threat)) == threat and str(threat).startswith(threat.kind + "-")
     assert parse_threat("frames2@0+5-l1-1e-5").kind == "frames2@0+5-l1"
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 0, 1), (2, 2)])
+def test_a_frame_that_is_listed_twice_is_no_frame_more(place):
+    """It would be perturbed twice, by up to twice the budget."""
+    for k in {len(place), len(set(place))}:
+        with pytest.raises(ValueError, match="frames take k different frame numbers"):
+            ThreatModel("linf", 0.1, "frames", k, place)
+        with pytest.raises(ValueError, match="frames take k different frame numbers"):
+            parse_threat(f"frames{k}@{'+'.join(map(str, place))}-linf-0.1")
+
+
+@pytest.mark.parametrize("norm", ["l2", "l2_frame", "l1"])
+@pytest.mark.parametrize("eps", ["1e39", "1e19", "1e300", "9e307/1e-5"])
+def test_budgets_beyond_float32_are_refused_in_one_line(norm, eps):
+    with pytest.raises(ValueError, match="eps=") as raised:
+        parse_threat(f"{norm}-{eps}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l2_frame", "l1"])
+@pytest.mark.parametrize("eps", [1e18, 1e9, 1e-12, 1e-30])
+def test_the_largest_and_the_smallest_budgets_are_attacked(norm, eps):
+    from vidrobust.attacks import pgd
+
+    x, threat = torch.rand(2, 3, 2, 4, 4), ThreatModel(norm, eps)
+    found = pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=3)
+    assert contains(threat, x, found).all()

@@ -158,6 +158,35 @@ def test_a_video_that_does_not_decode_is_wrong_and_told(clips):
     assert table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
 
 
+def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_decode(clips):
+    records, out = clips
+    clip = eval_dataset(CFG, records, 1)[0, 1]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
+
+    def predict(x):
+        hit = (x[:, :, 0] - clip[:, :, 0]).abs().flatten(1).amax(1) < 1e-3
+        return torch.where(hit.unsqueeze(1), torch.nan, torch.tensor([[1.0, 0.0]]))
+
+    rows = _rows(records, out, predict, [])
+    table = bias_table(rows, CLASSES)
+    assert [row["predicted"] for row in rows] == [0, None, 0, 0]
+    assert table["views"]["clean"]["acc"] == 0.25
+    assert table["failed"] == []
+    assert table["warnings"] == [
+        "1 of 4 videos count as wrong, as the model gives NaN or infinity on them; the first: "
+        f"{records[1].uid}: no finite numbers from the model: NaN or infinite logits as clean"
+    ]
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_the_model_has_no_logit_for_is_refused(clips, label):
+    records, out = clips
+    changed = [Record(records[0].uid, records[0].path, label), *records[1:]]
+    with pytest.raises(
+        UserError, match=f"label={label} of {records[0].uid}: the model has classes 0 to 1"
+    ):
+        _rows(changed, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), [])
+
+
 def test_conflicts_have_ones_shapes_and_the_others_colours():
     x, y = torch.zeros(2, 3, 1, 32, 32), torch.rand(2, 3, 1, 32, 32) * 0.5
     x[:, :, :, 8:24, 8:24] = 1  # a bright square

@@ -30,7 +30,14 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
     _claim(tmp_path, "eval.suite=pgd")
     (tmp_path / name).write_text("{}\n")
     (tmp_path / "inner").mkdir()
-    for kept in ("notes.txt", "inner/summary.json"):
+    others = (
+        "notes.txt",
+        "inner/summary.json",
+        "results_old.jsonl",
+        "results.rank1_old.jsonl",
+        "timing_old.jsonl",
+    )
+    for kept in others:
         (tmp_path / kept).write_text("x")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     with pytest.raises(UserError, match=r"of other options \(eval.suite, eval.threats\); set eval.name=NAME"):
@@ -39,7 +46,9 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
         _claim(tmp_path, "eval.suite=pgd", state=STATE | {"step": 4})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
     _claim(tmp_path, "eval.suite=fmn", overwrite=True)  # its own files, and no one else's
-    assert sorted(p.name for p in tmp_path.rglob("*.*")) == [".lock", "identity.json", "notes.txt", "summary.json"]
+    left = sorted(p.name for p in tmp_path.rglob("*.*") if not p.name.endswith("_old.jsonl"))
+    assert left == [".lock", "identity.json", "notes.txt", "summary.json"]
+    assert all((tmp_path / kept).is_file() for kept in others)
     assert json.loads((tmp_path / "identity.json").read_text())["options"]["eval.suite"] == "fmn"
 
 

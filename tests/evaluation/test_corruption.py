@@ -8,7 +8,7 @@ import torch
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import config
 from vidrobust.corruptions import MissingEncoder
-from vidrobust.data import Corrupted, Failure
+from vidrobust.data import Corrupted, Failure, Record
 from vidrobust.engine import checkpoint
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
@@ -129,6 +129,71 @@ def test_the_logits_of_clips_are_averaged():
     found = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
     predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
     assert module._classify(predict, found, torch.device("cpu")) == [0, None]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_condition_of_nan_logits_has_no_prediction_and_its_reason(value):
+    clips = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 1, 8, 8, 3)
+    found = Corrupted(0, [("clean", 0), ("fog", 1), ("fog", 2)], [clips, clips + 2, clips])
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [value, 1.0]])
+    predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
+    record = Record("a.avi", "/a.avi", 1)
+    answers = module._classify(predict, found, torch.device("cpu"), record)
+    assert answers == [1, None, 1]
+    clean, fog = module._rows(found, record, answers)
+    assert clean["error"] is None
+    assert (
+        fog["error"]
+        == "a.avi: no finite numbers from the model: NaN or infinite logits under fog at severity 1"
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_the_model_has_no_logit_for_is_refused(label):
+    clips = torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)
+    found = Corrupted(0, [("clean", 0)], [clips])
+    with pytest.raises(
+        UserError,
+        match=f"label={label} of a.avi: the model has classes 0 to 1; leave the video out",
+    ):
+        module._classify(
+            lambda x: torch.zeros(len(x), 2),
+            found,
+            torch.device("cpu"),
+            Record("a.avi", "/a", label),
+        )
+
+
+def test_outputs_that_are_no_logits_are_refused():
+    found = Corrupted(0, [("clean", 0)], [torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)])
+    with pytest.raises(UserError, match="give lambda x: model"):
+        module._classify(lambda x: (torch.zeros(len(x), 2),), found, torch.device("cpu"))
+
+
+def test_a_head_of_nan_is_reported_in_the_summary_and_no_class_is_right(
+    trained, tmp_path, monkeypatch
+):
+    """Features are sound, so that nothing before the head refuses the model."""
+    monkeypatch.setattr(
+        MODULE, "_classifier", lambda *_: lambda x: torch.full((len(x), 2), torch.nan)
+    )
+    words = ["eval.threats=[linf-1/255]", "eval.bias=[freeze]", "data.frames=2"]
+    summary = run(trained, tmp_path, *words)
+    assert (
+        summary["corruption"]["clean_acc"]
+        == summary["corruption"]["mpc"]
+        == summary["robust_acc"]
+        == 0
+    )
+    assert summary["bias"]["views"]["clean"]["acc"] == 0
+    told = [
+        line
+        for line in summary["warnings"]
+        if "count as wrong, as the model gives NaN or infinity" in line
+    ]
+    assert len(told) == 3, "attacks, corruptions and cues"
+    assert summary["failed"] == [], "every video decodes"
+    assert "the model gives NaN or infinity" in (tmp_path / "report.md").read_text()
 
 
 def test_clips_of_a_video_are_averaged(trained, tmp_path):

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vidrobust.config import Data
 from vidrobust.data import eval_dataset, source_videos, ucf101
 from vidrobust.errors import UserError
 from vidrobust.evaluation import Suite, evaluate_robust, robust_curve
-from vidrobust.evaluation.curve import median_norms, robust_to_all
+from vidrobust.evaluation.curve import median_norms, robust_to_all, suite_warnings
 from vidrobust.evaluation.robust import timings
 from vidrobust.evaluation.suite import families
 
@@ -239,3 +240,154 @@ def test_one_run_agrees_with_a_run_at_each_budget(root, tmp_path):
     each = robust_curve(_run(root, tmp_path / "each", threats=threats, suite=Suite("pgd", steps=40)), threats)
     assert [c["robust_acc"] for c in one] == [c["robust_acc"] for c in each]
     assert [c["robust_acc_uint8"] for c in one] == [c["robust_acc_uint8"] for c in each]
+
+
+def _clip(root, index):
+    records, _ = ucf101(root, "test", 1)
+    return eval_dataset(CFG, records, 1)[0, index]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
+
+
+def _is(x, clip):
+    """(B,) whether each is that clip, up to small changes."""
+    return (x - clip).abs().flatten(1).amax(1) < 8 / 255
+
+
+def _bad(kind, root, index):
+    """A model that gives no finite numbers on one video: at once, or under attack."""
+    net, clip = _net(), _clip(root, index)
+
+    def predict(x):
+        hit, logits = _is(x, clip), net(x)
+        moved = (x - clip).detach().abs().flatten(1).amax(1) > 1e-6
+        if kind == "logits":
+            return torch.where(hit.unsqueeze(1), torch.nan, logits)
+        if kind == "infinite":
+            return torch.where(hit.unsqueeze(1), torch.inf, logits)
+        if kind == "on the way":
+            return torch.where((hit & moved).unsqueeze(1), torch.nan, logits)
+        black = torch.where(hit, 0 * x[:, 0, 0, 0, 0], 1.0)
+        return logits + black.sqrt().unsqueeze(
+            1
+        )  # the gradient of a root at 0 is infinite, times 0
+
+    return predict
+
+
+def _right(root):
+    """A video that the model classifies right, in the middle of a batch of three."""
+    rows = [
+        index for index in (1, 4, 7) if int(_net()(_clip(root, index)).argmax(1)) == int(index >= 5)
+    ]
+    return rows[0]
+
+
+@pytest.mark.parametrize("suite", ["pgd", "autoattack", "fmn", "fab", "square"])
+@pytest.mark.parametrize("kind", ["logits", "infinite", "on the way", "gradient"])
+def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measured(
+    root, tmp_path, suite, kind
+):
+    index, threats = _right(root), [ThreatModel("linf", eps) for eps in (2.4 / 255, 4 / 255)]
+    options = {"threats": threats, "suite": Suite(suite, steps=3, queries=20, effort=0.03)}
+    if kind == "gradient" and suite == "square":
+        pytest.skip("Square takes no gradient")
+    rows = _run(root, tmp_path / "bad", net=_bad(kind, root, index), **options)
+    assert [row["index"] for row in rows] == [i for i in range(10) for _ in threats]
+    bad = [row for row in rows if row["error"]]
+    assert [row["index"] for row in bad] == [index, index]
+    records, _ = ucf101(root, "test", 1)
+    for row in bad:
+        assert row["error"].startswith(f"{records[index].uid}: no finite numbers from the model: ")
+        assert (row["killed_by"], row["robust"], row["clean_pred"]) == ("error", False, None)
+    sound = _run(root, tmp_path / "sound", **options)
+    clean = [(r["index"], r["clean_pred"], r["label"]) for r in sound if r["index"] != index]
+    assert [(r["index"], r["clean_pred"], r["label"]) for r in rows if r["index"] != index] == clean
+    said = suite_warnings(rows, robust_curve(rows, threats))
+    assert any(
+        "1 of 10 videos count as wrong, as the model gives NaN or infinity" in line for line in said
+    )
+
+
+def test_a_clip_without_finite_numbers_resumes_with_the_same_bytes(root, tmp_path):
+    index = _right(root)
+    _run(root, tmp_path / "whole", net=_bad("on the way", root, index), pictures=2)
+    lines = (tmp_path / "whole/results.jsonl").read_text().splitlines(keepends=True)
+    for kept in (0, 5, 13, 25):
+        cut = tmp_path / f"cut{kept}"
+        shutil.copytree(tmp_path / "whole", cut)
+        (cut / "results.jsonl").write_text("".join(lines[:kept]) + lines[kept][:9])
+        _run(root, cut, net=_bad("on the way", root, index), pictures=2)
+        assert (cut / "results.jsonl").read_text() == "".join(lines)
+        names = [
+            sorted(p.name for p in (folder / "clips").iterdir())
+            for folder in (tmp_path / "whole", cut)
+        ]
+        assert names[0] == names[1]
+        assert f"linf-{index:06d}.npz" not in names[0]
+
+
+def test_a_model_of_nan_has_no_video_right_and_a_warning(root, tmp_path):
+    rows = _run(root, tmp_path, net=lambda x: torch.full((len(x), 2), torch.nan))
+    curve = robust_curve(rows, THREATS)
+    assert [c["robust_acc"] for c in curve] == [0, 0, 0, 0]
+    assert all(row["clean_pred"] is None for row in rows)
+    assert any(
+        "10 of 10 videos count as wrong, as the model gives NaN" in s
+        for s in suite_warnings(rows, curve)
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "told"), [(-1, "label=-1 of"), (2, "label=2 of"), (99, "label=99 of")]
+)
+def test_labels_that_the_model_has_no_logit_for_are_refused(root, tmp_path, label, told):
+    records, _ = ucf101(root, "test", 1)
+    changed = [replace(records[0], label=label), *records[1:]]
+    with pytest.raises(
+        UserError,
+        match=f"{told} {records[0].uid}: the model has classes 0 to 1; leave the video out",
+    ):
+        evaluate_robust(
+            _net(),
+            eval_dataset(CFG, changed, 1),
+            [0, 1],
+            THREATS,
+            tmp_path,
+            suite=Suite("pgd", steps=2),
+            seed=0,
+            batch_size=2,
+            workers=0,
+            device=torch.device("cpu"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (
+            lambda net: lambda x: (net(x), None),
+            r"predict returns a tuple .*; give lambda x: model\(x\)\[0\]",
+        ),
+        (lambda net: lambda x: {"logits": net(x)}, r"give lambda x: model\(x\)\['logits'\]"),
+        (
+            lambda net: lambda x: net(x.sub_(0.1)),
+            r"writes into its input .*give lambda x: model\(x.clone\(\)\)",
+        ),
+        (lambda net: lambda x: net(x)[:, :1], "logits of 2 classes or more"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_classifier_of_clips_is_refused_in_a_line(root, tmp_path, wrap, told):
+    with pytest.raises(UserError, match=told):
+        _run(root, tmp_path, net=wrap(_net()))
+
+
+def test_a_model_that_writes_past_autograd_is_refused_of_clean_clips(root, tmp_path):
+    """Nothing is attacked at a budget of 0."""
+    net = _net()
+
+    def predict(x):
+        x.data.mul_(0.5)
+        return net(x)
+
+    with pytest.raises(UserError, match="writes into its input"):
+        _run(root, tmp_path, net=predict, threats=THREATS[:1])

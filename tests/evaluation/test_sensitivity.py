@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from vidrobust.attacks import ThreatModel
+from vidrobust.errors import UserError
 from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.sensitivity import (
     by_layer,
@@ -90,3 +91,42 @@ def test_a_summary_of_several_budgets():
         backbone, lambda v: head(backbone(v)), lambda: [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
     )
     assert alone["budgets"][0]["overlap_risk"] is None
+
+
+def _sensitivity(classify, clips):
+    backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
+    head = nn.Linear(backbone.dim, 3).requires_grad_(False)
+    return measure_sensitivity(
+        backbone, classify(lambda v: head(backbone(v))), lambda: clips, [0.01], seed=0
+    )
+
+
+def test_clips_without_finite_numbers_are_left_out_and_counted():
+    torch.manual_seed(0)
+    x, y = torch.rand(5, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1])
+    x[2, :, 0, 0, 0] = 0
+    black = lambda v: (v[:, 0, 0, 0, 0] == 0).unsqueeze(1)  # noqa: E731
+    nan = lambda net: lambda v: torch.where(black(v), torch.nan, net(v))  # noqa: E731
+    # the root of a black pixel has no finite gradient
+    steep = lambda net: lambda v: net(v) * (1 + v[:, :1, 0, 0, 0].sqrt())  # noqa: E731
+    for classify in (nan, steep):
+        found = _sensitivity(classify, [(x[:3], y[:3]), (x[3:], y[3:])])
+        assert found["n"] == 4
+        assert found["warnings"] == [
+            "sensitivity: 1 clips left out, no finite numbers from the model"
+        ]
+        assert all(
+            value == value for value in found["budgets"][0].values() if isinstance(value, float)
+        )
+        assert found["gradient_norm"] > 0
+    assert "warnings" not in _sensitivity(lambda net: net, [(x, y)])
+
+
+def test_no_finite_clip_labels_out_of_range_and_no_logits_are_refused():
+    x, y = torch.rand(3, 3, 1, 16, 16), torch.tensor([0, 1, 2])
+    with pytest.raises(UserError, match="3 have no finite numbers from the model; set it to 0"):
+        _sensitivity(lambda net: lambda v: net(v) * torch.nan, [(x, y)])
+    with pytest.raises(UserError, match="labels span -1 to 1; the model has classes 0 to 2"):
+        _sensitivity(lambda net: net, [(x, y - 1)])
+    with pytest.raises(UserError, match=r"give lambda x: model\(x\)\[0\]"):
+        _sensitivity(lambda net: lambda v: (net(v),), [(x, y)])

@@ -92,6 +92,40 @@ def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets
     assert "5 videos of the 2 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
 
 
+def _measure(cfg, out, predict, others=None):
+    test, classes = build_records(cfg.data, "test")
+    out.mkdir(exist_ok=True)
+    return evaluate_shift(
+        cfg, predict, others or other_records(cfg, classes), test, out, torch.device("cpu")
+    )
+
+
+def test_rows_of_another_model_or_data_set_are_refused(sets, tmp_path):
+    cfg, weight = _cfg(sets), torch.tensor([[1.0, 9]])
+    found = _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1))
+    assert _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1)) == found
+    with pytest.raises(
+        UserError, match="shift.jsonl holds rows of another model; choose another folder, or delete"
+    ):
+        _measure(cfg, tmp_path / "out", lambda x: -weight.expand(len(x), -1))
+    (sets[1] / "beta/0.avi").unlink()
+    with pytest.raises(UserError, match="shift.jsonl holds rows of another list of videos"):
+        _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1))
+
+
+def test_a_video_of_nan_logits_is_wrong_and_warned_of(sets, tmp_path):
+    found = _measure(_cfg(sets), tmp_path / "out", lambda x: torch.full((len(x), 2), torch.nan))
+    assert (found["acc"], found["own_acc"], found["failed"]) == (0, 0, [])
+    assert "9 of 9 videos count as wrong, as the model gives NaN" in found["warnings"][0]
+
+
+def test_a_model_of_fewer_classes_is_refused(sets, tmp_path):
+    with pytest.raises(
+        UserError, match="class 1 is shared, and the model gives 1 logits; take a model of the data"
+    ):
+        _measure(_cfg(sets), tmp_path / "out", lambda x: torch.zeros(len(x), 1))
+
+
 def test_none_is_measured_where_none_is_named(sets):
     cfg = config.loads("", tiny(f"data.root={sets[0]}"))
     assert other_records(cfg, ["Alpha"])[0] == []

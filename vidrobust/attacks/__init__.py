@@ -14,10 +14,24 @@ from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
 from vidrobust.attacks.checks import self_checks, weak_white_box
 from vidrobust.attacks.gradient import fgsm, mim, pgd
-from vidrobust.attacks.losses import SCORES, Loss, Misclassify, Predict, dlr_toward, eot, rounded, toward
+from vidrobust.attacks.losses import (
+    SCORES,
+    Loss,
+    Misclassify,
+    Predict,
+    checked_logits,
+    dlr_toward,
+    eot,
+    finite_logits,
+    require_classes,
+    rounded,
+    toward,
+)
 from vidrobust.attacks.minimum import cw, fab, fab_t, fmn
+from vidrobust.attacks.outputs import BadSamples, as_tensor, called, checked_output, numbered
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
+from vidrobust.attacks.reach import reachable_modules
 from vidrobust.attacks.representation import impersonate, own_loss, pull_toward, push_away
 from vidrobust.attacks.square import square
 from vidrobust.attacks.suite import (
@@ -46,10 +60,13 @@ from vidrobust.attacks.video import (
 )
 
 __all__ = [
-    "ATTACKS", "BLACK_BOX", "MINIMUM_NORM", "SCORES", "VERSIONS", "Ball", "Loss", "Misclassify", "Outcome", "Passes",
-    "Predict", "Step", "ThreatModel", "apgd", "apgd_t", "apply_universal", "attack_step", "autoattack", "contains",
-    "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate",
-    "make_ball", "measure", "mim", "nes", "one_frame", "own_loss", "parse_threat", "pgd", "project", "pull_toward",
-    "push_away", "roa", "rounded", "rounds_away", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
+    "ATTACKS", "BLACK_BOX", "MINIMUM_NORM", "SCORES", "VERSIONS", "BadSamples", "Ball", "Loss",
+    "Misclassify", "Outcome", "Passes", "Predict", "Step", "ThreatModel", "apgd", "apgd_t",
+    "apply_universal", "as_tensor", "attack_step", "autoattack", "called", "checked_logits",
+    "checked_output", "contains", "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm",
+    "finite_logits", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
+    "measure", "mim", "nes", "numbered", "one_frame", "own_loss", "parse_threat", "pgd", "project",
+    "pull_toward", "push_away", "reachable_modules", "require_classes", "roa", "rounded",
+    "rounds_away", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
     "temporal_translation", "toward", "universal", "weak_white_box", "worst_case",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import at_least_one
+from vidrobust.attacks.arguments import at_least_one, between
 from vidrobust.attacks.losses import Loss, Misclassify, Score, dlr_toward, toward
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -32,6 +32,7 @@ def apgd(
     `pgd` does.
     """
     at_least_one(steps=steps, restarts=restarts)
+    between(0, 1, rho=rho)
     search = Search(loss, x, threat, generator)
     for _ in range(restarts):
         if not search.begin():
@@ -56,7 +57,8 @@ def apgd_t(
     The score of `loss` is not used. With fewer than four classes, where that loss is not defined, it is the difference
     of the two logits.
     """
-    at_least_one(steps=steps, restarts=restarts)
+    at_least_one(targets=targets, steps=steps, restarts=restarts)
+    between(0, 1, rho=rho)
     search = Search(loss, x, threat, generator)
     for score in likeliest(loss, search.x, targets, ratio=True):
         for _ in range(restarts):

@@ -1,22 +1,45 @@
 """What attacks share about their arguments: counts, sizes, and where random numbers are drawn."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 
 def at_least_one(**counts: int) -> None:
-    """Raises ValueError that names the counts when one of them is below 1."""
+    """Raise ValueError that names the counts when one of them is below 1, or no whole number."""
+    written = ", ".join(f"{name}={count}" for name, count in counts.items())
+    if not all(_is_whole(count) for count in counts.values()):
+        raise ValueError(f"{written}: must be a whole number, at least 1")
     if min(counts.values()) < 1:
-        raise ValueError(", ".join(f"{name}={count}" for name, count in counts.items()) + ": must be at least 1")
+        raise ValueError(f"{written}: must be at least 1")
+
+
+def none_or_more(**counts: int) -> None:
+    """Raise ValueError that names the first count that is below 0, or no whole number."""
+    for name, count in counts.items():
+        if not _is_whole(count) or count < 0:
+            raise ValueError(f"{name}={count}: must be a whole number, 0 or more")
 
 
 def above_zero(**sizes: float | None) -> None:
-    """Raises ValueError that names the first size that is not above 0; None is a default."""
+    """Raise ValueError with the first size that is not above 0 and finite; None is a default."""
     for name, size in sizes.items():
-        if size is not None and not size > 0:
+        if size is not None and not 0 < size < float("inf"):
             raise ValueError(f"{name}={size}: must be greater than 0")
+
+
+def between(low: float, high: float, **sizes: float) -> None:
+    """Raise ValueError that names the first size outside [low, high]; high may be infinity."""
+    for name, size in sizes.items():
+        if not low <= size <= high:
+            allowed = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+            raise ValueError(f"{name}={size}: must be {allowed}")
+
+
+def _is_whole(count: object) -> bool:
+    return isinstance(count, Integral) and not isinstance(count, bool)
 
 
 def drawn(draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

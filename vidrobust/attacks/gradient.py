@@ -1,13 +1,15 @@
 """Attacks that follow the gradient: FGSM, PGD, MIM.
 
 An attack raises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate. It takes gradients with
-respect to the input alone: the parameters' gradients and flags and the norms' statistics are what they were before.
+respect to the input alone: the parameters, their gradients and their flags stay as they were. In
+eval mode the norms' statistics stay, too; a model in training mode moves its running means with
+every forward pass, those of an attack as well.
 """
 
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import above_zero, at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one, between
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -111,6 +113,7 @@ def mim(
     """
     at_least_one(steps=steps)
     above_zero(step_size=step_size)
+    between(0, float("inf"), momentum=momentum)
     search = Search(loss, x, threat, generator)
     if search.begin():
         climb(search, search.ball.zero(), steps, threat.eps / steps if step_size is None else step_size, momentum)

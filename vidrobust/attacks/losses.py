@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.attacks.arguments import at_least_one
+from vidrobust.attacks.outputs import BadSamples, called, checked_output
 
 Loss = Callable[[Tensor], Tensor]
 Predict = Callable[[Tensor], Tensor]
@@ -118,9 +119,9 @@ class Misclassify:
         return self._rate(self.logits(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, K) float32, checked."""
+        """Return (B, K) float32 logits of x, checked; `predict` must leave x as it is."""
         self.require_labels(x)
-        logits = checked_logits(self.predict(x), self.y)
+        logits = checked_logits(called(self.predict, x, compare=True), self.y)
         if isinstance(self.score, _Targeted):
             checked_logits(logits, self.score.target)
         return logits
@@ -138,10 +139,23 @@ class Misclassify:
         Wrong for good: by more than another batch size or kernel changes. check: as in `logits`; each look at numbers
         makes a GPU wait, so that an attack checks once a start.
         """
-        logits = self.logits(x) if check else self.predict(x).float()
+        return self.judge_logits(
+            x, self.logits(x) if check else called(self.predict, x).float(), check=check
+        )
+
+    def judge_logits(
+        self, x: Tensor, logits: Tensor, *, check: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `judge` does, from logits that are there already.
+
+        Args:
+            x: the clips.
+            logits: (B, K), of x.
+            check: whether these went through `logits`, and hold no NaN.
+        """
         value = self._rate(logits)
         if not check:  # a NaN that the score does not look at
-            value = torch.where(logits.isnan().any(1), torch.nan, value)
+            value = torch.where(_bad_logits(logits).any(1), torch.nan, value)
         wrong = (logits.detach().argmax(1) == self.y) == self.targeted
         level, for_good = wrong.long(), self._for_good(logits.detach(), self.y)
         if self.clean is None or not for_good.any():
@@ -195,7 +209,9 @@ def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | No
     at_least_one(draws=draws)
 
     def expected(x: Tensor) -> Tensor:
-        passes = [predict(x if transform is None else transform(x)).float().log_softmax(1) for _ in range(draws)]
+        seen = (x if transform is None else transform(x) for _ in range(draws))
+        logits = (checked_output(called(predict, one), len(one)).float() for one in seen)
+        passes = [each.log_softmax(1) for each in logits]
         return torch.stack(passes).mean(0)
 
     return expected
@@ -210,25 +226,59 @@ def checked_labels(y: Tensor) -> Tensor:
 
 
 def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
-    """(B, K) float32. Raises ValueError for another shape, for probabilities, and for labels that are no class."""
-    if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
-        raise ValueError(f"a classifier gives (B, K) logits of 2 classes or more; got {tuple(logits.shape)} "
-                         f"for B={len(y)}")  # fmt: skip
-    if y.numel() and not (y.min() >= 0 and y.max() < logits.shape[1]):
-        raise ValueError(f"labels span {y.min()} to {y.max()}; the model has classes 0 to {logits.shape[1] - 1}")
-    if logits.isnan().any():
-        lost = logits.isnan().any(1).nonzero().flatten().tolist()
-        raise ValueError(f"the model gives NaN logits for samples {lost}")
+    """Return (B, K) float32 logits.
+
+    Raises ValueError for what is no such tensor, for probabilities, for labels that are no class,
+    and, as `BadSamples`, for NaN and +inf. A logit of -inf is a class that is never predicted.
+    """
+    logits = checked_output(logits, len(y))
+    require_classes(y, logits.shape[1])
+    bad = _bad_logits(logits)
+    if bad.any():
+        kind = "NaN" if logits.isnan().any() else "infinite"
+        lost = bad.any(1).nonzero().flatten().tolist()
+        raise BadSamples(lost, f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
     if _are_probabilities(logits.detach()):
         raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
     return logits.float()
 
 
+_CAUSES = (
+    "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
+)
+
+
+def require_classes(y: Tensor, classes: int) -> None:
+    """Raise ValueError for labels below 0, or at and above the number of classes."""
+    if y.numel() and not (y.min() >= 0 and y.max() < classes):
+        raise ValueError(
+            f"labels span {y.min()} to {y.max()}; the model has classes 0 to {classes - 1}: "
+            "leave out samples without a label"
+        )
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """Return (B,) bool: which samples have logits without NaN and +inf."""
+    return ~_bad_logits(logits).any(1)
+
+
+def _bad_logits(logits: Tensor) -> Tensor:
+    return logits.isnan() | logits.isposinf()
+
+
 def _are_probabilities(logits: Tensor) -> bool:
-    if not len(logits):
+    if not len(logits) or not (logits >= 0).all():
         return False
-    close = logits.shape[1] * torch.finfo(logits.dtype).eps
-    return bool(((logits >= 0).all(1) & ((logits.float().sum(1) - 1).abs() <= close)).all())
+    away = (logits.float().sum(1) - 1).abs()
+    if (away <= logits.shape[1] * torch.finfo(logits.dtype).eps).all():
+        return True
+    # a softmax in bf16 or half that was cast afterwards is rounded as these are
+    return any(
+        bool((away <= 4 * torch.finfo(coarse).eps).all())
+        and torch.equal(logits, logits.to(coarse).to(logits.dtype))
+        for coarse in (torch.bfloat16, torch.float16)
+        if logits.dtype in (torch.float32, torch.float64)
+    )
 
 
 def _of(logits: Tensor, y: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from vidrobust.attacks import geometry
 from vidrobust.attacks.apgd import likeliest
-from vidrobust.attacks.arguments import above_zero, at_least_one
-from vidrobust.attacks.losses import Loss, Misclassify
-from vidrobust.attacks.search import Search
+from vidrobust.attacks.arguments import above_zero, at_least_one, between
+from vidrobust.attacks.losses import Loss, Misclassify, dlr, margin
+from vidrobust.attacks.outputs import BadSamples, called, numbered
+from vidrobust.attacks.search import Search, require_gradients
 from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, norm_of
 
 
@@ -50,6 +51,56 @@ class Smallest(Search):
         self.value[rows] = value[better]
         self._finished = self._done(level, value) & allowed
 
+    @property
+    def all_classes(self) -> bool:
+        """Return whether each other class has its own boundary: an untargeted margin or DLR."""
+        goal = self._goal
+        return isinstance(goal, Misclassify) and not goal.targeted and goal.score in (margin, dlr)
+
+    def nearest(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `gradient` does, of the linearised boundary that is nearest to delta.
+
+        There is one per other class: its logit less that of y, (n,), and the gradient of this,
+        shaped as delta. The nearest has the smallest ratio of the two, in the dual norm (Croce and
+        Hein 2020, FAB, section 3). Costs a forward pass and K - 1 backward passes; two gradients
+        are held at a time. Raises as `gradient` does.
+        """
+        assert isinstance(self._goal, Misclassify)
+        goal, x_adv = self._goal, self.ball.apply(delta)
+        require_gradients()
+        with numbered(self.rows), torch.enable_grad():
+            leaf = x_adv.detach().requires_grad_(True)
+            logits = goal.logits(leaf) if self._first else called(goal.predict, leaf).float()
+            gaps = _gaps(logits, goal.y)
+        if not gaps.requires_grad:
+            raise ValueError(
+                "the loss has no gradient at x: something on its way detaches or runs without one; "
+                "square and nes do without gradients"
+            )
+        value, level = goal.judge_logits(x_adv, logits.detach(), check=self._first)
+        best, steepest, shortest = (
+            gaps.detach()[:, 0],
+            torch.zeros_like(delta),
+            torch.full_like(value, torch.inf),
+        )
+        last = gaps.shape[1] - 1
+        for number in range(last + 1):
+            (slope,) = torch.autograd.grad(gaps[:, number].sum(), leaf, retain_graph=number < last)
+            self._lost[self.rows] |= ~slope.flatten(1).sum(1).isfinite()
+            slope = self.ball.pull(slope, delta)
+            gap = gaps.detach()[:, number]
+            distance = gap.abs() / (1e-12 + _dual(self.threat.norm, slope))
+            nearer = distance < shortest
+            best, shortest = torch.where(nearer, gap, best), torch.where(nearer, distance, shortest)
+            steepest = torch.where(nearer.view(-1, 1, 1, 1, 1), slope, steepest)
+        self._lost[self.rows] |= value.isnan()
+        if self._first and self._lost[self.rows].any():
+            lost = self._lost.nonzero().flatten().tolist()
+            raise BadSamples(lost, "the gradient of samples {} is NaN or infinite")
+        self._begun(steepest)
+        self._keep(x_adv, value, level)
+        return best, steepest
+
     def result(self) -> Tensor:
         self.require_numbers()
         if len(self.x) and (self.size < 1e-6).all() and not isinstance(self._loss, Misclassify):
@@ -74,11 +125,26 @@ def fab(
     minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Fast Adaptive Boundary attack (Croce and Hein, ICML 2020) -> the smallest broken clip it finds, or x.
+    """Return the smallest broken clip that FAB finds, or x (Croce and Hein, ICML 2020).
 
-    Each step goes to the linearised boundary (`eta`: a little beyond), biased toward x by up to `alpha_max`, and from
-    a broken point back toward x by `beta`. Restarts after the first begin at random points at half the budget.
-    loss: positive where broken. Norms linf, l2, l1. Costs restarts * 2 steps forward, restarts * steps backward passes.
+    From the current point each step goes to the nearest of the linearised boundaries, those to all
+    K - 1 other classes, a little beyond it and a little back toward x. The published untargeted
+    attack; `fab_t` goes toward one class at a time.
+
+    Args:
+        loss: `Misclassify` with the score margin or DLR. Any other loss, positive where a sample is
+            broken, has one boundary, its own.
+        x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
+        threat: of norm linf, l2 or l1; its eps is the budget within which a result counts.
+        steps: of each start.
+        restarts: starts; the first is x itself, the others are random within half the budget.
+        alpha_max: how far a step is pulled toward x at most, 0 to 1.
+        eta: how far a step goes beyond the boundary, at least 1.
+        beta: what is kept of a perturbation that breaks, before the next step, 0 to 1.
+        minimal: see the top of this file.
+        generator: of the random starts.
+
+    Costs restarts * 2 steps forward, and restarts * (K - 1) * steps backward passes.
     """
     search = Smallest(loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal)
     _runs(search, None, restarts, steps, alpha_max, eta, beta)
@@ -99,7 +165,13 @@ def fab_t(
     minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn. The score of `loss` is not used."""
+    """FAB-T: `fab` toward each of the `targets` likeliest wrong classes in turn.
+
+    The score of `loss` is not used.
+
+    Costs targets * restarts * 2 steps forward, and half as many backward passes.
+    """
+    at_least_one(targets=targets)
     search = Smallest(replace(loss, score="margin"), x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator,
                       minimal)  # fmt: skip
     for score in likeliest(loss, search.x, targets, ratio=False):
@@ -111,12 +183,15 @@ def _runs(
     search: Smallest, loss: Loss | None, restarts: int, steps: int, alpha_max: float, eta: float, beta: float
 ) -> None:
     at_least_one(steps=steps, restarts=restarts)
+    between(1, float("inf"), eta=eta)
+    between(0, 1, alpha_max=alpha_max, beta=beta)
     for restart in range(restarts):
         if not search.begin(loss):
             return
         delta = search.ball.random(search.generator) / 2 if restart else search.ball.zero()
         for _ in range(steps):
-            value, gradient = search.gradient(delta)
+            linearise = search.nearest if search.all_classes else search.gradient
+            value, gradient = linearise(delta)
             delta, value, gradient = search.drop(delta, value, gradient)
             if not len(search.rows):
                 break
@@ -126,6 +201,21 @@ def _runs(
             (delta,) = search.drop(delta)
             if not len(search.rows):
                 break
+
+
+def _gaps(logits: Tensor, y: Tensor) -> Tensor:
+    """Return (B, K - 1): the logits of the other classes, less that of y."""
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    others = others + (others >= y.unsqueeze(1))
+    return logits.gather(1, others) - logits.gather(1, y.unsqueeze(1))
+
+
+def _dual(norm: str, slope: Tensor) -> Tensor:
+    """Return the dual norm of each slope, (n,): the rise per length of a step in `norm`."""
+    flat = slope.flatten(1)
+    if norm == "linf":
+        return flat.abs().sum(1)
+    return flat.norm(dim=1) if norm == "l2" else flat.abs().amax(1)
 
 
 def _to_boundary(
@@ -161,6 +251,8 @@ def fmn(
     Costs steps + 1 forward, steps backward passes.
     """
     at_least_one(steps=steps)
+    above_zero(alpha=alpha)
+    between(0, 1, gamma=gamma)
     search = Smallest(loss, x, threat, generator, minimal)
     if not search.begin():
         return search.result()
@@ -208,6 +300,7 @@ def cw(
     """
     at_least_one(steps=steps, searches=searches)
     above_zero(c=c, lr=lr)
+    between(0, float("inf"), confidence=confidence)
     search = Smallest(loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal)
     weight = torch.full((len(x),), c, device=x.device)
     least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidrobust.attacks.arguments import drawn
+from vidrobust.attacks.arguments import above_zero, between, drawn
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, as_clip
@@ -32,6 +32,9 @@ def nes(
     steps = (queries - 1) // (samples + 1)
     if steps < 1 or samples < 2 or samples % 2:
         raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")
+    above_zero(sigma=sigma, step_size=step_size)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum={momentum}: must be at least 0 and less than 1")
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     search = Search(loss, x, threat, generator, blind=True)
     if not search.begin():
@@ -80,6 +83,8 @@ def geo_trap(
     """
     if queries < 4:
         raise ValueError(f"queries={queries}: at least 4, one for the clip and three for a step")
+    above_zero(step_size=step_size, explore=explore, probe=probe, rate=rate)
+    between(0, float("inf"), spread=spread)
     search = Search(loss, x, threat, generator, blind=True)
     if not search.begin():
         return search.result()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidrobust.attacks.gradient import pgd
 from vidrobust.attacks.losses import Loss
+from vidrobust.attacks.outputs import as_tensor, called
 from vidrobust.attacks.threat import ThreatModel
 
 Encode = Callable[[Tensor], Tensor]
@@ -19,15 +20,15 @@ Encode = Callable[[Tensor], Tensor]
 def push_away(encode: Encode, x: Tensor) -> Loss:
     """The loss |f(x') - f(x)|^2: untargeted, away from where the clips are."""
     with torch.no_grad():
-        start = encode(x).float()
-    return lambda v: (encode(v).float() - start).square().flatten(1).sum(1)
+        start = _encoded(encode, x).float()
+    return lambda v: (_encoded(encode, v).float() - start).square().flatten(1).sum(1)
 
 
 def pull_toward(encode: Encode, target: Tensor) -> Loss:
     """The loss -|f(x') - f(target)|^2: targeted, toward where other clips (B, C, T, H, W) are."""
     with torch.no_grad():
-        aim = encode(target).float()
-    return lambda v: -(encode(v).float() - aim).square().flatten(1).sum(1)
+        aim = _encoded(encode, target).float()
+    return lambda v: -(_encoded(encode, v).float() - aim).square().flatten(1).sum(1)
 
 
 def own_loss(encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], other_view: Tensor) -> Loss:
@@ -36,8 +37,13 @@ def own_loss(encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], othe
     pair_loss: (B, D), (B, D) -> (B,), such as `nt_xent` of two views. Samples of a batch may share it, as negatives do.
     """
     with torch.no_grad():
-        anchor = encode(other_view)
-    return lambda v: pair_loss(anchor, encode(v))
+        anchor = _encoded(encode, other_view)
+    return lambda v: pair_loss(anchor, _encoded(encode, v))
+
+
+def _encoded(encode: Encode, x: Tensor) -> Tensor:
+    """Return encode(x). Raises ValueError for what is no tensor, and where it writes into x."""
+    return as_tensor(called(encode, x, "encode"), "encode")
 
 
 def impersonate(
@@ -58,5 +64,6 @@ def impersonate(
     """
     x_adv = pgd(pull_toward(encode, target), x, threat, steps=steps, step_size=step_size, generator=generator)
     with torch.no_grad():
-        success = classify(encode(x_adv)).argmax(1) == classify(encode(target)).argmax(1)
+        said, aim = (classify(_encoded(encode, clips)) for clips in (x_adv, target))
+        success = said.argmax(1) == aim.argmax(1)
     return x_adv, success

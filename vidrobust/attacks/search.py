@@ -8,6 +8,7 @@ from torch import Tensor
 from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.ball import Ball, make_ball
 from vidrobust.attacks.losses import Loss, Misclassify
+from vidrobust.attacks.outputs import BadSamples, called, numbered
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, require_threat
 
 
@@ -37,7 +38,12 @@ class Search:
             loss.require_labels(x)
         if not isinstance(generator, torch.Generator | None):
             raise TypeError(f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0) makes one")
-        self.x, self.threat, self.generator, self.blind, self.steady = x.detach(), threat, generator, blind, steady
+        # a clone of an inference tensor may ask for gradients, the tensor itself may not
+        self.x = x.clone() if x.is_inference() else x.detach()
+        self.threat = threat
+        self.generator = generator
+        self.blind = blind
+        self.steady = steady
         self._loss, self._goal = loss, loss
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
@@ -66,23 +72,29 @@ class Search:
     def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
         """(loss (n,), its gradient shaped as delta) of the n samples of the ball.
 
-        Raises ValueError when the first of a start is NaN; a later one is told by `result`, as a look at each number
-        would make a GPU wait. keep=False: the deltas lie outside the budget, on the way to others.
+        Raises BadSamples when the first of a start is NaN. `result` raises it for a later one, as
+        reading each number would make a GPU wait. keep=False: the deltas lie outside the budget, on
+        the way to others.
         """
         x_adv = self.ball.apply(delta)
-        value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
-        if self._first and not gradient.any():
-            warnings.warn(
-                "the gradient is 0 for every sample where the attack begins: it cannot move from there. "
-                "Begin at a random point (pgd does), or look for what masks gradients",
-                stacklevel=4,
-            )
-        self._first = False
-        # in Linf a step along NaN stands still, as the sign of NaN is 0: later losses do not tell
+        with numbered(self.rows):
+            value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
+        self._begun(gradient)
+        # in Linf a step along NaN stands still, as its sign is 0: later losses do not show it
         self._lost[self.rows] |= value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
+
+    def _begun(self, gradient: Tensor) -> None:
+        """Warn if an attack cannot move from where it begins; end a start's first evaluation."""
+        if self._first and not gradient.any():
+            warnings.warn(
+                "the gradient is 0 for every sample where the attack begins: it cannot move from there. "
+                "Begin at a random point (pgd does), or look for what masks gradients",
+                stacklevel=5,
+            )
+        self._first = False
 
     def slope(self, delta: Tensor) -> Tensor:
         """The gradient alone, shaped as delta: nothing is kept, checked or told."""
@@ -97,7 +109,8 @@ class Search:
     def look(self, delta: Tensor) -> Tensor:
         """The loss (n,), without its gradient."""
         x_adv = self.ball.apply(delta)
-        value, level = judged(self._goal, x_adv, check=self._first)
+        with numbered(self.rows):
+            value, level = judged(self._goal, x_adv, check=self._first)
         self._first = False
         if isinstance(self._goal, Misclassify):
             self._lost[self.rows] |= value.isnan()
@@ -114,18 +127,21 @@ class Search:
         return tuple(part[stay] for part in state)
 
     def result(self) -> Tensor:
-        """Each sample's best clip. Raises ValueError where a loss or a gradient was NaN."""
+        """Return each sample's best clip. Raises BadSamples where a loss or a gradient was NaN."""
         self.require_numbers()
         lost = torch.isneginf(self.value) & (self.level < 0)
         if self.threat.eps > 0 and lost.any():
-            raise ValueError(f"the loss of samples {lost.nonzero().flatten().tolist()} is NaN at every iterate")
+            reason = "the loss of samples {} is NaN at every iterate"
+            raise BadSamples(lost.nonzero().flatten().tolist(), reason)
         return self.best
 
     def require_numbers(self) -> None:
-        """Raises ValueError where a gradient was NaN or infinite, or a loss NaN that had one or is a classifier's."""
+        """Raise BadSamples where a gradient was not finite, or a classifier's loss was NaN."""
         if self._lost.any():
-            raise ValueError(f"the loss or gradient of samples {self._lost.nonzero().flatten().tolist()} became NaN or "
-                             "infinite on the way")  # fmt: skip
+            raise BadSamples(
+                self._lost.nonzero().flatten().tolist(),
+                "the loss or gradient of samples {} became NaN or infinite on the way",
+            )
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
         value = value.float()
@@ -159,11 +175,14 @@ class Search:
         """
         if self.blind:
             return drawn(torch.rand, as_clip(x)[:, 0].shape, x, self.generator)
-        found = judged_gradient(self._goal, x, check=not self.steady)[2]
+        with numbered(self.rows):
+            found = judged_gradient(self._goal, x, check=not self.steady)[2]
         still = found.flatten(1).abs().amax(1) == 0
         if self.steady or still.any():
             noise = drawn(torch.rand, x.shape, x, self.generator)
-            near = judged_gradient(self._goal, (x + 0.01 * (2 * noise - 1)).clamp(0, 1), check=not self.steady)[2]
+            with numbered(self.rows):
+                nearby = (x + 0.01 * (2 * noise - 1)).clamp(0, 1)
+                near = judged_gradient(self._goal, nearby, check=not self.steady)[2]
             found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
         return as_clip(found).abs().mean(1)
 
@@ -174,7 +193,11 @@ class Search:
 
 def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """(loss (B,), level (B,)) of any loss; see `Misclassify.judge`."""
-    value, level = loss.judge(x, check=check) if isinstance(loss, Misclassify) else (loss(x), None)
+    level: Tensor | None = None
+    if isinstance(loss, Misclassify):
+        value, level = loss.judge(x, check=check)
+    else:
+        value = called(loss, x, "loss")
     if value.shape != (len(x),):
         raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
     return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
@@ -183,9 +206,10 @@ def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
 
-    Raises ValueError for a loss that is no function of x and, with `check`, for a loss of NaN and a gradient of NaN or
-    infinity.
+    Raises ValueError for a loss that is no function of x and inside `torch.inference_mode`, and,
+    with `check`, BadSamples for a loss of NaN and a gradient of NaN or infinity.
     """
+    require_gradients()
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x, check=check)
@@ -195,5 +219,18 @@ def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tenso
                          "square and nes do without gradients")  # fmt: skip
     if check and len(x) and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all()):
         lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
-        raise ValueError(f"the gradient of samples {lost} is NaN or infinite; their loss is {value[lost].tolist()}")
+        raise BadSamples(
+            lost,
+            "the gradient of samples {} is NaN or infinite; their loss is "
+            f"{value[lost].tolist()}",
+        )
     return value.detach(), level, gradient
+
+
+def require_gradients() -> None:
+    """Raise ValueError inside torch.inference_mode, where nothing has a gradient."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "torch.inference_mode: white-box attacks need gradients; leave it, "
+            "torch.no_grad does no harm"
+        )

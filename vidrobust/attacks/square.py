@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import at_least_one, drawn
+from vidrobust.attacks.arguments import above_zero, at_least_one, between, drawn
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
@@ -39,6 +39,8 @@ def square(
     one number a sample.
     """
     at_least_one(queries=queries, restarts=restarts)
+    above_zero(p_init=p_init)
+    between(0, 1, p_init=p_init)
     search = Search(loss, x, threat, generator, blind=True)
     for _ in range(restarts):
         if not search.begin():

@@ -12,13 +12,23 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks.apgd import apgd, apgd_t
-from vidrobust.attacks.arguments import above_zero
-from vidrobust.attacks.checks import self_checks
+from vidrobust.attacks.arguments import above_zero, none_or_more
+from vidrobust.attacks.checks import self_checks, weak_white_box
 from vidrobust.attacks.gradient import fgsm, mim, pgd
-from vidrobust.attacks.losses import Misclassify, Predict, checked_labels, eot, rounded
+from vidrobust.attacks.losses import (
+    Misclassify,
+    Predict,
+    checked_labels,
+    checked_logits,
+    eot,
+    require_classes,
+    rounded,
+)
 from vidrobust.attacks.minimum import cw, fab, fab_t, fmn, widened
+from vidrobust.attacks.outputs import called, checked_output, numbered
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
+from vidrobust.attacks.search import require_gradients
 from vidrobust.attacks.square import square
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains, measure, require_threat
 from vidrobust.attacks.video import (
@@ -136,13 +146,23 @@ def attack_step(name: str, **options: Any) -> Step:
 
 
 def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0) -> list[Step]:
-    """The attacks of a version of AutoAttack (Croce and Hein, ICML 2020), those that are defined for the threat.
+    """Return the attacks of a version of AutoAttack (Croce and Hein 2020) defined for threat.
 
     standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5 restarts and APGD-T
-    5 targets. plus: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T, FAB-T. rand: APGD-CE and APGD-DLR with
-    the average of 20 passes. video: standard, then APGD-CE on parts of a dense threat: flicker, tube, a quarter of the
-    frames, one frame. FAB is not defined for l2_frame, DLR not for two classes. effort: multiplies steps and queries;
-    below 1 it is not AutoAttack any more. Raises ValueError for an unknown version.
+    5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts, Square, APGD-T and FAB-T
+    (9 targets each). rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard,
+    then APGD-CE on parts of a dense threat: flicker, tube, a quarter of the frames, one frame. FAB
+    is not defined for l2_frame, DLR not for two classes.
+
+    Args:
+        version: standard, plus, rand or video.
+        threat: what is allowed.
+        frames: T of the clips.
+        classes: K of the logits.
+        effort: multiplies steps and queries; below 1 it is not AutoAttack any more.
+
+    Raises:
+        ValueError: for an unknown version.
     """
     if version not in VERSIONS:
         raise ValueError(f"version={version!r}: {', '.join(VERSIONS)}")
@@ -151,7 +171,8 @@ def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *,
     n = {"steps": max(round(100 * effort), 1)}
     flat = threat.norm == "l1"
     queries = attack_step("square", queries=max(round(5000 * effort), 1))
-    targeted = [attack_step("apgd-t", **n, targets=5 if flat else 9), attack_step("fab-t", **n)]
+    targets = 5 if flat and version != "plus" else 9
+    targeted = [attack_step("apgd-t", **n, targets=targets), attack_step("fab-t", **n)]
     if version == "rand":
         steps = [replace(attack_step(name, **n), draws=20) for name in ("apgd-ce", "apgd-dlr")]
     elif version == "plus":
@@ -185,20 +206,36 @@ def worst_case(
     steps: Sequence[Step],
     *,
     rounding: bool = False,
+    warn: bool = True,
     generator: torch.Generator | None = None,
 ) -> Outcome:
     """Attack x with one step after the other, each only what is not broken yet.
 
     No attack is trusted: its clips are measured from their pixels (what lies outside the threat is thrown away, and
-    counted) and classified anew. predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits; y: (B,). rounding: a sample goes
-    on until it is broken after rounding to uint8 as well.
-    Raises ValueError for probabilities in place of logits, labels out of range, x outside [0, 1], gradients of NaN.
+    counted) and classified anew.
+
+    Args:
+        predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits.
+        x: the clips; the outcome keeps no graph of them.
+        y: (B,) labels.
+        threat: what is allowed.
+        steps: of `suite_steps` or `attack_step`.
+        rounding: a sample goes on until it is broken after rounding to uint8 as well.
+        warn: warn where black-box attacks, or parts of the threat, broke what white-box attacks
+            left.
+        generator: of all random numbers.
+
+    Raises:
+        ValueError: for probabilities in place of logits, labels out of range, x outside [0, 1], a
+            model that writes into its input; `BadSamples` for NaN logits and gradients, which names
+            the samples by their number in x.
     """
     check_input(x)
     require_threat(threat)
     y = checked_labels(y)
     if isinstance(steps, Step) or not steps or not all(isinstance(step, Step) for step in steps):
         raise TypeError("steps: a list of steps, [attack_step('pgd', steps=50)] or suite_steps(...)")
+    x = x.clone() if x.is_inference() else x.detach()
     with torch.no_grad():
         clean = _wrong(predict, x, y)
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
@@ -212,7 +249,8 @@ def worst_case(
         if not left:
             break
         counted, rows, start = Passes(predict), torch.tensor(left, device=x.device), time.perf_counter()
-        found = step(counted, x[rows], y[rows], threat, to_round, generator)
+        with numbered(rows):
+            found = step(counted, x[rows], y[rows], threat, to_round, generator)
         outcome.seconds[step.name] = time.perf_counter() - start
         outcome.passes[step.name] = (counted.forward, counted.backward)
         inside = contains(threat, x[rows], found)
@@ -221,8 +259,18 @@ def worst_case(
         found = torch.where(_wide(inside, x), found, x[rows])
         _record(outcome, predict, step.name, threat, rows, x, y, found, to_round)
     if not rounding:
-        outcome.x_rounded, outcome.rounded_by = outcome.x_adv, list(broken_by)
+        outcome.x_rounded = outcome.x_adv
+        outcome.rounded_by = list(broken_by)
+    for line in _weakness(steps, broken_by) if warn else ():
+        warnings.warn(line, stacklevel=2)
     return outcome
+
+
+def _weakness(steps: Sequence[Step], broken_by: list[str | None]) -> list[str]:
+    """Return what the outcome says against the white-box attacks, if any came before the others."""
+    parts = [step.name for step in steps if step.threat is not None]
+    white = [step.name for step in steps if step.name not in (*BLACK_BOX, *parts)]
+    return weak_white_box(broken_by, BLACK_BOX, parts) if white else []
 
 
 def rounds_away(threat: ThreatModel, x: Tensor) -> bool:
@@ -239,10 +287,12 @@ def _record(
     outcome: Outcome, predict: Predict, name: str, threat: ThreatModel, rows: Tensor, x: Tensor, y: Tensor,
     found: Tensor, rounding: bool,
 ) -> None:  # fmt: skip
-    wrong = _wrong(predict, found, y[rows])
+    with numbered(rows):
+        wrong = _wrong(predict, found, y[rows])
     _take(outcome.broken_by, outcome.x_adv, name, rows, wrong, found)
     if rounding:
-        clips, also = _survives_rounding(predict, threat, x[rows], y[rows], found, wrong)
+        with numbered(rows):
+            clips, also = _survives_rounding(predict, threat, x[rows], y[rows], found, wrong)
         _take(outcome.rounded_by, outcome.x_rounded, name, rows, also, clips)
 
 
@@ -264,7 +314,8 @@ def _survives_rounding(
     if not len(undone):
         return found, also
     wide, to_round = widened(threat, x[undone], found[undone]), found.clone()
-    saved = _wrong(predict, rounded(wide, x[undone]), y[undone])
+    with numbered(undone):
+        saved = _wrong(predict, rounded(wide, x[undone]), y[undone])
     to_round[undone[saved]], also[undone[saved]] = wide[saved], True
     return to_round, also
 
@@ -288,36 +339,77 @@ def autoattack(
     checks: int = 8,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """AutoAttack (Croce and Hein, ICML 2020) -> the worst clips found, shaped as x; see `suite_steps` for versions.
+    """Return the worst clips that AutoAttack finds (Croce and Hein, ICML 2020), shaped as x.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode; y: (B,) labels. batch_size: samples attacked at
-    a time; 0: all. checks: samples, a batch at most, on which `self_checks` looks for what would make the result
-    doubtful, each told as a Python warning; 0: none. `worst_case` with these steps also tells which attack broke what,
-    and what it cost.
-    Raises ValueError as `worst_case` does, and for an unknown version.
+    `worst_case` with the steps of `suite_steps` also returns which attack broke what, and what it
+    cost. Doubts are Python warnings: those of `self_checks`, and black-box attacks that broke what
+    white-box attacks left.
+
+    Args:
+        predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, in eval mode.
+        x: the clips.
+        y: (B,) labels.
+        threat: what is allowed.
+        version: of `suite_steps`.
+        effort: multiplies steps and queries.
+        batch_size: samples attacked at a time; 0: all.
+        checks: samples for `self_checks`: the first ones until so many are classified right; 0:
+            none.
+        generator: of all random numbers.
+
+    Raises:
+        ValueError: as `worst_case` does, and for an unknown version. Samples are named by their
+            number in x.
     """
     check_input(x)
+    none_or_more(batch_size=batch_size, checks=checks)
+    require_gradients()
     loss = Misclassify(predict, y)
     loss.require_labels(x)
     if not len(x):
-        return x.clone()
+        return x.detach().clone()
     with torch.no_grad():
-        classes = loss.at(torch.tensor([0])).logits(x[:1]).shape[1]
+        first = checked_output(called(predict, x[:1]), 1)
+    classes = first.shape[1]
+    require_classes(loss.y, classes)
+    checked_logits(first, loss.y[:1])
     steps = suite_steps(version, threat, as_clip(x).shape[2], classes, effort=effort)
+    size = batch_size or len(x)
     if checks:
-        n = min(checks, batch_size or checks)
+        n = _enough(loss, x, checks, batch_size or checks)
         for line in self_checks(predict, x[:n], y[:n], threat, random=version == "rand",
+                                batch_size=batch_size,
                                 generator=torch.Generator().manual_seed(0)):  # fmt: skip
             warnings.warn(line, stacklevel=2)
-    size = batch_size or len(x)
-    return torch.cat([
-        worst_case(predict, some, labels, threat, steps, generator=generator).x_adv
-        for some, labels in zip(x.split(size), y.split(size), strict=True)
-    ])  # fmt: skip
+    found, broken_by = [], []
+    for rows in torch.arange(len(x)).split(size):
+        with numbered(rows):
+            outcome = worst_case(
+                predict, x[rows], y[rows], threat, steps, warn=False, generator=generator
+            )
+        found.append(outcome.x_adv)
+        broken_by += outcome.broken_by
+    for line in _weakness(steps, broken_by):
+        warnings.warn(line, stacklevel=2)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _enough(loss: Misclassify, x: Tensor, wanted: int, size: int) -> int:
+    """Return how many samples, from the first on, hold `wanted` that are right; else all."""
+    right = 0
+    for rows in torch.arange(len(x)).split(size):
+        with numbered(rows):
+            hits = loss.at(rows.to(loss.y.device)).logits(x[rows]).argmax(1) == loss.y[rows]
+        for row, hit in zip(rows.tolist(), hits.tolist(), strict=True):
+            right += hit
+            if right == wanted:
+                return row + 1
+    return len(x)
 
 
 def _wrong(predict: Predict, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) whether x is taken for another class. Raises ValueError for NaN and whatever else is no logits."""
+    """Return (B,) bool: x is predicted as another class. Raises ValueError as `logits` does."""
     return Misclassify(predict, y).logits(x).argmax(1) != y
 
 

@@ -10,9 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.outputs import BadSamples
+
 Norm = Literal["linf", "l2", "l2_frame", "l1"]
 Support = Literal["dense", "tube", "flicker", "frames", "patch", "border", "pixels"]
 _PLACES = {"frames": ("saliency", "uniform", "random"), "patch": ("search", "random"), "pixels": ("saliency", "random")}
+_LARGEST = 1e18  # radii are squared in float32
 _NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e+-]+)")
 
 
@@ -27,7 +30,8 @@ class ThreatModel:
     place: frames: "saliency" (the attack takes those with the largest gradient; default), "uniform" (evenly spaced),
     "random", or their numbers; patch: "search" (where the gradient is largest; default), "random", or (top, left);
     pixels: "saliency" or "random".
-    Raises ValueError for eps < 0, for k where it has no meaning or lacks, and for what is not defined.
+    Raises ValueError for eps < 0, or beyond what float32 holds, for k where it has no meaning or is
+    missing, for frame numbers that are listed twice, and for what is not defined.
     """
 
     norm: Norm = "linf"
@@ -46,6 +50,11 @@ class ThreatModel:
             raise ValueError(f"eps={self.eps!r}: a number, 4 / 255; parse_threat reads 'linf-4/255'") from None
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
+        if self.eps > _LARGEST:
+            raise ValueError(
+                f"eps={self.eps:g}: float32 does not hold the square of more than {_LARGEST:g}; "
+                "write a smaller one, in [0, 1] units"
+            )
         if self.norm == "linf" and self.eps > 1:
             more = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
             raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}")
@@ -66,11 +75,13 @@ class ThreatModel:
                     f"there is {', '.join(named)}" if named else "this support has none to choose"
                 ))  # fmt: skip
             return
-        numbers = len(set(self.place)) if self.support == "frames" else len(self.place)
+        expected = self.k if self.support == "frames" else 2
+        twice = self.support == "frames" and len(set(self.place)) < len(self.place)
         if (
             self.support not in ("frames", "patch")
             or min(self.place, default=-1) < 0
-            or numbers != (self.k if self.support == "frames" else 2)
+            or len(self.place) != expected
+            or twice
         ):
             raise ValueError(f"support={self.support}, k={self.k}, place={self.place}: frames take k different "
                              "frame numbers, patch (top, left)")  # fmt: skip
@@ -133,12 +144,57 @@ def require_threat(threat: ThreatModel) -> None:
 
 
 def check_input(x: Tensor) -> None:
-    """Raises ValueError for a wrong rank, for values outside [0, 1] and for NaN."""
+    """Raise ValueError for what is no float clip in [0, 1], in this layout; BadSamples for NaN."""
     as_clip(x)
-    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
-        remedy = ("divide by 255" if x.min() >= 0 and x.max() > 1.5
-                  else "attack before normalisation, and let the model normalise")  # fmt: skip
-        raise ValueError(f"the input must lie in [0, 1], this one spans [{x.min():g}, {x.max():g}]; {remedy}")
+    if x.dtype not in (torch.float32, torch.float64):
+        remedy = (
+            "x.float() / 255 makes one of uint8 pixels"
+            if x.dtype == torch.uint8
+            else "cast inside predict"
+        )
+        raise ValueError(f"x.dtype={x.dtype}: x must be float32 or float64; {remedy}")
+    if len(x) and not x.numel():
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} has no pixels; give clips with a frame at least"
+        )
+    _check_layout(x)
+    if not x.numel():
+        return
+    low, high = x.min(), x.max()
+    if low >= 0 and high <= 1:
+        return
+    if low.isnan():
+        lost = x.flatten(1).isnan().any(1).nonzero().flatten().tolist()
+        raise BadSamples(lost, "x holds NaN in samples {}; leave them out")
+    if low >= -1e-3 and high <= 1 + 1e-3:
+        remedy = "resizing leaves it by rounding; give x.clamp(0, 1)"
+    elif low >= 0 and high > 1.5:
+        remedy = "divide by 255"
+    else:
+        remedy = "attack before normalisation, and let the model normalise"
+    raise ValueError(
+        f"the input must lie in [0, 1], this one spans [{low:.9g}, {high:.9g}]; {remedy}"
+    )
+
+
+def _check_layout(x: Tensor) -> None:
+    """Raise ValueError for clips and images whose channels lie elsewhere than in dimension 1."""
+    if x.shape[1] <= 3:
+        return
+    if x.shape[-1] == 3:
+        places = "(B, H, W, C)" if x.ndim == 4 else "(B, T, H, W, C)"
+        remedy = f"x.movedim(-1, 1), and .movedim(1, -1) inside predict, if they are {places}"
+    elif x.ndim == 5 and x.shape[2] == 3:
+        remedy = (
+            "x.transpose(1, 2), and .transpose(1, 2) inside predict, if they are (B, T, C, H, W)"
+        )
+    else:
+        return
+    order = "(B, C, H, W)" if x.ndim == 4 else "(B, C, T, H, W)"
+    raise ValueError(
+        f"x of shape {tuple(x.shape)}: {x.shape[1]} channels and a dimension of 3 elsewhere; "
+        f"clips are {order}: give {remedy}"
+    )
 
 
 def shared_dims(support: str) -> tuple[int, ...]:

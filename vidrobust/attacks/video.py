@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import above_zero, at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one, between, none_or_more
 from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.gradient import climb, pgd
 from vidrobust.attacks.losses import Loss
@@ -30,9 +30,10 @@ def temporal_translation(
     (deviation shift / 3). The paper: Linf 16/255, 10 steps, shift 7. step_size None is eps / steps. The last iterate
     and not the best: what is best on this model is not what transfers. Costs steps * (2 shift + 1) passes of each kind.
     """
-    if steps < 1 or shift < 0:
-        raise ValueError(f"steps={steps}, shift={shift}: at least 1 step, no negative shift")
+    at_least_one(steps=steps)
+    none_or_more(shift=shift)
     above_zero(step_size=step_size)
+    between(0, float("inf"), momentum=momentum)
     size = threat.eps / steps if step_size is None else step_size
     reach = shift if as_clip(x).shape[2] > 1 else 0
     offsets = torch.arange(-reach, reach + 1)
@@ -141,6 +142,7 @@ def sparse(
     frames is the paper's temporal mask. lam is ours (the paper's is not known to METHODS section 7). Best: broken, and
     of the smallest penalty; without a broken iterate, of the highest loss. The budget of the threat holds as well.
     """
+    between(0, float("inf"), lam=lam)
     return _penalised(loss, x, threat, lambda d: lam * d.square().sum((1, 3, 4)).add(1e-12).sqrt().sum(1), steps, lr,
                       generator)  # fmt: skip
 
@@ -167,6 +169,7 @@ def flicker(
     """
     if threat.support != "flicker":
         raise ValueError(f"{threat}: the flickering attack is for support flicker")
+    between(0, float("inf"), lam=lam, beta=beta)
 
     def roughness(d: Tensor) -> Tensor:
         line = d[:, :, :, 0, 0]

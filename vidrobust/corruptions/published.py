@@ -2,7 +2,9 @@
 
 For tools/benchmark.py, which times ours beside them: numpy, scipy, scikit-image and OpenCV, an image at a time, lengths
 in pixels whatever its size. That package does not import with a current setuptools. Frost needs its photographs; here
-a blurred noise of their size stands in.
+a blurred noise of their size stands in. elastic_transform is not that package's, which has no
+affine map and another table: it is the one of ImageNet-C's own script (make_imagenet_c.py,
+Hendrycks and Dietterich 2019).
 """
 
 import io
@@ -172,6 +174,7 @@ def contrast(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 def elastic_transform(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
+    """Bend a frame as ImageNet-C's make_imagenet_c.py does, with its 244 pixels for 224."""
     strength, smooth, affine = (
         244 * np.array(c)
         for c in ((2, 2, 0.05, 0.07, 0.12), (0.7, 0.08, 0.01, 0.01, 0.01), (0.1, 0.2, 0.02, 0.02, 0.02))

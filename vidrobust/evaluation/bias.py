@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from vidrobust import config
-from vidrobust.attacks import Predict
+from vidrobust.attacks import Predict, checked_output, finite_logits
 from vidrobust.data import Batch, ClipDataset, Record, loader, texture_twins, worker_deaths
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, to_clips
-from vidrobust.evaluation.rows import Row, appending, merged, unfinished
+from vidrobust.evaluation.rows import (
+    Row,
+    appending,
+    decoding_failures,
+    fault,
+    merged,
+    model_faults,
+    require_label,
+    unfinished,
+)
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.composites import background, differences, swapped, swapped_frozen
@@ -88,20 +98,54 @@ def require_cue(name: str, frames: int, size: int) -> None:
 def evaluate_bias(
     predict: Predict, videos: Callable[[], ClipDataset], twins: ClipDataset | None, indices: list[int],
     names: Sequence[str], out: Path, *, seed: int, others: dict[int, int], batch_size: int, workers: int,
-    device: torch.device,
+    device: torch.device, identity: str = "",
 ) -> list[Row]:  # fmt: skip
-    """Classify videos as they are and as each of `names`, of ALONE, PAIRED or "texture" (`twins`: their textures).
+    """Classify videos as they are and with cues taken away -> their rows; every rank calls it.
 
-    predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a video's clips. videos:
-    called for a data set of the test clips. others: index -> the class that another cue of a video, as it is, stands
-    for. A PAIRED one takes a partner of another class, drawn from (seed, index). Streams a row a video and name to
-    out/bias.jsonl; goes on where it was killed; under torchrun each rank takes a share. Returns all rows.
+    Streams a row per video and name to out/bias.jsonl; goes on where it was killed; under torchrun
+    each rank takes a part. A video that does not decode, or on which the model gives NaN, has no
+    prediction, and the reason.
+
+    A folder is of one model, list of videos, protocol and seed (out/bias.identity.json); another is
+    refused. Other
+    videos and names may be added: rows that are there stay.
+
+    Args:
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a
+            video's clips.
+        videos: called for a data set of the test clips.
+        twins: the videos' textures, for the name "texture".
+        indices: of the videos.
+        names: of ALONE, PAIRED or "texture". A PAIRED one takes a partner of another class, drawn
+            from (seed, index).
+        out: the folder; it exists.
+        seed: of all random numbers.
+        others: index -> the class that another cue of a video, as it is, stands for.
+        batch_size: clips at a time.
+        workers: processes that load.
+        device: where clips go.
+        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
+
+    Raises:
+        UserError: for a folder of something else, for what is no logits, and for labels out of
+            range.
     """
     dataset = videos()
+    own_folder(
+        out,
+        _STEM,
+        {
+            "model": identify_model(predict, dataset, device, identity),
+            "videos": videos_of(dataset),
+            "protocol": protocol_of(dataset),
+            "seed": seed,
+        },
+    )
     at_once = max(1, batch_size // dataset.spec.clips)
     parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
     groups = [[(index, name) for index in part] for name in (CLEAN, *names) for part in parts]
-    todo = unfinished(out, _STEM, "name", groups)[distributed.rank() :: distributed.world()]
+    left, _ = unfinished(out, _STEM, "name", groups)
+    todo = left[distributed.rank() :: distributed.world()]
     bounded = MicroBatches(predict, batch_size)
     with appending(out, _STEM) as append:
         for name in (CLEAN, *names):
@@ -155,13 +199,28 @@ def _rows(
             x = PAIRED[name](x, y, rngs)
         elif name in ALONE:
             x = ALONE[name](x, rngs)
-        logits = predict(x).float().view(len(whole), clips, -1).mean(1)
-        answers = dict(zip(whole, logits.argmax(1).tolist(), strict=True))
+        logits = _checked(predict, x)
+        for i in whole:
+            require_label(dataset.records[i].uid, dataset.records[i].label, logits.shape[1])
+        finite = finite_logits(logits).view(len(whole), clips).all(1).tolist()
+        predicted = logits.view(len(whole), clips, -1).mean(1).argmax(1).tolist()
+        answers = {i: answer for i, answer, ok in zip(whole, predicted, finite, strict=True) if ok}
+        lost = [i for i, ok in zip(whole, finite, strict=True) if not ok]
+        reason = f"NaN or infinite logits as {name}"
+        errors |= {i: fault(dataset.records[i].uid, reason) for i in lost}
     return [
         {"index": i, "uid": dataset.records[i].uid, "label": dataset.records[i].label, "name": name,
          "predicted": answers.get(i), "other": labels.get(i), "error": errors.get(i) or errors.get(partners.get(i, -1))}
         for i in part
     ]  # fmt: skip
+
+
+def _checked(predict: MicroBatches, x: Tensor) -> Tensor:
+    """Return (B, K) float32 logits. Raises UserError for anything else."""
+    try:
+        return checked_output(predict(x), len(x)).float()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
@@ -190,8 +249,13 @@ def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
     clean = found[CLEAN]["acc"]
     for entry in found.values():
         entry["kept"] = entry["acc"] / clean if clean else None
-    failed = list(dict.fromkeys(row["error"] for row in rows if row["error"]))
-    return {"n": sum(row["name"] == CLEAN for row in rows), "views": found, "failed": failed}
+    table = {
+        "n": sum(row["name"] == CLEAN for row in rows),
+        "views": found,
+        "failed": decoding_failures(rows),
+    }
+    warnings = model_faults(rows)
+    return table | {"warnings": warnings} if warnings else table
 
 
 def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, float]:

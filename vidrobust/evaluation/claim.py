@@ -12,6 +12,7 @@ from vidrobust.data.mark import read_mark
 from vidrobust.engine import checkpoint
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
+from vidrobust.evaluation.rows import rank_files
 from vidrobust.files import held, replacing
 
 # what may differ between two runs of an evaluation
@@ -28,8 +29,15 @@ _FREE = (
 )
 
 # what an evaluation leaves in its folder
-_FILES = ("identity.json", "features.pt", "features/*", "predictions.jsonl", "checks.json", "results*.jsonl", "timing*.jsonl",
-          "corruptions*.jsonl", "bias*.jsonl", "shift.jsonl", "summary.json", "report.md", "curve.png",
+_STREAMS = (
+    "results",
+    "timing",
+    "corruptions",
+    "bias",
+    "shift",
+)  # one file per rank, and what they are of
+_FILES = ("identity.json", "features.pt", "features/*", "predictions.jsonl", "checks.json",
+          *(f"{stem}.identity.json" for stem in _STREAMS), "summary.json", "report.md", "curve.png",
           "corruptions.png", "corruption_curves.png", "clips/*.npz", "clips/*.png")  # fmt: skip
 
 _LOCK = ".lock"  # whose evaluation this is
@@ -77,7 +85,8 @@ def claim(out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite:
     with held(out / _LOCK, "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME"):
         if other:
             log.warning(f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}")
-            for old in (path for pattern in _FILES for path in out.glob(pattern)):
+            streams = [path for stem in _STREAMS for path in rank_files(out, stem)]
+            for old in [*streams, *(path for pattern in _FILES for path in out.glob(pattern))]:
                 old.unlink()
         with replacing(path) as file:
             file.write(json.dumps(identity | {"options": options}).encode())

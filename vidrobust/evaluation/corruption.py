@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidrobust.attacks import Predict
+from vidrobust.attacks import Predict, checked_output, finite_logits
 from vidrobust.corruptions import INDEX_MAPS, OVER_TIME, MissingEncoder, expand, require_encoders
 from vidrobust.data import (
     CLEAN,
@@ -27,8 +27,9 @@ from vidrobust.data import (
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
+from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.rows import Row, appending, merged, unfinished
+from vidrobust.evaluation.rows import Key, Row, appending, fault, merged, require_label, unfinished
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.views import to_float
 
@@ -67,57 +68,162 @@ def evaluate_corruptions(
     batch_size: int,
     workers: int,
     device: torch.device,
+    identity: str = "",
 ) -> list[Row]:
-    """Classify videos clean and under each of `names` at each of `severities`, the mean of the logits of their clips.
+    """Classify videos clean and corrupted, and return their rows; every rank calls it.
 
-    predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode. videos: its `work` is set here. Streams a
-    row a video and corruption to out/corruptions.jsonl: what is predicted at each severity, and of the video as it is
-    under the name "clean"; None for a video that does not decode. Killed and called again it goes on, and the rows are
-    the same. Under torchrun each rank takes a share of the videos. Returns all rows.
+    The logits of a video's clips are averaged. Streams a row per video and corruption to
+    out/corruptions.jsonl: what is predicted at each of the row's severities, and of the video as it
+    is under the name "clean"; None, with the reason, for a video that does not decode, and where
+    the model gives NaN. Killed and called again it goes on, and the rows are the same. Under
+    torchrun each rank takes a part of the videos.
+
+    A folder is of one model, list of videos, protocol and seed (out/corruptions.identity.json);
+    another is refused. Other videos, corruptions and severities may be added: what is there stays,
+    and the rows that are returned are of the severities that are asked for.
+
+    Args:
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode.
+        videos: its `work` is set here.
+        indices: of the videos.
+        names: of CORRUPTIONS.
+        severities: 1 to 5, in the order of a row's predictions.
+        out: the folder; it exists.
+        batch_size: clips at a time.
+        workers: processes that load.
+        device: where clips go.
+        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
+
+    Raises:
+        UserError: for a folder of something else, for what is no logits, and for labels out of
+            range.
     """
-    conditions: dict[str, list[Condition]] = {CLEAN[0]: [CLEAN]}
-    conditions |= {name: [(name, severity) for severity in severities] for name in names}
+    own_folder(
+        out,
+        _STEM,
+        {
+            "model": identify_model(predict, videos, device, identity),
+            "videos": videos_of(videos),
+            "protocol": protocol_of(videos, place=videos.place),
+            "seed": videos.seed,
+        },
+    )
+    asked = {CLEAN[0]: [CLEAN[1]]} | {name: list(severities) for name in names}
     at_once = max(1, batch_size // (len(severities) * videos.spec.clips))  # corruptions of a video in a batch
-    parts = [list(conditions)[i : i + at_once] for i in range(0, len(conditions), at_once)]
-    groups = [[(index, name) for name in part] for index in indices for part in parts]
-    left = unfinished(out, _STEM, "name", groups)
-    if len(left) < len(groups):
-        log.info(f"{len(groups) - len(left)} of {len(groups)} batches of conditions are there already")
+    parts = [list(asked)[i : i + at_once] for i in range(0, len(asked), at_once)]
+    groups: list[list[Key]] = [
+        [(index, name) for name in part] for index in indices for part in parts
+    ]
+
+    def combine(old: Row, new: Row) -> Row:
+        return _combined(_with_severities(old, asked), _with_severities(new, asked))
+
+    _, rows = unfinished(out, _STEM, "name", groups, combine=combine)
+    work = [(group[0][0], _missing(group, rows, asked)) for group in groups]
+    missing = [(index, conditions) for index, conditions in work if conditions]
+    if len(missing) < len(groups):
+        there = len(groups) - len(missing)
+        log.info(f"{there} of {len(groups)} batches of conditions are there already")
     mine = set(indices[distributed.rank() :: distributed.world()])
-    todo = [groups[number] for number in left if groups[number][0][0] in mine]
-    videos.work = [(group[0][0], [c for _, name in group for c in conditions[name]]) for group in todo]
+    videos.work = [(index, conditions) for index, conditions in missing if index in mine]
     bounded = MicroBatches(predict, batch_size)
-    bar = tqdm(total=len(todo), desc="corrupt", leave=False, disable=distributed.rank() > 0 or not sys.stderr.isatty())
+    bar = tqdm(
+        total=len(videos.work),
+        desc="corrupt",
+        leave=False,
+        disable=distributed.rank() > 0 or not sys.stderr.isatty(),
+    )
     with appending(out, _STEM) as append, worker_deaths(videos):
         for found in corrupted_loader(videos, workers):
-            append(_rows(found, videos.records[found.index], _classify(bounded, found, device)))
+            record = videos.records[found.index]
+            append(_rows(found, record, _classify(bounded, found, device, record)))
             bar.update()
     bar.close()
-    return merged(out, _STEM, "name", groups)
+    return [_restricted(row, asked) for row in merged(out, _STEM, "name", groups, combine=combine)]
+
+
+def _with_severities(row: Row, asked: dict[str, list[int]]) -> Row:
+    """Return the row with its severities; rows of earlier versions have those asked for."""
+    return row if "severities" in row else row | {"severities": asked.get(row["name"], [])}
+
+
+def _combined(old: Row, new: Row) -> Row:
+    """Return the old row with the severities that only the new one has."""
+    added = [i for i, severity in enumerate(new["severities"]) if severity not in old["severities"]]
+    if not added:
+        return old
+    return old | {
+        "severities": old["severities"] + [new["severities"][i] for i in added],
+        "predicted": old["predicted"] + [new["predicted"][i] for i in added],
+        "error": old["error"] or new["error"],
+    }  # fmt: skip
+
+
+def _missing(
+    group: Sequence[Key], rows: dict[Key, Row], asked: dict[str, list[int]]
+) -> list[Condition]:
+    """Return the conditions to measure: all where a row is missing, else the missing severities."""
+    if any(key not in rows for key in group):
+        return [(name, severity) for _, name in group for severity in asked[name]]
+    there = {key: _with_severities(rows[key], asked)["severities"] for key in group}
+    return [
+        (key[1], severity)
+        for key in group
+        for severity in asked[key[1]]
+        if severity not in there[key]
+    ]
+
+
+def _restricted(row: Row, asked: dict[str, list[int]]) -> Row:
+    """Return the row with the severities that are asked for, in their order."""
+    row = _with_severities(row, asked)
+    predicted = dict(zip(row["severities"], row["predicted"], strict=True))
+    wanted = asked[row["name"]]
+    return row | {"severities": wanted, "predicted": [predicted[severity] for severity in wanted]}
 
 
 @torch.no_grad()
-def _classify(predict: Predict, found: Corrupted, device: torch.device) -> list[int | None]:
-    """The class of each condition; None for one that failed."""
+def _classify(
+    predict: Predict, found: Corrupted, device: torch.device, record: Record | None = None
+) -> list[int | None]:
+    """Return the class of each condition; None for one that failed, and for one of NaN logits.
+
+    Raises UserError for what is no logits, and for the label of `record` if no logit is its.
+    """
     good = [clips for clips in found.clips if isinstance(clips, Tensor)]
     if not good:
         return [None] * len(found.clips)
     x = to_float(torch.stack(good).to(device))
-    logits = predict(x.flatten(0, 1)).float()
-    answers = iter(logits.view(*x.shape[:2], -1).mean(1).argmax(1).tolist())
+    clips = x.flatten(0, 1)
+    try:
+        logits = checked_output(predict(clips), len(clips)).float()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if record is not None:
+        require_label(record.uid, record.label, logits.shape[1])
+    mean = logits.view(*x.shape[:2], -1).mean(1)
+    finite = finite_logits(logits).view(x.shape[:2]).all(1).tolist()
+    predicted = zip(mean.argmax(1).tolist(), finite, strict=True)
+    answers = iter([answer if ok else None for answer, ok in predicted])
     return [next(answers) if isinstance(clips, Tensor) else None for clips in found.clips]
 
 
 def _rows(found: Corrupted, record: Record, predicted: Sequence[int | None]) -> list[Row]:
     by_name: dict[str, list[int | None]] = {}
+    severities: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
-    for (name, _), answer, clips in zip(found.conditions, predicted, found.clips, strict=True):
+    answered = zip(found.conditions, predicted, found.clips, strict=True)
+    for (name, severity), answer, clips in answered:
         by_name.setdefault(name, []).append(answer)
+        severities.setdefault(name, []).append(severity)
         if isinstance(clips, Failure):
             reasons.setdefault(name, clips.reason)
+        elif answer is None:
+            reason = f"NaN or infinite logits under {name} at severity {severity}"
+            reasons.setdefault(name, fault(record.uid, reason))
     return [
         {"index": found.index, "uid": record.uid, "label": record.label, "kind": _KIND, "name": name,
-         "predicted": answers, "error": reasons.get(name)}
+         "severities": severities[name], "predicted": answers, "error": reasons.get(name)}
         for name, answers in by_name.items()
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
-from vidrobust.evaluation.rows import Row
+from vidrobust.evaluation.rows import Row, model_faults
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import families
 
@@ -58,8 +58,8 @@ def median_norms(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> dict[st
 
 
 def suite_warnings(rows: Sequence[Row], curve: list[Row]) -> list[str]:
-    """What the results themselves say against the attacks."""
-    found = []
+    """Return what the results themselves say against the attacks, and against the model."""
+    found = model_faults(rows)
     for entry in curve:
         broken_by = [row["killed_by"] for row in rows if row["threat"] == entry["threat"]]
         parts = [name for name in entry["passes"] if name.startswith("apgd-") and name[5:] not in ("ce", "dlr", "t")]

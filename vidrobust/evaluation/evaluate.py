@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.attacks import ThreatModel, self_checks
+from vidrobust.attacks import BadSamples, ThreatModel, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     ClipDataset,
@@ -47,7 +47,8 @@ from vidrobust.evaluation.feature_store import DiskStore, Features
 from vidrobust.evaluation.predict import evaluation_mode, evenly, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
-from vidrobust.evaluation.robust import evaluate_robust
+from vidrobust.evaluation.robust import evaluate_robust, without
+from vidrobust.evaluation.rows import decoding_failures, model_faults
 from vidrobust.evaluation.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.suite import Suite, check_suite
@@ -114,7 +115,8 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
             summary = json.loads(done.read_text())
         else:
             summary = _measure(
-                cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out
+                cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test,
+                others, classes, out, identity["checkpoint"],
             ) | identity  # fmt: skip
         if summary["corruption"]:
             # another baseline costs nothing
@@ -165,6 +167,7 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
 def _measure(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], model: Model, random: Model, train: list[Record],
     test: list[Record], others: tuple[list[Record], Shared], classes: list[str], out: Path,
+    checkpoint_name: str,
 ) -> dict[str, Any]:  # fmt: skip
     device = next(model.parameters()).device
     indices = evenly(len(test), cfg.eval.limit)
@@ -182,17 +185,27 @@ def _measure(
         moved = [test[i] for i in evenly(len(test), cfg.eval.sensitivity)] if cfg.eval.sensitivity else []
         measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
-        measured["shift"] = evaluate_shift(cfg, predict, others, test, out, device) if distributed.rank() == 0 else None
-        corruption = _corruptions(cfg, predict, test, indices, classes, out, device)
-        measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device)
+        name = checkpoint_name  # which model the rows are of
+        measured["shift"] = (
+            evaluate_shift(cfg, predict, others, test, out, device, identity=name)
+            if distributed.rank() == 0
+            else None
+        )
+        corruption = _corruptions(cfg, predict, test, indices, classes, out, device, name)
+        measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device, name)
         if measured["bias"]:
             measured["clean_acc"] = measured["bias"]["views"]["clean"]["acc"]
         if corruption:
             measured["clean_acc"] = corruption["clean_acc"]
-        measured |= {"clean_acc": None} | measured | _attacks(cfg, suite, threats, predict, test, indices, out, device)
+        measured |= (
+            {"clean_acc": None}
+            | measured
+            | _attacks(cfg, suite, threats, predict, test, indices, out, device, name)
+        )
         measured["corruption"] = corruption
         measured["warnings"] += learned_nothing(measured["representation"])
-        measured["warnings"] += (corruption or {}).get("warnings", [])
+        for part in (corruption, measured["bias"], measured["shift"], measured["sensitivity"]):
+            measured["warnings"] += (part or {}).get("warnings", [])
         if "texture" in cfg.eval.bias and (doubt := doubt_of_twins(cfg.data)):
             measured["warnings"].append(doubt)
         for part in (corruption or {}, measured["bias"] or {}, measured["shift"] or {}):
@@ -206,7 +219,7 @@ def _measure(
 
 def _attacks(
     cfg: config.Config, suite: Suite, threats: list[ThreatModel], predict: Callable[[Tensor], Tensor],
-    test: list[Record], indices: list[int], out: Path, device: torch.device,
+    test: list[Record], indices: list[int], out: Path, device: torch.device, checkpoint_name: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What a summary says of attacks."""
     if not threats:
@@ -221,13 +234,14 @@ def _attacks(
         predict, videos, indices, threats, out, suite=suite,
         seed=cfg.seed, batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
         pictures=cfg.eval.pictures, crops=cfg.eval.crops, h264_crf=cfg.eval.h264,
+        identity=checkpoint_name,
     )  # fmt: skip
     return attacked(cfg, rows, threats, suite, doubts)
 
 
 def _corruptions(
     cfg: config.Config, predict: Callable[[Tensor], Tensor], test: list[Record], indices: list[int],
-    classes: list[str], out: Path, device: torch.device,
+    classes: list[str], out: Path, device: torch.device, checkpoint_name: str,
 ) -> dict[str, Any] | None:  # fmt: skip
     """What a summary says of corruptions."""
     c, views = cfg.eval.corruption, cfg.eval.clips if cfg.eval.unit == "video" else 1
@@ -241,17 +255,17 @@ def _corruptions(
     videos = corrupted_videos(cfg.data, test, views, cfg.eval.sampling, c.place, cfg.seed)
     rows = evaluate_corruptions(
         predict, videos, indices, names, c.severities, out, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
-        device=device,
+        device=device, identity=checkpoint_name,
     )  # fmt: skip
-    failed = list(dict.fromkeys(row["error"] for row in rows if row["error"]))
     return corruption_table(rows, c.severities, classes) | {
-        "place": c.place, "views": f"{views}x1", "failed": failed, "warnings": idle,
+        "place": c.place, "views": f"{views}x1", "failed": decoding_failures(rows),
+        "warnings": idle + model_faults(rows),
     }  # fmt: skip
 
 
 def _bias(
     cfg: config.Config, predict: Callable[[Tensor], Tensor], test: list[Record], indices: list[int],
-    classes: list[str], out: Path, device: torch.device,
+    classes: list[str], out: Path, device: torch.device, checkpoint_name: str,
 ) -> dict[str, Any] | None:  # fmt: skip
     """What a summary says of the cues that are followed."""
     if not cfg.eval.bias:
@@ -262,6 +276,7 @@ def _bias(
         predict, lambda: eval_dataset(cfg.data, test, cfg.eval.clips, cfg.eval.sampling), twins, indices,
         cfg.eval.bias, out, seed=cfg.seed, others=second_cues(cfg.data, test, classes),
         batch_size=cfg.eval.batch_size, workers=cfg.data.workers, device=device,
+        identity=checkpoint_name,
     )  # fmt: skip
     return bias_table(rows, classes) | {"views_of": f"{cfg.eval.clips}x1"}
 
@@ -276,11 +291,24 @@ def _checks(
         some = [indices[i] for i in evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
         (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
-        if unit.uids:
+        while unit.uids:
             generator = torch.Generator().manual_seed(cfg.seed)
             try:
-                found = self_checks(MicroBatches(predict, cfg.eval.batch_size), unit.x, unit.labels, threat,
-                                    random=cfg.eval.suite == "rand", generator=generator)  # fmt: skip
+                found += self_checks(
+                    MicroBatches(predict, cfg.eval.batch_size),
+                    unit.x,
+                    unit.labels,
+                    threat,
+                    random=cfg.eval.suite == "rand",
+                    batch_size=cfg.eval.batch_size,
+                    generator=generator,
+                )
+                break
+            except BadSamples as error:
+                unit = without(unit, error)
+                found = [
+                    "checks left out clips: " + "; ".join(failure.reason for failure in unit.failed)
+                ]
             except ValueError as error:
                 raise UserError(f"checking the model under {threat}: {error}") from None
         for line in found:

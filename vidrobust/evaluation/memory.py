@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidrobust.attacks import Predict
+from vidrobust.attacks import Predict, as_tensor
 from vidrobust.errors import UserError
 
 
@@ -30,7 +30,9 @@ class MicroBatches:
     @torch.no_grad()
     def without_graph(self, x: Tensor) -> Tensor:
         """The outputs of x, chunk by chunk."""
-        return self.fitting(lambda: torch.cat([self.predict(part) for part in x.split(self.size)]))
+        return self.fitting(
+            lambda: torch.cat([as_tensor(self.predict(part)) for part in x.split(self.size)])
+        )
 
     def fitting(self, run: Callable[[], Tensor]) -> Tensor:
         """run(), again with a smaller size for as long as memory runs out."""
@@ -63,7 +65,7 @@ class _Bounded(torch.autograd.Function):
             try:
                 with torch.enable_grad():
                     leaf = ctx.x.requires_grad_()
-                    ctx.graph = leaf, owner.predict(leaf)
+                    ctx.graph = leaf, as_tensor(owner.predict(leaf))
                 return ctx.graph[1].detach()
             except RuntimeError as error:
                 if not _is_memory(error):

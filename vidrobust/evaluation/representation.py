@@ -58,8 +58,18 @@ def measure_representation(
         here = _room_for(seen.features, device)
         clips, videos = seen.features.flatten(0, 1).to(here), asked.features.to(here)
         labels = seen.labels.repeat_interleave(seen.features.shape[1]).to(here)
-        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2).requires_grad_(False)
-        votes = knn_scores(videos, clips, labels, classes, k=cfg.knn_k, temperature=cfg.knn_temperature)
+        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=seen.uids).requires_grad_(
+            False
+        )
+        votes = knn_scores(
+            videos,
+            clips,
+            labels,
+            classes,
+            k=cfg.knn_k,
+            temperature=cfg.knn_temperature,
+            names=(asked.uids, seen.uids),
+        )
         found.predictions[f"{name}_probe"] = probe(videos).mean(1).argmax(1).cpu()
         found.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
         found.probe = found.probe or probe

@@ -12,8 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidrobust.attacks import Loss, Predict, ThreatModel, pgd, pull_toward, push_away
+from vidrobust.attacks import (
+    Loss,
+    Predict,
+    ThreatModel,
+    called,
+    checked_output,
+    finite_logits,
+    pgd,
+    pull_toward,
+    push_away,
+    require_classes,
+)
+from vidrobust.errors import UserError
 from vidrobust.evaluation import geometry
+from vidrobust.evaluation.rows import MODEL_FAULT
 from vidrobust.models import Backbone
 
 Encode = Callable[[Tensor], Tensor]
@@ -98,15 +111,18 @@ def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]
     return {name: geometry.linear_cka(a[name], b[name]) for name in a if name in b}
 
 
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
 def measure_sensitivity(
-    backbone: Backbone, classify: Predict, clips: Callable[[], Iterable[tuple[Tensor, Tensor]]], eps: Sequence[float],
-    *, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+    backbone: Backbone, classify: Predict, clips: Batches, eps: Sequence[float], *, seed: int
+) -> dict[str, Any]:
     """Measure how a backbone's representation gives way at some Linf budgets.
 
     Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published
-    (Petrov and Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Memory
-    holds the pixels of one batch at a time.
+    (Petrov and Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Clips on
+    which logits, representation or gradient are NaN or infinite are left out, and `warnings` says
+    how many. Memory holds the pixels of one batch at a time.
 
     Args:
         backbone: in evaluation mode.
@@ -118,19 +134,22 @@ def measure_sensitivity(
 
     Returns:
         What a summary says: n, gradient_norm, and budgets, an entry each.
+
+    Raises:
+        UserError: for what is no logits, labels out of range, and fewer than two clips with finite
+            numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    steep: list[Tensor] = []
-    seen = _Measured()
-    for x, labels in clips():
-        steep.append(gradient_norm(partial(_cross_entropy, classify, labels), x))
-        seen.add(backbone, x)
+    masks, steep, seen = _sound(backbone, classify, clips)
     clean, layers = seen.joined()
     places, budgets = torch.arange(len(clean), device=clean.device), []
     for budget in eps:
         threat, between = ThreatModel("linf", budget), []
         moved_clips = _Measured()
-        for x, _ in clips():
+        for (batch, _), good in zip(clips(), masks, strict=True):
+            x = batch if good.all() else batch[good]
+            if not len(x):
+                continue
             moved_clips.add(backbone, displace(backbone, x, threat, generator=generator))
             if len(x) > 1:
                 between.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
@@ -147,11 +166,42 @@ def measure_sensitivity(
             "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
             "cka": cka_by_layer(layers, attacked_layers),
         })  # fmt: skip
-    return {"n": len(clean), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+    lost = sum(int((~good).sum()) for good in masks)
+    left_out = [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]
+    found = {"n": len(clean), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
+    return found | ({"warnings": left_out} if lost else {})
+
+
+def _sound(
+    backbone: Backbone, classify: Predict, clips: Batches
+) -> tuple[list[Tensor], list[Tensor], "_Measured"]:
+    """Return of each batch (which clips have finite numbers, their gradient norms), and measure them."""
+    masks, steep, seen = [], [], _Measured()
+    for x, labels in clips():
+        with torch.no_grad():
+            try:
+                logits = checked_output(called(classify, x), len(x))
+                require_classes(labels, logits.shape[1])
+            except ValueError as error:
+                raise UserError(f"eval.sensitivity: {error}") from None
+            encoded = called(backbone, x, "the backbone")
+            good = finite_logits(logits) & encoded.flatten(1).isfinite().all(1)
+        norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
+        good &= norms.isfinite()
+        masks.append(good)
+        if good.any():
+            steep.append(norms[good])
+            seen.add(backbone, x if good.all() else x[good])
+    lost = sum(int((~good).sum()) for good in masks)
+    if lost and sum(int(good.sum()) for good in masks) < 2:
+        raise UserError(
+            f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it to 0"
+        )
+    return masks, steep, seen
 
 
 def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
-    return F.cross_entropy(classify(x), labels, reduction="none")
+    return F.cross_entropy(checked_output(classify(x), len(x)).float(), labels, reduction="none")
 
 
 class _Measured:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from vidrobust import config
-from vidrobust.attacks import Predict
-from vidrobust.data import Record, build_records, eval_dataset
+from vidrobust.attacks import Predict, finite_logits
+from vidrobust.data import Record, build_records, eval_dataset, records_sha
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
+from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, extract
+from vidrobust.evaluation.rows import decoding_failures, fault, model_faults
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.files import replacing
 
@@ -127,19 +129,45 @@ def other_records(
 
 def evaluate_shift(
     cfg: config.Config, predict: Predict, others: tuple[list[Record], Shared], test: list[Record], out: Path,
-    device: torch.device,
+    device: torch.device, *, identity: str = "",
 ) -> dict[str, Any] | None:  # fmt: skip
-    """What a summary says of `other_records`; None for none. Writes out/shift.jsonl, a row a video.
+    """Return what a summary says of `other_records`, or None; writes out/shift.jsonl.
 
     dataset, n, concepts; acc and ci95 on its videos, answered among the shared classes, the logits of a video's clips
-    averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed. Accuracies are fractions,
-    a video that does not decode is wrong. Rows that are there are read, and not made again.
+    averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed;
+    warnings, if there are some. Accuracies are fractions; a video that does not decode, or on which
+    the model gives NaN, is wrong. Rows that are there are read, and not made again, if they are of
+    the same model, videos and protocol (out/shift.identity.json).
+
+    Args:
+        cfg: its data, eval.shift and eval options.
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode.
+        others: of `other_records`.
+        test: the own test videos.
+        out: the folder; it exists.
+        device: where clips go.
+        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
+
+    Raises:
+        UserError: for a folder of something else, and for a model of fewer classes than the data
+            set.
     """
     records, shared = others
     if not records:
         return None
     own = [replace(record, label=shared.own[record.label]) for record in test if record.label in shared.own]
     path = out / "shift.jsonl"
+    dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
+    own_folder(
+        out,
+        "shift",
+        {
+            "model": identify_model(predict, dataset, device, identity),
+            "videos": records_sha(records + own),
+            "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
+        },
+        all_ranks=False,
+    )
     if not path.is_file():
         log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
         bounded = MicroBatches(predict, cfg.eval.batch_size)
@@ -155,12 +183,13 @@ def evaluate_shift(
     by_class: dict[str, list[bool]] = {}
     for record, hit in zip(records, hits, strict=True):
         by_class.setdefault(shared.concepts[record.label], []).append(hit)
+    warnings = model_faults(found["other"] + found["own"])
     return {
         "dataset": cfg.eval.shift.name, "n": len(records), "concepts": shared.concepts,
         "chance": 1 / len(shared.concepts), "acc": sum(hits) / len(hits), "ci95": list(wilson(sum(hits), len(hits))),
         "own_n": len(own), "own_acc": sum(own_hits) / len(own_hits) if own else None,
         "per_class": {name: sum(found) / len(found) for name, found in sorted(by_class.items())},
-        "failed": [row["error"] for row in found["other"] if row["error"]],
+        "failed": decoding_failures(found["other"]), **({"warnings": warnings} if warnings else {}),
     }  # fmt: skip
 
 
@@ -173,9 +202,19 @@ def _rows(
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
     (found,) = extract([predict], dataset, device, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
                        title="shift")  # fmt: skip
-    answers = among(found.features.mean(1), shared.own, len(shared.concepts)).tolist()
-    predicted = dict(zip(found.index.tolist(), answers, strict=True))
+    logits = found.features
+    if max(shared.own) >= logits.shape[-1]:
+        raise UserError(
+            f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, and the "
+            f"model gives {logits.shape[-1]} logits; take a model of the data set's classes"
+        )
+    answers = among(logits.mean(1), shared.own, len(shared.concepts)).tolist()
+    finite = finite_logits(logits.flatten(0, 1)).view(logits.shape[:2]).all(1).tolist()
+    index = found.index.tolist()
+    predicted = {i: answer for i, answer, ok in zip(index, answers, finite, strict=True) if ok}
     errors = {failure.index: failure.reason for failure in found.failed}
+    lost = [i for i, ok in zip(index, finite, strict=True) if not ok]
+    errors |= {i: fault(records[i].uid, "NaN or infinite logits") for i in lost}
     return [{"uid": record.uid, "label": record.label, "predicted": predicted.get(i), "error": errors.get(i)}
             for i, record in enumerate(records)]  # fmt: skip
 

@@ -1,0 +1,198 @@
+"""Identity of a folder's rows: those of another model, data set or protocol are refused.
+
+Beside `<stem>.jsonl` stands `<stem>.identity.json`. Threats, corruptions and videos are no part of
+it: they are columns and rows of the table, and may be added.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidrobust.attacks import Predict, reachable_modules
+from vidrobust.data import ClipDataset, CorruptedVideos, SourceVideos, records_sha
+from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.log import log
+from vidrobust.errors import UserError
+from vidrobust.evaluation.rows import rank_files
+from vidrobust.files import replacing
+
+Dataset = ClipDataset | SourceVideos | CorruptedVideos
+_CLOSE = 1e-2  # of the largest output: what another device or batch size may change
+_OUTPUTS = 64  # of a model's outputs on the probe clip are remembered
+_WORDS = {
+    "model": "model",
+    "videos": "list of videos",
+    "protocol": "protocol",
+    "suite": "suite",
+    "seed": "seed",
+}
+
+
+def identify_model(
+    predict: Predict, dataset: Dataset, device: torch.device, identity: str = ""
+) -> dict[str, Any]:
+    """Return what recognises a model.
+
+    Args:
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits.
+        dataset: decides the shape of the probe clip.
+        device: where the probe clip goes.
+        identity: the model's name, such as the hash of its checkpoint. Empty: the hash of the
+            weights of all modules that `predict` is or holds, and its outputs on one fixed clip of
+            random pixels. The outputs recognise a closure that shows no module. A random model has
+            no fixed outputs, and one that fails on the probe has none.
+    """
+    if identity:
+        return {"name": identity}
+    modules = reachable_modules(predict)
+    states = {
+        f"{i}.{key}": value
+        for i, module in enumerate(modules)
+        for key, value in _state(module).items()
+    }
+    return {
+        "state": checkpoint.state_sha(states) if states else None,
+        "outputs": _outputs(predict, dataset, device),
+    }
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)
+    }
+
+
+@torch.no_grad()
+def _outputs(predict: Predict, dataset: Dataset, device: torch.device) -> list[float | None] | None:
+    """Return the first outputs on the probe clip, None for NaN; None where they are not fixed."""
+    size = dataset.size if isinstance(dataset, SourceVideos) else dataset.view.size
+    shape = (1, 3, dataset.spec.frames, size, size)
+    clip = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            first, again = (
+                torch.as_tensor(predict(clip.clone())).flatten()[:_OUTPUTS].tolist()
+                for _ in range(2)
+            )
+        except Exception as error:  # whatever a model raises; work that is to do raises it again
+            log.warning(
+                f"the model fails on a clip of random pixels, which would recognise it: {error!r}"
+            )
+            return None
+    kept = [_rounded(value) for value in first]
+    return kept if _agree(kept, [_rounded(value) for value in again], 1e-5) else None
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _agree(one: list[float | None], other: list[float | None], close: float) -> bool:
+    largest = max((abs(value) for value in one if value is not None), default=0.0)
+    return len(one) == len(other) and all(
+        a == b if a is None or b is None else abs(a - b) <= close * largest
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
+    """Return which clips of a video are measured, and `more` that decides what a row says."""
+    sampler = getattr(dataset.sample_clips, "func", dataset.sample_clips)
+    view = (
+        {"short_side": dataset.short_side, "size": dataset.size}
+        if isinstance(dataset, SourceVideos)
+        else {"size": dataset.view.size, "center": dataset.view.center}
+    )
+    return asdict(dataset.spec) | {"sampler": getattr(sampler, "__name__", "")} | view | more
+
+
+def videos_of(dataset: Dataset) -> str:
+    """Return the hash of the data set's list."""
+    return records_sha(list(dataset.records))
+
+
+def own_folder(out: Path, stem: str, asked: Mapping[str, Any], *, all_ranks: bool = True) -> None:
+    """Write out/<stem>.identity.json, or go on where it says the same.
+
+    Args:
+        out: the folder.
+        stem: of the file of rows.
+        asked: model (`identify_model`), videos, protocol and, where they decide the rows, suite and
+            seed.
+        all_ranks: every rank calls it, and not the first alone.
+
+    Raises:
+        UserError: the folder holds rows of something else, with what differs and the remedy.
+    """
+    path = out / f"{stem}.identity.json"
+    held = _held(out, stem, path, asked)
+    if held is not None:
+        other = [key for key in asked if not _same(key, held.get(key), asked[key])]
+        if other:
+            told = " and ".join(_difference(key, held.get(key), asked[key]) for key in other)
+            raise UserError(
+                f"out={out}: {stem}.jsonl holds rows of another {told}; choose another folder, or "
+                f"delete {stem}.jsonl and {path.name}"
+            )
+    if all_ranks:
+        distributed.patient_barrier()  # every rank has read what the first is about to write
+    if held is None and distributed.rank() == 0:
+        with replacing(path) as file:
+            file.write((json.dumps(asked, indent=2) + "\n").encode())
+
+
+def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what the folder's rows were measured on; None where there are none yet."""
+    if not any(file.stat().st_size for file in rank_files(out, stem)):
+        return None  # a call that failed before its first row leaves a folder to anyone
+    if path.is_file():
+        return json.loads(path.read_text())
+    claimed = out / "identity.json"  # the command line's, which earlier versions wrote alone
+    checkpoint_name = (
+        json.loads(claimed.read_text()).get("checkpoint") if claimed.is_file() else None
+    )
+    if checkpoint_name and asked["model"].get("name") == checkpoint_name:
+        return None
+    raise UserError(
+        f"out={out}: {stem}.jsonl holds rows, and no {path.name} says what they were measured "
+        f"on; choose another folder, or delete {stem}.jsonl"
+    )
+
+
+def _same(key: str, held: Any, asked: Any) -> bool:
+    return (
+        _same_model(held, asked)
+        if key == "model" and held
+        else held == json.loads(json.dumps(asked))
+    )
+
+
+def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    if "name" in held or "name" in asked:
+        return held.get("name") == asked.get("name")
+    states, outputs = (held["state"], asked["state"]), (held["outputs"], asked["outputs"])
+    if None not in states and states[0] != states[1]:
+        return False
+    if None not in outputs:
+        return _agree(*outputs, _CLOSE)
+    if None in states:
+        log.warning(
+            "nothing recognises this model, as it has no module within reach and no fixed outputs: "
+            "the rows of the folder are taken to be its own; identity=NAME keeps models apart"
+        )
+    return True
+
+
+def _difference(key: str, held: Any, asked: Any) -> str:
+    if key == "model":
+        return "model"
+    if isinstance(held, dict) and isinstance(asked, dict):
+        differ = [name for name in asked if held.get(name) != asked[name]]
+        told = ", ".join(f"{name} {held.get(name)}, here {asked[name]}" for name in differ)
+        return f"{_WORDS[key]} ({told})"
+    return f"{_WORDS[key]} ({held}, here {asked})"
