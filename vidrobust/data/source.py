@@ -59,8 +59,8 @@ class SourceVideos:
         self.spec = spec
         self.short_side = short_side
         self.size = size
-        self._reader = _SourceReader(spec, sample_clips, short_side, backend)
-        self._child = Child(self._reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
+        self.reader = _SourceReader(spec, sample_clips, short_side, backend)
+        self._child = Child(self.reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,7 +69,7 @@ class SourceVideos:
         record = self.records[index]
         alone = self._child is None or in_memory(record.path)
         try:
-            frames, clips, fps = self._reader.read(record) if alone or self._child is None else self._child(record)
+            frames, clips, fps = self.reader.read(record) if alone or self._child is None else self._child(record)
         except (DecodeError, ChildDied, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)

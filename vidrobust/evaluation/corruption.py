@@ -104,8 +104,8 @@ def evaluate_corruptions(
         {
             "model": identify_model(predict, videos, device, identity),
             "videos": videos_of(videos),
-            "protocol": protocol_of(videos, place=videos.place),
-            "seed": videos.seed,
+            "protocol": protocol_of(videos, place=videos.reader.place),
+            "seed": videos.reader.seed,
         },
     )
     asked = {CLEAN[0]: [CLEAN[1]]} | {name: list(severities) for name in names}

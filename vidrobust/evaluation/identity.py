@@ -70,7 +70,7 @@ def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def _outputs(predict: Predict, dataset: Dataset, device: torch.device) -> list[float | None] | None:
     """Return the first outputs on the probe clip, None for NaN; None where they are not fixed."""
-    size = dataset.size if isinstance(dataset, SourceVideos) else dataset.view.size
+    size = dataset.size if isinstance(dataset, SourceVideos) else dataset.reader.view.size
     shape = (1, 3, dataset.spec.frames, size, size)
     clip = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -102,11 +102,11 @@ def _agree(one: list[float | None], other: list[float | None], close: float) -> 
 
 def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
     """Return which clips of a video are measured, and `more` that decides what a row says."""
-    sampler = getattr(dataset.sample_clips, "func", dataset.sample_clips)
+    sampler = getattr(dataset.reader.sample_clips, "func", dataset.reader.sample_clips)
     view = (
         {"short_side": dataset.short_side, "size": dataset.size}
         if isinstance(dataset, SourceVideos)
-        else {"size": dataset.view.size, "center": dataset.view.center}
+        else {"size": dataset.reader.view.size, "center": dataset.reader.view.center}
     )
     return asdict(dataset.spec) | {"sampler": getattr(sampler, "__name__", "")} | view | more
 
