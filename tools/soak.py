@@ -37,11 +37,25 @@ _CLIPS = 12  # different files behind all links
 SIZES = {"ucf101": (9537, 3783, 101), "kinetics": (220_000, 20_000, 400), "short": (480, 160, 8)}
 # options of the smallest model and the smallest clips
 SMALL = (
-    "data.frames=2", "data.stride=2", "data.short_side=24", "data.size=16", "data.workers=2",
-    "model.backbone=r2plus1d_10", "model.width=4", "model.hidden=8", "model.dim=8",
-    "train.batch_size=64", "train.epochs=1", "train.log_every=50", "eval.clips=1", "eval.batch_size=64",
-    "eval.steps=2", "eval.limit=128", "eval.pictures=1", "eval.checks=4",
-)  # fmt: skip
+    "data.frames=2",
+    "data.stride=2",
+    "data.short_side=24",
+    "data.size=16",
+    "data.workers=2",
+    "model.backbone=r2plus1d_10",
+    "model.width=4",
+    "model.hidden=8",
+    "model.dim=8",
+    "train.batch_size=64",
+    "train.epochs=1",
+    "train.log_every=50",
+    "eval.clips=1",
+    "eval.batch_size=64",
+    "eval.steps=2",
+    "eval.limit=128",
+    "eval.pictures=1",
+    "eval.checks=4",
+)
 
 
 @dataclass
@@ -62,8 +76,10 @@ class Peak:
 
     def row(self) -> str:
         """Return a line of a table."""
-        return (f"| {self.name:<34} | {self.seconds:.0f} | {self.memory:.0f} | {self.files} | {self.shm:.0f} "
-                f"| {self.status} |")  # fmt: skip
+        return (
+            f"| {self.name:<34} | {self.seconds:.0f} | {self.memory:.0f} | {self.files} | {self.shm:.0f} "
+            f"| {self.status} |"
+        )
 
 
 def make_links(root: Path, size: str, lists: Path | None) -> Path:
@@ -86,7 +102,9 @@ def make_links(root: Path, size: str, lists: Path | None) -> Path:
     rng = np.random.default_rng(0)
     for number in range(_CLIPS):
         low = rng.integers(0, 256, (1, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-        frames = (low.astype(int) + 8 * np.arange(16)[:, None, None, None]).clip(0, 255).astype(np.uint8)
+        frames = (
+            (low.astype(int) + 8 * np.arange(16)[:, None, None, None]).clip(0, 255).astype(np.uint8)
+        )
         write_video(clips / f"{number}.avi", frames)
     folder = root / "ucfTrainTestlist"
     if lists is not None and size == "ucf101":
@@ -119,7 +137,15 @@ def _write_lists(folder: Path, train: int, test: int, classes: int) -> None:
         (folder / f"{split}list01.txt").write_text("".join(lines))
 
 
-def measure(name: str, command: Sequence[str | Path], cwd: Path, *, files: int, memory_mib: int, shm_mib: int) -> Peak:
+def measure(
+    name: str,
+    command: Sequence[str | Path],
+    cwd: Path,
+    *,
+    files: int,
+    memory_mib: int,
+    shm_mib: int,
+) -> Peak:
     """Run a command under limits, and watch what all its processes take.
 
     Args:
@@ -140,9 +166,13 @@ def measure(name: str, command: Sequence[str | Path], cwd: Path, *, files: int, 
     peak, began = Peak(name), time.monotonic()
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(
-            words, cwd=cwd, stdout=log, stderr=log, start_new_session=True,
+            words,
+            cwd=cwd,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
-        )  # fmt: skip
+        )
         while run.poll() is None:
             _watch(run.pid, peak)
             if peak.memory > memory_mib:
@@ -157,9 +187,15 @@ def measure(name: str, command: Sequence[str | Path], cwd: Path, *, files: int, 
 
 def _may_mount() -> bool:
     """Return whether this process may give a command its own /dev/shm."""
-    tried = subprocess.run(
-        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True, check=False
-    ) if shutil.which("unshare") else None  # fmt: skip
+    tried = (
+        subprocess.run(
+            ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"],
+            capture_output=True,
+            check=False,
+        )
+        if shutil.which("unshare")
+        else None
+    )
     return tried is not None and tried.returncode == 0
 
 
@@ -192,24 +228,71 @@ def _processes(session: int) -> Iterator[int]:
 
 def size_commands(root: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
     """Return (name, command) of every tool on a data set in UCF101's layout, in the order they run."""
-    python, data = sys.executable, ["data.name=ucf101", f"data.root={root}"]
-    train = [python, REPO / "tools/train_net.py", "--cfg", REPO / "configs/ucf101_csl_adv.yaml", *SMALL, *data]
-    test = [python, REPO / "tools/test_net.py", "--checkpoint", out / "run"]
+    python: str | Path = sys.executable
+    data = ["data.name=ucf101", f"data.root={root}"]
+    train: list[str | Path] = [
+        python,
+        REPO / "tools/train_net.py",
+        "--cfg",
+        REPO / "configs/ucf101_csl_adv.yaml",
+        *SMALL,
+        *data,
+    ]
+    test: list[str | Path] = [python, REPO / "tools/test_net.py", "--checkpoint", out / "run"]
     manifest = out / "manifest.jsonl"
     shift = ["eval.shift.name=ucf101", f"eval.shift.root={root}"]
     return [
         ("scan", [python, REPO / "datasets/prepare.py", "scan", *data, "--output", manifest]),
-        ("train, kNN, probe, geometry", [*train, "--output-dir", out / "run", f"data.manifest={manifest}",
-                                         "eval.threats=[]"]),  # fmt: skip
+        (
+            "train, kNN, probe, geometry",
+            [*train, "--output-dir", out / "run", f"data.manifest={manifest}", "eval.threats=[]"],
+        ),
         ("attacks", [*test, "eval.name=attacks", "eval.threats=[linf-0,linf-2/255]"]),
-        ("corruptions", [*test, "eval.name=corrupt", "eval.threats=[]", "eval.limit=0",
-                         "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[3]"]),  # fmt: skip
-        ("bias, shift, sensitivity", [*test, "eval.name=bias", "eval.threats=[]", "eval.limit=0", "eval.bias=[shuffle]",
-                                      "eval.sensitivity=64", *shift]),  # fmt: skip
-        ("features of the training list", [python, REPO / "tools/extract_features.py", "--checkpoint", out / "run",
-                                           "--split", "train"]),  # fmt: skip
-        ("study of one arm", [python, REPO / "tools/study.py", "--cfg", _study(out, data), "--output-dir",
-                              out / "study"]),  # fmt: skip
+        (
+            "corruptions",
+            [
+                *test,
+                "eval.name=corrupt",
+                "eval.threats=[]",
+                "eval.limit=0",
+                "eval.corruption.names=[contrast,jumble]",
+                "eval.corruption.severities=[3]",
+            ],
+        ),
+        (
+            "bias, shift, sensitivity",
+            [
+                *test,
+                "eval.name=bias",
+                "eval.threats=[]",
+                "eval.limit=0",
+                "eval.bias=[shuffle]",
+                "eval.sensitivity=64",
+                *shift,
+            ],
+        ),
+        (
+            "features of the training list",
+            [
+                python,
+                REPO / "tools/extract_features.py",
+                "--checkpoint",
+                out / "run",
+                "--split",
+                "train",
+            ],
+        ),
+        (
+            "study of one arm",
+            [
+                python,
+                REPO / "tools/study.py",
+                "--cfg",
+                _study(out, data),
+                "--output-dir",
+                out / "study",
+            ],
+        ),
     ]
 
 
@@ -217,26 +300,43 @@ def _study(out: Path, data: Sequence[str]) -> Path:
     """Write the config file of a study of one short run."""
     page = out / "study.yaml"
     common = [*SMALL, *data, "train.max_steps=4", "eval.threats=[linf-0]"]
-    lines = ["arms:", "  simclr: []", "datasets:", f"  ucf101: {REPO / 'configs/ucf101_csl.yaml'}", "seeds: [0]",
-             "common:", *(f"  - {json.dumps(word)}" for word in common)]  # fmt: skip
+    lines = [
+        "arms:",
+        "  simclr: []",
+        "datasets:",
+        f"  ucf101: {REPO / 'configs/ucf101_csl.yaml'}",
+        "seeds: [0]",
+        "common:",
+        *(f"  - {json.dumps(word)}" for word in common),
+    ]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines) + "\n")
     return page
 
 
-def soak_size(out: Path, size: str, lists: Path | None, *, files: int, memory_mib: int, shm_mib: int) -> list[Peak]:
+def soak_size(
+    out: Path, size: str, lists: Path | None, *, files: int, memory_mib: int, shm_mib: int
+) -> list[Peak]:
     """Run every tool on a data set of a size; print a row each, and return their peaks."""
     root = make_links(out / f"data_{size}", size, lists)
     here = out / size
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir(parents=True)
-    limited = f"/dev/shm of {shm_mib} MB" if _may_mount() else "/dev/shm as it is (this user may mount nothing)"
+    limited = (
+        f"/dev/shm of {shm_mib} MB"
+        if _may_mount()
+        else "/dev/shm as it is (this user may mount nothing)"
+    )
     train, test, _ = SIZES[size]
     print(f"{size}: {train:,} + {test:,} videos; {files} open files, {memory_mib} MiB, {limited}")
-    print("| command | s | memory, MiB | open files | /dev/shm, MiB | status |\n|---|---|---|---|---|---|")
+    print(
+        "| command | s | memory, MiB | open files | /dev/shm, MiB | status |\n|---|---|---|---|---|---|"
+    )
     peaks = []
     for name, command in size_commands(root, here):
-        peaks.append(measure(name, command, here, files=files, memory_mib=memory_mib, shm_mib=shm_mib))
+        peaks.append(
+            measure(name, command, here, files=files, memory_mib=memory_mib, shm_mib=shm_mib)
+        )
         print(peaks[-1].row(), flush=True)
         if peaks[-1].status:
             print(peaks[-1].tail, file=sys.stderr)
@@ -245,12 +345,24 @@ def soak_size(out: Path, size: str, lists: Path | None, *, files: int, memory_mi
 
 def digest(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file that a run or an evaluation leaves, but for times and logs."""
-    passing = ("log.txt", "env.json", "timing", "metrics.jsonl", "config.yaml", ".lock", "events.", "report.md")
-    return {
+    passing = (
+        "log.txt",
+        "env.json",
+        "timing",
+        "metrics.jsonl",
+        "config.yaml",
+        ".lock",
+        "events.",
+        "report.md",
+    )
+    found = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in (".png", ".pt") and not path.name.startswith(passing)
-    } | {"backbone.pt": _weights(path) for path in folder.glob("backbone.pt")}
+        if path.is_file()
+        and path.suffix not in (".png", ".pt")
+        and not path.name.startswith(passing)
+    }
+    return found | {path.name: _weights(path) for path in folder.glob("backbone.pt")}
 
 
 def _weights(path: Path) -> str:
@@ -289,10 +401,25 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
     """
     rng = random.Random(seed)
     root = make_links(out / "data_short", "short", None)
-    words = [*SMALL, f"data.root={root}", "data.name=ucf101", "train.epochs=12", "train.batch_size=32",
-             "train.checkpoint_every=5", "eval.limit=24", "eval.threats=[linf-0,linf-2/255]",
-             "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[1,3]"]  # fmt: skip
-    base = [sys.executable, REPO / "tools/train_net.py", "--cfg", REPO / "configs/ucf101_csl_adv.yaml", *words]
+    words = [
+        *SMALL,
+        f"data.root={root}",
+        "data.name=ucf101",
+        "train.epochs=12",
+        "train.batch_size=32",
+        "train.checkpoint_every=5",
+        "eval.limit=24",
+        "eval.threats=[linf-0,linf-2/255]",
+        "eval.corruption.names=[contrast,jumble]",
+        "eval.corruption.severities=[1,3]",
+    ]
+    base: list[str | Path] = [
+        sys.executable,
+        REPO / "tools/train_net.py",
+        "--cfg",
+        REPO / "configs/ucf101_csl_adv.yaml",
+        *words,
+    ]
     for name in ("whole", "killed"):
         shutil.rmtree(out / name, ignore_errors=True)
     began = time.monotonic()
@@ -302,9 +429,14 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
     done = 0
     while True:
         resume = ["--resume"] if (out / "killed").exists() else []
-        log = tempfile.TemporaryFile()
-        run = subprocess.Popen([str(w) for w in (*base, "--output-dir", out / "killed", *resume)], cwd=out, stdout=log,
-                               stderr=log, start_new_session=True)  # fmt: skip
+        log = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
+        run = subprocess.Popen(
+            [str(w) for w in (*base, "--output-dir", out / "killed", *resume)],
+            cwd=out,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         how = rng.choice(list(ENDS)) if done < kills else ""
         life_s = rng.uniform(0, min(longest_s, usual_s)) if how else None
         try:
@@ -320,9 +452,12 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
         left = _outlived(run.pid)
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
-        print(f"{done:3d} {how or 'left alone':<16} after {life_s or 0:5.1f} s: status {status}"
-              + (f", {left} processes outlived it" if left else "")
-              + (f": {said[-1][-140:]}" if said else ""), flush=True)  # fmt: skip
+        print(
+            f"{done:3d} {how or 'left alone':<16} after {life_s or 0:5.1f} s: status {status}"
+            + (f", {left} processes outlived it" if left else "")
+            + (f": {said[-1][-140:]}" if said else ""),
+            flush=True,
+        )
         if any("Traceback" in line for line in said):
             print("\n".join(said[-30:]))
             return 1
@@ -332,7 +467,9 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
             print("\n".join(said[-10:]))
             return 1
     whole, killed = digest(out / "whole"), digest(out / "killed")
-    differ = sorted(name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name))
+    differ = sorted(
+        name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name)
+    )
     print(f"{done} kills; files that differ: {', '.join(differ) or 'none'} of {len(whole)}")
     return len(differ)
 
@@ -348,13 +485,21 @@ def _outlived(session: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("size", "kills"))
-    parser.add_argument("--output-dir", type=Path, required=True, help="a folder for data, runs and results")
-    parser.add_argument("--size", choices=tuple(SIZES), default="ucf101", help="size: how many videos")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="a folder for data, runs and results"
+    )
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="ucf101", help="size: how many videos"
+    )
     parser.add_argument("--lists", type=Path, help="size: a folder with UCF101's official lists")
     parser.add_argument("--files", type=int, default=256, help="size: open files of a process")
-    parser.add_argument("--memory", type=int, default=6000, help="size: MiB of all processes of a command")
+    parser.add_argument(
+        "--memory", type=int, default=6000, help="size: MiB of all processes of a command"
+    )
     parser.add_argument("--shm", type=int, default=64, help="size: MB of /dev/shm")
     parser.add_argument("--kills", type=int, default=30, help="kills: how often")
     parser.add_argument("--seed", type=int, default=0, help="kills: of when and how")

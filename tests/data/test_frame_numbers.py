@@ -41,7 +41,12 @@ def _check_every_read(path, count, first=0, manifest=None):
         scan([str(path)], path.parent, manifest)
         known += apply_manifest([record], manifest, path.parent)
     for each in known:
-        for wanted in (*([n] for n in range(count)), [40, 42, 44], list(range(count)), [12, 13, 77]):
+        for wanted in (
+            *([n] for n in range(count)),
+            [40, 42, 44],
+            list(range(count)),
+            [12, 13, 77],
+        ):
             with open_record(each) as video:
                 assert video.num_frames == count
                 shown = read_numbers(np.stack(list(video.frames(np.array(wanted)))))
@@ -86,7 +91,12 @@ def test_hidden_frames_of_vp8_are_no_frames(tmp_path):
     numbers = np.arange(102)
     hidden = numbers % 8 == 7
     shown = numbers - np.cumsum(hidden)
-    whole = encode(tmp_path / "w.webm", counting_frames(102)[shown], "libvpx", options={"cpu-used": "8", "g": "20"})
+    whole = encode(
+        tmp_path / "w.webm",
+        counting_frames(102)[shown],
+        "libvpx",
+        options={"cpu-used": "8", "g": "20"},
+    )
     path = tmp_path / "v.webm"
     with av.open(str(whole)) as source, av.open(str(path), "w") as out:
         copy = out.add_stream_from_template(source.streams.video[0])
@@ -108,7 +118,9 @@ def test_hidden_frames_of_vp8_are_no_frames(tmp_path):
 
 def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
     """As `ffmpeg -ss 2 -c copy` cuts: pictures shown before the first key frame need others."""
-    options = {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"}
+    options = {
+        "x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"
+    }
     whole = encode(tmp_path / "whole.mkv", counting_frames(120), "libx265", options=options)
     cut = tmp_path / "cut.mkv"
     with av.open(str(whole)) as source, av.open(str(cut), "w") as out:
@@ -127,17 +139,24 @@ def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
 @pytest.mark.parametrize(
     ("name", "count", "first"),
     [
-        ("nvop.avi", 90, 0), ("nvop.mp4", 90, 0), ("cut_hevc.mkv", 80, 40), ("decord_neg.mkv", 90, 0),
-        ("cover_first.mp4", 90, 0), ("two_streams.mp4", 90, 0), ("two_streams.mkv", 90, 0),
+        ("nvop.avi", 90, 0),
+        ("nvop.mp4", 90, 0),
+        ("cut_hevc.mkv", 80, 40),
+        ("decord_neg.mkv", 90, 0),
+        ("cover_first.mp4", 90, 0),
+        ("two_streams.mp4", 90, 0),
+        ("two_streams.mkv", 90, 0),
     ],
-)  # fmt: skip
+)
 def test_odd_files_show_the_frames_of_a_player(tmp_path, name, count, first):
     _check_every_read(ODD / name, count, first, tmp_path / "m.jsonl")
 
 
 @needs_odd_files
 @pytest.mark.parametrize("backend", ["decord"])
-@pytest.mark.parametrize("name", ["nvop.avi", "nvop.mp4", "cut_hevc.mkv", "decord_neg.mkv", "mir_h.mp4", "mir_v.mp4"])
+@pytest.mark.parametrize(
+    "name", ["nvop.avi", "nvop.mp4", "cut_hevc.mkv", "decord_neg.mkv", "mir_h.mp4", "mir_v.mp4"]
+)
 def test_a_decoder_that_shows_other_frames_is_refused(backend, name):
     with pytest.raises(DecodeError, match="decord .*; use PyAV"):
         read_frames(ODD / name, np.array([3]), backend=backend)
@@ -274,10 +293,18 @@ def _images(folder, names, size=(8, 8)):
 
 def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
     folder = _images(tmp_path / "v", [f"img_{n:05d}.png" for n in range(6)])
-    _images(folder, [f"flow_x_{n:05d}.png" for n in range(5)] + [f"flow_y_{n:05d}.png" for n in range(5)])
-    with pytest.raises(DecodeError, match=r"3 series of images: flow_x_\* \(5\), flow_y_\* \(5\), img_\* \(6\); set"):
+    _images(
+        folder,
+        [f"flow_x_{n:05d}.png" for n in range(5)] + [f"flow_y_{n:05d}.png" for n in range(5)],
+    )
+    with pytest.raises(
+        DecodeError,
+        match=r"3 series of images: flow_x_\* \(5\), flow_y_\* \(5\), img_\* \(6\); set",
+    ):
         frame_files(folder)
-    assert [file.name for file in frame_files(folder, count=6)] == [f"img_{n:05d}.png" for n in range(6)]
+    assert [file.name for file in frame_files(folder, count=6)] == [
+        f"img_{n:05d}.png" for n in range(6)
+    ]
     assert len(frame_files(folder, "flow_y_")) == 5
     with pytest.raises(DecodeError, match="series"):
         frame_files(folder, count=5)  # two of them have as many
@@ -308,7 +335,9 @@ def test_the_option_chooses_a_series(tmp_path):
 def test_frames_of_clips_are_no_videos_of_a_class_folder(tmp_path):
     for clip in ("v1", "v2"):
         _images(tmp_path / "a" / clip, [f"{n}.png" for n in range(5)])
-    with pytest.raises(UserError, match="the frames of clips, and each image would be a video; set data.name"):
+    with pytest.raises(
+        UserError, match="the frames of clips, and each image would be a video; set data.name"
+    ):
         class_folder(tmp_path, "train", 1)
     _images(tmp_path / "tiny" / "b" / "images", [f"{n}.png" for n in range(5)])
     assert len(class_folder(tmp_path / "tiny", "train", 1)[0]) == 5
@@ -319,7 +348,10 @@ def test_a_scan_says_which_files_are_read_in_an_unusual_way(tmp_path):
     odd = with_not_coded(tmp_path / "b.mp4", counting_frames(40), every=7)
     rows = scan([str(plain), str(odd)], tmp_path, tmp_path / "m.jsonl")
     (line,) = notes(rows)
-    assert line.startswith("1 of 2 videos have times that do not say which frame is which") and "b.mp4" in line
+    assert (
+        line.startswith("1 of 2 videos have times that do not say which frame is which")
+        and "b.mp4" in line
+    )
     assert "are refused with data.backend=decord" in notes(rows, "decord")[1]
 
 
@@ -336,7 +368,9 @@ def test_frames_of_several_sizes_are_resized_and_counted(tmp_path):
         frames = list(video.frames(np.arange(4)))
         assert {frame.shape for frame in frames} == {(10, 20, 3)} and video.resized == 2
     row = probe(str(folder))
-    assert row["frames"] == 4 and row["reason"] == "2 of 4 frames have another size, and are resized"
+    assert (
+        row["frames"] == 4 and row["reason"] == "2 of 4 frames have another size, and are resized"
+    )
 
 
 @needs_odd_files
@@ -353,7 +387,9 @@ def test_slow_motion_is_resized_with_all_its_frames(tmp_path, name, codec):
     assert after["fps"] == pytest.approx(before["fps"], rel=1e-3)
 
 
-@pytest.mark.parametrize("fps", [Fraction(120000, 1001), Fraction(240000, 1001), Fraction(95, 1), Fraction(700, 9)])
+@pytest.mark.parametrize(
+    "fps", [Fraction(120000, 1001), Fraction(240000, 1001), Fraction(95, 1), Fraction(700, 9)]
+)
 def test_odd_rates_are_written(tmp_path, fps):
     path = tmp_path / "in" / "v.mkv"
     path.parent.mkdir()
@@ -362,14 +398,24 @@ def test_odd_rates_are_written(tmp_path, fps):
         stream.height = stream.width = 64
         stream.pix_fmt = "yuv420p"
         for image in counting_frames(12):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+                )
+            )
         out.mux(stream.encode())
-    assert reencode([Record("v.mkv", str(path), 0)], path.parent, tmp_path / "out", Encoding(64)) == []
+    assert (
+        reencode([Record("v.mkv", str(path), 0)], path.parent, tmp_path / "out", Encoding(64)) == []
+    )
     assert read_numbers(read_frames(tmp_path / "out/v.mkv", np.arange(12))) == list(range(12))
 
 
 def test_what_an_encoder_cannot_write_is_not_blamed_on_the_source(tmp_path, monkeypatch):
     path = encode(tmp_path / "in.mp4", counting_frames(5), "libx264")
     monkeypatch.setitem(reencode.__globals__, "_rate", lambda fps: Fraction(10**9, 7))
-    done, reason = reencode.__globals__["_encode"]((str(path), str(tmp_path / "out.mp4"), Encoding(32), "in", ""))
-    assert not done and reason.startswith("mpeg4 cannot write the copy at 1.42857e+08 frames/s"), reason
+    done, reason = reencode.__globals__["_encode"](
+        (str(path), str(tmp_path / "out.mp4"), Encoding(32), "in", "")
+    )
+    assert not done and reason.startswith("mpeg4 cannot write the copy at 1.42857e+08 frames/s"), (
+        reason
+    )

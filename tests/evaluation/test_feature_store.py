@@ -45,7 +45,15 @@ def _store(folder, identity="this"):
 
 
 def _extract(records, store=None, clips=3, **options):
-    return extract(MODELS, eval_dataset(CFG, records, clips), CPU, batch_size=6, workers=0, store=store, **options)
+    return extract(
+        MODELS,
+        eval_dataset(CFG, records, clips),
+        CPU,
+        batch_size=6,
+        workers=0,
+        store=store,
+        **options,
+    )
 
 
 def _same(a, b):
@@ -85,7 +93,11 @@ def test_a_killed_extraction_goes_on_with_the_same_bits(records, tmp_path, monke
             file.write(b'{"index": 4, "uid": "4.a')
     if tail == "rows without features":
         os.truncate(tmp_path / "test.0.f32", os.path.getsize(tmp_path / "test.0.f32") - 1)
-    monkeypatch.setattr(DiskStore, "append", lambda self, rows, features: calls.append(rows) or append(self, rows, features))
+    monkeypatch.setattr(
+        DiskStore,
+        "append",
+        lambda self, rows, features: calls.append(rows) or append(self, rows, features),
+    )
     for held, stored in zip(whole, _extract(records, _store(tmp_path)), strict=True):
         _same(held, stored)
     assert calls[:2] == [[0, 1], [2, 3]], "two videos of three clips are a batch of six"
@@ -111,13 +123,21 @@ def test_ranks_share_the_videos_and_find_what_one_finds(records, tmp_path, monke
     alone = _extract(records, _store(tmp_path / "alone"))
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "patient_barrier", lambda: None)
-    stores = {rank: _store(tmp_path / "shared") for rank in (1, 0)}  # all ranks read before one writes
+    stores = {
+        rank: _store(tmp_path / "shared") for rank in (1, 0)
+    }  # all ranks read before one writes
     for rank, store in stores.items():
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         both = _extract(records, store)
     names = sorted(path.name for path in (tmp_path / "shared").iterdir())
-    assert names == ["test.0.f32", "test.1.f32", "test.rank1.0.f32", "test.rank1.1.f32", "test.rank1.rows.jsonl",
-                     "test.rows.jsonl"]  # fmt: skip
+    assert names == [
+        "test.0.f32",
+        "test.1.f32",
+        "test.rank1.0.f32",
+        "test.rank1.1.f32",
+        "test.rank1.rows.jsonl",
+        "test.rows.jsonl",
+    ]
     for a, b in zip(alone, both, strict=True):
         _same(a, b)
     # and one process goes on with what two have left
@@ -154,7 +174,9 @@ def test_no_batch_is_kept(tmp_path, monkeypatch, on_disk):
     assert len(found.uids) == count == len(held)
     files, sizes = np.array(held).T
     batch = 2 * 4 * 64 * 64 * 3
-    assert files[5:].max() - files[5:].min() <= 30, "a constant number, whatever the loader has in flight"
+    assert files[5:].max() - files[5:].min() <= 30, (
+        "a constant number, whatever the loader has in flight"
+    )
     assert sizes[5:].max() - sizes[5:].min() < 8 * batch
     assert files[-5:].mean() - files[5:10].mean() < 8
 
@@ -174,5 +196,9 @@ def test_videos_that_are_too_short_for_a_clip_are_counted_once(tmp_path, caplog)
         (found,) = extract([_mean_colour], dataset, CPU, batch_size=4, workers=0, title="test")
     assert found.repeats == 2
     (line,) = notes(found, dataset)
-    assert line.startswith("2 of 3 videos are shorter than a clip (15 frames) and show frames twice")
-    assert [record.getMessage() for record in caplog.records if "shorter" in record.getMessage()] == [f"test: {line}"]
+    assert line.startswith(
+        "2 of 3 videos are shorter than a clip (15 frames) and show frames twice"
+    )
+    assert [
+        record.getMessage() for record in caplog.records if "shorter" in record.getMessage()
+    ] == [f"test: {line}"]

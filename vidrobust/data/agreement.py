@@ -7,6 +7,7 @@ what PyAV decodes from the first frame on.
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +75,12 @@ def _disagreement(backend: str, reader: Reader, path: str, size: int, changed_ns
             finally:
                 video.close()
     except DecodeError as error:
-        return str(error).removeprefix(f"{path}: ").removeprefix(f"{backend} ").removesuffix("; use PyAV")
+        return (
+            str(error)
+            .removeprefix(f"{path}: ")
+            .removeprefix(f"{backend} ")
+            .removesuffix("; use PyAV")
+        )
     except Exception as error:  # native decoders raise whatever they like
         return f"fails at it ({one_line(error)})"
     return ""
@@ -85,7 +91,9 @@ def _thumbnails(path: str) -> np.ndarray:
     found = []
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
         for frame in container.decode(video_stream(container)):
-            small = frame.reformat(_THUMB_PX, _THUMB_PX, "rgb24", interpolation="AREA", **ONE_THREAD)
+            small = frame.reformat(
+                _THUMB_PX, _THUMB_PX, "rgb24", interpolation="AREA", **ONE_THREAD
+            )
             found.append(_grey(turned(small.to_ndarray(), orientation(frame))))
     return np.array(found, np.float32)
 
@@ -106,7 +114,7 @@ def _telling(shown: np.ndarray) -> list[int]:
     # a frame tells an error by one only where it differs from both of its neighbours
     apart = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
     edges = np.linspace(0, len(shown), min(_PARTS, len(shown)) + 1).astype(int)
-    best = [low + int(apart[low:high].argmax()) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    best = [low + int(apart[low:high].argmax()) for low, high in itertools.pairwise(edges)]
     inner = apart.copy()
     inner[[0, -1]] = -1
     return sorted({0, len(shown) - 1, int(inner.argmax()), *best})

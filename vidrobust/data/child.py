@@ -246,7 +246,9 @@ def _folder() -> str:
 
 
 def _twice(death: ChildDied) -> ChildDied:
-    return ChildDied(f"its process was killed twice (SIGKILL), as for want of memory; lower data.workers ({death})")
+    return ChildDied(
+        f"its process was killed twice (SIGKILL), as for want of memory; lower data.workers ({death})"
+    )
 
 
 def _shared_file(size: int) -> int:
@@ -289,7 +291,10 @@ class _Nursery:
         # each child runs in one thread: the loader's workers are the parallelism
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-c", begin]
-        self.adopt(os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=[]), self.control)
+        self.adopt(
+            os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=[]),
+            self.control,
+        )
         there.close()
 
     def adopt(self, pid: int, control: socket.socket) -> None:
@@ -337,7 +342,9 @@ class _Nursery:
                     os.close(report)
                 self.control = None  # it is gone: another one, once
                 if last:
-                    raise RuntimeError(f"the process that starts readers is not there ({error!r})") from error
+                    raise RuntimeError(
+                        f"the process that starts readers is not there ({error!r})"
+                    ) from error
         raise AssertionError
 
 
@@ -351,8 +358,8 @@ def start_nursery() -> None:
 
 def serve_nursery(control: int) -> NoReturn:
     """Fork a child per request until all callers are gone; the main function of the nursery."""
-    for number in _FOR_THE_CALLER:
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in _FOR_THE_CALLER:
+        signal.signal(ignored, signal.SIG_IGN)
     import vidrobust.data  # noqa: F401  (what children need, imported once)
 
     gc.collect()

@@ -64,7 +64,9 @@ class ClipReader:
         clips = self.spec.clips + (self.twins is not None)
         return clips, self.spec.frames, self.view.size, self.view.size, 3
 
-    def draw_clips(self, epoch: int, index: int, num_frames: int) -> tuple[np.ndarray, np.random.Generator]:
+    def draw_clips(
+        self, epoch: int, index: int, num_frames: int
+    ) -> tuple[np.ndarray, np.random.Generator]:
         """Return (frame indices (V, T), the generator that then draws the views) of a sample."""
         rng = np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, index])
         if self.original is None:
@@ -89,11 +91,17 @@ class ClipReader:
             with open_record(record, self.backend) as video:
                 indices, rng = self.draw_clips(epoch, index, video.num_frames)
                 draws, size = _take_views(
-                    video, record.path, indices, lambda h, w: self._draw_views(epoch, h, w, rng), out
+                    video,
+                    record.path,
+                    indices,
+                    lambda h, w: self._draw_views(epoch, h, w, rng),
+                    out,
                 )
                 fps, frames, resized = video.fps, video.num_frames, video.resized
             if self.twins is not None:
-                twin = self._read_twin(self.twins(record.path), indices, draws[0], size, frames, out)
+                twin = self._read_twin(
+                    self.twins(record.path), indices, draws[0], size, frames, out
+                )
                 draws = [*draws, twin]
             self._corrupt(out, len(indices), rng, fps)
         except DecodeError as error:
@@ -112,14 +120,29 @@ class ClipReader:
             "replaced": [],
         }
 
-    def _draw_views(self, epoch: int, height: int, width: int, rng: np.random.Generator) -> list[ViewDraw]:
+    def _draw_views(
+        self, epoch: int, height: int, width: int, rng: np.random.Generator
+    ) -> list[ViewDraw]:
         """Draw the views of the V clips, of frames of `height` x `width` pixels."""
         view = faded(self.view, epoch, self.fade) if self.fade else self.view
-        drawn = [draw_view(view, height, width, rng) for _ in range(self.spec.clips - (self.original is not None))]
-        return drawn if self.original is None else [*drawn, draw_view(self.original, height, width, rng)]
+        drawn = [
+            draw_view(view, height, width, rng)
+            for _ in range(self.spec.clips - (self.original is not None))
+        ]
+        return (
+            drawn
+            if self.original is None
+            else [*drawn, draw_view(self.original, height, width, rng)]
+        )
 
     def _read_twin(
-        self, path: str, indices: np.ndarray, first: ViewDraw, size: tuple[int, int], frames: int, out: np.ndarray
+        self,
+        path: str,
+        indices: np.ndarray,
+        first: ViewDraw,
+        size: tuple[int, int],
+        frames: int,
+        out: np.ndarray,
     ) -> ViewDraw:
         """Read the texture of the first clip into the last place of `out`; return its draw."""
         with open_video(path, backend=self.backend) as twin:
@@ -127,7 +150,11 @@ class ClipReader:
             if os.path.isdir(path) and twin.num_frames != frames:
                 raise DecodeError(f"{path}: a texture of {twin.num_frames} frames, of {frames}")
             (draw,), _ = _take_views(
-                twin, path, indices[:1], lambda h, w: [twin_draw(first, size, (h, w))], out[len(indices) :]
+                twin,
+                path,
+                indices[:1],
+                lambda h, w: [twin_draw(first, size, (h, w))],
+                out[len(indices) :],
             )
         return draw
 
@@ -147,7 +174,11 @@ def repeats_frames(indices: np.ndarray) -> bool:
 
 
 def _take_views(
-    video: Video, path: str, indices: np.ndarray, draw: Callable[[int, int], list[ViewDraw]], out: np.ndarray
+    video: Video,
+    path: str,
+    indices: np.ndarray,
+    draw: Callable[[int, int], list[ViewDraw]],
+    out: np.ndarray,
 ) -> tuple[list[ViewDraw], tuple[int, int]]:
     """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3).
 

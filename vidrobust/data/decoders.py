@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -79,14 +78,18 @@ def one_line(error: Exception) -> str:
         return f"not a video file, or cut short ({error.strerror})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    return reason.split("Check failed: ")[-1].split(": ", 1)[-1] if "/workspace/" in reason else reason
+    return (
+        reason.split("Check failed: ")[-1].split(": ", 1)[-1] if "/workspace/" in reason else reason
+    )
 
 
 def _check_count(path: str, present: int, declared: int) -> int:
     if present == 0:
         raise DecodeError(f"{path}: cut short: no frame is left in it")
     if present < TRUNCATED * declared:
-        raise DecodeError(f"{path}: cut short: its header declares {declared} frames, {present} are left")
+        raise DecodeError(
+            f"{path}: cut short: its header declares {declared} frames, {present} are left"
+        )
     return present
 
 
@@ -113,7 +116,11 @@ def video_stream(container: Any, path: str = "") -> Any:
     """
     streams = video_streams(container)
     if not streams:
-        pictures = "only an attached picture, which is no video" if container.streams.video else "no video stream"
+        pictures = (
+            "only an attached picture, which is no video"
+            if container.streams.video
+            else "no video stream"
+        )
         raise DecodeError(f"{path or container.name}: holds {pictures}")
     best = container.streams.best("video")
     return best if any(stream.index == best.index for stream in streams) else streams[0]
@@ -218,10 +225,14 @@ class PyAV:
         stream = video_stream(self.container)
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
-            raise DecodeError(f"{path}: not a video file, or cut short (no frame size in its header)")
+            raise DecodeError(
+                f"{path}: not a video file, or cut short (no frame size in its header)"
+            )
         if codec.width * codec.height > MAX_PIXELS:
-            raise DecodeError(f"{path}: frames of {codec.width} x {codec.height} pixels, and at most "
-                              f"{MAX_PIXELS} are read; re-encode it smaller")  # fmt: skip
+            raise DecodeError(
+                f"{path}: frames of {codec.width} x {codec.height} pixels, and at most "
+                f"{MAX_PIXELS} are read; re-encode it smaller"
+            )
         self.codec = codec.name
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
@@ -257,12 +268,16 @@ class PyAV:
         """
         if self.container.format.name not in _TIMED:
             return False
-        sizes = [entry.size for entry in _index(video_stream(self.container))] if self.indexed else []
+        sizes = (
+            [entry.size for entry in _index(video_stream(self.container))] if self.indexed else []
+        )
         if self.codec == "mpeg4" and sizes:
             if min(sizes) > _MAY_BE_EMPTY:
                 return True
         elif self.in_order and sizes:
-            return self.codec not in ("vp8", "vp9") or all(packet.shows == 1 for packet in self._packets)
+            return self.codec not in ("vp8", "vp9") or all(
+                packet.shows == 1 for packet in self._packets
+            )
         times = [packet.time for packet in self._packets]
         first = times[0] if times else None
         return (
@@ -385,7 +400,9 @@ class PyAV:
         if deep := re.fullmatch(r"(yuvj?4\d\dp)1[0-6](le|be)", frame.format.name):
             # first to 8 bits: FFmpeg's direct way blurs the colours, and is three grey levels off
             frame = frame.reformat(format=deep[1], **ONE_THREAD)
-        pixels = self.convert(frame, width=width, height=height, format="rgb24", **ONE_THREAD).to_ndarray()
+        pixels = self.convert(
+            frame, width=width, height=height, format="rgb24", **ONE_THREAD
+        ).to_ndarray()
         return turned(pixels, orientation(frame))
 
 
@@ -516,7 +533,9 @@ class Decord:
         self.reader = decord.VideoReader(_as_file(path), num_threads=1)
         self.fps = float(self.reader.get_avg_fps())
         if len(self.reader) < self.num_frames:
-            raise DecodeError(f"{path}: decord finds {len(self.reader)} of {self.num_frames} frames; use PyAV")
+            raise DecodeError(
+                f"{path}: decord finds {len(self.reader)} of {self.num_frames} frames; use PyAV"
+            )
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         import decord
@@ -527,7 +546,9 @@ class Decord:
             if "size must exactly match" not in str(error):
                 raise
             # it guesses the number of channels from the padded length of a row (its issue 336)
-            raise DecodeError(f"{self.path}: decord cannot read frames so narrow; use PyAV") from None
+            raise DecodeError(
+                f"{self.path}: decord cannot read frames so narrow; use PyAV"
+            ) from None
 
     def close(self) -> None:
         self.reader.seek(0)  # lets go of the frames it has buffered (its issue 197)

@@ -237,18 +237,19 @@ class _Writer:
         self.rate = rate
         self.count = 0
         with self._errors():
-            self.out = av.open(str(target), "w", format=container)
-            self.stream: Any = self.out.add_stream(encoding.codec, rate=rate)
-        codec = self.stream.codec_context
+            self.out: Any = av.open(str(target), "w", format=container)
+            stream: Any = self.out.add_stream(encoding.codec, rate=rate)
+        codec: Any = stream.codec_context
         codec.thread_count = 1
         codec.gop_size = encoding.gop
         codec.max_b_frames = 0  # the container's time stamps then say where every frame is
-        self.stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
         if encoding.codec == "libx264":
-            self.stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
+            stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
         else:
             codec.qmin = encoding.quality
             codec.qmax = encoding.quality
+        self.stream = stream
 
     def __enter__(self) -> "_Writer":
         return self

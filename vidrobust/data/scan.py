@@ -141,7 +141,7 @@ def notes(rows: Iterable[Row], backend: str = "") -> list[str]:
     refused = [row["path"] for row in videos if backend in CHECKED and backend not in row.get("verified", ())]
     found = (
         (several, "hold several videos; the one that a player shows is read"),
-        (counted, "have times that do not say which frame is which; frames are counted from the first, which is slower"),
+        (counted, "have times that do not say which frame is which; frames are counted from the first: slower"),
         (refused, f"are refused with data.backend={backend}, which shows other frames than PyAV"),
     )
     return [f"{len(paths)} of {len(videos)} videos {what}; first: {paths[0]}" for paths, what in found if paths]
@@ -236,7 +236,8 @@ def _probe_images(path: str, series: str = "") -> Row:
     if shape is None:
         return _bad(reason or "the folder holds no image")
     if odd:
-        reason = "; ".join([*([reason] if reason else []), f"{odd} of {count} frames have another size, and are resized"])
+        resized = f"{odd} of {count} frames have another size, and are resized"
+        reason = f"{reason}; {resized}" if reason else resized
     return _row(count, 0.0, shape[1], shape[0], 0, "auto", reason)
 
 

@@ -42,8 +42,8 @@ from vidrobust.evaluation.corruption import (
     relative_to,
     without_effect,
 )
-from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.feature_store import DiskStore, Features
+from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evaluation_mode, evenly, extract
 from vidrobust.evaluation.report import write_report
 from vidrobust.evaluation.representation import Representation, measure_representation

@@ -56,7 +56,11 @@ class Features:
             UserError: there is none.
         """
         good = [row for row in rows if row["error"] is None]
-        failed = [Failure(row["index"], row["uid"], row["label"], row["error"]) for row in rows if row["error"]]
+        failed = [
+            Failure(row["index"], row["uid"], row["label"], row["error"])
+            for row in rows
+            if row["error"]
+        ]
         if not good:
             reason = failed[0].reason if failed else "the list is empty"
             raise UserError(f"no video of the list decodes ({reason})")
@@ -92,7 +96,9 @@ class MemoryStore:
 
     def load(self) -> list[Features]:
         """Return the features of each model, in the order of the records."""
-        whole = [np.concatenate(part) if part else np.empty((0, 0, 0), np.float32) for part in self.parts]
+        whole = [
+            np.concatenate(part) if part else np.empty((0, 0, 0), np.float32) for part in self.parts
+        ]
         return [Features.of_rows(self.rows, features) for features in whole]
 
     def close(self) -> None:
@@ -148,7 +154,9 @@ class DiskStore:
         order = sorted(rows)
         good = [places[index] for index in order if rows[index]["error"] is None]
         return [
-            Features.of_rows([rows[index] for index in order], _gathered([p.stores[m] for p in parts], good))
+            Features.of_rows(
+                [rows[index] for index in order], _gathered([p.stores[m] for p in parts], good)
+            )
             for m in range(self.models)
         ]
 
@@ -166,7 +174,10 @@ class DiskStore:
 
     def _parts(self) -> list["_Part"]:
         """The files of every rank that has some, but for those of another identity."""
-        tables = [self._path(0, "rows.jsonl"), *sorted(self.folder.glob(f"{self.name}.rank*.rows.jsonl"))]
+        tables = [
+            self._path(0, "rows.jsonl"),
+            *sorted(self.folder.glob(f"{self.name}.rank*.rows.jsonl")),
+        ]
         found = (self._read(table) for table in tables if table.is_file())
         return [part for part in found if part is not None]
 
@@ -232,7 +243,11 @@ class _Part:
             part.table_size = end
         for path, dim in zip(stores, shape[1:] if shape else [0] * len(stores), strict=True):
             whole = (good, shape[0] if shape else 0, dim)
-            store = np.memmap(path, np.float32, "r", shape=whole) if good else np.empty(whole, np.float32)
+            store = (
+                np.memmap(path, np.float32, "r", shape=whole)
+                if good
+                else np.empty(whole, np.float32)
+            )
             part.stores.append(store)
             part.sizes.append(store.nbytes)
         return part
@@ -279,14 +294,32 @@ def rows_of(batch: Any, dims: Sequence[int]) -> list[Row]:
     repeats = set(batch.repeats)
     resized = set(batch.resized)
     good = [
-        {"index": index, "uid": uid, "label": label, "start": start, "fps": fps, "dims": list(dims),
-         "repeats": index in repeats, "resized": index in resized, "error": None}
+        {
+            "index": index,
+            "uid": uid,
+            "label": label,
+            "start": start,
+            "fps": fps,
+            "dims": list(dims),
+            "repeats": index in repeats,
+            "resized": index in resized,
+            "error": None,
+        }
         for index, uid, label, start, fps in zip(
-            batch.index.tolist(), batch.uids, batch.labels.tolist(), batch.start.tolist(), batch.fps.tolist(),
+            batch.index.tolist(),
+            batch.uids,
+            batch.labels.tolist(),
+            batch.start.tolist(),
+            batch.fps.tolist(),
             strict=True,
         )
-    ]  # fmt: skip
+    ]
     return good + [
-        {"index": failure.index, "uid": failure.uid, "label": failure.label, "error": failure.reason}
+        {
+            "index": failure.index,
+            "uid": failure.uid,
+            "label": failure.label,
+            "error": failure.reason,
+        }
         for failure in batch.failed
     ]

@@ -1,7 +1,7 @@
 """Clips of a data set through models: features and multi-view predictions. N videos, K clips of each, D feature."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -79,7 +79,7 @@ def extract(
     quiet = distributed.rank() > 0 or not sys.stderr.isatty()
     with worker_deaths(dataset):
         # nothing to do needs no workers either
-        source = loader(dataset, batches, workers) if batches else []
+        source: Iterable[Batch] = loader(dataset, batches, workers) if batches else []
         for batch in tqdm(source, desc=title, leave=False, disable=quiet):
             _append(kept, models, batch, to_clips(batch, device, augmented=augmented) if batch.uids else None, done)
     kept.close()

@@ -13,8 +13,8 @@ from vidrobust.data import Record, eval_dataset, train_dataset
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
-from vidrobust.evaluation.geometry import describe
 from vidrobust.evaluation.feature_store import Features
+from vidrobust.evaluation.geometry import describe
 from vidrobust.evaluation.predict import extract
 from vidrobust.evaluation.sensitivity import measure_sensitivity
 from vidrobust.evaluation.units import clip_units
