@@ -165,12 +165,12 @@ def test_every_branch_of_a_compiled_trunk_may_have_its_graphs(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     threats = f"{ADVERSARY}threats=[linf-0.1,l2-1,l1-9,linf-0.2]"
     cfg = config.loads("", [*tiny(), f"{ADVERSARY}name=clae", threats, f"{ADVERSARY}combine=branches"])
-    before = torch._dynamo.config.recompile_limit
+    before = torch._dynamo.config.cache_size_limit  # called recompile_limit from torch 2.7 on
     try:
         arrange(build_method(cfg, 2), dataclasses.replace(cfg.train, compile=True))
-        assert torch._dynamo.config.recompile_limit == 20 > before
+        assert torch._dynamo.config.cache_size_limit == 20 > before
     finally:
-        torch._dynamo.config.recompile_limit = before
+        torch._dynamo.config.cache_size_limit = before
 
 
 def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkeypatch):

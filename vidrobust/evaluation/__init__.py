@@ -17,7 +17,8 @@ from vidrobust.evaluation.suite import SUITES, Suite, check_suite
 
 __all__ = [
     "SUITES", "DiskStore", "Features", "MicroBatches", "Suite", "bias_table", "build_lists", "check_bias",
-    "check_evaluation", "check_suite", "contact_sheet", "corruption_table", "evaluate", "evaluate_bias", "evaluate_corruptions",
+    "check_evaluation",
+    "check_suite", "contact_sheet", "corruption_table", "evaluate", "evaluate_bias", "evaluate_corruptions",
     "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
     "load_method", "robust_curve", "wilson", "write_features",
 ]  # fmt: skip
