@@ -8,6 +8,7 @@ that replaced it, evaluation writes a failed row).
 
 import copy
 import itertools
+import math
 import mmap
 import os
 import pickle
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from vidrobust.corruptions import Corrupt
 from vidrobust.data.child import Child, ChildDied
@@ -29,7 +30,7 @@ from vidrobust.data.records import Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.twins import Twins, twin_draw
-from vidrobust.data.workers import start_worker
+from vidrobust.data.workers import BatchLoader
 from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
 
@@ -336,14 +337,15 @@ class EvalBatches(Sampler[list[Key]]):
         return iter([(0, i) for i in batch] for batch in self.batches)
 
 
-def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int) -> DataLoader:
+def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int) -> BatchLoader:
     """A DataLoader over keys; it yields `Batch`.
 
     It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
-    Ctrl-C to the process that owns them. Loop over it inside `worker_deaths`.
+    stop signals to the process that owns them. Loop over it inside `worker_deaths`.
     """
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
-    return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=start_worker,
-        generator=torch.Generator(),
+    videos = len(next(iter(batches), []))
+    return BatchLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=torch.Generator(),
+        batch_bytes=videos * math.prod(dataset._shape),
     )  # fmt: skip

@@ -8,6 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vidrobust.files import replacing
+from vidrobust.plain_text import visible
+
 log = logging.getLogger("vidrobust")
 to_file = logging.getLogger("vidrobust.file")  # for log.txt alone: the live bar shows it on a terminal
 
@@ -17,7 +20,7 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
     stop_logging()
     log.setLevel(logging.INFO)
     log.propagate = False
-    form = logging.Formatter("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
+    form = _OneLine("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
     if quiet:
         log.addHandler(logging.NullHandler())  # or Python prints warnings by itself
     else:
@@ -26,7 +29,7 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
         console.addFilter(lambda record: record.name == "vidrobust" or not sys.stderr.isatty())
         log.addHandler(console)
     if out is not None:
-        file = logging.FileHandler(out / "log.txt", encoding="utf-8", errors="backslashreplace")
+        file = _File(out / "log.txt", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(form)
         log.addHandler(file)
 
@@ -40,6 +43,22 @@ def stop_logging() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
+
+
+class _OneLine(logging.Formatter):
+    """A name in a message is shown as text: an escape sequence in it would reach the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+
+class _File(logging.FileHandler):
+    """log.txt; a full disk costs its lines, and is reported by what has to be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _Console(logging.Handler):
@@ -57,8 +76,10 @@ class Metrics:
 
         path = out / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _complete(line)]
-            path.write_text("".join(f"{line}\n" for line in rows if json.loads(line)["step"] < start))
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [line for line in lines if 0 <= _step(line) < start]
+            with replacing(path) as rewritten:
+                rewritten.write("".join(f"{line}\n" for line in kept).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed with the run)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
@@ -73,11 +94,21 @@ class Metrics:
         self.board.close()
 
 
-def _complete(line: str) -> bool:
+def logged_steps(out: Path) -> int:
+    """Return how many steps the metrics of a run's folder have rows of; 0 where there are none."""
+    path = out / "metrics.jsonl"
+    if not path.is_file():
+        return 0
+    return 1 + max((_step(line) for line in path.read_text(errors="replace").split("\n")), default=-1)
+
+
+def _step(line: str) -> int:
+    """Return the step of a row of metrics.jsonl; -1 for a line that is none, such as one that a kill has cut."""
     try:
-        return "step" in json.loads(line)
-    except json.JSONDecodeError:
-        return False
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return step if type(step) is int else -1
 
 
 def duration(seconds: float) -> str:
