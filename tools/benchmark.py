@@ -16,10 +16,13 @@ texture of 224 pixels from two patches of 96, on one core and on more.
 import argparse
 import os
 import statistics
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
 
 import numpy as np
 import torch

@@ -8,7 +8,10 @@ data.frames=1.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
 
 import numpy as np
 from PIL import Image

@@ -182,9 +182,19 @@ def _check_keys(page: DictConfig, source: str) -> None:
                     raise UserError(f"{source}: {key!r} is a section; set one of its options, {key}.NAME")
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{source}: unknown option {key!r}{nearest(key, known)}")
+                inner = _first_leaf(key, value)  # of a section that is none, as TRAIN, its option says more
+                raise UserError(f"{source}: unknown option {inner!r}{nearest(inner, known)}")
 
     walk(page, "")
+
+
+def _first_leaf(key: str, value: Any) -> str:
+    """Return the dotted key of the first option in a section that only looks like one of ours, or `key` itself."""
+    while key != key.lower() and isinstance(value, DictConfig) and len(value):
+        name = str(next(iter(value)))
+        key = f"{key}.{name}"
+        value = value._get_node(name)
+    return key
 
 
 def _merge(pages: list[Any], source: str) -> Any:

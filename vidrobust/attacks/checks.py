@@ -24,6 +24,8 @@ _EVERYTHING = {
     "l1": lambda n, m: n,
 }
 
+_FEW = 4  # clips below which one that is right says nothing about chance
+
 
 def self_checks(
     predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, *, random: bool = False,
@@ -87,7 +89,10 @@ def _of_the_attack(
     everything = _EVERYTHING[threat.norm](clip, clip // (x.shape[2] if x.ndim == 5 else 1))
     # from the clips themselves: a random start would be another clip already
     left = int((~broken(ThreatModel(threat.norm, everything), 20, start=False)).sum())
-    if left > n / classes:
+    if left > n / classes and n < _FEW:
+        found.append(f"{left} of {n} clips are right at a budget that allows any clip: too few clips to distinguish "
+                     "masked gradients from chance; check 8 or more (eval.checks)")  # fmt: skip
+    elif left > n / classes:
         found.append(f"{left} of {n} clips are right at a budget that allows any clip, above chance: "
                      "gradients are masked")  # fmt: skip
     if random:

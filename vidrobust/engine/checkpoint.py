@@ -4,13 +4,14 @@
 """
 
 import hashlib
+import io
 import os
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,15 @@ class NonFinite(UserError):
     """The loss, its gradient or the weights are not numbers any more."""
 
 
-class _Recording:
+class _Recording(io.RawIOBase):
     """A file that remembers the error of a write: torch.save reports a full disk without its name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
 
     def write(self, content: Any) -> int:
         try:
@@ -48,7 +52,8 @@ class _Recording:
             raise
 
     def flush(self) -> None:
-        self.file.flush()
+        if not self.file.closed:
+            self.file.flush()
 
 
 def write_atomic(path: Path, state: Any) -> None:
@@ -56,7 +61,7 @@ def write_atomic(path: Path, state: Any) -> None:
     with replacing(path) as file:
         recording = _Recording(file)
         try:
-            torch.save(state, recording)
+            torch.save(state, cast(IO[bytes], recording))
         except RuntimeError:
             if recording.error is not None:
                 raise recording.error from None

@@ -76,10 +76,9 @@ class Metrics:
 
         path = out / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [line for line in lines if 0 <= _step(line) < start]
+            kept = [row for row in read_metrics(out) if row["step"] < start]
             with replacing(path) as rewritten:
-                rewritten.write("".join(f"{line}\n" for line in kept).encode())
+                rewritten.write("".join(f"{json.dumps(row)}\n" for row in kept).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed with the run)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
@@ -94,21 +93,25 @@ class Metrics:
         self.board.close()
 
 
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl of a run's folder, without lines that a kill has cut or that are no rows."""
+    path = out / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    rows = [_row(line) for line in text.split("\n")]
+    return [row for row in rows if row is not None]
+
+
 def logged_steps(out: Path) -> int:
     """Return how many steps the metrics of a run's folder have rows of; 0 where there are none."""
-    path = out / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    return 1 + max((_step(line) for line in path.read_text(errors="replace").split("\n")), default=-1)
+    return 1 + max((row["step"] for row in read_metrics(out)), default=-1)
 
 
-def _step(line: str) -> int:
-    """Return the step of a row of metrics.jsonl; -1 for a line that is none, such as one that a kill has cut."""
+def _row(line: str) -> dict[str, Any] | None:
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return -1
-    return step if type(step) is int else -1
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,6 @@ from vidrobust.errors import UserError
 from vidrobust.stopping import noted_stop_signals
 from vidrobust.views import apply_draws, negatives, to_float
 
-
 __all__ = ["NonFinite", "Stopped", "train", "use_bf16"]
 
 

@@ -35,6 +35,7 @@ class StepGuard:
         self._values: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._rng: dict[str, Any] = {}
+        self._rates: list[float] = []
         self._several: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
     @torch.no_grad()
@@ -52,6 +53,7 @@ class StepGuard:
         self._slots = slots
         self._values = values
         self._rng = checkpoint.rng_state()
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         if self.method.replays > 1:
             average = {} if self.average is None else copy.deepcopy(self.average.state)
             self._several = copy.deepcopy(self.optimizer.state_dict()), average
@@ -82,6 +84,8 @@ class StepGuard:
             self.optimizer.load_state_dict(optimizer)
             if self.average is not None:
                 self.average.load(average)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
         checkpoint.set_rng_state(self._rng)
         self._inside = False
         return True

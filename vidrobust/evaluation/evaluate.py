@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from vidrobust.evaluation.corruption import (
 )
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import Features, evaluation_mode, evenly, extract
-from vidrobust.evaluation.report import write_report
+from vidrobust.evaluation.report import read_summary, write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.shift import Shared, evaluate_shift, other_records
@@ -105,11 +105,13 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
     main = distributed.rank() == 0
-    with claim(out, identity, cfg, overwrite=overwrite) if main else nullcontext():
-        distributed.patient_barrier()
+    with ExitStack() as folder:
+        with distributed.together():
+            if main:
+                folder.enter_context(claim(out, identity, cfg, overwrite=overwrite, classes=classes))
         done = out / "summary.json"
         if done.is_file():
-            summary = json.loads(done.read_text())
+            summary = read_summary(done)
         else:
             summary = _measure(
                 cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test, others, classes, out
@@ -117,11 +119,11 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         if summary["corruption"]:
             # another baseline costs nothing
             summary["corruption"] = relative_to(summary["corruption"], baseline) | {"baseline": c.baseline or None}
-        if main:
-            _write(done, json.dumps(summary, indent=2) + "\n")
-            (out / _FEATURES).unlink(missing_ok=True)
-            write_report(out, summary, classes)
-        distributed.patient_barrier()
+        with distributed.together():
+            if main:
+                _write(done, json.dumps(summary, indent=2) + "\n")
+                (out / _FEATURES).unlink(missing_ok=True)
+                write_report(out, summary, classes)
     if summary["failed"]:
         raise UserError(
             f"videos that do not decode: {len(summary['failed'])}; those of test lists count as wrong in {done}; "
@@ -145,6 +147,9 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
     """
     train, classes = build_records(cfg, "train")
     test, _ = build_records(cfg, "test")
+    if len(classes) < 2:
+        raise UserError(f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is nothing to "
+                        "distinguish; eval.enabled=false trains without evaluation")  # fmt: skip
     for records, what in ((train, "evaluation (eval.enabled=false does without)"), (test, "evaluation")):
         require_labels(records, what)
     leaked = shared_sources(train, test)

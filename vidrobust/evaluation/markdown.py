@@ -1,10 +1,13 @@
 """Markdown that reports share. Names of videos and classes come from strangers' files: they are shown, never markup."""
 
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from vidrobust.errors import UserError
 from vidrobust.files import replacing
 from vidrobust.plain_text import visible
 
@@ -46,6 +49,23 @@ def table(titles: Sequence[str], *rows: Sequence[str]) -> list[str]:
     """Lines of a table: titles, a rule, rows of as many cells. Cells are escaped, but for Markup."""
     shown = [[escape(cell) for cell in cells] for cells in (titles, *rows)]
     return [f"| {' | '.join(cells)} |" for cells in (shown[0], ["---"] * len(titles), *shown[1:])]
+
+
+@contextmanager
+def repeatable(path: Path, command: str) -> Iterator[None]:
+    """Turn any error inside into a UserError that says where it arose, and by which command to repeat the report.
+
+    The numbers are on the disk by then, and what reads them again is cheap.
+    """
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise UserError(f"{path}: the numbers are safe, but the report failed ({error!r} in {place}); write it again "
+                        f"with {command}") from error  # fmt: skip
 
 
 def write(path: Path, lines: Sequence[str]) -> None:
