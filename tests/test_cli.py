@@ -52,7 +52,7 @@ def _train(place, *words):
         (["train.batch_size=1"], "need two videos on each rank"),
         (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
-        (["--output-dir", "run"], "output directory run is in use; --resume goes on, --overwrite deletes it"),
+        (["--output-dir", "run"], "output directory run holds a finished run; tools/test_net.py measures it, --resume"),
         (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
         (["--output-dir", "x", "--resume", "nothing.pt"], "no checkpoint nothing.pt"),
         (["--output-dir", "x1", "model.backbone=r2plus1d"], "did you mean 'r2plus1d_18'"),

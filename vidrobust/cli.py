@@ -149,7 +149,7 @@ def run(main: Callable[[], None]) -> None:
             status = EXIT_STOPPED
             kept = "what is written stays; the same command goes on, train_net with --resume"
             if distributed.first_to_tell("stopped"):
-                print(f"stopped: {visible(stop) or kept}", file=sys.stderr)
+                _print(f"stopped: {visible(stop) or kept}")
     except RuntimeError as error:
         if distributed.world() == 1 or not _is_lost_connection(error):
             distributed.first_to_tell(repr(error))
@@ -189,4 +189,9 @@ def _tell(message: str) -> None:
     if to_console():
         log.error(message)
     else:
-        print(f"error: {visible(message)}", file=sys.stderr)
+        _print(f"error: {visible(message)}")
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(line, file=sys.stderr)

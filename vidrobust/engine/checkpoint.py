@@ -152,9 +152,9 @@ def read(path: str | Path) -> Any:
 
 def _damage(path: Path) -> str:
     """Return what is wrong with the checksums of a .pt file, "" for nothing: torch does not compare them."""
-    if not zipfile.is_zipfile(path):
-        return ""  # an old file of torch's without checksums, or none of torch's, as reading it will show
     try:
+        if not zipfile.is_zipfile(path):
+            return ""  # an old file of torch's without checksums, or none of torch's, as reading it will show
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
             names = archive.namelist()

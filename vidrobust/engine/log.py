@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class _Console(logging.Handler):
     """Lines above the live bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone ends no run
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Metrics:

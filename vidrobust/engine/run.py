@@ -74,12 +74,12 @@ def _is_finished(out: Path) -> bool:
 
 def require_own(out: Path, cfg: config.Config) -> None:
     """Raises UserError for a folder that is not that of a run, or that holds what is not to be deleted."""
-    require_deletable(out, cfg, "--output-dir")
     described = out / "env.json"
     if not described.is_file() or not _describes_a_run(described):
         raise UserError(f"{out} is not the folder of a run (no env.json of one in it): not deleted")
     if (out / "config.yaml").exists() and not _keys(out / "config.yaml") >= _SECTIONS:
         raise UserError(f"{out} is not the folder of a run (config.yaml is not one's): not deleted")
+    require_deletable(out, cfg, "--output-dir")
     for name in ("config.yaml", "checkpoints", "tensorboard", "eval", "features"):
         if (out / name).is_symlink():
             raise UserError(f"{out / name} is a link, whose target --overwrite does not delete; remove it yourself")
