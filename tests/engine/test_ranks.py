@@ -85,7 +85,8 @@ def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(place, rank):
     assert time.monotonic() - began < SECONDS
     cause = f"rank {rank} (process {pids[rank]}) was killed, by a person, a scheduler or for memory"
     assert process.returncode != 0 and errors.count(cause) == 1, errors
-    assert "memory short" not in errors and "gloo" not in errors and "Traceback" not in errors.split("torch/distributed")[0]
+    ours = errors.split("torch/distributed")[0]  # torchrun prints its own
+    assert not any(word in ours for word in ("memory short", "gloo", "Traceback")), errors
     assert not os.path.exists(f"/proc/{pids[1 - rank]}")
     if rank == 1:  # rank 0 has written the state after the last whole step
         step = checkpoint.read_checkpoint(place / "out")["step"]

@@ -33,7 +33,8 @@ METHODS = {
 
 
 def _cfg(ucf, *words):
-    return config.loads("", tiny(f"data.root={ucf}", *([] if any("train.epochs" in word for word in words) else ["train.epochs=3"]), *words))
+    epochs = [] if any(word.startswith("train.epochs") for word in words) else ["train.epochs=3"]
+    return config.loads("", tiny(f"data.root={ucf}", *epochs, *words))
 
 
 def _equal(a, b):

@@ -272,14 +272,14 @@ def _take_views(
     return draws, (height, width)
 
 
-def collate(samples: list[Any]) -> Batch:
-    """Samples and failures -> Batch. A batch of failures only has B = 0."""
+def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default_collate) -> Batch:
+    """Samples and failures -> Batch. A batch of failures only has B = 0. join: stacks tensors."""
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
     def stack(name: str) -> Tensor:
         # default_collate, and not stack: in a worker it writes to shared memory at once
-        return default_collate([s[name] for s in good]) if good else torch.empty(0)
+        return join([s[name] for s in good]) if good else torch.empty(0)
 
     return Batch(
         clips=stack("clips"),

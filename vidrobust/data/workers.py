@@ -46,7 +46,7 @@ class BatchLoader(DataLoader):
     Args:
         dataset: as DataLoader's; its items, or batches, hold tensors.
         batch_bytes: size of a batch; 0: unknown, shared memory is used.
-        collate_fn: as DataLoader's.
+        collate_fn: as DataLoader's, with an option `join`: what stacks tensors (torch's own uses shared memory).
         options: DataLoader's others.
     """
 
@@ -82,13 +82,13 @@ def _is_short(batch_bytes: int, workers: int) -> bool:
 
 
 class _AsArrays:
-    """A collate function whose tensors become arrays: pickle copies these, and shares the others."""
+    """A collate function whose tensors become arrays: pickle copies arrays, and puts tensors into shared memory."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
 
     def __call__(self, samples: Any) -> Any:
-        batch = samples if self.collate is None else self.collate(samples)
+        batch = samples if self.collate is None else self.collate(samples, join=torch.stack)
         return _changed(batch, Tensor, lambda tensor: tensor.numpy())
 
 
