@@ -153,6 +153,10 @@ def _read_overrides(words: Sequence[str]) -> DictConfig:
                 raise UserError(f"override {word!r} has no value: write {word}=VALUE")
             word = f"{word}={rest.pop(0)}"
         pairs.append(word)
+    for pair in pairs:
+        if any("\ud800" <= character <= "\udfff" for character in pair):
+            raise UserError(f"option {pair.split('=', 1)[0]!r}: its value is not text in UTF-8, as options are; give a "
+                            "file or folder another name, or a link with one")  # fmt: skip
     seen: set[str] = set()
     for key in (pair.split("=", 1)[0] for pair in pairs):
         if not re.fullmatch(r"[\w.]+", key):

@@ -44,6 +44,20 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return value
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file of rows, without lines that a kill has cut or that are none."""
+    rows = []
+    # not splitlines: a name may hold a separator of Unicode's
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
 @contextmanager
 def held(path: Path, refusal: str) -> Iterator[TextIO]:
     """A file in a folder, to append to, which no other process holds: who holds it has the folder.

@@ -76,9 +76,9 @@ def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
     ids=["refused", "bus error"],
 )  # fmt: skip
 def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message):
-    with pytest.raises(UserError, match="shared memory /dev/shm is full .*--shm-size=8g") as error:
-        with worker_deaths(_dataset(ucf)):
-            raise RuntimeError(message)
+    dataset = _dataset(ucf)
+    with pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error, worker_deaths(dataset):
+        raise RuntimeError(message)
     assert "\n" not in str(error.value) and "memory short" not in str(error.value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.errors import UserError
-from vidrobust.files import held, replacing
+from vidrobust.files import held, read_json, replacing
 
 MARK = "prepared.json"
 _REMEMBERED = 16  # sources whose sizes are kept
@@ -17,7 +17,13 @@ _FEW = 4
 def read_mark(folder: str | Path) -> dict[str, Any] | None:
     """The options of the copies, and `sources`, name -> bytes of some of the files that they are of; None: no mark."""
     mark = Path(folder).expanduser() / MARK
-    return json.loads(mark.read_text()) if mark.is_file() else None
+    if not mark.is_file():
+        return None
+    remedy = "delete the copies and make them again"
+    options = read_json(mark, remedy)
+    if not isinstance(options.get("sources", {}), dict):
+        raise UserError(f"{mark}: damaged, its sources are no JSON object; {remedy}")
+    return options
 
 
 @contextmanager

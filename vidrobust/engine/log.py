@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vidrobust.files import replacing
+from vidrobust.files import read_rows, replacing
 from vidrobust.plain_text import visible
 
 log = logging.getLogger("vidrobust")
@@ -98,22 +98,12 @@ class Metrics:
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl of a run's folder, without lines that a kill has cut or that are no rows."""
     path = out / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    rows = [_row(line) for line in text.split("\n")]
-    return [row for row in rows if row is not None]
+    return [row for row in read_rows(path) if type(row.get("step")) is int] if path.is_file() else []
 
 
 def logged_steps(out: Path) -> int:
     """Return how many steps the metrics of a run's folder have rows of; 0 where there are none."""
     return 1 + max((row["step"] for row in read_metrics(out)), default=-1)
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def duration(seconds: float) -> str:

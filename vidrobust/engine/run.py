@@ -54,6 +54,8 @@ def check_output(out: Path, *, resume: bool, overwrite: bool, cfg: config.Config
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"output directory {out} is a file; set --output-dir")
+    if any("\ud800" <= character <= "\udfff" for character in str(out)):
+        raise UserError(f"output directory {out} is not text in UTF-8, which TensorBoard needs; set --output-dir")
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -107,7 +109,7 @@ def _describes_a_run(path: Path) -> bool:
     try:
         text = path.read_text()
         return not text or "vidrobust" in json.loads(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

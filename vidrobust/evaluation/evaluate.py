@@ -275,7 +275,7 @@ def _checks(
 ) -> list[str]:  # fmt: skip
     """What makes the numbers doubtful, on some of the clips; once an evaluation."""
     path = out / "checks.json"
-    if cfg.eval.checks and not path.is_file():
+    if cfg.eval.checks and _read_checks(path) is None:
         some = [indices[i] for i in evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
         (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
@@ -289,7 +289,16 @@ def _checks(
         for line in found:
             log.warning(line)
         _write(path, json.dumps(found) + "\n")
-    return json.loads(path.read_text()) if path.is_file() else []
+    return _read_checks(path) or []
+
+
+def _read_checks(path: Path) -> list[str] | None:
+    """Return the lines of checks.json; None where it is missing, or damaged and to be made again."""
+    try:
+        lines = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return lines if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else None
 
 
 _FEATURES = "features.pt"

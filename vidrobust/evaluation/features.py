@@ -1,6 +1,7 @@
 """Clip features as a file that reads without pickle."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,5 +81,5 @@ def _meta(path: Path) -> object:
     try:
         with np.load(path) as saved:
             return json.loads(str(saved["meta"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile):
         return None

@@ -19,6 +19,7 @@ from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.rows import Row, appending, merged, suffix, unfinished
 from vidrobust.evaluation.suite import Suite, families
 from vidrobust.evaluation.units import Unit, clip_units, video_units
+from vidrobust.files import read_rows
 
 
 def evaluate_robust(
@@ -204,13 +205,9 @@ def timings(out: Path) -> dict[str, dict[str, float]]:
     """Seconds by threat and attack, over all batches; those of a batch that was killed in the middle are not known."""
     total: dict[str, dict[str, float]] = {}
     for path in sorted(out.glob("timing*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for found in read_rows(path):
             for threat, attacks in found.items():
-                for name, seconds in attacks.items():
+                for name, seconds in attacks.items() if isinstance(attacks, dict) else ():
                     here = total.setdefault(threat, {})
                     here[name] = here.get(name, 0.0) + seconds
     return total

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.engine import distributed
-from vidrobust.files import replacing
+from vidrobust.files import read_rows, replacing
 
 Row = dict[str, Any]
 Group = Sequence[tuple[int, str]]
@@ -59,12 +59,9 @@ def _read(out: Path, stem: str, column: str) -> dict[tuple[int, str], Row]:
     """The rows that any rank has written."""
     found: dict[tuple[int, str], Row] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in sorted(out.glob(f"{stem}*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line at which a kill cut the file
-                break
-            found.setdefault((row["index"], row[column]), row)
+        for row in read_rows(path):
+            if "index" in row and column in row:
+                found.setdefault((row["index"], row[column]), row)
     return found
 
 
