@@ -17,7 +17,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli, config
 from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan

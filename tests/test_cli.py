@@ -46,7 +46,10 @@ def _train(place, *words):
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed: Value 'one'"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
-        (["method.adversary.threats=[linf-8]"], "method.adversary.threats: eps=8: Linf is in [0, 1] units"),
+        (
+            ["method.adversary.threats=[linf-8]"],
+            "method.adversary.threats: eps=8: Linf is in [0, 1] units",
+        ),
         (["data.root=/nowhere"], "no data root /nowhere"),
         (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
         (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
@@ -56,7 +59,10 @@ def _train(place, *words):
         (["train.batch_size=1"], "need two videos on each rank"),
         (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
-        (["--output-dir", "run"], "output directory run holds a finished run; tools/test_net.py measures it, --resume"),
+        (
+            ["--output-dir", "run"],
+            "output directory run holds a finished run; tools/test_net.py measures it, --resume",
+        ),
         (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
         (["--output-dir", "x", "--resume", "nothing.pt"], "no checkpoint nothing.pt"),
         (["--output-dir", "x1", "model.backbone=r2plus1d"], "did you mean 'r2plus1d_18'"),
@@ -280,8 +286,8 @@ def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
 
 def test_an_evaluation_without_attacks_measures_the_representation(place):
     """kNN and probe are numbers of their own."""
-    done = tool("test_net", "--checkpoint", "run", f"data.root={place / 'data'}", "eval.threats=[]", "eval.name=knn",
-                cwd=place)  # fmt: skip
+    words = (f"data.root={place / 'data'}", "eval.threats=[]", "eval.name=knn")
+    done = tool("test_net", "--checkpoint", "run", *words, cwd=place)
     assert done.returncode == 0, done.stderr
     text = (place / "run/eval/knn/report.md").read_text()
     assert text.startswith("# ucf101, test, fold 1: 4 videos\n") and "| kNN |" in text
@@ -298,7 +304,13 @@ def test_one_class_is_refused_before_training(tmp_path):
     line = _refused(done)
     assert "data.name=ucf101: data has one class, 'Alone'" in line and "eval.enabled=false" in line
     assert not (tmp_path / "outputs").exists()
-    trained = tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", "train.max_steps=1"), cwd=tmp_path)
+    trained = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        *tiny("eval.enabled=false", "train.max_steps=1"),
+        cwd=tmp_path,
+    )
     assert trained.returncode == 0, trained.stderr
 
 
@@ -334,20 +346,35 @@ def test_features_into_a_folder_are_refused_by_name(place):
 def test_an_output_folder_that_is_no_utf_8_is_refused(place):
     line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
     assert r"output directory caf\xe9 is not text in UTF-8" in line
-    assert "'data.root': its value is not text in UTF-8" in _refused(_train(place, "data.root=" + os.fsdecode(b"\xe9")))
+    assert "'data.root': its value is not text in UTF-8" in _refused(
+        _train(place, "data.root=" + os.fsdecode(b"\xe9"))
+    )
 
 
-@pytest.mark.parametrize("name", ["tools/train_net.py", "tools/test_net.py", "tools/extract_features.py",
-                                  "tools/study.py", "tools/visualize.py", "tools/benchmark.py", "datasets/prepare.py"]
-)  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tools/train_net.py",
+        "tools/test_net.py",
+        "tools/extract_features.py",
+        "tools/study.py",
+        "tools/visualize.py",
+        "tools/benchmark.py",
+        "datasets/prepare.py",
+    ],
+)
 def test_a_clone_runs_its_own_package_whatever_is_installed(tmp_path, name):
     clone = tmp_path / "clone"
     (clone / name).parent.mkdir(parents=True)
     shutil.copy(REPO / name, clone / name)
-    shutil.copytree(REPO / "vidrobust", clone / "vidrobust", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPO / "vidrobust", clone / "vidrobust", ignore=shutil.ignore_patterns("__pycache__")
+    )
     with open(clone / "vidrobust/__init__.py", "a") as file:
         file.write("import sys\nprint('the clone', file=sys.stderr)\nsys.exit(7)\n")
     command = [sys.executable, str(clone / name), "--help"]
     env = {**os.environ, "PYTHONPATH": str(REPO)}  # as an installed package of another clone
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 7 and done.stderr == "the clone\n"

@@ -6,7 +6,8 @@ The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value ov
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli
 from vidrobust.engine.log import log, start_logging
@@ -28,7 +29,9 @@ def main() -> None:
         return
     path = args.output or folder / "features" / f"{args.split}.npz"
     if path.is_dir():
-        raise UserError(f"--output {path}: is a folder; name a file in it, as {path / f'{args.split}.npz'}")
+        raise UserError(
+            f"--output {path}: is a folder; name a file in it, as {path / f'{args.split}.npz'}"
+        )
     rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite)
     log.info(f"{rows} x {dim} features in {path}")
 

@@ -9,7 +9,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli
 from vidrobust.engine import distributed
@@ -74,7 +75,10 @@ def main() -> None:
             with distributed.together():
                 if cli.is_main() and (done := finished(of_page)):
                     write_study(whole, done, out, len(of_page) - len(done), args.overrides)
-        except (UserError, OSError) as error:  # the numbers are safe, and the next arm writes the report again
+        except (
+            UserError,
+            OSError,
+        ) as error:  # the numbers are safe, and the next arm writes the report again
             unwritten = f"the report of {out} is not written: {error}"
             log.warning(unwritten)
         else:

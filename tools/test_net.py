@@ -6,7 +6,8 @@ The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whatever is installed
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli
 from vidrobust.engine.log import log, start_logging
@@ -18,7 +19,9 @@ def main() -> None:
     cli.add_checkpoint(parser)
     parser.add_argument("--output-dir", type=Path, help="default: eval/<eval.name> in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace another evaluation of that name")
-    parser.add_argument("--report-only", action="store_true", help="write the report of a finished evaluation again")
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the report of a finished evaluation again"
+    )
     args = parser.parse_intermixed_args()
     start_logging(None, quiet=not cli.is_main())
     cfg, state, folder = cli.load_checkpoint(args)

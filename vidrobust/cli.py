@@ -94,8 +94,9 @@ def is_main() -> bool:
 def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
     """(the checkpoint that --resume names, whether the run goes on in its own folder).
 
-    asked: None without --resume; "" for a bare one: the newest sound checkpoint of `out`, or a fresh start when a run
-    was killed before it wrote one. Raises UserError where checkpoints were written and none of them is left.
+    asked: None without --resume; "" for a bare one: the newest sound checkpoint of `out`, or a
+    fresh start when a run was killed before it wrote one. Raises UserError where checkpoints were
+    written and none of them is left.
     """
     if asked is None:
         return None, False
@@ -104,7 +105,10 @@ def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
         if sound is None:
             _require_unstarted(out)
             if is_main():
-                print(f"--resume: no checkpoint in {visible(out)} yet, starting at step 0", file=sys.stderr)
+                print(
+                    f"--resume: no checkpoint in {visible(out)} yet, starting at step 0",
+                    file=sys.stderr,
+                )
             return None, True
         return sound[0], True
     if not Path(asked).exists():
@@ -121,13 +125,14 @@ def _require_unstarted(out: Path) -> None:
     steps = logged_steps(out)
     if steps >= every or (out / "backbone.pt").is_file():
         raise UserError(
-            f"--resume: {out} has no checkpoint, though {steps} steps are logged in it; bring its checkpoints back, or "
+            f"--resume: {out} has no checkpoint, though {steps} steps are logged in it; bring its "
+            "checkpoints back, or "
             "start anew with --overwrite"
         )
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a user's mistake becomes one line on stderr and exit status 1, a stop EXIT_STOPPED.
+    """Call `main`: a user's mistake is one line on stderr and status 1, a stop EXIT_STOPPED.
 
     Of several ranks, one reports why the run ends.
     """
@@ -144,7 +149,11 @@ def run(main: Callable[[], None]) -> None:
     except (Stopped, KeyboardInterrupt) as stop:
         if killed := distributed.killed_ranks():
             status = 1  # the launcher stops the others
-            _tell(_killed(f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"))
+            _tell(
+                _killed(
+                    f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
+                )
+            )
         else:
             status = EXIT_STOPPED
             kept = "what is written stays; the same command goes on, train_net with --resume"

@@ -155,8 +155,11 @@ def _read_overrides(words: Sequence[str]) -> DictConfig:
         pairs.append(word)
     for pair in pairs:
         if any("\ud800" <= character <= "\udfff" for character in pair):
-            raise UserError(f"option {pair.split('=', 1)[0]!r}: its value is not text in UTF-8, as options are; give a "
-                            "file or folder another name, or a link with one")  # fmt: skip
+            raise UserError(
+                f"option {pair.split('=', 1)[0]!r}: its value is not text in UTF-8, as "
+                "options are; give a "
+                "file or folder another name, or a link with one"
+            )
     seen: set[str] = set()
     for key in (pair.split("=", 1)[0] for pair in pairs):
         if not re.fullmatch(r"[\w.]+", key):
@@ -186,14 +189,15 @@ def _check_keys(page: DictConfig, source: str) -> None:
                     raise UserError(f"{source}: {key!r} is a section; set one of its options, {key}.NAME")
                 walk(value, f"{key}.")
             elif key not in known:
-                inner = _first_leaf(key, value)  # of a section that is none, as TRAIN, its option says more
+                # of a section that is none, as TRAIN, its option says more
+                inner = _first_leaf(key, value)
                 raise UserError(f"{source}: unknown option {inner!r}{nearest(inner, known)}")
 
     walk(page, "")
 
 
 def _first_leaf(key: str, value: Any) -> str:
-    """Return the dotted key of the first option in a section that only looks like one of ours, or `key` itself."""
+    """Return the key of the first option in a section that only looks like one, or `key` itself."""
     while key != key.lower() and isinstance(value, DictConfig) and len(value):
         name = str(next(iter(value)))
         key = f"{key}.{name}"

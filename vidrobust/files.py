@@ -13,7 +13,7 @@ from vidrobust.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write: `path` holds either what it held before or all that was written, whenever we are killed.
+    """Open a file to write: a kill leaves `path` as it was, or with all that was written.
 
     A write that fails, on a full disk for one, leaves nothing beside it.
     """
@@ -34,7 +34,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the JSON object that a file holds. Raises UserError, with the remedy, where it holds anything else."""
+    """Return the JSON object that a file holds.
+
+    Raises UserError, with the remedy, where it holds anything else.
+    """
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):  # of text that is no UTF-8, too
@@ -45,7 +48,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of rows, without lines that a kill has cut or that are none."""
+    """Return the JSON objects of a file of rows, without lines that a kill has cut."""
     rows = []
     # not splitlines: a name may hold a separator of Unicode's
     for line in path.read_bytes().split(b"\n"):

@@ -1,7 +1,8 @@
-"""Signals that ask a process to stop, and what they do in a tool, in a training step and in a loader's processes.
+"""Signals that ask a process to stop: in a tool, in a training step, in a loader's processes.
 
-A scheduler, a terminal and torchrun send them to the whole process group. Only the process that owns the work answers:
-it finishes the step, writes, and exits with EXIT_STOPPED. Its loader processes ignore them and end with it.
+A scheduler, a terminal and torchrun send them to the whole process group. Only the process that
+owns the work answers: it finishes the step, writes, and exits with EXIT_STOPPED. Its loader
+processes ignore them and end with it.
 """
 
 import ctypes
@@ -15,10 +16,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_STOPPED = 130  # exit status of a run that was asked to stop and has written its state: start it again
+EXIT_STOPPED = (
+    130  # exit status of a run that was asked to stop and has written its state: start it again
+)
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-_AGAIN_S = 1.0  # a second Ctrl-C counts from then on; what forwards signals, as torchrun does, repeats one at once
+# A second Ctrl-C counts from then on. A launcher that forwards signals repeats one at once.
+_AGAIN_S = 1.0
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.5
 
@@ -38,27 +42,37 @@ _stops = _Stops()
 
 
 def raise_on_stop_signals() -> None:
-    """Let the first stop signal raise StopAsked from now on. Has no effect outside of the main thread.
+    """Let the first stop signal raise StopAsked from now on, in the main thread.
 
-    Later ones are ignored, because a process that is already ending would lose what it writes; a second Ctrl-C is not.
+    Later ones are ignored, because a process that is already ending would lose what it writes; a
+    second Ctrl-C is not.
     """
     _stops.number = 0
     _install(_raise)
 
 
 def restore_stop_signals() -> None:
-    """Undo `raise_on_stop_signals`; a process that was asked to stop goes on ignoring the repetitions."""
+    """Undo `raise_on_stop_signals`.
+
+    A process that was asked to stop goes on ignoring the repetitions.
+    """
     if _stops.number:
         _install(lambda number, frame: None)
     else:
         for number in STOP_SIGNALS if _in_main_thread() else ():
             if signal.getsignal(number) is _raise:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(
+                    number,
+                    signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+                )
 
 
 @contextmanager
 def noted_stop_signals() -> Iterator[list[int]]:
-    """Yield a list that fills when a stop signal arrives; a second Ctrl-C raises KeyboardInterrupt."""
+    """Yield a list that fills when a stop signal arrives.
+
+    A second Ctrl-C raises KeyboardInterrupt.
+    """
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -96,7 +110,8 @@ def leave_stops_to_parent() -> None:
     for number in others:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # torch's DataLoader terminates a worker that does not end. Only the siginfo says who has sent the signal.
+        # torch's DataLoader terminates a worker that does not end. Only the siginfo says who has
+        # sent the signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
         threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
@@ -109,7 +124,8 @@ def leave_stops_to_parent() -> None:
 def end_with_parent(number: int = signal.SIGKILL) -> None:
     """Send `number` to this process as soon as its parent has ended, however that ended."""
     parent = os.getppid()
-    # The kernel's death signal follows the thread that forked, so a loader in a thread needs the slower way.
+    # The kernel's death signal follows the thread that forked, so a loader in a thread needs the
+    # slower way.
     if sys.platform == "linux" and _forked_by_main_thread and _set_death_signal(number):
         if os.getppid() != parent:  # it ended before the request was in place
             os.kill(os.getpid(), number)
@@ -169,7 +185,9 @@ def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]
     for number in STOP_SIGNALS if _in_main_thread() else ():
         earlier = signal.getsignal(number)
         # nohup ignores SIGHUP for its program, which is to outlive the terminal
-        if earlier is None or (earlier == signal.SIG_IGN and number == getattr(signal, "SIGHUP", 0)):
+        if earlier is None or (
+            earlier == signal.SIG_IGN and number == getattr(signal, "SIGHUP", 0)
+        ):
             continue
         before[number] = earlier
         signal.signal(number, handler)

@@ -85,10 +85,19 @@ def test_a_suite_whose_black_box_or_parts_break_more_is_weak():
     assert len(found) == 1 and "parts of the threat broke 3 of 13" in found[0]
 
 
-@pytest.mark.parametrize(("clips", "said"), [(1, "too few clips"), (3, "too few clips"), (12, "above chance")])
+@pytest.mark.parametrize(
+    ("clips", "said"), [(1, "too few clips"), (3, "too few clips"), (12, "above chance")]
+)
 def test_few_clips_are_not_above_chance(problem, clips, said):
-    """A model without gradients keeps every clip; of one alone that is no number to compare with chance."""
+    """A model without gradients keeps every clip.
+
+    Of one alone that is no number to compare with chance.
+    """
     net, x, y = problem
-    found = self_checks(lambda v: net((8 * v).round() / 8), x[:clips], y[:clips], THREAT, generator=seeded())
+
+    def masked(v):
+        return net(v.detach()) + 0 * v.flatten(1).sum(1, keepdim=True)
+
+    found = self_checks(masked, x[:clips], y[:clips], THREAT, generator=seeded())
     (line,) = [line for line in found if "right at a budget that allows any clip" in line]
     assert said in line and line.startswith(f"{clips} of {clips} ")

@@ -1,4 +1,4 @@
-"""Loader processes where shared memory is short, as in Docker's 64 MB, and how they end with their parent."""
+"""Loader processes where shared memory is short, as in Docker's 64 MB."""
 
 import os
 import shutil
@@ -12,7 +12,15 @@ import torch
 from tests.helpers import REPO, same_batch
 from vidrobust.config import Augment, Data
 from vidrobust.corruptions import expand
-from vidrobust.data import TrainBatches, corrupted_loader, corrupted_videos, loader, train_dataset, ucf101, workers
+from vidrobust.data import (
+    TrainBatches,
+    corrupted_loader,
+    corrupted_videos,
+    loader,
+    train_dataset,
+    ucf101,
+    workers,
+)
 from vidrobust.data.workers import worker_deaths
 from vidrobust.errors import UserError
 
@@ -69,34 +77,40 @@ def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
 
 @pytest.mark.parametrize(
     "message",
-    ["Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
-     "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
-     "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
-     "shared memory. Please try to raise your shared memory limit."],
+    [
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        "last):\n  ...\n"
+        "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on "
+        "device (28)",
+        "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+    ],
     ids=["refused", "bus error"],
-)  # fmt: skip
+)
 def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message):
     dataset = _dataset(ucf)
-    with pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error, worker_deaths(dataset):
+    with (
+        pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error,
+        worker_deaths(dataset),
+    ):
         raise RuntimeError(message)
     assert "\n" not in str(error.value) and "memory short" not in str(error.value)
 
 
 def test_a_bug_in_a_worker_is_no_death(ucf):
     with pytest.raises(RuntimeError, match="a bug"), worker_deaths(_dataset(ucf)):
-        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: a bug")
+        raise RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: a bug"
+        )
 
 
 SCRIPT = """
-import sys, torch
-from pathlib import Path
-from vidrobust.config import Augment, Data
-from vidrobust.data import TrainBatches, loader, train_dataset, ucf101
-from vidrobust.engine.log import start_logging
-start_logging(None)
-records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-data = train_dataset(Data(frames=16, stride=1, short_side=112, size=112), Augment(), records, clips=2, seed=7)
-print(sum(len(batch.uids) for batch in loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
+import sys, torch from pathlib import Path from vidrobust.config import Augment, Data from
+vidrobust.data import TrainBatches, loader, train_dataset, ucf101 from vidrobust.engine.log import
+start_logging start_logging(None) records, _ = ucf101(Path(sys.argv[1]), "train", 1) data =
+train_dataset(Data(frames=16, stride=1, short_side=112, size=112), Augment(), records, clips=2,
+seed=7) print(sum(len(batch.uids) for batch in loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
 """
 
 

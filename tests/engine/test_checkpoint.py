@@ -138,13 +138,20 @@ def _same(a, b):
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        )
     return a == b
 
 
 def test_flipped_bits_are_seen_or_harmless(tmp_path):
-    """Of weights, of the pickle, and of the archive's own tables."""
-    state = {**STATE, "model": {"w": torch.rand(3000), "n": torch.arange(40)}, "config": "seed: 1\n" * 30, "step": 7}
+    """Flip bits of weights, of the pickle and of the archive's own tables."""
+    state = {
+        **STATE,
+        "model": {"w": torch.rand(3000), "n": torch.arange(40)},
+        "config": "seed: 1\n" * 30,
+        "step": 7,
+    }
     path = tmp_path / "a.pt"
     checkpoint.write_atomic(path, state)
     whole, silent, seen = path.read_bytes(), [], 0
@@ -185,13 +192,23 @@ def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
     path, state = checkpoint.newest_sound(tmp_path)
     assert path.name == "step_00000001.pt" and state["step"] == 1
     (tmp_path / "step_00000001.pt").unlink()
-    with pytest.raises(UserError, match="holds no sound checkpoint: .*model.w is not finite; --overwrite starts anew"):
+    with pytest.raises(
+        UserError,
+        match="holds no sound checkpoint: .*model.w is not finite; --overwrite starts anew",
+    ):
         checkpoint.newest_sound(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("step", "three"), ("model", [1]), ("config", 5), ("optimizer", "sgd"), ("rng", torch.ones(2)), ("method", 0)],
+    [
+        ("step", "three"),
+        ("model", [1]),
+        ("config", 5),
+        ("optimizer", "sgd"),
+        ("rng", torch.ones(2)),
+        ("method", 0),
+    ],
 )
 def test_a_part_of_another_kind_is_refused_by_name(tmp_path, key, value):
     checkpoint.write_atomic(tmp_path / "a.pt", STATE | {key: value})

@@ -1,4 +1,7 @@
-"""Files of a run that were cut, mixed up or overwritten: one line that names the file, or the work done again."""
+"""Files of a run that were cut, mixed up or overwritten.
+
+One line that names the file, or the work done again.
+"""
 
 import json
 import shutil
@@ -18,10 +21,24 @@ DAMAGES = {
     "deep": lambda content: b"[" * 100_000,
     "other keys": lambda content: content.replace(b'": ', b'X": '),
 }
-RESUME = ("train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume",
-          *tiny("train.epochs=3", "eval.enabled=false"))  # fmt: skip
-OVERWRITE = ("train_net", "--cfg", "page.yaml", "--output-dir", "run", "--overwrite",
-             *tiny("train.max_steps=1", "eval.enabled=false"))  # fmt: skip
+RESUME = (
+    "train_net",
+    "--cfg",
+    "page.yaml",
+    "--output-dir",
+    "run",
+    "--resume",
+    *tiny("train.epochs=3", "eval.enabled=false"),
+)
+OVERWRITE = (
+    "train_net",
+    "--cfg",
+    "page.yaml",
+    "--output-dir",
+    "run",
+    "--overwrite",
+    *tiny("train.max_steps=1", "eval.enabled=false"),
+)
 STUDY = ("study", "--cfg", "study.yaml", "--output-dir", "study")
 EVAL, ARM = "run/eval/pgd", "study/clips/simclr/seed0"
 
@@ -29,36 +46,60 @@ EVAL, ARM = "run/eval/pgd", "study/clips/simclr/seed0"
 CASES = [
     (f"{EVAL}/identity.json", ("test_net", "--checkpoint", "run"), False),
     (f"{EVAL}/identity.json", ("test_net", "--checkpoint", "run", "--report-only"), False),
-    (f"{EVAL}/identity.json", ("test_net", "--checkpoint", "run", "--overwrite", "eval.steps=1"), False),
+    (
+        f"{EVAL}/identity.json",
+        ("test_net", "--checkpoint", "run", "--overwrite", "eval.steps=1"),
+        False,
+    ),
     (f"{EVAL}/summary.json", ("test_net", "--checkpoint", "run"), False),
     (f"{EVAL}/summary.json", ("test_net", "--checkpoint", "run", "--report-only"), False),
     (f"{EVAL}/timing.jsonl", ("test_net", "--checkpoint", "run", "--report-only"), False),
-    *((f"{EVAL}/{name}", ("test_net", "--checkpoint", "run"), True)
-      for name in ("results.jsonl", "corruptions.jsonl", "bias.jsonl", "checks.json", "features.pt")),
-    *((f"run/{name}", RESUME, False)
-      for name in ("metrics.jsonl", "config.yaml", "env.json", "checkpoints/last.pt")),
+    *(
+        (f"{EVAL}/{name}", ("test_net", "--checkpoint", "run"), True)
+        for name in (
+            "results.jsonl",
+            "corruptions.jsonl",
+            "bias.jsonl",
+            "checks.json",
+            "features.pt",
+        )
+    ),
+    *(
+        (f"run/{name}", RESUME, False)
+        for name in ("metrics.jsonl", "config.yaml", "env.json", "checkpoints/last.pt")
+    ),
     *((f"run/{name}", OVERWRITE, False) for name in ("metrics.jsonl", "config.yaml", "env.json")),
     ("run/features/test.npz", ("extract_features", "--checkpoint", "run"), False),
-    *((f"{ARM}/{name}", STUDY, False)
-      for name in ("metrics.jsonl", "config.yaml", "eval/pgd/summary.json", "checkpoints/last.pt")),
+    *(
+        (f"{ARM}/{name}", STUDY, False)
+        for name in ("metrics.jsonl", "config.yaml", "eval/pgd/summary.json", "checkpoints/last.pt")
+    ),
     ("data/manifest.jsonl", ("prepare", "scan", "--cfg", "page.yaml"), False),
     ("data/manifest.jsonl", (*OVERWRITE, "data.manifest=data/manifest.jsonl"), False),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A data set with its manifest, a run with its evaluation and features, and a study of one arm."""
+    """A data set with its manifest, a run, its evaluation and features, a study of one arm."""
     top = tmp_path_factory.mktemp("whole")
     tiny_ucf101(top / "data", train=3, test=2)
     (top / "page.yaml").write_text("data: {root: data}")
-    words = tiny("eval.corruption.names=[contrast]", "eval.corruption.severities=[3]", "eval.bias=[patch]")
-    (top / "base.yaml").write_text(config.to_yaml(config.loads("", tiny("data.root=data", "train.epochs=1"))))
-    (top / "study.yaml").write_text("seeds: [0]\ndatasets: {clips: base.yaml}\narms:\n  simclr: []\n")
+    words = tiny(
+        "eval.corruption.names=[contrast]", "eval.corruption.severities=[3]", "eval.bias=[patch]"
+    )
+    (top / "base.yaml").write_text(
+        config.to_yaml(config.loads("", tiny("data.root=data", "train.epochs=1")))
+    )
+    (top / "study.yaml").write_text(
+        "seeds: [0]\ndatasets: {clips: base.yaml}\narms:\n  simclr: []\n"
+    )
     for command in (
         ("train_net", "--cfg", "page.yaml", "--output-dir", "run", *words),
-        ("extract_features", "--checkpoint", "run"), ("prepare", "scan", "--cfg", "page.yaml"), STUDY,
-    ):  # fmt: skip
+        ("extract_features", "--checkpoint", "run"),
+        ("prepare", "scan", "--cfg", "page.yaml"),
+        STUDY,
+    ):
         done = tool(*command, cwd=top)
         assert done.returncode == 0, done.stderr
     return top
@@ -74,19 +115,26 @@ def place(whole, tmp_path):
 @pytest.mark.parametrize(("name", "command", "stopped"), CASES)
 def test_a_damaged_file_is_named_or_made_again(place, name, command, stopped, damage):
     path = place / name
-    content = path.read_bytes() if path.exists() else b"PK" * 400  # features.pt lives until the summary
+    # features.pt lives until the summary
+    content = path.read_bytes() if path.exists() else b"PK" * 400
     path.unlink(missing_ok=True)  # last.pt is a second name of another file
     path.write_bytes(DAMAGES[damage](content))
     if stopped:
         (place / EVAL / "summary.json").unlink()
     done = tool(*command, cwd=place)
-    errors = [line for line in done.stderr.splitlines() if " E " in line[:22] or line.startswith("error")]
+    errors = [
+        line for line in done.stderr.splitlines() if " E " in line[:22] or line.startswith("error")
+    ]
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     assert not errors or path.name in errors[0] or path.parent.name in errors[0], done.stderr
-    assert bool(errors) == (done.returncode == 1) and len(errors) <= (2 if command[0] == "study" else 1), done.stderr
+    assert bool(errors) == (done.returncode == 1) and len(errors) <= (
+        2 if command[0] == "study" else 1
+    ), done.stderr
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "corruptions.jsonl", "bias.jsonl", "checks.json"])
+@pytest.mark.parametrize(
+    "name", ["results.jsonl", "corruptions.jsonl", "bias.jsonl", "checks.json"]
+)
 def test_rows_that_are_damaged_are_measured_again(place, name):
     path = place / EVAL / name
     first = (place / EVAL / "summary.json").read_bytes()
@@ -104,4 +152,8 @@ def test_a_copy_whose_mark_is_damaged_is_refused_by_name(place):
     for text in ("", "[]", json.dumps({"sources": 3})):
         (place / "small/prepared.json").write_text(text)
         done = tool("prepare", "resize", "--cfg", "page.yaml", "--output", "small", cwd=place)
-        assert done.returncode == 1 and "prepared.json" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and "prepared.json" in done.stderr
+            and "Traceback" not in done.stderr
+        )

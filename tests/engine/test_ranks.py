@@ -1,4 +1,7 @@
-"""Two ranks on gloo: what one is refused, all refuse, and what ends one is reported once, as the cause."""
+"""Two ranks on gloo.
+
+What one is refused, all refuse, and what ends one is reported once, as the cause.
+"""
 
 import json
 import os
@@ -14,7 +17,8 @@ from tests.engine.test_stopping import ENV, LAUNCHER, start, wait_until
 from tests.helpers import REPO, tiny, tool
 from vidrobust.engine import checkpoint
 
-SECONDS = 60  # torchrun alone takes 5 to 10 on a busy machine; a rank that waits for another takes minutes
+# torchrun alone takes 5 to 10 on a busy machine; a rank that waits for another takes minutes
+SECONDS = 60
 
 
 def _ranks(top, *words, name="train_net"):
@@ -27,7 +31,9 @@ def _ranks(top, *words, name="train_net"):
 
 def _refused_once(done, message):
     assert done.returncode != 0 and done.stderr.count(message) == 1, done.stderr
-    assert "vidrobust/" not in done.stderr.replace(str(REPO), ""), "no traceback of ours; torchrun prints its own"
+    assert "vidrobust/" not in done.stderr.replace(str(REPO), ""), (
+        "no traceback of ours; torchrun prints its own"
+    )
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def test_a_folder_in_use_is_refused_on_all_ranks_and_reported_once(place):
 
 
 def test_a_test_list_that_is_wrong_is_refused_on_all_ranks(place):
-    """What rank 0 alone looks at."""
+    """Rank 0 alone reads it before training."""
     _refused_once(_ranks(place, *_train_words("eval.shift.name=nothing")), "unknown name 'nothing'")
 
 
@@ -75,7 +81,9 @@ def test_a_folder_of_another_evaluation_is_refused_on_all_ranks(place):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(place, rank):
-    process = start(place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER)
+    process = start(
+        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER
+    )
     wait_until((place / "out/metrics.jsonl").exists, process)
     time.sleep(1)
     pids = _pids_by_rank(process.pid)
@@ -103,7 +111,9 @@ def _pids_by_rank(launcher):
                 with open(f"/proc/{folder}/stat") as file:
                     parent = int(file.read().rpartition(")")[2].split()[1])
                 with open(f"/proc/{folder}/environ") as file:
-                    variables = dict(item.split("=", 1) for item in file.read().split("\0") if "=" in item)
+                    variables = dict(
+                        item.split("=", 1) for item in file.read().split("\0") if "=" in item
+                    )
             except (OSError, IndexError):
                 continue
             if parent == launcher and "RANK" in variables:
@@ -113,7 +123,9 @@ def _pids_by_rank(launcher):
 
 
 def test_a_killed_launcher_leaves_no_rank(place):
-    process = start(place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER)
+    process = start(
+        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER
+    )
     rows = place / "out/metrics.jsonl"
     wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, process)
     pids = _pids_by_rank(process.pid)

@@ -30,12 +30,15 @@ def test_a_folder_where_another_process_trains_is_refused_and_kept(ucf, tmp_path
     with another_process(lambda: _training(out)):
         (out / "kept").write_text("")
         for overwrite in (True, False):
-            with pytest.raises(UserError, match="another process trains in .*/out; wait for it or stop it"):
+            with pytest.raises(
+                UserError, match="another process trains in .*/out; wait for it or stop it"
+            ):
                 train(cfg, out, overwrite=overwrite)
             assert (out / "kept").is_file() and not (out / "log.txt").is_file()
             assert (out / "config.yaml").read_text() == config.to_yaml(config.loads("", []))
     train(cfg, out, overwrite=True)
-    assert (out / "kept").is_file() and (out / "backbone.pt").is_file()  # what no run has written stays
+    assert (out / "kept").is_file(), "what no run has written stays"
+    assert (out / "backbone.pt").is_file()
     train(cfg, out, overwrite=True)  # nothing is held any more
 
 
@@ -54,14 +57,28 @@ def place(ucf, tmp_path):
     return tmp_path
 
 
-OWN = ("notes.txt", "checkpoints/best.pt", "eval/pgd/results_old.jsonl", "eval/pgd/clips/mine.png", "eval/mine/a.csv",
-       "tensorboard/mine.txt", "features/mine.npz", "thesis/config.yaml")  # fmt: skip
+OWN = (
+    "notes.txt",
+    "checkpoints/best.pt",
+    "eval/pgd/results_old.jsonl",
+    "eval/pgd/clips/mine.png",
+    "eval/mine/a.csv",
+    "tensorboard/mine.txt",
+    "features/mine.npz",
+    "thesis/config.yaml",
+)
 
 
 def _overwrite(top, out, *words, fresh=False):
     names = {word.split("=")[0] for word in words}
     options = [word for word in WORDS if word.split("=")[0] not in names]
-    arguments = ["--cfg", top / "page.yaml", "--output-dir", out, *([] if fresh else ["--overwrite"])]
+    arguments = [
+        "--cfg",
+        top / "page.yaml",
+        "--output-dir",
+        out,
+        *([] if fresh else ["--overwrite"]),
+    ]
     return tool("train_net", *arguments, *options, *words, cwd=top)
 
 
@@ -94,7 +111,9 @@ def test_a_folder_with_a_config_of_another_program_is_not_overwritten(ucf, tmp_p
     (tmp_path / "out/metrics.jsonl").write_text("precious")
     _refused(tmp_path, _files(tmp_path), "out is not the folder of a run")
     (tmp_path / "out/env.json").write_text(json.dumps({"vidrobust": "0.1"}))
-    _refused(tmp_path, _files(tmp_path), "out is not the folder of a run (config.yaml is not one's)")
+    _refused(
+        tmp_path, _files(tmp_path), "out is not the folder of a run (config.yaml is not one's)"
+    )
 
 
 def test_overwrite_refuses_links_the_working_directory_and_what_is_above_it(place, monkeypatch):
@@ -103,8 +122,16 @@ def test_overwrite_refuses_links_the_working_directory_and_what_is_above_it(plac
     _refused(place, before, "link is a link", "link")
     (place / "out/deep").mkdir()
     for inside in ("out", "out/deep"):
-        done = tool("train_net", "--cfg", place / "page.yaml", "--output-dir", place / "out", "--overwrite", *WORDS,
-                    cwd=place / inside)  # fmt: skip
+        done = tool(
+            "train_net",
+            "--cfg",
+            place / "page.yaml",
+            "--output-dir",
+            place / "out",
+            "--overwrite",
+            *WORDS,
+            cwd=place / inside,
+        )
         assert done.returncode == 1 and "is the working directory, or above it" in done.stderr
         assert _files(place) == before
 

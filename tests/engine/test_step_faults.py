@@ -1,4 +1,7 @@
-"""A step that fails, a worker that dies, a full disk: the state after the last whole step is kept, bitwise."""
+"""A step that fails, a worker that dies, a full disk.
+
+The state after the last whole step is kept, bitwise.
+"""
 
 import errno
 import json
@@ -26,10 +29,14 @@ METHODS = {
     "clae": CLAE,
     "moco": ["method.name=moco", "method.queue=8"],
     "byol": ["method.name=byol", "method.predictor=8"],
-    "free": ["method.name=supervised", "method.adversary.name=free", "method.adversary.replays=2",
-             "method.adversary.threats=[linf-4/255]"],
+    "free": [
+        "method.name=supervised",
+        "method.adversary.name=free",
+        "method.adversary.replays=2",
+        "method.adversary.threats=[linf-4/255]",
+    ],
     "average": ["train.average=0.9"],
-}  # fmt: skip
+}
 
 
 def _cfg(ucf, *words):
@@ -68,8 +75,12 @@ def _broken(losses):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize(("change", "error"), [(_spoilt, NonFinite), (_broken, ValueError)], ids=["nan", "bug"])
-def test_the_state_before_a_step_that_fails_is_written_bitwise(ucf, tmp_path, monkeypatch, kind, change, error):
+@pytest.mark.parametrize(
+    ("change", "error"), [(_spoilt, NonFinite), (_broken, ValueError)], ids=["nan", "bug"]
+)
+def test_the_state_before_a_step_that_fails_is_written_bitwise(
+    ucf, tmp_path, monkeypatch, kind, change, error
+):
     words = [*METHODS[kind], "train.checkpoint_every=1", "train.keep=9"]
     train(_cfg(ucf, *words), tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -78,7 +89,8 @@ def test_the_state_before_a_step_that_fails_is_written_bitwise(ucf, tmp_path, mo
         with pytest.raises(error):
             train(_cfg(ucf, *rare), tmp_path / "failed")
     expected, kept = (
-        checkpoint.read_checkpoint(tmp_path / name / "checkpoints/step_00000003.pt") for name in ("whole", "failed")
+        checkpoint.read_checkpoint(tmp_path / name / "checkpoints/step_00000003.pt")
+        for name in ("whole", "failed")
     )
     for key in ("model", "method", "optimizer", "rng", "average"):
         assert _equal(expected.get(key), kept.get(key)), key
@@ -89,10 +101,17 @@ def test_the_state_before_a_step_that_fails_is_written_bitwise(ucf, tmp_path, mo
 
 def test_what_repeats_a_step_that_is_not_finite_is_logged(ucf, tmp_path, monkeypatch):
     _fail_in_step(monkeypatch, 3, _spoilt)
-    with pytest.raises(NonFinite, match=r"loss is nan at step 3; .*last good checkpoint: .*step_00000003.pt"):
+    with pytest.raises(
+        NonFinite, match=r"loss is nan at step 3; .*last good checkpoint: .*step_00000003.pt"
+    ):
         train(_cfg(ucf, "train.checkpoint_every=100", "seed=4"), tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert row["event"] == "loss is nan" and row["step"] == 3 and row["epoch"] == 1 and row["seed"] == 4
+    assert (
+        row["event"] == "loss is nan"
+        and row["step"] == 3
+        and row["epoch"] == 1
+        and row["seed"] == 4
+    )
     assert len(row["uids"]) == len(row["index"]) == 4
     assert row["state_before"] == str(tmp_path / "checkpoints/step_00000003.pt")
 
@@ -107,8 +126,11 @@ def test_the_last_update_of_a_run_is_checked(ucf, tmp_path, monkeypatch):
             self.param_groups[0]["params"][0].data.view(-1)[0] = float("inf")
 
     monkeypatch.setattr(torch.optim.SGD, "step", overflowing)
-    with pytest.raises(NonFinite, match=r"model\..* is not finite after step 6, which is not written; last good "
-                       r"checkpoint: .*step_00000004.pt"):  # fmt: skip
+    with pytest.raises(
+        NonFinite,
+        match=r"model\..* is not finite after step 6, which is not written; last good "
+        r"checkpoint: .*step_00000004.pt",
+    ):
         train(_cfg(ucf, "train.checkpoint_every=2"), tmp_path)
     assert checkpoint.read_checkpoint(tmp_path)["step"] == 4
     assert not (tmp_path / "backbone.pt").exists()
@@ -141,7 +163,8 @@ class _Full:
     """A file on a disk that has room for some bytes more."""
 
     def __init__(self, file, room):
-        self.file, self.room = file, room
+        self.file = file
+        self.room = room
 
     def __enter__(self):
         return self
@@ -164,7 +187,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_partial(tmp_path, mon
     path = tmp_path / "last.pt"
     checkpoint.write_atomic(path, {"w": torch.ones(10)})
     before = path.read_bytes()
-    monkeypatch.setattr(files, "open", lambda *arguments: _Full(open(*arguments), room), raising=False)
+    monkeypatch.setattr(
+        files, "open", lambda *arguments: _Full(open(*arguments), room), raising=False
+    )
     with pytest.raises(OSError, match="No space left on device") as error:
         checkpoint.write_atomic(path, {"w": torch.rand(10000)})
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(path)
@@ -172,23 +197,44 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_partial(tmp_path, mon
 
 
 def _in_small_file_system(size, command, cwd):
-    """Run a command where `small` in `cwd` is a file system of so many bytes; None where that is not permitted."""
+    """Run a command where `small` in `cwd` is a file system of so many bytes.
+
+    None where that is not permitted.
+    """
     (cwd / "small").mkdir()
-    script = f'mount -t tmpfs -o size={size} tmpfs small && "$@"; status=$?; ls -A small/out/checkpoints; exit $status'
+    mount = f"mount -t tmpfs -o size={size} tmpfs small"
+    script = f'{mount} && "$@"; status=$?; ls -A small/out/checkpoints; exit $status'
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
         return None
     return subprocess.run(
-        [unshare, "-m", "sh", "-c", script, "sh", *command], cwd=cwd, capture_output=True, text=True, timeout=200,
+        [unshare, "-m", "sh", "-c", script, "sh", *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=200,
         env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def test_a_run_on_a_full_disk_ends_with_one_line(ucf, tmp_path):
     (tmp_path / "page.yaml").write_text("")
-    words = tiny(f"data.root={ucf}", "eval.enabled=false", "train.epochs=40", "train.checkpoint_every=1",
-                 "train.keep=40", "device=cpu")  # fmt: skip
-    command = [sys.executable, str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "--output-dir", "small/out"]
+    words = tiny(
+        f"data.root={ucf}",
+        "eval.enabled=false",
+        "train.epochs=40",
+        "train.checkpoint_every=1",
+        "train.keep=40",
+        "device=cpu",
+    )
+    command = [
+        sys.executable,
+        str(REPO / "tools/train_net.py"),
+        "--cfg",
+        "page.yaml",
+        "--output-dir",
+        "small/out",
+    ]
     done = _in_small_file_system("3m", [*command, *words], tmp_path)
     if done is None:
         pytest.skip("this system permits no mount")
@@ -238,24 +284,36 @@ def _spoil_gradients(monkeypatch, kinds):
 
     def clip(method, limit):
         for module in method.modules():
-            if isinstance(module, kinds) and module.weight is not None and module.weight.grad is not None:
+            if (
+                isinstance(module, kinds)
+                and module.weight is not None
+                and module.weight.grad is not None
+            ):
                 module.weight.grad[0] = float("nan")
         return whole(method, limit)
 
     monkeypatch.setattr(loop, "_clip", clip)
 
 
-def test_a_kernel_that_spoils_weight_gradients_under_bf16_is_named_with_the_remedy(ucf, tmp_path, monkeypatch):
+def test_a_kernel_that_spoils_weight_gradients_under_bf16_is_named_with_the_remedy(
+    ucf, tmp_path, monkeypatch
+):
     _spoil_gradients(monkeypatch, nn.Conv3d)
-    with pytest.raises(NonFinite, match=r"gradient norm is nan at step 0; .*model\.backbone\.trunk\S* "
-                       r"\(Conv3d, kernel \(3,1,1\)\).*set train.amp=fp32"):  # fmt: skip
+    with pytest.raises(
+        NonFinite,
+        match=r"gradient norm is nan at step 0; .*model\.backbone\.trunk\S* "
+        r"\(Conv3d, kernel \(3,1,1\)\).*set train.amp=fp32",
+    ):
         train(_cfg(ucf, "train.amp=bf16"), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "kinds"), [(["train.amp=bf16"], (nn.Conv3d, nn.BatchNorm3d)), (["train.amp=fp32"], nn.Conv3d)]
+    ("words", "kinds"),
+    [(["train.amp=bf16"], (nn.Conv3d, nn.BatchNorm3d)), (["train.amp=fp32"], nn.Conv3d)],
 )
-def test_other_gradients_that_are_not_finite_are_not_the_kernels_fault(ucf, tmp_path, monkeypatch, words, kinds):
+def test_other_gradients_that_are_not_finite_are_not_the_kernels_fault(
+    ucf, tmp_path, monkeypatch, words, kinds
+):
     _spoil_gradients(monkeypatch, kinds)
     with pytest.raises(NonFinite, match="lower optim.lr or set optim.clip_norm") as error:
         train(_cfg(ucf, *words), tmp_path)
@@ -280,7 +338,9 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint_and_says_so(ucf, tmp_p
         (folder / name).write_bytes(content)
     done = tool(*command, "--resume", *words, cwd=tmp_path)
     assert done.returncode == 0 and "steps 3 to 4" in done.stderr
-    assert re.search(r"last.pt: .*checksums do not fit.*step_00000003.pt is used, of step 3", done.stderr)
+    assert re.search(
+        r"last.pt: .*checksums do not fit.*step_00000003.pt is used, of step 3", done.stderr
+    )
     assert _equal(whole["model"], checkpoint.read_checkpoint(tmp_path / "out")["model"])
 
 
@@ -306,4 +366,6 @@ def test_a_missing_last_checkpoint_is_replaced_by_the_newest_step(ucf, tmp_path)
     assert tool(*_page(ucf, tmp_path), *words, cwd=tmp_path).returncode == 0
     (tmp_path / "out/checkpoints/last.pt").unlink()
     done = tool("extract_features", "--checkpoint", "out", "--output", "f.npz", cwd=tmp_path)
-    assert done.returncode == 0 and "last.pt is missing: step_00000004.pt is used" in done.stderr, done.stderr
+    assert done.returncode == 0 and "last.pt is missing: step_00000004.pt is used" in done.stderr, (
+        done.stderr
+    )

@@ -1,4 +1,7 @@
-"""Signals to the whole process group, as schedulers send them: the step is finished, written, and nothing lives on."""
+"""Signals to the whole process group, as schedulers send them.
+
+The step is finished, written, and nothing lives on.
+"""
 
 import contextlib
 import json
@@ -23,7 +26,13 @@ def start(top, *words, launcher=(), tool="tools/train_net.py"):
     """A tool in a session, and so a process group, of its own."""
     command = [sys.executable, *launcher, str(REPO / tool), *map(str, words)]
     return subprocess.Popen(
-        command, cwd=top, env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        command,
+        cwd=top,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -59,7 +68,13 @@ def place(ucf, tmp_path):
 
 
 def train_words(*words):
-    endless = tiny("eval.enabled=false", "train.epochs=4000", "train.checkpoint_every=4", "data.workers=2", *words)
+    endless = tiny(
+        "eval.enabled=false",
+        "train.epochs=4000",
+        "train.checkpoint_every=4",
+        "data.workers=2",
+        *words,
+    )
     return ["--cfg", "page.yaml", "--output-dir", "out", "--resume", "device=cpu", *endless]
 
 
@@ -101,9 +116,21 @@ def test_a_killed_parent_leaves_no_loader_process(place):
 
 
 def test_a_hang_up_that_nohup_ignores_is_ignored(place):
-    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, str(REPO / "tools/train_net.py")]
+    command = [
+        "sh",
+        "-c",
+        'trap "" HUP; exec "$@"',
+        "sh",
+        sys.executable,
+        str(REPO / "tools/train_net.py"),
+    ]
     process = subprocess.Popen(
-        [*command, *train_words()], cwd=place, env=ENV, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *train_words()],
+        cwd=place,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_until((place / "out/checkpoints/last.pt").exists, process)
     os.killpg(process.pid, signal.SIGHUP)
@@ -130,7 +157,14 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
     words = tiny(f"data.root={root}", "eval.enabled=false", "train.max_steps=1", "device=cpu")
     trained = start(tmp_path, "--cfg", "page.yaml", "--output-dir", "run", *words)
     assert trained.wait(120) == 0, trained.stderr.read()
-    slow = ["--checkpoint", "run", "eval.suite=apgd-ce", "eval.steps=30", "eval.batch_size=1", "data.workers=2"]
+    slow = [
+        "--checkpoint",
+        "run",
+        "eval.suite=apgd-ce",
+        "eval.steps=30",
+        "eval.batch_size=1",
+        "data.workers=2",
+    ]
     process = start(tmp_path, *slow, "--output-dir", "cut", tool="tools/test_net.py")
     rows = tmp_path / "cut/results.jsonl"
     wait_until(lambda: rows.is_file() and rows.read_text().count("\n") > 2, process)
@@ -143,7 +177,9 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
         again = start(tmp_path, *slow, "--output-dir", name, tool="tools/test_net.py")
         assert again.wait(120) == 0, again.stderr.read()
     assert rows.read_text().startswith(kept[: kept.rindex("\n") + 1])
-    whole, cut = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
+    whole, cut = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")
+    )
     assert whole == cut
 
 
@@ -152,7 +188,15 @@ def test_a_scan_that_is_stopped_keeps_what_it_has_read(tmp_path):
     long = counting_video(tmp_path / "long.avi", 4000)
     for number in range(300):
         os.link(long, tmp_path / f"many/class/{number}.avi")
-    words = ["scan", "data.name=class_folder", "data.root=many", "--workers", "1", "--output", "m.jsonl"]
+    words = [
+        "scan",
+        "data.name=class_folder",
+        "data.root=many",
+        "--workers",
+        "1",
+        "--output",
+        "m.jsonl",
+    ]
     process = start(tmp_path, *words, tool="datasets/prepare.py")
     wait_until((tmp_path / "m.jsonl").exists, process)
     time.sleep(1)

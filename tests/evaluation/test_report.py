@@ -19,8 +19,21 @@ from vidrobust.evaluation.summary import learned_nothing
 from vidrobust.plain_text import visible
 
 # names of files and classes that break tables, HTML, formulas, terminals and encodings
-NASTY = ("a|b", "<img src=x onerror=alert(1)>", "$x$ costs $5_", "red\x1b[31m", os.fsdecode(b"caf\xe9"), "two\nlines",
-         "`code` *bold* _it_", "[a](http://b)", "back\\slash|", "\u202eright", "\u2028", "100%", "&amp;")  # fmt: skip
+NASTY = (
+    "a|b",
+    "<img src=x onerror=alert(1)>",
+    "$x$ costs $5_",
+    "red\x1b[31m",
+    os.fsdecode(b"caf\xe9"),
+    "two\nlines",
+    "`code` *bold* _it_",
+    "[a](http://b)",
+    "back\\slash|",
+    "\u202eright",
+    "\u2028",
+    "100%",
+    "&amp;",
+)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +52,14 @@ def test_a_picture_shows_the_frames_that_were_changed(frames, changed, expected)
     assert _shown(difference).tolist() == expected
 
 
-@pytest.mark.parametrize(("trained", "random", "told"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)])
+@pytest.mark.parametrize(
+    ("trained", "random", "told"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)]
+)
 def test_a_model_that_learned_nothing_is_told(trained, random, told):
     lines = learned_nothing({"trained_probe": {"acc": trained}, "random_probe": {"acc": random}})
-    assert bool(lines) == told and all(f"({100 * trained:.1f} %) is not above" in line for line in lines)
+    assert bool(lines) == told and all(
+        f"({100 * trained:.1f} %) is not above" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -57,9 +74,18 @@ def test_a_name_in_a_table_stays_one_cell_of_plain_text(name):
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("a|b", r"a\|b"), ("<b>", "&lt;b&gt;"), ("$5", "$5"), ("\x1b[31m", r"\\x1b[31m"), (os.fsdecode(b"\xe9"), r"\\xe9"),
-     ("v_Lunges_g01", "v_Lunges_g01"), ("_it_", r"\_it\_"), ("50 ± 2 [1.0]", "50 ± 2 [1.0]"), ("-", "-")],
-)  # fmt: skip
+    [
+        ("a|b", r"a\|b"),
+        ("<b>", "&lt;b&gt;"),
+        ("$5", "$5"),
+        ("\x1b[31m", r"\\x1b[31m"),
+        (os.fsdecode(b"\xe9"), r"\\xe9"),
+        ("v_Lunges_g01", "v_Lunges_g01"),
+        ("_it_", r"\_it\_"),
+        ("50 ± 2 [1.0]", "50 ± 2 [1.0]"),
+        ("-", "-"),
+    ],
+)
 def test_names_are_escaped_and_ordinary_text_is_left_as_it_is(name, shown):
     assert markdown.escape(name) == shown
 
@@ -96,7 +122,9 @@ def test_the_log_shows_control_characters_and_bytes_that_are_no_text(tmp_path, c
     assert logging.getLogger("vidrobust").handlers == []
 
 
-@pytest.mark.parametrize(("text", "shown"), [("a\tb", r"a\tb"), ("é ü 中", "é ü 中"), ("\x9b1m", r"\x9b1m"), ("", "")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a\tb", r"a\tb"), ("é ü 中", "é ü 中"), ("\x9b1m", r"\x9b1m"), ("", "")]
+)
 def test_visible_text_is_one_line(text, shown):
     assert visible(text) == shown
 
@@ -113,9 +141,14 @@ def evaluated(tmp_path_factory):
         for index, file in enumerate(sorted(source.iterdir())):
             os.link(file, folder / f"$v{index}$_|{index}.avi")
     (top / "page.yaml").write_text("data: {name: class_folder, root: data, validation: 0.3}")
-    options = ("eval.threats=[linf-0,linf-64/255,linf-128/255]", "eval.corruption.names=[contrast]",
-               "eval.bias=[patch]")  # fmt: skip
-    words = [word for word in tiny(*options, "train.max_steps=2") if not word.startswith("data.name")]
+    options = (
+        "eval.threats=[linf-0,linf-64/255,linf-128/255]",
+        "eval.corruption.names=[contrast]",
+        "eval.bias=[patch]",
+    )
+    words = [
+        word for word in tiny(*options, "train.max_steps=2") if not word.startswith("data.name")
+    ]
     done = tool("train_net", "--cfg", "page.yaml", "--output-dir", "out", *words, cwd=top)
     assert done.returncode == 0, done.stderr
     return top
@@ -126,7 +159,9 @@ def test_an_evaluation_of_nasty_names_is_reported(evaluated):
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "<img" not in text and "\x1b" not in text and r"$a$\|&lt;img onerror&gt;" in text
     assert list((out / "clips").glob("*.png")) and (out / "curve.png").is_file()
-    assert json.loads((out / "summary.json").read_text())["corruption"]["per_class"].keys() >= {"$a$|<img onerror>"}
+    assert json.loads((out / "summary.json").read_text())["corruption"]["per_class"].keys() >= {
+        "$a$|<img onerror>"
+    }
 
 
 def test_a_report_that_failed_is_written_again_without_the_data(evaluated, monkeypatch):
@@ -135,7 +170,9 @@ def test_a_report_that_failed_is_written_again_without_the_data(evaluated, monke
     summary = json.loads((out / "summary.json").read_text())
     with monkeypatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda *a, **k: 1 / 0)
-        with pytest.raises(UserError, match="numbers are safe, but the report failed .*--report-only") as error:
+        with pytest.raises(
+            UserError, match="numbers are safe, but the report failed .*--report-only"
+        ) as error:
             write_report(out, summary, ["x", "y", "z"])
     assert "\n" not in str(error.value)
     (out / "report.md").unlink()
@@ -151,8 +188,20 @@ def test_a_report_that_failed_is_written_again_without_the_data(evaluated, monke
 def test_a_report_in_a_locale_without_utf_8(evaluated):
     out = evaluated / "out/eval/pgd"
     first = (out / "report.md").read_bytes()
-    env = {**os.environ, "PYTHONPATH": str(REPO), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, str(REPO / "tools/test_net.py"), "--checkpoint", "out", "--report-only"]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    command = [
+        sys.executable,
+        str(REPO / "tools/test_net.py"),
+        "--checkpoint",
+        "out",
+        "--report-only",
+    ]
     done = subprocess.run(command, cwd=evaluated, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (out / "report.md").read_bytes() == first
@@ -163,8 +212,23 @@ def test_only_the_report_of_a_finished_evaluation_is_written_again(tmp_path, wha
     if what != "nothing":
         (tmp_path / "identity.json").write_text("{}")
     if what == "no classes":
-        parts = {"dataset": "d", "split": "test", "n": 1, "chance": 0.5, "branch": "clean", "views": {},
-                 "representation": {}, "curve": [], "failed": [], "warnings": [], "corruption": None, "geometry": {}}
-        (tmp_path / "summary.json").write_text(json.dumps(parts))  # fmt: skip
-    with pytest.raises(UserError, match="names no classes" if what == "no classes" else "holds no finished evaluation"):
+        parts = {
+            "dataset": "d",
+            "split": "test",
+            "n": 1,
+            "chance": 0.5,
+            "branch": "clean",
+            "views": {},
+            "representation": {},
+            "curve": [],
+            "failed": [],
+            "warnings": [],
+            "corruption": None,
+            "geometry": {},
+        }
+        (tmp_path / "summary.json").write_text(json.dumps(parts))
+    with pytest.raises(
+        UserError,
+        match="names no classes" if what == "no classes" else "holds no finished evaluation",
+    ):
         rewrite_report(tmp_path)

@@ -90,8 +90,11 @@ def _of_the_attack(
     # from the clips themselves: a random start would be another clip already
     left = int((~broken(ThreatModel(threat.norm, everything), 20, start=False)).sum())
     if left > n / classes and n < _FEW:
-        found.append(f"{left} of {n} clips are right at a budget that allows any clip: too few clips to distinguish "
-                     "masked gradients from chance; check 8 or more (eval.checks)")  # fmt: skip
+        found.append(
+            f"{left} of {n} clips are right at a budget that allows any clip: too few "
+            "clips to distinguish "
+            "masked gradients from chance; check 8 or more (eval.checks)"
+        )
     elif left > n / classes:
         found.append(f"{left} of {n} clips are right at a budget that allows any clip, above chance: "
                      "gradients are masked")  # fmt: skip

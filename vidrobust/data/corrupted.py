@@ -186,6 +186,9 @@ def corrupted_loader(dataset: CorruptedVideos, workers: int) -> BatchLoader:
     conditions = max((len(group) for _, group in dataset.work), default=0)
     clip_bytes = dataset.spec.frames * dataset.view.size**2 * 3
     return BatchLoader(
-        dataset, batch_size=None, num_workers=workers, generator=torch.Generator(),
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
         batch_bytes=conditions * dataset.spec.clips * clip_bytes,
-    )  # fmt: skip
+    )

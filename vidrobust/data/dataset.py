@@ -337,7 +337,9 @@ class EvalBatches(Sampler[list[Key]]):
         return iter([(0, i) for i in batch] for batch in self.batches)
 
 
-def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int) -> BatchLoader:
+def loader(
+    dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int
+) -> BatchLoader:
     """A DataLoader over keys; it yields `Batch`.
 
     It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
@@ -346,6 +348,6 @@ def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], 
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     videos = len(next(iter(batches), []))
     return BatchLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=torch.Generator(),
-        batch_bytes=videos * math.prod(dataset._shape),
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+        generator=torch.Generator(), batch_bytes=videos * math.prod(dataset._shape),
     )  # fmt: skip

@@ -41,7 +41,9 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
     root = Path(root)
     spec = {"version": _VERSION, **spec}
     if (root / _MARK).is_file():
-        found = read_json(root / _MARK, "delete the data set, which is drawn again, or set another data.root")
+        found = read_json(
+            root / _MARK, "delete the data set, which is drawn again, or set another data.root"
+        )
         if found != spec:
             different = ", ".join(f"{k}={found.get(k)} there, {v} asked" for k, v in spec.items() if found.get(k) != v)
             raise UserError(

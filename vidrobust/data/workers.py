@@ -1,4 +1,7 @@
-"""Processes of a loader: how they start and end, how batches reach the parent, and what is reported when one dies."""
+"""Processes of a loader.
+
+How they start and end, how batches reach the parent, and what is reported when one dies.
+"""
 
 import gc
 import logging
@@ -40,17 +43,20 @@ class Reads(Protocol):
 class BatchLoader(DataLoader):
     """A DataLoader whose workers leave stop signals to their owner and end with it.
 
-    Batches travel through shared memory. Where that has no room for those under way (Docker gives 64 MB), they travel
-    through pipes, which takes a copy more.
+    Batches travel through shared memory. Where that has no room for those under way (Docker gives
+    64 MB), they travel through pipes, which takes a copy more.
 
     Args:
         dataset: as DataLoader's; its items, or batches, hold tensors.
         batch_bytes: size of a batch; 0: unknown, shared memory is used.
-        collate_fn: as DataLoader's, with an option `join`: what stacks tensors (torch's own uses shared memory).
+        collate_fn: as DataLoader's, with an option `join`: what stacks tensors (torch's own uses
+            shared memory).
         options: DataLoader's others.
     """
 
-    def __init__(self, dataset: Any, *, batch_bytes: int = 0, collate_fn: Any = None, **options: Any) -> None:
+    def __init__(
+        self, dataset: Any, *, batch_bytes: int = 0, collate_fn: Any = None, **options: Any
+    ) -> None:
         workers = options.get("num_workers", 0)
         self.through_pipes = bool(workers) and _is_short(batch_bytes, workers)
         if self.through_pipes:
@@ -75,14 +81,18 @@ def _is_short(batch_bytes: int, workers: int) -> bool:
     if needed <= free:
         return False
     log.warning(
-        f"shared memory {SHARED_MEMORY} has {free / 2**20:.0f} MB free, and batches of data.workers={workers} need "
+        f"shared memory {SHARED_MEMORY} has {free / 2**20:.0f} MB free, and batches of "
+        f"data.workers={workers} need "
         f"{needed / 2**20:.0f} MB: they travel through pipes, which is slower; {_REMEDY}"
     )
     return True
 
 
 class _AsArrays:
-    """A collate function whose tensors become arrays: pickle copies arrays, and puts tensors into shared memory."""
+    """A collate function whose tensors become arrays.
+
+    Pickle copies arrays, and puts tensors into shared memory.
+    """
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
@@ -97,7 +107,10 @@ def _as_tensors(batch: Any) -> Any:
 
 
 def _changed(value: Any, kind: type, change: Any) -> Any:
-    """Return `value` with everything of a kind in it changed: in dataclasses, lists, tuples and dictionaries."""
+    """Return `value` with everything of a kind in it changed.
+
+    In dataclasses, lists, tuples and dictionaries.
+    """
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, list | tuple):
@@ -106,7 +119,9 @@ def _changed(value: Any, kind: type, change: Any) -> Any:
         return {key: _changed(item, kind, change) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         inner = {item.name: getattr(value, item.name) for item in fields(value)}
-        return replace(value, **{name: _changed(item, kind, change) for name, item in inner.items()})
+        return replace(
+            value, **{name: _changed(item, kind, change) for name, item in inner.items()}
+        )
     return value
 
 
@@ -114,16 +129,26 @@ def _changed(value: Any, kind: type, change: Any) -> Any:
 def worker_deaths(dataset: Reads) -> Iterator[None]:
     """Turn the death of a worker inside into a UserError that names the file it was reading.
 
-    A worker that finds no shared memory is reported as that, with the remedy. What a worker's code raises passes.
+    A worker that finds no shared memory is reported as that, with the remedy. What a worker's code
+    raises passes.
     """
     try:
         yield
-    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while its batch was fetched
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:  # the last two: it died while its batch was fetched
         message = str(error)
         reported = message.startswith("Caught ") and "DataLoader worker" in message
-        if (reported or "DataLoader worker" in message) and any(sign in message for sign in _NO_ROOM):
-            raise UserError(f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process could "
-                            f"not send its batch; {_REMEDY}") from None  # fmt: skip
+        if (reported or "DataLoader worker" in message) and any(
+            sign in message for sign in _NO_ROOM
+        ):
+            raise UserError(
+                f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process "
+                "could "
+                f"not send its batch; {_REMEDY}"
+            ) from None
         if reported or (isinstance(error, RuntimeError) and "DataLoader worker" not in message):
             raise
         dead = _dead_readers(dataset, message)
@@ -131,7 +156,8 @@ def worker_deaths(dataset: Reads) -> Iterator[None]:
             raise
         paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
         raise UserError(
-            f"a loader process died while it read {paths} ({_last_line(message) or 'no batch came'}); "
+            f"a loader process died while it read {paths} "
+            f"({_last_line(message) or 'no batch came'}); "
             "was memory short? lower data.workers"
         ) from None
 

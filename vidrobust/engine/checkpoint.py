@@ -25,9 +25,17 @@ from vidrobust.models.branch_norm import MIXTURES, branch_of, without_branch
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
 _TYPES: dict[str, type] = {
-    "step": int, "epoch": int, "model": dict, "method": dict, "optimizer": dict, "rng": dict, "config": str,
-    "manifest_sha": str, "average": dict, "bad_videos": dict,
-}  # fmt: skip
+    "step": int,
+    "epoch": int,
+    "model": dict,
+    "method": dict,
+    "optimizer": dict,
+    "rng": dict,
+    "config": str,
+    "manifest_sha": str,
+    "average": dict,
+    "bad_videos": dict,
+}
 
 
 class NonFinite(UserError):
@@ -35,7 +43,10 @@ class NonFinite(UserError):
 
 
 class _Recording(io.RawIOBase):
-    """A file that remembers the error of a write: torch.save reports a full disk without its name."""
+    """A file that remembers the error of a write.
+
+    Torch.save reports a full disk without its name.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -57,7 +68,10 @@ class _Recording(io.RawIOBase):
 
 
 def write_atomic(path: Path, state: Any) -> None:
-    """Save into `path` as torch.save does, all of it or nothing. Raises OSError with the path on a full disk."""
+    """Save into `path` as torch.save does, all of it or nothing.
+
+    Raises OSError with the path on a full disk.
+    """
     with replacing(path) as file:
         recording = _Recording(file)
         try:
@@ -69,7 +83,16 @@ def write_atomic(path: Path, state: Any) -> None:
 
 
 def require_finite(state: dict[str, Any], step: int, folder: Path) -> None:
-    """Raises NonFinite where weights or statistics of a checkpoint's state are NaN or infinite."""
+    """Refuse a checkpoint whose weights or statistics are NaN or infinite.
+
+    Args:
+        state: what would be written.
+        step: finished steps.
+        folder: where earlier checkpoints lie.
+
+    Raises:
+        NonFinite: with the first tensor that is not finite and the last good checkpoint.
+    """
     key = next(iter(non_finite(state)), None)
     if key is not None:
         raise NonFinite(
@@ -79,12 +102,14 @@ def require_finite(state: dict[str, Any], step: int, folder: Path) -> None:
 
 
 def non_finite(state: dict[str, Any]) -> list[str]:
-    """Return the names of the tensors of a checkpoint's model, method and average that are not finite."""
+    """Return the names of the tensors of a checkpoint that are not finite."""
     return [
         f"{part}.{key}"
         for part in ("model", "method", "average")
         for key, value in (state.get(part) or {}).items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not bool(value.isfinite().all())
     ]
 
 
@@ -126,7 +151,8 @@ def drop_partial(folder: Path) -> None:
 def read(path: str | Path) -> Any:
     """Return what a .pt file holds, on the CPU, or the newest sound checkpoint of a run's folder.
 
-    Raises UserError for a missing file, and for one that is cut short or whose checksums do not fit.
+    Raises UserError for a missing file, and for one that is cut short or whose checksums do not
+    fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -142,7 +168,11 @@ def read(path: str | Path) -> Any:
         state = None if reason else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         unsafe = isinstance(error, UnpicklingError)
-        reason = "more than tensors and plain values, or no torch file" if unsafe else "torch cannot read it"
+        reason = (
+            "more than tensors and plain values, or no torch file"
+            if unsafe
+            else "torch cannot read it"
+        )
     if reason:
         older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
         remedy = f"; use {older[-1]} beside it" if older else ""
@@ -151,14 +181,26 @@ def read(path: str | Path) -> Any:
 
 
 def _damage(path: Path) -> str:
-    """Return what is wrong with the checksums of a .pt file, "" for nothing: torch does not compare them."""
+    """Return what is wrong with the checksums of a .pt file, "" for nothing.
+
+    Torch does not compare them.
+    """
     try:
         if not zipfile.is_zipfile(path):
-            return ""  # an old file of torch's without checksums, or none of torch's, as reading it will show
+            # an old file of torch's without checksums, or none of torch's, as reading it will show
+            return ""
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        zlib.error,
+    ) as error:
         return f"its checksums do not fit: {error}"
     if bad is not None:
         return f"its checksums do not fit: {bad}"
@@ -166,7 +208,7 @@ def _damage(path: Path) -> str:
 
 
 def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return last.pt, or the newest step_*.pt that is whole and finite, with a warning, and its state.
+    """Return last.pt, or with a warning the newest sound step_*.pt, and its state.
 
     None where there are no checkpoints.
 
@@ -191,7 +233,9 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning(f"{reasons[0]}: {path.name} is used, of step {state['step']}")
         return path, state
     if reasons:
-        raise UserError(f"{folder} holds no sound checkpoint: {reasons[0]}; --overwrite starts anew")
+        raise UserError(
+            f"{folder} holds no sound checkpoint: {reasons[0]}; --overwrite starts anew"
+        )
     return None
 
 
@@ -204,19 +248,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another")
     for key, kind in _TYPES.items():
         if state.get(key) is not None and not isinstance(state[key], kind):
-            raise UserError(f"{path}: {key} is no {kind.__name__}: the checkpoint is damaged; take another")
+            raise UserError(
+                f"{path}: {key} is no {kind.__name__}: the checkpoint is damaged; take another"
+            )
     return state
 
 
 def configuration(state: dict[str, Any], source: str) -> config.Config:
-    """Return the configuration that a checkpoint was trained with. Raises UserError where it is damaged."""
+    """Return the configuration that a checkpoint was trained with.
+
+    Raises UserError where it is damaged.
+    """
     try:
         return config.loads(state["config"], source=source)
     except UserError:
         raise
     except Exception as error:  # YAML's and OmegaConf's, of a text that is none of ours
         reason = (str(error).splitlines() or ["empty"])[0]
-        raise UserError(f"{source}: the checkpoint's configuration is damaged ({reason}); take another") from None
+        raise UserError(
+            f"{source}: the checkpoint's configuration is damaged ({reason}); take another"
+        ) from None
 
 
 def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:

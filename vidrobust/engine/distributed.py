@@ -36,7 +36,9 @@ def start(device: str) -> torch.device:
             torch.cuda.set_device(device)
         backend, timeout = "nccl" if device.startswith("cuda") else "gloo", timedelta(minutes=30)
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=timeout
+        )
         _ranks.store = dist.PrefixStore(_store_prefix(), store)
         _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
         _gloo()  # now that all ranks are at the same place
@@ -78,7 +80,10 @@ def _store_prefix() -> str:
 
 
 def first_to_tell(message: str) -> bool:
-    """Return whether this rank is to report why the run ends: one rank does, the first that asks."""
+    """Return whether this rank is to report why the run ends.
+
+    One rank does, the first that asks.
+    """
     store = _ranks.store
     with suppress(RuntimeError, ValueError, KeyError):
         if store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -93,7 +98,7 @@ def first_to_tell(message: str) -> bool:
 
 
 def lost_rank() -> str:
-    """Return why ranks have ended, after waiting for their words: "" where another rank has reported it.
+    """Wait for why other ranks have ended, and return it; "" where another rank has reported it.
 
     A rank of this machine whose process is gone, and that has said nothing, was killed.
     """
@@ -110,7 +115,7 @@ def lost_rank() -> str:
 
 
 def killed_ranks() -> list[str]:
-    """Return the ranks of this machine, with their processes, that have ended without leaving the group."""
+    """Return the ranks of this machine that have ended without leaving the group."""
     found = []
     with suppress(RuntimeError, ValueError, TypeError):
         for number in range(world() if _ranks.store is not None else 0):
@@ -181,7 +186,9 @@ def main_first() -> Iterator[None]:
 def _share(refusal: Exception | None) -> None:
     """Wait for all ranks, then raise this rank's refusal, or that of another as a UserError."""
     refusals: list[str | None] = [None] * world()
-    dist.all_gather_object(refusals, None if refusal is None else str(refusal) or repr(refusal), group=_gloo())
+    dist.all_gather_object(
+        refusals, None if refusal is None else str(refusal) or repr(refusal), group=_gloo()
+    )
     if refusal is not None:
         raise refusal
     for text in refusals:

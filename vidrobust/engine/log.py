@@ -96,9 +96,11 @@ class Metrics:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl of a run's folder, without lines that a kill has cut or that are no rows."""
+    """Return the rows of a run's metrics.jsonl, without lines that a kill has cut."""
     path = out / "metrics.jsonl"
-    return [row for row in read_rows(path) if type(row.get("step")) is int] if path.is_file() else []
+    return (
+        [row for row in read_rows(path) if type(row.get("step")) is int] if path.is_file() else []
+    )
 
 
 def logged_steps(out: Path) -> int:

@@ -35,15 +35,16 @@ __all__ = ["NonFinite", "Stopped", "train", "use_bf16"]
 
 
 class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C, or a signal of STOP_SIGNALS) and has written a checkpoint."""
+    """The run was asked to stop, by one of STOP_SIGNALS, and has written a checkpoint."""
 
 
 def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False) -> Path:
     """Train the configured method into the folder `out`, from the checkpoint `resume` if given.
 
-    Writes what DESIGN section 6 lists and returns the last checkpoint. On CPU, a run that was interrupted and
-    resumed ends with the same bits as one that was not. Nothing is written, or deleted by `overwrite`, before data,
-    model and checkpoint have proved good. Raises UserError, or Stopped after Ctrl-C or another stop signal.
+    Writes the files that the README lists and returns the last checkpoint. On CPU, a run that was
+    interrupted and resumed ends with the same bits as one that was not. Nothing is written, or
+    deleted by `overwrite`, before data, model and checkpoint have proved good. Raises UserError, or
+    Stopped after Ctrl-C or another stop signal.
     """
     device = distributed.start(cfg.device)
     main = distributed.rank() == 0
@@ -98,18 +99,24 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
     except Exception:
         where = _rescue(run, guard, main)
         if where:
-            log.warning(f"{where} holds the state after step {guard.done}, --resume goes on from it")
+            log.warning(
+                f"{where} holds the state after step {guard.done}, --resume goes on from it"
+            )
         raise
 
 
 def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) -> None:
-    cfg, method, optimizer, device = run.cfg, run.method, run.optimizer, run.device
-    dataset = run.dataset
+    cfg, method, device, dataset = run.cfg, run.method, run.device, run.dataset
     sampler = TrainBatches(
-        len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
+        len(run.records),
+        cfg.train.batch_size,
+        cfg.seed,
+        run.start,
+        run.total,
+        distributed.rank(),
+        distributed.world(),
     )
     forward = distributed.parallel(method, method.alike, method.skips)
-    amp = use_bf16(cfg.train.amp, device)
     method.train()
     passes = PassCounter(method)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
@@ -133,21 +140,10 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
             if step % run.per_epoch == 0:
                 method.start_epoch()
             rate = learning_rate(step, run.total, cfg.optim)
-            for group in optimizer.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr"] = rate
             passes.take()
-            for _ in range(method.replays):
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
-                optimizer.zero_grad(set_to_none=True)
-                parts["loss"].backward()
-                norm = _clip(method, cfg.optim.clip_norm or math.inf)
-                if distributed.any_rank(not _is_finite(parts["loss"], norm), device):
-                    _refuse_non_finite(run, guard, parts["loss"], norm, batch, main)
-                guard.updating()
-                optimizer.step()
-                if run.average is not None:
-                    run.average.follow(method.model)
+            parts, norm = _update(run, guard, forward, (views, ids, labels), batch, main)
             guard.end()
             adversary = getattr(method, "adversary", None)
             if adversary is not None and adversary.budget.schedule != "constant":
@@ -158,6 +154,46 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
+
+
+def _update(
+    run: Run,
+    guard: StepGuard,
+    forward: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
+    main: bool,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Take the optimizer's steps of a batch.
+
+    Args:
+        run: the run, whose weights change.
+        guard: knows how to undo them.
+        forward: the method, under DistributedDataParallel where there are several ranks.
+        inputs: views (B, V, C, T, H, W), ids (B,) and labels (B,).
+        batch: the batch that they are of, named where the loss is not finite.
+        main: this is rank 0.
+
+    Returns:
+        The loss and its parts, means over the batch, and the gradient's norm.
+
+    Raises:
+        NonFinite: on all ranks, where the loss or its gradient is not finite on any.
+    """
+    amp = use_bf16(run.cfg.train.amp, run.device)
+    for _ in range(run.method.replays):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=amp):
+            parts = {name: value.mean() for name, value in forward(*inputs).items()}
+        run.optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        norm = _clip(run.method, run.cfg.optim.clip_norm or math.inf)
+        if distributed.any_rank(not _is_finite(parts["loss"], norm), run.device):
+            _refuse_non_finite(run, guard, parts["loss"], norm, batch, main)
+        guard.updating()
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.follow(run.method.model)
+    return parts, norm
 
 
 def _next_batch(batches: Iterator[Batch], run: Run) -> tuple[Batch | None, str]:
@@ -201,7 +237,7 @@ def _count_bad(run: Run, replaced: list[Failure], main: bool) -> None:
 
 
 def _leave(run: Run, guard: StepGuard, batch: Batch | None, lost: str, main: bool) -> NoReturn:
-    """Save what the finished steps have reached, on all ranks at once, then say why the run stops."""
+    """Save what the finished steps have reached, on all ranks at once, and end the run."""
     step = guard.done
     if main and step > max(run.saved, run.start):
         run.save(step)
@@ -211,7 +247,9 @@ def _leave(run: Run, guard: StepGuard, batch: Batch | None, lost: str, main: boo
     new = step > run.start and where.is_file()
     written = f"{where} is written, --resume goes on" if new else "nothing new to write"
     if reasons:
-        raise UserError(f"{next(iter(reasons.values()))}; after step {step} of {run.total}; {written}")
+        raise UserError(
+            f"{next(iter(reasons.values()))}; after step {step} of {run.total}; {written}"
+        )
     if batch is not None and batch.failed:
         raise UserError(f"{batch.failed[0].reason}; the videos that were to take its place are bad as well")
     if run.too_many_bad:
@@ -232,7 +270,10 @@ def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _clip(method: nn.Module, limit: float) -> Tensor:
-    """Clip the gradients and return their norm; gradients of a norm that is not finite stay as they are."""
+    """Clip the gradients and return their norm.
+
+    Gradients of a norm that is not finite stay as they are.
+    """
     parameters = list(method.parameters())
     try:
         return nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
@@ -250,7 +291,7 @@ def _is_finite(loss: Tensor, norm: Tensor) -> bool:
 def _refuse_non_finite(
     run: Run, guard: StepGuard, loss: Tensor, norm: Tensor, batch: Batch, main: bool
 ) -> NoReturn:
-    """Undo the step, write the state before it and what repeats it, on all ranks, then say what is not finite."""
+    """Undo the step on all ranks, write the state before it and what repeats it, and refuse."""
     step = guard.done
     value = float(loss.detach())
     kernels = broken_kernels(run) if math.isfinite(value) else []
@@ -262,26 +303,34 @@ def _refuse_non_finite(
     kept = checkpoint.newest_step(run.out / "checkpoints")
     # The step is a function of this row and of the state before it: --resume repeats it.
     row = {
-        "step": step, "epoch": step // run.per_epoch, "split": "train", "event": what, "uids": batch.uids,
-        "index": batch.index.tolist(), "seed": run.cfg.seed, "rank": distributed.rank(),
+        "step": step,
+        "epoch": step // run.per_epoch,
+        "split": "train",
+        "event": what,
+        "uids": batch.uids,
+        "index": batch.index.tolist(),
+        "seed": run.cfg.seed,
+        "rank": distributed.rank(),
         "state_before": str(kept) if kept else "the start of the run",
-    }  # fmt: skip
+    }
     with open(run.out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")  # one of each rank: every rank has its own batch
     remedy = "lower optim.lr or set optim.clip_norm"
     if kernels:
-        remedy = (f"the weight gradient of {', '.join(kernels)} alone is not finite, which is a fault of torch's "
-                  "bf16 kernel on CPUs; set train.amp=fp32")  # fmt: skip
+        remedy = (f"the weight gradient of {', '.join(kernels)} alone is not finite, which is a "
+                  "fault of torch's "
+                  "bf16 kernel on CPUs; set train.amp=fp32")
     raise NonFinite(
-        f"{what} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: {kept or 'none yet'}; {remedy}"
+        f"{what} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
+        f"{kept or 'none yet'}; {remedy}"
     )
 
 
 def broken_kernels(run: Run) -> list[str]:
-    """Return the convolutions whose weight gradient bf16 on a CPU has spoilt, if nothing else is wrong.
+    """Return the convolutions whose weight gradient bf16 has spoilt, if nothing else is wrong.
 
-    A gradient that is not finite behind a layer spoils everything before it as well. Where the weights of
-    convolutions are the only ones, their kernels have made it of finite numbers.
+    A gradient that is not finite behind a layer spoils everything before it as well. Where the
+    weights of convolutions are the only ones, their kernels have made it of finite numbers.
     """
     if run.device.type != "cpu" or not use_bf16(run.cfg.train.amp, run.device):
         return []

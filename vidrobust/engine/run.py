@@ -24,30 +24,69 @@ from vidrobust.files import held, replacing
 
 _TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
 _SECTIONS = {"data", "augment", "model", "method", "optim", "train", "eval"}
-_PATHS = ("data.root", "data.manifest", "data.twins", "model.weights", "method.teacher", "eval.shift.root",
-          "eval.corruption.baseline")  # fmt: skip
+_PATHS = (
+    "data.root",
+    "data.manifest",
+    "data.twins",
+    "model.weights",
+    "method.teacher",
+    "eval.shift.root",
+    "eval.corruption.baseline",
+)
 
 # files of a run, relative to its folder; evaluations add theirs (claim.py)
-_FILES = ("config.yaml", "log.txt", "metrics.jsonl", "backbone.pt", "tensorboard/events.out.tfevents.*",
-          "checkpoints/step_*.pt", "checkpoints/last.pt", "features/train.npz", "features/test.npz",
-          ".*.partial", "checkpoints/.*.partial", "features/.*.partial")  # fmt: skip
+_FILES = (
+    "config.yaml",
+    "log.txt",
+    "metrics.jsonl",
+    "backbone.pt",
+    "tensorboard/events.out.tfevents.*",
+    "checkpoints/step_*.pt",
+    "checkpoints/last.pt",
+    "features/train.npz",
+    "features/test.npz",
+    ".*.partial",
+    "checkpoints/.*.partial",
+    "features/.*.partial",
+)
 # files of an evaluation, relative to its folder
 EVALUATION_FILES = (
-    "identity.json", "features.pt", "predictions.jsonl", "checks.json", "results.jsonl", "results.rank*.jsonl",
-    "timing.jsonl", "timing.rank*.jsonl", "corruptions.jsonl", "corruptions.rank*.jsonl", "bias.jsonl",
-    "bias.rank*.jsonl", "shift.jsonl", "summary.json", "report.md", "curve.png", "corruptions.png",
-    "corruption_curves.png", "clips/*-??????.npz", "clips/*-??????.png", ".*.partial", "clips/.*.partial",
-)  # fmt: skip
+    "identity.json",
+    "features.pt",
+    "predictions.jsonl",
+    "checks.json",
+    "results.jsonl",
+    "results.rank*.jsonl",
+    "timing.jsonl",
+    "timing.rank*.jsonl",
+    "corruptions.jsonl",
+    "corruptions.rank*.jsonl",
+    "bias.jsonl",
+    "bias.rank*.jsonl",
+    "shift.jsonl",
+    "summary.json",
+    "report.md",
+    "curve.png",
+    "corruptions.png",
+    "corruption_curves.png",
+    "clips/*-??????.npz",
+    "clips/*-??????.png",
+    ".*.partial",
+    "clips/.*.partial",
+)
 
 
-def check_output(out: Path, *, resume: bool, overwrite: bool, cfg: config.Config | None = None) -> None:
+def check_output(
+    out: Path, *, resume: bool, overwrite: bool, cfg: config.Config | None = None
+) -> None:
     """Refuse, before any work is done, an output folder that holds something. Changes nothing.
 
     Args:
         out: the folder.
         resume: the run goes on in its own folder.
         overwrite: the earlier run's files are to be deleted.
-        cfg: the configuration of the run that is to be written there, which may read files of the folder.
+        cfg: the configuration of the run that is to be written there, which may read files of the
+            folder.
 
     Raises:
         UserError: for a file, a folder in use, and what `overwrite` must not delete.
@@ -55,7 +94,10 @@ def check_output(out: Path, *, resume: bool, overwrite: bool, cfg: config.Config
     if out.exists() and not out.is_dir():
         raise UserError(f"output directory {out} is a file; set --output-dir")
     if any("\ud800" <= character <= "\udfff" for character in str(out)):
-        raise UserError(f"output directory {out} is not text in UTF-8, which TensorBoard needs; set --output-dir")
+        raise UserError(
+            f"output directory {out} is not text in UTF-8, which TensorBoard needs; set "
+            "--output-dir"
+        )
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -64,7 +106,8 @@ def check_output(out: Path, *, resume: bool, overwrite: bool, cfg: config.Config
             holds = "holds a finished run"
             goes_on = "tools/test_net.py measures it, --resume with a larger train.epochs goes on"
         raise UserError(
-            f"output directory {out} {holds}; {goes_on}, --overwrite deletes it, --output-dir DIR writes elsewhere"
+            f"output directory {out} {holds}; {goes_on}, --overwrite deletes it, --output-dir DIR "
+            "writes elsewhere"
         )
     require_own(out, cfg or config.Config())
 
@@ -75,7 +118,7 @@ def _is_finished(out: Path) -> bool:
 
 
 def require_own(out: Path, cfg: config.Config) -> None:
-    """Raises UserError for a folder that is not that of a run, or that holds what is not to be deleted."""
+    """Raise UserError for a folder that is no run's, or that holds what is not to be deleted."""
     described = out / "env.json"
     if not described.is_file() or not _describes_a_run(described):
         raise UserError(f"{out} is not the folder of a run (no env.json of one in it): not deleted")
@@ -84,24 +127,43 @@ def require_own(out: Path, cfg: config.Config) -> None:
     require_deletable(out, cfg, "--output-dir")
     for name in ("config.yaml", "checkpoints", "tensorboard", "eval", "features"):
         if (out / name).is_symlink():
-            raise UserError(f"{out / name} is a link, whose target --overwrite does not delete; remove it yourself")
+            raise UserError(
+                f"{out / name} is a link, whose target --overwrite does not delete; remove it "
+                "yourself"
+            )
 
 
 def require_deletable(folder: Path, cfg: config.Config, option: str) -> None:
-    """Raises UserError for a folder that --overwrite leaves alone wherever it comes from.
+    """Refuse a folder in which --overwrite deletes nothing, whoever has written there.
 
-    Those are links, the working directory and what is above it, and folders that hold what the run reads.
+    Args:
+        folder: the folder.
+        cfg: the configuration, whose data and weights must not lie inside.
+        option: what names the folder on the command line.
+
+    Raises:
+        UserError: for a link, the working directory and what is above it, and a folder that holds
+            what the run reads.
     """
     if folder.is_symlink():
-        raise UserError(f"{folder} is a link: --overwrite deletes nothing there; set {option} to the folder itself")
+        raise UserError(
+            f"{folder} is a link: --overwrite deletes nothing there; set {option} to the folder "
+            "itself"
+        )
     real = folder.resolve()
     if Path.cwd().resolve().is_relative_to(real):
-        raise UserError(f"{folder} is the working directory, or above it: --overwrite deletes nothing there; "
-                        f"set {option}")  # fmt: skip
+        raise UserError(
+            f"{folder} is the working directory, or above it: --overwrite deletes "
+            "nothing there; "
+            f"set {option}"
+        )
     for key in _PATHS:
         value = config.get(cfg, key)
         if value and Path(value).expanduser().resolve().is_relative_to(real):
-            raise UserError(f"{key}={value} lies inside {folder}: --overwrite deletes nothing there; set {option}")
+            raise UserError(
+                f"{key}={value} lies inside {folder}: --overwrite deletes nothing there; set "
+                f"{option}"
+            )
 
 
 def _describes_a_run(path: Path) -> bool:
@@ -123,7 +185,10 @@ def _keys(path: Path) -> set[str]:
 
 
 def delete_files(folder: Path, patterns: Sequence[str]) -> None:
-    """Delete the files of a folder that the patterns name, and the folders that they leave empty; never links."""
+    """Delete the files of a folder that the patterns name, and the folders that they leave empty.
+
+    Never links.
+    """
     parents = set()
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         if path.is_symlink() or not path.is_file() or path.parent.is_symlink():
@@ -136,7 +201,7 @@ def delete_files(folder: Path, patterns: Sequence[str]) -> None:
 
 
 def _delete_run(out: Path) -> None:
-    """Delete what a run and its evaluations have written, but for env.json, and warn of what stays."""
+    """Delete what a run and its evaluations have written, except env.json; warn of the rest."""
     delete_files(out, _FILES)
     for folder in out.glob("eval/*"):
         claimed = (folder / "identity.json").is_file() or (folder / ".lock").is_file()
@@ -146,17 +211,24 @@ def _delete_run(out: Path) -> None:
                 folder.rmdir()
     with suppress(OSError):
         (out / "eval").rmdir()
-    left = sorted(path.relative_to(out) for path in out.rglob("*") if not path.is_dir() and path.name != "env.json")
+    left = sorted(
+        path.relative_to(out)
+        for path in out.rglob("*")
+        if not path.is_dir() and path.name != "env.json"
+    )
     if left:
-        log.warning(f"--overwrite: {len(left)} files in {out} are not those of a run and stay, first {left[0]}")
+        log.warning(
+            f"--overwrite: {len(left)} files in {out} are not those of a run and stay, first "
+            f"{left[0]}"
+        )
 
 
 @contextmanager
 def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
     """Make the folder of a run that is about to start, with its config.yaml and env.json.
 
-    overwrite: what an earlier run has written there is deleted, and nothing else. Until the context ends the folder is
-    this process's: another is refused with a UserError, and deletes nothing.
+    overwrite: what an earlier run has written there is deleted, and nothing else. Until the context
+    ends the folder is this process's: another is refused with a UserError, and deletes nothing.
     """
     described = out / "env.json"
     replaces = overwrite and out.is_dir() and any(out.iterdir())

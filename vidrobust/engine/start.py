@@ -71,7 +71,10 @@ class Run:
         return max(stamp(each)[1] for each in ([path] if twins is None else [path, twins(path)]))
 
     def save(self, step: int) -> Path:
-        """Write a checkpoint after `step` steps. Raises NonFinite, and writes nothing, where weights are not finite."""
+        """Write a checkpoint after `step` steps.
+
+        Raises NonFinite, and writes nothing, where weights are not finite.
+        """
         method = {key: value for key, value in self.method.state_dict().items() if not key.startswith("model.")}
         state = {
             "format": checkpoint.FORMAT,
@@ -202,19 +205,25 @@ def _restore(run: Run, path: Path) -> None:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: the checkpoint's content is damaged ({type(error).__name__}: {reason}); take "
-                        "another") from None  # fmt: skip
+        raise UserError(
+            f"{path}: the checkpoint's content is damaged ({type(error).__name__}: "
+            f"{reason}); take "
+            "another"
+        ) from None
     if run.start > run.total:
         raise UserError(
             f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
             "tools/test_net.py measures it"
         )
     if changed:
-        run.notes.append(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")
+        run.notes.append(
+            "resuming with options that differ from the checkpoint's, in brackets: "
+            f"{', '.join(changed)}"
+        )
 
 
 def _restore_state(run: Run, state: dict[str, Any], path: Path) -> None:
-    """Load the weights, the optimizer, the generators and the list of bad videos of a checkpoint's state."""
+    """Load weights, optimizer, generators and the list of bad videos of a checkpoint's state."""
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     mine = run.method.state_dict()
     if any(k.startswith("teacher.") and k in mine and not torch.equal(mine[k].cpu(), v) for k, v in whole.items()):

@@ -1,4 +1,4 @@
-"""A step of training that fails can be undone, so that the state before it is written and nothing else is lost."""
+"""A step of training that fails can be undone, so that the state before it is written."""
 
 import copy
 from typing import Any
@@ -12,10 +12,10 @@ from vidrobust.methods import Method
 
 
 class StepGuard:
-    """Keeps what a forward pass changes: norm statistics, queues, momentum encoders, the random generators.
+    """Keeps what a forward pass changes: norm statistics, queues, momentum encoders, generators.
 
-    Weights change in the optimizer's step alone. A method that takes several of them a batch has its weights, its
-    optimizer and their average kept as well.
+    Weights change in the optimizer's step alone. A method that takes several of them a batch has
+    its weights, its optimizer and their average kept as well.
 
     Args:
         method: the method that is trained.
@@ -24,7 +24,9 @@ class StepGuard:
         step: steps that are done.
     """
 
-    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, average: Average | None, step: int) -> None:
+    def __init__(
+        self, method: Method, optimizer: torch.optim.Optimizer, average: Average | None, step: int
+    ) -> None:
         self.method = method
         self.optimizer = optimizer
         self.average = average
@@ -71,7 +73,10 @@ class StepGuard:
 
     @torch.no_grad()
     def undo(self) -> bool:
-        """Put back the state after `done` steps; return False where an update was under way and it is lost."""
+        """Put back the state after `done` steps.
+
+        Return False where an update was under way and it is lost.
+        """
         if not self._inside:
             return True
         if self._updating:
@@ -102,6 +107,8 @@ class StepGuard:
                 if buffer is not None and name not in module._non_persistent_buffers_set:
                     slots.append((module._buffers, name))
             for name, parameter in module._parameters.items():
-                if parameter is not None and (self.method.replays > 1 or not parameter.requires_grad):
+                if parameter is not None and (
+                    self.method.replays > 1 or not parameter.requires_grad
+                ):
                     slots.append((module._parameters, name))
         return slots

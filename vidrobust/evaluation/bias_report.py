@@ -39,7 +39,10 @@ def _by_class(views: dict[str, Any]) -> list[str]:
     for name, entry in views.items():
         if name != CLEAN:
             lost = sorted(whole, key=lambda c: entry["per_class"][c] - whole[c])
-            said = [f"{escape(c)} {_percent(whole[c])} to {_percent(entry['per_class'][c])}" for c in lost]
+            said = [
+                f"{escape(c)} {_percent(whole[c])} to {_percent(entry['per_class'][c])}"
+                for c in lost
+            ]
             some = said if len(said) <= 2 * _CLASSES else [*said[:_CLASSES], "...", *said[-_CLASSES:]]
             lines.append(f"* {name}: {'; '.join(some)}")
     return ["By class, from those that lose most:", "", *lines, ""] if lines else []

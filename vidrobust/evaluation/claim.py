@@ -52,7 +52,12 @@ def _textures(folder: str) -> str:
 
 @contextmanager
 def claim(
-    out: Path, identity: dict[str, str], cfg: config.Config, *, overwrite: bool, classes: Sequence[str] = ()
+    out: Path,
+    identity: dict[str, str],
+    cfg: config.Config,
+    *,
+    overwrite: bool,
+    classes: Sequence[str] = (),
 ) -> Iterator[None]:
     """Make the folder, or go on in one that holds the same evaluation; until the context ends it is this process's.
 
@@ -64,7 +69,8 @@ def claim(
         classes: names of the classes, for a report that is written again without the data set.
 
     Raises:
-        UserError: where it holds another evaluation, with the options that differ, where it holds no evaluation, and
+        UserError: where it holds another evaluation, with the options that differ, where it holds
+            no evaluation, and
             where another process evaluates.
     """
     path = out / "identity.json"
@@ -87,7 +93,9 @@ def claim(
             log.warning(f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}")
             delete_files(out, EVALUATION_FILES)
         with replacing(path) as file:
-            file.write(json.dumps(identity | {"options": options, "classes": list(classes)}).encode())
+            file.write(
+                json.dumps(identity | {"options": options, "classes": list(classes)}).encode()
+            )
         yield
 
 
@@ -97,12 +105,19 @@ def _is_leftover(file: Path) -> bool:
 
 
 def classes_of(out: Path) -> list[str]:
-    """Return the names of the classes of the evaluation in a folder. Raises UserError where they are not known."""
+    """Return the names of the classes of the evaluation in a folder.
+
+    Raises UserError where they are not known.
+    """
     remedy = "evaluate again, without --report-only"
     if not (out / "identity.json").is_file():
         raise UserError(f"{out} holds no evaluation; {remedy}")
     classes = read_json(out / "identity.json", remedy).get("classes")
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(isinstance(name, str) for name in classes)
+    ):
         raise UserError(f"{out / 'identity.json'}: names no classes; {remedy}")
     return classes
 

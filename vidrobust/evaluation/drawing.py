@@ -16,7 +16,10 @@ def label(text: object) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all. Letters that the font has not are drawn as boxes, without a warning."""
+    """Write a figure whole or not at all.
+
+    Letters that the font has not are drawn as boxes, without a warning.
+    """
     drawn = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -108,7 +108,9 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     with ExitStack() as folder:
         with distributed.together():
             if main:
-                folder.enter_context(claim(out, identity, cfg, overwrite=overwrite, classes=classes))
+                folder.enter_context(
+                    claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                )
         done = out / "summary.json"
         if done.is_file():
             summary = read_summary(done)
@@ -148,9 +150,15 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
     train, classes = build_records(cfg, "train")
     test, _ = build_records(cfg, "test")
     if len(classes) < 2:
-        raise UserError(f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is nothing to "
-                        "distinguish; eval.enabled=false trains without evaluation")  # fmt: skip
-    for records, what in ((train, "evaluation (eval.enabled=false does without)"), (test, "evaluation")):
+        raise UserError(
+            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
+            "nothing to "
+            "distinguish; eval.enabled=false trains without evaluation"
+        )
+    for records, what in (
+        (train, "evaluation (eval.enabled=false does without)"),
+        (test, "evaluation"),
+    ):
         require_labels(records, what)
     leaked = shared_sources(train, test)
     if leaked:
@@ -293,12 +301,17 @@ def _checks(
 
 
 def _read_checks(path: Path) -> list[str] | None:
-    """Return the lines of checks.json; None where it is missing, or damaged and to be made again."""
+    """Return the lines of checks.json.
+
+    None where it is missing, or damaged and to be made again.
+    """
     try:
         lines = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return lines if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else None
+    return (
+        lines if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else None
+    )
 
 
 _FEATURES = "features.pt"

@@ -1,4 +1,7 @@
-"""Markdown that reports share. Names of videos and classes come from strangers' files: they are shown, never markup."""
+"""Markdown that reports share.
+
+Names of videos and classes come from strangers' files: they are shown, never markup.
+"""
 
 import re
 import traceback
@@ -22,7 +25,10 @@ class Markup(str):
 
 
 def escape(text: object) -> str:
-    """Return text that a renderer shows as it is: no markup, no HTML, no control characters, one line."""
+    """Return text that a renderer shows as it is.
+
+    No markup, no HTML, no control characters, one line.
+    """
     if isinstance(text, Markup):
         return text
     plain = _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text))
@@ -46,14 +52,17 @@ def image(title: object, path: str) -> str:
 
 
 def table(titles: Sequence[str], *rows: Sequence[str]) -> list[str]:
-    """Lines of a table: titles, a rule, rows of as many cells. Cells are escaped, but for Markup."""
+    """Lines of a table: titles, a rule, rows of as many cells.
+
+    Cells are escaped, but for Markup.
+    """
     shown = [[escape(cell) for cell in cells] for cells in (titles, *rows)]
     return [f"| {' | '.join(cells)} |" for cells in (shown[0], ["---"] * len(titles), *shown[1:])]
 
 
 @contextmanager
 def repeatable(path: Path, command: str) -> Iterator[None]:
-    """Turn any error inside into a UserError that says where it arose, and by which command to repeat the report.
+    """Turn any error inside into a UserError that names the command which repeats the report.
 
     The numbers are on the disk by then, and what reads them again is cheap.
     """
@@ -64,8 +73,11 @@ def repeatable(path: Path, command: str) -> Iterator[None]:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
-        raise UserError(f"{path}: the numbers are safe, but the report failed ({error!r} in {place}); write it again "
-                        f"with {command}") from error  # fmt: skip
+        raise UserError(
+            f"{path}: the numbers are safe, but the report failed ({error!r} in {place}); write it "
+            "again "
+            f"with {command}"
+        ) from error
 
 
 def write(path: Path, lines: Sequence[str]) -> None:

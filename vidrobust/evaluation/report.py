@@ -26,15 +26,26 @@ def rewrite_report(out: Path) -> None:
     Raises UserError where the folder holds none, and where its files are damaged.
     """
     if not (out / "summary.json").is_file():
-        raise UserError(f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only")
+        raise UserError(
+            f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
+        )
     write_report(out, read_summary(out / "summary.json"), classes_of(out))
 
 
 _PARTS: dict[str, type | tuple[type, ...]] = {
-    "dataset": str, "split": str, "n": int, "chance": (int, float), "branch": str, "views": dict,
-    "representation": dict, "curve": list, "failed": list, "warnings": list, "corruption": (dict, type(None)),
+    "dataset": str,
+    "split": str,
+    "n": int,
+    "chance": (int, float),
+    "branch": str,
+    "views": dict,
+    "representation": dict,
+    "curve": list,
+    "failed": list,
+    "warnings": list,
+    "corruption": (dict, type(None)),
     "geometry": dict,
-}  # fmt: skip
+}
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -61,7 +72,9 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
     """Write the report and its pictures."""
     drawn = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
-    title = f"{summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}".rstrip()
+    title = (
+        f"{summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}".rstrip()
+    )
     lines = [
         f"# {markdown.escape(title)}",
         "",
@@ -73,7 +86,10 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
         f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test video, "
         "logits averaged; 95 % Wilson intervals.",
         "",
-        *markdown.table(["classifier", "trained", "random weights"], *_representation_rows(summary["representation"])),
+        *markdown.table(
+            ["classifier", "trained", "random weights"],
+            *_representation_rows(summary["representation"]),
+        ),
         "",
         *(_attack_lines(out, summary) if summary["curve"] else []),
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
@@ -174,7 +190,14 @@ def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float
         for c in curve
         for name, (forward, backward) in c["passes"].items()
     ]  # fmt: skip
-    titles = ["threat", "attack", "videos broken so far", "forward passes", "backward passes", "seconds"]
+    titles = [
+        "threat",
+        "attack",
+        "videos broken so far",
+        "forward passes",
+        "backward passes",
+        "seconds",
+    ]
     return [*markdown.table(titles, *rows), ""] if rows else []
 
 
@@ -228,7 +251,10 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     """A clip, its adversarial twin and the amplified difference, at most eight frames side by side."""
     with np.load(path) as saved:
         clip, twin = saved["clip"] / 255.0, saved["adversarial"].astype(np.float64)
-        said = {k: drawing.label(_class_name(classes, int(saved[k]))) for k in ("label", "clean_pred", "adv_pred")}
+        said = {
+            k: drawing.label(_class_name(classes, int(saved[k])))
+            for k in ("label", "clean_pred", "adv_pred")
+        }
         uid, threat = str(saved["uid"]), str(saved["threat"])
     difference = twin - clip
     frames = _shown(difference)

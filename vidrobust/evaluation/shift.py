@@ -163,11 +163,18 @@ def evaluate_shift(
 
 
 def _kept(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] | None:
-    """Return the rows of shift.jsonl by what they are of; None where there are none, or not all of them."""
+    """Return the rows of shift.jsonl by what they are of.
+
+    None where there are none, or not all of them.
+    """
     rows = read_rows(path) if path.is_file() else []
     found = {of: [row for row in rows if row.get("of") == of] for of in ("other", "own")}
     whole = all({"predicted", "label", "error"} <= row.keys() for row in rows)
-    return found if whole and rows and (len(found["other"]), len(found["own"])) == (others, own) else None
+    return (
+        found
+        if whole and rows and (len(found["other"]), len(found["own"])) == (others, own)
+        else None
+    )
 
 
 def _rows(

@@ -49,7 +49,8 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     for number, (name, (uniform, align, color)) in enumerate(of_arm.items()):
         if uniform and len(uniform) == len(align) == len(color):
             dots = axes.scatter(uniform, align, c=[100 * value for value in color], cmap="viridis", vmin=0,
-                                vmax=top, marker=_style(number)["marker"], label=drawing.label(name))  # fmt: skip
+                                vmax=top, marker=_style(number)["marker"],
+                                label=drawing.label(name))  # fmt: skip
     if dots is None:
         return False
     figure.colorbar(dots, ax=axes, label=drawing.label(f"{middle}, %"))
