@@ -118,7 +118,8 @@ def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
 
 def _require_unstarted(out: Path) -> None:
     """Refuse a fresh start where a run has written checkpoints, which are gone."""
-    every, page = 1, out / "config.yaml"
+    every = 1
+    page = out / "config.yaml"
     if page.is_file():
         with contextlib.suppress(UserError):  # of another version: one row is enough
             every = config.load(page).train.checkpoint_every
@@ -126,8 +127,7 @@ def _require_unstarted(out: Path) -> None:
     if steps >= every or (out / "backbone.pt").is_file():
         raise UserError(
             f"--resume: {out} has no checkpoint, though {steps} steps are logged in it; bring its "
-            "checkpoints back, or "
-            "start anew with --overwrite"
+            "checkpoints back, or start anew with --overwrite"
         )
 
 
@@ -147,13 +147,9 @@ def run(main: Callable[[], None]) -> None:
         status = 1
         _tell(_os_reason(error))
     except (Stopped, KeyboardInterrupt) as stop:
-        if killed := distributed.killed_ranks():
+        if distributed.killed_ranks():
             status = 1  # the launcher stops the others
-            _tell(
-                _killed(
-                    f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
-                )
-            )
+            _tell_lost()
         else:
             status = EXIT_STOPPED
             kept = "what is written stays; the same command goes on, train_net with --resume"
@@ -164,9 +160,7 @@ def run(main: Callable[[], None]) -> None:
             distributed.first_to_tell(repr(error))
             raise
         status = 1
-        reason = distributed.lost_rank()
-        if reason:
-            _tell(_killed(reason))
+        _tell_lost()
     finally:
         stop_logging()
         distributed.stop()
@@ -174,8 +168,11 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
-def _killed(reason: str) -> str:
-    return f"{reason}; what is written stays; the same command goes on, train_net with --resume"
+def _tell_lost() -> None:
+    """Report which rank was lost, unless another has."""
+    reason = distributed.lost_rank()
+    if reason:
+        _tell(f"{reason}; what is written stays; the same command goes on, train_net with --resume")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -59,7 +59,7 @@ def place(ucf, tmp_path):
 
 OWN = (
     "notes.txt",
-    "checkpoints/best.pt",
+    "checkpoints/step_best.pt",
     "eval/pgd/results_old.jsonl",
     "eval/pgd/clips/mine.png",
     "eval/mine/a.csv",

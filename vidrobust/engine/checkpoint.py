@@ -43,10 +43,7 @@ class NonFinite(UserError):
 
 
 class _Recording(io.RawIOBase):
-    """A file that remembers the error of a write.
-
-    Torch.save reports a full disk without its name.
-    """
+    """Remembers the error of a write, because torch.save reports a full disk without its name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -113,9 +110,14 @@ def non_finite(state: dict[str, Any]) -> list[str]:
     ]
 
 
+def step_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder by step; a step_best.pt is somebody else's."""
+    return sorted(folder.glob("step_[0-9]*.pt"))
+
+
 def newest_step(folder: Path) -> Path | None:
     """Return the step_*.pt of the latest step in a folder, if there is one."""
-    return max(folder.glob("step_*.pt"), default=None)
+    return max(step_files(folder), default=None)
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -129,14 +131,14 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
         os.replace(link, folder / "last.pt")
     except OSError:  # a file system without hard links
         write_atomic(folder / "last.pt", state)
-    for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+    for old in step_files(folder)[:-keep]:
         old.unlink()
     return path
 
 
 def drop_after(folder: Path, step: int) -> None:
     """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from there."""
-    for path in folder.glob("step_*.pt"):
+    for path in step_files(folder):
         number = path.stem.removeprefix("step_")
         if number.isdigit() and int(number) > step:
             path.unlink()
@@ -174,7 +176,7 @@ def read(path: str | Path) -> Any:
             else "torch cannot read it"
         )
     if reason:
-        older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
+        older = [p.name for p in step_files(path.parent) if p != path]
         remedy = f"; use {older[-1]} beside it" if older else ""
         raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}")
     return state
@@ -183,7 +185,7 @@ def read(path: str | Path) -> Any:
 def _damage(path: Path) -> str:
     """Return what is wrong with the checksums of a .pt file, "" for nothing.
 
-    Torch does not compare them.
+    torch.load does not compare them.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -214,7 +216,7 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     Raises UserError where there are checkpoints, and none of them is sound.
     """
-    steps = sorted(folder.glob("step_*.pt"), reverse=True)
+    steps = step_files(folder)[::-1]
     reasons = []
     for path in [folder / "last.pt", *steps]:
         if path.name == "last.pt" and not path.exists():

@@ -41,7 +41,7 @@ _FILES = (
     "metrics.jsonl",
     "backbone.pt",
     "tensorboard/events.out.tfevents.*",
-    "checkpoints/step_*.pt",
+    "checkpoints/step_[0-9]*.pt",
     "checkpoints/last.pt",
     "features/train.npz",
     "features/test.npz",
@@ -153,8 +153,7 @@ def require_deletable(folder: Path, cfg: config.Config, option: str) -> None:
     real = folder.resolve()
     if Path.cwd().resolve().is_relative_to(real):
         raise UserError(
-            f"{folder} is the working directory, or above it: --overwrite deletes "
-            "nothing there; "
+            f"{folder} is the working directory, or above it: --overwrite deletes nothing there; "
             f"set {option}"
         )
     for key in _PATHS:

@@ -70,8 +70,7 @@ def claim(
 
     Raises:
         UserError: where it holds another evaluation, with the options that differ, where it holds
-            no evaluation, and
-            where another process evaluates.
+            no evaluation, and where another process evaluates.
     """
     path = out / "identity.json"
     used = ("seed", "data.", "model.", "method.", "eval.")
