@@ -14,7 +14,11 @@ texture writes what each file's two patches, the central one and a random one, m
 import argparse
 import dataclasses
 import os
+import sys
 from pathlib import Path
+
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli, config
 from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan

@@ -1,5 +1,8 @@
 """Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing lost."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import REPO, TINY, counting_video, tiny, tiny_ucf101, tool
+from vidrobust import config, errors
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,10 @@ def _train(place, *words):
         (["data.stride=0"], "data.stride=0: must be at least 1"),
         (["seed=one"], "seed=one: 'one' is no such value; write a whole number"),
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
-        (["method.adversary.threats=[linf-8]"], "method.adversary.threats: eps=8: Linf is in [0, 1] units"),
+        (
+            ["method.adversary.threats=[linf-8]"],
+            "method.adversary.threats: eps=8: Linf is in [0, 1] units",
+        ),
         (["data.root=/nowhere"], "no data root /nowhere"),
         (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
         (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
@@ -52,7 +59,10 @@ def _train(place, *words):
         (["train.batch_size=1"], "need two videos on each rank"),
         (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
-        (["--output-dir", "run"], "output directory run is in use; --resume goes on, --overwrite deletes it"),
+        (
+            ["--output-dir", "run"],
+            "output directory run holds a finished run; tools/test_net.py measures it, --resume",
+        ),
         (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
         (["--output-dir", "x", "--resume", "nothing.pt"], "no checkpoint nothing.pt"),
         (["--output-dir", "x1", "model.backbone=r2plus1d"], "did you mean 'r2plus1d_18'"),
@@ -272,3 +282,99 @@ def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume"]
     line = _refused(tool(*words, *tiny("eval.enabled=false", "train.epochs=1"), cwd=place))
     assert "is at step 4, beyond the 2 asked for" in line and (place / "run/config.yaml").read_bytes() == before
+
+
+def test_an_evaluation_without_attacks_measures_the_representation(place):
+    """kNN and probe are numbers of their own."""
+    words = (f"data.root={place / 'data'}", "eval.threats=[]", "eval.name=knn")
+    done = tool("test_net", "--checkpoint", "run", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    text = (place / "run/eval/knn/report.md").read_text()
+    assert text.startswith("# ucf101, test, fold 1: 4 videos\n") and "| kNN |" in text
+    assert "How robust" not in text
+    summary = json.loads((place / "run/eval/knn/summary.json").read_text())
+    assert summary["curve"] == [] and summary["clean_acc"] is None
+    assert summary["representation"]["trained_knn"]["n"] == 4
+
+
+def test_one_class_is_refused_before_training(tmp_path):
+    tiny_ucf101(tmp_path / "data", ("Alone",))
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    line = _refused(done)
+    assert "data.name=ucf101: data has one class, 'Alone'" in line and "eval.enabled=false" in line
+    assert not (tmp_path / "outputs").exists()
+    trained = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        *tiny("eval.enabled=false", "train.max_steps=1"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["TRAIN.BATCH_SIZE", "16"], "'TRAIN.BATCH_SIZE'; did you mean 'train.batch_size'?"),
+        (["TRAIN.BATCH_SIZE=16"], "'TRAIN.BATCH_SIZE'; did you mean 'train.batch_size'?"),
+        (["Train.Batch_Size=16"], "'Train.Batch_Size'; did you mean 'train.batch_size'?"),
+        (["SOLVER.BASE_LR", "0.1"], "'SOLVER.BASE_LR'; did you mean 'optim.lr'?"),
+        (["DATA.NUM_FRAMES", "8"], "'DATA.NUM_FRAMES'; did you mean 'data.frames'?"),
+        (["RNG_SEED", "1"], "'RNG_SEED'; did you mean 'seed'?"),
+        (["OUTPUT_DIR", "x"], "'OUTPUT_DIR'; use --output-dir"),
+        (["NUM_GPUS", "2"], "'NUM_GPUS'; use torchrun --nproc_per_node"),
+    ],
+)
+def test_slowfast_options_are_told_by_our_names(place, words, key):
+    line = _refused(tool("train_net", "--cfg", "page.yaml", *words, cwd=place))
+    assert f"command line: unknown option {key}" in line
+
+
+def test_every_name_that_slowfast_options_are_given_is_an_option():
+    known = {key for key, _ in config.options()}
+    assert set(errors._SLOWFAST.values()) <= known
+
+
+def test_features_into_a_folder_are_refused_by_name(place):
+    (place / "folder").mkdir(exist_ok=True)
+    done = tool("extract_features", "--checkpoint", "run", "--output", "folder", cwd=place)
+    assert "--output folder: is a folder; name a file in it, as folder/test.npz" in _refused(done)
+
+
+def test_an_output_folder_that_is_no_utf_8_is_refused(place):
+    line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
+    assert r"output directory caf\xe9 is not text in UTF-8" in line
+    assert "'data.root': its value is not text in UTF-8" in _refused(
+        _train(place, "data.root=" + os.fsdecode(b"\xe9"))
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tools/train_net.py",
+        "tools/test_net.py",
+        "tools/extract_features.py",
+        "tools/study.py",
+        "tools/visualize.py",
+        "tools/benchmark.py",
+        "datasets/prepare.py",
+    ],
+)
+def test_a_clone_runs_its_own_package_whatever_is_installed(tmp_path, name):
+    clone = tmp_path / "clone"
+    (clone / name).parent.mkdir(parents=True)
+    shutil.copy(REPO / name, clone / name)
+    shutil.copytree(
+        REPO / "vidrobust", clone / "vidrobust", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    with open(clone / "vidrobust/__init__.py", "a") as file:
+        file.write("import sys\nprint('the clone', file=sys.stderr)\nsys.exit(7)\n")
+    command = [sys.executable, str(clone / name), "--help"]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}  # as an installed package of another clone
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7 and done.stderr == "the clone\n"

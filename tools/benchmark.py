@@ -16,10 +16,14 @@ texture of 224 pixels from two patches of 96, on one core and on more.
 import argparse
 import os
 import statistics
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch

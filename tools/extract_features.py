@@ -3,10 +3,15 @@
 The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value over both.
 """
 
+import sys
 from pathlib import Path
+
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidrobust import cli
 from vidrobust.engine.log import log, start_logging
+from vidrobust.errors import UserError
 from vidrobust.evaluation import write_features
 
 
@@ -18,11 +23,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: features/<split>.npz in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of other features")
     args = parser.parse_intermixed_args()
+    start_logging(None, quiet=not cli.is_main())
     cfg, state, folder = cli.load_checkpoint(args)
     if cli.print_config(args, cfg):
         return
-    start_logging(None)
     path = args.output or folder / "features" / f"{args.split}.npz"
+    if path.is_dir():
+        raise UserError(
+            f"--output {path}: is a folder; name a file in it, as {path / f'{args.split}.npz'}"
+        )
     rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite)
     log.info(f"{rows} x {dim} features in {path}")
 

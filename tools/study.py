@@ -6,9 +6,14 @@ on. --dry-run lists the runs, and prints the configuration where only one is cho
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from vidrobust import cli
+from vidrobust.engine import distributed
 from vidrobust.engine.log import log, start_logging
 from vidrobust.errors import UserError
 from vidrobust.study import finished, plan, read_study, report_name, require_same, run_arm, write_study
@@ -55,7 +60,9 @@ def main() -> None:
             cli.print_config(args, runs[0].cfg)
         return
     start_logging(None, quiet=not cli.is_main())
+    distributed.start(runs[0].cfg.device)
     failed = []
+    unwritten = ""
     for run in runs:
         try:
             run_arm(run)
@@ -64,10 +71,22 @@ def main() -> None:
             where = f" (--data {run.dataset}=FOLDER says where it lies)" if missing else ""
             failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}{where}")
             log.error(failed[-1])
-        if cli.is_main() and (done := finished(of_page)):
-            write_study(whole, done, out, len(of_page) - len(done), args.overrides)
+        try:
+            with distributed.together():
+                if cli.is_main() and (done := finished(of_page)):
+                    write_study(whole, done, out, len(of_page) - len(done), args.overrides)
+        except (
+            UserError,
+            OSError,
+        ) as error:  # the numbers are safe, and the next arm writes the report again
+            unwritten = f"the report of {out} is not written: {error}"
+            log.warning(unwritten)
+        else:
+            unwritten = ""
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
+    if unwritten:
+        raise UserError(unwritten)
     log.info(f"report: {out / report_name(whole, args.overrides)}.md")
 
 

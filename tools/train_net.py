@@ -1,9 +1,13 @@
 """Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]"""
 
+import sys
 from pathlib import Path
 
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from vidrobust import cli, config
-from vidrobust.engine import checkpoint, run
+from vidrobust.engine import checkpoint, distributed, run
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.loop import train
 from vidrobust.evaluation import check_evaluation, evaluate
@@ -38,11 +42,14 @@ def main() -> None:
     if told := unmeasured(cfg):
         log.warning(told)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
-    resume, inside = cli.find_resume(args.resume, out)
-    if cli.is_main():
-        run.check_output(out, resume=inside, overwrite=args.overwrite)
-        if cfg.eval.enabled:
-            check_evaluation(cfg)
+    distributed.start(cfg.device)
+    with distributed.together():
+        resume, inside = cli.find_resume(args.resume, out)
+    with distributed.together():  # the others meet what rank 0 refuses, instead of waiting for it
+        if cli.is_main():
+            run.check_output(out, resume=inside, overwrite=args.overwrite, cfg=cfg)
+            if cfg.eval.enabled:
+                check_evaluation(cfg)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
         evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)

@@ -8,7 +8,11 @@ data.frames=1.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+# this clone's package, whatever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image

@@ -103,6 +103,3 @@ def _check_corruptions(cfg: Config) -> None:
     names = c.names
     if c.baseline and not names:
         raise UserError("eval.corruption.baseline: nothing to compare with it; set eval.corruption.names")
-    if not names and not cfg.eval.threats and not cfg.eval.bias and not cfg.eval.shift.name:
-        raise UserError("eval.threats, eval.corruption.names, eval.bias and eval.shift.name are all empty: nothing to "
-                        "measure")  # fmt: skip

@@ -1,22 +1,28 @@
 """What the tools share: arguments, and errors a user can cause told in one line."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from vidrobust import config
 from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log, stop_logging, to_console
+from vidrobust.engine.log import log, logged_steps, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
 from vidrobust.engine.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import SUITES
 from vidrobust.methods import METHODS, RULES, require_adversary, require_branch
 from vidrobust.models import BACKBONES
+from vidrobust.stopping import EXIT_STOPPED, raise_on_stop_signals, restore_stop_signals
+from vidrobust.text import visible
 
 # options whose values are names in a dictionary
 FAMILIES: dict[str, Mapping[str, Any]] = {
@@ -51,8 +57,8 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
     Raises UserError for other options of the model and its method than it was trained with.
     """
     state = checkpoint.read_checkpoint(args.checkpoint)
+    own = checkpoint.configuration(state, str(args.checkpoint))
     cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg)
-    own = config.loads(state["config"], source=str(args.checkpoint))
     changed = [line for line in config.differences(own, cfg) if line.startswith(("method.", "model."))]
     if changed:
         raise UserError(f"{changed[0]}: the checkpoint was trained with what is in brackets, and keeps it")
@@ -88,25 +94,50 @@ def is_main() -> bool:
 def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
     """(the checkpoint that --resume names, whether the run goes on in its own folder).
 
-    asked: None without --resume; "" for a bare one: the newest checkpoint of `out`, or a fresh start when a run was
-    killed before it wrote one.
+    asked: None without --resume; "" for a bare one: the newest sound checkpoint of `out`, or a
+    fresh start when a run was killed before it wrote one. Raises UserError where checkpoints were
+    written and none of them is left.
     """
     if asked is None:
         return None, False
     if asked == "":
-        path = out / "checkpoints" / "last.pt"
-        if not path.is_file():
-            print(f"--resume: no checkpoint in {out} yet, starting at step 0", file=sys.stderr)
+        sound = checkpoint.newest_sound(out / "checkpoints")
+        if sound is None:
+            _require_unstarted(out)
+            if is_main():
+                print(
+                    f"--resume: no checkpoint in {visible(out)} yet, starting at step 0",
+                    file=sys.stderr,
+                )
             return None, True
-        return path, True
+        return sound[0], True
     if not Path(asked).exists():
         raise UserError(f"--resume: no checkpoint {asked}")
     return Path(asked), out.resolve() in (Path(asked).resolve(), *Path(asked).resolve().parents)
 
 
+def _require_unstarted(out: Path) -> None:
+    """Refuse a fresh start where a run has written checkpoints, which are gone."""
+    every = 1
+    page = out / "config.yaml"
+    if page.is_file():
+        with contextlib.suppress(UserError):  # of another version: one row is enough
+            every = config.load(page).train.checkpoint_every
+    steps = logged_steps(out)
+    if steps >= every or (out / "backbone.pt").is_file():
+        raise UserError(
+            f"--resume: {out} has no checkpoint, though {steps} steps are logged in it; bring its "
+            "checkpoints back, or start anew with --overwrite"
+        )
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a user's mistake becomes one line on stderr and exit status 1, a stop 130."""
+    """Call `main`: a user's mistake is one line on stderr and status 1, a stop EXIT_STOPPED.
+
+    Of several ranks, one reports why the run ends.
+    """
     status = 0
+    raise_on_stop_signals()
     try:
         main()
     except (UserError, DecodeError) as error:
@@ -114,19 +145,59 @@ def run(main: Callable[[], None]) -> None:
         _tell(str(error))
     except OSError as error:  # no permission, no space, no such path
         status = 1
-        _tell(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        _tell(_os_reason(error))
     except (Stopped, KeyboardInterrupt) as stop:
-        status = 130
-        kept = "what is written stays; the same command goes on, train_net with --resume"
-        print(f"stopped: {str(stop) or kept}", file=sys.stderr)
+        if distributed.killed_ranks():
+            status = 1  # the launcher stops the others
+            _tell_lost()
+        else:
+            status = EXIT_STOPPED
+            kept = "what is written stays; the same command goes on, train_net with --resume"
+            if distributed.first_to_tell("stopped"):
+                _print(f"stopped: {visible(stop) or kept}")
+    except RuntimeError as error:
+        if distributed.world() == 1 or not _is_lost_connection(error):
+            distributed.first_to_tell(repr(error))
+            raise
+        status = 1
+        _tell_lost()
     finally:
         stop_logging()
         distributed.stop()
+        restore_stop_signals()
     sys.exit(status)
 
 
+def _tell_lost() -> None:
+    """Report which rank was lost, unless another has."""
+    reason = distributed.lost_rank()
+    if reason:
+        _tell(f"{reason}; what is written stays; the same command goes on, train_net with --resume")
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether a collective failed because another rank has ended."""
+    signs = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "store")
+    return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs)
+
+
+def _os_reason(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; free some, then the same command goes on, train_net with --resume"
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
 def _tell(message: str) -> None:
+    """Report why the process ends, unless another rank has."""
+    if not distributed.first_to_tell(message):
+        return
     if to_console():
         log.error(message)
     else:
-        print(f"error: {message}", file=sys.stderr)
+        _print(f"error: {visible(message)}")
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(line, file=sys.stderr)

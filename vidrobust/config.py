@@ -261,9 +261,20 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
                     )
                 walk(value, f"{key}.")
             elif key not in known:
-                raise UserError(f"{source}: unknown option '{shown(key)}'{nearest(key, known)}")
+                # of a section that is none, as TRAIN, its option says more
+                inner = _first_leaf(key, value)
+                raise UserError(f"{source}: unknown option '{shown(inner)}'{nearest(inner, known)}")
 
     walk(page, "")
+
+
+def _first_leaf(key: str, value: Any) -> str:
+    """Return the key of the first option in a section that only looks like one, or `key` itself."""
+    while key != key.lower() and isinstance(value, dict) and value:
+        name = next(iter(value))
+        key = f"{key}.{name}"
+        value = value[name]
+    return key
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

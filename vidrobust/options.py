@@ -300,7 +300,7 @@ class Eval:
     threats: list[str] = option(
         ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
         "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1; "
-        "empty: no attack, where eval.corruption.names has something to measure",
+        "empty: no attack",
     )
     steps: int = option(20, "steps of a single attack such as pgd", low=1)
     restarts: int = option(1, "restarts of a single attack; the best of a sample counts", low=1)

@@ -1,15 +1,28 @@
-"""Show what users wrote, whatever it holds, in one short line."""
+"""Show what users wrote, and what files are called, as text that is safe to print.
+
+Anything may stand in a name, and not all of it is text.
+"""
 
 from typing import Any
 
+_BYTES = range(0xDC80, 0xDD00)  # how Python writes bytes that are no UTF-8 (PEP 383)
 
-def printable(text: str) -> str:
-    """Return the text with invisible characters escaped: line ends, ESC, half surrogates."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+
+def visible(text: object) -> str:
+    """Return text in one line that any terminal and file takes.
+
+    Characters without a shape become escapes, as \\x1b: controls (ESC among them), separators that
+    break lines, marks that turn the direction of text, and lone surrogates.
+    """
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(char if char.isprintable() else _escaped(char) for char in found)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code - 0xDC00:02x}" if code in _BYTES else char.encode("unicode_escape").decode()
 
 
 def shortened(text: str, limit: int) -> str:
@@ -23,4 +36,4 @@ def shortened(text: str, limit: int) -> str:
 
 def shown(value: Any, limit: int = 80) -> str:
     """Return a value for a message: one line, shortened."""
-    return shortened(printable(value if isinstance(value, str) else str(value)), limit)
+    return shortened(visible(value), limit)

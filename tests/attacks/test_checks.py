@@ -204,3 +204,21 @@ def test_worst_case_warns_that_square_broke_what_the_others_left_unless_it_ran_a
         worst_case(predict, x, y, threat, [attack_step("square", queries=250)], generator=seeded())
         worst_case(predict, x, y, threat, steps, warn=False, generator=seeded())
     assert not [w for w in seen if "black-box" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("clips", "said"), [(1, "too few clips"), (3, "too few clips"), (12, "above chance")]
+)
+def test_few_clips_are_not_above_chance(problem, clips, said):
+    """A model without gradients keeps every clip.
+
+    Of one alone that is no number to compare with chance.
+    """
+    net, x, y = problem
+
+    def masked(v):
+        return net(v.detach()) + 0 * v.flatten(1).sum(1, keepdim=True)
+
+    found = self_checks(masked, x[:clips], y[:clips], THREAT, generator=seeded())
+    (line,) = [line for line in found if "right at a budget that allows any clip" in line]
+    assert said in line and line.startswith(f"{clips} of {clips} ")

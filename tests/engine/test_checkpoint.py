@@ -132,3 +132,85 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"format": 1, "hook": print}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="more than tensors and plain values"):
         checkpoint.read_checkpoint(tmp_path / "x.pt")
+
+
+def _same(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        )
+    return a == b
+
+
+def test_flipped_bits_are_seen_or_harmless(tmp_path):
+    """Flip bits of weights, of the pickle and of the archive's own tables."""
+    state = {
+        **STATE,
+        "model": {"w": torch.rand(3000), "n": torch.arange(40)},
+        "config": "seed: 1\n" * 30,
+        "step": 7,
+    }
+    path = tmp_path / "a.pt"
+    checkpoint.write_atomic(path, state)
+    whole, silent, seen = path.read_bytes(), [], 0
+    table = whole.index(b"PK\x01\x02")  # from where on the archive is tables
+    places = [*range(0, len(whole), len(whole) // 300), *range(table, len(whole), 3)]
+    for number, place in enumerate(places):
+        content = bytearray(whole)
+        content[place] ^= 1 << number % 8
+        path.write_bytes(content)
+        try:
+            found = checkpoint.read(path)
+        except UserError as error:
+            seen += 1
+            assert "\n" not in str(error) and str(path) in str(error)
+        else:
+            silent += [] if _same(found, state) else [(place, number % 8)]
+    assert not silent and seen > 0.7 * len(places)
+
+
+def test_every_bit_of_the_weights_is_guarded(tmp_path):
+    path = tmp_path / "a.pt"
+    weights = torch.rand(500)
+    checkpoint.write_atomic(path, {"w": weights})
+    whole = path.read_bytes()
+    start = whole.index(weights.numpy().tobytes())
+    for bit in range(0, 8 * weights.nbytes, 97):
+        content = bytearray(whole)
+        content[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="checksums do not fit"):
+            checkpoint.read(path)
+
+
+def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
+    for step, value in ((1, 1.0), (2, float("nan"))):
+        state = {**STATE, "step": step, "model": {"w": torch.full((3,), value)}}
+        checkpoint.save(tmp_path, state, keep=3)
+    path, state = checkpoint.newest_sound(tmp_path)
+    assert path.name == "step_00000001.pt" and state["step"] == 1
+    (tmp_path / "step_00000001.pt").unlink()
+    with pytest.raises(
+        UserError,
+        match="holds no sound checkpoint: .*model.w is not finite; --overwrite starts anew",
+    ):
+        checkpoint.newest_sound(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "three"),
+        ("model", [1]),
+        ("config", 5),
+        ("optimizer", "sgd"),
+        ("rng", torch.ones(2)),
+        ("method", 0),
+    ],
+)
+def test_a_part_of_another_kind_is_refused_by_name(tmp_path, key, value):
+    checkpoint.write_atomic(tmp_path / "a.pt", STATE | {key: value})
+    with pytest.raises(UserError, match=f"{key} is no .*: the checkpoint is damaged; take another"):
+        checkpoint.read_checkpoint(tmp_path / "a.pt")

@@ -300,7 +300,6 @@ def test_baselines(trained, tmp_path, monkeypatch):
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
         (["eval.corruption.severities=[2,2]"], "list different ones"),
         (["eval.corruption.severities=[]"], "at least one"),
-        (["eval.corruption.names=[]"], "eval.bias and eval.shift.name are all empty"),
         (["eval.corruption.place=air"], "choose one of source, view"),
     ],
 )

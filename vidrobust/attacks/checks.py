@@ -29,6 +29,8 @@ _EVERYTHING = {
 _TOO_FEW = "more than 1 value per channel when training"  # torch's words
 _IN_TRAINING = "norms are in training mode; call eval()"
 
+_FEW = 4  # clips below which one that is right says nothing about chance
+
 
 def self_checks(
     predict: Predict,
@@ -201,7 +203,12 @@ def _doubts(counts: _Counts, right: int, n: int, classes: int, random: bool) -> 
             "a budget of 0 changes predictions: attack and evaluation do not see the same model"
         )
     # a random model may call one of a few broken clips right
-    if counts.left > n / classes + random:
+    if counts.left > n / classes + random and n < _FEW:
+        found.append(
+            f"{counts.left} of {n} clips are right at a budget that allows any clip: too few clips "
+            "to tell masked gradients from chance; check 8 or more (eval.checks)"
+        )
+    elif counts.left > n / classes + random:
         found.append(f"{counts.left} of {n} clips are right at a budget that allows any clip, "
                      "above chance: "
                      "gradients are masked")  # fmt: skip

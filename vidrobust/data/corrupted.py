@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from vidrobust.corruptions import CONSECUTIVE, INDEX_MAPS, corrupt, map_frames
 from vidrobust.data.child import Child, ChildDied, start_nursery
@@ -17,7 +17,7 @@ from vidrobust.data.decode import DecodeError, checked_frames, open_record, resi
 from vidrobust.data.images import in_memory
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
-from vidrobust.data.workers import start_worker
+from vidrobust.data.workers import BatchLoader
 from vidrobust.views import AugmentSpec, draw_view
 
 Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
@@ -230,10 +230,17 @@ class CorruptedVideos(IterableDataset):
             yield Corrupted(index, group, clips)
 
 
-def corrupted_loader(dataset: CorruptedVideos, workers: int) -> DataLoader:
+def corrupted_loader(dataset: CorruptedVideos, workers: int) -> BatchLoader:
     """A DataLoader that yields `Corrupted`. Loop over it inside `worker_deaths`."""
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
         start_nursery()  # which workers then share
-    return DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=start_worker,
-                      generator=torch.Generator())  # fmt: skip
+    conditions = max((len(group) for _, group in dataset.work), default=0)
+    clip_bytes = dataset.spec.frames * dataset.reader.view.size**2 * 3
+    return BatchLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
+        batch_bytes=conditions * dataset.spec.clips * clip_bytes,
+    )

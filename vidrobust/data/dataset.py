@@ -8,16 +8,17 @@ row).
 """
 
 import itertools
+import math
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from vidrobust.corruptions import Corrupt
 from vidrobust.data.child import Child, ChildDied, start_nursery
@@ -27,7 +28,7 @@ from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.twins import Twins
-from vidrobust.data.workers import start_worker
+from vidrobust.data.workers import BatchLoader
 from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec
 
@@ -182,14 +183,14 @@ class _Packed(Sequence[Record]):
         return pickle.loads(self.bytes[start : self.ends[index]].tobytes())
 
 
-def collate(samples: list[Any]) -> Batch:
-    """Samples and failures -> Batch. A batch of failures only has B = 0."""
+def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default_collate) -> Batch:
+    """Samples and failures -> Batch. A batch of failures only has B = 0. join: stacks tensors."""
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
     def stack(name: str) -> Tensor:
         # default_collate, and not stack: in a worker it writes to shared memory at once
-        return default_collate([s[name] for s in good]) if good else torch.empty(0)
+        return join([s[name] for s in good]) if good else torch.empty(0)
 
     return Batch(
         clips=stack("clips"),
@@ -249,16 +250,19 @@ class EvalBatches(Sampler[list[Key]]):
         return iter([(0, i) for i in batch] for batch in self.batches)
 
 
-def loader(dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int) -> DataLoader:
+def loader(
+    dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int
+) -> BatchLoader:
     """A DataLoader over keys; it yields `Batch`.
 
     It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
-    Ctrl-C to the process that owns them. Loop over it inside `worker_deaths`.
+    stop signals to the process that owns them. Loop over it inside `worker_deaths`.
     """
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
         start_nursery()  # which workers then share
-    return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, worker_init_fn=start_worker,
-        generator=torch.Generator(),
+    videos = len(next(iter(batches), []))
+    return BatchLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
+        generator=torch.Generator(), batch_bytes=videos * math.prod(dataset.reader.shape),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.errors import UserError
-from vidrobust.files import held, replacing
+from vidrobust.files import held, read_json, replacing
 
 MARK = "prepared.json"
 _REMEMBERED = 16  # sources whose sizes are kept
@@ -22,15 +22,10 @@ def read_mark(folder: str | Path) -> dict[str, Any] | None:
     mark = Path(folder).expanduser() / MARK
     if not mark.is_file():
         return None
-    try:
-        options = json.loads(mark.read_bytes())
-        if not isinstance(options, dict) or not isinstance(options.get("sources", {}), dict):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{mark}: damaged: it does not say how its copies were made; delete the folder, and "
-            "make it again with datasets/prepare.py"
-        ) from None
+    remedy = "delete the folder, and make it again with datasets/prepare.py"
+    options = read_json(mark, remedy)
+    if not isinstance(options.get("sources", {}), dict):
+        raise UserError(f"{mark}: damaged: its sources are no JSON object; {remedy}")
     return options
 
 

@@ -264,8 +264,10 @@ def read_manifest(path: Path) -> tuple[dict[str, Row], str]:
         head, *lines = path.read_text().splitlines()
         sha, form = json.loads(head)["sha"], json.loads(head)["format"]
         rows = {row["path"]: row for row in map(json.loads, lines)}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a manifest; python datasets/prepare.py scan makes one") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"{path} is not a manifest; python datasets/prepare.py scan makes one"
+        ) from None
     if form != 1 or sha != _sha(rows):
         raise UserError(f"{path} was changed or cut after its scan (its hash does not fit); scan again")
     return rows, sha

@@ -25,6 +25,7 @@ import av
 import numpy as np
 
 from vidrobust.errors import UserError
+from vidrobust.files import read_json
 
 CLASSES = ("Bounce", "Down", "Grow", "Orbit", "Shrink", "Sideways", "Spin", "Up")
 _VERSION = 1
@@ -40,7 +41,9 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
     root = Path(root)
     spec = {"version": _VERSION, **spec}
     if (root / _MARK).is_file():
-        found = json.loads((root / _MARK).read_text())
+        found = read_json(
+            root / _MARK, "delete the data set, which is drawn again, or set another data.root"
+        )
         if found != spec:
             different = ", ".join(f"{k}={found.get(k)} there, {v} asked" for k, v in spec.items() if found.get(k) != v)
             raise UserError(

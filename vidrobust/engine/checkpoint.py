@@ -4,11 +4,14 @@
 """
 
 import hashlib
+import io
 import os
+import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +24,100 @@ from vidrobust.models.branch_norm import MIXTURES, branch_of, without_branch
 
 FORMAT = 1
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
+_TYPES: dict[str, type] = {
+    "step": int,
+    "epoch": int,
+    "model": dict,
+    "method": dict,
+    "optimizer": dict,
+    "rng": dict,
+    "config": str,
+    "manifest_sha": str,
+    "average": dict,
+    "bad_videos": dict,
+}
+
+
+class NonFinite(UserError):
+    """The loss, its gradient or the weights are not numbers any more."""
+
+
+class _Recording(io.RawIOBase):
+    """Remembers the error of a write, because torch.save reports a full disk without its name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        if not self.file.closed:
+            self.file.flush()
 
 
 def write_atomic(path: Path, state: Any) -> None:
-    """torch.save into `path`, all of it or nothing."""
+    """Save into `path` as torch.save does, all of it or nothing.
+
+    Raises OSError with the path on a full disk.
+    """
     with replacing(path) as file:
-        torch.save(state, file)
+        recording = _Recording(file)
+        try:
+            torch.save(state, cast(IO[bytes], recording))
+        except RuntimeError:
+            if recording.error is not None:
+                raise recording.error from None
+            raise
+
+
+def require_finite(state: dict[str, Any], step: int, folder: Path) -> None:
+    """Refuse a checkpoint whose weights or statistics are NaN or infinite.
+
+    Args:
+        state: what would be written.
+        step: finished steps.
+        folder: where earlier checkpoints lie.
+
+    Raises:
+        NonFinite: with the first tensor that is not finite and the last good checkpoint.
+    """
+    key = next(iter(non_finite(state)), None)
+    if key is not None:
+        raise NonFinite(
+            f"{key} is not finite after step {step}, which is not written; last good checkpoint: "
+            f"{newest_step(folder) or 'none yet'}; lower optim.lr or set optim.clip_norm"
+        )
+
+
+def non_finite(state: dict[str, Any]) -> list[str]:
+    """Return the names of the tensors of a checkpoint that are not finite."""
+    return [
+        f"{part}.{key}"
+        for part in ("model", "method", "average")
+        for key, value in (state.get(part) or {}).items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not bool(value.isfinite().all())
+    ]
+
+
+def step_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder by step; a step_best.pt is somebody else's."""
+    return sorted(folder.glob("step_[0-9]*.pt"))
+
+
+def newest_step(folder: Path) -> Path | None:
+    """Return the step_*.pt of the latest step in a folder, if there is one."""
+    return max(step_files(folder), default=None)
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -40,33 +131,114 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
         os.replace(link, folder / "last.pt")
     except OSError:  # a file system without hard links
         write_atomic(folder / "last.pt", state)
-    for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+    for old in step_files(folder)[:-keep]:
         old.unlink()
     return path
 
 
 def drop_after(folder: Path, step: int) -> None:
     """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from there."""
-    for path in folder.glob("step_*.pt"):
-        if int(path.stem.removeprefix("step_")) > step:
+    for path in step_files(folder):
+        number = path.stem.removeprefix("step_")
+        if number.isdigit() and int(number) > step:
             path.unlink()
 
 
+def drop_partial(folder: Path) -> None:
+    """Delete what a killed process has left of checkpoints that it was writing."""
+    for path in folder.glob(".*.partial"):
+        path.unlink()
+
+
 def read(path: str | Path) -> Any:
-    """What a .pt file holds, on the CPU. Raises UserError for a missing file and one that is cut short."""
+    """Return what a .pt file holds, on the CPU, or the newest sound checkpoint of a run's folder.
+
+    Raises UserError for a missing file, and for one that is cut short or whose checksums do not
+    fit.
+    """
     path = Path(path)
     if path.is_dir():
-        path = path / "checkpoints" / "last.pt" if (path / "checkpoints").is_dir() else path / "last.pt"
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        sound = newest_sound(folder)
+        if sound is None:
+            raise UserError(f"no checkpoint {folder / 'last.pt'}")
+        return sound[1]
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
+    reason = _damage(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = None if reason else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        older = [p.name for p in sorted(path.parent.glob("step_*.pt")) if p != path]
-        remedy = f"; use {older[-1]} beside it" if older else ""
         unsafe = isinstance(error, UnpicklingError)
-        reason = "more than tensors and plain values, or no torch file" if unsafe else "torch cannot read it"
-        raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}") from None
+        reason = (
+            "more than tensors and plain values, or no torch file"
+            if unsafe
+            else "torch cannot read it"
+        )
+    if reason:
+        older = [p.name for p in step_files(path.parent) if p != path]
+        remedy = f"; use {older[-1]} beside it" if older else ""
+        raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}")
+    return state
+
+
+def _damage(path: Path) -> str:
+    """Return what is wrong with the checksums of a .pt file, "" for nothing.
+
+    torch.load does not compare them.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            # an old file of torch's without checksums, or none of torch's, as reading it will show
+            return ""
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            names = archive.namelist()
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        zlib.error,
+    ) as error:
+        return f"its checksums do not fit: {error}"
+    if bad is not None:
+        return f"its checksums do not fit: {bad}"
+    return "" if len(set(names)) == len(names) else "its table of contents is damaged"
+
+
+def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return last.pt, or with a warning the newest sound step_*.pt, and its state.
+
+    None where there are no checkpoints.
+
+    Raises UserError where there are checkpoints, and none of them is sound.
+    """
+    steps = step_files(folder)[::-1]
+    reasons = []
+    for path in [folder / "last.pt", *steps]:
+        if path.name == "last.pt" and not path.exists():
+            if steps:
+                reasons.append(f"{path} is missing")
+            continue
+        try:
+            state = read_checkpoint(path)
+            bad = non_finite(state)
+            if bad:
+                raise UserError(f"{path}: {bad[0]} is not finite")
+        except UserError as error:
+            reasons.append(str(error).partition("; use ")[0])
+            continue
+        if reasons:
+            log.warning(f"{reasons[0]}: {path.name} is used, of step {state['step']}")
+        return path, state
+    if reasons:
+        raise UserError(
+            f"{folder} holds no sound checkpoint: {reasons[0]}; --overwrite starts anew"
+        )
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -76,7 +248,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to model.weights")
     if not state.keys() >= KEYS:
         raise UserError(f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another")
+    for key, kind in _TYPES.items():
+        if state.get(key) is not None and not isinstance(state[key], kind):
+            raise UserError(
+                f"{path}: {key} is no {kind.__name__}: the checkpoint is damaged; take another"
+            )
     return state
+
+
+def configuration(state: dict[str, Any], source: str) -> config.Config:
+    """Return the configuration that a checkpoint was trained with.
+
+    Raises UserError where it is damaged.
+    """
+    try:
+        return config.loads(state["config"], source=source)
+    except UserError:
+        raise
+    except Exception as error:  # YAML's and OmegaConf's, of a text that is none of ours
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise UserError(
+            f"{source}: the checkpoint's configuration is damaged ({reason}); take another"
+        ) from None
 
 
 def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
@@ -150,7 +343,7 @@ def measured_trunk(state: dict[str, Any]) -> dict[str, Tensor]:
     """The trunk of a training checkpoint as its own configuration measures it: the branch of eval.branch, or the clean
     one where that is a mixture, of the weights or of their average (eval.average).
     """
-    cfg = config.loads(state["config"])
+    cfg = configuration(state, "checkpoint")
     branch = "clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch
     return _trunk(weights(state, average=cfg.eval.average), branch)
 

@@ -1,9 +1,13 @@
 """Every collective. Without torchrun's environment each of these is a no-op on one process."""
 
 import os
+import signal
+import socket
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidrobust.errors import UserError
+from vidrobust.stopping import end_with_parent
+
+_CAUSE_WAIT_S = 3.0  # how long the others wait for the words of a rank that has ended
 
 
 def start(device: str) -> torch.device:
@@ -27,7 +34,16 @@ def start(device: str) -> torch.device:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(minutes=30))
+        backend, timeout = "nccl" if device.startswith("cuda") else "gloo", timedelta(minutes=30)
+        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=timeout
+        )
+        _ranks.store = dist.PrefixStore(_store_prefix(), store)
+        _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
+        _gloo()  # now that all ranks are at the same place
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
     return torch.device(device)
 
 
@@ -42,9 +58,80 @@ def _require(device: str) -> None:
 
 
 def stop() -> None:
+    """Leave the process group. The others learn that this rank has ended by itself."""
     if dist.is_initialized():
+        with suppress(RuntimeError, ValueError):  # the store may have ended with its process
+            _ranks.store.set(f"left {rank()}", "1")
         _patient.clear()
         dist.destroy_process_group()
+
+
+class _Ranks:
+    """The store that all ranks reach as long as their launcher lives."""
+
+    store: Any = None
+
+
+_ranks = _Ranks()
+
+
+def _store_prefix() -> str:
+    return f"vidrobust {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def first_to_tell(message: str) -> bool:
+    """Return whether this rank is to report why the run ends.
+
+    One rank does, the first that asks.
+    """
+    store = _ranks.store
+    with suppress(RuntimeError, ValueError, KeyError):
+        if store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # a refusal before the ranks have met, of options for one
+            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            server = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+            store = dist.PrefixStore(_store_prefix(), server)
+        if store is not None:
+            mine = f"{os.environ.get('RANK', 0)} {os.getpid()} {message}"
+            return bool(store.compare_set("cause", "", mine).decode(errors="replace") == mine)
+    return True
+
+
+def lost_rank() -> str:
+    """Wait for why other ranks have ended, and return it; "" where another rank has reported it.
+
+    A rank of this machine whose process is gone, and that has said nothing, was killed.
+    """
+    deadline = time.monotonic() + _CAUSE_WAIT_S
+    while time.monotonic() < deadline:
+        with suppress(RuntimeError, ValueError):
+            if _ranks.store.check(["cause"]):
+                return ""
+        gone = killed_ranks()
+        if gone:
+            return f"{' and '.join(gone)} was killed, by a person, a scheduler or for memory"
+        time.sleep(0.1)
+    return "another rank has ended, or its machine cannot be reached"
+
+
+def killed_ranks() -> list[str]:
+    """Return the ranks of this machine that have ended without leaving the group."""
+    found = []
+    with suppress(RuntimeError, ValueError, TypeError):
+        for number in range(world() if _ranks.store is not None else 0):
+            host, pid = _ranks.store.get(f"process {number}").decode().split(" ")
+            ended = host == socket.gethostname() and not _is_alive(int(pid))
+            if ended and not _ranks.store.check([f"left {number}"]):
+                found.append(f"rank {number} (process {pid})")
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(OSError):
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
 
 
 def rank() -> int:
@@ -61,18 +148,52 @@ def barrier() -> None:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
-    """Rank 0 goes through the block before the others enter it: what it writes there, they find, and its UserError."""
-    if rank() > 0:
-        patient_barrier()
+def together() -> Iterator[None]:
+    """Let all ranks leave the block together: what one of them refuses in it, all refuse."""
+    refusal: Exception | None = None
     try:
         yield
-    except UserError:  # the others meet it as well, instead of waiting
-        if rank() == 0:
-            patient_barrier()
-        raise
+    except Exception as error:
+        if world() == 1:
+            raise
+        refusal = error
+    if world() > 1:
+        _share(refusal)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes through the block before the others enter it: what it writes there, they find.
+
+    What rank 0 refuses, the others refuse without entering; what one of them refuses, all do.
+    """
+    if world() == 1:
+        yield
+        return
+    if rank() > 0:
+        _share(None)
+    refusal: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        refusal = error
     if rank() == 0:
-        patient_barrier()
+        _share(refusal)
+        refusal = None
+    _share(refusal)
+
+
+def _share(refusal: Exception | None) -> None:
+    """Wait for all ranks, then raise this rank's refusal, or that of another as a UserError."""
+    refusals: list[str | None] = [None] * world()
+    dist.all_gather_object(
+        refusals, None if refusal is None else str(refusal) or repr(refusal), group=_gloo()
+    )
+    if refusal is not None:
+        raise refusal
+    for text in refusals:
+        if text is not None:
+            raise UserError(text)
 
 
 _patient: list[Any] = []

@@ -3,10 +3,14 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from vidrobust.files import read_rows, replacing
+from vidrobust.text import visible
 
 log = logging.getLogger("vidrobust")
 to_file = logging.getLogger("vidrobust.file")  # for log.txt alone: the live bar shows it on a terminal
@@ -17,7 +21,7 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
     stop_logging()
     log.setLevel(logging.INFO)
     log.propagate = False
-    form = logging.Formatter("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
+    form = _OneLine("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
     if quiet:
         log.addHandler(logging.NullHandler())  # or Python prints warnings by itself
     else:
@@ -26,7 +30,7 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
         console.addFilter(lambda record: record.name == "vidrobust" or not sys.stderr.isatty())
         log.addHandler(console)
     if out is not None:
-        file = logging.FileHandler(out / "log.txt", encoding="utf-8", errors="backslashreplace")
+        file = _File(out / "log.txt", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(form)
         log.addHandler(file)
 
@@ -42,11 +46,28 @@ def stop_logging() -> None:
         handler.close()
 
 
+class _OneLine(logging.Formatter):
+    """A name in a message is shown as text: an escape sequence in it would reach the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+
+class _File(logging.FileHandler):
+    """log.txt; a full disk costs its lines, and is reported by what has to be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class _Console(logging.Handler):
     """Lines above the live bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a terminal that is gone ends no run
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Metrics:
@@ -57,8 +78,9 @@ class Metrics:
 
         path = out / "metrics.jsonl"
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _complete(line)]
-            path.write_text("".join(f"{line}\n" for line in rows if json.loads(line)["step"] < start))
+            kept = [row for row in read_metrics(out) if row["step"] < start]
+            with replacing(path) as rewritten:
+                rewritten.write("".join(f"{json.dumps(row)}\n" for row in kept).encode())
         self.file = open(path, "a", buffering=1)  # noqa: SIM115  (closed with the run)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
@@ -73,11 +95,17 @@ class Metrics:
         self.board.close()
 
 
-def _complete(line: str) -> bool:
-    try:
-        return "step" in json.loads(line)
-    except json.JSONDecodeError:
-        return False
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl, without lines that a kill has cut."""
+    path = out / "metrics.jsonl"
+    return (
+        [row for row in read_rows(path) if type(row.get("step")) is int] if path.is_file() else []
+    )
+
+
+def logged_steps(out: Path) -> int:
+    """Return how many steps the metrics of a run's folder have rows of; 0 where there are none."""
+    return 1 + max((row["step"] for row in read_metrics(out)), default=-1)
 
 
 def duration(seconds: float) -> str:

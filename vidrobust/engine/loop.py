@@ -2,11 +2,10 @@
 
 import json
 import math
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +19,41 @@ from vidrobust.data import (
     worker_deaths,
 )
 from vidrobust.engine import checkpoint, distributed
+from vidrobust.engine.checkpoint import NonFinite
 from vidrobust.engine.log import log, start_logging
 from vidrobust.engine.optim import learning_rate
 from vidrobust.engine.passes import PassCounter
 from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output
 from vidrobust.engine.start import Run, build_run
+from vidrobust.engine.step_guard import StepGuard
 from vidrobust.errors import UserError
+from vidrobust.stopping import noted_stop_signals
 from vidrobust.views import apply_draws, negatives, to_float
+
+__all__ = ["NonFinite", "Stopped", "train", "use_bf16"]
 
 
 class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has written a checkpoint."""
-
-
-class NonFinite(UserError):
-    """The loss or its gradient is not a number any more."""
+    """The run was asked to stop, by one of STOP_SIGNALS, and has written a checkpoint."""
 
 
 def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False) -> Path:
     """Train the configured method into the folder `out`, from the checkpoint `resume` if given.
 
-    Writes what DESIGN section 6 lists and returns the last checkpoint. On CPU, a run that was interrupted and
-    resumed ends with the same bits as one that was not. Nothing is written, or deleted by `overwrite`, before data,
-    model and checkpoint have proved good. Raises UserError, or Stopped after Ctrl-C or SIGTERM.
+    Writes the files that the README lists and returns the last checkpoint. On CPU, a run that was
+    interrupted and resumed ends with the same bits as one that was not. Nothing is written, or
+    deleted by `overwrite`, before data, model and checkpoint have proved good. Raises UserError, or
+    Stopped after Ctrl-C or another stop signal.
     """
     device = distributed.start(cfg.device)
     main = distributed.rank() == 0
     start_logging(None, quiet=not main)
     run = build_run(cfg, out, device, resume)
-    with open_output(out, cfg, overwrite=overwrite) if main else nullcontext():
+    with ExitStack() as folder:
+        with distributed.together():
+            if main:
+                folder.enter_context(open_output(out, cfg, overwrite=overwrite))
         return _train(run, main)
 
 
@@ -65,10 +69,13 @@ def _train(run: Run, main: bool) -> Path:
         )
         for note in run.notes:
             log.warning(note)
-        if run.start:
+    with distributed.together():
+        if main:
+            checkpoint.drop_partial(out / "checkpoints")
+        if main and run.start:
             checkpoint.drop_after(out / "checkpoints", run.start)
             run.save(run.start)  # last.pt is of this run, whatever it was before
-    with _stop_signals() as stopping:
+    with noted_stop_signals() as stopping:
         _steps(run, stopping, main)
     if main:
         if run.start >= run.total:
@@ -80,24 +87,50 @@ def _train(run: Run, main: bool) -> Path:
 
 
 def _steps(run: Run, stopping: list[int], main: bool) -> None:
-    """Steps `start` to `total`; on rank 0 also the log and the checkpoints."""
-    cfg, method, optimizer, device = run.cfg, run.method, run.optimizer, run.device
-    dataset = run.dataset
-    batches = TrainBatches(
-        len(run.records), cfg.train.batch_size, cfg.seed, run.start, run.total, distributed.rank(), distributed.world()
+    """Steps `start` to `total`; on rank 0 also the log and the checkpoints.
+
+    A step that fails is undone, and rank 0 writes the state before it.
+    """
+    guard = StepGuard(run.method, run.optimizer, run.average, run.start)
+    try:
+        _guarded_steps(run, stopping, main, guard)
+    except (KeyboardInterrupt, NonFinite, OSError):  # in a hurry; written already; there is no room
+        raise
+    except Exception:
+        where = _rescue(run, guard, main)
+        if where:
+            log.warning(
+                f"{where} holds the state after step {guard.done}, --resume goes on from it"
+            )
+        raise
+
+
+def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) -> None:
+    cfg, method, device, dataset = run.cfg, run.method, run.device, run.dataset
+    sampler = TrainBatches(
+        len(run.records),
+        cfg.train.batch_size,
+        cfg.seed,
+        run.start,
+        run.total,
+        distributed.rank(),
+        distributed.world(),
     )
     forward = distributed.parallel(method, method.alike, method.skips)
-    amp = use_bf16(cfg.train.amp, device)
     method.train()
     passes = PassCounter(method)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
     with clock as progress, worker_deaths(dataset):
-        for step, batch in enumerate(loader(dataset, batches, cfg.data.workers), run.start):
+        batches = iter(loader(dataset, sampler, cfg.data.workers))
+        for step in range(run.start, run.total):
+            batch, lost = _next_batch(batches, run)
             progress.data_arrived()
-            _count_bad(run, batch.replaced, main)
-            if distributed.any_rank(bool(batch.failed or stopping or run.too_many_bad), device):
-                _leave(run, step, batch, main)
+            _count_bad(run, [] if batch is None else batch.replaced, main)
+            leaves = bool(lost or batch is None or batch.failed or stopping or run.too_many_bad)
+            if distributed.any_rank(leaves, device) or batch is None:
+                _leave(run, guard, batch, lost, main)
             views, ids, labels = _to_device(batch, device)
+            guard.begin()
             if method.negatives.names:
                 made = negatives(views[:, 0], method.negatives, batch.numbers)
                 if main and step == run.start:
@@ -107,19 +140,11 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
             if step % run.per_epoch == 0:
                 method.start_epoch()
             rate = learning_rate(step, run.total, cfg.optim)
-            for group in optimizer.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr"] = rate
             passes.take()
-            for _ in range(method.replays):
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    parts = {name: value.mean() for name, value in forward(views, ids, labels).items()}
-                optimizer.zero_grad(set_to_none=True)
-                parts["loss"].backward()
-                norm = nn.utils.clip_grad_norm_(method.parameters(), cfg.optim.clip_norm or math.inf)
-                _refuse_non_finite(parts["loss"], norm, step, batch, run.out)
-                optimizer.step()
-                if run.average is not None:
-                    run.average.follow(method.model)
+            parts, norm = _update(run, guard, forward, (views, ids, labels), batch, main)
+            guard.end()
             adversary = getattr(method, "adversary", None)
             if adversary is not None and adversary.budget.schedule != "constant":
                 parts["eps_share"] = norm.new_tensor(adversary.budget.now)
@@ -129,6 +154,68 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
+
+
+def _update(
+    run: Run,
+    guard: StepGuard,
+    forward: nn.Module,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    batch: Batch,
+    main: bool,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Take the optimizer's steps of a batch.
+
+    Args:
+        run: the run, whose weights change.
+        guard: knows how to undo them.
+        forward: the method, under DistributedDataParallel where there are several ranks.
+        inputs: views (B, V, C, T, H, W), ids (B,) and labels (B,).
+        batch: the batch that they are of, named where the loss is not finite.
+        main: this is rank 0.
+
+    Returns:
+        The loss and its parts, means over the batch, and the gradient's norm.
+
+    Raises:
+        NonFinite: on all ranks, where the loss or its gradient is not finite on any.
+    """
+    amp = use_bf16(run.cfg.train.amp, run.device)
+    for _ in range(run.method.replays):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=amp):
+            parts = {name: value.mean() for name, value in forward(*inputs).items()}
+        run.optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        norm = _clip(run.method, run.cfg.optim.clip_norm or math.inf)
+        if distributed.any_rank(not _is_finite(parts["loss"], norm), run.device):
+            _refuse_non_finite(run, guard, parts["loss"], norm, batch, main)
+        guard.updating()
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.follow(run.method.model)
+    return parts, norm
+
+
+def _next_batch(batches: Iterator[Batch], run: Run) -> tuple[Batch | None, str]:
+    """Return the next batch, or None and the reason why this rank's loader has ended."""
+    try:
+        with worker_deaths(run.dataset):
+            return next(batches), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _rescue(run: Run, guard: StepGuard, main: bool) -> Path | None:
+    """Write the state after the last whole step, if that is new; return where, or None."""
+    if distributed.world() > 1 and run.device.type == "cuda":
+        return None  # work that waits for a lost rank holds the device
+    if not guard.undo() or not main or guard.done <= max(run.saved, run.start):
+        return None
+    try:
+        return run.save(guard.done)
+    except (OSError, UserError) as error:
+        log.warning(f"the state after step {guard.done} could not be written: {error}")
+        return None
 
 
 def _tell_still(views: Tensor, made: Tensor) -> None:
@@ -149,11 +236,21 @@ def _count_bad(run: Run, replaced: list[Failure], main: bool) -> None:
                 log.warning(f"bad video, another takes its place: {reason}")
 
 
-def _leave(run: Run, step: int, batch: Batch, main: bool) -> NoReturn:
-    """Save what `step` finished steps have reached, on all ranks at once, then say why the run stops."""
-    where = run.save(step) if main and step > run.start else None
+def _leave(run: Run, guard: StepGuard, batch: Batch | None, lost: str, main: bool) -> NoReturn:
+    """Save what the finished steps have reached, on all ranks at once, and end the run."""
+    step = guard.done
+    if main and step > max(run.saved, run.start):
+        run.save(step)
+    reasons = distributed.merged({distributed.rank(): lost} if lost else {})
     distributed.barrier()
-    if batch.failed:
+    where = run.out / "checkpoints" / f"step_{step:08d}.pt"
+    new = step > run.start and where.is_file()
+    written = f"{where} is written, --resume goes on" if new else "nothing new to write"
+    if reasons:
+        raise UserError(
+            f"{next(iter(reasons.values()))}; after step {step} of {run.total}; {written}"
+        )
+    if batch is not None and batch.failed:
         raise UserError(f"{batch.failed[0].reason}; the videos that were to take its place are bad as well")
     if run.too_many_bad:
         raise UserError(
@@ -162,7 +259,6 @@ def _leave(run: Run, step: int, batch: Batch, main: bool) -> NoReturn:
             "data.manifest without files that do not decode, and texture makes those of data.twins anew that are "
             "deleted; or raise train.max_bad"
         )
-    written = f"{where} is written, --resume goes on" if where else "nothing new to write"
     raise Stopped(f"after step {step} of {run.total}; {written}")
 
 
@@ -173,19 +269,83 @@ def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tens
     return views, batch.index.to(device), batch.labels.to(device)
 
 
-def _refuse_non_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch, out: Path) -> None:
-    value, slope = float(loss.detach()), float(norm)
-    if math.isfinite(value) and math.isfinite(slope):
-        return
-    what = f"gradient norm is {slope}" if math.isfinite(value) else f"loss is {value}"
-    row = {"step": step, "split": "train", "event": what, "uids": batch.uids}
-    with open(out / "metrics.jsonl", "a") as file:
+def _clip(method: nn.Module, limit: float) -> Tensor:
+    """Clip the gradients and return their norm.
+
+    Gradients of a norm that is not finite stay as they are.
+    """
+    parameters = list(method.parameters())
+    try:
+        return nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _is_finite(loss: Tensor, norm: Tensor) -> bool:
+    return math.isfinite(float(loss.detach())) and math.isfinite(float(norm))
+
+
+def _refuse_non_finite(
+    run: Run, guard: StepGuard, loss: Tensor, norm: Tensor, batch: Batch, main: bool
+) -> NoReturn:
+    """Undo the step on all ranks, write the state before it and what repeats it, and refuse."""
+    step = guard.done
+    value = float(loss.detach())
+    kernels = broken_kernels(run) if math.isfinite(value) else []
+    what = f"gradient norm is {float(norm)}" if math.isfinite(value) else f"loss is {value}"
+    if _is_finite(loss, norm):
+        what = "loss of another rank is not finite"
+    _rescue(run, guard, main)
+    distributed.barrier()
+    kept = checkpoint.newest_step(run.out / "checkpoints")
+    # The step is a function of this row and of the state before it: --resume repeats it.
+    row = {
+        "step": step,
+        "epoch": step // run.per_epoch,
+        "split": "train",
+        "event": what,
+        "uids": batch.uids,
+        "index": batch.index.tolist(),
+        "seed": run.cfg.seed,
+        "rank": distributed.rank(),
+        "state_before": str(kept) if kept else "the start of the run",
+    }
+    with open(run.out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")  # one of each rank: every rank has its own batch
-    kept = sorted((out / "checkpoints").glob("step_*.pt"))
+    remedy = "lower optim.lr or set optim.clip_norm"
+    if kernels:
+        remedy = (f"the weight gradient of {', '.join(kernels)} alone is not finite, which is a "
+                  "fault of torch's "
+                  "bf16 kernel on CPUs; set train.amp=fp32")
     raise NonFinite(
         f"{what} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
-        f"{kept[-1] if kept else 'none yet'}; lower optim.lr or set optim.clip_norm"
+        f"{kept or 'none yet'}; {remedy}"
     )
+
+
+def broken_kernels(run: Run) -> list[str]:
+    """Return the convolutions whose weight gradient bf16 has spoilt, if nothing else is wrong.
+
+    A gradient that is not finite behind a layer spoils everything before it as well. Where the
+    weights of convolutions are the only ones, their kernels have made it of finite numbers.
+    """
+    if run.device.type != "cpu" or not use_bf16(run.cfg.train.amp, run.device):
+        return []
+    modules = dict(run.method.named_modules())
+    found = []
+    for name, parameter in run.method.named_parameters():
+        if parameter.grad is None or bool(parameter.grad.isfinite().all()):
+            continue
+        layer, _, kind = name.rpartition(".")
+        module = modules[layer]
+        if kind != "weight" or not isinstance(module, nn.Conv3d):
+            return []
+        size = ",".join(str(side) for side in module.kernel_size)
+        found.append(f"{layer} (Conv3d, kernel ({size}))")
+    return found
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:
@@ -193,23 +353,3 @@ def use_bf16(amp: str, device: torch.device) -> bool:
     if amp == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return amp == "bf16"
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM asks the run to stop; the step at hand is finished first."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, frame: object) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])  # a second one does not wait for the step
-
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

@@ -6,51 +6,241 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vidrobust import __version__, config
+from vidrobust.engine.log import log
 from vidrobust.errors import UserError
-from vidrobust.files import held
+from vidrobust.files import held, replacing
 
 _TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
+_SECTIONS = {"data", "augment", "model", "method", "optim", "train", "eval"}
+_PATHS = (
+    "data.root",
+    "data.manifest",
+    "data.twins",
+    "model.weights",
+    "method.teacher",
+    "eval.shift.root",
+    "eval.corruption.baseline",
+)
+
+# files of a run, relative to its folder; evaluations add theirs (claim.py)
+_FILES = (
+    "config.yaml",
+    "log.txt",
+    "metrics.jsonl",
+    "backbone.pt",
+    "tensorboard/events.out.tfevents.*",
+    "checkpoints/step_[0-9]*.pt",
+    "checkpoints/last.pt",
+    "features/train.npz",
+    "features/test.npz",
+    ".*.partial",
+    "checkpoints/.*.partial",
+    "features/.*.partial",
+    "features/t*.npz.partial/t*.rows.jsonl",
+    "features/t*.npz.partial/t*.f32",
+)
+# rows of an evaluation, a file per rank, and what they are of
+_STREAMS = ("results", "timing", "corruptions", "bias", "shift")
+# files of an evaluation, relative to its folder
+EVALUATION_FILES = (
+    "identity.json",
+    *(f"{stem}.jsonl" for stem in _STREAMS),
+    *(f"{stem}.rank[0-9]*.jsonl" for stem in _STREAMS),
+    *(f"{stem}.identity.json" for stem in _STREAMS),
+    "features.pt",
+    "features/t*.rows.jsonl",
+    "features/t*.f32",
+    "predictions.jsonl",
+    "checks.json",
+    "summary.json",
+    "report.md",
+    "curve.png",
+    "corruptions.png",
+    "corruption_curves.png",
+    "clips/*-??????.npz",
+    "clips/*-??????.png",
+    ".*.partial",
+    "clips/.*.partial",
+)
 
 
-def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse, before any work is done, an output folder that holds something. Changes nothing."""
+def check_output(
+    out: Path, *, resume: bool, overwrite: bool, cfg: config.Config | None = None
+) -> None:
+    """Refuse, before any work is done, an output folder that holds something. Changes nothing.
+
+    Args:
+        out: the folder.
+        resume: the run goes on in its own folder.
+        overwrite: the earlier run's files are to be deleted.
+        cfg: the configuration of the run that is to be written there, which may read files of the
+            folder.
+
+    Raises:
+        UserError: for a file, a folder in use, and what `overwrite` must not delete.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"output directory {out} is a file; set --output-dir")
+    if any("\ud800" <= character <= "\udfff" for character in str(out)):
+        raise UserError(
+            f"output directory {out} is not text in UTF-8, which TensorBoard needs; set "
+            "--output-dir"
+        )
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
+        holds, goes_on = "is in use", "--resume goes on"
+        if _is_finished(out):
+            holds = "holds a finished run"
+            goes_on = "tools/test_net.py measures it, --resume with a larger train.epochs goes on"
         raise UserError(
-            f"output directory {out} is in use; --resume goes on, --overwrite deletes it, "
-            "--output-dir DIR writes elsewhere"
+            f"output directory {out} {holds}; {goes_on}, --overwrite deletes it, --output-dir DIR "
+            "writes elsewhere"
         )
-    if not (out / "config.yaml").is_file():
-        raise UserError(f"{out} is not the folder of a run (no config.yaml in it): not deleted")
+    require_own(out, cfg or config.Config())
+
+
+def _is_finished(out: Path) -> bool:
+    """Return whether a run has reached its last step: it then leaves its backbone."""
+    return (out / "backbone.pt").is_file() and (out / "config.yaml").is_file()
+
+
+def require_own(out: Path, cfg: config.Config) -> None:
+    """Raise UserError for a folder that is no run's, or that holds what is not to be deleted."""
+    described = out / "env.json"
+    if not described.is_file() or not _describes_a_run(described):
+        raise UserError(f"{out} is not the folder of a run (no env.json of one in it): not deleted")
+    if (out / "config.yaml").exists() and not _keys(out / "config.yaml") >= _SECTIONS:
+        raise UserError(f"{out} is not the folder of a run (config.yaml is not one's): not deleted")
+    require_deletable(out, cfg, "--output-dir")
+    for name in ("config.yaml", "checkpoints", "tensorboard", "eval", "features"):
+        if (out / name).is_symlink():
+            raise UserError(
+                f"{out / name} is a link, whose target --overwrite does not delete; remove it "
+                "yourself"
+            )
+
+
+def require_deletable(folder: Path, cfg: config.Config, option: str) -> None:
+    """Refuse a folder in which --overwrite deletes nothing, whoever has written there.
+
+    Args:
+        folder: the folder.
+        cfg: the configuration, whose data and weights must not lie inside.
+        option: what names the folder on the command line.
+
+    Raises:
+        UserError: for a link, the working directory and what is above it, and a folder that holds
+            what the run reads.
+    """
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link: --overwrite deletes nothing there; set {option} to the folder "
+            "itself"
+        )
+    real = folder.resolve()
+    if Path.cwd().resolve().is_relative_to(real):
+        raise UserError(
+            f"{folder} is the working directory, or above it: --overwrite deletes nothing there; "
+            f"set {option}"
+        )
+    for key in _PATHS:
+        value = config.get(cfg, key)
+        if value and Path(value).expanduser().resolve().is_relative_to(real):
+            raise UserError(
+                f"{key}={value} lies inside {folder}: --overwrite deletes nothing there; set "
+                f"{option}"
+            )
+
+
+def _describes_a_run(path: Path) -> bool:
+    """Return whether an env.json is one of ours; one that a kill has cut short is empty."""
+    try:
+        text = path.read_text()
+        return not text or "vidrobust" in json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _keys(path: Path) -> set[str]:
+    """Return the first level of a YAML file, nothing for any other."""
+    try:
+        page = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
+        return set()
+    return {str(key) for key in page} if isinstance(page, DictConfig) else set()
+
+
+def delete_files(folder: Path, patterns: Sequence[str]) -> None:
+    """Delete the files of a folder that the patterns name, and the folders that they leave empty.
+
+    Never links.
+    """
+    parents = set()
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        if path.is_symlink() or not path.is_file() or path.parent.is_symlink():
+            continue
+        path.unlink()
+        parents.add(path.parent)
+    for parent in parents - {folder}:
+        with suppress(OSError):  # somebody else's files are in it
+            parent.rmdir()
+
+
+def _delete_run(out: Path) -> None:
+    """Delete what a run and its evaluations have written, except env.json; warn of the rest."""
+    delete_files(out, _FILES)
+    for folder in out.glob("eval/*"):
+        claimed = (folder / "identity.json").is_file() or (folder / ".lock").is_file()
+        if claimed and not folder.is_symlink():
+            delete_files(folder, (*EVALUATION_FILES, ".lock"))
+            with suppress(OSError):  # somebody else's files are in it
+                folder.rmdir()
+    with suppress(OSError):
+        (out / "eval").rmdir()
+    left = sorted(
+        path.relative_to(out)
+        for path in out.rglob("*")
+        if not path.is_dir() and path.name != "env.json"
+    )
+    if left:
+        log.warning(
+            f"--overwrite: {len(left)} files in {out} are not those of a run and stay, first "
+            f"{left[0]}"
+        )
 
 
 @contextmanager
 def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
-    """Make the folder of a run that is about to start, emptied if asked, with its config.yaml and env.json.
+    """Make the folder of a run that is about to start, with its config.yaml and env.json.
 
-    Until the context ends it is this process's: another is refused with a UserError, and deletes nothing.
+    overwrite: what an earlier run has written there is deleted, and nothing else. Until the context
+    ends the folder is this process's: another is refused with a UserError, and deletes nothing.
     """
     described = out / "env.json"
-    if overwrite and out.is_dir():
-        with held(described, _TRAINS):
-            shutil.rmtree(out.resolve())
+    replaces = overwrite and out.is_dir() and any(out.iterdir())
+    if replaces:
+        require_own(out, cfg)
     out.mkdir(parents=True, exist_ok=True)
     with held(described, _TRAINS) as file:
+        if replaces:
+            _delete_run(out)
         file.truncate(0)
         print(json.dumps(environment(), indent=2), file=file, flush=True)
-        (out / "config.yaml").write_text(config.to_yaml(cfg))
+        with replacing(out / "config.yaml") as page:
+            page.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,6 +55,7 @@ class Run:
     average: Average | None = None
     bad: dict[int, str] = field(default_factory=dict)  # videos that did not decode, and why, on any rank
     notes: list[str] = field(default_factory=list)  # what the log says once it is open
+    saved: int = -1  # steps of the newest checkpoint in `out`, -1 for none
 
     @property
     def per_epoch(self) -> int:
@@ -69,7 +71,10 @@ class Run:
         return max(stamp(each)[1] for each in ([path] if twins is None else [path, twins(path)]))
 
     def save(self, step: int) -> Path:
-        """Write a checkpoint after `step` steps."""
+        """Write a checkpoint after `step` steps.
+
+        Raises NonFinite, and writes nothing, where weights are not finite.
+        """
         method = {key: value for key, value in self.method.state_dict().items() if not key.startswith("model.")}
         state = {
             "format": checkpoint.FORMAT,
@@ -85,7 +90,11 @@ class Run:
         }
         if self.average is not None:
             state["average"] = self.average.state
-        return checkpoint.save(self.out / "checkpoints", state, self.cfg.train.keep)
+        folder = self.out / "checkpoints"
+        checkpoint.require_finite(state, step, folder)
+        path = checkpoint.save(folder, state, self.cfg.train.keep)
+        self.saved = step
+        return path
 
 
 def total_steps(cfg: config.Config, videos: int) -> int:
@@ -186,10 +195,35 @@ def _restore(run: Run, path: Path) -> None:
     state = checkpoint.read_checkpoint(path)
     if state["manifest_sha"] != records_sha(run.records):
         raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
-    changed = config.differences(config.loads(state["config"], source=str(path)), run.cfg)
+    changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
     fixed = [line for line in changed if line.startswith(_FIXED)]
     if fixed:
         raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
+    try:
+        _restore_state(run, state, path)
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{path}: the checkpoint's content is damaged ({type(error).__name__}: "
+            f"{reason}); take "
+            "another"
+        ) from None
+    if run.start > run.total:
+        raise UserError(
+            f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
+            "tools/test_net.py measures it"
+        )
+    if changed:
+        run.notes.append(
+            "resuming with options that differ from the checkpoint's, in brackets: "
+            f"{', '.join(changed)}"
+        )
+
+
+def _restore_state(run: Run, state: dict[str, Any], path: Path) -> None:
+    """Load weights, optimizer, generators and the list of bad videos of a checkpoint's state."""
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     mine = run.method.state_dict()
     if any(k.startswith("teacher.") and k in mine and not torch.equal(mine[k].cpu(), v) for k, v in whole.items()):
@@ -208,10 +242,3 @@ def _restore(run: Run, path: Path) -> None:
     run.start = int(state["step"])
     known = state.get("bad_videos", {}).items()  # but for those that were mended
     run.bad = {index: reason for index, (reason, changed_ns) in known if run.changed_ns(index) == changed_ns}
-    if run.start > run.total:
-        raise UserError(
-            f"{path} is at step {run.start}, beyond the {run.total} asked for: nothing to train; "
-            "tools/test_net.py measures it"
-        )
-    if changed:
-        run.notes.append(f"resuming with options that differ from the checkpoint's, in brackets: {', '.join(changed)}")

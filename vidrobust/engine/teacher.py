@@ -16,7 +16,7 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
     except UserError as error:
         raise UserError(f"method.teacher: {error}; give the folder of a trained run, or its backbone.pt") from None
     if isinstance(state, dict) and "config" in state:
-        own = config.loads(state["config"], source=path)
+        own = checkpoint.configuration(state, path)
         model = own.model
         shapes = [(c.data.frames, c.data.size) for c in (own, cfg)]
         if shapes[0] != shapes[1]:

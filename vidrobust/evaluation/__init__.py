@@ -11,6 +11,7 @@ from vidrobust.evaluation.knn import knn_scores
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.evaluation.probe import fit_probe
+from vidrobust.evaluation.report import rewrite_report
 from vidrobust.evaluation.robust import evaluate_robust
 from vidrobust.evaluation.statistics import wilson
 from vidrobust.evaluation.suite import SUITES, Suite, check_suite
@@ -20,5 +21,5 @@ __all__ = [
     "check_evaluation",
     "check_suite", "contact_sheet", "corruption_table", "evaluate", "evaluate_bias", "evaluate_corruptions",
     "evaluate_robust", "evaluation_mode", "extract", "fit_probe", "knn_scores",
-    "load_method", "robust_curve", "wilson", "write_features",
+    "load_method", "rewrite_report", "robust_curve", "wilson", "write_features",
 ]  # fmt: skip

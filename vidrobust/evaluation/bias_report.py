@@ -3,7 +3,7 @@
 from typing import Any
 
 from vidrobust.evaluation.bias import CLEAN
-from vidrobust.evaluation.markdown import table
+from vidrobust.evaluation.markdown import escape, table
 
 _SHOWN = {
     CLEAN: "as it is", "patch": "patches in another order", "patch_frames": "patches, drawn for each frame",
@@ -39,7 +39,10 @@ def _by_class(views: dict[str, Any]) -> list[str]:
     for name, entry in views.items():
         if name != CLEAN:
             lost = sorted(whole, key=lambda c: entry["per_class"][c] - whole[c])
-            said = [f"{c} {_percent(whole[c])} to {_percent(entry['per_class'][c])}" for c in lost]
+            said = [
+                f"{escape(c)} {_percent(whole[c])} to {_percent(entry['per_class'][c])}"
+                for c in lost
+            ]
             some = said if len(said) <= 2 * _CLASSES else [*said[:_CLASSES], "...", *said[-_CLASSES:]]
             lines.append(f"* {name}: {'; '.join(some)}")
     return ["By class, from those that lose most:", "", *lines, ""] if lines else []

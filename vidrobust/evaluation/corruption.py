@@ -328,7 +328,7 @@ def read_baseline(
         found = summary["corruption"]
         known = {name: len(entry["acc"]) for name, entry in found["corruptions"].items()}
         whole = set(known.values()) <= {len(found["severities"])} and "clean_acc" in found
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise UserError(f"eval.corruption.baseline={path}: no summary.json of an evaluation of corruptions")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vidrobust.evaluation import markdown
+from vidrobust.evaluation import drawing, markdown
 
 _PLACES = {
     "source": "on the frames of the file, before crop and resize",
@@ -38,7 +38,7 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
         f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a {_share(table['gamma_a'])}, "
         f"gamma_r {_share(table['gamma_r'])}"
         + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}, relative to "
-           f"{table.get('baseline')}" if relative else "") + ".",
+           f"{markdown.escape(table.get('baseline'))}" if relative else "") + ".",
         "", *markdown.table(titles, *rows), "",
         "![accuracy by corruption and severity](corruptions.png)", "",
         "![accuracy by severity](corruption_curves.png)", "",
@@ -77,7 +77,7 @@ def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
                   color="white" if value < 60 else "black")  # fmt: skip
     figure.colorbar(image, ax=axes, fraction=0.05)
-    figure.savefig(path)
+    drawing.save(figure, path)
 
 
 def _draw_curves(path: Path, table: dict[str, Any]) -> None:
@@ -98,4 +98,4 @@ def _draw_curves(path: Path, table: dict[str, Any]) -> None:
         axes.set_visible(False)
     figure.supxlabel("severity", fontsize=8)
     figure.supylabel("accuracy, %", fontsize=8)
-    figure.savefig(path)
+    drawing.save(figure, path)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from vidrobust.evaluation.corruption import (
 from vidrobust.evaluation.feature_store import DiskStore, Features
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evaluation_mode, evenly, extract
-from vidrobust.evaluation.report import write_report
+from vidrobust.evaluation.report import read_summary, write_report
 from vidrobust.evaluation.representation import Representation, measure_representation
 from vidrobust.evaluation.robust import evaluate_robust, without
 from vidrobust.evaluation.rows import decoding_failures, model_faults
@@ -108,11 +108,15 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
     fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
     method = load_method(cfg, state, len(classes))
     main = distributed.rank() == 0
-    with claim(out, identity, cfg, overwrite=overwrite) if main else nullcontext():
-        distributed.patient_barrier()
+    with ExitStack() as folder:
+        with distributed.together():
+            if main:
+                folder.enter_context(
+                    claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                )
         done = out / "summary.json"
         if done.is_file():
-            summary = json.loads(done.read_text())
+            summary = read_summary(done)
         else:
             summary = _measure(
                 cfg, suite, threats, method.model.to(device), fresh.model.to(device), train, test,
@@ -121,12 +125,12 @@ def evaluate(cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite:
         if summary["corruption"]:
             # another baseline costs nothing
             summary["corruption"] = relative_to(summary["corruption"], baseline) | {"baseline": c.baseline or None}
-        if main:
-            _write(done, json.dumps(summary, indent=2) + "\n")
-            (out / _FEATURES).unlink(missing_ok=True)
-            shutil.rmtree(out / _STORE, ignore_errors=True)
-            write_report(out, summary, classes)
-        distributed.patient_barrier()
+        with distributed.together():
+            if main:
+                _write(done, json.dumps(summary, indent=2) + "\n")
+                (out / _FEATURES).unlink(missing_ok=True)
+                shutil.rmtree(out / _STORE, ignore_errors=True)
+                write_report(out, summary, classes)
     if summary["failed"]:
         raise UserError(
             f"videos that do not decode: {len(summary['failed'])}; those of test lists count as wrong in {done}; "
@@ -150,7 +154,16 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
     """
     train, classes = build_records(cfg, "train")
     test, _ = build_records(cfg, "test")
-    for records, what in ((train, "evaluation (eval.enabled=false does without)"), (test, "evaluation")):
+    if len(classes) < 2:
+        raise UserError(
+            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
+            "nothing to "
+            "distinguish; eval.enabled=false trains without evaluation"
+        )
+    for records, what in (
+        (train, "evaluation (eval.enabled=false does without)"),
+        (test, "evaluation"),
+    ):
         require_labels(records, what)
     leaked = shared_sources(train, test)
     if leaked:
@@ -287,7 +300,7 @@ def _checks(
 ) -> list[str]:  # fmt: skip
     """What makes the numbers doubtful, on some of the clips; once an evaluation."""
     path = out / "checks.json"
-    if cfg.eval.checks and not path.is_file():
+    if cfg.eval.checks and _read_checks(path) is None:
         some = [indices[i] for i in evenly(len(indices), cfg.eval.checks)]  # lists are sorted by class
         (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
         found: list[str] = []
@@ -314,7 +327,21 @@ def _checks(
         for line in found:
             log.warning(line)
         _write(path, json.dumps(found) + "\n")
-    return json.loads(path.read_text()) if path.is_file() else []
+    return _read_checks(path) or []
+
+
+def _read_checks(path: Path) -> list[str] | None:
+    """Return the lines of checks.json.
+
+    None where it is missing, or damaged and to be made again.
+    """
+    try:
+        lines = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return (
+        lines if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else None
+    )
 
 
 _FEATURES = "features.pt"  # where revisions before the feature store kept them

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -97,5 +98,13 @@ def _meta(path: Path) -> object:
             found = json.loads(str(saved["meta"]))
             found.pop("failed", None)
             return found
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+    ):
         return None

@@ -8,42 +8,100 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.errors import UserError
+from vidrobust.evaluation import drawing, markdown
 from vidrobust.evaluation.bias_report import bias_lines
+from vidrobust.evaluation.claim import classes_of
 from vidrobust.evaluation.corruption_report import corruption_lines
 from vidrobust.evaluation.geometry_report import geometry_lines
 from vidrobust.evaluation.robust import timings
 from vidrobust.evaluation.shift import shift_lines
+from vidrobust.files import read_json
+from vidrobust.text import visible
+
+
+def rewrite_report(out: Path) -> None:
+    """Write the report of a finished evaluation again, from its files alone.
+
+    Raises UserError where the folder holds none, and where its files are damaged.
+    """
+    if not (out / "summary.json").is_file():
+        raise UserError(
+            f"{out} holds no finished evaluation (no summary.json); evaluate without --report-only"
+        )
+    write_report(out, read_summary(out / "summary.json"), classes_of(out))
+
+
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "split": str,
+    "n": int,
+    "chance": (int, float),
+    "branch": str,
+    "views": dict,
+    "representation": dict,
+    "curve": list,
+    "failed": list,
+    "warnings": list,
+    "corruption": (dict, type(None)),
+    "geometry": dict,
+}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return what a summary.json holds. Raises UserError, with the remedy, where it is damaged."""
+    remedy = "delete it and evaluate again, which keeps the rows"
+    summary = read_json(path, remedy)
+    for key, kind in _PARTS.items():
+        if key not in summary or not isinstance(summary[key], kind):
+            raise UserError(f"{path}: damaged, its {key} is missing or of another kind; {remedy}")
+    return summary
 
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
     """Write out/report.md and its pictures: curve.png (of threats with several budgets), one a clip of clips/*.npz,
-    corruptions.png and corruption_curves.png."""
+    corruptions.png and corruption_curves.png.
+
+    Raises UserError as `markdown.repeatable` does.
+    """
+    with markdown.repeatable(out / "report.md", "tools/test_net.py --report-only"):
+        _write_report(out, summary, classes)
+
+
+def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
+    """Write the report and its pictures."""
     drawn = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
+    title = (
+        f"{summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}".rstrip()
+    )
     lines = [
-        f"# {summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}",
+        f"# {markdown.escape(title)}",
         "",
-        f"{summary['checkpoint']}; norm branch `{summary['branch']}`; chance {_percent(summary['chance'])}.",
+        f"{summary['checkpoint']}; norm branch {markdown.code(summary['branch'])}; chance "
+        f"{_percent(summary['chance'])}.",
         "",
         "## What was learned",
         "",
         f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test video, "
         "logits averaged; 95 % Wilson intervals.",
         "",
-        "| classifier | trained | random weights |",
-        "|---|---|---|",
-        *_representation_rows(summary["representation"]),
+        *markdown.table(
+            ["classifier", "trained", "random weights"],
+            *_representation_rows(summary["representation"]),
+        ),
         "",
         *(_attack_lines(out, summary) if summary["curve"] else []),
         *(["![robust accuracy](curve.png)", ""] if drawn else []),
-        *(f"![{p.stem}](clips/{p.name})\n" for p in pictures),
+        *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
         *corruption_lines(out, summary["corruption"]),
         *shift_lines(summary.get("shift")),
         *bias_lines(summary.get("bias")),
         *geometry_lines(summary.get("geometry"), summary.get("sensitivity")),
-        *(["## Warnings", "", *(f"- {w}" for w in summary["warnings"])] if summary["warnings"] else []),
+        *(["## Warnings", ""] if summary["warnings"] else []),
+        *(f"- {markdown.escape(warning)}" for warning in summary["warnings"]),
     ]
-    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n")
+    markdown.write(out / "report.md", lines)
 
 
 def _done(summary: dict[str, Any]) -> str:
@@ -71,16 +129,16 @@ def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _representation_rows(found: dict[str, Any]) -> list[str]:
+def _representation_rows(found: dict[str, Any]) -> list[list[str]]:
     def cell(name: str) -> str:
         if name not in found:
             return ""
         low, high = found[name]["ci95"]
         return f"{_percent(found[name]['acc'])} ({_percent(low)} to {_percent(high)})"
 
-    rows = [f"| {title} | {cell(f'trained_{key}')} | {cell(f'random_{key}')} |"
+    rows = [[title, cell(f"trained_{key}"), cell(f"random_{key}")]
             for title, key in (("linear probe", "probe"), ("kNN", "knn"))]  # fmt: skip
-    return rows + ([f"| own head | {cell('head')} | |"] if "head" in found else [])
+    return rows + ([["own head", cell("head"), ""]] if "head" in found else [])
 
 
 def _percent(share: float) -> str:
@@ -109,7 +167,7 @@ def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
         ]
         for c in curve
     ]  # fmt: skip
-    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+    return markdown.table(titles, *rows)
 
 
 def _through(summary: dict[str, Any]) -> str:
@@ -127,13 +185,20 @@ def _median_rows(norms: dict[str, float | None] | None) -> list[str]:
 def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
     """Which attack broke what, and what it cost."""
     rows = [
-        f"| {c['threat']} | {name} | {c['killed_by'].get(name, 0)} | {forward} | {backward} | "
-        f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f} |"
+        [c["threat"], name, str(c["killed_by"].get(name, 0)), str(forward), str(backward),
+         f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f}"]
         for c in curve
         for name, (forward, backward) in c["passes"].items()
+    ]  # fmt: skip
+    titles = [
+        "threat",
+        "attack",
+        "videos broken so far",
+        "forward passes",
+        "backward passes",
+        "seconds",
     ]
-    title = "| threat | attack | videos broken so far | forward passes | backward passes | seconds |"
-    return [title, "|---|---|---|---|---|---|", *rows, ""] if rows else []
+    return [*markdown.table(titles, *rows), ""] if rows else []
 
 
 def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
@@ -150,7 +215,7 @@ def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
     for axes, ((norm, name), curve) in zip(figure.subplots(1, len(several), squeeze=False)[0], several.items(),
                                                strict=True):  # fmt: skip
         _draw_curve(axes, summary, curve, norm, name)
-    figure.savefig(path)
+    drawing.save(figure, path)
     return True
 
 
@@ -165,9 +230,10 @@ def _draw_curve(axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]],
         eps, [100 * c["robust_acc_uint8"] for c in curve], marker="x", linestyle=":", label="after rounding to uint8"
     )
     axes.axhline(100 * summary["chance"], color="gray", linestyle="--", linewidth=1, label="chance")
-    axes.set(xlabel=f"budget, {name}{', /255' if norm == 'linf' else ''}", ylabel="accuracy, %", ylim=(0, 102),
-             xlim=(0, None))  # fmt: skip
-    axes.set_title(f"{summary['dataset']}, {summary['suite']}, n = {summary['n']}", fontsize=10)
+    budget = f"budget, {name}{', /255' if norm == 'linf' else ''}"
+    axes.set(xlabel=drawing.label(budget), ylabel="accuracy, %", ylim=(0, 102), xlim=(0, None))
+    title = f"{summary['dataset']}, {summary['suite']}, n = {summary['n']}"
+    axes.set_title(drawing.label(title), fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 
@@ -185,7 +251,10 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     """A clip, its adversarial twin and the amplified difference, at most eight frames side by side."""
     with np.load(path) as saved:
         clip, twin = saved["clip"] / 255.0, saved["adversarial"].astype(np.float64)
-        said = {k: classes[int(saved[k])] for k in ("label", "clean_pred", "adv_pred")}
+        said = {
+            k: drawing.label(_class_name(classes, int(saved[k])))
+            for k in ("label", "clean_pred", "adv_pred")
+        }
         uid, threat = str(saved["uid"]), str(saved["threat"])
     difference = twin - clip
     frames = _shown(difference)
@@ -206,7 +275,12 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
     for axes, t in zip(grid[0], frames, strict=True):
         axes.set_title(f"frame {t}", fontsize=8)
     across = int(9 * figure.get_figwidth())  # characters
-    figure.suptitle("\n".join(textwrap.wrap(f"{uid}  ({threat})", across)), fontsize=10)
+    heading = textwrap.wrap(visible(f"{uid}  ({threat})"), across)
+    figure.suptitle("\n".join(drawing.label(line) for line in heading), fontsize=10)
     target = path.with_suffix(".png")
-    figure.savefig(target)
+    drawing.save(figure, target)
     return target
+
+
+def _class_name(classes: list[str], number: int) -> str:
+    return classes[number] if 0 <= number < len(classes) else f"class {number}"

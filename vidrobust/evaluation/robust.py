@@ -44,6 +44,7 @@ from vidrobust.evaluation.rows import (
 )
 from vidrobust.evaluation.suite import Suite, families
 from vidrobust.evaluation.units import Unit, clip_units, video_units
+from vidrobust.files import read_rows
 
 
 @dataclass(frozen=True)
@@ -374,13 +375,9 @@ def timings(out: Path) -> dict[str, dict[str, float]]:
     """Return seconds by threat and attack, over all batches that were not killed in the middle."""
     total: dict[str, dict[str, float]] = {}
     for path in rank_files(out, "timing"):
-        for line in path.read_text().splitlines():
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for found in read_rows(path):
             for threat, attacks in found.items():
-                for name, seconds in attacks.items():
+                for name, seconds in attacks.items() if isinstance(attacks, dict) else ():
                     here = total.setdefault(threat, {})
                     here[name] = here.get(name, 0.0) + seconds
     return total

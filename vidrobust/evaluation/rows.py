@@ -15,7 +15,7 @@ from typing import Any
 
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
-from vidrobust.files import replacing
+from vidrobust.files import read_rows, replacing
 
 Row = dict[str, Any]
 Key = tuple[int, str]
@@ -150,11 +150,9 @@ def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]
     """Return the rows that any rank has written."""
     found: dict[Key, Row] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in rank_files(out, stem):
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line at which a kill cut the file
-                break
+        for row in read_rows(path):
+            if "index" not in row or column not in row:
+                continue
             key = (row["index"], row[column])
             found[key] = combine(found[key], row) if key in found else row
     return found

@@ -21,7 +21,7 @@ from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, extract
 from vidrobust.evaluation.rows import decoding_failures, fault, model_faults
 from vidrobust.evaluation.statistics import wilson
-from vidrobust.files import replacing
+from vidrobust.files import read_rows, replacing
 
 # concept -> classes of UCF101 and of HMDB51: the twelve of UCF-HMDB full (Chen et al., ICCV 2019), and two of ours
 UCF_HMDB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -168,17 +168,15 @@ def evaluate_shift(
         },
         all_ranks=False,
     )
-    if not path.is_file():
+    if _kept(path, len(records), len(own)) is None:
         log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
         bounded = MicroBatches(predict, cfg.eval.batch_size)
         rows = [row | {"of": of} for of, part in (("other", records), ("own", own))
                 for row in _rows(cfg, bounded, part, shared, device)]  # fmt: skip
         with replacing(path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-    found: dict[str, list[dict[str, Any]]] = {"other": [], "own": []}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        found[row["of"]].append(row)
+    found = _kept(path, len(records), len(own))
+    assert found is not None
     hits, own_hits = ([row["predicted"] == row["label"] for row in found[of]] for of in ("other", "own"))
     by_class: dict[str, list[bool]] = {}
     for record, hit in zip(records, hits, strict=True):
@@ -191,6 +189,21 @@ def evaluate_shift(
         "per_class": {name: sum(found) / len(found) for name, found in sorted(by_class.items())},
         "failed": decoding_failures(found["other"]), **({"warnings": warnings} if warnings else {}),
     }  # fmt: skip
+
+
+def _kept(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] | None:
+    """Return the rows of shift.jsonl by what they are of.
+
+    None where there are none, or not all of them.
+    """
+    rows = read_rows(path) if path.is_file() else []
+    found = {of: [row for row in rows if row.get("of") == of] for of in ("other", "own")}
+    whole = all({"predicted", "label", "error"} <= row.keys() for row in rows)
+    return (
+        found
+        if whole and rows and (len(found["other"]), len(found["own"])) == (others, own)
+        else None
+    )
 
 
 def _rows(

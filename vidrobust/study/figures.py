@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation import drawing
 from vidrobust.study.summary import Runs
 
 
@@ -25,7 +26,7 @@ def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
         eps = [255 * c["eps"] if linf else c["eps"] for c in first]
         means = np.array([100 * s["mean"] for s in spreads])
         half = np.array([100 * (s["half"] or 0) for s in spreads])
-        axes.plot(eps, means, markersize=4, label=name, **_style(number))
+        axes.plot(eps, means, markersize=4, label=drawing.label(name), **_style(number))
         low, high = (means - half).clip(0, 100), (means + half).clip(0, 100)
         axes.fill_between(eps, low, high, color=_style(number)["color"], alpha=0.1, linewidth=0)
     axes.axhline(100 * runs[0][1]["chance"], color="gray", linestyle=":", linewidth=1, label="chance")
@@ -48,10 +49,11 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     for number, (name, (uniform, align, color)) in enumerate(of_arm.items()):
         if uniform and len(uniform) == len(align) == len(color):
             dots = axes.scatter(uniform, align, c=[100 * value for value in color], cmap="viridis", vmin=0,
-                                vmax=top, marker=_style(number)["marker"], label=name)  # fmt: skip
+                                vmax=top, marker=_style(number)["marker"],
+                                label=drawing.label(name))  # fmt: skip
     if dots is None:
         return False
-    figure.colorbar(dots, ax=axes, label=f"{middle}, %")
+    figure.colorbar(dots, ax=axes, label=drawing.label(f"{middle}, %"))
     axes.set(xlabel="uniformity (lower: more uniform)", ylabel="alignment (lower: closer)")
     axes.locator_params(nbins=5)  # of small differences each label is long
     return _save(figure, axes, path)
@@ -68,7 +70,8 @@ def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
             total = np.sum(known, axis=0)
             seen += total
             style = _style(number)
-            axes.stairs(total / total.sum(), edges, label=name, color=style["color"], linestyle=style["linestyle"])
+            axes.stairs(total / total.sum(), edges, label=drawing.label(name), color=style["color"],
+                        linestyle=style["linestyle"])  # fmt: skip
     axes.axvline(0, color="gray", linewidth=0.8)
     filled = np.flatnonzero(seen)
     if not len(filled):
@@ -93,5 +96,5 @@ def _figure() -> tuple[Figure, Any]:
 def _save(figure: Figure, axes: Any, path: Path) -> bool:
     if axes.get_legend_handles_labels()[0]:
         figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
-    figure.savefig(path)
+    drawing.save(figure, path)
     return True

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust.evaluation import markdown
+from vidrobust.files import replacing
 from vidrobust.study.figures import draw_margins, draw_robust, draw_space
 from vidrobust.study.plan import Study
 from vidrobust.study.summary import Runs, summarise
@@ -18,15 +19,26 @@ _GEOMETRY = ("alignment", "uniformity", "tolerance", "centroid_mean", "margin_me
 def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds.
 
-    Where the command line asks for another eval.name, it stands in each file's name (`report_name`). missing: runs of
-    the study's page that are not there, which the report says. overrides: the command line's options.
+    Where the command line asks for another eval.name, it stands in each file's name
+    (`report_name`). missing: runs of the study's page that are not there, which the report says.
+    overrides: the command line's options. Raises UserError as `markdown.repeatable` does.
     """
+    again = "the same command, which runs nothing again that is finished"
+    with markdown.repeatable(out / f"{report_name(study, overrides)}.md", again):
+        return _write_study(study, runs, out, missing, overrides)
+
+
+def _write_study(
+    study: Study, runs: Runs, out: Path, missing: int, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Write the files of a study."""
     found = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     name = report_name(study, overrides)
     tail = name.removeprefix("study")
-    (out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-    lines = [f"# {study.page.stem}: {len(runs)} runs", ""]
+    with replacing(out / f"{name}.json") as file:
+        file.write((json.dumps(found, indent=2) + "\n").encode())
+    lines = [f"# {markdown.escape(study.page.stem)}: {len(runs)} runs", ""]
     lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
     lines += _options(study, overrides)
     for dataset, table in found.items():
@@ -34,8 +46,9 @@ def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides
         files = {kind: f"{dataset}_{kind}{tail}.png" for kind, draw in _FIGURES.items()
                  if draw(out / f"{dataset}_{kind}{tail}.png", here, table)}  # fmt: skip
         lines += [*_heading(study, dataset, here, overrides), *_section(study, here, table),
-                  *(f"![{dataset}: {kind}]({file})\n" for kind, file in files.items())]  # fmt: skip
-    (out / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
+                  *(markdown.image(f"{dataset}: {kind}", file) + "\n"
+                    for kind, file in files.items())]  # fmt: skip
+    markdown.write(out / f"{name}.md", lines)
     return found
 
 
@@ -58,8 +71,8 @@ def _kept(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return [word for word in words if word.split("=", 1)[0] not in over]
 
 
-def _code(words: Sequence[str]) -> str:
-    return " ".join(f"`{word}`" for word in words)
+def _code(words: Sequence[str]) -> markdown.Markup:
+    return markdown.Markup(" ".join(markdown.code(word) for word in words))
 
 
 def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -> list[str]:
@@ -73,14 +86,19 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
             doubts.setdefault(line, []).append(f"{arm.name} {arm.seed}")
     whose = "; ".join(f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items())
     own = _kept(study.options.get(dataset, ()), overrides)
-    lines = [f"## {dataset}", "", *([f"Its own options: {_code(own)}.", ""] if own else [])]
-    lines += [
-        f"{first['n']} test videos, {first['suite']}; chance {100 * first['chance']:.1f} %. Attacked: {whose}.",
+    lines = [
+        f"## {markdown.escape(dataset)}",
         "",
+        *([f"Its own options: {_code(own)}.", ""] if own else []),
     ]
+    suite = first["suite"] or "not attacked"
+    verb = "Attacked" if first["suite"] else "Classified by"
+    measured = f"{first['n']} test videos, {suite}; chance {100 * first['chance']:.1f} %."
+    lines += [f"{measured} {verb}: {markdown.escape(whose)}.", ""]
     concerned = {line: "all runs" if len(names) == len(runs) else ", ".join(names) for line, names in doubts.items()}
     lines += ["Warnings, and the runs (arm and seed) that they are of:", "",
-              *(f"- {line}: {names}" for line, names in concerned.items()), ""] if doubts else []  # fmt: skip
+              *(f"- {markdown.escape(f'{line}: {names}')}" for line, names in concerned.items()),
+              ""] if doubts else []  # fmt: skip
     return lines
 
 
@@ -95,7 +113,13 @@ def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     apart = {name: row["difference"] for name, row in table.items() if row["difference"]}
     if apart:
-        lines += [f"Less {study.baseline}'s of the same seed, points:", "", *_rows(apart, shares, 100, 1), ""]
+        baseline = markdown.escape(study.baseline)
+        lines += [
+            f"Less {baseline}'s of the same seed, points:",
+            "",
+            *_rows(apart, shares, 100, 1),
+            "",
+        ]
     lines += ["Of videos that are right, those that the attack breaks, per cent:", "",
               *_rows(table, {f"success {t}": t for t in threats}, 100, 1), ""] if threats else []  # fmt: skip
     lines += ["Geometry of test features (docs/methods.md; a collapsed representation has a low rank and a uniformity "
@@ -138,8 +162,10 @@ def _gaps(study: Study, table: dict[str, Any]) -> list[str]:
                                      for key, value in gaps.items())]
                      for name, gaps in closed.items() if name not in study.comparators]  # fmt: skip
         elif closed:
-            lines += [f"The mean robust accuracy of {other} is above {study.baseline}'s at no budget: it leaves no gap "
-                      "to close.", ""]  # fmt: skip
+            names = [markdown.escape(name) for name in (other, study.baseline)]
+            lines += [f"The mean robust accuracy of {names[0]} is above {names[1]}'s at no budget: "
+                      "it leaves no gap to "
+                      "close.", ""]  # fmt: skip
     if not rows:
         return lines
     titles = next(closed for row in table.values() for closed in row["gap_closed"].values())

@@ -1,16 +1,16 @@
 """One run of a study: trained and measured, once."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vidrobust import config
 from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log
+from vidrobust.engine.log import log, read_metrics
 from vidrobust.engine.loop import train
 from vidrobust.errors import UserError
 from vidrobust.evaluation import check_evaluation, evaluate
+from vidrobust.evaluation.report import read_summary
 from vidrobust.study.plan import Arm
 
 # what may differ between two commands of the same study
@@ -45,7 +45,7 @@ def require_same(arm: Arm) -> None:
 def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
     """Those that are measured, with their summaries, and in them `removal`, an epoch's log of false negatives each."""
     return [
-        (arm, json.loads(_summary(arm).read_text()) | {"removal": _removal(arm)})
+        (arm, read_summary(_summary(arm)) | {"removal": _removal(arm)})
         for arm in arms
         if _summary(arm).is_file()
     ]
@@ -56,18 +56,20 @@ def run_arm(arm: Arm) -> dict[str, Any]:
 
     Raises UserError as `require_same` does, and what training and evaluation raise.
     """
-    require_same(arm)
-    last, done = arm.folder / "checkpoints" / "last.pt", _summary(arm)
+    with distributed.together():
+        require_same(arm)
+    done = _summary(arm)
     if not done.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
         if not (arm.folder / "backbone.pt").is_file():  # which training leaves at its end
             distributed.start(arm.cfg.device)
             with distributed.main_first():
                 check_evaluation(arm.cfg)
-            train(arm.cfg, arm.folder, last if last.is_file() else None, overwrite=not last.is_file())
-        evaluate(arm.cfg, checkpoint.read_checkpoint(last), done.parent)
-    found: dict[str, Any] = json.loads(done.read_text())
-    return found
+            with distributed.together():
+                sound = checkpoint.newest_sound(arm.folder / "checkpoints")
+            train(arm.cfg, arm.folder, sound[0] if sound else None, overwrite=sound is None)
+        evaluate(arm.cfg, checkpoint.read_checkpoint(arm.folder), done.parent)
+    return read_summary(done)
 
 
 def _summary(arm: Arm) -> Path:
@@ -75,5 +77,4 @@ def _summary(arm: Arm) -> Path:
 
 
 def _removal(arm: Arm) -> list[dict[str, float]]:
-    rows = map(json.loads, (arm.folder / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if row["split"] == "train_epoch"]
+    return [row for row in read_metrics(arm.folder) if row.get("split") == "train_epoch"]
