@@ -7,6 +7,15 @@ import vidrobust  # noqa: F401, I001  (before torch: it says how OpenMP's thread
 import pytest
 
 from tests.helpers import tiny_ucf101
+from vidrobust.engine.log import log, stop_logging
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    """A test that starts a run leaves the package's logger silent for those that follow it."""
+    yield
+    stop_logging()
+    log.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -318,3 +318,13 @@ def test_dry_run_and_help_need_no_data(tmp_path):
     assert done.returncode == 0 and config.loads(done.stdout).seed == 9 and not list(tmp_path.iterdir())
     shown = tool("train_net", "--help", cwd=tmp_path)
     assert shown.returncode == 0 and "optim.warmup=0.1" in shown.stdout and "--overwrite" in shown.stdout
+
+
+def test_videos_that_are_too_short_are_counted_once(tmp_path):
+    """A clip of 400 frames of a video of 40 repeated frames without a word."""
+    root = tiny_ucf101(tmp_path / "data")  # videos of 20 frames
+    words = [f"data.root={root}", "data.frames=12", "data.stride=2", "train.epochs=2"]
+    cfg = config.loads("", tiny(*words))
+    train(cfg, tmp_path / "run")
+    lines = [line for line in (tmp_path / "run/log.txt").read_text().splitlines() if "shorter" in line]
+    assert len(lines) == 1 and "8 of 8 videos are shorter than a clip (23 frames) and show frames twice" in lines[0]

@@ -13,7 +13,6 @@ from vidrobust.data import Record, eval_dataset
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
 from vidrobust.evaluation import DiskStore, extract
-from vidrobust.evaluation.predict import notes
 
 CPU = torch.device("cpu")
 CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
@@ -195,7 +194,7 @@ def test_videos_that_are_too_short_for_a_clip_are_counted_once(tmp_path, caplog)
     with caplog.at_level("WARNING", "vidrobust"):
         (found,) = extract([_mean_colour], dataset, CPU, batch_size=4, workers=0, title="test")
     assert found.repeats == 2
-    (line,) = notes(found, dataset)
+    (line,) = dataset.notes(found.repeats, found.resized, len(found.uids))
     assert line.startswith(
         "2 of 3 videos are shorter than a clip (15 frames) and show frames twice"
     )

@@ -13,7 +13,6 @@ all children, in milliseconds:
 
 import atexit
 import contextlib
-import ctypes
 import gc
 import json
 import mmap
@@ -32,6 +31,8 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
+from vidrobust.stopping import STOP_SIGNALS, end_with_parent
+
 Job = TypeVar("Job")
 NO_ANSWER = "no answer"
 _LONGEST_S = 10**6
@@ -42,8 +43,6 @@ _CALLS = 2000
 # Seconds that the nursery has for its imports on a busy machine, and for its answers.
 _START_S = 120.0
 _CHECK_S = 2.0
-# What a terminal or a scheduler sends to a whole process group is for the caller alone.
-_FOR_THE_CALLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _STATUS = struct.Struct("i")
 
 
@@ -292,7 +291,7 @@ class _Nursery:
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-c", begin]
         self.adopt(
-            os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=[]),
+            os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=STOP_SIGNALS),
             self.control,
         )
         there.close()
@@ -358,8 +357,9 @@ def start_nursery() -> None:
 
 def serve_nursery(control: int) -> NoReturn:
     """Fork a child per request until all callers are gone; the main function of the nursery."""
-    for ignored in _FOR_THE_CALLER:
+    for ignored in STOP_SIGNALS:  # sent to the whole group, and meant for the caller
         signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     import vidrobust.data  # noqa: F401  (what children need, imported once)
 
     gc.collect()
@@ -424,7 +424,7 @@ def _kill_orphans(children: dict[int, tuple[int, int]]) -> None:
 def _serve(passed: list[int]) -> NoReturn:
     """Answer calls until the caller is gone; the main function of a child."""
     try:
-        _die_with_parent()
+        end_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(passed[1])
@@ -450,9 +450,3 @@ def _serve(passed: list[int]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, where it can (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -109,6 +109,26 @@ class ClipDataset(Dataset):
         """Where the texture twins lie."""
         return self.reader.twins
 
+    def notes(self, repeats: int, resized: int, videos: int) -> list[str]:
+        """Return a line about videos that are too short for a clip, and one about frames of several sizes.
+
+        Args:
+            repeats: videos whose clips show a frame twice.
+            resized: videos whose frames had several sizes.
+            videos: of which these are counted.
+        """
+        found = []
+        if repeats:
+            found.append(
+                f"{repeats} of {videos} videos are shorter than a clip ({self.spec.span} frames) and show frames "
+                f"twice (data.policy={self.spec.policy}); lower data.frames or data.stride"
+            )
+        if resized:
+            found.append(
+                f"{resized} of {videos} videos have frames of several sizes, resized to the first of each clip"
+            )
+        return found
+
     def draw_clips(self, epoch: int, index: int, num_frames: int) -> tuple[np.ndarray, np.random.Generator]:
         """As `ClipReader.draw_clips`."""
         return self.reader.draw_clips(epoch, index, num_frames)

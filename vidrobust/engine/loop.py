@@ -119,6 +119,7 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
     forward = distributed.parallel(method, method.alike, method.skips)
     method.train()
     passes = PassCounter(method)
+    unusual = _Unusual(run)
     clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
     with clock as progress, worker_deaths(dataset):
         batches = iter(loader(dataset, sampler, cfg.data.workers))
@@ -126,6 +127,7 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
             batch, lost = _next_batch(batches, run)
             progress.data_arrived()
             _count_bad(run, [] if batch is None else batch.replaced, main)
+            unusual.add(batch)
             leaves = bool(lost or batch is None or batch.failed or stopping or run.too_many_bad)
             if distributed.any_rank(leaves, device) or batch is None:
                 _leave(run, guard, batch, lost, main)
@@ -152,6 +154,7 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))
+                unusual.report(main)
             if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
                 run.save(step + 1)
 
@@ -224,6 +227,31 @@ def _tell_still(views: Tensor, made: Tensor) -> None:
     if still:
         log.warning(f"method.negatives: {still} of {len(views)} clips of the first batch are their own negative, as "
                     "nothing moves in them, or they are of one colour")  # fmt: skip
+
+
+class _Unusual:
+    """Videos whose clips show frames twice, or whose frames had several sizes, in the first epoch."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.found: dict[str, set[int]] | None = {"repeats": set(), "resized": set()}
+
+    def add(self, batch: Batch | None) -> None:
+        """Note the videos of a batch."""
+        if self.found is not None and batch is not None:
+            self.found["repeats"] |= set(batch.repeats)
+            self.found["resized"] |= set(batch.resized)
+
+    def report(self, main: bool) -> None:
+        """Log once how many there are, on all ranks together."""
+        if self.found is None:
+            return
+        repeats, resized = (
+            len(distributed.merged(dict.fromkeys(videos, ""))) for videos in self.found.values()
+        )
+        self.found = None
+        for line in self.run.dataset.notes(repeats, resized, len(self.run.records)) if main else ():
+            log.warning(line)
 
 
 def _count_bad(run: Run, replaced: list[Failure], main: bool) -> None:

@@ -84,7 +84,9 @@ def extract(
             _append(kept, models, batch, to_clips(batch, device, augmented=augmented) if batch.uids else None, done)
     kept.close()
     found = kept.load()
-    _tell_notes(found[0], dataset, title)
+    for line in dataset.notes(found[0].repeats, found[0].resized, len(found[0].uids)):
+        if distributed.rank() == 0:
+            log.warning(f"{title}: {line}")
     return found
 
 
@@ -101,27 +103,6 @@ def _append(
     rows = rows_of(batch, [found.shape[2] for found in features])
     new = [place for place, row in enumerate(rows[: len(batch.uids)]) if row["index"] not in done]
     store.append([row for row in rows if row["index"] not in done], [found[new] for found in features])
-
-
-def _tell_notes(found: Features, dataset: ClipDataset, title: str) -> None:
-    """Log once how many videos are too short for a clip, or have frames of several sizes."""
-    if distributed.rank() > 0:
-        return
-    for line in notes(found, dataset):
-        log.warning(f"{title}: {line}")
-
-
-def notes(found: Features, dataset: ClipDataset) -> list[str]:
-    """Return a line about videos that are shorter than a clip, and one about frames of several sizes."""
-    n = len(found.uids)
-    lines = []
-    if found.repeats:
-        spec = dataset.spec
-        lines.append(f"{found.repeats} of {n} videos are shorter than a clip ({spec.span} frames) and show frames "
-                     f"twice (data.policy={spec.policy}); lower data.frames or data.stride")  # fmt: skip
-    if found.resized:
-        lines.append(f"{found.resized} of {n} videos have frames of several sizes, resized to the first of each clip")
-    return lines
 
 
 def evenly(n: int, limit: int) -> list[int]:
