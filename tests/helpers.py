@@ -23,13 +23,24 @@ from torchvision import datasets
 
 from vidrobust.attacks import ThreatModel
 from vidrobust.data import Batch, child
+from vidrobust.data.decoders import require_backend
 from vidrobust.data.synthetic import write_video
+from vidrobust.errors import UserError
 from vidrobust.methods import Adversary
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 
 needs_ucf101_mini = pytest.mark.skipif(not (SHARED / "ucf101_mini").is_dir(), reason="needs ../shared/data/ucf101_mini")
+
+
+def has_backend(name: str) -> bool:
+    """Whether a decoder loads here: torchcodec also needs FFmpeg's libraries."""
+    try:
+        require_backend(name)
+    except UserError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -9,6 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vidrobust import versions
+
+if _old := versions.too_old():  # before what follows fails in a way that explains nothing
+    sys.exit(f"error: {'; '.join(_old)}")
+
 import torch.distributed as dist
 
 from vidrobust import config

@@ -1,19 +1,21 @@
-import importlib.util
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
 from tests.helpers import (
     REPO,
     counting_video,
+    has_backend,
 )
 from vidrobust.config import Data
 from vidrobust.data import eval_dataset, ucf101
+from vidrobust.data.decoders import require_backend
 from vidrobust.errors import UserError
 
-_HAS_TORCHCODEC = importlib.util.find_spec("torchcodec") is not None
+_HAS_TORCHCODEC = has_backend("torchcodec")
 
 
 def _alone(code, *arguments):
@@ -63,5 +65,23 @@ except UserError as error:
 
 @pytest.mark.skipif(_HAS_TORCHCODEC, reason="torchcodec is installed")
 def test_torchcodec_says_what_it_needs(ucf):
-    with pytest.raises(UserError, match="torchcodec does not import .*an FFmpeg that it finds"):
+    with pytest.raises(UserError, match="torchcodec does not import .*n FFmpeg that it finds"):
         eval_dataset(Data(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)
+
+
+def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
+    """It imports, and fails at its first use: every video was called bad."""
+
+    def load(source):
+        raise RuntimeError("Could not load libtorchcodec. Likely causes:\n  1. FFmpeg is not properly installed")
+
+    decoders = types.ModuleType("torchcodec.decoders")
+    decoders.VideoDecoder = load
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    with pytest.raises(UserError) as refused:
+        require_backend("torchcodec")
+    assert str(refused.value) == (
+        "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a version that it takes)"
+        "; install an FFmpeg that it finds, or set data.backend=pyav"
+    )

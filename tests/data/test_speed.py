@@ -1,11 +1,10 @@
-import importlib.util
 import math
 import os
 
 import pytest
 from PIL import Image
 
-from tests.helpers import counting_frames, encode, tiny_ucf101, tool
+from tests.helpers import counting_frames, encode, has_backend, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.data.speed import floor, measure_data, one_core, readable
 
@@ -80,5 +79,5 @@ def test_the_command_prints_a_table(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert tool("benchmark", "data", *words[:1], "--videos", 4, cwd=tmp_path).stderr.startswith("error: --videos")
-    rows = 10 if importlib.util.find_spec("torchcodec") else 8
+    rows = 10 if has_backend("torchcodec") else 8
     assert sum(line.startswith("| ") for line in lines) == rows and "ms a video, one core: open" in lines[-1]

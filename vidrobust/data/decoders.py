@@ -20,7 +20,10 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
+from vidrobust import versions
 from vidrobust.errors import UserError
+
+versions.require()
 
 # A container that declares more frames than it holds by a larger fraction is a truncated file.
 # Below that it is bookkeeping: MPEG-4 in AVI counts dropped frames.
@@ -475,15 +478,27 @@ def _decoded_frames(path: str, size: int, changed_ns: int) -> int:
 
 
 def require_backend(name: str) -> None:
-    """Raise UserError when the package of a decoder does not import."""
-    package = {"decord": "decord", "torchcodec": "torchcodec.decoders"}.get(name)
+    """Raise UserError when the package of a decoder does not load, before a run begins.
+
+    torchcodec loads FFmpeg's libraries at its first use: without them every video would look bad.
+    """
     try:
-        if package:
-            importlib.import_module(package)
+        if name == "decord":
+            importlib.import_module("decord")
+        elif name == "torchcodec":
+            decoder = importlib.import_module("torchcodec.decoders").VideoDecoder
+            try:
+                decoder(b"no video")
+            except Exception as error:  # of bytes that are none, unless its libraries are missing
+                if "libtorchcodec" in str(error):
+                    raise
     except (ImportError, OSError, RuntimeError) as error:
-        needs = "install it, and an FFmpeg that it finds," if name == "torchcodec" else "install it"
+        libraries = "libtorchcodec" in str(error)
+        reason = "it finds no FFmpeg libraries of a version that it takes" if libraries else one_line(error)
+        needs = ", and an FFmpeg that it finds" if name == "torchcodec" else ""
+        remedy = "install an FFmpeg that it finds" if libraries else f"install {name}{needs}"
         raise UserError(
-            f"data.backend={name}: {name} does not import ({one_line(error)}); {needs} or set data.backend=pyav"
+            f"data.backend={name}: {name} does not import ({reason}); {remedy}, or set data.backend=pyav"
         ) from None
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import logging
 import os
@@ -30,7 +29,7 @@ from vidrobust.data import (
     train_dataset,
 )
 from vidrobust.data.decode import open_video, resize
-from vidrobust.data.decoders import PyAV
+from vidrobust.data.decoders import PyAV, require_backend
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.views import AugmentSpec, draw_view
@@ -125,7 +124,11 @@ def _at(cfg: config.Config, root: str) -> config.Config:
 
 
 def _video_backends() -> tuple[str, ...]:
-    return ("pyav", "decord", "torchcodec") if importlib.util.find_spec("torchcodec") else ("pyav", "decord")
+    try:
+        require_backend("torchcodec")
+    except UserError:
+        return "pyav", "decord"
+    return "pyav", "decord", "torchcodec"
 
 
 def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
