@@ -106,11 +106,16 @@ def test_a_bug_in_a_worker_is_no_death(ucf):
 
 
 SCRIPT = """
-import sys, torch from pathlib import Path from vidrobust.config import Augment, Data from
-vidrobust.data import TrainBatches, loader, train_dataset, ucf101 from vidrobust.engine.log import
-start_logging start_logging(None) records, _ = ucf101(Path(sys.argv[1]), "train", 1) data =
-train_dataset(Data(frames=16, stride=1, short_side=112, size=112), Augment(), records, clips=2,
-seed=7) print(sum(len(batch.uids) for batch in loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
+import sys
+from pathlib import Path
+from vidrobust.config import Augment, Data
+from vidrobust.data import TrainBatches, loader, train_dataset, ucf101
+from vidrobust.engine.log import start_logging
+start_logging(None)
+records, _ = ucf101(Path(sys.argv[1]), "train", 1)
+cfg = Data(frames=16, stride=1, short_side=112, size=112)
+data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
+print(sum(len(batch.uids) for batch in loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
 """
 
 
