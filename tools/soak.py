@@ -418,7 +418,7 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
         REPO / "tools/train_net.py",
         "--cfg",
         REPO / "configs/ucf101_csl_adv.yaml",
-        *words,
+        *{word.split("=")[0]: word for word in words}.values(),  # the last of each option
     ]
     for name in ("whole", "killed"):
         shutil.rmtree(out / name, ignore_errors=True)

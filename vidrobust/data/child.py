@@ -13,6 +13,7 @@ all children, in milliseconds:
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import json
 import mmap
@@ -425,6 +426,7 @@ def _serve(passed: list[int]) -> NoReturn:
     """Answer calls until the caller is gone; the main function of a child."""
     try:
         end_with_parent()
+        faulthandler.disable()  # the caller reports a crash, in one line
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(passed[1])
