@@ -346,7 +346,7 @@ def test_features_into_a_folder_are_refused_by_name(place):
 def test_an_output_folder_that_is_no_utf_8_is_refused(place):
     line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
     assert r"output directory caf\xe9 is not text in UTF-8" in line
-    assert "'data.root': its value is not text in UTF-8" in _refused(
+    assert r"data.root=\xe9: an option holds text in UTF-8 alone" in _refused(
         _train(place, "data.root=" + os.fsdecode(b"\xe9"))
     )
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from vidrobust import config
 from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
+from vidrobust.data.child import start_nursery
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log, logged_steps, stop_logging, to_console
 from vidrobust.engine.loop import Stopped
@@ -142,6 +143,8 @@ def run(main: Callable[[], None]) -> None:
     Of several ranks, one reports why the run ends.
     """
     status = 0
+    if hasattr(os, "fork"):
+        start_nursery()  # while this process is clean, so that nothing is imported twice
     raise_on_stop_signals()
     try:
         main()

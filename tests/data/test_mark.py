@@ -69,5 +69,5 @@ def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_pat
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"sources": 3}'])
 def test_a_damaged_mark_is_refused_by_name(tmp_path, content):
     (tmp_path / "prepared.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"prepared.json: damaged: .*; delete the folder"):
+    with pytest.raises(UserError, match=r"prepared.json: (damaged|holds no JSON object).*; delete the folder"):
         read_mark(tmp_path)

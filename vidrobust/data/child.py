@@ -5,8 +5,9 @@ can stop it: the caller watches the time, and kills.
 
 Children are not forked from the caller. FFmpeg starts threads in whoever uses it, and a child that
 is forked from such a process may wait for ever for a thread that it does not have (PyAV 19 in
-`reformat`). So one clean process, the nursery, imports the package, uses nothing of it, and forks
-all children, in milliseconds:
+`reformat`). So one clean process, the nursery, uses nothing of the package and forks all children,
+in milliseconds. It is a copy of the caller as long as that has started no thread, and otherwise a
+Python of its own:
 
     caller --(a socket: file descriptors)--> nursery --fork--> child <--(a pipe: calls)--> caller
 """
@@ -32,7 +33,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from vidrobust.stopping import STOP_SIGNALS, end_with_parent
+from vidrobust.stopping import STOP_SIGNALS, end_with_parent, held_stop_signals
 
 Job = TypeVar("Job")
 NO_ANSWER = "no answer"
@@ -283,18 +284,7 @@ class _Nursery:
             return
         kind = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM)
         self.control, there = socket.socketpair(socket.AF_UNIX, kind)
-        there.set_inheritable(True)
-        begin = (
-            f"import sys; sys.path[:] = {json.dumps(sys.path)}; "
-            f"from vidrobust.data import child; child.serve_nursery({there.fileno()})"
-        )
-        # each child runs in one thread: the loader's workers are the parallelism
-        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", begin]
-        self.adopt(
-            os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=STOP_SIGNALS),
-            self.control,
-        )
+        self.adopt(_forked(there, self.control) if _is_clean() else _spawned(there), self.control)
         there.close()
 
     def adopt(self, pid: int, control: socket.socket) -> None:
@@ -346,6 +336,48 @@ class _Nursery:
                         f"the process that starts readers is not there ({error!r})"
                     ) from error
         raise AssertionError
+
+
+def _is_clean() -> bool:
+    """Return whether this process has no more threads than when it imported this module."""
+    return 0 < _threads() <= _THREADS_AT_IMPORT
+
+
+def _threads() -> int:
+    """Return how many threads this process has, 0 where the system does not say."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
+
+
+_THREADS_AT_IMPORT = _threads()  # those of numpy's BLAS survive a fork, as it sees to that
+
+
+def _forked(there: socket.socket, here: socket.socket) -> int:
+    """Return the pid of a nursery that is a copy of this process: nothing is imported again."""
+    with held_stop_signals():
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            here.close()
+            serve_nursery(there.detach())
+        finally:
+            os._exit(1)
+
+
+def _spawned(there: socket.socket) -> int:
+    """Return the pid of a nursery that begins anew; its imports take seconds."""
+    there.set_inheritable(True)
+    begin = (
+        f"import sys; sys.path[:] = {json.dumps(sys.path)}; "
+        f"from vidrobust.data import child; child.serve_nursery({there.fileno()})"
+    )
+    # each child runs in one thread: the loader's workers are the parallelism
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", begin]
+    return os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=STOP_SIGNALS)
 
 
 _nursery = _Nursery()

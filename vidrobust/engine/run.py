@@ -57,7 +57,7 @@ _STREAMS = ("results", "timing", "corruptions", "bias", "shift")
 EVALUATION_FILES = (
     "identity.json",
     *(f"{stem}.jsonl" for stem in _STREAMS),
-    *(f"{stem}.rank[0-9]*.jsonl" for stem in _STREAMS),
+    *(f"{stem}.rank{'[0-9]' * digits}.jsonl" for stem in _STREAMS for digits in (1, 2, 3, 4)),
     *(f"{stem}.identity.json" for stem in _STREAMS),
     "features.pt",
     "features/t*.rows.jsonl",
