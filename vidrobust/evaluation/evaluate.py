@@ -154,17 +154,16 @@ def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]
     """
     train, classes = build_records(cfg, "train")
     test, _ = build_records(cfg, "test")
-    if len(classes) < 2:
-        raise UserError(
-            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
-            "nothing to "
-            "distinguish; eval.enabled=false trains without evaluation"
-        )
     for records, what in (
         (train, "evaluation (eval.enabled=false does without)"),
         (test, "evaluation"),
     ):
         require_labels(records, what)
+    if len(classes) < 2:
+        raise UserError(
+            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
+            "nothing to distinguish; eval.enabled=false trains without evaluation"
+        )
     leaked = shared_sources(train, test)
     if leaked:
         log.warning(
