@@ -64,8 +64,27 @@ def another_process(context: Callable[[], contextlib.AbstractContextManager[obje
         holder.join()
 
 
+def children_begin_with(patch: pytest.MonkeyPatch, code: str) -> None:
+    """Have children forked from a clean process that has run some code.
+
+    A copy of this process is not clean: once it has used FFmpeg its copies may hang in it.
+    """
+    control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    there.set_inheritable(True)
+    begin = (
+        f"import sys; sys.path[:] = {[str(REPO), *sys.path]!r}\n{code}\n"
+        f"from vidrobust.data import child; child.serve_nursery({there.fileno()})"
+    )
+    os.posix_spawn(sys.executable, [sys.executable, "-c", begin], os.environ)
+    there.close()
+    _serve_by(patch, control)
+
+
 def children_see_this_process(patch: pytest.MonkeyPatch) -> None:
-    """Have children forked from a copy of this process, as it is patched now, instead of a clean one."""
+    """Have children forked from a copy of this process, as it is patched now.
+
+    For children that convert no frame: see `children_begin_with`.
+    """
     control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         try:
@@ -74,6 +93,10 @@ def children_see_this_process(patch: pytest.MonkeyPatch) -> None:
         finally:
             os._exit(1)
     there.close()
+    _serve_by(patch, control)
+
+
+def _serve_by(patch: pytest.MonkeyPatch, control: socket.socket) -> None:
     patch.setattr(child._nursery, "owner", 0)  # it ends with the socket
     patch.setattr(child._nursery, "control", control)
     patch.setattr(child._nursery, "start", lambda: child._nursery.control or pytest.fail("the copy is gone"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.helpers import children_see_this_process, counting_frames, counting_video, encode, read_numbers
+from tests.helpers import children_begin_with, counting_frames, counting_video, encode, read_numbers
 from vidrobust.config import Data
 from vidrobust.corruptions import corrupt
 from vidrobust.data import (
@@ -16,6 +16,7 @@ from vidrobust.data import (
     eval_dataset,
     worker_deaths,
 )
+from vidrobust.data.decode import checked_frames
 
 CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
 CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]
@@ -108,20 +109,30 @@ def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
     assert all("is empty" in clips.reason for clips in bad.clips)
 
 
+def _damaged(video, path, unique):
+    for number, frame in zip(unique, checked_frames(video, path, unique), strict=True):
+        if number >= 45:
+            raise DecodeError(f"{path}: frame {number} cannot be decoded")
+        yield frame
+
+
+def _broken(clip, name, *rest):
+    if name == "h264_crf":
+        raise RuntimeError("no more bits")
+    return corrupt(clip, name, *rest)
+
+
 @pytest.mark.parametrize("timeout_s", [0.0, 20.0])
 def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypatch, timeout_s):
     """The same whatever else is asked for: an evaluation that goes on asks for less."""
     import vidrobust.data.corrupted as module
 
-    def damaged(video, path, unique):
-        for number, frame in zip(unique, real(video, path, unique), strict=True):
-            if number >= 45:
-                raise DecodeError(f"{path}: frame {number} cannot be decoded")
-            yield frame
-
-    real = module.checked_frames
-    monkeypatch.setattr(module, "checked_frames", damaged)
-    children_see_this_process(monkeypatch)
+    monkeypatch.setattr(module, "checked_frames", _damaged)
+    children_begin_with(
+        monkeypatch,
+        "import vidrobust.data.corrupted as module; from tests.data.test_corrupted import _damaged\n"
+        "module.checked_frames = _damaged",
+    )
     cfg, records = Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
     conditions = [CLEAN, ("contrast", 1), ("jumble", 5), ("sampling", 1)]  # the last shows frames 50 and 56
     (whole,) = found(records, [(0, conditions)], clips=1, cfg=cfg)
@@ -137,13 +148,12 @@ def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypat
 def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
     import vidrobust.data.corrupted as module
 
-    def broken(clip, name, *rest):
-        if name == "h264_crf":
-            raise RuntimeError("no more bits")
-        return corrupt(clip, name, *rest)
-
-    monkeypatch.setattr(module, "corrupt", broken)
-    children_see_this_process(monkeypatch)
+    monkeypatch.setattr(module, "corrupt", _broken)
+    children_begin_with(
+        monkeypatch,
+        "import vidrobust.data.corrupted as module; from tests.data.test_corrupted import _broken\n"
+        "module.corrupt = _broken",
+    )
     (item,) = found(videos, [(0, CONDITIONS)])
     assert [isinstance(clips, Failure) for clips in item.clips] == [name == "h264_crf" for name, _ in CONDITIONS]
     assert "60.avi: h264_crf: RuntimeError('no more bits')" in item.clips[3].reason

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPO, children_see_this_process, counting_video, same_batch
+from tests.helpers import REPO, children_begin_with, counting_video, same_batch
 from vidrobust.config import Augment, Data
 from vidrobust.data import (
     BACKENDS,
@@ -48,7 +48,10 @@ class Misbehaves(PyAV):
 @pytest.fixture
 def misbehaving(tmp_path, monkeypatch):
     monkeypatch.setitem(BACKENDS, "auto", Misbehaves)
-    children_see_this_process(monkeypatch)
+    children_begin_with(
+        monkeypatch,
+        "from tests.data.test_loader_faults import BACKENDS, Misbehaves; BACKENDS['auto'] = Misbehaves",
+    )
     names = ["a", "hang", "b", "crash", "c", "d"]
     paths = [counting_video(tmp_path / f"{name}.avi", 12, first=100 * i) for i, name in enumerate(names)]
     return [Record(path.name, str(path), i) for i, path in enumerate(paths)]

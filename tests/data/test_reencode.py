@@ -1,13 +1,12 @@
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import children_see_this_process, counting_frames, counting_video, encode, read_numbers, tiny_ucf101
+from tests.helpers import children_begin_with, counting_frames, counting_video, encode, read_numbers, tiny_ucf101
 from vidrobust.config import Data
 from vidrobust.data import Encoding, Record, all_records, build_records, open_video, read_frames, reencode, scan
 from vidrobust.data.reencode import _partial
@@ -136,6 +135,11 @@ def test_a_folder_of_another_encoding_or_of_other_files_is_refused(tmp_path):
         reencode(_records(path), tmp_path / "a", tmp_path / "c", Encoding(32))
 
 
+def _short(path, **options):
+    row = probe(path)
+    return row | {"frames": row["frames"] - 1} if ".partial" in path else row
+
+
 def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch):
     good, bad = counting_video(tmp_path / "a/good.avi", 9), tmp_path / "a/bad.avi"
     bad.write_bytes(b"no video")
@@ -149,14 +153,11 @@ def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch)
     counting_video(bad, 7)  # mended
     failed = reencode(records, tmp_path / "a", tmp_path / "b", Encoding(32))
     assert [Path(path).name for path, _ in failed] == ["gone.avi"] and len(_frames(tmp_path / "b/bad.avi")) == 7
-    truth = probe
-
-    def short(path, **options):
-        row = truth(path)
-        return row | {"frames": row["frames"] - 1} if ".partial" in path else row
-
-    monkeypatch.setitem(reencode.__globals__, "probe", short)  # the package's `reencode` is the function
-    children_see_this_process(monkeypatch)
+    children_begin_with(
+        monkeypatch,
+        "from vidrobust.data import reencode; from tests.data.test_reencode import _short\n"
+        "reencode.__globals__['probe'] = _short",  # the package's `reencode` is the function
+    )
     ((_, reason),) = reencode(_records(good), tmp_path / "a", tmp_path / "c", Encoding(32))
     assert reason == "8 frames of the result decode, the source has 9"
     assert (tmp_path / "c/good.avi").stat().st_size == 0
@@ -231,10 +232,11 @@ def test_a_source_that_has_changed_is_made_again(tmp_path):
 
 def test_an_encoder_that_hangs_is_killed(tmp_path, monkeypatch):
     path = counting_video(tmp_path / "a/v.avi", 5)
-    monkeypatch.setitem(
-        reencode.__globals__, "_encode_video", lambda source, target, *_: target.touch() or time.sleep(60)
+    children_begin_with(
+        monkeypatch,
+        "import time; from vidrobust.data import reencode\n"
+        "reencode.__globals__['_encode_video'] = lambda source, target, *_: target.touch() or time.sleep(60)",
     )
-    children_see_this_process(monkeypatch)
     ((_, reason),) = reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4)
     assert reason == "no answer within 0.4 s"
     assert {p.name for p in (tmp_path / "b").rglob("*")} == {"prepared.json", "v.avi"}
