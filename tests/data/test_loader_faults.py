@@ -72,6 +72,7 @@ def test_one_file_that_hangs_and_one_that_crashes_are_failures(misbehaving, work
 
 def test_a_file_that_hangs_costs_its_time_once(misbehaving):
     dataset = _dataset(misbehaving)
+    assert isinstance(dataset[0, 0], dict)  # the process that reads has started
     began = time.perf_counter()
     assert all(dataset[epoch, 1].reason.endswith("no answer within 0.5 s") for epoch in range(8))
     assert time.perf_counter() - began < 2

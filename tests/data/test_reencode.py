@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,8 @@ def test_damage_in_the_source_is_told(tmp_path, caplog):
     path = encode(tmp_path / "a/v.avi", frames, "mpeg4")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(32)) == []
-    assert "used as far as it decodes" in caplog.text and "declares 40 frames" in caplog.text
+    assert "used as far as it decodes" in caplog.text
+    assert re.search("declares 40 frames|decodes up to frame .* of 40", caplog.text)  # FFmpeg 7, 8
 
 
 def test_links_are_written_under_the_name_that_lists_use(tmp_path):
