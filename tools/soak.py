@@ -1,4 +1,4 @@
-"""Run the tools at full size, and kill them: python tools/soak.py size|kills --output-dir FOLDER
+"""Run the tools at full size, and kill them: tools/soak.py size|kills --output-dir FOLDER
 
 size: data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips, and
 every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may grow with
@@ -10,6 +10,7 @@ bitwise what an undisturbed run leaves.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -394,18 +395,54 @@ def pause(pid: int, seconds: float) -> None:
 
 
 def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
-    """Kill a run `kills` times, and compare what it leaves with an undisturbed one's.
+    """Kill runs until there were `kills`, and compare what each leaves with an undisturbed one's.
+
+    Args:
+        out: a folder for data and runs.
+        kills: how many.
+        seed: of when and how.
+        longest_s: seconds of the longest life.
 
     Returns:
-        How many files differ.
+        How many files differ; 1 where a run failed by itself.
     """
     rng = random.Random(seed)
-    root = make_links(out / "data_short", "short", None)
+    command = _killed_command(make_links(out / "data_short", "short", None))
+    for old in out.glob("killed*"):
+        shutil.rmtree(old)
+    shutil.rmtree(out / "whole", ignore_errors=True)
+    began = time.monotonic()
+    subprocess.run(
+        [*command, "--output-dir", out / "whole"], check=True, capture_output=True, cwd=out
+    )
+    longest_s = min(longest_s, time.monotonic() - began)
+    print(f"each life lasts up to {longest_s:.0f} s")
+    done, differ = 0, 0
+    for number in itertools.count():
+        folder = out / f"killed{number}"
+        status = None
+        while status != 0:
+            status, killed, printed = _life(command, folder, rng, longest_s if done < kills else 0)
+            done += killed
+            print(f"{done:3d} {printed[0]}", flush=True)
+            if not killed and status:
+                print("\n".join(printed[1:]))
+                return 1
+        whole, left = digest(out / "whole"), digest(folder)
+        other = sorted(name for name in {**whole, **left} if whole.get(name) != left.get(name))
+        print(f"{done} kills; files that differ: {', '.join(other) or 'none'} of {len(whole)}")
+        differ += len(other)
+        if done >= kills:
+            return differ
+    raise AssertionError
+
+
+def _killed_command(root: Path) -> list[str | Path]:
     words = [
         *SMALL,
         f"data.root={root}",
         "data.name=ucf101",
-        "train.epochs=12",
+        "train.epochs=8",
         "train.batch_size=32",
         "train.checkpoint_every=5",
         "eval.limit=24",
@@ -413,65 +450,60 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float) -> int:
         "eval.corruption.names=[contrast,jumble]",
         "eval.corruption.severities=[1,3]",
     ]
-    base: list[str | Path] = [
+    return [
         sys.executable,
         REPO / "tools/train_net.py",
         "--cfg",
         REPO / "configs/ucf101_csl_adv.yaml",
         *{word.split("=")[0]: word for word in words}.values(),  # the last of each option
     ]
-    for name in ("whole", "killed"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    began = time.monotonic()
-    subprocess.run([*base, "--output-dir", out / "whole"], check=True, capture_output=True, cwd=out)
-    usual_s = time.monotonic() - began
-    print(f"undisturbed: {usual_s:.0f} s; each life lasts up to {min(longest_s, usual_s):.0f} s")
-    done = 0
-    while True:
-        resume = ["--resume"] if (out / "killed").exists() else []
-        log = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
+
+
+def _life(
+    command: Sequence[str | Path], folder: Path, rng: random.Random, longest_s: float
+) -> tuple[int, bool, list[str]]:
+    """Run a command, or go on where it was, and end it at a random moment.
+
+    Args:
+        command: without its output folder.
+        folder: where it writes.
+        rng: decides when and how it ends.
+        longest_s: seconds until then, at most; 0 leaves it alone.
+
+    Returns:
+        (exit status, whether it was killed, a line about it and what it printed). A traceback, or
+        processes that outlive it, are a failure of its own.
+    """
+    resume = ["--resume"] if folder.exists() else []
+    how = rng.choice(list(ENDS)) if longest_s else ""
+    life_s = rng.uniform(0, longest_s)
+    with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(
-            [str(w) for w in (*base, "--output-dir", out / "killed", *resume)],
-            cwd=out,
+            [str(word) for word in (*command, "--output-dir", folder, *resume)],
+            cwd=folder.parent,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-        how = rng.choice(list(ENDS)) if done < kills else ""
-        life_s = rng.uniform(0, min(longest_s, usual_s)) if how else None
+        killed = False
         try:
             if how and rng.random() < 0.2:
                 time.sleep(rng.uniform(0, 3))
                 pause(run.pid, 2)
-            run.wait(life_s)
+            run.wait(life_s if how else None)
         except (subprocess.TimeoutExpired, ProcessLookupError):
             if run.poll() is None:
                 ENDS[how](run.pid)
-                done += 1
+                killed = True
         status = run.wait(120)
-        left = _outlived(run.pid)
+        outlived = _outlived(run.pid)
         log.seek(0)
-        said = log.read().decode(errors="replace").strip().splitlines()
-        print(
-            f"{done:3d} {how or 'left alone':<16} after {life_s or 0:5.1f} s: status {status}"
-            + (f", {left} processes outlived it" if left else "")
-            + (f": {said[-1][-140:]}" if said else ""),
-            flush=True,
-        )
-        if any("Traceback" in line for line in said):
-            print("\n".join(said[-30:]))
-            return 1
-        if status == 0:
-            break
-        if not how:
-            print("\n".join(said[-10:]))
-            return 1
-    whole, killed = digest(out / "whole"), digest(out / "killed")
-    differ = sorted(
-        name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name)
-    )
-    print(f"{done} kills; files that differ: {', '.join(differ) or 'none'} of {len(whole)}")
-    return len(differ)
+        printed = log.read().decode(errors="replace").strip().splitlines()
+    faults = [f"{outlived} processes outlived it"] if outlived else []
+    faults += ["a traceback"] if any("Traceback" in line for line in printed) else []
+    line = f"{how or 'left alone':<16} {life_s:5.1f} s: status {status}, {'; '.join(faults) or 'sound'}"
+    last = printed[-1][-100:] if printed else ""
+    return (1 if faults else status), killed and not faults, [f"{line}: {last}", *printed[-30:]]
 
 
 def _outlived(session: int) -> int:
