@@ -78,7 +78,8 @@ def main() -> None:
     if args.command == "scan":
         manifest = args.output or root / "manifest.jsonl"
         rows = scan([r.path for r in records], root, manifest, workers=args.workers, timeout_s=args.timeout or 60,
-                    backend=cfg.data.backend, series=cfg.data.series)  # fmt: skip
+                    backend=cfg.data.backend, series=cfg.data.series,
+                    counts={r.path: r.frames for r in records if r.frames})  # fmt: skip
         wrong = [row for row in rows if row["reason"]]
         for row in wrong[:20]:
             log.warning(f"{row['path']}: {row['reason']}")

@@ -74,7 +74,7 @@ class Data:
         112, "height and width of the crop the model sees, pixels", low=8, high=2**14
     )
     series: str = option(
-        "", "folders of frames with several series of images: how the names of the video's begin, such as img_"
+        "", "folders of frames with several series of images: which is the video, such as img_ or img_*.jpg"
     )
     backend: str = option(
         "auto",

@@ -1,12 +1,15 @@
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
+from tests.helpers import REPO
+from vidrobust.data import child as child_module
 from vidrobust.data.child import Child, ChildDied, in_children
 
 
@@ -151,3 +154,113 @@ def test_jobs_that_are_left_early_leave_no_process():
     jobs.close()
     assert not any(map(_alive, pids)) and threading.active_count() < 5
     assert list(in_children(_behave, [], workers=2, timeout_s=1)) == []
+
+
+def _stop_itself(seconds):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return seconds
+
+
+def _killed_until(path, times):
+    """Be killed from outside, as for want of memory, the first `times` times."""
+    with open(path, "a") as file:
+        file.write("x")
+    if os.path.getsize(path) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def test_a_process_that_is_stopped_ends_after_its_time():
+    """As one that waits for a file system that never answers: no alarm of its own would ring."""
+    child = Child(_stop_itself, 0.4)
+    with pytest.raises(ChildDied, match=r"no answer within 0.4 s"):
+        child(1)
+    child.close()
+
+
+def test_a_child_that_is_killed_reads_again(tmp_path):
+    child = Child(_killed_until, 20)
+    assert child(tmp_path / "once", 1) == child.pid
+    with pytest.raises(ChildDied, match=r"its process was killed twice \(SIGKILL\), as for want of memory"):
+        child(tmp_path / "always", 9)
+    child.close()
+
+
+def _killed_job(job):
+    return _killed_until(*job)
+
+
+def test_a_job_whose_child_is_killed_is_done_once_more(tmp_path):
+    jobs = [(str(tmp_path / "once"), 1), (str(tmp_path / "always"), 9), (str(tmp_path / "never"), 0)]
+    found = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
+    assert isinstance(found[jobs[0]], int) and isinstance(found[jobs[2]], int)
+    assert "killed twice" in str(found[jobs[1]])
+
+
+def test_a_pause_of_all_processes_is_no_time():
+    """A laptop that sleeps, a job that its scheduler suspends: sound videos were bad afterwards."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.data.test_child import Child, _sleep\n"
+        "child = Child(_sleep, 1.5); child(0); print('ready', flush=True); print(child(1.0))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(REPO)], stdout=subprocess.PIPE, text=True,
+                           start_new_session=True)  # fmt: skip
+    assert run.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    os.killpg(run.pid, signal.SIGSTOP)
+    time.sleep(4)
+    os.killpg(run.pid, signal.SIGCONT)
+    assert run.communicate(timeout=60)[0] == "1.0\n"
+
+
+def _sleep(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def test_a_child_is_replaced_before_what_it_leaks_matters(monkeypatch):
+    monkeypatch.setattr(child_module, "_CALLS", 3)
+    child = Child(_behave, 20)
+    pids = [child("work", n)[0] for n in range(7)]
+    assert len(set(pids)) == 3 and pids[0] == pids[2] != pids[3]
+    child.close()
+
+
+def test_relative_paths_are_the_callers(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    child = Child(_folder_of, 20)
+    for name in ("a", "b"):
+        monkeypatch.chdir(tmp_path / name)
+        assert child(".") == str(tmp_path / name)
+    child.close()
+
+
+def _folder_of(path):
+    return os.path.abspath(path)
+
+
+def test_large_results_travel_through_memory_that_both_sides_hold():
+    child = Child(_fill, 20, shared=1000)
+    assert child(7) == "done" and (child.memory == 7).all()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        child.close()
+        assert child(8) == "done" and (child.memory == 8).all()
+    assert len(os.listdir("/proc/self/fd")) <= before
+    child.close()
+
+
+def _fill(memory, value):
+    memory[:] = value
+    return "done"
+
+
+def test_a_nursery_that_is_killed_is_started_again():
+    child = Child(_behave, 20)
+    child("work")
+    os.kill(child_module._nursery.pid, signal.SIGKILL)
+    child.close()
+    assert child("work", 4)[1] == 4
+    child.close()

@@ -12,22 +12,28 @@ from PIL import Image
 from tests.helpers import SHARED, counting_frames, encode, read_numbers, with_not_coded
 from vidrobust.config import Data
 from vidrobust.data import (
+    ClipSpec,
     DecodeError,
     Record,
     apply_manifest,
     build_records,
     class_folder,
+    clip_reader,
+    decoders,
     open_video,
+    random_clips,
     read_frames,
     scan,
 )
 from vidrobust.data.agreement import disagreement
+from vidrobust.data.clip_reader import ClipReader
 from vidrobust.data.decode import BACKENDS, open_record
 from vidrobust.data.decoders import _shows
 from vidrobust.data.images import frame_files
 from vidrobust.data.reencode import Encoding, reencode
 from vidrobust.data.scan import notes, probe
 from vidrobust.errors import UserError
+from vidrobust.views import AugmentSpec
 
 ODD = SHARED / "odd_files"
 needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/data/odd_files")
@@ -299,17 +305,29 @@ def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
     )
     with pytest.raises(
         DecodeError,
-        match=r"3 series of images: flow_x_\* \(5\), flow_y_\* \(5\), img_\* \(6\); set",
+        match=r"3 series of images: flow_x_\*.png \(5\), flow_y_\*.png \(5\), img_\*.png \(6\); set",
     ):
         frame_files(folder)
     assert [file.name for file in frame_files(folder, count=6)] == [
         f"img_{n:05d}.png" for n in range(6)
     ]
-    assert len(frame_files(folder, "flow_y_")) == 5
+    assert len(frame_files(folder, "flow_y_")) == len(frame_files(folder, "flow_y_*.png")) == 5
+    with pytest.raises(DecodeError, match="series of images"):
+        frame_files(folder, "flow_")  # two of them begin so
+    with pytest.raises(DecodeError, match=r"no series data.series=rgb_, but: flow_x_"):
+        frame_files(folder, "rgb_")
     with pytest.raises(DecodeError, match="series"):
         frame_files(folder, count=5)  # two of them have as many
     with open_video(folder, frames=6) as video:
         assert len(list(video.frames(np.arange(6)))) == 6
+
+
+def test_masks_beside_frames_are_another_series(tmp_path):
+    folder = _images(tmp_path / "v", [f"{n:05d}.png" for n in range(5)])
+    _images(folder, [f"{n:05d}.jpg" for n in range(5)])
+    with pytest.raises(DecodeError, match="2 series of images"):
+        frame_files(folder)
+    assert {file.suffix for file in frame_files(folder, "*.jpg")} == {".jpg"}
 
 
 def test_images_of_names_without_numbers_are_one_series(tmp_path):
@@ -414,8 +432,35 @@ def test_what_an_encoder_cannot_write_is_not_blamed_on_the_source(tmp_path, monk
     path = encode(tmp_path / "in.mp4", counting_frames(5), "libx264")
     monkeypatch.setitem(reencode.__globals__, "_rate", lambda fps: Fraction(10**9, 7))
     done, reason = reencode.__globals__["_encode"](
-        (str(path), str(tmp_path / "out.mp4"), Encoding(32), "in", "")
+        (str(path), str(tmp_path / "out.mp4"), Encoding(32), "in", "", 0)
     )
     assert not done and reason.startswith("mpeg4 cannot write the copy at 1.42857e+08 frames/s"), (
         reason
     )
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    encode(tmp_path / "v.mp4", counting_frames(5), "mpeg4").rename(tmp_path / "concat:v.mp4")
+    monkeypatch.chdir(tmp_path)
+    for backend in ("pyav", "decord"):
+        assert read_numbers(read_frames("concat:v.mp4", np.array([3]), backend=backend)) == [3]
+
+
+def test_frames_of_absurd_sizes_are_refused(tmp_path, monkeypatch):
+    path = encode(tmp_path / "v.mp4", counting_frames(2, 128), "libx264")
+    monkeypatch.setattr(decoders, "MAX_PIXELS", 127 * 128)
+    with pytest.raises(DecodeError, match="frames of 128 x 128 pixels, and at most 16256 are read; re-encode it"):
+        read_frames(path, np.array([0]))
+
+
+@pytest.mark.parametrize("bytes_kept", [1, 3 * 40 * 40 * 3, 2**25])
+def test_clips_are_the_same_however_few_frames_wait_to_be_resized(tmp_path, monkeypatch, bytes_kept):
+    """All boxes of an 8K clip at once were 1.6 GB."""
+    path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
+    view = AugmentSpec(size=16, scale=(0.4, 0.9))
+    reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
+    whole, few = (np.zeros(int(np.prod(reader.shape)), np.uint8) for _ in range(2))
+    reader.read(whole, Record("v", str(path), 0), 0, 0)
+    monkeypatch.setattr(clip_reader, "_WAITING_BYTES", bytes_kept)
+    reader.read(few, Record("v", str(path), 0), 0, 0)
+    assert np.array_equal(whole, few) and whole.any()

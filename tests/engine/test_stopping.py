@@ -22,10 +22,22 @@ ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
+_started = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_lives_on():
+    """A test that fails leaves no endless training behind."""
+    yield
+    while _started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(_started.pop().pid, signal.SIGKILL)
+
+
 def start(top, *words, launcher=(), tool="tools/train_net.py"):
     """A tool in a session, and so a process group, of its own."""
     command = [sys.executable, *launcher, str(REPO / tool), *map(str, words)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=top,
         env=ENV,
@@ -33,7 +45,11 @@ def start(top, *words, launcher=(), tool="tools/train_net.py"):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # under nohup the tests themselves ignore it, and what they start would
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
+    _started.append(process)
+    return process
 
 
 def session(leader):

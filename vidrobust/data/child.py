@@ -116,7 +116,7 @@ class Child:
     def receive(self) -> Any:
         """Return the result of a call that has ended, or whose time is over."""
         if self.spent >= self.timeout_s and not self.pipe.poll():
-            os.kill(self.pid, signal.SIGKILL)
+            self._kill()
             self._reap()
             raise ChildDied(f"{NO_ANSWER} within {self.timeout_s:g} s")
         try:
@@ -130,21 +130,36 @@ class Child:
     def close(self) -> None:
         """Kill the process, if there is one."""
         if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._kill()
             self._reap()
+
+    def _kill(self) -> None:
+        if _readable(0, self.status):
+            return  # it has ended, and its pid may be another process's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def __del__(self) -> None:
         if self.owner == os.getpid():  # and not a copy of it in a process that was forked later
             self.close()
+        shared = getattr(self, "_shared", None)  # missing where the arguments were refused
+        if shared is not None:
+            os.close(shared)  # every copy in a process that was forked has its own
 
     def _start(self) -> None:
+        self.folder = _folder()
+        size = 0 if self.memory is None else len(self.memory)
+        try:
+            order = pickle.dumps((self.folder, self.function, size))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise TypeError(
+                f"what a child calls must be defined in a module, not as a lambda or inside a function ({error})"
+            ) from None
         self.pipe, self.status, self.pid = _nursery.fork(self._shared)
         self.owner = os.getpid()
         self.calls = 0
-        self.folder = _folder()
-        size = 0 if self.memory is None else len(self.memory)
-        self.pipe.send_bytes(pickle.dumps((self.folder, self.function, size)))
+        with contextlib.suppress(OSError):  # it died: its answer says so
+            self.pipe.send_bytes(order)
         # its imports are not the time of a call
         if not self.pipe.poll(_START_S):
             self.close()
@@ -156,8 +171,10 @@ class Child:
 
     def _death(self) -> ChildDied:
         status = self._reap()
-        if status is None:
-            return ChildDied("its process was lost")
+        if status is None:  # the nursery was killed, and all of its children with it
+            death = ChildDied("its process was lost, as for want of memory; lower data.workers")
+            death.killed = True
+            return death
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
             return ChildDied(f"it exited with {code}")
@@ -197,22 +214,29 @@ def in_children(
     busy: dict[Child, tuple[int, Job]] = {}
     try:
         while left or busy:
+            ended: list[tuple[Child, int, Job, Any]] = []
             while left and idle:
                 child = idle.pop()
-                busy[child] = left.pop()
-                child.send(busy[child][1])
-            for child in _answered(list(busy)):
-                number, job = busy.pop(child)
-                idle.append(child)
+                number, job = left.pop()
                 try:
-                    result: Any = child.receive()
+                    child.send(job)
+                    busy[child] = number, job
+                except ChildDied as death:  # at its start
+                    ended.append((child, number, job, death))
+            for child in _answered(list(busy)) if busy else ():
+                number, job = busy.pop(child)
+                try:
+                    ended.append((child, number, job, child.receive()))
                 except ChildDied as death:
-                    if death.killed and number not in again:
-                        again.add(number)
-                        left.append((number, job))
-                        continue
-                    result = _twice(death) if death.killed else death
-                yield job, result
+                    ended.append((child, number, job, death))
+            for child, number, job, result in ended:
+                idle.append(child)
+                killed = isinstance(result, ChildDied) and result.killed
+                if killed and number not in again:
+                    again.add(number)
+                    left.append((number, job))
+                else:
+                    yield job, _twice(result) if killed else result
     finally:
         for child in children:
             child.close()
@@ -420,7 +444,12 @@ def serve_nursery(control: int) -> NoReturn:
             asked, passed = b"", []
         if not asked:
             os._exit(0)  # nobody is left; children die with this process
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes: the caller sees the pipe close
+            for number in passed:
+                os.close(number)
+            continue
         if pid == 0:
             requests.close()
             for report, _ in children.values():

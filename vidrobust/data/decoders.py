@@ -542,7 +542,7 @@ class Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        with contextlib.closing(PyAV(path, frames)) as reference:  # refuses what is no video
+        with contextlib.closing(PyAV(path, frames, seekable)) as reference:  # refuses what is no video
             self.num_frames = reference.num_frames
         self.path = path
         self.reader = decord.VideoReader(_as_file(path), num_threads=1)
@@ -582,7 +582,7 @@ class TorchCodec:
     def __init__(self, path: str, frames: int = 0, seekable: bool | None = None) -> None:
         from torchcodec.decoders import VideoDecoder
 
-        with contextlib.closing(PyAV(path, frames)) as reference:
+        with contextlib.closing(PyAV(path, frames, seekable)) as reference:
             self.num_frames = reference.num_frames
         self.decoder = VideoDecoder(_as_file(path), dimension_order="NHWC", num_ffmpeg_threads=1)
         self.fps = float(self.decoder.metadata.average_fps or 0)

@@ -125,29 +125,32 @@ def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
     """Return the images of a folder that are one video, `img_2.jpg` before `img_10.jpg`.
 
     Args:
-        folder: its images, hidden files left out, are series of names that differ in a number.
-        series: the beginning of the names that are wanted; "" where one series is all there is.
+        folder: its images, hidden files left out, are series of names that differ in their last
+            number: `img_*.jpg`, `flow_x_*.jpg`.
+        series: the series that is wanted, as `img_*.jpg`, or the beginning of its name alone; ""
+            where one series is all there is.
         count: how many images a list promises: of several series, the one that has as many.
 
     Raises:
-        DecodeError: several series, such as optical flow beside RGB, and nothing that chooses one.
+        DecodeError: several series, such as optical flow beside RGB, and nothing that chooses one;
+            or none of that name.
     """
-    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
-    if series:
-        return sorted((file for file in images if file.name.startswith(series)), key=_in_order)
     found: dict[str, list[Path]] = {}
-    for file in images:
-        found.setdefault(re.sub(r"\d+(?=\D*$)", "*", file.stem), []).append(file)
-    fitting = [files for files in found.values() if len(files) == count]
-    if len(found) > 1 and len(fitting) == 1:
+    for file in folder.iterdir():
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".":
+            name = re.sub(r"\d+(?=\D*$)", "*", file.stem) + file.suffix.lower()
+            found.setdefault(name, []).append(file)
+    chosen = {name: files for name, files in found.items() if series in ("", name)}
+    chosen = chosen or {name: files for name, files in found.items() if name.startswith(series)}
+    images = [file for files in chosen.values() for file in files]
+    fitting = [files for files in chosen.values() if len(files) == count]
+    if len(chosen) > 1 and len(fitting) == 1:
         return sorted(fitting[0], key=_in_order)
-    if 1 < len(found) < len(images):  # names that share nothing are one series
+    several = 1 < len(chosen) < len(images)  # names that share nothing are one series
+    if found and (several or not chosen):
         named = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
-        first = min(found).split("*")[0]
-        raise DecodeError(
-            f"{folder}: holds {len(found)} series of images: {named}; set data.series to the beginning "
-            f"of the names that are the video, such as data.series={first}"
-        )
+        what = f"{len(found)} series of images" if several else f"no series data.series={series}, but"
+        raise DecodeError(f"{folder}: holds {what}: {named}; set data.series to one of them")
     return sorted(images, key=_in_order)
 
 

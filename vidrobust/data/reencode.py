@@ -114,14 +114,16 @@ def reencode(
         if os.path.isabs(record.uid) or places[record.path].startswith(".."):
             raise UserError(f"{record.uid}: a copy cannot have this name; list files relative to {root}, and inside it")
     failed = []
-    with claim(output, json.loads(str(encoding)), {places[record.path]: record.path for record in records}):
+    chosen = sorted({record.series for record in records if record.series})
+    options = json.loads(str(encoding)) | ({"series": chosen} if chosen else {})
+    with claim(output, options, {places[record.path]: record.path for record in records}):
         for file in files_below(root):
             if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
                 place = output / file.relative_to(root)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
-        series = {record.path: record.series for record in records}
-        jobs = [(path, str(output / place), encoding, place, series[path]) for path, place in places.items()
+        series = {record.path: (record.series, record.frames) for record in records}
+        jobs = [(path, str(output / place), encoding, place, *series[path]) for path, place in places.items()
                 if _is_due(path, output / place)]  # fmt: skip
         tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
         title = "texture" if encoding.texture else encoding.corruption or "re-encode"
@@ -143,23 +145,24 @@ def _is_due(source: str, target: Path) -> bool:
     return size < 1 or made_ns < stamp(source)[1]
 
 
-def _encode(job: tuple[str, str, Encoding, str, str]) -> tuple[bool, str]:
+def _encode(job: tuple[str, str, Encoding, str, str, int]) -> tuple[bool, str]:
     """Write one file beside its target, in a child, verify it and rename it.
 
     Args:
-        job: (source, target, encoding, name of the file, series of a folder's images).
+        job: (source, target, encoding, name of the file, and of a folder of images its series and
+            how many a list promises).
 
     Returns:
         (whether it is there, what is wrong).
     """
-    source, target, encoding, name, series = job
+    source, target, encoding, name, series, count = job
     reason = ""
     partial = _partial(Path(target))
     try:
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
         if Path(source).is_dir():
-            _shrink_folder(Path(source), partial, encoding, name, series)
+            _shrink_folder(frame_files(Path(source), series, count), partial, encoding, name)
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
             _shrink_images([Path(source)], [partial], encoding, name)
         else:
@@ -226,7 +229,7 @@ def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> t
 
 def _rate(fps: float) -> Fraction:
     """Return a frame rate that encoders take, 25 for none: MPEG-4 holds its numerator in 16 bits."""
-    return 1 / (1 / Fraction(fps or 25)).limit_denominator(65535)
+    return 1 / (1 / Fraction(min(fps or 25, 65535))).limit_denominator(65535)
 
 
 class _Writer:
@@ -330,9 +333,8 @@ def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: E
         Image.fromarray(made).save(target, format=kind, **options)
 
 
-def _shrink_folder(source: Path, target: Path, encoding: Encoding, name: str, series: str) -> None:
+def _shrink_folder(files: Sequence[Path], target: Path, encoding: Encoding, name: str) -> None:
     target.mkdir()
-    files = frame_files(source, series)
     if encoding.corruption or encoding.texture:
         _shrink_images(files, [target / file.name for file in files], encoding, name)
     else:  # one by one: without a corruption nothing needs them all in memory

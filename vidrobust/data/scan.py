@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
@@ -60,21 +60,24 @@ class Probe:
     Args:
         backend: a decoder beside PyAV that runs will use, and whose frames are therefore compared
             with PyAV's; "" for none.
-        series: of folders of frames, the beginning of the names that are the video.
+        series: of folders of frames, the names that are the video, as `frame_files` takes them.
+        counts: of folders of frames, how many images a list promises.
     """
 
     backend: str = ""
     series: str = ""
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str) -> Row:
         """Return a row, with the state that the file had before: what is being written is read again."""
         before = dict(zip(_STAMP, stamp(path), strict=True))
-        return probe(path, backend=self.backend, series=self.series) | before
+        row = probe(path, backend=self.backend, series=self.series, count=self.counts.get(path, 0))
+        return row | before | ({"series": self.series} if self.series else {})
 
 
 def scan(
     paths: Iterable[str], root: Path, manifest: Path, *, workers: int = 2, timeout_s: float = 60, backend: str = "",
-    series: str = "",
+    series: str = "", counts: Mapping[str, int] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Probe files, and write a manifest, and `<manifest>.bad.txt` with the files that have a reason.
 
@@ -88,7 +91,7 @@ def scan(
         manifest: the file to write.
         workers: files at a time.
         timeout_s: seconds that a file may take.
-        backend: as in `Probe`, and series as well.
+        backend: as in `Probe`, and series and counts as well.
 
     Returns:
         The rows of the files, sorted by path.
@@ -96,7 +99,7 @@ def scan(
     Raises:
         UserError: nothing to scan, or a manifest that cannot be written.
     """
-    look = Probe(backend if backend in CHECKED else "", series)
+    look = Probe(backend if backend in CHECKED else "", series, counts or {})
     found = {_key(path, root): path for path in sorted(set(paths)) if not path.startswith(TORCHVISION)}
     if not found:
         raise UserError("nothing to scan: torchvision's data sets are arrays in memory")
@@ -115,8 +118,8 @@ def scan(
     try:
         keys = {found[key]: key for key in fresh}
         for path, answer in in_children(look, [found[key] for key in fresh], workers, timeout_s):
-            if isinstance(answer, ChildDied):
-                answer = _bad(str(answer)) | dict(zip(_STAMP, stamp(path), strict=True))
+            if isinstance(answer, ChildDied):  # a limit, memory: another scan may fare better
+                answer = _bad(str(answer)) | dict(zip(_STAMP, stamp(path), strict=True)) | {"retry": True}
             rows[keys[path]] = {"path": keys[path], **answer}
             bar.update()
             if time.monotonic() - written > _WRITE_EVERY_S:
@@ -149,26 +152,25 @@ def notes(rows: Iterable[Row], backend: str = "") -> list[str]:
 
 def _still_true(row: Row, look: Probe) -> bool:
     """Return whether a row answers what is asked now, of a file that has not changed."""
-    if row["reason"].startswith(NO_ANSWER):
+    if row.get("retry") or row["reason"].startswith(NO_ANSWER) or row.get("series", "") != look.series:
         return False
     video = row["backend"] == "pyav"
     return not video or ("seekable" in row and (not look.backend or look.backend in row.get("compared", [])))
 
 
-def probe(path: str, *, backend: str = "", series: str = "") -> Row:
+def probe(path: str, *, backend: str = "", series: str = "", count: int = 0) -> Row:
     """Decode all of a file, and say what is in it. May hang or crash: `scan` calls it in a child.
 
     Args:
         path: a video, an image or a folder of frames.
         backend: as in `Probe`, and series as well.
+        count: how many images a list promises, 0 for none.
     """
     try:
         if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            return _probe_images(path, series)
+            return _probe_images(path, series, count)
         row = _probe_video(path)
-        if not row["frames"]:
-            return _probe_with("decord", path) or row
-        if backend:
+        if backend and row["frames"]:
             same = not disagreement(backend, BACKENDS[backend], path)
             row |= {"compared": [backend], "verified": [backend] if same else []}
         return row
@@ -209,21 +211,10 @@ def _probe_video(path: str) -> Row:
     return row | {"mirrored": how.mirrored, "seekable": seekable, "verified": [], "streams": streams}
 
 
-def _probe_with(backend: str, path: str) -> Row | None:
-    """What another decoder makes of a file of which PyAV makes nothing."""
-    try:
-        with open_video(path, backend=backend) as video:
-            count, shape = 0, (0, 0)
-            for frame in video.frames(np.arange(video.num_frames)):
-                count, shape = count + 1, frame.shape[:2]
-            return _row(count, video.fps, shape[1], shape[0], 0, backend, "") if count else None
-    except DecodeError:
-        return None
-
-
-def _probe_images(path: str, series: str = "") -> Row:
-    files = frame_files(Path(path), series) if Path(path).is_dir() else [Path(path)]
-    shape, count, odd, reason = None, 0, 0, ""
+def _probe_images(path: str, series: str, count: int) -> Row:
+    files = frame_files(Path(path), series, count) if Path(path).is_dir() else [Path(path)]
+    shape, odd, reason = None, 0, ""
+    count = 0
     for file in files:
         try:
             frame = _only_frame(str(file))

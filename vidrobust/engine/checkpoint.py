@@ -112,7 +112,8 @@ def non_finite(state: dict[str, Any]) -> list[str]:
 
 def step_files(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder by step; a step_best.pt is somebody else's."""
-    return sorted(folder.glob("step_[0-9]*.pt"))
+    # not `step_*`: a user's step_00000002_mine.pt is theirs
+    return sorted(folder.glob(f"step_{'[0-9]' * 8}.pt"))
 
 
 def newest_step(folder: Path) -> Path | None:

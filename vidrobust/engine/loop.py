@@ -1,5 +1,6 @@
 """The training loop: one page for every method."""
 
+import errno
 import json
 import math
 from collections.abc import Iterator
@@ -94,9 +95,11 @@ def _steps(run: Run, stopping: list[int], main: bool) -> None:
     guard = StepGuard(run.method, run.optimizer, run.average, run.start)
     try:
         _guarded_steps(run, stopping, main, guard)
-    except (KeyboardInterrupt, NonFinite, OSError):  # in a hurry; written already; there is no room
+    except (KeyboardInterrupt, NonFinite):  # in a hurry; written already
         raise
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # there is no room
+            raise
         where = _rescue(run, guard, main)
         if where:
             log.warning(
@@ -155,8 +158,10 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
             if (step + 1) % run.per_epoch == 0 or step + 1 == run.total:
                 progress.epoch_done(step, method.report(last=step + 1 == run.total))
                 unusual.report(main)
-            if main and (step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0):
-                run.save(step + 1)
+            if step + 1 == run.total or (step + 1) % cfg.train.checkpoint_every == 0:
+                with distributed.together():  # a full disk is everybody's end
+                    if main:
+                        run.save(step + 1)
 
 
 def _update(
@@ -208,10 +213,22 @@ def _next_batch(batches: Iterator[Batch], run: Run) -> tuple[Batch | None, str]:
         return None, str(error)
 
 
-def _rescue(run: Run, guard: StepGuard, main: bool) -> Path | None:
-    """Write the state after the last whole step, if that is new; return where, or None."""
-    if distributed.world() > 1 and run.device.type == "cuda":
-        return None  # work that waits for a lost rank holds the device
+def _rescue(
+    run: Run, guard: StepGuard, main: bool, *, all_ranks_alive: bool = False
+) -> Path | None:
+    """Write the state after the last whole step, if that is new.
+
+    Args:
+        run: whose state it is.
+        guard: knows how to undo the step that has begun.
+        main: this is rank 0, which writes.
+        all_ranks_alive: no rank was lost. Work that waits for a lost one holds a GPU.
+
+    Returns:
+        Where it is, or None.
+    """
+    if distributed.world() > 1 and run.device.type == "cuda" and not all_ranks_alive:
+        return None
     if not guard.undo() or not main or guard.done <= max(run.saved, run.start):
         return None
     try:
@@ -219,6 +236,13 @@ def _rescue(run: Run, guard: StepGuard, main: bool) -> Path | None:
     except (OSError, UserError) as error:
         log.warning(f"the state after step {guard.done} could not be written: {error}")
         return None
+
+
+def _state_before(path: Path, step: int) -> str:
+    """Return the file of the state before a step, or what is known of it."""
+    if path.is_file():
+        return str(path)
+    return "not written" if step else "the start of the run"
 
 
 def _tell_still(views: Tensor, made: Tensor) -> None:
@@ -234,11 +258,13 @@ class _Unusual:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.seen: set[int] = set()
         self.found: dict[str, set[int]] | None = {"repeats": set(), "resized": set()}
 
     def add(self, batch: Batch | None) -> None:
         """Note the videos of a batch."""
         if self.found is not None and batch is not None:
+            self.seen |= set(batch.index.tolist())
             self.found["repeats"] |= set(batch.repeats)
             self.found["resized"] |= set(batch.resized)
 
@@ -246,11 +272,11 @@ class _Unusual:
         """Log once how many there are, on all ranks together."""
         if self.found is None:
             return
-        repeats, resized = (
-            len(distributed.merged(dict.fromkeys(videos, ""))) for videos in self.found.values()
+        repeats, resized, seen = (
+            len(distributed.merged(dict.fromkeys(videos, ""))) for videos in (*self.found.values(), self.seen)
         )
         self.found = None
-        for line in self.run.dataset.notes(repeats, resized, len(self.run.records)) if main else ():
+        for line in self.run.dataset.notes(repeats, resized, seen) if main else ():
             log.warning(line)
 
 
@@ -267,8 +293,9 @@ def _count_bad(run: Run, replaced: list[Failure], main: bool) -> None:
 def _leave(run: Run, guard: StepGuard, batch: Batch | None, lost: str, main: bool) -> NoReturn:
     """Save what the finished steps have reached, on all ranks at once, and end the run."""
     step = guard.done
-    if main and step > max(run.saved, run.start):
-        run.save(step)
+    with distributed.together():  # a full disk is everybody's end
+        if main and step > max(run.saved, run.start):
+            run.save(step)
     reasons = distributed.merged({distributed.rank(): lost} if lost else {})
     distributed.barrier()
     where = run.out / "checkpoints" / f"step_{step:08d}.pt"
@@ -326,9 +353,10 @@ def _refuse_non_finite(
     what = f"gradient norm is {float(norm)}" if math.isfinite(value) else f"loss is {value}"
     if _is_finite(loss, norm):
         what = "loss of another rank is not finite"
-    _rescue(run, guard, main)
+    _rescue(run, guard, main, all_ranks_alive=True)
     distributed.barrier()
     kept = checkpoint.newest_step(run.out / "checkpoints")
+    before = run.out / "checkpoints" / f"step_{step:08d}.pt"
     # The step is a function of this row and of the state before it: --resume repeats it.
     row = {
         "step": step,
@@ -339,7 +367,7 @@ def _refuse_non_finite(
         "index": batch.index.tolist(),
         "seed": run.cfg.seed,
         "rank": distributed.rank(),
-        "state_before": str(kept) if kept else "the start of the run",
+        "state_before": _state_before(before, step),
     }
     with open(run.out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")  # one of each rank: every rank has its own batch

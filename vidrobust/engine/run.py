@@ -41,7 +41,7 @@ _FILES = (
     "metrics.jsonl",
     "backbone.pt",
     "tensorboard/events.out.tfevents.*",
-    "checkpoints/step_[0-9]*.pt",
+    f"checkpoints/step_{'[0-9]' * 8}.pt",
     "checkpoints/last.pt",
     "features/train.npz",
     "features/test.npz",
@@ -50,6 +50,7 @@ _FILES = (
     "features/.*.partial",
     "features/t*.npz.partial/t*.rows.jsonl",
     "features/t*.npz.partial/t*.f32",
+    "features/t*.npz.partial/.lock",
 )
 # rows of an evaluation, a file per rank, and what they are of
 _STREAMS = ("results", "timing", "corruptions", "bias", "shift")
@@ -205,8 +206,12 @@ def _delete_run(out: Path) -> None:
     for folder in out.glob("eval/*"):
         claimed = (folder / "identity.json").is_file() or (folder / ".lock").is_file()
         if claimed and not folder.is_symlink():
-            delete_files(folder, (*EVALUATION_FILES, ".lock"))
-            with suppress(OSError):  # somebody else's files are in it
+            own = ("identity.json", ".lock")
+            delete_files(folder, [name for name in EVALUATION_FILES if name not in own])
+            # beside somebody else's files they show the next evaluation that the folder is one's
+            if {path.name for path in folder.iterdir()} <= set(own):
+                delete_files(folder, own)
+            with suppress(OSError):
                 folder.rmdir()
     with suppress(OSError):
         (out / "eval").rmdir()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from vidrobust.errors import UserError
 from vidrobust.evaluation.evaluate import load_method
 from vidrobust.evaluation.feature_store import DiskStore, Features
 from vidrobust.evaluation.predict import evaluation_mode, extract
-from vidrobust.files import replacing
+from vidrobust.files import held, replacing
+
+_EXTRACTS = "another process extracts into {}; wait for it or stop it, or set --output FILE"
 
 
 def write_features(
@@ -53,16 +56,25 @@ def write_features(
     if path.is_file() and not overwrite and there != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
     model = method.model.to(device)
-    store = DiskStore(path.with_name(f"{path.name}.partial"), split, 1, meta)
-    with evaluation_mode(model, branch=cfg.eval.branch):
-        (found,) = extract(
-            [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
-            batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split, store=store,
-        )  # fmt: skip
-    if distributed.rank() == 0:
-        _write(path, found, meta)
-        shutil.rmtree(store.folder)
-    distributed.patient_barrier()
+    partial = path.with_name(f"{path.name}.partial")
+    # options that change features, and that files of earlier versions do not name
+    identity = meta | {name: getattr(cfg.data, name) for name in ("policy", "short_side", "series", "backend")}
+    with ExitStack() as folder:
+        with distributed.together():
+            if distributed.rank() == 0:
+                partial.mkdir(parents=True, exist_ok=True)
+                folder.enter_context(held(partial / ".lock", _EXTRACTS))
+        with evaluation_mode(model, branch=cfg.eval.branch):
+            (found,) = extract(
+                [model.backbone], eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling), device,
+                batch_size=cfg.eval.batch_size, workers=cfg.data.workers, title=split,
+                store=DiskStore(partial, split, 1, identity),
+            )  # fmt: skip
+        distributed.patient_barrier()  # no rank reads the parts any more
+        with distributed.together():
+            if distributed.rank() == 0:
+                _write(path, found, meta)
+                shutil.rmtree(partial)
     if found.failed:
         raise UserError(
             f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in {path}; the first: "
