@@ -218,7 +218,7 @@ def _delete_run(out: Path) -> None:
     left = sorted(
         path.relative_to(out)
         for path in out.rglob("*")
-        if not path.is_dir() and path.name != "env.json"
+        if not path.is_dir() and path.name not in ("env.json", "identity.json", ".lock")
     )
     if left:
         log.warning(
