@@ -10,6 +10,11 @@ from tests.helpers import tiny_ucf101
 from vidrobust.engine.log import log, stop_logging
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the slow files: at the end they would keep one of two processes waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was():
     """A test that starts a run leaves the package's logger silent for those that follow it."""

@@ -17,6 +17,8 @@ from tests.engine.test_stopping import ENV, LAUNCHER, start, wait_until
 from tests.helpers import REPO, tiny, tool
 from vidrobust.engine import checkpoint
 
+pytestmark = pytest.mark.slow
+
 # torchrun alone takes 5 to 10 on a busy machine; a rank that waits for another takes minutes
 SECONDS = 60
 

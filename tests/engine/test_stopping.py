@@ -18,6 +18,8 @@ from tests.helpers import REPO, counting_video, tiny, tiny_ucf101
 from vidrobust.engine import checkpoint
 from vidrobust.stopping import EXIT_STOPPED, STOP_SIGNALS
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 

@@ -16,6 +16,8 @@ from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.engine.loop import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4",
          "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[2,5]"]  # fmt: skip
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
