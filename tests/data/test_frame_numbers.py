@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import SHARED, counting_frames, encode, read_numbers, with_not_coded
+from tests.helpers import SHARED, counting_frames, encode, needs_ucf101_mini, read_numbers, with_not_coded
 from vidrobust.config import Data
 from vidrobust.data import (
     ClipSpec,
@@ -139,6 +139,18 @@ def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
                 out.mux(packet)
     assert read_numbers(read_frames(cut, np.array([0]))) == [40]
     _check_every_read(cut, 80, first=40, manifest=tmp_path / "m.jsonl")
+
+
+@needs_ucf101_mini
+def test_the_count_without_a_manifest_is_what_decodes():
+    """Of 31 files a packet holds two pictures, and of one the last of them is never shown."""
+    folder = SHARED / "ucf101_mini/videos"
+    last = folder / "WallPushups/v_WallPushups_g10_c02.avi"
+    for path in [*sorted(folder.rglob("*.avi"))[::3], last]:
+        with open_video(path) as video:
+            counted = video.num_frames
+        with av.open(str(path)) as container:
+            assert counted == sum(1 for _ in container.decode(video=0)), path
 
 
 @needs_odd_files

@@ -37,7 +37,7 @@ _TIMED = {"avi", _MP4, "matroska,webm"}
 _WORTH_A_SEEK = 8
 # MPEG-4 part 2: where a picture begins, and sizes in bytes. FFmpeg itself takes packets of up to
 # 19 bytes for pictures that are not coded; one of up to 7 has no room for a single macroblock.
-_PICTURE = b"\x00\x00\x01\xb6"
+_PICTURE = re.compile(b"\x00\x00\x01\xb6")
 _NOT_CODED, _MAY_BE_EMPTY = 7, 19
 
 _AV = tuple(int(part) for part in av.__version__.split(".")[:2])
@@ -186,11 +186,12 @@ def _shows(codec: str, packet: Any) -> int | None:
         return 1
     data = bytes(packet)
     if codec == "mpeg4":  # "not coded" pictures repeat the last one, and players drop them
-        starts = [match.start() for match in re.finditer(re.escape(_PICTURE), data)]
-        sizes = np.diff([*starts, len(data)])
-        if any(_NOT_CODED < size <= _MAY_BE_EMPTY for size in sizes):
+        starts = [match.start() for match in _PICTURE.finditer(data)]
+        ends = [*starts[1:], len(data)]  # one more than starts where there is none
+        sizes = [end - start for start, end in zip(starts, ends, strict=False)]
+        if not sizes or any(_NOT_CODED < size <= _MAY_BE_EMPTY for size in sizes):
             return None
-        return int((sizes > _MAY_BE_EMPTY).sum()) if starts else None
+        return sum(size > _MAY_BE_EMPTY for size in sizes)
     if codec == "vp8":  # RFC 6386, section 9.1: show_frame
         return data[0] >> 4 & 1
     if data[-1] & 0xE0 == 0xC0:  # VP9: a superframe shows one frame
@@ -225,7 +226,7 @@ class PyAV:
         self.path = path
         self.container = open_container(path)
         self.used = False
-        stream = video_stream(self.container)
+        stream = self.stream = video_stream(self.container)
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
             raise DecodeError(
@@ -239,10 +240,11 @@ class PyAV:
         self.codec = codec.name
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
-        declared = declared_frames(self.container)
+        self.index = _index(stream)
+        declared = declared_frames(self.container) if not self.index else self._declared(stream)
         # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut
         # AVI's has what is lost
-        self.indexed = len(_index(stream)) == declared > 0
+        self.indexed = len(self.index) == declared > 0
         self.may_seek = self._is_plain() if seekable is None else seekable
         self.num_frames = frames or self._count(declared)
         self.size = codec.height, codec.width
@@ -262,6 +264,10 @@ class PyAV:
                 for packet in packets
                 if packet.size and not packet.is_discard
             ]
+
+    def _declared(self, stream: Any) -> int:
+        """Return what `declared_frames` does, of an index that was read already."""
+        return len(self.index) if self.container.format.name == _MP4 and stream.frames else stream.frames
 
     def _is_plain(self) -> bool:
         """Return whether each packet shows one frame, in order of their times, from the first on.
@@ -308,9 +314,15 @@ class PyAV:
 
     @property
     def shown_packets(self) -> int | None:
-        """How many frames the packets show by their own account; None where they do not say."""
+        """How many frames the packets show by their own account; None where they do not say.
+
+        Of MPEG-4 a packet may hold two pictures ("packed"). One that holds none follows, and a
+        decoder shows a frame per packet at most: what is left at the end of the file is lost.
+        """
         shown = [packet.shows for packet in self._packets]
-        return None if None in shown else sum(count or 0 for count in shown)
+        if None in shown:
+            return None
+        return min(sum(count or 0 for count in shown), len(shown))
 
     @functools.cached_property
     def timeline(self) -> tuple[list[int], list[int]] | None:
@@ -323,8 +335,7 @@ class PyAV:
             return None
         # an index has decoding times, which are presentation times where nothing is reordered
         if self.in_order and self.indexed:
-            index = _index(video_stream(self.container))
-            entries = [(entry.timestamp, entry.is_keyframe) for entry in index]
+            entries = [(entry.timestamp, entry.is_keyframe) for entry in self.index]
         else:
             entries = [(packet.time, packet.key) for packet in self._packets]
         stamps = sorted(stamp for stamp, _ in entries if stamp is not None)
@@ -361,8 +372,9 @@ class PyAV:
         if self.used:
             self.container.close()
             self.container = open_container(self.path)
+            self.stream = video_stream(self.container)
         self.used = True
-        return self.container.decode(video_stream(self.container))
+        return self.container.decode(self.stream)
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the frames up to the first that is not where its time says; seek where it saves."""
@@ -380,9 +392,8 @@ class PyAV:
             key = max((k for k in keys if k <= number), default=0)
             fresh = key >= position + _WORTH_A_SEEK
             if fresh:
-                stream = video_stream(self.container)
-                self.container.seek(stamps[key], stream=stream)
-                decoded = self.container.decode(stream)
+                self.container.seek(stamps[key], stream=self.stream)
+                decoded = self.container.decode(self.stream)
             while True:
                 frame = next(decoded, None)
                 if frame is None or frame.pts not in rank or frame.is_corrupt:
