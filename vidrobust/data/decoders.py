@@ -148,14 +148,17 @@ def _index(stream: Any) -> list[Any]:
     return [entry for entry in getattr(stream, "index_entries", ()) if not entry.is_discard]
 
 
-def declared_frames(container: Any) -> int:
-    """Return how many frames the header promises to show; 0 where it does not say."""
+def declared_frames(container: Any, index: list[Any] | None = None) -> int:
+    """Return how many frames the header promises to show; 0 where it does not say.
+
+    index: of the container, where it was read already.
+    """
     stream = video_stream(container)
     # not in fragments; an edit list may cut some off
     if container.format.name != _MP4 or not stream.frames:
         return stream.frames
     if hasattr(stream, "index_entries"):
-        return len(_index(stream))
+        return len(_index(stream) if index is None else index)
     kept = _kept(container)
     return stream.frames if all(kept) else sum(kept)
 
@@ -241,7 +244,7 @@ class PyAV:
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
         self.index = _index(stream)
-        declared = declared_frames(self.container) if not self.index else self._declared(stream)
+        declared = declared_frames(self.container, self.index)
         # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut
         # AVI's has what is lost
         self.indexed = len(self.index) == declared > 0
@@ -265,10 +268,6 @@ class PyAV:
                 if packet.size and not packet.is_discard
             ]
 
-    def _declared(self, stream: Any) -> int:
-        """Return what `declared_frames` does, of an index that was read already."""
-        return len(self.index) if self.container.format.name == _MP4 and stream.frames else stream.frames
-
     def _is_plain(self) -> bool:
         """Return whether each packet shows one frame, in order of their times, from the first on.
 
@@ -277,9 +276,7 @@ class PyAV:
         """
         if self.container.format.name not in _TIMED:
             return False
-        sizes = (
-            [entry.size for entry in _index(video_stream(self.container))] if self.indexed else []
-        )
+        sizes = [entry.size for entry in self.index] if self.indexed else []
         if self.codec == "mpeg4" and sizes:
             if min(sizes) > _MAY_BE_EMPTY:
                 return True

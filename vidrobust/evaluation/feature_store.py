@@ -166,12 +166,6 @@ class DiskStore:
             file.close()
         self.files = None
 
-    def remove(self) -> None:
-        """Delete the files of all ranks."""
-        self.close()
-        for path in self.folder.glob(f"{self.name}.*"):
-            path.unlink(missing_ok=True)
-
     def _parts(self) -> list["_Part"]:
         """The files of every rank that has some, but for those of another identity."""
         tables = [
