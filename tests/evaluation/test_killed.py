@@ -12,14 +12,15 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from tests.helpers import REPO, counting_video, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.engine.loop import train
 
 pytestmark = pytest.mark.slow
 
 WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4",
-         "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[2,5]"]  # fmt: skip
+         "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[2,5]",
+         "eval.shift.name=class_folder", "eval.shift.root=other"]  # fmt: skip
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
@@ -29,6 +30,9 @@ def run(tmp_path_factory):
     """A trained run, and its evaluation that nothing disturbs."""
     top = tmp_path_factory.mktemp("killed")
     root = tiny_ucf101(top / "data", train=2, test=9)
+    for number in range(5):
+        name = ("alpha", "beta")[number % 2]
+        counting_video(top / f"other/{name}/{number}.avi", 20, first=3000 + 50 * number)
     train(config.loads("", tiny(f"data.root={root}", "data.frames=4", "train.checkpoint_every=1")), top / "run")
     done = subprocess.run(_command(top, "whole"), cwd=top, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -41,7 +45,7 @@ def _command(top, name, *launcher):
 
 
 def _same(top, name):
-    for file in ("summary.json", "results.jsonl", "corruptions.jsonl", "predictions.jsonl"):
+    for file in ("summary.json", "results.jsonl", "corruptions.jsonl", "predictions.jsonl", "shift.jsonl"):
         assert (top / name / file).read_bytes() == (top / "whole" / file).read_bytes(), file
     summary = json.loads((top / name / "summary.json").read_text())
     assert summary["n"] == 18 and summary["unit"] == "clip"
@@ -139,6 +143,7 @@ def test_rows_that_two_files_hold_count_once(run, tmp_path):
     lines = (tmp_path / "torn/results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "torn/results.rank1.jsonl").write_text("".join(lines[8:16]) + lines[20][:30])
     shutil.copytree(run / "run", tmp_path / "run")
+    (tmp_path / "other").symlink_to(run / "other")
     done = tool("test_net", "--checkpoint", "run", "--output-dir", "torn", THREATS, *WORDS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "torn/results.jsonl").read_bytes() == (run / "whole/results.jsonl").read_bytes()

@@ -1,6 +1,7 @@
 """Another data set's videos, answered among the classes that both have."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -111,6 +112,27 @@ def test_rows_of_another_model_or_data_set_are_refused(sets, tmp_path):
     (sets[1] / "beta/0.avi").unlink()
     with pytest.raises(UserError, match="shift.jsonl holds rows of another list of videos"):
         _measure(cfg, tmp_path / "out", lambda x: weight.expand(len(x), -1))
+
+
+def test_one_that_was_interrupted_goes_on_with_the_videos_that_are_left(sets, tmp_path):
+    cfg = _cfg(sets, "eval.clips=1", "eval.batch_size=2")
+    seen = []
+
+    def predict(x, last=10**6):
+        seen.append(len(x))
+        if sum(seen) > last:
+            raise KeyboardInterrupt
+        return x.mean((1, 3, 4))[:, :2]
+
+    whole = _measure(cfg, tmp_path / "whole", partial(predict))
+    needed, out = sum(seen), tmp_path / "out"
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        _measure(cfg, out, partial(predict, last=needed - 3))
+    seen.clear()
+    assert _measure(cfg, out, partial(predict)) == whole
+    assert 3 <= sum(seen) <= 3 + 2 + 2, "the last batches, and two clips that recognise the model"
+    assert sorted(path.name for path in out.iterdir()) == ["shift.identity.json", "shift.jsonl"]
 
 
 def test_a_video_of_nan_logits_is_wrong_and_warned_of(sets, tmp_path):

@@ -63,6 +63,8 @@ EVALUATION_FILES = (
     "features.pt",
     "features/t*.rows.jsonl",
     "features/t*.f32",
+    "shift.partial/o*.rows.jsonl",
+    "shift.partial/o*.f32",
     "predictions.jsonl",
     "checks.json",
     "summary.json",

@@ -187,6 +187,7 @@ def _look(cfg: config.Config, method: Method, records: list[Record], device: tor
         if found.failed:
             log.warning(f"{len(found.failed)} videos do not decode and get no pseudo-label: {found.failed[0].reason}")
         method.pseudo.cluster(found.features[:, 0], found.index)
+    distributed.patient_barrier()  # a collective by itself gives up after minutes
     distributed.broadcast([method.pseudo.labels])
 
 

@@ -198,11 +198,7 @@ def _measure(
         measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
         measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
         name = checkpoint_name  # which model the rows are of
-        measured["shift"] = (
-            evaluate_shift(cfg, predict, others, test, out, device, identity=name)
-            if distributed.rank() == 0
-            else None
-        )
+        measured["shift"] = evaluate_shift(cfg, predict, others, test, out, device, identity=name)
         corruption = _corruptions(cfg, predict, test, indices, classes, out, device, name)
         measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device, name)
         if measured["bias"]:

@@ -116,15 +116,14 @@ def videos_of(dataset: Dataset) -> str:
     return records_sha(list(dataset.records))
 
 
-def own_folder(out: Path, stem: str, asked: Mapping[str, Any], *, all_ranks: bool = True) -> None:
-    """Write out/<stem>.identity.json, or go on where it says the same.
+def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
+    """Write out/<stem>.identity.json, or go on where it says the same. Every rank calls it.
 
     Args:
         out: the folder.
         stem: of the file of rows.
         asked: model (`identify_model`), videos, protocol and, where they decide the rows, suite and
             seed.
-        all_ranks: every rank calls it, and not the first alone.
 
     Raises:
         UserError: the folder holds rows of something else, with what differs and the remedy.
@@ -139,8 +138,7 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any], *, all_ranks: boo
                 f"out={out}: {stem}.jsonl holds rows of another {told}; choose another folder, or "
                 f"delete {stem}.jsonl and {path.name}"
             )
-    if all_ranks:
-        distributed.patient_barrier()  # every rank has read what the first is about to write
+    distributed.patient_barrier()  # every rank has read what the first is about to write
     if held is None and distributed.rank() == 0:
         with replacing(path) as file:
             file.write((json.dumps(asked, indent=2) + "\n").encode())

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from vidrobust import config
 from vidrobust.attacks import Predict, finite_logits
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
+from vidrobust.evaluation.feature_store import DiskStore
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, extract
@@ -137,7 +140,8 @@ def evaluate_shift(
     averaged; own_acc, own_n: the same on the test videos of these classes; per_class; failed;
     warnings, if there are some. Accuracies are fractions; a video that does not decode, or on which
     the model gives NaN, is wrong. Rows that are there are read, and not made again, if they are of
-    the same model, videos and protocol (out/shift.identity.json).
+    the same model, videos and protocol (out/shift.identity.json); a call that was killed goes on
+    with the logits it has written. Every rank calls it, and they share the videos.
 
     Args:
         cfg: its data, eval.shift and eval options.
@@ -158,23 +162,26 @@ def evaluate_shift(
     own = [replace(record, label=shared.own[record.label]) for record in test if record.label in shared.own]
     path = out / "shift.jsonl"
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
-    own_folder(
-        out,
-        "shift",
-        {
-            "model": identify_model(predict, dataset, device, identity),
-            "videos": records_sha(records + own),
-            "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
-        },
-        all_ranks=False,
-    )
+    asked = {
+        "model": identify_model(predict, dataset, device, identity),
+        "videos": records_sha(records + own),
+        "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
+    }
+    own_folder(out, "shift", asked)
     if _kept(path, len(records), len(own)) is None:
         log.info(f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared classes")
         bounded = MicroBatches(predict, cfg.eval.batch_size)
-        rows = [row | {"of": of} for of, part in (("other", records), ("own", own))
-                for row in _rows(cfg, bounded, part, shared, device)]  # fmt: skip
-        with replacing(path) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        partial = out / "shift.partial"  # logits, so that a killed measurement goes on
+        rows = []
+        for of, part in (("other", records), ("own", own)):
+            if part:
+                store = DiskStore(partial, of, 1, asked)
+                rows += [row | {"of": of} for row in _rows(cfg, bounded, part, shared, device, store)]
+        with distributed.together():
+            if distributed.rank() == 0:
+                with replacing(path) as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                shutil.rmtree(partial)
     found = _kept(path, len(records), len(own))
     assert found is not None
     hits, own_hits = ([row["predicted"] == row["label"] for row in found[of]] for of in ("other", "own"))
@@ -207,14 +214,13 @@ def _kept(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] 
 
 
 def _rows(
-    cfg: config.Config, predict: Predict, records: list[Record], shared: Shared, device: torch.device
-) -> list[dict[str, Any]]:
+    cfg: config.Config, predict: Predict, records: list[Record], shared: Shared, device: torch.device,
+    store: DiskStore,
+) -> list[dict[str, Any]]:  # fmt: skip
     """uid, label and predicted, numbers of concepts, and error; in the order of the records."""
-    if not records:
-        return []
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
     (found,) = extract([predict], dataset, device, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
-                       title="shift")  # fmt: skip
+                       title="shift", store=store)  # fmt: skip
     logits = found.features
     if max(shared.own) >= logits.shape[-1]:
         raise UserError(

@@ -1,0 +1,187 @@
+"""Plant bugs one at a time, and see which of them the tests miss: tools/mutate.py --output-dir FOLDER
+
+Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and probes.
+At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number, a
+comparison, ...) in a copy of this clone, and the tests of the changed file's room run until one
+fails: those of the same name first. What no test saw is listed with its change; a folder that has
+some of the rows goes on from there.
+"""
+
+import argparse
+import ast
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+
+REPO = Path(__file__).resolve().parents[1]
+
+# files of the package that are changed -> folder of their tests
+ROOMS = {
+    "attacks/*.py": "attacks",
+    "corruptions/*.py": "corruptions",
+    "data/decode*.py": "data",
+    "data/clip_reader.py": "data",
+    "data/images.py": "data",
+    "data/agreement.py": "data",
+    "data/sampling.py": "data",
+    "methods/info_nce.py": "methods",
+    "methods/*negatives.py": "methods",
+    "methods/removal.py": "methods",
+    "methods/similarity.py": "methods",
+    "evaluation/rows.py": "evaluation",
+    "evaluation/probe.py": "evaluation",
+    "evaluation/knn.py": "evaluation",
+}
+_OUTLIVES_S = 900  # of all tests of a room; a change that makes them hang is seen
+
+
+@dataclass
+class Planted:
+    """A change and what became of it.
+
+    place: file:line:column. change: the line before and after, one below the other. seen: whether a
+    test failed or hung.
+    """
+
+    place: str
+    operator: str
+    change: str
+    seen: bool
+
+
+def candidates(root: Path) -> dict[tuple[str, tuple[int, int]], list[tuple[str, int]]]:
+    """Return (file, (line, column)) -> (operator, occurrence) of every change that can be made.
+
+    Annotations are left out, as nothing runs them, and files that only measure speed.
+    """
+    from cosmic_ray.commands import init
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    files = [path for room in ROOMS for path in sorted((root / "vidrobust").glob(room))]
+    files = [path for path in files if path.name not in ("__init__.py", "speed.py")]
+    annotated = {path: list(_annotations(path)) for path in files}
+    found: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
+    with use_db(":memory:", WorkDB.Mode.create) as database:
+        init(files, database, {})
+        for item in database.work_items:
+            (change,) = item.mutations
+            spans = annotated[change.module_path]
+            if not any(begin <= change.start_pos <= end for begin, end in spans):
+                name = change.module_path.relative_to(root).as_posix()
+                place = found.setdefault((name, tuple(change.start_pos)), [])
+                place.append((change.operator_name, change.occurrence))
+    return found
+
+
+def _annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Yield the (line, column) at which each annotation begins and ends."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        for name in ("annotation", "returns"):
+            part = getattr(node, name, None)
+            if isinstance(part, ast.expr):
+                yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)  # type: ignore[misc]
+
+
+def tests_of(root: Path, name: str) -> list[str]:
+    """Return the test files of a file's room, those that speak most of it first."""
+    room = next(folder for pattern, folder in ROOMS.items() if Path(name).match(pattern))
+    stem = Path(name).stem
+    files = sorted((root / "tests" / room).glob("test_*.py"))
+    files.sort(key=lambda path: (stem not in path.stem, -path.read_text().count(stem)))
+    return [path.relative_to(root).as_posix() for path in files]
+
+
+def plant(root: Path, name: str, line: int, column: int, operator: str, occurrence: int) -> Planted:
+    """Make one change in a copy of the clone, run the tests of its room, and take it back."""
+    from cosmic_ray.mutating import mutate_and_test
+    from cosmic_ray.work_item import MutationSpec
+
+    change = MutationSpec(root / name, operator, occurrence, (line, column), (line, column + 1))
+    tests = " ".join(tests_of(root, name))
+    # -n 0: each copy has a core of its own
+    pytest = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {tests}"
+    command = f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest}"
+    result = mutate_and_test([change], command, _OUTLIVES_S)
+    if result.worker_outcome != "normal":
+        raise RuntimeError(f"{name}:{line}: {result.worker_outcome}: {result.output}")
+    lines = [row for row in (result.diff or "").splitlines() if row[:1] in "+-"]
+    lines = [row for row in lines if not row.startswith(("+++", "---"))]
+    return Planted(f"{name}:{line}:{column}", operator, "\n".join(lines), result.is_killed)
+
+
+def draw(root: Path, places: int, seed: int) -> list[tuple[str, int, int, str, int]]:
+    """Return a random change at each of so many random places: file, line, column, operator, occurrence."""
+    found = candidates(root)
+    rng = random.Random(seed)
+    drawn = rng.sample(sorted(found), min(places, len(found)))
+    return [(name, *at, *rng.choice(sorted(found[name, at]))) for name, at in drawn]
+
+
+def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
+    """Plant changes, write a row of each to out/planted.jsonl, and return all rows.
+
+    Args:
+        out: a folder for copies of the clone and the rows.
+        places: how many changes.
+        seed: of where and which.
+        jobs: copies, each with one change at a time.
+    """
+    copies: Queue[Path] = Queue()
+    for number in range(jobs):
+        copy = out / f"copy{number}"
+        shutil.rmtree(copy, ignore_errors=True)  # one that was killed may still be changed
+        shutil.copytree(REPO, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache"))
+        copies.put(copy)
+    shared = REPO.parent / "shared"  # data that some tests want beside the clone
+    if shared.is_dir() and not (out / "shared").exists():
+        (out / "shared").symlink_to(shared)
+    rows = out / "planted.jsonl"
+    done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
+    planted = {row["place"]: Planted(**row) for row in done}
+
+    def one(change: tuple[str, int, int, str, int]) -> None:
+        name, line, column, *_ = change
+        place = f"{name}:{line}:{column}"
+        if place in planted:
+            return
+        copy = copies.get()
+        try:
+            planted[place] = plant(copy, *change)
+        finally:
+            copies.put(copy)
+        with rows.open("a") as file:
+            file.write(json.dumps(asdict(planted[place])) + "\n")
+        print(f"{len(planted):4d} {'seen' if planted[place].seen else 'MISSED':<7} {place}", flush=True)
+
+    changes = draw(REPO, places, seed)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, changes))
+    return [planted[f"{name}:{line}:{column}"] for name, line, column, *_ in changes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="a folder for copies and rows")
+    parser.add_argument("--places", type=int, default=200, help="how many changes")
+    parser.add_argument("--seed", type=int, default=0, help="of where and which")
+    parser.add_argument("--jobs", type=int, default=1, help="changes at a time, a core each")
+    args = parser.parse_args()
+    out = args.output_dir.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    planted = mutate(out, args.places, args.seed, args.jobs)
+    missed = [row for row in planted if not row.seen]
+    print(f"{len(planted)} changes, {len(missed)} missed ({100 * len(missed) / len(planted):.1f} %)")
+    for row in missed:
+        print(f"\n{row.place} ({row.operator})\n{row.change}")
+
+
+if __name__ == "__main__":
+    main()
