@@ -1,4 +1,4 @@
-"""Plant bugs one at a time, and see which of them the tests miss: tools/mutate.py --output-dir FOLDER
+"""Plant bugs one at a time, and see which the tests miss: tools/mutate.py --output-dir FOLDER
 
 Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and probes.
 At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number, a
@@ -11,9 +11,11 @@ import argparse
 import ast
 import json
 import random
+import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,18 +43,22 @@ ROOMS = {
 _OUTLIVES_S = 900  # of all tests of a room; a change that makes them hang is seen
 
 
+Change = tuple[str, int, int, str, int]  # file, line, column, operator, which of its changes
+
+
 @dataclass
 class Planted:
     """A change and what became of it.
 
     place: file:line:column. change: the line before and after, one below the other. seen: whether a
-    test failed or hung.
+    test failed or hung, and by: which.
     """
 
     place: str
     operator: str
     change: str
     seen: bool
+    by: str
 
 
 def candidates(root: Path) -> dict[tuple[str, tuple[int, int]], list[tuple[str, int]]]:
@@ -97,26 +103,42 @@ def tests_of(root: Path, name: str) -> list[str]:
     return [path.relative_to(root).as_posix() for path in files]
 
 
-def plant(root: Path, name: str, line: int, column: int, operator: str, occurrence: int) -> Planted:
+def command(root: Path, tests: Sequence[str]) -> str:
+    """Return what runs tests in a copy of the clone, until one fails."""
+    # -n 0: each copy has a core of its own
+    pytest = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {' '.join(tests)}"
+    return f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest}"
+
+
+def require_sound(root: Path, changes: Sequence[Change]) -> None:
+    """Exit where the tests of a room fail by themselves: they would see every change."""
+    for test in sorted({test for name, *_ in changes for test in tests_of(root, name)}):
+        done = subprocess.run(shlex.split(command(root, [test])), capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{test} fails without a change:\n{done.stdout[-2000:]}")
+
+
+def plant(root: Path, change: Change) -> Planted:
     """Make one change in a copy of the clone, run the tests of its room, and take it back."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 
-    change = MutationSpec(root / name, operator, occurrence, (line, column), (line, column + 1))
-    tests = " ".join(tests_of(root, name))
-    # -n 0: each copy has a core of its own
-    pytest = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {tests}"
-    command = f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest}"
-    result = mutate_and_test([change], command, _OUTLIVES_S)
+    name, line, column, operator, occurrence = change
+    made = MutationSpec(root / name, operator, occurrence, (line, column), (line, column + 1))
+    result = mutate_and_test([made], command(root, tests_of(root, name)), _OUTLIVES_S)
     if result.worker_outcome != "normal":
         raise RuntimeError(f"{name}:{line}: {result.worker_outcome}: {result.output}")
     lines = [row for row in (result.diff or "").splitlines() if row[:1] in "+-"]
     lines = [row for row in lines if not row.startswith(("+++", "---"))]
-    return Planted(f"{name}:{line}:{column}", operator, "\n".join(lines), result.is_killed)
+    output = (result.output or "").splitlines()
+    by = next((row for row in output if row.startswith(("FAILED", "ERROR"))), "")
+    return Planted(
+        f"{name}:{line}:{column}", operator, "\n".join(lines), result.is_killed, by[:200]
+    )
 
 
-def draw(root: Path, places: int, seed: int) -> list[tuple[str, int, int, str, int]]:
-    """Return a random change at each of so many random places: file, line, column, operator, occurrence."""
+def draw(root: Path, places: int, seed: int) -> list[Change]:
+    """Return a random change at each of so many random places."""
     found = candidates(root)
     rng = random.Random(seed)
     drawn = rng.sample(sorted(found), min(places, len(found)))
@@ -136,7 +158,9 @@ def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
     for number in range(jobs):
         copy = out / f"copy{number}"
         shutil.rmtree(copy, ignore_errors=True)  # one that was killed may still be changed
-        shutil.copytree(REPO, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache"))
+        shutil.copytree(
+            REPO, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
+        )
         copies.put(copy)
     shared = REPO.parent / "shared"  # data that some tests want beside the clone
     if shared.is_dir() and not (out / "shared").exists():
@@ -145,21 +169,26 @@ def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
     done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
     planted = {row["place"]: Planted(**row) for row in done}
 
-    def one(change: tuple[str, int, int, str, int]) -> None:
+    def one(change: Change) -> None:
         name, line, column, *_ = change
         place = f"{name}:{line}:{column}"
         if place in planted:
             return
         copy = copies.get()
         try:
-            planted[place] = plant(copy, *change)
+            planted[place] = plant(copy, change)
         finally:
             copies.put(copy)
         with rows.open("a") as file:
             file.write(json.dumps(asdict(planted[place])) + "\n")
-        print(f"{len(planted):4d} {'seen' if planted[place].seen else 'MISSED':<7} {place}", flush=True)
+        print(
+            f"{len(planted):4d} {'seen' if planted[place].seen else 'MISSED':<7} {place}",
+            flush=True,
+        )
 
     changes = draw(REPO, places, seed)
+    if not planted:
+        require_sound(out / "copy0", changes)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, changes))
     return [planted[f"{name}:{line}:{column}"] for name, line, column, *_ in changes]
@@ -169,7 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output-dir", type=Path, required=True, help="a folder for copies and rows")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="a folder for copies and rows"
+    )
     parser.add_argument("--places", type=int, default=200, help="how many changes")
     parser.add_argument("--seed", type=int, default=0, help="of where and which")
     parser.add_argument("--jobs", type=int, default=1, help="changes at a time, a core each")
@@ -178,7 +209,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     planted = mutate(out, args.places, args.seed, args.jobs)
     missed = [row for row in planted if not row.seen]
-    print(f"{len(planted)} changes, {len(missed)} missed ({100 * len(missed) / len(planted):.1f} %)")
+    print(
+        f"{len(planted)} changes, {len(missed)} missed ({100 * len(missed) / len(planted):.1f} %)"
+    )
     for row in missed:
         print(f"\n{row.place} ({row.operator})\n{row.change}")
 

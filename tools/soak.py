@@ -36,12 +36,13 @@ MIB = 2**20
 _CLIPS = 12  # different files behind all links
 # videos of the training and of the test list, and classes
 SIZES = {"ucf101": (9537, 3783, 101), "kinetics": (220_000, 20_000, 400), "short": (480, 160, 8)}
-# options of the smallest model and the smallest clips
+_FRAMES, _SIDE = 4, 32  # so small that decoding takes no time, and large enough to be seen if kept
+# options of the smallest model and of such clips
 SMALL = (
-    "data.frames=2",
+    f"data.frames={_FRAMES}",
     "data.stride=2",
-    "data.short_side=24",
-    "data.size=16",
+    f"data.short_side={_SIDE}",
+    f"data.size={_SIDE}",
     "data.workers=2",
     "model.backbone=r2plus1d_10",
     "model.width=4",
@@ -248,7 +249,10 @@ def size_commands(root: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
             "train, kNN, probe, geometry",
             [*train, "--output-dir", out / "run", f"data.manifest={manifest}", "eval.threats=[]"],
         ),
-        ("attacks", [*test, "eval.name=attacks", "eval.threats=[linf-0,linf-2/255]"]),
+        (
+            "attacks",
+            [*test, "eval.name=attacks", "eval.limit=0", "eval.threats=[linf-2/255]"],
+        ),
         (
             "corruptions",
             [
@@ -329,7 +333,11 @@ def soak_size(
         else "/dev/shm as it is (this user may mount nothing)"
     )
     train, test, _ = SIZES[size]
-    print(f"{size}: {train:,} + {test:,} videos; {files} open files, {memory_mib} MiB, {limited}")
+    pixels = (train + test) * 3 * _FRAMES * _SIDE**2 / MIB
+    print(
+        f"{size}: {train:,} + {test:,} videos, whose clips have {pixels:,.0f} MiB of pixels; "
+        f"{files} open files, {memory_mib} MiB, {limited}"
+    )
     print(
         "| command | s | memory, MiB | open files | /dev/shm, MiB | status |\n|---|---|---|---|---|---|"
     )
