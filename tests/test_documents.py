@@ -235,4 +235,5 @@ def test_the_users_own_command_on_real_videos(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs/ucf101_csl_adv/eval/pgd/summary.json").read_text())
     assert summary["n"] == 6 and summary["representation"]["trained_probe"]["n"] == 50
-    assert summary["warnings"] == []
+    # three steps may learn nothing, which is warned of
+    assert [line for line in summary["warnings"] if not line.startswith("the probe on trained")] == []

@@ -106,8 +106,8 @@ def tests_of(root: Path, name: str) -> list[str]:
 def command(root: Path, tests: Sequence[str]) -> str:
     """Return what runs tests in a copy of the clone, until one fails."""
     # -n 0: each copy has a core of its own
-    pytest = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {' '.join(tests)}"
-    return f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest}"
+    pytest = f"{sys.executable} -m pytest -x -q -n 0 -m 'not slow' -p no:cacheprovider"
+    return f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest} {' '.join(tests)}"
 
 
 def require_sound(root: Path, changes: Sequence[Change]) -> None:

@@ -27,7 +27,12 @@ from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import SUITES
 from vidrobust.methods import METHODS, RULES, require_adversary, require_branch
 from vidrobust.models import BACKBONES
-from vidrobust.stopping import EXIT_STOPPED, raise_on_stop_signals, restore_stop_signals
+from vidrobust.stopping import (
+    EXIT_STOPPED,
+    ignore_stop_signals,
+    raise_on_stop_signals,
+    restore_stop_signals,
+)
 from vidrobust.text import visible
 
 # options whose values are names in a dictionary
@@ -178,6 +183,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _tell_lost() -> None:
     """Report which rank was lost, unless another has."""
+    ignore_stop_signals()  # of a launcher that has seen the same
     reason = distributed.lost_rank()
     if reason:
         _tell(f"{reason}; what is written stays; the same command goes on, train_net with --resume")

@@ -57,7 +57,7 @@ def restore_stop_signals() -> None:
     A process that was asked to stop goes on ignoring the repetitions.
     """
     if _stops.number:
-        _install(lambda number, frame: None)
+        ignore_stop_signals()
     else:
         for number in STOP_SIGNALS if _in_main_thread() else ():
             if signal.getsignal(number) is _raise:
@@ -65,6 +65,11 @@ def restore_stop_signals() -> None:
                     number,
                     signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
                 )
+
+
+def ignore_stop_signals() -> None:
+    """Ignore stop signals from now on: what is left to do takes seconds."""
+    _install(lambda number, frame: None)
 
 
 @contextmanager

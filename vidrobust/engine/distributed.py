@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +42,9 @@ def start(device: str) -> torch.device:
         _ranks.store = dist.PrefixStore(_store_prefix(), store)
         _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
         _gloo()  # now that all ranks are at the same place
+        # read now: a store that rank 0 holds, as without torchrun, ends with it
+        found = [_ranks.store.get(f"process {rank}").decode().split(" ") for rank in range(count)]
+        _ranks.processes = [(host, int(pid)) for host, pid in found]
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
     return torch.device(device)
@@ -62,14 +65,22 @@ def stop() -> None:
     if dist.is_initialized():
         with suppress(RuntimeError, ValueError):  # the store may have ended with its process
             _ranks.store.set(f"left {rank()}", "1")
+            if rank() == 0 and not _launcher_holds_store():
+                left = [f"left {number}" for number in range(world())]
+                _ranks.store.wait(left, timedelta(seconds=_CAUSE_WAIT_S))  # they still read it
         _patient.clear()
         dist.destroy_process_group()
 
 
 class _Ranks:
-    """The store that all ranks reach as long as their launcher lives."""
+    """The store that all ranks reach, and (host, process) of each rank.
+
+    The store lives as long as the launcher, or as rank 0 where the launcher is not torchrun, or is
+    that of torch 2.4.
+    """
 
     store: Any = None
+    processes: Sequence[tuple[str, int]] = ()
 
 
 _ranks = _Ranks()
@@ -79,14 +90,19 @@ def _store_prefix() -> str:
     return f"vidrobust {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
+def _launcher_holds_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def first_to_tell(message: str) -> bool:
     """Return whether this rank is to report why the run ends.
 
-    One rank does, the first that asks.
+    One rank does, the first that asks. Ranks that have not met, and whose launcher has no store for
+    them, all do.
     """
     store = _ranks.store
     with suppress(RuntimeError, ValueError, KeyError):
-        if store is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if store is None and _launcher_holds_store():
             # a refusal before the ranks have met, of options for one
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             server = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
@@ -117,13 +133,17 @@ def lost_rank() -> str:
 def killed_ranks() -> list[str]:
     """Return the ranks of this machine that have ended without leaving the group."""
     found = []
-    with suppress(RuntimeError, ValueError, TypeError):
-        for number in range(world() if _ranks.store is not None else 0):
-            host, pid = _ranks.store.get(f"process {number}").decode().split(" ")
-            ended = host == socket.gethostname() and not _is_alive(int(pid))
-            if ended and not _ranks.store.check([f"left {number}"]):
-                found.append(f"rank {number} (process {pid})")
+    for number, (host, pid) in enumerate(_ranks.processes):
+        if host == socket.gethostname() and not _is_alive(pid) and not _has_left(number):
+            found.append(f"rank {number} (process {pid})")
     return found
+
+
+def _has_left(number: int) -> bool:
+    """Return whether a rank has said so; rank 0 takes the store along only when it is killed."""
+    with suppress(RuntimeError, ValueError):
+        return bool(_ranks.store.check([f"left {number}"]))
+    return False
 
 
 def _is_alive(pid: int) -> bool:

@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 import torchvision
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from vidrobust import __version__, config
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.files import held, replacing
+from vidrobust.yaml_pages import read_page
 
 _TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
 _SECTIONS = {"data", "augment", "model", "method", "optim", "train", "eval"}
@@ -180,10 +178,9 @@ def _describes_a_run(path: Path) -> bool:
 def _keys(path: Path) -> set[str]:
     """Return the first level of a YAML file, nothing for any other."""
     try:
-        page = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
+        return set(read_page(path, str(path)))
+    except UserError:
         return set()
-    return {str(key) for key in page} if isinstance(page, DictConfig) else set()
 
 
 def delete_files(folder: Path, patterns: Sequence[str]) -> None:
