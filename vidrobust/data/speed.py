@@ -165,21 +165,27 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
     scale = (cfg.augment.scale[0], cfg.augment.scale[1])
     crop = v2.RandomResizedCrop(cfg.data.size, scale=scale, antialias=True)
 
-    def transform(sample: dict[str, Any]) -> torch.Tensor:
-        views = []
-        for video in sample["video"]:  # (3, frames, H, W) float
-            chosen = torch.linspace(0, video.shape[1] - 1, cfg.data.frames).long()
-            views.append(crop(video[:, chosen].transpose(0, 1)).transpose(0, 1))
-        return torch.stack(views)
-
     seconds = cfg.data.frames * cfg.data.stride / 25
     dataset = LabeledVideoDataset(
         [(record.path, {"label": record.label}) for record in records],
         RandomMultiClipSampler(clip_duration=seconds, num_clips=VIEWS),
-        video_sampler=torch.utils.data.SequentialSampler, transform=transform, decode_audio=False, decoder=backend,
+        video_sampler=torch.utils.data.SequentialSampler, decode_audio=False, decoder=backend,
+        transform=functools.partial(_their_views, crop=crop, frames=cfg.data.frames),
     )  # fmt: skip
-    batches = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=1)
+    # FFmpeg's threads are not copied with a process that has decoded, and PyAV 19 waits for them
+    context = "spawn" if backend == "pyav" else None
+    batches = torch.utils.data.DataLoader(
+        dataset, batch_size=8, num_workers=1, multiprocessing_context=context
+    )
     return _steady(iter(batches), len)
+
+
+def _their_views(sample: dict[str, Any], crop: Callable[[torch.Tensor], torch.Tensor], frames: int) -> torch.Tensor:
+    views = []
+    for video in sample["video"]:  # (3, frames, H, W) float
+        chosen = torch.linspace(0, video.shape[1] - 1, frames).long()
+        views.append(crop(video[:, chosen].transpose(0, 1)).transpose(0, 1))
+    return torch.stack(views)
 
 
 def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
