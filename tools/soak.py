@@ -228,8 +228,11 @@ def _processes(session: int) -> Iterator[int]:
             continue
 
 
-def size_commands(root: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
-    """Return (name, command) of every tool on a data set in UCF101's layout, in the order they run."""
+def size_commands(root: Path, other: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
+    """Return (name, command) of every tool on a data set in UCF101's layout, in the order they run.
+
+    other: a data set of the same layout, and of other files, for the shift.
+    """
     python: str | Path = sys.executable
     data = ["data.name=ucf101", f"data.root={root}"]
     train: list[str | Path] = [
@@ -242,7 +245,7 @@ def size_commands(root: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
     ]
     test: list[str | Path] = [python, REPO / "tools/test_net.py", "--checkpoint", out / "run"]
     manifest = out / "manifest.jsonl"
-    shift = ["eval.shift.name=ucf101", f"eval.shift.root={root}"]
+    shift = ["eval.shift.name=ucf101", f"eval.shift.root={other}"]
     return [
         ("scan", [python, REPO / "datasets/prepare.py", "scan", *data, "--output", manifest]),
         (
@@ -323,7 +326,7 @@ def soak_size(
     out: Path, size: str, lists: Path | None, *, files: int, memory_mib: int, shm_mib: int
 ) -> list[Peak]:
     """Run every tool on a data set of a size; print a row each, and return their peaks."""
-    root = make_links(out / f"data_{size}", size, lists)
+    root, other = (make_links(out / f"{what}_{size}", size, lists) for what in ("data", "other"))
     here = out / size
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir(parents=True)
@@ -342,7 +345,7 @@ def soak_size(
         "| command | s | memory, MiB | open files | /dev/shm, MiB | status |\n|---|---|---|---|---|---|"
     )
     peaks = []
-    for name, command in size_commands(root, here):
+    for name, command in size_commands(root, other, here):
         peaks.append(
             measure(name, command, here, files=files, memory_mib=memory_mib, shm_mib=shm_mib)
         )

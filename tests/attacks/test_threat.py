@@ -247,3 +247,11 @@ def test_the_largest_and_the_smallest_budgets_are_attacked(norm, eps):
     x, threat = torch.rand(2, 3, 2, 4, 4), ThreatModel(norm, eps)
     found = pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=3)
     assert contains(threat, x, found).all()
+
+
+@pytest.mark.parametrize(("eps", "told"), [(1.001, "anything$"), (1.5, "write 1.5/255"), (8, "write 8/255")])
+def test_a_linf_budget_above_1_is_refused(eps, told):
+    assert ThreatModel("linf", 1).eps == 1
+    assert ThreatModel("l2", eps).eps == eps
+    with pytest.raises(ValueError, match=told):
+        ThreatModel("linf", eps)
