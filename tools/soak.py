@@ -50,6 +50,7 @@ SMALL = (
     "model.dim=8",
     "train.batch_size=64",
     "train.epochs=1",
+    "train.max_steps=500",  # an epoch of UCF101; evaluations take all videos
     "train.log_every=50",
     "eval.clips=1",
     "eval.batch_size=64",
