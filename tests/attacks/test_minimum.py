@@ -172,3 +172,17 @@ def test_fab_names_samples_of_nan_gradients(problem):
         ValueError, match=r"gradient of samples \[0, 1, 2, 3, 4, 5\] is NaN or infinite"
     ):
         fab(Misclassify(predict, y, "margin"), x, ThreatModel("l2", 5.0), steps=3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_cw_changes_black_and_white_pixels(value):
+    """Its change of variables is infinite there, where no gradient would move a pixel."""
+    x = torch.full((2, 3, 2, 4, 4), value)
+
+    def predict(v):
+        moved = (1 - 2 * value) * (v - value).mean((1, 2, 3, 4))  # towards the other end
+        return torch.stack([0.05 - moved, moved - 0.05], 1)
+
+    threat, y = ThreatModel("l2", 5.0), torch.zeros(2, dtype=torch.long)
+    found = cw(Misclassify(predict, y, "margin"), x, threat, steps=100, searches=2, lr=0.2)
+    assert (predict(found).argmax(1) == 1).all() and contains(threat, x, found).all()
