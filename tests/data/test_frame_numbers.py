@@ -141,6 +141,80 @@ def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
     _check_every_read(cut, 80, first=40, manifest=tmp_path / "m.jsonl")
 
 
+def _remux(source, target, changed):
+    """Copy the packets of a file; changed(number, packet) gives those to write in one's place."""
+    with av.open(str(source)) as whole, av.open(str(target), "w") as out:
+        copy = out.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(p for p in whole.demux(video=0) if p.size):
+            for each in changed(number, packet):
+                each.stream = copy
+                out.mux(each)
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_pictures_before_the_first_key_frame_are_no_frames(tmp_path, suffix):
+    """Of a file whose first packet was lost: nothing can be decoded up to the next key frame."""
+    whole = encode(
+        tmp_path / f"whole{suffix}",
+        counting_frames(100),
+        "libx264",
+        options={"g": "20", "bf": "0", "sc_threshold": "0"},
+    )
+    lost = _remux(whole, tmp_path / f"v{suffix}", lambda number, packet: [packet][number == 0 :])
+    _check_every_read(lost, 80, first=20, manifest=tmp_path / "m.jsonl")
+
+
+def test_an_avi_of_variable_rate_is_whole(tmp_path):
+    """It has an entry of no bytes where a frame is repeated, and its header counts them."""
+    times = [0, 40, 200, 240, 600, 640, *range(680, 4200, 40)]
+    path = encode(tmp_path / "v.avi", counting_frames(len(times)), "mpeg4", times=times)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames > 1.1 * len(times)
+    assert probe(str(path))["reason"] == ""
+    _check_every_read(path, len(times), manifest=tmp_path / "m.jsonl")
+
+
+def test_a_packet_of_no_bytes_is_not_the_end(tmp_path):
+    """As Theora has them where nothing moves: a repeated frame, which players drop."""
+
+    def with_empty(number, packet):
+        if number % 10 != 9:
+            return [packet]
+        empty = av.Packet(b"")
+        empty.pts, empty.dts, empty.time_base = packet.pts, packet.dts, packet.time_base
+        return [empty]
+
+    whole = encode(tmp_path / "w.mkv", counting_frames(100), "mjpeg", pix_fmt="yuvj420p")
+    path = _remux(whole, tmp_path / "v.mkv", with_empty)
+    row = probe(str(path))
+    assert (row["frames"], row["reason"]) == (90, "")
+    with open_video(path) as video:
+        shown = read_numbers(np.stack(list(video.frames(np.arange(video.num_frames)))))
+    assert shown == [number for number in range(100) if number % 10 != 9]
+
+
+def test_frames_have_the_size_of_the_first_that_decodes(tmp_path):
+    """Not that of the container's header, which an encoder may have written otherwise."""
+    whole = encode(tmp_path / "w.mp4", counting_frames(40), "libx264")
+    path = tmp_path / "v.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        height, width = stream.height, stream.width
+        crop = av.bitstream.BitStreamFilterContext("h264_metadata=crop_right=8", stream, copy)
+        for packet in source.demux(stream):
+            for each in crop.filter(packet if packet.size else None):
+                each.stream = copy
+                out.mux(each)
+    with av.open(str(path)) as container:
+        decoded = next(container.decode(video=0))
+    with open_video(path) as video:
+        (frame,) = video.frames(np.array([0]))
+        assert frame.shape[:2] == (decoded.height, decoded.width) and video.resized == 0
+    assert probe(str(path))["width"] == decoded.width <= width and decoded.height == height
+
+
 @needs_ucf101_mini
 def test_the_count_without_a_manifest_is_what_decodes():
     """Of 31 files a packet holds two pictures, and of one the last of them is never shown."""

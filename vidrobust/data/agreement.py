@@ -19,6 +19,7 @@ from vidrobust.data.decoders import (
     ONE_THREAD,
     DecodeError,
     Video,
+    decoded,
     misleads,
     one_line,
     open_container,
@@ -90,7 +91,7 @@ def _thumbnails(path: str) -> np.ndarray:
     """Return every frame that PyAV shows, small and grey, (N, S, S)."""
     found = []
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
-        for frame in container.decode(video_stream(container)):
+        for frame in decoded(container, video_stream(container)):
             small = frame.reformat(
                 _THUMB_PX, _THUMB_PX, "rgb24", interpolation="AREA", **ONE_THREAD
             )

@@ -57,7 +57,7 @@ class Video(Protocol):
     """An open file.
 
     `num_frames` counts the frames that a player shows, not what the header claims. `fps` is 0 where
-    there is none. `resized` counts the frames that had another size than the first one read.
+    there is none. `resized` counts the frames that had another size than the first one.
     """
 
     backend: str
@@ -141,6 +141,16 @@ def open_container(path: str) -> Any:
     if stream.codec_context is not None:
         stream.codec_context.thread_count = 1
     return container
+
+
+def decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a stream from where its container is.
+
+    A packet of no bytes repeats a frame, and players drop it; PyAV would take it for the end.
+    """
+    for packet in container.demux(stream):
+        if packet.size or packet.dts is None:  # the last one has neither, and empties the decoder
+            yield from packet.decode()
 
 
 def _index(stream: Any) -> list[Any]:
@@ -247,7 +257,9 @@ class PyAV:
         declared = declared_frames(self.container, self.index)
         # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut
         # AVI's has what is lost
-        self.indexed = len(self.index) == declared > 0
+        self.indexed = len(self.index) == declared > 0 and all(
+            entry.size for entry in self.index
+        )
         self.may_seek = self._is_plain() if seekable is None else seekable
         self.num_frames = frames or self._count(declared)
         self.size = codec.height, codec.width
@@ -276,6 +288,8 @@ class PyAV:
         """
         if self.container.format.name not in _TIMED:
             return False
+        if self.indexed and not self.index[0].is_keyframe:
+            return False
         sizes = [entry.size for entry in self.index] if self.indexed else []
         if self.codec == "mpeg4" and sizes:
             if min(sizes) > _MAY_BE_EMPTY:
@@ -289,6 +303,7 @@ class PyAV:
         return (
             all(packet.shows == 1 for packet in self._packets)
             and first is not None
+            and self._packets[0].key
             and all(time is not None and time >= first for time in times)
         )
 
@@ -296,12 +311,28 @@ class PyAV:
         """Return how many frames are shown: by the index, the packets, or by decoding all."""
         if self.indexed and self.may_seek:
             return declared
-        _check_count(self.path, len(self._packets), declared)
+        _check_count(self.path, len(self._packets), declared - self.repeated)
         if self.may_seek:
             return len(self._packets)
         if self.codec == "mpeg4" and (shown := self.shown_packets):
             return shown
         return _check_count(self.path, _decoded_frames(self.path, *_version(self.path)), 0)
+
+    @property
+    def repeated(self) -> int:
+        """How many frames that the header counts repeat another one, and have no bytes of their own.
+
+        An AVI of variable rate, and of screen recorders, has such; its times are frame numbers.
+        """
+        declared = declared_frames(self.container, self.index)
+        if self.container.format.name != "avi":
+            return sum(not entry.size for entry in self.index)
+        times = [entry.timestamp for entry in self.index if entry.size]
+        times = sorted(times or [p.time for p in self._packets if p.time is not None])
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        tail = declared - times[-1] if times else declared
+        whole = tail <= max(gaps, default=1)  # the last frame may be repeated as others are
+        return declared - len(times) if whole else sum(gap - 1 for gap in gaps)
 
     @property
     def hidden_packets(self) -> int:
@@ -371,7 +402,12 @@ class PyAV:
             self.container = open_container(self.path)
             self.stream = video_stream(self.container)
         self.used = True
-        return self.container.decode(self.stream)
+        frames = decoded(self.container, self.stream)
+        first = next(frames, None)
+        if first is None:
+            return iter(())
+        self.size = first.height, first.width  # the header's may be another
+        return itertools.chain([first], frames)
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
         """Yield the frames up to the first that is not where its time says; seek where it saves."""
@@ -379,20 +415,20 @@ class PyAV:
             return
         stamps, keys = self.timeline
         rank = {stamp: number for number, stamp in enumerate(stamps)}
-        decoded = self._from_the_start()
-        first = next(decoded, None)
+        shown = self._from_the_start()
+        first = next(shown, None)
         # its times are not the container's
         if first is None or first.pts is None or rank.get(first.pts) != 0:
             return
-        position, decoded = 0, itertools.chain([first], decoded)
+        position, shown = 0, itertools.chain([first], shown)
         for number in wanted:
             key = max((k for k in keys if k <= number), default=0)
             fresh = key >= position + _WORTH_A_SEEK
             if fresh:
                 self.container.seek(stamps[key], stream=self.stream)
-                decoded = self.container.decode(self.stream)
+                shown = decoded(self.container, self.stream)
             while True:
-                frame = next(decoded, None)
+                frame = next(shown, None)
                 if frame is None or frame.pts not in rank or frame.is_corrupt:
                     return
                 at = rank[frame.pts]
@@ -404,7 +440,7 @@ class PyAV:
             yield frame
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return RGB, turned as the file says, all frames of the size that its header gives."""
+        """Return RGB, turned as the file says, all frames of the size of the file's first one."""
         height, width = self.size
         if (frame.height, frame.width) != self.size:
             self.resized += 1
@@ -480,7 +516,7 @@ def _decoded_frames(path: str, size: int, changed_ns: int) -> int:
     """Return how many frames decode, by decoding them: exact, and kept as long as the file stays."""
     count = 0
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
-        for _ in container.decode(video_stream(container)):
+        for _ in decoded(container, video_stream(container)):
             count += 1
     return count
 

@@ -35,6 +35,7 @@ from vidrobust.data.decoders import (
     DecodeError,
     PyAV,
     declared_frames,
+    decoded,
     one_line,
     open_container,
     orientation,
@@ -182,7 +183,7 @@ def _probe_video(path: str) -> Row:
     """Decode every frame by PyAV, up to the first that does not decode."""
     with open_video(path, frames=1) as video:  # refuses what is no video, in the words that a run uses
         assert isinstance(video, PyAV)
-        hidden, timeline = video.hidden_packets, video.timeline
+        hidden, timeline = video.hidden_packets + video.repeated, video.timeline
     count, corrupt, odd, first, reasons = 0, 0, 0, None, []
     times: list[int | None] = []
     with open_container(path) as container:
@@ -190,7 +191,7 @@ def _probe_video(path: str) -> Row:
         fps, declared = float(stream.average_rate or 0), declared_frames(container)
         streams = len(video_streams(container))
         try:
-            for frame in container.decode(stream):
+            for frame in decoded(container, stream):
                 size = frame.width, frame.height, orientation(frame)
                 first = first or size
                 count, corrupt, odd = count + 1, corrupt + bool(frame.is_corrupt), odd + (size != first)
