@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.helpers import SHARED, counting_video, tiny_ucf101
@@ -102,6 +104,7 @@ def test_list_files_take_absolute_paths_and_class_names(tmp_path):
         ("b.avi 1\nb.avi 2\n", "b.avi 1\n", "labels look 1-based .smallest 1, largest 2.; subtract 1"),
         ("b.avi 0\n", "b.avi 4\n", "test.txt, line 1: label 4 is out of range 0..0"),
         ("b.avi 0\n", "b.avi -2\n", "label -2 is out of range"),
+        ("b.avi -2\nb.avi 1\n", "b.avi 0\n", "train.txt, line 1: label -2; classes are numbers from 0"),
         ("b.avi 0\n", "c.avi 0\n", "test.txt, line 1: c.avi is not under"),
         ("b.avi 0\n", "/nowhere/c.avi 0\n", "/nowhere/c.avi is not under"),
         ("b.avi 0\n", "b.avi\n", "expected a path and an integer label"),
@@ -314,6 +317,44 @@ def test_a_file_under_two_spellings_is_listed_twice(tmp_path, other):
         path_label_list(tmp_path, "train", 1)
 
 
+def test_a_file_by_its_absolute_path_is_the_same(tmp_path, monkeypatch):
+    """The root is relative, as on a command line."""
+    _touch(tmp_path / "a.avi")
+    monkeypatch.chdir(tmp_path)
+    Path("train.txt").write_text(f"a.avi 0\n{tmp_path / 'a.avi'} 1\n")
+    with pytest.raises(UserError, match="is listed twice"):
+        path_label_list(Path("."), "train", 1)
+
+
+def test_two_lists_of_one_name_are_refused(tmp_path):
+    _touch(tmp_path / "a.avi")
+    for name in ("train.txt", "train.csv", "test.txt"):
+        (tmp_path / name).write_text("a.avi 0\n")
+    with pytest.raises(UserError, match=r"train.csv and train.txt; remove or rename one"):
+        path_label_list(tmp_path, "train", 1)
+
+
+def test_classes_of_one_name_are_refused(tmp_path):
+    _touch(tmp_path / "a.avi")
+    (tmp_path / "train.txt").write_text("a.avi 0\n")
+    (tmp_path / "classes.txt").write_text("run\nwalk\nrun\n")
+    with pytest.raises(UserError, match=r"classes.txt: class 'run' stands 2 times"):
+        path_label_list(tmp_path, "train", 1)
+
+
+def test_spaces_around_names_are_none(tmp_path):
+    root = tiny_ucf101(tmp_path / "ucf")
+    path = root / "ucfTrainTestlist/trainlist01.txt"
+    records, _ = ucf101(root, "train", 1)
+    path.write_text(path.read_text().replace(" 1\n", "  1\n"))
+    assert ucf101(root, "train", 1)[0] == records
+    _kinetics(tmp_path / "k", ["x,a,0,10", " x,b,0,10"], ["x,c,0,10"])
+    for name in "ab":
+        _touch(tmp_path / f"k/train/{name}_000000_000010.mp4")
+    records, classes = kinetics(tmp_path / "k", "train", 1)
+    assert classes == ["x"] and [record.label for record in records] == [0, 0]
+
+
 def test_a_link_to_nothing_is_a_missing_file(tmp_path):
     (tmp_path / "a.avi").symlink_to(tmp_path / "nothing")
     (tmp_path / "train.txt").write_text("a.avi 0\n")
@@ -321,7 +362,7 @@ def test_a_link_to_nothing_is_a_missing_file(tmp_path):
         path_label_list(tmp_path, "train", 1)
 
 
-def test_folders_of_classes_are_one_list(tmp_path):
+def test_folders_of_classes_are_one_list(tmp_path, caplog):
     for name in ("b/x.png", "b/deep/y.avi", "a/z.jpg", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -331,5 +372,6 @@ def test_folders_of_classes_are_one_list(tmp_path):
         ("b/deep/y.avi", 1),
         ("b/x.png", 1),
     ]
+    assert "1 files are left out, first" in caplog.text and "notes.txt" in caplog.text
     with pytest.raises(UserError, match="has one list; data.validation"):
         class_folder(tmp_path, "test", 1)

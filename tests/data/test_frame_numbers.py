@@ -29,7 +29,7 @@ from vidrobust.data.agreement import disagreement
 from vidrobust.data.clip_reader import ClipReader
 from vidrobust.data.decode import BACKENDS, open_record
 from vidrobust.data.decoders import _shows
-from vidrobust.data.images import frame_files
+from vidrobust.data.images import _in_order, frame_files
 from vidrobust.data.reencode import Encoding, reencode
 from vidrobust.data.scan import notes, probe
 from vidrobust.errors import UserError
@@ -460,6 +460,33 @@ def test_a_scan_says_which_files_are_read_in_an_unusual_way(tmp_path):
 
 
 @needs_odd_files
+def test_one_image_each_of_two_series_are_no_video(tmp_path):
+    folder = _images(tmp_path / "v", ["rgb_1.png", "depth_1.png"])
+    with pytest.raises(DecodeError, match="2 series of images"):
+        frame_files(folder)
+
+
+def test_numbers_that_are_missing_are_told_by_a_scan(tmp_path):
+    folder = _images(tmp_path / "v", [f"f_{n}.png" for n in (1, 2, 5, 6, 10)])
+    assert probe(str(folder))["reason"] == "numbers are missing after f_2.png and 1 more"
+    every_second = _images(tmp_path / "w", [f"f_{n}.png" for n in (1, 3, 5)])
+    assert probe(str(every_second))["reason"] == ""
+
+
+def test_names_of_one_number_have_an_order(tmp_path):
+    folder = _images(tmp_path / "v", ["f_1.png", "f_01.png", "f_2.png"])
+    for files in ([*folder.iterdir()], [*folder.iterdir()][::-1]):
+        names = [file.name for file in sorted(files, key=_in_order)]
+        assert names == ["f_01.png", "f_1.png", "f_2.png"]
+
+
+def test_an_animation_is_its_first_picture_and_a_scan_says_so(tmp_path):
+    frames = [Image.fromarray(frame) for frame in counting_frames(4)]
+    frames[0].save(tmp_path / "v.webp", save_all=True, append_images=frames[1:], lossless=True)
+    row = probe(str(tmp_path / "v.webp"))
+    assert (row["frames"], row["reason"]) == (1, "the first of 4 pictures is read")
+
+
 def test_the_documented_folder_of_mmaction2_is_its_rgb_frames():
     with open_video(ODD / "tsn_rawframes/v0", frames=6) as video:
         assert video.num_frames == 6 and {file.name[:4] for file in video.files} == {"img_"}

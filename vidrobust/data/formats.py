@@ -58,6 +58,7 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
         name, _, listed = line.rpartition(" ")
         if not name or re.fullmatch("[0-9]+", listed) is None:
             name, listed = line, ""
+        name = name.rstrip(" \t")
         folder = name.split("/")[0]
         label = rank.get(plain_name(folder))
         if label is None:
@@ -211,11 +212,16 @@ def class_folder(root: Path, split: str, fold: int) -> Parsed:
     classes = [folder.name for folder in _folders(root)]
     for name in classes:
         _refuse_clips(root / name)
-    records = [
-        Record(file.relative_to(root).as_posix(), file_path(file), label)
-        for label, name in enumerate(classes) for file in files_below(root / name)
-        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    ]  # fmt: skip
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    records, skipped = [], []
+    for label, name in enumerate(classes):
+        for file in files_below(root / name):
+            if file.suffix.lower() in suffixes:
+                uid = file.relative_to(root).as_posix()
+                records.append(Record(uid, file_path(file), label))
+            else:
+                skipped.append(file)
+    _warn_of_skipped(root, skipped, suffixes)
     return checked(records, root), classes
 
 
@@ -295,6 +301,9 @@ def _listed(
         raise UserError(f"{train} lists no video; write lines {form}")
     names = root / "classes.txt"
     classes = [line for _, line in lines(names)] if names.is_file() else None
+    for name, count in Counter(classes or ()).items():
+        if count > 1:
+            raise UserError(f"{names}: class '{shown(name)}' stands {count} times; each stands once")
     for listed in rows.values():
         _check_counts(listed, named=bool(classes))
     classes = _classes_of(rows[train], train, classes)
@@ -328,6 +337,12 @@ def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> l
         UserError: for labels that are too large to be classes, or that look 1-based.
     """
     labels = [row.label for row in rows]
+    for row in rows:
+        if row.label < -1:
+            raise UserError(
+                f"{row.where}: label {row.label}; classes are numbers from 0, and -1 is a video "
+                "without a label"
+            )
     known = [label for label in labels if label >= 0] or [-1]
     limit = max(_MANY_CLASSES, len(rows))
     for row in rows:
@@ -392,15 +407,19 @@ def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
             else:
                 skipped.append(entry)
         empty += [folder.name] if len(records) == before else []
+    _warn_of_skipped(top, skipped, suffixes)
+    if empty:
+        log.warning(f"{top}: {len(empty)} classes have no video, first {shown(empty[0])}")
+    return checked(records, top), classes
+
+
+def _warn_of_skipped(top: Path, skipped: list[Path], suffixes: set[str] | None) -> None:
     if skipped:
         kept = ", ".join(sorted(suffixes)) if suffixes else "folders of frames"
         first = shown(skipped[0], 300)
         log.warning(
             f"{top}: {len(skipped)} files are left out, first {first}; this format takes {kept}"
         )
-    if empty:
-        log.warning(f"{top}: {len(empty)} classes have no video, first {shown(empty[0])}")
-    return checked(records, top), classes
 
 
 def _is_clip(entry: Path, suffixes: set[str] | None) -> bool:
@@ -452,10 +471,10 @@ def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
         for row in table:
             where = f"{path}, line {table.line_num}"
             times = f"{row['time_start']} {row['time_end']}"
-            if not row["label"] or not row["youtube_id"] or not _TIMES.fullmatch(times):
+            if not (row["label"] or "").strip() or not row["youtube_id"] or not _TIMES.fullmatch(times):
                 found = ",".join(map(str, row.values()))
                 raise UserError(f"{where}: times and label expected, found '{shown(found)}'")
-            rows.append((where, row))
+            rows.append((where, row | {"label": row["label"].strip()}))
     except csv.Error as error:  # such as a quote that is never closed
         raise UserError(
             f"{path}, line {table.line_num}: not a table ({error}); mend the line"
@@ -493,9 +512,12 @@ def _class_ids(path: Path) -> dict[int, str]:
 
 def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:
     for stem in stems:
-        for suffix in (".csv", ".txt"):
-            if (root / f"{stem}{suffix}").is_file():
-                return root / f"{stem}{suffix}"
+        found = [root / f"{stem}{suffix}" for suffix in (".csv", ".txt")]
+        found = [path for path in found if path.is_file()]
+        if len(found) > 1:
+            raise UserError(f"{root}: {found[0].name} and {found[1].name}; remove or rename one")
+        if found:
+            return found[0]
     names = " or ".join(f"{stem}.csv|txt" for stem in stems)
     without = f"; {_WITHOUT_TEST}" if "test" in stems else ""
     raise UserError(f"no {names} in {root}: this format reads its lines {form}{without}")

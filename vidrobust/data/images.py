@@ -1,8 +1,9 @@
 """Images, folders of frames and torchvision's data sets, read as videos are."""
 
 import functools
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +147,45 @@ def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
     fitting = [files for files in chosen.values() if len(files) == count]
     if len(chosen) > 1 and len(fitting) == 1:
         return sorted(fitting[0], key=_in_order)
-    several = 1 < len(chosen) < len(images)  # names that share nothing are one series
+    # names that share nothing are one series, but not rgb_1.png and depth_1.png
+    named = all(re.fullmatch(r"\D*\*\D*", name) for name in chosen)
+    several = len(chosen) > 1 and (len(chosen) < len(images) or named)
     if found and (several or not chosen):
-        named = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
+        listed = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
         what = f"{len(found)} series of images" if several else f"no series data.series={series}, but"
-        raise DecodeError(f"{folder}: holds {what}: {named}; set data.series to one of them")
+        raise DecodeError(f"{folder}: holds {what}: {listed}; set data.series to one of them")
     return sorted(images, key=_in_order)
 
 
-def _in_order(file: Path) -> list[int | str]:
-    """Sort by the numbers in a name."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+def _in_order(file: Path) -> tuple[list[int | str], str]:
+    """Sort by the numbers in a name; f_01 and f_1 by their names, not as the disk has them."""
+    parts = re.split(r"(\d+)", file.name)
+    return [int(part) if part.isdecimal() else part for part in parts], file.name
+
+
+def missing_numbers(files: Sequence[Path]) -> str:
+    """Return what says that the numbers of a series have gaps; "" where all steps are alike."""
+    found = [re.findall(r"\d+", file.stem) for file in files]
+    if not all(found):
+        return ""
+    numbers = [int(digits[-1]) for digits in found]
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    usual = min(steps, default=1)
+    lost = [file for file, step in zip(files, steps, strict=False) if step > usual]
+    if not lost or usual < 1:
+        return ""
+    return f"numbers are missing after {lost[0].name}" + (f" and {len(lost) - 1} more" if lost[1:] else "")
+
+
+def pages(path: str) -> int:
+    """Return how many pictures an image file holds, as an animation; 1 where it does not say."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(path) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # whatever a damaged file makes of it; reading it says so
+        return 1
 
 
 def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -279,7 +279,7 @@ def checked(records: list[Record], source: Path) -> list[Record]:
         raise UserError(f"{source} lists no video; fill it, or choose another data.fold or data.root")
     seen: set[str] = set()
     for record in records:
-        path = os.path.normpath(record.path)
+        path = os.path.abspath(record.path)
         if record.uid in seen or path in seen:
             raise UserError(f"{source}: {record.uid} is listed twice; remove one of the lines")
         seen |= {record.uid, path}

@@ -42,7 +42,13 @@ from vidrobust.data.decoders import (
     video_stream,
     video_streams,
 )
-from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, frame_files
+from vidrobust.data.images import (
+    IMAGE_SUFFIXES,
+    TORCHVISION,
+    frame_files,
+    missing_numbers,
+    pages,
+)
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
 from vidrobust.files import replacing
@@ -227,10 +233,14 @@ def _probe_images(path: str, series: str, count: int) -> Row:
         count += 1
     if shape is None:
         return _bad(reason or "the folder holds no image")
-    if odd:
-        resized = f"{odd} of {count} frames have another size, and are resized"
-        reason = f"{reason}; {resized}" if reason else resized
-    return _row(count, 0.0, shape[1], shape[0], 0, "auto", reason)
+    several = pages(str(files[0]))
+    told = [
+        reason,
+        f"{odd} of {count} frames have another size, and are resized" if odd else "",
+        missing_numbers(files),
+        f"the first of {several} pictures is read" if several > 1 else "",
+    ]
+    return _row(count, 0.0, shape[1], shape[0], 0, "auto", "; ".join(filter(None, told)))
 
 
 def _only_frame(path: str) -> tuple[int, int]:
