@@ -70,7 +70,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("data: {framse: 4}", "unknown option 'data.framse'; did you mean 'data.frames'"),
-        ("optm: {lr: 1}", "unknown option 'optm'"),
+        ("optm: {lr: 1}", "unknown option 'optm.lr'; did you mean 'optim.lr'"),
         ("data: 3", "'data' is a section"),
         ("seed: 1\nseed: 2", "duplicate key seed.*line 2"),
         ("data: {frames: many}", "data.frames.*'many'"),

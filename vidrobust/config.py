@@ -269,11 +269,12 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
 
 
 def _first_leaf(key: str, value: Any) -> str:
-    """Return the key of the first option in a section that only looks like one, or `key` itself."""
-    while key != key.lower() and isinstance(value, dict) and value:
-        name = next(iter(value))
+    """Return the key of the first option in a section that is none, or `key` itself."""
+    for _ in range(3):  # sections are no deeper
+        if not isinstance(value, dict) or not value:
+            break
+        name, value = next(iter(value.items()))
         key = f"{key}.{name}"
-        value = value[name]
     return key
 
 

@@ -33,6 +33,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a file of `held`. Not for a file that this one holds."""
+    with suppress(OSError), open(path, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Return the JSON object that a file holds.
 

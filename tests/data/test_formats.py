@@ -104,7 +104,7 @@ def test_list_files_take_absolute_paths_and_class_names(tmp_path):
         ("b.avi 1\nb.avi 2\n", "b.avi 1\n", "labels look 1-based .smallest 1, largest 2.; subtract 1"),
         ("b.avi 0\n", "b.avi 4\n", "test.txt, line 1: label 4 is out of range 0..0"),
         ("b.avi 0\n", "b.avi -2\n", "label -2 is out of range"),
-        ("b.avi -2\nb.avi 1\n", "b.avi 0\n", "train.txt, line 1: label -2; classes are numbers from 0"),
+        ("b.avi -2\nb.avi 1\n", "b.avi 0\n", "train.txt, line 1: label -2 is out of range: classes are numbers from 0"),
         ("b.avi 0\n", "c.avi 0\n", "test.txt, line 1: c.avi is not under"),
         ("b.avi 0\n", "/nowhere/c.avi 0\n", "/nowhere/c.avi is not under"),
         ("b.avi 0\n", "b.avi\n", "expected a path and an integer label"),

@@ -184,7 +184,7 @@ REFUSED = [
     (None, ["data.root=" + "x" * 5000], "longer than 4096 characters"),
     (None, ["data.root=" + "x" * 120_000], "longer than 4096 characters"),
     (None, ["x" * 100_000 + "=1"], "unknown option 'xxx"),
-    (None, ["x." * 10_000 + "x=1"], "unknown option 'x'"),
+    (None, ["x." * 10_000 + "x=1"], "unknown option 'x"),
     (None, ["data.frames=" + "9" * 4000], "data.frames="),
     (None, ["data.frames=1e1"], "data.frames=10.0: "),
     (None, ["data.frames=2147483647"], "data.frames=2147483647: must be at most 65536"),
@@ -360,7 +360,7 @@ def test_configurations_that_are_sound_are_read(pages, monkeypatch, text, words,
         page = pages / "fuzzed.yaml"
         page.write_text(text)
     if key is None:  # a key beside the options, whatever it is good for
-        with pytest.raises(UserError, match="unknown option 'x'"):
+        with pytest.raises(UserError, match="unknown option 'x"):
             config.load(page)
         return
     cfg = config.load(page, words)

@@ -24,6 +24,7 @@ from vidrobust.attacks.losses import (
     eot,
     finite_logits,
     require_classes,
+    require_logits,
     rounded,
     toward,
 )
@@ -65,8 +66,9 @@ __all__ = [
     "apply_universal", "as_tensor", "attack_step", "autoattack", "called", "checked_logits",
     "checked_output", "contains", "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm",
     "finite_logits", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
-    "measure", "mim", "nes", "numbered", "one_frame", "own_loss", "parse_threat", "pgd", "project",
-    "pull_toward", "push_away", "reachable_modules", "require_classes", "roa", "rounded",
-    "rounds_away", "salt_and_pepper", "self_checks", "sparse", "square", "suite_steps",
-    "temporal_translation", "toward", "universal", "weak_white_box", "worst_case",
+    "measure", "mim", "nes", "numbered", "one_frame", "own_loss", "parse_threat", "pgd",
+    "project", "pull_toward", "push_away", "reachable_modules", "require_classes",
+    "require_logits", "roa", "rounded", "rounds_away", "salt_and_pepper", "self_checks",
+    "sparse", "square", "suite_steps", "temporal_translation", "toward", "universal",
+    "weak_white_box", "worst_case",
 ]  # fmt: skip

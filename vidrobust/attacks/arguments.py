@@ -31,9 +31,12 @@ def above_zero(**sizes: float | None) -> None:
 
 
 def between(low: float, high: float, **sizes: float) -> None:
-    """Raise ValueError that names the first size outside [low, high]; high may be infinity."""
+    """Raise ValueError that names the first size outside [low, high], or that is not finite.
+
+    high may be infinity: no bound.
+    """
     for name, size in sizes.items():
-        if not low <= size <= high:
+        if not low <= size <= high or size == float("inf"):
             allowed = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
             raise ValueError(f"{name}={size}: must be {allowed}")
 

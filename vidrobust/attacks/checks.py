@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from vidrobust.attacks.arguments import none_or_more
 from vidrobust.attacks.gradient import pgd
 from vidrobust.attacks.losses import Misclassify, Predict, margin
 from vidrobust.attacks.outputs import numbered
@@ -59,6 +60,7 @@ def self_checks(
     Raises:
         ValueError: for probabilities and for labels out of range; BadSamples for NaN.
     """
+    none_or_more(batch_size=batch_size)
     size = batch_size or max(len(x), 1)
     logits = _logits(predict, x, y, size)
     found = [] if random else _of_the_model(predict, x, y, logits, size)

@@ -155,7 +155,7 @@ class Misclassify:
         """
         value = self._rate(logits)
         if not check:  # a NaN that the score does not look at
-            value = torch.where(_bad_logits(logits).any(1), torch.nan, value)
+            value = torch.where(finite_logits(logits), value, torch.nan)
         wrong = (logits.detach().argmax(1) == self.y) == self.targeted
         level, for_good = wrong.long(), self._for_good(logits.detach(), self.y)
         if self.clean is None or not for_good.any():
@@ -233,16 +233,22 @@ def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
     """
     logits = checked_output(logits, len(y))
     require_classes(y, logits.shape[1])
-    bad = _bad_logits(logits)
+    bad = ~finite_logits(logits)
     if bad.any():
         kind = "NaN" if logits.isnan().any() else "infinite"
-        lost = bad.any(1).nonzero().flatten().tolist()
+        lost = bad.nonzero().flatten().tolist()
         raise BadSamples(lost, f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
-    if _are_probabilities(logits.detach()):
-        raise ValueError("the model returns probabilities; attacks need logits: leave out its softmax")
+    require_logits(logits)
     return logits.float()
 
 
+def require_logits(logits: Tensor) -> None:
+    """Raise ValueError for probabilities (B, K) in their place."""
+    if _are_probabilities(logits.detach()):
+        raise ValueError("the model returns probabilities; logits are needed: leave out its softmax")
+
+
+_MANY = 4
 _CAUSES = (
     "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
 )
@@ -258,12 +264,8 @@ def require_classes(y: Tensor, classes: int) -> None:
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """Return (B,) bool: which samples have logits without NaN and +inf."""
-    return ~_bad_logits(logits).any(1)
-
-
-def _bad_logits(logits: Tensor) -> Tensor:
-    return logits.isnan() | logits.isposinf()
+    """Return (B,) bool: which samples have logits without NaN and +inf, and one that is finite."""
+    return ~(logits.isnan() | logits.isposinf()).any(1) & logits.isfinite().any(1)
 
 
 def _are_probabilities(logits: Tensor) -> bool:
@@ -271,6 +273,9 @@ def _are_probabilities(logits: Tensor) -> bool:
         return False
     away = (logits.float().sum(1) - 1).abs()
     if (away <= logits.shape[1] * torch.finfo(logits.dtype).eps).all():
+        return True
+    # a mean of coarse softmaxes, or one that was clamped; of few samples logits may look so
+    if len(logits) >= _MANY and (away <= 0.01).all():
         return True
     # a softmax in bf16 or half that was cast afterwards is rounded as these are
     return any(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidrobust.attacks.arguments import above_zero, between, drawn
+from vidrobust.attacks.arguments import above_zero, at_least_one, between, drawn
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, as_clip
@@ -29,6 +29,7 @@ def nes(
     a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries`
     (forward passes a sample) allows. Raises ValueError when it allows none.
     """
+    at_least_one(queries=queries, samples=samples)
     steps = (queries - 1) // (samples + 1)
     if steps < 1 or samples < 2 or samples % 2:
         raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")

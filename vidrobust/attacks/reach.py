@@ -1,6 +1,7 @@
 """The modules behind a callable: networks that a prediction runs through, where Python shows it."""
 
 import functools
+import itertools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_DEPTH = 6  # of callables inside callables
+_DEPTH = 6  # of callables and containers inside each other
+_MANY = 1000  # parts of a container are looked at
+_CONTAINERS = (list, tuple, dict)
 
 
 def reachable_modules(predict: Any) -> list[nn.Module]:
     """Return the networks that `predict` is or holds, in the order they are found, each once.
 
-    Looks at modules, functools.partial, bound methods, attributes of callable objects, and what a
-    function closes over, has as defaults, or names of its globals. Parts of a module that is found
+    Looks at modules, functools.partial, bound methods, attributes of callable objects, what a
+    function closes over, has as defaults, or names of its globals, and into lists, tuples and
+    dicts among these. Parts of a module that is found
     are not listed again.
     """
     return list({id(module): module for module in _found(predict, _DEPTH)}.values())
@@ -44,7 +48,10 @@ def _found(thing: Any, depth: int) -> Iterator[nn.Module]:
 
 
 def _parts(thing: Any) -> list[Any]:
-    """Return what a callable holds that may be called in turn."""
+    """Return what a callable, or a container, holds that may be called in turn."""
+    if isinstance(thing, _CONTAINERS):
+        inside = thing.values() if isinstance(thing, dict) else thing
+        return [part for part in itertools.islice(inside, _MANY) if _may_hold(part)]
     if isinstance(thing, functools.partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, types.MethodType):
@@ -60,10 +67,14 @@ def _parts(thing: Any) -> list[Any]:
             *(thing.__kwdefaults__ or {}).values(),
             *named,
         ]
-        return [part for part in held if isinstance(part, nn.Module) or callable(part)]
+        return [part for part in held if _may_hold(part)]
     if isinstance(thing, type) or not callable(thing):
         return []
-    return [part for part in getattr(thing, "__dict__", {}).values() if callable(part)]
+    return [part for part in getattr(thing, "__dict__", {}).values() if _may_hold(part)]
+
+
+def _may_hold(part: Any) -> bool:
+    return callable(part) or isinstance(part, _CONTAINERS)
 
 
 def _is_filled(cell: Any) -> bool:

@@ -235,7 +235,7 @@ def worst_case(
     y = checked_labels(y)
     if isinstance(steps, Step) or not steps or not all(isinstance(step, Step) for step in steps):
         raise TypeError("steps: a list of steps, [attack_step('pgd', steps=50)] or suite_steps(...)")
-    x = x.clone() if x.is_inference() else x.detach()
+    x = x.detach().clone()  # a model that writes into it is refused, and has changed the copy alone
     with torch.no_grad():
         clean = _wrong(predict, x, y)
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]

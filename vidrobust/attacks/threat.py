@@ -121,6 +121,8 @@ def parse_threat(text: str) -> ThreatModel:
     support, k, place, norm, eps = found.groups()
     try:
         above, _, below = eps.partition("/")
+        if float(below or 1) == float("inf"):
+            raise ValueError
         size = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r}: {eps!r} is no number; write 0.03 or 8/255") from None

@@ -122,7 +122,7 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
         records = apply_manifest(records, manifest, root)
         bad = [record for record in records if record.bad]
         if bad:
-            what = "left out" if split == "train" else "count as wrong"
+            what = "left out" if split == "train" else "not read, and wrong where predictions count"
             log.warning(
                 f"{len(bad)} of {len(records)} {split} videos are bad by {manifest} and {what}, "
                 f"first {bad[0].uid}: {bad[0].bad}"

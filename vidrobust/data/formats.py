@@ -340,8 +340,8 @@ def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> l
     for row in rows:
         if row.label < -1:
             raise UserError(
-                f"{row.where}: label {row.label}; classes are numbers from 0, and -1 is a video "
-                "without a label"
+                f"{row.where}: label {row.label} is out of range: classes are numbers from 0, and "
+                "-1 is a video without a label"
             )
     known = [label for label in labels if label >= 0] or [-1]
     limit = max(_MANY_CLASSES, len(rows))

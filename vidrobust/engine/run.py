@@ -17,7 +17,7 @@ import torchvision
 from vidrobust import __version__, config
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
-from vidrobust.files import held, replacing
+from vidrobust.files import held, is_held, replacing
 from vidrobust.yaml_pages import read_page
 
 _TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
@@ -126,6 +126,12 @@ def require_own(out: Path, cfg: config.Config) -> None:
     if (out / "config.yaml").exists() and not _keys(out / "config.yaml") >= _SECTIONS:
         raise UserError(f"{out} is not the folder of a run (config.yaml is not one's): not deleted")
     require_deletable(out, cfg, "--output-dir")
+    for lock in [*out.glob("eval/*/.lock"), *out.glob("features/*.partial/.lock")]:
+        if not lock.is_symlink() and is_held(lock):
+            raise UserError(
+                f"another process writes into {lock.parent}; wait for it or stop it, or set "
+                "--output-dir"
+            )
     for name in ("config.yaml", "checkpoints", "tensorboard", "eval", "features"):
         if (out / name).is_symlink():
             raise UserError(

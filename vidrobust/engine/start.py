@@ -199,7 +199,8 @@ def _restore(run: Run, path: Path) -> None:
     changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
     fixed = [line for line in changed if line.startswith(_FIXED)]
     if fixed:
-        raise UserError(f"{path}: a resume cannot change {fixed[0]}; start anew from its backbone.pt by model.weights")
+        raise UserError(f"{path}: a resume cannot change {fixed[0]}; train anew in another --output-dir, from its "
+                        "backbone.pt by model.weights where the architecture is the same")  # fmt: skip
     try:
         _restore_state(run, state, path)
     except UserError:

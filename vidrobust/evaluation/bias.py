@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vidrobust import config
-from vidrobust.attacks import Predict, checked_output, finite_logits
+from vidrobust.attacks import Predict, finite_logits
 from vidrobust.data import Batch, ClipDataset, Record, loader, texture_twins, worker_deaths
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.arguments import logits_of, require_work
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.predict import evenly, to_clips
@@ -131,6 +132,8 @@ def evaluate_bias(
             range.
     """
     dataset = videos()
+    require_work(indices, len(dataset.records), batch_size)
+    _require_names(names, dataset, twins, indices)
     own_folder(
         out,
         _STEM,
@@ -160,17 +163,33 @@ def evaluate_bias(
                 other = next(beside) if beside is not None else None
                 append(_rows(name, part, batch, other, partners, dataset, labels if name in (CLEAN, *PAIRED) else {},
                              bounded, seed, device))  # fmt: skip
-    return merged(out, _STEM, "name", groups)
+    rows = merged(out, _STEM, "name", groups)
+    # rows that were there may be of a call that asked for other cues
+    return [row | {"other": others.get(row["index"])} if row["name"] == CLEAN else row for row in rows]
+
+
+def _require_names(
+    names: Sequence[str], dataset: ClipDataset, twins: ClipDataset | None, indices: Sequence[int]
+) -> None:
+    """Raise UserError for a name that is unknown, or that these clips do not have."""
+    for name in names:
+        require_cue(name, dataset.spec.frames, dataset.reader.view.size)
+        if name == "texture" and twins is None:
+            raise UserError("eval.bias=texture: the videos' textures are missing; give twins")
+        if name in PAIRED and len({record.label for record in dataset.records}) < 2:
+            raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
+    if len(set(names)) < len(names):
+        raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
 
 
 def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict[int, int]:
-    """index -> the index of a video of another class among `indices`, drawn for each."""
-    labels = np.array([dataset.records[i].label for i in indices])
+    """Return index -> the index of a video of another class of the list, drawn from (seed, index)."""
+    labels = np.array([record.label for record in dataset.records])
     found = {}
     for index in indices:
         choices = np.flatnonzero(labels != dataset.records[index].label)
         rng = np.random.default_rng([seed, _PARTNER, index])
-        found[index] = indices[int(choices[rng.integers(len(choices))])]
+        found[index] = int(choices[rng.integers(len(choices))])
     return found
 
 
@@ -199,7 +218,7 @@ def _rows(
             x = PAIRED[name](x, y, rngs)
         elif name in ALONE:
             x = ALONE[name](x, rngs)
-        logits = _checked(predict, x)
+        logits = logits_of(predict(x), len(x))
         for i in whole:
             require_label(dataset.records[i].uid, dataset.records[i].label, logits.shape[1])
         finite = finite_logits(logits).view(len(whole), clips).all(1).tolist()
@@ -213,14 +232,6 @@ def _rows(
          "predicted": answers.get(i), "other": labels.get(i), "error": errors.get(i) or errors.get(partners.get(i, -1))}
         for i in part
     ]  # fmt: skip
-
-
-def _checked(predict: MicroBatches, x: Tensor) -> Tensor:
-    """Return (B, K) float32 logits. Raises UserError for anything else."""
-    try:
-        return checked_output(predict(x), len(x)).float()
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vidrobust.attacks import Predict, checked_output, finite_logits
-from vidrobust.corruptions import INDEX_MAPS, OVER_TIME, MissingEncoder, expand, require_encoders
+from vidrobust.attacks import Predict, finite_logits
+from vidrobust.corruptions import (
+    CORRUPTIONS,
+    INDEX_MAPS,
+    OVER_TIME,
+    MissingEncoder,
+    expand,
+    require_encoders,
+)
 from vidrobust.data import (
     CLEAN,
     Condition,
@@ -26,7 +33,8 @@ from vidrobust.data import (
 )
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log
-from vidrobust.errors import UserError
+from vidrobust.errors import UserError, lookup
+from vidrobust.evaluation.arguments import logits_of, require_work
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.rows import Key, Row, appending, fault, merged, require_label, unfinished
@@ -98,6 +106,8 @@ def evaluate_corruptions(
         UserError: for a folder of something else, for what is no logits, and for labels out of
             range.
     """
+    require_work(indices, len(videos.records), batch_size)
+    _require_conditions(names, severities)
     own_folder(
         out,
         _STEM,
@@ -140,6 +150,18 @@ def evaluate_corruptions(
             bar.update()
     bar.close()
     return [_restricted(row, asked) for row in merged(out, _STEM, "name", groups, combine=combine)]
+
+
+def _require_conditions(names: Sequence[str], severities: Sequence[int]) -> None:
+    """Raise UserError for names and severities that are none, or stand twice."""
+    for name in names:
+        lookup(CORRUPTIONS, name, "names")
+    wrong = [severity for severity in severities if severity not in range(1, 6)]
+    if wrong or not severities or len(set(severities)) < len(severities):
+        found = ", ".join(map(str, severities))
+        raise UserError(f"severities=[{found}]: whole numbers of 1 to 5, each once")
+    if len(set(names)) < len(names):
+        raise UserError(f"names=[{', '.join(names)}]: name each once")
 
 
 def _with_severities(row: Row, asked: dict[str, list[int]]) -> Row:
@@ -195,10 +217,7 @@ def _classify(
         return [None] * len(found.clips)
     x = to_float(torch.stack(good).to(device))
     clips = x.flatten(0, 1)
-    try:
-        logits = checked_output(predict(clips), len(clips)).float()
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    logits = logits_of(predict(clips), len(clips))
     if record is not None:
         require_label(record.uid, record.label, logits.shape[1])
     mean = logits.view(*x.shape[:2], -1).mean(1)
@@ -238,6 +257,8 @@ def corruption_table(rows: Sequence[Row], severities: Sequence[int], classes: Se
     nothing is right to begin with; mce, relative_mce are `relative_to`'s.
     """
     clean = [row for row in rows if row["name"] == CLEAN[0]]
+    if not clean or len(clean) == len(rows):
+        raise ValueError("no rows of corruptions beside those of the clean videos: nothing to tell")
     right = sum(row["predicted"] == [row["label"]] for row in clean)
     clean_acc = right / len(clean)
     kinds = {row["name"]: row["kind"] for row in rows if row["name"] != CLEAN[0]}

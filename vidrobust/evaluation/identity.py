@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from vidrobust.attacks import Predict, reachable_modules
+from vidrobust.attacks.reach import batch_norms_in_training
 from vidrobust.data import ClipDataset, CorruptedVideos, SourceVideos, records_sha
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.evaluation.rows import rank_files
-from vidrobust.files import replacing
+from vidrobust.files import read_json, replacing
 
 Dataset = ClipDataset | SourceVideos | CorruptedVideos
 _CLOSE = 1e-2  # of the largest output: what another device or batch size may change
+_ALIKE = 1e-4  # where nothing but the outputs tells models apart
 _OUTPUTS = 64  # of a model's outputs on the probe clip are remembered
 _WORDS = {
     "model": "model",
@@ -50,6 +52,12 @@ def identify_model(
     if identity:
         return {"name": identity}
     modules = reachable_modules(predict)
+    norms = batch_norms_in_training(predict)
+    if norms:
+        log.warning(
+            f"{', '.join(norms)} in training mode: predictions depend on the other clips of a "
+            "batch, and the weights change; call eval() on the model"
+        )
     states = {
         f"{i}.{key}": value
         for i, module in enumerate(modules)
@@ -149,7 +157,7 @@ def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping
     if not any(file.stat().st_size for file in rank_files(out, stem)):
         return None  # a call that failed before its first row leaves a folder to anyone
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json(path, f"delete it and {stem}.jsonl, or choose another folder")
     claimed = out / "identity.json"  # the command line's, which earlier versions wrote alone
     checkpoint_name = (
         json.loads(claimed.read_text()).get("checkpoint") if claimed.is_file() else None
@@ -177,7 +185,7 @@ def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     if None not in states and states[0] != states[1]:
         return False
     if None not in outputs:
-        return _agree(*outputs, _CLOSE)
+        return _agree(*outputs, _ALIKE if None in states else _CLOSE)
     if None in states:
         log.warning(
             "nothing recognises this model, as it has no module within reach and no fixed outputs: "

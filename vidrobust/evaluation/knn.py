@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.evaluation.finite import require_finite
 
 _SIMILARITIES = 2**24  # at a time, 64 MiB: those of a whole set fill memory, those of one video leave the cores idle
@@ -40,7 +41,10 @@ def knn_scores(
 
     Raises:
         UserError: for features that are NaN or infinite, with the clips.
+        ValueError: for k below 1, and for a temperature that is not above 0.
     """
+    at_least_one(k=k)
+    above_zero(temperature=temperature)
     of_queries, of_gallery = names or (None, None)
     require_finite(queries, "features of the queries", of_queries)
     require_finite(gallery, "features of the gallery", of_gallery)

@@ -65,8 +65,14 @@ class _Bounded(torch.autograd.Function):
             try:
                 with torch.enable_grad():
                     leaf = ctx.x.requires_grad_()
-                    ctx.graph = leaf, as_tensor(owner.predict(leaf))
-                return ctx.graph[1].detach()
+                    out = as_tensor(owner.predict(leaf))
+                if out.requires_grad:
+                    ctx.graph = leaf, out
+                    return out.detach()
+                # whoever asks for a gradient says what a model without one means
+                out = out.clone()
+                ctx.mark_non_differentiable(out)
+                return out
             except RuntimeError as error:
                 if not _is_memory(error):
                     raise

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidrobust.attacks.arguments import at_least_one, between
 from vidrobust.evaluation.finite import require_finite
 
 _SMALL = 1e-6  # deviations below it are computed at another scale
@@ -40,7 +41,10 @@ def fit_probe(
 
     Raises:
         UserError: for features that are NaN or infinite, with the clips.
+        ValueError: for l2 below 0, and for iterations below 1.
     """
+    at_least_one(iterations=iterations)
+    between(0, float("inf"), l2=l2)
     require_finite(features, "features of the probe", names)
     mean, std = features.mean(0), features.std(0, correction=0)
     x = (features - mean) / std.clamp_min(_SMALL)

@@ -30,6 +30,7 @@ from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
 from vidrobust.engine import distributed
 from vidrobust.errors import UserError
+from vidrobust.evaluation.arguments import require_work
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.memory import MicroBatches
 from vidrobust.evaluation.rows import (
@@ -123,6 +124,9 @@ def evaluate_robust(
             its input, labels out of range, and threats that do not fit the clips.
     """
     single = isinstance(dataset, SourceVideos)
+    require_work(indices, len(dataset.records), batch_size)
+    if not 0 <= h264_crf <= 51:
+        raise UserError(f"h264_crf={h264_crf}: 1 (best) to 51, or 0 for none")
     own_folder(
         out,
         "results",

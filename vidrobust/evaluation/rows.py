@@ -102,12 +102,12 @@ def suffix() -> str:
 
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:
-    """Return why videos do not decode, each reason once."""
-    return list(
-        dict.fromkeys(
-            row["error"] for row in rows if row.get("error") and MODEL_FAULT not in row["error"]
-        )
-    )
+    """Return why videos do not decode, a reason a video, though its texture may be lost as well."""
+    reasons: dict[object, str] = {}
+    for row in rows:
+        if row.get("error") and MODEL_FAULT not in row["error"]:
+            reasons.setdefault(row.get("index", row["uid"]), row["error"])
+    return list(dict.fromkeys(reasons.values()))
 
 
 def model_faults(rows: Sequence[Row]) -> list[str]:

@@ -176,7 +176,9 @@ def evaluate_shift(
         for of, part in (("other", records), ("own", own)):
             if part:
                 store = DiskStore(partial, of, 1, asked)
-                rows += [row | {"of": of} for row in _rows(cfg, bounded, part, shared, device, store)]
+                title = "shift" if of == "other" else "own videos of shared classes"
+                found_rows = _rows(cfg, bounded, part, shared, device, store, title)
+                rows += [row | {"of": of} for row in found_rows]
         with distributed.together():
             if distributed.rank() == 0:
                 with replacing(path) as file:
@@ -215,12 +217,12 @@ def _kept(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] 
 
 def _rows(
     cfg: config.Config, predict: Predict, records: list[Record], shared: Shared, device: torch.device,
-    store: DiskStore,
+    store: DiskStore, title: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """uid, label and predicted, numbers of concepts, and error; in the order of the records."""
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
     (found,) = extract([predict], dataset, device, batch_size=cfg.eval.batch_size, workers=cfg.data.workers,
-                       title="shift", store=store)  # fmt: skip
+                       title=title, store=store)  # fmt: skip
     logits = found.features
     if max(shared.own) >= logits.shape[-1]:
         raise UserError(
