@@ -4,13 +4,22 @@ import torch
 from tests.attacks.models import labelled, small_net
 from vidrobust.attacks import (
     ATTACKS,
+    BadSamples,
     Misclassify,
+    ThreatModel,
     attack_step,
     autoattack,
     parse_threat,
+    self_checks,
     worst_case,
 )
 from vidrobust.attacks.arguments import at_least_one, drawn
+
+
+@pytest.fixture(scope="module")
+def problem():
+    net = small_net()
+    return (net, *labelled(net, (4, 3, 4, 12, 12)))
 
 
 def test_counts_below_one_are_named():
@@ -92,3 +101,67 @@ def test_batches_and_checks_are_whole_numbers(name, value):
     x, y = labelled(net, (2, 3, 4, 12, 12))
     with pytest.raises(ValueError, match=f"{name}={value}: must be a whole number, 0 or more"):
         autoattack(net, x, y, parse_threat("linf-1/255"), **{name: value})
+
+
+def test_what_is_not_finite_is_no_momentum(problem):
+    net, x, y = problem
+    for name in ("mim", "temporal-translation"):
+        for momentum in (torch.inf, torch.nan, -1):
+            with pytest.raises(ValueError, match=f"momentum={momentum}"):
+                ATTACKS[name](Misclassify(net, y), x, ThreatModel("linf", 0.1), steps=2, momentum=momentum)
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 1, 3, 2.5])
+def test_nes_needs_pairs_of_samples(problem, samples):
+    net, x, y = problem
+    with pytest.raises(ValueError, match=f"samples={samples}"):
+        ATTACKS["nes"](Misclassify(net, y), x, ThreatModel("linf", 0.1), queries=100, samples=samples)
+
+
+@pytest.mark.parametrize("text", ["linf-8/1e999", "linf-1e999", "l2-inf", "linf-nan"])
+def test_a_budget_of_infinity_is_no_number(text):
+    with pytest.raises(ValueError, match="number|at least 0|no threat model"):
+        parse_threat(text)
+
+
+@pytest.mark.parametrize("size", [-1, 2.5, True])
+def test_checks_take_whole_batches(problem, size):
+    net, x, y = problem
+    with pytest.raises(ValueError, match=f"batch_size={size}: must be a whole number"):
+        self_checks(net, x, y, ThreatModel("linf", 0.1), batch_size=size)
+
+
+@pytest.mark.parametrize("write", [lambda x: x.sub_(0.1), lambda x: x.data.sub_(0.1)])
+def test_a_model_that_writes_is_refused_and_the_clips_are_as_they_were(problem, write):
+    net, x, y = problem
+    before = x.clone()
+
+    def predict(v):
+        write(v)
+        return net(v)
+
+    for attack in (
+        lambda: worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)]),
+        lambda: autoattack(predict, x, y, ThreatModel("linf", 0.1), effort=0.02),
+    ):
+        with pytest.raises(ValueError, match="writes into its input"):
+            attack()
+        assert torch.equal(x, before)
+
+
+def test_probabilities_of_several_passes_are_seen(problem):
+    net, x, y = problem
+    coarse = lambda v: (net(v).bfloat16().softmax(1) + net(v + 0.01).bfloat16().softmax(1)).float() / 2  # noqa: E731
+    for predict in (coarse, lambda v: net(v).softmax(1).clamp(1e-6)):
+        with pytest.raises(ValueError, match="probabilities"):
+            worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)])
+
+
+def test_a_sample_without_a_finite_logit_is_named(problem):
+    net, x, y = problem
+
+    def predict(v):
+        return torch.where(torch.arange(len(v))[:, None] == 1, -torch.inf, net(v))
+
+    with pytest.raises(BadSamples, match=r"infinite logits for samples \[1\]"):
+        worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)])

@@ -13,6 +13,7 @@ from vidrobust import config
 from vidrobust.engine.loop import train
 from vidrobust.engine.run import open_output
 from vidrobust.errors import UserError
+from vidrobust.files import held
 
 
 @contextmanager
@@ -40,6 +41,27 @@ def test_a_folder_where_another_process_trains_is_refused_and_kept(ucf, tmp_path
     assert (out / "kept").is_file(), "what no run has written stays"
     assert (out / "backbone.pt").is_file()
     train(cfg, out, overwrite=True)  # nothing is held any more
+
+
+@contextmanager
+def _holding(lock):
+    with held(lock, "{}"):
+        yield
+
+
+@pytest.mark.parametrize("name", ["eval/busy/.lock", "features/test.npz.partial/.lock"])
+def test_what_another_process_measures_is_not_overwritten(ucf, tmp_path, name):
+    """It was deleted under an evaluation that then had no rows."""
+    out = tmp_path / "out"
+    cfg = config.loads("", tiny(f"data.root={ucf}", "train.max_steps=1", "eval.enabled=false"))
+    train(cfg, out)
+    lock = out / name
+    lock.parent.mkdir(parents=True)
+    with another_process(lambda: _holding(lock)):
+        with pytest.raises(UserError, match=f"another process writes into .*{lock.parent.name}"):
+            train(cfg, out, overwrite=True)
+        assert lock.is_file() and (out / "backbone.pt").is_file()
+    train(cfg, out, overwrite=True)
 
 
 WORDS = tiny("eval.enabled=false", "train.max_steps=1")

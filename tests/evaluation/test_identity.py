@@ -65,6 +65,7 @@ def _corruptions(
 
 def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **options):
     out.mkdir(exist_ok=True)
+    settings = {"others": {}, "batch_size": 4, "workers": 0, "device": CPU}
     return evaluate_bias(
         net,
         lambda: eval_dataset(CFG, records, 1),
@@ -73,11 +74,7 @@ def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **
         list(names),
         out,
         seed=seed,
-        others={},
-        batch_size=4,
-        workers=0,
-        device=CPU,
-        **options,
+        **(settings | options),
     )
 
 

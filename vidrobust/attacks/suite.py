@@ -369,7 +369,7 @@ def autoattack(
     if not len(x):
         return x.detach().clone()
     with torch.no_grad():
-        first = checked_output(called(predict, x[:1]), 1)
+        first = checked_output(called(predict, x[:1].clone()), 1)
     classes = first.shape[1]
     require_classes(loss.y, classes)
     checked_logits(first, loss.y[:1])
