@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.attacks.models import seeded
 from vidrobust.attacks import Misclassify, ThreatModel, contains, fgsm, make_ball, mim, pgd, rounded
 
 SHAPES = [(5, 3, 1, 6, 5), (5, 3, 4, 6, 5), (5, 3, 6, 5)]
@@ -217,3 +218,29 @@ def test_momentum_carries_through_a_flat_stretch():
     stuck = pgd(loss, x, threat, steps=10, step_size=0.015, random_start=False)
     carried = mim(loss, x, threat, steps=10, step_size=0.015)
     assert loss(carried) > loss(stuck) + 0.1
+
+
+def test_the_last_iterate_starts_where_it_is_asked_to():
+    """A linear loss: from the clip itself every step is as long as the others; from a random place not."""
+    x, w = torch.full((2, 3, 2, 4, 4), 0.5), torch.randn(3, 2, 4, 4, generator=seeded())
+    loss, threat = (lambda v: (v * w).flatten(1).sum(1)), ThreatModel("linf", 0.1)
+    options = {"steps": 2, "step_size": 0.01, "best": False}
+    still = pgd(loss, x, threat, random_start=False, **options)
+    assert torch.allclose(still - x, 0.02 * w.sign().expand_as(x), atol=1e-6)
+    moved = (pgd(loss, x, threat, generator=seeded(), **options) - x).abs()
+    assert moved.std() > 0.01 and moved.max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize(("best", "backward"), [(True, 1 + 2), (False, 2 + 2)])
+def test_the_last_iterate_makes_the_same_passes_whatever_the_clips_are(best, backward):
+    """A place that the gradient chooses costs one pass where it is not 0, and always two in training."""
+    passes = []
+
+    def loss(v):
+        if v.requires_grad:
+            v.register_hook(lambda gradient: passes.append(1))
+        return (v * torch.arange(4.0)).flatten(1).sum(1)
+
+    x = torch.full((2, 3, 4, 4, 4), 0.5)
+    pgd(loss, x, ThreatModel("linf", 0.1, "frames", 1), steps=2, best=best, random_start=False)
+    assert len(passes) == backward

@@ -36,7 +36,7 @@ from vidrobust.attacks.ball import Ball
 from vidrobust.attacks.minimum import _to_boundary
 from vidrobust.attacks.query import warped_frames
 from vidrobust.attacks.search import Search
-from vidrobust.attacks.square import _bump, _Draws, _pyramid, _share, _sides
+from vidrobust.attacks.square import _bump, _Draws, _pyramid, _share, _sides, _tiles
 
 APGD = inspect.getmodule(apgd_function)
 LINF = ThreatModel("linf", 8 / 255)
@@ -743,3 +743,14 @@ def test_roa_starts_from_grey_on_a_grid_of_five():
     tried = {tuple(spot.nonzero().amin(0).tolist()) for spot in grey if spot.sum() == 16}
     assert len(tried) == 10
     assert all(top % 5 == 0 and left % 5 == 0 for top, left in tried)
+
+
+@pytest.mark.parametrize(("height", "edge"), [(12, 1), (18, 1), (10, 0), (14, 2)])
+def test_square_lays_its_tiles_in_the_middle(height, edge):
+    """A grid of at least five a side; what five do not cover is left to both edges."""
+    x = torch.full((1, 3, 1, height, height), 0.5)
+    search = Search(lambda v: v.flatten(1).sum(1), x, ThreatModel("l2", 1.0), seeded(), blind=True)
+    assert search.begin()
+    delta = _tiles(search, _Draws(seeded(), x))
+    rows = (delta != 0).any(-1).any(1)[0, 0].nonzero().flatten()
+    assert rows.min() == edge

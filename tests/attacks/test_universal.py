@@ -64,3 +64,20 @@ def test_the_gradient_is_rolled_back_to_where_delta_is():
     delta = universal(lambda v, _: v[:, :, 0].flatten(1).sum(1), [(x, y)], ThreatModel("linf", 0.1), epochs=80,
                       shift=True, generator=generator)  # fmt: skip
     assert torch.allclose(delta, torch.full_like(delta, 0.1))
+
+
+def test_a_pixel_that_is_clipped_does_not_count():
+    """Of two frames that share a delta one is black, where a darker delta changes nothing."""
+    x = torch.full((1, 1, 2, 1, 1), 0.5)
+    x[:, :, 0] = 0
+    threat = ThreatModel("linf", 0.1, "tube")
+
+    def loss(v, t):
+        return -3 * v[:, 0, 0, 0, 0] + v[:, 0, 1, 0, 0]
+
+    y = torch.zeros(1, dtype=torch.long)
+    once, twice = (universal(loss, [(x, y)], threat, epochs=n, step_size=0.02) for n in (1, 2))
+    assert torch.allclose(once, torch.tensor(-0.02)), "at 0 both count, and the black one more"
+    assert torch.allclose(twice, torch.tensor(0.0), atol=1e-6), "below 0 the other decides"
+    white = universal(lambda v, t: -loss(1 - v, t) * -1, [(1 - x, y)], threat, epochs=2, step_size=0.02)
+    assert torch.allclose(white, torch.tensor(0.0), atol=1e-6)

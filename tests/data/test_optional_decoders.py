@@ -7,12 +7,19 @@ import pytest
 
 from tests.helpers import (
     REPO,
+    counting_frames,
     counting_video,
+    encode,
     has_backend,
 )
 from vidrobust.config import Data
 from vidrobust.data import eval_dataset, ucf101
-from vidrobust.data.decoders import require_backend
+from vidrobust.data.decoders import (
+    misleads,
+    open_container,
+    require_backend,
+    video_stream,
+)
 from vidrobust.errors import UserError
 
 _HAS_TORCHCODEC = has_backend("torchcodec")
@@ -85,3 +92,15 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
         "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a version that it takes)"
         "; install an FFmpeg that it finds, or set data.backend=pyav"
     )
+
+
+@pytest.mark.parametrize(
+    ("codec", "backend", "reason"),
+    [("libx265", "decord", "HEVC"), ("libx265", "torchcodec", ""), ("libx264", "decord", "")],
+)
+def test_what_misleads_a_decoder_is_known(tmp_path, codec, backend, reason):
+    options = {"bf": "2"} | ({"x265-params": "log-level=none"} if codec == "libx265" else {})
+    path = encode(tmp_path / "v.mkv", counting_frames(20, 128), codec, options=options)
+    with open_container(str(path)) as container:
+        assert video_stream(container).codec_context.has_b_frames
+        assert misleads(container, backend) == reason

@@ -153,3 +153,9 @@ def test_property_indices_are_within_the_video_and_in_order(name):
         assert (np.diff(found, axis=1) >= 0).all(), (n, spec)
         if n >= spec.span and name != "segment":
             assert (np.diff(found, axis=1) == stride).all(), (n, spec)
+
+
+def test_halves_are_rounded_to_even():
+    """As a float's rounding does; of 3 clips in a room of 1 and of 3 the middle one begins at a half."""
+    for num_frames, starts in ((2, [0, 0, 1]), (4, [0, 2, 3]), (6, [0, 2, 5]), (8, [0, 4, 7])):
+        assert uniform_clips(num_frames, ClipSpec(1, 1, 3))[:, 0].tolist() == starts

@@ -170,6 +170,9 @@ def test_the_log_has_rate_precision_and_recall():
     blind = Removal(lambda s, p: s > 0.5)
     blind(z, z, (ids, ids), 0.5)
     assert blind.report() == {"fn_removed": 0.5}, "nothing is known of these videos"
+    blind.know(records([-1] * 4))
+    blind(z, z, (ids, ids), 0.5)
+    assert blind.report() == {"fn_removed": 0.5}, "their labels are not known"
 
 
 def test_clusters_are_made_of_what_is_remembered():
