@@ -19,7 +19,8 @@ from PIL import Image
 
 from vidrobust import cli, config
 from vidrobust.corruptions import MissingEncoder, expand
-from vidrobust.data import is_image, read_frames
+from vidrobust.data import Record, apply_manifest, is_image
+from vidrobust.data.decode import frames_of, open_record
 from vidrobust.errors import UserError, lookup
 from vidrobust.evaluation import contact_sheet
 from vidrobust.evaluation.bias import PAIRED, require_cue
@@ -80,7 +81,12 @@ def read(path: Path, args: argparse.Namespace, cfg: config.Config) -> np.ndarray
     if is_image(str(path)) and cfg.data.frames > 1:
         raise UserError(f"{path} is one image: set data.frames=1")
     frames = np.arange(args.first, args.first + cfg.data.frames)
-    return read_frames(path, frames, short_side=cfg.data.size, backend=cfg.data.backend)
+    record = Record(path.name, str(path), 0)
+    if cfg.data.manifest:  # what is used of a damaged file, as a run does
+        root = Path(cfg.data.root).expanduser()
+        (record,) = apply_manifest([record], Path(cfg.data.manifest).expanduser(), root)
+    with open_record(record, cfg.data.backend) as video:
+        return frames_of(video, path, frames, short_side=cfg.data.size)
 
 
 def square(clip: np.ndarray) -> np.ndarray:

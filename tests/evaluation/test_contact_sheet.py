@@ -4,6 +4,7 @@ from PIL import Image
 
 from tests.helpers import counting_frames, counting_video, read_numbers, tool
 from vidrobust.corruptions import corrupt
+from vidrobust.data import scan
 from vidrobust.evaluation import contact_sheet
 from vidrobust.evaluation.bias import ALONE, PAIRED
 from vidrobust.evaluation.contact_sheet import cue_sheet, cues
@@ -85,3 +86,15 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
         keys = {word.split("=")[0] for word in more}
         done = tool(*(word for word in words if word.split("=")[0] not in keys), *more, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_damaged_video_is_drawn_as_far_as_its_manifest_knows(tmp_path):
+    """A folder of one class: a file that is cut short, and a scan of it."""
+    path = counting_video(tmp_path / "train/a/v.avi", 60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    words = ("--video", path, "--output", "sheet.png", "data.frames=4", "data.size=32",
+             "data.name=folder", f"data.root={tmp_path}", "eval.corruption.names=[contrast]")  # fmt: skip
+    assert "cut short" in tool("visualize", *words, cwd=tmp_path).stderr
+    scan([str(path)], tmp_path, tmp_path / "m.jsonl")
+    done = tool("visualize", *words, "data.manifest=m.jsonl", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "sheet.png").is_file(), done.stderr
