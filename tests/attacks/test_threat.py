@@ -255,3 +255,22 @@ def test_a_linf_budget_above_1_is_refused(eps, told):
     assert ThreatModel("l2", eps).eps == eps
     with pytest.raises(ValueError, match=told):
         ThreatModel("linf", eps)
+
+
+def test_what_is_cut_off_at_black_does_not_choose_the_frame():
+    """Frame 0 is asked to go far below black, which it cannot; the change of frame 1 is larger."""
+    x = torch.zeros(1, 1, 2, 1, 1)
+    x[:, :, 1] = 0.5
+    asked = torch.tensor([-0.9, 0.8]).view(1, 1, 2, 1, 1)
+    found = project(ThreatModel("linf", 0.5, "frames", 1), x, asked)
+    assert torch.allclose(found.flatten(), torch.tensor([0.0, 0.8]))
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_budgets_are_compared_up_to_what_a_pixel_cannot_say(norm):
+    """2^-24 a changed pixel, beside atol and a millionth of the budget."""
+    x = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
+    threat, pixel = ThreatModel(norm, 0.125), 2.0**-24
+    edge = 0.125 * (1 + 1e-6) + 1e-6
+    for beyond, inside in ((0.9 * pixel, True), (1.1 * pixel, False)):
+        assert contains(threat, x, x + edge + beyond).item() is inside
