@@ -120,9 +120,9 @@ def snow(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 def frost(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     kept, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
-    picture = cv2.resize(
-        np.asarray(cv2.imdecode(_PHOTO, cv2.IMREAD_COLOR)), None, fx=1.1, fy=1.1, interpolation=cv2.INTER_CUBIC
-    )
+    # by Pillow: OpenCV decodes no PNG in a process that has loaded decord
+    photo = np.asarray(Image.open(io.BytesIO(_PHOTO.tobytes())))[..., ::-1]
+    picture = cv2.resize(photo, None, fx=1.1, fy=1.1, interpolation=cv2.INTER_CUBIC)
     top, left = (random.randint(0, picture.shape[i] - x.shape[i]) for i in (0, 1))
     cut = picture[top : top + x.shape[0], left : left + x.shape[1]][..., [2, 1, 0]]
     return np.clip(kept * x + ice * cut, 0, 255)
