@@ -1,4 +1,4 @@
-"""What each attack finds, in two numbers a threat: any change of a step, schedule, draw or constant moves them.
+"""Fingerprints of attacks: two numbers a threat, which any change of a step or constant moves.
 
 In double precision, so that the numbers are the same with the lowest and the newest versions that
 are promised. They were taken after the attacks were compared with published code

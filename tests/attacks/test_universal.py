@@ -67,7 +67,7 @@ def test_the_gradient_is_rolled_back_to_where_delta_is():
 
 
 def test_a_pixel_that_is_clipped_does_not_count():
-    """Of two frames that share a delta one is black, where a darker delta changes nothing."""
+    """Two frames share a delta; one is black, where a darker delta changes nothing."""
     x = torch.full((1, 1, 2, 1, 1), 0.5)
     x[:, :, 0] = 0
     threat = ThreatModel("linf", 0.1, "tube")

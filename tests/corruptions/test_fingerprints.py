@@ -1,4 +1,4 @@
-"""What each corruption gives, in two numbers a severity: any change of a table, draw or kernel moves them.
+"""Fingerprints of corruptions: two numbers a severity, which any change of a table or draw moves.
 
 The numbers are the same with the lowest and the newest versions that are promised. They were taken
 after the tables were compared with the published ones (test_published_constants.py), and change

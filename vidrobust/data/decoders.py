@@ -324,9 +324,9 @@ class PyAV:
 
         An AVI of variable rate, and of screen recorders, has such; its times are frame numbers.
         """
-        declared = declared_frames(self.container, self.index)
         if self.container.format.name != "avi":
             return sum(not entry.size for entry in self.index)
+        declared = declared_frames(self.container, self.index)
         times = [entry.timestamp for entry in self.index if entry.size]
         times = sorted(times or [p.time for p in self._packets if p.time is not None])
         gaps = [after - before for before, after in itertools.pairwise(times)]

@@ -1,5 +1,6 @@
 """Arguments that all evaluations share: which videos, how many clips at a time, what a model gives."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -25,7 +26,7 @@ def require_work(indices: Sequence[int], videos: int, batch_size: int) -> None:
     if absent:
         raise UserError(f"indices: {absent[0]} is no video of the list, which has 0 to {videos - 1}")
     if len(set(indices)) < len(indices):
-        twice = next(index for index in indices if list(indices).count(index) > 1)
+        twice, _ = Counter(indices).most_common(1)[0]
         raise UserError(f"indices: {twice} stands twice; name each video once")
 
 

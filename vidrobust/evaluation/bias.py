@@ -73,15 +73,27 @@ CUES = {"conflict": ("shape", "texture"), "swapped": ("what moves", "background"
 
 def check_bias(cfg: config.Config, test: list[Record]) -> None:
     """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do not have."""
-    names, frames = cfg.eval.bias, cfg.data.frames
+    names = cfg.eval.bias
     classes = len({test[i].label for i in evenly(len(test), cfg.eval.limit)})
+    _require_cues(names, cfg.data.frames, cfg.data.size, classes)
+    if "texture" in names:
+        texture_twins(cfg.data, test, 1)
+
+
+def _require_cues(names: Sequence[str], frames: int, size: int, classes: int) -> None:
+    """Raise UserError for names that stand twice, are unknown, or that clips of this shape lack.
+
+    Args:
+        names: of eval.bias.
+        frames: of a clip, T.
+        size: of its sides, pixels.
+        classes: how many the videos have.
+    """
     for name in names:
-        require_cue(name, frames, cfg.data.size)
-        if name == "texture":
-            texture_twins(cfg.data, test, 1)
+        require_cue(name, frames, size)
         if name in PAIRED and classes < 2:
             raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
-    if len(set(names)) != len(names):
+    if len(set(names)) < len(names):
         raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
 
 
@@ -133,7 +145,10 @@ def evaluate_bias(
     """
     dataset = videos()
     require_work(indices, len(dataset.records), batch_size)
-    _require_names(names, dataset, twins, indices)
+    classes = len({record.label for record in dataset.records})
+    _require_cues(names, dataset.spec.frames, dataset.reader.view.size, classes)
+    if "texture" in names and twins is None:
+        raise UserError("eval.bias=texture: the videos' textures are missing; give twins")
     own_folder(
         out,
         _STEM,
@@ -166,20 +181,6 @@ def evaluate_bias(
     rows = merged(out, _STEM, "name", groups)
     # rows that were there may be of a call that asked for other cues
     return [row | {"other": others.get(row["index"])} if row["name"] == CLEAN else row for row in rows]
-
-
-def _require_names(
-    names: Sequence[str], dataset: ClipDataset, twins: ClipDataset | None, indices: Sequence[int]
-) -> None:
-    """Raise UserError for a name that is unknown, or that these clips do not have."""
-    for name in names:
-        require_cue(name, dataset.spec.frames, dataset.reader.view.size)
-        if name == "texture" and twins is None:
-            raise UserError("eval.bias=texture: the videos' textures are missing; give twins")
-        if name in PAIRED and len({record.label for record in dataset.records}) < 2:
-            raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
-    if len(set(names)) < len(names):
-        raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
 
 
 def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict[int, int]:
