@@ -34,7 +34,7 @@ def test_what_a_tool_takes_does_not_grow_with_the_number_of_videos(out, monkeypa
 
 
 def test_a_run_that_is_killed_leaves_what_an_undisturbed_one_leaves(out, capsys):
-    differ = soak.soak_kills(out, kills=1, seed=3, longest_s=12)
+    differ = soak.soak_kills(out, kills=1, seed=3, longest_s=10, steps=40)
     printed = capsys.readouterr().out
     assert differ == 0, printed
     assert "1 kills; files that differ: none" in printed and "outlived" not in printed, printed

@@ -92,7 +92,7 @@ def test_a_folder_of_another_evaluation_is_refused_on_all_ranks(place):
     _refused_once(done, "holds another evaluation, of other options (eval.steps)")
 
 
-@pytest.mark.parametrize(("rank", "shared"), [(0, True), (1, True), (0, False), (1, False)])
+@pytest.mark.parametrize(("rank", "shared"), [(0, True), (1, True), (0, False)])
 def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(
     place, rank, shared, monkeypatch
 ):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import REPO, counting_video, tiny, tiny_ucf101
+from tests.helpers import tool as in_process
 from vidrobust.engine import checkpoint
 from vidrobust.stopping import EXIT_STOPPED, STOP_SIGNALS
 
@@ -173,13 +174,13 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
     root = tiny_ucf101(tmp_path / "data", train=2, test=6)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = tiny(f"data.root={root}", "eval.enabled=false", "train.max_steps=1", "device=cpu")
-    trained = start(tmp_path, "--cfg", "page.yaml", "--output-dir", "run", *words)
-    assert trained.wait(120) == 0, trained.stderr.read()
+    trained = in_process("train_net", "--cfg", "page.yaml", "--output-dir", "run", *words, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
     slow = [
         "--checkpoint",
         "run",
         "eval.suite=apgd-ce",
-        "eval.steps=30",
+        "eval.steps=15",
         "eval.batch_size=1",
         "data.workers=2",
     ]
@@ -192,8 +193,8 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
     assert errors.strip().splitlines()[-1].startswith("stopped: ")
     kept = rows.read_text()
     for name in ("cut", "whole"):
-        again = start(tmp_path, *slow, "--output-dir", name, tool="tools/test_net.py")
-        assert again.wait(120) == 0, again.stderr.read()
+        again = in_process("test_net", *slow, "--output-dir", name, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
     assert rows.read_text().startswith(kept[: kept.rindex("\n") + 1])
     whole, cut = (
         json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")
