@@ -79,7 +79,8 @@ def test_motion_blur_goes_within_45_degrees_of_the_horizontal(monkeypatch):
     monkeypatch.setattr(blur, "line_filter", lambda radius, sigma, degrees: drawn.append(degrees) or torch.clone)
     for seed in range(200):
         corrupt(dot(8), "motion_blur", 5, np.random.default_rng(seed))
-    assert -45 <= min(drawn) < -43 and 43 < max(drawn) <= 45
+    wanted = [-45 + 90 * np.random.default_rng(seed).random() for seed in range(200)]
+    assert drawn == pytest.approx(wanted, abs=1e-9), "uniform between both"
     monkeypatch.undo()
     for seed in range(10):
         found = corrupt(dot(), "motion_blur", 5, np.random.default_rng(seed))[0, ..., 0]

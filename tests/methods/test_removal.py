@@ -167,6 +167,10 @@ def test_the_log_has_rate_precision_and_recall():
     apart.know(records([0, 1, 2, 3]))
     apart(z, z, (ids, ids), 0.5)
     assert apart.report()["fn_precision"] == 0, "all are of other classes"
+    one_class = Removal(lambda s, p: s > 0.5)
+    one_class.know(records([0, 0, 0, 0]))
+    one_class(z, z, (ids, ids), 0.5)
+    assert one_class.report()["fn_precision"] == 1, "class 0 is a class"
     blind = Removal(lambda s, p: s > 0.5)
     blind(z, z, (ids, ids), 0.5)
     assert blind.report() == {"fn_removed": 0.5}, "nothing is known of these videos"
