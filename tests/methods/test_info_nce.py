@@ -134,3 +134,15 @@ def test_attracted_pairs_are_positives_and_nothing_is_its_own():
     assert torch.equal(loss, nt_xent(z, torch.zeros(6), 0.5)), "one class"
     assert nt_xent(torch.randn(2, 4), torch.zeros(2), 0.5).isfinite().all(), "a batch of one: no negatives, no loss"
     assert nt_xent(z * torch.nan, torch.zeros(6), 0.5).isnan().all(), "NaN embeddings are not hidden"
+
+
+def test_float64_stays_float64_and_passes_gradcheck():
+    """It was computed in float32, of which gradcheck makes nothing."""
+    z = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    ids, extra = torch.arange(3).repeat(2), torch.randn(6, 2, dtype=torch.float64)
+    assert nt_xent(z, ids, 0.2).dtype == torch.float64
+    for options in ({}, {"extra": extra}, {"chunk": 2}, {"weights": torch.rand(6, 6, dtype=torch.float64)}):
+        assert torch.autograd.gradcheck(lambda v, options=options: nt_xent(v, ids, 0.2, **options), z)
+    logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: info_nce(v, torch.eye(4, 7, dtype=torch.bool)), logits)
+    assert nt_xent(z.bfloat16(), ids, 0.2).dtype == torch.float32

@@ -70,14 +70,13 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
     views, ids, labels = batch
     model = add_branches(build_model(replace(TINY, hidden=64), "projector"))
     method = MoCo(model, 0.2, MomentumEncoder(model, 0.9, climbs=False), 12, 8, adversary=one_step(0.02), alpha=0.7)
-    method.queue = method.queue.float()
     query, keys, queue = copy.deepcopy(model), copy.deepcopy(method.encoder.model), method.queue.clone()
     x1, first = views[:, 0], torch.zeros(4, dtype=torch.long)
     ours = method(views, ids, labels)["loss"]
 
     def loss(v):
         q = F.normalize(query(v), dim=1)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.double().T], 1) / 0.2
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
         return F.cross_entropy(logits, first, reduction="none")
 
     with torch.no_grad():  # the momentum encoder moves toward itself

@@ -13,6 +13,7 @@ from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Backbone, Model
 
 
@@ -75,7 +76,7 @@ class AdvCL(SimCLR):
     def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
         """(B,): the mean over granularities; videos without a pseudo-label have none."""
         losses = [
-            F.cross_entropy(head(features).float(), known[:, g], reduction="none", ignore_index=-1)
+            F.cross_entropy(full_precision(head(features)), known[:, g], reduction="none", ignore_index=-1)
             for g, head in enumerate(self.heads)
         ]
         return torch.stack(losses).mean(0)
@@ -86,4 +87,4 @@ def high_pass(x: Tensor, radius: float) -> Tensor:
     height, width = x.shape[-2:]
     rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
     keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) > radius
-    return torch.fft.ifft2(torch.fft.fft2(x.float()) * keep).real
+    return torch.fft.ifft2(torch.fft.fft2(full_precision(x)) * keep).real

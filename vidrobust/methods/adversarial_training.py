@@ -8,6 +8,7 @@ from torch import Tensor
 from vidrobust.attacks import Ball, Loss, make_ball
 from vidrobust.methods.adversarial import average, through
 from vidrobust.methods.adversary import AdversarialView, Adversary, rank_generator, selection
+from vidrobust.methods.similarity import full_precision
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
 
@@ -61,13 +62,16 @@ class Trades(AdversarialTraining):
 
         def aim() -> Loss:
             with torch.no_grad(), self.model.use_branch("clean"):
-                clean = self.model(x).float()
-            return lambda v: divergence(clean, self.model(v).float())
+                clean = full_precision(self.model(x))
+            return lambda v: divergence(clean, full_precision(self.model(v)))
+
+        def robust(v: Tensor) -> Tensor:
+            return divergence(logits, full_precision(self.model(v)))
 
         made = self.adversary.views(self.model, aim, x, self.progress)
-        logits = self.model(x).float()
+        logits = full_precision(self.model(x))
         clean = cross_entropy(logits, labels)
-        adv = average([through(self.model, view, lambda v: divergence(logits, self.model(v).float())) for view in made])
+        adv = average([through(self.model, view, robust) for view in made])
         return self.told(x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv})
 
 

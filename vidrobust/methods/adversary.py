@@ -13,6 +13,7 @@ from vidrobust.attacks import Loss, ThreatModel, contains, pgd
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model, branch_names
 
 
@@ -158,7 +159,7 @@ def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tens
         with torch.no_grad(), in_mode(backbone, False), model.use_branch("clean"):
             features = backbone(clips)
         target = torch.full((len(clips),), names.index(branch), device=clips.device)
-        losses.append(F.cross_entropy(backbone.selector(features).float(), target, reduction="none"))
+        losses.append(F.cross_entropy(full_precision(backbone.selector(features)), target, reduction="none"))
     return torch.stack(losses).mean(0)
 
 

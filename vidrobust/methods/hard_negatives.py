@@ -16,7 +16,7 @@ def hard_negatives(
     -inf.
     """
     negatives = ~(positives | ignore)
-    count = negatives.sum(1, keepdim=True).float()
+    count = negatives.sum(1, keepdim=True, dtype=logits.dtype)
     others = ~negatives & (count > 0)  # of an anchor without negatives the gradient would be NaN
     harder = (logits * (1 + beta)).masked_fill(others, -torch.inf).logsumexp(1, keepdim=True)
     mean = (logits * beta).masked_fill(others, -torch.inf).logsumexp(1, keepdim=True) - count.clamp(min=1).log()

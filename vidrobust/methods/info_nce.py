@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidrobust.engine import distributed
 from vidrobust.methods.hard_negatives import hard_negatives
+from vidrobust.methods.similarity import full_precision
 
 
 def info_nce(
@@ -37,7 +38,7 @@ def nt_xent(
     """NT-Xent (SimCLR, Chen et al. 2020, eq. 1) with positives by id -> (N,).
 
     z (N, D) of any norm, ids (N,): rows of equal id are positives of each other, all others negatives; a row is
-    neither its own positive nor its own negative. Computed in float32, whatever z is.
+    neither its own positive nor its own negative. Computed in float32, or in float64 where z is.
     Over several ranks, candidates are the M = world * N rows of all of them, in order of rank; masks are then
     (N, M) and ids are unique over ranks. attract (N, M) bool: more positives. extra: (N, E) logits, already divided
     by the temperature. ignore, weights: as `info_nce` has them.
@@ -48,7 +49,7 @@ def nt_xent(
     gets the rest (inferior positives). hard: beta and tau of `hard_negatives`.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(z.float(), dim=1)
+        z = F.normalize(full_precision(z), dim=1)
         everyone, all_ids = distributed.gather(z.detach() if stop else z), distributed.gather(ids)
         number = torch.arange(len(everyone), device=z.device)
         own = number[distributed.here(len(z))]
@@ -99,7 +100,8 @@ class _InfoNCE(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, positives: Tensor, ignore: Tensor | None, extra: Tensor | None, weights: Tensor | None
     ) -> Tensor:
-        count = positives.sum(1, dtype=torch.float32)  # of whole numbers it would make eight bytes a pair
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        count = positives.sum(1, dtype=wide)  # of whole numbers it would make eight bytes a pair
         wanted = logits.masked_fill(~positives, 0).sum(1) / count
         share = logits.clone()
         if ignore is not None:

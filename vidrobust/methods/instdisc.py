@@ -12,6 +12,7 @@ from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.info_nce import info_nce
 from vidrobust.methods.removal import Masks
 from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model
 
 PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
@@ -45,7 +46,8 @@ def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None)
     extra: (B, M) logits of more negatives.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, candidates = F.normalize(a.float(), dim=1), distributed.gather(F.normalize(b.float(), dim=1))
+        a, b = (F.normalize(full_precision(z), dim=1) for z in (a, b))
+        candidates = distributed.gather(b)
         number = torch.arange(len(candidates), device=a.device)
         positives = number[distributed.here(len(a)), None] == number
         return info_nce(a / temperature @ candidates.T, positives, None, extra)
@@ -59,7 +61,7 @@ def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -
     extra: nothing; UEL takes no other negatives (`require_used`).
     """
     with torch.autocast(a.device.type, enabled=False):
-        z = F.normalize(torch.cat([a, b]).float(), dim=1)
+        z = F.normalize(full_precision(torch.cat([a, b])), dim=1)
         everyone = distributed.gather(z)
         number = torch.arange(len(everyone), device=z.device)
         own = number[distributed.here(len(z))]

@@ -6,9 +6,9 @@ Enhancing_ACL_via_AIR) gives torch's kl_div probabilities where that takes their
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vidrobust.engine import distributed
+from vidrobust.methods.similarity import similarity
 
 
 def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -17,7 +17,7 @@ def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
     z, other (B, D) of any norm.
     """
     with torch.autocast(z.device.type, enabled=False):
-        cosine = F.cosine_similarity(z.float(), other.float(), dim=1)
+        cosine = similarity(z, other)
         return distributed.gather(cosine[:, None] / temperature)[:, 0].log_softmax(0)
 
 
@@ -40,7 +40,7 @@ def regularizer(
     adversarial: float,
 ) -> Tensor:  # fmt: skip
     """(B,): clean * `sir` + adversarial * `air`, of embeddings (B, D); 0.5 each in the paper."""
-    found = z1.new_zeros(len(z1), dtype=torch.float32)
+    found = torch.zeros_like(similarity(z1, z1))
     if clean:
         found = found + clean * sir(z1, z2, original, temperature)
     return found + adversarial * air(a1, a2, z1, z2, original, temperature) if adversarial else found

@@ -16,6 +16,7 @@ from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.removal import Masks, Removal
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model
 
 
@@ -66,12 +67,12 @@ class MoCo(Method):
             self.encoder.follow(self.model, self.progress)
         keys = self._keys(views[:, 1 : self.views])
         pushed = self._keys(views[:, self.views :]).transpose(0, 1) if views.shape[1] > self.views else None
-        masks = self._masks(F.normalize(query.detach().float(), dim=1), keys, ids)
+        masks = self._masks(F.normalize(full_precision(query.detach()), dim=1), keys, ids)
         queue = self.queue.clone()  # it changes before the backward pass
 
         def losses(query: Tensor) -> Tensor:
             with torch.autocast(query.device.type, enabled=False):
-                query = F.normalize(query.float(), dim=1)
+                query = F.normalize(full_precision(query), dim=1)
                 own = torch.einsum("bd,vbd->bv", query, keys)
                 positives, ignore, weights = masks
                 extra = None if pushed is None else self.alpha_negatives * cosines([query], pushed) / self.temperature
@@ -102,7 +103,7 @@ class MoCo(Method):
     def _keys(self, views: Tensor) -> Tensor:
         """views (B, V - 1, ...) -> (V - 1, B, D) unit vectors, each view in a pass of its own."""
         keys = [self._mixed(views[:, v]) for v in range(views.shape[1])]
-        return F.normalize(torch.stack(keys).float(), dim=2)
+        return F.normalize(full_precision(torch.stack(keys)), dim=2)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """The keys of a batch, computed in batches of all ranks' videos."""
@@ -132,7 +133,7 @@ class MoCo(Method):
         ignored = ignored if found.ignore is None else ignored | found.ignore
         weights = found.weights
         if weights is not None:
-            weights = torch.cat([torch.ones_like(own, dtype=torch.float32), weights], 1)
+            weights = torch.cat([torch.ones_like(own, dtype=weights.dtype), weights], 1)
         return torch.cat([~own, attracted], 1), torch.cat([own, ignored], 1), weights
 
     @torch.no_grad()

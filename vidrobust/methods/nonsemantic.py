@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust.methods.similarity import full_precision
+
 
 def cosines(z: Sequence[Tensor], negatives: Tensor) -> Tensor:
-    """Each embedding of a video against the video's own negatives -> (len(z) * B, M), float32.
+    """Each embedding of a video against the video's own negatives -> (len(z) * B, M), in full precision.
 
     z: (B, D) each, negatives: (B, M, D), of any norm.
     """
     with torch.autocast(negatives.device.type, enabled=False):
-        unit = F.normalize(torch.stack(list(z)).float(), dim=2)
-        return torch.einsum("vbd,bmd->vbm", unit, F.normalize(negatives.float(), dim=2)).flatten(0, 1)
+        unit = F.normalize(full_precision(torch.stack(list(z))), dim=2)
+        return torch.einsum("vbd,bmd->vbm", unit, F.normalize(full_precision(negatives), dim=2)).flatten(0, 1)

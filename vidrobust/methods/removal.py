@@ -14,6 +14,7 @@ from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.methods.clusters import k_means
 from vidrobust.methods.false_negatives import Pairs, Rule, Sides, detect, negative_weights, oracle, sibling
+from vidrobust.methods.similarity import full_precision
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ class Removal(nn.Module):
     def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float, *, count: bool = True) -> Masks:
         """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of training done.
 
-        Similarities are float32 whatever the embeddings are: in bf16 nearly all of them tie.
+        Similarities are in full precision whatever the embeddings are: in bf16 nearly all of them tie.
         """
         own = slice(None)
         if self.whole_batch and distributed.world() > 1:
             own = distributed.here(len(anchors))
-            anchors, ids = distributed.gather(anchors.detach().float()), (distributed.gather(ids[0]), ids[1])
+            anchors, ids = distributed.gather(full_precision(anchors.detach())), (distributed.gather(ids[0]), ids[1])
         with torch.autocast(anchors.device.type, enabled=False):
-            a, b = (F.normalize(z.detach().float(), dim=1) for z in (anchors, candidates))
+            a, b = (F.normalize(full_precision(z.detach()), dim=1) for z in (anchors, candidates))
             similarities = a @ b.T
         pairs = Pairs(
             ids, self._sides(self.groups, ids), self._sides(self.clusters, ids) if self.k else None,

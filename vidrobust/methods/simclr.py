@@ -15,6 +15,7 @@ from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.removal import Masks, Removal
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model
 
 
@@ -129,7 +130,7 @@ class SimCLR(Method):
         """Over all rows of `z`, V of each of the B videos, and those of all ranks. first: of this batch."""
         if self.removal is None:
             return Masks()
-        everything, keys = torch.cat(list(z)).detach().float(), ids.repeat(len(z))
+        everything, keys = full_precision(torch.cat(list(z)).detach()), ids.repeat(len(z))
         if self.training and first:
             self.removal.remember(everything[: len(ids)], ids)
         sides = keys, distributed.gather(keys)

@@ -10,6 +10,7 @@ from vidrobust.data import Record
 from vidrobust.methods.adversary import in_mode
 from vidrobust.methods.method import Method
 from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Backbone, Model
 
 
@@ -50,5 +51,5 @@ class Supervised(Method):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K), (B,) -> (B,), in float32; 0 where there is no label."""
-    return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-1)
+    """(B, K), (B,) -> (B,), in full precision; 0 where there is no label."""
+    return F.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=-1)

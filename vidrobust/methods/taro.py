@@ -14,7 +14,7 @@ from vidrobust.methods.adversary import AdversarialView, Adversary, frozen_stati
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
-from vidrobust.methods.similarity import similarity
+from vidrobust.methods.similarity import full_precision, similarity
 from vidrobust.models import Model
 
 
@@ -89,8 +89,8 @@ def confusing(features: Tensor, everyone: Tensor, predicted: Tensor, here: slice
     The largest norm((cos + 1) / 2) + norm(entropy), of the softmax of a candidate's prediction (M, D); norm divides by
     the L2 norm over the candidates. A clip is no candidate of itself.
     """
-    cosine = (F.normalize(features.float(), dim=1) @ F.normalize(everyone.float(), dim=1).T + 1) / 2
-    log_p = predicted.float().log_softmax(1)
+    cosine = (F.normalize(full_precision(features), dim=1) @ F.normalize(full_precision(everyone), dim=1).T + 1) / 2
+    log_p = full_precision(predicted).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     number = torch.arange(len(everyone), device=features.device)
     itself = number[here, None] == number
