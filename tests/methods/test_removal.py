@@ -1,6 +1,7 @@
 """False negatives inside the methods: masks, reductions, and what the log says of them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from vidrobust.methods import (
     detect,
     nt_xent,
 )
-from vidrobust.methods.false_negatives import fixed, quantile
+from vidrobust.methods.false_negatives import fixed, quantile, top_k
+from vidrobust.methods.removal import Found
 from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -119,7 +121,10 @@ def test_siblings_go_besides_and_unknown_groups_are_nobodys(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_the_adversary_meets_the_same_masks(batch):
-    """What is removed between the first two clean views is removed from the adversarial loss and the attack's."""
+    """What is removed between the first two clean views is removed from the adversarial loss and the attack's.
+
+    It is found once, among all clean views.
+    """
     views, ids, labels = batch
     clips = views.shape[1]
     model = add_branches(build_model(TINY, "projector"))
@@ -129,8 +134,9 @@ def test_the_adversary_meets_the_same_masks(batch):
     ours = method(views, ids, labels)
     z = [model(views[:, v]) for v in range(clips)]
     pair = ids.repeat(2)
-    unit = torch.nn.functional.normalize(torch.cat(z[:2]).detach(), dim=1)
-    two = detect(rule, unit @ unit.T, Pairs((pair, pair)))
+    unit = torch.nn.functional.normalize(torch.cat(z).detach(), dim=1)
+    every = ids.repeat(clips)
+    two = detect(rule, unit @ unit.T, Pairs((every, every)))[: len(pair), : len(pair)]
     with model.use_branch("adv"):
         x = views[:, 0].clone().requires_grad_(True)
         za = model(x)
@@ -288,3 +294,25 @@ def test_options_reach_their_rule(rule, options, told):
     assert (removal.action, removal.siblings, removal.classes, removal.dim) == ("attract", False, 5, 8)
     assert removal.k == (4 if rule == "cluster" else 0) and removal.uses_labels == (rule == "oracle")
     assert removal.whole_batch == (rule in ("mean_std", "quantile"))
+
+
+@pytest.mark.parametrize("rule", [partial(top_k, k=2), partial(quantile, rate=0.3), partial(fixed, threshold=0.2)])
+def test_a_view_that_stands_for_another_has_its_false_negatives(rule):
+    """A rule of ranks asked again, on [z1, z2, z1], found others than on [z1, z2]."""
+    videos, clips, places = 5, 2, (0, 1, 0)
+    ids = torch.arange(videos).repeat(clips)
+    z = torch.nn.functional.normalize(torch.randn(len(ids), 4), dim=1)
+    found = Removal(rule).look(z, z, (ids, ids), 1.0)
+    again = found.at(places, clips)
+    for a, i in ((a, i) for a in range(3) for i in range(videos)):
+        for b, j in ((b, j) for b in range(3) for j in range(videos)):
+            at, there = (a * videos + i, b * videos + j), (places[a] * videos + i, places[b] * videos + j)
+            assert again.false[at] == found.false[there] and again.others[at] == (i != j)
+    assert found.false.any()
+
+
+def test_pairs_of_several_ranks_are_picked_rank_by_rank():
+    mask = torch.rand(4, 12) < 0.3  # two clips of two videos, and those of three ranks in the columns
+    others = torch.ones_like(mask)
+    picked = Found(mask, torch.rand(4, 12), others).at((1,), 2).false
+    assert torch.equal(picked, mask[2:, [2, 3, 6, 7, 10, 11]])

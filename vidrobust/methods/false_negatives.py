@@ -53,8 +53,22 @@ def top_k(similarities: Tensor, pairs: Pairs, k: int = 10) -> Tensor:
 
 
 def top_k_threshold(similarities: Tensor, pairs: Pairs, k: int = 10, threshold: float = 0.7) -> Tensor:
-    """Both: FNC's own rule."""
-    return top_k(similarities, pairs, k) & fixed(similarities, pairs, threshold)
+    """Find the k most similar of each anchor that are above the threshold: FNC's own rule.
+
+    A candidate's score is its largest similarity to any view of the anchor's video, the anchor's
+    support set, so that all views of a video have the same false negatives (Huynh et al. 2022, and
+    their code).
+    """
+    score = _best_of_views(similarities, pairs.ids[0])
+    return top_k(score, pairs, k) & fixed(score, pairs, threshold)
+
+
+def _best_of_views(similarities: Tensor, ids: Tensor) -> Tensor:
+    """Return (N, M) similarities, each the largest of all anchors with the same id."""
+    _, video = ids.unique(return_inverse=True)
+    best = similarities.new_full((int(video.max()) + 1, similarities.shape[1]), -torch.inf)
+    best.scatter_reduce_(0, video[:, None].expand_as(similarities), similarities, "amax")
+    return best[video]
 
 
 def quantile(
@@ -128,6 +142,11 @@ def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None =
     found = rule(similarities, pairs) & others
     if also is not None:
         found |= also & others
+    return keep_one(found, similarities, others)
+
+
+def keep_one(found: Tensor, similarities: Tensor, others: Tensor) -> Tensor:
+    """Return what is found (N, M), but for the least similar of an anchor whose negatives would all go."""
     nothing_left = ~(others & ~found).any(1)
     farthest = similarities.masked_fill(~others, torch.inf).argmin(1)
     kept = torch.zeros_like(found).scatter_(1, farthest[:, None], True)

@@ -13,7 +13,16 @@ from vidrobust.engine import distributed
 from vidrobust.engine.log import log
 from vidrobust.errors import UserError
 from vidrobust.methods.clusters import k_means
-from vidrobust.methods.false_negatives import Pairs, Rule, Sides, detect, negative_weights, oracle, sibling
+from vidrobust.methods.false_negatives import (
+    Pairs,
+    Rule,
+    Sides,
+    detect,
+    keep_one,
+    negative_weights,
+    oracle,
+    sibling,
+)
 from vidrobust.methods.similarity import full_precision
 
 
@@ -24,6 +33,36 @@ class Masks:
     ignore: Tensor | None = None
     attract: Tensor | None = None
     weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rule found among N anchors and M candidates, (N, M) each.
+
+    false: pairs taken for false negatives. similarities: their cosines. others: all negatives.
+    """
+
+    false: Tensor
+    similarities: Tensor
+    others: Tensor
+
+    def at(self, places: Sequence[int], clips: int) -> "Found":
+        """Return it for other rows, each of which stands for one of the clips that were looked at.
+
+        Args:
+            places: of each new view, the clip whose place it has; a clip may stand for several.
+            clips: V, of each video; rows are V x B here, and V x B on each rank behind each other
+                in the columns.
+        """
+        videos = len(self.false) // clips
+
+        def pick(pairs: Tensor) -> Tensor:
+            whole = pairs.view(clips, videos, -1, clips, videos)
+            part = whole[list(places)][:, :, :, list(places)]
+            return part.reshape(len(places) * videos, -1)
+
+        false, similarities, others = map(pick, (self.false, self.similarities, self.others))
+        return Found(keep_one(false, similarities, others), similarities, others)
 
 
 class Removal(nn.Module):
@@ -81,8 +120,12 @@ class Removal(nn.Module):
             self.bank = torch.zeros(len(records), self.dim, device=device)
             self.clusters = torch.full((len(records),), -1, device=device)
 
+    def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Masks:
+        """Return the masks of what `look` finds."""
+        return self.masks(self.look(anchors, candidates, ids, progress))
+
     @torch.no_grad()
-    def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float, *, count: bool = True) -> Masks:
+    def look(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Found:
         """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of training done.
 
         Similarities are in full precision whatever the embeddings are: in bf16 nearly all of them tie.
@@ -99,14 +142,17 @@ class Removal(nn.Module):
             self._sides(self.labels, ids) if self.uses_labels else None, progress, self.classes,
         )  # fmt: skip
         found = detect(self.rule, similarities, pairs, sibling(similarities, pairs) if self.siblings else None)
-        if count and self.training:
+        if self.training:
             self._count(found[own], pairs, own)
-        similarities, found = similarities[own], found[own]
+        return Found(found[own], similarities[own], pairs.others[own])
+
+    def masks(self, found: Found) -> Masks:
+        """Return what the loss makes of it, by the action."""
         if self.action == "attract":
-            return Masks(attract=found)
+            return Masks(attract=found.false)
         if self.action == "downweight":
-            return Masks(weights=negative_weights(similarities, found))
-        return Masks(ignore=found)
+            return Masks(weights=negative_weights(found.similarities, found.false))
+        return Masks(ignore=found.false)
 
     def remember(self, z: Tensor, ids: Tensor) -> None:
         """Keep the embeddings z (N, D) of videos for the next clustering."""

@@ -14,7 +14,7 @@ from vidrobust.methods.info_nce import nt_xent
 from vidrobust.methods.method import Method
 from vidrobust.methods.momentum import MomentumEncoder
 from vidrobust.methods.nonsemantic import cosines
-from vidrobust.methods.removal import Masks, Removal
+from vidrobust.methods.removal import Found, Masks, Removal
 from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model
 
@@ -60,8 +60,15 @@ class SimCLR(Method):
             return self._losses(of, ids, labels, masks(tuple(like)), stop=stop, adversarial=adversarial, extra=extra)
 
         @functools.cache
+        def found() -> Found | None:
+            return self._find([looked_at(v) for v in everyone], ids)
+
         def masks(places: tuple[int, ...]) -> Masks:
-            return self._masks([looked_at(v) for v in places], ids, first=places == everyone)
+            # looked for once, among the clean clips: a rule of ranks would find others in a longer list
+            false = found()
+            if self.removal is None or false is None:
+                return Masks()
+            return self.removal.masks(false if places == everyone else false.at(places, len(everyone)))
 
         @functools.cache
         def looked_at(view: int) -> Tensor:
@@ -75,7 +82,7 @@ class SimCLR(Method):
             with torch.no_grad(), frozen_statistics(self.model):
                 return self.model(clips[view])
 
-        s = Streams(self.model, clips, anchors, self.adversary, self.progress, lambda: masks(everyone),
+        s = Streams(self.model, clips, anchors, self.adversary, self.progress, found,
                     views[:, len(everyone)] if self.original else None)  # fmt: skip
         if self.detector is not None and self.training:
             self.detector.follow(self.model, self.progress)
@@ -126,12 +133,12 @@ class SimCLR(Method):
         """(B,): what makes views positives of each other."""
         return ids
 
-    def _masks(self, z: Sequence[Tensor], ids: Tensor, *, first: bool = True) -> Masks:
-        """Over all rows of `z`, V of each of the B videos, and those of all ranks. first: of this batch."""
+    def _find(self, z: Sequence[Tensor], ids: Tensor) -> Found | None:
+        """Look over all rows of `z`, V of each of the B videos, and those of all ranks."""
         if self.removal is None:
-            return Masks()
+            return None
         everything, keys = full_precision(torch.cat(list(z)).detach()), ids.repeat(len(z))
-        if self.training and first:
+        if self.training:
             self.removal.remember(everything[: len(ids)], ids)
         sides = keys, distributed.gather(keys)
-        return self.removal(everything, distributed.gather(everything), sides, self.progress, count=first)
+        return self.removal.look(everything, distributed.gather(everything), sides, self.progress)
