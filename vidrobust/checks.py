@@ -26,6 +26,12 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
     if cfg.model.head_norm and not cfg.model.hidden:
         raise UserError("model.head_norm: a projector without a hidden layer (model.hidden=0) has no place for a norm")
+    normed = cfg.model.head_norm or cfg.method.name in ("byol", "simsiam")
+    for option, value in (("head_layers", cfg.model.head_layers), ("head_norm_out", cfg.model.head_norm_out)):
+        if value and not normed:
+            raise UserError(f"model.{option}: of projectors with norms; set model.head_norm=true")
+    if cfg.model.head_layers == 1:
+        raise UserError("model.head_layers=1: a projector with norms has two layers at least")
     _check_threats(cfg)
     _check_corruptions(cfg)
     if cfg.eval.shift.root and not cfg.eval.shift.name:
@@ -40,8 +46,27 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"eval.name={cfg.eval.name}: one folder's name, of letters, digits and . _ + -")
     if cfg.eval.branch != "clean" and cfg.method.adversary.name == "none":
         raise UserError(f"eval.branch={cfg.eval.branch}: only a model trained with an adversary has another branch")
-    if cfg.eval.average and not cfg.train.average:
+    keyed = cfg.method.adversary.name == "dynacl" and cfg.method.adversary.key_encoder
+    if cfg.method.clusters_from and not (cfg.method.clusters and cfg.model.weights):
+        raise UserError(
+            f"method.clusters_from={cfg.method.clusters_from}: clusters are of a trained trunk's "
+            "branch; set method.clusters and model.weights"
+        )
+    if cfg.optim.fix_predictor and cfg.method.name not in ("byol", "simsiam"):
+        raise UserError(
+            f"optim.fix_predictor: {cfg.method.name} has no predictor; of byol and simsiam"
+        )
+    if cfg.optim.head_lr and not cfg.method.head_first:
+        raise UserError(
+            f"optim.head_lr={cfg.optim.head_lr:g}: no head is trained alone; set method.head_first"
+        )
+    if cfg.eval.average and not (cfg.train.average or keyed):
         raise UserError("eval.average: only a run with train.average keeps an average; set both")
+    if cfg.train.average and keyed:
+        raise UserError(
+            f"train.average={cfg.train.average:g}: dynacl has a momentum encoder, which "
+            "eval.average measures; set 0, or method.adversary.key_encoder=false"
+        )
 
 
 # methods without negatives to look through

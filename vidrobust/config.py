@@ -104,6 +104,7 @@ def _read_old_adversary(page: dict[str, Any]) -> None:
     eps = adversary.pop("eps", None)
     if eps is not None:  # from before there were other threats than Linf
         adversary["threats"] = [f"linf-{eps}"]
+    adversary.setdefault("key_encoder", False)  # from before DynACL had a momentum encoder
     if adversary.get("steps") == 0:  # from before 0 was refused
         adversary["steps"] = -1
 

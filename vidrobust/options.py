@@ -118,6 +118,8 @@ class Model:
     hidden: int = option(512, "width of the projector's hidden layer; 0: a linear projector", low=0)
     head_norm: bool = option(False, "a batch norm in the projector, behind its hidden layer, as ACL and its successors "
                              "have it; BYOL's and SimSiam's have theirs anyway")  # fmt: skip
+    head_layers: int = option(0, "linear layers of a projector with norms: 2, simsiam 3; 0: the method's own", low=0)
+    head_norm_out: bool = option(False, "head_norm: another norm at the projector's end (ACL's code)")
     dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)
 
 
@@ -149,18 +151,23 @@ class Adversary:
                             "the attack moves norm statistics")  # fmt: skip
     regularizer: float = option(1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0)
     pairing: str = option("ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s"))
+    key_encoder: bool = option(True, "dynacl: the second view goes through a momentum encoder, as released; "
+                               "eval.average then measures that; false: both through the model")  # fmt: skip
     gamma: float = option(2.0, "deacl: weight of the similarity of adversarial and clean features", low=0)
     clusters: list[int] = option([2, 10, 50, 100, 500], "advcl: k-means clusters of the teacher's features", low=2)
     ce_weight: float = option(0.2, "advcl: weight of the pseudo-labels' cross-entropy", low=0)
     radius: float = option(8.0, "advcl: frequencies that the high-frequency view lacks, cycles a frame", low=0)
-    asymmetry: float = option(0.5, "A-InfoNCE: share of the gradient of a clean and an adversarial positive that "
-                              "reaches the clean one (0.2 there); 0.5: both alike, as without",
+    asymmetry: float = option(0.5, "A-InfoNCE: weight of a clean anchor's loss with an adversarial positive, and 1 "
+                              "less it of an adversarial anchor's (0.2 there); 0.5: as without",
                               low=0, high=1)  # fmt: skip
+    pair_weight: float = option(1.0, "asymmetry: factor of both (1 there with rocl; 0.7 to 1.2 with advcl)", above=0)
     hardness: float = option(0.0, "A-InfoNCE: beta, by which hard negatives count more in adversarial losses (1 "
                              "there); 0: all alike, as without", low=0)  # fmt: skip
     debias: float = option(0.12, "hardness: share of the negatives that is taken to be false", low=0, high=0.99)
     sir: float = option(0.0, "acl, dynacl: weight of AIR's term of clean views (0.5 there)", low=0)
     air: float = option(0.0, "acl, dynacl: weight of AIR's term of adversarial views (0.5 there)", low=0)
+    air_kl: bool = option(False, "sir, air: the paper's divergences; false: the released code's sums, which have q for "
+                          "log q")  # fmt: skip
     beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
     replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
 
@@ -212,7 +219,11 @@ class Method:
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
     clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
     chunk: int = option(0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0)
-    momentum: float = option(0.99, "momentum encoder: share of it that a step keeps (moco, byol, detection)",
+    joint_views: bool = option(False, "simclr, supcon: all views are one pass, one batch for the norms (SimCLR's, "
+                               "SupCon's and ACL's code), not a pass each (CLAE's)")  # fmt: skip
+    loss_scale: float = option(1.0, "simclr, supcon: factor of the contrastive loss; SupCon's code has temperature / "
+                               "0.07, on which its learning rates count", above=0)  # fmt: skip
+    momentum: float = option(0.99, "momentum encoder: share of it that a step keeps (moco, byol, dynacl, detection)",
                              low=0, high=1)  # fmt: skip
     momentum_climbs: bool = option(True, "along a cosine to 1 (BYOL); false: it stays (MoCo)")
     queue: int = option(4096, "moco: keys that are kept as negatives", low=1)
@@ -222,9 +233,15 @@ class Method:
     )  # fmt: skip
     clusters: int = option(0, "supervised: k-means clusters of the trunk's first features in place of labels; 0: "
                            "labels", low=0)  # fmt: skip
+    clusters_from: str = option("", "clusters: the norm branch of model.weights whose features are clustered (clean "
+                                "in DynACL++); empty: that which the trunk begins with")  # fmt: skip
+    clusters_metric: str = option("cosine", "clusters: of unit features, or of features as they are",
+                                  choices=("cosine", "euclidean"))  # fmt: skip
     head_first: float = option(0.0, "supervised: share of the run in which the head is trained alone, on clean clips",
                                low=0, high=1)  # fmt: skip
     teacher: str = option("", "distill, advcl: a training checkpoint, or the backbone.pt of one with the same model.*")
+    student: str = option("teacher", "distill: weights it begins with, unless model.weights are given: the teacher's "
+                          "(DeACL's code) or random", choices=("teacher", "random"))  # fmt: skip
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
     adversary: Adversary = field(default_factory=Adversary)
     false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
@@ -236,8 +253,17 @@ class Optim:
     name: str = option("sgd", "optimizer: sgd, adamw, lars")
     lr: float = option(0.1, "peak learning rate for the whole (global) batch; never rescaled", above=0)
     momentum: float = option(0.9, "momentum (sgd, lars)", low=0, high=1)
-    weight_decay: float = option(1e-4, "weight decay; never on norms and biases", low=0)
-    schedule: str = option("cosine", "learning rate over the run: cosine, constant")
+    weight_decay: float = option(1e-4, "weight decay", low=0)
+    decay_norms: bool = option(False, "norms and biases decay as well, as in the SGD of most papers' code")
+    lars_exclude: bool = option(True, "lars: norms and biases take plain steps (SimCLR's code); false: their rate is "
+                                "adapted as all others' (ACL's, RoCL's)")  # fmt: skip
+    schedule: str = option("cosine", "learning rate over the run: cosine, linear, constant, step")
+    milestones: list[float] = option([0.6, 0.8], "schedule=step: shares of the run, behind the warm-up, at which the "
+                                     "rate is multiplied by gamma", low=0, high=1)  # fmt: skip
+    gamma: float = option(0.1, "schedule=step: factor of the rate at each milestone", above=0)
+    head_lr: float = option(0.0, "constant rate while the head is trained alone (method.head_first), before the "
+                            "schedule begins; 0: no rate of its own", low=0)  # fmt: skip
+    fix_predictor: bool = option(False, "byol, simsiam: the predictor's rate stays at lr (SimSiam's code)")
     warmup: float = option(0.1, "share of the run in which the rate climbs linearly", low=0, high=1)
     clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
 
@@ -314,7 +340,8 @@ class Eval:
     h264: int = option(0, "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
                        low=0, high=51)  # fmt: skip
     checks: int = option(8, "clips on which model and attack are checked before a number is believed; 0: none", low=0)
-    average: bool = option(False, "measure the average of the weights that train.average kept, not the last ones")
+    average: bool = option(False, "measure not the last weights but their average: of train.average, or dynacl's "
+                           "momentum encoder")  # fmt: skip
     branch: str = option(
         "clean", "norm branch that is evaluated: clean, adv, adv2, ..., or all of them: average, or select, by the "
         "model's own selector",

@@ -55,7 +55,8 @@ def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
     cfg = _cfg(ucf, *ADV, "train.checkpoint_every=1")
     state = _train(cfg, tmp_path)
     assert set(state) == {
-        "format", "step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha", "bad_videos"
+        "format", "method_revision", "step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha",
+        "bad_videos",
     }  # fmt: skip
     assert config.loads(state["config"]) == cfg == config.load(tmp_path / "config.yaml")
     assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__

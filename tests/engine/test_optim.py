@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vidrobust.config import Optim
-from vidrobust.engine.optim import LARS, OPTIMIZERS, build_optimizer, learning_rate
+from vidrobust.engine.optim import LARS, OPTIMIZERS, build_optimizer, learning_rate, set_rate
 from vidrobust.errors import UserError
 
 
@@ -22,6 +22,36 @@ def test_constant_schedule_and_no_warmup():
     assert {learning_rate(step, 7, cfg) for step in range(7)} == {0.3}
     with pytest.raises(UserError, match="optim.schedule: unknown name 'cosin'; did you mean 'cosine'"):
         learning_rate(0, 10, Optim(schedule="cosin"))
+
+
+def test_steps_fall_at_their_milestones_and_a_triangle_is_linear():
+    cfg = Optim(lr=1.0, schedule="step", milestones=[0.4, 0.8], gamma=0.1, warmup=0.0)
+    rates = [learning_rate(step, 10, cfg) for step in range(10)]
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01] * 2)
+    triangle = Optim(lr=2.0, schedule="linear", warmup=0.5)
+    rates = [learning_rate(step, 8, triangle) for step in range(8)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 1.5, 1.0, 0.5])
+
+
+def test_a_head_trained_alone_has_its_own_rate_and_the_schedule_begins_behind_it():
+    cfg = Optim(lr=1.0, head_lr=0.01, schedule="step", milestones=[0.5], warmup=0.0)
+    rates = [learning_rate(step, 14, cfg, 2 / 7) for step in range(14)]
+    assert rates == pytest.approx([0.01] * 4 + [1.0] * 5 + [0.1] * 5)
+    assert learning_rate(0, 14, Optim(lr=1.0, warmup=0.0), 2 / 7) == 1.0, "no rate of its own"
+
+
+def test_norms_may_decay_and_be_adapted_and_a_predictors_rate_may_stay():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    _, rest = build_optimizer(net, Optim(name="lars", weight_decay=0.5, decay_norms=True)).param_groups
+    assert rest["weight_decay"] == 0.5 and rest["adapt"] is False
+    _, rest = build_optimizer(net, Optim(name="lars", lars_exclude=False)).param_groups
+    assert rest["weight_decay"] == 0 and rest["adapt"] is True
+    method = nn.ModuleDict({"model": net, "predictor": nn.Linear(4, 4)})
+    optimizer = build_optimizer(method, Optim(name="sgd", lr=0.3, fix_predictor=True))
+    set_rate(optimizer, 0.1)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in net.parameters()} == {0.1}
+    assert {rates[id(p)] for p in method["predictor"].parameters()} == {0.3}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -67,11 +67,12 @@ def test_it_is_its_formula(batch):
 def test_the_high_frequency_view_lacks_the_low_ones(shape):
     x = torch.rand(shape)
     assert torch.allclose(high_pass(x, -1), x, atol=1e-5), "all frequencies"
-    assert high_pass(torch.full(shape, 0.4), 0).abs().max() < 1e-6, "a constant has none"
+    assert high_pass(torch.full(shape, 0.4), 0.5).abs().max() < 1e-6, "a constant has none"
     columns = torch.arange(shape[4]).expand(shape)
     for cycles, stays in ((1, False), (3, True)):
         wave = torch.cos(2 * torch.pi * cycles * columns / shape[4])
-        assert torch.allclose(high_pass(wave, 2.0), wave if stays else torch.zeros(shape), atol=1e-4)
+        assert torch.allclose(high_pass(wave, 2.5), wave if stays else torch.zeros(shape), atol=1e-4)
+        assert torch.allclose(high_pass(wave, cycles), wave, atol=1e-4), "those at the radius stay"
     assert torch.allclose(high_pass(x, 2.0)[:, :, :1], high_pass(x[:, :, :1], 2.0), atol=1e-5), "each frame's own"
 
 
@@ -125,3 +126,29 @@ def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
     assert any(not torch.equal(value, end[key]) for key, value in begin.items())
     assert state["model"]["head.weight"].shape[0] == 2
     assert set(state["method"]["pseudo.labels"].flatten().tolist()) == {0, 1}
+
+
+def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_path, monkeypatch):
+    """DynACL++: the clean branch's features are clustered, and the adversarial branch is finetuned."""
+    _train(_cfg(ucf, f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=1", "eval.branch=adv"), tmp_path / "first")
+    seen = []
+    monkeypatch.setattr(
+        "vidrobust.methods.pseudo_labels.k_means",
+        lambda points, k: seen.append(points) or torch.arange(len(points)) % k,
+    )
+    words = ["method.name=supervised", "method.clusters=2", f"model.weights={tmp_path}/first", "train.max_steps=1",
+             "method.clusters_from=clean", "method.clusters_metric=euclidean"]  # fmt: skip
+    state = _train(_cfg(ucf, *words), tmp_path / "second")
+    clean, adv = (checkpoint.trunk_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv"))
+    norm = next(key for key in clean if key.endswith("running_mean"))
+    assert not torch.equal(clean[norm], adv[norm])
+    _train(_cfg(ucf, *[word for word in words if "clusters_" not in word]), tmp_path / "third")
+    raw, unit = seen
+    assert torch.allclose(unit.norm(dim=1), torch.ones(len(unit)), atol=1e-5)
+    assert not torch.allclose(F.normalize(raw, dim=1), unit, atol=1e-3) and state["step"] == 1
+    for key in ("method.clusters=", "model.weights="):
+        with pytest.raises(UserError, match="clusters are of a trained trunk's branch"):
+            _cfg(ucf, *[word for word in words if not word.startswith(key)])
+    words[2] = f"model.weights={tmp_path}/first/backbone.pt"
+    with pytest.raises(UserError, match="has no norm branches; give the folder of the run"):
+        _train(_cfg(ucf, *words), tmp_path / "fourth")

@@ -115,13 +115,14 @@ def test_clae_as_published(batch):
 
 
 def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
-    """And nothing of the attack."""
+    """Behind a pass of the second loss's two, and nothing of the attack."""
     model = build_model(TINY, "projector")
     alone, seen = copy.deepcopy(model), []
     method = SimCLR(model, T, attack(branches=("clean",)), pairing=rocl)
     make = method.adversary.views
     method.adversary.views = lambda *arguments: seen.append(make(*arguments)) or seen[-1]
     method(*batch)
+    alone(torch.cat([batch[0][:, 1], seen[0][0].x]))
     alone(torch.cat([batch[0][:, 0], batch[0][:, 1], seen[0][0].x]))
     assert all(torch.equal(value, model.get_buffer(key)) for key, value in alone.named_buffers())
 
@@ -144,7 +145,10 @@ def test_further_steps_of_clae_compare_with_the_view_as_it_was(batch):
 
 
 def test_rocl_is_its_formula(batch):
-    """Three views, every pair positive, second factors constant, + NT-Xent(x_adv, x2) / 256; eval-mode attack."""
+    """Three views, every pair positive, an anchor's two added up, + NT-Xent(x_adv, x2) / 256; eval-mode attack.
+
+    Second factors are constant, also in the attack.
+    """
     views, ids, labels = batch
     model = build_model(TINY, "projector")
     method = SimCLR(copy.deepcopy(model), T, attack(branches=("clean",)), pairing=rocl)
@@ -152,12 +156,12 @@ def test_rocl_is_its_formula(batch):
     x1, x2 = views[:, 0], views[:, 1]
     model.eval()
     other = model(x2).detach()
-    x_adv = ascend(lambda v: nt_xent(torch.cat([model(v), other]), ids.repeat(2), T), x1)
+    x_adv = ascend(lambda v: nt_xent(torch.cat([model(v), other]), ids.repeat(2), T, stop=True), x1)
     model.train()
-    z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)  # norms see all three
-    three = loop(torch.cat([z1, z2, z_adv]), ids.repeat(3), stop=True).mean()
-    pair = loop(torch.cat([z_adv, z2]), ids.repeat(2), stop=True).mean()
-    assert_same(ours, three + pair / 256, method.model, model)
+    pair = loop(model(torch.cat([x_adv, x2])), ids.repeat(2), stop=True).mean()
+    z = model(torch.cat([x1, x2, x_adv]))  # norms see all three
+    three = loop(z, ids.repeat(3), stop=True).mean()
+    assert_same(ours, 2 * three + pair / 256, method.model, model)
 
 
 @pytest.mark.parametrize("kind", ["acl", "a2a", "dynacl"])
@@ -258,7 +262,7 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     for x, made in moved:
         assert all(not torch.equal(view.x[i], x[i]) for view in made for i in range(len(x)))
         assert all(contains(ThreatModel("linf", EPS), x, view.x).all() for view in made)
-    passes = {"a2a": [], "a2s": [views[:, 1]], "rocl": [torch.cat([views[:, 0], views[:, 1]])]}
+    passes = {"a2a": [], "a2s": [views[:, 1]], "rocl": [views[:, 1], torch.cat([views[:, 0], views[:, 1]])]}
     for clips in passes.get(kind, [views[:, 0], views[:, 1]]):
         alone(clips)
     for key, value in alone.named_buffers():

@@ -12,6 +12,7 @@ from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import Model
 from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, Trades, build_adversary
 from vidrobust.methods.adversarial_training import divergence
+from vidrobust.methods.overfitting import OverfittingWatch
 from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -178,3 +179,59 @@ def test_a_selector_learns_the_branch_of_a_clip_and_moves_nothing_else(batch):
     assert a.pop("backbone.selector.weight").abs().max() > 0 and a.pop("backbone.selector.bias") is not None
     assert all(torch.equal(a[key], b[key]) for key in b) and a.keys() == b.keys()
     assert all(torch.equal(v, net.get_buffer(k)) for k, v in plain.named_buffers())
+
+
+def watched(*accuracies):
+    """A watch after epochs with these accuracies under the training's attack and under PGD."""
+    watch, rows = OverfittingWatch(), []
+    for own, pgd in accuracies:
+        watch.saw(torch.tensor(own), torch.tensor(pgd))
+        rows.append(watch.report())
+    return watch, rows
+
+
+def test_catastrophic_overfitting_is_told_once(caplog):
+    _, rows = watched((0.4, 0.3), (0.5, 0.35), (0.9, 0.1), (0.95, 0.0))
+    assert rows[2] == {"own_attack_accuracy": pytest.approx(0.9), "pgd_accuracy": pytest.approx(0.1)}
+    told = [record.message for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("catastrophic overfitting: 10% of a batch are right under PGD, after 35%")
+
+
+@pytest.mark.parametrize("last", [(0.3, 0.25), (0.15, 0.1), (0.5, 0.36)])
+def test_a_worse_epoch_is_none(caplog, last):
+    """Noise; a model that forgets altogether; and no fall."""
+    watch, rows = watched((0.4, 0.35), last)
+    assert not caplog.records and rows[1]
+    assert watch.report() == {}, "an epoch that was not looked at"
+
+
+def test_the_watch_sees_both_attacks_once_an_epoch_and_changes_no_training():
+    """Of a linear model, FGSM and PGD break the same clips; random numbers and statistics stay."""
+    views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    wanted = config.Adversary(name="fast", threats=["linf-0.5"], start="clip")
+    found = []
+    for watching in (True, False):
+        torch.manual_seed(0)
+        method = AdversarialTraining(model(), build_adversary(wanted)).train()
+        assert method.watch is not None
+        method.start_epoch()
+        method.watch.due = watching
+        losses = [method(views, labels, labels)["loss"] for _ in range(2)]
+        found.append((torch.stack(losses), torch.rand(1), dict(method.model.named_buffers())))
+        assert (method.report() == {}) != watching
+    (loss, drawn, norms), (alone, same, others) = found
+    assert torch.equal(loss, alone) and torch.equal(drawn, same)
+    assert all(torch.equal(value, others[key]) for key, value in norms.items())
+    assert AdversarialTraining(model(), build_adversary(config.Adversary(name="pgd"))).watch is None
+
+
+def test_the_watchs_accuracies_are_those_of_the_two_attacks():
+    views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
+    method = AdversarialTraining(model(), build_adversary(config.Adversary(name="fast", threats=["linf-1e-6"])))
+    method.train().start_epoch()
+    method(views, labels, labels)
+    with torch.no_grad():
+        right = float((method.eval().model(views[:, 0]).argmax(1) == labels).double().mean())
+    told = method.report()
+    assert told["own_attack_accuracy"] == pytest.approx(right) == told["pgd_accuracy"], "nothing is changed"

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vidrobust.config import Config, Model, loads
 from vidrobust.errors import UserError
@@ -37,6 +38,21 @@ def test_uel_is_its_double_loop(temperature):
             losses.append(-math.log(p[partner]) - sum(math.log(1 - p[j]) for j in p if j != partner))
         expected = [(losses[i] + losses[i + 4]) / 2 for i in range(4)]
         assert uel(a, b, temperature).tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_gradient_of_uel_reaches_the_second_factor():
+    """As the released code has it; with both factors the gradient is twice as large."""
+    a = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    z = F.normalize(torch.cat([a, b]), dim=1)
+    logits = (z @ z.detach().T / 0.3).masked_fill(torch.eye(8, dtype=torch.bool), -torch.inf)
+    p = logits.softmax(1)
+    positive = torch.arange(8).roll(4)
+    own = p[torch.arange(8), positive]
+    wrong = torch.log(1 - p).sum(1) - torch.log(1 - own)
+    expected = torch.autograd.grad((-own.log() - wrong).sum() / 2, (a, b))
+    found = torch.autograd.grad(uel(a, b, 0.3).sum(), (a, b))
+    assert all(torch.allclose(x, y, atol=1e-9) for x, y in zip(found, expected, strict=True))
 
 
 def test_uel_stays_finite_where_a_stranger_is_all_there_is():

@@ -35,6 +35,7 @@ _TYPES: dict[str, type] = {
     "manifest_sha": str,
     "average": dict,
     "bad_videos": dict,
+    "method_revision": int,
 }
 
 
@@ -281,11 +282,24 @@ def configuration(state: dict[str, Any], source: str) -> config.Config:
 
 
 def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
-    """The model's last weights in a checkpoint, or their running average. Raises UserError where there is none."""
-    if average and "average" not in state:
-        raise UserError("eval.average: the checkpoint was trained without train.average; set eval.average=false")
-    found: dict[str, Tensor] = state["average" if average else "model"]
-    return found
+    """Return the model's last weights in a checkpoint, or the slower ones that eval.average measures.
+
+    These are the running average of train.average, or DynACL's momentum encoder.
+
+    Raises:
+        UserError: there are none.
+    """
+    found: dict[str, Tensor] = state["average" if average and "average" in state else "model"]
+    if not average or "average" in state:
+        return found
+    slow = "slow.model."
+    kept = {key.removeprefix(slow): v for key, v in state["method"].items() if key.startswith(slow)}
+    if not kept:
+        raise UserError(
+            "eval.average: the checkpoint was trained without train.average, and without a momentum "
+            "encoder of DynACL; set eval.average=false"
+        )
+    return kept
 
 
 def rng_state() -> dict[str, Any]:
@@ -324,15 +338,18 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     module.load_state_dict(state)
 
 
-def trunk_state(path: str) -> dict[str, Tensor]:
+def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
     """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state dict.
 
     Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped,
-    classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`.
+    classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`; branch: of this
+    norm branch, which only such a checkpoint knows.
     """
     state = read(path)
     if isinstance(state, dict) and state.keys() >= KEYS:
-        trunk, whole = measured_trunk(state), state["model"]
+        trunk, whole = measured_trunk(state, branch), state["model"]
+    elif branch:
+        raise UserError(f"{path}: has no norm branches; give the folder of the run")
     else:
         whole = state
         for name in ("state_dict", "model_state", "model"):
@@ -347,12 +364,12 @@ def trunk_state(path: str) -> dict[str, Tensor]:
     return trunk
 
 
-def measured_trunk(state: dict[str, Any]) -> dict[str, Tensor]:
+def measured_trunk(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
     """The trunk of a training checkpoint as its own configuration measures it: the branch of eval.branch, or the clean
-    one where that is a mixture, of the weights or of their average (eval.average).
+    one where that is a mixture, of the weights or of their average (eval.average). branch: another one.
     """
     cfg = configuration(state, "checkpoint")
-    branch = "clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch
+    branch = branch or ("clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch)
     return _trunk(weights(state, average=cfg.eval.average), branch)
 
 

@@ -22,7 +22,7 @@ from vidrobust.data import (
 from vidrobust.engine import checkpoint, distributed
 from vidrobust.engine.checkpoint import NonFinite
 from vidrobust.engine.log import log, start_logging
-from vidrobust.engine.optim import learning_rate
+from vidrobust.engine.optim import learning_rate, set_rate
 from vidrobust.engine.passes import PassCounter
 from vidrobust.engine.progress import Progress
 from vidrobust.engine.run import open_output
@@ -144,9 +144,8 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
             method.progress = step / run.total
             if step % run.per_epoch == 0:
                 method.start_epoch()
-            rate = learning_rate(step, run.total, cfg.optim)
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate
+            rate = learning_rate(step, run.total, cfg.optim, cfg.method.head_first)
+            set_rate(run.optimizer, rate)
             passes.take()
             parts, norm = _update(run, guard, forward, (views, ids, labels), batch, main)
             guard.end()

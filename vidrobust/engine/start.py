@@ -1,5 +1,6 @@
 """Data, model and optimizer as the first step of a run, or the step after a checkpoint, finds them."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,16 @@ from vidrobust.engine.teacher import read_teacher
 from vidrobust.errors import UserError
 from vidrobust.evaluation.predict import evaluation_mode, extract
 from vidrobust.methods import Method, build_method
-from vidrobust.models import branch_names
+from vidrobust.methods.revisions import REVISION, changed_since
+from vidrobust.models import Backbone, branch_names
 from vidrobust.views import count_numbers, require_room
 
 # options that decide what is in a checkpoint; "name=" as in config.differences
 _FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "model.head_norm=",
+          "model.head_layers=", "model.head_norm_out=",
           "method.name=", "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
           "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
-          "method.adversary.selector=", "method.adversary.clusters=",
+          "method.adversary.selector=", "method.adversary.clusters=", "method.adversary.key_encoder=",
           "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
           "optim.name=")  # fmt: skip
 
@@ -78,6 +81,7 @@ class Run:
         method = {key: value for key, value in self.method.state_dict().items() if not key.startswith("model.")}
         state = {
             "format": checkpoint.FORMAT,
+            "method_revision": REVISION,
             "step": step,
             "epoch": step // self.per_epoch,
             "model": self.method.model.state_dict(),
@@ -119,7 +123,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
         records, classes = build_records(cfg.data, "train")
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
-    learning_rate(0, total, cfg.optim)
+    learning_rate(0, total, cfg.optim, cfg.method.head_first)
     if cfg.method.name == "supcon" or (cfg.method.name == "supervised" and not cfg.method.clusters):
         require_labels(records, f"method.name={cfg.method.name}")
     if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
@@ -138,7 +142,10 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
             raise UserError(f"model.weights: {error}") from None
         checkpoint.load_state(method.model.backbone.trunk, trunk, cfg.model.weights)
     if cfg.method.teacher and method.wants_teacher:
-        method.learn_from(read_teacher(cfg.method.teacher, cfg))
+        teacher = read_teacher(cfg.method.teacher, cfg)
+        method.learn_from(teacher)
+        if cfg.method.name == "distill" and cfg.method.student == "teacher" and not cfg.model.weights:
+            _begin_as(method.model.backbone, teacher)
     method.to(device).prepare(records)
     arrange(method, cfg.train)
     if resume is None:  # a checkpoint holds what was found
@@ -161,6 +168,17 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     return run
 
 
+def _begin_as(student: Backbone, teacher: Backbone) -> None:
+    """Give a student the weights of its teacher. Raises UserError where they do not fit."""
+    try:
+        checkpoint.load_state(student.trunk, teacher.trunk.state_dict(), "the teacher")
+    except UserError:
+        raise UserError(
+            "method.student=teacher: the teacher's trunk is of another architecture than model.*, and "
+            "a student begins with its weights; build it alike, or set method.student=random"
+        ) from None
+
+
 def arrange(method: Method, cfg: config.Train) -> None:
     """Memory and code as `train.channels_last` and `train.compile` want them; weights and their names stay."""
     if cfg.channels_last:
@@ -179,6 +197,13 @@ def _look(cfg: config.Config, method: Method, records: list[Record], device: tor
     trunk = method.looks_with()
     if trunk is None or method.pseudo is None:
         return
+    if cfg.method.clusters_from:
+        trunk = copy.deepcopy(trunk)
+        checkpoint.load_state(
+            trunk.trunk,
+            checkpoint.trunk_state(cfg.model.weights, cfg.method.clusters_from),
+            cfg.model.weights,
+        )
     if distributed.rank() == 0:
         log.info(f"features of {len(records)} videos, to be clustered into {list(method.pseudo.counts)}")
         with evaluation_mode(trunk):
@@ -196,6 +221,8 @@ def _restore(run: Run, path: Path) -> None:
     state = checkpoint.read_checkpoint(path)
     if state["manifest_sha"] != records_sha(run.records):
         raise UserError(f"{path} was trained on another list of videos; train anew in another --output-dir")
+    if what := changed_since(run.cfg.method, int(state.get("method_revision", 1))):
+        raise UserError(f"{path} is of an earlier revision: {what}")
     changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
     fixed = [line for line in changed if line.startswith(_FIXED)]
     if fixed:
@@ -228,6 +255,8 @@ def _restore_state(run: Run, state: dict[str, Any], path: Path) -> None:
     """Load weights, optimizer, generators and the list of bad videos of a checkpoint's state."""
     whole = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     mine = run.method.state_dict()
+    # a watch that a run of an earlier revision did not have begins anew
+    whole = {key: value for key, value in mine.items() if key.startswith("watch.")} | whole
     if any(k.startswith("teacher.") and k in mine and not torch.equal(mine[k].cpu(), v) for k, v in whole.items()):
         raise UserError(f"{path}: a resume cannot change the teacher, and method.teacher={run.cfg.method.teacher} has "
                         "other weights; give it the one it learned from")  # fmt: skip

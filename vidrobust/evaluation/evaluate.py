@@ -56,7 +56,7 @@ from vidrobust.evaluation.summary import about, attacked, learned_nothing
 from vidrobust.evaluation.units import clip_units
 from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
-from vidrobust.models import Model
+from vidrobust.models import Model, add_branches, branch_names
 from vidrobust.models.branch_norm import MIXTURES, branch_of
 
 
@@ -77,6 +77,9 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
     weights = checkpoint.weights(state, average=cfg.eval.average)
     own = weights.get("head.weight")  # a linear head's; a projector has head.0.weight
     method = build_method(cfg, classes if own is None else len(own))
+    branches = dict.fromkeys(name for key in weights if key.startswith("head.") and (name := branch_of(key)))
+    if branches and len(branch_names(method.model.head)) == 1:  # advcl's, before its head was shared by branches
+        add_branches(method.model.head, [name for name in branches if name != "clean"])
     checkpoint.load_state(method.model, weights, f"checkpoint of step {state['step']}")
     return method
 

@@ -10,6 +10,7 @@ from vidrobust.attacks import Loss
 from vidrobust.data import Record
 from vidrobust.methods.adversarial import Streams, average, through
 from vidrobust.methods.adversary import Adversary
+from vidrobust.methods.info_nce import Hardness
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
@@ -32,10 +33,11 @@ class AdvCL(SimCLR):
     def __init__(
         self, model: Model, temperature: float, adversary: Adversary, ce_adversary: Adversary,
         counts: Sequence[int] = (2, 10, 50, 100, 500), removal: Removal | None = None, *, weight: float = 0.2,
-        radius: float = 8.0, chunk: int = 0, asymmetry: float | None = None, hard: tuple[float, float] | None = None,
+        radius: float = 8.0, chunk: int = 0, asymmetry: tuple[float, float] | None = None, hard: Hardness | None = None,
+        joint: bool = False, scale: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
-                         hard=hard, original=True)  # fmt: skip
+                         hard=hard, original=True, joint=joint, scale=scale)  # fmt: skip
         self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
         self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
@@ -83,8 +85,11 @@ class AdvCL(SimCLR):
 
 
 def high_pass(x: Tensor, radius: float) -> Tensor:
-    """Frames (..., H, W) without the frequencies within `radius` of 0, in cycles a frame; it may leave [0, 1]."""
+    """Return frames (..., H, W) without frequencies nearer to 0 than `radius`, in cycles a frame.
+
+    It may leave [0, 1].
+    """
     height, width = x.shape[-2:]
     rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
-    keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) > radius
+    keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) >= radius
     return torch.fft.ifft2(torch.fft.fft2(full_precision(x)) * keep).real

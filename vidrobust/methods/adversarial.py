@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidrobust.attacks import Loss
 from vidrobust.methods.adversary import AdversarialView, Adversary
+from vidrobust.methods.momentum import SplitEncoder
 from vidrobust.models import Model
 
 # embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
@@ -29,7 +30,8 @@ class Streams:
     embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
     masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
     attacked. progress: the share of training done. look: called before an attack, with the model as it is, to find the
-    false negatives that its loss will mask. original: the first view before it was augmented.
+    false negatives that its loss will mask. original: the first view before it was augmented. joint: what embeds all
+    views in one pass, as one batch for the norms; None: each view is a pass of its own.
     """
 
     model: Model
@@ -39,12 +41,15 @@ class Streams:
     progress: float
     look: Callable[[], object] = lambda: None
     original: Tensor | None = None
+    joint: Model | SplitEncoder | None = None
     made: list[AdversarialView] = field(default_factory=list)  # by the last attack
     _z: dict[int, Tensor] = field(default_factory=dict)
 
     def z(self, view: int) -> Tensor:
         """The clean embedding (B, D) of a view, with gradient; computed when it is first asked for."""
-        if view not in self._z:
+        if view not in self._z and self.joint is not None:
+            self._z.update(enumerate(self.joint(torch.cat(self.views)).chunk(len(self.views))))
+        elif view not in self._z:
             self._z[view] = self.model(self.views[view])
         return self._z[view]
 
@@ -64,19 +69,26 @@ class Streams:
         every = range(len(self.views))
         return self.loss([self.z(v) for v in every], every)
 
-    def attack(self, x: Tensor, aim: Callable[[], Callable[[Tensor], Tensor]]) -> list[AdversarialView]:
+    def attack(
+        self,
+        x: Tensor,
+        aim: Callable[[], Callable[[Tensor], Tensor]],
+        encoder: Model | SplitEncoder | None = None,
+    ) -> list[AdversarialView]:
         """Adversarial views of x (N, C, T, H, W).
 
         aim: called with the model as the attack sees it -> what is maximised, embeddings (N, D) -> (N,).
+        encoder: what embeds x; None: the model.
         """
+        encoder = encoder or self.model
 
         def of_clips() -> Loss:
             loss = aim()
-            return lambda v: loss(self.model(v))
+            return lambda v: loss(encoder(v))
 
         assert self.adversary is not None
         self.look()
-        self.made = self.adversary.views(self.model, of_clips, x, self.progress)
+        self.made = self.adversary.views(encoder, of_clips, x, self.progress)
         return self.made
 
     @torch.no_grad()
@@ -95,7 +107,9 @@ class Streams:
         return found
 
 
-def through(model: Model, view: AdversarialView, what: Callable[[Tensor], Tensor]) -> Tensor:
+def through(
+    model: Model | SplitEncoder, view: AdversarialView, what: Callable[[Tensor], Tensor]
+) -> Tensor:
     """what(x_adv), an embedding or a loss by passes of the model, through the view's norm branch."""
     with model.use_branch(view.branch):
         return what(view.x)
@@ -158,22 +172,26 @@ def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[st
 
 
 def rocl(s: Streams, regularizer: float = 1 / 256) -> dict[str, Tensor]:
-    """RoCL (Kim et al., NeurIPS 2020; METHODS section 4.1): NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda.
+    """RoCL (Kim et al., NeurIPS 2020): NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda.
 
-    x_adv raises NT-Xent(f(x_adv), f(x2)) from x1. All three are positives of each other, and no gradient reaches the
-    second factor of a similarity. Norms have one branch, whose statistics are those of the three views together.
+    As its code has it: x_adv raises NT-Xent(f(x_adv), f(x2)) from x1. All three are positives of
+    each other, the two of an anchor added up. No gradient reaches the second factor of a
+    similarity, also in the attack. A-InfoNCE changes the first loss alone. Norms have one branch: a
+    pass of x_adv and x2 for the second loss, then one of all three for the first.
     """
 
     def aim() -> Callable[[Tensor], Tensor]:
         other = s.seen(1)
-        return lambda z: s.loss([z, other], (0, 1))
+        return lambda z: s.loss([z, other], (0, 1), stop=True)
 
-    z1, z2, *moved = s.embed_together((0, 1), s.attack(s.views[0], aim))
-    three, pair = [], []
-    for z_adv in moved:
-        three.append(s.loss([z1, z2, z_adv], (0, 1, 0), stop=True, adversarial=(2,)))
-        pair.append(s.loss([z_adv, z2], (0, 1), stop=True, adversarial=(0,)))
-    adv, pairs = average(three), average(pair)
+    made = s.attack(s.views[0], aim)
+    pair = []
+    for view in made:
+        z2, z_adv = together(s.model, [s.views[1]], [view])
+        pair.append(s.loss([z_adv, z2], (0, 1), stop=True))
+    z1, z2, *moved = s.embed_together((0, 1), made)
+    three = [s.loss([z1, z2, z_adv], (0, 1, 0), stop=True, adversarial=(2,)) for z_adv in moved]
+    adv, pairs = 2 * average(three), average(pair)
     return {"loss": adv + regularizer * pairs, "loss_adv": adv, "loss_pair": pairs}
 
 
@@ -181,18 +199,19 @@ def acl(s: Streams, weight: float = 1.0, invariance: Invariance | None = None) -
     """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2.
 
     The weight is 1. Both views are attacked together; a1, a2 go through the adversarial norm branch. invariance: a loss
-    of (z1, z2, a1, a2, z of the original), (B,), besides: AIR's.
+    of (z1, z2, a1, a2, z of the original), (B,), besides: AIR's, whose code does not halve the other two.
     """
     clean = s.clean
     pairs = _both_attacked(s)
     adv = average([s.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
-    parts = {"loss": 0.5 * ((2 - weight) * clean + weight * adv), "loss_clean": clean, "loss_adv": adv}
+    both = (2 - weight) * clean + weight * adv
+    parts = {"loss": 0.5 * both, "loss_clean": clean, "loss_adv": adv}
     if invariance is None:
         return parts
     assert s.original is not None
     z = s.model(s.original)
     more = average([invariance(s.z(0), s.z(1), *pair, z) for pair in pairs])
-    return parts | {"loss": parts["loss"] + more, "loss_invariance": more}
+    return parts | {"loss": both + more, "loss_invariance": more}
 
 
 def a2a(s: Streams) -> dict[str, Tensor]:
@@ -220,17 +239,23 @@ def a2s(s: Streams) -> dict[str, Tensor]:
 def _both_attacked(s: Streams) -> list[tuple[Tensor, Tensor]]:
     """a1, a2 (B, D) for each threat: both views are moved together to raise NT-Xent of the pair."""
     pairs = []
-    for view in s.attack(torch.cat(s.views[:2]), lambda: lambda z: s.anchors(z.chunk(2), (0, 1))):
+    for view in s.attack(torch.cat(s.views[:2]), lambda: lambda z: s.anchors(z.chunk(2), (0, 1)), s.joint):
+        if s.joint is not None:
+            a1, a2 = through(s.joint, view, s.joint).chunk(2)
+            pairs.append((a1, a2))
+            continue
         first, second = (AdversarialView(part, view.branch) for part in view.x.chunk(2))
         pairs.append((s.embed(first), s.embed(second)))
     return pairs
 
 
 def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor]:
-    """DynACL (Luo et al., ICLR 2023; METHODS section 4.4): ACL whose adversarial stream gains weight.
+    """DynACL (Luo et al., ICLR 2023): ACL whose adversarial stream gains weight.
 
-    The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a run), at most 2. Its
-    augmentations, which weaken meanwhile, are `augment.fade`'s. With `invariance` it is AIR (METHODS section 4.8).
+    The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a
+    run), at most 2; the released code is one epoch ahead of it. Its augmentations, which weaken
+    meanwhile, are `augment.fade`'s. In its code the second view goes through a momentum encoder, in
+    both streams and in the attack: `s.joint` is then a `SplitEncoder`. With `invariance` it is AIR.
     """
     weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
     return acl(s, weight, invariance)

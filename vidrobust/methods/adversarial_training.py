@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import Ball, Loss, make_ball
+from vidrobust.engine import distributed
 from vidrobust.methods.adversarial import average, through
-from vidrobust.methods.adversary import AdversarialView, Adversary, rank_generator, selection
+from vidrobust.methods.adversary import (
+    AdversarialView,
+    Adversary,
+    in_mode,
+    rank_generator,
+    selection,
+)
+from vidrobust.methods.overfitting import OverfittingWatch
 from vidrobust.methods.similarity import full_precision
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
@@ -21,9 +29,28 @@ class AdversarialTraining(Supervised):
     of the clean branch, and the loss is the mean over all kinds.
     """
 
-    def __init__(self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0) -> None:
-        super().__init__(model, clusters, head_first)
+    def __init__(
+        self,
+        model: Model,
+        adversary: Adversary,
+        clusters: int = 0,
+        head_first: float = 0.0,
+        *,
+        unit: bool = True,
+    ) -> None:
+        super().__init__(model, clusters, head_first, unit=unit)
         self.adversary = adversary
+        # more steps than one do not overfit so; each threat of several would have to be looked at
+        watched = adversary.steps == 1 and len(adversary.threats) == 1
+        self.watch = OverfittingWatch() if watched else None
+
+    def start_epoch(self) -> None:
+        super().start_epoch()
+        if self.watch is not None:
+            self.watch.due = True
+
+    def report(self, last: bool = False) -> dict[str, float]:
+        return super().report(last) | ({} if self.watch is None else self.watch.report())
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """x (B, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), and its parts}."""
@@ -32,10 +59,29 @@ class AdversarialTraining(Supervised):
             return cross_entropy(self.model(v), labels)
 
         made = self.adversary.views(self.model, lambda: loss, x, self.progress)
+        if self.watch is not None and self.watch.due and self.training:
+            self._look(self.watch, made[0], x, labels)
         losses = [through(self.model, view, loss) for view in made]
         adv = average(losses)
         clean = [loss(x)] if self.adversary.combine == "branches" else []
         return self.told(x, made, {"loss": average([*clean, *losses]), "loss_adv": adv})
+
+    def _look(
+        self, watch: OverfittingWatch, own: AdversarialView, x: Tensor, labels: Tensor
+    ) -> None:
+        """Show the watch a batch under the training's attack and under ten steps of PGD, in eval mode."""
+        adversary = self.adversary
+        threat = adversary.threats[0]
+        threat = replace(threat, eps=threat.eps * adversary.budget.now)
+        pgd = Adversary([threat], steps=10, step=0.25, random_start=True, branches=[own.branch])
+        # training goes on with the random numbers that it would have had
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            (view,) = pgd.views(self.model, lambda: lambda v: cross_entropy(self.model(v), labels), x, 1.0)
+        with torch.no_grad(), in_mode(self.model, False):
+            right = [through(self.model, each, self.model).argmax(1) == labels for each in (own, view)]
+        known = (labels >= 0).float()
+        shares = [(found * known).sum() / known.sum().clamp(min=1) for found in right]
+        watch.saw(*map(distributed.mean, shares))
 
     def told(self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parts, with the selector's; the budget is told of the adversarial loss."""
@@ -52,9 +98,16 @@ class Trades(AdversarialTraining):
     """
 
     def __init__(
-        self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0, *, beta: float = 6.0
+        self,
+        model: Model,
+        adversary: Adversary,
+        clusters: int = 0,
+        head_first: float = 0.0,
+        *,
+        beta: float = 6.0,
+        unit: bool = True,
     ) -> None:
-        super().__init__(model, adversary, clusters, head_first)
+        super().__init__(model, adversary, clusters, head_first, unit=unit)
         self.beta = beta
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -83,9 +136,16 @@ class Free(AdversarialTraining):
     """
 
     def __init__(
-        self, model: Model, adversary: Adversary, clusters: int = 0, head_first: float = 0.0, *, replays: int = 4
+        self,
+        model: Model,
+        adversary: Adversary,
+        clusters: int = 0,
+        head_first: float = 0.0,
+        *,
+        replays: int = 4,
+        unit: bool = True,
     ) -> None:
-        super().__init__(model, adversary, clusters, head_first)
+        super().__init__(model, adversary, clusters, head_first, unit=unit)
         if len(adversary.threats) != 1 or adversary.threats[0].support not in ("dense", "tube", "flicker"):
             raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
         self.replays = replays

@@ -1,8 +1,9 @@
 """What makes adversarial views in training: threats, steps and start, budgets that grow, several threats at once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from vidrobust.engine.log import log
 from vidrobust.methods.budget import Budget
 from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Model, branch_names
+
+
+class Encoder(Protocol):
+    """What an attack goes through: a Model, or two that embed half of a batch each."""
+
+    def use_branch(self, branch: str) -> AbstractContextManager[None]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class Adversary(nn.Module):
         """Whether each clip takes the worst of several views, whose losses are then compared."""
         return self.combine == "worst" and len(self.threats) > 1
 
-    def views(self, model: Model, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
+    def views(self, model: Encoder, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
         """Adversarial views of x (N, C, T, H, W) in [0, 1], one a threat, or one in all where the worst is taken.
 
         aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
@@ -104,7 +115,7 @@ class Adversary(nn.Module):
                         "masks gradients")  # fmt: skip
 
     @contextmanager
-    def attacking(self, model: Model, branch: str) -> Iterator[None]:
+    def attacking(self, model: Encoder, branch: str) -> Iterator[None]:
         """The model as the attack sees it; everything is put back as it was."""
         with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
             yield
@@ -171,7 +182,7 @@ def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
 
 
 @contextmanager
-def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
+def in_mode(model: nn.Module | Encoder, train: bool) -> Iterator[None]:
     """Train or eval mode inside; every module's mode is put back as it was."""
     modes = [(m, m.training) for m in model.modules()]
     model.train(train)
@@ -183,7 +194,7 @@ def in_mode(model: nn.Module, train: bool) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(model: nn.Module | Encoder) -> Iterator[None]:
     """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
     for norm in norms:

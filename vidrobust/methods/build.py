@@ -1,5 +1,6 @@
 """The configured method. The only place that unpacks `method.*`."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,11 +16,12 @@ from vidrobust.methods.adversary import Adversary
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives import RULES
+from vidrobust.methods.info_nce import Hardness
 from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
-from vidrobust.methods.recipes import branches_of, build_adversary, momentum_of, pairing_of, require_adversary
+from vidrobust.methods.recipes import RECIPES, branches_of, build_adversary, momentum_of, pairing_of, require_adversary
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
@@ -38,6 +40,7 @@ def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     """With the norm branches that the adversary needs."""
     wanted = cfg.method.adversary
     return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=momentum_of(wanted),
+                       branched_head=wanted.name == "none" or RECIPES[wanted.name].branched_head,
                        selector=wanted.selector)  # fmt: skip
 
 
@@ -76,7 +79,9 @@ def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Me
     pairing = pairing_of(a, cfg.method.temperature)
     return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
                 clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
-                original=a.name != "none" and bool(a.sir or a.air),
+                original=a.name != "none" and bool(a.sir or a.air), joint=cfg.method.joint_views,
+                slow=_momentum(cfg, model) if a.name == "dynacl" and a.key_encoder else None,
+                scale=cfg.method.loss_scale,
                 **_a_info_nce(cfg.method))  # fmt: skip
 
 
@@ -88,7 +93,8 @@ def _advcl(cfg: config.Config, classes: int) -> Method:
     assert first is not None and second is not None
     return AdvCL(model, cfg.method.temperature, first, second, wanted.clusters,
                  _removal(cfg, classes, 2 * (cfg.train.batch_size - 1)), weight=wanted.ce_weight,
-                 radius=wanted.radius, chunk=cfg.method.chunk,
+                 radius=wanted.radius, chunk=cfg.method.chunk, joint=cfg.method.joint_views,
+                 scale=cfg.method.loss_scale,
                  **_a_info_nce(cfg.method))  # fmt: skip
 
 
@@ -97,8 +103,15 @@ def _a_info_nce(method: config.Method) -> dict[str, Any]:
     if a.hardness and method.false_negatives.rule != "none" and method.false_negatives.action == "downweight":
         raise UserError("method.adversary.hardness: hard negatives have weights of their own; eliminate false ones, or "
                         "attract them")  # fmt: skip
-    return {"asymmetry": None if a.asymmetry == 0.5 else a.asymmetry,
-            "hard": (a.hardness, a.debias) if a.hardness else None}  # fmt: skip
+    if a.hardness and method.chunk:
+        raise UserError(f"method.chunk={method.chunk}: method.adversary.hardness weighs negatives by the rows of all "
+                        "anchors; set 0")  # fmt: skip
+    # the released RoCL adds up an anchor's positives, so that 0.2 and 0.8 are of a sum; the released AdvCL has means
+    weight = a.pair_weight * (1 if a.name == "rocl" else 2)
+    # the mean negative of the released AdvCL, whose logits have 1 / temperature taken off, is at least 1 there
+    floor = 1.0 if a.name == "advcl" else math.exp(-1 / method.temperature)
+    return {"asymmetry": None if a.asymmetry == 0.5 else (weight * a.asymmetry, weight * (1 - a.asymmetry)),
+            "hard": Hardness(a.hardness, a.debias, floor) if a.hardness else None}  # fmt: skip
 
 
 def _supcon(cfg: config.Config, classes: int) -> Method:
@@ -144,13 +157,14 @@ def _instdisc(cfg: config.Config, classes: int) -> Method:
 def _supervised(cfg: config.Config, classes: int) -> Method:
     clusters, first, wanted = cfg.method.clusters, cfg.method.head_first, cfg.method.adversary
     model, adversary = _model(cfg, "linear", clusters or classes), _adversary(cfg)
+    unit = cfg.method.clusters_metric == "cosine"
     if adversary is None:
-        return Supervised(model, clusters, first)
+        return Supervised(model, clusters, first, unit=unit)
     if wanted.name == "trades":
-        return Trades(model, adversary, clusters, first, beta=wanted.beta)
+        return Trades(model, adversary, clusters, first, beta=wanted.beta, unit=unit)
     if wanted.name == "free":
-        return Free(model, adversary, clusters, first, replays=wanted.replays)
-    return AdversarialTraining(model, adversary, clusters, first)
+        return Free(model, adversary, clusters, first, replays=wanted.replays, unit=unit)
+    return AdversarialTraining(model, adversary, clusters, first, unit=unit)
 
 
 def _distill(cfg: config.Config, classes: int) -> Method:

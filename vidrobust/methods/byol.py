@@ -15,12 +15,14 @@ from vidrobust.models import Model
 
 
 class BYOL(Method):
-    """Each view predicts the others: 2 - 2 cos(predictor(z_v), target_w), averaged over all ordered pairs v != w.
+    """Each view predicts the others, the mean over all ordered pairs v != w of views.
 
-    The target is a momentum encoder's embedding; without one, the model's own with its gradient stopped, which is
-    SimSiam (whose loss, -cos, is this one's half less 1). Nothing is pushed away: there are no false negatives.
-    Negatives of diminished semantics (paper C; METHODS section 3.1): + `alpha_negatives` times the mean cosine of the
-    predictions with their targets. `taro.py` has its adversary.
+    With a momentum encoder, whose embeddings are the targets, this is BYOL: twice the mean of
+    2 - 2 cos(predictor(z_v), target_w), the sum of both directions of two views. Without one the
+    targets are the model's own embeddings, their gradient stopped, which is SimSiam: the mean of
+    -cos. Both are the scales that the papers' learning rates count on. Nothing is pushed away: there
+    are no false negatives. Negatives of diminished semantics (paper C): + `alpha_negatives` times
+    the mean cosine of the predictions with their targets. `taro.py` has its adversary.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class BYOL(Method):
 
     def _losses(self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None) -> Tensor:
         """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
-        loss = _pairs(predicted, targets)
+        cosine = _pairs(predicted, targets)
+        loss = -cosine if self.target is None else 2 * (2 - 2 * cosine)
         if pushed is None:
             return loss
         return loss + self.alpha_negatives * cosines(predicted, pushed).mean(1).view(len(predicted), -1).mean(0)
@@ -68,9 +71,9 @@ class BYOL(Method):
 
 
 def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """2 - 2 cos of each prediction with each other view's target, (B, D) each -> (B,), their mean."""
+    """The cosine of each prediction with each other view's target, (B, D) each -> (B,), their mean."""
     losses = [
-        2 - 2 * similarity(predicted[v], targets[w])
+        similarity(predicted[v], targets[w])
         for v in range(len(predicted)) for w in range(len(targets)) if v != w
     ]  # fmt: skip
     return torch.stack(losses).mean(0)

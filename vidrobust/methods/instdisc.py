@@ -57,12 +57,12 @@ def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -
     """-log P_ii' - sum over j of log(1 - P_ij) -> (B,), the mean of both views as anchors i.
 
     a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other view of i, j every
-    row but these two. The released code stops the gradient at the second factor of a similarity, which no formula says.
+    row but these two. No gradient reaches the second factor of a similarity, as the released code has it.
     extra: nothing; UEL takes no other negatives (`require_used`).
     """
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(full_precision(torch.cat([a, b])), dim=1)
-        everyone = distributed.gather(z)
+        everyone = distributed.gather(z.detach())
         number = torch.arange(len(everyone), device=z.device)
         own = number[distributed.here(len(z))]
         itself, positives = own[:, None] == number, own.roll(len(a))[:, None] == number

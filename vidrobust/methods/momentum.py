@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,3 +46,26 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+class SplitEncoder(nn.Module):
+    """Embeds the first half of a batch by a model and the second by its momentum encoder.
+
+    The second half gets no gradient to weights; one to its clips it does get, so that both halves
+    can be attacked (DynACL's code, Luo et al., ICLR 2023).
+    """
+
+    def __init__(self, model: Model, slow: MomentumEncoder) -> None:
+        super().__init__()
+        self.model, self.slow = model, slow.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embeddings (2B, D) of clips (2B, C, T, H, W)."""
+        first, second = x.chunk(2)
+        return torch.cat([self.model(first), self.slow(second)])
+
+    @contextmanager
+    def use_branch(self, branch: str) -> Iterator[None]:
+        """Let both go through a norm branch."""
+        with self.model.use_branch(branch), self.slow.use_branch(branch):
+            yield

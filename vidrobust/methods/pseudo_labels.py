@@ -14,14 +14,14 @@ class PseudoLabels(nn.Module):
     """A label of each video at each granularity of `counts` (ClusterFit, as AdvCL and DynACL++ have it; METHODS 4.3).
 
     They are found once, before the first step, and kept in checkpoints. -1: a video that did not decode. option: what
-    configures the counts, for errors.
+    configures the counts, for errors. unit: features are normalised first.
     """
 
     labels: Tensor
 
-    def __init__(self, counts: Sequence[int], option: str) -> None:
+    def __init__(self, counts: Sequence[int], option: str, *, unit: bool = True) -> None:
         super().__init__()
-        self.counts, self.option = tuple(counts), option
+        self.counts, self.option, self.unit = tuple(counts), option, unit
         self.register_buffer("labels", torch.empty(0, len(self.counts), dtype=torch.long))
 
     def know(self, videos: int) -> None:
@@ -37,9 +37,10 @@ class PseudoLabels(nn.Module):
             raise UserError(
                 f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos decode; choose fewer"
             )
-        unit = F.normalize(features.float(), dim=1).to(self.labels.device)
+        points = features.float().to(self.labels.device)
+        points = F.normalize(points, dim=1) if self.unit else points
         for column, k in enumerate(self.counts):
-            self.labels[index.to(self.labels.device), column] = k_means(unit, k)
+            self.labels[index.to(self.labels.device), column] = k_means(points, k)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, G) labels of the videos ids (B,)."""

@@ -19,8 +19,8 @@ class Recipe:
 
     methods: names of `method.name`. options: of `method.adversary` that it takes besides those of the attack. pairing:
     what contrastive methods make of its views. step: a share of eps; None: 2.5 / steps. branch: adversarial views have
-    a norm branch of their own. momentum: of the statistics of such branches. attack: options of the attack that have an
-    effect.
+    a norm branch of their own. branched_head: also in the projector. momentum: of the statistics of such branches.
+    attack: options of the attack that have an effect.
     """
 
     methods: tuple[str, ...]
@@ -32,6 +32,7 @@ class Recipe:
     random_start: bool = False
     train_mode: bool = False
     branch: bool = True
+    branched_head: bool = True
     momentum: float = 0.1
     attack: frozenset[str] = frozenset({"threats", "combine", "selector", "steps", "step", "start", "schedule"})
 
@@ -49,13 +50,13 @@ RECIPES: dict[str, Recipe] = {
                    train_mode=True, momentum=0.01),
     "rocl": Recipe(_NEGATIVES, frozenset({"regularizer"}), lambda a, _: partial(rocl, regularizer=a.regularizer),
                    steps=7, step=0.007 / 0.0314, random_start=True, branch=False),
-    "acl": Recipe(_NEGATIVES, frozenset({"pairing", "sir", "air"}),
+    "acl": Recipe(_NEGATIVES, frozenset({"pairing", "sir", "air", "air_kl"}),
                   lambda a, air: _ACL[a.pairing] if a.pairing in _ACL else partial(acl, invariance=air),
                   steps=5, step=0.25, random_start=True),
-    "dynacl": Recipe(_NEGATIVES, frozenset({"sir", "air"}), lambda a, air: partial(dynacl, invariance=air),
-                     steps=5, step=0.25, random_start=True),
+    "dynacl": Recipe(_NEGATIVES, frozenset({"sir", "air", "air_kl", "key_encoder"}),
+                     lambda a, air: partial(dynacl, invariance=air), steps=5, step=0.25, random_start=True),
     "advcl": Recipe(("simclr",), frozenset({"clusters", "ce_weight", "radius"}), steps=5, step=0.25, random_start=True,
-                    train_mode=True),
+                    train_mode=True, branched_head=False),
     "taro": Recipe(("byol", "simsiam"), frozenset({"alpha"}), steps=10, step=0.25, random_start=True, branch=False),
     "deacl": Recipe(("distill",), frozenset({"gamma"}), steps=5, step=0.25, random_start=True, branch=False),
     "pgd": Recipe(_LABELS, steps=10, step=0.25, random_start=True, branch=False),
@@ -166,6 +167,7 @@ def pairing_of(wanted: config.Adversary, temperature: float) -> Pairing:
     """What the adversary makes of clean and adversarial views; CLAE's where there is none."""
     air = None
     if wanted.sir or wanted.air:
-        air = partial(regularizer, temperature=temperature, clean=wanted.sir, adversarial=wanted.air)
+        air = partial(regularizer, temperature=temperature, clean=wanted.sir, adversarial=wanted.air,
+                      released=not wanted.air_kl)  # fmt: skip
     pairing = RECIPES[wanted.name].pairing if wanted.name != "none" else None
     return pairing(wanted, air) if pairing else clae

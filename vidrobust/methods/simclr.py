@@ -10,9 +10,9 @@ from vidrobust.data import Record
 from vidrobust.engine import distributed
 from vidrobust.methods.adversarial import Pairing, Streams, clae
 from vidrobust.methods.adversary import AdversarialView, Adversary, frozen_statistics, selection
-from vidrobust.methods.info_nce import nt_xent
+from vidrobust.methods.info_nce import Asymmetry, Hardness, nt_xent
 from vidrobust.methods.method import Method
-from vidrobust.methods.momentum import MomentumEncoder
+from vidrobust.methods.momentum import MomentumEncoder, SplitEncoder
 from vidrobust.methods.nonsemantic import cosines
 from vidrobust.methods.removal import Found, Masks, Removal
 from vidrobust.methods.similarity import full_precision
@@ -26,19 +26,25 @@ class SimCLR(Method):
     model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
     clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
     loss that the attack raises. Negatives of diminished semantics (paper C) are extra columns of all these losses, for
-    the anchors of the video whose first view they were made of. asymmetry, hard: A-InfoNCE's, as `nt_xent` has them, in
-    losses with adversarial views. original: the pairing sees the first clip besides as it was before augmentation.
+    the anchors of the video whose first view they were made of. asymmetry: A-InfoNCE's clean_weight and
+    adversarial_weight; hard: its hard negatives; both as `nt_xent` has them, in losses with adversarial views.
+    original: the pairing sees the first clip besides as it was before augmentation.
+    joint: all views of a batch are one pass, one batch for the norms (the code of SimCLR, SupCon and ACL), not a pass
+    each (CLAE's). slow: embeds the second of two views, which are then one pass (DynACL). scale: a factor of the
+    contrastive losses.
     """
 
     def __init__(
         self, model: Model, temperature: float, adversary: Adversary | None = None, removal: Removal | None = None, *,
         pairing: Pairing = clae, clips: int = 2, chunk: int = 0, detector: MomentumEncoder | None = None,
-        asymmetry: float | None = None, hard: tuple[float, float] | None = None, original: bool = False,
+        asymmetry: tuple[float, float] | None = None, hard: Hardness | None = None, original: bool = False,
+        joint: bool = False, slow: MomentumEncoder | None = None, scale: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__(removal)
         self.model, self.temperature, self.adversary, self.pairing = model, temperature, adversary, pairing
         self.views, self.original, self.chunk, self.detector = clips + original, original, chunk, detector
         self.asymmetry, self.hard = asymmetry, hard
+        self.joint, self.slow, self.scale = joint, slow, scale
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """views (B, V + M, C, T, H, W) in [0, 1], the last of the V the original if there is one, ids (B,) one a video.
@@ -82,12 +88,16 @@ class SimCLR(Method):
             with torch.no_grad(), frozen_statistics(self.model):
                 return self.model(clips[view])
 
+        joint = self.model if self.joint else None
         s = Streams(self.model, clips, anchors, self.adversary, self.progress, found,
-                    views[:, len(everyone)] if self.original else None)  # fmt: skip
+                    original=views[:, len(everyone)] if self.original else None,
+                    joint=joint if self.slow is None else SplitEncoder(self.model, self.slow))  # fmt: skip
         if self.detector is not None and self.training:
             self.detector.follow(self.model, self.progress)
         pushed = self._embed_negatives(views)
         parts = {"loss": s.clean} if self.adversary is None else self.pairing(s)
+        if self.slow is not None and self.training:  # when the batch is embedded, as the released code does
+            self.slow.follow(self.model, self.progress)
         if pushed is not None and s.knows(0):
             parts["negative_cosine"] = cosines([s.z(0).detach()], pushed.detach()).mean(1)
         if self.adversary is None:
@@ -106,8 +116,9 @@ class SimCLR(Method):
         return torch.stack(found, 1) if found else None
 
     def prepare(self, records: Sequence[Record]) -> None:
-        if self.detector is not None:
-            self.detector.start_from(self.model)
+        for encoder in (self.detector, self.slow):
+            if encoder is not None:
+                encoder.start_from(self.model)
         super().prepare(records)
 
     def _losses(
@@ -122,8 +133,8 @@ class SimCLR(Method):
         asymmetric = None
         if adversarial and self.asymmetry is not None:
             which = torch.tensor([v in adversarial for v in range(len(z))], device=keys.device)
-            asymmetric = which.repeat_interleave(len(ids)), self.asymmetry
-        return nt_xent(
+            asymmetric = Asymmetry(which.repeat_interleave(len(ids)), *self.asymmetry)
+        return self.scale * nt_xent(
             torch.cat(list(z)), keys, self.temperature, masks.ignore, extra, attract=masks.attract,
             weights=masks.weights, chunk=self.chunk, stop=stop, asymmetric=asymmetric,
             hard=self.hard if adversarial else None,

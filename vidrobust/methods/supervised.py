@@ -18,16 +18,18 @@ class Supervised(Method):
     """Cross-entropy on one augmented clip of a video.
 
     clusters: of k-means on the features of the trunk as training begins, in place of labels; 0: labels. head_first: the
-    share of the run in which only the head is trained, on clean clips: DynACL++ (Luo et al., ICLR 2023; METHODS
-    section 4.4) finetunes so, with TRADES after it.
+    share of the run in which only the head is trained, on clean clips: DynACL++ (Luo et al., ICLR 2023) finetunes so,
+    with TRADES after it. unit: features are normalised before they are clustered.
     """
 
     views = 1
 
-    def __init__(self, model: Model, clusters: int = 0, head_first: float = 0.0) -> None:
+    def __init__(
+        self, model: Model, clusters: int = 0, head_first: float = 0.0, *, unit: bool = True
+    ) -> None:
         super().__init__()
         self.model, self.head_first = model, head_first
-        self.pseudo = PseudoLabels([clusters], "method.clusters") if clusters else None
+        self.pseudo = PseudoLabels([clusters], "method.clusters", unit=unit) if clusters else None
 
     def prepare(self, records: Sequence[Record]) -> None:
         if self.pseudo is not None:

@@ -64,12 +64,22 @@ class TARO(BYOL):
     def _toward(self, both: Tensor) -> Loss:
         """The cosine of a clip's prediction with the embedding of that to be taken for; both: (2B, C, T, H, W)."""
         with torch.no_grad():
-            features = self.model.backbone(both)
-            z = self.model.head(features)
-            predicted = self._predict(z)
-        aims = [_aim(*parts) for parts in zip(features.chunk(2), z.chunk(2), predicted.chunk(2), strict=True)]
-        aim = torch.cat(aims)
+            aim = torch.cat([distributed.gather(self.model(x))[self._chosen(x)] for x in both.chunk(2)])
         return lambda v: similarity(self._predict(self.model(v)), aim)
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        """Return which clip, of those of all ranks, each of x (B, C, T, H, W) is to be taken for.
+
+        The released code chooses in training mode, each view by its own batch's statistics, and
+        attacks in eval mode.
+        """
+        with in_mode(self.model, self.training), frozen_statistics(self.model):
+            features = self.model.backbone(x)
+            z = self.model.head(features)
+        with in_mode(self.predictor, self.training), frozen_statistics(self.predictor):
+            predicted = self.predictor(z)
+        everyone, predictions = distributed.gather(features), distributed.gather(predicted)
+        return confusing(features, everyone, predictions, distributed.here(len(x)))
 
     def _predict(self, z: Tensor) -> Tensor:
         """With the predictor as the attack sees the model."""
@@ -77,22 +87,17 @@ class TARO(BYOL):
             return self.predictor(z)
 
 
-def _aim(features: Tensor, z: Tensor, predicted: Tensor) -> Tensor:
-    """Embeddings (B, D) of the clips to be taken for, of those of all ranks."""
-    everyone = [distributed.gather(part) for part in (features, z, predicted)]
-    return everyone[1][confusing(features, everyone[0], everyone[2], distributed.here(len(z)))]
-
-
 def confusing(features: Tensor, everyone: Tensor, predicted: Tensor, here: slice) -> Tensor:
     """Which of `everyone` (M, F) each of features (B, F), its rows `here`, is most easily taken for -> (B,).
 
     The largest norm((cos + 1) / 2) + norm(entropy), of the softmax of a candidate's prediction (M, D); norm divides by
-    the L2 norm over the candidates. A clip is no candidate of itself.
+    the L2 norm over the candidates, in which a clip's cosine with itself counts as 0. A clip is no candidate of itself,
+    which the released code does not rule out.
     """
     cosine = (F.normalize(full_precision(features), dim=1) @ F.normalize(full_precision(everyone), dim=1).T + 1) / 2
     log_p = full_precision(predicted).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     number = torch.arange(len(everyone), device=features.device)
     itself = number[here, None] == number
-    score = F.normalize(cosine.masked_fill(itself, 0), dim=1) + F.normalize(entropy, dim=0)
+    score = F.normalize(cosine.masked_fill(itself, 0.5), dim=1) + F.normalize(entropy, dim=0)
     return score.masked_fill(itself, -torch.inf).argmax(1)

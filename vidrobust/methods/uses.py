@@ -5,13 +5,13 @@ from vidrobust.methods.recipes import RECIPES, branches_of
 
 # method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
 USES = {
-    "simclr": {"temperature", "clips_per_video", "chunk"},
+    "simclr": {"temperature", "clips_per_video", "chunk", "joint_views", "loss_scale"},
     "moco": {"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"},
     "byol": {"clips_per_video", "predictor", "momentum", "momentum_climbs"},
     "simsiam": {"clips_per_video", "predictor"},
-    "supcon": {"temperature", "clips_per_video", "chunk"},
+    "supcon": {"temperature", "clips_per_video", "chunk", "joint_views", "loss_scale"},
     "plain": {"temperature"}, "uel": {"temperature"}, "supervised": {"clusters", "head_first"},
-    "distill": {"teacher"},
+    "distill": {"teacher", "student"},
 }  # fmt: skip
 # rule -> option of `method.false_negatives` -> the argument that it is
 RULE_OPTIONS: dict[str, dict[str, str]] = {
@@ -32,7 +32,8 @@ def _with_pairs(method: config.Method) -> set[str]:
     if method.name not in ("simclr", "supcon"):
         return set()
     mixed = a.name in ("clae", "rocl", "advcl") or (a.name == "acl" and a.pairing == "a2s")
-    return ({"asymmetry"} if mixed else set()) | {"hardness"} | ({"debias"} if a.hardness else set())
+    pairs = {"asymmetry", "pair_weight"} if a.asymmetry != 0.5 else {"asymmetry"}
+    return (pairs if mixed else set()) | {"hardness"} | ({"debias"} if a.hardness else set())
 
 
 def without_effect(method: config.Method) -> list[str]:
@@ -42,11 +43,14 @@ def without_effect(method: config.Method) -> list[str]:
     for name in method.negatives.names:
         used |= {f"negatives.{option}" for option in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
         used |= set() if name == "texture" else {"negatives.count"}
+    used |= {"clusters_from", "clusters_metric"} if method.clusters else set()
     if method.adversary.name != "none":
         recipe = RECIPES[method.adversary.name]
         alone = {"combine"} if len(method.adversary.threats) < 2 and method.adversary.combine != "branches" else set()
         used |= {f"adversary.{name}" for name in (recipe.attack | recipe.options) - alone}
         used |= {"teacher"} if method.adversary.name == "advcl" else set()
+        keyed = method.adversary.name == "dynacl" and method.adversary.key_encoder
+        used |= {"momentum", "momentum_climbs"} if keyed else set()
         used |= {"adversary.momentum"} if branches_of(method.adversary) else set()
         used |= {f"adversary.{name}" for name in _with_pairs(method)}
         used |= {"adversary.warmup"} if method.adversary.schedule == "linear" else set()

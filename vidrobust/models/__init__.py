@@ -113,6 +113,7 @@ def build_model(
     *,
     branches: Sequence[str] = (),
     momentum: float = 0.01,
+    branched_head: bool = True,
     selector: bool = False,
 ) -> Model:
     """Backbone and head with fresh weights from torch's global generator.
@@ -121,19 +122,27 @@ def build_model(
 
     head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
 
-    branches: names of adversarial norm branches, with this momentum; none: plain norms.
+    branches: names of adversarial norm branches, with this momentum; none: plain norms. branched_head: norms of the
+    head have them too.
     """
     backbone = configured_backbone(cfg)
+
+    def normed(norm_out: str, layers: int = 2) -> nn.Module:
+        layers = cfg.head_layers or layers
+        return normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=layers, norm_out=norm_out)
+
     heads: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "linear": lambda: linear(backbone.dim, classes),
-        "projector": lambda: (normed_mlp if cfg.head_norm else projector)(backbone.dim, cfg.hidden, cfg.dim),
-        "normed_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim),
-        "simsiam_projector": lambda: normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=3, norm_out=True),
+        "projector": lambda: normed("affine" if cfg.head_norm_out else "")
+        if cfg.head_norm
+        else projector(backbone.dim, cfg.hidden, cfg.dim),
+        "normed_projector": lambda: normed(""),
+        "simsiam_projector": lambda: normed("plain", layers=3),
     }
     model = Model(backbone, heads[head]())
     if branches:
-        add_branches(model, branches, momentum=momentum)
+        add_branches(model if branched_head else backbone, branches, momentum=momentum)
     if selector:
         backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))
     return model

@@ -13,11 +13,12 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: bool = False) -> nn.Sequential:
+def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: str = "") -> nn.Sequential:
     """(N, dim) -> (N, out): linear layers with batch norm and ReLU between them.
 
     BYOL's projector and predictor have two, and so has every projector with `model.head_norm`; SimSiam's projector has
-    three, and a norm without weights at its end.
+    three, and a norm without weights at its end. norm_out: such a norm ("plain"), or one with weights ("affine"), as
+    ACL's; "": none.
     """
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
@@ -25,7 +26,7 @@ def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: bo
         dim = hidden
     parts.append(nn.Linear(dim, out, bias=not norm_out))
     if norm_out:
-        parts.append(nn.BatchNorm1d(out, affine=False))
+        parts.append(nn.BatchNorm1d(out, affine=norm_out == "affine"))
     return nn.Sequential(*parts)
 
 

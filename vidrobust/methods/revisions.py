@@ -1,0 +1,38 @@
+"""What changed in methods between revisions, so that no run goes on as another method than it began."""
+
+from vidrobust.config import Method
+
+# 1: until issue 24; 2: methods as their authors released them (docs/fidelity.md)
+REVISION = 2
+
+
+def changed_since(method: Method, revision: int) -> str:
+    """Return what changed in a configured method since a revision, and what to do; or nothing."""
+    if revision >= 2:
+        return ""
+    what = _changed_in_2(method)
+    if (
+        what
+        and method.adversary.name == "dynacl"
+        and not (method.adversary.sir or method.adversary.air)
+    ):
+        return f"{what}; train anew, or go on as before by method.adversary.key_encoder=false"
+    return f"{what}; train anew in another --output-dir" if what else ""
+
+
+def _changed_in_2(method: Method) -> str:
+    a = method.adversary
+    released = "as its authors released it"
+    if a.sir or a.air:
+        return f"AIR does not halve the contrastive losses, and has other sums, now, {released}"
+    if a.name == "dynacl" and a.key_encoder:
+        return f"dynacl's second view goes through a momentum encoder now, {released}"
+    if a.asymmetry != 0.5 or a.hardness:
+        return f"A-InfoNCE weighs whole losses now, {released}"
+    if a.name in ("rocl", "advcl", "taro"):
+        return f"{a.name} is now {released} (docs/fidelity.md)"
+    if method.name in ("byol", "simsiam", "uel"):
+        return f"{method.name} has another scale of its loss now, {released}"
+    if method.false_negatives.rule == "topk_threshold":
+        return "topk_threshold finds the same false negatives for all views of a video now, as FNC does"
+    return ""
