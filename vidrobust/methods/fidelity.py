@@ -1,0 +1,271 @@
+"""Where methods agree with their authors' code and where they depart from it: docs/fidelity.md.
+
+python -m vidrobust.methods.fidelity > docs/fidelity.md
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A difference that is kept on purpose: what, why, and the option that undoes it, if one does."""
+
+    what: str
+    why: str
+    option: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method beside its authors' code.
+
+    page: the configuration of the paper's own step. code: repository and the revision that was read.
+    tests: those in tests/methods/reference/ that compare one step, or other tests that do.
+    """
+
+    method: str
+    paper: str
+    code: str
+    page: str
+    tests: tuple[str, ...]
+    departures: tuple[Departure, ...] = ()
+
+
+_START = Departure(
+    "random starts are clipped to [0, 1]",
+    "there the first pass sees clips that are none; from the second step on both are clipped",
+)
+_ATTACK_STATISTICS = Departure(
+    "the attack moves no running statistics of norms",
+    "clips that are thrown away are not what a model is evaluated on",
+)
+
+ENTRIES = (
+    Entry(
+        "SimCLR, SupCon",
+        "Chen et al. 2020; Khosla et al. 2020",
+        "HobbitLong/SupContrast@66a8fe5",
+        "cifar10_csl, cifar10_supcon",
+        ("test_simclr_of_supcontrast", "test_supcon", "test_a_pass_a_view_departs_from_it"),
+        (
+            Departure(
+                "cifar10_csl has no factor T / 0.07",
+                "its rate of 0.5 was better without, in a short run",
+                "method.loss_scale=0.5/0.07",
+            ),
+        ),
+    ),
+    Entry(
+        "BYOL",
+        "Grill et al. 2020",
+        "the paper's formula",
+        "cifar10_byol",
+        ("test_byol_and_simsiam",),
+    ),
+    Entry(
+        "SimSiam",
+        "Chen and He 2021",
+        "facebookresearch/simsiam@a7bc177",
+        "cifar10_simsiam",
+        ("test_byol_and_simsiam",),
+    ),
+    Entry(
+        "UEL and its CLAE",
+        "Ye et al. 2019; Ho and Vasconcelos 2020",
+        "chihhuiho/CLAE@6986061",
+        "cifar10_uel",
+        ("test_uel_and_its_attack",),
+        (
+            Departure(
+                "eps is of pixels in [0, 1], and clips stay there",
+                "budgets of all methods are alike",
+                "method.adversary.faithful=true",
+            ),
+        ),
+    ),
+    Entry(
+        "RoCL",
+        "Kim et al. 2020",
+        "Kim-Minseon/RoCL@b6d5185",
+        "cifar10_rocl",
+        ("test_rocl_and_its_asymmetric_variants",),
+        (
+            Departure(
+                "the second view is embedded once in the attack, not at each step",
+                "it does not change there",
+            ),
+        ),
+    ),
+    Entry(
+        "A-InfoNCE on RoCL",
+        "Yu et al. 2022",
+        "yqy2001/A-InfoNCE@b28763e",
+        "cifar10_a_infonce",
+        ("test_rocl_and_its_asymmetric_variants",),
+    ),
+    Entry(
+        "ACL",
+        "Jiang et al. 2020",
+        "VITA-Group/Adversarial-Contrastive-Learning@399eabd",
+        "cifar10_acl",
+        ("test_acl_one_batch_of_both_views", "test_random_starts_stay_in_the_range_of_pixels"),
+        (_START,),
+    ),
+    Entry(
+        "DynACL",
+        "Luo et al. 2023",
+        "PKU-ML/DYNACL@7d143db",
+        "cifar10_dynacl",
+        ("test_dynacl_has_a_momentum_encoder_in_both_streams_and_in_the_attack",),
+        (
+            _START,
+            Departure(
+                "weight and augmentation change with the epoch that begins",
+                "there the weight is one epoch of 1000 ahead of the augmentation",
+            ),
+        ),
+    ),
+    Entry(
+        "AIR",
+        "Xu et al. 2023",
+        "GodXuxilie/Enhancing_ACL_via_AIR@15cf0a7",
+        "cifar10_air",
+        ("test_air",),
+        (_START,),
+    ),
+    Entry(
+        "AdvCL",
+        "Fan et al. 2021",
+        "LijieFan/AdvCL@24cb7a6",
+        "cifar10_advcl",
+        ("test_advcl",),
+        (
+            _START,
+            _ATTACK_STATISTICS,
+            Departure(
+                "x is the image as it is, there shifted and mirrored at random",
+                "an evaluation sees it as it is",
+            ),
+            Departure(
+                "pseudo-labels are of the features of the page's own teacher",
+                "networks trained on ImageNet see labels, and no video has one",
+                "method.teacher=BACKBONE.pt of any trunk",
+            ),
+        ),
+    ),
+    Entry(
+        "TARO",
+        "Kim et al. 2023",
+        "Kim-Minseon/TARO@cc92930",
+        "cifar10_taro",
+        ("test_taro_on_simsiam", "test_taro_chooses_otherwise_in_eval_mode"),
+        (
+            Departure("choosing targets moves no running statistics", "as for attacks"),
+            Departure(
+                "a clip is never taken for itself", "there it may be, where all others are opposite"
+            ),
+        ),
+    ),
+    Entry(
+        "DeACL",
+        "Zhang et al. 2022",
+        "pantheon5100/DeACL@3fb81e3",
+        "cifar10_deacl",
+        ("test_deacl", "test_random_starts_stay_in_the_range_of_pixels"),
+        (_START,),
+    ),
+    Entry(
+        "DynACL++",
+        "Luo et al. 2023",
+        "PKU-ML/DYNACL@7d143db",
+        "cifar10_dynacl_pp",
+        ("test_pseudo_labels_finetune_without_labels",),
+        (
+            Departure(
+                "TRADES begins at random points, there at the images themselves",
+                "there the first gradient is 0 but for rounding",
+                "method.adversary.start=clip",
+            ),
+        ),
+    ),
+    Entry(
+        "FNC's rule",
+        "Huynh et al. 2022",
+        "google-research/fnc@adf5da5",
+        "method.false_negatives.rule=topk_threshold",
+        ("test_fixed_and_top_k_and_both",),
+        (Departure("the loss is a mean over anchors, there twice that", "as all losses here"),),
+    ),
+    Entry(
+        "CLAE",
+        "Ho and Vasconcelos 2020",
+        "chihhuiho/CLAE@6986061",
+        "cifar10_clae",
+        ("test_clae_as_published",),
+        (
+            Departure(
+                "without `faithful`: one pass in the attack, pixels in [0, 1]",
+                "at x the two embeddings are equal: the same step for less",
+                "method.adversary.faithful=true",
+            ),
+        ),
+    ),
+    Entry(
+        "PGD, fast, free, TRADES",
+        "Madry 2018; Wong 2020; Shafahi 2019; Zhang 2019",
+        "locuslab/fast_adversarial, ashafahi/free_adv_train, yaodongyu/TRADES",
+        "cifar10_pgd, cifar10_fast, cifar10_free, cifar10_trades",
+        (
+            "test_pgd_training_is_cross_entropy_of_adversarial_clips",
+            "test_fast_training_is_its_formula",
+            "test_trades_is_its_formula",
+            "test_free_training_moves_the_perturbation_with_the_gradient_of_the_step",
+        ),
+        (
+            _ATTACK_STATISTICS,
+            Departure(
+                "free begins each batch at a new random point, there at the last one's",
+                "the last batch's clips are others",
+            ),
+            Departure(
+                "PGD training attacks in eval mode, fast_adversarial's in training mode",
+                "Madry et al. do so",
+            ),
+        ),
+    ),
+)
+
+_HEAD = """# Fidelity: methods beside their authors' code
+
+Generated by `python -m vidrobust.methods.fidelity`. Each test compares one step with a step written
+anew from the description of the released code, in double precision, on clips of four frames and on
+images: the loss to 1e-9, every sign of the adversarial clips, the gradient, a step of the optimizer
+(LARS or SGD as the code has it) and the running statistics to 1e-7, but for the departures named,
+whose size the tests assert. The formulas of A-InfoNCE, AIR, SupContrast, UEL, AdvCL's filter and
+TARO's choice were run beside the released functions themselves: losses agree to 1e-6 (RoCL's and
+A-InfoNCE's add 1e-8 inside of logarithms) or to all digits. Deviations of recipes stand in the pages,
+beside the values.
+
+| method | paper | code that was read | page in configs/ | departures |
+|---|---|---|---|---|
+"""
+
+
+def document() -> str:
+    """Return docs/fidelity.md."""
+    lines = [_HEAD.rstrip("\n")]
+    for entry in ENTRIES:
+        count = len(entry.departures) or "none"
+        lines.append(f"| {entry.method} | {entry.paper} | {entry.code} | {entry.page} | {count} |")
+    lines += ["", "## Departures", "", "| method | what | why | option |", "|---|---|---|---|"]
+    for entry in ENTRIES:
+        for each in entry.departures:
+            option = f"`{each.option}`" if each.option else ""
+            lines.append(f"| {entry.method} | {each.what} | {each.why} | {option} |")
+    lines += ["", "## Tests", "", "| method | tests |", "|---|---|"]
+    lines += [f"| {e.method} | {', '.join(f'`{test}`' for test in e.tests)} |" for e in ENTRIES]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
