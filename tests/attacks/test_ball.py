@@ -84,3 +84,11 @@ def test_places_follow_the_score_the_name_and_the_generator():
         assert torch.equal(first.low, again.low) and not torch.equal(first.low, other.low)
         if first.where is not None:
             assert len(first.where.unique(dim=0)) > 8  # a place of its own a sample
+
+
+def test_a_ball_that_moves_has_the_box_of_its_new_place():
+    x, places = torch.rand(2, 3, 6, 8, 8), torch.tensor([[4, 5], [0, 2]])
+    ball = make_ball(ThreatModel("linf", 0.9, "frames", k=2), x, lambda: torch.rand(2, 6, 8, 8))
+    moved = ball.moved_to(places)
+    there = torch.stack([clip[:, at] for clip, at in zip(x, places, strict=True)])
+    assert torch.equal(moved.low, -there) and torch.equal(moved.high, 1 - there)
