@@ -155,19 +155,19 @@ def test_rocl_and_acl_meet_them(batch, pairing):
         if pairing is rocl:
             with torch.no_grad():
                 other = model(x2)
-            aim = lambda v: extended(torch.cat([model(v), other]), two, t.detach())  # noqa: E731
+            aim = lambda v: extended(torch.cat([model(v), other]), two, t.detach(), stop=True)  # noqa: E731
             x_adv = ascend(aim, x1)
         else:
             aim = lambda v: extended(model(v), two, t.detach())  # noqa: E731
             x_adv = ascend(aim, torch.cat([x1, x2]))
         model.train()
         if pairing is rocl:
-            z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)
+            pair = extended(model(torch.cat([x_adv, x2])), two, t, stop=True).mean()
+            z = model(torch.cat([x1, x2, x_adv]))
         else:
             a1, a2 = model(x_adv[:4]), model(x_adv[4:])
     if pairing is rocl:
-        three = extended(torch.cat([z1, z2, z_adv]), ids.repeat(3), t, stop=True).mean()
-        wanted = three + extended(torch.cat([z_adv, z2]), two, t, stop=True).mean() / 256
+        wanted = 2 * extended(z, ids.repeat(3), t, stop=True).mean() + pair / 256
     else:
         clean, adv = extended(torch.cat([z1, z2]), two, t), extended(torch.cat([a1, a2]), two, t)
         wanted = 0.5 * (clean.mean() + adv.mean())
@@ -216,7 +216,8 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
 
     def between(v, w):
         pushed = sum(cos(predicted[u], each) for u in (v, w) for each in t) / 4
-        return 2 - cos(predicted[v], aims[w]) - cos(predicted[w], aims[v]) + ALPHA * pushed
+        one = 2 - cos(predicted[v], aims[w]) - cos(predicted[w], aims[v]) + ALPHA * pushed
+        return one / 2 - 1 if target is None else 2 * one  # SimSiam's -cos, and BYOL's sum of both directions
 
     near = sum(cos(predicted[0], each) for each in t) / 2
     assert torch.allclose(parts["negative_cosine"].double(), near, atol=1e-5)

@@ -22,7 +22,8 @@ class BYOL(Method):
     targets are the model's own embeddings, their gradient stopped, which is SimSiam: the mean of
     -cos. Both are the scales that the papers' learning rates count on. Nothing is pushed away: there
     are no false negatives. Negatives of diminished semantics (paper C): + `alpha_negatives` times
-    the mean cosine of the predictions with their targets. `taro.py` has its adversary.
+    the mean cosine of the predictions with their targets, beside 2 - 2 cos, in the same scale.
+    `taro.py` has its adversary.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class BYOL(Method):
 
     def _losses(self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None) -> Tensor:
         """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
-        cosine = _pairs(predicted, targets)
-        loss = -cosine if self.target is None else 2 * (2 - 2 * cosine)
+        cosine, scale = _pairs(predicted, targets), 0.5 if self.target is None else 2.0
+        loss = -cosine if self.target is None else scale * (2 - 2 * cosine)
         if pushed is None:
             return loss
-        return loss + self.alpha_negatives * cosines(predicted, pushed).mean(1).view(len(predicted), -1).mean(0)
+        near = cosines(predicted, pushed).mean(1).view(len(predicted), -1).mean(0)
+        return loss + scale * self.alpha_negatives * near
 
     @torch.no_grad()
     def _embed_negatives(self, views: Tensor) -> Tensor | None:

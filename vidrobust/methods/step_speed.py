@@ -28,30 +28,29 @@ class Cost:
     """Passes of a step: forward ones alone, those of a step of the attack, on `together` batches at once, and those
     learned from.
 
-    at_once: what is learned from is one pass of all, with their statistics. train_mode: the attack's norms use the
-    batch's statistics.
+    learned: of so many batches at once each, with their statistics. train_mode: the attack's norms use the batch's
+    statistics.
     """
 
     forward: int = 0
     attack: int = 0
     together: int = 1
-    learned: int = 1
-    at_once: bool = False
+    learned: tuple[int, ...] = (1,)
     train_mode: bool = False
 
 
 # method.name, method.adversary.name -> what its step must do at least
 COSTS: dict[tuple[str, str], Cost] = {
-    ("simclr", "none"): Cost(learned=2),
-    ("simclr", "clae"): Cost(attack=1, learned=3, train_mode=True),
-    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=3, at_once=True),
-    ("simclr", "acl"): Cost(attack=1, together=2, learned=4),
-    ("simclr", "advcl"): Cost(forward=3, attack=2, learned=5, train_mode=True),
-    ("simsiam", "taro"): Cost(forward=2, attack=1, together=2, learned=3),
-    ("distill", "deacl"): Cost(forward=1, attack=1, learned=2, at_once=True),
-    ("supervised", "pgd"): Cost(attack=1, learned=1),
-    ("supervised", "trades"): Cost(forward=1, attack=1, learned=2),
-    ("supervised", "fast"): Cost(attack=1, learned=1, train_mode=True),
+    ("simclr", "none"): Cost(learned=(1, 1)),
+    ("simclr", "clae"): Cost(attack=1, learned=(1, 1, 1), train_mode=True),
+    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=(2, 3)),
+    ("simclr", "acl"): Cost(attack=1, together=2, learned=(1, 1, 1, 1)),
+    ("simclr", "advcl"): Cost(forward=3, attack=2, learned=(1, 1, 1, 1, 1), train_mode=True),
+    ("simsiam", "taro"): Cost(forward=4, attack=1, together=2, learned=(1, 1, 1)),
+    ("distill", "deacl"): Cost(forward=1, attack=1, learned=(2,)),
+    ("supervised", "pgd"): Cost(attack=1),
+    ("supervised", "trades"): Cost(forward=1, attack=1, learned=(1, 1)),
+    ("supervised", "fast"): Cost(attack=1, train_mode=True),
 }
 
 
@@ -104,7 +103,7 @@ def floor_step(model: Model, clips: Tensor, cost: Cost, step: float = 0.01) -> T
             v = moved.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(v).float().sum(), v)
             moved = torch.add(v.detach(), gradient.sign(), alpha=step).clamp_(0, 1)
-    batches = [torch.cat([clips] * cost.learned)] if cost.at_once else [clips] * cost.learned
+    batches = [torch.cat([clips] * count) for count in cost.learned]
     return torch.stack([model(batch).float().square().mean() for batch in batches]).sum()
 
 
@@ -134,9 +133,10 @@ def public_rocl(model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: f
             assert v.grad is not None
             x_adv = torch.max(torch.min(v.detach() + 0.223 * eps * v.grad.sign(), x1 + eps), x1 - eps).clamp(0, 1)
     model.zero_grad()
-    z1, z2, z_adv = model(x1), model(x2), model(x_adv)
+    second = broadcast_nt_xent(model(torch.cat([x_adv, x2])), temperature)
+    z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)
     pairs = [broadcast_nt_xent(torch.cat(pair), temperature) for pair in ((z1, z2), (z1, z_adv), (z2, z_adv))]
-    return torch.stack(pairs).mean() + broadcast_nt_xent(torch.cat([z_adv, z2]), temperature) / 256
+    return 2 * torch.stack(pairs).mean() + second / 256
 
 
 def measure_steps(
