@@ -229,7 +229,7 @@ def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
     ours = _dataset(records, cfg, "auto")
     view = AugmentSpec(size=cfg.data.size, scale=(cfg.augment.scale[0], cfg.augment.scale[1]))
     for index, record in enumerate(records):
-        with open_video(record.path, frames=record.frames) as video:
+        with open_video(record.path, frames=record.frames, seekable=record.seekable) as video:
             clips, rng = ours.draw_clips(0, index, video.num_frames)
             if depth == 0:
                 continue
