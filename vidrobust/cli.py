@@ -148,10 +148,10 @@ def run(main: Callable[[], None]) -> None:
     Of several ranks, one reports why the run ends.
     """
     status = 0
-    if hasattr(os, "fork"):
-        start_nursery()  # while this process is clean, so that nothing is imported twice
     raise_on_stop_signals()
     try:
+        if hasattr(os, "fork"):
+            start_nursery()  # while this process is clean, so that nothing is imported twice
         main()
     except (UserError, DecodeError) as error:
         status = 1

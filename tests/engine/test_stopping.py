@@ -225,3 +225,16 @@ def test_a_scan_that_is_stopped_keeps_what_it_has_read(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()[1:]]
     assert 0 < len(rows) < 300
     assert {row["frames"] for row in rows} == {4000}
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_stop_before_the_work_begins_is_a_stop(number):
+    """While the process that forks children was started, it was a traceback, or status -15."""
+    code = (
+        "import os, signal; from vidrobust import cli; "
+        f"cli.start_nursery = lambda: os.kill(os.getpid(), signal.{number}); "
+        "cli.run(lambda: print('reached'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.returncode == EXIT_STOPPED and done.stderr.startswith("stopped: "), done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
