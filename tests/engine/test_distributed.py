@@ -28,11 +28,13 @@ from vidrobust.methods import (
     a2s,
     acl,
     clae,
+    dynacl,
     plain,
     rocl,
     uel,
 )
 from vidrobust.methods.false_negatives import mean_std, quantile
+from vidrobust.methods.info_nce import Hardness
 from vidrobust.methods.invariance import regularizer
 
 SCRIPT = """
@@ -83,7 +85,8 @@ class _Norms(nn.Module):
 
 KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch", "removal by mean_std",
          "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol",
-         "simsiam", "a2s", "air", "taro", "deacl", "pgd", "threats", "pushed", "moco, pushed")  # fmt: skip
+         "simsiam", "a2s", "air", "dynacl", "a_infonce", "taro", "deacl", "pgd", "threats", "pushed",
+         "moco, pushed")  # fmt: skip
 
 
 def method(kind: str) -> Method:
@@ -93,7 +96,7 @@ def method(kind: str) -> Method:
     removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
                       action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
     adversary = one_step(0.05)
-    if kind in ("rocl", "acl", "a2s", "air", "taro", "deacl", "pgd"):
+    if kind in ("rocl", "acl", "a2s", "air", "dynacl", "a_infonce", "taro", "deacl", "pgd"):
         adversary = Adversary([ThreatModel("linf", 0.05)], steps=2, step=0.5)
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
@@ -117,6 +120,10 @@ def method(kind: str) -> Method:
     if kind == "supcon":
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
+    if kind == "dynacl":
+        return SimCLR(model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9))
+    if kind == "a_infonce":
+        return SimCLR(model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=Hardness(1.0, 0.12, 0.1))
     has_adversary = kind in ("rocl", "acl", "a2s", "air", "threats") or "clae" in kind
     air = functools.partial(acl, invariance=functools.partial(regularizer, temperature=0.3, clean=0.5, adversarial=0.5))
     pairings = {"rocl": rocl, "acl": acl, "a2s": a2s, "air": air}
