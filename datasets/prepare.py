@@ -20,6 +20,11 @@ from pathlib import Path
 # this clone's package, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vidrobust.stopping import exit_on_stop_signals
+
+if __name__ == "__main__":
+    exit_on_stop_signals()  # what follows takes seconds to import
+
 from vidrobust import cli, config
 from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan
 from vidrobust.data.reencode import CODECS

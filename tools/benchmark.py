@@ -25,6 +25,11 @@ from typing import Any
 # this clone's package, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vidrobust.stopping import exit_on_stop_signals
+
+if __name__ == "__main__":
+    exit_on_stop_signals()  # what follows takes seconds to import
+
 import numpy as np
 import torch
 

@@ -31,6 +31,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from vidrobust.data.synthetic import write_video  # noqa: E402  (this clone's package)
+from vidrobust.stopping import EXIT_STOPPED  # noqa: E402
 
 MIB = 2**20
 _CLIPS = 12  # different files behind all links
@@ -400,6 +401,9 @@ ENDS: dict[str, Callable[[int], None]] = {
 }
 
 
+_BARE_S = 0.3  # Python itself starts, and no tool can have a handler yet
+
+
 def pause(pid: int, seconds: float) -> None:
     """Stop all processes of a session for a while."""
     os.killpg(pid, signal.SIGSTOP)
@@ -491,7 +495,7 @@ def _life(
     """
     resume = ["--resume"] if folder.exists() else []
     how = rng.choice(list(ENDS)) if longest_s else ""
-    life_s = rng.uniform(0, longest_s)
+    life_s = rng.uniform(min(_BARE_S, longest_s), longest_s)
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(
             [str(word) for word in (*command, "--output-dir", folder, *resume)],
@@ -516,6 +520,8 @@ def _life(
         printed = log.read().decode(errors="replace").strip().splitlines()
     faults = [f"{outlived} processes outlived it"] if outlived else []
     faults += ["a traceback"] if any("Traceback" in line for line in printed) else []
+    if killed and "KILL" not in how and status not in (0, EXIT_STOPPED):
+        faults.append(f"not {EXIT_STOPPED}, as a stop")
     line = f"{how or 'left alone':<16} {life_s:5.1f} s: status {status}, {'; '.join(faults) or 'sound'}"
     last = printed[-1][-100:] if printed else ""
     return (1 if faults else status), killed and not faults, [f"{line}: {last}", *printed[-30:]]

@@ -12,6 +12,11 @@ from pathlib import Path
 # this clone's package, whatever is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vidrobust.stopping import exit_on_stop_signals
+
+if __name__ == "__main__":
+    exit_on_stop_signals()  # what follows takes seconds to import
+
 from vidrobust import cli
 from vidrobust.engine import distributed
 from vidrobust.engine.log import log, start_logging

@@ -6,7 +6,4 @@ import os
 # a step of the demo on two cores takes a quarter less time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# torch before anything that may load decord: the other order crashes in native code (DESIGN section 9).
-import torch  # noqa: F401
-
 __version__ = "0.1.0"

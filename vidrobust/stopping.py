@@ -3,6 +3,8 @@
 A scheduler, a terminal and torchrun send them to the whole process group. Only the process that
 owns the work answers: it finishes the step, writes, and exits with EXIT_STOPPED. Its loader
 processes ignore them and end with it.
+
+This file imports the standard library alone: tools call it before they import torch.
 """
 
 import ctypes
@@ -39,6 +41,15 @@ class _Stops:
 
 
 _stops = _Stops()
+
+
+def exit_on_stop_signals() -> None:
+    """Let a stop signal end this process at once with EXIT_STOPPED: nothing has begun.
+
+    For the seconds in which a tool imports packages, where an exception would come out of the
+    middle of an import. `raise_on_stop_signals` takes over when the work begins.
+    """
+    _install(_exit)
 
 
 def raise_on_stop_signals() -> None:
@@ -167,6 +178,12 @@ def _end_when_parent_says(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several ranks, one tells
+        os.write(2, b"stopped: nothing has begun\n")
+    os._exit(EXIT_STOPPED)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

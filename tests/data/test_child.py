@@ -241,6 +241,20 @@ def _folder_of(path):
     return os.path.abspath(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_child_runs_on_the_cores_of_its_caller():
+    """The process that forks it may have begun on all of them: a rank bound to its own left them."""
+    child_module.start_nursery()
+    every = os.sched_getaffinity(0)
+    child = Child(os.sched_getaffinity, timeout_s=5)
+    try:
+        os.sched_setaffinity(0, {max(every)})
+        assert child(0) == {max(every)}
+    finally:
+        os.sched_setaffinity(0, every)
+        child.close()
+
+
 def test_large_results_travel_through_memory_that_both_sides_hold():
     child = Child(_fill, 20, shared=1000)
     assert child(7) == "done" and (child.memory == 7).all()

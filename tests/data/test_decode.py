@@ -1,3 +1,5 @@
+import gc
+
 import av
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.helpers import (
     trim,
 )
 from vidrobust.data import DecodeError, open_video, read_frames
+from vidrobust.data import agreement
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.scan import probe
 
@@ -295,3 +298,22 @@ def test_odd_files_decode_or_fail_with_a_reason():
         except DecodeError as error:
             assert str(path) in str(error)
     assert decoded >= 7
+
+
+@pytest.mark.parametrize("look", ["scan", "read", "compare"])
+def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
+    """PyAV ties a frame to its side data in a cycle: a scan of a 4K video kept 100 frames, 1.2 GB."""
+    path = str(counting_video(tmp_path / "v.mp4", 60))
+    gc.collect()
+    gc.disable()
+    try:
+        if look == "scan":
+            assert probe(path)["frames"] == 60
+        elif look == "read":
+            assert len(read_frames(path, np.arange(60))) == 60
+        else:
+            assert len(agreement._thumbnails(path)) == 60
+        kept = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 3

@@ -238,3 +238,27 @@ def test_a_stop_before_the_work_begins_is_a_stop(number):
     done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
     assert done.returncode == EXIT_STOPPED and done.stderr.startswith("stopped: "), done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
+
+
+TOOLS = [
+    *(f"tools/{name}.py" for name in ("train_net", "test_net", "extract_features", "visualize")),
+    *("tools/study.py", "tools/benchmark.py", "datasets/prepare.py"),
+]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, number):
+    """It was a traceback out of torch's files, or status -15, which no batch script requeues."""
+    process = start(tmp_path, tool=tool)  # without arguments: later, it would end with status 2
+    wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (EXIT_STOPPED, "stopped: nothing has begun\n")
+
+
+def _has_handler(process, number):
+    """Whether a process catches a signal, as Linux tells."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return int(caught, 16) >> (number - 1) & 1

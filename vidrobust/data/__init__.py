@@ -7,6 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+# Before anything that may load decord: the other order crashes in native code.
+import torch  # noqa: F401
+
 from vidrobust import config
 from vidrobust.corruptions import Corrupt, MissingEncoder, expand, require_encoders
 from vidrobust.data.corrupted import CLEAN, Condition, Corrupted, CorruptedVideos, Place, corrupted_loader

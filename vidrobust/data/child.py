@@ -444,6 +444,7 @@ def serve_nursery(control: int) -> NoReturn:
             asked, passed = b"", []
         if not asked:
             os._exit(0)  # nobody is left; children die with this process
+        caller = _STATUS.unpack(asked)[0]
         try:
             pid = os.fork()
         except OSError:  # no memory, or too many processes: the caller sees the pipe close
@@ -454,8 +455,8 @@ def serve_nursery(control: int) -> NoReturn:
             requests.close()
             for report, _ in children.values():
                 os.close(report)
-            _serve(passed)
-        children[pid] = passed[1], _STATUS.unpack(asked)[0]
+            _serve(passed, caller)
+        children[pid] = passed[1], caller
         for number in (passed[0], *passed[2:]):
             os.close(number)
 
@@ -483,10 +484,13 @@ def _kill_orphans(children: dict[int, tuple[int, int]]) -> None:
             pass
 
 
-def _serve(passed: list[int]) -> NoReturn:
+def _serve(passed: list[int], caller: int) -> NoReturn:
     """Answer calls until the caller is gone; the main function of a child."""
     try:
         end_with_parent()
+        if hasattr(os, "sched_setaffinity"):  # the nursery may have begun on other cores
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, os.sched_getaffinity(caller))
         faulthandler.disable()  # the caller reports a crash, in one line
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -232,5 +232,8 @@ class _Boxes:
 
     def resize(self) -> None:
         """Resize the boxes that wait into the clip."""
-        self.out[self.times] = resize(self.waiting[: len(self.times)], *self.out.shape[1:3])
+        times: list[int] | slice = self.times
+        if self.times == list(range(self.times[0], self.times[-1] + 1)):  # the faster way to write
+            times = slice(self.times[0], self.times[-1] + 1)
+        self.out[times] = resize(self.waiting[: len(self.times)], *self.out.shape[1:3])
         self.times = []

@@ -12,7 +12,7 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import av
@@ -153,6 +153,9 @@ def decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             yield from packet.decode()
 
 
+Decode = Callable[[Any, Any], Iterator[av.VideoFrame]]
+
+
 def _index(stream: Any) -> list[Any]:
     """Return the entries of a container's index that are shown; none where PyAV has no access."""
     return [entry for entry in getattr(stream, "index_entries", ()) if not entry.is_discard]
@@ -253,21 +256,29 @@ class PyAV:
         self.codec = codec.name
         self.fps = float(stream.average_rate or 0)
         self.in_order = not codec.has_b_frames
-        self.index = _index(stream)
-        declared = declared_frames(self.container, self.index)
-        # an index that is whole costs nothing to count: Matroska's has key frames alone, a cut
-        # AVI's has what is lost
-        self.indexed = len(self.index) == declared > 0 and all(
-            entry.size for entry in self.index
-        )
         self.may_seek = self._is_plain() if seekable is None else seekable
-        self.num_frames = frames or self._count(declared)
+        self.num_frames = frames or self._count()
         self.size = codec.height, codec.width
         # one for all frames: setting one up costs as much as a frame
         self.convert = VideoReformatter().reformat
+        self.orientation = orientations()
 
     def close(self) -> None:
         self.container.close()
+
+    @functools.cached_property
+    def index(self) -> list[Any]:
+        """The container's index; an object for each frame, so only where it is needed."""
+        return _index(self.stream)
+
+    @functools.cached_property
+    def indexed(self) -> bool:
+        """Whether the index is whole, which then costs nothing to count.
+
+        Matroska's has key frames alone, a cut AVI's has what is lost.
+        """
+        declared = declared_frames(self.container, self.index)
+        return len(self.index) == declared > 0 and all(entry.size for entry in self.index)
 
     @functools.cached_property
     def _packets(self) -> list[_Packet]:
@@ -307,10 +318,11 @@ class PyAV:
             and all(time is not None and time >= first for time in times)
         )
 
-    def _count(self, declared: int) -> int:
+    def _count(self) -> int:
         """Return how many frames are shown: by the index, the packets, or by decoding all."""
         if self.indexed and self.may_seek:
-            return declared
+            return len(self.index)
+        declared = declared_frames(self.container, self.index)
         _check_count(self.path, len(self._packets), declared - self.repeated)
         if self.may_seek:
             return len(self._packets)
@@ -396,17 +408,18 @@ class PyAV:
                 if (following := next(left, -1)) < 0:
                     return
 
-    def _from_the_start(self) -> Iterator[av.VideoFrame]:
+    def _from_the_start(self, decode: Decode = decoded) -> Iterator[av.VideoFrame]:
         if self.used:
             self.container.close()
             self.container = open_container(self.path)
             self.stream = video_stream(self.container)
         self.used = True
-        frames = decoded(self.container, self.stream)
+        frames = decode(self.container, self.stream)
         first = next(frames, None)
         if first is None:
             return iter(())
         self.size = first.height, first.width  # the header's may be another
+        self.orientation(first)
         return itertools.chain([first], frames)
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
@@ -415,7 +428,9 @@ class PyAV:
             return
         stamps, keys = self.timeline
         rank = {stamp: number for number, stamp in enumerate(stamps)}
-        shown = self._from_the_start()
+        # PyAV's own loop is faster, where the index says that no packet is empty
+        decode: Decode = type(self.container).decode if self.indexed else decoded
+        shown = self._from_the_start(decode)
         first = next(shown, None)
         # its times are not the container's
         if first is None or first.pts is None or rank.get(first.pts) != 0:
@@ -426,7 +441,7 @@ class PyAV:
             fresh = key >= position + _WORTH_A_SEEK
             if fresh:
                 self.container.seek(stamps[key], stream=self.stream)
-                shown = decoded(self.container, self.stream)
+                shown = decode(self.container, self.stream)
             while True:
                 frame = next(shown, None)
                 if frame is None or frame.pts not in rank or frame.is_corrupt:
@@ -450,7 +465,7 @@ class PyAV:
         pixels = self.convert(
             frame, width=width, height=height, format="rgb24", **ONE_THREAD
         ).to_ndarray()
-        return turned(pixels, orientation(frame))
+        return turned(pixels, self.orientation(frame))
 
 
 class Orientation(NamedTuple):
@@ -490,6 +505,23 @@ def orientation(frame: Any) -> Orientation:
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
+
+
+def orientations() -> Callable[[Any], Orientation]:
+    """Return a function that gives the orientation of the frames of one file, from the first on.
+
+    PyAV keeps a frame whose side data was read until garbage is collected: hundreds of frames, 12
+    MB each at 4K. So the matrix is read of the first frame of each angle alone.
+    """
+    known: dict[int, Orientation] = {}
+
+    def of(frame: Any) -> Orientation:
+        angle = frame.rotation
+        if angle not in known:
+            known[angle] = orientation(frame)
+        return known[angle]
+
+    return of
 
 
 def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:

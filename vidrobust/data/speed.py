@@ -28,7 +28,7 @@ from vidrobust.data import (
     loader,
     train_dataset,
 )
-from vidrobust.data.decode import open_video, resize
+from vidrobust.data.decode import open_record, open_video, resize
 from vidrobust.data.decoders import PyAV, require_backend
 from vidrobust.data.records import Record
 from vidrobust.errors import UserError
@@ -136,7 +136,7 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
     ours = _dataset(records, cfg, backend)
     start = time.perf_counter()
     for index, record in enumerate(records):
-        with open_video(record.path, backend=backend, frames=record.frames) as video:
+        with open_record(record, backend) as video:
             for _ in video.frames(np.unique(ours.draw_clips(0, index, video.num_frames)[0])):
                 pass
     return (time.perf_counter() - start) / len(records)
@@ -229,7 +229,7 @@ def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
     ours = _dataset(records, cfg, "auto")
     view = AugmentSpec(size=cfg.data.size, scale=(cfg.augment.scale[0], cfg.augment.scale[1]))
     for index, record in enumerate(records):
-        with open_video(record.path, frames=record.frames, seekable=record.seekable) as video:
+        with open_record(record) as video:
             clips, rng = ours.draw_clips(0, index, video.num_frames)
             if depth == 0:
                 continue
