@@ -14,8 +14,7 @@ from tests.helpers import (
     read_numbers,
     trim,
 )
-from vidrobust.data import DecodeError, open_video, read_frames
-from vidrobust.data import agreement
+from vidrobust.data import DecodeError, agreement, open_video, read_frames
 from vidrobust.data.decoders import PyAV
 from vidrobust.data.scan import probe
 

@@ -25,6 +25,7 @@ from vidrobust.data import (
     train_dataset,
     ucf101,
     worker_deaths,
+    workers,
 )
 from vidrobust.data.decoders import PyAV
 from vidrobust.errors import UserError
@@ -144,12 +145,29 @@ def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeyp
     real = dataset.reading[0].clone()
     with pytest.raises(UserError, match="killer.avi .no batch came."), worker_deaths(dataset):
         raise EOFError  # what the fetch of a batch says whose sender has died
+    late = f"DataLoader worker (pid {int(real[0])}) is killed by signal: Killed."
+    monkeypatch.setattr(  # torch's handler raises wherever the process is: here, too
+        workers.multiprocessing, "active_children", _raises_once(RuntimeError(late))
+    )
+    with pytest.raises(UserError, match="killer.avi .DataLoader worker"), worker_deaths(dataset):
+        raise EOFError
     dataset.reading[0, 0] = -1  # no worker has begun
     with pytest.raises(FileNotFoundError), worker_deaths(dataset):
         raise FileNotFoundError("of the body")
     dataset.reading[0] = real
     with pytest.raises(RuntimeError, match="something else"), worker_deaths(dataset):
         raise RuntimeError("something else")
+
+
+def _raises_once(error):
+    left = [error]
+
+    def children():
+        if left:
+            raise left.pop()
+        return []
+
+    return children
 
 
 def test_ctrl_c_leaves_no_process(ucf):

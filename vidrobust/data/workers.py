@@ -134,32 +134,36 @@ def worker_deaths(dataset: Reads) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-    ) as error:  # the last two: it died while its batch was fetched
-        message = str(error)
-        reported = message.startswith("Caught ") and "DataLoader worker" in message
-        if (reported or "DataLoader worker" in message) and any(
-            sign in message for sign in _NO_ROOM
-        ):
-            raise UserError(
-                f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process "
-                "could "
-                f"not send its batch; {_REMEDY}"
-            ) from None
-        if reported or (isinstance(error, RuntimeError) and "DataLoader worker" not in message):
+    except (RuntimeError, EOFError, OSError) as error:  # the last two: while a batch was fetched
+        try:
+            told = _death(dataset, error)
+        except RuntimeError as later:  # torch's SIGCHLD handler raises wherever this process is
+            told = _death(dataset, later)
+        if told is None:
             raise
-        dead = _dead_readers(dataset, message)
-        if not (dead or isinstance(error, RuntimeError)):
-            raise
-        paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
-        raise UserError(
-            f"a loader process died while it read {paths} "
-            f"({_last_line(message) or 'no batch came'}); "
-            "was memory short? lower data.workers"
-        ) from None
+        raise told from None
+
+
+def _death(dataset: Reads, error: Exception) -> UserError | None:
+    """Return what to tell of a worker that died; None where an error says something else."""
+    message = str(error)
+    names_worker = "DataLoader worker" in message
+    reported = message.startswith("Caught ") and names_worker
+    if names_worker and any(sign in message for sign in _NO_ROOM):
+        return UserError(
+            f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process could "
+            f"not send its batch; {_REMEDY}"
+        )
+    if reported or (isinstance(error, RuntimeError) and not names_worker):
+        return None
+    dead = _dead_readers(dataset, message)
+    if not (dead or isinstance(error, RuntimeError)):
+        return None
+    paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
+    return UserError(
+        f"a loader process died while it read {paths} ({_last_line(message) or 'no batch came'}); "
+        "was memory short? lower data.workers"
+    )
 
 
 def _last_line(message: str) -> str:
