@@ -45,6 +45,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("simclr", "clae"): Cost(attack=1, learned=(1, 1, 1), train_mode=True),
     ("simclr", "rocl"): Cost(forward=1, attack=1, learned=(2, 3)),
     ("simclr", "acl"): Cost(attack=1, together=2, learned=(1, 1, 1, 1)),
+    ("simclr", "dynacl"): Cost(forward=2, attack=2, learned=(1, 1)),
     ("simclr", "advcl"): Cost(forward=3, attack=2, learned=(1, 1, 1, 1, 1), train_mode=True),
     ("simsiam", "taro"): Cost(forward=4, attack=1, together=2, learned=(1, 1, 1)),
     ("distill", "deacl"): Cost(forward=1, attack=1, learned=(2,)),
