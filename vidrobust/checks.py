@@ -17,6 +17,10 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"data.size={cfg.data.size} is larger than data.short_side={cfg.data.short_side}")
     if len(cfg.augment.scale) != 2 or cfg.augment.scale[0] > cfg.augment.scale[1]:
         raise UserError(f"augment.scale={cfg.augment.scale}: two areas, from and to")
+    for option in ("shift", "original_shift"):
+        pixels = getattr(cfg.augment, option)
+        if pixels >= cfg.data.size:
+            raise UserError(f"augment.{option}={pixels}: less than data.size={cfg.data.size}")
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if cfg.augment.motion and cfg.data.frames == 1:

@@ -181,7 +181,7 @@ def _end_when_parent_says(parent: int) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several ranks, one tells
+    if os.environ.get("RANK", "0") == "0":  # of several ranks, one says so
         os.write(2, b"stopped: nothing has begun\n")
     os._exit(EXIT_STOPPED)
 

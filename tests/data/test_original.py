@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import read_numbers, tiny_ucf101
+from vidrobust import config
 from vidrobust.config import Augment, Data
 from vidrobust.data import ClipSpec, eval_dataset, read_frames, train_dataset, ucf101
 from vidrobust.data.decode import resize
+from vidrobust.data.records import Record
+from vidrobust.data.twins import twin_draw
+from vidrobust.errors import UserError
+from vidrobust.views.augment import ViewDraw
 
 CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
 HARD = Augment(corruptions=["gaussian_noise"], corruption_prob=1.0)
@@ -54,3 +60,61 @@ def test_pairs_in_time_are_still_pairs(records):
     cfg = Data(frames=2, stride=2, short_side=32, size=24, workers=0, sampling="interval_uniform")
     dataset = train_dataset(cfg, Augment(), records, clips=3, seed=0, original=True)
     assert dataset.draw_clips(0, 0, 20)[0].shape == (3, 2) and dataset.spec == ClipSpec(2, 2, 3)
+
+
+def _shifted(frames, down, right):
+    """What torchvision's RandomCrop(size, padding) sees, pixel by pixel."""
+    moved = np.zeros_like(frames)
+    height, width = frames.shape[1:3]
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y + down < height and 0 <= x + right < width:
+                moved[:, y, x] = frames[:, y + down, x + right]
+    return moved
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
+    rng = np.random.default_rng(0)
+    for n in range(frames):
+        image = Image.fromarray(rng.integers(1, 256, (32, 32, 3), np.uint8))
+        (tmp_path / "v").mkdir(exist_ok=True)
+        image.save(tmp_path / "v" / f"img_{n:05}.png")
+    record = Record("v", str(tmp_path / "v"), 0)
+    cfg = Data(frames=frames, stride=1, short_side=32, size=32, workers=0)
+    whole = read_frames(record.path, np.arange(frames))
+    plain = Augment(shift=4, flip=0.0, jitter_prob=0.0, gray=0.0, blur=0.0)
+    seen = set()
+    for epoch in range(40):
+        clip = train_dataset(cfg, plain, [record], clips=1, seed=0)[epoch, 0]["clips"][0].numpy()
+        black = (clip[0] == 0).all(-1)
+        down = int(black.all(1)[16:].sum() - black.all(1)[:16].sum())
+        right = int(black.all(0)[16:].sum() - black.all(0)[:16].sum())
+        assert np.array_equal(clip, _shifted(whole, down, right)), (down, right)
+        seen.add((down, right))
+    assert len(seen) > 15 and max(map(max, seen)) == 4 and min(map(min, seen)) == -4
+
+
+def test_the_original_may_be_shifted_and_mirrored(records):
+    augment = Augment(original_shift=6, flip=0.5)
+    draws = [made(records, augment, clips=3, original=True)[epoch, 0]["draws"][2] for epoch in range(40)]
+    assert 8 < sum(bool(draw[10]) for draw in draws) < 32
+    assert not any(draw[[3, 8, 9, 11, 12]].any() for draw in draws)  # no hue, gray, blur, solarise, motion
+    assert all(draw[:3].eq(1).all() for draw in draws)
+    dataset = made(records, augment, clips=3, original=True)
+    clips = {dataset[epoch, 0]["clips"][2].numpy().tobytes() for epoch in range(9)}
+    assert len(clips) > 4  # most of these frames is flat
+
+
+def test_a_texture_is_shifted_as_its_source_is():
+    source = ViewDraw(-3, 4, 32, 32)
+    assert twin_draw(source, (32, 32), (32, 32)) == source
+    assert twin_draw(source, (32, 32), (64, 64)) == ViewDraw(-6, 8, 64, 64)
+    # 6 pixels beyond the last place where it fits, of which there is one alone here, and 1.25 times as large
+    assert twin_draw(ViewDraw(14, 0, 32, 32), (40, 32), (40, 64)) == ViewDraw(8, 0, 40, 40)
+
+
+@pytest.mark.parametrize("option", ["shift", "original_shift"])
+def test_a_shift_out_of_sight_is_refused(option):
+    with pytest.raises(UserError, match=f"augment.{option}=32: less than data.size=32"):
+        config.loads("", [f"augment.{option}=32", "data.size=32", "data.short_side=32"])

@@ -258,7 +258,7 @@ def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, numb
 
 
 def _has_handler(process, number):
-    """Whether a process catches a signal, as Linux tells."""
+    """Return whether a process catches a signal, by what Linux shows of it."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
     return int(caught, 16) >> (number - 1) & 1

@@ -67,6 +67,22 @@ def test_the_centre_view_draws_nothing():
     assert apply_draws(x, torch.tensor([draw.columns])) is x
 
 
+def test_a_shift_moves_the_centre_by_as_much_each_way():
+    spec = AugmentSpec(size=32, center=1.0, shift=4)
+    rng = np.random.default_rng(0)
+    draws = [draw_view(spec, 32, 32, rng) for _ in range(2000)]
+    assert {(d.height, d.width) for d in draws} == {(32, 32)}
+    for moved in ([d.top for d in draws], [d.left for d in draws]):
+        counts = np.bincount(np.array(moved) + 4, minlength=9)
+        assert len(counts) == 9 and counts.min() > 2000 / 9 / 1.4
+    assert abs(np.corrcoef([d.top for d in draws], [d.left for d in draws])[0, 1]) < 0.1
+    larger = [draw_view(AugmentSpec(size=32, center=0.5, shift=4), 256, 320, rng) for _ in range(200)]
+    # a pixel of the view is four of the frame here
+    assert {d.top for d in larger} == {64 + 4 * n for n in range(-4, 5)}
+    assert {d.left for d in larger} == {96 + 4 * n for n in range(-4, 5)}
+    assert {d.height for d in larger} == {128}
+
+
 def test_flip_mirrors_the_width_and_solarise_inverts_what_is_bright():
     x = torch.rand(2, 3, 2, 8, 8)
     draws = torch.tensor([_STILL, _STILL])

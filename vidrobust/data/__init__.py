@@ -174,14 +174,16 @@ def train_dataset(
     """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
 
     epochs: of the run, over which augmentations weaken where augment.fade says so. original: the last clip is the first
-    one's frames as an evaluation sees them. twins: of data.twins, for the first clip. numbers: for negatives. Raises
-    UserError where a video has no twin.
+    one's frames as an evaluation sees them, or moved by augment.original_shift. twins: of
+    data.twins, for the first clip. numbers: for negatives. Raises UserError where a video has no
+    twin.
     """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
         size=cfg.size, scale=(augment.scale[0], augment.scale[1]), flip=augment.flip, jitter=(b, c, s, h),
         jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur, solarize=augment.solarize,
-        motion=augment.motion,
+        motion=augment.motion, shift=augment.shift,
+        center=cfg.size / cfg.short_side if augment.shift else 0.0,
     )  # fmt: skip
     if cfg.sampling.startswith("interval_") and clips - original != 2:
         raise UserError(
@@ -197,13 +199,24 @@ def train_dataset(
         if augment.corruptions else None
     )  # fmt: skip
     return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
-                    fade=epochs if augment.fade else 0, original=_centre(cfg) if original else None,
+                    fade=epochs if augment.fade else 0, original=_original(cfg, augment) if original else None,
                     twins=_twins(cfg, records) if twins else None, numbers=numbers)  # fmt: skip
 
 
 def _centre(cfg: config.Data) -> AugmentSpec:
     """What an evaluation sees of a clip."""
     return AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
+
+
+def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
+    """Return what is drawn of the view beside the augmented ones: what an evaluation sees, moved
+    and mirrored where augment.original_shift says so.
+    """
+    if not augment.original_shift:
+        return _centre(cfg)
+    return replace(
+        _centre(cfg), shift=augment.original_shift, flip=augment.flip, jitter_prob=0.0, gray=0.0, blur=0.0
+    )
 
 
 def _twins(cfg: config.Data, records: list[Record]) -> Twins:

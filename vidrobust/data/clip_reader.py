@@ -226,8 +226,13 @@ class _Boxes:
         """Cut the box out of a frame (H, W, 3), which is number `time` of the clip."""
         if len(self.times) == len(self.waiting):
             self.resize()
-        d = self.draw
-        self.waiting[len(self.times)] = frame[d.top : d.top + d.height, d.left : d.left + d.width]
+        d, into = self.draw, self.waiting[len(self.times)]
+        top, left = max(d.top, 0), max(d.left, 0)
+        inside = frame[top : d.top + d.height, left : d.left + d.width]
+        if inside.shape != into.shape:
+            into[:] = 0
+            into = into[top - d.top :, left - d.left :][: inside.shape[0], : inside.shape[1]]
+        into[:] = inside
         self.times.append(time)
 
     def resize(self) -> None:

@@ -273,7 +273,7 @@ class PyAV:
 
     @functools.cached_property
     def indexed(self) -> bool:
-        """Whether the index is whole, which then costs nothing to count.
+        """Return whether the index is whole, which then costs nothing to count.
 
         Matroska's has key frames alone, a cut AVI's has what is lost.
         """

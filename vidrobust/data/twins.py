@@ -101,6 +101,12 @@ def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) ->
     larger = math.sqrt(twin[0] * twin[1] / (source[0] * source[1]))
     larger = min(larger, twin[0] / draw.height, twin[1] / draw.width)
     height, width = (max(1, round(side * larger)) for side in (draw.height, draw.width))
-    top = round(draw.top / max(1, source[0] - draw.height) * (twin[0] - height))
-    left = round(draw.left / max(1, source[1] - draw.width) * (twin[1] - width))
+    top = _moved(draw.top, source[0] - draw.height, twin[0] - height, larger)
+    left = _moved(draw.left, source[1] - draw.width, twin[1] - width, larger)
     return replace(draw, top=top, left=left, height=height, width=width)
+
+
+def _moved(place: int, room: int, twins_room: int, larger: float) -> int:
+    """Return where a box begins in a twin: as far between the edges, or as far beyond them."""
+    beyond = min(place, 0) + max(place - room, 0)
+    return round((place - beyond) / max(1, room) * twins_room + beyond * larger)

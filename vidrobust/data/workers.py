@@ -145,7 +145,7 @@ def worker_deaths(dataset: Reads) -> Iterator[None]:
 
 
 def _death(dataset: Reads, error: Exception) -> UserError | None:
-    """Return what to tell of a worker that died; None where an error says something else."""
+    """Return how to report a worker that died; None where an error says something else."""
     message = str(error)
     names_worker = "DataLoader worker" in message
     reported = message.startswith("Caught ") and names_worker

@@ -143,10 +143,6 @@ ENTRIES = (
             _START,
             _ATTACK_STATISTICS,
             Departure(
-                "x is the image as it is, there shifted and mirrored at random",
-                "an evaluation sees it as it is",
-            ),
-            Departure(
                 "pseudo-labels are of the features of the page's own teacher",
                 "networks trained on ImageNet see labels, and no video has one",
                 "method.teacher=BACKBONE.pt of any trunk",
