@@ -11,6 +11,7 @@ import torch
 
 from tests.helpers import REPO, TINY, counting_video, tiny, tiny_ucf101, tool
 from vidrobust import config, errors
+from vidrobust.methods import without_effect
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,26 @@ def test_method_options_without_effect_are_told(place):
     assert len(told) == 1 and told[0].endswith(
         "no effect with method.name=supervised as it is configured: method.clips_per_video"
     )
+
+
+@pytest.mark.parametrize(
+    "key, off, on",
+    [
+        ("augment.scale=[0.5,1]", ["augment.shift=4"], []),
+        ("augment.original_shift=4", ["method.adversary.name=rocl"], ["method.adversary.name=advcl"]),
+        ("augment.original_shift=3", [], ["method.adversary.name=acl", "method.adversary.air=0.5"]),
+        ("augment.corruption_prob=0.7", [], ["augment.corruptions=[fog]"]),
+        ("optim.milestones=[0.5]", [], ["optim.schedule=step"]),
+        ("optim.gamma=0.5", [], ["optim.schedule=step"]),
+        ("optim.lars_exclude=false", [], ["optim.name=lars"]),
+        ("optim.momentum=0.8", ["optim.name=adamw"], ["optim.name=lars"]),
+    ],
+)
+def test_options_that_others_switch_off_are_without_effect(key, off, on):
+    name = key.split("=")[0]
+    assert name in without_effect(config.loads("", [key, *off]))
+    assert name not in without_effect(config.loads("", [key, *on]))
+    assert name not in without_effect(config.loads("", off))  # nobody has set it
 
 
 def test_usage_is_told_without_a_traceback(place):

@@ -401,9 +401,6 @@ ENDS: dict[str, Callable[[int], None]] = {
 }
 
 
-_BARE_S = 0.3  # Python itself starts, and no tool can have a handler yet
-
-
 def pause(pid: int, seconds: float) -> None:
     """Stop all processes of a session for a while."""
     os.killpg(pid, signal.SIGSTOP)
@@ -495,7 +492,7 @@ def _life(
     """
     resume = ["--resume"] if folder.exists() else []
     how = rng.choice(list(ENDS)) if longest_s else ""
-    life_s = rng.uniform(min(_BARE_S, longest_s), longest_s)
+    life_s = rng.uniform(0, longest_s)
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(
             [str(word) for word in (*command, "--output-dir", folder, *resume)],
@@ -505,6 +502,9 @@ def _life(
             start_new_session=True,
         )
         killed = False
+        if how and Path("/proc/self/status").exists():
+            while run.poll() is None and not _takes_stops(run.pid):  # Python itself starts
+                time.sleep(0.01)
         try:
             if how and rng.random() < 0.2:
                 time.sleep(rng.uniform(0, 3))
@@ -525,6 +525,13 @@ def _life(
     line = f"{how or 'left alone':<16} {life_s:5.1f} s: status {status}, {'; '.join(faults) or 'sound'}"
     last = printed[-1][-100:] if printed else ""
     return (1 if faults else status), killed and not faults, [f"{line}: {last}", *printed[-30:]]
+
+
+def _takes_stops(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM, by what Linux shows of it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 def _outlived(session: int) -> int:

@@ -41,7 +41,7 @@ def main() -> None:
         return
     start_logging(None, quiet=not cli.is_main())
     asked = {word.split("=")[0] for word in args.overrides}
-    idle = [key for key in without_effect(cfg.method) if key in asked]  # what pages share is not told
+    idle = [key for key in without_effect(cfg) if key in asked]  # what pages share is not told
     if idle:
         log.warning(f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}")
     if told := unmeasured(cfg):

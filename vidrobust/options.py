@@ -93,14 +93,14 @@ class Augment:
     scale: list[float] = option([0.2, 1.0], "area of the random resized crop: from, to", above=0, high=1)
     shift: int = option(
         0,
-        "pixels by which what an evaluation sees is moved, at most, with black beyond the frame, "
-        "instead of the random resized crop; 0: that crop",
+        "pixels of data.size by which the evaluation's centre crop is moved, at most, each way, "
+        "black beyond the frame; 0: a random resized crop",
         low=0,
     )
     original_shift: int = option(
         0,
-        "advcl, air: pixels by which the view beside the augmented ones is moved, and mirrored as "
-        "flip says; 0: as an evaluation sees it",
+        "advcl, air: the same of the view beside the augmented ones, which is then mirrored as "
+        "well; 0: as an evaluation sees it",
         low=0,
     )
     flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)

@@ -47,7 +47,8 @@ def exit_on_stop_signals() -> None:
     """Let a stop signal end this process at once with EXIT_STOPPED: nothing has begun.
 
     For the seconds in which a tool imports packages, where an exception would come out of the
-    middle of an import. `raise_on_stop_signals` takes over when the work begins.
+    middle of an import. The caller goes on to `cli.run`, where `raise_on_stop_signals` takes over
+    before the work begins.
     """
     _install(_exit)
 
@@ -63,7 +64,7 @@ def raise_on_stop_signals() -> None:
 
 
 def restore_stop_signals() -> None:
-    """Undo `raise_on_stop_signals`.
+    """Give stop signals their usual meaning again, after `raise_on_stop_signals`.
 
     A process that was asked to stop goes on ignoring the repetitions.
     """
@@ -181,9 +182,11 @@ def _end_when_parent_says(parent: int) -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several ranks, one says so
-        os.write(2, b"stopped: nothing has begun\n")
-    os._exit(EXIT_STOPPED)
+    try:
+        if os.environ.get("RANK", "0") == "0":  # of several ranks, one says so
+            os.write(2, b"stopped: nothing has begun\n")
+    finally:  # also where stderr is a terminal that is gone
+        os._exit(EXIT_STOPPED)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

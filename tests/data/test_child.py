@@ -241,7 +241,10 @@ def _folder_of(path):
     return os.path.abspath(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two cores",
+)
 def test_a_child_runs_on_the_cores_of_its_caller():
     """The process that forks it may have begun on all of them: a rank bound to its own left them."""
     child_module.start_nursery()

@@ -1,5 +1,6 @@
 """A frame number is the rank of a frame in the order in which a player shows frames."""
 
+import io
 import struct
 from fractions import Fraction
 
@@ -577,3 +578,75 @@ def test_clips_are_the_same_however_few_frames_wait_to_be_resized(tmp_path, monk
     monkeypatch.setattr(clip_reader, "_WAITING_BYTES", bytes_kept)
     reader.read(few, Record("v", str(path), 0), 0, 0)
     assert np.array_equal(whole, few) and whole.any()
+
+
+# H.264, annex D.1.27: display orientation. Of each, the byte that holds it, and what it shows.
+_ORIENTED = {
+    "as stored": (None, lambda x: x),
+    "mirrored": (0x40, lambda x: x[:, ::-1]),
+    "upside down": (0x20, lambda x: x[::-1]),
+    "turned by 180": (0x10, lambda x: x[::-1, ::-1]),
+}
+
+
+def _write_oriented(path, picture, first, later):
+    """40 frames of one picture, whose orientation changes at frame 20."""
+    with av.open(str(path) + ".mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt, stream.options = "yuv420p", {"g": "20", "bf": "0", "threads": "1"}
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path) + ".mp4") as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            kind = _ORIENTED[first if number < 20 else later][0]
+            message = b"" if kind is None else bytes([0, 0, 0, 7, 6, 47, 3, kind, 0, 9, 0x80])
+            made = av.Packet(message + bytes(packet))
+            made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
+            made.duration, made.is_keyframe = packet.duration, packet.is_keyframe
+            made.stream = stream
+            container.mux(made)
+
+
+@pytest.mark.parametrize(
+    "first, later",
+    [("as stored", "upside down"), ("mirrored", "turned by 180"), ("turned by 180", "mirrored")],
+)
+def test_an_orientation_may_change_within_a_file(tmp_path, first, later):
+    """FFmpeg's angle is the same before and after, so it does not decide."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32, :32], picture[32:, :32] = (250, 240, 30), (30, 60, 220)
+    path = tmp_path / "v.mp4"
+    _write_oriented(path, picture, first, later)
+    for asked in ([3, 30], [30], [39], [0]):
+        for number, frame in zip(asked, read_frames(path, np.array(asked)), strict=True):
+            expected = _ORIENTED[first if number < 20 else later][1](picture)
+            assert np.abs(frame.astype(int) - expected).mean() < 5, (asked, number)
+    assert probe(str(path))["reason"].startswith("20 of 40 frames have another size")
+
+
+def test_motion_jpeg_with_exif_is_read_as_it_is_shown(tmp_path):
+    """PyAV 18 has no name for such side data, and called the file bad."""
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, :32] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    jpeg = io.BytesIO()
+    Image.fromarray(picture).save(jpeg, "JPEG", exif=exif, quality=95)
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuvj420p"
+        for number in range(12):
+            packet = av.Packet(jpeg.getvalue())
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), stream, True
+            container.mux(packet)
+    with av.open(str(path)) as container:
+        turned = next(container.decode(video=0)).rotation
+    expected = {0: picture, -90: np.rot90(picture, -1)}[turned]  # FFmpeg 8 turns by EXIF
+    frame = read_frames(path, np.array([5]))[0]
+    assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).mean() < 5

@@ -116,5 +116,5 @@ def test_a_texture_is_shifted_as_its_source_is():
 
 @pytest.mark.parametrize("option", ["shift", "original_shift"])
 def test_a_shift_out_of_sight_is_refused(option):
-    with pytest.raises(UserError, match=f"augment.{option}=32: less than data.size=32"):
+    with pytest.raises(UserError, match=f"augment.{option}=32: must be less than data.size=32"):
         config.loads("", [f"augment.{option}=32", "data.size=32", "data.short_side=32"])

@@ -246,6 +246,10 @@ TOOLS = [
 ]
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+
+
+@needs_proc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, number):
@@ -255,6 +259,16 @@ def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, numb
     os.kill(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (EXIT_STOPPED, "stopped: nothing has begun\n")
+
+
+@needs_proc
+def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(tmp_path):
+    """A hang-up: the terminal is gone, and a write to it fails."""
+    process = start(tmp_path, tool="tools/train_net.py")
+    process.stderr.close()
+    wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(60) == EXIT_STOPPED
 
 
 def _has_handler(process, number):

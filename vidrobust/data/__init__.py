@@ -209,9 +209,7 @@ def _centre(cfg: config.Data) -> AugmentSpec:
 
 
 def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
-    """Return what is drawn of the view beside the augmented ones: what an evaluation sees, moved
-    and mirrored where augment.original_shift says so.
-    """
+    """Return the specification of the view beside the augmented ones."""
     if not augment.original_shift:
         return _centre(cfg)
     return replace(

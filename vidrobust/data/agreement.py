@@ -23,7 +23,7 @@ from vidrobust.data.decoders import (
     misleads,
     one_line,
     open_container,
-    orientations,
+    orientation,
     turned,
     video_stream,
 )
@@ -90,7 +90,6 @@ def _disagreement(backend: str, reader: Reader, path: str, size: int, changed_ns
 def _thumbnails(path: str) -> np.ndarray:
     """Return every frame that PyAV shows, small and grey, (N, S, S)."""
     found = []
-    orientation = orientations()
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
         for frame in decoded(container, video_stream(container)):
             small = frame.reformat(

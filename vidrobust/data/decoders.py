@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
@@ -261,7 +262,6 @@ class PyAV:
         self.size = codec.height, codec.width
         # one for all frames: setting one up costs as much as a frame
         self.convert = VideoReformatter().reformat
-        self.orientation = orientations()
 
     def close(self) -> None:
         self.container.close()
@@ -419,7 +419,6 @@ class PyAV:
         if first is None:
             return iter(())
         self.size = first.height, first.width  # the header's may be another
-        self.orientation(first)
         return itertools.chain([first], frames)
 
     def _after_seeks(self, wanted: list[int]) -> Iterator[av.VideoFrame]:
@@ -465,7 +464,7 @@ class PyAV:
         pixels = self.convert(
             frame, width=width, height=height, format="rgb24", **ONE_THREAD
         ).to_ndarray()
-        return turned(pixels, self.orientation(frame))
+        return turned(pixels, orientation(frame))
 
 
 class Orientation(NamedTuple):
@@ -489,6 +488,13 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT = Orientation()
+# by FFmpeg's angle, in quarter turns counter-clockwise: it does not say what is mirrored
+_QUARTERS = {
+    -2: Orientation(False, True, True),
+    -1: Orientation(True, True, False),
+    1: Orientation(True, False, True),
+    2: Orientation(False, True, True),
+}
 
 
 def orientation(frame: Any) -> Orientation:
@@ -498,30 +504,19 @@ def orientation(frame: Any) -> Orientation:
     14496-12, section 6.2.2). The nearest of the eight ways without resampling is taken; a matrix of
     zeros says nothing, and players show such a video as it is stored.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        # frame.side_data would be kept on the frame, in a cycle: hundreds of frames, 12 MB each at
+        # 4K, would wait for a garbage collection
+        found = SideDataContainer(frame)  # type: ignore[call-arg]  # its stub has no constructor
+    except ValueError:  # PyAV does not know one of its kinds, such as the EXIF of Motion JPEG
+        return _QUARTERS.get(round(frame.rotation / 90), UPRIGHT)
+    matrix = found["DISPLAYMATRIX"] if Type.DISPLAYMATRIX in found else None
     if matrix is None:
         return UPRIGHT
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(int).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
-
-
-def orientations() -> Callable[[Any], Orientation]:
-    """Return a function that gives the orientation of the frames of one file, from the first on.
-
-    PyAV keeps a frame whose side data was read until garbage is collected: hundreds of frames, 12
-    MB each at 4K. So the matrix is read of the first frame of each angle alone.
-    """
-    known: dict[int, Orientation] = {}
-
-    def of(frame: Any) -> Orientation:
-        angle = frame.rotation
-        if angle not in known:
-            known[angle] = orientation(frame)
-        return known[angle]
-
-    return of
 
 
 def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:

@@ -38,7 +38,7 @@ from vidrobust.data.decoders import (
     decoded,
     one_line,
     open_container,
-    orientations,
+    orientation,
     video_stream,
     video_streams,
 )
@@ -192,7 +192,6 @@ def _probe_video(path: str) -> Row:
         hidden, timeline = video.hidden_packets + video.repeated, video.timeline
     count, corrupt, odd, first, reasons = 0, 0, 0, None, []
     times: list[int | None] = []
-    orientation = orientations()
     with open_container(path) as container:
         stream = video_stream(container)
         fps, declared = float(stream.average_rate or 0), declared_frames(container)

@@ -36,9 +36,37 @@ def _with_pairs(method: config.Method) -> set[str]:
     return (pairs if mixed else set()) | {"hardness"} | ({"debias"} if a.hardness else set())
 
 
-def without_effect(method: config.Method) -> list[str]:
-    """Keys of options that differ from their defaults, and that the method does not look at as it is configured."""
-    rule, default = method.false_negatives.rule, config.Method()
+def without_effect(cfg: config.Config) -> list[str]:
+    """Return the keys of training options that differ from their defaults and have no effect.
+
+    Args:
+        cfg: of which the method, its augmentation, its projector and its optimizer are looked at.
+    """
+    default = config.Config()
+    idle = _idle_of_method(cfg.method) + _idle_beside_method(cfg)
+    return [key for key in idle if config.get(cfg, key) != config.get(default, key)]
+
+
+def _idle_beside_method(cfg: config.Config) -> list[str]:
+    """Return the keys of options that others switch off, whatever their values."""
+    a, optim = cfg.method.adversary, cfg.optim
+    has_original = a.name == "advcl" or (a.name != "none" and bool(a.sir or a.air))
+    switches = {  # key -> whether what it needs is on
+        "augment.scale": not cfg.augment.shift,
+        "augment.original_shift": has_original,
+        "augment.corruption_prob": bool(cfg.augment.corruptions),
+        "augment.corruption_severities": bool(cfg.augment.corruptions),
+        "optim.milestones": optim.schedule == "step",
+        "optim.gamma": optim.schedule == "step",
+        "optim.lars_exclude": optim.name == "lars",
+        "optim.momentum": optim.name in ("sgd", "lars"),
+    }
+    return [key for key, needed in switches.items() if not needed]
+
+
+def _idle_of_method(method: config.Method) -> list[str]:
+    """Return the keys of options of `method` that it does not look at as it is configured."""
+    rule = method.false_negatives.rule
     used = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"} | USES[method.name]
     for name in method.negatives.names:
         used |= {f"negatives.{option}" for option in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
@@ -59,5 +87,4 @@ def without_effect(method: config.Method) -> list[str]:
         used |= {f"false_negatives.{name}" for name in ("action", "siblings", "encoder", *RULE_OPTIONS[rule])}
         used |= {"false_negatives.clusters"} if rule == "cluster" else set()
         used |= {"momentum", "momentum_climbs"} if method.false_negatives.encoder == "momentum" else set()
-    return [f"method.{key}" for key, _ in config.options(config.Method)
-            if key not in used and config.get(method, key) != config.get(default, key)]  # fmt: skip
+    return [f"method.{key}" for key, _ in config.options(config.Method) if key not in used]

@@ -54,7 +54,7 @@ def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
     """What may be drawn in that epoch of so many, where augmentations weaken to nothing in twenty stages.
 
     DynACL (Luo et al., ICLR 2023; METHODS section 4.4): the strength s falls from 1 by a twentieth at a time; the least
-    area goes to 1, jitter, and the probabilities of all but the flip, to 0.
+    area goes to 1, jitter, the shift, and the probabilities of all but the flip, to 0.
     """
     s = 1 - (20 * epoch // epochs) / 20
     b, c, saturation, hue = (s * strength for strength in spec.jitter)
@@ -62,7 +62,7 @@ def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
     return replace(
         spec, scale=(least + (1 - s) * (most - least), most), jitter=(b, c, saturation, hue),
         jitter_prob=s * spec.jitter_prob, gray=s * spec.gray, blur=s * spec.blur, solarize=s * spec.solarize,
-        motion=s * spec.motion,
+        motion=s * spec.motion, shift=round(s * spec.shift),
     )  # fmt: skip
 
 
