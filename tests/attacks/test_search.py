@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.attacks.models import labelled, seeded, small_net
 from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
+from vidrobust.attacks.search import Search
 
 STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
            "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
@@ -114,3 +115,18 @@ def test_a_loss_that_detaches_at_once_is_told():
 def test_arrays_are_no_tensors():
     with pytest.raises(TypeError, match="torch.from_numpy"):
         pgd(lambda v: v.sum(), torch.rand(1, 3, 2, 4, 4).numpy(), ThreatModel())
+
+
+def test_where_nothing_is_salient_the_gradient_is_asked_for_nearby():
+    """A distance to x itself has none at x; nearby is at most 0.01 away, on both sides."""
+    asked = []
+
+    def distance(v):
+        asked.append(v.detach())
+        return (v - 0.5).square().flatten(1).sum(1)
+
+    x = torch.full((2, 3, 4, 6, 6), 0.5)
+    Search(distance, x, parse_threat("frames1-linf-0.1"), seeded()).begin()
+    away = max(asked, key=lambda v: (v - x).abs().max()) - x
+    assert away.max() == pytest.approx(0.01, abs=5e-4) and away.min() == pytest.approx(-0.01, abs=5e-4)
+    assert abs(away.mean()) < 1e-3

@@ -105,5 +105,11 @@ def test_spatter_is_water_that_lightens_or_mud_that_hides(severity, mud, size):
     assert 0.002 < hit.mean() < 0.6
     if mud:
         assert np.abs(found[hit].min(0) - (63, 42, 20)).max() <= 8
+        hidden = (100 - found[hit]).mean(0)  # the same share of each channel's way to brown
+        assert hidden / hidden[2] == pytest.approx([37 / 80, 58 / 80, 1], abs=0.005)
     else:
+        black = np.zeros_like(clip)
+        lit = np.concatenate([corrupt(black, "spatter", severity, rng(n)) for n in range(6)])
+        drops = lit[(lit[..., 1] > 20) & (lit[..., 1] < 250)].astype(float).mean(0)
+        assert drops / drops[2] == pytest.approx([175 / 238, 1, 1], abs=0.005)
         assert (found >= 100).all() and (found[..., 0] <= found[..., 1]).all(), "turquoise"

@@ -316,3 +316,10 @@ def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
     finally:
         gc.enable()
     assert kept <= 3
+
+
+def test_frames_outside_a_video_are_named(tmp_path):
+    path = counting_video(tmp_path / "v.avi", 9)
+    for asked, said in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
+        with pytest.raises(DecodeError, match=f"asked for, {said}, are not all within its 9"):
+            read_frames(path, np.array(asked))

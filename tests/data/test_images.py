@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 
 from tests.helpers import (
     counting_frames,
     read_numbers,
 )
-from vidrobust.data import open_video, read_frames
+from vidrobust.data import DecodeError, open_video, read_frames
 
 
 def test_a_frame_folder_an_image_and_a_gif_are_videos(tmp_path):
@@ -33,3 +34,8 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "i.jpg", exif=exif)
     assert read_frames(tmp_path / "i.jpg", np.array([0])).shape == (1, 40, 20, 3)
+
+
+def test_an_empty_folder_is_no_video(tmp_path):
+    with pytest.raises(DecodeError, match=f"{tmp_path}: the folder holds 0 images of 1"):
+        read_frames(tmp_path, np.array([0]))
