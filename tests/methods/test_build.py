@@ -117,7 +117,7 @@ def test_a_stream_that_is_not_measured_is_told(words, told):
     ],
 )
 def test_options_without_effect(words, idle):
-    assert without_effect(load(*words).method) == idle
+    assert without_effect(load(*words)) == idle
 
 
 @pytest.mark.parametrize(
