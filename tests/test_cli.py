@@ -213,7 +213,11 @@ def test_method_options_without_effect_are_told(place):
     "key, off, on",
     [
         ("augment.scale=[0.5,1]", ["augment.shift=4"], []),
-        ("augment.original_shift=4", ["method.adversary.name=rocl"], ["method.adversary.name=advcl"]),
+        (
+            "augment.original_shift=4",
+            ["method.adversary.name=rocl"],
+            ["method.adversary.name=advcl"],
+        ),
         ("augment.original_shift=3", [], ["method.adversary.name=acl", "method.adversary.air=0.5"]),
         ("augment.corruption_prob=0.7", [], ["augment.corruptions=[fog]"]),
         ("optim.milestones=[0.5]", [], ["optim.schedule=step"]),

@@ -20,7 +20,9 @@ def check_together(cfg: Config) -> None:
     for option in ("shift", "original_shift"):
         pixels = getattr(cfg.augment, option)
         if pixels >= cfg.data.size:
-            raise UserError(f"augment.{option}={pixels}: must be less than data.size={cfg.data.size}")
+            raise UserError(
+                f"augment.{option}={pixels}: must be less than data.size={cfg.data.size}"
+            )
     if len(cfg.augment.jitter) != 4 or cfg.augment.jitter[3] > 0.5:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if cfg.augment.motion and cfg.data.frames == 1:

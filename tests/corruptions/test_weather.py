@@ -105,7 +105,7 @@ def test_spatter_is_water_that_lightens_or_mud_that_hides(severity, mud, size):
     assert 0.002 < hit.mean() < 0.6
     if mud:
         assert np.abs(found[hit].min(0) - (63, 42, 20)).max() <= 8
-        hidden = (100 - found[hit]).mean(0)  # the same share of each channel's way to brown
+        hidden = (100 - found[hit]).mean(0)  # each channel goes as far towards brown
         assert hidden / hidden[2] == pytest.approx([37 / 80, 58 / 80, 1], abs=0.005)
     else:
         black = np.zeros_like(clip)

@@ -246,7 +246,9 @@ TOOLS = [
 ]
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
 
 
 @needs_proc

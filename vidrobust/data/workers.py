@@ -159,9 +159,10 @@ def _death(dataset: Reads, error: Exception) -> UserError | None:
     dead = _dead_readers(dataset, message)
     if not (dead or isinstance(error, RuntimeError)):
         return None
-    paths = ", ".join(dataset.records[index].path for index in dead if index >= 0) or "no file"
+    paths = [dataset.records[index].path for index in dead if index >= 0]
     return UserError(
-        f"a loader process died while it read {paths} ({_last_line(message) or 'no batch came'}); "
+        f"a loader process died while it read {', '.join(paths) or 'no file'} "
+        f"({_last_line(message) or 'no batch came'}); "
         "was memory short? lower data.workers"
     )
 

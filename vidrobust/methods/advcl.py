@@ -21,7 +21,7 @@ from vidrobust.models import Backbone, Model
 class AdvCL(SimCLR):
     """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
 
-    x is the clip of x1 before augmentation, or moved by `augment.original_shift` as in the released code. x_high: its
+    x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its
     frames without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from x (branch
     "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a linear head on the trunk for each
     granularity, averaged. The pseudo-labels are clusters of a clean teacher's features.
