@@ -8,7 +8,7 @@ from PIL import Image
 from tests.helpers import read_numbers, tiny_ucf101
 from vidrobust import config
 from vidrobust.config import Augment, Data
-from vidrobust.data import ClipSpec, eval_dataset, read_frames, train_dataset, ucf101
+from vidrobust.data import ClipSpec, clip_reader, eval_dataset, read_frames, train_dataset, ucf101
 from vidrobust.data.decode import resize
 from vidrobust.data.records import Record
 from vidrobust.data.twins import twin_draw
@@ -93,6 +93,16 @@ def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
         assert np.array_equal(clip, _shifted(whole, down, right)), (down, right)
         seen.add((down, right))
     assert len(seen) > 15 and max(map(max, seen)) == 4 and min(map(min, seen)) == -4
+
+
+def test_what_the_memory_held_before_does_not_show_beyond_the_frame():
+    frame = np.full((8, 8, 3), 200, np.uint8)
+    out = np.empty((1, 8, 8, 3), np.uint8)
+    boxes = clip_reader._Boxes(ViewDraw(-2, 3, 8, 8), out, 10**6)
+    boxes.waiting[:] = 77
+    boxes.add(frame, 0)
+    boxes.resize()
+    assert np.array_equal(out, _shifted(frame[None], -2, 3))
 
 
 def test_the_original_may_be_shifted_and_mirrored(records):

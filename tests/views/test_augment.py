@@ -76,7 +76,8 @@ def test_a_shift_moves_the_centre_by_as_much_each_way():
         counts = np.bincount(np.array(moved) + 4, minlength=9)
         assert len(counts) == 9 and counts.min() > 2000 / 9 / 1.4
     assert abs(np.corrcoef([d.top for d in draws], [d.left for d in draws])[0, 1]) < 0.1
-    larger = [draw_view(AugmentSpec(size=32, center=0.5, shift=4), 256, 320, rng) for _ in range(200)]
+    half = AugmentSpec(size=32, center=0.5, shift=4)
+    larger = [draw_view(half, 256, 320, rng) for _ in range(200)]
     # a pixel of the view is four of the frame here
     assert {d.top for d in larger} == {64 + 4 * n for n in range(-4, 5)}
     assert {d.left for d in larger} == {96 + 4 * n for n in range(-4, 5)}

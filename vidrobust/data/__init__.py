@@ -199,7 +199,8 @@ def train_dataset(
         if augment.corruptions else None
     )  # fmt: skip
     return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
-                    fade=epochs if augment.fade else 0, original=_original(cfg, augment) if original else None,
+                    fade=epochs if augment.fade else 0,
+                    original=_original(cfg, augment) if original else None,
                     twins=_twins(cfg, records) if twins else None, numbers=numbers)  # fmt: skip
 
 
@@ -209,11 +210,14 @@ def _centre(cfg: config.Data) -> AugmentSpec:
 
 
 def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
-    """Return the specification of the view beside the augmented ones."""
-    if not augment.original_shift:
-        return _centre(cfg)
+    """Return the view beside the augmented ones: the centre, where it is not shifted."""
     return replace(
-        _centre(cfg), shift=augment.original_shift, flip=augment.flip, jitter_prob=0.0, gray=0.0, blur=0.0
+        _centre(cfg),
+        shift=augment.original_shift,
+        flip=augment.flip,
+        jitter_prob=0.0,
+        gray=0.0,
+        blur=0.0,
     )
 
 

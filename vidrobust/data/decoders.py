@@ -510,9 +510,9 @@ def orientation(frame: Any) -> Orientation:
         found = SideDataContainer(frame)  # type: ignore[call-arg]  # its stub has no constructor
     except ValueError:  # PyAV does not know one of its kinds, such as the EXIF of Motion JPEG
         return _QUARTERS.get(round(frame.rotation / 90), UPRIGHT)
-    matrix = found["DISPLAYMATRIX"] if Type.DISPLAYMATRIX in found else None
-    if matrix is None:
+    if Type.DISPLAYMATRIX not in found:
         return UPRIGHT
+    matrix = found[Type.DISPLAYMATRIX]
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(int).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)

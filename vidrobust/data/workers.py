@@ -151,8 +151,8 @@ def _death(dataset: Reads, error: Exception) -> UserError | None:
     reported = message.startswith("Caught ") and names_worker
     if names_worker and any(sign in message for sign in _NO_ROOM):
         return UserError(
-            f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process could "
-            f"not send its batch; {_REMEDY}"
+            f"shared memory {SHARED_MEMORY} is full ({_last_line(message)}): a loader process "
+            f"could not send its batch; {_REMEDY}"
         )
     if reported or (isinstance(error, RuntimeError) and not names_worker):
         return None

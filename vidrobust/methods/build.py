@@ -21,7 +21,15 @@ from vidrobust.methods.instdisc import InstDisc, plain, uel
 from vidrobust.methods.method import Method
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.momentum import MomentumEncoder
-from vidrobust.methods.recipes import RECIPES, branches_of, build_adversary, momentum_of, pairing_of, require_adversary
+from vidrobust.methods.recipes import (
+    RECIPES,
+    branches_of,
+    build_adversary,
+    momentum_of,
+    pairing_of,
+    require_adversary,
+    shows_original,
+)
 from vidrobust.methods.removal import Removal
 from vidrobust.methods.simclr import SimCLR
 from vidrobust.methods.supcon import SupCon
@@ -79,7 +87,7 @@ def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Me
     pairing = pairing_of(a, cfg.method.temperature)
     return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
                 clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
-                original=a.name != "none" and bool(a.sir or a.air), joint=cfg.method.joint_views,
+                original=shows_original(a), joint=cfg.method.joint_views,
                 slow=_momentum(cfg, model) if a.name == "dynacl" and a.key_encoder else None,
                 scale=cfg.method.loss_scale,
                 **_a_info_nce(cfg.method))  # fmt: skip

@@ -106,6 +106,11 @@ def require_adversary(method: config.Method) -> None:
         raise UserError(f"{key}.clusters=[]: one granularity at least")
 
 
+def shows_original(wanted: config.Adversary) -> bool:
+    """Return whether an adversary also takes the clip before its augmentation."""
+    return wanted.name == "advcl" or (wanted.name != "none" and bool(wanted.sir or wanted.air))
+
+
 def branches_of(wanted: config.Adversary) -> tuple[str, ...]:
     """Names of the adversarial norm branches."""
     if wanted.name == "none":

@@ -1,7 +1,7 @@
 """Which options a method looks at, so that others can be told."""
 
 from vidrobust import config
-from vidrobust.methods.recipes import RECIPES, branches_of
+from vidrobust.methods.recipes import RECIPES, branches_of, shows_original
 
 # method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
 USES = {
@@ -40,7 +40,7 @@ def without_effect(cfg: config.Config) -> list[str]:
     """Return the keys of training options that differ from their defaults and have no effect.
 
     Args:
-        cfg: of which the method, its augmentation, its projector and its optimizer are looked at.
+        cfg: of which the method, the augmentation and the optimizer are looked at.
     """
     default = config.Config()
     idle = _idle_of_method(cfg.method) + _idle_beside_method(cfg)
@@ -49,11 +49,10 @@ def without_effect(cfg: config.Config) -> list[str]:
 
 def _idle_beside_method(cfg: config.Config) -> list[str]:
     """Return the keys of options that others switch off, whatever their values."""
-    a, optim = cfg.method.adversary, cfg.optim
-    has_original = a.name == "advcl" or (a.name != "none" and bool(a.sir or a.air))
+    optim = cfg.optim
     switches = {  # key -> whether what it needs is on
         "augment.scale": not cfg.augment.shift,
-        "augment.original_shift": has_original,
+        "augment.original_shift": shows_original(cfg.method.adversary),
         "augment.corruption_prob": bool(cfg.augment.corruptions),
         "augment.corruption_severities": bool(cfg.augment.corruptions),
         "optim.milestones": optim.schedule == "step",
