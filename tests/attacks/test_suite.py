@@ -107,6 +107,8 @@ def test_the_versions_hold_what_they_say(name):
     assert names["rand"] == ["apgd-ce", "apgd-dlr"]
     assert names["video"] == [*names["standard"], "apgd-flicker", "apgd-tube", "apgd-frames2", "apgd-frames1"]
     assert [s.name for s in suite_steps("video", threat, 1, 10)] == names["standard"]  # an image
+    short = [s.name for s in suite_steps("video", threat, 3, 10)]  # a quarter of its frames is none
+    assert short == [*names["standard"], "apgd-flicker", "apgd-tube", "apgd-frames1"]
     tube = ThreatModel(name, 0.1, "tube")
     assert [s.name for s in suite_steps("video", tube, 8, 10)] == names["standard"]
     assert "apgd-dlr" not in [s.name for s in suite_steps("rand", threat, 8, 2)]

@@ -245,3 +245,38 @@ def test_supports_hold_each_other(problem):
         found = pgd(loss_of(net, y), x, part, steps=30, generator=seeded())
         assert contains(dense, x, found).all() and contains(part, x, found).all()
         assert accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()
+
+
+def test_a_cyclic_flicker_pays_for_differences_that_go_around():
+    """Steps of Adam by hand, on a loss whose gradient is the same at every offset, so that no roll matters."""
+    threat, frames, steps = parse_threat("flicker-linf-0.5"), 5, 12
+    x = torch.full((1, 3, frames, 2, 2), 0.5, dtype=torch.float64)
+    slope = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+
+    def loss(v):
+        return (v.mean((3, 4)).sum(2) * slope).sum(1)
+
+    def run(steps, lr):
+        adv = flicker(loss, x, threat, steps=steps, lam=7.0, lr=lr, cyclic=True, generator=seeded())
+        return (adv - x)[0, :, :, 0, 0]
+
+    delta = run(1, 1e-12)  # where it starts
+    first, second = torch.zeros_like(delta), torch.zeros_like(delta)
+    for step in range(1, steps + 1):
+        rough = torch.zeros_like(delta)
+        for c in range(3):
+            for t in range(frames):
+                before, here, after = delta[c, t - 1], delta[c, t], delta[c, (t + 1) % frames]
+                rough[c, t] += here
+                rough[c, t] += here - before
+                rough[c, t - 1] -= here - before
+                bend = after - 2 * here + before
+                rough[c, (t + 1) % frames] += bend
+                rough[c, t] -= 2 * bend
+                rough[c, t - 1] += bend
+        gradient = 7.0 * 0.5 * 2 * rough / (3 * frames) - slope[:, None]
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        delta = delta - 0.01 * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    assert torch.allclose(run(steps, 0.01), delta, atol=1e-9)
