@@ -3,6 +3,7 @@ import torch
 
 from tests.attacks.test_threat import SHAPES, THREATS
 from vidrobust.attacks import ThreatModel, contains, make_ball, parse_threat
+from vidrobust.attacks.ball import patch_scores
 
 
 def _ball(threat, shape, seed=0):
@@ -92,3 +93,9 @@ def test_a_ball_that_moves_has_the_box_of_its_new_place():
     moved = ball.moved_to(places)
     there = torch.stack([clip[:, at] for clip, at in zip(x, places, strict=True)])
     assert torch.equal(moved.low, -there) and torch.equal(moved.high, 1 - there)
+
+
+def test_a_patch_may_be_as_high_as_the_frame():
+    score = torch.rand(2, 3, 4, 6)
+    expected = torch.stack([score[:, :, :, i : i + 4].sum((1, 2, 3)) for i in range(3)], 1)
+    assert torch.allclose(patch_scores(score, 4), expected[:, None])

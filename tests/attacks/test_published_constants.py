@@ -18,6 +18,7 @@ from vidrobust.attacks import (
     Misclassify,
     ThreatModel,
     apgd,
+    autoattack,
     cw,
     fmn,
     geo_trap,
@@ -181,6 +182,8 @@ def test_defaults_of_every_attack():
     assert {name: _options(attack) for name, attack in ATTACKS.items()} == DEFAULTS
     assert _options(impersonate) == {"steps": 50, "step_size": 0.01}
     assert _options(universal) == {"epochs": 5, "step_size": None, "shift": False}
+    assert _options(autoattack) == {"effort": 1.0, "batch_size": 0, "checks": 8}
+    assert inspect.signature(autoattack).parameters["version"].default == "standard"
 
 
 def test_scores_of_the_attacks():

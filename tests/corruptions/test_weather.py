@@ -3,7 +3,7 @@ import pytest
 
 from tests.corruptions.clips import error, smooth_clip, still_clip
 from vidrobust.corruptions import corrupt
-from vidrobust.corruptions.weather import plasma
+from vidrobust.corruptions.weather import plasma, snow
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -113,3 +113,19 @@ def test_spatter_is_water_that_lightens_or_mud_that_hides(severity, mud, size):
         drops = lit[(lit[..., 1] > 20) & (lit[..., 1] < 250)].astype(float).mean(0)
         assert drops / drops[2] == pytest.approx([175 / 238, 1, 1], abs=0.005)
         assert (found >= 100).all() and (found[..., 0] <= found[..., 1]).all(), "turquoise"
+
+
+def test_snow_falls_within_45_degrees_of_straight_down():
+    """As in ImageNet-C: a direction between 45 and 135 degrees."""
+    drawn = []
+
+    class Spy:
+        def normal(self, *args):
+            return rng().normal(*args)
+
+        def uniform(self, low, high):
+            drawn.append((low, high))
+            return 90.0
+
+    snow(np.zeros((1, 40, 40, 3), np.uint8), 1, Spy())
+    assert drawn == [(45, 135)]

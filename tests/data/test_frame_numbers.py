@@ -2,7 +2,9 @@
 
 import io
 import struct
+from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -650,3 +652,40 @@ def test_motion_jpeg_with_exif_is_read_as_it_is_shown(tmp_path):
     expected = {0: picture, -90: np.rot90(picture, -1)}[turned]  # FFmpeg 8 turns by EXIF
     frame = read_frames(path, np.array([5]))[0]
     assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("times", "declared", "repeated"),
+    [
+        ([0, 1, 2, 5, 6], 7, 2),  # two repeats between; the last frame ends the file
+        ([0, 1, 2, 5, 6], 9, 4),  # and two at its end, where frames are repeated anyway
+        ([0, 1, 2, 5, 6], 40, 2),  # a file that was cut short has no such end
+        ([0, 1, 2], 9, 0),
+    ],
+)
+def test_frames_that_an_avi_repeats(monkeypatch, times, declared, repeated):
+    index = [SimpleNamespace(timestamp=time, size=1) for time in times]
+    container = SimpleNamespace(format=SimpleNamespace(name="avi"))
+    monkeypatch.setattr(decoders, "declared_frames", lambda *_: declared)
+    video = SimpleNamespace(container=container, index=index, _packets=[])
+    assert decoders.PyAV.repeated.fget(video) == repeated
+
+
+def test_a_file_that_decodes_to_nothing_is_left_to_counting(tmp_path, monkeypatch):
+    """Seeks give up, so that counting says what is wrong."""
+    path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
+    video = decoders.PyAV(str(path))
+    monkeypatch.setattr(decoders.PyAV, "_from_the_start", lambda *_: iter(()))
+    assert list(video._after_seeks([3])) == []
+    video.close()
+
+
+def test_a_reader_alone_weakens_no_augmentation(tmp_path):
+    path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
+    view = AugmentSpec(size=16, scale=(0.2, 0.4))
+    reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
+    found = []
+    for each in (reader, replace(reader, fade=0), replace(reader, fade=10)):
+        found.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
+        each.read(found[-1], Record("v", str(path), 0), 9, 0)
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])

@@ -1,5 +1,6 @@
 """Every rule against a double loop, on fresh random similarities."""
 
+import inspect
 import math
 
 import pytest
@@ -142,3 +143,20 @@ def test_weights_are_one_less_confidence():
     s = torch.tensor([[0.8, -0.2, 0.5]])
     found = torch.tensor([[True, True, False]])
     assert torch.allclose(negative_weights(s, found), torch.tensor([[0.2, 1.0, 1.0]]))
+
+
+def test_defaults_of_rules():
+    """FNC's (Huynh et al. 2022), and, where it has no such rule, those of the options."""
+    found = {
+        rule.__name__: {
+            name: parameter.default
+            for name, parameter in inspect.signature(rule).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        for rule in (fixed, top_k, top_k_threshold)
+    }
+    assert found == {
+        "fixed": {"threshold": 0.7},
+        "top_k": {"k": 10},
+        "top_k_threshold": {"k": 10, "threshold": 0.7},
+    }
