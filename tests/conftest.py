@@ -5,9 +5,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import vidrobust  # noqa: F401, I001  (before torch: it says how OpenMP's threads wait, here and in processes of tests)
 import pytest
+import torch
 
 from tests.helpers import tiny_ucf101
-from vidrobust.engine.log import log, stop_logging
+from vidrobust.utils.logging import log, stop_logging
 
 
 def pytest_collection_modifyitems(items):
@@ -27,3 +28,15 @@ def _logging_as_it_was():
 def ucf(tmp_path_factory):
     """A tiny data set in UCF101's layout; tests do not change it."""
     return tiny_ucf101(tmp_path_factory.mktemp("ucf"))
+
+
+@pytest.fixture
+def exact():
+    """Networks and losses in double precision, where two ways to one formula agree.
+
+    In single, a signed attack may move a pixel whose gradient is 0 but for rounding up on the one way, down on the
+    other, and a small network with fresh norms makes much of it.
+    """
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

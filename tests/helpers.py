@@ -22,11 +22,12 @@ import torch
 from torchvision import datasets
 
 from vidrobust.attacks import ThreatModel
-from vidrobust.data import Batch, child
-from vidrobust.data.decoders import require_backend
-from vidrobust.data.synthetic import write_video
-from vidrobust.errors import UserError
+from vidrobust.data import Batch
+from vidrobust.data import isolation as child
+from vidrobust.data.decoding.pyav import require_backend
+from vidrobust.data.motionshapes import write_video
 from vidrobust.methods import Adversary
+from vidrobust.utils.errors import UserError
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
@@ -73,7 +74,7 @@ def children_begin_with(patch: pytest.MonkeyPatch, code: str) -> None:
     there.set_inheritable(True)
     begin = (
         f"import sys; sys.path[:] = {[str(REPO), *sys.path]!r}\n{code}\n"
-        f"from vidrobust.data import child; child.serve_nursery({there.fileno()})"
+        f"from vidrobust.data import isolation; isolation.serve_nursery({there.fileno()})"
     )
     os.posix_spawn(sys.executable, [sys.executable, "-c", begin], os.environ)
     there.close()

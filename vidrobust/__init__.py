@@ -1,4 +1,4 @@
-"""vidrobust: contrastive robustness, video first."""
+"""Contrastive robustness for video."""
 
 import os
 

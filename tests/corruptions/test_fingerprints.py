@@ -8,9 +8,9 @@ only together with docs/corruptions.md.
 import numpy as np
 import pytest
 
+from vidrobust.benchmarks.corruptions import drawn_clip
 from vidrobust.corruptions import CORRUPTIONS, corrupt
 from vidrobust.corruptions.codec import _TO_YUV
-from vidrobust.corruptions.speed import drawn_clip
 
 FRAMES, HEIGHT, WIDTH = 12, 64, 72
 # of severities 1 to 5: the mean change of a value, then the mean value weighted by frame, row and column

@@ -16,7 +16,7 @@ from vidrobust.data import (
     scan,
     ucf101,
 )
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 
 
 def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):

@@ -16,7 +16,7 @@ from vidrobust.data import (
     eval_dataset,
     worker_deaths,
 )
-from vidrobust.data.decode import checked_frames
+from vidrobust.data.decoding.read_frames import checked_frames
 
 CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
 CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]

@@ -14,13 +14,13 @@ from vidrobust.data import (
     EvalBatches,
     Record,
     TrainBatches,
+    batch_loader,
     eval_dataset,
-    loader,
     random_clips,
     train_dataset,
     ucf101,
 )
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
@@ -29,7 +29,7 @@ CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
 def _batches(ucf, workers, start=0, stop=4, rank=0, world=1):
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
-    return list(loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
+    return list(batch_loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
 
 
 def test_the_same_batches_for_any_number_of_workers(ucf):
@@ -73,7 +73,7 @@ def test_samples_hold_the_frames_that_they_say(ucf):
     """Through sampler, decoder, resize and crop: the pixels count."""
     records, _ = ucf101(ucf, "test", 1)
     cfg = Data(frames=3, stride=4, short_side=32, size=32, workers=0)
-    batch = next(iter(loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
+    batch = next(iter(batch_loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
     assert batch.clips.shape == (2, 2, 3, 32, 32, 3) and batch.clips.dtype == torch.uint8
     assert batch.start.tolist() == [[0, 11], [0, 11]] and batch.labels.tolist() == [0, 1]
     first = [200, 1250]  # what frame 0 of test video 0 and 3 shows
@@ -97,7 +97,7 @@ def test_a_broken_file_is_a_failure_in_the_batch(tmp_path, workers):
     root = tiny_ucf101(tmp_path)
     (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
     records, _ = ucf101(root, "test", 1)
-    (batch,) = loader(eval_dataset(CFG, records, 1), EvalBatches(list(range(4)), 4), workers)
+    (batch,) = batch_loader(eval_dataset(CFG, records, 1), EvalBatches(list(range(4)), 4), workers)
     assert len(batch.uids) == 3 and batch.clips.shape[0] == 3
     (failure,) = batch.failed
     assert failure.uid == "Beta/v_Beta_g05_c01.avi" and failure.index == 2 and "is empty" in failure.reason
@@ -138,7 +138,7 @@ def test_no_sample_has_the_randomness_of_another(ucf):
     """Over epochs, videos and views, whichever worker drew them."""
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, Augment(jitter_prob=1), records, clips=2, seed=7)
-    draws = torch.cat([batch.draws.flatten(0, 1) for batch in loader(dataset, TrainBatches(8, 4, 7, 0, 8), 4)])
+    draws = torch.cat([batch.draws.flatten(0, 1) for batch in batch_loader(dataset, TrainBatches(8, 4, 7, 0, 8), 4)])
     assert len(torch.unique(draws[:, :4], dim=0)) == len(draws) == 64
 
 
@@ -176,7 +176,7 @@ def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
     assert all(torch.equal(a["draws"], b["draws"]) and torch.equal(a["start"], b["start"]) for a, b in pairs)
     changed = [bool((x != y).any()) for a, b in pairs for x, y in zip(a["clips"], b["clips"], strict=True)]
     assert 16 < sum(changed) < 48, "about half of 64"
-    one, two = (next(iter(loader(corrupted, [[(0, i) for i in range(8)]], workers))) for workers in (0, 2))
+    one, two = (next(iter(batch_loader(corrupted, [[(0, i) for i in range(8)]], workers))) for workers in (0, 2))
     assert same_batch(one, two)
 
 

@@ -11,7 +11,7 @@ from vidrobust.data import (
     ucf101,
     video_folder,
 )
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 
 
 def test_ucf101_labels_are_ranks_and_test_lists_take_them_from_the_folder(ucf):

@@ -15,7 +15,7 @@ from vidrobust.data import (
     read_frames,
     torchvision_images,
 )
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 
 
 def _images(folder, count, size=(40, 30), first=0):

@@ -20,15 +20,15 @@ from vidrobust.data import (
     EvalBatches,
     Record,
     TrainBatches,
-    loader,
+    batch_loader,
     random_clips,
     train_dataset,
     ucf101,
     worker_deaths,
-    workers,
 )
-from vidrobust.data.decoders import PyAV
-from vidrobust.errors import UserError
+from vidrobust.data import loader as workers
+from vidrobust.data.decoding.pyav import PyAV
+from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
@@ -64,7 +64,7 @@ def _dataset(records, **options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_file_that_hangs_and_one_that_crashes_are_failures(misbehaving, workers):
-    (batch,) = loader(_dataset(misbehaving), EvalBatches(list(range(6)), 6), workers)
+    (batch,) = batch_loader(_dataset(misbehaving), EvalBatches(list(range(6)), 6), workers)
     assert batch.uids == ["a.avi", "b.avi", "c.avi", "d.avi"]
     reasons = [failure.reason for failure in batch.failed]
     assert reasons[0].endswith("hang.avi: no answer within 0.5 s")
@@ -81,7 +81,7 @@ def test_a_file_that_hangs_costs_its_time_once(misbehaving):
 
 def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
     batches = [
-        list(loader(_dataset(misbehaving, seed=5, replace=True), TrainBatches(6, 3, 5, 0, 4), workers))
+        list(batch_loader(_dataset(misbehaving, seed=5, replace=True), TrainBatches(6, 3, 5, 0, 4), workers))
         for workers in (0, 2)
     ]
     replaced = []
@@ -141,7 +141,7 @@ def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeyp
         pytest.raises(UserError, match=r"died while it read .*killer.avi .*lower data.workers"),
         worker_deaths(dataset),
     ):
-        list(loader(dataset, EvalBatches([0, 1, 2], 1), 1))
+        list(batch_loader(dataset, EvalBatches([0, 1, 2], 1), 1))
     real = dataset.reading[0].clone()
     with pytest.raises(UserError, match="killer.avi .no batch came."), worker_deaths(dataset):
         raise EOFError  # what the fetch of a batch says whose sender has died
@@ -176,12 +176,12 @@ def test_ctrl_c_leaves_no_process(ucf):
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from vidrobust.config import Augment, Data
-from vidrobust.data import TrainBatches, loader, train_dataset, ucf101
+from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from pathlib import Path
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
 data = train_dataset(Data(frames=2, stride=3, short_side=32, size=24), Augment(), records, clips=2, seed=7)
 try:
-    for step, batch in enumerate(loader(data, TrainBatches(8, 4, 7, 0, 10**6), 2)):
+    for step, batch in enumerate(batch_loader(data, TrainBatches(8, 4, 7, 0, 10**6), 2)):
         print(step, flush=True)
 except KeyboardInterrupt:
     print("stopped", flush=True)

@@ -19,8 +19,8 @@ from vidrobust.data import (
     train_dataset,
     uniform_clips,
 )
-from vidrobust.data.decoders import PyAV
-from vidrobust.errors import UserError
+from vidrobust.data.decoding.pyav import PyAV
+from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 

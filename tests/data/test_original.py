@@ -9,10 +9,10 @@ from tests.helpers import read_numbers, tiny_ucf101
 from vidrobust import config
 from vidrobust.config import Augment, Data
 from vidrobust.data import ClipSpec, clip_reader, eval_dataset, read_frames, train_dataset, ucf101
-from vidrobust.data.decode import resize
+from vidrobust.data.decoding.read_frames import resize
+from vidrobust.data.prepare.texture_twins import twin_draw
 from vidrobust.data.records import Record
-from vidrobust.data.twins import twin_draw
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 from vidrobust.views.augment import ViewDraw
 
 CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from vidrobust.data import Record, records_sha, require_labels, shared_sources, split_by_group, ucf101
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 
 
 def test_the_sha_depends_on_order_and_labels(ucf):

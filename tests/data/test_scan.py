@@ -25,7 +25,7 @@ from vidrobust.data import (
     uniform_clips,
 )
 from vidrobust.data.scan import probe
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 COUNT = 40

@@ -6,12 +6,11 @@ import sys
 import pytest
 
 from tests.helpers import tiny, tiny_ucf101
-from vidrobust import config
-from vidrobust.engine import checkpoint
-from vidrobust.engine.loop import train
-from vidrobust.errors import UserError
+from vidrobust import checkpoint, config
 from vidrobust.evaluation import DiskStore, evaluate, load_method
 from vidrobust.methods import build_method
+from vidrobust.training.loop import train
+from vidrobust.utils.errors import UserError
 
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 

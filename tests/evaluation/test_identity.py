@@ -11,11 +11,11 @@ from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
 from vidrobust.config import Data
 from vidrobust.data import corrupted_videos, eval_dataset, source_videos, ucf101
-from vidrobust.engine import distributed
-from vidrobust.errors import UserError
 from vidrobust.evaluation import Suite, evaluate_bias, evaluate_corruptions, evaluate_robust
-from vidrobust.evaluation.robust import timings
-from vidrobust.evaluation.rows import rank_files
+from vidrobust.evaluation.adversarial.rows import timings
+from vidrobust.evaluation.results import rank_files
+from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
 
 CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
 CPU = torch.device("cpu")

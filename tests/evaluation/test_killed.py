@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers import REPO, counting_video, tiny, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.engine.loop import train
+from vidrobust.training.loop import train
 
 pytestmark = pytest.mark.slow
 

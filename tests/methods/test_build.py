@@ -6,10 +6,10 @@ import pytest
 
 from tests.helpers import REPO
 from vidrobust import config
-from vidrobust.errors import UserError
 from vidrobust.methods import METHODS, RECIPES, RULES, build_method, require_branch, unmeasured, without_effect
 from vidrobust.methods.uses import RULE_OPTIONS, USES
 from vidrobust.models.branch_norm import BranchNorm
+from vidrobust.utils.errors import UserError
 
 FN = "method.false_negatives."
 

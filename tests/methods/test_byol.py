@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from vidrobust.config import Config, Model
-from vidrobust.errors import UserError
 from vidrobust.methods import BYOL, MomentumEncoder, build_method
 from vidrobust.models import normed_mlp
+from vidrobust.utils.errors import UserError
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.engine.test_loop import _cfg, _train
-from tests.methods.test_adversarial import ascend, assert_same, attack
+from tests.methods.adversarial.test_view_batch import ascend, assert_same, attack
+from tests.training.test_loop import _cfg, _train
 from vidrobust.config import Model
-from vidrobust.engine.teacher import read_teacher
-from vidrobust.errors import UserError
 from vidrobust.methods import Distill
 from vidrobust.models import build_backbone, build_model
+from vidrobust.training.teacher import read_teacher
+from vidrobust.utils.errors import UserError
 
 TINY = Model(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
 ADVERSARY = "method.adversary."

@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.test_adversarial import assert_same
+from tests.methods.adversarial.test_view_batch import assert_same
 from vidrobust.config import Config, Model
 from vidrobust.data import Record
-from vidrobust.engine import distributed
-from vidrobust.errors import UserError
 from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
-from vidrobust.methods.false_negatives import fixed
+from vidrobust.methods.false_negatives.rules import fixed
 from vidrobust.models import add_branches, build_model
+from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 

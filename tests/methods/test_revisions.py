@@ -5,13 +5,12 @@ import re
 import pytest
 import torch
 
-from tests.engine.test_loop import _cfg, _train
 from tests.methods.test_build import load
-from vidrobust import config
-from vidrobust.engine import checkpoint
-from vidrobust.errors import UserError
+from tests.training.test_loop import _cfg, _train
+from vidrobust import checkpoint, config
 from vidrobust.evaluation.evaluate import load_method
 from vidrobust.methods.revisions import REVISION, changed_since
+from vidrobust.utils.errors import UserError
 
 A = "method.adversary."
 

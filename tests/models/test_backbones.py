@@ -5,8 +5,8 @@ import torch
 import torchvision
 
 from vidrobust.config import Model as ModelConfig
-from vidrobust.errors import UserError
 from vidrobust.models import BACKBONES, build_backbone, build_model
+from vidrobust.utils.errors import UserError
 
 SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}}
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.errors import UserError
 from vidrobust.study import plan, read_study
+from vidrobust.utils.errors import UserError
 
 PAGE = """
 seeds: [0]

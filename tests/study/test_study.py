@@ -10,10 +10,10 @@ import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.errors import UserError
 from vidrobust.methods import RULES
 from vidrobust.study import Arm, Study, plan, read_study, summarise, write_study
 from vidrobust.study.plan import chosen
+from vidrobust.utils.errors import UserError
 
 PAGE = """
 seeds: [0, 1]

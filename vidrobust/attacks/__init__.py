@@ -1,4 +1,4 @@
-"""A loss becomes a perturbation. Usable alone, on any model: nothing here imports the rest of the package.
+"""Adversarial attacks on any model. Usable alone: imports nothing else of the package.
 
     from vidrobust.attacks import Misclassify, ThreatModel, contains, pgd
 
@@ -12,7 +12,7 @@ any callable x -> (B,); `Misclassify` is a classifier's.
 
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
-from vidrobust.attacks.checks import self_checks, weak_white_box
+from vidrobust.attacks.feature_losses import impersonate, own_loss, pull_toward, push_away
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import (
     SCORES,
@@ -33,7 +33,7 @@ from vidrobust.attacks.outputs import BadSamples, as_tensor, called, checked_out
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
 from vidrobust.attacks.reach import reachable_modules
-from vidrobust.attacks.representation import impersonate, own_loss, pull_toward, push_away
+from vidrobust.attacks.self_checks import self_checks, weak_white_box
 from vidrobust.attacks.square import square
 from vidrobust.attacks.suite import (
     ATTACKS,
@@ -61,14 +61,68 @@ from vidrobust.attacks.video import (
 )
 
 __all__ = [
-    "ATTACKS", "BLACK_BOX", "MINIMUM_NORM", "SCORES", "VERSIONS", "BadSamples", "Ball", "Loss",
-    "Misclassify", "Outcome", "Passes", "Predict", "Step", "ThreatModel", "apgd", "apgd_t",
-    "apply_universal", "as_tensor", "attack_step", "autoattack", "called", "checked_logits",
-    "checked_output", "contains", "cw", "dlr_toward", "eot", "fab", "fab_t", "fgsm",
-    "finite_logits", "flicker", "fmn", "frame_saliency", "geo_trap", "impersonate", "make_ball",
-    "measure", "mim", "nes", "numbered", "one_frame", "own_loss", "parse_threat", "pgd",
-    "project", "pull_toward", "push_away", "reachable_modules", "require_classes",
-    "require_logits", "roa", "rounded", "rounds_away", "salt_and_pepper", "self_checks",
-    "sparse", "square", "suite_steps", "temporal_translation", "toward", "universal",
-    "weak_white_box", "worst_case",
-]  # fmt: skip
+    "ATTACKS",
+    "BLACK_BOX",
+    "MINIMUM_NORM",
+    "SCORES",
+    "VERSIONS",
+    "BadSamples",
+    "Ball",
+    "Loss",
+    "Misclassify",
+    "Outcome",
+    "Passes",
+    "Predict",
+    "Step",
+    "ThreatModel",
+    "apgd",
+    "apgd_t",
+    "apply_universal",
+    "as_tensor",
+    "attack_step",
+    "autoattack",
+    "called",
+    "checked_logits",
+    "checked_output",
+    "contains",
+    "cw",
+    "dlr_toward",
+    "eot",
+    "fab",
+    "fab_t",
+    "fgsm",
+    "finite_logits",
+    "flicker",
+    "fmn",
+    "frame_saliency",
+    "geo_trap",
+    "impersonate",
+    "make_ball",
+    "measure",
+    "mim",
+    "nes",
+    "numbered",
+    "one_frame",
+    "own_loss",
+    "parse_threat",
+    "pgd",
+    "project",
+    "pull_toward",
+    "push_away",
+    "reachable_modules",
+    "require_classes",
+    "require_logits",
+    "roa",
+    "rounded",
+    "rounds_away",
+    "salt_and_pepper",
+    "self_checks",
+    "sparse",
+    "square",
+    "suite_steps",
+    "temporal_translation",
+    "toward",
+    "universal",
+    "weak_white_box",
+    "worst_case",
+]

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein, ICML 2020): PGD that sets its own step size. n samples still attacked."""
+"""Auto-PGD, which adapts its own step size (Croce and Hein, ICML 2020)."""
 
 from dataclasses import replace
 

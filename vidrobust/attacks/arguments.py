@@ -1,4 +1,4 @@
-"""What attacks share about their arguments: counts, sizes, and where random numbers are drawn."""
+"""Check arguments that attacks share, and draw their random numbers."""
 
 from collections.abc import Callable, Sequence
 from numbers import Integral

@@ -1,4 +1,4 @@
-"""The allowed perturbations of a batch: the part of a clip that a threat model leaves to an attack, and its bounds.
+"""The perturbations that a threat model allows for each sample of a batch.
 
 An attack never sees a support. It moves `delta`, the smallest tensor that says all there is to say: (B, C, T, H, W) for
 dense, border and pixels, (B, C, 1, H, W) for tube, (B, C, T, 1, 1) for flicker, (B, C, k, H, W) for frames and
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidrobust.attacks import geometry
+from vidrobust.attacks import norm_balls as geometry
 from vidrobust.attacks.arguments import drawn
 from vidrobust.attacks.threat import ThreatModel, as_clip, chosen_frames, explain, norm_of, require_fit, shared_dims
 

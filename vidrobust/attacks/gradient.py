@@ -1,4 +1,4 @@
-"""Attacks that follow the gradient: FGSM, PGD, MIM.
+"""Gradient attacks: FGSM, PGD, MIM.
 
 An attack raises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate. It takes gradients with
 respect to the input alone: the parameters, their gradients and their flags stay as they were. In

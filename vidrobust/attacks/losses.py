@@ -1,4 +1,4 @@
-"""What an attack maximises: any loss(x) -> (B,), and those of a classifier.
+"""Losses that attacks maximise.
 
 K classes. A score is score(logits (B, K) float32, y (B,)) -> (B,), larger when the prediction is worse.
 """

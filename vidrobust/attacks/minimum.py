@@ -1,4 +1,4 @@
-"""Attacks that look for the smallest perturbation: FAB, FMN and Carlini and Wagner's.
+"""Minimum-norm attacks: FAB, FMN, Carlini and Wagner.
 
 They take a loss that is positive exactly where a sample is broken: `Misclassify` with the score `margin`, `dlr` or
 `toward`, or any other, such as the distance of two representations less a threshold. eps is the budget within which a
@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vidrobust.attacks import geometry
+from vidrobust.attacks import norm_balls as geometry
 from vidrobust.attacks.apgd import likeliest
 from vidrobust.attacks.arguments import above_zero, at_least_one, between
 from vidrobust.attacks.losses import Loss, Misclassify, dlr, margin

@@ -1,4 +1,4 @@
-"""Contract of a model: it leaves its input as it is, and gives one row of numbers per sample."""
+"""Check what a model returns, and that it leaves its input unchanged."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

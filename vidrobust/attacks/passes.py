@@ -1,4 +1,4 @@
-"""What an attack costs: forward and backward passes of the model, counted in clips."""
+"""Count the forward and backward passes of an attack, in clips."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Black-box attacks that estimate a gradient from queries: NES, and Geo-TRAP-style directions for video."""
+"""Black-box attacks that estimate gradients from queries: NES, Geo-TRAP."""
 
 import torch
 from torch import Tensor

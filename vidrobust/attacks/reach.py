@@ -1,4 +1,4 @@
-"""The modules behind a callable: networks that a prediction runs through, where Python shows it."""
+"""Find the modules that a callable runs through."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""What attacks have in common: each sample's best iterate, and the samples that are still worth a step."""
+"""Keep each sample's best iterate, and drop samples that are finished."""
 
 import warnings
 

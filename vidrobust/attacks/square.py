@@ -1,4 +1,4 @@
-"""Square Attack (Andriushchenko et al., ECCV 2020) in space-time: random search over cuboids, without gradients.
+"""Square Attack in space and time (Andriushchenko et al., ECCV 2020).
 
 The searched tensor is delta (B, C, t, h, w) as a threat model shapes it, so that a tube is searched by squares, a
 flicker by intervals and a dense clip by cuboids. For an image it is the published attack, draw for draw.

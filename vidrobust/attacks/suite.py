@@ -1,4 +1,4 @@
-"""The worst case of several attacks, each over what the ones before it left; AutoAttack and its version for video."""
+"""ATTACKS, AutoAttack, and the worst case of several attacks."""
 
 import inspect
 import time
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.arguments import above_zero, none_or_more
-from vidrobust.attacks.checks import self_checks, weak_white_box
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import (
     Misclassify,
@@ -29,6 +28,7 @@ from vidrobust.attacks.outputs import called, checked_output, numbered
 from vidrobust.attacks.passes import Passes
 from vidrobust.attacks.query import geo_trap, nes
 from vidrobust.attacks.search import require_gradients
+from vidrobust.attacks.self_checks import self_checks, weak_white_box
 from vidrobust.attacks.square import square
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains, measure, require_threat
 from vidrobust.attacks.video import (

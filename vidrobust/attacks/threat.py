@@ -1,4 +1,4 @@
-"""Threat models: how large a perturbation may be and where it may lie. `ball.py` has their geometry.
+"""Threat models: norm, budget, and which pixels or frames may change.
 
 B batch, C channel, T frame, H W. A clip is (B, C, T, H, W) in [0, 1]; an image is T = 1, or (B, C, H, W).
 """

@@ -1,4 +1,4 @@
-"""Attacks that are made for video: sparse in time, flickering, one frame, patches that search, temporal translation."""
+"""Attacks made for video: sparse, flickering, one frame, patches, translation in time."""
 
 from collections.abc import Callable
 

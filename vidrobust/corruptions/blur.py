@@ -1,4 +1,4 @@
-"""Blur: of the lens, of the camera's motion, of glass before it. Tables of ImageNet-C (Hendrycks and Dietterich 2019).
+"""Blur corruptions, with the tables of ImageNet-C (Hendrycks and Dietterich 2019).
 
 All are one draw a video: the lens, the glass and the way the camera moves stay the same from frame to frame.
 """

@@ -1,4 +1,4 @@
-"""What every corruption shares: what it takes, its table of severities, how lengths grow with the frame.
+"""Helpers that all corruptions share: input checks, severities, scaling with the frame.
 
 Clips are (T, H, W, 3) uint8, an image is T = 1. A length in pixels that a paper gives for frames of 224 pixels is
 multiplied by the shorter side / 224, so that 32 and 256 pixels lose the same share of the picture.

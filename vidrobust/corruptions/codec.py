@@ -1,4 +1,4 @@
-"""Compression: frames through a real encoder and back; bytes and packets lost on the way.
+"""Compression and transmission errors: frames through a real encoder and decoder.
 
 On consecutive frames, at the size of the source: an encoder predicts each from the last. Colours are sampled at half
 resolution (yuv420p); odd sides are repeated to even ones and cut off again. The same clip gives the same bits: one

@@ -1,4 +1,4 @@
-"""Light, colour, shape and blocks. Tables of ImageNet-C (Hendrycks and Dietterich 2019)."""
+"""Light, colour, elastic and block corruptions, with the tables of ImageNet-C."""
 
 import io
 from collections.abc import Sequence

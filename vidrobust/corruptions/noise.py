@@ -1,4 +1,4 @@
-"""Noise of the sensor: drawn anew for every frame. Tables of ImageNet-C (Hendrycks and Dietterich 2019)."""
+"""Sensor noise, independent per frame, with the tables of ImageNet-C."""
 
 from collections.abc import Sequence
 

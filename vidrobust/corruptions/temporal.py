@@ -1,4 +1,4 @@
-"""What happens in time: frames held, lost, reordered or mixed; the camera that shakes.
+"""Corruptions in time: frames held, lost, reordered or mixed; a shaking camera.
 
 Most are a choice of frames: INDEX_MAPS name, for a video of n frames, which frame is shown in whose place, so that an
 evaluation can apply them to a whole video and decode only what a clip shows of it. Of one frame all of them leave it as

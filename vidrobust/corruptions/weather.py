@@ -1,4 +1,4 @@
-"""Weather: one draw a video of what hangs in the air or sticks to the lens; what falls moves from frame to frame.
+"""Weather: fog, frost, snow, rain, spatter, consistent over the frames of a video.
 
 Tables of ImageNet-C (Hendrycks and Dietterich 2019); rain's of Mini-Kinetics-C (Yi et al. 2021).
 """

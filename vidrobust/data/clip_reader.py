@@ -1,4 +1,4 @@
-"""Read one sample of a data set: decode, crop, resize and corrupt the clips of a video."""
+"""Read one sample: decode, crop, resize and corrupt the clips of a video."""
 
 import copy
 import itertools
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from vidrobust.corruptions import Corrupt
-from vidrobust.data.decode import checked_frames, open_record, open_video, resize
-from vidrobust.data.decoders import DecodeError, Video
+from vidrobust.data.decoding.pyav import DecodeError, Video
+from vidrobust.data.decoding.read_frames import checked_frames, open_record, open_video, resize
+from vidrobust.data.prepare.texture_twins import Twins, twin_draw
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
-from vidrobust.data.twins import Twins, twin_draw
 from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
 
 # Streams of the run's seed, so that none draws what another has drawn.

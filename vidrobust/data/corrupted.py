@@ -1,4 +1,4 @@
-"""Videos under many corruptions, each decoded once: in the loader's workers, on the fly."""
+"""Decode each video once and corrupt it under many conditions."""
 
 import os
 import zlib
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vidrobust.corruptions import CONSECUTIVE, INDEX_MAPS, corrupt, map_frames
-from vidrobust.data.child import Child, ChildDied, start_nursery
-from vidrobust.data.decode import DecodeError, checked_frames, open_record, resize
-from vidrobust.data.images import in_memory
+from vidrobust.data.decoding.images import in_memory
+from vidrobust.data.decoding.read_frames import DecodeError, checked_frames, open_record, resize
+from vidrobust.data.isolation import Child, ChildDied, start_nursery
+from vidrobust.data.loader import BatchLoader
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
-from vidrobust.data.workers import BatchLoader
 from vidrobust.views import AugmentSpec, draw_view
 
 Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
@@ -60,7 +60,7 @@ class _ConditionReader:
     """Read a video once, and corrupt its clips condition by condition; it travels to a child.
 
     Encoders run there as well: they crash and hang as decoders do, and use FFmpeg, whose threads a
-    forked worker of the loader would wait for (child.py).
+    forked worker of the loader would wait for (isolation.py).
     """
 
     def __init__(

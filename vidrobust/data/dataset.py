@@ -1,8 +1,8 @@
-"""Records become batches. A sample is a pure function of (seed, epoch, index).
+"""ClipDataset and its batches. A sample is a function of (seed, epoch, index).
 
 The loader's keys are (epoch, index), so workers need no state: 0 or 8 of them, before or after a
 resume, on one rank or four, the same sample comes out. Files are read in a child process that may
-crash or hang (`child.py`). A file that does not decode becomes a `Failure`; whoever reads the batch
+crash or hang (`isolation.py`). A file that does not decode becomes a `Failure`; whoever reads the batch
 decides what that means (training counts the video that replaced it, evaluation writes a failed
 row).
 """
@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from vidrobust.corruptions import Corrupt
-from vidrobust.data.child import Child, ChildDied, start_nursery
 from vidrobust.data.clip_reader import ORDER_STREAM, REPLACE_STREAM, ClipReader, Sample
-from vidrobust.data.images import in_memory
+from vidrobust.data.decoding.images import in_memory
+from vidrobust.data.isolation import Child, ChildDied, start_nursery
+from vidrobust.data.loader import BatchLoader
+from vidrobust.data.prepare.texture_twins import Twins
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
-from vidrobust.data.twins import Twins
-from vidrobust.data.workers import BatchLoader
-from vidrobust.errors import UserError
+from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 Key = tuple[int, int]  # epoch, index
@@ -270,7 +270,7 @@ class EvalBatches(Sampler[list[Key]]):
         return iter([(0, i) for i in batch] for batch in self.batches)
 
 
-def loader(
+def batch_loader(
     dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int
 ) -> BatchLoader:
     """A DataLoader over keys; it yields `Batch`.

@@ -1,4 +1,4 @@
-"""Files on disk become records: one parser a data set format.
+"""Parse data set layouts into records, one function per format.
 
 A parser is `parser(root, split, fold) -> (records, classes)` with split "train" or "test". Labels are ranks
 0..K-1 into `classes`; every listed file exists. A list that is wrong is refused with the line that is wrong.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidrobust.data.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
+from vidrobust.data.decoding.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
 from vidrobust.data.records import (
     Missing,
     Parsed,
@@ -30,8 +30,8 @@ from vidrobust.data.records import (
     read_list,
     whole_number,
 )
-from vidrobust.errors import UserError, nearest
-from vidrobust.text import shown
+from vidrobust.utils.errors import UserError, nearest
+from vidrobust.utils.text import shown
 
 log = logging.getLogger("vidrobust")
 _WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"

@@ -1,4 +1,4 @@
-"""What a data set is once its format is read: a list of records, and class names."""
+"""Record: one video or image with its label; checks of lists of records."""
 
 import codecs
 import hashlib
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidrobust.errors import UserError
-from vidrobust.text import shown
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.text import shown
 
 log = logging.getLogger("vidrobust")
 

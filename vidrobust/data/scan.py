@@ -1,4 +1,4 @@
-"""Probe every file once; a manifest says what is in it.
+"""Probe every file once and write a manifest.
 
 A manifest is a text file. Its first line is {"format": 1, "sha": ...}, the hash of what follows; then a line a file:
 
@@ -27,10 +27,15 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from vidrobust.data.agreement import disagreement
-from vidrobust.data.child import NO_ANSWER, ChildDied, in_children
-from vidrobust.data.decode import BACKENDS, CHECKED, open_video
-from vidrobust.data.decoders import (
+from vidrobust.data.decoding.agreement import disagreement
+from vidrobust.data.decoding.images import (
+    IMAGE_SUFFIXES,
+    TORCHVISION,
+    frame_files,
+    missing_numbers,
+    pages,
+)
+from vidrobust.data.decoding.pyav import (
     TRUNCATED,
     DecodeError,
     PyAV,
@@ -42,16 +47,11 @@ from vidrobust.data.decoders import (
     video_stream,
     video_streams,
 )
-from vidrobust.data.images import (
-    IMAGE_SUFFIXES,
-    TORCHVISION,
-    frame_files,
-    missing_numbers,
-    pages,
-)
+from vidrobust.data.decoding.read_frames import BACKENDS, CHECKED, open_video
+from vidrobust.data.isolation import NO_ANSWER, ChildDied, in_children
 from vidrobust.data.records import Record
-from vidrobust.errors import UserError
-from vidrobust.files import replacing
+from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.errors import UserError
 
 log = logging.getLogger("vidrobust")
 Row = dict[str, Any]

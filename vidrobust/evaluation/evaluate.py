@@ -1,4 +1,4 @@
-"""A checkpoint becomes numbers: kNN and probe beside random weights, then robust accuracy, then the report."""
+"""Evaluate a checkpoint: kNN, probe, attacks, corruptions, report."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidrobust import config
+from vidrobust import checkpoint, config
 from vidrobust.attacks import BadSamples, ThreatModel, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
@@ -28,13 +28,12 @@ from vidrobust.data import (
     source_videos,
     texture_twins,
 )
-from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log
-from vidrobust.engine.run import seed_everything
-from vidrobust.errors import UserError
-from vidrobust.evaluation.bias import bias_table, check_bias, evaluate_bias
-from vidrobust.evaluation.claim import claim, identify
-from vidrobust.evaluation.corruption import (
+from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
+from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
+from vidrobust.evaluation.adversarial.suites import Suite, check_suite
+from vidrobust.evaluation.adversarial.targets import clip_units
+from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
+from vidrobust.evaluation.natural.corruption import (
     check_corruptions,
     corruption_table,
     evaluate_corruptions,
@@ -42,22 +41,22 @@ from vidrobust.evaluation.corruption import (
     relative_to,
     without_effect,
 )
-from vidrobust.evaluation.feature_store import DiskStore, Features
-from vidrobust.evaluation.memory import MicroBatches
-from vidrobust.evaluation.predict import evaluation_mode, evenly, extract
-from vidrobust.evaluation.report import read_summary, write_report
-from vidrobust.evaluation.representation import Representation, measure_representation
-from vidrobust.evaluation.robust import evaluate_robust, without
-from vidrobust.evaluation.rows import decoding_failures, model_faults
-from vidrobust.evaluation.shift import Shared, evaluate_shift, other_records
-from vidrobust.evaluation.space import ALIGNED, geometry_of, sensitivity_of
-from vidrobust.evaluation.suite import Suite, check_suite
+from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
+from vidrobust.evaluation.report.markdown import read_summary, write_report
+from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
+from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
+from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
-from vidrobust.evaluation.units import clip_units
-from vidrobust.files import replacing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model, add_branches, branch_names
 from vidrobust.models.branch_norm import MIXTURES, branch_of
+from vidrobust.models.feature_store import DiskStore, Features
+from vidrobust.models.inference import evaluation_mode, evenly, extract
+from vidrobust.utils import distributed
+from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+from vidrobust.utils.seeds import seed_everything
 
 
 def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:

@@ -1,4 +1,4 @@
-"""Identity of a folder's rows: those of another model, data set or protocol are refused.
+"""Refuse to mix rows of different models, data or protocols in one folder.
 
 Beside `<stem>.jsonl` stands `<stem>.identity.json`. Threats, corruptions and videos are no part of
 it: they are columns and rows of the table, and may be added.
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from vidrobust import checkpoint
 from vidrobust.attacks import Predict, reachable_modules
 from vidrobust.attacks.reach import batch_norms_in_training
 from vidrobust.data import ClipDataset, CorruptedVideos, SourceVideos, records_sha
-from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log
-from vidrobust.errors import UserError
-from vidrobust.evaluation.rows import rank_files
-from vidrobust.files import read_json, replacing
+from vidrobust.evaluation.results import rank_files
+from vidrobust.utils import distributed
+from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
 
 Dataset = ClipDataset | SourceVideos | CorruptedVideos
 _CLOSE = 1e-2  # of the largest output: what another device or batch size may change

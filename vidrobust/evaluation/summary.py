@@ -1,16 +1,16 @@
-"""What summary.json says of an evaluation, but for corruptions (corruption.py)."""
+"""Build summary.json."""
 
 from typing import Any
 
 from vidrobust import config
 from vidrobust.attacks import ThreatModel
 from vidrobust.data import FOLDED
-from vidrobust.evaluation.curve import median_norms, robust_curve, robust_to_all, suite_warnings
-from vidrobust.evaluation.feature_store import Features
-from vidrobust.evaluation.representation import Representation
-from vidrobust.evaluation.rows import Row
-from vidrobust.evaluation.statistics import wilson
-from vidrobust.evaluation.suite import Suite, families
+from vidrobust.evaluation.adversarial.curve import median_norms, robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.adversarial.suites import Suite, families
+from vidrobust.evaluation.representation.knn_and_probe import Representation
+from vidrobust.evaluation.results import Row
+from vidrobust.models.feature_store import Features
+from vidrobust.utils.intervals import wilson
 
 
 def about(cfg: config.Config, found: Representation, gallery: Features, classes: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021): positives alone, kept apart by a predictor."""
+"""BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021)."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.data import Record
-from vidrobust.methods.adversary import frozen_statistics
-from vidrobust.methods.method import Method
-from vidrobust.methods.momentum import MomentumEncoder
-from vidrobust.methods.nonsemantic import cosines
-from vidrobust.methods.similarity import similarity
+from vidrobust.losses.cosine import cosines, similarity
+from vidrobust.methods.adversarial.adversary import frozen_statistics
+from vidrobust.methods.base import Method
 from vidrobust.models import Model
+from vidrobust.models.momentum import MomentumEncoder
 
 
 class BYOL(Method):

@@ -1,13 +1,13 @@
-"""Distillation of a clean, frozen teacher, and DeACL (Zhang et al., ECCV 2022; METHODS section 4.5): robustly."""
+"""Distillation of a frozen teacher, and DeACL (Zhang et al., ECCV 2022)."""
 
 import torch
 from torch import Tensor, nn
 
 from vidrobust.attacks import Loss
-from vidrobust.methods.adversarial import average, together
-from vidrobust.methods.adversary import Adversary
-from vidrobust.methods.method import Method
-from vidrobust.methods.similarity import similarity
+from vidrobust.losses.cosine import similarity
+from vidrobust.methods.adversarial.adversary import Adversary
+from vidrobust.methods.adversarial.view_batch import average, together
+from vidrobust.methods.base import Method
 from vidrobust.models import Backbone, Model
 
 

@@ -1,4 +1,4 @@
-"""Where methods agree with their authors' code and where they depart from it: docs/fidelity.md.
+"""Agreement with authors' code and departures from it: docs/fidelity.md.
 
 python -m vidrobust.methods.fidelity > docs/fidelity.md
 """

@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al. 2020, Chen et al. 2020): negatives from a queue of keys that a momentum encoder made."""
+"""MoCo v2: a queue of keys from a momentum encoder (He et al. 2020, Chen et al. 2020)."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,17 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.data import Record
-from vidrobust.engine import distributed
-from vidrobust.errors import UserError
-from vidrobust.methods.adversarial import average, through
-from vidrobust.methods.adversary import Adversary
-from vidrobust.methods.info_nce import info_nce
-from vidrobust.methods.method import Method
-from vidrobust.methods.momentum import MomentumEncoder
-from vidrobust.methods.nonsemantic import cosines
-from vidrobust.methods.removal import Masks, Removal
-from vidrobust.methods.similarity import full_precision
+from vidrobust.losses.cosine import cosines, full_precision
+from vidrobust.losses.info_nce import info_nce
+from vidrobust.methods.adversarial.adversary import Adversary
+from vidrobust.methods.adversarial.view_batch import average, through
+from vidrobust.methods.base import Method
+from vidrobust.methods.false_negatives.removal import Masks, Removal
 from vidrobust.models import Model
+from vidrobust.models.momentum import MomentumEncoder
+from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
 
 
 class MoCo(Method):

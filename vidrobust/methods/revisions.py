@@ -1,4 +1,4 @@
-"""What changed in methods between revisions, so that no run goes on as another method than it began."""
+"""Changes of methods between revisions, for checks at a resume."""
 
 from vidrobust.config import Method
 

@@ -1,4 +1,4 @@
-"""SimCLR on clips (Chen et al. 2020; on video, Feichtenhofer et al. 2021), with or without adversarial views."""
+"""SimCLR (Chen et al. 2020) and SupCon (Khosla et al. 2020) on clips."""
 
 import functools
 from collections.abc import Sequence
@@ -7,23 +7,22 @@ import torch
 from torch import Tensor
 
 from vidrobust.data import Record
-from vidrobust.engine import distributed
-from vidrobust.methods.adversarial import Pairing, Streams, clae
-from vidrobust.methods.adversary import AdversarialView, Adversary, frozen_statistics, selection
-from vidrobust.methods.info_nce import Asymmetry, Hardness, nt_xent
-from vidrobust.methods.method import Method
-from vidrobust.methods.momentum import MomentumEncoder, SplitEncoder
-from vidrobust.methods.nonsemantic import cosines
-from vidrobust.methods.removal import Found, Masks, Removal
-from vidrobust.methods.similarity import full_precision
+from vidrobust.losses.cosine import cosines, full_precision
+from vidrobust.losses.info_nce import Asymmetry, Hardness, nt_xent
+from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, frozen_statistics, selection
+from vidrobust.methods.adversarial.view_batch import Pairing, Streams, clae
+from vidrobust.methods.base import Method
+from vidrobust.methods.false_negatives.removal import Found, Masks, Removal
 from vidrobust.models import Model
+from vidrobust.models.momentum import MomentumEncoder, SplitEncoder
+from vidrobust.utils import distributed
 
 
 class SimCLR(Method):
     """The views of a video are positives of each other, those of other videos negatives.
 
     With false-negative removal (paper A), negatives are looked through first, on the clean embeddings, detached: the
-    model's own, or those of a momentum encoder. With an adversary, a pairing (`adversarial.py`) makes the loss of
+    model's own, or those of a momentum encoder. With an adversary, a pairing (`view_batch.py`) makes the loss of
     clean and adversarial views; what is removed between clean views is removed from the adversarial loss, and from the
     loss that the attack raises. Negatives of diminished semantics (paper C) are extra columns of all these losses, for
     the anchors of the video whose first view they were made of. asymmetry: A-InfoNCE's clean_weight and
@@ -153,3 +152,14 @@ class SimCLR(Method):
             self.removal.remember(everything[: len(ids)], ids)
         sides = keys, distributed.gather(keys)
         return self.removal.look(everything, distributed.gather(everything), sides, self.progress)
+
+
+class SupCon(SimCLR):
+    """SupCon (Khosla et al. 2020): SimCLR with positives by label.
+
+    The mean over positives is outside of the logarithm (L_out, eq. 2). A label that occurs once in
+    a batch still has the other views of its video.
+    """
+
+    def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:
+        return labels

@@ -1,4 +1,4 @@
-"""Cross-entropy with labels, or with pseudo-labels: what contrastive methods are compared with."""
+"""Supervised training with labels or pseudo-labels."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.data import Record
-from vidrobust.methods.adversary import in_mode
-from vidrobust.methods.method import Method
+from vidrobust.losses.cosine import full_precision
+from vidrobust.methods.adversarial.adversary import in_mode
+from vidrobust.methods.base import Method
 from vidrobust.methods.pseudo_labels import PseudoLabels
-from vidrobust.methods.similarity import full_precision
 from vidrobust.models import Backbone, Model
 
 

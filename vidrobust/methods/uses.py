@@ -1,7 +1,7 @@
-"""Which options a method looks at, so that others can be told."""
+"""Which options each method and adversary uses."""
 
 from vidrobust import config
-from vidrobust.methods.recipes import RECIPES, branches_of, shows_original
+from vidrobust.methods.adversarial.presets import RECIPES, branches_of, shows_original
 
 # method -> the options of `method` that it takes; the names of adversary and rule, and norm, are all methods'
 USES = {

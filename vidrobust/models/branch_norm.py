@@ -1,4 +1,4 @@
-"""Branch norm: batch norm with one set of weights and statistics a branch: "clean", and one or more for adversaries.
+"""Batch norm with separate weights and statistics per branch.
 
 Adversarial views have other statistics than clean ones, so each stream keeps its own (Xie et al., AdvProp,
 CVPR 2020; CLAE does so everywhere, shortcuts included: METHODS section 2.1). Lo and Patel (2021, METHODS section 6.1)

@@ -1,4 +1,4 @@
-"""Heads on a backbone."""
+"""Heads: linear layers and projectors."""
 
 from torch import nn
 

@@ -1,10 +1,10 @@
-"""R(2+1)D (Tran et al., CVPR 2018): 3D convolutions factored into space, then time."""
+"""R(2+1)D (Tran et al., CVPR 2018)."""
 
 from torch import nn
 from torchvision.models import video
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
-from vidrobust.models.trunk import Trunk, init_kaiming
+from vidrobust.models.backbone import Trunk, init_kaiming
 
 # torchvision's Kinetics-400 statistics, those of its pretrained R(2+1)D weights
 _MEAN, _STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -1,9 +1,9 @@
-"""ResNet-18 and ResNet-50 (He et al. 2016) as image trunks; on clips, the features of the frames are averaged."""
+"""ResNet-18 and ResNet-50 (He et al. 2016), averaged over the frames of a clip."""
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from vidrobust.models.trunk import Trunk, init_kaiming
+from vidrobust.models.backbone import Trunk, init_kaiming
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 

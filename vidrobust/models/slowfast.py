@@ -1,11 +1,11 @@
-"""SlowFast R50 (Feichtenhofer et al., ICCV 2019), the trunk of pytorchvideo's model."""
+"""SlowFast R50 (Feichtenhofer et al., ICCV 2019) from pytorchvideo."""
 
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from vidrobust.models.trunk import Trunk
+from vidrobust.models.backbone import Trunk
 
 
 def slowfast_r50() -> Trunk:

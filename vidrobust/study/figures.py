@@ -1,6 +1,4 @@
-"""The figures of a study's data set. Each takes its runs and the table that `summarise` makes of them, and says whether
-there was something to draw.
-"""
+"""Draw the figures of a study."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vidrobust.evaluation import drawing
-from vidrobust.study.summary import Runs
+from vidrobust.evaluation.report import drawing
+from vidrobust.study.arm_table import Runs
 
 
 def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A study's page becomes a list of runs."""
+"""Read a study's config file and list its runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vidrobust import config
-from vidrobust.errors import UserError, nearest
-from vidrobust.text import shown
-from vidrobust.yaml_pages import read_page
+from vidrobust.config.find import find_config
+from vidrobust.config.yaml_text import read_page
+from vidrobust.utils.errors import UserError, nearest
+from vidrobust.utils.text import shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Arm:
 
 def read_study(path: str | Path) -> Study:
     """Raises UserError for a page that is none, and for arms and data sets that it names and that are not."""
-    path = Path(path)
+    path = find_config(path)
     if not path.exists():
         raise UserError(f"no study {path}")
     # references in it are resolved by the run's configuration, not here

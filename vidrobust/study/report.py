@@ -1,15 +1,15 @@
-"""What a study says: study.md, study.json and figures."""
+"""Write study.md and study.json."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vidrobust.evaluation import markdown
-from vidrobust.files import replacing
+from vidrobust.evaluation.report import tables as markdown
+from vidrobust.study.arm_table import Runs, summarise
 from vidrobust.study.figures import draw_margins, draw_robust, draw_space
 from vidrobust.study.plan import Study
-from vidrobust.study.summary import Runs, summarise
+from vidrobust.utils.atomic_files import replacing
 
 _FIGURES = {"robust": draw_robust, "space": draw_space, "margins": draw_margins}
 _GEOMETRY = ("alignment", "uniformity", "tolerance", "centroid_mean", "margin_mean", "radius", "fisher",

@@ -1,17 +1,17 @@
-"""One run of a study: trained and measured, once."""
+"""Train and evaluate one run of a study."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vidrobust import config
-from vidrobust.engine import checkpoint, distributed
-from vidrobust.engine.log import log, read_metrics
-from vidrobust.engine.loop import train
-from vidrobust.errors import UserError
+from vidrobust import checkpoint, config
 from vidrobust.evaluation import check_evaluation, evaluate
-from vidrobust.evaluation.report import read_summary
+from vidrobust.evaluation.report.markdown import read_summary
 from vidrobust.study.plan import Arm
+from vidrobust.training.loop import train
+from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log, read_metrics
 
 # what may differ between two commands of the same study
 _FREE = (

@@ -1,9 +1,35 @@
-"""Clips become views."""
+"""Augmented views and non-semantic negatives of clips."""
 
-from vidrobust.views.augment import DRAW_COLUMNS, AugmentSpec, ViewDraw, apply_draws, draw_view, faded, to_float
-from vidrobust.views.negatives import NEGATIVES, NegativeSpec, count_numbers, draw_numbers, negatives, require_room
+from vidrobust.views.augment import (
+    DRAW_COLUMNS,
+    AugmentSpec,
+    ViewDraw,
+    apply_draws,
+    draw_view,
+    faded,
+    to_float,
+)
+from vidrobust.views.negatives import (
+    NEGATIVES,
+    NegativeSpec,
+    count_numbers,
+    draw_numbers,
+    negatives,
+    require_room,
+)
 
 __all__ = [
-    "DRAW_COLUMNS", "NEGATIVES", "AugmentSpec", "NegativeSpec", "ViewDraw", "apply_draws", "count_numbers",
-    "draw_numbers", "draw_view", "faded", "negatives", "require_room", "to_float",
-]  # fmt: skip
+    "DRAW_COLUMNS",
+    "NEGATIVES",
+    "AugmentSpec",
+    "NegativeSpec",
+    "ViewDraw",
+    "apply_draws",
+    "count_numbers",
+    "draw_numbers",
+    "draw_view",
+    "faded",
+    "negatives",
+    "require_room",
+    "to_float",
+]

@@ -1,4 +1,4 @@
-"""Augmentation: one draw a clip, shared by its frames.
+"""Augment clips: one set of random parameters per clip, shared by its frames.
 
 The box of a view is cut out and resized in the loader's worker, on uint8; flip and everything photometric run on the
 device, on a whole batch of float clips, from numbers that the worker drew. So a view is a pure function of the
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidrobust.views.composites import differences
+from vidrobust.views.cues import differences
 
 # Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), the standard
 # deviation of the blur in pixels (0: none), flip, solarise and motion (0 or 1).

@@ -1,4 +1,4 @@
-"""Negatives of diminished semantics (paper C): what keeps a clip's texture or its frames, and loses the rest.
+"""NEGATIVES: non-semantic negatives (Ge et al. 2021).
 
 A negative is a rearrangement of pixels of the augmented clip. Where they come from is decided by numbers that the
 loader draws with the clip, so that the same seed gives the same negative anywhere; the rest happens on the device, a

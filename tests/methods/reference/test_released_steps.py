@@ -14,7 +14,8 @@ from tests.methods.reference import released
 from tests.methods.reference.released import EPS, T
 from vidrobust.attacks import ThreatModel
 from vidrobust.config import Model, Optim
-from vidrobust.engine.optim import build_optimizer
+from vidrobust.losses.air import regularizer
+from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods import (
     BYOL,
     TARO,
@@ -29,12 +30,11 @@ from vidrobust.methods import (
     rocl,
     uel,
 )
-from vidrobust.methods.advcl import AdvCL
-from vidrobust.methods.info_nce import Hardness
-from vidrobust.methods.invariance import regularizer
-from vidrobust.methods.momentum import SplitEncoder
-from vidrobust.methods.taro import confusing
+from vidrobust.methods.adversarial.advcl import AdvCL
+from vidrobust.methods.adversarial.taro import confusing
 from vidrobust.models import Backbone, add_branches, build_model
+from vidrobust.models.momentum import SplitEncoder
+from vidrobust.training.optim import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("exact")
 

@@ -1,0 +1,406 @@
+"""Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.helpers import REPO, TINY, counting_video, tiny, tiny_ucf101, tool
+from vidrobust import config
+from vidrobust.methods import without_effect
+from vidrobust.utils import errors
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, a page and a finished run."""
+    top = tmp_path_factory.mktemp("cli")
+    tiny_ucf101(top / "data")
+    (top / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", "--output-dir", "run", *TINY, "eval.enabled=false", cwd=top)
+    assert done.returncode == 0, done.stderr
+    return top
+
+
+def _refused(done):
+    lines = [line for line in done.stderr.strip().splitlines() if " I " not in line[:20]]
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def _train(place, *words):
+    return tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *words), cwd=place)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
+        (["eval.name=../other"], "eval.name=../other: one folder's name"),
+        (["eval.threats=linf-4/255"], "eval.threats=linf-4/255: needs a list; write"),
+        (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
+        (["--dry-run", "method.false_negatives.rule=nonee"], "did you mean 'none'"),
+        (["data.stride=0"], "data.stride=0: must be at least 1"),
+        (["seed=one"], "seed=one: 'one' is no such value; write a whole number"),
+        (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
+        (
+            ["method.adversary.threats=[linf-8]"],
+            "method.adversary.threats: eps=8: Linf is in [0, 1] units",
+        ),
+        (["data.root=/nowhere"], "no data root /nowhere"),
+        (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
+        (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
+        (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
+        (["device=cdua"], "device=cdua: choose auto, cpu, cuda"),
+        (["device=cuda:77"], "device=cuda:77: this machine has"),
+        (["train.batch_size=1"], "need two videos on each rank"),
+        (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
+        (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
+        (
+            ["--output-dir", "run"],
+            "output directory run holds a finished run; tools/test_net.py measures it, --resume",
+        ),
+        (["--output-dir", "data", "--overwrite"], "not the folder of a run"),
+        (["--output-dir", "x", "--resume", "nothing.pt"], "no checkpoint nothing.pt"),
+        (["--output-dir", "x1", "model.backbone=r2plus1d"], "did you mean 'r2plus1d_18'"),
+        (["--output-dir", "x2", "method.name=simcrl"], "did you mean 'simclr'"),
+    ],
+)
+def test_arguments(place, words, message):
+    options = [word for word in words if "=" in word]
+    arguments = [word for word in words if "=" not in word]
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *options), *arguments, cwd=place)
+    assert message in _refused(done)
+    assert not (place / "outputs").exists()  # a start that failed leaves no folder in the way of the next
+    assert (place / "run/checkpoints/last.pt").is_file() and (place / "data/videos").is_dir()
+
+
+def test_a_batch_larger_than_the_data_set(place):
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("train.batch_size=99"), "--output-dir", "x3", cwd=place)
+    assert "train.batch_size=99 is larger than the data set (8 videos)" in _refused(done)
+
+
+def test_pages(place):
+    for name, text, message in [
+        ("double.yaml", "seed: 1\nseed: 2", "duplicate key seed"),
+        ("tab.yaml", "data:\n\troot: x", "cannot start any token, line 2"),
+        ("latin.yaml", "data: {root: caf\xe9}", "latin.yaml: not a text file"),
+        ("empty_base.yaml", "_BASE_: 3", "_BASE_ is a page or a list of pages"),
+        ("missing.yaml", None, "no configuration file missing.yaml"),
+    ]:
+        if text:
+            (place / name).write_bytes(text.encode("latin-1"))
+        assert message in _refused(tool("train_net", "--cfg", name, cwd=place))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("b.avi 0\nnothing.avi 1\n", "line 2: nothing.avi is not under"), ("b.avi 1\n", "labels look 1-based"),
+     ("b.avi 0\nc.avi -3\n", "label -3 is out of range")],
+)  # fmt: skip
+def test_lists(tmp_path, content, message):
+    for name in ("b.avi", "c.avi"):
+        counting_video(tmp_path / name, 20)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(content)
+    (tmp_path / "page.yaml").write_text("data: {root: .}")
+    done = tool("train_net", "--cfg", "page.yaml", *tiny("data.name=list"), cwd=tmp_path)
+    assert message in _refused(done)
+
+
+def test_a_test_list_that_is_wrong_is_told_before_training(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "ucfTrainTestlist/testlist01.txt").write_text("")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    assert "testlist01.txt lists no video" in _refused(done) and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "the file is empty"), (None, "cut short"), (b"text" * 99, "not a video file")]
+)
+def test_broken_files_stop_training(tmp_path, content, message):
+    root = tiny_ucf101(tmp_path / "data")
+    for path in (root / "videos/Alpha").glob("*g0[1-4]*"):  # all that are trained on, so that the first batch meets one
+        path.write_bytes(path.read_bytes()[:900] if content is None else content)
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    done = _train(tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    *warned, line = done.stderr.splitlines()
+    assert "of 8 training videos are bad" in line and message in line and "v_Alpha_g0" in line
+    assert any("another takes its place" in text and message in text for text in warned)
+
+
+def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
+    out = tmp_path / "eval"
+    done = tool("test_net", "--checkpoint", place / "run", "--output-dir", out, f"data.root={root}", cwd=tmp_path)
+    line = _refused(done)
+    assert (
+        "videos that do not decode: 1; those of test lists count as wrong" in line
+        and "v_Beta_g05_c01.avi: the file is empty" in line
+    )
+    assert (out / "report.md").is_file() and "do not decode" in (out / "summary.json").read_text()
+    done = tool(
+        "extract_features",
+        "--checkpoint",
+        place / "run",
+        "--output",
+        tmp_path / "f.npz",
+        f"data.root={root}",
+        cwd=tmp_path,
+    )
+    assert "1 of 4 videos do not decode and have no rows in" in _refused(done) and (tmp_path / "f.npz").is_file()
+
+
+def test_checkpoints(place, tmp_path):
+    whole = (place / "run/checkpoints/last.pt").read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt")
+    for words, message in [
+        (["short.pt"], "short.pt: not a checkpoint, or cut short"),
+        (["nothing.pt"], "no checkpoint nothing.pt"),
+        (["plain.pt"], "not a training checkpoint"),
+        ([place / "run", "model.width=8"], "model.width=8 (4): the checkpoint was trained with what is in brackets"),
+        ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
+        (
+            [place / "run", "method.adversary.name=clae", "eval.branch=adv"],
+            "method.adversary.name=clae (none): the checkpoint was trained with",
+        ),
+    ]:
+        line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
+        assert message in line, line
+
+
+def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
+    words = ["test_net", "--checkpoint", "run", f"data.root={place / 'data'}"]
+    assert tool(*words, cwd=place).returncode == 0
+    first = (place / "run/eval/pgd/summary.json").read_bytes()
+    assert tool(*words, cwd=place).returncode == 0  # the same one again
+    assert (place / "run/eval/pgd/summary.json").read_bytes() == first
+    assert "holds another evaluation, of other options (eval.steps); set eval.name=NAME, or --overwrite" in _refused(
+        tool(*words, "eval.steps=3", cwd=place)
+    )
+    assert (place / "run/eval/pgd/summary.json").read_bytes() == first
+    assert tool(*words, "eval.steps=3", "eval.name=other", cwd=place).returncode == 0
+    assert tool(*words, "eval.steps=3", "--overwrite", cwd=place).returncode == 0
+    assert (place / "run/eval/pgd/summary.json").read_bytes() != first
+
+
+def test_resume_takes_the_word_behind_it_for_an_override(place):
+    done = tool(
+        "train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume", *TINY, "eval.enabled=false", cwd=place
+    )
+    assert done.returncode == 0 and "training was complete at step 4" in done.stderr
+
+
+def test_method_options_without_effect_are_told(place):
+    words = ("method.name=supervised", "method.clips_per_video=3", "method.temperature=0.5", "train.max_steps=1")
+    done = _train(place, "--output-dir", "idle", *words)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "no effect" in line]
+    assert len(told) == 1 and told[0].endswith(
+        "no effect with method.name=supervised as it is configured: method.clips_per_video"
+    )
+
+
+@pytest.mark.parametrize(
+    "key, off, on",
+    [
+        ("augment.scale=[0.5,1]", ["augment.shift=4"], []),
+        (
+            "augment.original_shift=4",
+            ["method.adversary.name=rocl"],
+            ["method.adversary.name=advcl"],
+        ),
+        ("augment.original_shift=3", [], ["method.adversary.name=acl", "method.adversary.air=0.5"]),
+        ("augment.corruption_prob=0.7", [], ["augment.corruptions=[fog]"]),
+        ("optim.milestones=[0.5]", [], ["optim.schedule=step"]),
+        ("optim.gamma=0.5", [], ["optim.schedule=step"]),
+        ("optim.lars_exclude=false", [], ["optim.name=lars"]),
+        ("optim.momentum=0.8", ["optim.name=adamw"], ["optim.name=lars"]),
+    ],
+)
+def test_options_that_others_switch_off_are_without_effect(key, off, on):
+    name = key.split("=")[0]
+    assert name in without_effect(config.loads("", [key, *off]))
+    assert name not in without_effect(config.loads("", [key, *on]))
+    assert name not in without_effect(config.loads("", off))  # nobody has set it
+
+
+def test_usage_is_told_without_a_traceback(place):
+    done = tool("train_net", cwd=place)
+    assert done.returncode == 2 and "--cfg" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp_path):
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
+    assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
+    before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
+    for bad in ("data.root=/nowhere", "model.backbone=none", "train.batch_size=99", "optim.schedule=cosin"):
+        assert tool(*words, "--overwrite", *tiny("eval.enabled=false", bad), cwd=place).returncode == 1
+        assert (tmp_path / "o/checkpoints/last.pt").read_bytes() == before
+    assert tool(*words, "--overwrite", *tiny("eval.enabled=false", "seed=3"), cwd=place).returncode == 0
+    assert (tmp_path / "o/checkpoints/last.pt").read_bytes() != before
+    done = tool(*words, "--overwrite", "--resume", *tiny(), cwd=place)
+    assert done.returncode == 2 and "not allowed with" in done.stderr
+
+
+def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
+    words = ["train_net", "--cfg", "page.yaml", "--resume", "run", *tiny("eval.enabled=false", "train.epochs=3")]
+    done = tool(*words, "--output-dir", tmp_path / "o", cwd=place)
+    assert done.returncode == 0 and "steps 4 to 6" in done.stderr and "train.epochs=3 (2)" in done.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    assert "is in use" in _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
+
+
+def test_a_tool_is_a_process_of_its_own(place):
+    """What `tool` runs in this process, once as users do: status and stderr are the same."""
+    command = [sys.executable, str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "data.framse=3"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: command line: unknown option 'data.framse'; did you mean 'data.frames'?\n"
+
+
+def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
+    tiny_ucf101(tmp_path / "data")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "o"]
+    assert tool(*words, *TINY, cwd=tmp_path).returncode == 0
+    done = tool(*words, "--resume", *tiny("train.epochs=3"), cwd=tmp_path)
+    assert done.returncode == 0 and "step 6" in (tmp_path / "o/eval/pgd/report.md").read_text(), done.stderr
+
+
+def test_another_data_set_than_the_one_trained_on(tmp_path):
+    """Features of a supervised model, and its trunk with a probe, whatever the number of classes."""
+    tiny_ucf101(tmp_path / "data")
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    words = tiny("method.name=supervised", "eval.enabled=false")
+    assert tool("train_net", "--cfg", "page.yaml", "--output-dir", "o", *words, cwd=tmp_path).returncode == 0
+    tiny_ucf101(tmp_path / "three", ("Alpha", "Beta", "Gamma"))
+    for name in ("extract_features", "test_net"):
+        done = tool(name, "--checkpoint", "o", "data.root=three", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "on the linear probe" in (tmp_path / "o/eval/pgd/report.md").read_text()
+    done = tool("test_net", "--checkpoint", "o", "eval.name=own", cwd=tmp_path)
+    assert "| own head |" in (tmp_path / "o/eval/own/report.md").read_text(), done.stderr
+
+
+def test_features_of_another_list_are_not_written_over(place, tmp_path):
+    words = ["extract_features", "--checkpoint", "run", "--output", tmp_path / "f.npz", f"data.root={place / 'data'}"]
+    assert tool(*words, cwd=place).returncode == tool(*words, cwd=place).returncode == 0
+    before = (tmp_path / "f.npz").read_bytes()
+    assert "holds other features" in _refused(tool(*words, "--split", "train", cwd=place))
+    assert (tmp_path / "f.npz").read_bytes() == before
+    assert tool(*words, "--split", "train", "--overwrite", cwd=place).returncode == 0
+    assert (tmp_path / "f.npz").read_bytes() != before
+
+
+def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
+    before = (place / "run/config.yaml").read_bytes()
+    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume"]
+    line = _refused(tool(*words, *tiny("eval.enabled=false", "train.epochs=1"), cwd=place))
+    assert "is at step 4, beyond the 2 asked for" in line and (place / "run/config.yaml").read_bytes() == before
+
+
+def test_an_evaluation_without_attacks_measures_the_representation(place):
+    """kNN and probe are numbers of their own."""
+    words = (f"data.root={place / 'data'}", "eval.threats=[]", "eval.name=knn")
+    done = tool("test_net", "--checkpoint", "run", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    text = (place / "run/eval/knn/report.md").read_text()
+    assert text.startswith("# ucf101, test, fold 1: 4 videos\n") and "| kNN |" in text
+    assert "How robust" not in text
+    summary = json.loads((place / "run/eval/knn/summary.json").read_text())
+    assert summary["curve"] == [] and summary["clean_acc"] is None
+    assert summary["representation"]["trained_knn"]["n"] == 4
+
+
+def test_one_class_is_refused_before_training(tmp_path):
+    tiny_ucf101(tmp_path / "data", ("Alone",))
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    line = _refused(done)
+    assert "data.name=ucf101: data has one class, 'Alone'" in line and "eval.enabled=false" in line
+    assert not (tmp_path / "outputs").exists()
+    trained = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        *tiny("eval.enabled=false", "train.max_steps=1"),
+        cwd=tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["TRAIN.BATCH_SIZE", "16"], "'TRAIN.BATCH_SIZE'; did you mean 'train.batch_size'?"),
+        (["TRAIN.BATCH_SIZE=16"], "'TRAIN.BATCH_SIZE'; did you mean 'train.batch_size'?"),
+        (["Train.Batch_Size=16"], "'Train.Batch_Size'; did you mean 'train.batch_size'?"),
+        (["SOLVER.BASE_LR", "0.1"], "'SOLVER.BASE_LR'; did you mean 'optim.lr'?"),
+        (["DATA.NUM_FRAMES", "8"], "'DATA.NUM_FRAMES'; did you mean 'data.frames'?"),
+        (["RNG_SEED", "1"], "'RNG_SEED'; did you mean 'seed'?"),
+        (["OUTPUT_DIR", "x"], "'OUTPUT_DIR'; use --output-dir"),
+        (["NUM_GPUS", "2"], "'NUM_GPUS'; use torchrun --nproc_per_node"),
+    ],
+)
+def test_slowfast_options_are_told_by_our_names(place, words, key):
+    line = _refused(tool("train_net", "--cfg", "page.yaml", *words, cwd=place))
+    assert f"command line: unknown option {key}" in line
+
+
+def test_every_name_that_slowfast_options_are_given_is_an_option():
+    known = {key for key, _ in config.options()}
+    assert set(errors._SLOWFAST.values()) <= known
+
+
+def test_features_into_a_folder_are_refused_by_name(place):
+    (place / "folder").mkdir(exist_ok=True)
+    done = tool("extract_features", "--checkpoint", "run", "--output", "folder", cwd=place)
+    assert "--output folder: is a folder; name a file in it, as folder/test.npz" in _refused(done)
+
+
+def test_an_output_folder_that_is_no_utf_8_is_refused(place):
+    line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
+    assert r"output directory caf\xe9 is not text in UTF-8" in line
+    assert r"data.root=\xe9: an option holds text in UTF-8 alone" in _refused(
+        _train(place, "data.root=" + os.fsdecode(b"\xe9"))
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tools/train_net.py",
+        "tools/test_net.py",
+        "tools/extract_features.py",
+        "tools/study.py",
+        "tools/visualize.py",
+        "tools/benchmark.py",
+        "datasets/prepare.py",
+    ],
+)
+def test_a_clone_runs_its_own_package_whatever_is_installed(tmp_path, name):
+    clone = tmp_path / "clone"
+    (clone / name).parent.mkdir(parents=True)
+    shutil.copy(REPO / name, clone / name)
+    shutil.copytree(
+        REPO / "vidrobust", clone / "vidrobust", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    with open(clone / "vidrobust/__init__.py", "a") as file:
+        file.write("import sys\nprint('the clone', file=sys.stderr)\nsys.exit(7)\n")
+    command = [sys.executable, str(clone / name), "--help"]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}  # as an installed package of another clone
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7 and done.stderr == "the clone\n"

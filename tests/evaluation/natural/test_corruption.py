@@ -1,0 +1,308 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import tiny, tiny_ucf101
+from vidrobust import checkpoint, config
+from vidrobust.corruptions import MissingEncoder
+from vidrobust.data import Corrupted, Failure, Record
+from vidrobust.evaluation import evaluate
+from vidrobust.evaluation.natural import corruption as module
+from vidrobust.evaluation.natural.corruption import corruption_table, read_baseline, relative_to, without_effect
+from vidrobust.training.loop import train
+from vidrobust.utils.errors import UserError
+
+WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
+CLASSES = ["a", "b"]
+MODULE = sys.modules["vidrobust.evaluation.evaluate"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    top = tmp_path_factory.mktemp("corruption")
+    root = tiny_ucf101(top / "data", train=3, test=3)
+    cfg = config.loads("", tiny(f"data.root={root}", "method.name=supervised"))
+    return cfg, checkpoint.read_checkpoint(train(cfg, top / "run"))
+
+
+def run(trained, out, *words):
+    cfg, state = trained
+    given = {word.split("=")[0] for word in words}
+    usual = [word for word in WORDS if word.split("=")[0] not in given]
+    return evaluate(config.loads(config.to_yaml(cfg), [*usual, *words]), state, out)
+
+
+def rows(**predicted):
+    """Four videos: labels 0 0 1 1; predicted: name -> four lists of a prediction a severity."""
+    return [
+        {"index": i, "label": i // 2, "kind": kind, "name": name, "predicted": answers[i]}
+        for i in range(4) for name, answers in predicted.items()
+        for kind in ["shift" if name.startswith("set_") else "corruption"]
+    ]  # fmt: skip
+
+
+CLEAN = [[0], [0], [1], [0]]  # 3 of 4
+FOG = [[0, 0], [0, 1], [0, 0], [0, None]]  # 2 of 4, 1 of 4
+BLUR = [[0, 0], [0, 0], [1, 1], [0, 0]]  # 3 of 4 twice
+
+
+def test_the_table_by_hand():
+    found = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
+    assert found["clean_acc"] == 0.75 and found["n"] == 4
+    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+    assert fog["acc"] == [0.5, 0.25] and blur["acc"] == [0.75, 0.75]
+    assert fog["mean_acc"] == 0.375 and fog["gamma_a"] == 0.625 and fog["gamma_r"] == 0.5
+    assert blur["gamma_a"] == blur["gamma_r"] == 1 and fog["kind"] == "corruption"
+    assert found["mpc"] == 0.5625 and found["rpc"] == 0.75
+    assert found["gamma_a"] == np.mean([0.625, 1]) and found["gamma_r"] == np.mean([0.5, 1])
+    assert found["mce"] is None and found["relative_mce"] is None
+    assert found["per_class"] == {"a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
+                                  "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2}}  # fmt: skip
+
+
+def test_errors_relative_to_a_baseline_by_hand():
+    baseline = {
+        "clean_acc": 0.5, "severities": [2, 4],
+        "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
+    }  # fmt: skip
+    found = relative_to(corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline)
+    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+    assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(100 * 0.5 / 1.25)
+    assert fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
+    assert found["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
+    own = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
+    assert relative_to(own, own)["mce"] == relative_to(own, own)["relative_mce"] == 100
+    some = relative_to(corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline)
+    assert some["mce"] == pytest.approx(100 * 0.75 / 0.75), "a part of the baseline's severities"
+    assert relative_to(own, None)["mce"] is None and own["mce"] is None
+
+
+def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
+    with_shift = corruption_table(rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES)
+    without = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
+    assert with_shift["corruptions"]["set_x"]["kind"] == "shift" and with_shift["corruptions"]["set_x"]["acc"] == [0]
+    same = ("clean_acc", "mpc", "rpc", "gamma_a", "gamma_r", "per_class")
+    assert [with_shift[key] for key in same] == [without[key] for key in same]
+
+
+def test_where_nothing_is_right_there_is_no_share():
+    wrong = [[1], [1], [0], [0]]
+    found = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
+    assert found["rpc"] is None and found["gamma_r"] is None and found["corruptions"]["fog"]["gamma_r"] is None
+
+
+def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
+    summary = run(trained, tmp_path)
+    table = summary["corruption"]
+    assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table["severities"] == [1, 5]
+    assert summary["clean_acc"] == table["clean_acc"] and summary["n"] == 6
+    assert summary["curve"] == [] and summary["robust_acc"] is None and summary["warnings"] == []
+    lines = [json.loads(line) for line in (tmp_path / "corruptions.jsonl").read_text().splitlines()]
+    assert [(row["index"], row["name"]) for row in lines] == [
+        (i, name) for i in range(6) for name in ("clean", *table["corruptions"])
+    ]
+    hits = [row["predicted"][1] == row["label"] for row in lines if row["name"] == "contrast"]
+    assert table["corruptions"]["contrast"]["acc"][1] == np.mean(hits)
+    text = (tmp_path / "report.md").read_text()
+    assert "6 videos corrupted" in text and "| h264_crf |" in text and "mPC" in text and "How robust it is" not in text
+    for picture in ("corruptions.png", "corruption_curves.png"):
+        assert picture in text and (tmp_path / picture).stat().st_size > 5000
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the gradient is 0")  # two steps of training may end anywhere
+def test_with_attacks_both_are_in_one_report(trained, tmp_path):
+    summary = run(trained, tmp_path, "eval.threats=[linf-0,linf-8/255]")
+    assert summary["clean_acc"] == summary["corruption"]["clean_acc"] == summary["curve"][0]["robust_acc"]
+    text = (tmp_path / "report.md").read_text()
+    assert "attacked and corrupted" in text and "How robust it is" in text and "Under corruptions" in text
+
+
+def test_the_logits_of_clips_are_averaged():
+    """Two clips that say 0, one that says 1 more loudly: their mean says 0, the largest 1."""
+    logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+    clips = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 1, 8, 8, 3)
+    found = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
+    predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
+    assert module._classify(predict, found, torch.device("cpu")) == [0, None]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_condition_of_nan_logits_has_no_prediction_and_its_reason(value):
+    clips = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 1, 8, 8, 3)
+    found = Corrupted(0, [("clean", 0), ("fog", 1), ("fog", 2)], [clips, clips + 2, clips])
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [value, 1.0]])
+    predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
+    record = Record("a.avi", "/a.avi", 1)
+    answers = module._classify(predict, found, torch.device("cpu"), record)
+    assert answers == [1, None, 1]
+    clean, fog = module._rows(found, record, answers)
+    assert clean["error"] is None
+    assert (
+        fog["error"]
+        == "a.avi: no finite numbers from the model: NaN or infinite logits under fog at severity 1"
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_the_model_has_no_logit_for_is_refused(label):
+    clips = torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)
+    found = Corrupted(0, [("clean", 0)], [clips])
+    with pytest.raises(
+        UserError,
+        match=f"label={label} of a.avi: the model has classes 0 to 1; leave the video out",
+    ):
+        module._classify(
+            lambda x: torch.zeros(len(x), 2),
+            found,
+            torch.device("cpu"),
+            Record("a.avi", "/a", label),
+        )
+
+
+def test_outputs_that_are_no_logits_are_refused():
+    found = Corrupted(0, [("clean", 0)], [torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)])
+    with pytest.raises(UserError, match="give lambda x: model"):
+        module._classify(lambda x: (torch.zeros(len(x), 2),), found, torch.device("cpu"))
+
+
+def test_a_head_of_nan_is_reported_in_the_summary_and_no_class_is_right(
+    trained, tmp_path, monkeypatch
+):
+    """Features are sound, so that nothing before the head refuses the model."""
+    monkeypatch.setattr(
+        MODULE, "_classifier", lambda *_: lambda x: torch.full((len(x), 2), torch.nan)
+    )
+    words = ["eval.threats=[linf-1/255]", "eval.bias=[freeze]", "data.frames=2"]
+    summary = run(trained, tmp_path, *words)
+    assert (
+        summary["corruption"]["clean_acc"]
+        == summary["corruption"]["mpc"]
+        == summary["robust_acc"]
+        == 0
+    )
+    assert summary["bias"]["views"]["clean"]["acc"] == 0
+    told = [
+        line
+        for line in summary["warnings"]
+        if "count as wrong, as the model gives NaN or infinity" in line
+    ]
+    assert len(told) == 3, "attacks, corruptions and cues"
+    assert summary["failed"] == [], "every video decodes"
+    assert "the model gives NaN or infinity" in (tmp_path / "report.md").read_text()
+
+
+def test_clips_of_a_video_are_averaged(trained, tmp_path):
+    """Its clean accuracy is then the head's, over the same views."""
+    summary = run(trained, tmp_path, "eval.unit=video", "eval.clips=3")
+    assert summary["clean_acc"] == summary["representation"]["head"]["acc"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_after_any_row_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch, workers):
+    words = ["eval.batch_size=2", f"data.workers={workers}"]  # a batch a corruption
+    run(trained, tmp_path / "whole", *words)
+    real = module._rows
+    for stop in (1, 5, 14):
+        calls = []
+
+        def rows_until(*args, calls=calls, stop=stop):
+            calls.append(1)
+            if len(calls) > stop:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(module, "_rows", rows_until)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained, tmp_path / "cut", *words)
+    monkeypatch.setattr(module, "_rows", real)
+    with open(tmp_path / "cut/corruptions.jsonl", "a") as file:
+        file.write('{"index": 5, "na')  # cut in the middle of a line
+    run(trained, tmp_path / "cut", *words)
+    for name in ("corruptions.jsonl", "summary.json", "report.md"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
+    cfg, state = trained
+    root = tiny_ucf101(tmp_path / "data", train=3, test=3)
+    broken = sorted(root.glob("videos/*/*.avi"))[-1]
+    broken.write_bytes(b"no video")
+    with pytest.raises(UserError, match="videos that do not decode: 1"):
+        evaluate(config.loads(config.to_yaml(cfg), [*WORDS, f"data.root={root}"]), state, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/corruptions.jsonl").read_text().splitlines()]
+    failed = [row for row in lines if row["error"]]
+    assert len(failed) == 4 and [row["predicted"] for row in failed] == [[None], *[[None, None]] * 3]
+    assert broken.name in failed[0]["error"]
+    assert (
+        max(json.loads((tmp_path / "out/summary.json").read_text())["corruption"]["corruptions"]["contrast"]["acc"]) < 1
+    )
+
+
+def test_what_changes_nothing_of_an_image_is_told():
+    names = ["fog", "freeze", "temporal_blur"]
+    assert without_effect(names, 1, images=True) == ["images: nothing changes under freeze, temporal_blur"]
+    assert without_effect(names, 1, images=False) == ["clips of one frame: nothing changes under temporal_blur"]
+    assert without_effect(names, 4, images=False) == without_effect(["fog"], 1, images=True) == []
+
+
+def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
+    def missing(names):
+        raise MissingEncoder(f"this PyAV has no encoder for {names[-1]}: install it")
+
+    monkeypatch.setattr(module, "require_encoders", missing)
+    with pytest.raises(UserError, match="eval.corruption.names: this PyAV has no encoder for h264_crf"):
+        run(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_baselines(trained, tmp_path, monkeypatch):
+    first = run(trained, tmp_path / "a")
+    path = tmp_path / "a/summary.json"
+    with monkeypatch.context() as patch:
+        run(trained, tmp_path / "b")
+        patch.setattr(MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again"))
+        second = run(trained, tmp_path / "b", f"eval.corruption.baseline={path}")
+    assert f"relative to {path}." in (tmp_path / "b/report.md").read_text()
+    assert second["corruption"]["baseline"] == str(path) and first["corruption"]["baseline"] is None
+    folder = run(trained, tmp_path / "b", f"eval.corruption.baseline={path.parent}")
+    assert folder["corruption"]["mce"] == second["corruption"]["mce"]
+    for words, reason in (
+        (["eval.corruption.names=[contrast,fog]"], "lacks fog: measure it"),
+        (["eval.corruption.severities=[1,2]"], "lacks severity 2: measure it"),
+        (["eval.corruption.place=view"], "was measured with eval.corruption.place=source"),
+        (["eval.limit=3"], "was measured on other videos: n 6, here 3"),
+        (["eval.unit=video"], "was measured on other videos: unit clip, here video"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            run(trained, tmp_path / "c", f"eval.corruption.baseline={path}", *words)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match="was measured on other videos: manifest_sha .*, here 0123"):
+        read_baseline(str(path), ["contrast"], [1, 5], "source", {"manifest_sha": "0123"})
+    errors = 1 - np.array([e["acc"] for e in first["corruption"]["corruptions"].values()])
+    assert second["corruption"]["mce"] == (pytest.approx(100) if errors.sum(1).all() else None)
+    for content in ("{}", "no json", '{"corruption": null}', '{"corruption": {"x": 1}}', "[]"):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(UserError, match="eval.corruption.baseline="):
+            read_baseline(str(tmp_path / "bad.json"), [], [], "source", {})
+    with pytest.raises(UserError, match=r"baseline=nowhere.json"):
+        read_baseline("nowhere.json", [], [], "source", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
+        (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
+        (["eval.corruption.severities=[2,2]"], "list different ones"),
+        (["eval.corruption.severities=[]"], "at least one"),
+        (["eval.corruption.place=air"], "choose one of source, view"),
+    ],
+)
+def test_options_are_checked(words, reason):
+    base = [w for w in WORDS if w.split("=")[0] not in {word.split("=")[0] for word in words}]
+    with pytest.raises(UserError, match=reason):
+        config.loads("", tiny(*base, *words))

@@ -1,0 +1,262 @@
+"""What the loop tells methods, and what they keep."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from tests.helpers import tiny, tiny_ucf101
+from tests.training.test_loop import _cfg, _equal, _train
+from vidrobust import checkpoint, config
+from vidrobust.methods import build_method
+from vidrobust.training.loop import NonFinite
+from vidrobust.training.setup import arrange
+from vidrobust.utils.errors import UserError
+
+REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
+KEEPING = {
+    "moco": ["method.name=moco", "method.queue=8", f"{REMOVAL}rule=cluster", f"{REMOVAL}clusters=2"],
+    "byol": ["method.name=byol", "method.predictor=8"],
+    "simsiam": ["method.name=simsiam", "method.predictor=8"],
+    "acl": [f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=2", f"{ADVERSARY}schedule=adaptive"],
+    "dynacl": [f"{ADVERSARY}name=dynacl", f"{ADVERSARY}steps=1", "method.joint_views=true"],
+    "fast": ["method.name=supervised", f"{ADVERSARY}name=fast"],
+    "free": ["method.name=supervised", f"{ADVERSARY}name=free"],
+    "moco and clae": ["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"],
+    "negatives": [f"{NEGATIVES}names=[patch,shuffle]", f"{NEGATIVES}count=2"],
+    "detector": [f"{REMOVAL}rule=adaptive_rate", f"{REMOVAL}encoder=momentum", f"{REMOVAL}warmup=0.3"],
+}
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
+    """Queue, momentum encoder, clusters, and the counts of an epoch that was cut in two."""
+    cfg = _cfg(ucf, *KEEPING[kind], "train.checkpoint_every=1", "train.keep=9")
+    whole = _train(cfg, tmp_path / "whole")
+    rows = (tmp_path / "whole/metrics.jsonl").read_text()
+    resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt")
+    for key in whole:
+        assert _equal(whole[key], resumed[key]), key
+    told = [[json.loads(line) for line in text.splitlines() if "train_epoch" in line]
+            for text in (rows, (tmp_path / "resumed/metrics.jsonl").read_text())]  # fmt: skip
+    if kind in ("moco", "detector"):
+        assert [row["epoch"] for row in told[0]] == [0, 1] and told[0][1] == told[1][-1]
+        assert 0 <= told[0][1]["fn_removed"] < 1
+
+
+def test_textures_that_are_made_anew_are_read_again(tmp_path):
+    """As the message of a run that stopped for them says."""
+    root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
+    tiny_ucf101(twins)
+    bad = [twins / f"videos/Beta/v_Beta_g{n:02d}_c01.avi" for n in (1, 2, 3)]
+    mended = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"")
+    words = [f"{NEGATIVES}names=[texture]", f"data.twins={twins}", "train.epochs=4", "train.checkpoint_every=1"]
+    with pytest.raises(UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"):
+        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out")
+    with pytest.raises(UserError, match="3 of 8 training videos are bad"):
+        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+    for path, content in zip(bad, mended, strict=True):
+        path.unlink()
+        path.write_bytes(content)
+    state = _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+    assert state["bad_videos"] == {} and state["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "forward", "backward"),
+    [
+        ([], 2, 2),
+        (["method.clips_per_video=3"], 3, 3),
+        (["method.name=moco", "method.queue=8"], 2, 1),
+        (["method.name=byol"], 4, 2),
+        ([f"{NEGATIVES}names=[patch]"], 3, 3),
+        ([f"{NEGATIVES}names=[patch,freeze]", f"{NEGATIVES}count=2", "method.name=moco", "method.queue=8"], 6, 1),
+        ([f"{NEGATIVES}names=[patch]", "method.name=byol"], 5, 2),
+        ([f"{NEGATIVES}names=[patch]", f"{ADVERSARY}name=clae"], 5, 5),
+        (["method.name=supervised"], 1, 1),
+        ([f"{ADVERSARY}name=clae"], 4, 4),
+        ([f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-4/255,l2-1]"], 6, 6),
+        ([f"{ADVERSARY}name=rocl"], 13, 12),
+        ([f"{ADVERSARY}name=acl"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s"], 8, 7),
+        ([f"{ADVERSARY}name=rocl", f"{REMOVAL}rule=fixed"], 15, 12),
+        ([f"{ADVERSARY}name=acl", f"{REMOVAL}rule=fixed"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a", f"{REMOVAL}rule=fixed"], 14, 12),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s", f"{REMOVAL}rule=fixed"], 9, 7),
+        (["method.name=supervised", f"{ADVERSARY}name=pgd"], 11, 11),
+        (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
+        (["method.name=supervised", f"{ADVERSARY}name=fast"], 14, 12),  # the epoch's first step looks at PGD
+        (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a"], 12, 12),
+        ([f"{ADVERSARY}name=dynacl"], 14, 12),
+        ([f"{ADVERSARY}name=dynacl", f"{ADVERSARY}key_encoder=false"], 14, 14),
+        ([f"{ADVERSARY}name=acl", "method.joint_views=true"], 14, 14),
+        ([f"{ADVERSARY}name=acl", f"{ADVERSARY}sir=0.5", f"{ADVERSARY}air=0.5"], 15, 15),
+        (["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"], 4, 3),
+        (["method.name=byol", f"{ADVERSARY}name=taro"], 30, 23),
+        (["method.name=simsiam", f"{ADVERSARY}name=taro"], 27, 23),
+        (["method.name=distill", "method.teacher=teacher"], 2, 1),
+        (["method.name=distill", "method.teacher=teacher", f"{ADVERSARY}name=deacl"], 8, 7),
+        (["method.teacher=teacher", f"{ADVERSARY}name=advcl", f"{ADVERSARY}clusters=[2]"], 18, 15),
+    ],
+)
+def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, monkeypatch):
+    """In clips a video; docs/methods.md says the same."""
+    if "method.teacher=teacher" in words:
+        monkeypatch.chdir(tmp_path)
+        _train(_cfg(ucf, "train.max_steps=1"), tmp_path / "teacher")
+    _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert (row["forward"], row["backward"]) == (forward, backward)
+
+
+def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch):
+    words = [f"{NEGATIVES}names=[shuffle]", "train.max_steps=1"]
+    monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: 1 - x[:, None])
+    _train(_cfg(ucf, *words), tmp_path / "moving")
+    assert "own negative" not in (tmp_path / "moving/log.txt").read_text()
+    monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: x[:, None].clone())
+    _train(_cfg(ucf, *words), tmp_path / "still")
+    assert "4 of 4 clips of the first batch are their own negative" in (tmp_path / "still/log.txt").read_text()
+
+
+def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
+    _train(_cfg(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert [row["eps_share"] for row in rows] == pytest.approx([0.25 + 0.75 * row["step"] / 4 for row in rows])
+
+
+def test_clusters_of_random_features_are_told(ucf, tmp_path):
+    _train(_cfg(ucf, "method.name=supervised", "method.clusters=2", "train.max_steps=1"), tmp_path)
+    assert "pseudo-labels are clusters of the features of random weights" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
+def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
+    words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []
+    with pytest.raises(NonFinite, match="at step [01]; batch: "):
+        _train(_cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"), tmp_path)
+
+
+def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
+    """backbone.pt and model.weights are of eval.branch, and know no selector."""
+    words = [f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-0.1,l2-1]", f"{ADVERSARY}combine=branches",
+             f"{ADVERSARY}selector=true", "eval.branch=adv2"]  # fmt: skip
+    state = _train(_cfg(ucf, *words), tmp_path / "first")
+    trunk = checkpoint.trunk_state(str(tmp_path / "first"))
+    key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
+    plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
+    assert torch.equal(trunk[plain], state["model"][key]) and not any("selector" in key for key in trunk)
+    assert _equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
+    _train(_cfg(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"), tmp_path / "second")
+
+
+def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
+    words = ("train.max_steps=1", "optim.lr=0.001")
+    plain, last = (_train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
+                   for kind in ("false", "true"))  # fmt: skip
+    for key, value in plain["model"].items():
+        assert torch.allclose(value.float(), last["model"][key].float(), atol=1e-3), key
+    weight = last["model"]["backbone.trunk.0.0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+
+
+def test_every_branch_of_a_compiled_trunk_may_have_its_graphs(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    threats = f"{ADVERSARY}threats=[linf-0.1,l2-1,l1-9,linf-0.2]"
+    cfg = config.loads("", [*tiny(), f"{ADVERSARY}name=clae", threats, f"{ADVERSARY}combine=branches"])
+    before = torch._dynamo.config.cache_size_limit  # called recompile_limit from torch 2.7 on
+    try:
+        arrange(build_method(cfg, 2), dataclasses.replace(cfg.train, compile=True))
+        assert torch._dynamo.config.cache_size_limit == 20 > before
+    finally:
+        torch._dynamo.config.cache_size_limit = before
+
+
+def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkeypatch):
+    """Without code generation, which takes minutes; the graphs are those that it would get."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend="eager"))
+    words = [f"{ADVERSARY}name=clae", "train.max_steps=2"]
+    plain, compiled = (
+        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind) for kind in ("false", "true")
+    )
+    assert _equal(plain["model"], compiled["model"])
+
+
+def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
+    from vidrobust.methods import SimCLR
+
+    told, whole = [], SimCLR.forward
+    monkeypatch.setattr(SimCLR, "forward", lambda self, *args: told.append(self.progress) or whole(self, *args))
+    _train(_cfg(ucf), tmp_path)
+    assert told == [0, 0.25, 0.5, 0.75]
+
+
+def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
+    """Weights after four steps, with the labels as they are and turned round."""
+    from vidrobust.training import setup as start
+
+    build = start.build_records
+    turned = lambda cfg, split: (  # noqa: E731
+        [
+            dataclasses.replace(r, label=1 - r.label) if r.path.endswith("g01_c01.avi") else r
+            for r in build(cfg, split)[0]
+        ],
+        build(cfg, split)[1],
+    )
+    for rule in ("topk", "quantile", "adaptive_rate", "mean_std", "cluster", "oracle"):
+        words = [f"{REMOVAL}rule={rule}", f"{REMOVAL}siblings=false", f"{REMOVAL}k=2", f"{REMOVAL}clusters=2",
+                 f"{REMOVAL}sigmas=0.3"]  # fmt: skip
+        states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
+        with monkeypatch.context() as patch:
+            patch.setattr(start, "build_records", turned)
+            states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
+        assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["names=[patch]", "patch_px=[72,16]"], "the smallest comes first"),
+        (["names=[patch]", "patch_px=[16,400]"], "as large as a frame of"),
+        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+    ],
+)
+def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reason):
+    words = [word if word.startswith("data.") else f"{NEGATIVES}{word}" for word in words]
+    with pytest.raises(UserError, match=reason):
+        _train(_cfg(ucf, *words), tmp_path / "out")
+
+
+def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
+    seen = []
+
+    def negatives(x, spec, numbers):
+        seen.append([tuple(each) for each in numbers.tolist()])
+        return x[:, None]
+
+    monkeypatch.setattr("vidrobust.training.loop.negatives", negatives)
+    _train(_cfg(ucf, f"{NEGATIVES}names=[patch]"), tmp_path / "out")
+    drawn = [number for batch in seen for number in batch]
+    assert len(seen) == 4 and len(set(drawn)) == len(drawn) == 16, "two epochs of eight videos"
+
+
+def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf, tmp_path):
+    words = [f"{NEGATIVES}names=[patch,tube_shuffle]"]
+    runs = {name: _train(_cfg(ucf, *more), tmp_path / name) for name, more in {
+        "here": words, "workers": [*words, "data.workers=2"], "alpha": [*words, f"{NEGATIVES}alpha=0"],
+        "count": [*words, f"{NEGATIVES}count=0"], "plain": [],
+    }.items()}  # fmt: skip
+
+    def weights(name):
+        return runs[name]["model"]
+
+    assert _equal(weights("here"), weights("workers"))
+    assert _equal(weights("alpha"), weights("plain")) and _equal(weights("count"), weights("plain"))
+    assert not _equal(weights("here"), weights("plain"))
+    rows = [json.loads(line) for line in (tmp_path / "here/metrics.jsonl").read_text().splitlines()]
+    assert all(-1 <= row["negative_cosine"] <= 1 for row in rows if row["split"] == "train")

@@ -1,0 +1,280 @@
+"""Signals to the whole process group, as schedulers send them.
+
+The step is finished, written, and nothing lives on.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import REPO, counting_video, tiny, tiny_ucf101
+from tests.helpers import tool as in_process
+from vidrobust import checkpoint
+from vidrobust.utils.stopping import EXIT_STOPPED, STOP_SIGNALS
+
+pytestmark = pytest.mark.slow
+
+ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+_started = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_lives_on():
+    """A test that fails leaves no endless training behind."""
+    yield
+    while _started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(_started.pop().pid, signal.SIGKILL)
+
+
+def start(top, *words, launcher=(), tool="tools/train_net.py"):
+    """A tool in a session, and so a process group, of its own."""
+    command = [sys.executable, *launcher, str(REPO / tool), *map(str, words)]
+    process = subprocess.Popen(
+        command,
+        cwd=top,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        # under nohup the tests themselves ignore it, and what they start would
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    _started.append(process)
+    return process
+
+
+def session(leader):
+    """The processes of a session that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, number = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(number) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(happened, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.02)
+
+
+def assert_ends(leader, seconds=15):
+    end = time.monotonic() + seconds
+    while session(leader):
+        assert time.monotonic() < end, f"{session(leader)} live on"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def place(ucf, tmp_path):
+    (tmp_path / "page.yaml").write_text(f"data: {{root: {ucf}}}")
+    return tmp_path
+
+
+def train_words(*words):
+    endless = tiny(
+        "eval.enabled=false",
+        "train.epochs=4000",
+        "train.checkpoint_every=4",
+        "data.workers=2",
+        *words,
+    )
+    return ["--cfg", "page.yaml", "--output-dir", "out", "--resume", "device=cpu", *endless]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+def test_a_stop_signal_to_the_whole_group_writes_a_checkpoint_and_leaves_no_process(place, number):
+    process = start(place, *train_words())
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    assert len(session(process.pid)) >= 3, "itself and two workers"
+    os.killpg(process.pid, number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_STOPPED, errors
+    assert "Traceback" not in errors and "died" not in errors
+    message = errors.strip().splitlines()[-1]
+    assert message.startswith("stopped: after step") and "--resume goes on" in message
+    step = int(message.split("after step ")[1].split()[0])
+    assert checkpoint.read_checkpoint(place / "out")["step"] == step
+    assert_ends(process.pid)
+
+
+def test_a_repeated_signal_does_not_cut_the_step_short(place):
+    """A launcher forwards what its group has got already."""
+    process = start(place, *train_words())
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_STOPPED and "stopped: after step" in errors, errors
+
+
+def test_a_killed_parent_leaves_no_loader_process(place):
+    process = start(place, *train_words())
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    assert len(session(process.pid)) >= 3
+    process.kill()
+    process.wait()
+    assert_ends(process.pid)
+    process.stderr.close()
+
+
+def test_a_hang_up_that_nohup_ignores_is_ignored(place):
+    command = [
+        "sh",
+        "-c",
+        'trap "" HUP; exec "$@"',
+        "sh",
+        sys.executable,
+        str(REPO / "tools/train_net.py"),
+    ]
+    process = subprocess.Popen(
+        [*command, *train_words()],
+        cwd=place,
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    os.killpg(process.pid, signal.SIGHUP)
+    seen = (place / "out/metrics.jsonl").read_text().count("\n")
+    wait_until(lambda: (place / "out/metrics.jsonl").read_text().count("\n") > seen + 4, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED
+
+
+def test_torchrun_and_its_ranks_stop_at_the_same_step(place):
+    process = start(place, *train_words(), launcher=LAUNCHER)
+    wait_until((place / "out/checkpoints/last.pt").exists, process)
+    process.terminate()
+    errors = process.communicate(timeout=90)[1]
+    assert errors.count("stopped: after step") == 1, errors
+    step = int(errors.split("stopped: after step ")[1].split()[0])
+    assert checkpoint.read_checkpoint(place / "out")["step"] == step
+
+
+def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
+    root = tiny_ucf101(tmp_path / "data", train=2, test=6)
+    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    words = tiny(f"data.root={root}", "eval.enabled=false", "train.max_steps=1", "device=cpu")
+    trained = in_process("train_net", "--cfg", "page.yaml", "--output-dir", "run", *words, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    slow = [
+        "--checkpoint",
+        "run",
+        "eval.suite=apgd-ce",
+        "eval.steps=15",
+        "eval.batch_size=1",
+        "data.workers=2",
+    ]
+    process = start(tmp_path, *slow, "--output-dir", "cut", tool="tools/test_net.py")
+    rows = tmp_path / "cut/results.jsonl"
+    wait_until(lambda: rows.is_file() and rows.read_text().count("\n") > 2, process)
+    os.killpg(process.pid, signal.SIGUSR1)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_STOPPED and "Traceback" not in errors, errors
+    assert errors.strip().splitlines()[-1].startswith("stopped: ")
+    kept = rows.read_text()
+    for name in ("cut", "whole"):
+        again = in_process("test_net", *slow, "--output-dir", name, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    assert rows.read_text().startswith(kept[: kept.rindex("\n") + 1])
+    whole, cut = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")
+    )
+    assert whole == cut
+
+
+def test_a_scan_that_is_stopped_keeps_what_it_has_read(tmp_path):
+    (tmp_path / "many/class").mkdir(parents=True)
+    long = counting_video(tmp_path / "long.avi", 4000)
+    for number in range(300):
+        os.link(long, tmp_path / f"many/class/{number}.avi")
+    words = [
+        "scan",
+        "data.name=class_folder",
+        "data.root=many",
+        "--workers",
+        "1",
+        "--output",
+        "m.jsonl",
+    ]
+    process = start(tmp_path, *words, tool="datasets/prepare.py")
+    wait_until((tmp_path / "m.jsonl").exists, process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_STOPPED and "Traceback" not in errors, errors
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()[1:]]
+    assert 0 < len(rows) < 300
+    assert {row["frames"] for row in rows} == {4000}
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_stop_before_the_work_begins_is_a_stop(number):
+    """While the process that forks children was started, it was a traceback, or status -15."""
+    code = (
+        "import os, signal; from vidrobust.cli import common; "
+        f"common.start_nursery = lambda: os.kill(os.getpid(), signal.{number}); "
+        "common.run(lambda: print('reached'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.returncode == EXIT_STOPPED and done.stderr.startswith("stopped: "), done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+TOOLS = [
+    *(f"tools/{name}.py" for name in ("train_net", "test_net", "extract_features", "visualize")),
+    *("tools/study.py", "tools/benchmark.py", "datasets/prepare.py"),
+]
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, number):
+    """It was a traceback out of torch's files, or status -15, which no batch script requeues."""
+    process = start(tmp_path, tool=tool)  # without arguments: later, it would end with status 2
+    wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (EXIT_STOPPED, "stopped: nothing has begun\n")
+
+
+@needs_proc
+def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(tmp_path):
+    """A hang-up: the terminal is gone, and a write to it fails."""
+    process = start(tmp_path, tool="tools/train_net.py")
+    process.stderr.close()
+    wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(60) == EXIT_STOPPED
+
+
+def _has_handler(process, number):
+    """Return whether a process catches a signal, by what Linux shows of it."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return int(caught, 16) >> (number - 1) & 1

@@ -1,0 +1,1 @@
+"""Published formulas, written plainly, to time and compare with."""

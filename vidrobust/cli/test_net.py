@@ -1,0 +1,32 @@
+"""Measure a checkpoint: python tools/test_net.py --checkpoint outputs/demo [key=value ...]
+
+The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval_*.yaml), key=value over both.
+"""
+
+from pathlib import Path
+
+from vidrobust.cli import common
+from vidrobust.evaluation import evaluate, rewrite_report
+from vidrobust.utils.logging import log, start_logging
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    common.add_checkpoint(parser)
+    parser.add_argument("--output-dir", type=Path, help="default: eval/<eval.name> in the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace another evaluation of that name")
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the report of a finished evaluation again"
+    )
+    args = parser.parse_intermixed_args()
+    start_logging(None, quiet=not common.is_main())
+    cfg, state, folder = common.load_checkpoint(args)
+    if common.print_config(args, cfg):
+        return
+    out = args.output_dir or folder / "eval" / cfg.eval.name
+    if args.report_only:
+        rewrite_report(out)
+        log.info(f"report: {out / 'report.md'}")
+        return
+    evaluate(cfg, state, out, overwrite=args.overwrite)
+    log.info(f"report: {out / 'report.md'}")

@@ -1,0 +1,62 @@
+"""Typed options, filled from YAML files and `key=value` overrides."""
+
+from vidrobust.config.find import configs_folder, find_config
+from vidrobust.config.load import (
+    config_sha,
+    differences,
+    get,
+    help_text,
+    load,
+    loads,
+    options,
+    paths_read,
+    read,
+    to_yaml,
+)
+from vidrobust.config.options import (
+    Adversary,
+    Augment,
+    Config,
+    Corruption,
+    Data,
+    Eval,
+    FalseNegatives,
+    Method,
+    Model,
+    MotionShapes,
+    Negatives,
+    Optim,
+    Shift,
+    Train,
+)
+from vidrobust.config.validate import require_used
+
+__all__ = [
+    "Adversary",
+    "Augment",
+    "Config",
+    "Corruption",
+    "Data",
+    "Eval",
+    "FalseNegatives",
+    "Method",
+    "Model",
+    "MotionShapes",
+    "Negatives",
+    "Optim",
+    "Shift",
+    "Train",
+    "config_sha",
+    "configs_folder",
+    "differences",
+    "find_config",
+    "get",
+    "help_text",
+    "load",
+    "loads",
+    "options",
+    "paths_read",
+    "read",
+    "require_used",
+    "to_yaml",
+]

@@ -1,0 +1,262 @@
+"""Parse YAML text into plain values, within bounds.
+
+`yaml.safe_load` runs no code, but a short text can still hang it, fill the memory or raise almost
+any exception: aliases that multiply or lead back to themselves, brackets nested a thousand deep,
+files that never end. What this module refuses is a ValueError of one line (UserError for files).
+"""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.text import shown
+
+MAX_BYTES = 128 * 1024
+MAX_VALUES = 5_000
+MAX_DEPTH = 20
+
+_PREFIX = "tag:yaml.org,2002:"
+_SCALARS = {f"{_PREFIX}{kind}" for kind in ("null", "bool", "int", "float")}
+# "=" and "<<" have tags of their own; as values they are text
+_TEXTS = {f"{_PREFIX}{kind}" for kind in ("str", "value", "merge")}
+_MERGE = f"{_PREFIX}merge"
+
+
+class _Refusal(Exception):
+    """Why a text is refused, with the key, the value and the line where they are known."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.1, but `1e-6` as a number and dates as text, as OmegaConf does."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.keys: list[str] = []  # of the mappings around the node that is composed or read
+        self.depth = 0
+        self.composed = 0
+
+    def refusal(self, reason: str, mark: yaml.Mark, end: yaml.Mark | None = None) -> _Refusal:
+        """Return the error for a value, or for a place in the text.
+
+        Args:
+            reason: what is wrong, and the remedy.
+            mark: where it begins.
+            end: where the value ends; None for a place alone.
+        """
+        key = ".".join(self.keys)
+        if end is not None and key:
+            key += f"={shown(self.text[mark.index : end.index].strip(), 40)}"
+        line = f", line {mark.line + 1}" if "\n" in self.text else ""
+        return _Refusal((f"{shown(key)}: " if key else "") + reason + line)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Refuse brackets nested too deep: the scanner reads ahead, in quadratic time."""
+        if self.flow_level >= MAX_DEPTH:
+            raise self.refusal(f"nested more than {MAX_DEPTH} deep; write it flat", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, and refuse one nested too deep before the parser recurses further."""
+        self.depth += 1
+        self.composed += 1
+        key = index.value if isinstance(index, yaml.ScalarNode) else None
+        if key is not None:
+            self.keys.append(key)
+        # the mark of the next event is where the text stands
+        if self.depth > MAX_DEPTH:
+            raise self.refusal(
+                f"nested more than {MAX_DEPTH} deep; write it flat", self.peek_event().start_mark
+            )
+        if self.composed > MAX_VALUES:
+            raise self.refusal(
+                f"more than {MAX_VALUES} values; shorten it", self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if key is not None:
+            self.keys.pop()
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_PREFIX}timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    f"{_PREFIX}float",
+    re.compile(
+        r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9]+(?:_[0-9]+)*(?:[eE][-+]?[0-9]+)
+        |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+        |[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.X,
+    ),
+    list("-+0123456789."),
+)
+
+
+class _Reader:
+    """Turns composed nodes into dicts, lists, text, numbers, booleans and None."""
+
+    def __init__(self, loader: _Loader) -> None:
+        self.loader = loader
+        self.values = 0
+        self.open: set[int] = set()  # collections that are being read: an alias to one never ends
+
+    def read(self, node: yaml.Node, depth: int = 1) -> Any:
+        """Return the value of a node; aliases are read again, and count again."""
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self._refusal(f"aliases make it more than {MAX_VALUES} values; write fewer", node)
+        if depth > MAX_DEPTH:
+            raise self._refusal(f"nested more than {MAX_DEPTH} deep; write it flat", node)
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        if id(node) in self.open:
+            raise self._refusal("an alias leads back to what holds it; write the value out", node)
+        self.open.add(id(node))
+        try:
+            if isinstance(node, yaml.SequenceNode) and node.tag == f"{_PREFIX}seq":
+                return [self.read(item, depth + 1) for item in node.value]
+            if isinstance(node, yaml.MappingNode) and node.tag == f"{_PREFIX}map":
+                return self._mapping(node, depth)
+        finally:
+            self.open.discard(id(node))
+        raise self._refusal("such a tag is not read; write a plain value", node)
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag in _TEXTS:
+            return node.value
+        if node.tag not in _SCALARS:
+            raise self._refusal("such a tag is not read; write a plain value", node)
+        try:
+            value = self.loader.construct_object(node)
+            if isinstance(value, int) and value.bit_length() > 1024:
+                raise OverflowError  # no option takes it, and Python refuses to print it
+            return value
+        except Exception:  # `!!int x` and numbers of thousands of digits raise whatever Python does
+            kind = node.tag.removeprefix(_PREFIX)
+            raise self._refusal(
+                f"not a value of type {kind}; write another, or quotes", node
+            ) from None
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
+        inherited: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                inherited |= self._merged(value_node, depth)
+                continue
+            key = self.read(key_node, depth + 1)
+            if not isinstance(key, str):
+                raise self._refusal("a key is no text; put it in quotes", key_node)
+            if key in values:
+                raise self._refusal(f"duplicate key {shown(key)}; keep one", key_node)
+            self.loader.keys.append(key)
+            values[key] = self.read(value_node, depth + 1)
+            self.loader.keys.pop()
+        return inherited | values
+
+    def _merged(self, node: yaml.Node, depth: int) -> dict[str, Any]:
+        """Return what `<<` brings in: of several mappings the first one counts."""
+        merged = self.read(node, depth + 1)
+        mappings = merged if isinstance(merged, list) else [merged]
+        result: dict[str, Any] = {}
+        for mapping in reversed(mappings):
+            if not isinstance(mapping, dict):
+                raise self._refusal("<< takes a mapping, or a list of mappings; name one", node)
+            result |= mapping
+        return result
+
+    def _refusal(self, reason: str, node: yaml.Node) -> _Refusal:
+        return self.loader.refusal(reason, node.start_mark, node.end_mark)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text: dicts with text keys, lists, text, numbers, booleans, None.
+
+    Raises ValueError, in one line, for anything else, for duplicate keys, and for a text of more
+    than MAX_VALUES values (aliases counted wherever they stand) or nested more than MAX_DEPTH deep.
+    """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES} characters; shorten it")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _Reader(loader).read(node)
+    except _Refusal as refusal:
+        raise ValueError(str(refusal)) from None
+    except Exception as error:  # PyYAML also raises ValueError, TypeError and RecursionError
+        raise ValueError(
+            f"not YAML ({_yaml_reason(error)}); mend it, or quote what is text"
+        ) from None
+
+
+def _yaml_reason(error: Exception) -> str:
+    """Return what a YAML error says, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark else ""
+    lines = str(getattr(error, "problem", None) or error).splitlines() or [type(error).__name__]
+    return lines[0] + where
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular file; a pipe, a device or a file of the kernel's may never end.
+
+    Raises ValueError, with the reason and the remedy, for what cannot be read, is no UTF-8, or is
+    longer than MAX_BYTES.
+    """
+    try:
+        # without O_NONBLOCK opening a named pipe waits for a writer
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ValueError("not a regular file; name a YAML file")
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); name a YAML file") from None
+    except UnicodeEncodeError:
+        raise ValueError("not a file name of this system; name a YAML file") from None
+    if content is None:  # nothing was there to read without waiting
+        raise ValueError("holds nothing to read; name a YAML file")
+    if len(content) > MAX_BYTES:
+        raise ValueError(
+            f"larger than {MAX_BYTES // 1024} KiB; name a configuration file, which is short"
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not a text file in UTF-8; save it as UTF-8") from None
+
+
+def read_page(path: Path, name: str, what: str = "a configuration") -> dict[str, Any]:
+    """Return the mapping of a YAML file; an empty file is an empty one.
+
+    Args:
+        path: the file.
+        name: what to call it where it cannot be read: its path, or the option that names it.
+        what: what a page of this kind is called.
+
+    Raises:
+        UserError: for what `read_text` and `parse_yaml` refuse, and for a page that is no mapping.
+    """
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
+    try:
+        page = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    page = {} if page is None else page
+    if not isinstance(page, dict):
+        raise UserError(f"{path}: {what} is a mapping of keys to values; write key: value")
+    return page

@@ -1,0 +1,1 @@
+"""Frames of a video or an image, by frame number."""

@@ -1,0 +1,1 @@
+"""Copies of a data set: resized, corrupted, or texture twins."""

@@ -1,1 +1,0 @@
-"""What every run needs: the loop, optimizers, checkpoints, collectives, logs."""

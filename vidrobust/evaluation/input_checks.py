@@ -1,0 +1,44 @@
+"""Check indices, batch sizes and logits for all evaluations."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from vidrobust.attacks import checked_output, require_logits
+from vidrobust.attacks.arguments import at_least_one
+from vidrobust.utils.errors import UserError
+
+
+def require_work(indices: Sequence[int], videos: int, batch_size: int) -> None:
+    """Raise UserError for a batch size that is none, and for videos that are not there, or twice.
+
+    Args:
+        indices: of the videos that are asked for.
+        videos: how many there are.
+        batch_size: clips at a time.
+    """
+    try:
+        at_least_one(batch_size=batch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    absent = [index for index in indices if not 0 <= index < videos]
+    if absent:
+        raise UserError(f"indices: {absent[0]} is no video of the list, which has 0 to {videos - 1}")
+    if len(set(indices)) < len(indices):
+        twice, _ = Counter(indices).most_common(1)[0]
+        raise UserError(f"indices: {twice} stands twice; name each video once")
+
+
+def logits_of(found: object, samples: int) -> Tensor:
+    """Return the (B, K) float32 logits that a model gave.
+
+    Raises UserError for anything else, such as probabilities, whose means over clips are others.
+    """
+    try:
+        logits = checked_output(found, samples)
+        if not ((logits == 0) | (logits == 1)).all():  # votes of a classifier that has no scores
+            require_logits(logits)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return logits.float()

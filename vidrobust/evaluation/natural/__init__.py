@@ -1,0 +1,1 @@
+"""Measure accuracy under corruptions, on shifted data and without single cues."""

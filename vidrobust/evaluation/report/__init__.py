@@ -1,0 +1,1 @@
+"""Write summaries as tables, text and pictures."""

@@ -1,0 +1,1 @@
+"""Measure features: kNN, linear probe, geometry, sensitivity."""

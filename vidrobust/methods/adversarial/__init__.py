@@ -1,0 +1,1 @@
+"""Adversarial views in training, and the losses over them."""

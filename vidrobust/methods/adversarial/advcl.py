@@ -1,0 +1,95 @@
+"""AdvCL: four views, pseudo-labels, three norm branches (Fan et al., NeurIPS 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidrobust.attacks import Loss
+from vidrobust.data import Record
+from vidrobust.losses.cosine import full_precision
+from vidrobust.losses.info_nce import Hardness
+from vidrobust.methods.adversarial.adversary import Adversary
+from vidrobust.methods.adversarial.view_batch import Streams, average, through
+from vidrobust.methods.false_negatives.removal import Removal
+from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.methods.simclr import SimCLR
+from vidrobust.models import Backbone, Model
+
+
+class AdvCL(SimCLR):
+    """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
+
+    x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its
+    frames without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from x (branch
+    "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a linear head on the trunk for each
+    granularity, averaged. The pseudo-labels are clusters of a clean teacher's features.
+    """
+
+    wants_teacher = True
+    teacher: Backbone
+
+    def __init__(
+        self, model: Model, temperature: float, adversary: Adversary, ce_adversary: Adversary,
+        counts: Sequence[int] = (2, 10, 50, 100, 500), removal: Removal | None = None, *, weight: float = 0.2,
+        radius: float = 8.0, chunk: int = 0, asymmetry: tuple[float, float] | None = None, hard: Hardness | None = None,
+        joint: bool = False, scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
+                         hard=hard, original=True, joint=joint, scale=scale)  # fmt: skip
+        self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
+        self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
+        self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        super().prepare(records)
+        self.pseudo.know(len(records))
+
+    def looks_with(self) -> Backbone:
+        return self.teacher
+
+    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        parts = super().forward(views, ids, labels)
+        loss = self._aim(self.pseudo(ids))
+        made = self.ce_adversary.views(self.model, lambda: loss, views[:, 2], self.progress)
+        ce = average([through(self.model, view, loss) for view in made])
+        self.ce_adversary.budget.saw(ce)
+        return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
+
+    def _pair(self, s: Streams) -> dict[str, Tensor]:
+        assert s.original is not None
+        x = s.original
+        high = high_pass(x, self.radius)
+        like = (0, 0, 1, 0)
+
+        def aim() -> Loss:
+            with torch.no_grad(), s.model.use_branch("clean"):
+                others = [s.model(other) for other in (*s.views, high)]
+            return lambda z: s.loss([z, *others], like)
+
+        clean = [s.z(0), s.z(1), s.model(high)]
+        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(x, aim)])
+        return {"loss": adv, "loss_adv": adv}
+
+    def _aim(self, known: Tensor) -> Loss:
+        return lambda v: self._cross_entropy(self.model.backbone(v), known)
+
+    def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
+        """(B,): the mean over granularities; videos without a pseudo-label have none."""
+        losses = [
+            F.cross_entropy(full_precision(head(features)), known[:, g], reduction="none", ignore_index=-1)
+            for g, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).mean(0)
+
+
+def high_pass(x: Tensor, radius: float) -> Tensor:
+    """Return frames (..., H, W) without frequencies nearer to 0 than `radius`, in cycles a frame.
+
+    It may leave [0, 1].
+    """
+    height, width = x.shape[-2:]
+    rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
+    keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) >= radius
+    return torch.fft.ifft2(torch.fft.fft2(full_precision(x)) * keep).real

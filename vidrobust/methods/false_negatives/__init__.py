@@ -1,0 +1,1 @@
+"""Find and remove false negatives (Gupta et al. 2022)."""

@@ -1,0 +1,1 @@
+"""Train: the loop, optimizers, run folders."""

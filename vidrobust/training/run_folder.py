@@ -1,0 +1,191 @@
+"""The folder of a run: checks, config.yaml, env.json, --overwrite."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from vidrobust import __version__, config
+from vidrobust.config.yaml_text import read_page
+from vidrobust.utils.atomic_files import held, is_held, replacing
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
+
+_TRAINS = "another process trains in {}; wait for it or stop it, or set --output-dir"
+_SECTIONS = {"data", "augment", "model", "method", "optim", "train", "eval"}
+
+# files of a run, relative to its folder; evaluations add theirs (own_files.py)
+_FILES = (
+    "config.yaml",
+    "log.txt",
+    "metrics.jsonl",
+    "backbone.pt",
+    "tensorboard/events.out.tfevents.*",
+    f"checkpoints/step_{'[0-9]' * 8}.pt",
+    "checkpoints/last.pt",
+    "features/train.npz",
+    "features/test.npz",
+    ".*.partial",
+    "checkpoints/.*.partial",
+    "features/.*.partial",
+    "features/t*.npz.partial/t*.rows.jsonl",
+    "features/t*.npz.partial/t*.f32",
+    "features/t*.npz.partial/.lock",
+)
+def check_output(
+    out: Path, *, resume: bool, overwrite: bool, cfg: config.Config | None = None
+) -> None:
+    """Refuse, before any work is done, an output folder that holds something. Changes nothing.
+
+    Args:
+        out: the folder.
+        resume: the run goes on in its own folder.
+        overwrite: the earlier run's files are to be deleted.
+        cfg: the configuration of the run that is to be written there, which may read files of the
+            folder.
+
+    Raises:
+        UserError: for a file, a folder in use, and what `overwrite` must not delete.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"output directory {out} is a file; set --output-dir")
+    if any("\ud800" <= character <= "\udfff" for character in str(out)):
+        raise UserError(
+            f"output directory {out} is not text in UTF-8, which TensorBoard needs; set "
+            "--output-dir"
+        )
+    if resume or not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        holds, goes_on = "is in use", "--resume goes on"
+        if _is_finished(out):
+            holds = "holds a finished run"
+            goes_on = "tools/test_net.py measures it, --resume with a larger train.epochs goes on"
+        raise UserError(
+            f"output directory {out} {holds}; {goes_on}, --overwrite deletes it, --output-dir DIR "
+            "writes elsewhere"
+        )
+    require_own(out, cfg or config.Config())
+
+
+def _is_finished(out: Path) -> bool:
+    """Return whether a run has reached its last step: it then leaves its backbone."""
+    return (out / "backbone.pt").is_file() and (out / "config.yaml").is_file()
+
+
+def require_own(out: Path, cfg: config.Config) -> None:
+    """Raise UserError for a folder that is no run's, or that holds what is not to be deleted."""
+    described = out / "env.json"
+    if not described.is_file() or not _describes_a_run(described):
+        raise UserError(f"{out} is not the folder of a run (no env.json of one in it): not deleted")
+    if (out / "config.yaml").exists() and not _keys(out / "config.yaml") >= _SECTIONS:
+        raise UserError(f"{out} is not the folder of a run (config.yaml is not one's): not deleted")
+    require_deletable(out, config.paths_read(cfg), "--output-dir")
+    for lock in [*out.glob("eval/*/.lock"), *out.glob("features/*.partial/.lock")]:
+        if not lock.is_symlink() and is_held(lock):
+            raise UserError(
+                f"another process writes into {lock.parent}; wait for it or stop it, or set "
+                "--output-dir"
+            )
+    for name in ("config.yaml", "checkpoints", "tensorboard", "eval", "features"):
+        if (out / name).is_symlink():
+            raise UserError(
+                f"{out / name} is a link, whose target --overwrite does not delete; remove it "
+                "yourself"
+            )
+
+
+def _describes_a_run(path: Path) -> bool:
+    """Return whether an env.json is one of ours; one that a kill has cut short is empty."""
+    try:
+        text = path.read_text()
+        return not text or "vidrobust" in json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _keys(path: Path) -> set[str]:
+    """Return the first level of a YAML file, nothing for any other."""
+    try:
+        return set(read_page(path, str(path)))
+    except UserError:
+        return set()
+
+
+def _delete_run(out: Path) -> None:
+    """Delete what a run and its evaluations have written, except env.json; warn of the rest."""
+    delete_files(out, _FILES)
+    for folder in out.glob("eval/*"):
+        claimed = (folder / "identity.json").is_file() or (folder / ".lock").is_file()
+        if claimed and not folder.is_symlink():
+            own = ("identity.json", ".lock")
+            delete_files(folder, [name for name in EVALUATION_FILES if name not in own])
+            # beside somebody else's files they show the next evaluation that the folder is one's
+            if {path.name for path in folder.iterdir()} <= set(own):
+                delete_files(folder, own)
+            with suppress(OSError):
+                folder.rmdir()
+    with suppress(OSError):
+        (out / "eval").rmdir()
+    left = sorted(
+        path.relative_to(out)
+        for path in out.rglob("*")
+        if not path.is_dir() and path.name not in ("env.json", "identity.json", ".lock")
+    )
+    if left:
+        log.warning(
+            f"--overwrite: {len(left)} files in {out} are not those of a run and stay, first "
+            f"{left[0]}"
+        )
+
+
+@contextmanager
+def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
+    """Make the folder of a run that is about to start, with its config.yaml and env.json.
+
+    overwrite: what an earlier run has written there is deleted, and nothing else. Until the context
+    ends the folder is this process's: another is refused with a UserError, and deletes nothing.
+    """
+    described = out / "env.json"
+    replaces = overwrite and out.is_dir() and any(out.iterdir())
+    if replaces:
+        require_own(out, cfg)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(described, _TRAINS) as file:
+        if replaces:
+            _delete_run(out)
+        file.truncate(0)
+        print(json.dumps(environment(), indent=2), file=file, flush=True)
+        with replacing(out / "config.yaml") as page:
+            page.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Command, code revision, versions and hardware of this process."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ) if shutil.which("git") else None  # fmt: skip
+    return {
+        "command": " ".join(sys.argv),
+        "revision": revision.stdout.strip() if revision else "",
+        "vidrobust": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }

@@ -1,0 +1,1 @@
+"""Small tools below everything else: errors, files, logging, ranks."""
