@@ -8,7 +8,7 @@ import torch
 from tests.helpers import one_step, tool
 from tests.methods.adversarial.test_view_batch import TINY
 from vidrobust import config
-from vidrobust.benchmarks.steps import COSTS, configured, cost_of, floor_step, measure_steps, public_clae
+from vidrobust.benchmarks.steps import TIMED, configured, cost_of, floor_step, measure_steps, public_clae
 from vidrobust.methods import Adversary, SimCLR, clae
 from vidrobust.models import add_branches, build_model
 from vidrobust.training.pass_counter import PassCounter
@@ -17,7 +17,7 @@ SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.frames=2", "data.s
          "model.dim=8", "method.predictor=8", "method.adversary.clusters=[2]"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COSTS, ids=lambda n: n[1] if n[1] != "none" else n[0])
+@pytest.mark.parametrize("name", TIMED, ids=lambda n: n[1] if n[1] != "none" else n[0])
 def test_a_floor_makes_the_methods_passes(name):
     cfg = config.loads("", [*SMALL, "method.adversary.steps=2"])
     method = configured(cfg, *name, torch.device("cpu"))

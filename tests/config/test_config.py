@@ -5,7 +5,7 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.methods import build_method
-from vidrobust.methods.uses import RULE_OPTIONS
+from vidrobust.methods.false_negatives.rules import RULE_OPTIONS
 from vidrobust.utils.errors import UserError
 
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))

@@ -13,7 +13,7 @@ from vidrobust.losses.air import air, regularizer, sir
 from vidrobust.losses.hard_negatives import hard_denominator
 from vidrobust.losses.info_nce import Asymmetry, Hardness
 from vidrobust.methods import SimCLR, a2s, acl, clae, dynacl, nt_xent, rocl
-from vidrobust.methods.registry import build_method
+from vidrobust.methods.build import build_method
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 

@@ -15,44 +15,23 @@ from vidrobust import config
 from vidrobust.benchmarks.nt_xent import broadcast_nt_xent
 from vidrobust.methods.adversarial.advcl import AdvCL
 from vidrobust.methods.adversarial.adversary import in_mode
-from vidrobust.methods.adversarial.presets import steps_of
 from vidrobust.methods.base import Method
-from vidrobust.methods.registry import build_method
+from vidrobust.methods.build import build_method
+from vidrobust.methods.registry import ADVERSARIES, METHODS, steps_of
+from vidrobust.methods.spec import Cost
 from vidrobust.models import Model, configured_backbone
 
 Step = Callable[[], Tensor]  # -> a loss to go back from
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Passes of a step: forward ones alone, those of a step of the attack, on `together` batches at once, and those
-    learned from.
-
-    learned: of so many batches at once each, with their statistics. train_mode: the attack's norms use the batch's
-    statistics.
-    """
-
-    forward: int = 0
-    attack: int = 0
-    together: int = 1
-    learned: tuple[int, ...] = (1,)
-    train_mode: bool = False
-
-
-# method.name, method.adversary.name -> what its step must do at least
-COSTS: dict[tuple[str, str], Cost] = {
-    ("simclr", "none"): Cost(learned=(1, 1)),
-    ("simclr", "clae"): Cost(attack=1, learned=(1, 1, 1), train_mode=True),
-    ("simclr", "rocl"): Cost(forward=1, attack=1, learned=(2, 3)),
-    ("simclr", "acl"): Cost(attack=1, together=2, learned=(1, 1, 1, 1)),
-    ("simclr", "dynacl"): Cost(forward=2, attack=2, learned=(1, 1)),
-    ("simclr", "advcl"): Cost(forward=3, attack=2, learned=(1, 1, 1, 1, 1), train_mode=True),
-    ("simsiam", "taro"): Cost(forward=4, attack=1, together=2, learned=(1, 1, 1)),
-    ("distill", "deacl"): Cost(forward=1, attack=1, learned=(2,)),
-    ("supervised", "pgd"): Cost(attack=1),
-    ("supervised", "trades"): Cost(forward=1, attack=1, learned=(1, 1)),
-    ("supervised", "fast"): Cost(attack=1, train_mode=True),
-}
+# method.name, method.adversary.name of the steps that are timed unless others are asked for
+TIMED: tuple[tuple[str, str], ...] = (
+    ("simclr", "none"),
+    *(("simclr", name) for name in ("clae", "rocl", "acl", "dynacl", "advcl")),
+    ("simsiam", "taro"),
+    ("distill", "deacl"),
+    *(("supervised", name) for name in ("pgd", "trades", "fast")),
+)
 
 
 @dataclass
@@ -70,8 +49,12 @@ class StepTiming:
 
 
 def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
-    """With all steps of the attack. Raises KeyError for a method without a floor, ValueError for other options."""
-    cost, wanted = COSTS[name, adversary], cfg.method.adversary
+    """Return the passes of a step with all steps of the attack.
+
+    Raises ValueError for options whose passes are others.
+    """
+    wanted = cfg.method.adversary
+    cost = METHODS[name].cost if adversary == "none" else ADVERSARIES[adversary].cost(name)
     plain = wanted.schedule == "constant" and not wanted.selector and not wanted.faithful
     if len(wanted.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
         raise ValueError("a floor is that of one threat of a constant eps and two clips, without a selector, not "

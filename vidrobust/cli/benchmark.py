@@ -30,7 +30,7 @@ from vidrobust.benchmarks.corruptions import drawn_clip, measure_rates, publishe
 from vidrobust.benchmarks.data import floor, measure_data, one_core, readable
 from vidrobust.benchmarks.negative_views import measure_negatives, texture_seconds
 from vidrobust.benchmarks.nt_xent import loss_rows, measure_losses, peak_memory
-from vidrobust.benchmarks.steps import COSTS, cost_of, measure_steps
+from vidrobust.benchmarks.steps import TIMED, cost_of, measure_steps
 from vidrobust.cli import common
 from vidrobust.data import read_frames
 from vidrobust.data.isolation import in_children
@@ -184,7 +184,7 @@ def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
 
 def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
     device = distributed.start(cfg.device)
-    names = {name if adversary == "none" else adversary: (name, adversary) for name, adversary in COSTS}
+    names = {name if adversary == "none" else adversary: (name, adversary) for name, adversary in TIMED}
     asked = [name for name in args.methods.split(",") if name] or list(names)
     for name in asked:
         lookup(names, name, "--methods")

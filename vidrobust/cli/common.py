@@ -20,7 +20,7 @@ from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS, RULES, require_adversary, require_branch
+from vidrobust.methods import METHODS, RULES, require_branch, require_method
 from vidrobust.models import BACKBONES
 from vidrobust.training.loop import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
@@ -82,7 +82,7 @@ def check_names(cfg: config.Config) -> None:
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
-    require_adversary(cfg.method)
+    require_method(cfg.method)
     require_branch(cfg)
 
 

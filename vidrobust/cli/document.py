@@ -8,10 +8,11 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vidrobust.methods import fidelity
+from vidrobust.methods import ADVERSARIES, METHODS, fidelity
+from vidrobust.methods.spec import Cost
 
 REPO = Path(__file__).resolve().parents[2]
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -44,8 +45,53 @@ def _first_line(path: Path) -> str:
     return re.sub(r":( python)? (tools|datasets)/.*", ".", line)  # how a command is called
 
 
+def method_costs() -> str:
+    """Return the table of passes per step of every method and adversary."""
+    lines = [
+        "| `method.name` | `method.adversary.name` | method | forward + backward | relative |",
+        "|---|---|---|---|---|",
+    ]
+    for name, method in METHODS.items():
+        lines.append(_cost_row(name, "none", method.help, method.cost, 0))
+        for adversary in method.adversaries:
+            spec = ADVERSARIES[adversary]
+            lines.append(_cost_row(name, adversary, spec.help, spec.cost(name), spec.steps))
+            for words, cost in spec.variants.items() if name == "simclr" else ():
+                lines.append(_cost_row(name, adversary, words, cost, spec.steps))
+    return "\n".join(lines) + "\n"
+
+
+def _cost_row(method: str, adversary: str, text: str, cost: Cost, steps: int) -> str:
+    forward, backward, to_input = cost.passes(steps)
+    # a backward pass is two forward ones, or one where it goes to the input alone
+    relative = (forward + 2 * (backward - to_input) + to_input) / 6
+    part = f", {to_input} of them to the input" if to_input else ""
+    return f"| `{method}` | `{adversary}` | {text} | {forward} + {backward}{part} | {relative:.1f} |"
+
+
+def method_options() -> str:
+    """Return the table of options that each method and adversary uses."""
+    lines = ["| `method.name` | uses of `method.*` | adversaries |", "|---|---|---|"]
+    for name, method in METHODS.items():
+        groups = [key for key in ("false_negatives", "negatives") if key not in method.refuses]
+        options = _code([*sorted(method.options), *(f"{key}.*" for key in groups)])
+        lines.append(f"| `{name}` | {options} | {_code(method.adversaries) or 'none'} |")
+    lines += ["", "| `method.adversary.name` | uses of `method.adversary.*` |", "|---|---|"]
+    for name, adversary in ADVERSARIES.items():
+        lines.append(f"| `{name}` | {_code(sorted(adversary.options | adversary.attack))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 # name of a part, or path of a whole file -> its text
-PARTS: dict[str, Callable[[], str]] = {"tree": tree}
+PARTS: dict[str, Callable[[], str]] = {
+    "tree": tree,
+    "method_costs": method_costs,
+    "method_options": method_options,
+}
 FILES: dict[str, Callable[[], str]] = {"docs/fidelity.md": fidelity.document}
 
 

@@ -29,7 +29,6 @@ from vidrobust.config.options import (
     Shift,
     Train,
 )
-from vidrobust.config.validate import require_used
 
 __all__ = [
     "Adversary",
@@ -57,6 +56,5 @@ __all__ = [
     "options",
     "paths_read",
     "read",
-    "require_used",
     "to_yaml",
 ]

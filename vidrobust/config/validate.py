@@ -5,7 +5,7 @@
 
 import re
 
-from vidrobust.config.options import Config, Method
+from vidrobust.config.options import Config
 from vidrobust.utils.errors import UserError
 
 
@@ -25,7 +25,11 @@ def check_together(cfg: Config) -> None:
         raise UserError(f"augment.jitter={cfg.augment.jitter}: four strengths, the last (hue) at most 0.5")
     if cfg.augment.motion and cfg.data.frames == 1:
         raise UserError(f"augment.motion={cfg.augment.motion:g}: clips of one frame have no motion; set 0")
-    require_used(cfg.method)
+    removal = cfg.method.false_negatives
+    if removal.rule == "adaptive_threshold" and removal.start < removal.threshold:
+        raise UserError(
+            "method.false_negatives.start: the threshold falls from it to threshold; set one above that"
+        )
     if cfg.model.hidden == 0 and cfg.method.name in ("byol", "simsiam"):
         raise UserError(f"model.hidden=0: the projector of {cfg.method.name} has a hidden layer; set its width")
     if cfg.model.head_norm and not cfg.model.hidden:
@@ -71,28 +75,6 @@ def check_together(cfg: Config) -> None:
             f"train.average={cfg.train.average:g}: dynacl has a momentum encoder, which "
             "eval.average measures; set 0, or method.adversary.key_encoder=false"
         )
-
-
-# methods without negatives to look through
-_NO_REMOVAL = {**dict.fromkeys(("supervised", "byol", "simsiam", "distill"), "has no negatives"),
-               "supcon": "has positives by label", **dict.fromkeys(("plain", "uel"), "has no masks")}  # fmt: skip
-
-
-# methods whose loss has no place for negatives of diminished semantics
-_NO_NEGATIVES = {"uel": "is a batch criterion over its own views", "supervised": "learns from labels",
-                 "distill": "learns from a teacher"}  # fmt: skip
-
-
-def require_used(method: Method) -> None:
-    """Raises UserError for a removal of false negatives, or for negatives, that the method would not look at."""
-    if method.name in _NO_NEGATIVES and method.negatives.names:
-        raise UserError(f"method.negatives.names=[{','.join(method.negatives.names)}]: {method.name} "
-                        f"{_NO_NEGATIVES[method.name]}; leave it empty")  # fmt: skip
-    rule = method.false_negatives.rule
-    if method.name in _NO_REMOVAL and rule != "none":
-        raise UserError(f"method.false_negatives.rule={rule}: {method.name} {_NO_REMOVAL[method.name]}; set none")
-    if rule == "adaptive_threshold" and method.false_negatives.start < method.false_negatives.threshold:
-        raise UserError("method.false_negatives.start: the threshold falls from it to threshold; set one above that")
 
 
 def _check_threats(cfg: Config) -> None:

@@ -6,11 +6,16 @@ logarithms: what it adds up is p (log p - q), by default here too. The paper's d
 p (log p - log q).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vidrobust.losses.cosine import similarity
 from vidrobust.utils import distributed
+
+# embeddings (B, D) of two clean views, two adversarial ones and the original clip -> (B,)
+Invariance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:

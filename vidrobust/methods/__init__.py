@@ -1,29 +1,18 @@
 """Learning methods: `method(views, ids, labels) -> {"loss": (B,), ...}`."""
 
 from vidrobust.losses.info_nce import info_nce, nt_xent
+from vidrobust.methods.adversarial.acl import a2a, a2s, acl
 from vidrobust.methods.adversarial.advcl import AdvCL, high_pass
 from vidrobust.methods.adversarial.adversarial_training import AdversarialTraining, Free, Trades
 from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary
+from vidrobust.methods.adversarial.clae import clae, clae_published
+from vidrobust.methods.adversarial.dynacl import dynacl
 from vidrobust.methods.adversarial.eps_schedule import Budget
-from vidrobust.methods.adversarial.presets import (
-    RECIPES,
-    build_adversary,
-    require_adversary,
-    require_branch,
-    unmeasured,
-)
+from vidrobust.methods.adversarial.rocl import rocl
 from vidrobust.methods.adversarial.taro import TARO
-from vidrobust.methods.adversarial.view_batch import (
-    Streams,
-    a2a,
-    a2s,
-    acl,
-    clae,
-    clae_published,
-    dynacl,
-    rocl,
-)
+from vidrobust.methods.adversarial.view_batch import Streams
 from vidrobust.methods.base import Method
+from vidrobust.methods.build import build_adversary, build_method
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.distill import Distill
 from vidrobust.methods.false_negatives.removal import Masks, Removal
@@ -31,16 +20,22 @@ from vidrobust.methods.false_negatives.rules import RULES, Pairs, detect
 from vidrobust.methods.instance_discrimination import InstDisc, plain, uel
 from vidrobust.methods.moco import MoCo
 from vidrobust.methods.pseudo_labels import PseudoLabels, k_means
-from vidrobust.methods.registry import METHODS, build_method
+from vidrobust.methods.registry import (
+    ADVERSARIES,
+    METHODS,
+    require_branch,
+    require_method,
+    unmeasured,
+    without_effect,
+)
 from vidrobust.methods.simclr import SimCLR, SupCon
 from vidrobust.methods.supervised import Supervised
-from vidrobust.methods.uses import without_effect
 from vidrobust.models.momentum import MomentumEncoder
 
 __all__ = [
+    "ADVERSARIES",
     "BYOL",
     "METHODS",
-    "RECIPES",
     "RULES",
     "TARO",
     "AdvCL",
@@ -77,8 +72,8 @@ __all__ = [
     "k_means",
     "nt_xent",
     "plain",
-    "require_adversary",
     "require_branch",
+    "require_method",
     "rocl",
     "uel",
     "unmeasured",

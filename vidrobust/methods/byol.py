@@ -9,7 +9,8 @@ from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines, similarity
 from vidrobust.methods.adversarial.adversary import frozen_statistics
 from vidrobust.methods.base import Method
-from vidrobust.models import Model
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
+from vidrobust.models import Model, normed_mlp
 from vidrobust.models.momentum import MomentumEncoder
 
 
@@ -78,3 +79,36 @@ def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         for v in range(len(predicted)) for w in range(len(targets)) if v != w
     ]  # fmt: skip
     return torch.stack(losses).mean(0)
+
+
+def build_parts(parts: Parts) -> tuple[Model, nn.Module, MomentumEncoder | None]:
+    """Return (model, predictor, momentum encoder of BYOL's targets), with fresh weights."""
+    byol = parts.options.name == "byol"
+    model = parts.model("normed_projector" if byol else "simsiam_projector")
+    target = parts.momentum(model) if byol else None
+    return model, normed_mlp(parts.dim, parts.options.predictor, parts.dim), target
+
+
+def _build(parts: Parts) -> BYOL:
+    return BYOL(*build_parts(parts), clips=parts.options.clips_per_video)
+
+
+_REFUSES = {"false_negatives": "has no negatives"}
+SPEC = MethodSpec(
+    build=_build,
+    help="BYOL",
+    cost=Cost(forward=2, learned=(1, 1)),
+    options=frozenset({"clips_per_video", "predictor", "momentum", "momentum_climbs"}),
+    adversaries=("taro",),
+    refuses=_REFUSES,
+    fixed=frozenset({"predictor"}),
+)
+SIMSIAM = MethodSpec(
+    build=_build,
+    help="SimSiam",
+    cost=Cost(learned=(1, 1)),
+    options=frozenset({"clips_per_video", "predictor"}),
+    adversaries=("taro",),
+    refuses=_REFUSES,
+    fixed=frozenset({"predictor"}),
+)

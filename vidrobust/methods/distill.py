@@ -8,6 +8,7 @@ from vidrobust.losses.cosine import similarity
 from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.view_batch import average, together
 from vidrobust.methods.base import Method
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Backbone, Model
 
 
@@ -50,3 +51,17 @@ class Distill(Method):
         adv = average([-similarity(f_adv, f) for f_adv in moved])
         self.adversary.budget.saw(1 + adv)
         return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}
+
+
+def _build(parts: Parts) -> Distill:
+    return Distill(parts.model("none"), parts.attack(), parts.options.adversary.gamma)
+
+
+SPEC = MethodSpec(
+    build=_build,
+    help="a teacher's features",
+    cost=Cost(forward=1, learned=(1,)),
+    options=frozenset({"teacher", "student"}),
+    adversaries=("deacl",),
+    refuses={"false_negatives": "has no negatives", "negatives": "learns from a teacher"},
+)

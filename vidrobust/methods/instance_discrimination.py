@@ -9,11 +9,14 @@ from torch.nn import functional as F
 from vidrobust.losses.cosine import full_precision
 from vidrobust.losses.info_nce import info_nce
 from vidrobust.methods.adversarial.adversary import Adversary
-from vidrobust.methods.adversarial.view_batch import Pairing, clae
+from vidrobust.methods.adversarial.clae import clae
+from vidrobust.methods.adversarial.view_batch import Pairing
 from vidrobust.methods.false_negatives.removal import Masks
 from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
 
 PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
@@ -70,3 +73,35 @@ def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -
         log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))  # near P = 1 it has no end
         wrong = log_not.masked_fill(itself | positives, 0).sum(1)
         return -(log_p.masked_fill(~positives, 0).sum(1) + wrong).view(2, -1).mean(0)
+
+
+def _build(parts: Parts, pair_loss: PairLoss) -> InstDisc:
+    options = parts.options
+    if options.clips_per_video != 2:
+        raise UserError(
+            f"method.clips_per_video={options.clips_per_video}: {options.name} compares two views"
+        )
+    model = parts.model("projector")
+    pairing = parts.pairing() or clae
+    return InstDisc(model, options.temperature, pair_loss, parts.attack(), pairing)
+
+
+PLAIN = MethodSpec(
+    build=lambda parts: _build(parts, plain),
+    help="Plain: CLAE's baseline, one direction",
+    cost=Cost(learned=(1, 1)),
+    options=frozenset({"temperature"}),
+    adversaries=("clae",),
+    refuses={"false_negatives": "has no masks"},
+)
+UEL = MethodSpec(
+    build=lambda parts: _build(parts, uel),
+    help="UEL: CLAE's baseline, a batch criterion",
+    cost=Cost(learned=(1, 1)),
+    options=frozenset({"temperature"}),
+    adversaries=("clae",),
+    refuses={
+        "false_negatives": "has no masks",
+        "negatives": "is a batch criterion over its own views",
+    },
+)

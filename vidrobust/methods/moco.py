@@ -13,6 +13,7 @@ from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.view_batch import average, through
 from vidrobust.methods.base import Method
 from vidrobust.methods.false_negatives.removal import Masks, Removal
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.models.momentum import MomentumEncoder
 from vidrobust.utils import distributed
@@ -144,3 +145,37 @@ class MoCo(Method):
         self.queue[at], self.queue_ids[at] = fresh, names
         self.position.add_(len(fresh)).remainder_(len(self.queue))
         self.steps += 1
+
+
+def _build(parts: Parts) -> MoCo:
+    options = parts.options
+    keys = parts.batch_size * (options.clips_per_video - 1)
+    if options.queue < keys:
+        raise UserError(
+            f"method.queue={options.queue} is less than the {keys} keys of a batch; raise it"
+        )
+    model = parts.model("projector")
+    removal = parts.removal(options.queue)
+    return MoCo(
+        model,
+        options.temperature,
+        parts.momentum(model),
+        options.queue,
+        parts.dim,
+        removal,
+        clips=options.clips_per_video,
+        shuffle=options.norm == "shuffle",
+        detect_on_keys=options.false_negatives.encoder == "momentum",
+        adversary=parts.attack(),
+        alpha=options.adversary.alpha,
+    )
+
+
+SPEC = MethodSpec(
+    build=_build,
+    help="MoCo v2: a queue of keys",
+    cost=Cost(forward=1, learned=(1,)),
+    options=frozenset({"temperature", "clips_per_video", "queue", "momentum", "momentum_climbs"}),
+    adversaries=("clae",),
+    fixed=frozenset({"queue"}),
+)

@@ -1,215 +1,254 @@
-"""METHODS: build the configured method."""
-
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-from torch import nn
+"""METHODS and ADVERSARIES by name, and what is derived from their entries."""
 
 from vidrobust import config
-from vidrobust.losses.info_nce import Hardness
-from vidrobust.methods.adversarial.advcl import AdvCL
-from vidrobust.methods.adversarial.adversarial_training import AdversarialTraining, Free, Trades
-from vidrobust.methods.adversarial.adversary import Adversary
-from vidrobust.methods.adversarial.presets import (
-    RECIPES,
-    branches_of,
-    build_adversary,
-    momentum_of,
-    pairing_of,
-    require_adversary,
-    shows_original,
+from vidrobust.methods import byol, distill, instance_discrimination, moco, simclr, supervised
+from vidrobust.methods.adversarial import (
+    a_info_nce,
+    acl,
+    advcl,
+    adversarial_training,
+    clae,
+    deacl,
+    dynacl,
+    rocl,
+    taro,
 )
-from vidrobust.methods.adversarial.taro import TARO
-from vidrobust.methods.base import Method
-from vidrobust.methods.byol import BYOL
-from vidrobust.methods.distill import Distill
-from vidrobust.methods.false_negatives.removal import Removal
-from vidrobust.methods.false_negatives.rules import RULES
-from vidrobust.methods.instance_discrimination import InstDisc, plain, uel
-from vidrobust.methods.moco import MoCo
-from vidrobust.methods.simclr import SimCLR, SupCon
-from vidrobust.methods.supervised import Supervised
-from vidrobust.methods.uses import RULE_OPTIONS
-from vidrobust.models import Model, build_model, normed_mlp
-from vidrobust.models.momentum import MomentumEncoder
-from vidrobust.utils import distributed
+from vidrobust.methods.false_negatives.rules import RULE_OPTIONS
+from vidrobust.methods.spec import AdversarySpec, MethodSpec
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.views import NEGATIVES, NegativeSpec
+from vidrobust.views.negatives import NEGATIVE_OPTIONS
+
+METHODS: dict[str, MethodSpec] = {
+    "simclr": simclr.SPEC,
+    "moco": moco.SPEC,
+    "byol": byol.SPEC,
+    "simsiam": byol.SIMSIAM,
+    "supcon": simclr.SUPCON,
+    "plain": instance_discrimination.PLAIN,
+    "uel": instance_discrimination.UEL,
+    "supervised": supervised.SPEC,
+    "distill": distill.SPEC,
+}
+ADVERSARIES: dict[str, AdversarySpec] = {
+    "clae": clae.SPEC,
+    "rocl": rocl.SPEC,
+    "acl": acl.SPEC,
+    "dynacl": dynacl.SPEC,
+    "advcl": advcl.SPEC,
+    "taro": taro.SPEC,
+    "deacl": deacl.SPEC,
+    "pgd": adversarial_training.PGD,
+    "trades": adversarial_training.TRADES,
+    "fast": adversarial_training.FAST,
+    "free": adversarial_training.FREE,
+}
+# options that every method has
+_SHARED = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"}
 
 
-def _adversary(cfg: config.Config) -> Adversary | None:
-    return build_adversary(cfg.method.adversary)
-
-
-def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
-    """With the norm branches that the adversary needs."""
-    wanted = cfg.method.adversary
-    return build_model(cfg.model, head, classes, branches=branches_of(wanted), momentum=momentum_of(wanted),
-                       branched_head=wanted.name == "none" or RECIPES[wanted.name].branched_head,
-                       selector=wanted.selector)  # fmt: skip
-
-
-def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
-    """negatives: how many an anchor has at most."""
-    wanted = cfg.method.false_negatives
-    if wanted.rule == "none":
+def adversary_spec(options: config.Adversary) -> AdversarySpec | None:
+    """Return the entry of the configured adversary, or None where there is none."""
+    if options.name == "none":
         return None
-    find = lookup(RULES, wanted.rule, "method.false_negatives.rule")
-    options = RULE_OPTIONS[wanted.rule]
-    if "k" in options and wanted.k >= negatives:
-        raise UserError(f"method.false_negatives.k={wanted.k}: an anchor has {negatives} negatives; choose fewer")
-    k = (wanted.clusters or classes) if wanted.rule == "cluster" else 0
-    if wanted.rule == "cluster" and k < 2:
-        raise UserError(f"method.false_negatives.clusters={wanted.clusters}: the data set has {classes} classes, and "
-                        "one cluster takes all negatives for false; say how many, two at least")  # fmt: skip
-    return Removal(
-        partial(find, **{argument: getattr(wanted, option) for option, argument in options.items()}),
-        wanted.action, siblings=wanted.siblings and wanted.rule != "sibling",
-        uses_labels=wanted.rule == "oracle", needs_groups=wanted.rule == "sibling",
-        whole_batch=wanted.rule == "mean_std" or (wanted.rule == "quantile" and wanted.over == "batch"),
-        k=k, dim=cfg.model.dim, classes=classes,
-    )  # fmt: skip
+    return lookup({"none": None, **ADVERSARIES}, options.name, "method.adversary.name")
 
 
-def _momentum(cfg: config.Config, model: Model) -> MomentumEncoder:
-    return MomentumEncoder(model, cfg.method.momentum, climbs=cfg.method.momentum_climbs)
+def branches_of(options: config.Adversary) -> tuple[str, ...]:
+    """Return the names of the adversarial norm branches."""
+    spec = adversary_spec(options)
+    return () if spec is None else spec.branches(options)
 
 
-def _simclr(cfg: config.Config, classes: int, kind: type[SimCLR] = SimCLR) -> Method:
-    if cfg.method.adversary.name == "advcl":
-        return _advcl(cfg, classes)
-    model, wanted, a = _model(cfg, "projector"), cfg.method.false_negatives, cfg.method.adversary
-    detector = _momentum(cfg, model) if wanted.rule != "none" and wanted.encoder == "momentum" else None
-    removal = _removal(cfg, classes, cfg.method.clips_per_video * (cfg.train.batch_size - 1))
-    pairing = pairing_of(a, cfg.method.temperature)
-    return kind(model, cfg.method.temperature, _adversary(cfg), removal, pairing=pairing,
-                clips=cfg.method.clips_per_video, chunk=cfg.method.chunk, detector=detector,
-                original=shows_original(a), joint=cfg.method.joint_views,
-                slow=_momentum(cfg, model) if a.name == "dynacl" and a.key_encoder else None,
-                scale=cfg.method.loss_scale,
-                **_a_info_nce(cfg.method))  # fmt: skip
+def shows_original(options: config.Adversary) -> bool:
+    """Return whether an adversary also takes the clip before its augmentation."""
+    spec = adversary_spec(options)
+    return spec is not None and spec.uses_original(options)
 
 
-def _advcl(cfg: config.Config, classes: int) -> Method:
-    wanted, model = cfg.method.adversary, _model(cfg, "projector")
-    if cfg.method.clips_per_video != 2 or cfg.method.false_negatives.encoder == "momentum":
-        raise UserError("method.adversary.name=advcl: two clips a video, and the model's own eye for false negatives")
-    first, second = (build_adversary(cfg.method.adversary, (name,)) for name in ("adv", "adv_ce"))
-    assert first is not None and second is not None
-    return AdvCL(model, cfg.method.temperature, first, second, wanted.clusters,
-                 _removal(cfg, classes, 2 * (cfg.train.batch_size - 1)), weight=wanted.ce_weight,
-                 radius=wanted.radius, chunk=cfg.method.chunk, joint=cfg.method.joint_views,
-                 scale=cfg.method.loss_scale,
-                 **_a_info_nce(cfg.method))  # fmt: skip
+def steps_of(options: config.Adversary) -> int:
+    """Return the steps of the attack: the method's own unless the options set them."""
+    spec = ADVERSARIES[options.name]
+    return spec.steps if options.steps < 0 or "steps" not in spec.attack else options.steps
 
 
-def _a_info_nce(method: config.Method) -> dict[str, Any]:
-    a = method.adversary
-    if a.hardness and method.false_negatives.rule != "none" and method.false_negatives.action == "downweight":
-        raise UserError("method.adversary.hardness: hard negatives have weights of their own; eliminate false ones, or "
-                        "attract them")  # fmt: skip
-    if a.hardness and method.chunk:
-        raise UserError(f"method.chunk={method.chunk}: method.adversary.hardness weighs negatives by the rows of all "
-                        "anchors; set 0")  # fmt: skip
-    # the released RoCL adds up an anchor's positives, so that 0.2 and 0.8 are of a sum; the released AdvCL has means
-    weight = a.pair_weight * (1 if a.name == "rocl" else 2)
-    # the mean negative of the released AdvCL, whose logits have 1 / temperature taken off, is at least 1 there
-    floor = 1.0 if a.name == "advcl" else math.exp(-1 / method.temperature)
-    return {"asymmetry": None if a.asymmetry == 0.5 else (weight * a.asymmetry, weight * (1 - a.asymmetry)),
-            "hard": Hardness(a.hardness, a.debias, floor) if a.hardness else None}  # fmt: skip
+def require_method(options: config.Method) -> None:
+    """Raise UserError for an unknown method or adversary, and for options they do not take."""
+    spec = lookup(METHODS, options.name, "method.name")
+    if options.negatives.names and (why := spec.refuses.get("negatives")):
+        names = ",".join(options.negatives.names)
+        raise UserError(f"method.negatives.names=[{names}]: {options.name} {why}; leave it empty")
+    rule = options.false_negatives.rule
+    if rule != "none" and (why := spec.refuses.get("false_negatives")):
+        raise UserError(f"method.false_negatives.rule={rule}: {options.name} {why}; set none")
+    _require_adversary(options)
 
 
-def _supcon(cfg: config.Config, classes: int) -> Method:
-    return _simclr(cfg, classes, SupCon)
+def _require_adversary(options: config.Method) -> None:
+    a, key = options.adversary, "method.adversary"
+    spec = adversary_spec(a)
+    if spec is None:
+        return
+    if a.name not in METHODS[options.name].adversaries:
+        known = METHODS[options.name].adversaries
+        remedy = f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
+        raise UserError(f"{key}.name={a.name}: {options.name} {remedy}")
+    if reason := spec.refusal(options):
+        raise UserError(reason)
+    if not a.steps:
+        raise UserError(
+            f"{key}.steps=0: an attack takes one step at least; {key}.name=none trains without"
+        )
+    if a.selector and (
+        a.combine != "branches" or options.name not in ("simclr", "supcon", "supervised")
+    ):
+        raise UserError(
+            f"{key}.selector: it chooses among branches of simclr, supcon, supervised; set "
+            "combine=branches"
+        )
+    if a.faithful and not _takes_faithful(options):
+        raise UserError(
+            f"{key}.faithful: CLAE as published is one step within one Linf budget of two views of "
+            "a batch"
+        )
+    if spec.two_clips and options.clips_per_video != 2:
+        raise UserError(
+            f"method.clips_per_video={options.clips_per_video}: {a.name} is of two clips a video"
+        )
+    two_streams = a.name == "dynacl" or (a.name == "acl" and a.pairing == "ds")
+    if (a.sir or a.air) and not two_streams:
+        raise UserError(
+            f"{key}.sir, air: AIR's terms are of two streams; set acl with pairing=ds, or dynacl"
+        )
+    if not a.clusters:
+        raise UserError(f"{key}.clusters=[]: one granularity at least")
 
 
-def _moco(cfg: config.Config, classes: int) -> Method:
-    keys = cfg.train.batch_size * (cfg.method.clips_per_video - 1)
-    if cfg.method.queue < keys:
-        raise UserError(f"method.queue={cfg.method.queue} is less than the {keys} keys of a batch; raise it")
-    model, removal = _model(cfg, "projector"), _removal(cfg, classes, cfg.method.queue)
-    return MoCo(
-        model, cfg.method.temperature, _momentum(cfg, model), cfg.method.queue, cfg.model.dim, removal,
-        clips=cfg.method.clips_per_video, shuffle=cfg.method.norm == "shuffle",
-        detect_on_keys=cfg.method.false_negatives.encoder == "momentum", adversary=_adversary(cfg),
-        alpha=cfg.method.adversary.alpha,
-    )  # fmt: skip
+def _takes_faithful(options: config.Method) -> bool:
+    """Return whether CLAE's published form, one step within one Linf budget, is what is set."""
+    a = options.adversary
+    one_step = a.steps in (-1, 1) and not a.step and a.start != "random"
+    one_budget = len(a.threats) <= 1 and all(name.startswith("linf-") for name in a.threats)
+    plain = a.schedule == "constant" and a.combine != "branches"
+    return a.name == "clae" and options.name != "moco" and one_step and one_budget and plain
 
 
-def _byol(cfg: config.Config, classes: int) -> Method:
-    model = _model(cfg, "normed_projector")
-    return _positives(cfg, model, _momentum(cfg, model))
+def require_branch(cfg: config.Config) -> None:
+    """Raise UserError for an eval.branch that a model with this adversary does not have."""
+    options, branch = cfg.method.adversary, cfg.eval.branch
+    known = ["clean", *branches_of(options)]
+    if len(known) > 1:
+        known.append("average")
+    if options.selector:
+        known.append("select")
+    if branch not in known:
+        raise UserError(
+            f"eval.branch={branch}: a model trained so has {', '.join(known)}; set one of them"
+        )
 
 
-def _simsiam(cfg: config.Config, classes: int) -> Method:
-    return _positives(cfg, _model(cfg, "simsiam_projector"), None)
+def unmeasured(cfg: config.Config) -> str:
+    """Return a warning that eval.branch is not the branch of the paper's numbers, or ""."""
+    options = cfg.method.adversary
+    spec = adversary_spec(options)
+    if spec is None or not spec.measured or cfg.eval.branch != "clean" or not branches_of(options):
+        return ""
+    return (
+        f"eval.branch=clean measures, and backbone.pt keeps, the branch that {options.name} trains "
+        f"without an attack; its papers' numbers are of eval.branch={spec.measured}"
+    )
 
 
-def _positives(cfg: config.Config, model: Model, target: MomentumEncoder | None) -> Method:
-    predictor, adversary = normed_mlp(cfg.model.dim, cfg.method.predictor, cfg.model.dim), _adversary(cfg)
-    if adversary is None:
-        return BYOL(model, predictor, target, clips=cfg.method.clips_per_video)
-    return TARO(model, predictor, adversary, target, weight=cfg.method.adversary.alpha)
+def fixed_options() -> list[str]:
+    """Return the keys of `method.*` that a resume may not change."""
+    keys = {"name", "adversary.name", "adversary.combine", "adversary.schedule"}
+    keys |= {"adversary.selector", "false_negatives.rule", "false_negatives.encoder"}
+    keys |= {"false_negatives.clusters"}
+    for method in METHODS.values():
+        keys |= method.fixed
+    for adversary in ADVERSARIES.values():
+        keys |= {f"adversary.{key}" for key in adversary.fixed}
+    return [f"method.{key}" for key, _ in config.options(config.Method) if key in keys]
 
 
-def _instdisc(cfg: config.Config, classes: int) -> Method:
-    if cfg.method.clips_per_video != 2:
-        raise UserError(f"method.clips_per_video={cfg.method.clips_per_video}: {cfg.method.name} compares two views")
-    return InstDisc(_model(cfg, "projector"), cfg.method.temperature, {"plain": plain, "uel": uel}[cfg.method.name],
-                    _adversary(cfg), pairing_of(cfg.method.adversary, cfg.method.temperature))  # fmt: skip
+def without_effect(cfg: config.Config) -> list[str]:
+    """Return the keys of training options that differ from their defaults and have no effect.
 
-
-def _supervised(cfg: config.Config, classes: int) -> Method:
-    clusters, first, wanted = cfg.method.clusters, cfg.method.head_first, cfg.method.adversary
-    model, adversary = _model(cfg, "linear", clusters or classes), _adversary(cfg)
-    unit = cfg.method.clusters_metric == "cosine"
-    if adversary is None:
-        return Supervised(model, clusters, first, unit=unit)
-    if wanted.name == "trades":
-        return Trades(model, adversary, clusters, first, beta=wanted.beta, unit=unit)
-    if wanted.name == "free":
-        return Free(model, adversary, clusters, first, replays=wanted.replays, unit=unit)
-    return AdversarialTraining(model, adversary, clusters, first, unit=unit)
-
-
-def _distill(cfg: config.Config, classes: int) -> Method:
-    return Distill(_model(cfg, "none"), _adversary(cfg), cfg.method.adversary.gamma)
-
-
-def _negatives(cfg: config.Config) -> tuple[NegativeSpec, bool]:
-    """Those that are made of views, and whether there are textures besides; none where they count nothing."""
-    wanted = cfg.method.negatives
-    for name in wanted.names:
-        lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")
-    if len(set(wanted.names)) != len(wanted.names):
-        raise UserError(f"method.negatives.names=[{','.join(wanted.names)}]: list different ones; count makes more")
-    if len(wanted.patch_px) != 2:
-        raise UserError(f"method.negatives.patch_px={wanted.patch_px}: two sides, from and to")
-    names = wanted.names if wanted.alpha and wanted.count else []
-    spec = NegativeSpec(tuple(name for name in names if name != "texture"), wanted.count,
-                        (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid)  # fmt: skip
-    return spec, "texture" in names
-
-
-METHODS: dict[str, Callable[[config.Config, int], Method]] = {
-    "simclr": _simclr, "moco": _moco, "byol": _byol, "simsiam": _simsiam, "supcon": _supcon, "plain": _instdisc,
-    "uel": _instdisc, "supervised": _supervised, "distill": _distill,
-}  # fmt: skip
-
-
-def build_method(cfg: config.Config, classes: int) -> Method:
-    """The configured method around a model with fresh weights; classes: K of the data set.
-
-    Raises UserError for an unknown name, and for options that the method has no use for.
+    Args:
+        cfg: the method, the augmentation and the optimizer are checked.
     """
-    config.require_used(cfg.method)
-    require_adversary(cfg.method)
-    method = lookup(METHODS, cfg.method.name, "method.name")(cfg, classes)
-    one_sided = cfg.method.adversary.name == "acl" and cfg.method.adversary.pairing != "ds"
-    method.skips = one_sided or (cfg.method.name == "supervised" and cfg.method.head_first > 0)
-    method.negatives, method.twin = _negatives(cfg)
-    method.alpha_negatives = cfg.method.negatives.alpha
-    together = cfg.method.norm == "sync" and distributed.world() > 1
-    return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method
+    default = config.Config()
+    used = _used_options(cfg.method)
+    idle = [f"method.{key}" for key, _ in config.options(config.Method) if key not in used]
+    idle += _switched_off(cfg)
+    return [key for key in idle if config.get(cfg, key) != config.get(default, key)]
+
+
+def _switched_off(cfg: config.Config) -> list[str]:
+    """Return the keys of options that others switch off, whatever their values."""
+    optim = cfg.optim
+    switches = {  # key -> whether what it needs is on
+        "augment.scale": not cfg.augment.shift,
+        "augment.original_shift": shows_original(cfg.method.adversary),
+        "augment.corruption_prob": bool(cfg.augment.corruptions),
+        "augment.corruption_severities": bool(cfg.augment.corruptions),
+        "optim.milestones": optim.schedule == "step",
+        "optim.gamma": optim.schedule == "step",
+        "optim.lars_exclude": optim.name == "lars",
+        "optim.momentum": optim.name in ("sgd", "lars"),
+    }
+    return [key for key, needed in switches.items() if not needed]
+
+
+def _used_options(options: config.Method) -> set[str]:
+    """Return the keys of `method.*` that have an effect as the method is configured."""
+    used = _SHARED | METHODS[options.name].options
+    if options.clusters:
+        used |= {"clusters_from", "clusters_metric"}
+    used |= _used_by_negatives(options.negatives)
+    used |= _used_by_removal(options.false_negatives)
+    used |= _used_by_adversary(options)
+    return used
+
+
+def _used_by_negatives(options: config.Negatives) -> set[str]:
+    used = set()
+    for name in options.names:
+        used |= {f"negatives.{key}" for key in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
+        if name != "texture":
+            used.add("negatives.count")
+    return used
+
+
+def _used_by_removal(options: config.FalseNegatives) -> set[str]:
+    if options.rule == "none":
+        return set()
+    keys = ("action", "siblings", "encoder", *RULE_OPTIONS[options.rule])
+    used = {f"false_negatives.{key}" for key in keys}
+    if options.rule == "cluster":
+        used.add("false_negatives.clusters")
+    if options.encoder == "momentum":
+        used |= {"momentum", "momentum_climbs"}
+    return used
+
+
+def _used_by_adversary(options: config.Method) -> set[str]:
+    a = options.adversary
+    spec = adversary_spec(a)
+    if spec is None:
+        return set()
+    keys = set(spec.attack | spec.options)
+    if len(a.threats) < 2 and a.combine != "branches":
+        keys.discard("combine")
+    if branches_of(a):
+        keys.add("momentum")
+    if a.schedule == "linear":
+        keys.add("warmup")
+    if a.schedule == "curriculum":
+        keys.add("first")
+    keys |= a_info_nce.used_options(options)
+    used = {f"adversary.{key}" for key in keys}
+    if a.name == "advcl":
+        used.add("teacher")
+    if a.name == "dynacl" and a.key_encoder:
+        used |= {"momentum", "momentum_climbs"}
+    return used

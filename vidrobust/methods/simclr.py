@@ -9,10 +9,13 @@ from torch import Tensor
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines, full_precision
 from vidrobust.losses.info_nce import Asymmetry, Hardness, nt_xent
+from vidrobust.methods.adversarial.a_info_nce import asymmetry_of, hardness_of
 from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, frozen_statistics, selection
-from vidrobust.methods.adversarial.view_batch import Pairing, Streams, clae
+from vidrobust.methods.adversarial.clae import clae
+from vidrobust.methods.adversarial.view_batch import Pairing, Streams
 from vidrobust.methods.base import Method
 from vidrobust.methods.false_negatives.removal import Found, Masks, Removal
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.models.momentum import MomentumEncoder, SplitEncoder
 from vidrobust.utils import distributed
@@ -163,3 +166,50 @@ class SupCon(SimCLR):
 
     def _keys(self, ids: Tensor, labels: Tensor) -> Tensor:
         return labels
+
+
+# adversaries that pair the views of a batch
+PAIRED = ("clae", "rocl", "acl", "dynacl")
+_OPTIONS = frozenset({"temperature", "clips_per_video", "chunk", "joint_views", "loss_scale"})
+
+
+def _build(parts: Parts, kind: type[SimCLR]) -> SimCLR:
+    options = parts.options
+    model = parts.model("projector")
+    removal = options.false_negatives
+    looks_slowly = removal.rule != "none" and removal.encoder == "momentum"
+    slow = options.adversary.name == "dynacl" and options.adversary.key_encoder
+    return kind(
+        model,
+        options.temperature,
+        parts.attack(),
+        parts.removal(options.clips_per_video * (parts.batch_size - 1)),
+        pairing=parts.pairing() or clae,
+        clips=options.clips_per_video,
+        chunk=options.chunk,
+        detector=parts.momentum(model) if looks_slowly else None,
+        asymmetry=asymmetry_of(options),
+        hard=hardness_of(options),
+        original=parts.uses_original,
+        joint=options.joint_views,
+        slow=parts.momentum(model) if slow else None,
+        scale=options.loss_scale,
+    )
+
+
+SPEC = MethodSpec(
+    build=lambda parts: _build(parts, SimCLR),
+    help="SimCLR",
+    cost=Cost(learned=(1, 1)),
+    options=_OPTIONS,
+    adversaries=(*PAIRED, "advcl"),
+)
+SUPCON = MethodSpec(
+    build=lambda parts: _build(parts, SupCon),
+    help="SupCon: positives by label",
+    cost=Cost(learned=(1, 1)),
+    options=_OPTIONS,
+    adversaries=PAIRED,
+    needs_labels=lambda options: True,
+    refuses={"false_negatives": "has positives by label"},
+)

@@ -11,6 +11,7 @@ from vidrobust.losses.cosine import full_precision
 from vidrobust.methods.adversarial.adversary import in_mode
 from vidrobust.methods.base import Method
 from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Backbone, Model
 
 
@@ -55,3 +56,22 @@ class Supervised(Method):
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, K), (B,) -> (B,), in full precision; 0 where there is no label."""
     return F.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=-1)
+
+
+def _build(parts: Parts) -> Supervised:
+    options = parts.options
+    model = parts.model("linear", options.clusters or parts.classes)
+    unit = options.clusters_metric == "cosine"
+    return Supervised(model, options.clusters, options.head_first, unit=unit)
+
+
+SPEC = MethodSpec(
+    build=_build,
+    help="cross-entropy",
+    cost=Cost(),
+    options=frozenset({"clusters", "head_first"}),
+    adversaries=("pgd", "trades", "fast", "free"),
+    needs_labels=lambda options: not options.clusters,
+    refuses={"false_negatives": "has no negatives", "negatives": "learns from labels"},
+    fixed=frozenset({"clusters"}),
+)

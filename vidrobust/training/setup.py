@@ -19,7 +19,8 @@ from vidrobust.data import (
     train_dataset,
 )
 from vidrobust.data.scan import stamp
-from vidrobust.methods import Method, build_method
+from vidrobust.methods import METHODS, Method, build_method
+from vidrobust.methods.registry import fixed_options
 from vidrobust.methods.revisions import REVISION, changed_since
 from vidrobust.models import Backbone, branch_names
 from vidrobust.models.inference import evaluation_mode, extract
@@ -32,14 +33,18 @@ from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
 from vidrobust.views import count_numbers, require_room
 
-# options that decide what is in a checkpoint; "name=" as in config.differences
-_FIXED = ("model.backbone=", "model.width=", "model.stem=", "model.hidden=", "model.dim=", "model.head_norm=",
-          "model.head_layers=", "model.head_norm_out=",
-          "method.name=", "method.queue=", "method.predictor=", "method.clusters=", "method.adversary.name=",
-          "method.adversary.combine=", "method.adversary.pairing=", "method.adversary.schedule=",
-          "method.adversary.selector=", "method.adversary.clusters=", "method.adversary.key_encoder=",
-          "method.false_negatives.rule=", "method.false_negatives.encoder=", "method.false_negatives.clusters=",
-          "optim.name=")  # fmt: skip
+# options of the model and the optimizer that decide what is in a checkpoint
+_FIXED = (
+    "model.backbone",
+    "model.width",
+    "model.stem",
+    "model.hidden",
+    "model.dim",
+    "model.head_norm",
+    "model.head_layers",
+    "model.head_norm_out",
+    "optim.name",
+)
 
 
 @dataclass
@@ -124,7 +129,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
     learning_rate(0, total, cfg.optim, cfg.method.head_first)
-    if cfg.method.name == "supcon" or (cfg.method.name == "supervised" and not cfg.method.clusters):
+    if METHODS[cfg.method.name].needs_labels(cfg.method):
         require_labels(records, f"method.name={cfg.method.name}")
     if cfg.method.norm == "sync" and distributed.world() > 1 and device.type != "cuda":
         raise UserError(f"method.norm=sync needs GPUs, and this is {device}; use shuffle or own")
@@ -224,7 +229,8 @@ def _restore(run: Run, path: Path) -> None:
     if what := changed_since(run.cfg.method, int(state.get("method_revision", 1))):
         raise UserError(f"{path} is of an earlier revision: {what}")
     changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
-    fixed = [line for line in changed if line.startswith(_FIXED)]
+    kept = tuple(f"{key}=" for key in (*_FIXED, *fixed_options()))  # as config.differences writes
+    fixed = [line for line in changed if line.startswith(kept)]
     if fixed:
         raise UserError(f"{path}: a resume cannot change {fixed[0]}; train anew in another --output-dir, from its "
                         "backbone.pt by model.weights where the architecture is the same")  # fmt: skip

@@ -220,3 +220,11 @@ def _at_times(x: Tensor, times: Tensor) -> Tensor:
 def _cells(size: int, grid: int) -> Tensor:
     """Which of `grid` cells each of `size` pixels is in."""
     return torch.arange(size) * grid // size
+
+# kind of negative -> the options of `method.negatives` that it takes besides count and alpha
+NEGATIVE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "patch": ("patch_px", "turn"),
+    "patch_frames": ("patch_px", "turn"),
+    "tube": ("patch_px", "turn", "tube"),
+    "tube_shuffle": ("grid",),
+}

@@ -9,11 +9,11 @@ import torch
 
 from vidrobust import config
 from vidrobust.benchmarks.steps import configured
-from vidrobust.methods import RECIPES, Adversary
+from vidrobust.methods import ADVERSARIES, METHODS, Adversary
 
 SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.size=16", "model.hidden=64", "model.dim=8",
          "method.predictor=64", "method.queue=8", "method.adversary.clusters=[2]", "train.batch_size=4"]  # fmt: skip
-PAIRS = [(method, name, words) for name, recipe in RECIPES.items() for method in recipe.methods
+PAIRS = [(method, name, words) for method, spec in METHODS.items() for name in spec.adversaries
          for words in ([], *([["pairing=a2a"], ["pairing=a2s"], ["sir=0.5", "air=0.5"]] if name == "acl" else []),
                        *([["faithful=true"]] if name == "clae" and method != "moco" else []))]  # fmt: skip
 
@@ -70,5 +70,5 @@ def test_with_weight_0_the_attack_is_made_and_the_clean_loss_is_left(method):
 
 
 def test_the_pairs_are_all_there_are():
-    assert {name for _, name, _ in PAIRS} == RECIPES.keys() and len(PAIRS) > 20
+    assert {name for _, name, _ in PAIRS} == ADVERSARIES.keys() and len(PAIRS) > 20
     assert dataclasses.fields(config.Adversary)[0].default == "none"

@@ -6,16 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidrobust import config
 from vidrobust.attacks import Loss
 from vidrobust.data import Record
 from vidrobust.losses.cosine import full_precision
 from vidrobust.losses.info_nce import Hardness
+from vidrobust.methods.adversarial.a_info_nce import asymmetry_of, hardness_of
 from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.view_batch import Streams, average, through
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.spec import AdversarySpec, Cost, Parts
 from vidrobust.models import Backbone, Model
+from vidrobust.utils.errors import UserError
 
 
 class AdvCL(SimCLR):
@@ -93,3 +97,61 @@ def high_pass(x: Tensor, radius: float) -> Tensor:
     rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
     keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) >= radius
     return torch.fft.ifft2(torch.fft.fft2(full_precision(x)) * keep).real
+
+
+def _build(parts: Parts) -> AdvCL:
+    options = parts.options
+    a = options.adversary
+    if options.clips_per_video != 2 or options.false_negatives.encoder == "momentum":
+        raise UserError(
+            "method.adversary.name=advcl: two clips a video, and the model's own eye for false "
+            "negatives"
+        )
+    model = parts.model("projector")
+    first = parts.attack("adv")
+    second = parts.attack("adv_ce")
+    assert first is not None
+    assert second is not None
+    return AdvCL(
+        model,
+        options.temperature,
+        first,
+        second,
+        a.clusters,
+        parts.removal(2 * (parts.batch_size - 1)),
+        weight=a.ce_weight,
+        radius=a.radius,
+        chunk=options.chunk,
+        asymmetry=asymmetry_of(options),
+        hard=hardness_of(options),
+        joint=options.joint_views,
+        scale=options.loss_scale,
+    )
+
+
+def _refusal(options: config.Method) -> str:
+    if options.adversary.combine == "branches":
+        return (
+            "method.adversary.combine=branches: advcl's branches are of its two attacks; set "
+            "average or worst"
+        )
+    return ""
+
+
+SPEC = AdversarySpec(
+    help="AdvCL: four views, pseudo-labels, three norm branches",
+    costs={"": Cost(forward=3, attack=2, learned=(1, 1, 1, 1, 1), train_mode=True)},
+    build=_build,
+    options=frozenset({"clusters", "ce_weight", "radius"}),
+    steps=5,
+    step=0.25,
+    random_start=True,
+    train_mode=True,
+    branches=lambda options: ("adv", "adv_ce"),
+    branched_head=False,
+    two_clips=True,
+    uses_original=lambda options: True,
+    measured="adv",
+    fixed=frozenset({"clusters"}),
+    refusal=_refusal,
+)

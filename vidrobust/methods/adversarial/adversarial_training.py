@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vidrobust.attacks import Ball, Loss, make_ball
+from vidrobust import config
+from vidrobust.attacks import Ball, Loss, make_ball, parse_threat
 from vidrobust.losses.cosine import full_precision
 from vidrobust.methods.adversarial.adversary import (
     AdversarialView,
@@ -16,6 +17,7 @@ from vidrobust.methods.adversarial.adversary import (
 )
 from vidrobust.methods.adversarial.overfitting import OverfittingWatch
 from vidrobust.methods.adversarial.view_batch import average, through
+from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
 from vidrobust.methods.supervised import Supervised, cross_entropy
 from vidrobust.models import Model
 from vidrobust.utils import distributed
@@ -180,3 +182,83 @@ def divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax(logits) || softmax(adversarial)) of (B, K), (B, K) -> (B,), with gradient to both."""
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _common(parts: Parts) -> tuple[Model, Adversary, int, float]:
+    """Return the arguments that all methods of this file share, in order."""
+    options = parts.options
+    model = parts.model("linear", options.clusters or parts.classes)
+    adversary = parts.attack()
+    assert adversary is not None
+    return model, adversary, options.clusters, options.head_first
+
+
+def _unit(parts: Parts) -> bool:
+    return parts.options.clusters_metric == "cosine"
+
+
+def _build_training(parts: Parts) -> AdversarialTraining:
+    return AdversarialTraining(*_common(parts), unit=_unit(parts))
+
+
+def _build_trades(parts: Parts) -> Trades:
+    beta = parts.options.adversary.beta
+    return Trades(*_common(parts), beta=beta, unit=_unit(parts))
+
+
+def _build_free(parts: Parts) -> Free:
+    replays = parts.options.adversary.replays
+    return Free(*_common(parts), replays=replays, unit=_unit(parts))
+
+
+def _free_refusal(options: config.Method) -> str:
+    a = options.adversary
+    supports = [parse_threat(name).support for name in a.threats]
+    moved_whole = all(support in ("dense", "tube", "flicker") for support in supports)
+    if len(a.threats) > 1 or a.combine == "branches" or not moved_whole:
+        return (
+            "method.adversary.threats: free adversarial training takes one, dense, tube or flicker, "
+            "without branches"
+        )
+    return ""
+
+
+PGD = AdversarySpec(
+    help="PGD training",
+    costs={"": Cost(attack=1)},
+    build=_build_training,
+    steps=10,
+    step=0.25,
+    random_start=True,
+    branches=branch_per_threat_only,
+)
+TRADES = AdversarySpec(
+    help="TRADES",
+    costs={"": Cost(forward=1, attack=1, learned=(1, 1))},
+    build=_build_trades,
+    options=frozenset({"beta"}),
+    steps=10,
+    step=0.25,
+    random_start=True,
+    branches=branch_per_threat_only,
+)
+FAST = AdversarySpec(
+    help="FGSM from a random start",
+    costs={"": Cost(attack=1, train_mode=True)},
+    build=_build_training,
+    attack=frozenset({"threats", "combine", "selector", "step", "start", "schedule"}),
+    step=1.25,
+    random_start=True,
+    train_mode=True,
+    branches=branch_per_threat_only,
+)
+FREE = AdversarySpec(
+    help="free adversarial training: replays of a batch",
+    costs={"": Cost(learned=(1, 1, 1, 1))},
+    build=_build_free,
+    options=frozenset({"replays"}),
+    attack=frozenset({"threats", "schedule"}),
+    random_start=True,
+    branches=branch_per_threat_only,
+    refusal=_free_refusal,
+)

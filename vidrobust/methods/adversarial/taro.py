@@ -11,7 +11,8 @@ from vidrobust.attacks import Loss
 from vidrobust.losses.cosine import cosines, full_precision, similarity
 from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, frozen_statistics, in_mode
 from vidrobust.methods.adversarial.view_batch import average, through
-from vidrobust.methods.byol import BYOL
+from vidrobust.methods.byol import BYOL, build_parts
+from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
 from vidrobust.models import Model
 from vidrobust.models.momentum import MomentumEncoder
 from vidrobust.utils import distributed
@@ -100,3 +101,26 @@ def confusing(features: Tensor, everyone: Tensor, predicted: Tensor, here: slice
     itself = number[here, None] == number
     score = F.normalize(cosine.masked_fill(itself, 0.5), dim=1) + F.normalize(entropy, dim=0)
     return score.masked_fill(itself, -torch.inf).argmax(1)
+
+
+def _build(parts: Parts) -> TARO:
+    model, predictor, target = build_parts(parts)
+    adversary = parts.attack()
+    assert adversary is not None
+    return TARO(model, predictor, adversary, target, weight=parts.options.adversary.alpha)
+
+
+SPEC = AdversarySpec(
+    help="TARO: each view moves toward another video",
+    costs={
+        "": Cost(forward=4, attack=1, together=2, learned=(1, 1, 1)),
+        "byol": Cost(forward=7, attack=1, together=2, learned=(1, 1, 1)),
+    },
+    build=_build,
+    options=frozenset({"alpha"}),
+    steps=10,
+    step=0.25,
+    random_start=True,
+    branches=branch_per_threat_only,
+    two_clips=True,
+)

@@ -189,3 +189,17 @@ def _same(sides: Sides | None, what: str) -> Tensor:
         raise ValueError(f"this rule needs {what}, and there are none")
     anchors, candidates = sides
     return (anchors[:, None] == candidates) & (anchors >= 0)[:, None]
+
+# rule -> option of `method.false_negatives` -> the argument of the rule that it sets
+RULE_OPTIONS: dict[str, dict[str, str]] = {
+    "fixed": {"threshold": "threshold"},
+    "topk": {"k": "k"},
+    "topk_threshold": {"k": "k", "threshold": "threshold"},
+    "quantile": {"rate": "rate", "over": "over"},
+    "adaptive_threshold": {"start": "start", "threshold": "end", "warmup": "warmup"},
+    "adaptive_rate": {"rate": "rate", "warmup": "warmup"},
+    "mean_std": {"sigmas": "k"},
+    "cluster": {},
+    "oracle": {},
+    "sibling": {},
+}
