@@ -37,17 +37,29 @@ from vidrobust.utils.text import visible
 
 # options whose values are names in a dictionary
 FAMILIES: dict[str, Mapping[str, Any]] = {
-    "data.sampling": TRAIN_SAMPLERS, "eval.sampling": EVAL_SAMPLERS,
-    "model.backbone": BACKBONES, "method.name": METHODS, "method.false_negatives.rule": {"none": None, **RULES},
+    "data.sampling": TRAIN_SAMPLERS,
+    "eval.sampling": EVAL_SAMPLERS,
+    "model.backbone": BACKBONES,
+    "method.name": METHODS,
+    "method.false_negatives.rule": {"none": None, **RULES},
     "optim.name": OPTIMIZERS,
-    "optim.schedule": SCHEDULES, "eval.suite": SUITES,
-}  # fmt: skip
+    "optim.schedule": SCHEDULES,
+    "eval.suite": SUITES,
+}
+
+
+def _names() -> dict[str, str]:
+    """Return option -> its names, for --help."""
+    names = {key: ", ".join(family) for key, family in FAMILIES.items()}
+    takes = [f"{name}: {', '.join(m.adversaries)}" for name, m in METHODS.items() if m.adversaries]
+    names["method.adversary.name"] = f"none; {'; '.join(takes)}"
+    return names
 
 
 def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.ArgumentParser:
     """A parser with the configuration's options in its help; its positional arguments are a command and overrides."""
     made = argparse.ArgumentParser(
-        description=description, epilog=config.help_text(), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=config.help_text(_names()), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if commands:
         made.add_argument("command", choices=commands)

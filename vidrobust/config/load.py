@@ -9,7 +9,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,11 @@ def differences(a: Config, b: Config) -> list[str]:
     return [f"{key}={get(b, key)} ({get(a, key)})" for key, _ in options() if get(a, key) != get(b, key)]
 
 
-def help_text() -> str:
-    """A line an option: key, default, meaning."""
+def help_text(names: Mapping[str, str] | None = None) -> str:
+    """Return a line per option: key, default, meaning.
+
+    names: key -> the names that the option may have, where a dictionary of the package has them.
+    """
     rows = []
     default = OmegaConf.structured(Config)
     for key, item in options():
@@ -156,6 +159,8 @@ def help_text() -> str:
             text = f"{value:g}" if isinstance(value, float) else str(value)
         choices = item.metadata["choices"]
         help = item.metadata["help"] + (f" ({' | '.join(c or 'empty' for c in choices)})" if choices else "")
+        if key in (names or {}):
+            help += f": {(names or {})[key]}"
         rows.append(f"  {key + '=' + text:<44} {help}")
     return "options (key=value):\n" + "\n".join(rows)
 

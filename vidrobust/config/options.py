@@ -59,7 +59,7 @@ class Data:
     frames: int = option(16, "frames of a clip, T; 1 for an image", low=1, high=2**16)
     stride: int = option(2, "source frames from one sampled frame to the next", low=1)
     sampling: str = option(
-        "random", "training clips: random, segment, dense, interval_uniform, interval_decreasing (docs/data.md)"
+        "random", "training clips (docs/data.md)"
     )
     policy: str = option(
         "repeat_last", "what a video shorter than a clip does", choices=("repeat_last", "loop", "error")
@@ -123,7 +123,7 @@ class Augment:
 
 @dataclass
 class Model:
-    backbone: str = option("r2plus1d_18", "trunk: r2plus1d_18, r2plus1d_10, slowfast_r50, resnet18, resnet50")
+    backbone: str = option("r2plus1d_18", "backbone")
     width: int = option(0, "channels of the first stage, where the trunk has the option; 0: its default", low=0)
     stem: str = option("", "resnets: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar"))
     weights: str = option("", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random")
@@ -137,11 +137,7 @@ class Model:
 
 @dataclass
 class Adversary:
-    name: str = option(
-        "none", "how adversarial views are made and paired (docs/methods.md): none; simclr, supcon: clae, rocl, acl, "
-        "dynacl; simclr: advcl; moco, plain, uel: clae; byol, simsiam: taro; supervised: pgd, trades, fast, free; "
-        "distill: deacl",
-    )  # fmt: skip
+    name: str = option("none", "how adversarial views are made and paired")
     threats: list[str] = option([], "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
                                 "empty: the method's own")  # fmt: skip
     combine: str = option("average", "several threats: the loss is averaged over them, each clip takes the worst, or "
@@ -186,10 +182,7 @@ class Adversary:
 
 @dataclass
 class FalseNegatives:
-    rule: str = option(
-        "none", "which negatives are taken for false: none, fixed, topk, topk_threshold, quantile, adaptive_threshold, "
-        "adaptive_rate, mean_std, cluster, oracle, sibling (docs/methods.md)",
-    )  # fmt: skip
+    rule: str = option("none", "which negatives are taken for false (docs/methods.md)")
     action: str = option("eliminate", "what becomes of them", choices=("eliminate", "attract", "downweight"))
     siblings: bool = option(True, "clips of the same source are found besides, whatever the rule")
     encoder: str = option("own", "whose embeddings are looked at; moco's keys are momentum",
@@ -225,9 +218,7 @@ class Negatives:
 
 @dataclass
 class Method:
-    name: str = option(
-        "simclr", "what is learned: simclr, moco, byol, simsiam, supcon, plain, uel, supervised, distill"
-    )
+    name: str = option("simclr", "what is learned (docs/methods.md)")
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
     clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
     chunk: int = option(0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0)
@@ -262,14 +253,14 @@ class Method:
 
 @dataclass
 class Optim:
-    name: str = option("sgd", "optimizer: sgd, adamw, lars")
+    name: str = option("sgd", "optimizer")
     lr: float = option(0.1, "peak learning rate for the whole (global) batch; never rescaled", above=0)
     momentum: float = option(0.9, "momentum (sgd, lars)", low=0, high=1)
     weight_decay: float = option(1e-4, "weight decay", low=0)
     decay_norms: bool = option(False, "norms and biases decay as well, as in the SGD of most papers' code")
     lars_exclude: bool = option(True, "lars: norms and biases take plain steps (SimCLR's code); false: their rate is "
                                 "adapted as all others' (ACL's, RoCL's)")  # fmt: skip
-    schedule: str = option("cosine", "learning rate over the run: cosine, linear, constant, step")
+    schedule: str = option("cosine", "learning rate over the run")
     milestones: list[float] = option([0.6, 0.8], "schedule=step: shares of the run, behind the warm-up, at which the "
                                      "rate is multiplied by gamma", low=0, high=1)  # fmt: skip
     gamma: float = option(0.1, "schedule=step: factor of the rate at each milestone", above=0)
@@ -326,15 +317,11 @@ class Eval:
     name: str = option("pgd", "folder of the results, under the run's eval/")
     batch_size: int = option(32, "clips in an evaluation batch", low=1)
     clips: int = option(3, "clips of a video for kNN, probe and features", low=1)
-    sampling: str = option("uniform", "which clips: uniform (over the whole length), dense (back to back), segment")
+    sampling: str = option("uniform", "which clips; uniform: over the whole length, dense: back to back")
     knn_k: int = option(20, "neighbours that vote", low=1)
     knn_temperature: float = option(0.1, "temperature of the votes", above=0)
     probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)
-    suite: str = option(
-        "pgd", "autoattack, its versions plus, rand and video, or one attack: fgsm, pgd, mim, apgd-ce, apgd-dlr, "
-        "apgd-t, fab, fab-t, fmn, cw, square, nes, geo-trap, temporal-translation, frame-saliency, one-frame, sparse, "
-        "flicker, roa, salt-and-pepper",
-    )  # fmt: skip
+    suite: str = option("pgd", "autoattack, one of its versions, or one attack")
     threats: list[str] = option(
         ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
         "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5, patch30-linf-1; "

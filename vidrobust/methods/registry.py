@@ -1,7 +1,15 @@
 """METHODS and ADVERSARIES by name, and what is derived from their entries."""
 
 from vidrobust import config
-from vidrobust.methods import byol, distill, instance_discrimination, moco, simclr, supervised
+from vidrobust.methods import (
+    byol,
+    distill,
+    instance_discrimination,
+    moco,
+    simclr,
+    supervised,
+    vicreg,
+)
 from vidrobust.methods.adversarial import (
     a_info_nce,
     acl,
@@ -28,6 +36,7 @@ METHODS: dict[str, MethodSpec] = {
     "uel": instance_discrimination.UEL,
     "supervised": supervised.SPEC,
     "distill": distill.SPEC,
+    "vicreg": vicreg.SPEC,
 }
 ADVERSARIES: dict[str, AdversarySpec] = {
     "clae": clae.SPEC,
