@@ -9,7 +9,7 @@ from tests.helpers import one_step, tool
 from tests.methods.adversarial.test_view_batch import TINY
 from vidrobust import config
 from vidrobust.benchmarks.steps import TIMED, configured, cost_of, floor_step, measure_steps, public_clae
-from vidrobust.methods import Adversary, SimCLR, clae
+from vidrobust.methods import AdversarialSimCLR, Adversary, clae
 from vidrobust.models import add_branches, build_model
 from vidrobust.training.pass_counter import PassCounter
 
@@ -42,7 +42,7 @@ def test_the_public_step_of_clae_is_claes():
     views = 0.2 + 0.6 * views  # nothing is clamped
     theirs = public_clae(model, views[:, 0], views[:, 1], 0.5, 0.02)
     adversary = Adversary(one_step(0.02).threats)  # norms as they are, in eval mode
-    ours = SimCLR(model, 0.5, adversary, pairing=partial(clae, alpha=1.0))(views, ids, ids)["loss"].mean()
+    ours = AdversarialSimCLR(model, 0.5, adversary, pairing=partial(clae, alpha=1.0))(views, ids, ids)["loss"].mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
 
 

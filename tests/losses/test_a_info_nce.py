@@ -12,7 +12,7 @@ from tests.methods.test_build import load
 from vidrobust.losses.air import air, regularizer, sir
 from vidrobust.losses.hard_negatives import hard_denominator
 from vidrobust.losses.info_nce import Asymmetry, Hardness
-from vidrobust.methods import SimCLR, a2s, acl, clae, dynacl, nt_xent, rocl
+from vidrobust.methods import AdversarialSimCLR, a2s, acl, clae, dynacl, nt_xent, rocl
 from vidrobust.methods.build import build_method
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
@@ -112,7 +112,7 @@ def test_the_attack_and_the_clean_stream_stay_as_they_are(pairing):
     model = add_branches(build_model(TINY, "projector")).eval()
     made = []
     for options in ({}, {"hard": Hardness(1.0, 0.12, 0.1)}, {"asymmetry": (0.4, 1.6)}):
-        method = SimCLR(model, T, attack(), pairing=pairing, **options)
+        method = AdversarialSimCLR(model, T, attack(), pairing=pairing, **options)
         make, kept = method.adversary.views, []
         method.adversary.views = lambda net, aim, x, p, make=make, kept=kept: (
             kept.append(make(net, aim, x, p)) or kept[0]
@@ -155,8 +155,10 @@ def test_airs_terms_are_added_to_the_streams():
     views, ids = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4)
     model = add_branches(build_model(TINY, "projector")).eval()
     extra = partial(regularizer, temperature=T, clean=0.5, adversarial=0.5)
-    plain = SimCLR(model, T, attack(), pairing=dynacl)(views[:, :2], ids, ids)
-    ours = SimCLR(model, T, attack(), pairing=partial(dynacl, invariance=extra), original=True)(views, ids, ids)
+    plain = AdversarialSimCLR(model, T, attack(), pairing=dynacl)(views[:, :2], ids, ids)
+    pairing = partial(dynacl, invariance=extra)
+    method = AdversarialSimCLR(model, T, attack(), pairing=pairing, original=True)
+    ours = method(views, ids, ids)
     assert torch.allclose(ours["loss"], 2 * plain["loss"] + ours["loss_invariance"], atol=1e-5), "not halved"
     assert torch.equal(ours["loss_clean"], plain["loss_clean"]), "the original is no view"
     ours["loss_invariance"].mean().backward()

@@ -17,6 +17,7 @@ from vidrobust.losses.cosine import cosines
 from vidrobust.methods import (
     BYOL,
     TARO,
+    AdversarialSimCLR,
     Adversary,
     InstDisc,
     MoCo,
@@ -124,7 +125,7 @@ def test_simclr_pushes_both_views_from_the_negatives_of_the_first(batch):
 def test_clae_meets_them_in_its_attack_and_its_loss(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = pushing(SimCLR(copy.deepcopy(model), T, one_step(0.02), pairing=partial(clae, alpha=0.7)))
+    method = pushing(AdversarialSimCLR(copy.deepcopy(model), T, one_step(0.02), pairing=partial(clae, alpha=0.7)))
     ours = method(views, ids, labels)["loss"]
     z1, z2, t = model(views[:, 0]), model(views[:, 1]), embedded(model, views)
     with model.use_branch("adv"):
@@ -143,7 +144,7 @@ def test_rocl_and_acl_meet_them(batch, pairing):
     views, ids, labels = batch
     model, two = (build_model(TINY, "projector") if pairing is rocl else branched()), ids.repeat(2)
     adversary = attack(branches=("clean",)) if pairing is rocl else attack()
-    method = pushing(SimCLR(copy.deepcopy(model), T, adversary, pairing=pairing))
+    method = pushing(AdversarialSimCLR(copy.deepcopy(model), T, adversary, pairing=pairing))
     ours = method(views, ids, labels)["loss"]
     x1, x2 = views[:, 0], views[:, 1]
     t = embedded(model, views)
@@ -257,7 +258,7 @@ def test_norms_that_are_measured_do_not_see_them(batch, name):
 def test_nothing_clean_is_embedded_for_the_log_alone(batch):
     """a2a has no clean stream, and so no cosine of it."""
     views, ids, labels = batch
-    method = pushing(SimCLR(build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=a2a))
+    method = pushing(AdversarialSimCLR(build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=a2a))
     assert "negative_cosine" not in method(views, ids, labels)
     assert "negative_cosine" in pushing(SimCLR(build_model(TINY, "projector"), T))(views, ids, labels)
 

@@ -7,7 +7,7 @@ import torch
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel
 from vidrobust.config import Config, Model
-from vidrobust.methods import Adversary, SimCLR, build_method, clae, nt_xent
+from vidrobust.methods import AdversarialSimCLR, Adversary, SimCLR, build_method, clae, nt_xent
 from vidrobust.models import add_branches, build_model
 
 TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
@@ -37,7 +37,7 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
     """Loss, gradients and clean statistics."""
     plain = SimCLR(build_model(TINY, "projector"), 0.5)
     branched = add_branches(copy.deepcopy(plain.model))
-    with_clae = SimCLR(branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0))
+    with_clae = AdversarialSimCLR(branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0))
     losses = [method(*batch)["loss"] for method in (plain, with_clae)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -56,9 +56,9 @@ def test_the_adversarial_term_is_the_papers(batch):
     views, ids, labels = batch
     x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))
-    ours = SimCLR(copy.deepcopy(model), 0.5, one_step(eps), pairing=partial(clae, alpha=alpha))(views, ids, labels)[
-        "loss"
-    ]
+    pairing = partial(clae, alpha=alpha)
+    method = AdversarialSimCLR(copy.deepcopy(model), 0.5, one_step(eps), pairing=pairing)
+    ours = method(views, ids, labels)["loss"]
     z1, z2 = model(x1), model(x2)
     with model.use_branch("adv"):
         za = model(x1).detach()

@@ -16,6 +16,7 @@ from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods import (
     BYOL,
     TARO,
+    AdversarialSimCLR,
     AdversarialTraining,
     Adversary,
     Distill,
@@ -24,7 +25,6 @@ from vidrobust.methods import (
     MoCo,
     MomentumEncoder,
     Removal,
-    SimCLR,
     SupCon,
     a2s,
     acl,
@@ -121,13 +121,14 @@ def method(kind: str) -> Method:
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
     if kind == "dynacl":
-        return SimCLR(model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9))
+        return AdversarialSimCLR(model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9))
     if kind == "a_infonce":
-        return SimCLR(model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=Hardness(1.0, 0.12, 0.1))
+        hard = Hardness(1.0, 0.12, 0.1)
+        return AdversarialSimCLR(model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=hard)
     has_adversary = kind in ("rocl", "acl", "a2s", "air", "threats") or "clae" in kind
     air = functools.partial(acl, invariance=functools.partial(regularizer, temperature=0.3, clean=0.5, adversarial=0.5))
     pairings = {"rocl": rocl, "acl": acl, "a2s": a2s, "air": air}
-    return SimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
+    return AdversarialSimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
                   pairing=pairings.get(kind, clae), clips=clips, chunk=chunk, original=kind == "air")  # fmt: skip
 
 

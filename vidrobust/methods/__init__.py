@@ -10,7 +10,7 @@ from vidrobust.methods.adversarial.dynacl import dynacl
 from vidrobust.methods.adversarial.eps_schedule import Budget
 from vidrobust.methods.adversarial.rocl import rocl
 from vidrobust.methods.adversarial.taro import TARO
-from vidrobust.methods.adversarial.view_batch import Streams
+from vidrobust.methods.adversarial.view_batch import ViewBatch
 from vidrobust.methods.base import Method
 from vidrobust.methods.build import build_adversary, build_method
 from vidrobust.methods.byol import BYOL
@@ -28,7 +28,7 @@ from vidrobust.methods.registry import (
     unmeasured,
     without_effect,
 )
-from vidrobust.methods.simclr import SimCLR, SupCon
+from vidrobust.methods.simclr import AdversarialSimCLR, SimCLR, SupCon
 from vidrobust.methods.supervised import Supervised
 from vidrobust.models.momentum import MomentumEncoder
 
@@ -39,6 +39,7 @@ __all__ = [
     "RULES",
     "TARO",
     "AdvCL",
+    "AdversarialSimCLR",
     "AdversarialTraining",
     "AdversarialView",
     "Adversary",
@@ -54,10 +55,10 @@ __all__ = [
     "PseudoLabels",
     "Removal",
     "SimCLR",
-    "Streams",
     "SupCon",
     "Supervised",
     "Trades",
+    "ViewBatch",
     "a2a",
     "a2s",
     "acl",

@@ -40,10 +40,10 @@ class Distill(Method):
         with torch.no_grad():
             aim = self.teacher(x)
 
-        def apart() -> Loss:
-            return lambda v: -similarity(self.map(self.model(v)), aim)
+        def make_loss(model: Model) -> Loss:
+            return lambda v: -similarity(self.map(model(v)), aim)
 
-        made = [] if self.adversary is None else self.adversary.views(self.model, apart, x, self.progress)
+        made = [] if self.adversary is None else self.adversary.views(self.model, make_loss, x, self.progress)
         f, *moved = together(self.model, [x], made)
         clean = -similarity(self.map(f), aim)
         if self.adversary is None:

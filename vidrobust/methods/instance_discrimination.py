@@ -12,7 +12,7 @@ from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.clae import clae
 from vidrobust.methods.adversarial.view_batch import Pairing
 from vidrobust.methods.false_negatives.removal import Masks
-from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.simclr import AdversarialSimCLR
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.utils import distributed
@@ -21,7 +21,7 @@ from vidrobust.utils.errors import UserError
 PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
 
-class InstDisc(SimCLR):
+class InstDisc(AdversarialSimCLR):
     """Two views of a video, compared by `plain` or `uel`; the adversary is CLAE's."""
 
     def __init__(
@@ -32,13 +32,22 @@ class InstDisc(SimCLR):
         adversary: Adversary | None = None,
         pairing: Pairing = clae,
     ) -> None:
+        """Set the loss of a pair of views, and the adversary."""
         super().__init__(model, temperature, adversary, pairing=pairing)
         self.pair_loss = pair_loss
 
-    def _losses(
-        self, z: Sequence[Tensor], ids: Tensor, labels: Tensor, masks: Masks, *, stop: bool = False,
-        adversarial: Sequence[int] = (), extra: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def contrast(
+        self,
+        z: Sequence[Tensor],
+        ids: Tensor,
+        labels: Tensor,
+        masks: Masks,
+        *,
+        stop: bool = False,
+        adversarial: Sequence[int] = (),
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of the two views for each of them, (2 * B,)."""
         own = None if extra is None else extra[: len(ids)]
         return self.pair_loss(z[0], z[1], self.temperature, own).repeat(2)
 

@@ -95,7 +95,7 @@ class MoCo(Method):
         def asked(v: Tensor) -> Tensor:
             return losses(self.model(v))
 
-        made = adversary.views(self.model, lambda: asked, views[:, 0], self.progress)
+        made = adversary.views(self.model, lambda model: asked, views[:, 0], self.progress)
         adv = average([through(self.model, view, asked) for view in made])
         adversary.budget.saw(adv)
         return {"loss": clean + self.alpha * adv, "loss_clean": clean, "loss_adv": adv}

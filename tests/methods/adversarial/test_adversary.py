@@ -10,7 +10,7 @@ from torch import nn
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains, parse_threat
 from vidrobust.config import Model
-from vidrobust.methods import AdversarialView, Adversary, Budget, SimCLR, acl, nt_xent
+from vidrobust.methods import AdversarialSimCLR, AdversarialView, Adversary, Budget, acl, nt_xent
 from vidrobust.methods.adversarial.adversary import selection, worst
 from vidrobust.models import add_branches, build_model, use_branch
 
@@ -29,7 +29,7 @@ def model(names=("adv",)):
 def away(net, x):
     """An aim: away from where the clips' embeddings are, in the mode and branch of the attack."""
 
-    def aim():
+    def aim(model):
         with torch.no_grad():
             start = net(x)
         return lambda v: (net(v) - start).square().sum(1)
@@ -42,7 +42,7 @@ def clae_aim(net):
         z = net(v)
         return pair(z.detach(), z)
 
-    return lambda: loss
+    return lambda model: loss
 
 
 def test_the_view_obeys_its_budget_and_leaves_the_model_as_it_was():
@@ -81,7 +81,7 @@ def test_mode_and_branch_are_those_of_the_attack(train_mode):
     adversary = Adversary(threats, train_mode=train_mode, combine="branches", branches=("adv", "adv2"))
     norm = next(m for m in net.modules() if hasattr(m, "branch"))
 
-    def aim():
+    def aim(model):
         seen.append((norm.branch, net.training, norm.branches["adv"].training))
         return lambda v: net(v).square().sum(1)
 
@@ -116,7 +116,7 @@ def test_the_last_iterate_is_the_plain_loops():
     net, x = model(), torch.rand(4, 3, 2, 16, 16)
     goal = torch.randn(8)
     (view,) = Adversary([ThreatModel("linf", 0.02)], steps=3, step=0.5).views(
-        net, lambda: lambda v: net(v) @ goal, x, 0
+        net, lambda model: lambda v: net(v) @ goal, x, 0
     )
     net.eval()
     expected = x.clone()
@@ -129,7 +129,7 @@ def test_the_last_iterate_is_the_plain_loops():
 
 
 def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
-    net, flat = model(), lambda: lambda v: net(v).sum(1)
+    net, flat = model(), lambda model: lambda v: net(v).sum(1)
     nn.init.zeros_(net.head[2].weight)
     adversary, x = one_step(0.03), torch.rand(6, 3, 1, 16, 16)
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_each_threat_is_looked_at_and_a_change_that_cancels_is_told(caplog):
     pull[..., ::2] = -1
     net, x = model(), torch.rand(4, 3, 1, 16, 16) * 0.5 + 0.25
     adversary = Adversary([parse_threat("linf-0.1"), parse_threat("flicker-linf-0.1")])
-    adversary.views(net, lambda: lambda v: (v * pull).flatten(1).sum(1), x, 0.0)
+    adversary.views(net, lambda model: lambda v: (v * pull).flatten(1).sum(1), x, 0.0)
     assert len(caplog.records) == 1 and "(flicker-linf) changes nothing" in caplog.text
 
 
@@ -184,14 +184,15 @@ def test_a_model_of_nan_makes_views_and_no_error():
     nn.init.constant_(net.head[2].weight, torch.nan)
     for threat in ("linf-0.03", "l2-1", "patch4-linf-1", "flicker-linf-0.1"):
         for options in ({"train_mode": True}, {"steps": 2, "random_start": True}):
-            (view,) = Adversary([parse_threat(threat)], **options).views(net, lambda: lambda v: net(v).sum(1), x, 0.0)
+            adversary = Adversary([parse_threat(threat)], **options)
+            (view,) = adversary.views(net, lambda model: lambda v: net(v).sum(1), x, 0.0)
             assert view.x.shape == x.shape
 
 
 def test_the_first_views_of_a_budget_are_checked(monkeypatch):
     net, x = model(), torch.rand(2, 3, 1, 16, 16)
     adversary = Adversary([ThreatModel("linf", 0.03)], budget=Budget("linear", warmup=0.5))
-    aim = lambda: lambda v: net(v).sum(1)  # noqa: E731
+    aim = lambda model: lambda v: net(v).sum(1)  # noqa: E731
     monkeypatch.setattr("vidrobust.methods.adversarial.adversary.pgd", lambda loss, x, *_, **__: (x + 0.5).clamp(0, 1))
     adversary.views(net, aim, x, 0.0)  # nothing may move yet
     with pytest.raises(RuntimeError, match="adversarial clips exceed linf"):
@@ -205,7 +206,7 @@ def test_passes_do_not_depend_on_the_clips(name):
     for x in (torch.rand(2, 3, 1, 16, 16), torch.zeros(2, 3, 1, 16, 16)):
         calls = []
         adversary = Adversary([parse_threat(name)])
-        adversary.views(net, lambda calls=calls: lambda v: calls.append(1) or (v * v).flatten(1).sum(1), x, 0.0)
+        adversary.views(net, lambda model, calls=calls: lambda v: calls.append(1) or (v * v).flatten(1).sum(1), x, 0.0)
         counts.append(len(calls))
     assert counts[0] == counts[1]
 
@@ -218,7 +219,7 @@ def test_the_worst_view_of_each_clip_is_taken():
     adversary = Adversary(threats, combine="worst", branches=("clean",))
     net = nn.Module()
     net.use_branch = lambda branch: use_branch(net, branch)
-    (view,) = adversary.views(net, lambda: loss, x, 0.0)
+    (view,) = adversary.views(net, lambda model: loss, x, 0.0)
     best = [x + 0.01 * weight.sign(), x + 0.05 * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)]
     gains = torch.stack([loss(b) for b in best])
     assert torch.allclose(loss(view.x), gains.amax(0), atol=1e-5)
@@ -234,7 +235,7 @@ def test_schedules():
     threat, x, net = ThreatModel("linf", 0.04), torch.rand(2, 3, 1, 16, 16), model()
     adversary = Adversary([threat], budget=Budget("curriculum", first=0.25))
     for progress, eps in ((0, 0.01), (1, 0.04)):
-        (view,) = adversary.views(net, lambda: lambda v: net(v).sum(1), x, progress)
+        (view,) = adversary.views(net, lambda model: lambda v: net(v).sum(1), x, progress)
         assert (view.x - x).abs().max() == pytest.approx(eps, abs=1e-6)
 
 
@@ -280,7 +281,7 @@ def test_bf16_and_float32_agree(frames):
     views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
     wide = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
     model = add_branches(build_model(wide, "projector")).eval()
-    method = SimCLR(model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl)
+    method = AdversarialSimCLR(model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl)
     with torch.autocast("cpu", torch.bfloat16):
         half = method(views, ids, ids)["loss"]
     whole = method(views, ids, ids)["loss"]

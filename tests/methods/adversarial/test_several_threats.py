@@ -7,7 +7,7 @@ import torch
 
 from tests.methods.adversarial.test_view_batch import EPS, TINY, T, branched
 from vidrobust.attacks import ThreatModel
-from vidrobust.methods import Adversary, SimCLR, nt_xent
+from vidrobust.methods import AdversarialSimCLR, Adversary, nt_xent
 from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -24,15 +24,16 @@ def test_several_threats_are_averaged_or_have_branches(batch):
     model = add_branches(build_model(TINY, "projector"), ("adv", "adv2"))
     for combine, branches in (("average", ("adv",)), ("branches", ("adv", "adv2")), ("worst", ("adv",))):
         net = copy.deepcopy(model)
-        method = SimCLR(net, T, Adversary(threats, combine=combine, branches=branches, train_mode=True))
+        method = AdversarialSimCLR(net, T, Adversary(threats, combine=combine, branches=branches, train_mode=True))
         found = method(views, ids, labels)
         found["loss"].mean().backward()
         used = {key.split(".branches.")[1].split(".")[0] for key, p in net.named_parameters()
                 if ".branches." in key and p.grad is not None and p.grad.abs().max() > 0}  # fmt: skip
         assert used == {"clean", *branches}, combine
-    one = [SimCLR(copy.deepcopy(model), T, Adversary([t], train_mode=True))(views, ids, labels)["loss_adv"]
+    one = [AdversarialSimCLR(copy.deepcopy(model), T, Adversary([t], train_mode=True))(views, ids, labels)["loss_adv"]
            for t in threats]  # fmt: skip
-    both = SimCLR(copy.deepcopy(model), T, Adversary(threats, train_mode=True))(views, ids, labels)["loss_adv"]
+    adversary = Adversary(threats, train_mode=True)
+    both = AdversarialSimCLR(copy.deepcopy(model), T, adversary)(views, ids, labels)["loss_adv"]
     assert torch.allclose(both, torch.stack(one).mean(0), atol=1e-5)
 
 
@@ -42,7 +43,7 @@ def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
     threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
     model = branched().eval()
     kept = []
-    method = SimCLR(model, T, Adversary(threats, combine="worst"))
+    method = AdversarialSimCLR(model, T, Adversary(threats, combine="worst"))
     make = method.adversary.views
     method.adversary.views = lambda *arguments: kept.append(make(*arguments)) or kept[-1]
     method(views, ids, labels)
@@ -50,7 +51,7 @@ def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
     with model.use_branch("adv"), torch.no_grad():
         anchor = model(x1)
         loss = lambda v: nt_xent(torch.cat([anchor, model(v)]), two, T).view(2, -1).mean(0)  # noqa: E731
-        each = [Adversary([t]).views(model, lambda: lambda v: loss_of(model, anchor, two, v), x1, 0)[0].x
+        each = [Adversary([t]).views(model, lambda model: lambda v: loss_of(model, anchor, two, v), x1, 0)[0].x
                 for t in threats]  # fmt: skip
         chosen = torch.stack([loss(x) for x in each]).argmax(0)
     for i, kind in enumerate(chosen.tolist()):
@@ -66,7 +67,7 @@ def test_the_worst_of_one_threat_costs_what_it_alone_costs(batch):
         torch.manual_seed(0)
         model, calls = branched(), []
         model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        method = SimCLR(model, T, Adversary([ThreatModel("linf", EPS)], combine=combine, train_mode=True))
+        method = AdversarialSimCLR(model, T, Adversary([ThreatModel("linf", EPS)], combine=combine, train_mode=True))
         found.append((method(views, ids, labels)["loss"], len(calls)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 

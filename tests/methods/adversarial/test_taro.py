@@ -98,7 +98,7 @@ def test_the_attack_leaves_the_predictors_statistics_alone():
     method = built("simsiam")
     norms = {k: v.clone() for k, v in method.predictor.named_buffers()}
     both = torch.rand(8, 3, 1, 16, 16)
-    method.adversary.views(method.model, lambda: method._toward(both), both, 0.5)
+    method.adversary.views(method.model, lambda model: method._toward(both), both, 0.5)
     assert all(torch.equal(v, norms[k]) for k, v in method.predictor.named_buffers())
     assert method.predictor.training and method.model.training
 

@@ -11,6 +11,7 @@ from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import Model
 from vidrobust.methods import (
+    AdversarialSimCLR,
     Adversary,
     InstDisc,
     Pairs,
@@ -95,7 +96,8 @@ def test_clae_as_published(batch):
     views, ids, labels = batch
     x1, x2, two, eps, alpha = views[:, 0], views[:, 1], ids.repeat(2), 0.03, 0.7
     model = branched()
-    method = SimCLR(copy.deepcopy(model), T, one_step(0), pairing=partial(clae_published, alpha=alpha, eps=eps))
+    pairing = partial(clae_published, alpha=alpha, eps=eps)
+    method = AdversarialSimCLR(copy.deepcopy(model), T, one_step(0), pairing=pairing)
     ours = method(views, ids, labels)
     z1, z2 = model(x1), model(x2)
     with model.use_branch("adv"):
@@ -118,7 +120,7 @@ def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
     """Behind a pass of the second loss's two, and nothing of the attack."""
     model = build_model(TINY, "projector")
     alone, seen = copy.deepcopy(model), []
-    method = SimCLR(model, T, attack(branches=("clean",)), pairing=rocl)
+    method = AdversarialSimCLR(model, T, attack(branches=("clean",)), pairing=rocl)
     make = method.adversary.views
     method.adversary.views = lambda *arguments: seen.append(make(*arguments)) or seen[-1]
     method(*batch)
@@ -130,7 +132,7 @@ def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
 def test_further_steps_of_clae_compare_with_the_view_as_it_was(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = SimCLR(copy.deepcopy(model), T, attack(train_mode=False))
+    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(train_mode=False))
     ours = method(views, ids, labels)
     x1 = views[:, 0]
     z1, z2 = model(x1), model(views[:, 1])
@@ -151,7 +153,7 @@ def test_rocl_is_its_formula(batch):
     """
     views, ids, labels = batch
     model = build_model(TINY, "projector")
-    method = SimCLR(copy.deepcopy(model), T, attack(branches=("clean",)), pairing=rocl)
+    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(branches=("clean",)), pairing=rocl)
     ours = method(views, ids, labels)["loss"]
     x1, x2 = views[:, 0], views[:, 1]
     model.eval()
@@ -169,7 +171,7 @@ def test_acl_is_its_formula(batch, kind):
     """Both views are attacked together in eval mode; half of the clean stream and half of the adversarial one."""
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = SimCLR(copy.deepcopy(model), T, attack(), pairing=PAIRINGS[kind])
+    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=PAIRINGS[kind])
     method.progress = 0.52
     ours = method(views, ids, labels)["loss"]
     z1, z2 = model(views[:, 0]), model(views[:, 1])
@@ -189,7 +191,7 @@ def test_a2s_is_its_formula(batch):
     """The first view is attacked alone, against the second one's clean embedding, which is what is learned."""
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = SimCLR(copy.deepcopy(model), T, attack(), pairing=a2s)
+    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=a2s)
     ours = method(views, ids, labels)["loss"]
     z2 = model(views[:, 1])
     model.eval()
@@ -209,7 +211,7 @@ def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
     found = []
     for removal in (None, Removal(lambda sims, pairs: torch.zeros_like(sims, dtype=torch.bool))):
         adversary = attack(branches=("clean",)) if one_norm else attack()
-        method = SimCLR(copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]).train()
+        method = AdversarialSimCLR(copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]).train()
         found.append((method(*batch)["loss"], dict(method.model.named_buffers())))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
@@ -217,7 +219,7 @@ def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
 
 def test_dynacls_weight_climbs_in_twenty_parts_to_two_at_most():
     model, x = branched().eval(), torch.rand(4, 2, 3, 1, 16, 16)
-    method = SimCLR(model, T, attack(), pairing=dynacl)
+    method = AdversarialSimCLR(model, T, attack(), pairing=dynacl)
     for progress, weight in ((0, 1), (0.049, 1), (0.05, 1 + 1 / 30), (0.999, 1 + 19 / 30)):
         method.progress = progress
         found = method(x, torch.arange(4), torch.arange(4))
@@ -234,7 +236,7 @@ def test_without_weight_it_is_the_clean_objective_to_the_last_bit(batch, kind):
     """Loss, gradients and clean statistics, with the attack made."""
     model = branched()
     plain = SimCLR(copy.deepcopy(model), T)
-    method = SimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind])
+    method = AdversarialSimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind])
     ours, theirs = method(*batch)["loss"], plain(*batch)["loss"]
     assert torch.equal(ours, theirs)
     a, b = grads(ours, method.model), grads(theirs, plain.model)
@@ -249,7 +251,7 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     model = branched()
     alone, x_published = copy.deepcopy(model), []
     model.register_forward_pre_hook(lambda module, inputs: x_published.append(inputs[0].detach()))
-    method = SimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind])
+    method = AdversarialSimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind])
     moved = []
     if kind != "published":
         make = method.adversary.views
@@ -275,15 +277,15 @@ def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_ad
     """The masks are those of the clean embeddings, in place of which the adversarial ones stand."""
     views, ids, labels = batch
     rule = partial(quantile, rate=0.4)
-    method = SimCLR(branched().eval(), T, attack(), Removal(rule), pairing=PAIRINGS[kind])
+    method = AdversarialSimCLR(branched().eval(), T, attack(), Removal(rule), pairing=PAIRINGS[kind])
     seen = []
-    losses = method._losses
+    losses = method.contrast
 
     def spy(z, ids, labels, masks, **options):
         seen.append((len(z), masks.ignore))
         return losses(z, ids, labels, masks, **options)
 
-    method._losses = spy
+    method.contrast = spy
     method(views, ids, labels)
     z = [method.model(views[:, v]).detach() for v in (0, 1)]
     for count, ignore in seen:

@@ -11,6 +11,7 @@ from vidrobust.config import Config, Model
 from vidrobust.data import Record
 from vidrobust.methods import (
     RULES,
+    AdversarialSimCLR,
     MomentumEncoder,
     Pairs,
     Removal,
@@ -130,7 +131,7 @@ def test_the_adversary_meets_the_same_masks(batch):
     model = add_branches(build_model(TINY, "projector"))
     rule = lambda s, p: quantile(s, p, 0.4)  # noqa: E731
     removal = known(Removal(rule), ids, labels)
-    method = SimCLR(copy.deepcopy(model), 0.5, one_step(0.02), removal, clips=clips)
+    method = AdversarialSimCLR(copy.deepcopy(model), 0.5, one_step(0.02), removal, clips=clips)
     ours = method(views, ids, labels)
     z = [model(views[:, v]) for v in range(clips)]
     pair = ids.repeat(2)
@@ -237,7 +238,7 @@ def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
     """One class, three clips: what is left of all views may lie outside the two that the adversary meets."""
     views, ids, labels = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
     removal = known(Removal(RULES["oracle"], uses_labels=True), ids, labels)
-    method = SimCLR(add_branches(build_model(TINY, "projector")), 0.5, one_step(0.02), removal, clips=3)
+    method = AdversarialSimCLR(add_branches(build_model(TINY, "projector")), 0.5, one_step(0.02), removal, clips=3)
     assert (method(views, ids, labels)["loss_adv"] > 0.01).all()
 
 

@@ -19,6 +19,7 @@ from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods import (
     BYOL,
     TARO,
+    AdversarialSimCLR,
     Adversary,
     Distill,
     InstDisc,
@@ -189,7 +190,7 @@ ROCL["IP and HN"] = tuple(ROCL["IP"][i] | ROCL["HN"][i] for i in (0, 1))
 def test_rocl_and_its_asymmetric_variants(batch, kind):
     views, ids, labels = batch
     theirs, ours = ROCL[kind]
-    method = SimCLR(
+    method = AdversarialSimCLR(
         build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=rocl, **ours
     )
     made, other = seen_clips(method), copy.deepcopy(method)
@@ -201,7 +202,7 @@ def test_rocl_and_its_asymmetric_variants(batch, kind):
 
 def test_acl_one_batch_of_both_views(batch):
     views, ids, labels = batch
-    method = SimCLR(branched(), T, attack(), pairing=acl, joint=True)
+    method = AdversarialSimCLR(branched(), T, attack(), pairing=acl, joint=True)
     made, other = seen_clips(method), copy.deepcopy(method)
     loss, x_adv, *_ = released.acl(other.model, views, ids, STEPS, SIZE, other.model)
     found = method(views[:, :2], ids, labels)["loss"].mean()
@@ -212,7 +213,7 @@ def test_acl_one_batch_of_both_views(batch):
 def test_dynacl_has_a_momentum_encoder_in_both_streams_and_in_the_attack(batch):
     views, ids, labels = batch
     model = branched()
-    method = SimCLR(
+    method = AdversarialSimCLR(
         model, T, attack(), pairing=dynacl, slow=MomentumEncoder(model, 0.9, climbs=False)
     )
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_air(batch, progress):
     views, ids, labels = batch
     extra = partial(regularizer, temperature=T, clean=0.5, adversarial=0.5)
     pairing = partial(dynacl, invariance=extra)
-    method = SimCLR(branched(), T, attack(), pairing=pairing, original=True, joint=True)
+    method = AdversarialSimCLR(branched(), T, attack(), pairing=pairing, original=True, joint=True)
     method.progress = progress
     made, other = seen_clips(method), copy.deepcopy(method)
     weight = 1 + int(20 * progress) / 20 * 2 / 3

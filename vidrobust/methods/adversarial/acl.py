@@ -1,69 +1,87 @@
 """ACL: clean and adversarial streams with norms of their own (Jiang et al., NeurIPS 2020)."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from vidrobust import config
+from vidrobust.attacks import Loss
 from vidrobust.losses.air import Invariance
 from vidrobust.methods.adversarial.adversary import AdversarialView
-from vidrobust.methods.adversarial.view_batch import Pairing, Streams, average, through
+from vidrobust.methods.adversarial.view_batch import Pairing, ViewBatch, average, through
 from vidrobust.methods.spec import AdversarySpec, Cost, branch_per_threat
+from vidrobust.models import Model
+from vidrobust.models.momentum import SplitEncoder
 
 
-def acl(s: Streams, weight: float = 1.0, invariance: Invariance | None = None) -> dict[str, Tensor]:
-    """ACL (Jiang et al., NeurIPS 2020; METHODS section 4.2): ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2.
+def acl(
+    batch: ViewBatch, weight: float = 1.0, invariance: Invariance | None = None
+) -> dict[str, Tensor]:
+    """Return ACL's loss ((2 - weight) L(z1, z2) + weight L(a1, a2)) / 2, with AIR's terms if given.
 
-    The weight is 1. Both views are attacked together; a1, a2 go through the adversarial norm branch. invariance: a loss
-    of (z1, z2, a1, a2, z of the original), (B,), besides: AIR's, whose code does not halve the other two.
+    Both views are attacked together; a1, a2 go through the adversarial norm branch.
+
+    Args:
+        batch: two views.
+        weight: 1 in ACL; it grows in DynACL.
+        invariance: AIR's loss of (z1, z2, a1, a2, z of the original); its code does not halve the
+            other two.
     """
-    clean = s.clean
-    pairs = _both_attacked(s)
-    adv = average([s.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
+    clean = batch.clean_loss()
+    pairs = _both_attacked(batch)
+    adv = average([batch.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
     both = (2 - weight) * clean + weight * adv
     parts = {"loss": 0.5 * both, "loss_clean": clean, "loss_adv": adv}
     if invariance is None:
         return parts
-    assert s.original is not None
-    z = s.model(s.original)
-    more = average([invariance(s.z(0), s.z(1), *pair, z) for pair in pairs])
+    assert batch.original is not None
+    z = batch.model(batch.original)
+    more = average([invariance(batch.z(0), batch.z(1), *pair, z) for pair in pairs])
     return parts | {"loss": both + more, "loss_invariance": more}
 
 
-def a2a(s: Streams) -> dict[str, Tensor]:
-    """ACL's adversarial-to-adversarial variant: L(a1, a2) alone, with one norm branch."""
-    adv = average([s.loss(pair, (0, 1), adversarial=(0, 1)) for pair in _both_attacked(s)])
+def a2a(batch: ViewBatch) -> dict[str, Tensor]:
+    """Return the loss of ACL's adversarial-to-adversarial variant: L(a1, a2), one norm branch."""
+    pairs = _both_attacked(batch)
+    adv = average([batch.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
     return {"loss": adv, "loss_adv": adv}
 
 
-def a2s(s: Streams) -> dict[str, Tensor]:
-    """ACL's adversarial-to-standard variant: L(a1, z2), which x1 is moved to raise; a1 has the adversarial branch.
+def a2s(batch: ViewBatch) -> dict[str, Tensor]:
+    """Return the loss of ACL's adversarial-to-standard variant: L(a1, z2).
 
-    METHODS section 4.2 names it and no more: that the attack has the loss that is learned is our reading.
+    a1 goes through the adversarial branch. That the attack maximises the loss that is learned is
+    our reading; the paper does not say.
     """
 
-    def aim() -> Callable[[Tensor], Tensor]:
-        with s.model.use_branch("clean"):
-            other = s.seen(1)
-        return lambda z: s.loss([z, other], (0, 1))
+    def make_loss(model: Model) -> Loss:
+        with batch.model.use_branch("clean"):
+            other = batch.embed_as_attacked(1)
+        return lambda x: batch.loss([model(x), other], (0, 1))
 
-    z2, made = s.z(1), s.attack(s.views[0], aim)
-    adv = average([s.loss([s.embed(view), z2], (0, 1), adversarial=(0,)) for view in made])
+    z2 = batch.z(1)
+    made = batch.attack(batch.views[0], make_loss)
+    pairs = [[batch.embed(view), z2] for view in made]
+    adv = average([batch.loss(pair, (0, 1), adversarial=(0,)) for pair in pairs])
     return {"loss": adv, "loss_adv": adv}
 
 
-def _both_attacked(s: Streams) -> list[tuple[Tensor, Tensor]]:
-    """a1, a2 (B, D) for each threat: both views are moved together to raise NT-Xent of the pair."""
+def _both_attacked(batch: ViewBatch) -> list[tuple[Tensor, Tensor]]:
+    """Return a1, a2 (B, D) for each threat: both views maximise NT-Xent of the pair together."""
+
+    def make_loss(model: Model | SplitEncoder) -> Loss:
+        return lambda x: batch.anchors(model(x).chunk(2), (0, 1))
+
     pairs = []
-    for view in s.attack(torch.cat(s.views[:2]), lambda: lambda z: s.anchors(z.chunk(2), (0, 1)), s.joint):
-        if s.joint is not None:
-            a1, a2 = through(s.joint, view, s.joint).chunk(2)
-            pairs.append((a1, a2))
-            continue
-        first, second = (AdversarialView(part, view.branch) for part in view.x.chunk(2))
-        pairs.append((s.embed(first), s.embed(second)))
+    for view in batch.attack(torch.cat(batch.views[:2]), make_loss, batch.joint):
+        if batch.joint is not None:
+            a1, a2 = through(batch.joint, view, batch.joint).chunk(2)
+        else:
+            x1, x2 = view.x.chunk(2)
+            a1 = batch.embed(AdversarialView(x1, view.branch))
+            a2 = batch.embed(AdversarialView(x2, view.branch))
+        pairs.append((a1, a2))
     return pairs
 
 

@@ -13,16 +13,16 @@ from vidrobust.losses.cosine import full_precision
 from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods.adversarial.a_info_nce import asymmetry_of, hardness_of
 from vidrobust.methods.adversarial.adversary import Adversary
-from vidrobust.methods.adversarial.view_batch import Streams, average, through
+from vidrobust.methods.adversarial.view_batch import ViewBatch, average, through
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
-from vidrobust.methods.simclr import SimCLR
+from vidrobust.methods.simclr import AdversarialSimCLR
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts
 from vidrobust.models import Backbone, Model
 from vidrobust.utils.errors import UserError
 
 
-class AdvCL(SimCLR):
+class AdvCL(AdversarialSimCLR):
     """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
 
     x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its
@@ -55,29 +55,32 @@ class AdvCL(SimCLR):
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         parts = super().forward(views, ids, labels)
-        loss = self._aim(self.pseudo(ids))
-        made = self.ce_adversary.views(self.model, lambda: loss, views[:, 2], self.progress)
+        known = self.pseudo(ids)
+
+        def loss(x: Tensor) -> Tensor:
+            return self._cross_entropy(self.model.backbone(x), known)
+
+        made = self.ce_adversary.views(self.model, lambda model: loss, views[:, 2], self.progress)
         ce = average([through(self.model, view, loss) for view in made])
         self.ce_adversary.budget.saw(ce)
         return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
 
-    def _pair(self, s: Streams) -> dict[str, Tensor]:
-        assert s.original is not None
-        x = s.original
+    def _pair(self, batch: ViewBatch) -> dict[str, Tensor]:
+        assert batch.original is not None
+        x = batch.original
         high = high_pass(x, self.radius)
         like = (0, 0, 1, 0)
 
-        def aim() -> Loss:
-            with torch.no_grad(), s.model.use_branch("clean"):
-                others = [s.model(other) for other in (*s.views, high)]
-            return lambda z: s.loss([z, *others], like)
+        def make_loss(model: Model) -> Loss:
+            with torch.no_grad(), model.use_branch("clean"):
+                others = [model(other) for other in (*batch.views, high)]
+            return lambda v: batch.loss([model(v), *others], like)
 
-        clean = [s.z(0), s.z(1), s.model(high)]
-        adv = average([s.loss([s.embed(view), *clean], like, adversarial=(0,)) for view in s.attack(x, aim)])
+        clean = [batch.z(0), batch.z(1), batch.model(high)]
+        made = batch.attack(x, make_loss)
+        rows = [[batch.embed(view), *clean] for view in made]
+        adv = average([batch.loss(row, like, adversarial=(0,)) for row in rows])
         return {"loss": adv, "loss_adv": adv}
-
-    def _aim(self, known: Tensor) -> Loss:
-        return lambda v: self._cross_entropy(self.model.backbone(v), known)
 
     def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
         """(B,): the mean over granularities; videos without a pseudo-label have none."""

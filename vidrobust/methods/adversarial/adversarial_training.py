@@ -60,7 +60,7 @@ class AdversarialTraining(Supervised):
         def loss(v: Tensor) -> Tensor:
             return cross_entropy(self.model(v), labels)
 
-        made = self.adversary.views(self.model, lambda: loss, x, self.progress)
+        made = self.adversary.views(self.model, lambda model: loss, x, self.progress)
         if self.watch is not None and self.watch.due and self.training:
             self._look(self.watch, made[0], x, labels)
         losses = [through(self.model, view, loss) for view in made]
@@ -76,9 +76,13 @@ class AdversarialTraining(Supervised):
         threat = adversary.threats[0]
         threat = replace(threat, eps=threat.eps * adversary.budget.now)
         pgd = Adversary([threat], steps=10, step=0.25, random_start=True, branches=[own.branch])
+
+        def loss(v: Tensor) -> Tensor:
+            return cross_entropy(self.model(v), labels)
+
         # training goes on with the random numbers that it would have had
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            (view,) = pgd.views(self.model, lambda: lambda v: cross_entropy(self.model(v), labels), x, 1.0)
+            (view,) = pgd.views(self.model, lambda model: loss, x, 1.0)
         with torch.no_grad(), in_mode(self.model, False):
             right = [through(self.model, each, self.model).argmax(1) == labels for each in (own, view)]
         known = (labels >= 0).float()
@@ -115,15 +119,15 @@ class Trades(AdversarialTraining):
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """As `AdversarialTraining`'s."""
 
-        def aim() -> Loss:
-            with torch.no_grad(), self.model.use_branch("clean"):
-                clean = full_precision(self.model(x))
-            return lambda v: divergence(clean, full_precision(self.model(v)))
+        def make_loss(model: Model) -> Loss:
+            with torch.no_grad(), model.use_branch("clean"):
+                clean = full_precision(model(x))
+            return lambda v: divergence(clean, full_precision(model(v)))
 
         def robust(v: Tensor) -> Tensor:
             return divergence(logits, full_precision(self.model(v)))
 
-        made = self.adversary.views(self.model, aim, x, self.progress)
+        made = self.adversary.views(self.model, make_loss, x, self.progress)
         logits = full_precision(self.model(x))
         clean = cross_entropy(logits, labels)
         adv = average([through(self.model, view, robust) for view in made])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class Encoder(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
     def train(self, mode: bool = True) -> Any: ...
+
+
+EncoderType = TypeVar("EncoderType", bound=Encoder)
+MakeLoss = Callable[[Any], Loss]  # encoder as the attack uses it -> the loss that it maximises
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,30 @@ class Adversary(nn.Module):
         """Whether each clip takes the worst of several views, whose losses are then compared."""
         return self.combine == "worst" and len(self.threats) > 1
 
-    def views(self, model: Encoder, aim: Callable[[], Loss], x: Tensor, progress: float) -> list[AdversarialView]:
-        """Adversarial views of x (N, C, T, H, W) in [0, 1], one a threat, or one in all where the worst is taken.
+    def views(
+        self, model: EncoderType, make_loss: Callable[[EncoderType], Loss], x: Tensor, progress: float
+    ) -> list[AdversarialView]:
+        """Return adversarial views, one per threat, or one in all where the worst is taken.
 
-        aim: called with the model as the attack sees it, in its mode and branch, for the loss to maximise, (N, C, T,
-        H, W) -> (N,), of which samples may share parts. progress: the share of training done. Flags and norm statistics
-        stay as they are, and all ranks make the same passes. Warns where a threat's first attack changes nothing.
-        Raises RuntimeError for views that exceed the budget, which is a bug.
+        Flags and norm statistics stay as they are, and all ranks make the same passes. Warns where
+        a threat's first attack changes nothing.
+
+        Args:
+            model: the encoder that is attacked.
+            make_loss: called with the model in the attack's mode and branch -> the loss that is
+                maximised, (N, C, T, H, W) -> (N,); samples may share parts of it.
+            x: (N, C, T, H, W) in [0, 1].
+            progress: fraction of training done.
+
+        Raises:
+            RuntimeError: for views that exceed the budget, which is a bug.
         """
         share = self.budget.share(progress)
         made = []
         for number, threat in enumerate(self.threats):
             branch = self.branches[number if self.combine == "branches" else 0]
             with self.attacking(model, branch):
-                loss = aim()
+                loss = make_loss(model)
                 now = replace(threat, eps=share * threat.eps)
                 made.append(AdversarialView(self._attack(loss, x, now), branch))
             self.verify(now, x, made[-1].x)

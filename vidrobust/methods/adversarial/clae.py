@@ -1,54 +1,63 @@
 """CLAE: adversarial examples of the contrastive loss (Ho and Vasconcelos, NeurIPS 2020)."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from vidrobust import config
-from vidrobust.attacks import parse_threat
+from vidrobust.attacks import Loss, parse_threat
 from vidrobust.losses.air import Invariance
 from vidrobust.methods.adversarial.adversary import AdversarialView
-from vidrobust.methods.adversarial.view_batch import Pairing, Streams, average
+from vidrobust.methods.adversarial.view_batch import Pairing, ViewBatch, average
 from vidrobust.methods.spec import AdversarySpec, Cost, branch_per_threat
+from vidrobust.models import Model
 
 
-def clae(s: Streams, alpha: float = 1.0) -> dict[str, Tensor]:
-    """CLAE (Ho and Vasconcelos, NeurIPS 2020; METHODS section 2.1): L(z1, ..., zV) + alpha L(z1, z_adv).
+def clae(batch: ViewBatch, alpha: float = 1.0) -> dict[str, Tensor]:
+    """Return CLAE's loss L(z1, ..., zV) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020, eq. 8).
 
-    x_adv raises L(f(x1), f(x_adv)) from x1 itself, where the positive pair's similarity is at its maximum and the
-    negatives of the batch drive the step. There the two embeddings that the loss compares are equal: one pass gives
-    both, of which only one is differentiated. Further steps, a random start, or several threats of which the worst is
-    taken, compare with f(x1) as it was.
+    x_adv maximises L(f(x1), f(x_adv)) from x1 itself, where the similarity of the positive pair is
+    at its maximum, so that the negatives of the batch drive the step.
     """
 
-    def aim() -> Callable[[Tensor], Tensor]:
-        if s.adversary is not None and s.adversary.starts_at_x and not s.adversary.chooses:
-            return lambda z: s.loss([z.detach(), z], (0, 1))
-        anchor = s.seen(0)
-        return lambda z: s.loss([anchor, z], (0, 1))
+    def make_loss(model: Model) -> Loss:
+        if batch.adversary.starts_at_x and not batch.adversary.chooses:
+            return lambda x: _with_itself(batch, model(x))
+        # further steps, a random start and the worst of several compare with f(x1) as it was
+        anchor = batch.embed_as_attacked(0)
+        return lambda x: batch.loss([anchor, model(x)], (0, 1))
 
-    clean = s.clean
-    adv = average([s.loss([s.z(0), s.embed(view)], (0, 1), adversarial=(1,))
-                   for view in s.attack(s.views[0], aim)])  # fmt: skip
+    clean = batch.clean_loss()
+    made = batch.attack(batch.views[0], make_loss)
+    pairs = [[batch.z(0), batch.embed(view)] for view in made]
+    adv = average([batch.loss(pair, (0, 1), adversarial=(1,)) for pair in pairs])
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
-def clae_published(s: Streams, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
-    """CLAE as its code has it: eps is of the normalised clip, nothing is clamped, and the three passes of the
-    adversarial branch (two of the attack) all move its running statistics. The published eps is 0.03.
+def _with_itself(batch: ViewBatch, z: Tensor) -> Tensor:
+    """Return the loss of embeddings with themselves: one pass where both factors are equal."""
+    return batch.loss([z.detach(), z], (0, 1))
+
+
+def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
+    """Return CLAE's loss as in its released code.
+
+    eps is of the normalised clip (0.03 as published), nothing is clamped, and all three passes of
+    the adversarial branch, two of them in the attack, update its running statistics.
     """
-    x, clean = s.views[0], s.clean
-    with s.model.use_branch("adv"), torch.enable_grad():
+    x = batch.views[0]
+    clean = batch.clean_loss()
+    with batch.model.use_branch("adv"), torch.enable_grad():
         with torch.no_grad():
-            anchor = s.model(x)
+            anchor = batch.model(x)
         tilde = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(s.loss([anchor, s.model(tilde)], (0, 1)).sum(), tilde)
-    x_adv = x + eps * s.model.backbone.std * gradient.sign()
-    if s.adversary is not None:
-        s.adversary.tell("published", x, x_adv, gradient.norm())
-    adv = s.loss([s.z(0), s.embed(AdversarialView(x_adv, "adv"))], (0, 1), adversarial=(1,))
+        loss = batch.loss([anchor, batch.model(tilde)], (0, 1)).sum()
+        (gradient,) = torch.autograd.grad(loss, tilde)
+    x_adv = x + eps * batch.model.backbone.std * gradient.sign()
+    batch.adversary.tell("published", x, x_adv, gradient.norm())
+    z_adv = batch.embed(AdversarialView(x_adv, "adv"))
+    adv = batch.loss([batch.z(0), z_adv], (0, 1), adversarial=(1,))
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 

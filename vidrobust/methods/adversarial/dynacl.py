@@ -7,20 +7,21 @@ from torch import Tensor
 
 from vidrobust.losses.air import Invariance
 from vidrobust.methods.adversarial.acl import acl
-from vidrobust.methods.adversarial.view_batch import Streams
+from vidrobust.methods.adversarial.view_batch import ViewBatch
 from vidrobust.methods.spec import AdversarySpec, Cost, branch_per_threat
 
 
-def dynacl(s: Streams, invariance: Invariance | None = None) -> dict[str, Tensor]:
-    """DynACL (Luo et al., ICLR 2023): ACL whose adversarial stream gains weight.
+def dynacl(batch: ViewBatch, invariance: Invariance | None = None) -> dict[str, Tensor]:
+    """Return DynACL's loss: ACL's with a growing weight of the adversarial stream.
 
-    The weight climbs from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3 a
-    run), at most 2; the released code is one epoch ahead of it. Its augmentations, which weaken
-    meanwhile, are `augment.fade`'s. In its code the second view goes through a momentum encoder, in
-    both streams and in the attack: `s.joint` is then a `SplitEncoder`. With `invariance` it is AIR.
+    The weight increases from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3
+    per run) to at most 2; the released code is one epoch ahead of it. Its augmentations, which
+    weaken meanwhile, are those of `augment.fade`. In its code the second view goes through a
+    momentum encoder, in both streams and in the attack: `batch.joint` is then a `SplitEncoder`.
+    With `invariance` it is AIR.
     """
-    weight = min(1 + math.floor(20 * s.progress) / 20 * 2 / 3, 2.0)
-    return acl(s, weight, invariance)
+    weight = min(1 + math.floor(20 * batch.progress) / 20 * 2 / 3, 2.0)
+    return acl(batch, weight, invariance)
 
 
 SPEC = AdversarySpec(

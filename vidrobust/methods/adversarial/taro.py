@@ -35,7 +35,7 @@ class TARO(BYOL):
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """views (B, 2 + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
         both = torch.cat([views[:, 0], views[:, 1]])
-        made = self.adversary.views(self.model, lambda: self._toward(both), both, self.progress)
+        made = self.adversary.views(self.model, lambda model: self._toward(both), both, self.progress)
         z = self.model(views[:, 0])
         if self.target is not None and self.training:
             self.target.follow(self.model, self.progress)

@@ -1,131 +1,216 @@
-"""A batch as pairings of clean and adversarial views receive it.
+"""ViewBatch: a batch as pairings of clean and adversarial views receive it.
 
-A pairing is a function of `Streams`: `clae.py`, `rocl.py`, `acl.py` and `dynacl.py` have them.
+A pairing is a function of a ViewBatch: `clae.py`, `rocl.py`, `acl.py` and `dynacl.py` have them.
 """
 
-import functools
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vidrobust.attacks import Loss
-from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary
+from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, Encoder, MakeLoss
+from vidrobust.methods.false_negatives.removal import Found
 from vidrobust.models import Model
 from vidrobust.models.momentum import SplitEncoder
 
-# embeddings (B, D) each, and which clean view's place each has in the masks -> (B,) each, behind each other
-AnchorLosses = Callable[..., Tensor]
-Pairing = Callable[["Streams"], dict[str, Tensor]]
+if TYPE_CHECKING:
+    from vidrobust.methods.simclr import SimCLR
+
+Pairing = Callable[["ViewBatch"], dict[str, Tensor]]
 
 
-@dataclass
-class Streams:
-    """A batch of B videos as a pairing sees it.
+class ViewBatch:
+    """A batch of B videos, its clean views and their embeddings, computed once each.
 
-    views: V of (B, C, T, H, W) in [0, 1]. anchors: the objective's loss `anchors(z, like, stop=False)` of any
-    embeddings: like[i] says which clean view z[i] stands for, so that what was found false between clean views is
-    masked; stop: no gradient reaches candidates; adversarial: which of z are, in a loss that is learned and not
-    attacked. progress: the share of training done. look: called before an attack, with the model as it is, to find the
-    false negatives that its loss will mask. original: the first view before it was augmented. joint: what embeds all
-    views in one pass, as one batch for the norms; None: each view is a pass of its own.
+    views: V clean views (B, C, T, H, W) in [0, 1]. original: the first view before augmentation.
+    negatives: embeddings (B, M, D) of non-semantic negatives. joint: what embeds all views in one
+    pass, as one batch for the norms; None: each view is a pass of its own. made: adversarial views
+    of the last attack.
     """
 
-    model: Model
-    views: list[Tensor]
-    anchors: AnchorLosses
-    adversary: Adversary | None
-    progress: float
-    look: Callable[[], object] = lambda: None
-    original: Tensor | None = None
-    joint: Model | SplitEncoder | None = None
-    made: list[AdversarialView] = field(default_factory=list)  # by the last attack
-    _z: dict[int, Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        method: SimCLR,
+        adversary: Adversary,
+        views: list[Tensor],
+        ids: Tensor,
+        labels: Tensor,
+        *,
+        original: Tensor | None = None,
+        negatives: Tensor | None = None,
+        joint: Model | SplitEncoder | None = None,
+    ) -> None:
+        """Keep the parts of a batch.
+
+        Args:
+            method: has the model, the loss and the removal of false negatives.
+            adversary: makes adversarial views.
+            views: V of (B, C, T, H, W) in [0, 1].
+            ids: (B,), one per video.
+            labels: (B,).
+            original: (B, C, T, H, W).
+            negatives: (B, M, D).
+            joint: embeds the views behind each other.
+        """
+        self.method = method
+        self.model = method.model
+        self.adversary = adversary
+        self.progress = method.progress
+        self.views = views
+        self.ids = ids
+        self.labels = labels
+        self.original = original
+        self.negatives = negatives
+        self.joint = joint
+        self.made: list[AdversarialView] = []
+        self._z: dict[int, Tensor] = {}
+        self._found: Found | None = None
+        self._detected = False
 
     def z(self, view: int) -> Tensor:
-        """The clean embedding (B, D) of a view, with gradient; computed when it is first asked for."""
+        """Return the clean embedding (B, D) of a view, with gradient."""
         if view not in self._z and self.joint is not None:
-            self._z.update(enumerate(self.joint(torch.cat(self.views)).chunk(len(self.views))))
+            embedded = self.joint(torch.cat(self.views)).chunk(len(self.views))
+            self._z.update(enumerate(embedded))
         elif view not in self._z:
             self._z[view] = self.model(self.views[view])
         return self._z[view]
 
     def knows(self, view: int) -> bool:
-        """Whether the clean embedding of a view is there already."""
+        """Return whether the clean embedding of a view is already computed."""
         return view in self._z
 
-    def loss(
-        self, z: Sequence[Tensor], like: Sequence[int], *, stop: bool = False, adversarial: Sequence[int] = ()
-    ) -> Tensor:
-        """(B,): the mean of a video's anchors."""
-        return self.anchors(z, like, stop=stop, adversarial=adversarial).view(len(z), -1).mean(0)
+    def detect(self) -> Found | None:
+        """Return the false negatives among clean views, detected once."""
+        if not self._detected:
+            self._detected = True
+            if self.method.removal is not None:
+                z = [self._to_detect_in(view) for view in range(len(self.views))]
+                self._found = self.method.detect(z, self.ids)
+        return self._found
 
-    @functools.cached_property
-    def clean(self) -> Tensor:
-        """(B,): the clean objective."""
+    def _to_detect_in(self, view: int) -> Tensor:
+        """Return the embedding of a view in which false negatives are detected.
+
+        The momentum encoder's if there is one, otherwise the training embedding if it is already
+        computed, otherwise one without gradient and without updating batch-norm statistics.
+        """
+        if self.method.detector is not None:
+            return self.method.detector(self.views[view])
+        if self.knows(view):
+            return self.z(view)
+        return self.method.embed_for_detection(self.views[view])
+
+    def anchors(
+        self,
+        z: Sequence[Tensor],
+        like: Sequence[int],
+        *,
+        stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:
+        """Return the loss of every anchor, (len(z) * B,).
+
+        Args:
+            z: embeddings (B, D).
+            like: of each z, the clean view whose place it takes, so that false negatives between
+                clean views are masked.
+            stop: no gradient reaches candidates.
+            adversarial: which of z are adversarial, in a loss that is learned and not attacked.
+        """
+        return self.method.contrast(
+            z,
+            self.ids,
+            self.labels,
+            self.method.false_negative_masks(self.detect(), like),
+            stop=stop,
+            adversarial=adversarial,
+            extra=self.method.negative_logits(z, self.negatives, stop=stop),
+        )
+
+    def loss(
+        self,
+        z: Sequence[Tensor],
+        like: Sequence[int],
+        *,
+        stop: bool = False,
+        adversarial: Sequence[int] = (),
+    ) -> Tensor:
+        """Return the mean over a video's anchors, (B,); arguments as in `anchors`."""
+        losses = self.anchors(z, like, stop=stop, adversarial=adversarial)
+        return losses.view(len(z), -1).mean(0)
+
+    def clean_loss(self) -> Tensor:
+        """Return the loss (B,) of the clean views."""
         every = range(len(self.views))
         return self.loss([self.z(v) for v in every], every)
 
     def attack(
-        self,
-        x: Tensor,
-        aim: Callable[[], Callable[[Tensor], Tensor]],
-        encoder: Model | SplitEncoder | None = None,
+        self, x: Tensor, make_loss: MakeLoss, encoder: Encoder | None = None
     ) -> list[AdversarialView]:
-        """Adversarial views of x (N, C, T, H, W).
+        """Return adversarial views of x (N, C, T, H, W).
 
-        aim: called with the model as the attack sees it -> what is maximised, embeddings (N, D) -> (N,).
-        encoder: what embeds x; None: the model.
+        Args:
+            x: the clips.
+            make_loss: encoder as the attack uses it -> loss(x), (N,), which the attack maximises.
+            encoder: embeds x; None: the model.
         """
-        encoder = encoder or self.model
-
-        def of_clips() -> Loss:
-            loss = aim()
-            return lambda v: loss(encoder(v))
-
-        assert self.adversary is not None
-        self.look()
-        self.made = self.adversary.views(encoder, of_clips, x, self.progress)
+        self.detect()  # with the model as it is, before the attack changes modes and branches
+        self.made = self.adversary.views(encoder or self.model, make_loss, x, self.progress)
         return self.made
 
     @torch.no_grad()
-    def seen(self, view: int) -> Tensor:
-        """The embedding of a clean view with the model as it is, in the attack's mode and branch."""
+    def embed_as_attacked(self, view: int) -> Tensor:
+        """Return the embedding of a clean view in the attack's mode and branch."""
         return self.model(self.views[view])
 
     def embed(self, view: AdversarialView) -> Tensor:
-        """(N, D), with gradient, through the view's branch."""
+        """Return the embedding (N, D) of an adversarial view, with gradient."""
         return through(self.model, view, self.model)
 
     def embed_together(self, views: Sequence[int], made: Sequence[AdversarialView]) -> list[Tensor]:
-        """As `together` does; the clean embeddings are then those of `z`."""
+        """Return the embeddings of clean and adversarial views, as `together` does.
+
+        The clean ones are then those of `z`.
+        """
         found = together(self.model, [self.views[v] for v in views], made)
         self._z.update(zip(views, found, strict=False))
         return found
 
 
 def through(
-    model: Model | SplitEncoder, view: AdversarialView, what: Callable[[Tensor], Tensor]
+    model: Model | SplitEncoder, view: AdversarialView, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """what(x_adv), an embedding or a loss by passes of the model, through the view's norm branch."""
+    """Return function(x_adv), an embedding or a loss, through the view's norm branch."""
     with model.use_branch(view.branch):
-        return what(view.x)
+        return function(view.x)
 
 
-def together(model: Model, clips: Sequence[Tensor], made: Sequence[AdversarialView]) -> list[Tensor]:
-    """Embeddings (N, D), with gradient, of clean clips (N, C, T, H, W) each, and behind them of adversarial views.
+def together(
+    model: Model, clips: Sequence[Tensor], made: Sequence[AdversarialView]
+) -> list[Tensor]:
+    """Return embeddings (N, D) of clean clips, and behind them of adversarial views.
 
-    Those of the clean norm branch are one pass with the clips: they share batch statistics, as RoCL's and DeACL's code
-    has it, whose running ones are then those that the evaluation sees.
+    Adversarial views of the clean norm branch are one pass with the clips and share their batch
+    statistics, as in the code of RoCL and DeACL, so that running statistics are of both.
+
+    Args:
+        model: the encoder.
+        clips: clean clips (N, C, T, H, W) each.
+        made: adversarial views.
     """
     shared = [view.x for view in made if view.branch == "clean"]
     parts = model(torch.cat([*clips, *shared])).chunk(len(clips) + len(shared))
-    mine = iter(parts[len(clips) :])
-    return [*parts[: len(clips)],
-            *(next(mine) if view.branch == "clean" else through(model, view, model) for view in made)]  # fmt: skip
+    embedded = iter(parts[len(clips) :])
+    adversarial = [
+        next(embedded) if view.branch == "clean" else through(model, view, model) for view in made
+    ]
+    return [*parts[: len(clips)], *adversarial]
 
 
 def average(losses: Sequence[Tensor]) -> Tensor:
-    """The mean of (B,) losses, one an adversarial view."""
+    """Return the mean of losses (B,), one per adversarial view."""
     return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(0)
