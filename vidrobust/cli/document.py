@@ -6,13 +6,16 @@ test compares every part with what this command would write.
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import fmean
 
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
 from vidrobust.methods.spec import Cost
+from vidrobust.study.arm_table import spread_of
 
 REPO = Path(__file__).resolve().parents[2]
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -82,6 +85,33 @@ def method_options() -> str:
     return "\n".join(lines) + "\n"
 
 
+def released_methods() -> str:
+    """Return the table of methods before and after they became as released, from its JSON file.
+
+    A difference is the mean over seeds, with a 95 % interval by Student's t where there are some.
+    """
+    runs = json.loads((REPO / "docs/results/released_methods.json").read_text())
+    keys = {"clean": "clean", "pgd": "PGD-20", "aa": "AutoAttack"}
+    heads = [f"{title}: before, after, difference" for title in keys.values()]
+    lines = ["| method | seeds | " + " | ".join(heads) + " |", "|---|---|---|---|---|"]
+    for method, trees in runs.items():
+        seeds = sorted(trees["before"].keys() & trees["after"].keys())
+        cells = []
+        for key in keys:
+            before = [100 * trees["before"][seed][key] for seed in seeds]
+            after = [100 * trees["after"][seed][key] for seed in seeds]
+            gains = [new - old for old, new in zip(before, after, strict=True)]
+            cells.append(f"{fmean(before):.1f}, {fmean(after):.1f}, {_interval(gains)}")
+        lines.append(f"| {method} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(values: list[float]) -> str:
+    spread = spread_of(values)
+    half = "" if spread["half"] is None else f" ± {spread['half']:.1f}"
+    return f"{spread['mean']:+.1f}{half}"
+
+
 def _code(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -91,6 +121,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tree": tree,
     "method_costs": method_costs,
     "method_options": method_options,
+    "released_methods": released_methods,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/fidelity.md": fidelity.document}
 

@@ -66,10 +66,11 @@ def _spreads(measured: list[dict[str, float | None]]) -> dict[str, Any]:
     """measure -> its spread over runs, of those that have it."""
     keys = dict.fromkeys(key for run in measured for key in run)
     known = {key: [value for run in measured if (value := run.get(key)) is not None] for key in keys}
-    return {key: _spread(values) for key, values in known.items() if values}
+    return {key: spread_of(values) for key, values in known.items() if values}
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread_of(values: list[float]) -> dict[str, Any]:
+    """Return mean, std, half the width of a 95 % interval of the mean, and the values."""
     mean, n = statistics.fmean(values), len(values)
     std = statistics.stdev(values) if n > 1 else None
     t = _T[n - 2] if 1 < n <= len(_T) + 1 else 1.96
