@@ -404,3 +404,22 @@ def test_a_clone_runs_its_own_package_whatever_is_installed(tmp_path, name):
         command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 7 and done.stderr == "the clone\n"
+
+
+def test_the_console_script_runs_the_same_commands(tmp_path):
+    """From another folder, with a config file by its name."""
+    run = [sys.executable, "-c", "from vidrobust.cli.entry import main; main()"]
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    words = ["train", "--cfg", "ucf101_csl_adv", "--dry-run", "data.frames=3"]
+    done = subprocess.run([*run, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "frames: 3" in done.stdout and "name: clae" in done.stdout
+    done = subprocess.run([*run, "trian"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: vidrobust trian: choose train, ")
+    done = subprocess.run([*run, "--version"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("vidrobust 0.")
+
+
+def test_a_config_file_by_a_name_that_is_none(place):
+    line = _refused(tool("train_net", "--cfg", "ucf101_csl_adw", cwd=place))
+    assert "--cfg ucf101_csl_adw: no such file" in line and "did you mean 'ucf101_csl_adv'?" in line
