@@ -1,4 +1,6 @@
-"""Prepare a data set: probe its files once, re-encode them for training, write corrupted copies, or textures."""
+"""Prepare a data set: probe its files once, re-encode them for training, write corrupted copies, or
+textures.
+"""
 
 import sys
 from pathlib import Path
@@ -7,4 +9,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 
 if __name__ == "__main__":
     from vidrobust.cli.entry import run_tool
+
     run_tool("prepare")

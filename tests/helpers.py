@@ -32,7 +32,9 @@ from vidrobust.utils.errors import UserError
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared" / "data"
 
-needs_ucf101_mini = pytest.mark.skipif(not (SHARED / "ucf101_mini").is_dir(), reason="needs ../shared/data/ucf101_mini")
+needs_ucf101_mini = pytest.mark.skipif(
+    not (SHARED / "ucf101_mini").is_dir(), reason="needs ../shared/data/ucf101_mini"
+)
 
 
 def has_backend(name: str) -> bool:
@@ -45,7 +47,9 @@ def has_backend(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def another_process(context: Callable[[], contextlib.AbstractContextManager[object]]) -> Iterator[None]:
+def another_process(
+    context: Callable[[], contextlib.AbstractContextManager[object]],
+) -> Iterator[None]:
     """Another process is inside of a context, until it is killed at the end of this one."""
     forked = multiprocessing.get_context("fork")
     ready = forked.Event()
@@ -100,11 +104,15 @@ def children_see_this_process(patch: pytest.MonkeyPatch) -> None:
 def _serve_by(patch: pytest.MonkeyPatch, control: socket.socket) -> None:
     patch.setattr(child._nursery, "owner", 0)  # it ends with the socket
     patch.setattr(child._nursery, "control", control)
-    patch.setattr(child._nursery, "start", lambda: child._nursery.control or pytest.fail("the copy is gone"))
+    patch.setattr(
+        child._nursery, "start", lambda: child._nursery.control or pytest.fail("the copy is gone")
+    )
 
 
 def counting_frames(count: int, size: int = 64, first: int = 0) -> np.ndarray:
-    """(count, size, size, 3): frame n is a 4 x 4 board whose cells are the bits of first + n, black or white."""
+    """(count, size, size, 3): frame n is a 4 x 4 board whose cells are the bits of first + n, black
+    or white.
+    """
     numbers = np.arange(first, first + count)
     bits = (numbers[:, None] >> np.arange(16)) & 1
     board = np.kron(bits.reshape(-1, 4, 4), np.ones((size // 4, size // 4), int))
@@ -118,17 +126,28 @@ def read_numbers(frames: np.ndarray) -> list[int]:
     return ((centres > 127) << np.arange(16)).sum(1).tolist()
 
 
-def counting_video(path: Path, count: int, *, codec: str = "mpeg4", size: int = 64, first: int = 0) -> Path:
+def counting_video(
+    path: Path, count: int, *, codec: str = "mpeg4", size: int = 64, first: int = 0
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, counting_frames(count, size, first), codec=codec)
     return path
 
 
 def encode(
-    path: Path, frames: np.ndarray, codec: str, *, pix_fmt: str = "yuv420p", options: dict[str, str] | None = None,
-    times: list[int] | None = None, quarter_turns: int = 0, container: dict[str, str] | None = None,
-) -> Path:  # fmt: skip
-    """A video file of any codec; times: milliseconds of each frame; quarter_turns: how an MP4 asks to be turned."""
+    path: Path,
+    frames: np.ndarray,
+    codec: str,
+    *,
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    times: list[int] | None = None,
+    quarter_turns: int = 0,
+    container: dict[str, str] | None = None,
+) -> Path:
+    """A video file of any codec; times: milliseconds of each frame; quarter_turns: how an MP4 asks
+    to be turned.
+    """
     with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=25)
         stream.height, stream.width = frames.shape[1:3]
@@ -152,7 +171,9 @@ def encode(
 
 
 def with_not_coded(path: Path, frames: np.ndarray, every: int) -> Path:
-    """An MPEG-4 video with a picture that is "not coded", and so not shown, before each `every`th frame."""
+    """An MPEG-4 video with a picture that is "not coded", and so not shown, before each `every`th
+    frame.
+    """
     source = encode(path.with_name(f"coded{path.suffix}"), frames, "mpeg4", options={"g": "12"})
     with av.open(str(source)) as whole, av.open(str(path), "w") as out:
         copy = out.add_stream_from_template(whole.streams.video[0])
@@ -174,7 +195,9 @@ def with_not_coded(path: Path, frames: np.ndarray, every: int) -> Path:
 
 
 def trim(source: Path, target: Path, count: int) -> Path:
-    """An MP4 without its first `count` frames as editors cut: they stay in the file, and are not to be shown."""
+    """An MP4 without its first `count` frames as editors cut: they stay in the file, and are not to
+    be shown.
+    """
     with av.open(str(source)) as whole, av.open(str(target), "w") as out:
         stream = whole.streams.video[0]
         copy = out.add_stream_from_template(stream)
@@ -197,7 +220,9 @@ def same_batch(a: Batch, b: Batch) -> bool:
     return torch.equal(a.clips, b.clips) and torch.equal(a.draws, b.draws) and a.uids == b.uids
 
 
-def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train: int = 4, test: int = 2) -> Path:
+def tiny_ucf101(
+    root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train: int = 4, test: int = 2
+) -> Path:
     """A data set in UCF101's layout: 20-frame counting videos, ids 3, 6, ... (with gaps)."""
     lists: dict[str, list[str]] = {"trainlist01": [], "testlist01": []}
     for c, name in enumerate(classes):
@@ -210,7 +235,9 @@ def tiny_ucf101(root: Path, classes: tuple[str, ...] = ("Alpha", "Beta"), train:
                 lists["testlist01"].append(uid)
     folder = root / "ucfTrainTestlist"
     folder.mkdir(parents=True)
-    (folder / "classInd.txt").write_text("".join(f"{3 * (c + 1)} {n}\n" for c, n in enumerate(classes)))
+    (folder / "classInd.txt").write_text(
+        "".join(f"{3 * (c + 1)} {n}\n" for c, n in enumerate(classes))
+    )
     for name, lines in lists.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return root
@@ -251,7 +278,9 @@ def tiny_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 3
         data = np.zeros((per_batch, 3, 32, 32), np.uint8)
         data[:, 0] = np.array(labels)[:, None, None]
         data[:, 1] = number
-        (folder / name).write_bytes(pickle.dumps({"data": data.reshape(per_batch, -1), "labels": labels}))
+        (folder / name).write_bytes(
+            pickle.dumps({"data": data.reshape(per_batch, -1), "labels": labels})
+        )
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -259,10 +288,23 @@ def tiny_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 3
 
 
 TINY = [
-    "data.name=ucf101", "data.frames=2", "data.stride=2", "data.short_side=28", "data.size=16", "data.workers=0",
-    "model.backbone=r2plus1d_10", "model.width=4", "model.hidden=8", "model.dim=8", "train.batch_size=4",
-    "train.epochs=2", "train.log_every=1", "eval.clips=2", "eval.steps=2", "eval.threats=[linf-0,linf-8/255]",
-]  # fmt: skip
+    "data.name=ucf101",
+    "data.frames=2",
+    "data.stride=2",
+    "data.short_side=28",
+    "data.size=16",
+    "data.workers=0",
+    "model.backbone=r2plus1d_10",
+    "model.width=4",
+    "model.hidden=8",
+    "model.dim=8",
+    "train.batch_size=4",
+    "train.epochs=2",
+    "train.log_every=1",
+    "eval.clips=2",
+    "eval.steps=2",
+    "eval.threats=[linf-0,linf-8/255]",
+]
 
 
 def one_step(eps: float) -> Adversary:
@@ -273,7 +315,9 @@ def one_step(eps: float) -> Adversary:
 def tiny(*words: object) -> list[str]:
     """The TINY options, those of `words` in place of the same ones."""
     keys = {str(word).split("=")[0] for word in words}
-    return [option for option in TINY if option.split("=")[0] not in keys] + [str(word) for word in words]
+    return [option for option in TINY if option.split("=")[0] not in keys] + [
+        str(word) for word in words
+    ]
 
 
 def tool(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str]:

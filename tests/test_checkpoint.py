@@ -16,7 +16,11 @@ STATE = dict.fromkeys(checkpoint.KEYS) | {"format": 1, "step": 3, "model": {"w":
 def test_the_newest_are_kept_and_last_is_the_last(tmp_path):
     for step in (2, 4, 6):
         checkpoint.save(tmp_path, {**STATE, "step": step}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "step_00000004.pt", "step_00000006.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "last.pt",
+        "step_00000004.pt",
+        "step_00000006.pt",
+    ]
     assert checkpoint.read_checkpoint(tmp_path / "last.pt")["step"] == 6
     assert checkpoint.read_checkpoint(tmp_path)["step"] == 6
 
@@ -51,10 +55,9 @@ def test_a_write_killed_in_the_middle_leaves_the_old_one(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.write_atomic(path, {"n": 0, "w": torch.rand(10)})
     code = (
-        "import sys, torch; from pathlib import Path; from vidrobust.checkpoint import write_atomic\n"
-        "n = 1\n"
-        "while True:\n"
-        f"    write_atomic(Path({str(path)!r}), {{'n': n, 'w': torch.full((3_000_000,), float(n))}}); n += 1\n"
+        "import sys, torch; from pathlib import Path; from vidrobust.checkpoint import"
+        f" write_atomic\nn = 1\nwhile True:\n    write_atomic(Path({str(path)!r}), {{'n': n, 'w':"
+        " torch.full((3_000_000,), float(n))}); n += 1\n"
     )
     for pause in (0.5, 0.9, 1.3):
         process = subprocess.Popen([sys.executable, "-c", code])
@@ -69,18 +72,29 @@ def test_a_write_killed_in_the_middle_leaves_the_old_one(tmp_path):
 
 
 def test_another_architecture_is_told_by_prefix():
-    small, large = (build_model(Model(backbone="r2plus1d_10", width=w, hidden=8, dim=8), "projector") for w in (4, 8))
-    with pytest.raises(UserError, match=r"other shape backbone.trunk.0 \(\d+\), .*check model") as caught:
+    small, large = (
+        build_model(Model(backbone="r2plus1d_10", width=w, hidden=8, dim=8), "projector")
+        for w in (4, 8)
+    )
+    with pytest.raises(
+        UserError, match=r"other shape backbone.trunk.0 \(\d+\), .*check model"
+    ) as caught:
         checkpoint.load_state(small, large.state_dict(), "c.pt")
-    assert str(caught.value).startswith("c.pt is of another architecture") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("c.pt is of another architecture") and "\n" not in str(
+        caught.value
+    )
     other = build_model(Model(backbone="resnet18", width=4, hidden=8, dim=8), "projector")
-    with pytest.raises(UserError, match=r"missing backbone.trunk.bn1 \(5\).*unexpected backbone.trunk.0"):
+    with pytest.raises(
+        UserError, match=r"missing backbone.trunk.bn1 \(5\).*unexpected backbone.trunk.0"
+    ):
         checkpoint.load_state(other, small.state_dict(), "c.pt")
 
 
 def test_a_plain_state_fills_both_branches():
     plain = build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
-    branched = add_branches(build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector"))
+    branched = add_branches(
+        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+    )
     checkpoint.load_state(branched, plain.state_dict(), "c.pt")
     for branch in ("clean", "adv"):
         with branched.use_branch(branch), torch.no_grad():
@@ -88,19 +102,27 @@ def test_a_plain_state_fills_both_branches():
             assert torch.equal(branched.eval()(x), plain.eval()(x))
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "module.encoder.", "backbone.trunk.", "backbone."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "module.encoder.", "backbone.trunk.", "backbone."]
+)
 def test_trunk_weights_are_found_under_the_prefixes_of_other_code(tmp_path, prefix):
     backbone = build_backbone("r2plus1d_10", width=4)
-    state = {f"{prefix}{k}": v for k, v in backbone.trunk.state_dict().items()} | {"fc.weight": torch.ones(2)}
+    state = {f"{prefix}{k}": v for k, v in backbone.trunk.state_dict().items()} | {
+        "fc.weight": torch.ones(2)
+    }
     torch.save({"state_dict": state}, tmp_path / "w.pt")
     found = checkpoint.trunk_state(str(tmp_path / "w.pt"))
     other = build_backbone("r2plus1d_10", width=4)
     checkpoint.load_state(other.trunk, found, "w.pt")
-    assert all(torch.equal(v, other.trunk.state_dict()[k]) for k, v in backbone.trunk.state_dict().items())
+    assert all(
+        torch.equal(v, other.trunk.state_dict()[k]) for k, v in backbone.trunk.state_dict().items()
+    )
 
 
 def test_trunk_weights_of_a_training_checkpoint_are_its_clean_branch(tmp_path):
-    model = add_branches(build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")).train()
+    model = add_branches(
+        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+    ).train()
     with model.use_branch("adv"):
         model(torch.rand(4, 3, 1, 16, 16))
     torch.save({"format": 1, "model": model.state_dict()}, tmp_path / "c.pt")
@@ -112,14 +134,22 @@ def test_trunk_weights_of_a_training_checkpoint_are_its_clean_branch(tmp_path):
 def test_the_sha_follows_the_weights():
     a = {"w": torch.arange(4.0), "n": torch.tensor(3)}
     b = {"w": torch.arange(4.0), "n": torch.tensor(4)}
-    assert checkpoint.state_sha(a) == checkpoint.state_sha(dict(reversed(a.items()))) != checkpoint.state_sha(b)
+    assert (
+        checkpoint.state_sha(a)
+        == checkpoint.state_sha(dict(reversed(a.items())))
+        != checkpoint.state_sha(b)
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"format": 1}, "a checkpoint without config, epoch"), ({"format": 0}, "not a training checkpoint of format 1"),
-     ([1], "not a training checkpoint"), ({1: 2}, "not a training checkpoint")],
-)  # fmt: skip
+    [
+        ({"format": 1}, "a checkpoint without config, epoch"),
+        ({"format": 0}, "not a training checkpoint of format 1"),
+        ([1], "not a training checkpoint"),
+        ({1: 2}, "not a training checkpoint"),
+    ],
+)
 def test_other_files_are_told_apart(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=message):

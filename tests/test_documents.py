@@ -1,4 +1,6 @@
-"""Every command of README and docs runs, every link leads somewhere, and the demo keeps its promise."""
+"""Every command of README and docs runs, every link leads somewhere, and the demo keeps its
+promise.
+"""
 
 import json
 import re
@@ -25,14 +27,20 @@ from tests.helpers import (
 from vidrobust import config
 from vidrobust.corruptions import BENCHMARKS, CORRUPTIONS
 
-PAGES = [REPO / "README.md", *sorted(REPO.glob("docs/**/*.md")), *sorted(REPO.glob("datasets/**/README.md"))]
+PAGES = [
+    REPO / "README.md",
+    *sorted(REPO.glob("docs/**/*.md")),
+    *sorted(REPO.glob("datasets/**/README.md")),
+]
 
 
 def _commands(page: Path) -> list[str]:
     """Indented lines of a page that run our tools, continued lines joined."""
     text = page.read_text().replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    return [" ".join(line.split()) for line in lines if re.search(r"tools/|datasets/prepare.py", line)]
+    return [
+        " ".join(line.split()) for line in lines if re.search(r"tools/|datasets/prepare.py", line)
+    ]
 
 
 COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
@@ -49,7 +57,10 @@ def test_documented_commands_parse_and_name_real_options(command, tmp_path):
         words[0].removesuffix(".py"),
         [w.replace("configs/", f"{REPO}/configs/").strip('"') for w in words[1:] if w != "..."],
     )
-    if name in ("train_net", "prepare", "benchmark", "visualize", "study") and "--checkpoint" not in args:
+    if (
+        name in ("train_net", "prepare", "benchmark", "visualize", "study")
+        and "--checkpoint" not in args
+    ):
         done = tool(name, *args, "--dry-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:
@@ -61,8 +72,15 @@ def test_documented_commands_parse_and_name_real_options(command, tmp_path):
 def demo(tmp_path_factory):
     """The demo's command with fewer steps and smaller data: the same code from end to end."""
     top = tmp_path_factory.mktemp("demo")
-    small = ["train.max_steps=3", "eval.steps=2", "train.batch_size=8", "data.workers=0", "eval.clips=2",
-             "data.motionshapes.train_per_class=3", "data.motionshapes.test_per_class=2"]  # fmt: skip
+    small = [
+        "train.max_steps=3",
+        "eval.steps=2",
+        "train.batch_size=8",
+        "data.workers=0",
+        "eval.clips=2",
+        "data.motionshapes.train_per_class=3",
+        "data.motionshapes.test_per_class=2",
+    ]
     done = tool("train_net", "--cfg", REPO / "configs/demo.yaml", *small, cwd=top)
     assert done.returncode == 0, done.stderr
     return top
@@ -70,7 +88,12 @@ def demo(tmp_path_factory):
 
 def test_the_demo_leaves_what_the_readme_lists(demo):
     listed = re.search(r"    outputs/demo/\n((?:      .*\n)+)", (REPO / "README.md").read_text())[1]
-    assert tool("extract_features", "--checkpoint", "outputs/demo", "data.workers=0", cwd=demo).returncode == 0
+    assert (
+        tool(
+            "extract_features", "--checkpoint", "outputs/demo", "data.workers=0", cwd=demo
+        ).returncode
+        == 0
+    )
     for line in listed.splitlines():
         names = line.strip().split("   ")[0].split("  ")
         folder = Path(names[0]).parent
@@ -80,7 +103,10 @@ def test_the_demo_leaves_what_the_readme_lists(demo):
 
 
 def test_the_readmes_measuring_commands_run_on_it(demo):
-    for words in (["eval.name=pgd-50", "eval.steps=3", "eval.restarts=2"], ["eval.name=swapped", "data.fold=2"]):
+    for words in (
+        ["eval.name=pgd-50", "eval.steps=3", "eval.restarts=2"],
+        ["eval.name=swapped", "data.fold=2"],
+    ):
         done = tool("test_net", "--checkpoint", "outputs/demo", "data.workers=0", *words, cwd=demo)
         assert done.returncode == 0, done.stderr
     swapped = json.loads((demo / "outputs/demo/eval/swapped/summary.json").read_text())
@@ -89,22 +115,60 @@ def test_the_readmes_measuring_commands_run_on_it(demo):
 
 def test_the_report_shows_what_it_should(demo):
     folder = demo / "outputs/demo/eval/pgd"
-    text, summary = (folder / "report.md").read_text(), json.loads((folder / "summary.json").read_text())
+    text, summary = (
+        (folder / "report.md").read_text(),
+        json.loads((folder / "summary.json").read_text()),
+    )
     assert "| linear probe |" in text and "random weights" in text and "chance 12.5 %" in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / picture).stat().st_size > 5000
-    assert {"dataset", "split", "n", "clean_acc", "robust_acc", "robust_acc_uint8", "ci95", "threat", "suite", "unit",
-            "branch", "views", "checkpoint", "config_sha", "manifest_sha", "warnings"} <= summary.keys()  # fmt: skip
-    assert summary["curve"][0]["eps"] == 0 and summary["curve"][0]["robust_acc"] == summary["clean_acc"]
+    assert {
+        "dataset",
+        "split",
+        "n",
+        "clean_acc",
+        "robust_acc",
+        "robust_acc_uint8",
+        "ci95",
+        "threat",
+        "suite",
+        "unit",
+        "branch",
+        "views",
+        "checkpoint",
+        "config_sha",
+        "manifest_sha",
+        "warnings",
+    } <= summary.keys()
+    assert (
+        summary["curve"][0]["eps"] == 0
+        and summary["curve"][0]["robust_acc"] == summary["clean_acc"]
+    )
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 16
 
 
 def test_the_features_are_what_the_readme_says(demo):
-    assert tool("extract_features", "--checkpoint", "outputs/demo", "--per-video", "--output", "v.npz",
-                "data.workers=0", cwd=demo).returncode == 0  # fmt: skip
-    with np.load(demo / "v.npz") as one, np.load(demo / "outputs/demo/features/test.npz") as all_clips:
+    assert (
+        tool(
+            "extract_features",
+            "--checkpoint",
+            "outputs/demo",
+            "--per-video",
+            "--output",
+            "v.npz",
+            "data.workers=0",
+            cwd=demo,
+        ).returncode
+        == 0
+    )
+    with (
+        np.load(demo / "v.npz") as one,
+        np.load(demo / "outputs/demo/features/test.npz") as all_clips,
+    ):
         assert all_clips["features"].shape == (32, 64) and all_clips["features"].dtype == np.float32
-        assert np.allclose(all_clips["features"].reshape(16, 2, 64).mean(1), one["features"], atol=1e-5)
+        assert np.allclose(
+            all_clips["features"].reshape(16, 2, 64).mean(1), one["features"], atol=1e-5
+        )
         assert all_clips["clip_index"].tolist() == [0, 1] * 16 and (all_clips["fps"] == 25).all()
         assert all_clips["start_frame"][:2].tolist() == [0, 21] and one["uids"][0].endswith(".avi")
         assert json.loads(str(one["meta"]))["classes"][0] == "Bounce"
@@ -118,12 +182,20 @@ def test_the_python_example_runs():
 def test_the_examples_of_the_threat_models_run():
     """They are one program, on a model, clips and an encoder of the reader's."""
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 16 * 64, 101)).eval().requires_grad_(False)
+    net = (
+        torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 16 * 64, 101))
+        .eval()
+        .requires_grad_(False)
+    )
     x = torch.rand(3, 3, 16, 8, 8)
     names = {"model": net, "x": x, "y": net(x).argmax(1), "encode": lambda v: net(v)[:, :8]}
-    code = re.findall(r"```python\n(.*?)```", (REPO / "docs/threat_models.md").read_text(), re.DOTALL)
+    code = re.findall(
+        r"```python\n(.*?)```", (REPO / "docs/threat_models.md").read_text(), re.DOTALL
+    )
     exec(compile("\n".join(code), "threat_models.md", "exec"), names)
-    assert len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
+    assert (
+        len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
+    )
     assert names["delta"].shape == (1, 3, 16, 8, 8) and names["doubts"] == []
 
 
@@ -157,14 +229,19 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_attacks_can_be_used_alone():
-    code = "import sys, vidrobust.attacks; print([m for m in sys.modules if m.startswith('vidrobust.')])"
+    code = (
+        "import sys, vidrobust.attacks; print([m for m in sys.modules if"
+        " m.startswith('vidrobust.')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {".".join(name.split(".")[:2]) for name in eval(done.stdout)} == {"vidrobust.attacks"}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_nothing_private_is_committed():
-    files = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=False).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=False
+    ).stdout.split()
     for name in files:
         if name.startswith("tests/files/"):  # written by the package
             assert (REPO / name).stat().st_size < 300_000, name
@@ -201,14 +278,31 @@ def test_the_kinetics_page_scans_trains_and_reports(tmp_path):
     assert tool("prepare", "scan", *page, f"data.root={root}", cwd=tmp_path).returncode == 0
     done = tool("train_net", *page, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "outputs/kinetics400_csl/eval/pgd/summary.json").read_text())["n"] == 4
+    assert (
+        json.loads((tmp_path / "outputs/kinetics400_csl/eval/pgd/summary.json").read_text())["n"]
+        == 4
+    )
 
 
 def test_the_cifar10_page_trains_and_reports(tmp_path, monkeypatch):
     root = tiny_cifar10(tmp_path / "data", monkeypatch, per_batch=8)
-    words = ["model.width=4", "train.batch_size=8", "train.max_steps=2", "optim.lr=0.01", "data.workers=1",
-             "eval.steps=2", "eval.threats=[linf-0,linf-8/255]"]  # fmt: skip
-    done = tool("train_net", "--cfg", REPO / "configs/cifar10_csl.yaml", f"data.root={root}", *words, cwd=tmp_path)
+    words = [
+        "model.width=4",
+        "train.batch_size=8",
+        "train.max_steps=2",
+        "optim.lr=0.01",
+        "data.workers=1",
+        "eval.steps=2",
+        "eval.threats=[linf-0,linf-8/255]",
+    ]
+    done = tool(
+        "train_net",
+        "--cfg",
+        REPO / "configs/cifar10_csl.yaml",
+        f"data.root={root}",
+        *words,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs/cifar10_csl/eval/pgd/summary.json").read_text())
     assert summary["n"] == 8 and summary["failed"] == []
@@ -219,25 +313,63 @@ def test_videos_of_any_kind_in_a_list_without_labels(tmp_path):
     """A disk full of odd files: what does not decode is replaced, the rest trains."""
     names = sorted(path.name for path in (SHARED / "testclips").iterdir())
     for name in ("train.csv", "test.csv"):
-        (tmp_path / name).write_text("".join(f"{SHARED / 'testclips' / file} -1\n" for file in names))
-    words = tiny("data.name=list", "data.root=.", "train.batch_size=4", "train.max_bad=0.3", "train.max_steps=4")
+        (tmp_path / name).write_text(
+            "".join(f"{SHARED / 'testclips' / file} -1\n" for file in names)
+        )
+    words = tiny(
+        "data.name=list",
+        "data.root=.",
+        "train.batch_size=4",
+        "train.max_bad=0.3",
+        "train.max_steps=4",
+    )
     page = REPO / "configs/ucf101_csl.yaml"
-    done = tool("train_net", "--cfg", page, *words, "eval.enabled=false", "optim.lr=0.01", cwd=tmp_path)
+    done = tool(
+        "train_net", "--cfg", page, *words, "eval.enabled=false", "optim.lr=0.01", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "outputs/ucf101_csl/metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    assert (
+        json.loads((tmp_path / "outputs/ucf101_csl/metrics.jsonl").read_text().splitlines()[-1])[
+            "step"
+        ]
+        == 3
+    )
     refused = tool("train_net", "--cfg", page, *words, "--output-dir", "b", cwd=tmp_path)
     assert refused.returncode == 1 and "needs labels" in refused.stderr
 
 
 @needs_ucf101_mini
 def test_the_users_own_command_on_real_videos(tmp_path):
-    words = ["model.backbone=r2plus1d_10", "model.width=8", "model.hidden=32", "model.dim=16", "data.frames=4",
-             "data.short_side=40", "data.size=32", "data.workers=2", "train.batch_size=8", "train.max_steps=3",
-             "optim.name=adamw", "optim.lr=0.003", "eval.clips=1", "eval.limit=6", "eval.steps=2"]  # fmt: skip
+    words = [
+        "model.backbone=r2plus1d_10",
+        "model.width=8",
+        "model.hidden=32",
+        "model.dim=16",
+        "data.frames=4",
+        "data.short_side=40",
+        "data.size=32",
+        "data.workers=2",
+        "train.batch_size=8",
+        "train.max_steps=3",
+        "optim.name=adamw",
+        "optim.lr=0.003",
+        "eval.clips=1",
+        "eval.limit=6",
+        "eval.steps=2",
+    ]
     root = SHARED / "ucf101_mini"
-    done = tool("train_net", "--cfg", REPO / "configs/ucf101_csl_adv.yaml", f"data.root={root}", *words, cwd=tmp_path)
+    done = tool(
+        "train_net",
+        "--cfg",
+        REPO / "configs/ucf101_csl_adv.yaml",
+        f"data.root={root}",
+        *words,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs/ucf101_csl_adv/eval/pgd/summary.json").read_text())
     assert summary["n"] == 6 and summary["representation"]["trained_probe"]["n"] == 50
     # three steps may learn nothing, which is warned of
-    assert [line for line in summary["warnings"] if not line.startswith("the probe on trained")] == []
+    assert [
+        line for line in summary["warnings"] if not line.startswith("the probe on trained")
+    ] == []

@@ -7,4 +7,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 
 if __name__ == "__main__":
     from vidrobust.cli.entry import run_tool
+
     run_tool("document")

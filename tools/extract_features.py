@@ -1,4 +1,6 @@
-"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]"""
+"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test
+[key=value ...]
+"""
 
 import sys
 from pathlib import Path
@@ -7,4 +9,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 
 if __name__ == "__main__":
     from vidrobust.cli.entry import run_tool
+
     run_tool("extract_features")

@@ -1,4 +1,6 @@
-"""Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10"""
+"""Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data
+cifar10=/path/to/cifar10
+"""
 
 import sys
 from pathlib import Path
@@ -7,4 +9,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 
 if __name__ == "__main__":
     from vidrobust.cli.entry import run_tool
+
     run_tool("study")

@@ -1,4 +1,6 @@
-"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]"""
+"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value
+...]
+"""
 
 import sys
 from pathlib import Path
@@ -7,4 +9,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 
 if __name__ == "__main__":
     from vidrobust.cli.entry import run_tool
+
     run_tool("train_net")

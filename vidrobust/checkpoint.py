@@ -1,6 +1,7 @@
 """Write, read and verify checkpoints.
 
-{format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives only.
+{format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives
+only.
 """
 
 import hashlib
@@ -139,7 +140,9 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from there."""
+    """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from
+    there.
+    """
     for path in step_files(folder):
         number = path.stem.removeprefix("step_")
         if number.isdigit() and int(number) > step:
@@ -254,9 +257,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A training checkpoint of this package. Raises UserError for anything else."""
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to model.weights")
+        raise UserError(
+            f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to"
+            " model.weights"
+        )
     if not state.keys() >= KEYS:
-        raise UserError(f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another")
+        raise UserError(
+            f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another"
+        )
     for key, kind in _TYPES.items():
         if state.get(key) is not None and not isinstance(state[key], kind):
             raise UserError(
@@ -282,7 +290,8 @@ def configuration(state: dict[str, Any], source: str) -> config.Config:
 
 
 def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
-    """Return the model's last weights in a checkpoint, or the slower ones that eval.average measures.
+    """Return the model's last weights in a checkpoint, or the slower ones that eval.average
+    measures.
 
     These are the running average of train.average, or DynACL's momentum encoder.
 
@@ -296,18 +305,23 @@ def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
     kept = {key.removeprefix(slow): v for key, v in state["method"].items() if key.startswith(slow)}
     if not kept:
         raise UserError(
-            "eval.average: the checkpoint was trained without train.average, and without a momentum "
-            "encoder of DynACL; set eval.average=false"
+            "eval.average: the checkpoint was trained without train.average, and without a momentum"
+            " encoder of DynACL; set eval.average=false"
         )
     return kept
 
 
 def rng_state() -> dict[str, Any]:
-    """torch's global generators, the CPU's and this rank's GPU's (dropout, the starts of attacks in training).
+    """torch's global generators, the CPU's and this rank's GPU's (dropout, the starts of attacks in
+    training).
 
-    They are alike on all ranks, which draw as much; everything else is drawn from (seed, epoch, index).
+    They are alike on all ranks, which draw as much; everything else is drawn from (seed, epoch,
+    index).
     """
-    return {"torch": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+    }
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
@@ -317,7 +331,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load all of `state` into all of `module`, or raise UserError naming what does not fit, by prefix.
+    """Load all of `state` into all of `module`, or raise UserError naming what does not fit, by
+    prefix.
 
     A module with norm branches takes the state of one without.
     """
@@ -331,19 +346,26 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     if missing or unexpected or shapes:
         parts = [
             f"{label} {_by_prefix(keys)}"
-            for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            for label, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("other shape", shapes),
+            )
             if keys
         ]
-        raise UserError(f"{source} is of another architecture: {'; '.join(parts)}; check model.* and data.*")
+        raise UserError(
+            f"{source} is of another architecture: {'; '.join(parts)}; check model.* and data.*"
+        )
     module.load_state_dict(state)
 
 
 def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
-    """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state dict.
+    """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state
+    dict.
 
-    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are stripped,
-    classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is `measured_trunk`; branch: of this
-    norm branch, which only such a checkpoint knows.
+    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are
+    stripped, classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is
+    `measured_trunk`; branch: of this norm branch, which only such a checkpoint knows.
     """
     state = read(path)
     if isinstance(state, dict) and state.keys() >= KEYS:
@@ -360,13 +382,17 @@ def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
             raise UserError(f"{path}: holds no state dict of a model")
         trunk = _trunk(whole, "clean")
     if len(trunk) < len(whole):
-        log.info(f"{path}: {len(trunk)} tensors of the trunk taken, {len(whole) - len(trunk)} others left out")
+        log.info(
+            f"{path}: {len(trunk)} tensors of the trunk taken, {len(whole) - len(trunk)} others"
+            " left out"
+        )
     return trunk
 
 
 def measured_trunk(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
-    """The trunk of a training checkpoint as its own configuration measures it: the branch of eval.branch, or the clean
-    one where that is a mixture, of the weights or of their average (eval.average). branch: another one.
+    """The trunk of a training checkpoint as its own configuration measures it: the branch of
+    eval.branch, or the clean one where that is a mixture, of the weights or of their average
+    (eval.average). branch: another one.
     """
     cfg = configuration(state, "checkpoint")
     branch = branch or ("clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch)
@@ -390,12 +416,18 @@ def state_sha(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
-        digest.update(state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            state[key].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
 def _by_prefix(keys: list[str]) -> str:
-    """`backbone.trunk.layer4 (12), head (2)`: the first levels of the names, and how many tensors each has."""
-    groups = Counter(".".join(key.split(".")[:-1][: 4 if key.startswith("model.") else 3]) for key in keys)
+    """`backbone.trunk.layer4 (12), head (2)`: the first levels of the names, and how many tensors
+    each has.
+    """
+    groups = Counter(
+        ".".join(key.split(".")[:-1][: 4 if key.startswith("model.") else 3]) for key in keys
+    )
     shown = [f"{prefix} ({count})" for prefix, count in sorted(groups.items())]
     return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more groups" if len(shown) > 6 else "")

@@ -49,8 +49,17 @@ def test_apgd_ce(problem, norm):
     base = pytest.importorskip("pyautoattack.autopgd_base")
     net, x, y = problem
     name, eps = NORMS[norm]
-    theirs = base.APGDAttack(net, n_iter=30, norm=name, n_restarts=1, eps=eps, seed=0, loss="ce", device="cpu",
-                             use_largereps=norm == "l1")  # fmt: skip
+    theirs = base.APGDAttack(
+        net,
+        n_iter=30,
+        norm=name,
+        n_restarts=1,
+        eps=eps,
+        seed=0,
+        loss="ce",
+        device="cpu",
+        use_largereps=norm == "l1",
+    )
     ours = apgd(loss_of(net, y), x, ThreatModel(norm, eps), steps=30, generator=seeded())
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
@@ -60,9 +69,20 @@ def test_apgd_t(problem, norm):
     base = pytest.importorskip("pyautoattack.autopgd_base")
     net, x, y = problem
     name, eps = NORMS[norm]
-    theirs = base.APGDAttack_targeted(net, n_iter=20, norm=name, n_restarts=1, eps=eps, seed=0, n_target_classes=5,
-                                      device="cpu", use_largereps=norm == "l1")  # fmt: skip
-    ours = apgd_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded())
+    theirs = base.APGDAttack_targeted(
+        net,
+        n_iter=20,
+        norm=name,
+        n_restarts=1,
+        eps=eps,
+        seed=0,
+        n_target_classes=5,
+        device="cpu",
+        use_largereps=norm == "l1",
+    )
+    ours = apgd_t(
+        loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded()
+    )
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
 
@@ -71,9 +91,20 @@ def test_fab_t(problem, norm):
     fab_pt = pytest.importorskip("pyautoattack.fab_pt")
     net, x, y = problem
     name, eps = NORMS[norm]
-    theirs = fab_pt.FABAttack_PT(net, norm=name, n_restarts=1, n_iter=20, eps=eps, seed=0, targeted=True, device="cpu",
-                                 n_target_classes=5)  # fmt: skip
-    ours = fab_t(loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded())
+    theirs = fab_pt.FABAttack_PT(
+        net,
+        norm=name,
+        n_restarts=1,
+        n_iter=20,
+        eps=eps,
+        seed=0,
+        targeted=True,
+        device="cpu",
+        n_target_classes=5,
+    )
+    ours = fab_t(
+        loss_of(net, y), x, ThreatModel(norm, eps), steps=20, targets=5, generator=seeded()
+    )
     _no_worse(problem, ThreatModel(norm, eps), ours, theirs.perturb(x, y))
 
 
@@ -147,8 +178,18 @@ def test_square_is_the_published_one_draw_for_draw(problem, norm):
     module = pytest.importorskip("pyautoattack.square")
     net, x, y = problem
     name, eps = NORMS[norm]
-    theirs = module.SquareAttack(net, norm=name, n_queries=200, eps=2 * eps, p_init=0.8, n_restarts=1, seed=3,
-                                 loss="margin", resc_schedule=False, device="cpu")  # fmt: skip
+    theirs = module.SquareAttack(
+        net,
+        norm=name,
+        n_queries=200,
+        eps=2 * eps,
+        p_init=0.8,
+        n_restarts=1,
+        seed=3,
+        loss="margin",
+        resc_schedule=False,
+        device="cpu",
+    )
     found = theirs.perturb(x, y)
     torch.manual_seed(3)
     threat = ThreatModel(norm, 2 * eps)
@@ -168,13 +209,18 @@ def test_torchattacks_apgd_and_square(problem, norm):
     name, eps = NORMS[norm]
     threat = ThreatModel(norm, eps)
     theirs = torchattacks.APGD(net, norm=name, eps=eps, steps=20, seed=0)(x, y)
-    _no_worse(problem, threat, apgd(loss_of(net, y), x, threat, steps=20, generator=seeded()), theirs)
+    _no_worse(
+        problem, threat, apgd(loss_of(net, y), x, threat, steps=20, generator=seeded()), theirs
+    )
     larger = ThreatModel(norm, 2 * eps)
     theirs = torchattacks.Square(net, norm=name, eps=2 * eps, n_queries=200, seed=0)(x, y)
     loss = loss_of(net, y, score=SCORES["margin"])
     mine = square(loss, x, larger, queries=200, rescale=True, generator=seeded())
     # other draws: as good to within a twentieth
-    assert accuracy(net, mine, y) <= accuracy(net, theirs, y) + 0.05 and contains(larger, x, mine).all()
+    assert (
+        accuracy(net, mine, y) <= accuracy(net, theirs, y) + 0.05
+        and contains(larger, x, mine).all()
+    )
 
 
 def test_fgsm_is_torchattacks_fgsm(problem):
@@ -189,12 +235,16 @@ def test_pgd_and_mim_and_torchattacks(problem):
     net, x, y = problem
     threat, options = ThreatModel("linf", 3 / 255), {"steps": 10, "step_size": 0.5 / 255}
     theirs = torchattacks.PGD(net, eps=3 / 255, alpha=0.5 / 255, steps=10, random_start=False)(x, y)
-    _no_worse(problem, threat, pgd(loss_of(net, y), x, threat, random_start=False, **options), theirs)
+    _no_worse(
+        problem, threat, pgd(loss_of(net, y), x, threat, random_start=False, **options), theirs
+    )
     theirs = torchattacks.MIFGSM(net, eps=3 / 255, alpha=0.5 / 255, steps=10, decay=1.0)(x, y)
     _no_worse(problem, threat, mim(loss_of(net, y), x, threat, **options), theirs)
 
 
-@pytest.mark.parametrize(("norm", "attack"), [("l2", "L2PGD"), ("l1", "L1PGD"), ("linf", "LinfPGD")])
+@pytest.mark.parametrize(
+    ("norm", "attack"), [("l2", "L2PGD"), ("l1", "L1PGD"), ("linf", "LinfPGD")]
+)
 def test_pgd_and_foolbox(problem, norm, attack):
     foolbox = pytest.importorskip("foolbox")
     net, x, y = problem
@@ -223,7 +273,9 @@ def test_fmn_finds_distances_like_foolbox(problem, norm):
 def test_cw_finds_distances_like_foolbox(problem):
     foolbox = pytest.importorskip("foolbox")
     net, x, y = problem
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=100, initial_const=1.0)
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=6, steps=100, initial_const=1.0
+    )
     raw, _, found = theirs(foolbox.PyTorchModel(net, bounds=(0, 1)), x[:50], y[:50], epsilons=None)
     large = ThreatModel("l2", 20.0)
     ours = cw(loss_of(net, y[:50], score=SCORES["margin"]), x[:50], large)
@@ -236,8 +288,10 @@ def test_minimum_norms_agree_with_each_other(problem):
     net, x, y = problem
     large = ThreatModel("l2", 20.0)
     loss = loss_of(net, y[:50], score=SCORES["margin"])
-    sizes = torch.stack([
-        measure(large, x[:50], attack(loss, x[:50], large))
-        for attack in (attack_step("fab-t", minimal=True).attack, fmn, cw)
-    ])  # fmt: skip
+    sizes = torch.stack(
+        [
+            measure(large, x[:50], attack(loss, x[:50], large))
+            for attack in (attack_step("fab-t", minimal=True).attack, fmn, cw)
+        ]
+    )
     assert (sizes.amax(0) / sizes.amin(0)).quantile(0.8) < 1.15

@@ -30,7 +30,9 @@ def test_counts_below_one_are_named():
 
 def test_draws_follow_the_generator_and_are_as_the_tensor_is():
     like = torch.empty(0, dtype=torch.float64)
-    first, again = (drawn(torch.randn, (3, 2), like, torch.Generator().manual_seed(1)) for _ in range(2))
+    first, again = (
+        drawn(torch.randn, (3, 2), like, torch.Generator().manual_seed(1)) for _ in range(2)
+    )
     assert torch.equal(first, again) and first.shape == (3, 2) and first.dtype == torch.float64
     torch.manual_seed(5)
     expected = torch.rand(4)
@@ -108,14 +110,18 @@ def test_what_is_not_finite_is_no_momentum(problem):
     for name in ("mim", "temporal-translation"):
         for momentum in (torch.inf, torch.nan, -1):
             with pytest.raises(ValueError, match=f"momentum={momentum}"):
-                ATTACKS[name](Misclassify(net, y), x, ThreatModel("linf", 0.1), steps=2, momentum=momentum)
+                ATTACKS[name](
+                    Misclassify(net, y), x, ThreatModel("linf", 0.1), steps=2, momentum=momentum
+                )
 
 
 @pytest.mark.parametrize("samples", [-1, 0, 1, 3, 2.5])
 def test_nes_needs_pairs_of_samples(problem, samples):
     net, x, y = problem
     with pytest.raises(ValueError, match=f"samples={samples}"):
-        ATTACKS["nes"](Misclassify(net, y), x, ThreatModel("linf", 0.1), queries=100, samples=samples)
+        ATTACKS["nes"](
+            Misclassify(net, y), x, ThreatModel("linf", 0.1), queries=100, samples=samples
+        )
 
 
 @pytest.mark.parametrize("text", ["linf-8/1e999", "linf-1e999", "l2-inf", "linf-nan"])
@@ -151,7 +157,10 @@ def test_a_model_that_writes_is_refused_and_the_clips_are_as_they_were(problem, 
 
 def test_probabilities_of_several_passes_are_seen(problem):
     net, x, y = problem
-    coarse = lambda v: (net(v).bfloat16().softmax(1) + net(v + 0.01).bfloat16().softmax(1)).float() / 2  # noqa: E731
+
+    def coarse(v):
+        return (net(v).bfloat16().softmax(1) + net(v + 0.01).bfloat16().softmax(1)).float() / 2
+
     for predict in (coarse, lambda v: net(v).softmax(1).clamp(1e-6)):
         with pytest.raises(ValueError, match="probabilities"):
             worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)])

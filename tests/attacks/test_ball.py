@@ -55,8 +55,12 @@ def test_the_norm_of_delta_is_that_of_the_change(threat):
     delta = ball.project(0.05 * torch.randn_like(ball.low))
     change = ball.apply(delta) - x
     per_frame = change.transpose(1, 2).flatten(2).norm(dim=2).amax(1)
-    expected = {"linf": change.abs().flatten(1).amax(1), "l1": change.abs().flatten(1).sum(1),
-                "l2": change.flatten(1).norm(dim=1), "l2_frame": per_frame}[threat.norm]  # fmt: skip
+    expected = {
+        "linf": change.abs().flatten(1).amax(1),
+        "l1": change.abs().flatten(1).sum(1),
+        "l2": change.flatten(1).norm(dim=1),
+        "l2_frame": per_frame,
+    }[threat.norm]
     assert torch.allclose(ball.norms(delta), expected, rtol=1e-4)
     assert contains(threat, x, ball.apply(delta)).all()
 
@@ -67,20 +71,25 @@ def test_places_follow_the_score_the_name_and_the_generator():
     assert ball.where.tolist() == [sorted(s.mean((1, 2)).topk(2).indices.tolist()) for s in scores]
     ball, _, scores = _ball(parse_threat("patch3-linf-0.1"), shape)
     for sample, (top, left) in zip(scores, ball.where.tolist(), strict=True):
-        sums = {(i, j): sample[:, i : i + 3, j : j + 3].sum().item() for i in range(6) for j in range(7)}
+        sums = {
+            (i, j): sample[:, i : i + 3, j : j + 3].sum().item() for i in range(6) for j in range(7)
+        }
         assert sums[top, left] == pytest.approx(max(sums.values()), rel=1e-5)
     ball, _, scores = _ball(parse_threat("pixels2-linf-0.1"), shape)
     free = (ball.low < ball.high)[:, 0]
     for sample, chosen in zip(scores, free, strict=True):
         for frame, marks in zip(sample, chosen, strict=True):
-            assert frame[marks].sum().item() == pytest.approx(frame.flatten().topk(2).values.sum().item())
+            assert frame[marks].sum().item() == pytest.approx(
+                frame.flatten().topk(2).values.sum().item()
+            )
     assert _ball(parse_threat("frames2@uniform-linf-0.1"), shape)[0].where.tolist() == [[1, 3]] * 3
     assert _ball(parse_threat("frames2@4+0-linf-0.1"), shape)[0].where.tolist() == [[0, 4]] * 3
     assert _ball(parse_threat("patch3@1+2-linf-0.1"), shape)[0].where.tolist() == [[1, 2]] * 3
     for name in ("frames2@random-linf-0.1", "patch3@random-linf-0.1", "pixels2@random-linf-0.1"):
         x = torch.rand(40, 3, 5, 8, 9)
         first, again, other = (
-            make_ball(parse_threat(name), x, lambda: None, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+            make_ball(parse_threat(name), x, lambda: None, torch.Generator().manual_seed(seed))
+            for seed in (0, 0, 1)
         )
         assert torch.equal(first.low, again.low) and not torch.equal(first.low, other.low)
         if first.where is not None:

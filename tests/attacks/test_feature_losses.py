@@ -45,8 +45,12 @@ def test_pushed_away_and_pulled_toward(encode, clips):
 
 def test_the_distance_is_the_squared_one_and_a_random_start_is_needed(encode, clips):
     x, target = clips
-    assert torch.allclose(push_away(encode, x)(target), (encode(target) - encode(x)).square().sum(1), rtol=1e-5)
-    assert torch.allclose(pull_toward(encode, target)(x), -(encode(target) - encode(x)).square().sum(1), rtol=1e-5)
+    assert torch.allclose(
+        push_away(encode, x)(target), (encode(target) - encode(x)).square().sum(1), rtol=1e-5
+    )
+    assert torch.allclose(
+        pull_toward(encode, target)(x), -(encode(target) - encode(x)).square().sum(1), rtol=1e-5
+    )
     stuck = pgd(push_away(encode, x), x, THREAT, random_start=False)
     assert torch.equal(stuck, x)
 
@@ -70,7 +74,10 @@ def test_impersonation_succeeds_where_the_probe_is_fooled(encode, clips):
     large = ThreatModel("linf", 0.3)
     found, success = impersonate(encode, probe, x, target, large)
     assert contains(large, x, found).all()
-    assert success.tolist() == (probe(encode(found)).argmax(1) == probe(encode(target)).argmax(1)).tolist()
+    assert (
+        success.tolist()
+        == (probe(encode(found)).argmax(1) == probe(encode(target)).argmax(1)).tolist()
+    )
     _, without = impersonate(encode, probe, x, target, ThreatModel("linf", 0.0))
     assert success.sum() > without.sum()
 
@@ -78,9 +85,13 @@ def test_impersonation_succeeds_where_the_probe_is_fooled(encode, clips):
 @pytest.mark.parametrize("name", ["frames1-linf-0.1", "patch4-linf-0.1", "pixels5-linf-0.1"])
 def test_places_are_chosen_though_the_gradient_at_the_clip_is_0(encode, clips, name):
     x, threat = clips[0], parse_threat(name)
-    found = pgd(push_away(encode, x), x, threat, steps=10, generator=torch.Generator().manual_seed(0))
+    found = pgd(
+        push_away(encode, x), x, threat, steps=10, generator=torch.Generator().manual_seed(0)
+    )
     assert contains(threat, x, found).all()
-    places = [tuple(((a - b).abs() > 1e-6).nonzero()[0].tolist()) for a, b in zip(found, x, strict=True)]
+    places = [
+        tuple(((a - b).abs() > 1e-6).nonzero()[0].tolist()) for a, b in zip(found, x, strict=True)
+    ]
     if threat.support == "frames":
         assert {place[1] for place in places} <= {
             1,

@@ -30,8 +30,13 @@ def test_both_reach_the_optimum_of_a_linear_model(shape, eps):
 def _net(frames=2):
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv3d(3, 8, (frames, 3, 3)), nn.BatchNorm3d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(1), nn.Linear(128, 4)
-    ).eval()  # fmt: skip
+        nn.Conv3d(3, 8, (frames, 3, 3)),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(1),
+        nn.Linear(128, 4),
+    ).eval()
 
 
 def _ce(net, y):
@@ -85,14 +90,18 @@ def test_the_random_start_follows_the_generator():
     net, x, y = _net(), torch.rand(4, 3, 2, 6, 6), torch.randint(4, (4,))
 
     def run(seed):
-        return pgd(_ce(net, y), x, ThreatModel(), steps=2, generator=torch.Generator().manual_seed(seed))
+        return pgd(
+            _ce(net, y), x, ThreatModel(), steps=2, generator=torch.Generator().manual_seed(seed)
+        )
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_model_is_bit_identical_after_an_attack(mode):
-    """Flags, gradients and norm statistics; the mode is the caller's (train moves the statistics, not the attack)."""
+    """Flags, gradients and norm statistics; the mode is the caller's (train moves the statistics,
+    not the attack).
+    """
     net = _net()
     net[0].weight.requires_grad_(False)
     net[5].weight.grad = torch.ones_like(net[5].weight)
@@ -102,9 +111,14 @@ def test_the_model_is_bit_identical_after_an_attack(mode):
     grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     x = torch.rand(4, 3, 2, 6, 6)
     pgd(_ce(net, torch.zeros(4, dtype=torch.long)), x, ThreatModel(), steps=3)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), before.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(net.state_dict().values(), before.state_dict().values(), strict=True)
+    )
     assert [m.training for m in net.modules()] == [m.training for m in before.modules()]
-    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert [p.requires_grad for p in net.parameters()] == [
+        p.requires_grad for p in before.parameters()
+    ]
     for p, grad in zip(net.parameters(), grads, strict=True):
         assert (p.grad is None) == (grad is None) and (grad is None or torch.equal(p.grad, grad))
     assert not x.requires_grad
@@ -157,7 +171,9 @@ def test_a_broken_sample_costs_nothing_more():
 
 
 def test_a_wrong_iterate_beats_a_right_one_of_higher_loss():
-    """Cross-entropy alone ranks a confident right answer of three classes above a narrow wrong one."""
+    """Cross-entropy alone ranks a confident right answer of three classes above a narrow wrong
+    one.
+    """
     seen = []
 
     def predict(v):
@@ -168,8 +184,12 @@ def test_a_wrong_iterate_beats_a_right_one_of_higher_loss():
 
     x = torch.full((1, 3, 1, 2, 2), 0.5)
     with pytest.MonkeyPatch.context():
-        found = pgd(Misclassify(predict, torch.tensor([0]), clean=x), x, ThreatModel("linf", 0.1), steps=3)
-    assert torch.equal(found, seen[0].detach())  # the first, wrong, though later ones have the higher cross-entropy
+        found = pgd(
+            Misclassify(predict, torch.tensor([0]), clean=x), x, ThreatModel("linf", 0.1), steps=3
+        )
+    assert torch.equal(
+        found, seen[0].detach()
+    )  # the first, wrong, though later ones have the higher cross-entropy
 
 
 def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
@@ -191,7 +211,11 @@ def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
 def test_the_best_of_bad_places_is_kept_over_restarts():
     """Random patches: a later restart at a worse place does not take a better one's result."""
     net, y = _net(), torch.randint(4, (12,))
-    x, threat, loss = torch.rand(12, 3, 2, 6, 6), ThreatModel("linf", 0.5, "patch", 2, "random"), _ce(net, y)
+    x, threat, loss = (
+        torch.rand(12, 3, 2, 6, 6),
+        ThreatModel("linf", 0.5, "patch", 2, "random"),
+        _ce(net, y),
+    )
     reached = torch.full((12,), -torch.inf)
     for restarts in (1, 3, 6):
         generator = torch.Generator().manual_seed(0)
@@ -201,7 +225,9 @@ def test_the_best_of_bad_places_is_kept_over_restarts():
 
 
 def test_frames_are_time_also_where_there_are_three():
-    """T = 3 is not taken for channels: a loss of one channel, and of one frame, moves that alone."""
+    """T = 3 is not taken for channels: a loss of one channel, and of one frame, moves that
+    alone.
+    """
     x = torch.full((2, 3, 3, 4, 4), 0.5)
     of_channel = pgd(lambda v: v[:, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
     assert (of_channel[:, 1] > 0).all() and (of_channel[:, [0, 2]] == 0).all()
@@ -211,7 +237,9 @@ def test_frames_are_time_also_where_there_are_three():
 
 def test_momentum_carries_through_a_flat_stretch():
     def loss(v):
-        rise = (v - 0.5).clamp(max=0.01) + 0.5 * (v - 0.55).clamp(min=0)  # flat between 0.51 and 0.55
+        rise = (v - 0.5).clamp(max=0.01) + 0.5 * (v - 0.55).clamp(
+            min=0
+        )  # flat between 0.51 and 0.55
         return rise.flatten(1).sum(1)
 
     x, threat = torch.full((1, 3, 1, 2, 2), 0.5), ThreatModel("linf", 0.1)
@@ -221,7 +249,9 @@ def test_momentum_carries_through_a_flat_stretch():
 
 
 def test_the_last_iterate_starts_where_it_is_asked_to():
-    """A linear loss: from the clip itself every step is as long as the others; from a random place not."""
+    """A linear loss: from the clip itself every step is as long as the others; from a random place
+    not.
+    """
     x, w = torch.full((2, 3, 2, 4, 4), 0.5), torch.randn(3, 2, 4, 4, generator=seeded())
     loss, threat = (lambda v: (v * w).flatten(1).sum(1)), ThreatModel("linf", 0.1)
     options = {"steps": 2, "step_size": 0.01, "best": False}
@@ -233,7 +263,9 @@ def test_the_last_iterate_starts_where_it_is_asked_to():
 
 @pytest.mark.parametrize(("best", "backward"), [(True, 1 + 2), (False, 2 + 2)])
 def test_the_last_iterate_makes_the_same_passes_whatever_the_clips_are(best, backward):
-    """A place that the gradient chooses costs one pass where it is not 0, and always two in training."""
+    """A place that the gradient chooses costs one pass where it is not 0, and always two in
+    training.
+    """
     passes = []
 
     def loss(v):

@@ -11,16 +11,22 @@ CASES = [
     for norm, eps in EPS.items()
     for support, k in SUPPORTS
     for shape in ((4, 3, 1, 6, 7), (4, 3, 4, 6, 7), (4, 3, 6, 7))
-]  # fmt: skip
+]
 
 
 def _places(threat, w):
-    """The entries (C, T, H, W) that the best perturbation may change, by brute force over whole frames and squares."""
+    """The entries (C, T, H, W) that the best perturbation may change, by brute force over whole
+    frames and squares.
+    """
     free = torch.zeros_like(w)
     if threat.support == "frames":
         free[:, w.abs().mean((0, 2, 3)).topk(threat.k).indices] = 1
     elif threat.support == "patch":
-        spots = [(w[..., i : i + 3, j : j + 3].abs().sum().item(), i, j) for i in range(4) for j in range(5)]
+        spots = [
+            (w[..., i : i + 3, j : j + 3].abs().sum().item(), i, j)
+            for i in range(4)
+            for j in range(5)
+        ]
         _, i, j = max(spots)
         free[..., i : i + 3, j : j + 3] = 1
     elif threat.support == "border":
@@ -28,14 +34,21 @@ def _places(threat, w):
         free[..., 1:-1, 1:-1] = 0
     elif threat.support == "pixels":
         each = w.abs().mean(0).flatten(1)
-        free = torch.zeros_like(each).scatter(1, each.topk(threat.k, 1).indices, 1).view_as(w[0]).expand_as(w)
+        free = (
+            torch.zeros_like(each)
+            .scatter(1, each.topk(threat.k, 1).indices, 1)
+            .view_as(w[0])
+            .expand_as(w)
+        )
     else:
         free[:] = 1
     return free
 
 
 def _best(threat, w, x):
-    """The largest w . (x_adv - x) of one sample, x far enough from 0 and 1 that only the budget counts."""
+    """The largest w . (x_adv - x) of one sample, x far enough from 0 and 1 that only the budget
+    counts.
+    """
     g = (w * _places(threat, w)).double()
     dims = {"tube": (1,), "flicker": (2, 3)}.get(threat.support, ())
     copies = 1
@@ -62,7 +75,9 @@ def _linear(threat, shape):
 @pytest.mark.parametrize(("threat", "shape"), CASES, ids=lambda v: str(v))
 def test_fgsm_and_pgd_reach_the_optimum(threat, shape):
     if threat.norm == "l1":  # the largest entry alone may take it all
-        threat = ThreatModel("l1", 0.3 if threat.support != "flicker" else 3.0, threat.support, threat.k)
+        threat = ThreatModel(
+            "l1", 0.3 if threat.support != "flicker" else 3.0, threat.support, threat.k
+        )
     loss, x, best = _linear(threat, shape)
     for found in (fgsm(loss, x, threat), pgd(loss, x, threat, random_start=False)):
         assert found.shape == x.shape and contains(threat, x, found).all()
@@ -76,7 +91,9 @@ def test_apgd_reaches_the_optimum(threat, shape):
     loss, x, best = _linear(threat, shape)
     found = apgd(loss, x, threat, steps=60, generator=torch.Generator().manual_seed(0))
     assert contains(threat, x, found).all()
-    if threat.norm == "l1":  # bounds count here: FGSM is the optimum, as the test above shows where they do not
+    if (
+        threat.norm == "l1"
+    ):  # bounds count here: FGSM is the optimum, as the test above shows where they do not
         best = loss(fgsm(loss, x, threat))
     assert (loss(found) >= (0.85 if threat.norm == "l1" else 0.999) * best).all()
 
@@ -107,6 +124,9 @@ def test_apgd_halves_its_step_until_it_is_at_an_optimum_inside_the_ball(norm):
     inside = torch.randn_like(x)
     best = x + inside * (0.1 / measure(threat, x, x + inside)).view(-1, 1, 1, 1, 1)
     found = apgd(
-        lambda v: -(v - best).square().flatten(1).sum(1), x, threat, generator=torch.Generator().manual_seed(0)
+        lambda v: -(v - best).square().flatten(1).sum(1),
+        x,
+        threat,
+        generator=torch.Generator().manual_seed(0),
     )
     assert (measure(threat, best, found) < 0.02).all()

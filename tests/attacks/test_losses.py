@@ -79,7 +79,11 @@ def test_levels():
     clips = torch.tensor([0.2, 0.503, 0.6]).view(3, 1)  # 0.503 rounds to 128/255 = 0.50196
     predict = lambda v: torch.stack([torch.full((len(v),), 0.50198), v[:, 0]], 1)  # noqa: E731
     y = torch.zeros(3, dtype=torch.long)
-    assert Misclassify(predict, y, clean=torch.full((3, 1), 0.4)).judge(clips)[1].tolist() == [0, 1, 2]
+    assert Misclassify(predict, y, clean=torch.full((3, 1), 0.4)).judge(clips)[1].tolist() == [
+        0,
+        1,
+        2,
+    ]
     assert Misclassify(predict, y).judge(clips)[1].tolist() == [0, 2, 2]
 
 
@@ -88,14 +92,18 @@ def test_a_clip_that_is_wrong_by_a_hair_is_wrong_but_not_finished(clean):
     """Another batch size may see it on the other side."""
     gap = torch.tensor([-1e-4, 1e-6, 5e-6, 1e-2])
     predict = lambda v: torch.stack([torch.full((len(v),), 0.6), 0.6 + gap[: len(v)]], 1)  # noqa: E731
-    found = Misclassify(predict, torch.zeros(4, dtype=torch.long), clean=clean).judge(torch.full((4, 1), 0.6))[1]
+    found = Misclassify(predict, torch.zeros(4, dtype=torch.long), clean=clean).judge(
+        torch.full((4, 1), 0.6)
+    )[1]
     assert found.tolist()[:3] == [0, 1, 1] and (clean is not None or found[3] == 2)
 
 
 def test_rounded_clips_stay_as_near_to_the_clip_as_they_were():
     x = torch.randint(0, 256, (4, 3, 2, 8, 8)) / 255
     for size in (0.4, 0.5, 1.5, 2.6, 4.0):
-        x_adv = (x + size / 255 * (2 * torch.rand_like(x) - 1).sign() * torch.rand_like(x).round()).clamp(0, 1)
+        x_adv = (
+            x + size / 255 * (2 * torch.rand_like(x) - 1).sign() * torch.rand_like(x).round()
+        ).clamp(0, 1)
         found = rounded(x_adv, x)
         assert ((found * 255).round() - found * 255).abs().max() < 1e-3
         assert ((found - x).abs() <= (x_adv - x).abs() + 1e-6).all()
@@ -111,7 +119,10 @@ def test_probabilities_are_refused_in_any_precision_and_logits_are_not(dtype):
     with pytest.raises(ValueError, match="leave out its softmax"):
         checked_logits(logits.softmax(1).to(dtype), y)
     assert checked_logits(logits.to(dtype), y).dtype == torch.float32
-    assert checked_logits(logits.abs().to(dtype), y).shape == (20, 6)  # all positive, but no probabilities
+    assert checked_logits(logits.abs().to(dtype), y).shape == (
+        20,
+        6,
+    )  # all positive, but no probabilities
     checked_logits(logits.log_softmax(1), y)
 
 
@@ -124,9 +135,16 @@ def _model(x):
 
 
 @pytest.mark.parametrize(
-    "y", [torch.zeros(4, 1, dtype=torch.long), torch.zeros(4), torch.eye(5)[:4], torch.eye(5)[:4].long(),
-          torch.zeros(4, dtype=torch.bool), [0, 0, 0, 0]],
-)  # fmt: skip
+    "y",
+    [
+        torch.zeros(4, 1, dtype=torch.long),
+        torch.zeros(4),
+        torch.eye(5)[:4],
+        torch.eye(5)[:4].long(),
+        torch.zeros(4, dtype=torch.bool),
+        [0, 0, 0, 0],
+    ],
+)
 def test_labels_that_would_broadcast_or_are_no_integers_are_refused(y):
     with pytest.raises(ValueError, match="y must be a .B,. tensor of integer labels"):
         Misclassify(_model, y)
@@ -137,7 +155,9 @@ def test_labels_that_would_broadcast_or_are_no_integers_are_refused(y):
 @pytest.mark.parametrize("n", [3, 5, 1])
 def test_too_few_and_too_many_labels_are_refused(n):
     with pytest.raises(ValueError, match=f"4 samples, but {n} labels"):
-        worst_case(_model, _clips(), torch.zeros(n, dtype=torch.long), ThreatModel(), [attack_step("fgsm")])
+        worst_case(
+            _model, _clips(), torch.zeros(n, dtype=torch.long), ThreatModel(), [attack_step("fgsm")]
+        )
     with pytest.raises(ValueError, match=f"4 samples, but {n} labels"):
         pgd(Misclassify(_model, torch.zeros(n, dtype=torch.long)), _clips(), ThreatModel())
 
@@ -145,7 +165,10 @@ def test_too_few_and_too_many_labels_are_refused(n):
 def test_labels_of_any_integer_type_are_taken():
     x, y = _clips(), torch.tensor([0, 1, 2, 3])
     expected = Misclassify(_model, y)(x)
-    assert all(torch.equal(Misclassify(_model, y.to(kind))(x), expected) for kind in (torch.int32, torch.uint8))
+    assert all(
+        torch.equal(Misclassify(_model, y.to(kind))(x), expected)
+        for kind in (torch.int32, torch.uint8)
+    )
 
 
 def test_scores_by_name():
@@ -181,7 +204,9 @@ def test_a_targeted_loss_is_broken_where_the_clip_is_taken_for_the_target(score)
             attack(loss, x, threat)
 
 
-@pytest.mark.parametrize(("target", "message"), [(99, "labels span 99 to 99"), (None, "4 samples, but 2 targets")])
+@pytest.mark.parametrize(
+    ("target", "message"), [(99, "labels span 99 to 99"), (None, "4 samples, but 2 targets")]
+)
 def test_targets_that_are_no_class_or_not_one_a_sample_are_refused(target, message):
     net = small_net()
     x, y = labelled(net, (4, 3, 4, 12, 12))

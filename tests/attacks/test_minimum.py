@@ -44,20 +44,26 @@ def test_a_score_that_is_not_zero_on_the_boundary_is_refused(problem, attack, sc
 def test_scores_that_are_give_smallest_perturbations(problem, score):
     net, x, y = problem
     found = fmn(Misclassify(net, y, score), x, ThreatModel("l2", 5.0))
-    assert (net(found).argmax(1) != y).all() and (measure(ThreatModel("l2", 5.0), x, found) > 0).all()
+    assert (net(found).argmax(1) != y).all() and (
+        measure(ThreatModel("l2", 5.0), x, found) > 0
+    ).all()
 
 
 @pytest.mark.parametrize("name", ["fmn", "cw", "fab-t"])
 def test_smallest_perturbations_hold_in_other_batches_and_under_noise_of_kernels(problem, name):
     net, x, y = problem
     step = attack_step(name, minimal=True, steps=60)
-    found = worst_case(net, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0))
+    found = worst_case(
+        net, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0)
+    )
     assert not any(found.robust)
     logits = torch.cat([net(one) for one in found.x_adv.split(1)])
     for size in (0, 1e-6, 3e-6):
         assert (logits * (1 + size * (2 * torch.rand_like(logits) - 1))).argmax(1).ne(y).all()
     noisy = lambda v: net(v) * (1 + 1e-6 * torch.randn(len(v), 6))  # noqa: E731
-    again = worst_case(noisy, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0))
+    again = worst_case(
+        noisy, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0)
+    )
     assert not any(again.robust)
 
 
@@ -71,8 +77,12 @@ def test_a_score_of_ones_own_is_taken(problem):
 def test_a_loss_that_is_positive_everywhere_is_told(problem, attack):
     net, x, y = problem
     with pytest.warns(UserWarning, match="positive only where a sample is broken"):
-        found = attack(lambda v: torch.nn.functional.cross_entropy(net(v), y, reduction="none"), x,
-                       ThreatModel("l2", 5.0), steps=5)  # fmt: skip
+        found = attack(
+            lambda v: torch.nn.functional.cross_entropy(net(v), y, reduction="none"),
+            x,
+            ThreatModel("l2", 5.0),
+            steps=5,
+        )
     assert torch.equal(found, x)
 
 
@@ -83,17 +93,33 @@ def test_what_nothing_breaks_comes_back_as_it_was(problem, name):
     assert torch.equal(found, x)
 
 
-@pytest.mark.parametrize("name", ["linf-4/255", "l2-0.5", "l2_frame-0.3", "l1-5", "tube-linf-4/255", "flicker-l2-1",
-                                  "frames2-linf-4/255", "patch4-l2-0.5", "border2-linf-9/255"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linf-4/255",
+        "l2-0.5",
+        "l2_frame-0.3",
+        "l1-5",
+        "tube-linf-4/255",
+        "flicker-l2-1",
+        "frames2-linf-4/255",
+        "patch4-l2-0.5",
+        "border2-linf-9/255",
+    ],
+)
 def test_widened_changes_fill_the_budget_and_stay_in_it(problem, name):
     _, x, _ = problem
     x, threat = x.clone(), parse_threat(name)
     x[0, :, 0] = 0.0  # a frame at the bound, where part of a shared change is clipped
     small = ThreatModel(threat.norm, threat.eps / 7, threat.support, threat.k, threat.place)
-    found = ATTACKS["pgd"](lambda v: (v * torch.sin(torch.arange(12.0))).flatten(1).sum(1), x, small, steps=3)
+    found = ATTACKS["pgd"](
+        lambda v: (v * torch.sin(torch.arange(12.0))).flatten(1).sum(1), x, small, steps=3
+    )
     wide = widened(threat, x, found)
     assert contains(threat, x, wide).all()
-    least = 0.99 * small.eps if threat.norm == "l1" else 0.9 * threat.eps  # L1's few pixels are soon black or white
+    least = (
+        0.99 * small.eps if threat.norm == "l1" else 0.9 * threat.eps
+    )  # L1's few pixels are soon black or white
     assert (measure(threat, x, wide) > least)[1:].all()
     ratio = (wide - x)[1:] / (found - x)[1:]
     assert (ratio[(found - x)[1:].abs() > 1e-4] > 1).all()  # along itself

@@ -38,9 +38,13 @@ def test_l2_projection(radius, tight):
         if box.norm() > radius:
 
             def too_short(s, row=row):
-                return (s * u[row].double()).clamp(low[row].double(), high[row].double()).norm() < radius
+                return (s * u[row].double()).clamp(
+                    low[row].double(), high[row].double()
+                ).norm() < radius
 
-            box = (_bisect(too_short, 0.0, 1e4) * u[row].double()).clamp(low[row].double(), high[row].double())
+            box = (_bisect(too_short, 0.0, 1e4) * u[row].double()).clamp(
+                low[row].double(), high[row].double()
+            )
         assert torch.allclose(found[row].double(), box, atol=1e-5)
 
 
@@ -52,23 +56,39 @@ def test_l1_projection(radius, tight):
     for row in range(ROWS):
 
         def shrunk(t, row=row):
-            return (u[row].sign() * (u[row].abs() - t).clamp(min=0)).clamp(low[row], high[row]).double()
+            return (
+                (u[row].sign() * (u[row].abs() - t).clamp(min=0))
+                .clamp(low[row], high[row])
+                .double()
+            )
 
-        t = 0.0 if shrunk(0.0).abs().sum() <= radius else _bisect(lambda t: shrunk(t).abs().sum() > radius, 0.0, 10.0)
+        t = (
+            0.0
+            if shrunk(0.0).abs().sum() <= radius
+            else _bisect(lambda t: shrunk(t).abs().sum() > radius, 0.0, 10.0)
+        )
         assert torch.allclose(found[row].double(), shrunk(t), atol=1e-5)
 
 
 @pytest.mark.parametrize("tight", [False, True])
-@pytest.mark.parametrize(("norm", "radius"), [("linf", 0.2), ("l2", 0.5), ("l2", 2.0), ("l1", 0.3), ("l1", 4.0)])
+@pytest.mark.parametrize(
+    ("norm", "radius"), [("linf", 0.2), ("l2", 0.5), ("l2", 2.0), ("l1", 0.3), ("l1", 4.0)]
+)
 def test_steepest_ascent_beats_every_point_of_the_ball(norm, radius, tight):
     g, low, high = _problem(2, tight)
     found = geometry.ascend(norm, g, low, high, torch.full((ROWS, 1), radius))
-    assert (_length(norm, found) <= radius + 1e-5).all() and (found >= low).all() and (found <= high).all()
+    assert (
+        (_length(norm, found) <= radius + 1e-5).all()
+        and (found >= low).all()
+        and (found <= high).all()
+    )
     best = (g * found).sum(1)
     for _ in range(300):
         other = torch.randn(ROWS, N) * torch.rand(ROWS, N).pow(4)
         other = other + g * torch.rand(ROWS, 1) * 3
-        other = (other * (radius / _length(norm, other).clamp(min=1e-9)).unsqueeze(1)).clamp(low, high)
+        other = (other * (radius / _length(norm, other).clamp(min=1e-9)).unsqueeze(1)).clamp(
+            low, high
+        )
         assert (best >= (g * other).sum(1) - 1e-5).all()
     if norm == "l1":  # greedy, coordinate by coordinate
         for row in range(ROWS):
@@ -84,7 +104,9 @@ def test_steepest_ascent_beats_every_point_of_the_ball(norm, radius, tight):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_nearest_points_of_hyperplanes_are_dual_to_steepest_ascent(norm, sign, tight):
-    """The smallest v with w.v = c has the length r at which steepest ascent of length r reaches c."""
+    """The smallest v with w.v = c has the length r at which steepest ascent of length r reaches
+    c.
+    """
     w, low, high = _problem(3, tight)
     for radius in ({"linf": (0.01, 0.4), "l2": (0.1, 1.5), "l1": (0.1, 5.0)})[norm]:
         reach = geometry.ascend(norm, sign * w, low, high, torch.full((ROWS, 1), radius))

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
-from vidrobust.attacks import SCORES, Passes, ThreatModel, contains, geo_trap, nes, parse_threat, square
+from vidrobust.attacks import (
+    SCORES,
+    Passes,
+    ThreatModel,
+    contains,
+    geo_trap,
+    nes,
+    parse_threat,
+    square,
+)
 from vidrobust.attacks.query import warped_frames
 from vidrobust.attacks.square import _sides
 
@@ -13,12 +22,21 @@ def problem():
     return (net, *labelled(net, (12, 3, 4, 12, 12)))
 
 
-@pytest.mark.parametrize(("attack", "options"), [(nes, {"samples": 10}), (geo_trap, {}), (square, {})])
+@pytest.mark.parametrize(
+    ("attack", "options"), [(nes, {"samples": 10}), (geo_trap, {}), (square, {})]
+)
 def test_queries_are_a_budget_and_no_gradient_is_asked_for(problem, attack, options):
     net, x, y = problem
     counted = Passes(net)
     threat = ThreatModel("linf", 1e-5)  # nothing breaks, so that every query is spent
-    attack(loss_of(counted, y, score=SCORES["margin"]), x, threat, queries=100, generator=seeded(), **options)
+    attack(
+        loss_of(counted, y, score=SCORES["margin"]),
+        x,
+        threat,
+        queries=100,
+        generator=seeded(),
+        **options,
+    )
     assert 90 * 12 <= counted.forward <= 101 * 12 and counted.backward == 0
 
 
@@ -28,7 +46,9 @@ def test_more_queries_break_more(problem, attack, queries, support):
     net, x, y = problem
     threat = ThreatModel("linf", (5 if support == "dense" else 16) / 255, support)
     loss = loss_of(net, y, score=SCORES["margin"])
-    few, many = (attack(loss, x, threat, queries=n, generator=seeded()) for n in (queries // 10, queries))
+    few, many = (
+        attack(loss, x, threat, queries=n, generator=seeded()) for n in (queries // 10, queries)
+    )
     assert contains(threat, x, many).all()
     assert accuracy(net, many, y) <= accuracy(net, few, y) and accuracy(net, many, y) < 1
 
@@ -40,7 +60,9 @@ def test_square_searches_cuboids_of_any_shape(norm, shape):
     torch.manual_seed(0)
     w, x = torch.randn(shape[1:]), torch.rand(shape)
     for support in ("dense", "tube", "flicker"):
-        threat = ThreatModel(norm, {"linf": 0.05, "l2": 0.5, "l2_frame": 0.3, "l1": 4.0}[norm], support)
+        threat = ThreatModel(
+            norm, {"linf": 0.05, "l2": 0.5, "l2_frame": 0.3, "l1": 4.0}[norm], support
+        )
         loss = lambda v: (v * w).flatten(1).sum(1)  # noqa: E731
         found = square(loss, x, threat, queries=200, generator=seeded())
         assert contains(threat, x, found).all() and (loss(found) > loss(x)).all()
@@ -59,9 +81,15 @@ def test_geo_traps_frames_are_one_frame_warped():
 
 
 @pytest.mark.parametrize(
-    ("attack", "options"), [(nes, {"queries": 10}), (nes, {"samples": 3}), (geo_trap, {"queries": 3}),
-                            (square, {"queries": 0}), (square, {"restarts": 0})],
-)  # fmt: skip
+    ("attack", "options"),
+    [
+        (nes, {"queries": 10}),
+        (nes, {"samples": 3}),
+        (geo_trap, {"queries": 3}),
+        (square, {"queries": 0}),
+        (square, {"restarts": 0}),
+    ],
+)
 def test_budgets_that_allow_nothing_are_refused(problem, attack, options):
     net, x, y = problem
     with pytest.raises(ValueError, match="queries"):
@@ -77,7 +105,13 @@ def test_black_boxes_work_without_gradients_at_places_that_are_drawn(problem, at
         with torch.no_grad():
             return net(v.detach())
 
-    found = attack(loss_of(blind, y, score=SCORES["margin"]), x, parse_threat(name), queries=120, generator=seeded())
+    found = attack(
+        loss_of(blind, y, score=SCORES["margin"]),
+        x,
+        parse_threat(name),
+        queries=120,
+        generator=seeded(),
+    )
     assert contains(parse_threat(name), x, found).all() and accuracy(net, found, y) < 1
 
 

@@ -1,4 +1,6 @@
-"""Suites and 8-bit pixels: one run for every budget, and what becomes of perturbations in a file."""
+"""Suites and 8-bit pixels: one run for every budget, and what becomes of perturbations in a
+file.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,10 @@ def test_one_run_of_a_smallest_perturbation_serves_every_budget(problem, name):
         at = found.within(net, x, y, ThreatModel("l2", eps))
         assert sum(by == name for by in at.broken_by) == count
         threat = ThreatModel("l2", eps)
-        assert contains(threat, x, at.x_adv).all() and contains(threat, x, rounded(at.x_rounded, x)).all()
+        assert (
+            contains(threat, x, at.x_adv).all()
+            and contains(threat, x, rounded(at.x_rounded, x)).all()
+        )
         wrong = net(rounded(at.x_rounded, x)).argmax(1) != y
         assert wrong.tolist() == [by is not None for by in at.rounded_by]
         robust = torch.tensor(at.robust)
@@ -50,7 +55,9 @@ def test_what_rounding_would_undo_is_widened_until_it_does_not(problem):
     x = (x * 255).round() / 255
     y = net(x).argmax(1)
     threat = ThreatModel("linf", 4 / 255)
-    found = worst_case(net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=seeded())
+    found = worst_case(
+        net, x, y, threat, [attack_step("fmn", minimal=True)], rounding=True, generator=seeded()
+    )
     assert not any(found.robust) and None not in found.rounded_by
     assert (net(rounded(found.x_rounded, x)).argmax(1) != y).all()
     assert contains(threat, x, rounded(found.x_rounded, x)).all()
@@ -73,9 +80,15 @@ def test_within_refuses_what_it_cannot_tell(problem):
 
 @pytest.mark.parametrize(
     ("eps", "whole", "gone"),
-    [(0.4, True, True), (0.4, False, True), (0.9, True, True), (0.9, False, False), (1, True, False),
-     (4, False, False)],
-)  # fmt: skip
+    [
+        (0.4, True, True),
+        (0.4, False, True),
+        (0.9, True, True),
+        (0.9, False, False),
+        (1, True, False),
+        (4, False, False),
+    ],
+)
 def test_budgets_that_round_away_are_not_attacked_for_uint8(problem, eps, whole, gone):
     net, x, _ = problem
     x = (x * 255).round() / 255 if whole else x
@@ -88,8 +101,12 @@ def test_budgets_that_round_away_are_not_attacked_for_uint8(problem, eps, whole,
         sizes.append(len(clips))
         return pgd(loss, clips, threat, steps=30, generator=generator)
 
-    found = worst_case(net, x, y, threat, [Step("a", spy), Step("b", spy)], rounding=True, generator=seeded())
+    found = worst_case(
+        net, x, y, threat, [Step("a", spy), Step("b", spy)], rounding=True, generator=seeded()
+    )
     if gone:
         clean = net(rounded(x, x)).argmax(1) != y
-        assert [by is not None for by in found.rounded_by] == clean.tolist() and torch.equal(found.x_rounded, x)
+        assert [by is not None for by in found.rounded_by] == clean.tolist() and torch.equal(
+            found.x_rounded, x
+        )
         assert sizes == [16, sum(found.robust)][: 1 + any(found.robust)]

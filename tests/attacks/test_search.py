@@ -1,19 +1,36 @@
-"""NaN is told wherever on its way an attack meets it, and clips that were not seen as wrong are never called so."""
+"""NaN is told wherever on its way an attack meets it, and clips that were not seen as wrong are
+never called so.
+"""
 
 import pytest
 import torch
 from torch import nn
 
 from tests.attacks.models import labelled, seeded, small_net
-from vidrobust.attacks import ATTACKS, Misclassify, ThreatModel, attack_step, parse_threat, pgd, worst_case
+from vidrobust.attacks import (
+    ATTACKS,
+    Misclassify,
+    ThreatModel,
+    attack_step,
+    parse_threat,
+    pgd,
+    worst_case,
+)
 from vidrobust.attacks.search import Search
 
-STEPPED = {"pgd": {"steps": 20, "random_start": False}, "mim": {"steps": 20}, "apgd-ce": {"steps": 20},
-           "fmn": {"steps": 20}, "temporal-translation": {"steps": 5, "shift": 1}}  # fmt: skip
+STEPPED = {
+    "pgd": {"steps": 20, "random_start": False},
+    "mim": {"steps": 20},
+    "apgd-ce": {"steps": 20},
+    "fmn": {"steps": 20},
+    "temporal-translation": {"steps": 5, "shift": 1},
+}
 
 
 class _BadBackward(nn.Module):
-    """Finite logits; once the first pixel has grown by 0.05, the backward of a masked root is NaN, as in real code."""
+    """Finite logits; once the first pixel has grown by 0.05, the backward of a masked root is NaN,
+    as in real code.
+    """
 
     def forward(self, x):
         f = x.flatten(1)
@@ -42,9 +59,15 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
 
     def broken(v):
         logits = net(v)
-        moved = (logits.detach() - start[: len(logits)]).abs().amax(1, keepdim=True) > 1e-6 if len(v) == 3 else None
+        moved = (
+            (logits.detach() - start[: len(logits)]).abs().amax(1, keepdim=True) > 1e-6
+            if len(v) == 3
+            else None
+        )
         extra = torch.zeros(len(v), 1) - 1e3
-        return torch.cat([logits, extra if moved is None else torch.where(moved, torch.nan, extra)], 1)
+        return torch.cat(
+            [logits, extra if moved is None else torch.where(moved, torch.nan, extra)], 1
+        )
 
     threat = parse_threat("flicker-linf-0.01" if name == "flicker" else "linf-0.01")
     options = {"queries": 100} if name == "square" else {}
@@ -63,7 +86,9 @@ def test_the_cyclic_flicker_tells_nan_too():
         return v.flatten(1).sum(1) * (torch.nan if len(calls) > 4 else 1.0)
 
     with pytest.raises(ValueError, match="on the way"):
-        ATTACKS["flicker"](loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=seeded())
+        ATTACKS["flicker"](
+            loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=seeded()
+        )
 
 
 @pytest.mark.parametrize("at", [2, 7, 20])
@@ -78,23 +103,50 @@ def test_a_loss_that_is_nan_once_is_told(at):
         pgd(loss, x, ThreatModel("linf", 0.1), steps=20)
 
 
-@pytest.mark.parametrize("name", ["pgd", "mim", "apgd-ce", "fmn", "sparse", "frame-saliency", "one-frame", "roa",
-                                  "salt-and-pepper", "temporal-translation"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd",
+        "mim",
+        "apgd-ce",
+        "fmn",
+        "sparse",
+        "frame-saliency",
+        "one-frame",
+        "roa",
+        "salt-and-pepper",
+        "temporal-translation",
+    ],
+)
 def test_no_steps_are_refused(name):
-    threat = parse_threat({"roa": "patch2-linf-1", "salt-and-pepper": "pixels2-linf-1"}.get(name, "linf-0.1"))
+    threat = parse_threat(
+        {"roa": "patch2-linf-1", "salt-and-pepper": "pixels2-linf-1"}.get(name, "linf-0.1")
+    )
     with pytest.raises(ValueError, match="steps=0.*at least 1"):
         ATTACKS[name](lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 4, 4), threat, steps=0)
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("pgd", {"step_size": 0.0}), ("pgd", {"step_size": -0.1}), ("mim", {"step_size": 0.0}), ("cw", {"lr": 0.0}),
-     ("cw", {"c": 0.0}), ("sparse", {"lr": -1.0}), ("temporal-translation", {"step_size": 0.0})],
-)  # fmt: skip
+    [
+        ("pgd", {"step_size": 0.0}),
+        ("pgd", {"step_size": -0.1}),
+        ("mim", {"step_size": 0.0}),
+        ("cw", {"lr": 0.0}),
+        ("cw", {"c": 0.0}),
+        ("sparse", {"lr": -1.0}),
+        ("temporal-translation", {"step_size": 0.0}),
+    ],
+)
 def test_steps_of_no_length_are_refused(name, options):
     """They would leave every clip as it is, and robust."""
     with pytest.raises(ValueError, match="must be greater than 0"):
-        ATTACKS[name](lambda v: v.flatten(1).sum(1), torch.rand(1, 3, 2, 4, 4), ThreatModel("l2", 0.1), **options)
+        ATTACKS[name](
+            lambda v: v.flatten(1).sum(1),
+            torch.rand(1, 3, 2, 4, 4),
+            ThreatModel("l2", 0.1),
+            **options,
+        )
 
 
 @pytest.mark.parametrize("name", ["fgsm", "mim", "fmn"])
@@ -107,7 +159,10 @@ def test_an_attack_that_cannot_move_from_where_it_begins_says_so(name):
 def test_a_loss_that_detaches_at_once_is_told():
     linear = nn.Linear(96, 3)
     x = torch.rand(2, 3, 2, 4, 4)
-    for loss in (lambda v: linear(v.detach().flatten(1)).sum(1), lambda v: linear(v.flatten(1)).sum(1).detach()):
+    for loss in (
+        lambda v: linear(v.detach().flatten(1)).sum(1),
+        lambda v: linear(v.flatten(1)).sum(1).detach(),
+    ):
         with pytest.raises(ValueError, match="no gradient at x"):
             pgd(loss, x, ThreatModel())
 

@@ -28,7 +28,9 @@ def problem():
     return (net, *labelled(net, (12, 3, 4, 12, 12)))
 
 
-@pytest.mark.parametrize("name", ["linf-2/255", "l2-0.3", "l2_frame-0.2", "l1-2", "flicker-linf-8/255", "frames1-l2-1"])
+@pytest.mark.parametrize(
+    "name", ["linf-2/255", "l2-0.3", "l2_frame-0.2", "l1-2", "flicker-linf-8/255", "frames1-l2-1"]
+)
 def test_an_honest_model_has_nothing_said_against_it(problem, name):
     from vidrobust.attacks import parse_threat
 
@@ -46,18 +48,24 @@ def test_norms_in_training_mode(problem):
     net, x, _ = problem
     batch = nn.Sequential(nn.BatchNorm3d(3, track_running_stats=False), *net).train()
     found = self_checks(batch, x, batch(x).argmax(1), THREAT, generator=seeded())
-    assert any("depend on the rest of the batch: norms are in training mode" in line for line in found)
+    assert any(
+        "depend on the rest of the batch: norms are in training mode" in line for line in found
+    )
 
 
 def test_another_branch_under_attack_than_in_prediction(problem):
     """As when an evaluator routes the attacked clip through other norm statistics."""
     net, x, y = problem
-    found = self_checks(lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=seeded())
+    found = self_checks(
+        lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=seeded()
+    )
     assert any("other norm branches" in line for line in found)
 
 
 def test_vanished_gradients_and_what_follows(problem):
-    """Quantised input: the classifier works, no gradient reaches the pixels, large budgets do nothing."""
+    """Quantised input: the classifier works, no gradient reaches the pixels, large budgets do
+    nothing.
+    """
     net, x, _ = problem
     flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
     found = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=seeded())
@@ -78,7 +86,9 @@ def test_masked_gradients_lose_to_a_black_box(problem):
         def backward(ctx, g):
             return -g
 
-    found = self_checks(lambda v: net(Masked.apply(v)), x, y, ThreatModel("linf", 12 / 255), generator=seeded())
+    found = self_checks(
+        lambda v: net(Masked.apply(v)), x, y, ThreatModel("linf", 12 / 255), generator=seeded()
+    )
     assert any("Square breaks" in line for line in found)
 
 
@@ -91,7 +101,10 @@ def test_a_model_that_is_always_wrong_cannot_be_checked(problem):
 def test_a_suite_whose_black_box_or_parts_break_more_is_weak():
     black, parts = ("square",), ["apgd-tube"]
     broken_by = ["apgd-ce"] * 90 + [None] * 5 + ["square"] * 5
-    assert ["black-box attacks broke 5 of 100" in line for line in weak_white_box(broken_by, black, parts)] == [True]
+    assert [
+        "black-box attacks broke 5 of 100" in line
+        for line in weak_white_box(broken_by, black, parts)
+    ] == [True]
     assert weak_white_box(["apgd-ce"] * 99 + ["square"], black, parts) == []
     found = weak_white_box(["apgd-tube"] * 3 + [None] * 10, black, parts)
     assert len(found) == 1 and "parts of the threat broke 3 of 13" in found[0]

@@ -65,7 +65,9 @@ def test_an_attack_that_leaves_the_budget_is_thrown_away_and_told(problem):
 def test_an_attack_that_lies_is_found_out(problem):
     """The suite classifies every clip itself."""
     net, x, y = problem
-    found = worst_case(net, x, y, THREAT, [Step("idle", lambda loss, clips, threat, generator=None: clips)])
+    found = worst_case(
+        net, x, y, THREAT, [Step("idle", lambda loss, clips, threat, generator=None: clips)]
+    )
     assert all(found.robust)
 
 
@@ -77,8 +79,13 @@ def test_passes_are_counted_in_clips(problem):
         calls.append(len(v))
         return net(v)
 
-    found = worst_case(spied, x, y, ThreatModel("linf", 1e-6), [attack_step("pgd", steps=3), attack_step("square",
-                       queries=5)])  # fmt: skip
+    found = worst_case(
+        spied,
+        x,
+        y,
+        ThreatModel("linf", 1e-6),
+        [attack_step("pgd", steps=3), attack_step("square", queries=5)],
+    )
     left = 16 - found.broken_by.count("pgd")
     assert found.passes == {"pgd": (64, 48), "square": (6 * left, 0)}
     assert sum(calls) == 16 + 64 + 16 + 6 * left + left  # clean, PGD, verified, Square, verified
@@ -89,7 +96,9 @@ def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
     x = (x * 255).round() / 255
     y = net(x).argmax(1)
     steps = [attack_step("pgd", steps=20), attack_step("apgd-t", steps=30)]
-    found = worst_case(net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=seeded())
+    found = worst_case(
+        net, x, y, ThreatModel("linf", 1 / 255), steps, rounding=True, generator=seeded()
+    )
     seen = rounded(found.x_rounded, x)
     after = net(seen).argmax(1) != y
     assert contains(ThreatModel("linf", 1 / 255), x, seen).all()
@@ -100,12 +109,28 @@ def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
 @pytest.mark.parametrize("name", ["linf", "l2", "l1", "l2_frame"])
 def test_the_versions_hold_what_they_say(name):
     threat = ThreatModel(name, 0.1)
-    names = {v: [s.name for s in suite_steps(v, threat, 8, 10)] for v in ("standard", "plus", "rand", "video")}
+    names = {
+        v: [s.name for s in suite_steps(v, threat, 8, 10)]
+        for v in ("standard", "plus", "rand", "video")
+    }
     fab = [] if name == "l2_frame" else ["fab-t"]
     assert names["standard"] == ["apgd-ce", "apgd-t", *fab, "square"]
-    assert names["plus"] == ["apgd-ce", "apgd-dlr", *(["fab"] if fab else []), "square", "apgd-t", *fab]
+    assert names["plus"] == [
+        "apgd-ce",
+        "apgd-dlr",
+        *(["fab"] if fab else []),
+        "square",
+        "apgd-t",
+        *fab,
+    ]
     assert names["rand"] == ["apgd-ce", "apgd-dlr"]
-    assert names["video"] == [*names["standard"], "apgd-flicker", "apgd-tube", "apgd-frames2", "apgd-frames1"]
+    assert names["video"] == [
+        *names["standard"],
+        "apgd-flicker",
+        "apgd-tube",
+        "apgd-frames2",
+        "apgd-frames1",
+    ]
     assert [s.name for s in suite_steps("video", threat, 1, 10)] == names["standard"]  # an image
     short = [s.name for s in suite_steps("video", threat, 3, 10)]  # a quarter of its frames is none
     assert short == [*names["standard"], "apgd-flicker", "apgd-tube", "apgd-frames1"]
@@ -141,7 +166,9 @@ def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
         return net(v)
 
     found = autoattack(spied, x, y, ThreatModel("linf", 8 / 255), checks=0, generator=seeded())
-    assert contains(ThreatModel("linf", 8 / 255), x, found).all() and (net(found).argmax(1) == 0).all()
+    assert (
+        contains(ThreatModel("linf", 8 / 255), x, found).all() and (net(found).argmax(1) == 0).all()
+    )
     apgd_passes, targets = 101, 2
     expected = apgd_passes + (1 + targets * apgd_passes) + (1 + targets * 200) + 5001
     assert sum(calls) == 1 + 3 * (1 + expected + 4)  # classes, clean, the attacks, each verified
@@ -151,9 +178,13 @@ def test_autoattack_on_a_robust_model_costs_what_it_says_and_finds_nothing():
 def test_few_classes_have_no_dlr_but_are_attacked(classes):
     net = small_net(classes=classes)
     x, y = labelled(net, (8, 3, 4, 12, 12))
-    found = worst_case(net, x, y, THREAT, suite_steps("plus", THREAT, 4, classes, effort=0.1), generator=seeded())
+    found = worst_case(
+        net, x, y, THREAT, suite_steps("plus", THREAT, 4, classes, effort=0.1), generator=seeded()
+    )
     assert not all(found.robust)
-    with pytest.raises(ValueError, match="DLR needs 3 classes" if classes == 2 else "targeted DLR needs 4"):
+    with pytest.raises(
+        ValueError, match="DLR needs 3 classes" if classes == 2 else "targeted DLR needs 4"
+    ):
         if classes == 2:
             attack_step("apgd-dlr", steps=2)(net, x, y, THREAT, False, None)
         else:
@@ -178,24 +209,42 @@ def test_eot_averages_over_draws_of_a_random_model():
         drawn.append(1)
         return v * 0.5
 
-    assert torch.allclose(eot(net, 3, darker)(x), net(x * 0.5).log_softmax(1), atol=1e-5) and len(drawn) == 3
-    found = worst_case(eot(net, 2), x, y, THREAT, suite_steps("rand", THREAT, 4, 6, effort=0.05), generator=seeded())
+    assert (
+        torch.allclose(eot(net, 3, darker)(x), net(x * 0.5).log_softmax(1), atol=1e-5)
+        and len(drawn) == 3
+    )
+    found = worst_case(
+        eot(net, 2),
+        x,
+        y,
+        THREAT,
+        suite_steps("rand", THREAT, 4, 6, effort=0.05),
+        generator=seeded(),
+    )
     assert not all(found.robust)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"x": 255.0}, "divide by 255"), ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
-     ({"y": -1}, "labels span -1"), ({"predict": "softmax"}, "leave out its softmax"),
-     ({"predict": "all nan"}, r"NaN logits for samples \[0\]"),
-     ({"predict": "features"}, r"a classifier gives \(B, K\) logits"), ({"predict": "nan"}, "NaN or infinite")],
-)  # fmt: skip
+    [
+        ({"x": 255.0}, "divide by 255"),
+        ({"y": 6}, "labels span 6 to 6; the model has classes 0 to 5"),
+        ({"y": -1}, "labels span -1"),
+        ({"predict": "softmax"}, "leave out its softmax"),
+        ({"predict": "all nan"}, r"NaN logits for samples \[0\]"),
+        ({"predict": "features"}, r"a classifier gives \(B, K\) logits"),
+        ({"predict": "nan"}, "NaN or infinite"),
+    ],
+)
 def test_bad_input_is_refused_with_the_reason(problem, change, message):
     net, x, y = problem
     predict = {
-        None: net, "softmax": lambda v: net(v).softmax(1), "features": lambda v: net(v)[:, :, None],
-        "all nan": lambda v: net(v) * float("nan"), "nan": lambda v: net(v) + (v.sum() - v.sum()).sqrt(),
-    }[change.get("predict")]  # fmt: skip
+        None: net,
+        "softmax": lambda v: net(v).softmax(1),
+        "features": lambda v: net(v)[:, :, None],
+        "all nan": lambda v: net(v) * float("nan"),
+        "nan": lambda v: net(v) + (v.sum() - v.sum()).sqrt(),
+    }[change.get("predict")]
     x, y = x * change.get("x", 1.0), y if "y" not in change else torch.full_like(y, change["y"])
     with pytest.raises(ValueError, match=message):
         autoattack(predict, x, y, THREAT)
@@ -234,8 +283,14 @@ def test_autoattack_in_batches(problem, batch_size):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = autoattack(spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, generator=seeded())
-    assert found.shape == x.shape and contains(THREAT, x, found).all() and max(sizes) == min(batch_size, 16)
+        found = autoattack(
+            spied, x, y, THREAT, "video", effort=0.05, batch_size=batch_size, generator=seeded()
+        )
+    assert (
+        found.shape == x.shape
+        and contains(THREAT, x, found).all()
+        and max(sizes) == min(batch_size, 16)
+    )
     assert accuracy(net, found, y) < 0.5 and not torch.equal(found, x)
     assert autoattack(net, x[:0], y[:0], THREAT).shape == (0, *x.shape[1:])
 
@@ -260,7 +315,9 @@ def test_a_loss_without_a_gradient_is_told_but_black_boxes_take_it(problem):
     detached = lambda v: net(v).detach()  # noqa: E731
     with pytest.raises(ValueError, match="something on its way detaches"):
         pgd(Misclassify(detached, y), x, THREAT)
-    found = worst_case(detached, x, y, THREAT, [attack_step("square", queries=30)], generator=seeded())
+    found = worst_case(
+        detached, x, y, THREAT, [attack_step("square", queries=30)], generator=seeded()
+    )
     assert found.passes["square"][1] == 0
 
 
@@ -272,7 +329,10 @@ def test_what_are_no_steps_is_refused(problem, steps):
 
 
 def test_options_that_an_attack_has_not_are_refused():
-    with pytest.raises(ValueError, match="pgd has no option queries; it has steps, step_size, restarts, random_start"):
+    with pytest.raises(
+        ValueError,
+        match="pgd has no option queries; it has steps, step_size, restarts, random_start",
+    ):
         attack_step("pgd", queries=3)
     with pytest.raises(ValueError, match="effort=0: must be greater than 0"):
         suite_steps("standard", THREAT, 4, 6, effort=0)

@@ -3,10 +3,25 @@ import torch
 
 from vidrobust.attacks import ThreatModel, contains, make_ball, measure, parse_threat, project
 
-SHAPES = [(4, 3, 1, 6, 7), (4, 3, 4, 6, 7), (4, 3, 3, 6, 7), (4, 3, 6, 7)]  # T = 1, 4, 3 (not channels), a 4-D image
-SUPPORTS = [("dense", 0), ("tube", 0), ("flicker", 0), ("frames", 1), ("patch", 3), ("border", 1), ("pixels", 4)]
+SHAPES = [
+    (4, 3, 1, 6, 7),
+    (4, 3, 4, 6, 7),
+    (4, 3, 3, 6, 7),
+    (4, 3, 6, 7),
+]  # T = 1, 4, 3 (not channels), a 4-D image
+SUPPORTS = [
+    ("dense", 0),
+    ("tube", 0),
+    ("flicker", 0),
+    ("frames", 1),
+    ("patch", 3),
+    ("border", 1),
+    ("pixels", 4),
+]
 EPS = {"linf": 0.1, "l2": 0.7, "l2_frame": 0.4, "l1": 3.0}
-THREATS = [ThreatModel(norm, eps, support, k) for norm, eps in EPS.items() for support, k in SUPPORTS]  # type: ignore
+THREATS = [
+    ThreatModel(norm, eps, support, k) for norm, eps in EPS.items() for support, k in SUPPORTS
+]  # type: ignore
 
 
 def _clip(shape, saturated=0.3):
@@ -28,9 +43,13 @@ def test_projection_lands_inside_and_is_idempotent(threat, shape):
 
 
 def _exact(threat):
-    """L1 takes the frames, patches and pixels of the largest change, which need not be the nearest."""
+    """L1 takes the frames, patches and pixels of the largest change, which need not be the
+    nearest.
+    """
     free = threat.support in ("frames", "patch", "pixels")
-    return threat.support not in ("tube", "flicker") and not (free and threat.norm in ("l1", "l2_frame"))
+    return threat.support not in ("tube", "flicker") and not (
+        free and threat.norm in ("l1", "l2_frame")
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -44,7 +63,9 @@ def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
     away = (found - y).flatten(1).norm(dim=1)
     for scale in (1.0, 0.3, 0.03):
         for _ in range(20):  # from anywhere, and from around the projection itself
-            ball = make_ball(threat, x, lambda: torch.rand(len(x), *x.shape[2:]).view(len(x), -1, *x.shape[-2:]))
+            ball = make_ball(
+                threat, x, lambda: torch.rand(len(x), *x.shape[2:]).view(len(x), -1, *x.shape[-2:])
+            )
             random = ball.apply(ball.random(generator))
             near = project(threat, x, found + scale * 0.1 * torch.randn(shape))
             for other in (random, near):
@@ -54,7 +75,9 @@ def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
 
 @pytest.mark.parametrize("support", ["tube", "flicker"])
 def test_a_shared_delta_is_projected_where_nothing_is_clipped(support):
-    """The nearest constant is the mean; of saturated pixels the delta that explains them is kept."""
+    """The nearest constant is the mean; of saturated pixels the delta that explains them is
+    kept.
+    """
     x = torch.rand(3, 3, 4, 5, 6) * 0.2 + 0.4
     y = x + 0.05 * torch.randn_like(x)
     dims = (2,) if support == "tube" else (3, 4)
@@ -64,7 +87,9 @@ def test_a_shared_delta_is_projected_where_nothing_is_clipped(support):
     white[:, :, 0, 0, 0] = 0.5
     ball = make_ball(ThreatModel("linf", 0.3, support), white, lambda: x)
     moved = ball.apply(torch.full_like(ball.low, 0.2))
-    assert torch.allclose(project(ThreatModel("linf", 0.3, support), white, moved), moved, atol=1e-6)
+    assert torch.allclose(
+        project(ThreatModel("linf", 0.3, support), white, moved), moved, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
@@ -91,15 +116,25 @@ def test_norms_are_those_of_plain_loops(frames):
     change = 0.1 * torch.randn_like(x)
     for sample in range(2):
         values = change[sample].flatten().tolist()
-        per_frame = [sum(v * v for v in change[sample, :, t].flatten().tolist()) ** 0.5 for t in range(frames)]
+        per_frame = [
+            sum(v * v for v in change[sample, :, t].flatten().tolist()) ** 0.5
+            for t in range(frames)
+        ]
         expected = {
-            "linf": max(map(abs, values)), "l1": sum(map(abs, values)), "l2": sum(v * v for v in values) ** 0.5,
+            "linf": max(map(abs, values)),
+            "l1": sum(map(abs, values)),
+            "l2": sum(v * v for v in values) ** 0.5,
             "l2_frame": max(per_frame),
-        }  # fmt: skip
+        }
         for norm, size in expected.items():
-            assert measure(ThreatModel(norm, 1), x, x + change)[sample].item() == pytest.approx(size, rel=1e-4)
+            assert measure(ThreatModel(norm, 1), x, x + change)[sample].item() == pytest.approx(
+                size, rel=1e-4
+            )
     if frames == 1:  # the image's L2: budgets transfer
-        assert torch.equal(measure(ThreatModel("l2_frame"), x, x + change), measure(ThreatModel("l2"), x, x + change))
+        assert torch.equal(
+            measure(ThreatModel("l2_frame"), x, x + change),
+            measure(ThreatModel("l2"), x, x + change),
+        )
 
 
 def _changed(places, shape=(1, 3, 4, 6, 7)):
@@ -113,19 +148,29 @@ def _changed(places, shape=(1, 3, 4, 6, 7)):
 @pytest.mark.parametrize(
     ("name", "places", "inside"),
     [
-        ("frames2-linf-0.1", [(0,), (3,)], True), ("frames2-linf-0.1", [(0,), (1,), (3,)], False),
-        ("frames2@0+3-linf-0.1", [(0,), (3,)], True), ("frames2@0+3-linf-0.1", [(1,)], False),
-        ("frames2@uniform-linf-0.1", [(1,), (3,)], True), ("frames2@uniform-linf-0.1", [(0,)], False),
-        ("patch3-linf-0.1", [(0, 2, 2), (3, 4, 4)], True), ("patch3-linf-0.1", [(0, 1, 2), (3, 4, 2)], False),
-        ("patch3-linf-0.1", [(0, 2, 1), (0, 2, 4)], False), ("patch3@1+2-linf-0.1", [(2, 1, 2), (0, 3, 4)], True),
-        ("patch3@1+2-linf-0.1", [(2, 0, 2)], False), ("patch3@1+2-linf-0.1", [(2, 1, 5)], False),
-        ("patch3@1+2-linf-0.1", [], True), ("border1-linf-0.1", [(0, 0, 3), (1, 5, 6), (2, 3, 0)], True),
-        ("border1-linf-0.1", [(0, 1, 3)], False), ("pixels1-linf-0.1", [(0, 1, 3), (1, 2, 2)], True),
-        ("pixels1-linf-0.1", [(0, 1, 3), (0, 2, 2)], False), ("tube-linf-0.1", [(t, 1, 1) for t in range(4)], True),
-        ("tube-linf-0.1", [(t, 1, 1) for t in range(3)], False), ("flicker-linf-0.1", [(2,)], True),
+        ("frames2-linf-0.1", [(0,), (3,)], True),
+        ("frames2-linf-0.1", [(0,), (1,), (3,)], False),
+        ("frames2@0+3-linf-0.1", [(0,), (3,)], True),
+        ("frames2@0+3-linf-0.1", [(1,)], False),
+        ("frames2@uniform-linf-0.1", [(1,), (3,)], True),
+        ("frames2@uniform-linf-0.1", [(0,)], False),
+        ("patch3-linf-0.1", [(0, 2, 2), (3, 4, 4)], True),
+        ("patch3-linf-0.1", [(0, 1, 2), (3, 4, 2)], False),
+        ("patch3-linf-0.1", [(0, 2, 1), (0, 2, 4)], False),
+        ("patch3@1+2-linf-0.1", [(2, 1, 2), (0, 3, 4)], True),
+        ("patch3@1+2-linf-0.1", [(2, 0, 2)], False),
+        ("patch3@1+2-linf-0.1", [(2, 1, 5)], False),
+        ("patch3@1+2-linf-0.1", [], True),
+        ("border1-linf-0.1", [(0, 0, 3), (1, 5, 6), (2, 3, 0)], True),
+        ("border1-linf-0.1", [(0, 1, 3)], False),
+        ("pixels1-linf-0.1", [(0, 1, 3), (1, 2, 2)], True),
+        ("pixels1-linf-0.1", [(0, 1, 3), (0, 2, 2)], False),
+        ("tube-linf-0.1", [(t, 1, 1) for t in range(4)], True),
+        ("tube-linf-0.1", [(t, 1, 1) for t in range(3)], False),
+        ("flicker-linf-0.1", [(2,)], True),
         ("flicker-linf-0.1", [(2, 3)], False),
     ],
-)  # fmt: skip
+)
 def test_contains_sees_where_a_perturbation_lies(name, places, inside):
     assert contains(parse_threat(name), *_changed(places)).item() is inside
 
@@ -153,42 +198,90 @@ def test_random_starts_fill_the_budget_and_follow_their_generator(threat):
 
 
 def test_names_are_read_back():
-    names = ["linf-4/255", "linf-0.5/255", "linf-0", "l2-0.5", "l2-0.5/255", "linf-1.22/255", "l2_frame-1.25",
-             "l1-12", "tube-linf-8/255",
-             "flicker-l2-3", "frames4-linf-8/255", "frames2@0+5-l1-3", "frames2@uniform-linf-1/255",
-             "patch30-linf-1", "patch30@random-linf-1", "patch30@10+12-l2-7", "border5-linf-1",
-             "pixels100@random-linf-1"]  # fmt: skip
+    names = [
+        "linf-4/255",
+        "linf-0.5/255",
+        "linf-0",
+        "l2-0.5",
+        "l2-0.5/255",
+        "linf-1.22/255",
+        "l2_frame-1.25",
+        "l1-12",
+        "tube-linf-8/255",
+        "flicker-l2-3",
+        "frames4-linf-8/255",
+        "frames2@0+5-l1-3",
+        "frames2@uniform-linf-1/255",
+        "patch30-linf-1",
+        "patch30@random-linf-1",
+        "patch30@10+12-l2-7",
+        "border5-linf-1",
+        "pixels100@random-linf-1",
+    ]
     assert [str(parse_threat(name)) for name in names] == names
-    assert parse_threat("linf-1") == ThreatModel("linf", 1.0) and parse_threat("patch3@1+2-l2-7").place == (1, 2)
+    assert parse_threat("linf-1") == ThreatModel("linf", 1.0) and parse_threat(
+        "patch3@1+2-l2-7"
+    ).place == (1, 2)
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"eps": -0.1}, {"eps": float("nan")}, {"eps": float("inf")}, {"eps": 4}, {"norm": "l7"},
-     {"support": "nowhere"}, {"k": 3},
-     {"support": "frames"}, {"support": "patch", "k": -1}, {"support": "frames", "k": 2, "place": (1,)},
-     {"support": "frames", "k": 2, "place": (1, 1)}, {"support": "patch", "k": 2, "place": (1, 1, 1)},
-     {"support": "patch", "k": 2, "place": "saliency"}, {"support": "border", "k": 2, "place": (0, 0)},
-     {"place": "random"}],
-)  # fmt: skip
+    [
+        {"eps": -0.1},
+        {"eps": float("nan")},
+        {"eps": float("inf")},
+        {"eps": 4},
+        {"norm": "l7"},
+        {"support": "nowhere"},
+        {"k": 3},
+        {"support": "frames"},
+        {"support": "patch", "k": -1},
+        {"support": "frames", "k": 2, "place": (1,)},
+        {"support": "frames", "k": 2, "place": (1, 1)},
+        {"support": "patch", "k": 2, "place": (1, 1, 1)},
+        {"support": "patch", "k": 2, "place": "saliency"},
+        {"support": "border", "k": 2, "place": (0, 0)},
+        {"place": "random"},
+    ],
+)
 def test_what_is_not_defined_is_refused(bad):
     with pytest.raises(ValueError, match="eps|no threat model|support="):
         ThreatModel(**bad)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "linf", "linf-", "linf-x", "l3-1", "flicker", "frames-linf-1", "linf-1/0", "frames2@x-linf-1", "4/255"]
+    "name",
+    [
+        "",
+        "linf",
+        "linf-",
+        "linf-x",
+        "l3-1",
+        "flicker",
+        "frames-linf-1",
+        "linf-1/0",
+        "frames2@x-linf-1",
+        "4/255",
+    ],
 )
 def test_names_that_say_nothing_are_refused(name):
-    with pytest.raises(ValueError, match="is no threat model|is no number|no such place|at least 1"):
+    with pytest.raises(
+        ValueError, match="is no threat model|is no number|no such place|at least 1"
+    ):
         parse_threat(name)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("frames5-linf-1", "5 frames of a clip of 4"), ("frames2@1+4-linf-1", "no frame 4"), ("patch7-linf-1", "not fit"),
-     ("patch3@5+0-linf-1", "not fit"), ("border3-linf-1", "leaves nothing"), ("pixels43-linf-1", "43 pixels of")],
-)  # fmt: skip
+    [
+        ("frames5-linf-1", "5 frames of a clip of 4"),
+        ("frames2@1+4-linf-1", "no frame 4"),
+        ("patch7-linf-1", "not fit"),
+        ("patch3@5+0-linf-1", "not fit"),
+        ("border3-linf-1", "leaves nothing"),
+        ("pixels43-linf-1", "43 pixels of"),
+    ],
+)
 def test_supports_larger_than_the_clip_are_refused(name, message):
     x = torch.rand(2, 3, 4, 6, 7)
     with pytest.raises(ValueError, match=message):
@@ -215,7 +308,13 @@ def test_places_may_be_lists():
 
 
 def test_kinds_are_names_without_budgets():
-    for name in ("linf-0.00001", "l2-1e15", "flicker-linf-8/255", "frames2@0+5-l1-3", "patch3@1+2-l2_frame-0.5"):
+    for name in (
+        "linf-0.00001",
+        "l2-1e15",
+        "flicker-linf-8/255",
+        "frames2@0+5-l1-3",
+        "patch3@1+2-l2_frame-0.5",
+    ):
         threat = parse_threat(name)
         assert parse_threat(str(threat)) == threat and str(threat).startswith(threat.kind + "-")
     assert parse_threat("frames2@0+5-l1-1e-5").kind == "frames2@0+5-l1"
@@ -249,7 +348,9 @@ def test_the_largest_and_the_smallest_budgets_are_attacked(norm, eps):
     assert contains(threat, x, found).all()
 
 
-@pytest.mark.parametrize(("eps", "told"), [(1.001, "anything$"), (1.5, "write 1.5/255"), (8, "write 8/255")])
+@pytest.mark.parametrize(
+    ("eps", "told"), [(1.001, "anything$"), (1.5, "write 1.5/255"), (8, "write 8/255")]
+)
 def test_a_linf_budget_above_1_is_refused(eps, told):
     assert ThreatModel("linf", 1).eps == 1
     assert ThreatModel("l2", eps).eps == eps

@@ -23,10 +23,14 @@ def test_one_delta_breaks_clips_it_has_not_seen(norm, support):
     net, x, y, loss = _problem()
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 3.0}[norm], support)
     delta = universal(loss, _batches(x[:30], y[:30]), threat, epochs=10)
-    shape = {"dense": (1, 3, 6, 12, 12), "tube": (1, 3, 1, 12, 12), "flicker": (1, 3, 6, 1, 1)}[support]
+    shape = {"dense": (1, 3, 6, 12, 12), "tube": (1, 3, 1, 12, 12), "flicker": (1, 3, 6, 1, 1)}[
+        support
+    ]
     unseen = apply_universal(delta, x[30:])
     assert delta.shape == shape and contains(threat, x[30:], unseen).all()
-    assert loss(unseen, y[30:]).mean() > loss(x[30:], y[30:]).mean() + (0.02 if support == "flicker" else 0.2)
+    assert loss(unseen, y[30:]).mean() > loss(x[30:], y[30:]).mean() + (
+        0.02 if support == "flicker" else 0.2
+    )
     if support != "flicker":
         assert (net(unseen).argmax(1) != y[30:]).float().mean() > 0.3
 
@@ -35,7 +39,14 @@ def test_with_shift_it_works_from_any_frame_on():
     _, x, y, loss = _problem()
     threat = ThreatModel("linf", 0.05)
     fixed, shifting = (
-        universal(loss, _batches(x, y), threat, epochs=20, shift=shift, generator=torch.Generator().manual_seed(0))
+        universal(
+            loss,
+            _batches(x, y),
+            threat,
+            epochs=20,
+            shift=shift,
+            generator=torch.Generator().manual_seed(0),
+        )
         for shift in (False, True)
     )
 
@@ -58,11 +69,19 @@ def test_what_it_is_not_for_is_refused():
 
 
 def test_the_gradient_is_rolled_back_to_where_delta_is():
-    """A loss of the first frame alone: which part of delta lies there changes, and all of it is moved."""
+    """A loss of the first frame alone: which part of delta lies there changes, and all of it is
+    moved.
+    """
     x, y = torch.full((2, 3, 4, 2, 2), 0.5), torch.zeros(2)
     generator = torch.Generator().manual_seed(0)
-    delta = universal(lambda v, _: v[:, :, 0].flatten(1).sum(1), [(x, y)], ThreatModel("linf", 0.1), epochs=80,
-                      shift=True, generator=generator)  # fmt: skip
+    delta = universal(
+        lambda v, _: v[:, :, 0].flatten(1).sum(1),
+        [(x, y)],
+        ThreatModel("linf", 0.1),
+        epochs=80,
+        shift=True,
+        generator=generator,
+    )
     assert torch.allclose(delta, torch.full_like(delta, 0.1))
 
 
@@ -79,5 +98,7 @@ def test_a_pixel_that_is_clipped_does_not_count():
     once, twice = (universal(loss, [(x, y)], threat, epochs=n, step_size=0.02) for n in (1, 2))
     assert torch.allclose(once, torch.tensor(-0.02)), "at 0 both count, and the black one more"
     assert torch.allclose(twice, torch.tensor(0.0), atol=1e-6), "below 0 the other decides"
-    white = universal(lambda v, t: -loss(1 - v, t) * -1, [(1 - x, y)], threat, epochs=2, step_size=0.02)
+    white = universal(
+        lambda v, t: -loss(1 - v, t) * -1, [(1 - x, y)], threat, epochs=2, step_size=0.02
+    )
     assert torch.allclose(white, torch.tensor(0.0), atol=1e-6)

@@ -60,7 +60,9 @@ def test_frame_saliency_takes_more_frames_until_a_sample_is_broken(problem, mode
     used = ((found - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
     wrong = net(found).argmax(1) != y
     assert contains(DENSE, x, found).all() and wrong.float().mean() > 0.5
-    one = pgd(loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=seeded())
+    one = pgd(
+        loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=seeded()
+    )
     assert wrong.sum() >= (net(one).argmax(1) != y).sum() and used[wrong].float().mean() < 4
 
 
@@ -77,11 +79,15 @@ def test_one_frame_finds_the_frame_that_saliency_misses():
     salient = pgd(loss_of(predict, y), x, ThreatModel("linf", 0.1, "frames", 1), steps=20)
     assert (predict(salient).argmax(1) == 0).all()
     found = one_frame(loss_of(predict, y), x, threat, generator=seeded())
-    assert (predict(found).argmax(1) == 1).all() and contains(ThreatModel("linf", 0.1, "frames", 1), x, found).all()
+    assert (predict(found).argmax(1) == 1).all() and contains(
+        ThreatModel("linf", 0.1, "frames", 1), x, found
+    ).all()
 
 
 def test_temporal_translation_averages_gradients_over_shifts():
-    """With a linear model whose weights alternate in time, shifts cancel what a single position sees."""
+    """With a linear model whose weights alternate in time, shifts cancel what a single position
+    sees.
+    """
     weight = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1) + 0.2
     x = torch.full((1, 3, 8, 2, 2), 0.5)
     loss = lambda v: (v * weight).flatten(1).sum(1)  # noqa: E731
@@ -93,7 +99,11 @@ def test_temporal_translation_averages_gradients_over_shifts():
 
 def test_temporal_translation_of_an_image_is_mim(problem):
     net, x, y = problem
-    loss = lambda v: nn.functional.cross_entropy(net(v.expand(-1, -1, 4, -1, -1)), y, reduction="none")  # noqa: E731
+
+    def loss(v):
+        logits = net(v.expand(-1, -1, 4, -1, -1))
+        return nn.functional.cross_entropy(logits, y, reduction="none")
+
     image = x[:, :, :1]
     found = temporal_translation(loss, image, DENSE)
     assert contains(DENSE, image, found).all() and (loss(found) > loss(image)).all()
@@ -116,36 +126,53 @@ def test_the_flicker_penalty_makes_it_smoother_and_the_budget_is_hard(problem):
 
 
 def test_a_cyclic_flicker_works_at_any_offset():
-    """Class by the mean of a window of two frames that a shift moves over: only an even change survives all shifts."""
+    """Class by the mean of a window of two frames that a shift moves over: only an even change
+    survives all shifts.
+    """
     net = small_net(frames=6, classes=2, seed=3)
     x, y = labelled(net, (16, 3, 6, 12, 12), seed=2)
     threat, loss = ThreatModel("linf", 60 / 255, "flicker"), loss_of(net, y, score=SCORES["ce"])
 
     def share_broken(found):
         delta = (found - x).mean((3, 4), keepdim=True)
-        moved = torch.stack([net((x + delta.roll(by, 2)).clamp(0, 1)).argmax(1) != y for by in range(6)])
+        moved = torch.stack(
+            [net((x + delta.roll(by, 2)).clamp(0, 1)).argmax(1) != y for by in range(6)]
+        )
         return moved.float().mean()
 
     options = {"lam": 0.01, "steps": 150}
-    fixed, cyclic = (flicker(loss, x, threat, cyclic=c, generator=seeded(), **options) for c in (False, True))
+    fixed, cyclic = (
+        flicker(loss, x, threat, cyclic=c, generator=seeded(), **options) for c in (False, True)
+    )
     assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) + 0.1
 
 
 def test_sparse_changes_few_frames(one_frame_counts):
     predict, x, y = one_frame_counts
     threat = ThreatModel("linf", 0.2)
-    found = sparse(loss_of(predict, y, score=SCORES["escape"]), x, threat, lam=0.05, lr=0.01, generator=seeded())
+    found = sparse(
+        loss_of(predict, y, score=SCORES["escape"]),
+        x,
+        threat,
+        lam=0.05,
+        lr=0.01,
+        generator=seeded(),
+    )
     assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
     size = (found - x).square().sum((1, 3, 4)).sqrt()
     assert (size[:, 2] > 10 * size[:, [0, 1, 3, 4]].amax(1)).all()
-    masked = ThreatModel("linf", 0.2, "frames", 2, "uniform")  # the paper's temporal mask, which holds frame 3 and 1
+    masked = ThreatModel(
+        "linf", 0.2, "frames", 2, "uniform"
+    )  # the paper's temporal mask, which holds frame 3 and 1
     kept = sparse(loss_of(predict, y, score=SCORES["escape"]), x, masked, generator=seeded())
     assert contains(masked, x, kept).all() and (predict(kept).argmax(1) == 0).all()
 
 
 @pytest.mark.parametrize("attack", [sparse, flicker])
 def test_the_broken_iterate_of_least_penalty_is_kept(attack):
-    """One value to move; what is kept is hardly beyond the boundary, and not the first that crossed it."""
+    """One value to move; what is kept is hardly beyond the boundary, and not the first that crossed
+    it.
+    """
 
     def predict(x):
         score = 100 * (x.flatten(1).mean(1) - 0.52)
@@ -154,7 +181,9 @@ def test_the_broken_iterate_of_least_penalty_is_kept(attack):
     x, y = torch.full((2, 3, 4, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.3, "flicker" if attack is flicker else "dense")
     options = {"lam": 30.0 if attack is flicker else 0.1, "lr": 0.02, "steps": 200}
-    found = attack(loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=seeded(), **options)
+    found = attack(
+        loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=seeded(), **options
+    )
     assert (predict(found).argmax(1) == 1).all()
     assert ((found - x).flatten(1).mean(1) < 0.03).all(), (found - x).flatten(1).mean(1)
 
@@ -180,14 +209,31 @@ def test_salt_and_pepper_paints_k_pixels_of_each_frame_black_or_white(problem):
     changed = ((found - x).abs() > 1e-6).any(1)
     assert contains(threat, x, found).all() and changed.flatten(2).sum(2).max() <= 7
     values = found.movedim(1, -1)[changed]
-    assert ((values < 1e-6) | (values > 1 - 1e-6)).all() and (values.amax(1) - values.amin(1) < 1e-6).all()
+    assert ((values < 1e-6) | (values > 1 - 1e-6)).all() and (
+        values.amax(1) - values.amin(1) < 1e-6
+    ).all()
     assert accuracy(net, found, y) < 0.6
 
 
-FOR = {"roa": "patch3-linf-1", "salt-and-pepper": "pixels5-linf-1", "flicker": "flicker-linf-20/255", "cw": "l2-0.5"}
-FAST = {"square": {"queries": 60}, "nes": {"queries": 200}, "geo-trap": {"queries": 60}, "sparse": {"steps": 20},
-        "apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab": {"steps": 10},
-        "fab-t": {"steps": 5}, "cw": {"steps": 20, "searches": 3}, "fmn": {"steps": 20}}  # fmt: skip
+FOR = {
+    "roa": "patch3-linf-1",
+    "salt-and-pepper": "pixels5-linf-1",
+    "flicker": "flicker-linf-20/255",
+    "cw": "l2-0.5",
+}
+FAST = {
+    "square": {"queries": 60},
+    "nes": {"queries": 200},
+    "geo-trap": {"queries": 60},
+    "sparse": {"steps": 20},
+    "apgd-ce": {"steps": 10},
+    "apgd-dlr": {"steps": 10},
+    "apgd-t": {"steps": 5},
+    "fab": {"steps": 10},
+    "fab-t": {"steps": 5},
+    "cw": {"steps": 20, "searches": 3},
+    "fmn": {"steps": 20},
+}
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -198,7 +244,9 @@ def test_every_attack_obeys_its_threat_raises_the_loss_and_leaves_the_model_alon
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     loss = loss_of(net, y, score=SCORES["margin"])
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    runs = [ATTACKS[name](loss, x, threat, generator=seeded(7), **FAST.get(name, {})) for _ in range(2)]
+    runs = [
+        ATTACKS[name](loss, x, threat, generator=seeded(7), **FAST.get(name, {})) for _ in range(2)
+    ]
     assert torch.equal(*runs), "the same generator gives the same clips"
     found = runs[0]
     assert found.shape == x.shape and found.dtype == x.dtype and not found.requires_grad
@@ -215,20 +263,31 @@ def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     nothing = ThreatModel(threat.norm, 0.0, threat.support, threat.k)
     options = FAST.get(name, {})
-    assert torch.equal(ATTACKS[name](loss_of(net, y, score="margin"), x, nothing, generator=seeded(), **options), x)
+    assert torch.equal(
+        ATTACKS[name](loss_of(net, y, score="margin"), x, nothing, generator=seeded(), **options), x
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        found = ATTACKS[name](loss_of(net, y, score=SCORES["margin"]), x, threat, generator=seeded(), **options)
+        found = ATTACKS[name](
+            loss_of(net, y, score=SCORES["margin"]), x, threat, generator=seeded(), **options
+        )
     assert found.dtype == torch.float32 and contains(threat, x, found).all()
 
 
 @pytest.mark.parametrize(
     ("attack", "threat", "message"),
-    [(frame_saliency, "tube-linf-0.1", "dense threats"), (one_frame, "frames1-linf-0.1", "dense threat"),
-     (flicker, "linf-0.1", "support flicker"), (roa, "linf-1", "patch-linf"), (roa, "patch2-l2-1", "patch-linf"),
-     (salt_and_pepper, "linf-1", "pixels-linf"), 
-     (salt_and_pepper, "pixels200-linf-1", "200 pixels of frames"), (ATTACKS["cw"], "linf-0.1", "defined for l2"),
-     (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"), (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame")],
-)  # fmt: skip
+    [
+        (frame_saliency, "tube-linf-0.1", "dense threats"),
+        (one_frame, "frames1-linf-0.1", "dense threat"),
+        (flicker, "linf-0.1", "support flicker"),
+        (roa, "linf-1", "patch-linf"),
+        (roa, "patch2-l2-1", "patch-linf"),
+        (salt_and_pepper, "linf-1", "pixels-linf"),
+        (salt_and_pepper, "pixels200-linf-1", "200 pixels of frames"),
+        (ATTACKS["cw"], "linf-0.1", "defined for l2"),
+        (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"),
+        (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame"),
+    ],
+)
 def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, message):
     net, x, y = problem
     with pytest.raises(ValueError, match=message):
@@ -236,19 +295,32 @@ def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, 
 
 
 def test_supports_hold_each_other(problem):
-    """A flicker or tube of eps is in the dense ball of eps, whose worst case is no better for the defender."""
+    """A flicker or tube of eps is in the dense ball of eps, whose worst case is no better for the
+    defender.
+    """
     net, x, y = problem
     dense = ThreatModel("linf", 4 / 255)
     worst = accuracy(net, pgd(loss_of(net, y), x, dense, steps=30, generator=seeded()), y)
-    for support, k in (("flicker", 0), ("tube", 0), ("frames", 2), ("patch", 5), ("border", 2), ("pixels", 9)):
+    for support, k in (
+        ("flicker", 0),
+        ("tube", 0),
+        ("frames", 2),
+        ("patch", 5),
+        ("border", 2),
+        ("pixels", 9),
+    ):
         part = ThreatModel("linf", 4 / 255, support, k)
         found = pgd(loss_of(net, y), x, part, steps=30, generator=seeded())
         assert contains(dense, x, found).all() and contains(part, x, found).all()
-        assert accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()
+        assert (
+            accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()
+        )
 
 
 def test_a_cyclic_flicker_pays_for_differences_that_go_around():
-    """Steps of Adam by hand, on a loss whose gradient is the same at every offset, so that no roll matters."""
+    """Steps of Adam by hand, on a loss whose gradient is the same at every offset, so that no roll
+    matters.
+    """
     threat, frames, steps = parse_threat("flicker-linf-0.5"), 5, 12
     x = torch.full((1, 3, frames, 2, 2), 0.5, dtype=torch.float64)
     slope = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)

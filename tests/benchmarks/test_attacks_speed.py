@@ -8,8 +8,26 @@ from vidrobust import config
 from vidrobust.benchmarks.attacks import bare_pgd, costs
 from vidrobust.training.loop import train
 
-SMALL = ["--rounds", "1", "--clips", "2", "--images", "4", "--steps", "3", "--queries", "5", "eval.effort=0.01"]
-MODEL = ["model.backbone=r2plus1d_10", "model.width=4", "data.frames=2", "data.size=16", "data.short_side=16"]
+SMALL = [
+    "--rounds",
+    "1",
+    "--clips",
+    "2",
+    "--images",
+    "4",
+    "--steps",
+    "3",
+    "--queries",
+    "5",
+    "eval.effort=0.01",
+]
+MODEL = [
+    "model.backbone=r2plus1d_10",
+    "model.width=4",
+    "data.frames=2",
+    "data.size=16",
+    "data.short_side=16",
+]
 
 
 def test_the_tool_measures_random_weights(tmp_path):
@@ -35,9 +53,14 @@ def test_the_tool_measures_a_checkpoint_with_a_classifier_and_refuses_others(tmp
     for name, words in (("sup", ["method.name=supervised"]), ("csl", [])):
         train(config.loads("", tiny(f"data.root={root}", *words)), tmp_path / name)
     refused = tool("benchmark", "attacks", "--checkpoint", "csl", *SMALL, cwd=tmp_path)
-    assert refused.returncode == 1 and "no classifier; train with method.name=supervised" in refused.stderr
+    assert (
+        refused.returncode == 1
+        and "no classifier; train with method.name=supervised" in refused.stderr
+    )
     done = tool("benchmark", "attacks", "--checkpoint", "sup", *SMALL, cwd=tmp_path)
-    assert done.returncode in (0, 1) and ("| fgsm |" in done.stdout or "of the clips looked at right" in done.stderr)
+    assert done.returncode in (0, 1) and (
+        "| fgsm |" in done.stdout or "of the clips looked at right" in done.stderr
+    )
 
 
 def test_the_bare_loop_is_pgd():
@@ -52,7 +75,9 @@ def test_the_bare_loop_is_pgd():
 
 def test_costs_rise_from_fgsm_to_video_and_accuracies_fall():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 2 * 16, 4)).requires_grad_(False)
+    net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 2 * 16, 4)).requires_grad_(
+        False
+    )
     x = torch.rand(6, 3, 2, 4, 4)
     found = costs(net, x, net(x).argmax(1), 1e-5, 0.01)
     forward = {name.split(",")[0]: cost for name, cost, *_ in found}

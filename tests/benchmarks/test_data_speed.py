@@ -11,7 +11,9 @@ from vidrobust.benchmarks.data import floor, measure_data, one_core, readable
 
 @pytest.fixture(scope="module")
 def cfg(ucf):
-    return config.loads("", [f"data.root={ucf}", "data.frames=2", "data.size=16", "data.short_side=28"], "test")
+    return config.loads(
+        "", [f"data.root={ucf}", "data.frames=2", "data.size=16", "data.short_side=28"], "test"
+    )
 
 
 def test_every_loader_is_measured_every_round(cfg, ucf):
@@ -30,12 +32,22 @@ def test_images_are_measured_without_what_cannot_read_them(tmp_path):
         path = tmp_path / "train" / "a" / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30)).save(path)
-    words = ["data.name=image_folder", f"data.root={tmp_path}", "data.frames=1", "data.size=16", "data.short_side=28"]
+    words = [
+        "data.name=image_folder",
+        f"data.root={tmp_path}",
+        "data.frames=1",
+        "data.size=16",
+        "data.short_side=28",
+    ]
     cfg = config.loads("", words, "test")
     rows = measure_data(cfg, readable(cfg, 16), rounds=1)
-    assert [row.name for row in rows[:2]] == ["bare decoder, auto", "vidrobust, auto"] and len(rows) == 3
+    assert [row.name for row in rows[:2]] == ["bare decoder, auto", "vidrobust, auto"] and len(
+        rows
+    ) == 3
     assert all(row.clips_s[0] > 0 for row in rows)
-    stages = floor(cfg, readable(cfg, 16), rounds=1)  # differences of times, of which a busy machine makes anything
+    stages = floor(
+        cfg, readable(cfg, 16), rounds=1
+    )  # differences of times, of which a busy machine makes anything
     assert list(stages) == ["open", "decode", "colour", "crop, resize", "child, collate, transport"]
     assert all(math.isfinite(milliseconds) for milliseconds in stages.values())
 
@@ -43,20 +55,30 @@ def test_images_are_measured_without_what_cannot_read_them(tmp_path):
 def test_what_does_not_decode_is_left_out_and_said(tmp_path, caplog):
     root = tiny_ucf101(tmp_path)
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
-    cfg = config.loads("", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test")
+    cfg = config.loads(
+        "", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test"
+    )
     rows = measure_data(cfg, readable(cfg, 9), rounds=1)
-    assert all(row.videos_s for row in rows) and caplog.text.count("v_Alpha_g01_c01.avi: the file is empty") == 1
+    assert (
+        all(row.videos_s for row in rows)
+        and caplog.text.count("v_Alpha_g01_c01.avi: the file is empty") == 1
+    )
 
 
 def test_a_loader_that_cannot_read_the_data_says_why(tmp_path):
     root = tiny_ucf101(tmp_path)
     for path in root.rglob("*.avi"):
         encode(path, counting_frames(20), "libx264", options={"g": "6", "bf": "2"})
-    cfg = config.loads("", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test")
+    cfg = config.loads(
+        "", [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28"], "test"
+    )
     rows = {row.name: row for row in measure_data(cfg, readable(cfg, 9), rounds=2)}
     assert rows["vidrobust, pyav"].clips_s[0] > 0
     for name in ("bare decoder, decord", "vidrobust, decord"):
-        assert "decord reads other frames of such a file" in rows[name].reason and not rows[name].videos_s
+        assert (
+            "decord reads other frames of such a file" in rows[name].reason
+            and not rows[name].videos_s
+        )
 
 
 def test_the_floor_has_its_parts(cfg):
@@ -74,10 +96,24 @@ def test_one_core_is_one_core_and_comes_back():
 
 def test_the_command_prints_a_table(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    words = [f"data.root={root}", "data.frames=2", "data.size=16", "data.short_side=28", "--videos", 16, "--rounds", 1]
+    words = [
+        f"data.root={root}",
+        "data.frames=2",
+        "data.size=16",
+        "data.short_side=28",
+        "--videos",
+        16,
+        "--rounds",
+        1,
+    ]
     done = tool("benchmark", "data", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert tool("benchmark", "data", *words[:1], "--videos", 4, cwd=tmp_path).stderr.startswith("error: --videos")
+    assert tool("benchmark", "data", *words[:1], "--videos", 4, cwd=tmp_path).stderr.startswith(
+        "error: --videos"
+    )
     rows = 10 if has_backend("torchcodec") else 8
-    assert sum(line.startswith("| ") for line in lines) == rows and "ms a video, one core: open" in lines[-1]
+    assert (
+        sum(line.startswith("| ") for line in lines) == rows
+        and "ms a video, one core: open" in lines[-1]
+    )

@@ -23,7 +23,10 @@ def test_claes_formula_is_nt_xent_and_is_left_out_where_it_would_not_fit():
 
 
 def test_a_chunk_of_all_anchors_is_no_row():
-    assert "vidrobust, chunk=4" in loss_rows(6, 4, 0.5, 4)[0] and "vidrobust, chunk=6" not in loss_rows(6, 4, 0.5, 6)[0]
+    assert (
+        "vidrobust, chunk=4" in loss_rows(6, 4, 0.5, 4)[0]
+        and "vidrobust, chunk=6" not in loss_rows(6, 4, 0.5, 6)[0]
+    )
 
 
 def test_a_slow_loss_is_called_once():
@@ -36,13 +39,28 @@ def test_a_slow_loss_is_called_once():
 def test_peak_memory_of_4096_embeddings_is_at_most_three_times_the_logits():
     ids = torch.arange(2048).repeat(2)
     whole = peak_memory(lambda z: nt_xent(z, ids, 0.5).mean(), 4096, 128, torch.device("cpu"))
-    chunked = peak_memory(lambda z: nt_xent(z, ids, 0.5, chunk=256).mean(), 4096, 128, torch.device("cpu"))
+    chunked = peak_memory(
+        lambda z: nt_xent(z, ids, 0.5, chunk=256).mean(), 4096, 128, torch.device("cpu")
+    )
     assert whole <= 3 and chunked <= 0.5
 
 
 def test_the_tool_prints_a_row_a_loss_and_size(tmp_path):
-    done = tool("benchmark", "losses", "--rounds", "1", "--samples", "8,16", "--memory", "64", "--chunk", "4",
-                "model.dim=8", "device=cpu", cwd=tmp_path)  # fmt: skip
+    done = tool(
+        "benchmark",
+        "losses",
+        "--rounds",
+        "1",
+        "--samples",
+        "8,16",
+        "--memory",
+        "64",
+        "--chunk",
+        "4",
+        "model.dim=8",
+        "device=cpu",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     for text in ("| 8 | vidrobust ", "| 16 | vidrobust, chunk=4", "| 16 | CLAE's code", "N = 64: "):
         assert text in done.stdout

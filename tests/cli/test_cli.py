@@ -1,4 +1,6 @@
-"""Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing lost."""
+"""Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing
+lost.
+"""
 
 import json
 import os
@@ -21,7 +23,16 @@ def place(tmp_path_factory):
     top = tmp_path_factory.mktemp("cli")
     tiny_ucf101(top / "data")
     (top / "page.yaml").write_text("data: {root: data}")
-    done = tool("train_net", "--cfg", "page.yaml", "--output-dir", "run", *TINY, "eval.enabled=false", cwd=top)
+    done = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        "--output-dir",
+        "run",
+        *TINY,
+        "eval.enabled=false",
+        cwd=top,
+    )
     assert done.returncode == 0, done.stderr
     return top
 
@@ -74,14 +85,31 @@ def _train(place, *words):
 def test_arguments(place, words, message):
     options = [word for word in words if "=" in word]
     arguments = [word for word in words if "=" not in word]
-    done = tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *options), *arguments, cwd=place)
+    done = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        *tiny("eval.enabled=false", *options),
+        *arguments,
+        cwd=place,
+    )
     assert message in _refused(done)
-    assert not (place / "outputs").exists()  # a start that failed leaves no folder in the way of the next
+    assert not (
+        place / "outputs"
+    ).exists()  # a start that failed leaves no folder in the way of the next
     assert (place / "run/checkpoints/last.pt").is_file() and (place / "data/videos").is_dir()
 
 
 def test_a_batch_larger_than_the_data_set(place):
-    done = tool("train_net", "--cfg", "page.yaml", *tiny("train.batch_size=99"), "--output-dir", "x3", cwd=place)
+    done = tool(
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        *tiny("train.batch_size=99"),
+        "--output-dir",
+        "x3",
+        cwd=place,
+    )
     assert "train.batch_size=99 is larger than the data set (8 videos)" in _refused(done)
 
 
@@ -100,9 +128,12 @@ def test_pages(place):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("b.avi 0\nnothing.avi 1\n", "line 2: nothing.avi is not under"), ("b.avi 1\n", "labels look 1-based"),
-     ("b.avi 0\nc.avi -3\n", "label -3 is out of range")],
-)  # fmt: skip
+    [
+        ("b.avi 0\nnothing.avi 1\n", "line 2: nothing.avi is not under"),
+        ("b.avi 1\n", "labels look 1-based"),
+        ("b.avi 0\nc.avi -3\n", "label -3 is out of range"),
+    ],
+)
 def test_lists(tmp_path, content, message):
     for name in ("b.avi", "c.avi"):
         counting_video(tmp_path / name, 20)
@@ -122,11 +153,14 @@ def test_a_test_list_that_is_wrong_is_told_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "the file is empty"), (None, "cut short"), (b"text" * 99, "not a video file")]
+    ("content", "message"),
+    [(b"", "the file is empty"), (None, "cut short"), (b"text" * 99, "not a video file")],
 )
 def test_broken_files_stop_training(tmp_path, content, message):
     root = tiny_ucf101(tmp_path / "data")
-    for path in (root / "videos/Alpha").glob("*g0[1-4]*"):  # all that are trained on, so that the first batch meets one
+    for path in (root / "videos/Alpha").glob(
+        "*g0[1-4]*"
+    ):  # all that are trained on, so that the first batch meets one
         path.write_bytes(path.read_bytes()[:900] if content is None else content)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     done = _train(tmp_path)
@@ -140,7 +174,15 @@ def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
     out = tmp_path / "eval"
-    done = tool("test_net", "--checkpoint", place / "run", "--output-dir", out, f"data.root={root}", cwd=tmp_path)
+    done = tool(
+        "test_net",
+        "--checkpoint",
+        place / "run",
+        "--output-dir",
+        out,
+        f"data.root={root}",
+        cwd=tmp_path,
+    )
     line = _refused(done)
     assert (
         "videos that do not decode: 1; those of test lists count as wrong" in line
@@ -156,7 +198,10 @@ def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path
         f"data.root={root}",
         cwd=tmp_path,
     )
-    assert "1 of 4 videos do not decode and have no rows in" in _refused(done) and (tmp_path / "f.npz").is_file()
+    assert (
+        "1 of 4 videos do not decode and have no rows in" in _refused(done)
+        and (tmp_path / "f.npz").is_file()
+    )
 
 
 def test_checkpoints(place, tmp_path):
@@ -167,14 +212,19 @@ def test_checkpoints(place, tmp_path):
         (["short.pt"], "short.pt: not a checkpoint, or cut short"),
         (["nothing.pt"], "no checkpoint nothing.pt"),
         (["plain.pt"], "not a training checkpoint"),
-        ([place / "run", "model.width=8"], "model.width=8 (4): the checkpoint was trained with what is in brackets"),
+        (
+            [place / "run", "model.width=8"],
+            "model.width=8 (4): the checkpoint was trained with what is in brackets",
+        ),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
         (
             [place / "run", "method.adversary.name=clae", "eval.branch=adv"],
             "method.adversary.name=clae (none): the checkpoint was trained with",
         ),
     ]:
-        line = _refused(tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path))
+        line = _refused(
+            tool("test_net", "--checkpoint", *words, f"data.root={place / 'data'}", cwd=tmp_path)
+        )
         assert message in line, line
 
 
@@ -184,8 +234,9 @@ def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
     first = (place / "run/eval/pgd/summary.json").read_bytes()
     assert tool(*words, cwd=place).returncode == 0  # the same one again
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
-    assert "holds another evaluation, of other options (eval.steps); set eval.name=NAME, or --overwrite" in _refused(
-        tool(*words, "eval.steps=3", cwd=place)
+    assert (
+        "holds another evaluation, of other options (eval.steps); set eval.name=NAME, or"
+        " --overwrite" in _refused(tool(*words, "eval.steps=3", cwd=place))
     )
     assert (place / "run/eval/pgd/summary.json").read_bytes() == first
     assert tool(*words, "eval.steps=3", "eval.name=other", cwd=place).returncode == 0
@@ -195,13 +246,26 @@ def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
 
 def test_resume_takes_the_word_behind_it_for_an_override(place):
     done = tool(
-        "train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume", *TINY, "eval.enabled=false", cwd=place
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        "--output-dir",
+        "run",
+        "--resume",
+        *TINY,
+        "eval.enabled=false",
+        cwd=place,
     )
     assert done.returncode == 0 and "training was complete at step 4" in done.stderr
 
 
 def test_method_options_without_effect_are_told(place):
-    words = ("method.name=supervised", "method.clips_per_video=3", "method.temperature=0.5", "train.max_steps=1")
+    words = (
+        "method.name=supervised",
+        "method.clips_per_video=3",
+        "method.temperature=0.5",
+        "train.max_steps=1",
+    )
     done = _train(place, "--output-dir", "idle", *words)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "no effect" in line]
@@ -243,19 +307,40 @@ def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
     assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
     before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
-    for bad in ("data.root=/nowhere", "model.backbone=none", "train.batch_size=99", "optim.schedule=cosin"):
-        assert tool(*words, "--overwrite", *tiny("eval.enabled=false", bad), cwd=place).returncode == 1
+    for bad in (
+        "data.root=/nowhere",
+        "model.backbone=none",
+        "train.batch_size=99",
+        "optim.schedule=cosin",
+    ):
+        assert (
+            tool(*words, "--overwrite", *tiny("eval.enabled=false", bad), cwd=place).returncode == 1
+        )
         assert (tmp_path / "o/checkpoints/last.pt").read_bytes() == before
-    assert tool(*words, "--overwrite", *tiny("eval.enabled=false", "seed=3"), cwd=place).returncode == 0
+    assert (
+        tool(*words, "--overwrite", *tiny("eval.enabled=false", "seed=3"), cwd=place).returncode
+        == 0
+    )
     assert (tmp_path / "o/checkpoints/last.pt").read_bytes() != before
     done = tool(*words, "--overwrite", "--resume", *tiny(), cwd=place)
     assert done.returncode == 2 and "not allowed with" in done.stderr
 
 
 def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
-    words = ["train_net", "--cfg", "page.yaml", "--resume", "run", *tiny("eval.enabled=false", "train.epochs=3")]
+    words = [
+        "train_net",
+        "--cfg",
+        "page.yaml",
+        "--resume",
+        "run",
+        *tiny("eval.enabled=false", "train.epochs=3"),
+    ]
     done = tool(*words, "--output-dir", tmp_path / "o", cwd=place)
-    assert done.returncode == 0 and "steps 4 to 6" in done.stderr and "train.epochs=3 (2)" in done.stderr
+    assert (
+        done.returncode == 0
+        and "steps 4 to 6" in done.stderr
+        and "train.epochs=3 (2)" in done.stderr
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").touch()
     assert "is in use" in _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
@@ -263,10 +348,19 @@ def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
 
 def test_a_tool_is_a_process_of_its_own(place):
     """What `tool` runs in this process, once as users do: status and stderr are the same."""
-    command = [sys.executable, str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "data.framse=3"]
+    command = [
+        sys.executable,
+        str(REPO / "tools/train_net.py"),
+        "--cfg",
+        "page.yaml",
+        "data.framse=3",
+    ]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: command line: unknown option 'data.framse'; did you mean 'data.frames'?\n"
+    assert (
+        done.stderr
+        == "error: command line: unknown option 'data.framse'; did you mean 'data.frames'?\n"
+    )
 
 
 def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
@@ -275,15 +369,24 @@ def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", "o"]
     assert tool(*words, *TINY, cwd=tmp_path).returncode == 0
     done = tool(*words, "--resume", *tiny("train.epochs=3"), cwd=tmp_path)
-    assert done.returncode == 0 and "step 6" in (tmp_path / "o/eval/pgd/report.md").read_text(), done.stderr
+    assert done.returncode == 0 and "step 6" in (tmp_path / "o/eval/pgd/report.md").read_text(), (
+        done.stderr
+    )
 
 
 def test_another_data_set_than_the_one_trained_on(tmp_path):
-    """Features of a supervised model, and its trunk with a probe, whatever the number of classes."""
+    """Features of a supervised model, and its trunk with a probe, whatever the number of
+    classes.
+    """
     tiny_ucf101(tmp_path / "data")
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = tiny("method.name=supervised", "eval.enabled=false")
-    assert tool("train_net", "--cfg", "page.yaml", "--output-dir", "o", *words, cwd=tmp_path).returncode == 0
+    assert (
+        tool(
+            "train_net", "--cfg", "page.yaml", "--output-dir", "o", *words, cwd=tmp_path
+        ).returncode
+        == 0
+    )
     tiny_ucf101(tmp_path / "three", ("Alpha", "Beta", "Gamma"))
     for name in ("extract_features", "test_net"):
         done = tool(name, "--checkpoint", "o", "data.root=three", cwd=tmp_path)
@@ -294,7 +397,14 @@ def test_another_data_set_than_the_one_trained_on(tmp_path):
 
 
 def test_features_of_another_list_are_not_written_over(place, tmp_path):
-    words = ["extract_features", "--checkpoint", "run", "--output", tmp_path / "f.npz", f"data.root={place / 'data'}"]
+    words = [
+        "extract_features",
+        "--checkpoint",
+        "run",
+        "--output",
+        tmp_path / "f.npz",
+        f"data.root={place / 'data'}",
+    ]
     assert tool(*words, cwd=place).returncode == tool(*words, cwd=place).returncode == 0
     before = (tmp_path / "f.npz").read_bytes()
     assert "holds other features" in _refused(tool(*words, "--split", "train", cwd=place))
@@ -307,7 +417,10 @@ def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
     before = (place / "run/config.yaml").read_bytes()
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume"]
     line = _refused(tool(*words, *tiny("eval.enabled=false", "train.epochs=1"), cwd=place))
-    assert "is at step 4, beyond the 2 asked for" in line and (place / "run/config.yaml").read_bytes() == before
+    assert (
+        "is at step 4, beyond the 2 asked for" in line
+        and (place / "run/config.yaml").read_bytes() == before
+    )
 
 
 def test_an_evaluation_without_attacks_measures_the_representation(place):
@@ -416,7 +529,9 @@ def test_the_console_script_runs_the_same_commands(tmp_path):
     assert "frames: 3" in done.stdout and "name: clae" in done.stdout
     done = subprocess.run([*run, "trian"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: vidrobust trian: choose train, ")
-    done = subprocess.run([*run, "--version"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*run, "--version"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert done.stdout.startswith("vidrobust 0.")
 
 

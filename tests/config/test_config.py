@@ -20,20 +20,30 @@ def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:
 def test_every_page_loads_builds_and_starts_with_its_command(page):
     cfg = config.load(page)
     build_method(cfg, 10)
-    tool = "test_net.py --checkpoint outputs/ucf101_csl" if page.stem.startswith("eval_") else "train_net.py"
+    tool = (
+        "test_net.py --checkpoint outputs/ucf101_csl"
+        if page.stem.startswith("eval_")
+        else "train_net.py"
+    )
     assert f"python tools/{tool} --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
 def test_checkpoints_from_before_other_threats_are_read():
-    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace("threats: []", "eps: 0.05", 1)
+    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace(
+        "threats: []", "eps: 0.05", 1
+    )
     assert "eps: 0.05" in old and config.loads(old).method.adversary.threats == ["linf-0.05"]
 
 
 def test_steps_of_checkpoints_from_before_0_was_refused_are_the_methods_own():
-    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace("    steps: -1", "    steps: 0", 1)
+    old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace(
+        "    steps: -1", "    steps: 0", 1
+    )
     assert "    steps: 0" in old and config.loads(old).method.adversary.steps == -1
-    assert config.loads("", ["method.adversary.steps=0"]).method.adversary.steps == 0  # which building refuses
+    assert (
+        config.loads("", ["method.adversary.steps=0"]).method.adversary.steps == 0
+    )  # which building refuses
 
 
 def test_later_pages_and_overrides_win(tmp_path):
@@ -52,7 +62,11 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
         "eval: {threats: [linf-0, linf-1/255]}",
     )
     cfg = config.load(page)
-    assert cfg.method.adversary.alpha == 8 / 255 and cfg.optim.lr == 1e-6 and cfg.optim.weight_decay == 5e-4
+    assert (
+        cfg.method.adversary.alpha == 8 / 255
+        and cfg.optim.lr == 1e-6
+        and cfg.optim.weight_decay == 5e-4
+    )
     assert cfg.eval.threats == ["linf-0", "linf-1/255"]
     assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
@@ -77,8 +91,14 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("optim: {lr: eight/255}", "optim.lr"),
         ("data: {frames: 0}", "data.frames=0: must be at least 1"),
         ("data: {stride: 0}", "data.stride=0: must be at least 1"),
-        ("method: {adversary: {alpha: -1/255}}", "method.adversary.alpha=-0.0039.*must be at least 0"),
-        ("eval: {threats: [linf-0, linf-0]}", r"eval.threats=\[linf-0,linf-0\]: list different budgets"),
+        (
+            "method: {adversary: {alpha: -1/255}}",
+            "method.adversary.alpha=-0.0039.*must be at least 0",
+        ),
+        (
+            "eval: {threats: [linf-0, linf-0]}",
+            r"eval.threats=\[linf-0,linf-0\]: list different budgets",
+        ),
         ("eval: {threats: [linf-1, roof-l2-1]}", "eval.threats: no threat model l2 x roof"),
         ("eval: {threats: [l2+3]}", "'l2[+]3' is no threat model"),
         ("eval: {threats: [linf-4]}", "write 4/255"),
@@ -90,9 +110,15 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
         ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
         ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
-        ("method: {adversary: {name: clae, threats: [frames17-linf-1]}}", "threats: .*17 frames of a clip of 16"),
+        (
+            "method: {adversary: {name: clae, threats: [frames17-linf-1]}}",
+            "threats: .*17 frames of a clip of 16",
+        ),
         ("method: {adversary: {name: clae, threats: [linf-0]}}", "threats: linf-0 changes nothing"),
-        ("method: {adversary: {name: clae, step: 8}}", "method.adversary.step=8.0: must be at most 2"),
+        (
+            "method: {adversary: {name: clae, step: 8}}",
+            "method.adversary.step=8.0: must be at most 2",
+        ),
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),
@@ -137,21 +163,29 @@ def test_the_sha_follows_what_matters():
 
 def test_every_option_is_read_by_some_code():
     """No dead keys: the name of each option appears as an attribute outside options.py."""
-    code = "".join(p.read_text() for p in (REPO / "vidrobust").rglob("*.py") if p.name != "options.py")
+    code = "".join(
+        p.read_text() for p in (REPO / "vidrobust").rglob("*.py") if p.name != "options.py"
+    )
     code += "".join(p.read_text() for p in (REPO / "tools").glob("*.py"))
     for key, _ in config.options():
         section, _, name = key.rpartition(".")
         drawn = section == "data.motionshapes" and f'spec["{name}"]' in code
-        ruled = section == "method.false_negatives" and any(name in taken for taken in RULE_OPTIONS.values())
+        ruled = section == "method.false_negatives" and any(
+            name in taken for taken in RULE_OPTIONS.values()
+        )
         assert drawn or ruled or f".{name}" in code, key
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("eval: {threats: ['${oc.env:NOPE}']}", "NOPE"), ("_BASE_: ${oc.env:NOPE}", "NOPE"),
-     ("seed: ???", "seed has no value"),
-     ("optim: {lr: .inf}", "must be a finite number"), ("seed: 99999999999999999999", "must be at most")],
-)  # fmt: skip
+    [
+        ("eval: {threats: ['${oc.env:NOPE}']}", "NOPE"),
+        ("_BASE_: ${oc.env:NOPE}", "NOPE"),
+        ("seed: ???", "seed has no value"),
+        ("optim: {lr: .inf}", "must be a finite number"),
+        ("seed: 99999999999999999999", "must be at most"),
+    ],
+)
 def test_values_that_are_none(tmp_path, text, message):
     (tmp_path / "page.yaml").write_text(text)
     with pytest.raises(UserError, match=message):

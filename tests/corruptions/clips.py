@@ -2,13 +2,21 @@ import numpy as np
 
 
 def smooth_clip(frames: int = 16, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
-    """(T, H, W, 3) uint8: blobs of colour that drift, some with an edge: real pictures are smooth, sharp, and move."""
+    """(T, H, W, 3) uint8: blobs of colour that drift, some with an edge: real pictures are smooth,
+    sharp, and move.
+    """
     rng = np.random.default_rng(seed)
     y, x, t = np.ogrid[0 : 1 : height * 1j, 0 : width / height : width * 1j, 0 : 1 : frames * 1j]
     clip = np.full((frames, height, width, 3), 110.0)
     for _ in range(16):
-        cy, cx, vy, vx, size = *rng.uniform(0, 1, 2), *rng.uniform(-0.6, 0.6, 2), rng.uniform(0.02, 0.25)
-        blob = np.exp(-((y - cy - vy * t) ** 2 + (x - cx - vx * t) ** 2) / (2 * size**2)).transpose(2, 0, 1)
+        cy, cx, vy, vx, size = (
+            *rng.uniform(0, 1, 2),
+            *rng.uniform(-0.6, 0.6, 2),
+            rng.uniform(0.02, 0.25),
+        )
+        blob = np.exp(-((y - cy - vy * t) ** 2 + (x - cx - vx * t) ** 2) / (2 * size**2)).transpose(
+            2, 0, 1
+        )
         clip += (blob if size > 0.15 else blob > 0.6)[..., None] * rng.uniform(-110, 110, 3)
     return clip.clip(0, 255).round().astype(np.uint8)
 

@@ -29,10 +29,14 @@ def test_what_is_even_stays_even(name):
 
 @pytest.mark.parametrize(("size", "sigma"), [(224, 6), (112, 3), (32, 1)])
 def test_gaussian_blur_is_scipys(size, sigma):
-    clip = smooth_clip(2, size, size + 9) // 2 + np.random.default_rng(1).integers(0, 99, (2, size, size + 9, 3))
+    clip = smooth_clip(2, size, size + 9) // 2 + np.random.default_rng(1).integers(
+        0, 99, (2, size, size + 9, 3)
+    )
     clip = clip.astype(np.uint8)
     found = corrupt(clip, "gaussian_blur", 5, rng())
-    expected = ndimage.gaussian_filter(clip.astype(float), (0, sigma, sigma, 0), mode="nearest", truncate=4)
+    expected = ndimage.gaussian_filter(
+        clip.astype(float), (0, sigma, sigma, 0), mode="nearest", truncate=4
+    )
     assert np.abs(found - expected).max() <= 0.51
 
 
@@ -55,7 +59,11 @@ def test_defocus_spreads_a_dot_over_a_disk():
     y, z = np.ogrid[-7:8, -7:8]
     disk = (3 * 60 / 224 + 0.5 - np.hypot(y, z)).clip(0, 1)
     expected = np.stack(
-        [ndimage.convolve(x[0, ..., c].astype(float), disk / disk.sum(), mode="mirror") for c in range(3)], -1
+        [
+            ndimage.convolve(x[0, ..., c].astype(float), disk / disk.sum(), mode="mirror")
+            for c in range(3)
+        ],
+        -1,
     )
     assert np.abs(corrupt(x, "defocus_blur", 1, rng())[0] - expected).max() <= 0.51
 
@@ -68,7 +76,9 @@ def test_a_line_spreads_a_dot_along_itself(degrees):
     weights = np.exp(-0.5 * (np.arange(21) / 3) ** 2)
     weights /= weights.sum()
     expected = np.zeros_like(found)
-    for i, weight in enumerate(weights):  # an output sees the dot from i pixels away, against the line's direction
+    for i, weight in enumerate(
+        weights
+    ):  # an output sees the dot from i pixels away, against the line's direction
         down, across = i * np.sin(np.radians(degrees)), i * np.cos(np.radians(degrees))
         expected[30 - int(np.rint(down)), 30 - int(np.rint(across))] += weight
     assert np.abs(found - expected).max() < 1e-6
@@ -76,7 +86,9 @@ def test_a_line_spreads_a_dot_along_itself(degrees):
 
 def test_motion_blur_goes_within_45_degrees_of_the_horizontal(monkeypatch):
     drawn = []
-    monkeypatch.setattr(blur, "line_filter", lambda radius, sigma, degrees: drawn.append(degrees) or torch.clone)
+    monkeypatch.setattr(
+        blur, "line_filter", lambda radius, sigma, degrees: drawn.append(degrees) or torch.clone
+    )
     for seed in range(200):
         corrupt(dot(8), "motion_blur", 5, np.random.default_rng(seed))
     wanted = [-45 + 90 * np.random.default_rng(seed).random() for seed in range(200)]
@@ -91,14 +103,20 @@ def test_motion_blur_goes_within_45_degrees_of_the_horizontal(monkeypatch):
 def test_glass_moves_pixels_no_farther_than_its_reach():
     clip = np.zeros((1, 224, 224, 3), np.uint8)
     clip[0, :, :112] = 255  # an edge
-    found = corrupt(clip, "glass_blur", 1, rng())[0, ..., 0]  # two rounds of one pixel, blurred by .7 twice: 6 at most
+    found = corrupt(clip, "glass_blur", 1, rng())[
+        0, ..., 0
+    ]  # two rounds of one pixel, blurred by .7 twice: 6 at most
     assert (found[:, : 112 - 9] == 255).all() and (found[:, 112 + 9 :] == 0).all()
     edge = found[:, 112 - 4 : 112 + 4].astype(float)
     assert edge.std(0).max() > 20, "and not all alike"
 
 
-@pytest.mark.parametrize(("severity", "reach", "rounds"), [(1, 1, 2), (2, 2, 1), (3, 2, 3), (4, 3, 2), (5, 4, 2)])
-def test_glass_takes_each_pixel_from_within_its_reach_round_after_round(monkeypatch, severity, reach, rounds):
+@pytest.mark.parametrize(
+    ("severity", "reach", "rounds"), [(1, 1, 2), (2, 2, 1), (3, 2, 3), (4, 3, 2), (5, 4, 2)]
+)
+def test_glass_takes_each_pixel_from_within_its_reach_round_after_round(
+    monkeypatch, severity, reach, rounds
+):
     monkeypatch.setattr(blur, "gaussian_filter", lambda *_: lambda planes: planes)
     clip = np.zeros((1, 224, 224, 3), np.uint8)
     clip[0, ..., 0], clip[0, ..., 1] = np.indices((224, 224))
@@ -115,4 +133,6 @@ def test_zoom_keeps_the_centre_and_pulls_the_rest_outward():
     at = np.hypot(y + 0.5, x + 0.5)
     assert found[at > 28].max() == 0 and 0 < found[(at > 22) & (at < 24)].mean() < 200
     same = corrupt(clip, "zoom_blur", 5, rng())
-    assert error(same, same[:, ::-1]) < 1 and error(same, same[:, :, ::-1]) < 1, "the same to all sides"
+    assert error(same, same[:, ::-1]) < 1 and error(same, same[:, :, ::-1]) < 1, (
+        "the same to all sides"
+    )

@@ -14,7 +14,10 @@ from vidrobust.corruptions import MissingEncoder, codec, corrupt, h264
 def test_clips_come_back_in_order_and_shape_and_worse_with_the_rate(shape):
     rng = np.random.default_rng(0)
     t, h, w, _ = shape
-    base = np.add.outer(np.arange(h) * 3, np.arange(w) * 2)[None, :, :, None] + 25 * np.arange(t)[:, None, None, None]
+    base = (
+        np.add.outer(np.arange(h) * 3, np.arange(w) * 2)[None, :, :, None]
+        + 25 * np.arange(t)[:, None, None, None]
+    )
     frames = ((base + rng.integers(0, 12, shape)) % 200 + 20).astype(np.uint8)
     fine, coarse = h264(frames, 10), h264(frames, 45)
     assert fine.shape == coarse.shape == shape and fine.dtype == np.uint8
@@ -33,26 +36,45 @@ def test_small_noise_does_not_survive_it():
     change = h264(frames + noise, 30).astype(int) - h264(frames, 30)
     assert abs(np.corrcoef(change.ravel(), noise.ravel())[0, 1]) < 0.5
     kept = h264(frames + noise, 0).astype(int) - h264(frames, 0)
-    assert np.corrcoef(kept.ravel(), noise.ravel())[0, 1] > 0.2  # at the finest rate some of it does
+    assert (
+        np.corrcoef(kept.ravel(), noise.ravel())[0, 1] > 0.2
+    )  # at the finest rate some of it does
 
 
 def test_colours_survive_a_fine_rate():
-    bars = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [90, 160, 30]], np.uint8)
+    bars = np.array(
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [90, 160, 30]], np.uint8
+    )
     frames = np.tile(bars.repeat(8, axis=0)[None, None], (2, 16, 1, 1))
     assert np.abs(h264(frames, 0).astype(int) - frames).max() <= 4
 
 
-CODECS = ["h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2", "bit_error", "packet_loss"]
+CODECS = [
+    "h264_crf",
+    "h264_abr",
+    "h265_crf",
+    "h265_abr",
+    "mpeg1",
+    "mpeg2",
+    "bit_error",
+    "packet_loss",
+]
 
 
 @pytest.mark.parametrize(
     ("encoder", "options", "quantiser", "most"),
-    [("libx264", {"crf": "0"}, 0, 1.5), ("libx265", {"crf": "0"}, 0, 1.5), ("mpeg1video", {}, 1, 2.5),
-     ("mpeg2video", {}, 1, 2.5)],
-)  # fmt: skip
+    [
+        ("libx264", {"crf": "0"}, 0, 1.5),
+        ("libx265", {"crf": "0"}, 0, 1.5),
+        ("mpeg1video", {}, 1, 2.5),
+        ("mpeg2video", {}, 1, 2.5),
+    ],
+)
 @pytest.mark.parametrize("size", [(8, 64, 96), (1, 33, 47), (5, 101, 77), (3, 5, 7)], ids=str)
 def test_at_the_top_quality_a_clip_comes_back(encoder, options, quantiser, most, size):
-    gray = smooth_clip(*size).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)  # colours lose half their pixels
+    gray = (
+        smooth_clip(*size).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
+    )  # colours lose half their pixels
     back = codec._decode(codec._encode(gray, encoder, 25, options, quantiser=quantiser))
     assert back.shape == gray.shape and error(gray, back) < most
 
@@ -106,10 +128,14 @@ def test_errors_spoil_what_comes_after_them_and_the_first_frame_is_whole():
 def test_what_does_not_arrive_is_the_last_that_did():
     clip = counting_frames(12, 64)
     stream = codec._encode(clip, "libx264", 25, {"crf": "10", "tune": "zerolatency"})
-    lost = stream.with_packets([(b"" if shown in (3, 4) else content, shown) for content, shown in stream.packets])
+    lost = stream.with_packets(
+        [(b"" if shown in (3, 4) else content, shown) for content, shown in stream.packets]
+    )
     numbers = read_numbers(codec._decode(lost))
     assert numbers[:5] == [0, 1, 2, 2, 2]
-    late = stream.with_packets([(b"" if shown == 0 else content, shown) for content, shown in stream.packets])
+    late = stream.with_packets(
+        [(b"" if shown == 0 else content, shown) for content, shown in stream.packets]
+    )
     assert codec._decode(late).shape == clip.shape
     nothing = stream.with_packets([(b"", shown) for _, shown in stream.packets])
     assert (codec._decode(nothing) == 128).all()
@@ -140,11 +166,12 @@ def test_a_missing_encoder_is_named_with_what_to_install(name, monkeypatch):
 
 
 def test_sizes_that_encoders_do_not_like():
-    """libx265 of less than 65 pixels wrote beyond its memory; in a child, so that a crash is a failure."""
+    """libx265 of less than 65 pixels wrote beyond its memory; in a child, so that a crash is a
+    failure.
+    """
     code = (
-        "import numpy as np; from vidrobust.corruptions import corrupt\n"
-        "for i in range(40):\n"
-        "    for size in ((5, 45, 33), (1, 48, 48), (2, 1, 1)):\n"
-        "        corrupt(np.full((*size, 3), i, np.uint8), 'h265_crf', 1 + i % 5, np.random.default_rng(0))\n"
+        "import numpy as np; from vidrobust.corruptions import corrupt\nfor i in range(40):\n   "
+        " for size in ((5, 45, 33), (1, 48, 48), (2, 1, 1)):\n        corrupt(np.full((*size, 3),"
+        " i, np.uint8), 'h265_crf', 1 + i % 5, np.random.default_rng(0))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)

@@ -6,15 +6,41 @@ import numpy as np
 import pytest
 
 from tests.corruptions.clips import error, smooth_clip, still_clip
-from vidrobust.corruptions import BENCHMARKS, CORRUPTIONS, INDEX_MAPS, SEVERITIES, Corrupt, corrupt, expand
+from vidrobust.corruptions import (
+    BENCHMARKS,
+    CORRUPTIONS,
+    INDEX_MAPS,
+    SEVERITIES,
+    Corrupt,
+    corrupt,
+    expand,
+)
 
 # a draw a frame, or a motion of what is before the lens; all others leave a still video still
 MOVING = {
-    "gaussian_noise", "shot_noise", "shot_noise_p", "impulse_noise", "speckle_noise", "speckle_noise_p", "rain", "snow",
-    "translate", "rotate",
-}  # fmt: skip
-CODED = {"h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2", "bit_error", "packet_loss"}
-# what is published gets no worse, or becomes another thing, from some severity on (docs/corruptions.md)
+    "gaussian_noise",
+    "shot_noise",
+    "shot_noise_p",
+    "impulse_noise",
+    "speckle_noise",
+    "speckle_noise_p",
+    "rain",
+    "snow",
+    "translate",
+    "rotate",
+}
+CODED = {
+    "h264_crf",
+    "h264_abr",
+    "h265_crf",
+    "h265_abr",
+    "mpeg1",
+    "mpeg2",
+    "bit_error",
+    "packet_loss",
+}
+# what is published gets no worse, or becomes another thing, from some severity on
+# (docs/corruptions.md)
 NOT_RISING = {"jumble", "box_jumble", "elastic_transform", "reverse_sampling", "spatter"}
 
 
@@ -39,7 +65,9 @@ def test_a_seed_decides_everything(name):
     clip = smooth_clip(6, 48, 48)
     first = [corrupt(clip, name, s, rng(3)) for s in (2, 5)]
     np.random.seed(1)
-    assert all((a == corrupt(clip, name, s, rng(3))).all() for a, s in zip(first, (2, 5), strict=True))
+    assert all(
+        (a == corrupt(clip, name, s, rng(3))).all() for a, s in zip(first, (2, 5), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - NOT_RISING))
@@ -48,7 +76,8 @@ def test_it_gets_worse(name, size):
     """From the mildest to the strongest, averaged over draws."""
     clip = smooth_clip(*size, seed=7)
     mild, middle, strong = (
-        np.mean([error(clip, corrupt(clip, name, s, rng(seed))) for seed in range(3)]) for s in (1, 3, 5)
+        np.mean([error(clip, corrupt(clip, name, s, rng(seed))) for seed in range(3)])
+        for s in (1, 3, 5)
     )
     assert 0.05 < mild < strong and middle < strong * 1.1, (mild, middle, strong)
 
@@ -77,12 +106,16 @@ def test_a_choice_of_frames_leaves_one_frame_as_it_is(name):
         (smooth_clip(2), "3", "severity '3': a whole number"),
         (smooth_clip(2), True, "severity True: a whole number from 1 to 5"),
         (smooth_clip(2) / 255, 1, "a clip of float64: give a numpy array of uint8"),
-        (np.zeros((2, 8, 8, 4), np.uint8), 1, r"a clip of shape \(2, 8, 8, 4\): give \(T, H, W, 3\)"),
+        (
+            np.zeros((2, 8, 8, 4), np.uint8),
+            1,
+            r"a clip of shape \(2, 8, 8, 4\): give \(T, H, W, 3\)",
+        ),
         (np.zeros((8, 8, 3), np.uint8), 1, "an image is T = 1"),
         (np.zeros((0, 8, 8, 3), np.uint8), 1, "a clip of shape"),
         ([[[[1, 2, 3]]]], 1, "a clip of list"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused(name, clip, severity, reason):
     with pytest.raises(ValueError, match=reason):
         corrupt(clip, name, severity, rng())
@@ -93,7 +126,10 @@ def test_names():
     assert len(expand(["mini-kinetics-c"])) == 14 and "temporal_blur_ssv2" in expand(["ssv2-c"])
     assert len(expand(["ssv2-c"])) == 14 and len(expand(["ucf101-p"])) == 18
     assert len(expand(["quick"])) == 8 and set(expand(["all"])) == set(CORRUPTIONS)
-    assert expand(["fog", "imagenet-c", "fog"])[0] == "fog" and len(expand(["fog", "imagenet-c"])) == 15
+    assert (
+        expand(["fog", "imagenet-c", "fog"])[0] == "fog"
+        and len(expand(["fog", "imagenet-c"])) == 15
+    )
     assert all(name in CORRUPTIONS for names in BENCHMARKS.values() for name in names)
     with pytest.raises(ValueError, match="no corruption 'fogg'"):
         expand(["fogg"])
@@ -118,7 +154,13 @@ def test_views_of_memory_are_as_good_as_copies(name):
     fixed.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for view in (clip[..., ::-1], clip[:, :, ::-1], clip.transpose(0, 2, 1, 3), clip[::2], fixed):
+        for view in (
+            clip[..., ::-1],
+            clip[:, :, ::-1],
+            clip.transpose(0, 2, 1, 3),
+            clip[::2],
+            fixed,
+        ):
             found, copied = (corrupt(x, name, 3, rng()).astype(int) for x in (view, view.copy()))
             assert np.abs(found - copied).max() <= 1
 

@@ -23,7 +23,9 @@ def colours(count: int = 300) -> np.ndarray:
 
 def through_hsv(clip, change):
     """Pixel by pixel, by the standard library."""
-    flat = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*(p / 255)))) for p in clip.reshape(-1, 3)]
+    flat = [
+        colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*(p / 255)))) for p in clip.reshape(-1, 3)
+    ]
     return 255 * np.array(flat).reshape(clip.shape)
 
 
@@ -34,7 +36,8 @@ def test_brightness_is_the_value_of_hsv(severity):
 
 
 @pytest.mark.parametrize(
-    ("severity", "factor", "added"), [(1, 0.3, 0), (2, 0.1, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)]
+    ("severity", "factor", "added"),
+    [(1, 0.3, 0), (2, 0.1, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)],
 )
 def test_saturate_is_the_saturation_of_hsv(severity, factor, added):
     expected = through_hsv(colours(), lambda h, s, v: (h, min(s * factor + added, 1), v))
@@ -42,13 +45,17 @@ def test_saturate_is_the_saturation_of_hsv(severity, factor, added):
 
 
 @pytest.mark.parametrize(
-    ("name", "shares"), [("contrast", (0.4, 0.3, 0.2, 0.1, 0.05)), ("contrast_kinetics", (0.5, 0.4, 0.3, 0.2, 0.1))]
+    ("name", "shares"),
+    [("contrast", (0.4, 0.3, 0.2, 0.1, 0.05)), ("contrast_kinetics", (0.5, 0.4, 0.3, 0.2, 0.1))],
 )
 def test_contrast_pulls_towards_each_frames_mean(name, shares):
     clip = np.concatenate([smooth_clip(1), smooth_clip(1) // 3])
     means = clip.mean((1, 2), keepdims=True)
     for severity, kept in enumerate(shares, 1):
-        assert np.abs(corrupt(clip, name, severity, rng()) - ((clip - means) * kept + means)).max() <= 0.51
+        assert (
+            np.abs(corrupt(clip, name, severity, rng()) - ((clip - means) * kept + means)).max()
+            <= 0.51
+        )
 
 
 def test_pixelate_is_the_mean_of_blocks():
@@ -63,7 +70,9 @@ def test_jpeg_is_pillows():
     for severity, quality in enumerate((25, 18, 15, 10, 7), 1):
         file = io.BytesIO()
         Image.fromarray(clip[1]).save(file, "JPEG", quality=quality)
-        assert (corrupt(clip, "jpeg_compression", severity, rng())[1] == np.asarray(Image.open(file))).all()
+        assert (
+            corrupt(clip, "jpeg_compression", severity, rng())[1] == np.asarray(Image.open(file))
+        ).all()
 
 
 def test_sampling_reads_where_it_is_told():
@@ -87,9 +96,13 @@ def test_an_affine_map_takes_three_points_where_they_were():
 def test_elastic_has_its_lengths(monkeypatch):
     """Of 244 pixels, at a size of 224: affine moves, and the reach of the smoothing."""
     drawn = []
-    monkeypatch.setattr(digital, "_random_affine", lambda h, w, most, _: drawn.append(most / 244) or torch.eye(2, 3))
     monkeypatch.setattr(
-        digital, "gaussian_filter", lambda h, w, sigma, mirror: drawn.append(sigma / 244) or (lambda noise: noise)
+        digital, "_random_affine", lambda h, w, most, _: drawn.append(most / 244) or torch.eye(2, 3)
+    )
+    monkeypatch.setattr(
+        digital,
+        "gaussian_filter",
+        lambda h, w, sigma, mirror: drawn.append(sigma / 244) or (lambda noise: noise),
     )
     for severity in range(1, 6):
         corrupt(np.zeros((1, 224, 224, 3), np.uint8), "elastic_transform", severity, rng())
@@ -99,14 +112,18 @@ def test_elastic_has_its_lengths(monkeypatch):
 def test_elastic_bends_more_and_more_at_the_severities_that_bend():
     clip = smooth_clip(1, 112, 112)
     for kinds in ((1, 2), (3, 4, 5)):
-        errors = [np.mean([error(clip, corrupt(clip, "elastic_transform", s, rng(k))) for k in range(6)])
-                  for s in kinds]  # fmt: skip
+        errors = [
+            np.mean([error(clip, corrupt(clip, "elastic_transform", s, rng(k))) for k in range(6)])
+            for s in kinds
+        ]
         assert errors == sorted(errors)
 
 
 @pytest.mark.parametrize("size", [224, 64])
 def test_elastic_moves_by_the_same_share_of_the_frame_at_any_size(size):
-    """Severity 2 of 224 pixels: smooth noise of about four pixels besides the affine map, as published."""
+    """Severity 2 of 224 pixels: smooth noise of about four pixels besides the affine map, as
+    published.
+    """
     ramp = np.zeros((1, size, size, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 255, size).round()
     moved = []

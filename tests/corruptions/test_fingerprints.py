@@ -13,7 +13,8 @@ from vidrobust.corruptions import CORRUPTIONS, corrupt
 from vidrobust.corruptions.codec import _TO_YUV
 
 FRAMES, HEIGHT, WIDTH = 12, 64, 72
-# of severities 1 to 5: the mean change of a value, then the mean value weighted by frame, row and column
+# of severities 1 to 5: the mean change of a value, then the mean value weighted by frame, row and
+# column
 FINGERPRINTS = {
     "gaussian_noise": [16.25, 127.06, 24.23, 127.05, 35.59, 127.05, 49.06, 127.07, 65.02, 127.14],
     "shot_noise": [18.08, 127.02, 27.59, 126.65, 38.86, 125.35, 57.14, 121.41, 71.09, 116.58],
@@ -58,7 +59,7 @@ FINGERPRINTS = {
     "speckle_noise_p": [15.06, 127, 19.92, 126.82, 24.66, 126.53, 29.27, 126.1, 33.75, 125.57],
     "contrast_kinetics": [18.67, 126.79, 22.4, 126.77, 26.13, 126.71, 29.86, 126.65, 33.59, 126.6],
     "temporal_blur_ssv2": [5.55, 127.04, 6.7, 127.03, 9.32, 127.02, 12.99, 126.99, 20.31, 126.96],
-}  # fmt: skip
+}
 # libx264 decides, of which another version may decide otherwise
 ENCODED = {"h264_crf", "h264_abr", "mpeg1", "mpeg2", "bit_error", "packet_loss"}
 

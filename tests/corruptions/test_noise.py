@@ -11,20 +11,25 @@ def rng() -> np.random.Generator:
 
 
 def spread(found: np.ndarray) -> float:
-    """The standard deviation of the normal that half of the values say: what is cut at 0 and 255 does not count."""
+    """The standard deviation of the normal that half of the values say: what is cut at 0 and 255
+    does not count.
+    """
     return np.subtract(*np.quantile(found, [0.75, 0.25])) / 1.349
 
 
 @pytest.mark.parametrize(("severity", "sigma"), enumerate((0.08, 0.12, 0.18, 0.26, 0.38), 1))
 def test_gaussian_noise_has_its_standard_deviation(severity, sigma):
     found = corrupt(GRAY, "gaussian_noise", severity, rng()).astype(float)
-    assert spread(found) == pytest.approx(255 * sigma, rel=0.03) and found.mean() == pytest.approx(128, abs=1)
+    assert spread(found) == pytest.approx(255 * sigma, rel=0.03) and found.mean() == pytest.approx(
+        128, abs=1
+    )
     channels = found.reshape(-1, 3).T
     assert np.abs(np.corrcoef(channels) - np.eye(3)).max() < 0.05, "each channel has its own"
 
 
 @pytest.mark.parametrize(
-    ("name", "photons"), [("shot_noise", (60, 25, 12, 5, 3)), ("shot_noise_p", (250, 100, 50, 30, 15))]
+    ("name", "photons"),
+    [("shot_noise", (60, 25, 12, 5, 3)), ("shot_noise_p", (250, 100, 50, 30, 15))],
 )
 def test_shot_noise_has_poissons_moments_and_values(name, photons):
     for severity, c in enumerate(photons, 1):
@@ -40,16 +45,23 @@ def test_shot_noise_has_poissons_moments_and_values(name, photons):
 def test_impulse_noise_is_half_salt_half_pepper(severity, share):
     found = corrupt(GRAY, "impulse_noise", severity, rng())
     salt, pepper = (found == 255).mean(), (found == 0).mean()
-    assert salt == pytest.approx(share / 2, rel=0.08) and pepper == pytest.approx(share / 2, rel=0.08)
+    assert salt == pytest.approx(share / 2, rel=0.08) and pepper == pytest.approx(
+        share / 2, rel=0.08
+    )
     assert ((found == 128) | (found == 0) | (found == 255)).all()
 
 
 @pytest.mark.parametrize(
     ("name", "sigmas"),
-    [("speckle_noise", (0.15, 0.2, 0.35, 0.45, 0.6)), ("speckle_noise_p", (0.15, 0.2, 0.25, 0.3, 0.35))],
+    [
+        ("speckle_noise", (0.15, 0.2, 0.35, 0.45, 0.6)),
+        ("speckle_noise_p", (0.15, 0.2, 0.25, 0.3, 0.35)),
+    ],
 )
 def test_speckle_noise_grows_with_the_light(name, sigmas):
     for severity, sigma in enumerate(sigmas, 1):
         for value in (60, 120):
             found = corrupt(np.full_like(GRAY, value), name, severity, rng()).astype(float)
-            assert spread(found) == pytest.approx(value * sigma, rel=0.06), "in whole steps of 1/255"
+            assert spread(found) == pytest.approx(value * sigma, rel=0.06), (
+                "in whole steps of 1/255"
+            )

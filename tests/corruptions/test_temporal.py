@@ -28,13 +28,30 @@ def test_the_map_is_what_the_corruption_shows(name, frames):
 
 
 def test_frame_rate_holds_frames_and_shows_none_before_its_time():
-    assert shown("frame_rate", 1, 11) == [0, 0, 2, 3, 4, 5, 5, 7, 8, 9, 10]  # 20 of 25: every fifth is lost
+    assert shown("frame_rate", 1, 11) == [
+        0,
+        0,
+        2,
+        3,
+        4,
+        5,
+        5,
+        7,
+        8,
+        9,
+        10,
+    ]  # 20 of 25: every fifth is lost
     for severity, rate in enumerate((20, 16, 12, 9, 6), 1):
         found = shown("frame_rate", severity, 100)
         assert len(set(found)) == rate * 4 and found == sorted(found)
         assert all(0 <= at - number < 25 / rate for at, number in enumerate(found))
-    assert shown("frame_rate", 3, fps=12) == list(range(48)), "a video of 12 frames a second has no more to lose"
-    assert len(set(shown("frame_rate", 3, 120, fps=30))) == 48 and len(set(shown("frame_rate_ssv2", 5, 100))) == 8
+    assert shown("frame_rate", 3, fps=12) == list(range(48)), (
+        "a video of 12 frames a second has no more to lose"
+    )
+    assert (
+        len(set(shown("frame_rate", 3, 120, fps=30))) == 48
+        and len(set(shown("frame_rate_ssv2", 5, 100))) == 8
+    )
 
 
 def test_sampling_shows_every_nth_frame_and_begins_again():
@@ -48,7 +65,9 @@ def test_jumble_stays_within_segments_and_box_jumble_keeps_them():
     for severity, length in enumerate((32, 16, 8, 4, 2), 1):
         found = shown("jumble", severity, 70)
         for start in range(0, 70, length):
-            assert sorted(found[start : start + length]) == list(range(start, min(start + length, 70)))
+            assert sorted(found[start : start + length]) == list(
+                range(start, min(start + length, 70))
+            )
         assert found != list(range(70))
     for severity, length in enumerate((4, 9, 16, 25, 36), 1):
         found = shown("box_jumble", severity, 120, seed=2)
@@ -62,7 +81,9 @@ def test_freeze_keeps_a_share_of_the_frames_each_until_the_next():
         found = shown("freeze", severity, 100)
         assert len(set(found)) == kept and found == sorted(found)
         first = found[0]
-        assert all(number <= at for at, number in enumerate(found) if at >= first), "nothing comes before its time"
+        assert all(number <= at for at, number in enumerate(found) if at >= first), (
+            "nothing comes before its time"
+        )
         assert all(found[number] == number for number in set(found))
     assert len(set(shown("freeze", 4, 10))) == 2 and len(set(shown("freeze", 2, 48))) == 9
 
@@ -75,7 +96,8 @@ def test_frame_drop_loses_a_share_and_the_last_that_came_stays():
 
 
 @pytest.mark.parametrize(
-    ("name", "reaches"), [("temporal_blur", (3, 5, 7, 9, 11)), ("temporal_blur_ssv2", (1, 2, 3, 4, 6))]
+    ("name", "reaches"),
+    [("temporal_blur", (3, 5, 7, 9, 11)), ("temporal_blur_ssv2", (1, 2, 3, 4, 6))],
 )
 def test_temporal_blur_is_the_mean_of_the_frames_around(name, reaches):
     clip = np.random.default_rng(0).integers(0, 256, (26, 5, 6, 3), dtype=np.uint8)
@@ -92,9 +114,11 @@ def test_translations_move_by_whole_pixels_within_their_bounds():
         moves = []
         for before, after in zip(clip, corrupt(clip, name, 5, rng()), strict=True):
             dy, dx = next(
-                (dy, dx) for dy in range(-10, 11) for dx in range(-10, 11)
+                (dy, dx)
+                for dy in range(-10, 11)
+                for dx in range(-10, 11)
                 if (after == _moved(before, dy, dx)).all()
-            )  # fmt: skip
+            )
             moves.append((dy, dx))
         assert (len(set(moves)) == 1) == same and moves[0] != (0, 0), moves
 
@@ -118,11 +142,15 @@ def test_rotations():
     turned = corrupt(clip, "static_rotate", 5, rng())
     assert (turned == np.rot90(clip, 1, (1, 2))).all()
     for severity, degrees in enumerate((7.5, 15, 30, 45), 1):
-        assert (corrupt(clip, "static_rotate", severity, rng())[1] == _turned(clip[1], degrees)).all()
+        assert (
+            corrupt(clip, "static_rotate", severity, rng())[1] == _turned(clip[1], degrees)
+        ).all()
     white = np.full((40, 40, 40, 3), 255, np.uint8)
     corners = corrupt(white, "rotate", 5, rng())
     share = [(frame == 0).mean() for frame in corners]
-    assert len({round(s, 3) for s in share}) > 5 and max(share) < 0.25, "another angle a frame, 31 degrees at most"
+    assert len({round(s, 3) for s in share}) > 5 and max(share) < 0.25, (
+        "another angle a frame, 31 degrees at most"
+    )
     for severity, most in enumerate((7, 13, 19, 25, 31), 1):
         shown = corrupt(clip[:1].repeat(500, 0), "rotate", severity, rng())
         all_there_are = {_turned(clip[0], degrees).tobytes() for degrees in range(-most, most + 1)}

@@ -17,7 +17,10 @@ def test_plasma_is_a_torus_of_0_to_1_that_gets_rougher_with_less_decay():
         assert found.shape == (side, side) and found.min() == 0 and found.max() == pytest.approx(1)
         inside, across = np.abs(np.diff(found, axis=0)).mean(), np.abs(found[0] - found[-1]).mean()
         assert across < 3 * inside, "its upper edge follows on its lower one"
-    rough = [np.mean([np.abs(np.diff(plasma(128, d, rng(s)))).mean() for s in range(5)]) for d in (1.4, 1.7, 2.0, 3.0)]
+    rough = [
+        np.mean([np.abs(np.diff(plasma(128, d, rng(s)))).mean() for s in range(5)])
+        for d in (1.4, 1.7, 2.0, 3.0)
+    ]
     assert rough == sorted(rough, reverse=True)
 
 
@@ -25,12 +28,27 @@ def test_the_noise_of_plasma_falls_by_the_square_of_decay():
     """Heights of the finest scale against those two coarser: decay ** 4, as published."""
     for decay in (1.5, 2.0):
         found = plasma(256, decay, rng())
-        finest = found[1::2, 1::2] - (found[:-1:2, :-1:2] + np.roll(found[:-1:2, :-1:2], -1, 0)
-                                      + np.roll(found[:-1:2, :-1:2], -1, 1)
-                                      + np.roll(found[:-1:2, :-1:2], (-1, -1), (0, 1))) / 4  # fmt: skip
+        finest = (
+            found[1::2, 1::2]
+            - (
+                found[:-1:2, :-1:2]
+                + np.roll(found[:-1:2, :-1:2], -1, 0)
+                + np.roll(found[:-1:2, :-1:2], -1, 1)
+                + np.roll(found[:-1:2, :-1:2], (-1, -1), (0, 1))
+            )
+            / 4
+        )
         coarse = found[::4, ::4]
-        middle = found[2::4, 2::4] - (coarse + np.roll(coarse, -1, 0) + np.roll(coarse, -1, 1)
-                                      + np.roll(coarse, (-1, -1), (0, 1))) / 4  # fmt: skip
+        middle = (
+            found[2::4, 2::4]
+            - (
+                coarse
+                + np.roll(coarse, -1, 0)
+                + np.roll(coarse, -1, 1)
+                + np.roll(coarse, (-1, -1), (0, 1))
+            )
+            / 4
+        )
         assert middle.std() / finest.std() == pytest.approx(decay**2, rel=0.1)
 
 
@@ -50,7 +68,9 @@ def test_snow_falls_along_its_smear():
         moves = [(dy, dx) for dy in range(4 * t, 8 * t + 1) for dx in range(-6 * t, 6 * t + 1)]
         dy, dx = min(moves, key=lambda move: error(np.roll(found[0], move, (0, 1)), found[t]))
         assert error(np.roll(found[0], (dy, dx), (0, 1)), found[t]) < 1, "the same flakes"
-        assert np.hypot(dy, dx) == pytest.approx(t * 96 / 12, abs=1), "a twelfth of the height a frame"
+        assert np.hypot(dy, dx) == pytest.approx(t * 96 / 12, abs=1), (
+            "a twelfth of the height a frame"
+        )
         across.append(dx / t)
     assert np.ptp(across) < 1, "straight"
     dark, light = ((corrupt(black + v, "snow", 3, rng()).astype(float)).mean() - v for v in (0, 60))
@@ -65,17 +85,23 @@ def test_snow_lies_on_black_as_it_does_upside_down():
 def test_frost_keeps_its_share_of_the_picture_and_adds_its_share_of_ice():
     black, gray = np.zeros((1, 64, 64, 3), np.uint8), np.full((1, 64, 64, 3), 100, np.uint8)
     pane = corrupt(black, "frost", 1, rng()) / 0.4
-    for severity, (kept, ice) in enumerate(((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)), 1):
+    for severity, (kept, ice) in enumerate(
+        ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)), 1
+    ):
         expected = (100 * kept + pane * ice).clip(0, 255)
         assert np.abs(corrupt(gray, "frost", severity, rng()) - expected).max() <= 2
 
 
 def test_rain_and_drops_have_their_light():
     gray = np.full((1, 112, 112, 3), 200, np.uint8)
-    found = corrupt(gray, "rain", 1, rng())  # at most 255 * 220/255 * (55/255)^2 more, of which contrast leaves .8
+    found = corrupt(
+        gray, "rain", 1, rng()
+    )  # at most 255 * 220/255 * (55/255)^2 more, of which contrast leaves .8
     assert 203 < found.max() < 210
     drops = corrupt(gray * 0, "spatter", 3, rng())[0].reshape(-1, 3).max(0).astype(float)
-    assert drops[1] == drops[2] and drops[0] / drops[1] == pytest.approx(175 / 238, abs=0.02), "turquoise"
+    assert drops[1] == drops[2] and drops[0] / drops[1] == pytest.approx(175 / 238, abs=0.02), (
+        "turquoise"
+    )
 
 
 def test_frost_is_one_pane_that_keeps_the_picture_under_it():
@@ -93,14 +119,20 @@ def test_rain_lightens_streaks_and_takes_contrast():
     assert found.std() < clip.std() and found.mean() > clip.mean()
     wet = corrupt(np.full_like(clip, 40), "rain", 4, rng())[0, ..., 0]
     assert 0.01 < (wet > wet.min() + 10).mean() < 0.6
-    assert (np.diff(wet.astype(int), axis=0) == 0).mean() > (np.diff(wet.astype(int), axis=1) == 0).mean(), "upright"
+    assert (np.diff(wet.astype(int), axis=0) == 0).mean() > (
+        np.diff(wet.astype(int), axis=1) == 0
+    ).mean(), "upright"
 
 
-@pytest.mark.parametrize(("severity", "mud"), [(1, False), (2, False), (3, False), (4, True), (5, True)])
+@pytest.mark.parametrize(
+    ("severity", "mud"), [(1, False), (2, False), (3, False), (4, True), (5, True)]
+)
 @pytest.mark.parametrize("size", [224, 64])
 def test_spatter_is_water_that_lightens_or_mud_that_hides(severity, mud, size):
     clip = np.full((1, size, size, 3), 100, np.uint8)
-    found = np.concatenate([corrupt(clip, "spatter", severity, rng(seed)) for seed in range(6)]).astype(int)
+    found = np.concatenate(
+        [corrupt(clip, "spatter", severity, rng(seed)) for seed in range(6)]
+    ).astype(int)
     hit = (found != 100).any(-1)
     assert 0.002 < hit.mean() < 0.6
     if mud:

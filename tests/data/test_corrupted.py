@@ -19,7 +19,14 @@ from vidrobust.data import (
 from vidrobust.data.decoding.read_frames import checked_frames
 
 CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
-CONDITIONS = [CLEAN, ("gaussian_noise", 2), ("sampling", 1), ("h264_crf", 1), ("temporal_blur", 1), ("freeze", 5)]
+CONDITIONS = [
+    CLEAN,
+    ("gaussian_noise", 2),
+    ("sampling", 1),
+    ("h264_crf", 1),
+    ("temporal_blur", 1),
+    ("freeze", 5),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +63,33 @@ def test_each_kind_gets_the_frames_it_needs(videos):
     spans = [[s, s + 3, s + 6, s + 9] for s in starts]
     assert [read_numbers(clip) for clip in clean] == spans
     assert [read_numbers(clip) for clip in noisy] == spans
-    assert [read_numbers(clip) for clip in sampled] == [[2 * n % 60 for n in span] for span in spans], "of all frames"
-    assert [read_numbers(clip) for clip in coded] == spans, "consecutive ones went through the encoder"
+    assert [read_numbers(clip) for clip in sampled] == [
+        [2 * n % 60 for n in span] for span in spans
+    ], "of all frames"
+    assert [read_numbers(clip) for clip in coded] == spans, (
+        "consecutive ones went through the encoder"
+    )
     whole = counting_frames(60)
     for clip, start in zip(blurred, starts, strict=True):
         span = corrupt(whole[start : start + 10], "temporal_blur", 1, np.random.default_rng(0))[::3]
-        assert np.abs(clip.astype(int) - span).mean() < 3, "those that the clip skips are in the mean"
-    assert len({number for clip in frozen for number in read_numbers(clip)}) == 1, "one frame of the whole video"
+        assert np.abs(clip.astype(int) - span).mean() < 3, (
+            "those that the clip skips are in the mean"
+        )
+    assert len({number for clip in frozen for number in read_numbers(clip)}) == 1, (
+        "one frame of the whole video"
+    )
 
 
 def test_one_draw_a_video_corruption_and_severity(videos):
-    twice = [found(videos, [(0, [("gaussian_noise", 1)]), (1, [("gaussian_noise", 1)])]) for _ in range(2)]
+    twice = [
+        found(videos, [(0, [("gaussian_noise", 1)]), (1, [("gaussian_noise", 1)])])
+        for _ in range(2)
+    ]
     assert all((a.clips[0] == b.clips[0]).all() for a, b in zip(*twice, strict=True))
-    noise = [item.clips[0].int() - clean.clips[0].int() for item, clean in zip(
-        twice[0], found(videos, [(0, [CLEAN]), (1, [CLEAN])]), strict=True
-    )]  # fmt: skip
+    noise = [
+        item.clips[0].int() - clean.clips[0].int()
+        for item, clean in zip(twice[0], found(videos, [(0, [CLEAN]), (1, [CLEAN])]), strict=True)
+    ]
     gray = (noise[0] != noise[1]).float().mean()
     assert gray > 0.3, "another video, another draw"
 
@@ -84,7 +103,9 @@ def test_work_in_pieces_and_by_workers_gives_the_same(videos):
     pieces = [(i, CONDITIONS[start : start + 2]) for i in range(3) for start in (0, 2, 4)]
     for workers in (0, 2):
         items = found(videos, pieces, workers=workers)
-        assert sorted((i.index, tuple(i.conditions)) for i in items) == sorted((i, tuple(c)) for i, c in pieces)
+        assert sorted((i.index, tuple(i.conditions)) for i in items) == sorted(
+            (i, tuple(c)) for i, c in pieces
+        )
         for item in items:
             for condition, clips in zip(item.conditions, item.clips, strict=True):
                 assert (clips == whole[item.index, condition]).all()
@@ -95,7 +116,11 @@ def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch
 
     opened = []
     real = module.open_record
-    monkeypatch.setattr(module, "open_record", lambda record, *rest: opened.append(record.path) or real(record, *rest))
+    monkeypatch.setattr(
+        module,
+        "open_record",
+        lambda record, *rest: opened.append(record.path) or real(record, *rest),
+    )
     cfg = Data(**(vars(CFG) | {"timeout_s": 0.0}))
     found(videos, [(0, CONDITIONS[:3]), (1, CONDITIONS), (0, CONDITIONS[3:])], cfg=cfg)
     assert len(opened) == len(set(opened)) == 2
@@ -105,7 +130,10 @@ def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch
 def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
     cfg = Data(**(vars(CFG) | {"timeout_s": timeout_s}))
     good, bad = found(videos, [(0, CONDITIONS), (3, CONDITIONS)], cfg=cfg)
-    assert not [clips for clips in good.clips if isinstance(clips, Failure)] and bad.conditions == CONDITIONS
+    assert (
+        not [clips for clips in good.clips if isinstance(clips, Failure)]
+        and bad.conditions == CONDITIONS
+    )
     assert all("is empty" in clips.reason for clips in bad.clips)
 
 
@@ -130,11 +158,16 @@ def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypat
     monkeypatch.setattr(module, "checked_frames", _damaged)
     children_begin_with(
         monkeypatch,
-        "import vidrobust.data.corrupted as module; from tests.data.test_corrupted import _damaged\n"
-        "module.checked_frames = _damaged",
+        "import vidrobust.data.corrupted as module; from tests.data.test_corrupted import"
+        " _damaged\nmodule.checked_frames = _damaged",
     )
     cfg, records = Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
-    conditions = [CLEAN, ("contrast", 1), ("jumble", 5), ("sampling", 1)]  # the last shows frames 50 and 56
+    conditions = [
+        CLEAN,
+        ("contrast", 1),
+        ("jumble", 5),
+        ("sampling", 1),
+    ]  # the last shows frames 50 and 56
     (whole,) = found(records, [(0, conditions)], clips=1, cfg=cfg)
     failed = [isinstance(clips, Failure) for clips in whole.clips]
     assert failed == [False, False, False, True]
@@ -155,25 +188,36 @@ def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
         "module.corrupt = _broken",
     )
     (item,) = found(videos, [(0, CONDITIONS)])
-    assert [isinstance(clips, Failure) for clips in item.clips] == [name == "h264_crf" for name, _ in CONDITIONS]
+    assert [isinstance(clips, Failure) for clips in item.clips] == [
+        name == "h264_crf" for name, _ in CONDITIONS
+    ]
     assert "60.avi: h264_crf: RuntimeError('no more bits')" in item.clips[3].reason
 
 
 def test_short_videos_and_single_frames(videos):
     seven, one = found(videos, [(1, CONDITIONS), (2, CONDITIONS)])
     assert read_numbers(seven.clips[0][0].numpy()) == [0, 3, 6, 6]
-    assert read_numbers(seven.clips[2][0].numpy()) == [0, 6, 4, 4], "0 2 4 6 0 2 4: what is shown at 0, 3, 6"
+    assert read_numbers(seven.clips[2][0].numpy()) == [
+        0,
+        6,
+        4,
+        4,
+    ], "0 2 4 6 0 2 4: what is shown at 0, 3, 6"
     assert all(read_numbers(one.clips[i][0].numpy()) == [0] * 4 for i in (0, 2, 5))
 
 
 def test_on_the_view_the_crop_is_what_is_corrupted(videos):
     cfg = Data(frames=4, stride=3, short_side=64, size=32, workers=0)
     clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips
-    assert (noisy[0].numpy() == corrupt(clean[0].numpy(), "contrast", 3, np.random.default_rng(0))).all()
+    assert (
+        noisy[0].numpy() == corrupt(clean[0].numpy(), "contrast", 3, np.random.default_rng(0))
+    ).all()
 
 
 def test_large_frames_are_shrunk_first(tmp_path):
     frames = np.zeros((3, 300, 420, 3), np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
-    videos = corrupted_videos(Data(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0)
+    videos = corrupted_videos(
+        Data(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0
+    )
     assert videos.reader.read(videos.records[0], 0, [CLEAN]).frames.shape == (2, 256, 358, 3)

@@ -100,7 +100,11 @@ def test_a_broken_file_is_a_failure_in_the_batch(tmp_path, workers):
     (batch,) = batch_loader(eval_dataset(CFG, records, 1), EvalBatches(list(range(4)), 4), workers)
     assert len(batch.uids) == 3 and batch.clips.shape[0] == 3
     (failure,) = batch.failed
-    assert failure.uid == "Beta/v_Beta_g05_c01.avi" and failure.index == 2 and "is empty" in failure.reason
+    assert (
+        failure.uid == "Beta/v_Beta_g05_c01.avi"
+        and failure.index == 2
+        and "is empty" in failure.reason
+    )
 
 
 def test_policy_error_makes_a_short_video_a_failure(ucf):
@@ -115,7 +119,11 @@ def test_images_are_clips_of_one_frame(tmp_path):
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[..., 1] = 200
     Image.fromarray(pixels).save(tmp_path / "i.png")
-    data = eval_dataset(Data(frames=1, stride=1, short_side=32, size=32), [Record("i", str(tmp_path / "i.png"), 3)], 1)
+    data = eval_dataset(
+        Data(frames=1, stride=1, short_side=32, size=32),
+        [Record("i", str(tmp_path / "i.png"), 3)],
+        1,
+    )
     sample = data[0, 0]
     assert sample["clips"].shape == (1, 1, 32, 32, 3)
     assert sample["clips"][0, 0, 5, 5].tolist() == [0, 200, 0]
@@ -131,21 +139,32 @@ def test_the_same_samples_with_and_without_a_watchdog(ucf):
         assert a.keys() == b.keys() and a["uid"] == b["uid"]
         assert all(torch.equal(a[name], b[name]) for name in ("clips", "draws", "start"))
     kept = watched[0, 1]["clips"].clone(), watched[0, 1]["clips"]
-    assert watched[0, 2] and torch.equal(*kept)  # a sample is its own, not a window on the child's memory
+    assert watched[0, 2] and torch.equal(
+        *kept
+    )  # a sample is its own, not a window on the child's memory
 
 
 def test_no_sample_has_the_randomness_of_another(ucf):
     """Over epochs, videos and views, whichever worker drew them."""
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, Augment(jitter_prob=1), records, clips=2, seed=7)
-    draws = torch.cat([batch.draws.flatten(0, 1) for batch in batch_loader(dataset, TrainBatches(8, 4, 7, 0, 8), 4)])
+    draws = torch.cat(
+        [
+            batch.draws.flatten(0, 1)
+            for batch in batch_loader(dataset, TrainBatches(8, 4, 7, 0, 8), 4)
+        ]
+    )
     assert len(torch.unique(draws[:, :4], dim=0)) == len(draws) == 64
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, 2, 7) if train else eval_dataset(CFG, records, 2, "dense")
+    dataset = (
+        train_dataset(CFG, Augment(), records, 2, 7)
+        if train
+        else eval_dataset(CFG, records, 2, "dense")
+    )
     sample = dataset[1, 3]
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1, 3]["clips"], sample["clips"])
 
@@ -157,10 +176,14 @@ def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
 
 
 def test_records_are_kept_as_one_array(ucf):
-    """A list of objects would be copied, page by page, into every worker (PyTorch's issue 13246)."""
+    """A list of objects would be copied, page by page, into every worker (PyTorch's issue
+    13246).
+    """
     records, _ = ucf101(ucf, "train", 1)
     kept = train_dataset(CFG, Augment(), records * 1000, 2, 7).records
-    assert [kept[i] for i in (0, 7, 4242, len(kept) - 1)] == [records[i % 8] for i in (0, 7, 4242, 7999)]
+    assert [kept[i] for i in (0, 7, 4242, len(kept) - 1)] == [
+        records[i % 8] for i in (0, 7, 4242, 7999)
+    ]
     held = [value for value in vars(kept).values() if not isinstance(value, np.ndarray)]
     assert len(kept) == 8000 and held == []
     with pytest.raises(IndexError):
@@ -168,26 +191,45 @@ def test_records_are_kept_as_one_array(ucf):
 
 
 def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
-    """The same boxes and colours, then one of the corruptions on some of the clips; any number of workers."""
+    """The same boxes and colours, then one of the corruptions on some of the clips; any number of
+    workers.
+    """
     records, _ = ucf101(ucf, "train", 1)
-    augment = Augment(corruptions=["contrast", "brightness"], corruption_prob=0.5, corruption_severities=[5])
-    plain, corrupted = (train_dataset(CFG, a, records, clips=2, seed=7) for a in (Augment(), augment))
+    augment = Augment(
+        corruptions=["contrast", "brightness"], corruption_prob=0.5, corruption_severities=[5]
+    )
+    plain, corrupted = (
+        train_dataset(CFG, a, records, clips=2, seed=7) for a in (Augment(), augment)
+    )
     pairs = [(plain[e, i], corrupted[e, i]) for e in range(4) for i in range(8)]
-    assert all(torch.equal(a["draws"], b["draws"]) and torch.equal(a["start"], b["start"]) for a, b in pairs)
-    changed = [bool((x != y).any()) for a, b in pairs for x, y in zip(a["clips"], b["clips"], strict=True)]
+    assert all(
+        torch.equal(a["draws"], b["draws"]) and torch.equal(a["start"], b["start"])
+        for a, b in pairs
+    )
+    changed = [
+        bool((x != y).any()) for a, b in pairs for x, y in zip(a["clips"], b["clips"], strict=True)
+    ]
     assert 16 < sum(changed) < 48, "about half of 64"
-    one, two = (next(iter(batch_loader(corrupted, [[(0, i) for i in range(8)]], workers))) for workers in (0, 2))
+    one, two = (
+        next(iter(batch_loader(corrupted, [[(0, i) for i in range(8)]], workers)))
+        for workers in (0, 2)
+    )
     assert same_batch(one, two)
 
 
 def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
-    """The first epoch is that of a run without, the last of twenty is nearly the whole frame without colours."""
+    """The first epoch is that of a run without, the last of twenty is nearly the whole frame
+    without colours.
+    """
     records, _ = ucf101(ucf, "train", 1)
     augment = Augment(scale=[0.1, 1.0], jitter_prob=1.0)
     plain = train_dataset(CFG, augment, records, 2, 7, 20)
     fading = train_dataset(CFG, dataclasses.replace(augment, fade=True), records, 2, 7, 20)
     first = [(plain[0, i], fading[0, i]) for i in range(8)]
-    assert all(torch.equal(a["clips"], b["clips"]) and torch.equal(a["draws"], b["draws"]) for a, b in first)
+    assert all(
+        torch.equal(a["clips"], b["clips"]) and torch.equal(a["draws"], b["draws"])
+        for a, b in first
+    )
     last = [(plain[19, i]["draws"], fading[19, i]["draws"]) for i in range(8)]
     spread = [torch.stack([pair[k][:, :3] for pair in last]).sub(1).abs().mean() for k in (0, 1)]
     assert spread[1] < 0.1 * spread[0]

@@ -30,7 +30,10 @@ def test_ucf101_ignores_case_as_handstand_pushups_needs(tmp_path):
     )
     (lists / "trainlist01.txt").write_text("HandStandPushups/v_HandstandPushups_g01_c01.avi 3\n")
     (record,), _ = ucf101(root, "train", 1)
-    assert record.path.endswith("HandstandPushups/v_HandStandPushups_g01_c01.avi") and record.label == 0
+    assert (
+        record.path.endswith("HandstandPushups/v_HandStandPushups_g01_c01.avi")
+        and record.label == 0
+    )
 
 
 def test_ucf101_mistakes_name_the_line(tmp_path):
@@ -38,7 +41,9 @@ def test_ucf101_mistakes_name_the_line(tmp_path):
     train = root / "ucfTrainTestlist/trainlist01.txt"
     for text, message in {
         "Alpha/nothing.avi 3\n": r"line 1: Alpha/nothing.avi is not under",
-        "Alpha/v_Alpha_g01_c01.avi 2\n": r"line 1: label 2 is not Alpha's; classInd.txt says 3 \(its ids start at 1\)",
+        "Alpha/v_Alpha_g01_c01.avi 2\n": (
+            r"line 1: label 2 is not Alpha's; classInd.txt says 3 \(its ids start at 1\)"
+        ),
         "Gamma/v.avi 3\n": r"line 1: class 'Gamma' is not in",
         "\n": "lists no video",
         "Alpha/v_Alpha_g01_c01.avi 3\n" * 2: "listed twice",
@@ -101,10 +106,18 @@ def test_list_files_take_absolute_paths_and_class_names(tmp_path):
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("b.avi 1\nb.avi 2\n", "b.avi 1\n", "labels look 1-based .smallest 1, largest 2.; subtract 1"),
+        (
+            "b.avi 1\nb.avi 2\n",
+            "b.avi 1\n",
+            "labels look 1-based .smallest 1, largest 2.; subtract 1",
+        ),
         ("b.avi 0\n", "b.avi 4\n", "test.txt, line 1: label 4 is out of range 0..0"),
         ("b.avi 0\n", "b.avi -2\n", "label -2 is out of range"),
-        ("b.avi -2\nb.avi 1\n", "b.avi 0\n", "train.txt, line 1: label -2 is out of range: classes are numbers from 0"),
+        (
+            "b.avi -2\nb.avi 1\n",
+            "b.avi 0\n",
+            "train.txt, line 1: label -2 is out of range: classes are numbers from 0",
+        ),
         ("b.avi 0\n", "c.avi 0\n", "test.txt, line 1: c.avi is not under"),
         ("b.avi 0\n", "/nowhere/c.avi 0\n", "/nowhere/c.avi is not under"),
         ("b.avi 0\n", "b.avi\n", "expected a path and an integer label"),
@@ -134,9 +147,14 @@ def test_a_folder_per_class(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("1 A\n1 B\n", "line 2: '1 B' repeats"), ("1 A\n2 a\n", "repeats an id or a name"), ("", "lists no class"),
-     ("² A\n", "expected `id ClassName`"), ("A 1\n", "expected `id ClassName`")],
-)  # fmt: skip
+    [
+        ("1 A\n1 B\n", "line 2: '1 B' repeats"),
+        ("1 A\n2 a\n", "repeats an id or a name"),
+        ("", "lists no class"),
+        ("² A\n", "expected `id ClassName`"),
+        ("A 1\n", "expected `id ClassName`"),
+    ],
+)
 def test_class_lists_that_are_wrong(tmp_path, text, message):
     root = tiny_ucf101(tmp_path)
     (root / "ucfTrainTestlist/classInd.txt").write_text(text)
@@ -165,7 +183,11 @@ def test_ucf101_groups_are_the_sources(ucf):
 
 
 def _tiny_hmdb(root, top="hmdb51_org"):
-    names = ["Film_(1)_run_f_cm_np1_ba_bad_#0.avi", "a&b[c]!_run_u_nm_np1_fr_goo_1.avi", "run_run_u_nm_np1_2.avi"]
+    names = [
+        "Film_(1)_run_f_cm_np1_ba_bad_#0.avi",
+        "a&b[c]!_run_u_nm_np1_fr_goo_1.avi",
+        "run_run_u_nm_np1_2.avi",
+    ]
     for name in names:
         _touch(root / top / "run" / name)
     _touch(root / top / "jump" / "Film_(1)_jump_f_cm_np1_ba_bad_3.avi")
@@ -196,7 +218,9 @@ def test_hmdb51_takes_tags_one_and_two_and_any_character(tmp_path):
 @pytest.mark.parametrize("tag", ["3", "x", ""])
 def test_hmdb51_mistakes_name_the_line(tmp_path, tag):
     names = _tiny_hmdb(tmp_path)
-    (tmp_path / "testTrainMulti_7030_splits/run_test_split1.txt").write_text(f"{names[0]} 1\n{names[1]} {tag}\n")
+    (tmp_path / "testTrainMulti_7030_splits/run_test_split1.txt").write_text(
+        f"{names[0]} 1\n{names[1]} {tag}\n"
+    )
     with pytest.raises(UserError, match="run_test_split1.txt, line 2"):
         hmdb51(tmp_path, "train", 1)
 
@@ -207,10 +231,18 @@ def test_the_official_lists_of_hmdb51_have_the_official_counts(tmp_path):
     for path in lists.glob("*_test_split1.txt"):  # each lists every video of its class
         for line in path.read_text().splitlines():
             if line.strip():
-                _touch(tmp_path / "videos" / path.name.removesuffix("_test_split1.txt") / line.rsplit(maxsplit=1)[0])
+                _touch(
+                    tmp_path
+                    / "videos"
+                    / path.name.removesuffix("_test_split1.txt")
+                    / line.rsplit(maxsplit=1)[0]
+                )
     (tmp_path / "splits").symlink_to(lists)
     for fold in (1, 2, 3):
-        (train, classes), (test, _) = hmdb51(tmp_path, "train", fold), hmdb51(tmp_path, "test", fold)
+        (train, classes), (test, _) = (
+            hmdb51(tmp_path, "train", fold),
+            hmdb51(tmp_path, "test", fold),
+        )
         assert (len(train), len(test), len(classes)) == (3570, 1530, 51)
         assert [sum(r.label == c for r in train) for c in range(51)] == [70] * 51
         assert not {r.uid for r in train} & {r.uid for r in test}
@@ -232,16 +264,21 @@ def test_kinetics_finds_downloads_by_official_names_and_counts_what_is_gone(tmp_
     records, classes = kinetics(tmp_path, "train", 1)
     assert classes == ["tap dancing", "throwing, discus"]
     assert [(r.uid, r.label, r.group) for r in records] == [
-        ("tap dancing/-_a_000000_000010.mp4", 0, "-_a"), ("throwing discus/b_c_000035_000045.mkv", 1, "b_c")
-    ]  # fmt: skip
+        ("tap dancing/-_a_000000_000010.mp4", 0, "-_a"),
+        ("throwing discus/b_c_000035_000045.mkv", 1, "b_c"),
+    ]
     assert "1 of 3 videos are not under" in caplog.text and "gone0_000001_000011" in caplog.text
-    ((record,), _) = kinetics(tmp_path, "test", 1)
+    (record,), _ = kinetics(tmp_path, "test", 1)
     assert record.uid == "vvv.mp4" and record.label == 0
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("tap,a", "line 2: times and label"), ("tap,a,x,y", "line 2: times and label"), ("tap,a,1,2", "lists no video")],
+    [
+        ("tap,a", "line 2: times and label"),
+        ("tap,a,x,y", "line 2: times and label"),
+        ("tap,a,1,2", "lists no video"),
+    ],
 )
 def test_kinetics_mistakes(tmp_path, row, message):
     _kinetics(tmp_path, [row], [])
@@ -251,7 +288,9 @@ def test_kinetics_mistakes(tmp_path, row, message):
 
 def test_kinetics_refuses_other_tables_and_unknown_classes(tmp_path):
     _kinetics(tmp_path, ["tap,a,1,2"], ["swim,b,1,2"])
-    with pytest.raises(UserError, match="validate.csv, line 2: class 'swim' is not in the training list"):
+    with pytest.raises(
+        UserError, match="validate.csv, line 2: class 'swim' is not in the training list"
+    ):
         kinetics(tmp_path, "test", 1)
     (tmp_path / "train.csv").write_text("video,label\n")
     with pytest.raises(UserError, match="an official list has the columns label, time_end"):
@@ -294,7 +333,7 @@ def test_kinetics_follows_links_to_folders(tmp_path):
     _kinetics(tmp_path / "k", ["tap,a,1,2"], [])
     _touch(tmp_path / "disk/tap/a_000001_000002.mp4")
     (tmp_path / "k/train").symlink_to(tmp_path / "disk")
-    ((record,), _) = kinetics(tmp_path / "k", "train", 1)
+    (record,), _ = kinetics(tmp_path / "k", "train", 1)
     assert record.uid == "tap/a_000001_000002.mp4"
 
 

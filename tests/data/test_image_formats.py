@@ -46,7 +46,10 @@ def test_frame_folders_are_clips(tmp_path):
         _images(tmp_path / split / "run" / "a.b (1)", 3)
         _images(tmp_path / split / "swim" / "c", 2)
     records, classes = frame_folder(tmp_path, "train", 1)
-    assert [(r.uid, r.label) for r in records] == [("run/a.b (1)", 0), ("swim/c", 1)] and classes == ["run", "swim"]
+    assert [(r.uid, r.label) for r in records] == [
+        ("run/a.b (1)", 0),
+        ("swim/c", 1),
+    ] and classes == ["run", "swim"]
     assert read_frames(records[0].path, np.array([2])).shape == (1, 30, 40, 3)
 
 
@@ -104,7 +107,9 @@ def test_a_torchvision_data_set_with_splits_of_other_names_is_told(tmp_path):
 def test_images_of_sixteen_bits_keep_their_range(tmp_path):
     deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert read_frames(tmp_path / "deep.png", np.array([0]))[0, ..., 1].ravel().tolist() == list(range(256))
+    assert read_frames(tmp_path / "deep.png", np.array([0]))[0, ..., 1].ravel().tolist() == list(
+        range(256)
+    )
     Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DecodeError, match="floating-point numbers of unknown range"):
         read_frames(tmp_path / "float.tiff", np.array([0]))

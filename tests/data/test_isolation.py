@@ -59,7 +59,11 @@ def test_calls_run_in_one_other_process_and_come_back(child):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("hang", "no answer within 0.3 s"), ("crash", "the decoder crashed (SIGSEGV)"), ("exit", "it exited with 3")],
+    [
+        ("hang", "no answer within 0.3 s"),
+        ("crash", "the decoder crashed (SIGSEGV)"),
+        ("exit", "it exited with 3"),
+    ],
 )
 def test_a_death_is_told_and_the_next_call_works(child, how, said):
     pid, _ = child("work")
@@ -142,8 +146,10 @@ def test_jobs_run_side_by_side_and_bad_ones_harm_no_other():
     found = dict(in_children(_behave_of, jobs, workers=3, timeout_s=0.4))
     assert set(found) == set(jobs)
     assert [n for (how, n), result in found.items() if isinstance(result, ChildDied)] in (
-        [3, 7, 11], [3, 11, 7], [11, 3, 7]
-    )  # fmt: skip
+        [3, 7, 11],
+        [3, 11, 7],
+        [11, 3, 7],
+    )
     assert all(found[job][1] == job[1] for job in jobs if job[0] == "work")
     assert len({result[0] for result in found.values() if not isinstance(result, ChildDied)}) >= 3
 
@@ -181,7 +187,9 @@ def test_a_process_that_is_stopped_ends_after_its_time():
 def test_a_child_that_is_killed_reads_again(tmp_path):
     child = Child(_killed_until, 20)
     assert child(tmp_path / "once", 1) == child.pid
-    with pytest.raises(ChildDied, match=r"its process was killed twice \(SIGKILL\), as for want of memory"):
+    with pytest.raises(
+        ChildDied, match=r"its process was killed twice \(SIGKILL\), as for want of memory"
+    ):
         child(tmp_path / "always", 9)
     child.close()
 
@@ -191,7 +199,11 @@ def _killed_job(job):
 
 
 def test_a_job_whose_child_is_killed_is_done_once_more(tmp_path):
-    jobs = [(str(tmp_path / "once"), 1), (str(tmp_path / "always"), 9), (str(tmp_path / "never"), 0)]
+    jobs = [
+        (str(tmp_path / "once"), 1),
+        (str(tmp_path / "always"), 9),
+        (str(tmp_path / "never"), 0),
+    ]
     found = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
     assert isinstance(found[jobs[0]], int) and isinstance(found[jobs[2]], int)
     assert "killed twice" in str(found[jobs[1]])
@@ -204,8 +216,12 @@ def test_a_pause_of_all_processes_is_no_time():
         "from tests.data.test_isolation import Child, _sleep\n"
         "child = Child(_sleep, 1.5); child(0); print('ready', flush=True); print(child(1.0))"
     )
-    run = subprocess.Popen([sys.executable, "-c", code, str(REPO)], stdout=subprocess.PIPE, text=True,
-                           start_new_session=True)  # fmt: skip
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, str(REPO)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert run.stdout.readline() == "ready\n"
     time.sleep(0.3)
     os.killpg(run.pid, signal.SIGSTOP)
@@ -246,7 +262,9 @@ def _folder_of(path):
     reason="needs Linux and two cores",
 )
 def test_a_child_runs_on_the_cores_of_its_caller():
-    """The process that forks it may have begun on all of them: a rank bound to its own left them."""
+    """The process that forks it may have begun on all of them: a rank bound to its own left
+    them.
+    """
     child_module.start_nursery()
     every = os.sched_getaffinity(0)
     child = Child(os.sched_getaffinity, timeout_s=5)

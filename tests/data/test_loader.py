@@ -12,7 +12,14 @@ import torch
 from tests.helpers import REPO, same_batch
 from vidrobust.config import Augment, Data
 from vidrobust.corruptions import expand
-from vidrobust.data import TrainBatches, batch_loader, corrupted_loader, corrupted_videos, train_dataset, ucf101
+from vidrobust.data import (
+    TrainBatches,
+    batch_loader,
+    corrupted_loader,
+    corrupted_videos,
+    train_dataset,
+    ucf101,
+)
 from vidrobust.data import loader as workers
 from vidrobust.data.loader import worker_deaths
 from vidrobust.utils.errors import UserError
@@ -57,7 +64,9 @@ def test_corrupted_clips_travel_through_pipes_as_well(ucf, short):
 def test_enough_shared_memory_is_used_without_a_word(ucf, monkeypatch):
     said = []
     monkeypatch.setattr(workers.log, "warning", said.append)
-    assert not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes and not said
+    assert (
+        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes and not said
+    )
 
 
 def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):

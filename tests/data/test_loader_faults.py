@@ -1,4 +1,6 @@
-"""Files that hang or crash, workers that die, memory that grows, Ctrl-C: what may happen while data loads."""
+"""Files that hang or crash, workers that die, memory that grows, Ctrl-C: what may happen while data
+loads.
+"""
 
 import contextlib
 import dataclasses
@@ -51,15 +53,20 @@ def misbehaving(tmp_path, monkeypatch):
     monkeypatch.setitem(BACKENDS, "auto", Misbehaves)
     children_begin_with(
         monkeypatch,
-        "from tests.data.test_loader_faults import BACKENDS, Misbehaves; BACKENDS['auto'] = Misbehaves",
+        "from tests.data.test_loader_faults import BACKENDS, Misbehaves; BACKENDS['auto'] ="
+        " Misbehaves",
     )
     names = ["a", "hang", "b", "crash", "c", "d"]
-    paths = [counting_video(tmp_path / f"{name}.avi", 12, first=100 * i) for i, name in enumerate(names)]
+    paths = [
+        counting_video(tmp_path / f"{name}.avi", 12, first=100 * i) for i, name in enumerate(names)
+    ]
     return [Record(path.name, str(path), i) for i, path in enumerate(paths)]
 
 
 def _dataset(records, **options):
-    return ClipDataset(records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16), timeout_s=0.5, **options)
+    return ClipDataset(
+        records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16), timeout_s=0.5, **options
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -81,7 +88,11 @@ def test_a_file_that_hangs_costs_its_time_once(misbehaving):
 
 def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
     batches = [
-        list(batch_loader(_dataset(misbehaving, seed=5, replace=True), TrainBatches(6, 3, 5, 0, 4), workers))
+        list(
+            batch_loader(
+                _dataset(misbehaving, seed=5, replace=True), TrainBatches(6, 3, 5, 0, 4), workers
+            )
+        )
         for workers in (0, 2)
     ]
     replaced = []
@@ -90,7 +101,9 @@ def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
         assert one.clips.shape[0] == 3 and not {"hang.avi", "crash.avi"} & set(one.uids)
         assert one.labels.tolist() == one.index.tolist()  # of the video that is there
         replaced += [failure.uid for failure in one.replaced]
-    assert replaced.count("hang.avi") >= 2 and replaced.count("crash.avi") >= 2  # each once an epoch, or more
+    assert (
+        replaced.count("hang.avi") >= 2 and replaced.count("crash.avi") >= 2
+    )  # each once an epoch, or more
 
 
 def test_where_every_video_is_bad_no_batch_is_made_up(tmp_path):
@@ -123,7 +136,9 @@ def test_memory_and_open_files_do_not_grow_over_fifty_epochs(ucf, backend, timeo
 
 
 def _resident_mb(pid):
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
 
 
 def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeypatch):
@@ -136,7 +151,9 @@ def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeyp
     monkeypatch.setitem(BACKENDS, "auto", KillsItself)
     paths = [counting_video(tmp_path / f"{name}.avi", 12) for name in ("a", "killer", "b")]
     records = [Record(path.name, str(path), 0) for path in paths]
-    dataset = ClipDataset(records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16))  # no child: the worker itself
+    dataset = ClipDataset(
+        records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16)
+    )  # no child: the worker itself
     with (
         pytest.raises(UserError, match=r"died while it read .*killer.avi .*lower data.workers"),
         worker_deaths(dataset),
@@ -179,7 +196,8 @@ from vidrobust.config import Augment, Data
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from pathlib import Path
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-data = train_dataset(Data(frames=2, stride=3, short_side=32, size=24), Augment(), records, clips=2, seed=7)
+cfg = Data(frames=2, stride=3, short_side=32, size=24)
+data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
 try:
     for step, batch in enumerate(batch_loader(data, TrainBatches(8, 4, 7, 0, 10**6), 2)):
         print(step, flush=True)
@@ -187,9 +205,13 @@ except KeyboardInterrupt:
     print("stopped", flush=True)
 """
     run = subprocess.Popen(
-        [sys.executable, "-c", script, str(ucf)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=REPO,
-    )  # fmt: skip
+        [sys.executable, "-c", script, str(ucf)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=REPO,
+    )
     while run.stdout.readline() != "5\n":
         assert run.poll() is None, run.stderr.read()
     processes = _session(run.pid)
@@ -217,12 +239,16 @@ def _session(leader):
 
 def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
     good = counting_video(tmp_path / "good.avi", 12)
-    records = [Record(str(i), str(good if i in (3, 41) else tmp_path / f"{i}.avi"), i) for i in range(80)]
+    records = [
+        Record(str(i), str(good if i in (3, 41) else tmp_path / f"{i}.avi"), i) for i in range(80)
+    ]
     dataset = ClipDataset(records, ClipSpec(2, 2), random_clips, AugmentSpec(size=16), replace=True)
     for index in range(80):
         sample = dataset[1, index]
         assert sample["label"] in (3, 41) and (not sample["replaced"]) == (index in (3, 41))
-        assert len({failure.index for failure in sample["replaced"]}) == len(sample["replaced"])  # none is tried twice
+        assert len({failure.index for failure in sample["replaced"]}) == len(
+            sample["replaced"]
+        )  # none is tried twice
 
 
 def test_a_reader_ends_with_its_data_set(ucf):

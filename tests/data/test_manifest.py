@@ -59,7 +59,13 @@ def _with_manifest(tmp_path):
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
     (root / "videos/Beta/v_Beta_g06_c01.avi").write_bytes(b"")
     cfg = Data(
-        name="ucf101", root=str(root), manifest=str(root / "m.jsonl"), frames=2, stride=2, short_side=32, size=32
+        name="ucf101",
+        root=str(root),
+        manifest=str(root / "m.jsonl"),
+        frames=2,
+        stride=2,
+        short_side=32,
+        size=32,
     )
     scan([str(p) for p in root.rglob("*.avi")], root, root / "m.jsonl")
     return root, cfg
@@ -68,7 +74,11 @@ def _with_manifest(tmp_path):
 def test_training_leaves_bad_videos_out_and_clamps_to_what_decodes(tmp_path, caplog):
     _, cfg = _with_manifest(tmp_path)
     records, _ = build_records(cfg, "train")
-    assert len(records) == 7 and "1 of 8 train videos are bad" in caplog.text and "left out" in caplog.text
+    assert (
+        len(records) == 7
+        and "1 of 8 train videos are bad" in caplog.text
+        and "left out" in caplog.text
+    )
     assert "the file is empty" in caplog.text
     frames = {record.uid: record.frames for record in records}
     cut = frames.pop("Alpha/v_Alpha_g02_c01.avi")
@@ -99,9 +109,13 @@ def test_a_manifest_says_which_decoder_reads_a_file(tmp_path, monkeypatch):
     for backend, times in (("auto", 1), ("pyav", 0), ("decord", 1)):
         used.clear()
         spec = ClipSpec(2, 2)
-        ClipDataset(records, spec, lambda n, spec, rng: uniform_clips(n, spec), AugmentSpec(size=16), backend=backend)[
-            0, 0
-        ]
+        ClipDataset(
+            records,
+            spec,
+            lambda n, spec, rng: uniform_clips(n, spec),
+            AugmentSpec(size=16),
+            backend=backend,
+        )[0, 0]
         assert len(used) == times
 
 
@@ -116,7 +130,9 @@ def test_results_name_their_manifest(tmp_path):
 def test_a_manifest_of_other_data_is_refused(tmp_path):
     root, cfg = _with_manifest(tmp_path)
     counting_video(root / "videos/Beta/v_Beta_g01_c01.avi", 35)
-    with pytest.raises(UserError, match="v_Beta_g01_c01.avi has changed since .* was written; scan again"):
+    with pytest.raises(
+        UserError, match="v_Beta_g01_c01.avi has changed since .* was written; scan again"
+    ):
         build_records(cfg, "train")
     rows = [str(p) for p in (root / "videos/Alpha").iterdir()]
     scan(rows, root, root / "m.jsonl")
@@ -140,7 +156,9 @@ def test_when_every_video_is_bad_training_says_so(tmp_path):
     for path in root.rglob("*.avi"):
         path.write_bytes(b"")
     scan([str(p) for p in root.rglob("*.avi")], root, root / "m.jsonl")
-    with pytest.raises(UserError, match=r"every training video is bad; .*m.jsonl.bad.txt has the reasons"):
+    with pytest.raises(
+        UserError, match=r"every training video is bad; .*m.jsonl.bad.txt has the reasons"
+    ):
         build_records(Data(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train")
 
 
@@ -158,4 +176,6 @@ def test_arrays_in_memory_need_no_scan(tmp_path):
         scan(["torchvision:CIFAR10:train:0:/data"], tmp_path, tmp_path / "m.jsonl")
     scan([str(counting_video(tmp_path / "v.avi", 5))], tmp_path, tmp_path / "m.jsonl")
     with pytest.raises(UserError, match="have no manifest"):
-        apply_manifest([Record("0", "torchvision:CIFAR10:train:0:/data", 0)], tmp_path / "m.jsonl", tmp_path)
+        apply_manifest(
+            [Record("0", "torchvision:CIFAR10:train:0:/data", 0)], tmp_path / "m.jsonl", tmp_path
+        )

@@ -83,7 +83,9 @@ def test_two_runs_may_draw_it_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "_draw_all", overtaken)
     make_motionshapes(tmp_path / "d", **asdict(SMALL))
-    assert [p.name for p in tmp_path.iterdir()] == ["d"] and len(list(tmp_path.rglob("*.avi"))) == 128
+    assert [p.name for p in tmp_path.iterdir()] == ["d"] and len(
+        list(tmp_path.rglob("*.avi"))
+    ) == 128
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

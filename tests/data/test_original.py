@@ -40,7 +40,9 @@ def test_it_shows_the_frames_of_the_first_clip_as_an_evaluation_sees_them(record
         expected = resize(frames[:, top : top + side, left : left + side], 24, 24)
         assert np.array_equal(sample["clips"][2].numpy(), expected)
         centre = eval_dataset(CFG, records, 1)[0, index]
-        assert torch.equal(sample["draws"][2], centre["draws"][0]), "nothing happens to it on the device"
+        assert torch.equal(sample["draws"][2], centre["draws"][0]), (
+            "nothing happens to it on the device"
+        )
 
 
 def test_the_views_are_drawn_as_without_it(records):
@@ -107,9 +109,13 @@ def test_what_the_memory_held_before_does_not_show_beyond_the_frame():
 
 def test_the_original_may_be_shifted_and_mirrored(records):
     augment = Augment(original_shift=6, flip=0.5)
-    draws = [made(records, augment, clips=3, original=True)[epoch, 0]["draws"][2] for epoch in range(40)]
+    draws = [
+        made(records, augment, clips=3, original=True)[epoch, 0]["draws"][2] for epoch in range(40)
+    ]
     assert 8 < sum(bool(draw[10]) for draw in draws) < 32
-    assert not any(draw[[3, 8, 9, 11, 12]].any() for draw in draws)  # no hue, gray, blur, solarise, motion
+    assert not any(
+        draw[[3, 8, 9, 11, 12]].any() for draw in draws
+    )  # no hue, gray, blur, solarise, motion
     assert all(draw[:3].eq(1).all() for draw in draws)
     dataset = made(records, augment, clips=3, original=True)
     clips = {dataset[epoch, 0]["clips"][2].numpy().tobytes() for epoch in range(9)}
@@ -120,7 +126,8 @@ def test_a_texture_is_shifted_as_its_source_is():
     source = ViewDraw(-3, 4, 32, 32)
     assert twin_draw(source, (32, 32), (32, 32)) == source
     assert twin_draw(source, (32, 32), (64, 64)) == ViewDraw(-6, 8, 64, 64)
-    # 6 pixels beyond the last place where it fits, of which there is one alone here, and 1.25 times as large
+    # 6 pixels beyond the last place where it fits, of which there is one alone here, and 1.25 times
+    # as large
     assert twin_draw(ViewDraw(14, 0, 32, 32), (40, 32), (40, 64)) == ViewDraw(8, 0, 40, 40)
 
 

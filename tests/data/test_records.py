@@ -2,7 +2,14 @@ import os
 
 import pytest
 
-from vidrobust.data import Record, records_sha, require_labels, shared_sources, split_by_group, ucf101
+from vidrobust.data import (
+    Record,
+    records_sha,
+    require_labels,
+    shared_sources,
+    split_by_group,
+    ucf101,
+)
 from vidrobust.utils.errors import UserError
 
 
@@ -23,8 +30,13 @@ def _clips(groups, per_group=3):
 
 def test_shared_sources_are_the_same_file_or_the_same_group_and_class():
     train = [Record("a", "/a", 0, "film"), Record("b", "/b", 0)]
-    test = [Record("c", "/c", 0, "film"), Record("b2", "/b", 0), Record("d", "/d", 0), Record("e", "/e", 0, "other"),
-            Record("f", "/f", 1, "film")]  # fmt: skip
+    test = [
+        Record("c", "/c", 0, "film"),
+        Record("b2", "/b", 0),
+        Record("d", "/d", 0),
+        Record("e", "/e", 0, "other"),
+        Record("f", "/f", 1, "film"),
+    ]
     assert shared_sources(train, test) == ["c", "b2"]
 
 
@@ -56,5 +68,7 @@ def test_one_source_cannot_be_broken_up():
 
 def test_labels_are_required_by_name():
     require_labels([Record("a", "/a", 0)], "the probe")
-    with pytest.raises(UserError, match="the probe needs labels, and 1 of 2 videos have none; first: b"):
+    with pytest.raises(
+        UserError, match="the probe needs labels, and 1 of 2 videos have none; first: b"
+    ):
         require_labels([Record("a", "/a", 0), Record("b", "/b", -1)], "the probe")

@@ -31,7 +31,9 @@ class Fixed:
 
 def drawn(clips, num_frames=12):
     """Clips as the docstrings draw them, a string a clip."""
-    return [" ".join("x" if n in clip else "." for n in range(num_frames)) for clip in clips.tolist()]
+    return [
+        " ".join("x" if n in clip else "." for n in range(num_frames)) for clip in clips.tolist()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def test_uniform_clips_touch_both_ends_and_differ():
 
 def test_random_clips_reach_every_start_and_no_other():
     spec = ClipSpec(4, 2, clips=50)
-    starts = {int(c[0]) for seed in range(20) for c in random_clips(10, spec, np.random.default_rng(seed))}
+    starts = {
+        int(c[0]) for seed in range(20) for c in random_clips(10, spec, np.random.default_rng(seed))
+    }
     assert starts == {0, 1, 2, 3}
 
 
@@ -69,7 +73,9 @@ def test_segments_are_equal_and_each_gives_one_frame():
     clips = segment_clips(24, spec, np.random.default_rng())
     for t in range(7):
         low, high = 24 * t // 7, 24 * (t + 1) // 7
-        assert set(clips[:, t].tolist()) == set(range(low, high))  # all of the segment, nothing else
+        assert set(clips[:, t].tolist()) == set(
+            range(low, high)
+        )  # all of the segment, nothing else
     assert (np.diff(clips, axis=1) > 0).all()
     assert (clips[0] != clips[1]).any()  # clips are drawn apart
 
@@ -113,10 +119,15 @@ def test_interval_pairs_are_pairs():
         interval_pairs(30, ClipSpec(4, 2, 3), np.random.default_rng())
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("repeat_last", [0, 2, 4, 4]), ("loop", [0, 2, 4, 1])])
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("repeat_last", [0, 2, 4, 4]), ("loop", [0, 2, 4, 1])]
+)
 def test_a_short_video_follows_the_policy(policy, expected):
     spec = ClipSpec(4, 2, clips=2, policy=policy)
-    for sampler in (*(s for name, s in TRAIN_SAMPLERS.items() if name != "segment"), EVAL_SAMPLERS["uniform"]):
+    for sampler in (
+        *(s for name, s in TRAIN_SAMPLERS.items() if name != "segment"),
+        EVAL_SAMPLERS["uniform"],
+    ):
         assert sampler(5, spec, np.random.default_rng()).tolist() == [expected] * 2
 
 
@@ -138,7 +149,9 @@ def test_a_spec_is_checked(bad):
 def test_an_image_is_one_frame(name):
     sampler = TRAIN_SAMPLERS.get(name) or EVAL_SAMPLERS[name]
     assert sampler(1, ClipSpec(1, 1, clips=2), np.random.default_rng()).tolist() == [[0], [0]]
-    assert sampler(1, ClipSpec(4, 2, clips=2), np.random.default_rng()).tolist() == [[0, 0, 0, 0]] * 2
+    assert (
+        sampler(1, ClipSpec(4, 2, clips=2), np.random.default_rng()).tolist() == [[0, 0, 0, 0]] * 2
+    )
 
 
 @pytest.mark.parametrize("name", [*TRAIN_SAMPLERS, *EVAL_SAMPLERS])
@@ -156,6 +169,8 @@ def test_property_indices_are_within_the_video_and_in_order(name):
 
 
 def test_halves_are_rounded_to_even():
-    """As a float's rounding does; of 3 clips in a room of 1 and of 3 the middle one begins at a half."""
+    """As a float's rounding does; of 3 clips in a room of 1 and of 3 the middle one begins at a
+    half.
+    """
     for num_frames, starts in ((2, [0, 0, 1]), (4, [0, 2, 3]), (6, [0, 2, 5]), (8, [0, 4, 7])):
         assert uniform_clips(num_frames, ClipSpec(1, 1, 3))[:, 0].tolist() == starts

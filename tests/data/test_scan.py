@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import SHARED, children_see_this_process, counting_frames, counting_video, cut, encode, read_numbers
+from tests.helpers import (
+    SHARED,
+    children_see_this_process,
+    counting_frames,
+    counting_video,
+    cut,
+    encode,
+    read_numbers,
+)
 from vidrobust.data import (
     ClipDataset,
     ClipSpec,
@@ -63,7 +71,9 @@ def faults(tmp_path_factory):
     top = tmp_path_factory.mktemp("faults")
     rng = np.random.default_rng(0)  # of fresh ones FFmpeg takes 1 in 150 for sound, or for an image
     cut(_noisy(top / "cut.avi", "mpeg4"), 0.6)
-    cut(_noisy(top / "cut_over_reporting.mp4", "libx264", movflags="faststart"), 0.5)  # it opens: its header is first
+    cut(
+        _noisy(top / "cut_over_reporting.mp4", "libx264", movflags="faststart"), 0.5
+    )  # it opens: its header is first
     cut(_h264(top / "cut_without_header.mp4"), 0.6)
     (top / "empty.avi").touch()
     (top / "empty.mp4").touch()
@@ -74,7 +84,9 @@ def faults(tmp_path_factory):
     _no_frames(top / "zero_duration.mp4")
     with av.open(str(top / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 8000
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -115,19 +127,25 @@ def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
 def test_what_is_left_of_a_cut_file_is_counted_and_reads(faults, scanned, name):
     """What the container declares is never believed."""
     row = scanned[0][name]
-    assert 0 < row["frames"] < COUNT and re.search("declares 40 frames|decodes up to", row["reason"]), row
+    assert 0 < row["frames"] < COUNT and re.search(
+        "declares 40 frames|decodes up to", row["reason"]
+    ), row
     whole = np.arange(row["frames"])
     frames = read_frames(faults / name, whole, frames=row["frames"], backend=row["backend"])
     assert read_numbers(frames[:-1]) == whole[:-1].tolist()  # the last may be half there
     with pytest.raises(DecodeError):
-        read_frames(faults / name, np.array([COUNT - 1]), frames=row["frames"], backend=row["backend"])
+        read_frames(
+            faults / name, np.array([COUNT - 1]), frames=row["frames"], backend=row["backend"]
+        )
 
 
 def test_the_list_of_bad_files_names_each_with_its_reason(scanned):
     rows, manifest = scanned
     listed = [line.split("\t") for line in Path(f"{manifest}.bad.txt").read_text().splitlines()]
     assert listed == [
-        [row["path"], f"{row['frames']} frames", row["reason"]] for _, row in sorted(rows.items()) if row["reason"]
+        [row["path"], f"{row['frames']} frames", row["reason"]]
+        for _, row in sorted(rows.items())
+        if row["reason"]
     ]
 
 
@@ -150,8 +168,11 @@ def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
         if row["frames"]:
             data = ClipDataset(
                 [Record(row["path"], path, 0, frames=row["frames"], backend=row["backend"])],
-                ClipSpec(4, 2, 3), random_clips, AugmentSpec(size=16), timeout_s=10,
-            )  # fmt: skip
+                ClipSpec(4, 2, 3),
+                random_clips,
+                AugmentSpec(size=16),
+                timeout_s=10,
+            )
             for epoch in range(3):
                 assert isinstance(data[epoch, 0], dict), (seed, row, data[epoch, 0])
         else:
@@ -172,9 +193,11 @@ def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch)
         counting_video(tmp_path / f"{name}.avi", 12)
     rows = scan(map(str, tmp_path.glob("*.avi")), tmp_path, tmp_path / "m.jsonl", timeout_s=0.5)
     assert [(row["path"], row["frames"], row["reason"]) for row in rows] == [
-        ("a.avi", 12, ""), ("b.avi", 12, ""), ("crash.avi", 0, "the decoder crashed (SIGSEGV)"),
+        ("a.avi", 12, ""),
+        ("b.avi", 12, ""),
+        ("crash.avi", 0, "the decoder crashed (SIGSEGV)"),
         ("hang.avi", 0, "no answer within 0.5 s"),
-    ]  # fmt: skip
+    ]
 
 
 def test_what_is_noted_of_a_good_file(tmp_path):
@@ -183,11 +206,24 @@ def test_what_is_noted_of_a_good_file(tmp_path):
     encode(tmp_path / "turned.mp4", wide, "mpeg4", quarter_turns=1)
     encode(tmp_path / "vfr.mp4", counting_frames(6), "libx264", times=[0, 40, 200, 240, 900, 940])
     Image.new("RGB", (30, 20)).save(tmp_path / "i.png")
-    rows = {r["path"]: r for r in scan([str(p) for p in tmp_path.iterdir()], tmp_path, tmp_path / "m.jsonl")}
-    known = {"frames": 40, "fps": 25.0, "width": 64, "height": 64, "rotation": 0, "backend": "pyav", "reason": ""}
+    rows = {
+        r["path"]: r
+        for r in scan([str(p) for p in tmp_path.iterdir()], tmp_path, tmp_path / "m.jsonl")
+    }
+    known = {
+        "frames": 40,
+        "fps": 25.0,
+        "width": 64,
+        "height": 64,
+        "rotation": 0,
+        "backend": "pyav",
+        "reason": "",
+    }
     assert known.items() <= rows["h.mkv"].items()
     turned = rows["turned.mp4"]
-    assert (turned["frames"], turned["width"], turned["height"]) == (15, 128, 64) and abs(turned["rotation"]) == 90
+    assert (turned["frames"], turned["width"], turned["height"]) == (15, 128, 64) and abs(
+        turned["rotation"]
+    ) == 90
     assert rows["vfr.mp4"]["frames"] == 6
     image = rows["i.png"]
     assert (image["frames"], image["width"], image["height"], image["fps"]) == (1, 30, 20, 0.0)
@@ -215,18 +251,30 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
 
 
 def test_files_that_are_gone_and_strange_names_are_rows_like_others(tmp_path):
-    names = ["tab\there.avi", "new\nline.avi", os.fsdecode(b"not\xffutf8.avi"), 'quo"te.avi', "ünï.avi"]
+    names = [
+        "tab\there.avi",
+        "new\nline.avi",
+        os.fsdecode(b"not\xffutf8.avi"),
+        'quo"te.avi',
+        "ünï.avi",
+    ]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "dangling.avi").symlink_to(tmp_path / "nothing")
     paths = [str(tmp_path / name) for name in (*names, "dangling.avi", "gone.avi")]
     rows = {row["path"]: row for row in scan(paths, tmp_path, tmp_path / "m.jsonl")}
-    assert len(rows) == 7 and "no such file" in rows["gone.avi"]["reason"] and rows["gone.avi"]["bytes"] == -1
+    assert (
+        len(rows) == 7
+        and "no such file" in rows["gone.avi"]["reason"]
+        and rows["gone.avi"]["bytes"] == -1
+    )
     assert len((tmp_path / "m.jsonl.bad.txt").read_bytes().splitlines()) == 7
     counting_video(tmp_path / "gone.avi", 9)
     again = {row["path"]: row for row in scan(paths, tmp_path, tmp_path / "m.jsonl")}
     assert again["gone.avi"]["frames"] == 9
-    assert apply_manifest([Record(n, str(tmp_path / n), 0) for n in names], tmp_path / "m.jsonl", tmp_path)[2].bad
+    assert apply_manifest(
+        [Record(n, str(tmp_path / n), 0) for n in names], tmp_path / "m.jsonl", tmp_path
+    )[2].bad
     assert len(records_sha([Record(names[2], "/v", 0)])) == 16
 
 
@@ -243,7 +291,10 @@ def test_files_that_were_too_slow_are_tried_again(tmp_path, monkeypatch):
 def test_a_damaged_manifest_is_made_anew(tmp_path, caplog):
     path = str(counting_video(tmp_path / "v.avi", 10))
     (tmp_path / "m.jsonl").touch()
-    assert scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10 and "every file is read" in caplog.text
+    assert (
+        scan([path], tmp_path, tmp_path / "m.jsonl")[0]["frames"] == 10
+        and "every file is read" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("name", ["v.avi", "train.csv", "."])
@@ -259,7 +310,9 @@ def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
 def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path, monkeypatch):
     monkeypatch.setitem(scan.__globals__, "in_children", lambda *arguments: pytest.fail("probed"))
     with pytest.raises(OSError):
-        scan([str(counting_video(tmp_path / "v.avi", 10))], tmp_path, tmp_path / "v.avi" / "m.jsonl")
+        scan(
+            [str(counting_video(tmp_path / "v.avi", 10))], tmp_path, tmp_path / "v.avi" / "m.jsonl"
+        )
 
 
 def test_a_frame_that_is_replaced_is_seen_by_the_next_scan(tmp_path):
@@ -300,8 +353,11 @@ def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):
     rows = scan([*paths[1:], str(counting_video(videos / "4.avi", 12))], videos, manifest)
     assert probed() == ["0.avi", "1.avi", "1.avi", "2.avi", "3.avi", "4.avi"]
     assert [(row["path"], row["frames"]) for row in rows] == [
-        ("1.avi", 11), ("2.avi", 10), ("3.avi", 10), ("4.avi", 12)
-    ]  # fmt: skip
+        ("1.avi", 11),
+        ("2.avi", 10),
+        ("3.avi", 10),
+        ("4.avi", 12),
+    ]
 
 
 def test_a_scan_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -328,7 +384,10 @@ def test_a_scan_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
 @pytest.mark.skipif(not (SHARED / "testclips").is_dir(), reason="needs ../shared/data/testclips")
 def test_odd_clips_decode_or_fail_with_a_reason(tmp_path):
     top = SHARED / "testclips"
-    rows = {r["path"]: r for r in scan([str(p) for p in top.iterdir()], top, tmp_path / "m.jsonl", timeout_s=60)}
+    rows = {
+        r["path"]: r
+        for r in scan([str(p) for p in top.iterdir()], top, tmp_path / "m.jsonl", timeout_s=60)
+    }
     assert len(rows) == 8
     for name, row in rows.items():
         assert row["frames"] or row["reason"], row
@@ -336,7 +395,9 @@ def test_odd_clips_decode_or_fail_with_a_reason(tmp_path):
             indices = uniform_clips(row["frames"], ClipSpec(8, 2, 2)).ravel()
             frames = read_frames(top / name, indices, frames=row["frames"], backend=row["backend"])
             turned = row["rotation"] % 180 == 90
-            height, width = (row["width"], row["height"]) if turned else (row["height"], row["width"])
+            height, width = (
+                (row["width"], row["height"]) if turned else (row["height"], row["width"])
+            )
             assert frames.shape == (16, height, width, 3), (name, row)
     assert rows["decord_corrupted.mp4"]["reason"]
     assert abs(rows["decord_video_90.mov"]["rotation"]) == 90

@@ -19,7 +19,9 @@ MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 def trained(tmp_path_factory):
     top = tmp_path_factory.mktemp("evaluate")
     root = tiny_ucf101(top / "data")
-    cfg = config.loads("", tiny(f"data.root={root}", "data.short_side=24"))  # a width that decord cannot make
+    cfg = config.loads(
+        "", tiny(f"data.root={root}", "data.short_side=24")
+    )  # a width that decord cannot make
     return cfg, checkpoint.read_checkpoint(train(cfg, top / "run"))
 
 
@@ -29,12 +31,18 @@ def _never(*args, **kwargs):
 
 def _files(folder):
     """All but the seconds."""
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".jsonl") and "timing" not in p.name]
+    found = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.suffix in (".json", ".jsonl") and "timing" not in p.name
+    ]
     return {p.relative_to(folder): p.read_bytes() for p in found}
 
 
 @pytest.mark.parametrize("killed_in", ["measure_representation", "evaluate_robust", "write_report"])
-def test_killed_it_goes_on_without_decoding_for_features_again(trained, tmp_path, monkeypatch, killed_in):
+def test_killed_it_goes_on_without_decoding_for_features_again(
+    trained, tmp_path, monkeypatch, killed_in
+):
     evaluate(*trained, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(MODULE, killed_in, _never)
@@ -52,12 +60,18 @@ def test_a_finished_one_is_only_drawn_again(trained, tmp_path, monkeypatch):
     (tmp_path / "report.md").unlink()
     for name in ("extract", "evaluate_robust"):
         monkeypatch.setattr(MODULE, name, _never)
-    assert evaluate(*trained, tmp_path) == first == json.loads((tmp_path / "summary.json").read_text())
+    assert (
+        evaluate(*trained, tmp_path) == first == json.loads((tmp_path / "summary.json").read_text())
+    )
     assert (tmp_path / "report.md").is_file()
 
 
 @pytest.mark.parametrize(
-    "words", [["eval.suite=roa", "eval.threats=[linf-1]"], ["eval.suite=fab-t", "eval.threats=[linf-1,l2_frame-1]"]]
+    "words",
+    [
+        ["eval.suite=roa", "eval.threats=[linf-1]"],
+        ["eval.suite=fab-t", "eval.threats=[linf-1,l2_frame-1]"],
+    ],
 )
 def test_a_suite_that_is_not_for_its_threat_is_told_first_and_leaves_nothing_behind(
     trained, tmp_path, monkeypatch, words
@@ -73,26 +87,41 @@ def test_options_without_effect_are_told(trained, tmp_path, monkeypatch):
     cfg, state = trained
     told = []
     monkeypatch.setattr(MODULE.log, "warning", told.append)
-    words = ["eval.suite=fmn", "eval.steps=30", "eval.queries=9", "eval.effort=2", "eval.threats=[linf-1/255,linf-1]"]
+    words = [
+        "eval.suite=fmn",
+        "eval.steps=30",
+        "eval.queries=9",
+        "eval.effort=2",
+        "eval.threats=[linf-1/255,linf-1]",
+    ]
     summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
     assert told.count("no effect with eval.suite=fmn: eval.queries, eval.effort") == 1
     assert list(summary["median_norm"]) == ["linf"]
-    assert "Median smallest change that breaks a video which is right: linf" in (tmp_path / "report.md").read_text()
+    assert (
+        "Median smallest change that breaks a video which is right: linf"
+        in (tmp_path / "report.md").read_text()
+    )
 
 
 def test_clean_accuracy_after_h264_stands_beside_the_others(trained, tmp_path):
     cfg, state = trained
     assert evaluate(cfg, state, tmp_path / "without")["clean_acc_h264"] is None
-    summary = evaluate(config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with")
+    summary = evaluate(
+        config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with"
+    )
     assert 0 <= summary["clean_acc_h264"] <= 1
     assert " after H.264); robust to all" in (tmp_path / "with/report.md").read_text()
 
 
 def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypatch):
-    """Lists are sorted by class: their first clips may all be of one that the model never gets right."""
+    """Lists are sorted by class: their first clips may all be of one that the model never gets
+    right.
+    """
     cfg, state = trained
     seen = []
-    monkeypatch.setattr(MODULE, "self_checks", lambda predict, x, y, threat, **_: seen.append(y.tolist()) or [])
+    monkeypatch.setattr(
+        MODULE, "self_checks", lambda predict, x, y, threat, **_: seen.append(y.tolist()) or []
+    )
     evaluate(config.loads(config.to_yaml(cfg), ["eval.checks=2"]), state, tmp_path)
     assert seen == [[0, 1]]
 
@@ -100,10 +129,18 @@ def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypa
 def test_a_border_that_no_view_shows_is_told(trained, monkeypatch):
     told = []
     monkeypatch.setattr(MODULE.log, "warning", told.append)
-    words = ["data.short_side=24", "data.size=16", "eval.unit=video", "eval.threats=[border4-linf-1]"]  # 4 are cut off
+    words = [
+        "data.short_side=24",
+        "data.size=16",
+        "eval.unit=video",
+        "eval.threats=[border4-linf-1]",
+    ]  # 4 are cut off
     base = config.to_yaml(trained[0])
     MODULE.check_suite(config.loads(base, words))
-    assert len(told) == 1 and "the centre crop shows none: it ends 4 pixels inside; take border5" in told[0]
+    assert (
+        len(told) == 1
+        and "the centre crop shows none: it ends 4 pixels inside; take border5" in told[0]
+    )
     for other in (["eval.threats=[border5-linf-1]"], ["eval.crops=3"], ["eval.unit=clip"]):
         kept = [word for word in words if word.split("=")[0] != other[0].split("=")[0]]
         MODULE.check_suite(config.loads(base, [*kept, *other]))
@@ -115,11 +152,16 @@ def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_pat
     words = ["eval.threats=[linf-0]", "eval.sensitivity=3", "eval.sensitivity_eps=[0.05,0.01]"]
     summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
     assert (
-        summary["geometry"]["trained"]["uniformity"] <= 0 and summary["geometry"]["random"]["margin_mean"] is not None
+        summary["geometry"]["trained"]["uniformity"] <= 0
+        and summary["geometry"]["random"]["margin_mean"] is not None
     )
-    assert [b["eps"] for b in summary["sensitivity"]["budgets"]] == [0.01, 0.05] and summary["sensitivity"]["n"] == 3
+    assert [b["eps"] for b in summary["sensitivity"]["budgets"]] == [0.01, 0.05] and summary[
+        "sensitivity"
+    ]["n"] == 3
     report = (tmp_path / "report.md").read_text()
-    assert "## Geometry" in report and "## How far it can be moved" in report and "nan" not in report
+    assert (
+        "## Geometry" in report and "## How far it can be moved" in report and "nan" not in report
+    )
     with pytest.raises(UserError, match="eval.sensitivity=1: distances between clips need two"):
         config.loads(config.to_yaml(cfg), ["eval.sensitivity=1"])
 
@@ -127,7 +169,10 @@ def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_pat
 def test_a_branch_that_the_checkpoint_lacks_is_told():
     state = {"step": 1, "model": build_method(config.loads("", tiny()), 2).model.state_dict()}
     for words, reason in (
-        (["eval.branch=adv"], "eval.branch=adv: the checkpoint was trained without it; it has clean"),
+        (
+            ["eval.branch=adv"],
+            "eval.branch=adv: the checkpoint was trained without it; it has clean",
+        ),
         (["eval.branch=average"], "eval.branch=average: the checkpoint was trained without it"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -66,7 +66,11 @@ def test_a_table_of_no_corruptions_says_so(records, tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [(("foo",), "foo"), (("texture",), "the videos' textures are missing"), (("freeze",) * 2, "different")],
+    [
+        (("foo",), "foo"),
+        (("texture",), "the videos' textures are missing"),
+        (("freeze",) * 2, "different"),
+    ],
 )
 def test_cues_that_are_none(records, tmp_path, names, told):
     """An unknown name measured the clips as they are."""
@@ -92,7 +96,9 @@ def test_another_cue_that_is_asked_for_later_is_that_of_the_call(records, tmp_pa
     first = _bias(records, tmp_path / "out", net)
     assert {row["other"] for row in first} == {None}
     again = _bias(records, tmp_path / "out", net, others={0: 1, 2: 0})
-    assert {r["index"]: r["other"] for r in again if r["name"] == "clean" and r["other"] is not None} == {0: 1, 2: 0}
+    assert {
+        r["index"]: r["other"] for r in again if r["name"] == "clean" and r["other"] is not None
+    } == {0: 1, 2: 0}
 
 
 @pytest.mark.parametrize("evaluate", [_corruptions, _bias])
@@ -186,6 +192,10 @@ def test_neighbours_and_probes_that_are_none():
 
 
 def test_a_video_and_its_texture_that_do_not_decode_are_one_failure():
-    rows = [{"index": 0, "uid": "a", "error": "a: empty"}, {"index": 0, "uid": "a", "error": "tex/a: empty"},
-            {"index": 1, "uid": "b", "error": None}, {"index": 2, "uid": "c", "error": "c: cut"}]  # fmt: skip
+    rows = [
+        {"index": 0, "uid": "a", "error": "a: empty"},
+        {"index": 0, "uid": "a", "error": "tex/a: empty"},
+        {"index": 1, "uid": "b", "error": None},
+        {"index": 2, "uid": "c", "error": "c: cut"},
+    ]
     assert decoding_failures(rows) == ["a: empty", "c: cut"]

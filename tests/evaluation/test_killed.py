@@ -1,4 +1,6 @@
-"""An evaluation in processes of its own: killed at random moments, spread over two ranks, resumed as another one."""
+"""An evaluation in processes of its own: killed at random moments, spread over two ranks, resumed
+as another one.
+"""
 
 import json
 import os
@@ -18,9 +20,17 @@ from vidrobust.training.loop import train
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["eval.suite=video", "eval.effort=0.03", "eval.batch_size=1", "eval.h264=28", "eval.checks=4",
-         "eval.corruption.names=[contrast,jumble]", "eval.corruption.severities=[2,5]",
-         "eval.shift.name=class_folder", "eval.shift.root=other"]  # fmt: skip
+WORDS = [
+    "eval.suite=video",
+    "eval.effort=0.03",
+    "eval.batch_size=1",
+    "eval.h264=28",
+    "eval.checks=4",
+    "eval.corruption.names=[contrast,jumble]",
+    "eval.corruption.severities=[2,5]",
+    "eval.shift.name=class_folder",
+    "eval.shift.root=other",
+]
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
@@ -33,32 +43,56 @@ def run(tmp_path_factory):
     for number in range(5):
         name = ("alpha", "beta")[number % 2]
         counting_video(top / f"other/{name}/{number}.avi", 20, first=3000 + 50 * number)
-    train(config.loads("", tiny(f"data.root={root}", "data.frames=4", "train.checkpoint_every=1")), top / "run")
+    train(
+        config.loads("", tiny(f"data.root={root}", "data.frames=4", "train.checkpoint_every=1")),
+        top / "run",
+    )
     done = subprocess.run(_command(top, "whole"), cwd=top, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return top
 
 
 def _command(top, name, *launcher):
-    return [sys.executable, *launcher, str(REPO / "tools/test_net.py"), "--checkpoint", "run", "--output-dir", name,
-            THREATS, *WORDS]  # fmt: skip
+    return [
+        sys.executable,
+        *launcher,
+        str(REPO / "tools/test_net.py"),
+        "--checkpoint",
+        "run",
+        "--output-dir",
+        name,
+        THREATS,
+        *WORDS,
+    ]
 
 
 def _same(top, name):
-    for file in ("summary.json", "results.jsonl", "corruptions.jsonl", "predictions.jsonl", "shift.jsonl"):
+    for file in (
+        "summary.json",
+        "results.jsonl",
+        "corruptions.jsonl",
+        "predictions.jsonl",
+        "shift.jsonl",
+    ):
         assert (top / name / file).read_bytes() == (top / "whole" / file).read_bytes(), file
     summary = json.loads((top / name / "summary.json").read_text())
     assert summary["n"] == 18 and summary["unit"] == "clip"
 
 
 def test_killed_five_times_it_gives_the_same_summary(run):
-    """Each time after some more rows, at a random moment of the next batch; the first kill before there are any."""
+    """Each time after some more rows, at a random moment of the next batch; the first kill before
+    there are any.
+    """
     rng, path = random.Random(0), run / "cut" / "results.jsonl"
-    seconds = [sum(sum(attacks.values()) for attacks in json.loads(line).values())
-               for line in (run / "whole/timing.jsonl").read_text().splitlines()]  # fmt: skip
+    seconds = [
+        sum(sum(attacks.values()) for attacks in json.loads(line).values())
+        for line in (run / "whole/timing.jsonl").read_text().splitlines()
+    ]
     rows = [0]
     for kill in range(5):
-        process = subprocess.Popen(_command(run, "cut"), cwd=run, env=ENV, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            _command(run, "cut"), cwd=run, env=ENV, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and _rows(path) <= rows[-1] and (kill or not path.is_file()):
             time.sleep(0.01)
         time.sleep(rng.random() * sum(seconds) / len(seconds))
@@ -78,7 +112,9 @@ def _rows(path):
 def test_two_ranks_share_it_and_count_no_video_twice(run):
     """18 videos, a batch each, over two ranks: unpadded, merged in order."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = subprocess.run(_command(run, "ranks", *launcher), cwd=run, env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        _command(run, "ranks", *launcher), cwd=run, env=ENV, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     _same(run, "ranks")
     rows = [json.loads(line) for line in (run / "ranks/results.jsonl").read_text().splitlines()]
@@ -87,8 +123,16 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
 
 
 def _features(run, name, *launcher):
-    command = [sys.executable, *launcher, str(REPO / "tools/extract_features.py"), "--checkpoint", "run", "--output",
-               f"{name}.npz", "eval.batch_size=4"]  # fmt: skip
+    command = [
+        sys.executable,
+        *launcher,
+        str(REPO / "tools/extract_features.py"),
+        "--checkpoint",
+        "run",
+        "--output",
+        f"{name}.npz",
+        "eval.batch_size=4",
+    ]
     return subprocess.Popen(command, cwd=run, env=ENV, stderr=subprocess.PIPE, text=True)
 
 
@@ -129,10 +173,17 @@ def test_a_killed_extraction_goes_on(run):
 
 def test_another_budget_or_checkpoint_is_refused_with_the_reason(run):
     budget = THREATS.replace("linf-4/255", "linf-3/255")
-    refused = tool("test_net", "--checkpoint", "run", "--output-dir", "whole", budget, *WORDS, cwd=run)
-    assert refused.returncode == 1 and "another evaluation, of other options (eval.threats);" in refused.stderr
+    refused = tool(
+        "test_net", "--checkpoint", "run", "--output-dir", "whole", budget, *WORDS, cwd=run
+    )
+    assert (
+        refused.returncode == 1
+        and "another evaluation, of other options (eval.threats);" in refused.stderr
+    )
     first = run / "run/checkpoints/step_00000001.pt"
-    refused = tool("test_net", "--checkpoint", first, "--output-dir", "whole", THREATS, *WORDS, cwd=run)
+    refused = tool(
+        "test_net", "--checkpoint", first, "--output-dir", "whole", THREATS, *WORDS, cwd=run
+    )
     assert refused.returncode == 1 and "another evaluation, of other checkpoint;" in refused.stderr
 
 
@@ -144,7 +195,11 @@ def test_rows_that_two_files_hold_count_once(run, tmp_path):
     (tmp_path / "torn/results.rank1.jsonl").write_text("".join(lines[8:16]) + lines[20][:30])
     shutil.copytree(run / "run", tmp_path / "run")
     (tmp_path / "other").symlink_to(run / "other")
-    done = tool("test_net", "--checkpoint", "run", "--output-dir", "torn", THREATS, *WORDS, cwd=tmp_path)
+    done = tool(
+        "test_net", "--checkpoint", "run", "--output-dir", "torn", THREATS, *WORDS, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "torn/results.jsonl").read_bytes() == (run / "whole/results.jsonl").read_bytes()
+    assert (tmp_path / "torn/results.jsonl").read_bytes() == (
+        run / "whole/results.jsonl"
+    ).read_bytes()
     assert not list((tmp_path / "torn").glob("results.rank*"))

@@ -1,4 +1,6 @@
-"""A folder holds one evaluation, of one process; what is lost is told, and nothing is guarded that cost nothing."""
+"""A folder holds one evaluation, of one process; what is lost is told, and nothing is guarded that
+cost nothing.
+"""
 
 import json
 
@@ -25,7 +27,9 @@ def test_the_same_one_goes_on_whatever_workers_or_folders(tmp_path):
     assert (tmp_path / "a/results.jsonl").is_file()
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "results.rank1.jsonl", "summary.json", "features.pt"])
+@pytest.mark.parametrize(
+    "name", ["results.jsonl", "results.rank1.jsonl", "summary.json", "features.pt"]
+)
 def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_path, name):
     _claim(tmp_path, "eval.suite=pgd")
     (tmp_path / name).write_text("{}\n")
@@ -40,7 +44,9 @@ def test_another_is_refused_with_the_options_that_differ_and_loses_nothing(tmp_p
     for kept in others:
         (tmp_path / kept).write_text("x")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
-    with pytest.raises(UserError, match=r"of other options \(eval.suite, eval.threats\); set eval.name=NAME"):
+    with pytest.raises(
+        UserError, match=r"of other options \(eval.suite, eval.threats\); set eval.name=NAME"
+    ):
         _claim(tmp_path, "eval.suite=fmn", "eval.threats=[linf-1/255]")
     with pytest.raises(UserError, match="of other checkpoint; set"):
         _claim(tmp_path, "eval.suite=pgd", state=STATE | {"step": 4})
@@ -61,10 +67,15 @@ def test_other_files_are_left_alone(tmp_path):
 
 def test_where_another_process_evaluates_it_is_refused_until_that_is_killed(tmp_path):
     cfg = config.loads("", [])
-    with another_process(lambda: claim(tmp_path / "out", identify(cfg, STATE, [], [], []), cfg, overwrite=False)):
+    with another_process(
+        lambda: claim(tmp_path / "out", identify(cfg, STATE, [], [], []), cfg, overwrite=False)
+    ):
         (tmp_path / "out/results.jsonl").write_text("{}\n")
         for words in ([], ["seed=1"]):
-            with pytest.raises(UserError, match="another process evaluates in .*/out; wait for it or stop it, or set"):
+            with pytest.raises(
+                UserError,
+                match="another process evaluates in .*/out; wait for it or stop it, or set",
+            ):
                 _claim(tmp_path / "out", *words, overwrite=True)
             assert (tmp_path / "out/results.jsonl").is_file()
     (tmp_path / "out/identity.json").unlink()  # as if it had been killed before it said what it is

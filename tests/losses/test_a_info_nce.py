@@ -1,4 +1,6 @@
-"""A-InfoNCE's asymmetric positives and hard negatives, and AIR's regularisers, against plain loops."""
+"""A-InfoNCE's asymmetric positives and hard negatives, and AIR's regularisers, against plain
+loops.
+"""
 
 import math
 from functools import partial
@@ -61,7 +63,9 @@ def test_asymmetric_positives_weigh_the_losses_of_mixed_pairs(stop):
 @pytest.mark.parametrize(("beta", "tau"), [(1.0, 0.12), (0.0, 0.0), (2.0, 0.5)])
 @pytest.mark.parametrize("floor", [math.exp(-1 / T), 1.0])
 def test_hard_negatives_are_their_formula(beta, tau, floor):
-    """The denominator: the mean positive, and negatives weighed by the mean of the candidate's row."""
+    """The denominator: the mean positive, and negatives weighed by the mean of the candidate's
+    row.
+    """
     logits = torch.randn(6, 6, dtype=torch.float64) / T
     positives, ignore = torch.zeros(6, 6, dtype=torch.bool), torch.rand(6, 6) < 0.2
     positives[torch.arange(6), torch.arange(6).roll(3)] = True
@@ -92,7 +96,9 @@ def test_hard_losses_are_of_that_denominator_and_gradients_are_finite():
     assert torch.isfinite(torch.autograd.grad(ours.sum(), z)[0]).all()
     alone = nt_xent(z[:2], torch.zeros(2, dtype=torch.long), T, hard=hard)
     assert torch.isfinite(torch.autograd.grad(alone.sum(), z)[0]).all(), "a batch of one"
-    with pytest.raises(ValueError, match="chunk=3: hard negatives are weighed by the rows of all anchors"):
+    with pytest.raises(
+        ValueError, match="chunk=3: hard negatives are weighed by the rows of all anchors"
+    ):
         nt_xent(z, ids, T, hard=hard, chunk=3)
 
 
@@ -135,7 +141,10 @@ def log_softmax(values):
 def test_air_is_its_formula_by_a_loop():
     z1, z2, a1, a2, o = (torch.randn(5, 4) for _ in range(5))
     like = lambda z, other: log_softmax([float(unit(z)[i] @ unit(other)[i]) / T for i in range(5)])  # noqa: E731
-    q1, q2 = ([p + c for p, c in zip(like(a, o), like(a, z), strict=True)] for a, z in ((a1, z1), (a2, z2)))
+    q1, q2 = (
+        [p + c for p, c in zip(like(a, o), like(a, z), strict=True)]
+        for a, z in ((a1, z1), (a2, z2))
+    )
     for released in (True, False):
         term = math.exp if released else float  # torch's kl_div is given q for log q there
 
@@ -144,8 +153,12 @@ def test_air_is_its_formula_by_a_loop():
 
         clean = divergence(like(z2, o), like(z1, o))
         assert float(sir(z1, z2, o, T, released).mean()) == pytest.approx(clean, abs=1e-5)
-        assert float(air(a1, a2, z1, z2, o, T, released).mean()) == pytest.approx(divergence(q2, q1), abs=1e-5)
-        both = regularizer(z1, z2, a1, a2, o, temperature=T, clean=0.5, adversarial=0.25, released=released)
+        assert float(air(a1, a2, z1, z2, o, T, released).mean()) == pytest.approx(
+            divergence(q2, q1), abs=1e-5
+        )
+        both = regularizer(
+            z1, z2, a1, a2, o, temperature=T, clean=0.5, adversarial=0.25, released=released
+        )
         terms = sir(z1, z2, o, T, released), air(a1, a2, z1, z2, o, T, released)
         assert torch.allclose(both, 0.5 * terms[0] + 0.25 * terms[1], atol=1e-6)
     assert (sir(z1, z1, o, T, False).abs() < 1e-6).all() and sir(z1, z2, o, T, False).mean() > 0
@@ -159,10 +172,16 @@ def test_airs_terms_are_added_to_the_streams():
     pairing = partial(dynacl, invariance=extra)
     method = AdversarialSimCLR(model, T, attack(), pairing=pairing, original=True)
     ours = method(views, ids, ids)
-    assert torch.allclose(ours["loss"], 2 * plain["loss"] + ours["loss_invariance"], atol=1e-5), "not halved"
+    assert torch.allclose(ours["loss"], 2 * plain["loss"] + ours["loss_invariance"], atol=1e-5), (
+        "not halved"
+    )
     assert torch.equal(ours["loss_clean"], plain["loss_clean"]), "the original is no view"
     ours["loss_invariance"].mean().backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for k, p in model.named_parameters() if ".adv." in k)
+    assert any(
+        p.grad is not None and p.grad.abs().max() > 0
+        for k, p in model.named_parameters()
+        if ".adv." in k
+    )
 
 
 def test_they_are_built_as_configured():
@@ -172,12 +191,21 @@ def test_they_are_built_as_configured():
     words = ["name=advcl", "asymmetry=0.2", "pair_weight=0.7", "hardness=1"]
     made = build_method(load(*(a + word for word in words)), 3)
     assert made.asymmetry == pytest.approx((0.28, 1.12)) and made.hard.floor == 1
-    with pytest.raises(UserError, match="method.chunk=4: method.adversary.hardness weighs negatives by the rows"):
+    with pytest.raises(
+        UserError, match="method.chunk=4: method.adversary.hardness weighs negatives by the rows"
+    ):
         build_method(load(a + "name=rocl", a + "hardness=1", "method.chunk=4"), 3)
     assert build_method(load(a + "name=rocl"), 3).asymmetry is None
-    assert build_method(load(a + "name=dynacl", a + "air=0.5"), 3).pairing.keywords["invariance"].keywords == {
-        "temperature": 0.5, "clean": 0, "adversarial": 0.5, "released": True,
-    }  # fmt: skip
+    assert build_method(load(a + "name=dynacl", a + "air=0.5"), 3).pairing.keywords[
+        "invariance"
+    ].keywords == {
+        "temperature": 0.5,
+        "clean": 0,
+        "adversarial": 0.5,
+        "released": True,
+    }
     fn = "method.false_negatives."
     with pytest.raises(UserError, match="hardness: hard negatives have weights of their own"):
-        build_method(load(a + "name=rocl", a + "hardness=1", fn + "rule=fixed", fn + "action=downweight"), 3)
+        build_method(
+            load(a + "name=rocl", a + "hardness=1", fn + "rule=fixed", fn + "action=downweight"), 3
+        )

@@ -28,8 +28,12 @@ def test_info_nce_is_its_double_loop(extra, masked):
         positives[:, 0] = True
         ignore = torch.rand(n, m) < 0.4 if masked else None
         more = torch.randn(n, extra, dtype=torch.float64) if extra else None
-        expected = _oracle(logits, positives, ignore if masked else torch.zeros(n, m, dtype=bool), more)
-        assert torch.allclose(info_nce(logits, positives, ignore, more).float(), expected, atol=1e-5)
+        expected = _oracle(
+            logits, positives, ignore if masked else torch.zeros(n, m, dtype=bool), more
+        )
+        assert torch.allclose(
+            info_nce(logits, positives, ignore, more).float(), expected, atol=1e-5
+        )
 
 
 def test_masks_off_is_the_plain_loss_to_the_last_bit():
@@ -37,7 +41,9 @@ def test_masks_off_is_the_plain_loss_to_the_last_bit():
     plain = info_nce(logits, positives)
     assert torch.equal(plain, info_nce(logits, positives, torch.zeros(6, 8, dtype=torch.bool)))
     assert torch.equal(plain, info_nce(logits, positives, None, torch.empty(6, 0)))
-    assert torch.allclose(plain, torch.nn.functional.cross_entropy(logits, torch.arange(6), reduction="none"))
+    assert torch.allclose(
+        plain, torch.nn.functional.cross_entropy(logits, torch.arange(6), reduction="none")
+    )
 
 
 def test_large_logits_do_not_overflow_and_an_anchor_without_a_positive_is_nan():
@@ -50,17 +56,24 @@ def test_large_logits_do_not_overflow_and_an_anchor_without_a_positive_is_nan():
 def _nt_xent_oracle(z, ids, temperature):
     losses = []
     for i in range(len(z)):
-        s = [torch.dot(z[i], z[j]).item() / (z[i].norm() * z[j].norm()).item() / temperature for j in range(len(z))]
+        s = [
+            torch.dot(z[i], z[j]).item() / (z[i].norm() * z[j].norm()).item() / temperature
+            for j in range(len(z))
+        ]
         total = sum(math.exp(s[j]) for j in range(len(z)) if j != i)
         positives = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
         losses.append(sum(-math.log(math.exp(s[j]) / total) for j in positives) / len(positives))
     return torch.tensor(losses)
 
 
-@pytest.mark.parametrize(("views", "temperature", "scale"), [(2, 0.5, 1.0), (2, 0.07, 30.0), (4, 0.2, 0.01)])
+@pytest.mark.parametrize(
+    ("views", "temperature", "scale"), [(2, 0.5, 1.0), (2, 0.07, 30.0), (4, 0.2, 0.01)]
+)
 def test_nt_xent_is_its_double_loop_for_any_number_of_views_and_any_norm(views, temperature, scale):
     z, ids = scale * torch.randn(3 * views, 7), torch.arange(3).repeat(views)
-    assert torch.allclose(nt_xent(z, ids, temperature), _nt_xent_oracle(z, ids.tolist(), temperature), atol=1e-4)
+    assert torch.allclose(
+        nt_xent(z, ids, temperature), _nt_xent_oracle(z, ids.tolist(), temperature), atol=1e-4
+    )
 
 
 def test_ignored_pairs_and_extra_negatives_reach_the_loss():
@@ -84,14 +97,20 @@ def test_gradient_is_right_numerically():
     z = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     similarity = torch.eye(6, dtype=torch.bool)
     positives = torch.arange(6).remainder(3)[:, None] == torch.arange(6).remainder(3)[None]
-    assert torch.autograd.gradcheck(lambda v: info_nce(v @ v.T, positives & ~similarity, similarity), z)
+    assert torch.autograd.gradcheck(
+        lambda v: info_nce(v @ v.T, positives & ~similarity, similarity), z
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 100])
 def test_chunks_have_the_same_values_and_gradients(chunk):
     ids = torch.arange(6).repeat(3)
-    masks = {"ignore": torch.rand(18, 18) < 0.2, "attract": torch.rand(18, 18) < 0.1,
-             "weights": torch.rand(18, 18), "extra": torch.randn(18, 2)}  # fmt: skip
+    masks = {
+        "ignore": torch.rand(18, 18) < 0.2,
+        "attract": torch.rand(18, 18) < 0.1,
+        "weights": torch.rand(18, 18),
+        "extra": torch.randn(18, 2),
+    }
     for given in ({}, masks):
         found = []
         for size in (0, chunk):
@@ -124,7 +143,9 @@ def test_every_input_has_its_gradient():
     positives, ignore = torch.eye(4, 6, dtype=torch.bool), torch.rand(4, 6) < 0.3
     positives[:, 5] = True
     weights = torch.rand(4, 6, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: info_nce(a, positives, ignore, b, weights), (logits, extra))
+    assert torch.autograd.gradcheck(
+        lambda a, b: info_nce(a, positives, ignore, b, weights), (logits, extra)
+    )
 
 
 def test_attracted_pairs_are_positives_and_nothing_is_its_own():
@@ -132,8 +153,12 @@ def test_attracted_pairs_are_positives_and_nothing_is_its_own():
     attract = torch.ones(6, 6, dtype=torch.bool)
     loss = nt_xent(z, ids, 0.5, attract=attract)
     assert torch.equal(loss, nt_xent(z, torch.zeros(6), 0.5)), "one class"
-    assert nt_xent(torch.randn(2, 4), torch.zeros(2), 0.5).isfinite().all(), "a batch of one: no negatives, no loss"
-    assert nt_xent(z * torch.nan, torch.zeros(6), 0.5).isnan().all(), "NaN embeddings are not hidden"
+    assert nt_xent(torch.randn(2, 4), torch.zeros(2), 0.5).isfinite().all(), (
+        "a batch of one: no negatives, no loss"
+    )
+    assert nt_xent(z * torch.nan, torch.zeros(6), 0.5).isnan().all(), (
+        "NaN embeddings are not hidden"
+    )
 
 
 def test_float64_stays_float64_and_passes_gradcheck():
@@ -141,8 +166,17 @@ def test_float64_stays_float64_and_passes_gradcheck():
     z = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     ids, extra = torch.arange(3).repeat(2), torch.randn(6, 2, dtype=torch.float64)
     assert nt_xent(z, ids, 0.2).dtype == torch.float64
-    for options in ({}, {"extra": extra}, {"chunk": 2}, {"weights": torch.rand(6, 6, dtype=torch.float64)}):
-        assert torch.autograd.gradcheck(lambda v, options=options: nt_xent(v, ids, 0.2, **options), z)
+    for options in (
+        {},
+        {"extra": extra},
+        {"chunk": 2},
+        {"weights": torch.rand(6, 6, dtype=torch.float64)},
+    ):
+        assert torch.autograd.gradcheck(
+            lambda v, options=options: nt_xent(v, ids, 0.2, **options), z
+        )
     logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: info_nce(v, torch.eye(4, 7, dtype=torch.bool)), logits)
+    assert torch.autograd.gradcheck(
+        lambda v: info_nce(v, torch.eye(4, 7, dtype=torch.bool)), logits
+    )
     assert nt_xent(z.bfloat16(), ids, 0.2).dtype == torch.float32

@@ -1,6 +1,5 @@
 """Which options a method takes, and which it refuses."""
 
-
 import pytest
 
 from vidrobust import config
@@ -49,7 +48,12 @@ A = "method.adversary."
         ([A + "name=acl", A + "pairing=a2a"], "clean"),
         ([A + "name=advcl"], "clean, adv, adv_ce, average"),
         (
-            [A + "name=clae", A + "threats=[linf-0.1,l2-1]", A + "combine=branches", A + "selector=true"],
+            [
+                A + "name=clae",
+                A + "threats=[linf-0.1,l2-1]",
+                A + "combine=branches",
+                A + "selector=true",
+            ],
             "clean, adv, adv2, average, select",
         ),
     ],
@@ -57,7 +61,9 @@ A = "method.adversary."
 def test_branches_are_those_that_are_trained(words, known):
     for branch in known.split(", "):
         require_branch(load(*words, f"eval.branch={branch}"))
-    with pytest.raises(UserError, match=f"eval.branch=adv7: a model trained so has {known}; set one"):
+    with pytest.raises(
+        UserError, match=f"eval.branch=adv7: a model trained so has {known}; set one"
+    ):
         require_branch(load(*words, "eval.branch=adv7"))
 
 
@@ -70,15 +76,24 @@ def test_branches_are_those_that_are_trained(words, known):
         (["method.name=moco", A + "name=rocl"], "adversary.name=rocl: moco takes clae"),
         ([A + "name=clae", A + "faithful=true", A + "steps=2"], "one step within one Linf budget"),
         ([A + "name=rocl", A + "faithful=true"], "CLAE as published"),
-        (["method.name=supervised", A + "name=free", A + "threats=[patch3-linf-1]"], "dense, tube or flicker"),
+        (
+            ["method.name=supervised", A + "name=free", A + "threats=[patch3-linf-1]"],
+            "dense, tube or flicker",
+        ),
         ([A + "name=advcl", A + "combine=branches"], "set average or worst"),
         ([A + "name=clae", A + "faithful=true", A + "schedule=linear"], "CLAE as published"),
-        ([A + "name=rocl", "method.clips_per_video=3"], "clips_per_video=3: rocl is of two clips a video"),
+        (
+            [A + "name=rocl", "method.clips_per_video=3"],
+            "clips_per_video=3: rocl is of two clips a video",
+        ),
         ([A + "name=acl", A + "pairing=a2s", A + "air=0.5"], "AIR's terms are of two streams"),
         ([A + "name=advcl", A + "clusters=[]"], "one granularity at least"),
         (["method.name=supervised", A + "name=free", A + "combine=branches"], "without branches"),
         ([A + "name=acl", A + "pairing=a2a", A + "combine=branches"], "a2a has no clean stream"),
-        ([A + "name=clae", A + "steps=0"], "steps=0: an attack takes one step at least; method.adversary.name=none"),
+        (
+            [A + "name=clae", A + "steps=0"],
+            "steps=0: an attack takes one step at least; method.adversary.name=none",
+        ),
     ],
 )
 def test_adversaries_that_are_not_the_methods(words, reason):
@@ -117,13 +132,26 @@ def test_a_stream_that_is_not_measured_is_told(words, told):
         (["method.teacher=t", "method.adversary.name=advcl"], []),
         (["method.name=supervised", A + "name=fast", A + "steps=5"], [A + "steps"]),
         (["method.adversary.warmup=0.5", "method.adversary.name=acl"], ["method.adversary.warmup"]),
-        (["method.adversary.momentum=0.5", "method.adversary.name=rocl"], ["method.adversary.momentum"]),
-        (["method.adversary.combine=worst", "method.adversary.name=acl"], ["method.adversary.combine"]),
+        (
+            ["method.adversary.momentum=0.5", "method.adversary.name=rocl"],
+            ["method.adversary.momentum"],
+        ),
+        (
+            ["method.adversary.combine=worst", "method.adversary.name=acl"],
+            ["method.adversary.combine"],
+        ),
         (
             ["method.name=supervised", "method.adversary.name=free", "method.adversary.steps=3"],
             ["method.adversary.steps"],
         ),
-        (["method.adversary.warmup=0.5", "method.adversary.name=acl", "method.adversary.schedule=linear"], []),
+        (
+            [
+                "method.adversary.warmup=0.5",
+                "method.adversary.name=acl",
+                "method.adversary.schedule=linear",
+            ],
+            [],
+        ),
         (["method.momentum=0.5"], ["method.momentum"]),
         (["method.momentum=0.5", FN + "rule=fixed", FN + "encoder=momentum"], []),
         ([FN + "rule=mean_std", FN + "sigmas=3", FN + "k=3"], [FN + "k"]),
@@ -139,12 +167,23 @@ def test_options_without_effect(words, idle):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([FN + "rule=topk", FN + "k=14", "train.batch_size=8"], "k=14: an anchor has 14 negatives; choose fewer"),
-        ([FN + "rule=topk_threshold", FN + "k=9", "method.name=moco", "method.queue=9", "train.batch_size=8"],
-         "an anchor has 9 negatives"),
+        (
+            [FN + "rule=topk", FN + "k=14", "train.batch_size=8"],
+            "k=14: an anchor has 14 negatives; choose fewer",
+        ),
+        (
+            [
+                FN + "rule=topk_threshold",
+                FN + "k=9",
+                "method.name=moco",
+                "method.queue=9",
+                "train.batch_size=8",
+            ],
+            "an anchor has 9 negatives",
+        ),
         ([FN + "rule=cluster", FN + "clusters=1"], "clusters=1: .*one cluster takes all"),
     ],
-)  # fmt: skip
+)
 def test_rules_that_would_take_everything(words, reason):
     with pytest.raises(UserError, match=reason):
         build_method(load(*words), 5)
@@ -161,17 +200,34 @@ def test_a_k_of_all_but_one_is_let():
         ([A + "name=acl"], 0.1),
         ([A + "name=advcl"], 0.1),
         ([A + "name=dynacl", A + "momentum=0.02"], 0.02),
-        (["method.name=supervised", A + "name=pgd", A + "threats=[linf-1/255,l2-1]", A + "combine=branches"], 0.1),
+        (
+            [
+                "method.name=supervised",
+                A + "name=pgd",
+                A + "threats=[linf-1/255,l2-1]",
+                A + "combine=branches",
+            ],
+            0.1,
+        ),
     ],
 )
 def test_the_momentum_of_adversarial_branches_is_the_methods_own(words, momentum):
-    """CLAE's code has 0.01 (METHODS section 2.1); ACL's and AdvCL's leave it at the default of a batch norm."""
+    """CLAE's code has 0.01 (METHODS section 2.1); ACL's and AdvCL's leave it at the default of a
+    batch norm.
+    """
     norms = [m for m in build_method(load(*words), 3).modules() if isinstance(m, BranchNorm)]
     assert norms and {norm.branches["clean"].momentum for norm in norms} == {0.1}
-    assert {branch.momentum for norm in norms for name, branch in norm.branches.items() if name != "clean"} == {
-        momentum
-    }
+    assert {
+        branch.momentum
+        for norm in norms
+        for name, branch in norm.branches.items()
+        if name != "clean"
+    } == {momentum}
 
 
 def test_the_attacks_of_clae_advcl_and_fast_see_statistics_of_the_batch():
-    assert {name for name, spec in ADVERSARIES.items() if spec.train_mode} == {"clae", "advcl", "fast"}
+    assert {name for name, spec in ADVERSARIES.items() if spec.train_mode} == {
+        "clae",
+        "advcl",
+        "fast",
+    }

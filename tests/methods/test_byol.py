@@ -26,7 +26,11 @@ def built(name: str, **options) -> BYOL:
 @pytest.fixture(params=[(1, 2), (3, 2), (1, 3)], ids=["T=1", "T=3", "three clips"])
 def batch(request):
     frames, views = request.param
-    return torch.rand(4, views, 3, frames, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, views, 3, frames, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def cosine(a, b):
@@ -61,7 +65,9 @@ def test_the_gradient_stops_at_the_target(batch):
     for name in ("byol", "simsiam"):
         method = built(name, clips_per_video=views.shape[1])
         method(views, ids, labels)["loss"].mean().backward()
-        assert all(p.grad is not None for p in [*method.model.parameters(), *method.predictor.parameters()])
+        assert all(
+            p.grad is not None for p in [*method.model.parameters(), *method.predictor.parameters()]
+        )
         if method.target is not None:
             assert all(p.grad is None and not p.requires_grad for p in method.target.parameters())
 
@@ -71,7 +77,9 @@ def test_simsiam_without_its_stop_would_move_otherwise(batch):
     views, ids, labels = batch
     method = built("simsiam", clips_per_video=views.shape[1]).eval()
     targets = [method.model(views[:, v]).detach() for v in range(views.shape[1])]
-    constant = BYOL(copy.deepcopy(method.model), copy.deepcopy(method.predictor), clips=views.shape[1]).eval()
+    constant = BYOL(
+        copy.deepcopy(method.model), copy.deepcopy(method.predictor), clips=views.shape[1]
+    ).eval()
     constant.target = Constants(targets, views)
     for each in (method, constant):
         each(views, ids, labels)["loss"].mean().backward()
@@ -94,7 +102,9 @@ def test_heads_are_the_papers():
     norms = lambda head: [m for m in head if isinstance(m, nn.BatchNorm1d)]  # noqa: E731
     three = built("simsiam").model.head
     assert len(norms(three)) == 3 and not three[-1].affine and three[-2].bias is None
-    assert len(norms(built("byol").model.head)) == 1 and isinstance(built("byol").target, MomentumEncoder)
+    assert len(norms(built("byol").model.head)) == 1 and isinstance(
+        built("byol").target, MomentumEncoder
+    )
     assert normed_mlp(4, 5, 6)(torch.randn(3, 4)).shape == (3, 6)
 
 
@@ -102,5 +112,7 @@ def test_heads_are_the_papers():
 def test_there_are_no_negatives_to_look_through(name):
     cfg = Config(model=TINY)
     cfg.method.name, cfg.method.false_negatives.rule = name, "fixed"
-    with pytest.raises(UserError, match=f"method.false_negatives.rule=fixed: {name} has no negatives"):
+    with pytest.raises(
+        UserError, match=f"method.false_negatives.rule=fixed: {name} has no negatives"
+    ):
         build_method(cfg, 3)

@@ -65,23 +65,36 @@ def test_the_teacher_stays_as_it_is(batch):
 
 
 def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
-    """Of another width, by the checkpoint's own configuration; on clips of another shape it is refused."""
+    """Of another width, by the checkpoint's own configuration; on clips of another shape it is
+    refused.
+    """
     _train(_cfg(ucf, "model.width=6"), tmp_path / "teacher")
     distill = ["method.name=distill", f"{ADVERSARY}name=deacl", f"{ADVERSARY}steps=1"]
     path = tmp_path / "teacher"
-    with pytest.raises(UserError, match="method.student=teacher: the teacher's trunk is of another architecture"):
+    with pytest.raises(
+        UserError, match="method.student=teacher: the teacher's trunk is of another architecture"
+    ):
         _train(_cfg(ucf, *distill, f"method.teacher={path}"), tmp_path / "refused")
     distill.append("method.student=random")
     state = _train(_cfg(ucf, *distill, f"method.teacher={path}"), tmp_path / "student")
-    assert "map.weight" in state["method"] and any(key.startswith("teacher.") for key in state["method"])
+    assert "map.weight" in state["method"] and any(
+        key.startswith("teacher.") for key in state["method"]
+    )
     same = [*distill[:-1], f"method.teacher={path}/backbone.pt", "model.width=6"]
     steps = ["train.max_steps=1", "optim.lr=1e-9"]
     begun = _train(_cfg(ucf, *same, *steps), tmp_path / "other")["model"]
     taught = torch.load(path / "backbone.pt")
-    weights = {key: value for key, value in taught.items() if "running" not in key and "num" not in key}
-    assert all(torch.allclose(begun[f"backbone.trunk.{key}"], value) for key, value in weights.items())
+    weights = {
+        key: value for key, value in taught.items() if "running" not in key and "num" not in key
+    }
+    assert all(
+        torch.allclose(begun[f"backbone.trunk.{key}"], value) for key, value in weights.items()
+    )
     _train(_cfg(ucf, *same, *steps, f"model.weights={path}/backbone.pt"), tmp_path / "given")
-    with pytest.raises(UserError, match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16"):
+    with pytest.raises(
+        UserError,
+        match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16",
+    ):
         read_teacher(str(path), _cfg(ucf, "data.frames=3"))
     kept = min((tmp_path / "student/checkpoints").glob("step_*.pt"))
     (tmp_path / "moved").mkdir()
@@ -89,11 +102,18 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     again = [*distill, "train.epochs=3"]
     _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/moved/t.pt"), tmp_path / "on", kept)
     _train(_cfg(ucf, "model.width=6", "seed=5"), tmp_path / "stranger")
-    with pytest.raises(UserError, match="a resume cannot change the teacher, and method.teacher=.*stranger has other"):
+    with pytest.raises(
+        UserError,
+        match="a resume cannot change the teacher, and method.teacher=.*stranger has other",
+    ):
         _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept)
-    with pytest.raises(UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built as"):
+    with pytest.raises(
+        UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built as"
+    ):
         read_teacher(f"{path}/backbone.pt", _cfg(ucf))
-    with pytest.raises(UserError, match="method.teacher: no checkpoint nowhere; give the folder of a trained run"):
+    with pytest.raises(
+        UserError, match="method.teacher: no checkpoint nowhere; give the folder of a trained run"
+    ):
         read_teacher("nowhere", _cfg(ucf))
     with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
         _train(_cfg(ucf, "method.name=distill", "method.student=random"), tmp_path / "none")

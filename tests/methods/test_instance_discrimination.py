@@ -35,7 +35,9 @@ def test_uel_is_its_double_loop(temperature):
             e = {j: math.exp(dot(rows[i], rows[j]) / temperature) for j in range(8) if j != i}
             p = {j: value / sum(e.values()) for j, value in e.items()}
             partner = (i + 4) % 8
-            losses.append(-math.log(p[partner]) - sum(math.log(1 - p[j]) for j in p if j != partner))
+            losses.append(
+                -math.log(p[partner]) - sum(math.log(1 - p[j]) for j in p if j != partner)
+            )
         expected = [(losses[i] + losses[i + 4]) / 2 for i in range(4)]
         assert uel(a, b, temperature).tolist() == pytest.approx(expected, abs=1e-3)
 
@@ -82,7 +84,10 @@ def test_with_an_adversary_both_terms_are_this_loss(name):
     pair = {"plain": plain, "uel": uel}[name]
     z = [method.model(views[:, v]) for v in (0, 1)]
     assert torch.allclose(found["loss_clean"], pair(z[0], z[1], 0.5), atol=1e-5)
-    assert torch.allclose(found["loss"], found["loss_clean"] + found["loss_adv"]) and "loss_adv" in found
+    assert (
+        torch.allclose(found["loss"], found["loss_clean"] + found["loss_adv"])
+        and "loss_adv" in found
+    )
     cfg.method.clips_per_video = 3
     with pytest.raises(UserError, match=f"clips_per_video=3: {name} compares two views"):
         build_method(cfg, 3)
@@ -98,4 +103,6 @@ def test_supcon_is_its_double_loop_also_for_a_label_seen_once():
         e = {j: math.exp(dot(z[i], z[j]) / 0.3) for j in range(10) if j != i}
         same = [j for j in e if y[j] == y[i]]
         losses.append(sum(-math.log(e[j] / sum(e.values())) for j in same) / len(same))
-    assert found.tolist() == pytest.approx([(losses[i] + losses[i + 5]) / 2 for i in range(5)], abs=1e-4)
+    assert found.tolist() == pytest.approx(
+        [(losses[i] + losses[i + 5]) / 2 for i in range(5)], abs=1e-4
+    )

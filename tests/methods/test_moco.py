@@ -31,11 +31,17 @@ def records(count: int) -> list[Record]:
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
-    return torch.rand(4, 2, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, 2, 3, request.param, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def test_three_steps_are_the_published_ones(batch):
-    """l = -log exp(q.k/T) / (exp(q.k/T) + sum over the queue), keys by a momentum encoder, first in first out."""
+    """l = -log exp(q.k/T) / (exp(q.k/T) + sum over the queue), keys by a momentum encoder, first in
+    first out.
+    """
     views, ids, labels = batch
     method = moco()
     query, keys = copy.deepcopy(method.model), copy.deepcopy(method.encoder.model)
@@ -54,7 +60,9 @@ def test_three_steps_are_the_published_ones(batch):
             k = F.normalize(keys(views[:, 1]), dim=1)
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
         assert torch.allclose(
-            found, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long), reduction="none"), atol=1e-3
+            found,
+            F.cross_entropy(logits, torch.zeros(4, dtype=torch.long), reduction="none"),
+            atol=1e-3,
         )
         queue[4 * step : 4 * step + 4] = k
         assert torch.allclose(method.queue, queue, atol=1e-3)
@@ -66,11 +74,25 @@ def test_three_steps_are_the_published_ones(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_claes_view_asks_the_same_keys_and_queue(batch):
-    """x_adv = x1 + eps sign(grad of the loss of x1 against its key and the queue); L(q) + alpha L(q_adv)."""
+    """x_adv = x1 + eps sign(grad of the loss of x1 against its key and the queue); L(q) + alpha
+    L(q_adv).
+    """
     views, ids, labels = batch
     model = add_branches(build_model(replace(TINY, hidden=64), "projector"))
-    method = MoCo(model, 0.2, MomentumEncoder(model, 0.9, climbs=False), 12, 8, adversary=one_step(0.02), alpha=0.7)
-    query, keys, queue = copy.deepcopy(model), copy.deepcopy(method.encoder.model), method.queue.clone()
+    method = MoCo(
+        model,
+        0.2,
+        MomentumEncoder(model, 0.9, climbs=False),
+        12,
+        8,
+        adversary=one_step(0.02),
+        alpha=0.7,
+    )
+    query, keys, queue = (
+        copy.deepcopy(model),
+        copy.deepcopy(method.encoder.model),
+        method.queue.clone(),
+    )
     x1, first = views[:, 0], torch.zeros(4, dtype=torch.long)
     ours = method(views, ids, labels)["loss"]
 
@@ -98,7 +120,9 @@ def test_the_oldest_keys_leave_also_where_the_queue_is_no_multiple_of_the_batch(
     method.eval()(views, ids, labels)
     assert method.queue_ids.tolist() == [6, 7, 8, 9, 10, 11], "evaluation leaves it alone"
     method.train()(views[:2], ids[:2], labels[:2])
-    assert method.queue_ids.tolist() == [0, 1, 8, 9, 10, 11], "a batch of another size takes the oldest, too"
+    assert method.queue_ids.tolist() == [0, 1, 8, 9, 10, 11], (
+        "a batch of another size takes the oldest, too"
+    )
 
 
 def test_a_videos_own_earlier_keys_are_not_its_negatives(batch):
@@ -108,9 +132,14 @@ def test_a_videos_own_earlier_keys_are_not_its_negatives(batch):
     method.queue_ids[:3] = 0
     without = method(views, ids, labels)["loss"]
     assert without[0] < plain[0] and torch.equal(without[1:], plain[1:])
-    q, k = F.normalize(method.model(views[:1, 0]), dim=1), F.normalize(method.encoder(views[:1, 1]), dim=1)
+    q, k = (
+        F.normalize(method.model(views[:1, 0]), dim=1),
+        F.normalize(method.encoder(views[:1, 1]), dim=1),
+    )
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ method.queue[3:].T], 1) / 0.2
-    assert torch.allclose(without[0], F.cross_entropy(logits, torch.zeros(1, dtype=torch.long)), atol=1e-5)
+    assert torch.allclose(
+        without[0], F.cross_entropy(logits, torch.zeros(1, dtype=torch.long)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("action", ["eliminate", "attract", "downweight"])
@@ -126,12 +155,19 @@ def test_false_negatives_in_the_queue(batch, action):
     method.prepare(records(20))
     method.queue_ids[:] = torch.arange(4, 16)
     loss = method(views, ids, labels)["loss"]
-    q, k = F.normalize(method.model(views[:, 0]), dim=1), F.normalize(method.encoder(views[:, 1]), dim=1)
+    q, k = (
+        F.normalize(method.model(views[:, 0]), dim=1),
+        F.normalize(method.encoder(views[:, 1]), dim=1),
+    )
     s = q @ method.queue.T
-    assert torch.allclose(seen[0][0], s, atol=1e-5) and torch.equal(seen[0][1].ids[1], method.queue_ids)
+    assert torch.allclose(seen[0][0], s, atol=1e-5) and torch.equal(
+        seen[0][1].ids[1], method.queue_ids
+    )
     own, found = (q * k).sum(1), s > 0.1
     found[found.all(1), 0] = False  # the guard: rarely needed
-    weight = torch.where(found, {"eliminate": 0.0, "attract": 1.0, "downweight": 1 - s}[action], 1.0)
+    weight = torch.where(
+        found, {"eliminate": 0.0, "attract": 1.0, "downweight": 1 - s}[action], 1.0
+    )
     total = (own / 0.2).exp() + (weight * (s / 0.2).exp()).sum(1)
     expected = total.log() - own / 0.2
     if action == "attract":
@@ -160,11 +196,16 @@ def test_momentum_schedules_and_range():
         MomentumEncoder(encoder.model, 1.5)
     other = build_model(TINY, "projector")
     encoder.start_from(other)
-    assert all(torch.equal(a, b) for a, b in zip(encoder.model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(encoder.model.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_a_queue_larger_than_the_data_set_is_refused():
-    with pytest.raises(UserError, match=r"method.queue=12 is larger than the data set \(11 videos\)"):
+    with pytest.raises(
+        UserError, match=r"method.queue=12 is larger than the data set \(11 videos\)"
+    ):
         moco().prepare(records(11))
 
 

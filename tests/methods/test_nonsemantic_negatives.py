@@ -1,4 +1,6 @@
-"""Negatives of diminished semantics in the losses, against transcriptions of METHODS section 3.1."""
+"""Negatives of diminished semantics in the losses, against transcriptions of METHODS section
+3.1.
+"""
 
 import copy
 import math
@@ -43,7 +45,11 @@ exact = pytest.mark.usefixtures("exact")
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
     """Two views of four videos, and two negatives each."""
-    return torch.rand(4, 4, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, 4, 3, request.param, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def pushing(method):
@@ -52,7 +58,9 @@ def pushing(method):
 
 
 def extended(z, ids, t, stop=False):
-    """NT-Xent of V views' rows z by two loops, each row with its own video's negatives t (B, M, D) besides."""
+    """NT-Xent of V views' rows z by two loops, each row with its own video's negatives t (B, M, D)
+    besides.
+    """
     z, t = F.normalize(z, dim=1), F.normalize(t, dim=2)
     other, t = (z.detach(), t.detach()) if stop else (z, t)
     found = []
@@ -60,7 +68,9 @@ def extended(z, ids, t, stop=False):
         more = sum(torch.exp(ALPHA * (z[i] @ t[i % len(t), m]) / T) for m in range(t.shape[1]))
         total = sum(torch.exp(z[i] @ other[j] / T) for j in range(len(z)) if j != i) + more
         own = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
-        found.append(sum(-torch.log(torch.exp(z[i] @ other[j] / T) / total) for j in own) / len(own))
+        found.append(
+            sum(-torch.log(torch.exp(z[i] @ other[j] / T) / total) for j in own) / len(own)
+        )
     return torch.stack(found)
 
 
@@ -81,7 +91,9 @@ def test_cosines_are_of_each_video_with_its_own_negatives():
 
 
 def test_mocos_logits_are_the_published_ones(batch):
-    """-log e^(q.k/T) / (e^(q.k/T) + sum_i e^(q.k_i/T) + sum_m e^(alpha q.t_m/T)), t by the momentum encoder."""
+    """-log e^(q.k/T) / (e^(q.k/T) + sum_i e^(q.k_i/T) + sum_m e^(alpha q.t_m/T)), t by the momentum
+    encoder.
+    """
     views, ids, labels = batch
     model = build_model(TINY, "projector")
     method = pushing(MoCo(model, T, MomentumEncoder(model, 0.9, climbs=False), 12, 8))
@@ -89,7 +101,11 @@ def test_mocos_logits_are_the_published_ones(batch):
     with torch.no_grad():
         for p in method.model.parameters():
             p += 0.05 * torch.randn_like(p)
-    query, keys, queue = copy.deepcopy(method.model), copy.deepcopy(method.encoder.model), method.queue.clone()
+    query, keys, queue = (
+        copy.deepcopy(method.model),
+        copy.deepcopy(method.encoder.model),
+        method.queue.clone(),
+    )
     parts = method(views, ids, labels)
     q = F.normalize(query(views[:, 0]), dim=1).detach()
     with torch.no_grad():
@@ -103,7 +119,9 @@ def test_mocos_logits_are_the_published_ones(batch):
         pushed = sum(math.exp(ALPHA * (q[i] @ each[i]) / T) for each in t)
         wanted.append(-math.log(own / (own + others + pushed)))
     assert parts["loss"].tolist() == pytest.approx(wanted, abs=1e-3)
-    assert torch.allclose(method.queue[:4], k, atol=1e-3) and torch.equal(method.queue[4:], queue[4:])
+    assert torch.allclose(method.queue[:4], k, atol=1e-3) and torch.equal(
+        method.queue[4:], queue[4:]
+    )
     near = torch.stack([(q * each).sum(1) for each in t]).mean(0)
     assert torch.allclose(parts["negative_cosine"], near, atol=1e-3)
     parts["loss"].mean().backward()
@@ -117,7 +135,9 @@ def test_simclr_pushes_both_views_from_the_negatives_of_the_first(batch):
     twin = copy.deepcopy(method.model)
     z = torch.cat([twin(views[:, 0]), twin(views[:, 1])])
     found = method(views, ids, labels)
-    assert_same(found["loss"], extended(z, ids.repeat(2), embedded(twin, views)), method.model, twin)
+    assert_same(
+        found["loss"], extended(z, ids.repeat(2), embedded(twin, views)), method.model, twin
+    )
     assert found["negative_cosine"].shape == (4,)
 
 
@@ -125,7 +145,9 @@ def test_simclr_pushes_both_views_from_the_negatives_of_the_first(batch):
 def test_clae_meets_them_in_its_attack_and_its_loss(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = pushing(AdversarialSimCLR(copy.deepcopy(model), T, one_step(0.02), pairing=partial(clae, alpha=0.7)))
+    method = pushing(
+        AdversarialSimCLR(copy.deepcopy(model), T, one_step(0.02), pairing=partial(clae, alpha=0.7))
+    )
     ours = method(views, ids, labels)["loss"]
     z1, z2, t = model(views[:, 0]), model(views[:, 1]), embedded(model, views)
     with model.use_branch("adv"):
@@ -134,7 +156,10 @@ def test_clae_meets_them_in_its_attack_and_its_loss(batch):
         loss = extended(torch.cat([za, model(x)]), two, t.detach())
         (g,) = torch.autograd.grad(loss.sum(), x)
         z_adv = model((views[:, 0] + 0.02 * g.sign()).clamp(0, 1))
-    wanted = extended(torch.cat([z1, z2]), two, t).mean() + 0.7 * extended(torch.cat([z1, z_adv]), two, t).mean()
+    wanted = (
+        extended(torch.cat([z1, z2]), two, t).mean()
+        + 0.7 * extended(torch.cat([z1, z_adv]), two, t).mean()
+    )
     assert_same(ours, wanted, method.model, model)
 
 
@@ -197,7 +222,9 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
     views, ids, labels = batch
     model = build_model(TINY, "normed_projector")
     target = MomentumEncoder(model, 0.9, climbs=False) if name == "byol" else None
-    adversary = Adversary([ThreatModel("linf", 0.0)], branches=("clean",))  # it leaves clips as they are
+    adversary = Adversary(
+        [ThreatModel("linf", 0.0)], branches=("clean",)
+    )  # it leaves clips as they are
     kind = TARO(model, nn.Linear(8, 8), adversary, target, weight=0.5) if adversarial else None
     method = pushing(kind or BYOL(model, nn.Linear(8, 8), target))
     method.prepare([])
@@ -218,11 +245,15 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
     def between(v, w):
         pushed = sum(cos(predicted[u], each) for u in (v, w) for each in t) / 4
         one = 2 - cos(predicted[v], aims[w]) - cos(predicted[w], aims[v]) + ALPHA * pushed
-        return one / 2 - 1 if target is None else 2 * one  # SimSiam's -cos, and BYOL's sum of both directions
+        return (
+            one / 2 - 1 if target is None else 2 * one
+        )  # SimSiam's -cos, and BYOL's sum of both directions
 
     near = sum(cos(predicted[0], each) for each in t) / 2
     assert torch.allclose(parts["negative_cosine"].double(), near, atol=1e-5)
-    expected = between(0, 0) + 0.5 * 2 * between(0, 1) if adversarial else between(0, 1)  # a1 is x1, and a2 x2
+    expected = (
+        between(0, 0) + 0.5 * 2 * between(0, 1) if adversarial else between(0, 1)
+    )  # a1 is x1, and a2 x2
     assert torch.allclose(parts["loss"].double(), expected, atol=1e-5)
 
 
@@ -240,7 +271,12 @@ def test_without_weight_or_number_there_are_none(name, option):
 @pytest.mark.parametrize("name", ["simclr", "simsiam", "moco", "byol"])
 def test_norms_that_are_measured_do_not_see_them(batch, name):
     cfg = Config(model=TINY)
-    cfg.method.name, cfg.method.queue, cfg.train.batch_size, cfg.data.frames = name, 8, 4, batch[0].shape[2]
+    cfg.method.name, cfg.method.queue, cfg.train.batch_size, cfg.data.frames = (
+        name,
+        8,
+        4,
+        batch[0].shape[2],
+    )
     torch.manual_seed(0)
     without = build_method(cfg, 5)
     cfg.method.negatives.names, cfg.method.negatives.count = ["patch"], 2
@@ -258,9 +294,15 @@ def test_norms_that_are_measured_do_not_see_them(batch, name):
 def test_nothing_clean_is_embedded_for_the_log_alone(batch):
     """a2a has no clean stream, and so no cosine of it."""
     views, ids, labels = batch
-    method = pushing(AdversarialSimCLR(build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=a2a))
+    method = pushing(
+        AdversarialSimCLR(
+            build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=a2a
+        )
+    )
     assert "negative_cosine" not in method(views, ids, labels)
-    assert "negative_cosine" in pushing(SimCLR(build_model(TINY, "projector"), T))(views, ids, labels)
+    assert "negative_cosine" in pushing(SimCLR(build_model(TINY, "projector"), T))(
+        views, ids, labels
+    )
 
 
 @pytest.mark.parametrize("name", ["uel", "supervised", "distill"])
@@ -274,7 +316,10 @@ def test_methods_without_a_place_for_them_refuse_them(name):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"names": ["patches"]}, "method.negatives.names: unknown name 'patches'; did you mean 'patch'"),
+        (
+            {"names": ["patches"]},
+            "method.negatives.names: unknown name 'patches'; did you mean 'patch'",
+        ),
         ({"patch_px": [16]}, "two sides"),
         ({"names": ["patch", "patch"]}, "list different ones"),
     ],

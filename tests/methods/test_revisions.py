@@ -68,8 +68,14 @@ def test_a_dynacl_run_without_a_momentum_encoder(ucf, tmp_path):
 
 def test_an_advcl_run_whose_projector_has_branches_is_measured_as_before(ucf, tmp_path):
     _train(_cfg(ucf), tmp_path / "teacher")
-    words = [A + "name=advcl", A + "clusters=[2]", A + "steps=1", f"method.teacher={tmp_path}/teacher",
-             "model.head_norm=true", "train.max_steps=1"]  # fmt: skip
+    words = [
+        A + "name=advcl",
+        A + "clusters=[2]",
+        A + "steps=1",
+        f"method.teacher={tmp_path}/teacher",
+        "model.head_norm=true",
+        "train.max_steps=1",
+    ]
     state = _train(_cfg(ucf, *words), tmp_path / "new")
     norms = [key for key in state["model"] if key.startswith("head.1.")]
     for key in norms:
@@ -99,7 +105,9 @@ def test_dynacls_momentum_encoder_is_what_is_measured(ucf, tmp_path):
     assert any(not torch.equal(measured[key], value) for key, value in state["model"].items())
     kept = torch.load(tmp_path / "backbone.pt")
     assert torch.equal(kept["0.0.weight"], slow["backbone.trunk.0.0.weight"])
-    with pytest.raises(UserError, match="dynacl has a momentum encoder, which eval.average measures"):
+    with pytest.raises(
+        UserError, match="dynacl has a momentum encoder, which eval.average measures"
+    ):
         _cfg(ucf, *words, "train.average=0.9")
     with pytest.raises(UserError, match="only a run with train.average keeps an average"):
         _cfg(ucf, *words, A + "key_encoder=false", "eval.average=true")

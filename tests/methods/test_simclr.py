@@ -15,7 +15,11 @@ TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
-    return torch.rand(4, 2, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, 2, 3, request.param, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def test_simclr_is_nt_xent_of_its_two_views(batch):
@@ -37,7 +41,9 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
     """Loss, gradients and clean statistics."""
     plain = SimCLR(build_model(TINY, "projector"), 0.5)
     branched = add_branches(copy.deepcopy(plain.model))
-    with_clae = AdversarialSimCLR(branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0))
+    with_clae = AdversarialSimCLR(
+        branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0)
+    )
     losses = [method(*batch)["loss"] for method in (plain, with_clae)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -52,7 +58,9 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_the_adversarial_term_is_the_papers(batch):
-    """L(z1, z2) + alpha L(z1, z_adv): a transcription of METHODS section 2.1 with za and zb computed apart."""
+    """L(z1, z2) + alpha L(z1, z_adv): a transcription of METHODS section 2.1 with za and zb
+    computed apart.
+    """
     views, ids, labels = batch
     x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))
@@ -67,7 +75,10 @@ def test_the_adversarial_term_is_the_papers(batch):
         (gradient,) = torch.autograd.grad(nt_xent(torch.cat([za, zb]), two, 0.5).mean(), x_tilde)
         x_adv = (x1 + eps * gradient.sign()).clamp(0, 1)
         z_adv = model(x_adv)
-    expected = nt_xent(torch.cat([z1, z2]), two, 0.5).mean() + alpha * nt_xent(torch.cat([z1, z_adv]), two, 0.5).mean()
+    expected = (
+        nt_xent(torch.cat([z1, z2]), two, 0.5).mean()
+        + alpha * nt_xent(torch.cat([z1, z_adv]), two, 0.5).mean()
+    )
     assert ours.mean().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -76,6 +87,10 @@ def test_build_method_follows_the_configuration():
     assert build_method(cfg, 5).adversary is None
     cfg.method.adversary.name, cfg.method.adversary.threats = "clae", ["linf-0.01"]
     made = build_method(cfg, 5).adversary
-    assert isinstance(made, Adversary) and made.threats == (ThreatModel("linf", 0.01),) and made.starts_at_x
+    assert (
+        isinstance(made, Adversary)
+        and made.threats == (ThreatModel("linf", 0.01),)
+        and made.starts_at_x
+    )
     cfg.method.name, cfg.method.adversary.name = "supervised", "none"
     assert build_method(cfg, 5).model.head.out_features == 5

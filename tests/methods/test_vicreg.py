@@ -23,7 +23,9 @@ def by_loops(a, b):
             variance += max(0.0, 1 - math.sqrt(var + 1e-4)) / d / 2
             for k in range(d):
                 if k != j:
-                    terms = ((z[i, j].item() - mean[j]) * (z[i, k].item() - mean[k]) for i in range(n))
+                    terms = (
+                        (z[i, j].item() - mean[j]) * (z[i, k].item() - mean[k]) for i in range(n)
+                    )
                     covariance += (sum(terms) / (n - 1)) ** 2 / d
     return invariance, variance, covariance
 
@@ -46,12 +48,19 @@ def test_gradients_reach_both_views():
 
 @pytest.mark.parametrize("frames", [1, 4])
 def test_a_step_weighs_the_terms_as_the_paper(frames):
-    words = ["method.name=vicreg", "model.backbone=r2plus1d_10", "model.width=4", f"data.frames={frames}"]
+    words = [
+        "method.name=vicreg",
+        "model.backbone=r2plus1d_10",
+        "model.width=4",
+        f"data.frames={frames}",
+    ]
     torch.manual_seed(0)
     method = build_method(config.loads("", [*words, "model.hidden=8", "model.dim=6"]), 3)
     assert isinstance(method, VICReg)
     parts = method(torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4), torch.arange(4))
-    expected = 25 * parts["loss_invariance"] + 25 * parts["loss_variance"] + parts["loss_covariance"]
+    expected = (
+        25 * parts["loss_invariance"] + 25 * parts["loss_variance"] + parts["loss_covariance"]
+    )
     assert parts["loss"].shape == (4,)
     assert torch.allclose(parts["loss"], expected)
     parts["loss"].mean().backward()
@@ -65,7 +74,10 @@ def test_three_views_are_the_mean_of_their_pairs():
     views = torch.rand(4, 3, 3, 1, 16, 16)
     whole = method(views, torch.arange(4), torch.arange(4))["loss"]
     method.views = 2
-    pairs = [method(views[:, pair], torch.arange(4), torch.arange(4))["loss"] for pair in ([0, 1], [0, 2], [1, 2])]
+    pairs = [
+        method(views[:, pair], torch.arange(4), torch.arange(4))["loss"]
+        for pair in ([0, 1], [0, 2], [1, 2])
+    ]
     assert torch.allclose(whole, torch.stack(pairs).mean(0), rtol=1e-5)
 
 

@@ -60,7 +60,9 @@ def test_an_image_trunk_averages_its_frames():
 )
 def test_torchvisions_weights_fit(name, reference):
     theirs, ours = reference(weights=None).eval(), build_backbone(name).eval()
-    ours.trunk.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    ours.trunk.load_state_dict(
+        {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    )
     theirs.fc = torch.nn.Identity()
     x = torch.rand(2, 3, 1, 48, 48)
     normal = (x - ours.mean) / ours.std
@@ -72,7 +74,9 @@ def test_torchvisions_weights_fit(name, reference):
 def test_slowfast_sees_every_frame_in_one_pathway_and_every_fourth_in_the_other():
     backbone = build_backbone("slowfast_r50")
     seen = []
-    backbone.trunk.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(list(args[0])))
+    backbone.trunk.blocks[0].register_forward_pre_hook(
+        lambda module, args: seen.append(list(args[0]))
+    )
     x = torch.rand(1, 3, 8, 32, 32)
     backbone.eval()(x)
     slow, fast = seen[0]

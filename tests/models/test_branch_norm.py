@@ -58,7 +58,10 @@ def test_a_model_without_branches_has_the_clean_one_only():
         pass
     with pytest.raises(ValueError, match="no norm branch 'adv'"), use_branch(model, "adv"):
         pass
-    with pytest.raises(ValueError, match="it has clean, adv"), use_branch(add_branches(model), "other"):
+    with (
+        pytest.raises(ValueError, match="it has clean, adv"),
+        use_branch(add_branches(model), "other"),
+    ):
         pass
 
 
@@ -91,7 +94,9 @@ def test_its_own_state_round_trips_and_converting_twice_changes_nothing():
 
 @pytest.mark.parametrize("kind", ["average", "select"])
 def test_all_branches_at_once(kind):
-    """The mean over branches of features, or the mean that the selector weighs; the attack's gradient has it all."""
+    """The mean over branches of features, or the mean that the selector weighs; the attack's
+    gradient has it all.
+    """
     model = add_branches(_small(), ("adv", "adv2")).eval()
     model.selector = nn.Linear(model.dim, 3)
     for name in ("adv", "adv2"):
@@ -111,7 +116,9 @@ def test_all_branches_at_once(kind):
             assert torch.equal(model(x), each[1]), "one branch inside"
         assert torch.equal(model(x), found)
     assert torch.allclose(found, expected, atol=1e-5) and torch.equal(model(x), each[0])
-    (ours,), (theirs,) = (torch.autograd.grad(f.sum(), x, retain_graph=True) for f in (found, expected))
+    (ours,), (theirs,) = (
+        torch.autograd.grad(f.sum(), x, retain_graph=True) for f in (found, expected)
+    )
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -119,5 +126,8 @@ def test_a_mixture_needs_a_selector_or_a_backbone():
     model = add_branches(_small())
     with pytest.raises(ValueError, match="trained without a selector"), use_branch(model, "select"):
         pass
-    with pytest.raises(ValueError, match="no norm branch 'average'"), use_branch(model.trunk, "average"):
+    with (
+        pytest.raises(ValueError, match="no norm branch 'average'"),
+        use_branch(model.trunk, "average"),
+    ):
         pass

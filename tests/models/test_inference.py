@@ -20,8 +20,12 @@ def _mean_colour(x):
 def test_features_are_in_the_order_of_the_records_whatever_the_batch(ucf, batch_size):
     records, _ = ucf101(ucf, "test", 1)
     data = eval_dataset(CFG, records, 3)
-    twice = extract([_mean_colour, lambda x: 2 * _mean_colour(x)], data, CPU, batch_size=batch_size, workers=0)
-    assert twice[0].features.shape == (4, 3, 3) and torch.allclose(2 * twice[0].features, twice[1].features)
+    twice = extract(
+        [_mean_colour, lambda x: 2 * _mean_colour(x)], data, CPU, batch_size=batch_size, workers=0
+    )
+    assert twice[0].features.shape == (4, 3, 3) and torch.allclose(
+        2 * twice[0].features, twice[1].features
+    )
     assert twice[0].uids == [r.uid for r in records] and twice[0].labels.tolist() == [0, 0, 1, 1]
     assert twice[0].start.tolist() == [[0, 9 - 1, 17]] * 4 and twice[0].fps.tolist() == [25.0] * 4
     expected = torch.stack([data[0, i]["clips"].float().mean((1, 2, 3)) / 255 for i in range(4)])
@@ -39,12 +43,21 @@ def test_failures_are_kept_apart_and_a_list_of_them_alone_is_refused(tmp_path):
 
 
 def test_evaluation_mode_puts_every_flag_back():
-    model = add_branches(build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")).train()
+    model = add_branches(
+        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+    ).train()
     model.backbone.trunk[0].eval()
     model.head[0].weight.requires_grad_(False)
-    modes, flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    modes, flags = (
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+    )
     with evaluation_mode(model, branch="adv"):
-        assert not any(m.training for m in model.modules()) and not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules()) and not any(
+            p.requires_grad for p in model.parameters()
+        )
         assert model.backbone.trunk[0][1].branch == "adv"
-    assert modes == [m.training for m in model.modules()] and flags == [p.requires_grad for p in model.parameters()]
+    assert modes == [m.training for m in model.modules()] and flags == [
+        p.requires_grad for p in model.parameters()
+    ]
     assert model.backbone.trunk[0][1].branch == "clean"

@@ -17,7 +17,8 @@ PAGE = """
 seeds: [0]
 datasets: {clips: base.yaml}
 options: {clips: ["data.twins=${data.root}_texture", "eval.bias=[texture,freeze,swapped]"]}
-common: [train.epochs=1, eval.name=study, "eval.threats=[linf-0]", eval.shift.name=class_folder, eval.shift.root=other]
+common: [train.epochs=1, eval.name=study, "eval.threats=[linf-0]",
+         eval.shift.name=class_folder, eval.shift.root=other]
 baseline: moco
 arms:
   moco: []
@@ -27,7 +28,12 @@ arms:
 
 def test_a_data_set_has_options_of_its_own(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    assert tool("prepare", "texture", f"data.root={root}", "--output", "data_texture", cwd=tmp_path).returncode == 0
+    assert (
+        tool(
+            "prepare", "texture", f"data.root={root}", "--output", "data_texture", cwd=tmp_path
+        ).returncode
+        == 0
+    )
     shutil.copytree(root / "videos", tmp_path / "other")
     words = tiny(f"data.root={root}", "method.name=moco", "method.queue=8")
     (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", words)))
@@ -36,36 +42,68 @@ def test_a_data_set_has_options_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/study.json").read_text())["clips"]
     for arm in ("moco", "texture"):
-        summary = json.loads((tmp_path / f"out/clips/{arm}/seed0/eval/study/summary.json").read_text())
+        summary = json.loads(
+            (tmp_path / f"out/clips/{arm}/seed0/eval/study/summary.json").read_text()
+        )
         views = summary["bias"]["views"]
         assert found[arm]["acc freeze"]["mean"] == views["freeze"]["acc"]
         assert found[arm].get("bias swapped", {"mean": None})["mean"] == views["swapped"]["bias"]
         assert found[arm]["shift"]["mean"] == summary["shift"]["acc"]
     text = (tmp_path / "out/study.md").read_text()
-    assert "| arm | shift | clean | texture | freeze | swapped |" in text and "two cues that disagree" in text
+    assert (
+        "| arm | shift | clean | texture | freeze | swapped |" in text
+        and "two cues that disagree" in text
+    )
 
 
 def test_what_an_evaluation_would_refuse_is_told_before_training(tmp_path):
-    """A slash at the end of a folder, as a shell writes it, is not one inside the name of its textures."""
+    """A slash at the end of a folder, as a shell writes it, is not one inside the name of its
+    textures.
+    """
     root = tiny_ucf101(tmp_path / "data")
     (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
     (tmp_path / "study.yaml").write_text(PAGE)
-    done = tool("study", "--cfg", "study.yaml", "--arms", "moco", "--data", f"clips={root}/", cwd=tmp_path)
+    done = tool(
+        "study", "--cfg", "study.yaml", "--arms", "moco", "--data", f"clips={root}/", cwd=tmp_path
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"data.twins={root}_texture: no such folder; python datasets/prepare.py texture makes it" in done.stderr
+    assert (
+        f"data.twins={root}_texture: no such folder; python datasets/prepare.py texture makes it"
+        in done.stderr
+    )
     assert not (tmp_path / "outputs/study/clips").exists()
 
 
 def test_ranks_that_are_refused_go_on_to_the_next_arm_together(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}", "device=cpu"))))
+    (tmp_path / "base.yaml").write_text(
+        config.to_yaml(config.loads("", tiny(f"data.root={root}", "device=cpu")))
+    )
     page = PAGE.replace("eval.shift.name=class_folder, eval.shift.root=other", "train.max_steps=1")
-    (tmp_path / "study.yaml").write_text(page.replace("  moco: []", '  moco: []\n  plain: ["eval.bias=[]"]'))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(REPO / "tools/study.py"), "--cfg", "study.yaml", "--arms", "moco,plain"]  # fmt: skip
+    (tmp_path / "study.yaml").write_text(
+        page.replace("  moco: []", '  moco: []\n  plain: ["eval.bias=[]"]')
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(REPO / "tools/study.py"),
+        "--cfg",
+        "study.yaml",
+        "--arms",
+        "moco,plain",
+    ]
     env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "1 of 2 runs failed" in done.stderr and "no such folder" in done.stderr
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode == 1
+        and "1 of 2 runs failed" in done.stderr
+        and "no such folder" in done.stderr
+    )
     assert (tmp_path / "outputs/study/clips/plain/seed0/eval/study/summary.json").is_file()
 
 
@@ -83,7 +121,11 @@ def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
     assert by_name["cifar10", "texture_3"].data.twins == "/c_texture"
     assert by_name["ucf101", "freeze_3"].method.negatives.names == ["freeze"]
     assert by_name["ucf101", "temporal_2"].method.negatives.alpha == 2
-    assert {cfg.method.temperature for cfg in by_name.values()} == {0.2}, "the published alphas are of this one"
+    assert {cfg.method.temperature for cfg in by_name.values()} == {0.2}, (
+        "the published alphas are of this one"
+    )
     drawn = by_name["motionshapes", "moco"]
-    assert drawn.data.motionshapes.texture_correlation == 0.9 and drawn.data.twins.endswith("/motionshapes90_texture")
+    assert drawn.data.motionshapes.texture_correlation == 0.9 and drawn.data.twins.endswith(
+        "/motionshapes90_texture"
+    )
     assert drawn.eval.shift.fold == 2 and drawn.method.queue <= 320

@@ -26,15 +26,22 @@ arms:
   simclr: []
   fixed: [method.false_negatives.rule=fixed, method.false_negatives.threshold=0.1]
 """
-COMMON = ["train.epochs=1", "eval.name=study", "eval.threats=[linf-0,linf-4/255]",
-          "eval.corruption.names=[contrast]", "eval.corruption.severities=[3]"]  # fmt: skip
+COMMON = [
+    "train.epochs=1",
+    "eval.name=study",
+    "eval.threats=[linf-0,linf-4/255]",
+    "eval.corruption.names=[contrast]",
+    "eval.corruption.severities=[3]",
+]
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     root = tiny_ucf101(tmp_path / "data")
     (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
-    (tmp_path / "study.yaml").write_text(PAGE.format(common=", ".join(f'"{word}"' for word in COMMON)))
+    (tmp_path / "study.yaml").write_text(
+        PAGE.format(common=", ".join(f'"{word}"' for word in COMMON))
+    )
     return tmp_path / "study.yaml"
 
 
@@ -43,27 +50,42 @@ def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
     words = ("--cfg", page, "--output-dir", "out")
     first = tool("study", *words, "--seeds", "0", "--arms", "simclr,supcon", cwd=folder)
     assert first.returncode == 0, first.stderr
-    runs = sorted(p.parent.relative_to(folder / "out").as_posix() for p in folder.glob("out/*/*/*/config.yaml"))
+    runs = sorted(
+        p.parent.relative_to(folder / "out").as_posix()
+        for p in folder.glob("out/*/*/*/config.yaml")
+    )
     assert runs == ["clips/simclr/seed0", "clips/supcon/seed0"]
     assert "Not finished: 4 of 6 runs" in (folder / "out/study.md").read_text()
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("out/clips/*/seed0/checkpoints/*.pt")}
-    (folder / "out/clips/supcon/seed0/eval/study/summary.json").unlink()  # stopped before it was measured
+    (
+        folder / "out/clips/supcon/seed0/eval/study/summary.json"
+    ).unlink()  # stopped before it was measured
     done = tool("study", *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert len(list(folder.glob("out/*/*/*/eval/study/summary.json"))) == 6
     simclr = {p: t for p, t in kept.items() if "/simclr/" in str(p)}
     assert all(p.stat().st_mtime_ns == t for p, t in simclr.items()), "not trained again"
     found = json.loads((folder / "out/study.json").read_text())["clips"]
-    values = [json.loads((folder / f"out/clips/fixed/seed{s}/eval/study/summary.json").read_text()) for s in (0, 1)]
+    values = [
+        json.loads((folder / f"out/clips/fixed/seed{s}/eval/study/summary.json").read_text())
+        for s in (0, 1)
+    ]
     assert found["fixed"]["clean"]["values"] == [v["clean_acc"] for v in values]
-    assert found["fixed"]["uniformity"]["values"] == [v["geometry"]["trained"]["uniformity"] for v in values]
+    assert found["fixed"]["uniformity"]["values"] == [
+        v["geometry"]["trained"]["uniformity"] for v in values
+    ]
     assert found["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
     part = tool("study", *words, "--seeds", "0", "--arms", "simclr", cwd=folder)
-    assert part.returncode == 0 and json.loads((folder / "out/study.json").read_text())["clips"] == found, "all is kept"
+    assert (
+        part.returncode == 0
+        and json.loads((folder / "out/study.json").read_text())["clips"] == found
+    ), "all is kept"
     text = (folder / "out/study.md").read_text()
     assert "Not finished" not in text and "| fixed | 2 | " in text and "linf-4/255" in text
     for name in ("robust", "space", "margins"):
-        assert (folder / f"out/clips_{name}.png").stat().st_size > 5000 and f"clips_{name}.png" in text
+        assert (
+            folder / f"out/clips_{name}.png"
+        ).stat().st_size > 5000 and f"clips_{name}.png" in text
 
 
 def test_other_options_are_refused_before_anything_is_trained(page):
@@ -71,41 +93,84 @@ def test_other_options_are_refused_before_anything_is_trained(page):
     words = ("--cfg", page, "--output-dir", "out", "--seeds", "0")
     assert tool("study", *words, "--arms", "simclr", cwd=folder).returncode == 0
     again = tool("study", *words, "--arms", "simclr,supcon", "optim.lr=0.01", cwd=folder)
-    assert again.returncode == 1 and "holds a run with other options (in brackets): optim.lr=0.01 (0.1)" in again.stderr
+    assert (
+        again.returncode == 1
+        and "holds a run with other options (in brackets): optim.lr=0.01 (0.1)" in again.stderr
+    )
     assert not (folder / "out/clips/supcon").exists() and "Traceback" not in again.stderr
     done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
     assert done.returncode == 0 and "temperature" in done.stdout
     done = tool("study", *words, "--dry-run", cwd=folder)
     assert done.stdout.splitlines() == [
-        "# clips, supcon, seed 0: out/clips/supcon/seed0", "# clips, simclr, seed 0: out/clips/simclr/seed0, finished",
+        "# clips, supcon, seed 0: out/clips/supcon/seed0",
+        "# clips, simclr, seed 0: out/clips/simclr/seed0, finished",
         "# clips, fixed, seed 0: out/clips/fixed/seed0",
-    ]  # fmt: skip
+    ]
     page.write_text(page.read_text().replace("rule=fixed", "rule=fixd"))
     done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
     assert done.returncode == 1 and "rule: unknown name 'fixd'; did you mean 'fixed'" in done.stderr
 
 
 def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
-    """Runs at a budget of 0 (0.8) and two more: accuracy at the first, and half of it at the second."""
-    space = {"alignment": 0.5, "uniformity": -2.0, "tolerance": 0.1, "margin_mean": 0.1, "radius": 0.5, "fisher": 1.0,
-             "effective_rank": 3.0, "margin_quantiles": [0.0] * 5, "margin_histogram": [1.0] * 40}  # fmt: skip
+    """Runs at a budget of 0 (0.8) and two more: accuracy at the first, and half of it at the
+    second.
+    """
+    space = {
+        "alignment": 0.5,
+        "uniformity": -2.0,
+        "tolerance": 0.1,
+        "margin_mean": 0.1,
+        "radius": 0.5,
+        "fisher": 1.0,
+        "effective_rank": 3.0,
+        "margin_quantiles": [0.0] * 5,
+        "margin_histogram": [1.0] * 40,
+    }
     made = []
     for name, values in robust.items():
         for seed, value in enumerate(values):
-            curve = [{"threat": f"linf-{e}", "norm": "linf", "kind": "linf", "eps": e, "robust_acc": robust}
-                     for e, robust in ((0, 0.8), (0.01, value), (0.02, value / 2))]  # fmt: skip
-            removal = [{"fn_removed": 0.0}, {"fn_removed": 0.25, "fn_precision": value}] if name == "fnr" else []
-            summary = {"representation": {"trained_probe": {"acc": 0.9}}, "geometry": {"trained": space},
-                       "corruption": None, "curve": curve, "clean_acc": 0.8, "removal": removal, "n": 50,
-                       "chance": 0.1, "suite": "pgd-3x1", "classifier": "own head" if name == "sup" else "linear probe",
-                       "warnings": ["a doubt"] if value == 0.4 else []}  # fmt: skip
+            curve = [
+                {
+                    "threat": f"linf-{e}",
+                    "norm": "linf",
+                    "kind": "linf",
+                    "eps": e,
+                    "robust_acc": robust,
+                }
+                for e, robust in ((0, 0.8), (0.01, value), (0.02, value / 2))
+            ]
+            removal = (
+                [{"fn_removed": 0.0}, {"fn_removed": 0.25, "fn_precision": value}]
+                if name == "fnr"
+                else []
+            )
+            summary = {
+                "representation": {"trained_probe": {"acc": 0.9}},
+                "geometry": {"trained": space},
+                "corruption": None,
+                "curve": curve,
+                "clean_acc": 0.8,
+                "removal": removal,
+                "n": 50,
+                "chance": 0.1,
+                "suite": "pgd-3x1",
+                "classifier": "own head" if name == "sup" else "linear probe",
+                "warnings": ["a doubt"] if value == 0.4 else [],
+            }
             made.append((Arm("d", name, seed, config.Config(), Path()), summary))
     return made
 
 
 def test_means_intervals_and_the_gap_by_hand(tmp_path):
     study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup", "worse"])
-    runs = _runs({"csl": [0.2, 0.3, 0.4], "sup": [0.7, 0.7, 0.7], "fnr": [0.5, 0.4, 0.6], "worse": [0.1, 0.1, 0.1]})
+    runs = _runs(
+        {
+            "csl": [0.2, 0.3, 0.4],
+            "sup": [0.7, 0.7, 0.7],
+            "fnr": [0.5, 0.4, 0.6],
+            "worse": [0.1, 0.1, 0.1],
+        }
+    )
     found = summarise(study, runs)["d"]
     spread = found["fnr"]["robust linf-0.01"]
     assert spread["mean"] == pytest.approx(0.5) and spread["std"] == pytest.approx(0.1)
@@ -114,39 +179,75 @@ def test_means_intervals_and_the_gap_by_hand(tmp_path):
     assert found["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
     assert found["csl"]["gap_closed"] == {} and "sup" not in found["sup"]["gap_closed"]
     apart = found["fnr"]["difference"]["robust linf-0.01"]
-    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and found["csl"]["difference"] == {}, "seed by seed"
+    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and found["csl"]["difference"] == {}, (
+        "seed by seed"
+    )
     assert found["fnr"]["success linf-0.02"]["mean"] == pytest.approx(1 - 0.25 / 0.8)
-    assert found["fnr"]["fn_removed first"]["mean"] == 0 and found["fnr"]["fn_removed last"]["mean"] == 0.25
-    assert found["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5) and "fn_precision first" not in found["fnr"]
+    assert (
+        found["fnr"]["fn_removed first"]["mean"] == 0
+        and found["fnr"]["fn_removed last"]["mean"] == 0.25
+    )
+    assert (
+        found["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5)
+        and "fn_precision first" not in found["fnr"]
+    )
     alone = summarise(study, [run for run in runs if run[0].name != "csl"])["d"]["fnr"]
     assert alone["difference"] == {} and alone["gap_closed"] == {}
 
 
 def test_what_a_report_says(tmp_path):
-    study = Study(arms={"csl": [], "fnr": ["a=b", "c=d"]}, datasets={}, baseline="csl", comparators=["sup", "worse"],
-                  common=["e=f", "g=0"], options={"d": ["i=j", "g=1"]}, page=Path("configs/study_x.yaml"))  # fmt: skip
-    runs = _runs({"csl": [0.2, 0.3, 0.4], "sup": [0.7, 0.7, 0.7], "fnr": [0.5, 0.4, 0.6], "worse": [0.1, 0.1, 0.6]})
+    study = Study(
+        arms={"csl": [], "fnr": ["a=b", "c=d"]},
+        datasets={},
+        baseline="csl",
+        comparators=["sup", "worse"],
+        common=["e=f", "g=0"],
+        options={"d": ["i=j", "g=1"]},
+        page=Path("configs/study_x.yaml"),
+    )
+    runs = _runs(
+        {
+            "csl": [0.2, 0.3, 0.4],
+            "sup": [0.7, 0.7, 0.7],
+            "fnr": [0.5, 0.4, 0.6],
+            "worse": [0.1, 0.1, 0.6],
+        }
+    )
     write_study(study, runs, tmp_path, 3, ["g=h"])
     text = (tmp_path / "study.md").read_text()
     assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the page.\n")
-    assert "all runs: `e=f`." in text and "Its own options: `i=j`." in text, "g is the command line's"
+    assert "all runs: `e=f`." in text and "Its own options: `i=j`." in text, (
+        "g is the command line's"
+    )
     assert "command line: `g=h`." in text and "| fnr | `a=b` `c=d` |" in text
     assert "50 test videos, pgd-3x1; chance 10.0 %." in text
     assert "Attacked: the linear probe of csl, fnr, worse; the own head of sup." in text
     assert "- a doubt: csl 2, fnr 1" in text
-    assert "| fnr | 3 | 90.0 ± 0.0 [0.0] | 80.0 ± 0.0 [0.0] | 50.0 ± 24.8 [10.0] | 25.0 ± 12.4 [5.0] | - |" in text
-    assert "| fnr | 0.0 ± 0.0 [0.0] | 0.0 ± 0.0 [0.0] | 20.0 ± 24.8 [10.0] | 10.0 ± 12.4 [5.0] | - |" in text
+    assert (
+        "| fnr | 3 | 90.0 ± 0.0 [0.0] | 80.0 ± 0.0 [0.0] | 50.0 ± 24.8 [10.0] | 25.0 ± 12.4 [5.0]"
+        " | - |" in text
+    )
+    assert (
+        "| fnr | 0.0 ± 0.0 [0.0] | 0.0 ± 0.0 [0.0] | 20.0 ± 24.8 [10.0] | 10.0 ± 12.4 [5.0] | - |"
+        in text
+    )
     assert "| fnr | 0.0 ± 0.0 [0.0] | 25.0 ± 0.0 [0.0] | - | 50.0 ± 24.8 [10.0] | - | - |" in text
     assert "| fnr | sup | 50 | 50 |" in text and "linf-0 " not in text, "a budget of 0 is clean"
     assert (
-        "of worse is above csl's at no budget" in text and "| sup | worse |" not in text and "| worse | sup" not in text
+        "of worse is above csl's at no budget" in text
+        and "| sup | worse |" not in text
+        and "| worse | sup" not in text
     )
     write_study(study, _runs({"csl": [0.1, 0.4], "sup": [0.5, 0.2], "fnr": [0.2, 0.3]}), tmp_path)
     text = (tmp_path / "study.md").read_text()
     assert "| fnr | sup | (0) | (0) |" in text and "worse" not in text.split("## d")[1]
     write_study(study, _runs({"csl": [0.2]}), tmp_path)
     text = (tmp_path / "study.md").read_text()
-    assert "| csl | 1 | 90.0 | 80.0 | 20.0 | 10.0 | - |" in text and "False negatives" not in text and "Gap" not in text
+    assert (
+        "| csl | 1 | 90.0 | 80.0 | 20.0 | 10.0 | - |" in text
+        and "False negatives" not in text
+        and "Gap" not in text
+    )
 
 
 def test_one_seed_and_many():
@@ -165,7 +266,9 @@ def test_later_options_win_and_seeds_come_first(page):
     assert [r.cfg.optim.lr for r in runs[:2]] == [0.2, 0.5] and runs[0].cfg.train.epochs == 7
     assert runs[2].cfg.seed == 1 and runs[0].cfg.data.root == "/elsewhere"
     assert runs[0].folder == Path("out/clips/a/seed0")
-    study = dataclasses.replace(study, datasets={"clips": "base.yaml", "more": "base.yaml"}, skip={"more": ["b"]})
+    study = dataclasses.replace(
+        study, datasets={"clips": "base.yaml", "more": "base.yaml"}, skip={"more": ["b"]}
+    )
     assert [(r.dataset, r.name) for r in plan(study, Path("out"))][:3] == [
         ("clips", "a"),
         ("clips", "b"),
@@ -175,12 +278,29 @@ def test_later_options_win_and_seeds_come_first(page):
 
 def test_an_arm_that_fails_leaves_the_others(page):
     folder = page.parent
-    page.write_text(page.read_text().replace("simclr: []", 'simclr: ["method.name=moco", "method.queue=64"]'))
-    done = tool("study", "--cfg", page, "--output-dir", "out", "--seeds", "0", "--arms", "simclr,fixed", cwd=folder)
-    assert (
-        done.returncode == 1 and "1 of 2 runs failed; the first: clips, simclr, seed 0: method.queue=64" in done.stderr
+    page.write_text(
+        page.read_text().replace("simclr: []", 'simclr: ["method.name=moco", "method.queue=64"]')
     )
-    assert "Traceback" not in done.stderr and "Not finished: 5 of 6" in (folder / "out/study.md").read_text()
+    done = tool(
+        "study",
+        "--cfg",
+        page,
+        "--output-dir",
+        "out",
+        "--seeds",
+        "0",
+        "--arms",
+        "simclr,fixed",
+        cwd=folder,
+    )
+    assert (
+        done.returncode == 1
+        and "1 of 2 runs failed; the first: clips, simclr, seed 0: method.queue=64" in done.stderr
+    )
+    assert (
+        "Traceback" not in done.stderr
+        and "Not finished: 5 of 6" in (folder / "out/study.md").read_text()
+    )
     assert (folder / "out/clips/fixed/seed0/eval/study/summary.json").is_file()
 
 
@@ -194,7 +314,10 @@ def test_an_arm_that_fails_leaves_the_others(page):
         ("arms: {a: []}\ndatasets: {d: p}\nbaseline: aa", "no arm 'aa'; did you mean 'a'"),
         ("arms: {a: []}\ndatasets: {d: p}\nskip: {d: [b]}", "no arm 'b'"),
         ("arms: {a: []}\ndatasets: {d: p}\nskip: {e: [a]}", "skip: no data set 'e'"),
-        ("arms: {a: []}\ndatasets: {d: p}\nskip: {d: a}", "skip is a mapping of data sets to lists of arms"),
+        (
+            "arms: {a: []}\ndatasets: {d: p}\nskip: {d: a}",
+            "skip is a mapping of data sets to lists of arms",
+        ),
         ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, one at least"),
         ("arm: {a: []}", "unknown key 'arm'; did you mean 'arms'"),
         ("arms: [", "study.yaml: "),
@@ -207,9 +330,16 @@ def test_pages_that_are_none(tmp_path, text, reason):
 
 
 def test_an_arm_learns_from_the_run_of_another_with_its_seed(page):
-    study = dataclasses.replace(read_study(page), arms={"a": [], "b": ["method.name=distill", "method.teacher={a}"]})
+    study = dataclasses.replace(
+        read_study(page), arms={"a": [], "b": ["method.name=distill", "method.teacher={a}"]}
+    )
     runs = plan(study, Path("out"))
-    assert [r.cfg.method.teacher for r in runs] == ["", "out/clips/a/seed0", "", "out/clips/a/seed1"]
+    assert [r.cfg.method.teacher for r in runs] == [
+        "",
+        "out/clips/a/seed0",
+        "",
+        "out/clips/a/seed1",
+    ]
 
 
 def test_a_trained_run_is_measured_again_under_another_name(page):
@@ -222,7 +352,10 @@ def test_a_trained_run_is_measured_again_under_another_name(page):
     assert {p: p.stat().st_mtime_ns for p in kept} == kept, "not trained again"
     text = (folder / "out/study_again.md").read_text()
     assert "study_again.md" in done.stderr and "clips_margins_again.png" in text
-    assert "`eval.name=study`" in (folder / "out/study.md").read_text() and "eval.name=study" not in text
+    assert (
+        "`eval.name=study`" in (folder / "out/study.md").read_text()
+        and "eval.name=study" not in text
+    )
     assert (folder / "out/clips_margins_again.png").is_file()
     assert "linf-1/255" in text and "linf-4/255" not in text.split("## clips")[1]
     done = tool("study", *words, "eval.threats=[linf-0,linf-1/255]", cwd=folder)
@@ -237,12 +370,20 @@ def test_a_figure_without_anything_to_show_is_not_drawn(tmp_path):
         summary["curve"] = summary["curve"][:1]
     write_study(study, runs, tmp_path)
     text = (tmp_path / "study.md").read_text()
-    assert "(d_space.png)" in text and "d_robust" not in text and not (tmp_path / "d_robust.png").exists()
+    assert (
+        "(d_space.png)" in text
+        and "d_robust" not in text
+        and not (tmp_path / "d_robust.png").exists()
+    )
 
 
 def test_an_arm_that_learns_from_another_needs_it(page):
     text = page.read_text()
-    page.write_text(text.replace("arms:\n", 'arms:\n  student: [method.name=distill, "method.teacher={simclr}"]\n'))
+    page.write_text(
+        text.replace(
+            "arms:\n", 'arms:\n  student: [method.name=distill, "method.teacher={simclr}"]\n'
+        )
+    )
     done = tool("study", "--cfg", page, "--output-dir", "out", "--arms", "student", cwd=page.parent)
     assert done.returncode == 1 and "student learns from simclr of the same seed" in done.stderr
     assert "--arms simclr,student" in done.stderr and not (page.parent / "out").exists()
@@ -258,7 +399,10 @@ def test_parts_of_a_study(page):
     study = read_study(page)
     part = chosen(study, "", "fixed,simclr", "3")
     assert list(part.arms) == ["simclr", "fixed"] and part.seeds == [3] and part.comparators == []
-    for words, reason in ((("x", "", ""), "--datasets x: the study has clips"), (("", "", "a"), "--seeds a")):
+    for words, reason in (
+        (("x", "", ""), "--datasets x: the study has clips"),
+        (("", "", "a"), "--seeds a"),
+    ):
         with pytest.raises(UserError, match=reason):
             chosen(study, *words)
     with pytest.raises(UserError, match="--data clip: no such data set; did you mean 'clips'"):
@@ -271,14 +415,21 @@ def test_parts_of_a_study(page):
 def test_every_page_plans_and_starts_with_its_command(path):
     runs = plan(read_study(path), Path("out"))
     if path.stem == "study_susceptibility":  # METHODS section 1.4: each rule
-        rules = [{r.cfg.method.false_negatives.rule for r in runs if r.dataset == d} for d in ("cifar10", "ucf101")]
+        rules = [
+            {r.cfg.method.false_negatives.rule for r in runs if r.dataset == d}
+            for d in ("cifar10", "ucf101")
+        ]
         assert rules == [{"none", *RULES} - {"sibling"}, {"none", *RULES}]
     assert (
-        len(runs) >= 50 and f"python tools/study.py --cfg configs/{path.name}" in path.read_text().split("\nseeds")[0]
+        len(runs) >= 50
+        and f"python tools/study.py --cfg configs/{path.name}"
+        in path.read_text().split("\nseeds")[0]
     )
     for dataset in {run.dataset for run in runs}:
         here = [r for r in runs if r.dataset == dataset]
         matched = {(r.cfg.train.epochs, r.cfg.train.batch_size, r.cfg.model.backbone) for r in here}
         assert len(matched) == 1, "the comparison is matched"
-        augmented = {str(r.cfg.augment) for r in here if r.name != "deacl"}  # whose recipe is a crop and a flip
+        augmented = {
+            str(r.cfg.augment) for r in here if r.name != "deacl"
+        }  # whose recipe is a crop and a flip
         assert len(augmented) == 1

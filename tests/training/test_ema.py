@@ -20,7 +20,10 @@ def test_it_is_its_formula_and_counts_are_copied():
             net[0].weight.add_(1.0)
         average.follow(net)
         expected = 0.9 * expected + 0.1 * net[0].weight.detach()
-    assert torch.allclose(average.state["0.weight"], expected) and int(average.state["1.num_batches_tracked"]) == 3
+    assert (
+        torch.allclose(average.state["0.weight"], expected)
+        and int(average.state["1.num_batches_tracked"]) == 3
+    )
 
 
 def test_it_is_resumed_bitwise_and_measured(ucf, tmp_path):
@@ -31,10 +34,14 @@ def test_it_is_resumed_bitwise_and_measured(ucf, tmp_path):
     assert all(_equal(whole[key], resumed[key]) for key in whole) and "average" in whole
     last = load_method(cfg, whole, 2).model.state_dict()
     mean = load_method(_cfg(ucf, *words, "eval.average=true"), whole, 2).model.state_dict()
-    assert _equal(last, whole["model"]) and _equal(mean, whole["average"]) and not _equal(last, mean)
+    assert (
+        _equal(last, whole["model"]) and _equal(mean, whole["average"]) and not _equal(last, mean)
+    )
     plain = _train(_cfg(ucf), tmp_path / "plain")
     assert _equal(plain["model"], whole["model"]), "training does not see it"
-    with pytest.raises(UserError, match="eval.average: the checkpoint was trained without train.average"):
+    with pytest.raises(
+        UserError, match="eval.average: the checkpoint was trained without train.average"
+    ):
         checkpoint.weights(plain, average=True)
     with pytest.raises(UserError, match="was trained without train.average; set it to 0"):
         _train(cfg, tmp_path / "late", tmp_path / "plain/checkpoints/last.pt")

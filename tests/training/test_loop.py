@@ -47,21 +47,41 @@ def test_resume_in_mid_epoch_is_bitwise(ucf, tmp_path, words, optimizer):
     assert whole["step"] == resumed["step"] == 4
     for key in whole:
         assert _equal(whole[key], resumed[key]), key
-    assert (tmp_path / "whole/backbone.pt").read_bytes() == (tmp_path / "resumed/backbone.pt").read_bytes()
+    assert (tmp_path / "whole/backbone.pt").read_bytes() == (
+        tmp_path / "resumed/backbone.pt"
+    ).read_bytes()
 
 
 def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
     cfg = _cfg(ucf, *ADV, "train.checkpoint_every=1")
     state = _train(cfg, tmp_path)
     assert set(state) == {
-        "format", "method_revision", "step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha",
+        "format",
+        "method_revision",
+        "step",
+        "epoch",
+        "model",
+        "method",
+        "optimizer",
+        "rng",
+        "config",
+        "manifest_sha",
         "bad_videos",
-    }  # fmt: skip
+    }
     assert config.loads(state["config"]) == cfg == config.load(tmp_path / "config.yaml")
     assert json.loads((tmp_path / "env.json").read_text())["torch"] == torch.__version__
     rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
     assert [r["step"] for r in rows] == [0, 1, 2, 3] and [r["epoch"] for r in rows] == [0, 0, 1, 1]
-    assert {"loss", "loss_clean", "loss_adv", "lr", "data_s", "step_s", "grad_norm", "split"} <= rows[0].keys()
+    assert {
+        "loss",
+        "loss_clean",
+        "loss_adv",
+        "lr",
+        "data_s",
+        "step_s",
+        "grad_norm",
+        "split",
+    } <= rows[0].keys()
     assert "step 4/4  loss" in (tmp_path / "log.txt").read_text()
     assert list((tmp_path / "tensorboard").glob("events*"))
     trunk = torch.load(tmp_path / "backbone.pt", weights_only=True)
@@ -84,7 +104,13 @@ def test_a_resumed_run_logs_each_step_once(ucf, tmp_path):
 
 def test_pretrained_trunk_weights_are_where_training_starts(ucf, tmp_path):
     _train(_cfg(ucf), tmp_path / "first")
-    cfg = _cfg(ucf, f"model.weights={tmp_path / 'first/backbone.pt'}", "optim.lr=1e-30", "train.max_steps=1", *ADV)
+    cfg = _cfg(
+        ucf,
+        f"model.weights={tmp_path / 'first/backbone.pt'}",
+        "optim.lr=1e-30",
+        "train.max_steps=1",
+        *ADV,
+    )
     state = _train(cfg, tmp_path / "second")
     trunk = torch.load(tmp_path / "first/backbone.pt", weights_only=True)
     for key, value in trunk.items():
@@ -111,7 +137,9 @@ def test_a_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(ucf, tmp_pa
         return {k: v * float("nan") for k, v in found.items()} if len(calls) == 3 else found
 
     monkeypatch.setattr(SimCLR, "forward", poisoned)
-    with pytest.raises(NonFinite, match=r"loss is nan at step 2; batch: \w+/v_.*last good checkpoint: .*00002.pt") as e:
+    with pytest.raises(
+        NonFinite, match=r"loss is nan at step 2; batch: \w+/v_.*last good checkpoint: .*00002.pt"
+    ) as e:
         _train(_cfg(ucf, "train.checkpoint_every=1"), tmp_path)
     assert "\n" not in str(e.value) and str(e.value).count(".avi") == 4
     state = checkpoint.read_checkpoint(tmp_path)
@@ -128,7 +156,9 @@ def test_a_non_finite_gradient_stops_before_the_weights_move(ucf, tmp_path, monk
     def steep(self, views, ids, labels):
         found = whole(self, views, ids, labels)
         z = self.model.head[0].weight.sum()
-        return {"loss": found["loss"] + 0 * (z - z.detach()).sqrt()}  # finite, with an infinite slope
+        return {
+            "loss": found["loss"] + 0 * (z - z.detach()).sqrt()
+        }  # finite, with an infinite slope
 
     monkeypatch.setattr(SimCLR, "forward", steep)
     with pytest.raises(NonFinite, match="gradient norm is nan at step 0.*none yet"):
@@ -142,7 +172,10 @@ def test_a_bad_training_video_stops_the_run_and_loses_nothing(tmp_path):
     content = victim.read_bytes()
     victim.write_bytes(content[:700])
     with pytest.raises(
-        UserError, match=r"1 of 8 training videos are bad \(train.max_bad=0.05\); the last: .*v_Beta_g02_c01.avi"
+        UserError,
+        match=(
+            r"1 of 8 training videos are bad \(train.max_bad=0.05\); the last: .*v_Beta_g02_c01.avi"
+        ),
     ):
         _train(cfg, tmp_path / "out")
     saved = list((tmp_path / "out").glob("checkpoints/step_*.pt"))
@@ -157,7 +190,12 @@ def test_resume_refuses_another_list_or_architecture(ucf, tmp_path):
     other = tiny_ucf101(tmp_path / "other", ("Gamma", "Delta"))
     with pytest.raises(UserError, match="another list of videos"):
         _train(_cfg(other), tmp_path / "b", tmp_path / "a")
-    for word in ("model.width=8", "optim.name=adamw", "method.name=supervised", "method.adversary.name=clae"):
+    for word in (
+        "model.width=8",
+        "optim.name=adamw",
+        "method.name=supervised",
+        "method.adversary.name=clae",
+    ):
         with pytest.raises(UserError, match=f"a resume cannot change {word}"):
             _train(_cfg(ucf, word), tmp_path / "b", tmp_path / "a")
 
@@ -166,7 +204,10 @@ def test_a_resume_takes_the_new_options_of_the_optimizer(ucf, tmp_path):
     _train(_cfg(ucf), tmp_path / "a")
     words = ["train.epochs=3", "optim.weight_decay=0.5", "optim.momentum=0.1"]
     groups = _train(_cfg(ucf, *words), tmp_path / "a", tmp_path / "a")["optimizer"]["param_groups"]
-    assert [g["weight_decay"] for g in groups] == [0.5, 0] and [g["momentum"] for g in groups] == [0.1, 0.1]
+    assert [g["weight_decay"] for g in groups] == [0.5, 0] and [g["momentum"] for g in groups] == [
+        0.1,
+        0.1,
+    ]
     assert "optim.weight_decay=0.5 (0.0001)" in (tmp_path / "a/log.txt").read_text()
 
 
@@ -174,13 +215,19 @@ def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):
     cfg = _cfg(ucf, "train.checkpoint_every=1")
     whole = _train(cfg, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "last.pt", "step_00000003.pt", "step_00000004.pt"
-    ]  # fmt: skip
-    shutil.copy(tmp_path / "checkpoints/step_00000003.pt", tmp_path / "checkpoints/step_00000002.pt")
+        "last.pt",
+        "step_00000003.pt",
+        "step_00000004.pt",
+    ]
+    shutil.copy(
+        tmp_path / "checkpoints/step_00000003.pt", tmp_path / "checkpoints/step_00000002.pt"
+    )
     longer = _cfg(ucf, "train.checkpoint_every=1", "train.max_steps=3")
     state = _train(longer, tmp_path, tmp_path / "checkpoints/step_00000003.pt")
     assert state["step"] == 3 and whole["step"] == 4  # complete at once, and last.pt says so
-    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step*"))[-1] == "step_00000003.pt"
+    assert (
+        sorted(p.name for p in (tmp_path / "checkpoints").glob("step*"))[-1] == "step_00000003.pt"
+    )
 
 
 def test_a_completed_run_can_be_resumed_into_another_folder(ucf, tmp_path):
@@ -195,10 +242,17 @@ def test_a_bad_video_is_replaced_counted_and_said_once(tmp_path, workers):
     words = ["train.log_every=3", "train.max_bad=0.2", f"data.workers={workers}"]
     state = _train(_cfg(root, *words), tmp_path / "out")
     rows = [json.loads(line) for line in open(tmp_path / "out/metrics.jsonl")]
-    assert sum(row["failed_reads"] for row in rows) >= 2  # once an epoch, and whenever it is to replace itself
+    assert (
+        sum(row["failed_reads"] for row in rows) >= 2
+    )  # once an epoch, and whenever it is to replace itself
     assert rows[-1]["bad_videos"] == 1
-    assert (tmp_path / "out/log.txt").read_text().count("v_Beta_g02_c01.avi: the file is empty") == 1
-    assert _equal(state["model"], _train(_cfg(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"])
+    assert (tmp_path / "out/log.txt").read_text().count(
+        "v_Beta_g02_c01.avi: the file is empty"
+    ) == 1
+    assert _equal(
+        state["model"],
+        _train(_cfg(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"],
+    )
 
 
 def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
@@ -210,38 +264,58 @@ def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
     counts = [json.loads(line)["bad_videos"] for line in open(tmp_path / "whole/metrics.jsonl")]
     _train(_cfg(root, *words, "train.max_steps=4"), tmp_path / "part")
     _train(_cfg(root, *words), tmp_path / "part", tmp_path / "part")
-    assert [json.loads(line)["bad_videos"] for line in open(tmp_path / "part/metrics.jsonl")] == counts
+    assert [
+        json.loads(line)["bad_videos"] for line in open(tmp_path / "part/metrics.jsonl")
+    ] == counts
     assert counts[-1] == 3 and len(counts) == 8
-    with pytest.raises(UserError, match="3 of 8 training videos are bad"):  # known before the first step
+    with pytest.raises(
+        UserError, match="3 of 8 training videos are bad"
+    ):  # known before the first step
         words = ["train.log_every=1", "train.max_bad=0.2", "train.epochs=5"]
         _train(_cfg(root, *words), tmp_path / "less", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
-    "words", [["data.backend=torchcodec"], ["data.sampling=interval_uniform", "method.name=supervised"]]
+    "words",
+    [["data.backend=torchcodec"], ["data.sampling=interval_uniform", "method.name=supervised"]],
 )
 def test_a_start_that_fails_in_the_data_deletes_nothing(ucf, tmp_path, words, monkeypatch):
     _train(_cfg(ucf), tmp_path / "out")
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(UserError, match="does not import|draws pairs of clips"):
         train(_cfg(ucf, *words), tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out/checkpoints/last.pt").is_file() and (tmp_path / "out/backbone.pt").is_file()
+    assert (tmp_path / "out/checkpoints/last.pt").is_file() and (
+        tmp_path / "out/backbone.pt"
+    ).is_file()
 
 
 def test_batches_larger_than_the_data_set_are_refused(ucf):
-    with pytest.raises(UserError, match=r"train.batch_size=9 is larger than the data set \(8 videos\)"):
+    with pytest.raises(
+        UserError, match=r"train.batch_size=9 is larger than the data set \(8 videos\)"
+    ):
         total_steps(_cfg(ucf, "train.batch_size=9"), 8)
     assert total_steps(_cfg(ucf), 8) == 4 and total_steps(_cfg(ucf, "train.max_steps=3"), 8) == 3
 
 
 def _start(ucf, out, *words):
     options = tiny(
-        f"data.root={ucf}", "eval.enabled=false", "train.epochs=15", "train.checkpoint_every=5", "data.workers=1", *ADV,
-        "optim.lr=0.01",  # at 0.1 a network this small collapses within 80 steps, on some processors to NaN
-    )  # fmt: skip
+        f"data.root={ucf}",
+        "eval.enabled=false",
+        "train.epochs=15",
+        "train.checkpoint_every=5",
+        "data.workers=1",
+        *ADV,
+        # at 0.1 a network this small collapses within 80 steps, on some processors to NaN
+        "optim.lr=0.01",
+    )
     changed = {word.split("=")[0] for word in words}
     options = [option for option in options if option.split("=")[0] not in changed] + list(words)
-    command = [sys.executable, str(REPO / "tools/train_net.py"), "--cfg", str(out.parent / "page.yaml")]
+    command = [
+        sys.executable,
+        str(REPO / "tools/train_net.py"),
+        "--cfg",
+        str(out.parent / "page.yaml"),
+    ]
     command += ["--output-dir", str(out), "--resume", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -266,7 +340,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(ucf, tmp_path):
     assert checkpoint.read_checkpoint(killed)["step"] < 30
     assert _start(ucf, killed).wait(300) == 0
     assert _equal(*(checkpoint.read_checkpoint(d) for d in (whole, killed)))
-    steps = [[json.loads(line)["step"] for line in open(d / "metrics.jsonl")] for d in (whole, killed)]
+    steps = [
+        [json.loads(line)["step"] for line in open(d / "metrics.jsonl")] for d in (whole, killed)
+    ]
     assert steps[0] == steps[1] == list(range(30))
 
 
@@ -284,23 +360,44 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_says_so(ucf, tmp_path, number)
 
 
 def _two_ranks(folder, *words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "--output-dir", "out"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(REPO / "tools/train_net.py"),
+        "--cfg",
+        "page.yaml",
+        "--output-dir",
+        "out",
+    ]
     return subprocess.run(
-        [*command, *tiny(*words)], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [*command, *tiny(*words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
 def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (tmp_path / "page.yaml").write_text("seed: 5")
-    keys = next(iter(TrainBatches(8, 4, 5, 1, 2, rank=1, world=2)))  # what rank 1 reads in the second step
+    keys = next(
+        iter(TrainBatches(8, 4, 5, 1, 2, rank=1, world=2))
+    )  # what rank 1 reads in the second step
     (root / "videos" / ucf101(root, "train", 1)[0][keys[0][1]].uid).write_bytes(b"")
-    done = _two_ranks(tmp_path, f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1")
+    done = _two_ranks(
+        tmp_path, f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1"
+    )
     assert done.returncode != 0 and "1 of 8 training videos are bad" in done.stderr
     assert "vidrobust/engine" not in done.stderr  # no traceback of ours; torchrun prints its own
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == 1
-    assert "the file is empty" in (tmp_path / "out/log.txt").read_text()  # though another rank read it
+    assert (
+        "the file is empty" in (tmp_path / "out/log.txt").read_text()
+    )  # though another rank read it
 
 
 def test_two_ranks_train_and_one_measures(ucf, tmp_path):
@@ -315,9 +412,17 @@ def test_two_ranks_train_and_one_measures(ucf, tmp_path):
 def test_dry_run_and_help_need_no_data(tmp_path):
     page = REPO / "configs/ucf101_csl_adv.yaml"
     done = tool("train_net", "--cfg", page, "--dry-run", "seed=9", cwd=tmp_path)
-    assert done.returncode == 0 and config.loads(done.stdout).seed == 9 and not list(tmp_path.iterdir())
+    assert (
+        done.returncode == 0
+        and config.loads(done.stdout).seed == 9
+        and not list(tmp_path.iterdir())
+    )
     shown = tool("train_net", "--help", cwd=tmp_path)
-    assert shown.returncode == 0 and "optim.warmup=0.1" in shown.stdout and "--overwrite" in shown.stdout
+    assert (
+        shown.returncode == 0
+        and "optim.warmup=0.1" in shown.stdout
+        and "--overwrite" in shown.stdout
+    )
 
 
 def test_videos_that_are_too_short_are_counted_once(tmp_path):
@@ -326,5 +431,10 @@ def test_videos_that_are_too_short_are_counted_once(tmp_path):
     words = [f"data.root={root}", "data.frames=12", "data.stride=2", "train.epochs=2"]
     cfg = config.loads("", tiny(*words))
     train(cfg, tmp_path / "run")
-    lines = [line for line in (tmp_path / "run/log.txt").read_text().splitlines() if "shorter" in line]
-    assert len(lines) == 1 and "8 of 8 videos are shorter than a clip (23 frames) and show frames twice" in lines[0]
+    lines = [
+        line for line in (tmp_path / "run/log.txt").read_text().splitlines() if "shorter" in line
+    ]
+    assert (
+        len(lines) == 1
+        and "8 of 8 videos are shorter than a clip (23 frames) and show frames twice" in lines[0]
+    )

@@ -16,7 +16,12 @@ from vidrobust.utils.errors import UserError
 
 REMOVAL, ADVERSARY, NEGATIVES = "method.false_negatives.", "method.adversary.", "method.negatives."
 KEEPING = {
-    "moco": ["method.name=moco", "method.queue=8", f"{REMOVAL}rule=cluster", f"{REMOVAL}clusters=2"],
+    "moco": [
+        "method.name=moco",
+        "method.queue=8",
+        f"{REMOVAL}rule=cluster",
+        f"{REMOVAL}clusters=2",
+    ],
     "byol": ["method.name=byol", "method.predictor=8"],
     "simsiam": ["method.name=simsiam", "method.predictor=8"],
     "acl": [f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=2", f"{ADVERSARY}schedule=adaptive"],
@@ -25,7 +30,11 @@ KEEPING = {
     "free": ["method.name=supervised", f"{ADVERSARY}name=free"],
     "moco and clae": ["method.name=moco", "method.queue=8", f"{ADVERSARY}name=clae"],
     "negatives": [f"{NEGATIVES}names=[patch,shuffle]", f"{NEGATIVES}count=2"],
-    "detector": [f"{REMOVAL}rule=adaptive_rate", f"{REMOVAL}encoder=momentum", f"{REMOVAL}warmup=0.3"],
+    "detector": [
+        f"{REMOVAL}rule=adaptive_rate",
+        f"{REMOVAL}encoder=momentum",
+        f"{REMOVAL}warmup=0.3",
+    ],
 }
 
 
@@ -38,8 +47,10 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
     resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt")
     for key in whole:
         assert _equal(whole[key], resumed[key]), key
-    told = [[json.loads(line) for line in text.splitlines() if "train_epoch" in line]
-            for text in (rows, (tmp_path / "resumed/metrics.jsonl").read_text())]  # fmt: skip
+    told = [
+        [json.loads(line) for line in text.splitlines() if "train_epoch" in line]
+        for text in (rows, (tmp_path / "resumed/metrics.jsonl").read_text())
+    ]
     if kind in ("moco", "detector"):
         assert [row["epoch"] for row in told[0]] == [0, 1] and told[0][1] == told[1][-1]
         assert 0 <= told[0][1]["fn_removed"] < 1
@@ -53,8 +64,15 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
     mended = [path.read_bytes() for path in bad]
     for path in bad:
         path.write_bytes(b"")
-    words = [f"{NEGATIVES}names=[texture]", f"data.twins={twins}", "train.epochs=4", "train.checkpoint_every=1"]
-    with pytest.raises(UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"):
+    words = [
+        f"{NEGATIVES}names=[texture]",
+        f"data.twins={twins}",
+        "train.epochs=4",
+        "train.checkpoint_every=1",
+    ]
+    with pytest.raises(
+        UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"
+    ):
         _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out")
     with pytest.raises(UserError, match="3 of 8 training videos are bad"):
         _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
@@ -73,7 +91,16 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
         (["method.name=moco", "method.queue=8"], 2, 1),
         (["method.name=byol"], 4, 2),
         ([f"{NEGATIVES}names=[patch]"], 3, 3),
-        ([f"{NEGATIVES}names=[patch,freeze]", f"{NEGATIVES}count=2", "method.name=moco", "method.queue=8"], 6, 1),
+        (
+            [
+                f"{NEGATIVES}names=[patch,freeze]",
+                f"{NEGATIVES}count=2",
+                "method.name=moco",
+                "method.queue=8",
+            ],
+            6,
+            1,
+        ),
         ([f"{NEGATIVES}names=[patch]", "method.name=byol"], 5, 2),
         ([f"{NEGATIVES}names=[patch]", f"{ADVERSARY}name=clae"], 5, 5),
         (["method.name=supervised"], 1, 1),
@@ -88,7 +115,11 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
         ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2s", f"{REMOVAL}rule=fixed"], 9, 7),
         (["method.name=supervised", f"{ADVERSARY}name=pgd"], 11, 11),
         (["method.name=supervised", f"{ADVERSARY}name=trades"], 13, 12),
-        (["method.name=supervised", f"{ADVERSARY}name=fast"], 14, 12),  # the epoch's first step looks at PGD
+        (
+            ["method.name=supervised", f"{ADVERSARY}name=fast"],
+            14,
+            12,
+        ),  # the epoch's first step looks at PGD
         (["method.name=supervised", f"{ADVERSARY}name=free"], 4, 4),
         ([f"{ADVERSARY}name=acl", f"{ADVERSARY}pairing=a2a"], 12, 12),
         ([f"{ADVERSARY}name=dynacl"], 14, 12),
@@ -109,7 +140,11 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
         monkeypatch.chdir(tmp_path)
         _train(_cfg(ucf, "train.max_steps=1"), tmp_path / "teacher")
     _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    (row,) = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+        if '"train"' in line
+    ]
     assert (row["forward"], row["backward"]) == (forward, backward)
 
 
@@ -118,46 +153,72 @@ def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch)
     monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: 1 - x[:, None])
     _train(_cfg(ucf, *words), tmp_path / "moving")
     assert "own negative" not in (tmp_path / "moving/log.txt").read_text()
-    monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: x[:, None].clone())
+    monkeypatch.setattr(
+        "vidrobust.training.loop.negatives", lambda x, spec, rngs: x[:, None].clone()
+    )
     _train(_cfg(ucf, *words), tmp_path / "still")
-    assert "4 of 4 clips of the first batch are their own negative" in (tmp_path / "still/log.txt").read_text()
+    assert (
+        "4 of 4 clips of the first batch are their own negative"
+        in (tmp_path / "still/log.txt").read_text()
+    )
 
 
 def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
     _train(_cfg(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
-    assert [row["eps_share"] for row in rows] == pytest.approx([0.25 + 0.75 * row["step"] / 4 for row in rows])
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+        if '"train"' in line
+    ]
+    assert [row["eps_share"] for row in rows] == pytest.approx(
+        [0.25 + 0.75 * row["step"] / 4 for row in rows]
+    )
 
 
 def test_clusters_of_random_features_are_told(ucf, tmp_path):
     _train(_cfg(ucf, "method.name=supervised", "method.clusters=2", "train.max_steps=1"), tmp_path)
-    assert "pseudo-labels are clusters of the features of random weights" in (tmp_path / "log.txt").read_text()
+    assert (
+        "pseudo-labels are clusters of the features of random weights"
+        in (tmp_path / "log.txt").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["clae", "rocl", "acl", "pgd", "trades", "free"])
 def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
     words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []
     with pytest.raises(NonFinite, match="at step [01]; batch: "):
-        _train(_cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"), tmp_path)
+        _train(
+            _cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"),
+            tmp_path,
+        )
 
 
 def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
     """backbone.pt and model.weights are of eval.branch, and know no selector."""
-    words = [f"{ADVERSARY}name=clae", f"{ADVERSARY}threats=[linf-0.1,l2-1]", f"{ADVERSARY}combine=branches",
-             f"{ADVERSARY}selector=true", "eval.branch=adv2"]  # fmt: skip
+    words = [
+        f"{ADVERSARY}name=clae",
+        f"{ADVERSARY}threats=[linf-0.1,l2-1]",
+        f"{ADVERSARY}combine=branches",
+        f"{ADVERSARY}selector=true",
+        "eval.branch=adv2",
+    ]
     state = _train(_cfg(ucf, *words), tmp_path / "first")
     trunk = checkpoint.trunk_state(str(tmp_path / "first"))
     key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
     plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
-    assert torch.equal(trunk[plain], state["model"][key]) and not any("selector" in key for key in trunk)
+    assert torch.equal(trunk[plain], state["model"][key]) and not any(
+        "selector" in key for key in trunk
+    )
     assert _equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
     _train(_cfg(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"), tmp_path / "second")
 
 
 def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
     words = ("train.max_steps=1", "optim.lr=0.001")
-    plain, last = (_train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
-                   for kind in ("false", "true"))  # fmt: skip
+    plain, last = (
+        _train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
+        for kind in ("false", "true")
+    )
     for key, value in plain["model"].items():
         assert torch.allclose(value.float(), last["model"][key].float(), atol=1e-3), key
     weight = last["model"]["backbone.trunk.0.0.weight"]
@@ -167,7 +228,9 @@ def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
 def test_every_branch_of_a_compiled_trunk_may_have_its_graphs(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     threats = f"{ADVERSARY}threats=[linf-0.1,l2-1,l1-9,linf-0.2]"
-    cfg = config.loads("", [*tiny(), f"{ADVERSARY}name=clae", threats, f"{ADVERSARY}combine=branches"])
+    cfg = config.loads(
+        "", [*tiny(), f"{ADVERSARY}name=clae", threats, f"{ADVERSARY}combine=branches"]
+    )
     before = torch._dynamo.config.cache_size_limit  # called recompile_limit from torch 2.7 on
     try:
         arrange(build_method(cfg, 2), dataclasses.replace(cfg.train, compile=True))
@@ -182,7 +245,8 @@ def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkey
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend="eager"))
     words = [f"{ADVERSARY}name=clae", "train.max_steps=2"]
     plain, compiled = (
-        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind) for kind in ("false", "true")
+        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind)
+        for kind in ("false", "true")
     )
     assert _equal(plain["model"], compiled["model"])
 
@@ -191,7 +255,9 @@ def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
     from vidrobust.methods import SimCLR
 
     told, whole = [], SimCLR.forward
-    monkeypatch.setattr(SimCLR, "forward", lambda self, *args: told.append(self.progress) or whole(self, *args))
+    monkeypatch.setattr(
+        SimCLR, "forward", lambda self, *args: told.append(self.progress) or whole(self, *args)
+    )
     _train(_cfg(ucf), tmp_path)
     assert told == [0, 0.25, 0.5, 0.75]
 
@@ -209,8 +275,13 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
         build(cfg, split)[1],
     )
     for rule in ("topk", "quantile", "adaptive_rate", "mean_std", "cluster", "oracle"):
-        words = [f"{REMOVAL}rule={rule}", f"{REMOVAL}siblings=false", f"{REMOVAL}k=2", f"{REMOVAL}clusters=2",
-                 f"{REMOVAL}sigmas=0.3"]  # fmt: skip
+        words = [
+            f"{REMOVAL}rule={rule}",
+            f"{REMOVAL}siblings=false",
+            f"{REMOVAL}k=2",
+            f"{REMOVAL}clusters=2",
+            f"{REMOVAL}sigmas=0.3",
+        ]
         states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
         with monkeypatch.context() as patch:
             patch.setattr(start, "build_records", turned)
@@ -247,10 +318,16 @@ def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
 
 def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf, tmp_path):
     words = [f"{NEGATIVES}names=[patch,tube_shuffle]"]
-    runs = {name: _train(_cfg(ucf, *more), tmp_path / name) for name, more in {
-        "here": words, "workers": [*words, "data.workers=2"], "alpha": [*words, f"{NEGATIVES}alpha=0"],
-        "count": [*words, f"{NEGATIVES}count=0"], "plain": [],
-    }.items()}  # fmt: skip
+    runs = {
+        name: _train(_cfg(ucf, *more), tmp_path / name)
+        for name, more in {
+            "here": words,
+            "workers": [*words, "data.workers=2"],
+            "alpha": [*words, f"{NEGATIVES}alpha=0"],
+            "count": [*words, f"{NEGATIVES}count=0"],
+            "plain": [],
+        }.items()
+    }
 
     def weights(name):
         return runs[name]["model"]

@@ -20,7 +20,9 @@ def test_the_rate_climbs_then_falls_and_is_a_function_of_the_step():
 def test_constant_schedule_and_no_warmup():
     cfg = Optim(lr=0.3, schedule="constant", warmup=0.0)
     assert {learning_rate(step, 7, cfg) for step in range(7)} == {0.3}
-    with pytest.raises(UserError, match="optim.schedule: unknown name 'cosin'; did you mean 'cosine'"):
+    with pytest.raises(
+        UserError, match="optim.schedule: unknown name 'cosin'; did you mean 'cosine'"
+    ):
         learning_rate(0, 10, Optim(schedule="cosin"))
 
 
@@ -42,7 +44,9 @@ def test_a_head_trained_alone_has_its_own_rate_and_the_schedule_begins_behind_it
 
 def test_norms_may_decay_and_be_adapted_and_a_predictors_rate_may_stay():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    _, rest = build_optimizer(net, Optim(name="lars", weight_decay=0.5, decay_norms=True)).param_groups
+    _, rest = build_optimizer(
+        net, Optim(name="lars", weight_decay=0.5, decay_norms=True)
+    ).param_groups
     assert rest["weight_decay"] == 0.5 and rest["adapt"] is False
     _, rest = build_optimizer(net, Optim(name="lars", lars_exclude=False)).param_groups
     assert rest["weight_decay"] == 0 and rest["adapt"] is True
@@ -72,7 +76,10 @@ def test_norms_and_biases_do_not_decay_and_weights_do(name):
 def test_lars_is_its_formula():
     w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     b = nn.Parameter(torch.tensor([2.0]))
-    groups = [{"params": [w], "weight_decay": 0.1}, {"params": [b], "weight_decay": 0.0, "adapt": False}]
+    groups = [
+        {"params": [w], "weight_decay": 0.1},
+        {"params": [b], "weight_decay": 0.0, "adapt": False},
+    ]
     optimizer = LARS(groups, lr=0.5, momentum=0.9, trust=0.01)
     expected, velocity = w.detach().clone(), torch.zeros(1, 2)
     plain, moved = 2.0, 0.0

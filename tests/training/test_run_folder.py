@@ -121,7 +121,8 @@ def test_overwrite_deletes_what_the_run_has_written_and_nothing_else(place):
     assert done.returncode == 0, done.stderr
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {name for name in OWN if (out / name).read_text() == "mine"} == set(OWN)
-    # what shows the next evaluation that the folder is one's, so that it is not refused after training
+    # what shows the next evaluation that the folder is one's, so that it is not refused after
+    # training
     claims = {"eval/pgd/identity.json", "eval/pgd/.lock"}
     assert not any(name.startswith("eval/pgd/") for name in left - set(OWN) - claims)
     assert not any(name.startswith("eval/pgd/") for name in OWN) or "eval/pgd/identity.json" in left

@@ -47,7 +47,8 @@ found = {}
 for kind in KINDS:
     net = method(kind)
     views, ids, labels = (part.chunk(world)[rank] for part in batch(kind))
-    parallel = distributed.parallel(net, net.alike)  # held until after the backward pass: its hooks go with it
+    # held until after the backward pass: its hooks go with it
+    parallel = distributed.parallel(net, net.alike)
     for step in range(2):                     # a second time, with what the first has left
         net.zero_grad()
         loss = parallel(views, ids + 8 * step, labels)["loss"]
@@ -57,7 +58,8 @@ for kind in KINDS:
     for buffer in alike:
         assert (distributed.gather(buffer[None].float()) == buffer).all(), "no rank has another"
     assert len(parallel.modules_buffers) + len(alike) == len(list(net.buffers())), "nor is it sent"
-    found[kind] = {"loss": mean, "grads": [p.grad for p in net.parameters()], "report": net.report()}
+    grads = [p.grad for p in net.parameters()]
+    found[kind] = {"loss": mean, "grads": grads, "report": net.report()}
 if rank == 0:
     torch.save(found, sys.argv[1])
 distributed.stop()
@@ -65,7 +67,9 @@ distributed.stop()
 
 
 class _Norms(nn.Module):
-    """A model whose branches are the two ways through it; no batch norm, whose statistics are a rank's own."""
+    """A model whose branches are the two ways through it; no batch norm, whose statistics are a
+    rank's own.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -83,25 +87,63 @@ class _Norms(nn.Module):
         return nullcontext()
 
 
-KINDS = ("simclr", "clae", "rocl", "acl", "moco with clae", "removal", "removal by the batch", "removal by mean_std",
-         "removal in clae", "three clips", "chunks", "supcon", "plain", "uel", "moco", "moco with removal", "byol",
-         "simsiam", "a2s", "air", "dynacl", "a_infonce", "taro", "deacl", "pgd", "threats", "pushed",
-         "moco, pushed")  # fmt: skip
+KINDS = (
+    "simclr",
+    "clae",
+    "rocl",
+    "acl",
+    "moco with clae",
+    "removal",
+    "removal by the batch",
+    "removal by mean_std",
+    "removal in clae",
+    "three clips",
+    "chunks",
+    "supcon",
+    "plain",
+    "uel",
+    "moco",
+    "moco with removal",
+    "byol",
+    "simsiam",
+    "a2s",
+    "air",
+    "dynacl",
+    "a_infonce",
+    "taro",
+    "deacl",
+    "pgd",
+    "threats",
+    "pushed",
+    "moco, pushed",
+)
 
 
 def method(kind: str) -> Method:
     model = _Norms()
-    rules = {"removal by the batch": functools.partial(quantile, rate=0.3, over="batch"),
-             "removal by mean_std": functools.partial(mean_std, k=0.5)}  # fmt: skip
-    removal = Removal(rules.get(kind, functools.partial(quantile, rate=0.3)), whole_batch=kind in rules,
-                      action="attract" if kind == "moco with removal" else "eliminate")  # fmt: skip
+    rules = {
+        "removal by the batch": functools.partial(quantile, rate=0.3, over="batch"),
+        "removal by mean_std": functools.partial(mean_std, k=0.5),
+    }
+    removal = Removal(
+        rules.get(kind, functools.partial(quantile, rate=0.3)),
+        whole_batch=kind in rules,
+        action="attract" if kind == "moco with removal" else "eliminate",
+    )
     adversary = one_step(0.05)
     if kind in ("rocl", "acl", "a2s", "air", "dynacl", "a_infonce", "taro", "deacl", "pgd"):
         adversary = Adversary([ThreatModel("linf", 0.05)], steps=2, step=0.5)
     if kind.startswith("moco"):
         encoder = MomentumEncoder(model, 0.9)
-        return MoCo(model, 0.3, encoder, 20, 6, removal if "removal" in kind else None,
-                    adversary=adversary if "clae" in kind else None)  # fmt: skip
+        return MoCo(
+            model,
+            0.3,
+            encoder,
+            20,
+            6,
+            removal if "removal" in kind else None,
+            adversary=adversary if "clae" in kind else None,
+        )
     if kind in ("byol", "simsiam", "taro"):
         if kind == "taro":
             return TARO(model, nn.Linear(6, 6), adversary)
@@ -110,7 +152,8 @@ def method(kind: str) -> Method:
         return AdversarialTraining(model, adversary)
     if kind == "deacl":
         found = Distill(model, adversary)
-        # of the student's own weights it would teach that the gradient at a clip is 0, whose signs are chance
+        # of the student's own weights it would teach that the gradient at a clip is 0, whose signs
+        # are chance
         found.learn_from(_Norms(seed=1))
         return found
     if kind == "threats":
@@ -121,19 +164,35 @@ def method(kind: str) -> Method:
         return SupCon(model, 0.3)
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
     if kind == "dynacl":
-        return AdversarialSimCLR(model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9))
+        return AdversarialSimCLR(
+            model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9)
+        )
     if kind == "a_infonce":
         hard = Hardness(1.0, 0.12, 0.1)
-        return AdversarialSimCLR(model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=hard)
+        return AdversarialSimCLR(
+            model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=hard
+        )
     has_adversary = kind in ("rocl", "acl", "a2s", "air", "threats") or "clae" in kind
-    air = functools.partial(acl, invariance=functools.partial(regularizer, temperature=0.3, clean=0.5, adversarial=0.5))
+    air = functools.partial(
+        acl, invariance=functools.partial(regularizer, temperature=0.3, clean=0.5, adversarial=0.5)
+    )
     pairings = {"rocl": rocl, "acl": acl, "a2s": a2s, "air": air}
-    return AdversarialSimCLR(model, 0.3, adversary if has_adversary else None, removal if "removal" in kind else None,
-                  pairing=pairings.get(kind, clae), clips=clips, chunk=chunk, original=kind == "air")  # fmt: skip
+    return AdversarialSimCLR(
+        model,
+        0.3,
+        adversary if has_adversary else None,
+        removal if "removal" in kind else None,
+        pairing=pairings.get(kind, clae),
+        clips=clips,
+        chunk=chunk,
+        original=kind == "air",
+    )
 
 
 def batch(kind: str):
-    """Eight videos of two or three views; the third is a negative where they are pushed from one, or the original."""
+    """Eight videos of two or three views; the third is a negative where they are pushed from one,
+    or the original.
+    """
     generator = torch.Generator().manual_seed(5)
     views = torch.rand(8, 3, 3, 2, 4, 4, generator=generator)
     three = "pushed" in kind or kind in ("three clips", "air")
@@ -144,11 +203,20 @@ def batch(kind: str):
 def two_ranks(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("ranks")
     (tmp_path / "run.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(tmp_path / "run.py"), str(tmp_path / "out.pt")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(tmp_path / "run.py"),
+        str(tmp_path / "out.pt"),
+    ]
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     for _ in range(3):  # torchrun chooses a free port, which another test's may take before it does
-        done = subprocess.run(command, timeout=120, cwd=REPO, capture_output=True, text=True, env=env)
+        done = subprocess.run(
+            command, timeout=120, cwd=REPO, capture_output=True, text=True, env=env
+        )
         if "address already in use" not in done.stderr.lower():
             break
     assert done.returncode == 0, done.stderr
@@ -157,7 +225,9 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_are_one_process_on_the_whole_batch(two_ranks, kind):
-    """Loss, gradient, and the log of what was removed; the adversary attacks the loss of the whole batch."""
+    """Loss, gradient, and the log of what was removed; the adversary attacks the loss of the whole
+    batch.
+    """
     net, found = method(kind), two_ranks[kind]
     views, ids, labels = batch(kind)
     for step in range(2):

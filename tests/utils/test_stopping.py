@@ -174,7 +174,9 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
     root = tiny_ucf101(tmp_path / "data", train=2, test=6)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = tiny(f"data.root={root}", "eval.enabled=false", "train.max_steps=1", "device=cpu")
-    trained = in_process("train_net", "--cfg", "page.yaml", "--output-dir", "run", *words, cwd=tmp_path)
+    trained = in_process(
+        "train_net", "--cfg", "page.yaml", "--output-dir", "run", *words, cwd=tmp_path
+    )
     assert trained.returncode == 0, trained.stderr
     slow = [
         "--checkpoint",

@@ -9,7 +9,13 @@ import pytest
 from tests.helpers import REPO
 from vidrobust.utils import versions
 
-_REQUIRED = ["av>=15", "torch>=2.4", "decord2; sys_platform == 'nowhere'", "gone>=1", "pytest>=8; extra == 'test'"]
+_REQUIRED = [
+    "av>=15",
+    "torch>=2.4",
+    "decord2; sys_platform == 'nowhere'",
+    "gone>=1",
+    "pytest>=8; extra == 'test'",
+]
 
 
 @pytest.fixture
@@ -36,7 +42,10 @@ def test_what_is_too_old_is_named_with_the_remedy(installed):
     installed["av"] = "14.4.0"
     with pytest.raises(ImportError) as refused:
         versions.require()
-    assert str(refused.value) == "av 14.4.0 is installed, and vidrobust needs av>=15: pip install -U 'av>=15'"
+    assert (
+        str(refused.value)
+        == "av 14.4.0 is installed, and vidrobust needs av>=15: pip install -U 'av>=15'"
+    )
 
 
 def test_a_clone_that_is_not_installed_promises_nothing(monkeypatch):
@@ -49,8 +58,12 @@ def test_a_clone_that_is_not_installed_promises_nothing(monkeypatch):
 
 def test_a_tool_says_it_in_one_line():
     code = (
-        "from importlib import metadata; metadata.requires = lambda name: ['av>=999']; "
-        "import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "from importlib import metadata; metadata.requires = lambda name: ['av>=999']; import"
+        " runpy, sys; sys.argv = ['x', '--help']; runpy.run_path(sys.argv[0], run_name='__main__')"
     ).replace("'x'", repr(str(REPO / "tools/train_net.py")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 1 and done.stderr.startswith("error: av ") and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: av ")
+        and done.stderr.count("\n") == 1
+    ), done.stderr

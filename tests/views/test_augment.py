@@ -99,7 +99,12 @@ def test_colours_are_torchvisions_one_clip_at_a_time():
     for clip, draw, out in zip(x, draws.tolist(), apply_draws(x, draws), strict=True):
         for t in range(2):
             frame = clip[:, t]
-            ops = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue)
+            ops = (
+                tvf.adjust_brightness,
+                tvf.adjust_contrast,
+                tvf.adjust_saturation,
+                tvf.adjust_hue,
+            )
             for which in draw[4:8]:
                 frame = ops[int(which)](frame, draw[int(which)])
             frame = tvf.rgb_to_grayscale(frame, 3) if draw[8] else frame
@@ -108,7 +113,9 @@ def test_colours_are_torchvisions_one_clip_at_a_time():
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, 0.3, 0.5])
 def test_hue_is_exact_for_grays_and_pure_colours(shift):
-    x = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0, 0, 0], [1, 1, 0]]).T.view(1, 3, 1, 1, 6)
+    x = torch.tensor(
+        [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0, 0, 0], [1, 1, 0]]
+    ).T.view(1, 3, 1, 1, 6)
     draws = torch.tensor([_STILL])
     draws[0, 3] = shift
     expected = tvf.adjust_hue(x[:, :, 0], shift)
@@ -127,7 +134,9 @@ def test_probabilities_are_those_asked_for():
     assert (draws[:, 0] != 1).float().mean() == pytest.approx(0.3, abs=0.04)
     assert draws[:, 8].mean() == pytest.approx(0.2, abs=0.04)
     assert (draws[:, 9] > 0).float().mean() == pytest.approx(0.6, abs=0.04)
-    assert draws[:, 3].abs().max() <= 0.1 and draws[:, :3].min() >= 0.6 and draws[:, :3].max() <= 1.4
+    assert (
+        draws[:, 3].abs().max() <= 0.1 and draws[:, :3].min() >= 0.6 and draws[:, :3].max() <= 1.4
+    )
 
 
 @pytest.mark.parametrize("size", [3, 8, 40])
@@ -141,13 +150,22 @@ def test_blur_keeps_the_mean_of_a_flat_clip_at_any_size(size):
 
 
 def test_augmentations_fade_in_twenty_stages():
-    spec = AugmentSpec(scale=(0.1, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, gray=0.2, blur=0.5, solarize=0.1)
+    spec = AugmentSpec(
+        scale=(0.1, 1.0),
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_prob=0.8,
+        gray=0.2,
+        blur=0.5,
+        solarize=0.1,
+    )
     assert faded(spec, 0, 1000) == spec == faded(spec, 49, 1000)
     for epoch, s in ((50, 0.95), (500, 0.5), (999, 0.05)):
         found = faded(spec, epoch, 1000)
         assert found.scale == pytest.approx((1 - 0.9 * s, 1))
         assert found.jitter == pytest.approx((0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s))
-        assert (found.jitter_prob, found.gray) == pytest.approx((0.8 * s, 0.2 * s)) and found.flip == spec.flip
+        assert (found.jitter_prob, found.gray) == pytest.approx(
+            (0.8 * s, 0.2 * s)
+        ) and found.flip == spec.flip
     assert faded(spec, 3, 4).gray == pytest.approx(0.2 * 0.25)
 
 

@@ -38,13 +38,17 @@ def test_the_square_moves_on_before_another_picture():
     assert (made - x).abs()[inner.expand_as(x)].mean() < 0.02
     assert torch.equal(made[~wide.expand_as(x)], other.expand_as(x)[~wide.expand_as(x)])
     frozen = swapped_frozen(x, y)
-    assert (frozen == frozen[:, :, :1]).all() and any(torch.equal(frozen[:, :, 0], made[:, :, t]) for t in range(8))
+    assert (frozen == frozen[:, :, :1]).all() and any(
+        torch.equal(frozen[:, :, 0], made[:, :, t]) for t in range(8)
+    )
 
 
 def test_each_clip_of_a_batch_is_composed_alone():
     (a, *_), (b, *_), (c, *_) = clip(0), clip(1), clip(2)
     both = swapped_frozen(torch.cat([a, b]), torch.cat([c, a]))
-    assert torch.equal(both[:1], swapped_frozen(a, c)) and torch.equal(both[1:], swapped_frozen(b, a))
+    assert torch.equal(both[:1], swapped_frozen(a, c)) and torch.equal(
+        both[1:], swapped_frozen(b, a)
+    )
 
 
 def test_differences_show_nothing_that_stays():

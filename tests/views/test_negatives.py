@@ -1,4 +1,6 @@
-"""Negatives on clips whose pixels say where they come from: channel 0 is the row, 1 the column, 2 the frame."""
+"""Negatives on clips whose pixels say where they come from: channel 0 is the row, 1 the column, 2
+the frame.
+"""
 
 import numpy as np
 import pytest
@@ -9,13 +11,19 @@ from vidrobust.views.negatives import SPATIAL, TEMPORAL, patch_sides
 
 
 def clips(b=3, t=6, h=28, w=28):
-    row, column, frame = torch.arange(h).view(1, h, 1), torch.arange(w).view(1, 1, w), torch.arange(t).view(t, 1, 1)
+    row, column, frame = (
+        torch.arange(h).view(1, h, 1),
+        torch.arange(w).view(1, 1, w),
+        torch.arange(t).view(t, 1, 1),
+    )
     one = torch.stack([n.expand(t, h, w) for n in (row, column, frame)])
     return one.expand(b, 3, t, h, w).float().contiguous()
 
 
 def numbers(spec, x, seed=0):
-    return draw_numbers(spec, x.shape[2:], [np.random.default_rng([seed, i]) for i in range(len(x))])
+    return draw_numbers(
+        spec, x.shape[2:], [np.random.default_rng([seed, i]) for i in range(len(x))]
+    )
 
 
 def made(name, x, seed=0, **options):
@@ -45,7 +53,9 @@ def test_patches_are_crops_of_the_clip_on_a_grid(seed, t, h, w):
                 assert 0 <= r <= h - p and 0 <= c <= w - p
                 for u in range(cell.shape[2]):
                     for v in range(cell.shape[3]):
-                        assert (cell[0, :, u, v] == r + u).all() and (cell[1, :, u, v] == c + v).all()
+                        assert (cell[0, :, u, v] == r + u).all() and (
+                            cell[1, :, u, v] == c + v
+                        ).all()
                         assert cell[2, :, u, v].tolist() == list(range(t))  # motion stays
     assert len(starts) > 10, "drawn for each cell and clip"
 
@@ -60,9 +70,15 @@ def test_turned_patches_are_the_eight_turns_of_their_crops():
                 for left in range(0, 28 - p + 1, p):
                     cell = got[i, :2, 0, top : top + p, left : left + p]
                     first = cell.flatten(1).amin(1)
-                    want = first[:, None, None] + torch.stack(torch.meshgrid(*2 * [torch.arange(p)], indexing="ij"))
-                    turns = [(k, m) for k in range(4) for m in (0, 1)
-                             if torch.equal(cell, _turned(want, k, m))]  # fmt: skip
+                    want = first[:, None, None] + torch.stack(
+                        torch.meshgrid(*2 * [torch.arange(p)], indexing="ij")
+                    )
+                    turns = [
+                        (k, m)
+                        for k in range(4)
+                        for m in (0, 1)
+                        if torch.equal(cell, _turned(want, k, m))
+                    ]
                     assert len(turns) == 1
                     seen.add(turns[0])
     assert len(seen) == 8
@@ -99,7 +115,9 @@ def test_tubes_move_in_place_and_time(t, length):
                     r, c, first = cell[:, 0, 0, 0].tolist()
                     assert 0 <= first <= t - length
                     n, u, v = cell.shape[1:]
-                    assert torch.equal(cell, x[i, :, first : first + n, r : r + u, c : c + v].long())
+                    assert torch.equal(
+                        cell, x[i, :, first : first + n, r : r + u, c : c + v].long()
+                    )
                     shifted.add(first - begin)
     assert (len(shifted) > 1) == (length < t)
 
@@ -107,13 +125,19 @@ def test_tubes_move_in_place_and_time(t, length):
 @pytest.mark.parametrize("t", [2, 3, 8, 16])
 def test_temporal_negatives_keep_frames_and_lose_their_order(t):
     x = clips(t=t, h=8, w=8)
-    order = {name: made(name, x)[:, 2, :, 0, 0].long() for name in ("shuffle", "freeze", "loop", "reverse")}
+    order = {
+        name: made(name, x)[:, 2, :, 0, 0].long()
+        for name in ("shuffle", "freeze", "loop", "reverse")
+    }
     for name in order:
         got = made(name, x)
         assert torch.equal(got[:, :2], x[:, :2]), "pixels stay in their places"
         assert (got[:, 2] == got[:, 2, :, :1, :1]).all(), "frames stay whole"
     still = torch.arange(t)
-    assert all(sorted(o.tolist()) == still.tolist() and o.tolist() != still.tolist() for o in order["shuffle"])
+    assert all(
+        sorted(o.tolist()) == still.tolist() and o.tolist() != still.tolist()
+        for o in order["shuffle"]
+    )
     assert (order["freeze"] == order["freeze"][:, :1]).all()
     assert torch.equal(order["reverse"], still.flip(0).expand(3, -1))
     length = {2: 1, 3: 2, 8: 2, 16: 4}[t]
@@ -155,7 +179,9 @@ def test_a_clip_has_its_negative_alone_and_in_a_batch_whatever_the_type(name, dt
     for i in range(4):
         alone = negatives(x[i : i + 1], spec, drawn[i : i + 1])
         assert torch.equal(alone[0], together[i])
-    assert set(together[0].flatten().tolist()) <= set(x[0].flatten().tolist()), "pixels of their own clip alone"
+    assert set(together[0].flatten().tolist()) <= set(x[0].flatten().tolist()), (
+        "pixels of their own clip alone"
+    )
     assert name == "reverse" or not torch.equal(together[:, 0], together[:, 1])
 
 
@@ -166,7 +192,9 @@ def test_patches_come_from_everywhere():
         got = made("patch", x, seed, patch_px=(75, 75)).long()[0, :2, 0]
         seen += [tuple(got[:, r, c].tolist()) for r in (0, 4, 8) for c in (0, 4, 8)]
     counts = np.bincount([r * 9 + c for r, c in seen], minlength=81)
-    assert len(counts) == 81 and ((counts - 3600 / 81) ** 2 / (3600 / 81)).sum() < 130, "chi-square, p > 0.0005"
+    assert len(counts) == 81 and ((counts - 3600 / 81) ** 2 / (3600 / 81)).sum() < 130, (
+        "chi-square, p > 0.0005"
+    )
 
 
 def test_several_kinds_come_in_their_order():
@@ -184,13 +212,17 @@ def test_sizes_are_the_published_ones_and_scale():
     sides = [side(s, 0, 224) for s in range(4000)]
     counts = np.bincount(sides, minlength=73)[16:73]
     assert min(sides) == 16 and max(sides) == 72
-    assert ((counts - 4000 / 57) ** 2 / (4000 / 57)).sum() < 95, "chi-square of 56 degrees, p > 0.001"
+    assert ((counts - 4000 / 57) ** 2 / (4000 / 57)).sum() < 95, (
+        "chi-square of 56 degrees, p > 0.001"
+    )
 
 
 def test_what_fits_no_frame_is_refused():
     with pytest.raises(ValueError, match="patches of 36 pixels are as large as a frame of 32"):
         made("patch", clips(h=32, w=32), patch_px=(16, 250))
-    with pytest.raises(ValueError, match="as large as a frame of 32"):  # it would be the clip itself
+    with pytest.raises(
+        ValueError, match="as large as a frame of 32"
+    ):  # it would be the clip itself
         made("patch", clips(h=32, w=32), patch_px=(16, 224))
     with pytest.raises(ValueError, match="as large as a frame of 1 "):
         patch_sides((16, 72), 1)

@@ -1,4 +1,6 @@
-"""Textures: every pixel comes from an example, pieces hold together, colours stay and the layout goes."""
+"""Textures: every pixel comes from an example, pieces hold together, colours stay and the layout
+goes.
+"""
 
 import numpy as np
 import pytest
@@ -25,13 +27,18 @@ def code(x):
     return x[..., 0] << 16 | x[..., 1] << 8 | x[..., 2]
 
 
-@pytest.mark.parametrize(("frames", "side", "size"), [(1, 40, 64), (3, 31, 50), (7, 20, 33), (1, 14, 32), (2, 96, 128)])
+@pytest.mark.parametrize(
+    ("frames", "side", "size"), [(1, 40, 64), (3, 31, 50), (7, 20, 33), (1, 14, 32), (2, 96, 128)]
+)
 def test_each_pixel_shows_one_place_of_one_example_over_all_frames(frames, side, size):
     examples = [noise(0, side, frames), noise(1, side, frames)]
     made = texture(examples, size, default_rng(0))
     assert made.shape == (frames, size, size, 3) and made.dtype == np.uint8
-    known = {tuple(tube): (e, place) for e, example in enumerate(examples)
-             for place, tube in enumerate(code(example).reshape(frames, -1).T.tolist())}  # fmt: skip
+    known = {
+        tuple(tube): (e, place)
+        for e, example in enumerate(examples)
+        for place, tube in enumerate(code(example).reshape(frames, -1).T.tolist())
+    }
     places = [known[tuple(tube)] for tube in code(made).reshape(frames, -1).T.tolist()]
     assert {e for e, _ in places} == {0, 1}, "both are used"
     grid = np.array([e * 10**6 + place for e, place in places]).reshape(size, size)
@@ -49,7 +56,9 @@ def test_the_generator_decides():
 
 @pytest.mark.parametrize("side", [14, 48, 96])
 def test_colours_stay_and_the_layout_goes(side):
-    """Left half red, right half blue, with a little noise: both stay, as often as they were, and on both sides."""
+    """Left half red, right half blue, with a little noise: both stay, as often as they were, and on
+    both sides.
+    """
     example = np.zeros((1, side, side, 3))
     example[:, :, : side // 2, 0], example[:, :, side // 2 :, 2] = 200, 200
     example = (example + default_rng(0).uniform(0, 40, example.shape)).astype(np.uint8)
@@ -64,7 +73,9 @@ def test_colours_stay_and_the_layout_goes(side):
 
 @pytest.mark.parametrize(("side", "frames"), [(96, 1), (96, 3), (48, 1), (27, 1)])
 def test_what_is_rare_in_the_examples_stays_as_frequent(side, frames):
-    """Things before a plain wall, as real pictures are, whose plain places would fit everywhere a little."""
+    """Things before a plain wall, as real pictures are, whose plain places would fit everywhere a
+    little.
+    """
     for seed in range(4):
         rng = default_rng(seed)
         examples = []
@@ -73,7 +84,9 @@ def test_what_is_rare_in_the_examples_stays_as_frequent(side, frames):
             top, left = rng.integers(side // 6, side // 2, 2)
             wall[:, top : top + side // 3, left : left + side // 4] = rng.integers(0, 256, 3)
             examples.append((wall + rng.normal(0, 3, wall.shape)).clip(0, 255).astype(np.uint8))
-        made = texture(examples, 224 * side // 96, default_rng(seed))[0].reshape(-1, 3).astype(float)
+        made = (
+            texture(examples, 224 * side // 96, default_rng(seed))[0].reshape(-1, 3).astype(float)
+        )
         pixels = np.concatenate([example[0].reshape(-1, 3) for example in examples])
         assert abs(made.mean(0) - pixels.mean(0)).max() < 15, "of 255"
         assert made.std(0).mean() == pytest.approx(pixels.std(0).mean(), rel=0.25)
@@ -81,7 +94,9 @@ def test_what_is_rare_in_the_examples_stays_as_frequent(side, frames):
 
 def test_a_texture_that_repeats_goes_on():
     """Stripes stay stripes of their period, in their direction."""
-    stripes = np.broadcast_to((np.arange(64) % 16 < 8)[:, None, None] * np.uint8(220), (1, 64, 64, 3))
+    stripes = np.broadcast_to(
+        (np.arange(64) % 16 < 8)[:, None, None] * np.uint8(220), (1, 64, 64, 3)
+    )
     made = texture([stripes], 96, default_rng(0))[0, :, :, 0].astype(float)
     power = abs(np.fft.rfft(made - made.mean(), axis=0)).mean(1)
     assert power.argmax() == 6 and abs(np.diff(made, axis=1)).mean() < 25
@@ -96,11 +111,18 @@ def test_what_makes_no_texture_is_refused():
 
 
 def test_patches_are_the_centre_and_one_anywhere():
-    at = np.stack(np.meshgrid(np.arange(20), np.arange(30), [0], indexing="ij"), -1).reshape(1, 20, 30, 3)
+    at = np.stack(np.meshgrid(np.arange(20), np.arange(30), [0], indexing="ij"), -1).reshape(
+        1, 20, 30, 3
+    )
     corners = set()
     for seed in range(200):
         centre, other = patches_of(at, 18, default_rng(seed))
-        assert centre[0, 0, 0].tolist() == [1, 6, 0] and centre.shape == other.shape == (1, 18, 18, 3)
+        assert centre[0, 0, 0].tolist() == [1, 6, 0] and centre.shape == other.shape == (
+            1,
+            18,
+            18,
+            3,
+        )
         corners.add(tuple(other[0, 0, 0, :2].tolist()))
     assert corners == {(r, c) for r in range(3) for c in range(13)}
 

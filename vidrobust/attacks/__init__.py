@@ -6,8 +6,8 @@
     x_adv = pgd(Misclassify(model, y), x, threat)
     assert contains(threat, x, x_adv).all()
 
-x is (B, C, T, H, W) in [0, 1] (an image is T = 1; (B, C, H, W) works as well) and the model is in eval mode. A loss is
-any callable x -> (B,); `Misclassify` is a classifier's.
+x is (B, C, T, H, W) in [0, 1] (an image is T = 1; (B, C, H, W) works as well) and the model is in
+eval mode. A loss is any callable x -> (B,); `Misclassify` is a classifier's.
 """
 
 from vidrobust.attacks.apgd import apgd, apgd_t

@@ -10,7 +10,11 @@ from vidrobust.attacks.losses import Loss, Misclassify, Score, dlr_toward, towar
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel
 
-_RADII = ((3, 0.3), (2, 0.3), (1, 0.4))  # L1: budgets, as multiples of eps, and the share of the steps of each
+_RADII = (
+    (3, 0.3),
+    (2, 0.3),
+    (1, 0.4),
+)  # L1: budgets, as multiples of eps, and the share of the steps of each
 
 
 def apgd(
@@ -25,11 +29,11 @@ def apgd(
 ) -> Tensor:
     """APGD -> each sample's best iterate, shaped as x.
 
-    Steps of 2 eps with momentum are halved, and the search goes back to its best point, when fewer than `rho` of the
-    steps since the last check raised the loss, or none raised its best (section 3 there). In L1 steps are sparse and
-    the search comes down from three times the budget (Croce and Hein, ICML 2021).
-    Costs at most restarts * (steps + 1) forward and as many backward passes (L1: steps + 3). Raises ValueError as
-    `pgd` does.
+    Steps of 2 eps with momentum are halved, and the search goes back to its best point, when fewer
+    than `rho` of the steps since the last check raised the loss, or none raised its best (section 3
+    there). In L1 steps are sparse and the search comes down from three times the budget (Croce and
+    Hein, ICML 2021). Costs at most restarts * (steps + 1) forward and as many backward passes (L1:
+    steps + 3). Raises ValueError as `pgd` does.
     """
     at_least_one(steps=steps, restarts=restarts)
     between(0, 1, rho=rho)
@@ -52,10 +56,11 @@ def apgd_t(
     rho: float = 0.75,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """APGD-T: `apgd` on the targeted DLR loss, toward each of the `targets` likeliest wrong classes in turn.
+    """APGD-T: `apgd` on the targeted DLR loss, toward each of the `targets` likeliest wrong classes
+    in turn.
 
-    The score of `loss` is not used. With fewer than four classes, where that loss is not defined, it is the difference
-    of the two logits.
+    The score of `loss` is not used. With fewer than four classes, where that loss is not defined,
+    it is the difference of the two logits.
     """
     at_least_one(targets=targets, steps=steps, restarts=restarts)
     between(0, 1, rho=rho)
@@ -70,12 +75,16 @@ def apgd_t(
 
 @torch.no_grad()
 def likeliest(loss: Misclassify, x: Tensor, targets: int, *, ratio: bool) -> list[Score]:
-    """Scores toward the `targets` classes that x is likeliest taken for, each sample's own, from the likeliest on.
+    """Scores toward the `targets` classes that x is likeliest taken for, each sample's own, from
+    the likeliest on.
 
     ratio: by the targeted DLR where there are four classes, else by the difference of two logits.
     """
     if loss.targeted:
-        raise ValueError("this attack goes through the likeliest wrong classes itself: give it an untargeted loss")
+        raise ValueError(
+            "this attack goes through the likeliest wrong classes itself: give it an untargeted"
+            " loss"
+        )
     logits = loss.logits(x)
     others = logits.scatter(1, loss.y.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
     score = dlr_toward if ratio and logits.shape[1] >= 4 else toward
@@ -92,18 +101,27 @@ def _start_and_climb(search: Search, steps: int, rho: float) -> None:
         # on the way down the samples are all still there, so that eps is theirs
         search.ball = search.ball.with_eps(factor * eps)
         delta = search.ball.project(delta)
-        delta = _climb_l1(search, delta, max(int(share * steps), 1), first=factor == 3, keep=factor == 1)
+        delta = _climb_l1(
+            search, delta, max(int(share * steps), 1), first=factor == 3, keep=factor == 1
+        )
 
 
 def _climb(search: Search, delta: Tensor, steps: int, rho: float) -> None:
     """One start of APGD in Linf, L2 and L2 of a frame."""
     value, gradient = search.gradient(delta)
     s = {
-        "delta": delta, "before": delta, "gradient": gradient, "value": value,
-        "best": delta, "best_gradient": gradient, "best_value": value,
-        "size": 2 * search.ball.eps, "best_at_check": value, "halved": torch.ones_like(value),
+        "delta": delta,
+        "before": delta,
+        "gradient": gradient,
+        "value": value,
+        "best": delta,
+        "best_gradient": gradient,
+        "best_value": value,
+        "size": 2 * search.ball.eps,
+        "best_at_check": value,
+        "halved": torch.ones_like(value),
         "rises": torch.zeros_like(value),
-    }  # fmt: skip
+    }
     window, left = max(int(0.22 * steps), 1), max(int(0.22 * steps), 1)
     for step in range(steps):
         s = dict(zip(s, search.drop(*s.values()), strict=True))
@@ -134,10 +152,16 @@ def _climb_l1(search: Search, delta: Tensor, steps: int, *, first: bool, keep: b
     entries = (search.ball.low < search.ball.high).flatten(1).sum(1)
     used = entries if first else (delta != 0).flatten(1).sum(1)
     s = {
-        "delta": delta, "gradient": gradient, "best": delta, "best_gradient": gradient, "best_value": value,
-        "size": search.ball.eps, "entries": entries, "used": used,
+        "delta": delta,
+        "gradient": gradient,
+        "best": delta,
+        "best_gradient": gradient,
+        "best_value": value,
+        "size": search.ball.eps,
+        "entries": entries,
+        "used": used,
         "share": torch.full_like(value, 0.2) if first else used / entries / 1.5,
-    }  # fmt: skip
+    }
     window = max(int(0.04 * steps), 1)
     for step in range(1, steps + 1):
         s = dict(zip(s, search.drop(*s.values()), strict=True))
@@ -153,7 +177,9 @@ def _climb_l1(search: Search, delta: Tensor, steps: int, *, first: bool, keep: b
             now = (s["best"] != 0).flatten(1).sum(1)
             sparser = now < 0.95 * s["used"]
             s["share"], s["used"] = now / s["entries"] / 1.5, now
-            s["size"] = torch.where(sparser, ball.eps, s["size"] / 1.5).clamp(min=ball.eps / 10, max=ball.eps)
+            s["size"] = torch.where(sparser, ball.eps, s["size"] / 1.5).clamp(
+                min=ball.eps / 10, max=ball.eps
+            )
             _go_back(s, sparser)
     return s["best"]
 

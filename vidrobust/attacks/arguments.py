@@ -45,7 +45,14 @@ def _is_whole(count: object) -> bool:
     return isinstance(count, Integral) and not isinstance(count, bool)
 
 
-def drawn(draw: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """draw (torch.rand, torch.randn) of this shape, on the generator's device if there is one -> as `like` is."""
+def drawn(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """draw (torch.rand, torch.randn) of this shape, on the generator's device if there is one -> as
+    `like` is.
+    """
     device = generator.device if generator else like.device
     return draw(tuple(shape), generator=generator, device=device).to(like)

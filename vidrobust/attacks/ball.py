@@ -1,8 +1,9 @@
 """The perturbations that a threat model allows for each sample of a batch.
 
-An attack never sees a support. It moves `delta`, the smallest tensor that says all there is to say: (B, C, T, H, W) for
-dense, border and pixels, (B, C, 1, H, W) for tube, (B, C, T, 1, 1) for flicker, (B, C, k, H, W) for frames and
-(B, C, T, k, k) for patch. `Ball` puts it into clips, and takes gradients of clips back to it.
+An attack never sees a support. It moves `delta`, the smallest tensor that says all there is to say:
+(B, C, T, H, W) for dense, border and pixels, (B, C, 1, H, W) for tube, (B, C, T, 1, 1) for flicker,
+(B, C, k, H, W) for frames and (B, C, T, k, k) for patch. `Ball` puts it into clips, and takes
+gradients of clips back to it.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,15 @@ from torch.nn import functional as F
 
 from vidrobust.attacks import norm_balls as geometry
 from vidrobust.attacks.arguments import drawn
-from vidrobust.attacks.threat import ThreatModel, as_clip, chosen_frames, explain, norm_of, require_fit, shared_dims
+from vidrobust.attacks.threat import (
+    ThreatModel,
+    as_clip,
+    chosen_frames,
+    explain,
+    norm_of,
+    require_fit,
+    shared_dims,
+)
 
 Score = Callable[[], Tensor]  # how much each pixel matters, (B, T, H, W)
 
@@ -24,8 +33,8 @@ Score = Callable[[], Tensor]  # how much each pixel matters, (B, T, H, W)
 class Ball:
     """All `delta` of a batch: within `eps` (B,) in `norm`, and low <= delta <= high, which holds 0.
 
-    x: the clips, 4-D or 5-D. where: (B, k) frames or (B, 2) corners, for the supports that have a place. Beyond low and
-    high no pixel changes any more; `masked` ones are 0 somewhere.
+    x: the clips, 4-D or 5-D. where: (B, k) frames or (B, 2) corners, for the supports that have a
+    place. Beyond low and high no pixel changes any more; `masked` ones are 0 somewhere.
     """
 
     threat: ThreatModel
@@ -86,9 +95,11 @@ class Ball:
         return clip.sum(dims, keepdim=True) if dims else clip
 
     def pull(self, gradient: Tensor, delta: Tensor) -> Tensor:
-        """The gradient at apply(delta), shaped as x, as that of delta. Pixels that are clipped do not count.
+        """The gradient at apply(delta), shaped as x, as that of delta. Pixels that are clipped do
+        not count.
 
-        A dense delta clips nothing; its gradient passes at the bounds themselves, so that it can come back from there.
+        A dense delta clips nothing; its gradient passes at the bounds themselves, so that it can
+        come back from there.
         """
         if shared_dims(self.threat.support):
             moved = as_clip(self.x) + delta
@@ -109,27 +120,37 @@ class Ball:
         return self._delta(nearest(u, low, high, radius))
 
     def ascend(self, gradient: Tensor, size: float | Tensor, start: Tensor | None = None) -> Tensor:
-        """The best move from `start` (0) of length `size` in the threat's norm: steepest ascent. Project afterwards.
+        """The best move from `start` (0) of length `size` in the threat's norm: steepest ascent.
+        Project afterwards.
 
-        From 0 and with size = eps it is, projected, the maximum of the linear loss `gradient . delta` over the ball.
-        Moves of L2 and L1 keep within low and high, so that no length is spent where a pixel cannot go on.
+        From 0 and with size = eps it is, projected, the maximum of the linear loss `gradient .
+        delta` over the ball. Moves of L2 and L1 keep within low and high, so that no length is
+        spent where a pixel cannot go on.
         """
         if self.threat.norm == "linf":
-            return gradient.sign() * (size.view(-1, *[1] * (gradient.ndim - 1)) if isinstance(size, Tensor) else size)
-        low, high = (self.low, self.high) if start is None else (self.low - start, self.high - start)
-        size = torch.as_tensor(size, device=gradient.device, dtype=torch.float32).expand(len(gradient))
+            return gradient.sign() * (
+                size.view(-1, *[1] * (gradient.ndim - 1)) if isinstance(size, Tensor) else size
+            )
+        low, high = (
+            (self.low, self.high) if start is None else (self.low - start, self.high - start)
+        )
+        size = torch.as_tensor(size, device=gradient.device, dtype=torch.float32).expand(
+            len(gradient)
+        )
         g, low, high, radius = self._rows(gradient, low, high, size)
         return self._delta(geometry.ascend(self._flat_norm(), g, low, high, radius))
 
     def step(self, delta: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """project(delta + ascend(gradient, size, delta)), and in Linf without tensors in between."""
+        """project(delta + ascend(gradient, size, delta)), and in Linf without tensors in
+        between.
+        """
         if self.threat.norm == "linf":
             return torch.add(delta, gradient.sign(), alpha=size).clamp_(*self._box)
         return self.project(delta + self.ascend(gradient, size, delta))
 
     def random(self, generator: torch.Generator | None = None) -> Tensor:
-        """A random delta: uniform in Linf; in L2 a uniform direction at full length, in L1 the sparse point that normal
-        noise is projected onto (as in AutoAttack).
+        """A random delta: uniform in Linf; in L2 a uniform direction at full length, in L1 the
+        sparse point that normal noise is projected onto (as in AutoAttack).
         """
         draw = torch.rand if self.threat.norm == "linf" else torch.randn
         noise = drawn(draw, self.low.shape, self.low, generator)
@@ -171,15 +192,23 @@ class Ball:
 
     @property
     def weight(self) -> float:
-        """What a norm of delta is multiplied with to be that of the change: delta stands in so many pixels."""
+        """What a norm of delta is multiplied with to be that of the change: delta stands in so many
+        pixels.
+        """
         copies = {(2,): as_clip(self.x).shape[2], (3, 4): as_clip(self.x)[0, 0, 0].numel()}
         dims = shared_dims(self.threat.support)
-        if not dims or self.threat.norm == "linf" or (self.threat.norm == "l2_frame" and dims == (2,)):
+        if (
+            not dims
+            or self.threat.norm == "linf"
+            or (self.threat.norm == "l2_frame" and dims == (2,))
+        ):
             return 1.0
         return float(copies[dims]) if self.threat.norm == "l1" else float(copies[dims]) ** 0.5
 
     def _rows(self, u: Tensor, low: Tensor, high: Tensor, size: Tensor) -> list[Tensor]:
-        """What `geometry` works on: a row a sample, or a frame of it where the budget is a frame's."""
+        """What `geometry` works on: a row a sample, or a frame of it where the budget is a
+        frame's.
+        """
         radius = (size.float() / self.weight).unsqueeze(1)
         if self.threat.norm != "l2_frame":
             return [*(part.flatten(1) for part in (u, low, high)), radius]
@@ -193,8 +222,11 @@ class Ball:
         return rows.view(b, t, c, h, w).transpose(1, 2)
 
 
-def make_ball(threat: ThreatModel, x: Tensor, score: Score, generator: torch.Generator | None = None) -> Ball:
-    """The ball around x, its place chosen. score: is asked where the place is "saliency" or "search".
+def make_ball(
+    threat: ThreatModel, x: Tensor, score: Score, generator: torch.Generator | None = None
+) -> Ball:
+    """The ball around x, its place chosen. score: is asked where the place is "saliency" or
+    "search".
 
     Raises ValueError where the clips have not the frames or pixels of the support.
     """
@@ -202,7 +234,9 @@ def make_ball(threat: ThreatModel, x: Tensor, score: Score, generator: torch.Gen
     require_fit(threat, clip)
     where = None
     if threat.support in ("frames", "patch"):
-        where = (_place_frames if threat.support == "frames" else _place_patch)(threat, clip, score, generator)
+        where = (_place_frames if threat.support == "frames" else _place_patch)(
+            threat, clip, score, generator
+        )
     eps = x.new_full((len(x),), threat.eps, dtype=torch.float32)
     ball = Ball(threat, x, eps, clip, clip, where)
     dims = shared_dims(threat.support)
@@ -212,12 +246,18 @@ def make_ball(threat: ThreatModel, x: Tensor, score: Score, generator: torch.Gen
         part = ball.take(clip)
         low, high = -part, 1 - part
     if threat.support in ("border", "pixels"):
-        free = _border(threat, clip) if threat.support == "border" else _place_pixels(threat, clip, score, generator)
+        free = (
+            _border(threat, clip)
+            if threat.support == "border"
+            else _place_pixels(threat, clip, score, generator)
+        )
         low, high, ball = low * free, high * free, replace(ball, masked=True)
     return replace(ball, low=low, high=high)
 
 
-def _place_frames(threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None) -> Tensor:
+def _place_frames(
+    threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None
+) -> Tensor:
     fixed = chosen_frames(threat, clip.shape[2])
     if fixed is not None:
         return torch.tensor([sorted(fixed)], device=clip.device).expand(len(clip), -1)
@@ -228,7 +268,9 @@ def _place_frames(threat: ThreatModel, clip: Tensor, score: Score, generator: to
     return each.to(clip.device).topk(threat.k, dim=1).indices.sort(dim=1).values
 
 
-def _place_patch(threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None) -> Tensor:
+def _place_patch(
+    threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None
+) -> Tensor:
     if not isinstance(threat.places, str):
         return torch.tensor([threat.places], device=clip.device).expand(len(clip), -1)
     rows, columns = clip.shape[3] - threat.k + 1, clip.shape[4] - threat.k + 1
@@ -245,23 +287,37 @@ def _border(threat: ThreatModel, clip: Tensor) -> Tensor:
     return free
 
 
-def _place_pixels(threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None) -> Tensor:
+def _place_pixels(
+    threat: ThreatModel, clip: Tensor, score: Score, generator: torch.Generator | None
+) -> Tensor:
     """(B, 1, T, H, W), 1 at the k pixels of each frame."""
-    each = drawn(torch.rand, clip[:, 0].shape, clip, generator) if threat.places == "random" else score()
+    each = (
+        drawn(torch.rand, clip[:, 0].shape, clip, generator)
+        if threat.places == "random"
+        else score()
+    )
     flat = each.float().flatten(2)
-    return torch.zeros_like(flat).scatter(2, flat.topk(threat.k, dim=2).indices, 1).view_as(each).unsqueeze(1)
+    return (
+        torch.zeros_like(flat)
+        .scatter(2, flat.topk(threat.k, dim=2).indices, 1)
+        .view_as(each)
+        .unsqueeze(1)
+    )
 
 
 def patch_scores(score: Tensor, k: int) -> Tensor:
-    """(B, T, H, W) -> (B, H - k + 1, W - k + 1): the sum of the score over all frames and each square of k pixels."""
+    """(B, T, H, W) -> (B, H - k + 1, W - k + 1): the sum of the score over all frames and each
+    square of k pixels.
+    """
     return F.avg_pool2d(score.float().sum(1, keepdim=True), k, stride=1).squeeze(1) * k * k
 
 
 def project(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
     """The allowed clip nearest (in L2) to x_adv; shapes alike, batch first.
 
-    Frames, patches and pixels that an attack may choose are those that come nearest (exact in Linf, and in L2 where
-    nothing is clipped). A shared delta (tube, flicker) is the nearest among deltas, before clipping to [0, 1].
+    Frames, patches and pixels that an attack may choose are those that come nearest (exact in Linf,
+    and in L2 where nothing is clipped). A shared delta (tube, flicker) is the nearest among deltas,
+    before clipping to [0, 1].
     """
     change = as_clip(x_adv) - as_clip(x)
     reach = threat.eps if threat.norm == "linf" else 1.0

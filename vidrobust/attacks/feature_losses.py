@@ -1,7 +1,8 @@
 """Attacks on features, without labels (Petrov and Kwiatkowska 2022).
 
-Each is a loss for any attack: `pgd(push_away(encode, x), x, threat)`. PGD's random start matters: at x itself the
-gradient of a distance to f(x) is 0. encode: (B, C, T, H, W) in [0, 1] -> (B, D), in eval mode.
+Each is a loss for any attack: `pgd(push_away(encode, x), x, threat)`. PGD's random start matters:
+at x itself the gradient of a distance to f(x) is 0. encode: (B, C, T, H, W) in [0, 1] -> (B, D), in
+eval mode.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,14 @@ def pull_toward(encode: Encode, target: Tensor) -> Loss:
     return lambda v: -(_encoded(encode, v).float() - aim).square().flatten(1).sum(1)
 
 
-def own_loss(encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], other_view: Tensor) -> Loss:
-    """The loss that the model was trained with, of (f(other view), f(x')): L-PGD there, CLAE's step in training.
+def own_loss(
+    encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], other_view: Tensor
+) -> Loss:
+    """The loss that the model was trained with, of (f(other view), f(x')): L-PGD there, CLAE's step
+    in training.
 
-    pair_loss: (B, D), (B, D) -> (B,), such as `nt_xent` of two views. Samples of a batch may share it, as negatives do.
+    pair_loss: (B, D), (B, D) -> (B,), such as `nt_xent` of two views. Samples of a batch may share
+    it, as negatives do.
     """
     with torch.no_grad():
         anchor = _encoded(encode, other_view)
@@ -57,12 +62,21 @@ def impersonate(
     step_size: float | None = 0.01,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clips x made to look like the target clips to a probe that the attack never sees -> (x_adv, success (B,) bool).
+    """Clips x made to look like the target clips to a probe that the attack never sees -> (x_adv,
+    success (B,) bool).
 
-    PGD on `pull_toward`; classify: features (B, D) -> logits (B, K). Success: the probe says of x_adv what it says of
-    the target. The published setting: Linf 0.10, steps of 0.01, up to 50 of them; the budget is around x throughout.
+    PGD on `pull_toward`; classify: features (B, D) -> logits (B, K). Success: the probe says of
+    x_adv what it says of the target. The published setting: Linf 0.10, steps of 0.01, up to 50 of
+    them; the budget is around x throughout.
     """
-    x_adv = pgd(pull_toward(encode, target), x, threat, steps=steps, step_size=step_size, generator=generator)
+    x_adv = pgd(
+        pull_toward(encode, target),
+        x,
+        threat,
+        steps=steps,
+        step_size=step_size,
+        generator=generator,
+    )
     with torch.no_grad():
         said, aim = (classify(_encoded(encode, clips)) for clips in (x_adv, target))
         success = said.argmax(1) == aim.argmax(1)

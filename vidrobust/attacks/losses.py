@@ -1,6 +1,7 @@
 """Losses that attacks maximise.
 
-K classes. A score is score(logits (B, K) float32, y (B,)) -> (B,), larger when the prediction is worse.
+K classes. A score is score(logits (B, K) float32, y (B,)) -> (B,), larger when the prediction is
+worse.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,16 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest other logit less that of y (Carlini and Wagner 2017): positive where the prediction is wrong."""
+    """The largest other logit less that of y (Carlini and Wagner 2017): positive where the
+    prediction is wrong.
+    """
     own = F.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(own, -torch.inf).amax(1) - _of(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6), which no rescaling of the logits changes.
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6), which no rescaling of the logits
+    changes.
 
     Needs three classes at least.
     """
@@ -39,7 +43,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def cosine(logits: Tensor, y: Tensor) -> Tensor:
-    """One less the cosine between the logits and the class y; scale-free as `dlr`, for any number of classes."""
+    """One less the cosine between the logits and the class y; scale-free as `dlr`, for any number
+    of classes.
+    """
     return 1 - F.cosine_similarity(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype), dim=1)
 
 
@@ -50,14 +56,17 @@ def escape(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def flicker_hinge(logits: Tensor, y: Tensor, m: float = 0.05) -> Tensor:
-    """-max(0, min(l^2 / m, l)) with l = p_y - max p_other + m (Pony et al., CVPR 2021): 0 once broken by m."""
+    """-max(0, min(l^2 / m, l)) with l = p_y - max p_other + m (Pony et al., CVPR 2021): 0 once
+    broken by m.
+    """
     p = logits.softmax(1)
     gap = m - margin(p, y)
     return -torch.minimum(gap * gap / m, gap).clamp(min=0)
 
 
 def toward(target: Tensor) -> Score:
-    """The score z_target - z_y: positive where the target class (B,) beats y, though a third may beat both.
+    """The score z_target - z_y: positive where the target class (B,) beats y, though a third may
+    beat both.
 
     To be taken for the target itself, `Misclassify(predict, target, targeted=True)`.
     """
@@ -86,20 +95,28 @@ class _Targeted:
 
 
 # name -> untargeted score
-SCORES: dict[str, Score] = {"ce": cross_entropy, "dlr": dlr, "margin": margin, "cosine": cosine, "escape": escape,
-                           "flicker_hinge": flicker_hinge}  # fmt: skip
+SCORES: dict[str, Score] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "margin": margin,
+    "cosine": cosine,
+    "escape": escape,
+    "flicker_hinge": flicker_hinge,
+}
 
 
 @dataclass(frozen=True)
 class Misclassify:
-    """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which samples are broken.
+    """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which
+    samples are broken.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels. score: a function
-    or its name in SCORES. clean: the clips themselves; with them a sample is finished (and costs nothing more) when it
-    is also wrong after rounding to uint8 (`rounded`), which costs a forward pass of those that are wrong. targeted: y
-    are the classes that x is to be taken for, the score (cross-entropy or margin; the ratio of DLR can rise without
-    getting there) is turned round, and where this says wrong, read "taken for y".
-    Raises ValueError for probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
+    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels.
+    score: a function or its name in SCORES. clean: the clips themselves; with them a sample is
+    finished (and costs nothing more) when it is also wrong after rounding to uint8 (`rounded`),
+    which costs a forward pass of those that are wrong. targeted: y are the classes that x is to be
+    taken for, the score (cross-entropy or margin; the ratio of DLR can rise without getting there)
+    is turned round, and where this says wrong, read "taken for y". Raises ValueError for
+    probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
     """
 
     predict: Predict
@@ -127,17 +144,20 @@ class Misclassify:
         return logits
 
     def require_labels(self, x: Tensor) -> None:
-        """Raises ValueError unless there is one label a sample, and one target where the score has some."""
+        """Raises ValueError unless there is one label a sample, and one target where the score has
+        some.
+        """
         if len(x) != len(self.y):
             raise ValueError(f"{len(x)} samples, but {len(self.y)} labels")
         if isinstance(self.score, _Targeted) and len(x) != len(self.score.target):
             raise ValueError(f"{len(x)} samples, but {len(self.score.target)} targets")
 
     def judge(self, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: wrong for good, and nothing is left to break.
+        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: wrong for good, and nothing is
+        left to break.
 
-        Wrong for good: by more than another batch size or kernel changes. check: as in `logits`; each look at numbers
-        makes a GPU wait, so that an attack checks once a start.
+        Wrong for good: by more than another batch size or kernel changes. check: as in `logits`;
+        each look at numbers makes a GPU wait, so that an attack checks once a start.
         """
         return self.judge_logits(
             x, self.logits(x) if check else called(self.predict, x).float(), check=check
@@ -168,7 +188,9 @@ class Misclassify:
 
     @property
     def crosses_zero(self) -> bool:
-        """Whether the score may be positive exactly where the prediction is wrong, as `margin`; CE is not."""
+        """Whether the score may be positive exactly where the prediction is wrong, as `margin`; CE
+        is not.
+        """
         return self.score not in (cross_entropy, cosine, escape, flicker_hinge)
 
     def _rate(self, logits: Tensor) -> Tensor:
@@ -177,33 +199,45 @@ class Misclassify:
         return -value if self.targeted else value
 
     def _for_good(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Wrong by more of the logits than batch sizes (on a GPU also TF32 and choices of kernels) change."""
+        """Wrong by more of the logits than batch sizes (on a GPU also TF32 and choices of kernels)
+        change.
+        """
         gap, noise = margin(logits, y), 1e-3 if logits.is_cuda else 1e-5
         return (-gap if self.targeted else gap) > noise * logits.abs().amax(1)
 
     def at(self, rows: Tensor) -> "Misclassify":
         """The same for some of the samples."""
         score = self.score.at(rows) if isinstance(self.score, _Targeted) else self.score
-        return replace(self, y=self.y[rows], score=score, clean=None if self.clean is None else self.clean[rows])
+        return replace(
+            self,
+            y=self.y[rows],
+            score=score,
+            clean=None if self.clean is None else self.clean[rows],
+        )
 
 
 def rounded(x_adv: Tensor, x: Tensor) -> Tensor:
     """x_adv as a file of 8-bit pixels holds it, no value farther from that of x than it was.
 
-    Rounding to the nearest alone would leave the budget: 0.5/255 would become 1/255. Such values go to the next one
-    toward x.
+    Rounding to the nearest alone would leave the budget: 0.5/255 would become 1/255. Such values go
+    to the next one toward x.
     """
     nearest = (x_adv * 255).round() / 255
     toward_x = nearest - (nearest - x).sign() / 255
-    beyond = ((nearest - x).abs() > (x_adv - x).abs() + 1e-6) & ((toward_x - x).abs() < (nearest - x).abs())
+    beyond = ((nearest - x).abs() > (x_adv - x).abs() + 1e-6) & (
+        (toward_x - x).abs() < (nearest - x).abs()
+    )
     return torch.where(beyond, ((toward_x * 255).round() / 255).clamp(0, 1), nearest)
 
 
-def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | None = None) -> Predict:
-    """Expectation over transformations (Athalye et al. 2018): log-probabilities averaged over `draws` passes.
+def eot(
+    predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | None = None
+) -> Predict:
+    """Expectation over transformations (Athalye et al. 2018): log-probabilities averaged over
+    `draws` passes.
 
-    For a model that draws random numbers, or one seen through `transform`(x) -> x, random and differentiable. All
-    draws' graphs are held until the backward pass.
+    For a model that draws random numbers, or one seen through `transform`(x) -> x, random and
+    differentiable. All draws' graphs are held until the backward pass.
     """
 
     at_least_one(draws=draws)
@@ -218,8 +252,15 @@ def eot(predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | No
 
 
 def checked_labels(y: Tensor) -> Tensor:
-    """(B,) int64. Raises ValueError for another shape, such as (B, 1) or one-hot, and for what is not an integer."""
-    if not isinstance(y, Tensor) or y.ndim != 1 or y.dtype.is_floating_point or y.dtype == torch.bool:
+    """(B,) int64. Raises ValueError for another shape, such as (B, 1) or one-hot, and for what is
+    not an integer.
+    """
+    if (
+        not isinstance(y, Tensor)
+        or y.ndim != 1
+        or y.dtype.is_floating_point
+        or y.dtype == torch.bool
+    ):
         found = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must be a (B,) tensor of integer labels; got {found}")
     return y.long()
@@ -245,7 +286,9 @@ def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
 def require_logits(logits: Tensor) -> None:
     """Raise ValueError for probabilities (B, K) in their place."""
     if _are_probabilities(logits.detach()):
-        raise ValueError("the model returns probabilities; logits are needed: leave out its softmax")
+        raise ValueError(
+            "the model returns probabilities; logits are needed: leave out its softmax"
+        )
 
 
 _MANY = 4
@@ -293,5 +336,7 @@ def _of(logits: Tensor, y: Tensor) -> Tensor:
 def _top(logits: Tensor, classes: int, name: str) -> Tensor:
     """(B, classes) largest logits, falling."""
     if logits.shape[1] < classes:
-        raise ValueError(f"{name} needs {classes} classes, the model has {logits.shape[1]}; take margin or ce")
+        raise ValueError(
+            f"{name} needs {classes} classes, the model has {logits.shape[1]}; take margin or ce"
+        )
     return logits.topk(classes, dim=1).values

@@ -1,9 +1,10 @@
 """Minimum-norm attacks: FAB, FMN, Carlini and Wagner.
 
-They take a loss that is positive exactly where a sample is broken: `Misclassify` with the score `margin`, `dlr` or
-`toward`, or any other, such as the distance of two representations less a threshold. eps is the budget within which a
-result counts. With `minimal` they go on below it, so that one run gives the accuracy at every smaller budget (`measure`
-the results); without, a sample is finished once it is broken. Samples that nothing breaks come back as they were.
+They take a loss that is positive exactly where a sample is broken: `Misclassify` with the score
+`margin`, `dlr` or `toward`, or any other, such as the distance of two representations less a
+threshold. eps is the budget within which a result counts. With `minimal` they go on below it, so
+that one run gives the accuracy at every smaller budget (`measure` the results); without, a sample
+is finished once it is broken. Samples that nothing breaks come back as they were.
 """
 
 import math
@@ -25,15 +26,23 @@ from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, nor
 class Smallest(Search):
     """A search whose best is a broken clip within the budget; without one the clip itself stays.
 
-    minimal: the smallest one, and no sample finishes. Otherwise the one of highest loss, and a sample finishes with it.
+    minimal: the smallest one, and no sample finishes. Otherwise the one of highest loss, and a
+    sample finishes with it.
     """
 
     def __init__(
-        self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None, minimal: bool
+        self,
+        loss: Loss,
+        x: Tensor,
+        threat: ThreatModel,
+        generator: torch.Generator | None,
+        minimal: bool,
     ) -> None:
         if isinstance(loss, Misclassify) and not loss.crosses_zero:
-            raise ValueError("a smallest perturbation needs a score that is positive exactly where a sample is broken: "
-                             "Misclassify(predict, y, 'margin')")  # fmt: skip
+            raise ValueError(
+                "a smallest perturbation needs a score that is positive exactly where a sample is"
+                " broken: Misclassify(predict, y, 'margin')"
+            )
         super().__init__(loss, x, threat, generator)
         self.size = torch.full((len(x),), torch.inf, device=x.device)
         self.minimal = minimal
@@ -47,7 +56,11 @@ class Smallest(Search):
         ahead = size < self.size[self.rows] if self.minimal else value > self.value[self.rows]
         better = self.broken & allowed & ((level > before) | ((level == before) & ahead))
         rows = self.rows[better]
-        self.best[rows], self.size[rows], self.level[rows] = x_adv[better], size[better], level[better]
+        self.best[rows], self.size[rows], self.level[rows] = (
+            x_adv[better],
+            size[better],
+            level[better],
+        )
         self.value[rows] = value[better]
         self._finished = self._done(level, value) & allowed
 
@@ -104,8 +117,11 @@ class Smallest(Search):
     def result(self) -> Tensor:
         self.require_numbers()
         if len(self.x) and (self.size < 1e-6).all() and not isinstance(self._loss, Misclassify):
-            warnings.warn("the loss is positive for every sample as it is, so that none was changed: is it positive "
-                          "only where a sample is broken?", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                "the loss is positive for every sample as it is, so that none was changed: is it"
+                " positive only where a sample is broken?",
+                stacklevel=3,
+            )
         return self.best
 
     def _done(self, level: Tensor, value: Tensor) -> Tensor:
@@ -146,7 +162,9 @@ def fab(
 
     Costs restarts * 2 steps forward, and restarts * (K - 1) * steps backward passes.
     """
-    search = Smallest(loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal)
+    search = Smallest(
+        loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal
+    )
     _runs(search, None, restarts, steps, alpha_max, eta, beta)
     return search.result()
 
@@ -172,15 +190,26 @@ def fab_t(
     Costs targets * restarts * 2 steps forward, and half as many backward passes.
     """
     at_least_one(targets=targets)
-    search = Smallest(replace(loss, score="margin"), x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator,
-                      minimal)  # fmt: skip
+    search = Smallest(
+        replace(loss, score="margin"),
+        x,
+        _require_norm(threat, "FAB", ("linf", "l2", "l1")),
+        generator,
+        minimal,
+    )
     for score in likeliest(loss, search.x, targets, ratio=False):
         _runs(search, replace(loss, score=score), restarts, steps, alpha_max, eta, beta)
     return search.result()
 
 
 def _runs(
-    search: Smallest, loss: Loss | None, restarts: int, steps: int, alpha_max: float, eta: float, beta: float
+    search: Smallest,
+    loss: Loss | None,
+    restarts: int,
+    steps: int,
+    alpha_max: float,
+    eta: float,
+    beta: float,
 ) -> None:
     at_least_one(steps=steps, restarts=restarts)
     between(1, float("inf"), eta=eta)
@@ -227,9 +256,16 @@ def _to_boundary(
     norm, value = search.threat.norm, value.float().unsqueeze(1)
     from_delta = geometry.to_hyperplane(norm, w, low - at, high - at, -value)
     from_zero = geometry.to_hyperplane(norm, w, low, high, (w * at).sum(1, keepdim=True) - value)
-    a, b = (ball.norms(part.view_as(delta)).clamp(min=1e-8).unsqueeze(1) for part in (from_delta, from_zero))
+    a, b = (
+        ball.norms(part.view_as(delta)).clamp(min=1e-8).unsqueeze(1)
+        for part in (from_delta, from_zero)
+    )
     alpha = (a / (a + b)).clamp(max=alpha_max)
-    return ((at + eta * from_delta) * (1 - alpha) + eta * from_zero * alpha).clamp(low, high).view_as(delta)
+    return (
+        ((at + eta * from_delta) * (1 - alpha) + eta * from_zero * alpha)
+        .clamp(low, high)
+        .view_as(delta)
+    )
 
 
 def fmn(
@@ -243,12 +279,14 @@ def fmn(
     minimal: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Fast minimum-norm attack (Pintor et al., NeurIPS 2021) -> the smallest broken clip it finds, or x.
+    """Fast minimum-norm attack (Pintor et al., NeurIPS 2021) -> the smallest broken clip it finds,
+    or x.
 
-    Steps along the gradient, of L2 length `alpha` falling to alpha / 100 along a cosine, are projected onto a ball that
-    shrinks by `gamma` (falling to gamma / 50) while the sample is broken and grows while it is not; before a sample is
-    first broken, the ball reaches to the linearised boundary. loss: positive where broken. Any norm and support.
-    Costs steps + 1 forward, steps backward passes.
+    Steps along the gradient, of L2 length `alpha` falling to alpha / 100 along a cosine, are
+    projected onto a ball that shrinks by `gamma` (falling to gamma / 50) while the sample is broken
+    and grows while it is not; before a sample is first broken, the ball reaches to the linearised
+    boundary. loss: positive where broken. Any norm and support. Costs steps + 1 forward, steps
+    backward passes.
     """
     at_least_one(steps=steps)
     above_zero(alpha=alpha)
@@ -267,10 +305,16 @@ def fmn(
         ball, fall = search.ball, (1 + math.cos(math.pi * step / steps)) / 2
         g = gamma * (0.02 + 0.98 * fall)
         size, best = ball.norms(delta), search.size[search.rows]
-        slope = (gradient * ball.ascend(gradient, 1.0)).flatten(1).sum(1).clamp(min=1e-12)  # the dual norm
-        reach = (size - value.float() / slope) * (1 + g)  # a little beyond, or rounding keeps it on this side
+        slope = (
+            (gradient * ball.ascend(gradient, 1.0)).flatten(1).sum(1).clamp(min=1e-12)
+        )  # the dual norm
+        reach = (size - value.float() / slope) * (
+            1 + g
+        )  # a little beyond, or rounding keeps it on this side
         outside = torch.where(torch.isinf(best), reach, radius * (1 + g))
-        radius = torch.where(broken > 0, torch.minimum(torch.minimum(radius, size) * (1 - g), best), outside)
+        radius = torch.where(
+            broken > 0, torch.minimum(torch.minimum(radius, size) * (1 - g), best), outside
+        )
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1, 1)
         moved = delta + alpha * (0.01 + 0.99 * fall) * gradient / length
         delta = ball.with_eps(radius.clamp(min=0)).project(moved)
@@ -294,14 +338,17 @@ def cw(
 ) -> Tensor:
     """Carlini and Wagner's L2 attack (S&P 2017) -> the smallest broken clip it finds, or x.
 
-    Adam on w, where delta = low + (high - low) (tanh w + 1) / 2, minimises |delta|^2 + c max(confidence - loss, 0);
-    c is searched per sample over `searches` runs, by bisection, times ten while nothing breaks. Norm l2, any support.
-    Costs searches * (steps + 1) forward, searches * steps backward passes.
+    Adam on w, where delta = low + (high - low) (tanh w + 1) / 2, minimises |delta|^2 + c
+    max(confidence - loss, 0); c is searched per sample over `searches` runs, by bisection, times
+    ten while nothing breaks. Norm l2, any support. Costs searches * (steps + 1) forward, searches *
+    steps backward passes.
     """
     at_least_one(steps=steps, searches=searches)
     above_zero(c=c, lr=lr)
     between(0, float("inf"), confidence=confidence)
-    search = Smallest(loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal)
+    search = Smallest(
+        loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal
+    )
     weight = torch.full((len(x),), c, device=x.device)
     least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     for _ in range(searches):
@@ -319,7 +366,9 @@ def _descend(search: Smallest, weight: Tensor, steps: int, lr: float, confidence
     """One run of Adam over the rows of the search -> whether each was broken, at any size."""
     ball, ever = search.ball, torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     half, middle = (ball.high - ball.low) / 2, (ball.high + ball.low) / 2
-    w = torch.atanh((-middle / half.clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_()  # delta = 0
+    w = torch.atanh(
+        (-middle / half.clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6)
+    ).requires_grad_()  # delta = 0
     adam = torch.optim.Adam([w], lr=lr)
     for _ in range(steps):
         with torch.no_grad():
@@ -337,7 +386,8 @@ def _descend(search: Smallest, weight: Tensor, steps: int, lr: float, confidence
 
 
 def widened(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
-    """x_adv with each sample's perturbation grown along itself to the whole budget; what did not change stays.
+    """x_adv with each sample's perturbation grown along itself to the whole budget; what did not
+    change stays.
 
     A smallest perturbation is gone after rounding; this one is not, and most often still wrong.
     """

@@ -1,8 +1,9 @@
 """Exact projections onto norm balls within boxes, and steepest ascent in them.
 
-All of it is for rows (N, n) of a batch, with box bounds low <= 0 <= high, and 0 a point of each box. Most problems
-come down to one: the smallest q with sum_i min(q a_i, c_i) = target, which is concave and piecewise linear in q, so
-that Newton's method from q = 0 climbs to it from the left and ends after finitely many steps.
+All of it is for rows (N, n) of a batch, with box bounds low <= 0 <= high, and 0 a point of each
+box. Most problems come down to one: the smallest q with sum_i min(q a_i, c_i) = target, which is
+concave and piecewise linear in q, so that Newton's method from q = 0 climbs to it from the left and
+ends after finitely many steps.
 """
 
 import torch
@@ -10,12 +11,16 @@ from torch import Tensor
 
 
 def solve_capped(slope: Tensor, cap: Tensor, target: Tensor) -> Tensor:
-    """The smallest q >= 0 with sum_i min(q slope_i, cap_i) = target -> (N, 1); inf where the caps do not reach it.
+    """The smallest q >= 0 with sum_i min(q slope_i, cap_i) = target -> (N, 1); inf where the caps
+    do not reach it.
 
-    slope, cap >= 0: (N, n). target >= 0: (N, 1). Newton's steps never pass the solution; float32 sums end them.
+    slope, cap >= 0: (N, n). target >= 0: (N, 1). Newton's steps never pass the solution; float32
+    sums end them.
     """
     q = torch.zeros_like(target)
-    for _ in range(64):  # pieces that are met are few; the bound is for rows that crawl on rounding errors
+    for _ in range(
+        64
+    ):  # pieces that are met are few; the bound is for rows that crawl on rounding errors
         line = q * slope
         free = line < cap
         rate = (slope * free).sum(1, keepdim=True)
@@ -33,7 +38,9 @@ def bounds_toward(direction: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def scaled(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
-    """clamp(s u, low, high) with the s that makes its L2 norm `radius`, or everything at its bound."""
+    """clamp(s u, low, high) with the s that makes its L2 norm `radius`, or everything at its
+    bound.
+    """
     room = bounds_toward(u, low, high)
     u = u / u.abs().amax(1, keepdim=True).clamp(min=1e-30)  # squares neither overflow nor vanish
     s = solve_capped(u * u, room * room, radius * radius).sqrt()
@@ -48,7 +55,9 @@ def project_l2(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
 
 
 def project_l1(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
-    """The point nearest to u of the L1 ball and the box: u shrunk by one threshold, then clamped."""
+    """The point nearest to u of the L1 ball and the box: u shrunk by one threshold, then
+    clamped.
+    """
     inside = u.clamp(low, high)
     if not (too_long := inside.abs().sum(1, keepdim=True) > radius).any():
         return inside
@@ -65,7 +74,9 @@ def project_l1(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
 
 
 def fill(weight: Tensor, room: Tensor, budget: Tensor, price: Tensor | None = None) -> Tensor:
-    """Amounts 0 <= v <= room, taken by falling weight until the sum of price * v (price 1) is `budget`."""
+    """Amounts 0 <= v <= room, taken by falling weight until the sum of price * v (price 1) is
+    `budget`.
+    """
     order = weight.argsort(dim=1, descending=True)
     most = room.gather(1, order).double()
     each = torch.ones_like(most) if price is None else price.gather(1, order).double()
@@ -85,7 +96,8 @@ def ascend(norm: str, g: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> T
 
 
 def to_hyperplane(norm: str, w: Tensor, low: Tensor, high: Tensor, rise: Tensor) -> Tensor:
-    """The smallest v in the box with w . v = rise (N, 1), of any sign; everything at its bound if none gets there.
+    """The smallest v in the box with w . v = rise (N, 1), of any sign; everything at its bound if
+    none gets there.
 
     norm: linf, l2 or l1, in which v is smallest (FAB, Croce and Hein 2020, section 3).
     """

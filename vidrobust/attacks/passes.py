@@ -8,7 +8,9 @@ from vidrobust.attacks.outputs import as_tensor
 
 
 class Passes:
-    """A model whose passes are counted: `forward` and `backward`, in clips. Call it in the model's place."""
+    """A model whose passes are counted: `forward` and `backward`, in clips. Call it in the model's
+    place.
+    """
 
     def __init__(self, predict: Predict) -> None:
         self.predict = predict

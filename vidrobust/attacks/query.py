@@ -25,14 +25,18 @@ def nes(
 ) -> Tensor:
     """NES (Ilyas et al., ICML 2018) -> each sample's best clip, shaped as x.
 
-    The gradient is the mean of loss(delta + sigma u) u over `samples` normal u in antithetic pairs; then as PGD, along
-    a running mean. step_size: in the threat's norm; None is 2.5 eps over the steps that the budget of `queries`
-    (forward passes a sample) allows. Raises ValueError when it allows none.
+    The gradient is the mean of loss(delta + sigma u) u over `samples` normal u in antithetic pairs;
+    then as PGD, along a running mean. step_size: in the threat's norm; None is 2.5 eps over the
+    steps that the budget of `queries` (forward passes a sample) allows. Raises ValueError when it
+    allows none.
     """
     at_least_one(queries=queries, samples=samples)
     steps = (queries - 1) // (samples + 1)
     if steps < 1 or samples < 2 or samples % 2:
-        raise ValueError(f"queries={queries}, samples={samples}: an even number of samples, and queries for one step")
+        raise ValueError(
+            f"queries={queries}, samples={samples}: an even number of samples, and queries for one"
+            " step"
+        )
     above_zero(sigma=sigma, step_size=step_size)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum}: must be at least 0 and less than 1")
@@ -73,13 +77,15 @@ def geo_trap(
     affine: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Geo-TRAP-style query attack (Li et al., NeurIPS 2021) -> each sample's best clip, shaped as x.
+    """Geo-TRAP-style query attack (Li et al., NeurIPS 2021) -> each sample's best clip, shaped as
+    x.
 
-    A running estimate of the gradient is moved along one random direction a step, by the difference of two queries
-    (`explore`, `probe` and `rate` are its delta, epsilon and eta, 0.1 as published). The direction is one random frame,
-    warped a little from frame to frame: by translation and dilation, or with `affine` by any affine map; `spread` is
-    the deviation of the map's parameters. Each step has three queries: two probes and the step itself, of length
-    `step_size` in the threat's norm. A reconstruction: the paper's sampling of the maps is not in METHODS section 7.
+    A running estimate of the gradient is moved along one random direction a step, by the difference
+    of two queries (`explore`, `probe` and `rate` are its delta, epsilon and eta, 0.1 as published).
+    The direction is one random frame, warped a little from frame to frame: by translation and
+    dilation, or with `affine` by any affine map; `spread` is the deviation of the map's parameters.
+    Each step has three queries: two probes and the step itself, of length `step_size` in the
+    threat's norm. A reconstruction: the paper's sampling of the maps is not in METHODS section 7.
     Raises ValueError for fewer than four queries.
     """
     if queries < 4:
@@ -96,15 +102,21 @@ def geo_trap(
         if not len(search.rows):
             break
         u = search.ball.take(warped_frames(as_clip(search.ball.x), spread, affine, generator))
-        up, down = (search.peek(delta + probe * _unit(guess + sign * explore * u)) for sign in (1, -1))
+        up, down = (
+            search.peek(delta + probe * _unit(guess + sign * explore * u)) for sign in (1, -1)
+        )
         guess = guess + rate * ((up - down) / (explore * probe)).view(-1, 1, 1, 1, 1) * u
         delta = search.ball.step(delta, guess, min(step_size, threat.eps))
         search.look(delta)
     return search.result()
 
 
-def warped_frames(clip: Tensor, spread: float, affine: bool, generator: torch.Generator | None) -> Tensor:
-    """A normal frame a sample, seen through a random map a frame -> shaped as clip (B, C, T, H, W)."""
+def warped_frames(
+    clip: Tensor, spread: float, affine: bool, generator: torch.Generator | None
+) -> Tensor:
+    """A normal frame a sample, seen through a random map a frame -> shaped as clip (B, C, T, H,
+    W).
+    """
     b, c, t, h, w = clip.shape
     noise = drawn(torch.randn, (b, c, h, w), clip, generator)
     change = spread * drawn(torch.randn, (b * t, 2, 3), clip, generator)
@@ -113,7 +125,9 @@ def warped_frames(clip: Tensor, spread: float, affine: bool, generator: torch.Ge
         maps[:, 0, 1] = maps[:, 1, 0] = 0
         maps[:, 1, 1] = maps[:, 0, 0]
     grid = F.affine_grid(maps, [b * t, c, h, w], align_corners=False)
-    seen = F.grid_sample(noise.repeat_interleave(t, 0), grid, padding_mode="reflection", align_corners=False)
+    seen = F.grid_sample(
+        noise.repeat_interleave(t, 0), grid, padding_mode="reflection", align_corners=False
+    )
     return seen.view(b, t, c, h, w).transpose(1, 2)
 
 

@@ -15,29 +15,41 @@ from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, require_
 class Search:
     """A run of an attack over a batch.
 
-    `begin` opens a start over the samples that are not finished, `gradient` and `look` evaluate a delta of them and
-    keep what is best, `drop` leaves out those that have finished meanwhile, `result` is each sample's best clip.
-    Better is a higher level (`Misclassify.judge`: wrong beats right), then a higher loss. A loss that is any other
-    callable has no levels, and no sample of it finishes.
+    `begin` opens a start over the samples that are not finished, `gradient` and `look` evaluate a
+    delta of them and keep what is best, `drop` leaves out those that have finished meanwhile,
+    `result` is each sample's best clip. Better is a higher level (`Misclassify.judge`: wrong beats
+    right), then a higher loss. A loss that is any other callable has no levels, and no sample of it
+    finishes.
     """
 
     ball: Ball
     rows: Tensor  # which samples of the batch `ball` and the deltas are of
-    broken: Tensor  # (n,) whether the last evaluation found them wrong: level above 0, or without levels a loss above 0
+    # (n,) whether the last evaluation found them wrong: level above 0, or without levels a loss
+    # above 0
+    broken: Tensor
 
     def __init__(
-        self, loss: Loss, x: Tensor, threat: ThreatModel, generator: torch.Generator | None = None, *,
-        blind: bool = False, steady: bool = False,
-    ) -> None:  # fmt: skip
-        """blind: a place that a gradient would choose is drawn: for black-box attacks. steady: as many passes whatever
-        the clips are, for losses that several processes compute together.
+        self,
+        loss: Loss,
+        x: Tensor,
+        threat: ThreatModel,
+        generator: torch.Generator | None = None,
+        *,
+        blind: bool = False,
+        steady: bool = False,
+    ) -> None:
+        """blind: a place that a gradient would choose is drawn: for black-box attacks. steady: as
+        many passes whatever the clips are, for losses that several processes compute together.
         """
         check_input(x)
         require_threat(threat)
         if isinstance(loss, Misclassify):
             loss.require_labels(x)
         if not isinstance(generator, torch.Generator | None):
-            raise TypeError(f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0) makes one")
+            raise TypeError(
+                f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0)"
+                " makes one"
+            )
         # a clone of an inference tensor may ask for gradients, the tensor itself may not
         self.x = x.clone() if x.is_inference() else x.detach()
         self.threat = threat
@@ -48,10 +60,13 @@ class Search:
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.level = torch.full((len(x),), -1, device=x.device)
-        self._lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # whose loss or gradient was NaN
+        self._lost = torch.zeros(
+            len(x), dtype=torch.bool, device=x.device
+        )  # whose loss or gradient was NaN
 
     def begin(self, loss: Loss | None = None) -> bool:
-        """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or nothing may move.
+        """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or
+        nothing may move.
 
         loss: from here on another one, for attacks that go through several.
         """
@@ -90,15 +105,17 @@ class Search:
         """Warn if an attack cannot move from where it begins; end a start's first evaluation."""
         if self._first and not gradient.any():
             warnings.warn(
-                "the gradient is 0 for every sample where the attack begins: it cannot move from there. "
-                "Begin at a random point (pgd does), or look for what masks gradients",
+                "the gradient is 0 for every sample where the attack begins: it cannot move from"
+                " there. Begin at a random point (pgd does), or look for what masks gradients",
                 stacklevel=5,
             )
         self._first = False
 
     def slope(self, delta: Tensor) -> Tensor:
         """The gradient alone, shaped as delta: nothing is kept, checked or told."""
-        return self.ball.pull(judged_gradient(self._goal, self.ball.apply(delta), check=False)[2], delta)
+        return self.ball.pull(
+            judged_gradient(self._goal, self.ball.apply(delta), check=False)[2], delta
+        )
 
     @torch.no_grad()
     def peek(self, delta: Tensor) -> Tensor:
@@ -118,12 +135,18 @@ class Search:
         return value
 
     def drop(self, *state: Tensor) -> tuple[Tensor, ...]:
-        """`state`, tensors of n rows, without the samples that were finished by the last evaluation."""
+        """`state`, tensors of n rows, without the samples that were finished by the last
+        evaluation.
+        """
         if not isinstance(self._goal, Misclassify) or not self._finished.any():
             return state
         stay = (~self._finished).nonzero().flatten()
         self._finished = self._finished[stay]
-        self.rows, self.ball, self._goal = self.rows[stay], self.ball.at(stay), self._at(self._goal, stay)
+        self.rows, self.ball, self._goal = (
+            self.rows[stay],
+            self.ball.at(stay),
+            self._at(self._goal, stay),
+        )
         return tuple(part[stay] for part in state)
 
     def result(self) -> Tensor:
@@ -151,7 +174,9 @@ class Search:
         self.value[self.rows] = torch.where(better, value, most)
         self.level[self.rows] = torch.where(better, level, before)
         whole = len(self.rows) == len(self.x)
-        if whole and not better.is_cuda and better.all():  # nothing is copied; on a GPU the question costs more
+        if (
+            whole and not better.is_cuda and better.all()
+        ):  # nothing is copied; on a GPU the question costs more
             self.best = x_adv
             return
         so_far = self.best if whole else self.best[self.rows]
@@ -199,12 +224,15 @@ def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor
     else:
         value = called(loss, x, "loss")
     if value.shape != (len(x),):
-        raise ValueError(f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}")
+        raise ValueError(
+            f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}"
+        )
     return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
 
 
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is computed.
+    """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is
+    computed.
 
     Raises ValueError for a loss that is no function of x and inside `torch.inference_mode`, and,
     with `check`, BadSamples for a loss of NaN and a gradient of NaN or infinity.
@@ -213,12 +241,27 @@ def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tenso
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x, check=check)
-        (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True) if value.requires_grad else (None,)
+        (gradient,) = (
+            torch.autograd.grad(value.sum(), x, allow_unused=True)
+            if value.requires_grad
+            else (None,)
+        )
     if gradient is None:
-        raise ValueError("the loss has no gradient at x: something on its way detaches or runs without one; "
-                         "square and nes do without gradients")  # fmt: skip
-    if check and len(x) and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all()):
-        lost = (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            "the loss has no gradient at x: something on its way detaches or runs without one; "
+            "square and nes do without gradients"
+        )
+    if (
+        check
+        and len(x)
+        and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all())
+    ):
+        lost = (
+            (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1))
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
         raise BadSamples(
             lost,
             "the gradient of samples {} is NaN or infinite; their loss is "

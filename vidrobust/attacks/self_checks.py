@@ -1,7 +1,8 @@
 """Check a model and its attacks before a robust accuracy is believed.
 
-The ways in which evaluations go wrong in public code: the attack does nothing, gradients vanish, the model draws random
-numbers, its norms see the batch, the attack and the prediction are of different models.
+The ways in which evaluations go wrong in public code: the attack does nothing, gradients vanish,
+the model draws random numbers, its norms see the batch, the attack and the prediction are of
+different models.
 """
 
 import warnings
@@ -20,7 +21,8 @@ from vidrobust.attacks.search import judged_gradient
 from vidrobust.attacks.square import square
 from vidrobust.attacks.threat import ThreatModel
 
-# a budget at which every clip can become any other, in each norm, for clips of n values in frames of m
+# a budget at which every clip can become any other, in each norm, for clips of n values in frames
+# of m
 _EVERYTHING = {
     "linf": lambda n, m: 1.0,
     "l2": lambda n, m: n**0.5,
@@ -211,9 +213,11 @@ def _doubts(counts: _Counts, right: int, n: int, classes: int, random: bool) -> 
             "to tell masked gradients from chance; check 8 or more (eval.checks)"
         )
     elif counts.left > n / classes + random:
-        found.append(f"{counts.left} of {n} clips are right at a budget that allows any clip, "
-                     "above chance: "
-                     "gradients are masked")  # fmt: skip
+        found.append(
+            f"{counts.left} of {n} clips are right at a budget that allows any clip, "
+            "above chance: "
+            "gradients are masked"
+        )
     if random:
         return found
     if counts.many < counts.few - 1:
@@ -223,9 +227,11 @@ def _doubts(counts: _Counts, right: int, n: int, classes: int, random: bool) -> 
         )
     white = max(counts.few, counts.many)
     if counts.black > white + 1:
-        found.append(f"Square breaks {counts.black} clips without gradients, "
-                     f"PGD {white} with them: "
-                     "gradients are masked")  # fmt: skip
+        found.append(
+            f"Square breaks {counts.black} clips without gradients, "
+            f"PGD {white} with them: "
+            "gradients are masked"
+        )
     return found
 
 
@@ -251,6 +257,8 @@ def weak_white_box(
     ):
         count = sum(by in names for by in broken_by)
         if count > max(0.01 * n, 1):
-            found.append(f"{what} broke {count} of {n} clips that the white-box attacks before them left: "
-                         "those are too weak, or gradients are masked")  # fmt: skip
+            found.append(
+                f"{what} broke {count} of {n} clips that the white-box attacks before them left: "
+                "those are too weak, or gradients are masked"
+            )
     return found

@@ -1,7 +1,8 @@
 """Square Attack in space and time (Andriushchenko et al., ECCV 2020).
 
-The searched tensor is delta (B, C, t, h, w) as a threat model shapes it, so that a tube is searched by squares, a
-flicker by intervals and a dense clip by cuboids. For an image it is the published attack, draw for draw.
+The searched tensor is delta (B, C, t, h, w) as a threat model shapes it, so that a tube is searched
+by squares, a flicker by intervals and a dense clip by cuboids. For an image it is the published
+attack, draw for draw.
 """
 
 import math
@@ -30,13 +31,14 @@ def square(
     rescale: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Square -> each sample's best clip, shaped as x. Costs at most restarts * (queries + 1) forward passes.
+    """Square -> each sample's best clip, shaped as x. Costs at most restarts * (queries + 1)
+    forward passes.
 
-    Each query changes one cuboid of the best delta so far, whose share of the volume starts at `p_init` and is halved
-    after 10, 50, 200, ... 8000 queries (rescale: those numbers are for 10000 queries, and shrink with `queries`).
-    All samples of a batch share the cuboid's place. Frames, patches and pixels that are free lie at random. loss:
-    `Misclassify` with the score margin is the published one. Raises ValueError when x leaves [0, 1] or the loss is not
-    one number a sample.
+    Each query changes one cuboid of the best delta so far, whose share of the volume starts at
+    `p_init` and is halved after 10, 50, 200, ... 8000 queries (rescale: those numbers are for 10000
+    queries, and shrink with `queries`). All samples of a batch share the cuboid's place. Frames,
+    patches and pixels that are free lie at random. loss: `Misclassify` with the score margin is the
+    published one. Raises ValueError when x leaves [0, 1] or the loss is not one number a sample.
     """
     at_least_one(queries=queries, restarts=restarts)
     above_zero(p_init=p_init)
@@ -85,7 +87,9 @@ def _share(p_init: float, query: int) -> float:
 
 
 def _sides(share: float, t: int, h: int, w: int) -> tuple[int, int]:
-    """(frames, pixels) of a cuboid of this share of the volume, with the same share along each axis there is."""
+    """(frames, pixels) of a cuboid of this share of the volume, with the same share along each axis
+    there is.
+    """
     if t == 1:
         frames, pixels = 1, round(math.sqrt(share * h * w))
     elif h * w == 1:
@@ -103,7 +107,9 @@ def _window(frames: int, pixels: int, delta: Tensor, draw: _Draws) -> Window:
 
 
 def _stripes(search: Search, draw: _Draws) -> Tensor:
-    """Linf: +-eps in stripes as wide as a pixel, from top to bottom of all frames; for a flicker, a sign a frame."""
+    """Linf: +-eps in stripes as wide as a pixel, from top to bottom of all frames; for a flicker, a
+    sign a frame.
+    """
     b, c, t, h, w = search.ball.low.shape
     signs = draw.signs(b, c, t, 1, 1) if h * w == 1 else draw.signs(b, c, 1, 1, w)
     return search.threat.eps * signs.expand(b, c, t, h, w)
@@ -118,7 +124,9 @@ def _flip(search: Search, delta: Tensor, share: float, draw: _Draws) -> Tensor:
 
 
 def _tiles(search: Search, draw: _Draws) -> Tensor:
-    """L2 and L1: a grid of bumps, at least five a side, each of a random sign a sample and channel."""
+    """L2 and L1: a grid of bumps, at least five a side, each of a random sign a sample and
+    channel.
+    """
     b, c, t, h, w = search.ball.low.shape
     if h * w == 1:
         return _full_length(search, draw.signs(b, c, t, 1, 1))
@@ -134,7 +142,9 @@ def _tiles(search: Search, draw: _Draws) -> Tensor:
 
 
 def _move(search: Search, delta: Tensor, share: float, draw: _Draws) -> Tensor:
-    """L2 and L1: what two windows hold moves into one of them, with a bump, and with the budget that is left."""
+    """L2 and L1: what two windows hold moves into one of them, with a bump, and with the budget
+    that is left.
+    """
     power, c = _power(search), delta.shape[1]
     frames, pixels = _sides(share, *delta.shape[2:])
     if delta[0, 0, 0].numel() > 1:
@@ -155,7 +165,9 @@ def _move(search: Search, delta: Tensor, share: float, draw: _Draws) -> Tensor:
     bump = _bump(pixels, power, draw).expand(-1, -1, frames, -1, -1) / frames ** (1 / power)
     new = bump * draw.signs(len(delta), c, 1, 1, 1) + old / (1e-12 + mass(old) ** (1 / power))
     left = ((search.threat.eps / search.ball.weight) ** power - spent).clamp(min=0) / c + held
-    left = left * c if power == 1 else left  # the published L1 attack asks for more than is there, and projects
+    left = (
+        left * c if power == 1 else left
+    )  # the published L1 attack asks for more than is there, and projects
     new = new / (1e-12 + mass(new) ** (1 / power)) * left ** (1 / power)
     delta = delta.clone()
     delta[:, :, there[0], there[1], there[2]] = 0
@@ -186,6 +198,9 @@ def _pyramid(height: int, width: int, power: int) -> Tensor:
     reach = max(height // 2, width // 2) + 1
     step = 1 / torch.arange(1, reach + 1.0) ** (2 if power == 2 else 4)
     tail = step.flip(0).cumsum(0).flip(0)
-    away = torch.maximum((torch.arange(height) - height // 2).abs()[:, None], (torch.arange(width) - width // 2).abs())
+    away = torch.maximum(
+        (torch.arange(height) - height // 2).abs()[:, None],
+        (torch.arange(width) - width // 2).abs(),
+    )
     found = tail[away]
     return found / found.abs().pow(power).sum().clamp(min=1e-12) ** (1 / power)

@@ -30,7 +30,14 @@ from vidrobust.attacks.query import geo_trap, nes
 from vidrobust.attacks.search import require_gradients
 from vidrobust.attacks.self_checks import self_checks, weak_white_box
 from vidrobust.attacks.square import square
-from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, contains, measure, require_threat
+from vidrobust.attacks.threat import (
+    ThreatModel,
+    as_clip,
+    check_input,
+    contains,
+    measure,
+    require_threat,
+)
 from vidrobust.attacks.video import (
     flicker,
     frame_saliency,
@@ -45,28 +52,56 @@ Attack = Callable[..., Tensor]
 
 # name -> attack(loss, x, threat, *, generator, ...) -> x_adv
 ATTACKS: dict[str, Attack] = {
-    "fgsm": fgsm, "pgd": pgd, "mim": mim,
-    "apgd-ce": apgd, "apgd-dlr": apgd, "apgd-t": apgd_t,
-    **{name: partial(attack, minimal=False)
-       for name, attack in (("fab", fab), ("fab-t", fab_t), ("fmn", fmn), ("cw", cw))},
-    "square": square, "nes": nes, "geo-trap": geo_trap,
-    "temporal-translation": temporal_translation, "frame-saliency": frame_saliency, "one-frame": one_frame,
-    "sparse": sparse, "flicker": flicker, "roa": roa, "salt-and-pepper": salt_and_pepper,
-}  # fmt: skip
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "mim": mim,
+    "apgd-ce": apgd,
+    "apgd-dlr": apgd,
+    "apgd-t": apgd_t,
+    **{
+        name: partial(attack, minimal=False)
+        for name, attack in (("fab", fab), ("fab-t", fab_t), ("fmn", fmn), ("cw", cw))
+    },
+    "square": square,
+    "nes": nes,
+    "geo-trap": geo_trap,
+    "temporal-translation": temporal_translation,
+    "frame-saliency": frame_saliency,
+    "one-frame": one_frame,
+    "sparse": sparse,
+    "flicker": flicker,
+    "roa": roa,
+    "salt-and-pepper": salt_and_pepper,
+}
 
 # the score of the logits that an attack maximises, where it is not cross-entropy
 _SCORES = {
-    "apgd-dlr": "dlr", "fab": "margin", "fab-t": "margin", "fmn": "margin", "cw": "margin", "square": "margin",
-    "nes": "margin", "geo-trap": "margin", "sparse": "escape", "flicker": "flicker_hinge",
-}  # fmt: skip
+    "apgd-dlr": "dlr",
+    "fab": "margin",
+    "fab-t": "margin",
+    "fmn": "margin",
+    "cw": "margin",
+    "square": "margin",
+    "nes": "margin",
+    "geo-trap": "margin",
+    "sparse": "escape",
+    "flicker": "flicker_hinge",
+}
 BLACK_BOX = ("square", "nes", "geo-trap")
-MINIMUM_NORM = ("fab", "fab-t", "fmn", "cw")  # with minimal=True one run serves every budget: `Outcome.within`
+MINIMUM_NORM = (
+    "fab",
+    "fab-t",
+    "fmn",
+    "cw",
+)  # with minimal=True one run serves every budget: `Outcome.within`
 VERSIONS = ("standard", "plus", "rand", "video")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One attack of a suite. threat: a part of the suite's, for an attack that only uses that part."""
+    """One attack of a suite. threat: a part of the suite's, for an attack that only uses that
+    part.
+    """
 
     name: str
     attack: Attack
@@ -76,9 +111,14 @@ class Step:
     minimal: bool = False  # it looks for smallest perturbations, whatever the budget
 
     def __call__(
-        self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel, rounding: bool,
+        self,
+        predict: Predict,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        rounding: bool,
         generator: torch.Generator | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         seen = predict if self.draws == 1 else eot(predict, self.draws)
         loss = Misclassify(seen, y, self.score, x if rounding else None)
         return self.attack(loss, x, self.threat or threat, generator=generator)
@@ -88,10 +128,11 @@ class Step:
 class Outcome:
     """What a suite found.
 
-    x_adv: the worst clips; x_rounded: the worst ones to round to uint8. broken_by: the attack that broke each, "clean"
-    for those that are wrong without one, None for what is robust; rounded_by: the same after rounding.
-    passes: attack -> (forward, backward) passes in clips; seconds: attack -> time. rejected: attack -> how many clips
-    it put outside the threat model. smallest: the threat, of a run of smallest perturbations alone.
+    x_adv: the worst clips; x_rounded: the worst ones to round to uint8. broken_by: the attack that
+    broke each, "clean" for those that are wrong without one, None for what is robust; rounded_by:
+    the same after rounding. passes: attack -> (forward, backward) passes in clips; seconds: attack
+    -> time. rejected: attack -> how many clips it put outside the threat model. smallest: the
+    threat, of a run of smallest perturbations alone.
     """
 
     x_adv: Tensor = field(repr=False)
@@ -110,24 +151,39 @@ class Outcome:
 
     @torch.no_grad()
     def within(self, predict: Predict, x: Tensor, y: Tensor, threat: ThreatModel) -> "Outcome":
-        """The same at a smaller budget, of the smallest perturbations: one run of them gives accuracy at every eps.
+        """The same at a smaller budget, of the smallest perturbations: one run of them gives
+        accuracy at every eps.
 
-        self: of `attack_step("fmn", minimal=True)` or another of MINIMUM_NORM; x, y: what it was run on. A clip is
-        broken where its perturbation is small enough. After rounding, `widened` ones are looked at: the smallest are
-        gone. Costs a forward pass of all clips, and another of those that rounding undoes.
-        Raises ValueError for a run of any other attack, for a larger budget, and for another kind of threat.
+        self: of `attack_step("fmn", minimal=True)` or another of MINIMUM_NORM; x, y: what it was
+        run on. A clip is broken where its perturbation is small enough. After rounding, `widened`
+        ones are looked at: the smallest are gone. Costs a forward pass of all clips, and another of
+        those that rounding undoes. Raises ValueError for a run of any other attack, for a larger
+        budget, and for another kind of threat.
         """
         if self.smallest is None:
-            raise ValueError("not a run of smallest perturbations alone: attack_step('fmn', minimal=True), no rounding")
+            raise ValueError(
+                "not a run of smallest perturbations alone: attack_step('fmn', minimal=True), no"
+                " rounding"
+            )
         if threat.kind != self.smallest.kind or threat.eps > self.smallest.eps:
-            raise ValueError(f"{threat}: what was run was {self.smallest}, which tells of its smaller budgets")
+            raise ValueError(
+                f"{threat}: what was run was {self.smallest}, which tells of its smaller budgets"
+            )
         small = (measure(threat, x, self.x_adv) <= threat.eps * (1 + 1e-6)).tolist()
-        broken_by = [by if by == "clean" or ok else None for by, ok in zip(self.broken_by, small, strict=True)]
+        broken_by = [
+            by if by == "clean" or ok else None
+            for by, ok in zip(self.broken_by, small, strict=True)
+        ]
         x_adv = torch.where(_wide(torch.tensor(small, device=x.device), x), self.x_adv, x)
         wrong = torch.tensor([by is not None for by in broken_by], device=x.device)
         x_rounded, also = _survives_rounding(predict, threat, x, y, x_adv, wrong)
-        rounded_by = [(by or "clean") if gone else None for by, gone in zip(broken_by, also.tolist(), strict=True)]
-        return replace(self, x_adv=x_adv, x_rounded=x_rounded, broken_by=broken_by, rounded_by=rounded_by)
+        rounded_by = [
+            (by or "clean") if gone else None
+            for by, gone in zip(broken_by, also.tolist(), strict=True)
+        ]
+        return replace(
+            self, x_adv=x_adv, x_rounded=x_rounded, broken_by=broken_by, rounded_by=rounded_by
+        )
 
 
 def attack_step(name: str, **options: Any) -> Step:
@@ -138,21 +194,29 @@ def attack_step(name: str, **options: Any) -> Step:
     if name not in ATTACKS:
         raise ValueError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
     attack = ATTACKS[name]
-    known = [key for key, p in inspect.signature(attack).parameters.items() if p.kind is p.KEYWORD_ONLY][:-1]
+    known = [
+        key for key, p in inspect.signature(attack).parameters.items() if p.kind is p.KEYWORD_ONLY
+    ][:-1]
     if unknown := [key for key in options if key not in known]:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return Step(name, partial(attack, **options) if options else attack, _SCORES.get(name, "ce"),
-                minimal=name in MINIMUM_NORM and options.get("minimal", False))  # fmt: skip
+    return Step(
+        name,
+        partial(attack, **options) if options else attack,
+        _SCORES.get(name, "ce"),
+        minimal=name in MINIMUM_NORM and options.get("minimal", False),
+    )
 
 
-def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0) -> list[Step]:
+def suite_steps(
+    version: str, threat: ThreatModel, frames: int, classes: int, *, effort: float = 1.0
+) -> list[Step]:
     """Return the attacks of a version of AutoAttack (Croce and Hein 2020) defined for threat.
 
-    standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5 restarts and APGD-T
-    5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts, Square, APGD-T and FAB-T
-    (9 targets each). rand: APGD-CE and APGD-DLR with the average of 20 passes. video: standard,
-    then APGD-CE on parts of a dense threat: flicker, tube, a quarter of the frames, one frame. FAB
-    is not defined for l2_frame, DLR not for two classes.
+    standard: APGD-CE, APGD-T (9 targets), FAB-T (9), Square (5000 queries); in L1 APGD-CE has 5
+    restarts and APGD-T 5 targets. plus: APGD-CE, APGD-DLR and untargeted FAB with 5 restarts,
+    Square, APGD-T and FAB-T (9 targets each). rand: APGD-CE and APGD-DLR with the average of 20
+    passes. video: standard, then APGD-CE on parts of a dense threat: flicker, tube, a quarter of
+    the frames, one frame. FAB is not defined for l2_frame, DLR not for two classes.
 
     Args:
         version: standard, plus, rand or video.
@@ -176,26 +240,38 @@ def suite_steps(version: str, threat: ThreatModel, frames: int, classes: int, *,
     if version == "rand":
         steps = [replace(attack_step(name, **n), draws=20) for name in ("apgd-ce", "apgd-dlr")]
     elif version == "plus":
-        steps = [*(attack_step(name, **n, restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")), queries, *targeted]
+        steps = [
+            *(attack_step(name, **n, restarts=5) for name in ("apgd-ce", "apgd-dlr", "fab")),
+            queries,
+            *targeted,
+        ]
     else:
         steps = [attack_step("apgd-ce", **n, restarts=5 if flat else 1), *targeted, queries]
     if version == "video" and threat.support == "dense" and frames > 1:
-        steps += [replace(attack_step("apgd-ce", **n), name=f"apgd-{part.support}{part.k or ''}", threat=part)
-                  for part in _parts(threat, frames)]  # fmt: skip
+        steps += [
+            replace(
+                attack_step("apgd-ce", **n), name=f"apgd-{part.support}{part.k or ''}", threat=part
+            )
+            for part in _parts(threat, frames)
+        ]
     return [
-        step for step in steps
+        step
+        for step in steps
         if not (step.name.startswith("fab") and threat.norm == "l2_frame")
         and not (step.name == "apgd-dlr" and classes < 3)
-    ]  # fmt: skip
+    ]
 
 
 def _parts(threat: ThreatModel, frames: int) -> list[ThreatModel]:
-    """Threats that a dense one holds: fewer ways to move, which a weak search of all of them may miss."""
+    """Threats that a dense one holds: fewer ways to move, which a weak search of all of them may
+    miss.
+    """
     fewer = sorted({max(frames // 4, 1), 1}, reverse=True)
     return [
-        replace(threat, support="flicker"), replace(threat, support="tube"),
+        replace(threat, support="flicker"),
+        replace(threat, support="tube"),
         *(replace(threat, support="frames", k=k) for k in fewer),
-    ]  # fmt: skip
+    ]
 
 
 def worst_case(
@@ -211,8 +287,8 @@ def worst_case(
 ) -> Outcome:
     """Attack x with one step after the other, each only what is not broken yet.
 
-    No attack is trusted: its clips are measured from their pixels (what lies outside the threat is thrown away, and
-    counted) and classified anew.
+    No attack is trusted: its clips are measured from their pixels (what lies outside the threat is
+    thrown away, and counted) and classified anew.
 
     Args:
         predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits.
@@ -234,21 +310,34 @@ def worst_case(
     require_threat(threat)
     y = checked_labels(y)
     if isinstance(steps, Step) or not steps or not all(isinstance(step, Step) for step in steps):
-        raise TypeError("steps: a list of steps, [attack_step('pgd', steps=50)] or suite_steps(...)")
+        raise TypeError(
+            "steps: a list of steps, [attack_step('pgd', steps=50)] or suite_steps(...)"
+        )
     x = x.detach().clone()  # a model that writes into it is refused, and has changed the copy alone
     with torch.no_grad():
         clean = _wrong(predict, x, y)
     broken_by = ["clean" if wrong else None for wrong in clean.tolist()]
     outcome = Outcome(
-        x.clone(), x.clone(), broken_by, _after_rounding(predict, x, y, clean) if rounding else list(broken_by),
+        x.clone(),
+        x.clone(),
+        broken_by,
+        _after_rounding(predict, x, y, clean) if rounding else list(broken_by),
         smallest=threat if not rounding and all(step.minimal for step in steps) else None,
-    )  # fmt: skip
+    )
     to_round = rounding and not rounds_away(threat, x)
     for step in steps:
-        left = [i for i, by in enumerate(broken_by) if by is None or (to_round and outcome.rounded_by[i] is None)]
+        left = [
+            i
+            for i, by in enumerate(broken_by)
+            if by is None or (to_round and outcome.rounded_by[i] is None)
+        ]
         if not left:
             break
-        counted, rows, start = Passes(predict), torch.tensor(left, device=x.device), time.perf_counter()
+        counted, rows, start = (
+            Passes(predict),
+            torch.tensor(left, device=x.device),
+            time.perf_counter(),
+        )
         with numbered(rows):
             found = step(counted, x[rows], y[rows], threat, to_round, generator)
         outcome.seconds[step.name] = time.perf_counter() - start
@@ -274,7 +363,8 @@ def _weakness(steps: Sequence[Step], broken_by: list[str | None]) -> list[str]:
 
 
 def rounds_away(threat: ThreatModel, x: Tensor) -> bool:
-    """Whether no perturbation of the threat is left after rounding to uint8: Linf of less than a step between values.
+    """Whether no perturbation of the threat is left after rounding to uint8: Linf of less than a
+    step between values.
 
     Clips that are no uint8 values themselves go to the nearest, and it takes half a step less.
     """
@@ -284,9 +374,16 @@ def rounds_away(threat: ThreatModel, x: Tensor) -> bool:
 
 @torch.no_grad()
 def _record(
-    outcome: Outcome, predict: Predict, name: str, threat: ThreatModel, rows: Tensor, x: Tensor, y: Tensor,
-    found: Tensor, rounding: bool,
-) -> None:  # fmt: skip
+    outcome: Outcome,
+    predict: Predict,
+    name: str,
+    threat: ThreatModel,
+    rows: Tensor,
+    x: Tensor,
+    y: Tensor,
+    found: Tensor,
+    rounding: bool,
+) -> None:
     with numbered(rows):
         wrong = _wrong(predict, found, y[rows])
     _take(outcome.broken_by, outcome.x_adv, name, rows, wrong, found)
@@ -296,7 +393,9 @@ def _record(
         _take(outcome.rounded_by, outcome.x_rounded, name, rows, also, clips)
 
 
-def _take(by: list[str | None], kept: Tensor, name: str, rows: Tensor, wrong: Tensor, found: Tensor) -> None:
+def _take(
+    by: list[str | None], kept: Tensor, name: str, rows: Tensor, wrong: Tensor, found: Tensor
+) -> None:
     """Keep what was found of the rows that nothing has broken before."""
     for at, (row, is_wrong) in enumerate(zip(rows.tolist(), wrong.tolist(), strict=True)):
         if by[row] is None:
@@ -308,7 +407,9 @@ def _take(by: list[str | None], kept: Tensor, name: str, rows: Tensor, wrong: Te
 def _survives_rounding(
     predict: Predict, threat: ThreatModel, x: Tensor, y: Tensor, found: Tensor, wrong: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(the clips to round, whether they are wrong then): `found`, or `widened` where rounding undoes what it did."""
+    """(the clips to round, whether they are wrong then): `found`, or `widened` where rounding
+    undoes what it did.
+    """
     also = _wrong(predict, rounded(found, x), y)
     undone = (wrong & ~also).nonzero().flatten()
     if not len(undone):
@@ -377,9 +478,15 @@ def autoattack(
     size = batch_size or len(x)
     if checks:
         n = _enough(loss, x, checks, batch_size or checks)
-        for line in self_checks(predict, x[:n], y[:n], threat, random=version == "rand",
-                                batch_size=batch_size,
-                                generator=torch.Generator().manual_seed(0)):  # fmt: skip
+        for line in self_checks(
+            predict,
+            x[:n],
+            y[:n],
+            threat,
+            random=version == "rand",
+            batch_size=batch_size,
+            generator=torch.Generator().manual_seed(0),
+        ):
             warnings.warn(line, stacklevel=2)
     found, broken_by = [], []
     for rows in torch.arange(len(x)).split(size):

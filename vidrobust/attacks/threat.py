@@ -1,6 +1,7 @@
 """Threat models: norm, budget, and which pixels or frames may change.
 
-B batch, C channel, T frame, H W. A clip is (B, C, T, H, W) in [0, 1]; an image is T = 1, or (B, C, H, W).
+B batch, C channel, T frame, H W. A clip is (B, C, T, H, W) in [0, 1]; an image is T = 1, or (B, C,
+H, W).
 """
 
 import re
@@ -14,24 +15,31 @@ from vidrobust.attacks.outputs import BadSamples
 
 Norm = Literal["linf", "l2", "l2_frame", "l1"]
 Support = Literal["dense", "tube", "flicker", "frames", "patch", "border", "pixels"]
-_PLACES = {"frames": ("saliency", "uniform", "random"), "patch": ("search", "random"), "pixels": ("saliency", "random")}
+_PLACES = {
+    "frames": ("saliency", "uniform", "random"),
+    "patch": ("search", "random"),
+    "pixels": ("saliency", "random"),
+}
 _LARGEST = 1e18  # radii are squared in float32
-_NAME = re.compile(r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e+-]+)")
+_NAME = re.compile(
+    r"(?:([a-z]+)(\d*)(?:@([a-z]+|\d+(?:\+\d+)*))?-)?(linf|l2_frame|l2|l1)-([0-9./e+-]+)"
+)
 
 
 @dataclass(frozen=True)
 class ThreatModel:
     """A perturbed clip is clip(x + delta, 0, 1) with delta of norm `eps` at most, on `support`.
 
-    norm: linf, l2, l1 of all that changes, and l2_frame, the largest L2 norm over frames (at T = 1 the image's L2, so
-    that budgets transfer). eps: in [0, 1] units. support: dense (any pixel), tube (delta is constant in time), flicker
-    (constant in space: a colour a frame), frames (`k` whole frames), patch (a square of `k` pixels, at the same place
-    in every frame), border (`k` pixels along the edges), pixels (`k` pixels of each frame).
-    place: frames: "saliency" (the attack takes those with the largest gradient; default), "uniform" (evenly spaced),
-    "random", or their numbers; patch: "search" (where the gradient is largest; default), "random", or (top, left);
-    pixels: "saliency" or "random".
-    Raises ValueError for eps < 0, or beyond what float32 holds, for k where it has no meaning or is
-    missing, for frame numbers that are listed twice, and for what is not defined.
+    norm: linf, l2, l1 of all that changes, and l2_frame, the largest L2 norm over frames (at T = 1
+    the image's L2, so that budgets transfer). eps: in [0, 1] units. support: dense (any pixel),
+    tube (delta is constant in time), flicker (constant in space: a colour a frame), frames (`k`
+    whole frames), patch (a square of `k` pixels, at the same place in every frame), border (`k`
+    pixels along the edges), pixels (`k` pixels of each frame). place: frames: "saliency" (the
+    attack takes those with the largest gradient; default), "uniform" (evenly spaced), "random", or
+    their numbers; patch: "search" (where the gradient is largest; default), "random", or (top,
+    left); pixels: "saliency" or "random". Raises ValueError for eps < 0, or beyond what float32
+    holds, for k where it has no meaning or is missing, for frame numbers that are listed twice, and
+    for what is not defined.
     """
 
     norm: Norm = "linf"
@@ -42,12 +50,16 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm) or self.support not in get_args(Support):
-            raise ValueError(f"no threat model {self.norm} x {self.support}; norms: {', '.join(get_args(Norm))}; "
-                             f"supports: {', '.join(get_args(Support))}")  # fmt: skip
+            raise ValueError(
+                f"no threat model {self.norm} x {self.support}; norms: {', '.join(get_args(Norm))};"
+                f" supports: {', '.join(get_args(Support))}"
+            )
         try:
             object.__setattr__(self, "eps", float(self.eps))
         except (TypeError, ValueError):
-            raise ValueError(f"eps={self.eps!r}: a number, 4 / 255; parse_threat reads 'linf-4/255'") from None
+            raise ValueError(
+                f"eps={self.eps!r}: a number, 4 / 255; parse_threat reads 'linf-4/255'"
+            ) from None
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         if self.eps > _LARGEST:
@@ -57,23 +69,35 @@ class ThreatModel:
             )
         if self.norm == "linf" and self.eps > 1:
             more = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
-            raise ValueError(f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}")
+            raise ValueError(
+                f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}"
+            )
         if not isinstance(self.place, str):
             object.__setattr__(self, "place", tuple(map(int, self.place)))
         sized = self.support in ("frames", "patch", "border", "pixels")
         if sized != (self.k > 0):
-            raise ValueError(f"support={self.support}, k={self.k}: " + (
-                "says how many frames or pixels, at least 1" if sized else "k is of frames, patch, border and pixels"
-            ))  # fmt: skip
+            raise ValueError(
+                f"support={self.support}, k={self.k}: "
+                + (
+                    "says how many frames or pixels, at least 1"
+                    if sized
+                    else "k is of frames, patch, border and pixels"
+                )
+            )
         self._check_place()
 
     def _check_place(self) -> None:
         named = _PLACES.get(self.support, ())
         if isinstance(self.place, str):
             if self.place and self.place not in named:
-                raise ValueError(f"support={self.support}, place={self.place!r}: no such place; " + (
-                    f"there is {', '.join(named)}" if named else "this support has none to choose"
-                ))  # fmt: skip
+                raise ValueError(
+                    f"support={self.support}, place={self.place!r}: no such place; "
+                    + (
+                        f"there is {', '.join(named)}"
+                        if named
+                        else "this support has none to choose"
+                    )
+                )
             return
         expected = self.k if self.support == "frames" else 2
         twice = self.support == "frames" and len(set(self.place)) < len(self.place)
@@ -83,18 +107,26 @@ class ThreatModel:
             or len(self.place) != expected
             or twice
         ):
-            raise ValueError(f"support={self.support}, k={self.k}, place={self.place}: frames take k different "
-                             "frame numbers, patch (top, left)")  # fmt: skip
+            raise ValueError(
+                f"support={self.support}, k={self.k}, place={self.place}: frames take k different "
+                "frame numbers, patch (top, left)"
+            )
 
     def __str__(self) -> str:
-        """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse_threat` reads."""
+        """`linf-4/255`, `flicker-linf-8/255`, `frames2@0+5-linf-8/255`: what `parse_threat`
+        reads.
+        """
         return f"{self.kind}-{_written(self.eps)}"
 
     @property
     def kind(self) -> str:
         """The name without the budget: `linf`, `flicker-linf`, `frames2@0+5-linf`."""
         place = self.place if isinstance(self.place, str) else "+".join(map(str, self.place))
-        head = "" if self.support == "dense" else f"{self.support}{self.k or ''}{'@' * bool(place)}{place}-"
+        head = (
+            ""
+            if self.support == "dense"
+            else f"{self.support}{self.k or ''}{'@' * bool(place)}{place}-"
+        )
         return f"{head}{self.norm}"
 
     @property
@@ -110,14 +142,17 @@ def _written(eps: float) -> str:
 
 
 def parse_threat(text: str) -> ThreatModel:
-    """`[support[k][@place]-]norm-eps` -> ThreatModel: `linf-4/255`, `l2_frame-0.5`, `patch30@10+12-linf-1`.
+    """`[support[k][@place]-]norm-eps` -> ThreatModel: `linf-4/255`, `l2_frame-0.5`,
+    `patch30@10+12-linf-1`.
 
     Raises ValueError for anything else, with the reason.
     """
     found = _NAME.fullmatch(text.strip())
     if not found:
-        raise ValueError(f"{text!r} is no threat model; write norm-eps or support-norm-eps: linf-4/255, "
-                         "flicker-linf-8/255, frames4-l2-0.5, patch30@10+12-linf-1")  # fmt: skip
+        raise ValueError(
+            f"{text!r} is no threat model; write norm-eps or support-norm-eps: linf-4/255, "
+            "flicker-linf-8/255, frames4-l2-0.5, patch30@10+12-linf-1"
+        )
     support, k, place, norm, eps = found.groups()
     try:
         above, _, below = eps.partition("/")
@@ -131,18 +166,26 @@ def parse_threat(text: str) -> ThreatModel:
 
 
 def as_clip(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 1, H, W); clips as they are. Raises ValueError for another rank, TypeError for arrays."""
+    """(B, C, H, W) -> (B, C, 1, H, W); clips as they are. Raises ValueError for another rank,
+    TypeError for arrays.
+    """
     if not isinstance(x, Tensor):
-        raise TypeError(f"expected a tensor, got {type(x).__name__}; torch.from_numpy makes one of an array")
+        raise TypeError(
+            f"expected a tensor, got {type(x).__name__}; torch.from_numpy makes one of an array"
+        )
     if x.ndim not in (4, 5):
-        raise ValueError(f"expected clips (B, C, T, H, W) or images (B, C, H, W), got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"expected clips (B, C, T, H, W) or images (B, C, H, W), got shape {tuple(x.shape)}"
+        )
     return x.unsqueeze(2) if x.ndim == 4 else x
 
 
 def require_threat(threat: ThreatModel) -> None:
     """Raises TypeError for anything else, such as a threat's name."""
     if not isinstance(threat, ThreatModel):
-        raise TypeError(f"threat={threat!r}: a ThreatModel; parse_threat('linf-4/255') makes one from its name")
+        raise TypeError(
+            f"threat={threat!r}: a ThreatModel; parse_threat('linf-4/255') makes one from its name"
+        )
 
 
 def check_input(x: Tensor) -> None:
@@ -217,42 +260,56 @@ def norm_of(norm: str, change: Tensor) -> Tensor:
 
 
 def explain(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-    """(the smallest delta with x_adv = clip(x + delta), shaped as clips; how far its shared values disagree (B,)).
+    """(the smallest delta with x_adv = clip(x + delta), shaped as clips; how far its shared values
+    disagree (B,)).
 
     Where x_adv is at 0 or 1, clipping hides how large delta is: such a pixel only bounds it.
     """
     require_threat(threat)
     x, x_adv = as_clip(x), as_clip(x_adv)
     if x.shape != x_adv.shape:
-        raise ValueError(f"clips of {tuple(x.shape)} and their twins of {tuple(x_adv.shape)}: one of each")
+        raise ValueError(
+            f"clips of {tuple(x.shape)} and their twins of {tuple(x_adv.shape)}: one of each"
+        )
     change, dims = x_adv - x, shared_dims(threat.support)
     if not dims:
         return change, change.new_zeros(len(x))
     at_least = torch.where(x_adv <= 0, -torch.inf, change).amax(dims, keepdim=True)
     at_most = torch.where(x_adv >= 1, torch.inf, change).amin(dims, keepdim=True)
-    middle = torch.zeros_like(at_least).clamp(at_least, at_most)  # clamp takes at_most where the two cross
+    middle = torch.zeros_like(at_least).clamp(
+        at_least, at_most
+    )  # clamp takes at_most where the two cross
     crossed = (at_least - at_most).clamp(min=0)
     delta = torch.where(crossed > 0, (at_least + at_most) / 2, middle)
     return delta.expand_as(x), crossed.flatten(1).amax(1)
 
 
 def measure(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
-    """The size of each sample's perturbation in the threat's norm, from the pixels -> (B,) float32."""
+    """The size of each sample's perturbation in the threat's norm, from the pixels -> (B,)
+    float32.
+    """
     return norm_of(threat.norm, explain(threat, x, x_adv)[0])
 
 
 def contains(threat: ThreatModel, x: Tensor, x_adv: Tensor, atol: float = 1e-6) -> Tensor:
-    """Whether each sample obeys the threat model, from its pixels: budget, support and [0, 1] -> (B,) bool.
+    """Whether each sample obeys the threat model, from its pixels: budget, support and [0, 1] ->
+    (B,) bool.
 
-    atol: of a pixel. A float32 pixel says what it changed by up to 2^-24, so that budgets of l2 and l1 are compared up
-    to the norm of that in every changed pixel. NaN does not obey. What the attack may choose, frames, patch or pixels,
-    may lie anywhere, if there are no more of them than k.
+    atol: of a pixel. A float32 pixel says what it changed by up to 2^-24, so that budgets of l2 and
+    l1 are compared up to the norm of that in every changed pixel. NaN does not obey. What the
+    attack may choose, frames, patch or pixels, may lie anywhere, if there are no more of them than
+    k.
     """
     delta, crossed = explain(threat, x, x_adv)
     slack = 0.0 if threat.norm == "linf" else norm_of(threat.norm, (delta != 0) * 2.0**-24)
     in_budget = norm_of(threat.norm, delta) <= threat.eps * (1 + 1e-6) + atol + slack
     in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
-    return in_budget & in_range & (crossed <= atol) & _in_place(threat, (as_clip(x_adv) - as_clip(x)).abs() > atol)
+    return (
+        in_budget
+        & in_range
+        & (crossed <= atol)
+        & _in_place(threat, (as_clip(x_adv) - as_clip(x)).abs() > atol)
+    )
 
 
 def _in_place(threat: ThreatModel, changed: Tensor) -> Tensor:
@@ -278,32 +335,48 @@ def _in_place(threat: ThreatModel, changed: Tensor) -> Tensor:
         numbers = torch.arange(used.shape[1], device=used.device)
         first = torch.where(used, numbers, used.shape[1]).amin(1)
         last = torch.where(used, numbers, -1).amax(1)
-        start = first if isinstance(threat.places, str) else torch.full_like(first, threat.places[axis])
+        start = (
+            first if isinstance(threat.places, str) else torch.full_like(first, threat.places[axis])
+        )
         fits &= (last < start + threat.k) & ((first >= start) | (last < 0))
     return fits
 
 
 def chosen_frames(threat: ThreatModel, frames: int) -> tuple[int, ...] | None:
-    """The frames of a threat that names them, or that takes them evenly; None where the attack chooses."""
+    """The frames of a threat that names them, or that takes them evenly; None where the attack
+    chooses.
+    """
     if threat.places == "uniform":
         return tuple((2 * i + 1) * frames // (2 * threat.k) for i in range(threat.k))
     return threat.places if isinstance(threat.places, tuple) else None
 
 
 def require_fit(threat: ThreatModel, x: Tensor) -> None:
-    """Raises ValueError when clips (B, C, T, H, W) have not the frames or pixels of the threat's support."""
+    """Raises ValueError when clips (B, C, T, H, W) have not the frames or pixels of the threat's
+    support.
+    """
     frames, height, width = x.shape[2:]
     if threat.support == "frames":
         if threat.k > frames:
-            raise ValueError(f"{threat}: {threat.k} frames of a clip of {frames}; k is at most the frames of a clip")
+            raise ValueError(
+                f"{threat}: {threat.k} frames of a clip of {frames}; k is at most the frames of a"
+                " clip"
+            )
         last = max(chosen_frames(threat, frames) or (0,))
         if last >= frames:
-            raise ValueError(f"{threat}: a clip of {frames} frames has no frame {last}; they count from 0")
+            raise ValueError(
+                f"{threat}: a clip of {frames} frames has no frame {last}; they count from 0"
+            )
     if threat.support == "pixels" and threat.k > height * width:
         raise ValueError(f"{threat}: {threat.k} pixels of frames of {height} x {width}")
     if threat.support == "border" and 2 * threat.k >= min(height, width):
-        raise ValueError(f"{threat}: a border of {threat.k} pixels leaves nothing of frames of {height} x {width}")
+        raise ValueError(
+            f"{threat}: a border of {threat.k} pixels leaves nothing of frames of {height} x"
+            f" {width}"
+        )
     if threat.support == "patch":
         top, left = (0, 0) if isinstance(threat.places, str) else threat.places
         if top + threat.k > height or left + threat.k > width:
-            raise ValueError(f"{threat}: the patch does not fit into frames of {height} x {width} pixels")
+            raise ValueError(
+                f"{threat}: the patch does not fit into frames of {height} x {width} pixels"
+            )

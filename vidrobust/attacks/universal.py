@@ -23,18 +23,22 @@ def universal(
     shift: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One delta that raises the loss of all clips (Moosavi-Dezfooli et al. 2017; Shafahi et al. 2020), (1, C, T, H, W).
+    """One delta that raises the loss of all clips (Moosavi-Dezfooli et al. 2017; Shafahi et al.
+    2020), (1, C, T, H, W).
 
-    Projected ascent on the gradient of each batch's loss. loss: (x, y) -> (B,); batches: an iterable, gone through
-    `epochs` times, of (x (B, C, T, H, W) in [0, 1], y), all of one size. step_size: in the threat's norm, None is
-    eps / 10. shift: delta is laid over clips from a random frame on, around the end, so that it works whenever it
-    begins. Supports dense, tube and flicker. `apply_universal` lays delta over clips.
-    Raises ValueError for other supports, for no batch, and where clips are not in [0, 1].
+    Projected ascent on the gradient of each batch's loss. loss: (x, y) -> (B,); batches: an
+    iterable, gone through `epochs` times, of (x (B, C, T, H, W) in [0, 1], y), all of one size.
+    step_size: in the threat's norm, None is eps / 10. shift: delta is laid over clips from a random
+    frame on, around the end, so that it works whenever it begins. Supports dense, tube and flicker.
+    `apply_universal` lays delta over clips. Raises ValueError for other supports, for no batch, and
+    where clips are not in [0, 1].
     """
     if threat.support not in ("dense", "tube", "flicker"):
         raise ValueError(f"{threat}: a universal perturbation has support dense, tube or flicker")
     if epochs > 1 and iter(batches) is batches:
-        raise ValueError("batches is an iterator, and empty after one epoch: give a list or a DataLoader")
+        raise ValueError(
+            "batches is an iterator, and empty after one epoch: give a list or a DataLoader"
+        )
     at_least_one(epochs=epochs)
     above_zero(step_size=step_size)
     size = threat.eps / 10 if step_size is None else step_size
@@ -51,7 +55,11 @@ def universal(
             moved = as_clip(x) + delta.roll(by, 2)
             counted = gradient * ((moved > -1e-6) & (moved < 1 + 1e-6))
             dims = shared_dims(threat.support)
-            whole = (counted.sum(dims, keepdim=True) if dims else counted).sum(0, keepdim=True).roll(-by, 2)
+            whole = (
+                (counted.sum(dims, keepdim=True) if dims else counted)
+                .sum(0, keepdim=True)
+                .roll(-by, 2)
+            )
             delta = ball.step(delta, whole, size)
     if delta is None:
         raise ValueError("no batch to find a universal perturbation for")

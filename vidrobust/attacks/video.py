@@ -24,11 +24,13 @@ def temporal_translation(
     momentum: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """TT (Wei et al., AAAI 2022): an attack that transfers to other models -> the last iterate, shaped as x.
+    """TT (Wei et al., AAAI 2022): an attack that transfers to other models -> the last iterate,
+    shaped as x.
 
-    `mim` with the gradient averaged over cyclic shifts in time by -shift ... shift frames, with Gaussian weights
-    (deviation shift / 3). The paper: Linf 16/255, 10 steps, shift 7. step_size None is eps / steps. The last iterate
-    and not the best: what is best on this model is not what transfers. Costs steps * (2 shift + 1) passes of each kind.
+    `mim` with the gradient averaged over cyclic shifts in time by -shift ... shift frames, with
+    Gaussian weights (deviation shift / 3). The paper: Linf 16/255, 10 steps, shift 7. step_size
+    None is eps / steps. The last iterate and not the best: what is best on this model is not what
+    transfers. Costs steps * (2 shift + 1) passes of each kind.
     """
     at_least_one(steps=steps)
     none_or_more(shift=shift)
@@ -46,7 +48,9 @@ def temporal_translation(
     for _ in range(steps):
         x_adv = ball.apply(delta)
         gradient = torch.zeros_like(x_adv)
-        for offset, weight in zip(offsets.tolist(), (weights / weights.sum()).tolist(), strict=True):
+        for offset, weight in zip(
+            offsets.tolist(), (weights / weights.sum()).tolist(), strict=True
+        ):
             rolled = x_adv.roll(offset, 2) if offset else x_adv
             seen = judged_gradient(loss, rolled)[2]
             gradient += weight * (seen.roll(-offset, 2) if offset else seen)
@@ -66,13 +70,15 @@ def frame_saliency(
     steps: int = 10,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Frame saliency attack (Inkawhich et al. 2018): the most salient frames first, until a sample is broken.
+    """Frame saliency attack (Inkawhich et al. 2018): the most salient frames first, until a sample
+    is broken.
 
-    Saliency is the mean absolute gradient of a frame. mode: "one_shot" perturbs all frames with `pgd` and lays them
-    over the clip one after the other; "iterative" attacks one frame more each time, together with those before it;
-    "refresh" asks for the saliency anew before each frame. Returns each sample's best clip, of as few frames as it
-    took; with a loss that breaks nothing, of whichever number raised it most. Dense threats. Costs, at most: one_shot
-    steps + T + 2, the others T * (steps + 1) + 1 forward passes, "refresh" T more.
+    Saliency is the mean absolute gradient of a frame. mode: "one_shot" perturbs all frames with
+    `pgd` and lays them over the clip one after the other; "iterative" attacks one frame more each
+    time, together with those before it; "refresh" asks for the saliency anew before each frame.
+    Returns each sample's best clip, of as few frames as it took; with a loss that breaks nothing,
+    of whichever number raised it most. Dense threats. Costs, at most: one_shot steps + T + 2, the
+    others T * (steps + 1) + 1 forward passes, "refresh" T more.
     """
     at_least_one(steps=steps)
     if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
@@ -83,7 +89,11 @@ def frame_saliency(
     clip = as_clip(search.x)
     delta, used = torch.zeros_like(clip), torch.zeros_like(clip[:, :1, :, :1, :1])
     saliency = frame_gradient(search, delta)
-    whole = as_clip(pgd(loss, x, threat, steps=steps, generator=generator)) - clip if mode == "one_shot" else None
+    whole = (
+        as_clip(pgd(loss, x, threat, steps=steps, generator=generator)) - clip
+        if mode == "one_shot"
+        else None
+    )
     for _ in range(clip.shape[2]):
         if not search.begin():
             break
@@ -107,12 +117,18 @@ def frame_gradient(search: Search, delta: Tensor) -> Tensor:
 
 
 def one_frame(
-    loss: Loss, x: Tensor, threat: ThreatModel, *, steps: int = 20, generator: torch.Generator | None = None
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 20,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One-frame attack (Hwang et al., ICCV 2021): PGD on each single frame in turn, each sample's best one.
+    """One-frame attack (Hwang et al., ICCV 2021): PGD on each single frame in turn, each sample's
+    best one.
 
-    Searches all T frames, at T times the cost of `pgd`; the threat `frames1-...` takes the most salient one. Dense
-    threats.
+    Searches all T frames, at T times the cost of `pgd`; the threat `frames1-...` takes the most
+    salient one. Dense threats.
     """
     at_least_one(steps=steps)
     if threat.support != "dense":
@@ -136,15 +152,24 @@ def sparse(
     lr: float = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sparse attack (Wei et al., AAAI 2019): Adam on lam sum_t |delta_t|_2 - loss -> each sample's best clip.
+    """Sparse attack (Wei et al., AAAI 2019): Adam on lam sum_t |delta_t|_2 - loss -> each sample's
+    best clip.
 
-    The published loss is log(1 - p_y), `losses.escape`. The penalty leaves few frames changed; a threat of support
-    frames is the paper's temporal mask. lam is ours (the paper's is not known to METHODS section 7). Best: broken, and
-    of the smallest penalty; without a broken iterate, of the highest loss. The budget of the threat holds as well.
+    The published loss is log(1 - p_y), `losses.escape`. The penalty leaves few frames changed; a
+    threat of support frames is the paper's temporal mask. lam is ours (the paper's is not known to
+    METHODS section 7). Best: broken, and of the smallest penalty; without a broken iterate, of the
+    highest loss. The budget of the threat holds as well.
     """
     between(0, float("inf"), lam=lam)
-    return _penalised(loss, x, threat, lambda d: lam * d.square().sum((1, 3, 4)).add(1e-12).sqrt().sum(1), steps, lr,
-                      generator)  # fmt: skip
+    return _penalised(
+        loss,
+        x,
+        threat,
+        lambda d: lam * d.square().sum((1, 3, 4)).add(1e-12).sqrt().sum(1),
+        steps,
+        lr,
+        generator,
+    )
 
 
 def flicker(
@@ -159,13 +184,15 @@ def flicker(
     cyclic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Flickering attack with its roughness penalty (Pony et al., CVPR 2021) -> each sample's best clip.
+    """Flickering attack with its roughness penalty (Pony et al., CVPR 2021) -> each sample's best
+    clip.
 
-    A colour offset a frame, delta (C, T, 1, 1); Adam minimises lam (beta mean delta^2 + beta mean (first difference)^2
-    + beta mean (second difference)^2) - loss, inside the hard budget of the threat, whose support is flicker; PGD under
-    that threat is the attack without the penalty. The published loss is `losses.flicker_hinge`. cyclic: each step sees
-    delta rolled by a random number of frames, and the differences go around, so that it works at any offset; the last
-    iterate is returned, at offset 0. Otherwise best as in `sparse`.
+    A colour offset a frame, delta (C, T, 1, 1); Adam minimises lam (beta mean delta^2 + beta mean
+    (first difference)^2 + beta mean (second difference)^2) - loss, inside the hard budget of the
+    threat, whose support is flicker; PGD under that threat is the attack without the penalty. The
+    published loss is `losses.flicker_hinge`. cyclic: each step sees delta rolled by a random number
+    of frames, and the differences go around, so that it works at any offset; the last iterate is
+    returned, at offset 0. Otherwise best as in `sparse`.
     """
     if threat.support != "flicker":
         raise ValueError(f"{threat}: the flickering attack is for support flicker")
@@ -178,23 +205,34 @@ def flicker(
             second = line.roll(-1, 2) - 2 * line + line.roll(1, 2)
         else:
             first, second = line.diff(dim=2), line.diff(n=2, dim=2)
-        parts = [part.square().flatten(1).sum(1) / max(part[0].numel(), 1) for part in (line, first, second)]
+        parts = [
+            part.square().flatten(1).sum(1) / max(part[0].numel(), 1)
+            for part in (line, first, second)
+        ]
         return lam * beta * sum(parts[1:], parts[0])
 
     return _penalised(loss, x, threat, roughness, steps, lr, generator, cyclic)
 
 
 def _penalised(
-    loss: Loss, x: Tensor, threat: ThreatModel, penalty: Callable[[Tensor], Tensor], steps: int, lr: float,
-    generator: torch.Generator | None, cyclic: bool = False,
-) -> Tensor:  # fmt: skip
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    penalty: Callable[[Tensor], Tensor],
+    steps: int,
+    lr: float,
+    generator: torch.Generator | None,
+    cyclic: bool = False,
+) -> Tensor:
     """Adam on penalty(delta) - loss, projected; see `sparse` for which iterate is best."""
     at_least_one(steps=steps)
     above_zero(lr=lr)
     search = _LeastPenalty(loss, x, threat, generator)
     if not search.begin():
         return search.result()
-    delta = (1e-3 * torch.sign(search.ball.random(generator))).clamp(search.ball.low, search.ball.high)
+    delta = (1e-3 * torch.sign(search.ball.random(generator))).clamp(
+        search.ball.low, search.ball.high
+    )
     delta.requires_grad_()
     adam = torch.optim.Adam([delta], lr=lr)
     for _ in range(steps):
@@ -218,7 +256,9 @@ def _penalised(
 
 
 class _LeastPenalty(Search):
-    """A search whose best is broken with the least penalty, or else of the highest loss; no sample finishes early."""
+    """A search whose best is broken with the least penalty, or else of the highest loss; no sample
+    finishes early.
+    """
 
     penalty: Tensor
 
@@ -240,11 +280,13 @@ def roa(
     candidates: int = 10,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Rectangular occlusion attack (Wu et al., ICLR 2020): place a grey patch where it does most harm, then PGD in it.
+    """Rectangular occlusion attack (Wu et al., ICLR 2020): place a grey patch where it does most
+    harm, then PGD in it.
 
-    The `candidates` places of the largest squared gradient, on a grid of `stride` pixels, are tried with grey (0.5);
-    PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1). A place that the threat names, or
-    draws, is kept. Costs candidates + steps + 3 forward, steps + 2 backward passes.
+    The `candidates` places of the largest squared gradient, on a grid of `stride` pixels, are tried
+    with grey (0.5); PGD starts from the grey. Support patch, Linf (GARD: 30 pixels at 112, eps 1).
+    A place that the threat names, or draws, is kept. Costs candidates + steps + 3 forward, steps +
+    2 backward passes.
     """
     at_least_one(steps=steps, stride=stride, candidates=candidates)
     above_zero(step_size=step_size)
@@ -263,11 +305,16 @@ def roa(
 
 
 @torch.no_grad()
-def _harmful_places(loss: Loss, x: Tensor, threat: ThreatModel, score: Tensor, stride: int, candidates: int) -> Tensor:
+def _harmful_places(
+    loss: Loss, x: Tensor, threat: ThreatModel, score: Tensor, stride: int, candidates: int
+) -> Tensor:
     """(B, 2): of the candidates by score, the place where a grey patch raises the loss most."""
     sums = patch_scores(score, threat.k)[:, ::stride, ::stride]
     tried = sums.flatten(1).topk(min(candidates, sums[0].numel()), dim=1).indices
-    best, most = torch.zeros(len(x), 2, dtype=torch.long, device=x.device), x.new_full((len(x),), -torch.inf)
+    best, most = (
+        torch.zeros(len(x), 2, dtype=torch.long, device=x.device),
+        x.new_full((len(x),), -torch.inf),
+    )
     for index in tried.unbind(1):
         places = torch.stack([index // sums.shape[2], index % sums.shape[2]], 1) * stride
         ball = make_ball(threat, x, lambda: score).moved_to(places)
@@ -278,12 +325,19 @@ def _harmful_places(loss: Loss, x: Tensor, threat: ThreatModel, score: Tensor, s
 
 
 def salt_and_pepper(
-    loss: Loss, x: Tensor, threat: ThreatModel, *, steps: int = 5, generator: torch.Generator | None = None
+    loss: Loss,
+    x: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int = 5,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SPA (GARD evaluation): `k` pixels of each frame become black or white -> each sample's best clip.
+    """SPA (GARD evaluation): `k` pixels of each frame become black or white -> each sample's best
+    clip.
 
-    Each of `steps` steps takes k / steps pixels more, of the largest gradient summed over channels, and paints them in
-    its sign. Support pixels with eps 1 (METHODS section 6.1: 100 pixels of 112 x 112).
+    Each of `steps` steps takes k / steps pixels more, of the largest gradient summed over channels,
+    and paints them in its sign. Support pixels with eps 1 (METHODS section 6.1: 100 pixels of 112 x
+    112).
     """
     at_least_one(steps=steps)
     if threat.support != "pixels" or threat.norm != "linf":

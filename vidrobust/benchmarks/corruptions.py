@@ -12,7 +12,9 @@ from vidrobust.corruptions import SEVERITIES, corrupt
 
 @dataclass
 class Rate:
-    """Frames a second of a corruption, over all severities: of ours in each round, and of the published one, if any."""
+    """Frames a second of a corruption, over all severities: of ours in each round, and of the
+    published one, if any.
+    """
 
     name: str
     size: int
@@ -22,7 +24,11 @@ class Rate:
     @property
     def ratio(self) -> float | None:
         """How many times as fast ours is, by medians."""
-        return statistics.median(self.ours) / statistics.median(self.published) if self.published else None
+        return (
+            statistics.median(self.ours) / statistics.median(self.published)
+            if self.published
+            else None
+        )
 
 
 def published() -> tuple[dict[str, Callable[..., np.ndarray]], str]:
@@ -34,15 +40,22 @@ def published() -> tuple[dict[str, Callable[..., np.ndarray]], str]:
     return dict(PUBLISHED), ""
 
 
-def measure_rates(clip: np.ndarray, names: Sequence[str], rounds: int, *, slow_s: float = 0.05) -> list[Rate]:
-    """Time each corruption of a clip (T, H, W, 3) at all severities; ours and the published one in turn.
+def measure_rates(
+    clip: np.ndarray, names: Sequence[str], rounds: int, *, slow_s: float = 0.05
+) -> list[Rate]:
+    """Time each corruption of a clip (T, H, W, 3) at all severities; ours and the published one in
+    turn.
 
-    The published ones take images, one by one; those that need more than slow_s seconds for one get two of the clip.
+    The published ones take images, one by one; those that need more than slow_s seconds for one get
+    two of the clip.
     """
     theirs, _ = published()
     rates = [Rate(name, min(clip.shape[1:3])) for name in names]
-    few = {name: _seconds(theirs[name], [(clip[0], 1, np.random.RandomState(0))] * 2) > 2 * slow_s
-           for name in names if name in theirs}  # fmt: skip
+    few = {
+        name: _seconds(theirs[name], [(clip[0], 1, np.random.RandomState(0))] * 2) > 2 * slow_s
+        for name in names
+        if name in theirs
+    }
     for number in range(rounds + 1):
         for rate in rates:
             draws = [(s, np.random.default_rng(s)) for s in SEVERITIES]
@@ -51,7 +64,9 @@ def measure_rates(clip: np.ndarray, names: Sequence[str], rounds: int, *, slow_s
                 rate.ours.append(len(clip) * len(SEVERITIES) / ours)
             if rate.name in theirs:
                 frames = clip[:2] if few[rate.name] else clip
-                jobs = [(frame, s, np.random.RandomState(s)) for s in SEVERITIES for frame in frames]
+                jobs = [
+                    (frame, s, np.random.RandomState(s)) for s in SEVERITIES for frame in frames
+                ]
                 other = _seconds(theirs[rate.name], jobs)
                 if number:
                     rate.published.append(len(jobs) / other)
@@ -59,11 +74,18 @@ def measure_rates(clip: np.ndarray, names: Sequence[str], rounds: int, *, slow_s
 
 
 def drawn_clip(frames: int, height: int, width: int) -> np.ndarray:
-    """(T, H, W, 3) uint8: smooth shapes that drift, and a little noise: encoders find what they find in videos."""
+    """(T, H, W, 3) uint8: smooth shapes that drift, and a little noise: encoders find what they
+    find in videos.
+    """
     y, x, t = np.ogrid[0 : 6 : height * 1j, 0 : 8 : width * 1j, 0 : 2 : frames * 1j]
-    waves = [np.sin(a * y + b * t) * np.cos(c * x - t) for a, b, c in ((1, 2, 1.3), (2.1, 1, 0.7), (3.3, 0.5, 2.9))]
+    waves = [
+        np.sin(a * y + b * t) * np.cos(c * x - t)
+        for a, b, c in ((1, 2, 1.3), (2.1, 1, 0.7), (3.3, 0.5, 2.9))
+    ]
     noise = np.random.default_rng(0).normal(0, 4, (frames, height, width, 3))
-    return (127 + 90 * np.stack(waves, -1).transpose(2, 0, 1, 3) + noise).clip(0, 255).astype(np.uint8)
+    return (
+        (127 + 90 * np.stack(waves, -1).transpose(2, 0, 1, 3) + noise).clip(0, 255).astype(np.uint8)
+    )
 
 
 def _seconds(function: Callable[..., np.ndarray], jobs: Sequence[tuple]) -> float:

@@ -54,7 +54,9 @@ def one_core() -> Iterator[None]:
 
 @dataclass
 class Row:
-    """A loader and what it reached: seconds a video of each round, or the reason why it does not read this data set."""
+    """A loader and what it reached: seconds a video of each round, or the reason why it does not
+    read this data set.
+    """
 
     name: str
     cores: int
@@ -69,11 +71,14 @@ class Row:
         return statistics.median(rates), min(rates), max(rates)
 
 
-def measure_data(cfg: config.Config, chosen: list[Record], *, rounds: int, prepared: str = "") -> list[Row]:
-    """Random clips of the `chosen` videos, two views of each, as `cfg` says; every row once a round.
+def measure_data(
+    cfg: config.Config, chosen: list[Record], *, rounds: int, prepared: str = ""
+) -> list[Row]:
+    """Random clips of the `chosen` videos, two views of each, as `cfg` says; every row once a
+    round.
 
-    prepared: the root of the same data set, re-encoded, for a row more. Images and folders of frames have one decoder,
-    and pytorchvideo does not read them.
+    prepared: the root of the same data set, re-encoded, for a row more. Images and folders of
+    frames have one decoder, and pytorchvideo does not read them.
     """
     with open_video(chosen[0].path) as first:
         backends = _video_backends() if first.backend == "pyav" else ("auto",)
@@ -84,11 +89,21 @@ def measure_data(cfg: config.Config, chosen: list[Record], *, rounds: int, prepa
         for backend in backends
         if measure is not _theirs or backend in ("pyav", "decord")
     ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows.append(Row(f"vidrobust, {cores} workers", cores, functools.partial(_ours, chosen, cfg, "auto", cores)))
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    rows.append(
+        Row(
+            f"vidrobust, {cores} workers",
+            cores,
+            functools.partial(_ours, chosen, cfg, "auto", cores),
+        )
+    )
     if prepared:
         small = readable(_at(cfg, prepared), len(chosen))
-        rows.append(Row("vidrobust, re-encoded files", 1, functools.partial(_ours, small, cfg, "auto")))
+        rows.append(
+            Row("vidrobust, re-encoded files", 1, functools.partial(_ours, small, cfg, "auto"))
+        )
     for _ in range(rounds):
         for row in rows:
             if row.reason:
@@ -102,7 +117,9 @@ def measure_data(cfg: config.Config, chosen: list[Record], *, rounds: int, prepa
 
 
 def readable(cfg: config.Config, videos: int) -> list[Record]:
-    """The first `videos` of the training list that decode, over again when there are fewer; says what it left out."""
+    """The first `videos` of the training list that decode, over again when there are fewer; says
+    what it left out.
+    """
     records, _ = build_records(cfg.data, "train")
     good: list[Record] = []
     dataset = eval_dataset(cfg.data, records, 1)
@@ -144,7 +161,9 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
 
 def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
     size = 8
-    batches = batch_loader(_dataset(records, cfg, backend), EvalBatches(list(range(len(records))), size), workers)
+    batches = batch_loader(
+        _dataset(records, cfg, backend), EvalBatches(list(range(len(records))), size), workers
+    )
     return _steady(iter(batches), _all_read)
 
 
@@ -155,7 +174,9 @@ def _all_read(batch: Batch) -> int:
 
 
 def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
-    """pytorchvideo's LabeledVideoDataset: two random clips of each video, 16 of their frames, a random resized crop."""
+    """pytorchvideo's LabeledVideoDataset: two random clips of each video, 16 of their frames, a
+    random resized crop.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pytorchvideo.data import LabeledVideoDataset
@@ -169,9 +190,11 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
     dataset = LabeledVideoDataset(
         [(record.path, {"label": record.label}) for record in records],
         RandomMultiClipSampler(clip_duration=seconds, num_clips=VIEWS),
-        video_sampler=torch.utils.data.SequentialSampler, decode_audio=False, decoder=backend,
+        video_sampler=torch.utils.data.SequentialSampler,
+        decode_audio=False,
+        decoder=backend,
         transform=functools.partial(_their_views, crop=crop, frames=cfg.data.frames),
-    )  # fmt: skip
+    )
     # FFmpeg's threads are not copied with a process that has decoded, and PyAV 19 waits for them
     context = "spawn" if backend == "pyav" else None
     batches = torch.utils.data.DataLoader(
@@ -180,7 +203,9 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
     return _steady(iter(batches), len)
 
 
-def _their_views(sample: dict[str, Any], crop: Callable[[torch.Tensor], torch.Tensor], frames: int) -> torch.Tensor:
+def _their_views(
+    sample: dict[str, Any], crop: Callable[[torch.Tensor], torch.Tensor], frames: int
+) -> torch.Tensor:
     views = []
     for video in sample["video"]:  # (3, frames, H, W) float
         chosen = torch.linspace(0, video.shape[1] - 1, frames).long()
@@ -189,7 +214,9 @@ def _their_views(sample: dict[str, Any], crop: Callable[[torch.Tensor], torch.Te
 
 
 def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
-    """Seconds a video from the first batch to the last: starting and ending processes is not loading."""
+    """Seconds a video from the first batch to the last: starting and ending processes is not
+    loading.
+    """
     next(batches)
     start, last, seen = time.perf_counter(), 0.0, 0
     for batch in batches:
@@ -199,11 +226,15 @@ def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
 
 
 def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDataset:
-    return train_dataset(dataclasses.replace(cfg.data, backend=backend), cfg.augment, records, VIEWS, cfg.seed)
+    return train_dataset(
+        dataclasses.replace(cfg.data, backend=backend), cfg.augment, records, VIEWS, cfg.seed
+    )
 
 
 def floor(cfg: config.Config, chosen: list[Record], *, rounds: int) -> dict[str, float]:
-    """Milliseconds a video of what the loader does with its own decoder, on one core: medians over `rounds`."""
+    """Milliseconds a video of what the loader does with its own decoder, on one core: medians over
+    `rounds`.
+    """
     stages: dict[str, Callable[[], None]] = {
         "open": lambda: _stage(chosen, cfg, 0),
         "decode": lambda: _stage(chosen, cfg, 1),
@@ -240,5 +271,8 @@ def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
                 for _ in range(VIEWS):
                     height, width = frames[0].shape[:2]
                     box = draw_view(view, height, width, rng)
-                    cut = [f[box.top : box.top + box.height, box.left : box.left + box.width] for f in frames]
+                    cut = [
+                        f[box.top : box.top + box.height, box.left : box.left + box.width]
+                        for f in frames
+                    ]
                     resize(np.stack(cut[: ours.spec.frames]), view.size, view.size)

@@ -29,11 +29,13 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def loss_rows(samples: int, dim: int, temperature: float, chunk: int) -> tuple[dict[str, Loss], list[str]]:
+def loss_rows(
+    samples: int, dim: int, temperature: float, chunk: int
+) -> tuple[dict[str, Loss], list[str]]:
     """The losses by name, and what is not installed. samples: N, two views of N / 2 images.
 
-    Without the chunked form where a chunk is all of N, and without the formula of CLAE's code where its (N, N, D) is
-    more than 256 MiB: autograd keeps several of them.
+    Without the chunked form where a chunk is all of N, and without the formula of CLAE's code where
+    its (N, N, D) is more than 256 MiB: autograd keeps several of them.
     """
     ids = torch.arange(samples // 2).repeat(2)
 
@@ -67,7 +69,9 @@ def loss_rows(samples: int, dim: int, temperature: float, chunk: int) -> tuple[d
 
 
 def broadcast_nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """As CLAE's public code has it: cosine similarity of all pairs by broadcasting, which makes (N, N, D)."""
+    """As CLAE's public code has it: cosine similarity of all pairs by broadcasting, which makes (N,
+    N, D).
+    """
     half = len(z) // 2
     similarity = F.cosine_similarity(z[:, None], z[None], dim=2) / temperature
     positives = torch.cat([similarity.diagonal(half), similarity.diagonal(-half)])
@@ -78,7 +82,13 @@ def broadcast_nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 def measure_losses(
-    rows: dict[str, Loss], samples: int, dim: int, rounds: int, device: torch.device, *, most_s: float = 5.0
+    rows: dict[str, Loss],
+    samples: int,
+    dim: int,
+    rounds: int,
+    device: torch.device,
+    *,
+    most_s: float = 5.0,
 ) -> list[Timing]:
     """Forward and backward of each loss on the same embeddings, in turn; the first round warms up.
 
@@ -100,7 +110,9 @@ def measure_losses(
 
 
 def peak_memory(loss: Loss, samples: int, dim: int, device: torch.device) -> float:
-    """Of a forward and backward pass, beyond the embeddings, as a multiple of the (N, N) float32 logits."""
+    """Of a forward and backward pass, beyond the embeddings, as a multiple of the (N, N) float32
+    logits.
+    """
     z = torch.randn(samples, dim, device=device, requires_grad=True)
     logits = 4 * samples**2
     if device.type == "cuda":

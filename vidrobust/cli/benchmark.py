@@ -1,16 +1,17 @@
 """Measure speed: python tools/benchmark.py NAME [--cfg PAGE] [key=value ...]
 
-data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one run.
-attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside the published code on
-single frames, and the passes of attacks up to AutoAttack, on a checkpoint's model and test clips, or on random ones.
-corruptions: frames/s on one core of each of eval.corruption.names (all), of a clip of data.frames, beside the published
-formulas with scipy, scikit-image and OpenCV where they are installed.
-losses: seconds and memory of NT-Xent of two views, forward and backward, beside lightly, pytorch-metric-learning and
-the formula of CLAE's code.
-adversarial: seconds of a training step of each method beside its floor, the same passes and nothing else, and for CLAE
-and RoCL beside a step as their public code has it, of random clips of data.frames.
-negatives: seconds that negatives of diminished semantics take to make, beside a step of SimCLR on the same clips, and a
-texture of 224 pixels from two patches of 96, on one core and on more.
+data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one
+run. attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside
+the published code on single frames, and the passes of attacks up to AutoAttack, on a checkpoint's
+model and test clips, or on random ones. corruptions: frames/s on one core of each of
+eval.corruption.names (all), of a clip of data.frames, beside the published formulas with scipy,
+scikit-image and OpenCV where they are installed. losses: seconds and memory of NT-Xent of two
+views, forward and backward, beside lightly, pytorch-metric-learning and the formula of CLAE's code.
+adversarial: seconds of a training step of each method beside its floor, the same passes and nothing
+else, and for CLAE and RoCL beside a step as their public code has it, of random clips of
+data.frames. negatives: seconds that negatives of diminished semantics take to make, beside a step
+of SimCLR on the same clips, and a texture of 224 pixels from two patches of 96, on one core and on
+more.
 """
 
 import argparse
@@ -45,33 +46,71 @@ from vidrobust.views.negatives import SPATIAL
 
 
 def main() -> None:
-    parser = common.parser(__doc__, ("data", "attacks", "corruptions", "losses", "adversarial", "negatives"))
+    parser = common.parser(
+        __doc__, ("data", "attacks", "corruptions", "losses", "adversarial", "negatives")
+    )
     parser.add_argument("--cfg", help="YAML page; default: the options' defaults")
     parser.add_argument("--rounds", type=int, default=5, help="rounds; medians are printed")
     parser.add_argument("--videos", type=int, default=96, help="data: videos a round and row")
-    parser.add_argument("--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py")
-    parser.add_argument("--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file")
+    parser.add_argument(
+        "--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file"
+    )
     parser.add_argument("--clips", type=int, default=8, help="attacks: clips of a batch")
-    parser.add_argument("--images", type=int, default=64, help="attacks: single frames beside the published code")
+    parser.add_argument(
+        "--images", type=int, default=64, help="attacks: single frames beside the published code"
+    )
     parser.add_argument("--steps", type=int, default=20, help="attacks: steps of PGD, APGD and FAB")
     parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
-    parser.add_argument("--sizes", default="112,224", help="corruptions: pixels of the shorter side, SIZE,SIZE,...")
-    parser.add_argument("--video", type=Path, help="corruptions: a video file; default: a clip is drawn")
-    parser.add_argument("--samples", default="512,1024", help="losses: embeddings of a batch, N,N,... (two views)")
-    parser.add_argument("--memory", type=int, default=4096, help="losses: embeddings of the batch whose memory is told")
-    parser.add_argument("--chunk", type=int, default=256, help="losses: anchors at a time of the chunked form")
-    parser.add_argument("--methods", default="", help="adversarial: simclr,clae,...; default: all that have a floor")
-    parser.add_argument("--batch", type=int, default=64, help="adversarial, negatives: videos of a batch")
+    parser.add_argument(
+        "--sizes", default="112,224", help="corruptions: pixels of the shorter side, SIZE,SIZE,..."
+    )
+    parser.add_argument(
+        "--video", type=Path, help="corruptions: a video file; default: a clip is drawn"
+    )
+    parser.add_argument(
+        "--samples", default="512,1024", help="losses: embeddings of a batch, N,N,... (two views)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        default=4096,
+        help="losses: embeddings of the batch whose memory is told",
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=256, help="losses: anchors at a time of the chunked form"
+    )
+    parser.add_argument(
+        "--methods", default="", help="adversarial: simclr,clae,...; default: all that have a floor"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, help="adversarial, negatives: videos of a batch"
+    )
     parser.add_argument("--textures", type=int, default=16, help="negatives: textures a round")
     args = parser.parse_intermixed_args()
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
-    counts = (args.rounds, args.clips, args.images, args.steps, args.queries, args.chunk, args.batch, args.textures,
-              *args.sizes)  # fmt: skip
+    counts = (
+        args.rounds,
+        args.clips,
+        args.images,
+        args.steps,
+        args.queries,
+        args.chunk,
+        args.batch,
+        args.textures,
+        *args.sizes,
+    )
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
-        raise UserError("--samples and --memory: even numbers of at least 4, two views of each image")
+        raise UserError(
+            "--samples and --memory: even numbers of at least 4, two views of each image"
+        )
     if args.videos < 9 or min(counts) < 1:
-        raise UserError("--videos is at least 9, more than the first batch; the other numbers at least 1")
+        raise UserError(
+            "--videos is at least 9, more than the first batch; the other numbers at least 1"
+        )
     if args.checkpoint:
         cfg, state, _ = common.load_checkpoint(args)
     else:
@@ -97,7 +136,8 @@ def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
     chosen = readable(cfg, args.videos)
     rows = measure_data(cfg, chosen, rounds=args.rounds, prepared=args.prepared)
     print(
-        f"{args.rounds} rounds of {args.videos} videos, {cfg.data.frames} frames at stride {cfg.data.stride}, two views"
+        f"{args.rounds} rounds of {args.videos} videos, {cfg.data.frames} frames at stride"
+        f" {cfg.data.stride}, two views"
     )
     print(f"| {'loader':<28} | cores | clips/s | lowest to highest |\n|---|---|---|---|")
     for row in rows:
@@ -107,37 +147,57 @@ def print_data(args: argparse.Namespace, cfg: config.Config) -> None:
             median, low, high = row.clips_s
             print(f"| {row.name:<28} | {row.cores} | {median:.1f} | {low:.1f} to {high:.1f} |")
     parts = floor(cfg, chosen, rounds=args.rounds)
-    print("ms a video, one core: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+    print(
+        "ms a video, one core: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    )
 
 
-def print_attacks(args: argparse.Namespace, cfg: config.Config, state: dict[str, Any] | None) -> None:
+def print_attacks(
+    args: argparse.Namespace, cfg: config.Config, state: dict[str, Any] | None
+) -> None:
     device = distributed.start(cfg.device)
     torch.manual_seed(cfg.seed)
     model, x, y = speed.attacked(cfg, state, args.clips, device)
     half = eps = speed.half_broken(model, x, y)
-    print(f"{cfg.model.backbone}, {len(x)} clips of {tuple(x.shape[1:])} on {device}, PGD-{args.steps}, "
-          f"eps {eps * 255:.2f}/255, {args.rounds} rounds")  # fmt: skip
+    print(
+        f"{cfg.model.backbone}, {len(x)} clips of {tuple(x.shape[1:])} on {device},"
+        f" PGD-{args.steps}, eps {eps * 255:.2f}/255, {args.rounds} rounds"
+    )
     rows = speed.measure_rows(speed.pgd_rows(model, x, y, eps, args.steps), model, y, args.rounds)
-    print(f"| {'PGD':<40} | s, median (lowest to highest) | of the bare loop | accuracy |\n|---|---|---|---|")
+    print(
+        f"| {'PGD':<40} | s, median (lowest to highest) | of the bare loop | accuracy"
+        " |\n|---|---|---|---|"
+    )
     for row in rows:
         print_row(row, rows[1].median)
     images, frames, labels = speed.attacked(cfg, state, args.images, device, images=True)
     eps = speed.half_broken(images, frames, labels)
-    print(f"\n{len(frames)} images of {tuple(frames.shape[1:])}, eps {eps * 255:.2f}/255, {args.steps} steps, "
-          f"4 targets, {args.queries} queries")  # fmt: skip
-    print(f"| {'attack':<40} | s, median (lowest to highest) | of ours | accuracy |\n|---|---|---|---|")
+    print(
+        f"\n{len(frames)} images of {tuple(frames.shape[1:])}, eps {eps * 255:.2f}/255,"
+        f" {args.steps} steps, 4 targets, {args.queries} queries"
+    )
+    print(
+        f"| {'attack':<40} | s, median (lowest to highest) | of ours | accuracy"
+        " |\n|---|---|---|---|"
+    )
     rows = speed.measure_rows(
-        speed.published_rows(images, frames, labels, eps, args.steps, args.queries), images, labels, args.rounds
+        speed.published_rows(images, frames, labels, eps, args.steps, args.queries),
+        images,
+        labels,
+        args.rounds,
     )
     for row in rows:
         if row.name.endswith("vidrobust"):
             ours = row.median
         print_row(row, ours)
     print(
-        f"\n| attack on {len(x)} clips, eps {half * 255:.2f}/255 | forward, a clip | backward | s a clip | accuracy |"
+        f"\n| attack on {len(x)} clips, eps {half * 255:.2f}/255 | forward, a clip | backward | s a"
+        " clip | accuracy |"
     )
     print("|---|---|---|---|---|")
-    for name, forward, backward, seconds, accuracy in speed.costs(model, x, y, half, cfg.eval.effort):
+    for name, forward, backward, seconds, accuracy in speed.costs(
+        model, x, y, half, cfg.eval.effort
+    ):
         print(f"| {name} | {forward:.0f} | {backward:.0f} | {seconds:.2f} | {accuracy:.3f} |")
 
 
@@ -147,17 +207,31 @@ def print_corruptions(args: argparse.Namespace, cfg: config.Config) -> None:
     if missing:
         print(f"the published formulas are left out: {missing}")
     print(f"{args.rounds} rounds of {cfg.data.frames} frames at severities 1 to 5, one core")
-    print("| corruption | pixels | frames/s (lowest to highest) | published | times as fast |\n|---|---|---|---|---|")
+    print(
+        "| corruption | pixels | frames/s (lowest to highest) | published | times as fast"
+        " |\n|---|---|---|---|---|"
+    )
     for size in args.sizes:
         clip = (
-            read_frames(args.video, np.arange(cfg.data.frames), short_side=size, backend=cfg.data.backend)
-            if args.video else drawn_clip(cfg.data.frames, size, size * 4 // 3)
-        )  # fmt: skip
+            read_frames(
+                args.video, np.arange(cfg.data.frames), short_side=size, backend=cfg.data.backend
+            )
+            if args.video
+            else drawn_clip(cfg.data.frames, size, size * 4 // 3)
+        )
         with one_core():
             for rate in measure_rates(clip, names, args.rounds):
                 middle, low, high = statistics.median(rate.ours), min(rate.ours), max(rate.ours)
-                other = f"{statistics.median(rate.published):.1f} | {rate.ratio:.2f}" if rate.ratio else "- | -"
-                print(f"| {rate.name:<18} | {size} | {middle:.0f} ({low:.0f} to {high:.0f}) | {other} |", flush=True)
+                other = (
+                    f"{statistics.median(rate.published):.1f} | {rate.ratio:.2f}"
+                    if rate.ratio
+                    else "- | -"
+                )
+                print(
+                    f"| {rate.name:<18} | {size} | {middle:.0f} ({low:.0f} to {high:.0f}) |"
+                    f" {other} |",
+                    flush=True,
+                )
 
 
 def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -172,10 +246,15 @@ def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
         timings = measure_losses(rows, samples, dim, args.rounds, device)
         for row in timings:
             low, high = 1e3 * min(row.seconds), 1e3 * max(row.seconds)
-            spread = "one call" if len(row.seconds) == 1 < args.rounds else f"{low:.1f} to {high:.1f}"
+            spread = (
+                "one call" if len(row.seconds) == 1 < args.rounds else f"{low:.1f} to {high:.1f}"
+            )
             relative = row.median / timings[0].median
-            print(f"| {samples} | {row.name:<24} | {1e3 * row.median:.1f} ({spread}) | {relative:.2f} "
-                  f"| {row.value:.4f} |", flush=True)  # fmt: skip
+            print(
+                f"| {samples} | {row.name:<24} | {1e3 * row.median:.1f} ({spread}) | {relative:.2f}"
+                f" | {row.value:.4f} |",
+                flush=True,
+            )
     rows, _ = loss_rows(args.memory, dim, temperature, args.chunk)
     for name in (name for name in rows if name.startswith("vidrobust")):
         memory = peak_memory(rows[name], args.memory, dim, device)
@@ -184,7 +263,9 @@ def print_losses(args: argparse.Namespace, cfg: config.Config) -> None:
 
 def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
     device = distributed.start(cfg.device)
-    names = {name if adversary == "none" else adversary: (name, adversary) for name, adversary in TIMED}
+    names = {
+        name if adversary == "none" else adversary: (name, adversary) for name, adversary in TIMED
+    }
     asked = [name for name in args.methods.split(",") if name] or list(names)
     for name in asked:
         lookup(names, name, "--methods")
@@ -193,18 +274,38 @@ def print_adversarial(args: argparse.Namespace, cfg: config.Config) -> None:
         cost_of(cfg, *names[asked[0]])
     except ValueError as error:
         raise UserError(f"benchmark.py adversarial: {error}") from None
-    print(f"{cfg.model.backbone}, {args.batch} videos of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on "
-          f"{device}, {'bf16' if amp else 'float32'}, {args.rounds} rounds")  # fmt: skip
+    print(
+        f"{cfg.model.backbone}, {args.batch} videos of {cfg.data.frames} x {cfg.data.size} x"
+        f" {cfg.data.size} on {device}, {'bf16' if amp else 'float32'}, {args.rounds} rounds"
+    )
     print("| method | step | s, median (lowest to highest) | of the floor | of public code | GiB |")
     print("|---|---|---|---|---|---|")
     for name in asked:
-        rows = {row.kind: row for row in measure_steps(cfg, [names[name]], args.batch, args.rounds, device, amp=amp,
-                                                     arrange=partial(arrange, cfg=cfg.train))}  # fmt: skip
+        rows = {
+            row.kind: row
+            for row in measure_steps(
+                cfg,
+                [names[name]],
+                args.batch,
+                args.rounds,
+                device,
+                amp=amp,
+                arrange=partial(arrange, cfg=cfg.train),
+            )
+        }
         for kind, row in rows.items():
             low, high = min(row.seconds), max(row.seconds)
-            spread, floor = f"{row.median:.3f} ({low:.3f} to {high:.3f})", row.median / rows["floor"].median
-            public = f"{row.median / rows['public code'].median:.2f}" if "public code" in rows else "-"
-            print(f"| {name} | {kind} | {spread} | {floor:.2f} | {public} | {row.memory_gb:.1f} |", flush=True)
+            spread, floor = (
+                f"{row.median:.3f} ({low:.3f} to {high:.3f})",
+                row.median / rows["floor"].median,
+            )
+            public = (
+                f"{row.median / rows['public code'].median:.2f}" if "public code" in rows else "-"
+            )
+            print(
+                f"| {name} | {kind} | {spread} | {floor:.2f} | {public} | {row.memory_gb:.1f} |",
+                flush=True,
+            )
 
 
 def print_negatives(args: argparse.Namespace, cfg: config.Config) -> None:
@@ -213,10 +314,20 @@ def print_negatives(args: argparse.Namespace, cfg: config.Config) -> None:
     names = list(SPATIAL if cfg.data.frames == 1 else NEGATIVES)
     found = measure_negatives(x, [NegativeSpec((name,)) for name in names], args.rounds)
     amp = use_bf16(cfg.train.amp, device)
-    step = measure_steps(cfg, [("simclr", "none")], args.batch, 3, device, amp=amp,
-                         arrange=partial(arrange, cfg=cfg.train))[0].median  # fmt: skip
-    print(f"{args.batch} clips of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on {device}; a step of SimCLR, "
-          f"{cfg.model.backbone}, {'bf16' if amp else 'float32'}: {step:.3f} s; {args.rounds} rounds")  # fmt: skip
+    step = measure_steps(
+        cfg,
+        [("simclr", "none")],
+        args.batch,
+        3,
+        device,
+        amp=amp,
+        arrange=partial(arrange, cfg=cfg.train),
+    )[0].median
+    print(
+        f"{args.batch} clips of {cfg.data.frames} x {cfg.data.size} x {cfg.data.size} on {device};"
+        f" a step of SimCLR, {cfg.model.backbone}, {'bf16' if amp else 'float32'}: {step:.3f} s;"
+        f" {args.rounds} rounds"
+    )
     print("| negatives | ms, median (lowest to highest) | % of the step |\n|---|---|---|")
     for name, seconds in zip(names, found, strict=True):
         middle, low, high = (1e3 * f(seconds) for f in (statistics.median, min, max))
@@ -229,8 +340,11 @@ def print_negatives(args: argparse.Namespace, cfg: config.Config) -> None:
             start = time.perf_counter()
             seconds = [answer for _, answer in in_children(texture_seconds, jobs, workers, 60)]
             rates.append(len(seconds) / (time.perf_counter() - start))
-        print(f"| {workers} at a time ({statistics.median(seconds):.2f} s each) | {statistics.median(rates):.1f} "
-              f"({min(rates):.1f} to {max(rates):.1f}) |", flush=True)  # fmt: skip
+        print(
+            f"| {workers} at a time ({statistics.median(seconds):.2f} s each) |"
+            f" {statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f}) |",
+            flush=True,
+        )
 
 
 def print_row(row: speed.Row, unit: float) -> None:

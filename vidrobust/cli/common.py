@@ -57,20 +57,30 @@ def _names() -> dict[str, str]:
 
 
 def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.ArgumentParser:
-    """A parser with the configuration's options in its help; its positional arguments are a command and overrides."""
+    """A parser with the configuration's options in its help; its positional arguments are a command
+    and overrides.
+    """
     made = argparse.ArgumentParser(
-        description=description, epilog=config.help_text(_names()), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=config.help_text(_names()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if commands:
         made.add_argument("command", choices=commands)
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="options, also as KEY VALUE")
-    made.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    made.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options, also as KEY VALUE"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
     return made
 
 
 def add_checkpoint(made: argparse.ArgumentParser) -> None:
     """The arguments of a tool that reads a checkpoint."""
-    made.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file")
+    made.add_argument(
+        "--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file"
+    )
     made.add_argument("--cfg", help="YAML page that lies over the checkpoint's own configuration")
 
 
@@ -81,16 +91,24 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
     """
     state = checkpoint.read_checkpoint(args.checkpoint)
     own = checkpoint.configuration(state, str(args.checkpoint))
-    cfg = config.loads(state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg)
-    changed = [line for line in config.differences(own, cfg) if line.startswith(("method.", "model."))]
+    cfg = config.loads(
+        state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg
+    )
+    changed = [
+        line for line in config.differences(own, cfg) if line.startswith(("method.", "model."))
+    ]
     if changed:
-        raise UserError(f"{changed[0]}: the checkpoint was trained with what is in brackets, and keeps it")
+        raise UserError(
+            f"{changed[0]}: the checkpoint was trained with what is in brackets, and keeps it"
+        )
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     return cfg, state, folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_names(cfg: config.Config) -> None:
-    """Raises UserError for a name that no family knows, and for an adversary that is not the method's."""
+    """Raises UserError for a name that no family knows, and for an adversary that is not the
+    method's.
+    """
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)

@@ -69,7 +69,9 @@ def _cost_row(method: str, adversary: str, text: str, cost: Cost, steps: int) ->
     # a backward pass is two forward ones, or one where it goes to the input alone
     relative = (forward + 2 * (backward - to_input) + to_input) / 6
     part = f", {to_input} of them to the input" if to_input else ""
-    return f"| `{method}` | `{adversary}` | {text} | {forward} + {backward}{part} | {relative:.1f} |"
+    return (
+        f"| `{method}` | `{adversary}` | {text} | {forward} + {backward}{part} | {relative:.1f} |"
+    )
 
 
 def method_options() -> str:
@@ -144,7 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; status 1 if out of date"
+    )
     args = parser.parse_args()
     stale = [path for path in documents() if written(path) != path.read_text()]
     for path in stale:

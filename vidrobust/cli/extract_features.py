@@ -1,4 +1,5 @@
-"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
+"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test
+[key=value ...]
 
 The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value over both.
 """
@@ -16,7 +17,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     common.add_checkpoint(parser)
     parser.add_argument("--split", choices=("train", "test"), default="test")
-    parser.add_argument("--per-video", action="store_true", help="one row a video: the mean over its clips")
+    parser.add_argument(
+        "--per-video", action="store_true", help="one row a video: the mean over its clips"
+    )
     parser.add_argument("--output", help="default: features/<split>.npz in the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of other features")
     args = parser.parse_intermixed_args()
@@ -27,7 +30,10 @@ def main() -> None:
     path = Path(args.output or folder / "features" / f"{args.split}.npz")
     if path.is_dir() or (args.output or "").endswith(("/", os.sep)):
         raise UserError(
-            f"--output {args.output or path}: is a folder; name a file in it, as {path / f'{args.split}.npz'}"
+            f"--output {args.output or path}: is a folder; name a file in it, as"
+            f" {path / f'{args.split}.npz'}"
         )
-    rows, dim = write_features(cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite)
+    rows, dim = write_features(
+        cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite
+    )
     log.info(f"{rows} x {dim} features in {path}")

@@ -1,8 +1,8 @@
 """Plant bugs one at a time, and see which the tests miss: tools/mutate.py --output-dir FOLDER
 
-Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and probes.
-At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number, a
-comparison, ...) in a copy of this clone, and the tests of the changed file's room run until one
+Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and
+probes. At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number,
+a comparison, ...) in a copy of this clone, and the tests of the changed file's room run until one
 fails: those of the same name first. What no test saw is listed with its change; a folder that has
 some of the rows goes on from there.
 """

@@ -1,11 +1,11 @@
 """Run the tools at full size, and kill them: tools/soak.py size|kills --output-dir FOLDER
 
-size: data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips, and
-every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may grow with
-features and rows, never with pixels or files.
-kills: runs of tools/train_net.py, training and evaluation, each ended at random moments by SIGKILL
-or by signals to the whole process group, some after a pause, and begun again until done: what they
-leave must be bitwise what an undisturbed run leaves.
+size: data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips,
+and every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may grow
+with features and rows, never with pixels or files. kills: runs of tools/train_net.py, training and
+evaluation, each ended at random moments by SIGKILL or by signals to the whole process group, some
+after a pause, and begun again until done: what they leave must be bitwise what an undisturbed run
+leaves.
 """
 
 import argparse
@@ -65,8 +65,8 @@ SMALL = (
 class Peak:
     """What a command took: seconds, and the largest memory, open files and shared memory seen.
 
-    memory: MiB of all its processes together, shared pages counted once (PSS). files: of the process
-    that had the most open. shm: MiB in /dev/shm.
+    memory: MiB of all its processes together, shared pages counted once (PSS). files: of the
+    process that had the most open. shm: MiB in /dev/shm.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Peak:
     def row(self) -> str:
         """Return a line of a table."""
         return (
-            f"| {self.name:<34} | {self.seconds:.0f} | {self.memory:.0f} | {self.files} | {self.shm:.0f} "
-            f"| {self.status} |"
+            f"| {self.name:<34} | {self.seconds:.0f} | {self.memory:.0f} | {self.files} |"
+            f" {self.shm:.0f} | {self.status} |"
         )
 
 
@@ -344,7 +344,8 @@ def soak_size(
         f"{files} open files, {memory_mib} MiB, {limited}"
     )
     print(
-        "| command | s | memory, MiB | open files | /dev/shm, MiB | status |\n|---|---|---|---|---|---|"
+        "| command | s | memory, MiB | open files | /dev/shm, MiB | status"
+        " |\n|---|---|---|---|---|---|"
     )
     peaks = []
     for name, command in size_commands(root, other, here):
@@ -358,7 +359,9 @@ def soak_size(
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that a run or an evaluation leaves, but for times and logs."""
+    """Return the SHA-256 of every file that a run or an evaluation leaves, but for times and
+    logs.
+    """
     passing = (
         "log.txt",
         "env.json",
@@ -521,7 +524,10 @@ def _life(
     faults += ["a traceback"] if any("Traceback" in line for line in printed) else []
     if killed and "KILL" not in how and status not in (0, EXIT_STOPPED):
         faults.append(f"not {EXIT_STOPPED}, as a stop")
-    line = f"{how or 'left alone':<16} {life_s:5.1f} s: status {status}, {'; '.join(faults) or 'sound'}"
+    line = (
+        f"{how or 'left alone':<16} {life_s:5.1f} s: status {status},"
+        f" {'; '.join(faults) or 'sound'}"
+    )
     last = printed[-1][-100:] if printed else ""
     return (1 if faults else status), killed and not faults, [f"{line}: {last}", *printed[-30:]]
 

@@ -1,6 +1,7 @@
 """Measure a checkpoint: python tools/test_net.py --checkpoint outputs/demo [key=value ...]
 
-The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval_*.yaml), key=value over both.
+The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval_*.yaml), key=value
+over both.
 """
 
 from pathlib import Path
@@ -13,8 +14,12 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     parser = common.parser(__doc__)
     common.add_checkpoint(parser)
-    parser.add_argument("--output-dir", type=Path, help="default: eval/<eval.name> in the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace another evaluation of that name")
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: eval/<eval.name> in the run's folder"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace another evaluation of that name"
+    )
     parser.add_argument(
         "--report-only", action="store_true", help="write the report of a finished evaluation again"
     )

@@ -1,4 +1,6 @@
-"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]"""
+"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value
+...]
+"""
 
 from pathlib import Path
 
@@ -22,9 +24,14 @@ def main() -> None:
         nargs="?",
         const="",
         metavar="PATH",
-        help="go on from PATH (a checkpoint or a run's folder), or from the output directory's last checkpoint, if any",
+        help=(
+            "go on from PATH (a checkpoint or a run's folder), or from the output directory's last"
+            " checkpoint, if any"
+        ),
     )
-    again.add_argument("--overwrite", action="store_true", help="delete what the output directory holds")
+    again.add_argument(
+        "--overwrite", action="store_true", help="delete what the output directory holds"
+    )
     args = parser.parse_intermixed_args()
     if args.resume and "=" in args.resume and not Path(args.resume).exists():
         args.overrides.append(args.resume)  # `--resume key=value`: the word is an override
@@ -36,7 +43,9 @@ def main() -> None:
     asked = {word.split("=")[0] for word in args.overrides}
     idle = [key for key in without_effect(cfg) if key in asked]  # what pages share is not told
     if idle:
-        log.warning(f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}")
+        log.warning(
+            f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}"
+        )
     if told := unmeasured(cfg):
         log.warning(told)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
@@ -50,5 +59,7 @@ def main() -> None:
                 check_evaluation(cfg)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
-        evaluate(cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True)
+        evaluate(
+            cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True
+        )
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")

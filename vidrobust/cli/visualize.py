@@ -1,10 +1,11 @@
-"""Look at what a clip becomes: python tools/visualize.py --video FILE --output sheet.png [key=value ...]
+"""Look at what a clip becomes: python tools/visualize.py --video FILE --output sheet.png [key=value
+...]
 
-Draws one frame of a clip under each corruption of eval.corruption.names (where none are given: under all) at every
-severity. Or, with method.negatives.names or eval.bias, what the clip becomes as a negative of diminished semantics,
-made as method.negatives says, and without a cue, or with that of --other: six frames a row. The clip is the first
-data.frames consecutive frames, the shorter side data.size pixels, of negatives and cues the central square; an image is
-data.frames=1.
+Draws one frame of a clip under each corruption of eval.corruption.names (where none are given:
+under all) at every severity. Or, with method.negatives.names or eval.bias, what the clip becomes as
+a negative of diminished semantics, made as method.negatives says, and without a cue, or with that
+of --other: six frames a row. The clip is the first data.frames consecutive frames, the shorter side
+data.size pixels, of negatives and cues the central square; an image is data.frames=1.
 """
 
 import argparse
@@ -27,11 +28,19 @@ from vidrobust.views import NEGATIVES, NegativeSpec
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--video", type=Path, required=True, help="a video, an image or a folder of frames")
-    parser.add_argument("--other", type=Path, help="one of another class, for conflict, swapped and swapped_frozen")
+    parser.add_argument(
+        "--video", type=Path, required=True, help="a video, an image or a folder of frames"
+    )
+    parser.add_argument(
+        "--other", type=Path, help="one of another class, for conflict, swapped and swapped_frozen"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the picture, .png or .jpg")
-    parser.add_argument("--frame", type=int, help="corruptions: which frame of the clip is shown (the middle one)")
-    parser.add_argument("--first", type=int, default=0, help="frame of the video at which the clip begins (0)")
+    parser.add_argument(
+        "--frame", type=int, help="corruptions: which frame of the clip is shown (the middle one)"
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, help="frame of the video at which the clip begins (0)"
+    )
     args = parser.parse_intermixed_args()
     cfg = config.loads("", args.overrides, "command line")
     if common.print_config(args, cfg):
@@ -41,7 +50,9 @@ def main() -> None:
     if not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: there is no folder {args.output.parent}")
     try:
-        picture, said = (draw_cues if cfg.eval.bias or cfg.method.negatives.names else draw_corruptions)(args, cfg)
+        picture, said = (
+            draw_cues if cfg.eval.bias or cfg.method.negatives.names else draw_corruptions
+        )(args, cfg)
     except (ValueError, MissingEncoder) as error:
         raise UserError(str(error)) from None
     picture.save(args.output, quality=85)
@@ -65,12 +76,18 @@ def draw_cues(args: argparse.Namespace, cfg: config.Config) -> tuple[Image.Image
     names = list(dict.fromkeys([*wanted.names, *cfg.eval.bias]))
     if args.other is None and (paired := [name for name in names if name in PAIRED]):
         raise UserError(f"{paired[0]} is of two clips: --other FILE, of another class")
-    clip, other = (None if path is None else square(read(path, args, cfg)) for path in (args.video, args.other))
+    clip, other = (
+        None if path is None else square(read(path, args, cfg)) for path in (args.video, args.other)
+    )
     assert clip is not None
-    spec = NegativeSpec((), 1, (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid)
+    spec = NegativeSpec(
+        (), 1, (wanted.patch_px[0], wanted.patch_px[1]), wanted.turn, wanted.tube, wanted.grid
+    )
     made = cues(clip, names, spec, seed=cfg.seed, other=other)
     beside = {} if other is None else {"the other": other}
-    return cue_sheet({"as it is": clip, **beside, **made}), f"of {len(clip)} frames: {', '.join(names)}"
+    return cue_sheet(
+        {"as it is": clip, **beside, **made}
+    ), f"of {len(clip)} frames: {', '.join(names)}"
 
 
 def read(path: Path, args: argparse.Namespace, cfg: config.Config) -> np.ndarray:

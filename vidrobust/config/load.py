@@ -1,7 +1,7 @@
 """Read a YAML file and `key=value` overrides into typed options.
 
-`--help` prints them, a YAML page or `key=value` fills them, and anything else (an unknown or duplicate key, a wrong
-type, a value out of range) is refused by name.
+`--help` prints them, a YAML page or `key=value` fills them, and anything else (an unknown or
+duplicate key, a wrong type, a value out of range) is refused by name.
 """
 
 import hashlib
@@ -66,7 +66,10 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def loads(
-    text: str, overrides: Sequence[str] = (), source: str = "configuration", page: str | Path | None = None
+    text: str,
+    overrides: Sequence[str] = (),
+    source: str = "configuration",
+    page: str | Path | None = None,
 ) -> Config:
     """Return the configuration of a YAML text, such as the one that a checkpoint holds.
 
@@ -120,9 +123,15 @@ _LATER = {"data.series": ""}
 
 
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
-    """First 16 hex digits of the SHA-256 of the resolved configuration, without the keys in `ignore`."""
+    """First 16 hex digits of the SHA-256 of the resolved configuration, without the keys in
+    `ignore`.
+    """
     known = [key for key, _ in options() if key not in ignore]
-    lines = "".join(f"{key}={get(cfg, key)}\n" for key in known if key not in _LATER or get(cfg, key) != _LATER[key])
+    lines = "".join(
+        f"{key}={get(cfg, key)}\n"
+        for key in known
+        if key not in _LATER or get(cfg, key) != _LATER[key]
+    )
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
@@ -141,7 +150,9 @@ def paths_read(cfg: Config) -> dict[str, str]:
 
 def differences(a: Config, b: Config) -> list[str]:
     """`optim.lr=0.1 (0.2)` for each option that differs: b's value, then a's."""
-    return [f"{key}={get(b, key)} ({get(a, key)})" for key, _ in options() if get(a, key) != get(b, key)]
+    return [
+        f"{key}={get(b, key)} ({get(a, key)})" for key, _ in options() if get(a, key) != get(b, key)
+    ]
 
 
 def help_text(names: Mapping[str, str] | None = None) -> str:
@@ -158,7 +169,9 @@ def help_text(names: Mapping[str, str] | None = None) -> str:
         else:
             text = f"{value:g}" if isinstance(value, float) else str(value)
         choices = item.metadata["choices"]
-        help = item.metadata["help"] + (f" ({' | '.join(c or 'empty' for c in choices)})" if choices else "")
+        help = item.metadata["help"] + (
+            f" ({' | '.join(c or 'empty' for c in choices)})" if choices else ""
+        )
         if key in (names or {}):
             help += f": {(names or {})[key]}"
         rows.append(f"  {key + '=' + text:<44} {help}")
@@ -260,7 +273,9 @@ def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
 def _check_keys(page: dict[str, Any], source: str) -> None:
     """Refuse a key that is no option, naming the nearest one that is."""
     known = [key for key, _ in options()]
-    sections = {key.rsplit(".", depth)[0] for key in known for depth in (1, 2) if key.count(".") >= depth}
+    sections = {
+        key.rsplit(".", depth)[0] for key in known for depth in (1, 2) if key.count(".") >= depth
+    }
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
@@ -422,7 +437,11 @@ def _check_characters(text: str) -> None:
 
 def _fraction(value: Any) -> Any:
     """Return the value of `8/255`; other values as they are."""
-    match = re.fullmatch(r"\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*", value) if isinstance(value, str) else None
+    match = (
+        re.fullmatch(r"\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*", value)
+        if isinstance(value, str)
+        else None
+    )
     if match is None:
         return value
     try:

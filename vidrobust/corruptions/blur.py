@@ -1,6 +1,7 @@
 """Blur corruptions, with the tables of ImageNet-C (Hendrycks and Dietterich 2019).
 
-All are one draw a video: the lens, the glass and the way the camera moves stay the same from frame to frame.
+All are one draw a video: the lens, the glass and the way the camera moves stay the same from frame
+to frame.
 """
 
 import math
@@ -34,7 +35,9 @@ def defocus_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> n
         padded = _mirrored(to_planes(frame), reach)
         blurred = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
         # its first 2 * reach lines are wrapped around
-        return from_planes(blurred[:, 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width])
+        return from_planes(
+            blurred[:, 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
+        )
 
     return each_frame(clip, change)
 
@@ -42,10 +45,13 @@ def defocus_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> n
 def glass_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Pixels swapped with neighbours 1 to 4 pixels away, between two Gaussians of .7 to 1.5 pixels.
 
-    One draw a video: the pane stays where it is. Each round, every pixel takes the value of a neighbour, all at once;
-    the published loop goes from pixel to pixel, in place, and moves the whole picture by a pixel or two besides.
+    One draw a video: the pane stays where it is. Each round, every pixel takes the value of a
+    neighbour, all at once; the published loop goes from pixel to pixel, in place, and moves the
+    whole picture by a pixel or two besides.
     """
-    sigma, reach, rounds = level(clip, severity, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)))
+    sigma, reach, rounds = level(
+        clip, severity, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))
+    )
     height, width = clip.shape[1:3]
     reach = max(1, round(reach * scale(clip)))
     blur = gaussian_filter(height, width, pixels(clip, sigma, severity))
@@ -69,13 +75,17 @@ def motion_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np
     One draw a video: the direction. ImageMagick's kernel, which ImageNet-C is made with.
     """
     radius, sigma = level(clip, severity, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)))
-    smear = line_filter(pixels(clip, radius, severity), pixels(clip, sigma, severity), rng.uniform(-45, 45))
+    smear = line_filter(
+        pixels(clip, radius, severity), pixels(clip, sigma, severity), rng.uniform(-45, 45)
+    )
     return each_frame(clip, lambda frame: from_planes(smear(to_planes(frame))))
 
 
 def zoom_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """The mean of the frame and of enlargements up to 1.1 to 1.3 times. Nothing is drawn."""
-    most, step = level(clip, severity, ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)))
+    most, step = level(
+        clip, severity, ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
+    )
     factors = np.arange(1, most, step)
     height, width = clip.shape[1:3]
 
@@ -90,12 +100,18 @@ def zoom_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.n
     return each_frame(clip, change)
 
 
-def gaussian_filter(height: int, width: int, sigma: float, *, mirror: bool = False) -> Callable[[Tensor], Tensor]:
-    """A blur of (..., height, width) floats; the kernel ends at 4 sigma. Edges are repeated, or the picture mirrored.
+def gaussian_filter(
+    height: int, width: int, sigma: float, *, mirror: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """A blur of (..., height, width) floats; the kernel ends at 4 sigma. Edges are repeated, or the
+    picture mirrored.
 
     Two products with a matrix each: faster than a convolution at every sigma.
     """
-    rows, columns = _gaussian_matrix(height, sigma, mirror), _gaussian_matrix(width, sigma, mirror).T
+    rows, columns = (
+        _gaussian_matrix(height, sigma, mirror),
+        _gaussian_matrix(width, sigma, mirror).T,
+    )
     return lambda planes: rows @ (planes @ columns)
 
 
@@ -108,11 +124,14 @@ def _gaussian_matrix(size: int, sigma: float, mirror: bool = False) -> Tensor:
     if mirror:  # d c b a | a b c d | d c b a
         seen = seen.remainder(2 * size)
         seen = torch.minimum(seen, 2 * size - 1 - seen)
-    return torch.zeros(size, size).scatter_add_(1, seen.clamp(0, size - 1), weights.expand(size, -1))
+    return torch.zeros(size, size).scatter_add_(
+        1, seen.clamp(0, size - 1), weights.expand(size, -1)
+    )
 
 
 def line_filter(radius: float, sigma: float, degrees: float) -> Callable[[Tensor], Tensor]:
-    """A blur of (C, H, W) floats: each pixel is the mean of those on a line that starts there; edges are repeated.
+    """A blur of (C, H, W) floats: each pixel is the mean of those on a line that starts there;
+    edges are repeated.
 
     The line has 2 radius + 1 pixels, weighted by a half Gaussian. degrees: from the horizontal.
     """
@@ -126,7 +145,9 @@ def line_filter(radius: float, sigma: float, degrees: float) -> Callable[[Tensor
         height, width = planes.shape[1:]
         padded = F.pad(planes.unsqueeze(0), (reach,) * 4, mode="replicate")[0]
         total = torch.zeros_like(planes)
-        for weight, dy, dx in zip((weights / weights.sum()).tolist(), down + reach, across + reach, strict=True):
+        for weight, dy, dx in zip(
+            (weights / weights.sum()).tolist(), down + reach, across + reach, strict=True
+        ):
             total.add_(padded[:, dy : dy + height, dx : dx + width], alpha=weight)
         return total
 
@@ -134,7 +155,9 @@ def line_filter(radius: float, sigma: float, degrees: float) -> Callable[[Tensor
 
 
 def _disk(radius: float, soft: float) -> np.ndarray:
-    """(side, side), side odd: a disk that sums to 1; `soft`: standard deviation of its edge in pixels."""
+    """(side, side), side odd: a disk that sums to 1; `soft`: standard deviation of its edge in
+    pixels.
+    """
     reach = math.ceil(radius + 0.5) + (1 if soft > 0.25 else 0)
     at = np.arange(-reach, reach + 1)
     # a pixel at the rim counts by how much of it lies within
@@ -145,7 +168,9 @@ def _disk(radius: float, soft: float) -> np.ndarray:
 
 
 def _fast_length(length: int) -> int:
-    """The next that has no other factors than 2, 3 and 5: a Fourier transform of others takes four times as long."""
+    """The next that has no other factors than 2, 3 and 5: a Fourier transform of others takes four
+    times as long.
+    """
     while True:
         rest = length
         for factor in (2, 3, 5):

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidrobust.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from vidrobust.corruptions.blur import (
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
 from vidrobust.corruptions.clip import Corruption, require_clip
 from vidrobust.corruptions.codec import (
     bit_error,
@@ -43,7 +49,8 @@ from vidrobust.corruptions.weather import fog, frost, rain, snow, spatter
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# variants whose tables differ from one benchmark to the next; the plain name has ImageNet-C's and Mini-Kinetics-C's
+# variants whose tables differ from one benchmark to the next; the plain name has ImageNet-C's and
+# Mini-Kinetics-C's
 INDEX_MAPS["frame_rate_ssv2"] = functools.partial(frame_rate, rates=(10, 8, 6, 4, 2))
 
 # name -> (clip (T, H, W, 3) uint8, severity 1 to 5, rng) -> clip
@@ -89,18 +96,53 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 _IMAGENET_C = [
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-]  # fmt: skip
-_SHARED_C = ["shot_noise", "rain", "contrast_kinetics", "brightness", "saturate", "fog", "bit_error", "packet_loss",
-             "h264_crf", "h264_abr", "h265_crf", "h265_abr"]  # fmt: skip
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+]
+_SHARED_C = [
+    "shot_noise",
+    "rain",
+    "contrast_kinetics",
+    "brightness",
+    "saturate",
+    "fog",
+    "bit_error",
+    "packet_loss",
+    "h264_crf",
+    "h264_abr",
+    "h265_crf",
+    "h265_abr",
+]
 
 # those that leave a clip of one frame as it is
 OVER_TIME = (*INDEX_MAPS, "temporal_blur", "temporal_blur_ssv2")
 
 # those that need consecutive frames, where a clip skips some
-CONSECUTIVE = ("temporal_blur", "temporal_blur_ssv2", "h264_crf", "h264_abr", "h265_crf", "h265_abr", "mpeg1", "mpeg2",
-               "bit_error", "packet_loss")  # fmt: skip
+CONSECUTIVE = (
+    "temporal_blur",
+    "temporal_blur_ssv2",
+    "h264_crf",
+    "h264_abr",
+    "h265_crf",
+    "h265_abr",
+    "mpeg1",
+    "mpeg2",
+    "bit_error",
+    "packet_loss",
+)
 
 # the names of a published set; any of them may stand where names of corruptions are asked for
 BENCHMARKS: dict[str, list[str]] = {
@@ -108,19 +150,44 @@ BENCHMARKS: dict[str, list[str]] = {
     "mini-kinetics-c": [*_SHARED_C, "temporal_blur", "frame_rate"],
     "ssv2-c": [*_SHARED_C, "temporal_blur_ssv2", "frame_rate_ssv2"],
     "ucf101-p": [
-        "gaussian_noise", "shot_noise_p", "impulse_noise", "speckle_noise_p", "defocus_blur", "motion_blur",
-        "zoom_blur", "jpeg_compression", "mpeg1", "mpeg2", "static_translate", "static_rotate", "rotate", "sampling",
-        "reverse_sampling", "jumble", "box_jumble", "freeze",
+        "gaussian_noise",
+        "shot_noise_p",
+        "impulse_noise",
+        "speckle_noise_p",
+        "defocus_blur",
+        "motion_blur",
+        "zoom_blur",
+        "jpeg_compression",
+        "mpeg1",
+        "mpeg2",
+        "static_translate",
+        "static_rotate",
+        "rotate",
+        "sampling",
+        "reverse_sampling",
+        "jumble",
+        "box_jumble",
+        "freeze",
     ],
     # one of each kind
-    "quick": ["gaussian_noise", "defocus_blur", "fog", "contrast", "jpeg_compression", "h264_crf", "packet_loss",
-              "frame_rate"],
+    "quick": [
+        "gaussian_noise",
+        "defocus_blur",
+        "fog",
+        "contrast",
+        "jpeg_compression",
+        "h264_crf",
+        "packet_loss",
+        "frame_rate",
+    ],
     "all": list(CORRUPTIONS),
-}  # fmt: skip
+}
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names of CORRUPTIONS, each once, of names of them and of BENCHMARKS. Raises ValueError for any other."""
+    """Names of CORRUPTIONS, each once, of names of them and of BENCHMARKS. Raises ValueError for
+    any other.
+    """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ValueError(f"names {names!r}: a list of them, such as ['fog']")
     found: dict[str, None] = {}
@@ -135,7 +202,9 @@ def _unknown(name: object, known: Sequence[str]) -> str:
     if str(name) in BENCHMARKS:
         return f"no corruption {name!r}: that is a set, of {', '.join(BENCHMARKS[str(name)])}"
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
-    return f"no corruption {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}")
+    return f"no corruption {name!r}; " + (
+        f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+    )
 
 
 def require_encoders(names: Sequence[str]) -> None:
@@ -144,11 +213,15 @@ def require_encoders(names: Sequence[str]) -> None:
         corrupt(np.zeros((1, 16, 16, 3), np.uint8), name, 1, np.random.default_rng(0))
 
 
-def corrupt(clip: np.ndarray, name: str, severity: int, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:
-    """The corruption `name` of a clip, (T, H, W, 3) uint8 -> the same shape; the clip stays as it was.
+def corrupt(
+    clip: np.ndarray, name: str, severity: int, rng: np.random.Generator, fps: float = 25.0
+) -> np.ndarray:
+    """The corruption `name` of a clip, (T, H, W, 3) uint8 -> the same shape; the clip stays as it
+    was.
 
-    severity: 1 to 5. fps: frames a second of the clip, for those that depend on it. Raises ValueError for an unknown
-    name, another severity, and what is no clip; MissingEncoder for a codec that this PyAV lacks.
+    severity: 1 to 5. fps: frames a second of the clip, for those that depend on it. Raises
+    ValueError for an unknown name, another severity, and what is no clip; MissingEncoder for a
+    codec that this PyAV lacks.
     """
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(_unknown(name, list(CORRUPTIONS)))
@@ -157,8 +230,12 @@ def corrupt(clip: np.ndarray, name: str, severity: int, rng: np.random.Generator
     return CORRUPTIONS[name](clip, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
 
 
-def map_frames(name: str, severity: int, frames: int, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:
-    """(frames,): which frame of a video an index map shows in the place of each. name: of INDEX_MAPS."""
+def map_frames(
+    name: str, severity: int, frames: int, rng: np.random.Generator, fps: float = 25.0
+) -> np.ndarray:
+    """(frames,): which frame of a video an index map shows in the place of each. name: of
+    INDEX_MAPS.
+    """
     return INDEX_MAPS[name](frames, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
 
 
@@ -169,10 +246,12 @@ def _takes_fps(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Corrupt:
-    """Augmentation: with a chance, one of some corruptions at one of some severities, each as likely.
+    """Augmentation: with a chance, one of some corruptions at one of some severities, each as
+    likely.
 
-    `Corrupt(["imagenet-c"], severities=(1, 2, 3))(clip, rng)` -> a clip of the same shape; rng decides everything.
-    names: of CORRUPTIONS or BENCHMARKS. Raises ValueError for what `corrupt` refuses, and a chance outside [0, 1].
+    `Corrupt(["imagenet-c"], severities=(1, 2, 3))(clip, rng)` -> a clip of the same shape; rng
+    decides everything. names: of CORRUPTIONS or BENCHMARKS. Raises ValueError for what `corrupt`
+    refuses, and a chance outside [0, 1].
     """
 
     names: Sequence[str]
@@ -193,4 +272,6 @@ class Corrupt:
             require_clip(clip)
             return clip
         names = expand(self.names)
-        return corrupt(clip, names[rng.integers(len(names))], int(rng.choice(self.severities)), rng, fps)
+        return corrupt(
+            clip, names[rng.integers(len(names))], int(rng.choice(self.severities)), rng, fps
+        )

@@ -1,7 +1,8 @@
 """Helpers that all corruptions share: input checks, severities, scaling with the frame.
 
-Clips are (T, H, W, 3) uint8, an image is T = 1. A length in pixels that a paper gives for frames of 224 pixels is
-multiplied by the shorter side / 224, so that 32 and 256 pixels lose the same share of the picture.
+Clips are (T, H, W, 3) uint8, an image is T = 1. A length in pixels that a paper gives for frames of
+224 pixels is multiplied by the shorter side / 224, so that 32 and 256 pixels lose the same share of
+the picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +46,8 @@ def scale(clip: np.ndarray) -> float:
 def pixels(clip: np.ndarray, length: float, severity: int) -> float:
     """A length of blur, given for frames of 224 pixels, in pixels here.
 
-    At least 0.5 + severity / 10, about what CIFAR-10-C has for 32 pixels: less would leave small frames as they are.
+    At least 0.5 + severity / 10, about what CIFAR-10-C has for 32 pixels: less would leave small
+    frames as they are.
     """
     return max(length * scale(clip), 0.5 + severity / 10)
 
@@ -53,7 +55,12 @@ def pixels(clip: np.ndarray, length: float, severity: int) -> float:
 def to_planes(frame: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 -> (3, H, W) float32 of 0 to 255."""
     # torch takes no negative strides, and warns of memory that is read-only
-    return torch.from_numpy(np.require(frame, requirements=("C", "W"))).permute(2, 0, 1).float().contiguous()
+    return (
+        torch.from_numpy(np.require(frame, requirements=("C", "W")))
+        .permute(2, 0, 1)
+        .float()
+        .contiguous()
+    )
 
 
 def from_planes(planes: Tensor) -> np.ndarray:

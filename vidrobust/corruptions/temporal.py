@@ -1,8 +1,9 @@
 """Corruptions in time: frames held, lost, reordered or mixed; a shaking camera.
 
-Most are a choice of frames: INDEX_MAPS name, for a video of n frames, which frame is shown in whose place, so that an
-evaluation can apply them to a whole video and decode only what a clip shows of it. Of one frame all of them leave it as
-it is. Tables: Mini-Kinetics-C (Yi et al. 2021), UCF101-P (Schiappa et al. 2023); `frame_drop` is ours.
+Most are a choice of frames: INDEX_MAPS name, for a video of n frames, which frame is shown in whose
+place, so that an evaluation can apply them to a whole video and decode only what a clip shows of
+it. Of one frame all of them leave it as it is. Tables: Mini-Kinetics-C (Yi et al. 2021), UCF101-P
+(Schiappa et al. 2023); `frame_drop` is ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,24 +13,35 @@ from PIL import Image
 
 from vidrobust.corruptions.clip import each_frame, level, pick, require_clip, scale, to_uint8
 
-IndexMap = Callable[..., np.ndarray]  # (frames, severity, rng) -> (frames,) int64; frame_rate's also take fps
+IndexMap = Callable[
+    ..., np.ndarray
+]  # (frames, severity, rng) -> (frames,) int64; frame_rate's also take fps
 
 
 def frame_rate(
-    frames: int, severity: int, rng: np.random.Generator, fps: float = 25.0,
+    frames: int,
+    severity: int,
+    rng: np.random.Generator,
+    fps: float = 25.0,
     rates: Sequence[float] = (20, 16, 12, 9, 6),
-) -> np.ndarray:  # fmt: skip
-    """20 to 6 frames a second, each held until the next. fps: of the video; where it has fewer nothing happens."""
+) -> np.ndarray:
+    """20 to 6 frames a second, each held until the next. fps: of the video; where it has fewer
+    nothing happens.
+    """
     rate = pick(severity, rates)
     at = np.arange(frames)
     if not 0 < rate < fps:
         return at
-    shown = np.floor(at * (rate / fps) + 1e-9)  # the picture on the screen while frame `at` would be
+    shown = np.floor(
+        at * (rate / fps) + 1e-9
+    )  # the picture on the screen while frame `at` would be
     return np.minimum(np.ceil(shown * (fps / rate) - 1e-9).astype(np.int64), at)
 
 
 def sampling(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Every 2nd to 32nd frame, one after the other, from the start again at the end: fast motion."""
+    """Every 2nd to 32nd frame, one after the other, from the start again at the end: fast
+    motion.
+    """
     stride = pick(severity, (2, 4, 8, 16, 32))
     return np.resize(np.arange(0, frames, stride), frames)
 
@@ -41,13 +53,17 @@ def reverse_sampling(frames: int, severity: int, rng: np.random.Generator) -> np
 
 
 def jumble(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Frames shuffled within segments of 32 to 2. As published: at higher severities frames move less far."""
+    """Frames shuffled within segments of 32 to 2. As published: at higher severities frames move
+    less far.
+    """
     length = pick(severity, (32, 16, 8, 4, 2))
     return np.concatenate([rng.permutation(segment) for segment in _segments(frames, length)])
 
 
 def box_jumble(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Segments of 4 to 36 frames shuffled, each in its own order. As published: shorter videos have but one segment."""
+    """Segments of 4 to 36 frames shuffled, each in its own order. As published: shorter videos have
+    but one segment.
+    """
     length = pick(severity, (4, 9, 16, 25, 36))
     segments = _segments(frames, length)
     return np.concatenate([segments[i] for i in rng.permutation(len(segments))])
@@ -62,22 +78,33 @@ def freeze(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def frame_drop(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Each frame but the first is lost with a chance of .1, .2, .35, .5, .7; the last that came stays. Ours."""
+    """Each frame but the first is lost with a chance of .1, .2, .35, .5, .7; the last that came
+    stays. Ours.
+    """
     chance = pick(severity, (0.1, 0.2, 0.35, 0.5, 0.7))
     came = rng.random(frames) >= chance
     return np.maximum.accumulate(np.where(came, np.arange(frames), 0))
 
 
 INDEX_MAPS: dict[str, IndexMap] = {
-    "frame_rate": frame_rate, "sampling": sampling, "reverse_sampling": reverse_sampling, "jumble": jumble,
-    "box_jumble": box_jumble, "freeze": freeze, "frame_drop": frame_drop,
-}  # fmt: skip
+    "frame_rate": frame_rate,
+    "sampling": sampling,
+    "reverse_sampling": reverse_sampling,
+    "jumble": jumble,
+    "box_jumble": box_jumble,
+    "freeze": freeze,
+    "frame_drop": frame_drop,
+}
 
 
 def temporal_blur(
-    clip: np.ndarray, severity: int, rng: np.random.Generator, frames: Sequence[int] = (3, 5, 7, 9, 11)
+    clip: np.ndarray,
+    severity: int,
+    rng: np.random.Generator,
+    frames: Sequence[int] = (3, 5, 7, 9, 11),
 ) -> np.ndarray:
-    """The mean of 2 K frames around each, K = 3 to 11, fewer at the ends: Mini-Kinetics-C's motion blur.
+    """The mean of 2 K frames around each, K = 3 to 11, fewer at the ends: Mini-Kinetics-C's motion
+    blur.
 
     Nothing is drawn. On consecutive frames: those that a clip skips count.
     """
@@ -92,7 +119,9 @@ def temporal_blur(
 
 
 def static_translate(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """The picture moved by up to 8 to 40 pixels in each direction; black comes after. One draw a video."""
+    """The picture moved by up to 8 to 40 pixels in each direction; black comes after. One draw a
+    video.
+    """
     dy, dx = _offset(clip, severity, rng)
     return each_frame(clip, lambda frame: _shifted(frame, dy, dx))
 
@@ -118,7 +147,9 @@ def rotate(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
 def mapped(choose: IndexMap) -> Callable[..., np.ndarray]:
     """The corruption of clips, all of whose frames are there, by an index map."""
 
-    def corruption(clip: np.ndarray, severity: int, rng: np.random.Generator, **options: float) -> np.ndarray:
+    def corruption(
+        clip: np.ndarray, severity: int, rng: np.random.Generator, **options: float
+    ) -> np.ndarray:
         require_clip(clip)
         return clip[choose(len(clip), severity, rng, **options)]
 

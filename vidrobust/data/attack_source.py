@@ -15,7 +15,8 @@ from vidrobust.data.sampling import ClipSpec, Sampler
 
 @dataclass(frozen=True)
 class Source:
-    """The frames that a video's clips show, each once: frames (F, H, W, 3) uint8, the shorter side `short_side`.
+    """The frames that a video's clips show, each once: frames (F, H, W, 3) uint8, the shorter side
+    `short_side`.
 
     clips: (K, T), which of them each clip takes. Clips that overlap share frames.
     """
@@ -52,15 +53,24 @@ class SourceVideos:
     """
 
     def __init__(
-        self, records: Sequence[Record], spec: ClipSpec, sample_clips: Sampler, *, short_side: int, size: int,
-        backend: str = "auto", timeout_s: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        records: Sequence[Record],
+        spec: ClipSpec,
+        sample_clips: Sampler,
+        *,
+        short_side: int,
+        size: int,
+        backend: str = "auto",
+        timeout_s: float = 0.0,
+    ) -> None:
         self.records = records
         self.spec = spec
         self.short_side = short_side
         self.size = size
         self.reader = _SourceReader(spec, sample_clips, short_side, backend)
-        self._child = Child(self.reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
+        self._child = (
+            Child(self.reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
+        )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,7 +79,9 @@ class SourceVideos:
         record = self.records[index]
         alone = self._child is None or in_memory(record.path)
         try:
-            frames, clips, fps = self.reader.read(record) if alone or self._child is None else self._child(record)
+            frames, clips, fps = (
+                self.reader.read(record) if alone or self._child is None else self._child(record)
+            )
         except (DecodeError, ChildDied, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)

@@ -69,7 +69,9 @@ FOLDED = ("ucf101", "hmdb51", "motionshapes")  # formats in which data.fold choo
 
 
 def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
-    """The parser of a data.name: an entry of FORMATS, or of `torchvision:NAME`. UserError for an unknown one."""
+    """The parser of a data.name: an entry of FORMATS, or of `torchvision:NAME`. UserError for an
+    unknown one.
+    """
     kind, _, inner = name.partition(":")
     if kind == "torchvision" and inner:
         return functools.partial(torchvision_images, inner)
@@ -77,10 +79,11 @@ def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
 
 
 def build_records(cfg: config.Data, split: str) -> Parsed:
-    """(records, classes) of split "train" or "test" of the configured data set, with what its manifest knows.
+    """(records, classes) of split "train" or "test" of the configured data set, with what its
+    manifest knows.
 
-    With data.validation, "train" is the rest of the training list and "test" the part held out. Training videos that
-    the manifest calls bad are left out, and said; test videos stay, and fail.
+    With data.validation, "train" is the rest of the training list and "test" the part held out.
+    Training videos that the manifest calls bad are left out, and said; test videos stay, and fail.
     """
     if cfg.validation:
         listed, classes = _parse(cfg, "train", cfg.fold)
@@ -100,7 +103,9 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
         if split == "train":
             records = [record for record in records if not record.bad]
             if not records:
-                raise UserError(f"by {manifest} every training video is bad; {manifest}.bad.txt has the reasons")
+                raise UserError(
+                    f"by {manifest} every training video is bad; {manifest}.bad.txt has the reasons"
+                )
     return records, classes
 
 
@@ -108,7 +113,9 @@ def all_records(cfg: config.Data) -> list[Record]:
     """The records of both splits, and of every fold there is, each file once."""
     found: dict[str, Record] = {}
     refused: list[UserError] = []
-    for fold in (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)) if cfg.name in FOLDED else (cfg.fold,):
+    for fold in (
+        (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)) if cfg.name in FOLDED else (cfg.fold,)
+    ):
         for split in ("train", "test"):
             try:
                 records, _ = _parse(cfg, split, fold)
@@ -135,26 +142,43 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 
 def train_dataset(
-    cfg: config.Data, augment: config.Augment, records: list[Record], clips: int, seed: int, epochs: int = 0, *,
-    original: bool = False, twins: bool = False, numbers: int = 0,
-) -> ClipDataset:  # fmt: skip
-    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are replaced.
+    cfg: config.Data,
+    augment: config.Augment,
+    records: list[Record],
+    clips: int,
+    seed: int,
+    epochs: int = 0,
+    *,
+    original: bool = False,
+    twins: bool = False,
+    numbers: int = 0,
+) -> ClipDataset:
+    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are
+    replaced.
 
-    epochs: of the run, over which augmentations weaken where augment.fade says so. original: the last clip is the first
-    one's frames as an evaluation sees them, or moved by augment.original_shift. twins: of
-    data.twins, for the first clip. numbers: for negatives. Raises UserError where a video has no
-    twin.
+    epochs: of the run, over which augmentations weaken where augment.fade says so. original: the
+    last clip is the first one's frames as an evaluation sees them, or moved by
+    augment.original_shift. twins: of data.twins, for the first clip. numbers: for negatives. Raises
+    UserError where a video has no twin.
     """
     b, c, s, h = augment.jitter
     view = AugmentSpec(
-        size=cfg.size, scale=(augment.scale[0], augment.scale[1]), flip=augment.flip, jitter=(b, c, s, h),
-        jitter_prob=augment.jitter_prob, gray=augment.gray, blur=augment.blur, solarize=augment.solarize,
-        motion=augment.motion, shift=augment.shift,
+        size=cfg.size,
+        scale=(augment.scale[0], augment.scale[1]),
+        flip=augment.flip,
+        jitter=(b, c, s, h),
+        jitter_prob=augment.jitter_prob,
+        gray=augment.gray,
+        blur=augment.blur,
+        solarize=augment.solarize,
+        motion=augment.motion,
+        shift=augment.shift,
         center=cfg.size / cfg.short_side if augment.shift else 0.0,
-    )  # fmt: skip
+    )
     if cfg.sampling.startswith("interval_") and clips - original != 2:
         raise UserError(
-            f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs another one"
+            f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs"
+            " another one"
         )
     sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
     try:
@@ -163,12 +187,23 @@ def train_dataset(
         raise UserError(f"augment.corruptions: {error}") from None
     corrupt = (
         Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
-        if augment.corruptions else None
-    )  # fmt: skip
-    return _dataset(cfg, records, clips, sampler, view, seed, replace=True, corrupt=corrupt,
-                    fade=epochs if augment.fade else 0,
-                    original=_original(cfg, augment) if original else None,
-                    twins=_twins(cfg, records) if twins else None, numbers=numbers)  # fmt: skip
+        if augment.corruptions
+        else None
+    )
+    return _dataset(
+        cfg,
+        records,
+        clips,
+        sampler,
+        view,
+        seed,
+        replace=True,
+        corrupt=corrupt,
+        fade=epochs if augment.fade else 0,
+        original=_original(cfg, augment) if original else None,
+        twins=_twins(cfg, records) if twins else None,
+        numbers=numbers,
+    )
 
 
 def _centre(cfg: config.Data) -> AugmentSpec:
@@ -191,24 +226,32 @@ def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
 def _twins(cfg: config.Data, records: list[Record]) -> Twins:
     if not cfg.twins:
         raise UserError(
-            "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder that "
-            "datasets/prepare.py texture has written"
+            "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder"
+            " that datasets/prepare.py texture has written"
         )
     twins = Twins(cfg.root, cfg.twins)
     twins.require(records)
     return twins
 
 
-def eval_dataset(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
+def eval_dataset(
+    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+) -> ClipDataset:
     """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     view = _centre(cfg)
     return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
 
 
-def texture_twins(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> ClipDataset:
-    """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video has none."""
+def texture_twins(
+    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+) -> ClipDataset:
+    """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video
+    has none.
+    """
     twins = _twins(cfg, records)
-    return eval_dataset(cfg, [replace(record, path=twins(record.path)) for record in records], clips, sampling)
+    return eval_dataset(
+        cfg, [replace(record, path=twins(record.path)) for record in records], clips, sampling
+    )
 
 
 def doubt_of_twins(cfg: config.Data) -> str:
@@ -217,44 +260,88 @@ def doubt_of_twins(cfg: config.Data) -> str:
 
 
 def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:
-    """index -> the class that another cue of a video stands for, where that is known: the texture of motionshapes."""
+    """index -> the class that another cue of a video stands for, where that is known: the texture
+    of motionshapes.
+    """
     if cfg.name != "motionshapes":
         return {}
     known = texture_classes(Path(cfg.root).expanduser())
-    return {i: classes.index(known[record.uid]) for i, record in enumerate(records) if known[record.uid] in classes}
+    return {
+        i: classes.index(known[record.uid])
+        for i, record in enumerate(records)
+        if known[record.uid] in classes
+    }
 
 
-def source_videos(cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform") -> SourceVideos:
+def source_videos(
+    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+) -> SourceVideos:
     """The source frames of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
     return SourceVideos(
-        records, spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), short_side=cfg.short_side, size=cfg.size,
-        backend=cfg.backend, timeout_s=cfg.timeout_s,
-    )  # fmt: skip
+        records,
+        spec,
+        lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
+        short_side=cfg.short_side,
+        size=cfg.size,
+        backend=cfg.backend,
+        timeout_s=cfg.timeout_s,
+    )
 
 
 def corrupted_videos(
     cfg: config.Data, records: list[Record], clips: int, sampling: str, place: str, seed: int
 ) -> CorruptedVideos:
-    """`clips` clips of each video, as `eval_dataset` cuts them, to be corrupted; its `work` is empty as yet."""
+    """`clips` clips of each video, as `eval_dataset` cuts them, to be corrupted; its `work` is
+    empty as yet.
+    """
     require_backend(cfg.backend)
     spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
     return CorruptedVideos(
-        records, [], spec, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
-        _centre(cfg), place=cast(Place, place), seed=seed,
-        backend=cfg.backend, timeout_s=cfg.timeout_s,
-    )  # fmt: skip
+        records,
+        [],
+        spec,
+        lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
+        _centre(cfg),
+        place=cast(Place, place),
+        seed=seed,
+        backend=cfg.backend,
+        timeout_s=cfg.timeout_s,
+    )
 
 
 def _dataset(
-    cfg: config.Data, records: list[Record], clips: int, sampler: ClipSampler, view: AugmentSpec, seed: int, *,
-    replace: bool = False, corrupt: Corrupt | None = None, fade: int = 0, original: AugmentSpec | None = None,
-    twins: Twins | None = None, numbers: int = 0,
-) -> ClipDataset:  # fmt: skip
+    cfg: config.Data,
+    records: list[Record],
+    clips: int,
+    sampler: ClipSampler,
+    view: AugmentSpec,
+    seed: int,
+    *,
+    replace: bool = False,
+    corrupt: Corrupt | None = None,
+    fade: int = 0,
+    original: AugmentSpec | None = None,
+    twins: Twins | None = None,
+    numbers: int = 0,
+) -> ClipDataset:
     require_backend(cfg.backend)
-    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))  # config checks the name
+    spec = ClipSpec(
+        cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy)
+    )  # config checks the name
     return ClipDataset(
-        records, spec, sampler, view, seed=seed, backend=cfg.backend, timeout_s=cfg.timeout_s, replace=replace,
-        corrupt=corrupt, fade=fade, original=original, twins=twins, numbers=numbers,
-    )  # fmt: skip
+        records,
+        spec,
+        sampler,
+        view,
+        seed=seed,
+        backend=cfg.backend,
+        timeout_s=cfg.timeout_s,
+        replace=replace,
+        corrupt=corrupt,
+        fade=fade,
+        original=original,
+        twins=twins,
+        numbers=numbers,
+    )

@@ -23,13 +23,17 @@ from vidrobust.views import AugmentSpec, draw_view
 Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
 CLEAN: Condition = ("clean", 0)
 Place = Literal["source", "view"]
-_LARGEST = 256  # pixels of the shorter side: larger frames are shrunk first, as Mini-Kinetics-C does
+_LARGEST = (
+    256  # pixels of the shorter side: larger frames are shrunk first, as Mini-Kinetics-C does
+)
 _CORRUPT = 3  # a stream of the run's seed (clip_reader.py has the others)
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A video under some conditions: of each its clips (K, T, size, size, 3) uint8, or why there are none."""
+    """A video under some conditions: of each its clips (K, T, size, size, 3) uint8, or why there
+    are none.
+    """
 
     index: int
     conditions: list[Condition]
@@ -38,9 +42,11 @@ class Corrupted:
 
 @dataclass(frozen=True)
 class _Read:
-    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames of the video.
+    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames
+    of the video.
 
-    reason: why the frames end before the last that was asked for. Indexing raises DecodeError for those.
+    reason: why the frames end before the last that was asked for. Indexing raises DecodeError for
+    those.
     """
 
     frames: np.ndarray
@@ -64,7 +70,13 @@ class _ConditionReader:
     """
 
     def __init__(
-        self, spec: ClipSpec, sample_clips: Sampler, view: AugmentSpec, place: Place, seed: int, backend: str
+        self,
+        spec: ClipSpec,
+        sample_clips: Sampler,
+        view: AugmentSpec,
+        place: Place,
+        seed: int,
+        backend: str,
     ) -> None:
         self.spec = spec
         self.sample_clips = sample_clips
@@ -77,7 +89,8 @@ class _ConditionReader:
     def conditions(
         self, record: Record, index: int, wanted: list[Condition], group: list[Condition]
     ) -> list[np.ndarray | Failure]:
-        """Return the clips (K, T, size, size, 3) of each condition of a group, or why there are none.
+        """Return the clips (K, T, size, size, 3) of each condition of a group, or why there are
+        none.
 
         Args:
             record: the video.
@@ -93,7 +106,9 @@ class _ConditionReader:
             return [found for _ in group]
         return [self._condition(found, record, index, condition) for condition in group]
 
-    def _read_or_fail(self, record: Record, index: int, wanted: list[Condition]) -> "_Read | Failure":
+    def _read_or_fail(
+        self, record: Record, index: int, wanted: list[Condition]
+    ) -> "_Read | Failure":
         try:
             return self.read(record, index, wanted)
         except (DecodeError, ValueError) as error:
@@ -125,11 +140,17 @@ class _ConditionReader:
     def _condition(
         self, found: _Read, record: Record, index: int, condition: Condition
     ) -> np.ndarray | Failure:
-        """Return the clips of one condition; it fails alone: by a frame that only it needs, or an encoder."""
+        """Return the clips of one condition; it fails alone: by a frame that only it needs, or an
+        encoder.
+        """
         try:
             return self._clips(found, index, condition)
         except Exception as error:  # encoders raise whatever they like
-            reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {condition[0]}: {error!r}"
+            reason = (
+                str(error)
+                if isinstance(error, DecodeError)
+                else f"{record.path}: {condition[0]}: {error!r}"
+            )
             return Failure(index, record.uid, record.label, reason)
 
     def _prepared(self, frame: np.ndarray) -> np.ndarray:
@@ -138,7 +159,11 @@ class _ConditionReader:
             return self._cut(frame[None])[0]
         height, width = frame.shape[:2]
         shrink = _LARGEST / min(height, width)
-        return resize(frame[None], round(height * shrink), round(width * shrink)).numpy()[0] if shrink < 1 else frame
+        return (
+            resize(frame[None], round(height * shrink), round(width * shrink)).numpy()[0]
+            if shrink < 1
+            else frame
+        )
 
     def _cut(self, frames: np.ndarray) -> np.ndarray:
         """The centre crop that the model sees, as `eval_dataset` cuts it."""
@@ -148,7 +173,9 @@ class _ConditionReader:
 
     def _rng(self, index: int, condition: Condition) -> np.random.Generator:
         name, severity = condition
-        return np.random.default_rng([self.seed, _CORRUPT, index, zlib.crc32(name.encode()), severity])
+        return np.random.default_rng(
+            [self.seed, _CORRUPT, index, zlib.crc32(name.encode()), severity]
+        )
 
     def _mapped(self, index: int, condition: Condition, count: int, fps: float) -> np.ndarray:
         return map_frames(*condition, count, self._rng(index, condition), fps)
@@ -157,7 +184,9 @@ class _ConditionReader:
         """(K, T, size, size, 3) of a video under one condition."""
         name, severity = condition
         made = []
-        chosen = self._mapped(index, condition, found.count, found.fps) if name in INDEX_MAPS else None
+        chosen = (
+            self._mapped(index, condition, found.count, found.fps) if name in INDEX_MAPS else None
+        )
         for clip in found.clips:
             if condition == CLEAN:
                 frames = found[clip]
@@ -165,29 +194,42 @@ class _ConditionReader:
                 frames = found[chosen[clip]]
             elif name in CONSECUTIVE:
                 span = found[np.arange(clip.min(), clip.max() + 1)]
-                frames = corrupt(span, name, severity, self._rng(index, condition), found.fps)[clip - clip.min()]
+                frames = corrupt(span, name, severity, self._rng(index, condition), found.fps)[
+                    clip - clip.min()
+                ]
             else:
-                frames = corrupt(found[clip], name, severity, self._rng(index, condition), found.fps)
+                frames = corrupt(
+                    found[clip], name, severity, self._rng(index, condition), found.fps
+                )
             made.append(frames if self.place == "view" else self._cut(frames))
         return np.stack(made)
 
 
 class CorruptedVideos(IterableDataset):
-    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by `corrupted_loader`.
+    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by
+    `corrupted_loader`.
 
-    A worker gets whole videos, and decodes each once for all that `work` asks of it.
-    place: "source", corruptions change the frames as they are in the file, before crop and resize (256 pixels at
-    most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all frames of
-    the video, codecs and blurs over time get the consecutive frames that a clip spans, all others the frames that it
-    shows. One seed a video, corruption and severity: clips of a video share its draw. timeout_s: seconds that reading,
-    and each condition, may take.
+    A worker gets whole videos, and decodes each once for all that `work` asks of it. place:
+    "source", corruptions change the frames as they are in the file, before crop and resize (256
+    pixels at most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all
+    frames of the video, codecs and blurs over time get the consecutive frames that a clip spans,
+    all others the frames that it shows. One seed a video, corruption and severity: clips of a video
+    share its draw. timeout_s: seconds that reading, and each condition, may take.
     """
 
     def __init__(
-        self, records: Sequence[Record], work: Sequence[tuple[int, list[Condition]]], spec: ClipSpec,
-        sample_clips: Sampler, view: AugmentSpec, *, place: Place = "source", seed: int = 0, backend: str = "auto",
+        self,
+        records: Sequence[Record],
+        work: Sequence[tuple[int, list[Condition]]],
+        spec: ClipSpec,
+        sample_clips: Sampler,
+        view: AugmentSpec,
+        *,
+        place: Place = "source",
+        seed: int = 0,
+        backend: str = "auto",
         timeout_s: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.records = records
         self.work = work
         self.spec = spec
@@ -211,7 +253,9 @@ class CorruptedVideos(IterableDataset):
                 self.reading[worker.id] = torch.tensor([os.getpid(), index])
             yield from self._video(child, index, groups)
 
-    def _video(self, child: Child | None, index: int, groups: list[list[Condition]]) -> Iterator[Corrupted]:
+    def _video(
+        self, child: Child | None, index: int, groups: list[list[Condition]]
+    ) -> Iterator[Corrupted]:
         record = self.records[index]
         read = self.reader.conditions if child is None or in_memory(record.path) else child
         wanted = [condition for group in groups for condition in group]
@@ -226,7 +270,9 @@ class CorruptedVideos(IterableDataset):
                     found = [failure for _ in group]
                     # the first call reads the video: what ends it would end those that follow
                     unreadable = None if number else failure
-            clips = [part if isinstance(part, Failure) else torch.from_numpy(part) for part in found]
+            clips = [
+                part if isinstance(part, Failure) else torch.from_numpy(part) for part in found
+            ]
             yield Corrupted(index, group, clips)
 
 

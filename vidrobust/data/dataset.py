@@ -2,9 +2,9 @@
 
 The loader's keys are (epoch, index), so workers need no state: 0 or 8 of them, before or after a
 resume, on one rank or four, the same sample comes out. Files are read in a child process that may
-crash or hang (`isolation.py`). A file that does not decode becomes a `Failure`; whoever reads the batch
-decides what that means (training counts the video that replaced it, evaluation writes a failed
-row).
+crash or hang (`isolation.py`). A file that does not decode becomes a `Failure`; whoever reads the
+batch decides what that means (training counts the video that replaced it, evaluation writes a
+failed row).
 """
 
 import itertools
@@ -40,11 +40,12 @@ _REPLACEMENTS = 100  # bad videos in a row, after which it is not the video's fa
 class Batch:
     """B videos, V clips of each; with twins, V + 1 clips and draws.
 
-    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`, numbers (B, n) for
-    `negatives`, labels (B,), index (B,) into the records, start (B, V) first source frame of each clip, fps (B,).
-    `failed` are videos that have no place in the batch; `replaced` are those whose place another video has taken, which
-    `index` and `uids` name. `repeats` and `resized` are videos (their index) whose clips show a frame twice, as they
-    are too short, and whose frames had several sizes.
+    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`,
+    numbers (B, n) for `negatives`, labels (B,), index (B,) into the records, start (B, V) first
+    source frame of each clip, fps (B,). `failed` are videos that have no place in the batch;
+    `replaced` are those whose place another video has taken, which `index` and `uids` name.
+    `repeats` and `resized` are videos (their index) whose clips show a frame twice, as they are too
+    short, and whose frames had several sizes.
     """
 
     clips: Tensor
@@ -64,9 +65,10 @@ class Batch:
 class ClipDataset(Dataset):
     """Map-style: `dataset[epoch, index]` -> a sample, or a Failure.
 
-    sample_clips, view, corrupt, fade, original, twins, numbers: as in `ClipReader`.
-    timeout_s: seconds that reading a file may take, in a child process; 0 reads in this one, without a watchdog.
-    replace: a video that fails is replaced by another one, drawn from (seed, epoch, index), and told in "replaced".
+    sample_clips, view, corrupt, fade, original, twins, numbers: as in `ClipReader`. timeout_s:
+    seconds that reading a file may take, in a child process; 0 reads in this one, without a
+    watchdog. replace: a video that fails is replaced by another one, drawn from (seed, epoch,
+    index), and told in "replaced".
     """
 
     def __init__(
@@ -87,15 +89,27 @@ class ClipDataset(Dataset):
         numbers: int = 0,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
-            raise UserError("data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0")
+            raise UserError(
+                "data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0"
+            )
         self.records = _Packed(records)
         self.reader = ClipReader(
-            spec, sample_clips, view, seed=seed, backend=backend, corrupt=corrupt, fade=fade, original=original,
-            twins=twins, numbers=numbers,
-        )  # fmt: skip
+            spec,
+            sample_clips,
+            view,
+            seed=seed,
+            backend=backend,
+            corrupt=corrupt,
+            fade=fade,
+            original=original,
+            twins=twins,
+            numbers=numbers,
+        )
         self.timeout_s = timeout_s
         self.replace = replace
-        self.reading = torch.full((0, 2), -1)  # a row a worker: its process, and the record it reads
+        self.reading = torch.full(
+            (0, 2), -1
+        )  # a row a worker: its process, and the record it reads
         self._reader: tuple[int, Child] | None = None
         self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
 
@@ -110,7 +124,8 @@ class ClipDataset(Dataset):
         return self.reader.twins
 
     def notes(self, repeats: int, resized: int, videos: int) -> list[str]:
-        """Return a line about videos that are too short for a clip, and one about frames of several sizes.
+        """Return a line about videos that are too short for a clip, and one about frames of several
+        sizes.
 
         Args:
             repeats: videos whose clips show a frame twice.
@@ -120,16 +135,20 @@ class ClipDataset(Dataset):
         found = []
         if repeats:
             found.append(
-                f"{repeats} of {videos} videos are shorter than a clip ({self.spec.span} frames) and show frames "
-                f"twice (data.policy={self.spec.policy}); lower data.frames or data.stride"
+                f"{repeats} of {videos} videos are shorter than a clip ({self.spec.span} frames)"
+                f" and show frames twice (data.policy={self.spec.policy}); lower data.frames or"
+                " data.stride"
             )
         if resized:
             found.append(
-                f"{resized} of {videos} videos have frames of several sizes, resized to the first of each clip"
+                f"{resized} of {videos} videos have frames of several sizes, resized to the first"
+                " of each clip"
             )
         return found
 
-    def draw_clips(self, epoch: int, index: int, num_frames: int) -> tuple[np.ndarray, np.random.Generator]:
+    def draw_clips(
+        self, epoch: int, index: int, num_frames: int
+    ) -> tuple[np.ndarray, np.random.Generator]:
         """As `ClipReader.draw_clips`."""
         return self.reader.draw_clips(epoch, index, num_frames)
 
@@ -144,7 +163,10 @@ class ClipDataset(Dataset):
         sample = self._read(epoch, index)
         if isinstance(sample, dict) or not self.replace:
             return sample
-        rng, replaced = np.random.default_rng([self.reader.seed, REPLACE_STREAM, epoch, index]), [sample]
+        rng, replaced = (
+            np.random.default_rng([self.reader.seed, REPLACE_STREAM, epoch, index]),
+            [sample],
+        )
         others = (other for other in rng.permutation(len(self)).tolist() if other != index)
         for other in itertools.islice(others, _REPLACEMENTS):
             sample = self._read(epoch, other)
@@ -165,13 +187,17 @@ class ClipDataset(Dataset):
             return self._with_clips(self.reader.read(memory, record, epoch, index), memory)
         if index in self._hopeless:
             return self._hopeless[index]
-        if self._reader is None or self._reader[0] != os.getpid():  # a fork copies the reader of its parent
+        if (
+            self._reader is None or self._reader[0] != os.getpid()
+        ):  # a fork copies the reader of its parent
             self._reader = os.getpid(), Child(self.reader.read, self.timeout_s, size)
         child = self._reader[1]
         try:
             sample = child(record, epoch, index)
         except ChildDied as death:
-            self._hopeless[index] = Failure(index, record.uid, record.label, f"{record.path}: {death}")
+            self._hopeless[index] = Failure(
+                index, record.uid, record.label, f"{record.path}: {death}"
+            )
             return self._hopeless[index]
         assert child.memory is not None
         return self._with_clips(sample, child.memory.copy())
@@ -187,7 +213,8 @@ class ClipDataset(Dataset):
 class _Packed(Sequence[Record]):
     """Records as one array of bytes.
 
-    Workers share it with their parent; a list of objects they would copy bit by bit, by counting references.
+    Workers share it with their parent; a list of objects they would copy bit by bit, by counting
+    references.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -231,12 +258,19 @@ def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default
 class TrainBatches(Sampler[list[Key]]):
     """Keys of the training batches from step `start` to step `stop`, this rank's share of each.
 
-    Every epoch is its own permutation, drawn from (seed, epoch), and drops the remainder that fills no batch.
-    `batch_size` is global and must divide by `world`.
+    Every epoch is its own permutation, drawn from (seed, epoch), and drops the remainder that fills
+    no batch. `batch_size` is global and must divide by `world`.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.start, self.stop, self.rank, self.world = start, stop, rank, world
@@ -275,14 +309,18 @@ def batch_loader(
 ) -> BatchLoader:
     """A DataLoader over keys; it yields `Batch`.
 
-    It draws nothing from torch's global generator, which a resumed run must find as it was, and its workers leave
-    stop signals to the process that owns them. Loop over it inside `worker_deaths`.
+    It draws nothing from torch's global generator, which a resumed run must find as it was, and its
+    workers leave stop signals to the process that owns them. Loop over it inside `worker_deaths`.
     """
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
         start_nursery()  # which workers then share
     videos = len(next(iter(batches), []))
     return BatchLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers,
-        generator=torch.Generator(), batch_bytes=videos * math.prod(dataset.reader.shape),
-    )  # fmt: skip
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),
+        batch_bytes=videos * math.prod(dataset.reader.shape),
+    )

@@ -1,7 +1,8 @@
 """Parse data set layouts into records, one function per format.
 
-A parser is `parser(root, split, fold) -> (records, classes)` with split "train" or "test". Labels are ranks
-0..K-1 into `classes`; every listed file exists. A list that is wrong is refused with the line that is wrong.
+A parser is `parser(root, split, fold) -> (records, classes)` with split "train" or "test". Labels
+are ranks 0..K-1 into `classes`; every listed file exists. A list that is wrong is refused with the
+line that is wrong.
 """
 
 import csv
@@ -35,16 +36,33 @@ from vidrobust.utils.text import shown
 
 log = logging.getLogger("vidrobust")
 _WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".gif",
-                  ".flv", ".ts", ".mts", ".m2ts", ".wmv", ".3gp", ".ogv"}  # fmt: skip
+VIDEO_SUFFIXES = {
+    ".avi",
+    ".mp4",
+    ".mkv",
+    ".mov",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".gif",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".3gp",
+    ".ogv",
+}
 
 
 def ucf101(root: Path, split: str, fold: int) -> Parsed:
     """UCF101 and everything in its layout: `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt`.
 
-    The ids of classInd start at 1 and may have gaps (a restricted list); a label is a class's rank among them.
-    A test list has no labels: the folder is the class. Names are matched without regard to case, because
-    UCF101 itself spells HandstandPushups in two ways. Clips of one gNN were cut from one source: their group.
+    The ids of classInd start at 1 and may have gaps (a restricted list); a label is a class's rank
+    among them. A test list has no labels: the folder is the class. Names are matched without regard
+    to case, because UCF101 itself spells HandstandPushups in two ways. Clips of one gNN were cut
+    from one source: their group.
     """
     lists = _first_folder(root, ("ucfTrainTestlist", "annotations", "."), "classInd.txt")
     ids = _class_ids(lists / "classInd.txt")
@@ -52,7 +70,9 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
     rank = {plain_name(name): label for label, name in enumerate(classes)}
     path = lists / f"{split}list{fold:02d}.txt"
     if not path.is_file():
-        raise UserError(f"no split file {path}: data.fold={fold} is not one of this data set's splits")
+        raise UserError(
+            f"no split file {path}: data.fold={fold} is not one of this data set's splits"
+        )
     records, missing = [], Missing(_videos(root, "UCF-101"))
     for where, line in lines(path):
         name, _, listed = line.rpartition(" ")
@@ -90,8 +110,8 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
     found = next(filter(None, (_lists_in(top, pattern) for top in tops)), None)
     if found is None:
         raise UserError(
-            f"no {pattern} in {tops[0]}: the official lists of HMDB51 belong there (data.fold=1..3; "
-            "datasets/hmdb51/README.md)"
+            f"no {pattern} in {tops[0]}: the official lists of HMDB51 belong there (data.fold=1..3;"
+            " datasets/hmdb51/README.md)"
         )
     classes = [path.name.removesuffix(pattern[1:]) for path in found]
     records, missing = [], Missing(_videos(root, "hmdb51_org"))
@@ -105,18 +125,22 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
                 )
             if tag == ("1" if split == "train" else "2"):
                 uid = f"{name}/{file.strip()}"
-                group = re.split(f"_{re.escape(name)}_", Path(uid).stem, maxsplit=1, flags=re.IGNORECASE)[0]
+                group = re.split(
+                    f"_{re.escape(name)}_", Path(uid).stem, maxsplit=1, flags=re.IGNORECASE
+                )[0]
                 records.append(Record(uid, file_path(missing.find(uid, where)), label, group))
     missing.refuse()
     return checked(records, found[0].parent), classes
 
 
 def kinetics(root: Path, split: str, fold: int) -> Parsed:
-    """Kinetics: official csv files (label, youtube_id, time_start, ...) and files `<id>_<start>_<end>.mp4`.
+    """Kinetics: official csv files (label, youtube_id, time_start, ...) and files
+    `<id>_<start>_<end>.mp4`.
 
-    split "test" is the validation list where there is one, as its papers have it. Files may lie in folders a split
-    or a class, or none, and be called by their id alone. YouTube removes videos: those that are not there are left
-    out, and said. Classes are those of the training list, sorted. The group is the YouTube id.
+    split "test" is the validation list where there is one, as its papers have it. Files may lie in
+    folders a split or a class, or none, and be called by their id alone. YouTube removes videos:
+    those that are not there are left out, and said. Classes are those of the training list, sorted.
+    The group is the YouTube id.
     """
     stems = ("train",) if split == "train" else ("val", "validate", "validation", "test")
     train = _kinetics_csv(_kinetics_list(root, ("train",)))
@@ -153,11 +177,13 @@ def kinetics(root: Path, split: str, fold: int) -> Parsed:
 
 
 def path_label_list(root: Path, split: str, fold: int) -> Parsed:
-    """`train.csv|txt` and `test.csv|txt` (or `val`) under root: a line is `path label`, paths relative to root.
+    """`train.csv|txt` and `test.csv|txt` (or `val`) under root: a line is `path label`, paths
+    relative to root.
 
-    The separator is a space, a comma or a tab; the line is split from the right, so paths may hold spaces. Label -1 is
-    a video without one. `classes.txt`, a name a line, is optional: without it classes are called by their numbers.
-    VideoMAE's lines for pretraining, `path 0 -1`, are read; others of three columns are refused.
+    The separator is a space, a comma or a tab; the line is split from the right, so paths may hold
+    spaces. Label -1 is a video without one. `classes.txt`, a name a line, is optional: without it
+    classes are called by their numbers. VideoMAE's lines for pretraining, `path 0 -1`, are read;
+    others of three columns are refused.
     """
     missing = Missing(root)
 
@@ -191,12 +217,16 @@ def frame_list(root: Path, split: str, fold: int) -> Parsed:
 
 
 def video_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<split>/<class>/<video>`, split train and test (or val); classes are the training folders, sorted."""
+    """`root/<split>/<class>/<video>`, split train and test (or val); classes are the training
+    folders, sorted.
+    """
     return _foldered(root, split, VIDEO_SUFFIXES)
 
 
 def image_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<split>/<class>/<image>`, as torchvision's ImageFolder: each image is a clip of one frame."""
+    """`root/<split>/<class>/<image>`, as torchvision's ImageFolder: each image is a clip of one
+    frame.
+    """
     return _foldered(root, split, IMAGE_SUFFIXES)
 
 
@@ -206,9 +236,13 @@ def frame_folder(root: Path, split: str, fold: int) -> Parsed:
 
 
 def class_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<class>/<image or video>`, one list, all of it "train": as ImageNet-Sketch, -R and -A come."""
+    """`root/<class>/<image or video>`, one list, all of it "train": as ImageNet-Sketch, -R and -A
+    come.
+    """
     if split != "train":
-        raise UserError(f"data.name=class_folder: {root} has one list; data.validation holds out a part of it")
+        raise UserError(
+            f"data.name=class_folder: {root} has one list; data.validation holds out a part of it"
+        )
     classes = [folder.name for folder in _folders(root)]
     for name in classes:
         _refuse_clips(root / name)
@@ -234,38 +268,49 @@ def _refuse_clips(folder: Path) -> None:
             clips.append(inner)
     if len(clips) > 1:  # one may be a folder for all images, as Tiny ImageNet has
         raise UserError(
-            f"data.name=class_folder: {clips[0]} and {len(clips) - 1} more folders hold numbered images, the frames "
-            "of clips, and each image would be a video; set data.name=frame_folder and put the classes below train/"
+            f"data.name=class_folder: {clips[0]} and {len(clips) - 1} more folders hold numbered"
+            " images, the frames of clips, and each image would be a video; set"
+            " data.name=frame_folder and put the classes below train/"
         )
 
 
 def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
-    """A classification data set of torchvision.datasets by its class's name, in the root that torchvision is given."""
+    """A classification data set of torchvision.datasets by its class's name, in the root that
+    torchvision is given.
+    """
     from torchvision import datasets
 
     if name not in datasets.__all__:
         raise UserError(
-            f"data.name=torchvision:{name}: torchvision has no such data set{nearest(name, datasets.__all__)}"
+            f"data.name=torchvision:{name}: torchvision has no such data"
+            f" set{nearest(name, datasets.__all__)}"
         )
     try:
         images = torchvision_dataset(name, split, str(root))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"data.name=torchvision:{name}: no {split} split is known of it ({' '.join(str(error).split())})"
+            f"data.name=torchvision:{name}: no {split} split is known of it"
+            f" ({' '.join(str(error).split())})"
         ) from None
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"{root} holds no {name} ({' '.join(str(error).split())}); "
-            f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\" fetches it"
+            f'{root} holds no {name} ({" ".join(str(error).split())}); python -c "from'
+            f" torchvision.datasets import {name}; {name}('{root}', download=True)\" fetches it"
         ) from None
-    known = next((getattr(images, key) for key in ("targets", "labels", "_labels") if hasattr(images, key)), None)
+    known = next(
+        (getattr(images, key) for key in ("targets", "labels", "_labels") if hasattr(images, key)),
+        None,
+    )
     try:
-        labels = [int(label) for label in (known if known is not None else (label for _, label in images))]
+        labels = [
+            int(label) for label in (known if known is not None else (label for _, label in images))
+        ]
     except (TypeError, ValueError):
         raise UserError(f"data.name=torchvision:{name}: its targets are not classes") from None
     classes = [str(c) for c in getattr(images, "classes", range(max(labels) + 1))]
     records = [
-        Record(f"{split}/{i:06d}", f"{TORCHVISION}{name}:{split}:{i}:{root}", label) for i, label in enumerate(labels)
+        Record(f"{split}/{i:06d}", f"{TORCHVISION}{name}:{split}:{i}:{root}", label)
+        for i, label in enumerate(labels)
     ]
     return checked(records, root), classes
 
@@ -303,7 +348,9 @@ def _listed(
     classes = [line for _, line in lines(names)] if names.is_file() else None
     for name, count in Counter(classes or ()).items():
         if count > 1:
-            raise UserError(f"{names}: class '{shown(name)}' stands {count} times; each stands once")
+            raise UserError(
+                f"{names}: class '{shown(name)}' stands {count} times; each stands once"
+            )
     for listed in rows.values():
         _check_counts(listed, named=bool(classes))
     classes = _classes_of(rows[train], train, classes)
@@ -382,15 +429,24 @@ def _check_counts(rows: list[_Entry], *, named: bool) -> None:
 
 
 def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
-    """Records of `root/<split>/<class>/`: files of these suffixes at any depth, or for None the folders in it."""
+    """Records of `root/<split>/<class>/`: files of these suffixes at any depth, or for None the
+    folders in it.
+    """
     train = root / "train"
     if not train.is_dir():
         raise UserError(f"no folder {train}: its folders are the classes, {root}/train/<class>/...")
     classes = [folder.name for folder in _folders(train)]
     rank = _ranks(classes)
-    top = train if split == "train" else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
+    top = (
+        train
+        if split == "train"
+        else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
+    )
     if top is None:
-        raise UserError(f"no folder {root / 'test'} (or val): evaluation reads its videos there; {_WITHOUT_TEST}")
+        raise UserError(
+            f"no folder {root / 'test'} (or val): evaluation reads its videos there;"
+            f" {_WITHOUT_TEST}"
+        )
     records: list[Record] = []
     skipped, empty = [], []
     for folder in _folders(top):
@@ -457,7 +513,10 @@ def _kinetics_list(root: Path, stems: tuple[str, ...]) -> Path:
         for folder in (root, root / "annotations"):
             if (folder / f"{stem}.csv").is_file():
                 return folder / f"{stem}.csv"
-    raise UserError(f"no {' or '.join(f'{stem}.csv' for stem in stems)} in {root}: the official lists belong there")
+    raise UserError(
+        f"no {' or '.join(f'{stem}.csv' for stem in stems)} in {root}: the official lists belong"
+        " there"
+    )
 
 
 def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
@@ -471,7 +530,11 @@ def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
         for row in table:
             where = f"{path}, line {table.line_num}"
             times = f"{row['time_start']} {row['time_end']}"
-            if not (row["label"] or "").strip() or not row["youtube_id"] or not _TIMES.fullmatch(times):
+            if (
+                not (row["label"] or "").strip()
+                or not row["youtube_id"]
+                or not _TIMES.fullmatch(times)
+            ):
                 found = ",".join(map(str, row.values()))
                 raise UserError(f"{where}: times and label expected, found '{shown(found)}'")
             rows.append((where, row | {"label": row["label"].strip()}))
@@ -489,7 +552,9 @@ def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
     for name in names:
         if (root / name / file).is_file():
             return root / name
-    raise UserError(f"no {file} in {root / names[0]}: the official split files of UCF101 belong there")
+    raise UserError(
+        f"no {file} in {root / names[0]}: the official split files of UCF101 belong there"
+    )
 
 
 def _class_ids(path: Path) -> dict[int, str]:

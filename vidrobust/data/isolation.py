@@ -58,7 +58,8 @@ class ChildDied(Exception):
 
 
 class Child:
-    """Call a function in another process, one call at a time; after a death the next call starts anew.
+    """Call a function in another process, one call at a time; after a death the next call starts
+    anew.
 
     A child that somebody kills (SIGKILL) is not the fault of its call, which is made once more.
 
@@ -153,7 +154,8 @@ class Child:
             order = pickle.dumps((self.folder, self.function, size))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
-                f"what a child calls must be defined in a module, not as a lambda or inside a function ({error})"
+                "what a child calls must be defined in a module, not as a lambda or inside a"
+                f" function ({error})"
             ) from None
         self.pipe, self.status, self.pid = _nursery.fork(self._shared)
         self.owner = os.getpid()
@@ -183,7 +185,9 @@ class Child:
         return death
 
     def _reap(self) -> int | None:
-        """Wait for the end of the process; return its status, None where the nursery is gone too."""
+        """Wait for the end of the process; return its status, None where the nursery is gone
+        too.
+        """
         self.pipe.close()
         self.pid = 0
         found = os.read(self.status, _STATUS.size) if _readable(_START_S, self.status) else b""
@@ -272,7 +276,8 @@ def _folder() -> str:
 
 def _twice(death: ChildDied) -> ChildDied:
     return ChildDied(
-        f"its process was killed twice (SIGKILL), as for want of memory; lower data.workers ({death})"
+        "its process was killed twice (SIGKILL), as for want of memory; lower data.workers"
+        f" ({death})"
     )
 
 
@@ -333,7 +338,9 @@ class _Nursery:
                 time.sleep(0.005)
 
     def fork(self, shared: int | None) -> tuple[connection.Connection, int, int]:
-        """Return (pipe, status, pid) of a new child; status: a descriptor that its end is written to."""
+        """Return (pipe, status, pid) of a new child; status: a descriptor that its end is written
+        to.
+        """
         for last in (False, True):
             self.start()
             here, there = Pipe()

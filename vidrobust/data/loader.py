@@ -32,7 +32,9 @@ _NO_ROOM = ("shared memory", "shm", "Bus error", "No space left on device")
 
 
 class Reads(Protocol):
-    """A data set whose workers say what they read: a row a worker, its process and the index of the record."""
+    """A data set whose workers say what they read: a row a worker, its process and the index of the
+    record.
+    """
 
     reading: Tensor
 
@@ -172,7 +174,9 @@ def _last_line(message: str) -> str:
 
 
 def _dead_readers(dataset: Reads, error: str) -> list[int]:
-    """What the workers read that are dead, or named in an error; one that has closed its pipe has a second to die."""
+    """What the workers read that are dead, or named in an error; one that has closed its pipe has a
+    second to die.
+    """
     deadline, rows = time.monotonic() + 1, [row for row in dataset.reading.tolist() if row[0] > 0]
     while True:
         alive = {child.pid for child in multiprocessing.active_children()}
@@ -187,10 +191,13 @@ def start_worker(worker: int) -> None:
     leave_stops_to_parent()
     end_with_parent()
     sys.excepthook = _tell_unless_left
-    gc.freeze()  # a collection would write to, and so copy, every object that is shared with the parent
+    # a collection would write to, and so copy, every object that is shared with the parent
+    gc.freeze()
 
 
 def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Of a worker's threads: that the loader's owner stopped in the middle of taking a batch is no news."""
+    """Of a worker's threads: that the loader's owner stopped in the middle of taking a batch is no
+    news.
+    """
     if not isinstance(error, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)

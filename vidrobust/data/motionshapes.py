@@ -1,14 +1,15 @@
 """motionshapes: the built-in synthetic data set, real video files in UCF101's layout.
 
-A textured shape moves over a textured background. The class is its motion, one of eight that survive a
-horizontal flip. In the training list the shape and its texture go with the class in a configurable share of
-the clips, so both are shortcuts. Three list files:
+A textured shape moves over a textured background. The class is its motion, one of eight that
+survive a horizontal flip. In the training list the shape and its texture go with the class in a
+configurable share of the clips, so both are shortcuts. Three list files:
 
     trainlist01 = trainlist02    correlated
     testlist01                   the same distribution as training
-    testlist02                   texture-swapped: the shape carries the texture of another class (cue conflict)
+    testlist02                   texture-swapped: the shape carries another class's texture
 
-`attributes.csv` says for each video what was drawn. Everything is a function of the options and the seed.
+`attributes.csv` says for each video what was drawn. Everything is a function of the options and the
+seed.
 """
 
 import csv
@@ -35,8 +36,9 @@ _MARK = "motionshapes.json"
 def make_motionshapes(root: str | Path, **spec: Any) -> Path:
     """Draw the data set under `root` unless it is there already; returns root.
 
-    spec: the options of `config.MotionShapes`. A second call with the same options returns at once; other
-    options than those it was drawn with raise UserError. An interrupted call leaves nothing behind that counts.
+    spec: the options of `config.MotionShapes`. A second call with the same options returns at once;
+    other options than those it was drawn with raise UserError. An interrupted call leaves nothing
+    behind that counts.
     """
     root = Path(root)
     spec = {"version": _VERSION, **spec}
@@ -45,16 +47,22 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
             root / _MARK, "delete the data set, which is drawn again, or set another data.root"
         )
         if found != spec:
-            different = ", ".join(f"{k}={found.get(k)} there, {v} asked" for k, v in spec.items() if found.get(k) != v)
+            different = ", ".join(
+                f"{k}={found.get(k)} there, {v} asked" for k, v in spec.items() if found.get(k) != v
+            )
             raise UserError(
-                f"{root} holds motionshapes of other options ({different}); set another data.root, or delete it"
+                f"{root} holds motionshapes of other options ({different}); set another data.root,"
+                " or delete it"
             )
         return root
     if root.is_file():
         raise UserError(f"data.root {root} is a file: motionshapes needs a folder of its own")
     left = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     if left:
-        raise UserError(f"data.root {root} holds other files ({left[0]}): motionshapes needs a folder of its own")
+        raise UserError(
+            f"data.root {root} holds other files ({left[0]}): motionshapes needs a folder of"
+            " its own"
+        )
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
     try:
@@ -87,8 +95,15 @@ def _draw_all(top: Path, spec: dict[str, Any]) -> None:
         lists[plan["split"]].append(plan["uid"] + label)
     folder = top / "ucfTrainTestlist"
     folder.mkdir()
-    (folder / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(CLASSES, 1)))
-    names = {"trainlist01": "train", "trainlist02": "train", "testlist01": "test", "testlist02": "swapped"}
+    (folder / "classInd.txt").write_text(
+        "".join(f"{i} {name}\n" for i, name in enumerate(CLASSES, 1))
+    )
+    names = {
+        "trainlist01": "train",
+        "trainlist02": "train",
+        "testlist01": "test",
+        "testlist02": "swapped",
+    }
     for name, split in names.items():
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lists[split]))
     with open(top / "attributes.csv", "w", newline="") as file:
@@ -105,9 +120,15 @@ def texture_classes(top: Path) -> dict[str, str]:
 
 
 def _plans(split: str, per_class: int, stream: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each video of a list shows. Groups number on from list to list, as no source is shared."""
+    """What each video of a list shows. Groups number on from list to list, as no source is
+    shared.
+    """
     rng = np.random.default_rng([spec["seed"], stream])
-    first = {"train": 1, "test": 1 + spec["train_per_class"], "swapped": 1 + spec["train_per_class"] + per_class}
+    first = {
+        "train": 1,
+        "test": 1 + spec["train_per_class"],
+        "swapped": 1 + spec["train_per_class"] + per_class,
+    }
     plans = []
     for label, name in enumerate(CLASSES):
         for i in range(per_class):
@@ -116,18 +137,30 @@ def _plans(split: str, per_class: int, stream: int, spec: dict[str, Any]) -> lis
             texture = label if tied else int(rng.integers(spec["textures"]))
             if split == "swapped":
                 texture = int(rng.choice(others))
-            shape = label if rng.random() < spec["shape_correlation"] else int(rng.integers(len(SHAPES)))
+            shape = (
+                label
+                if rng.random() < spec["shape_correlation"]
+                else int(rng.integers(len(SHAPES)))
+            )
             background = int(rng.choice([k for k in range(spec["textures"]) if k != texture]))
-            plans.append({
-                "uid": f"{name}/v_{name}_g{first[split] + i:03d}_c01.avi", "split": split, "class": name,
-                "shape": SHAPES[shape], "texture": texture, "background": background,
-                "texture_class": CLASSES[texture] if texture < len(CLASSES) else "",
-            })  # fmt: skip
+            plans.append(
+                {
+                    "uid": f"{name}/v_{name}_g{first[split] + i:03d}_c01.avi",
+                    "split": split,
+                    "class": name,
+                    "shape": SHAPES[shape],
+                    "texture": texture,
+                    "background": background,
+                    "texture_class": CLASSES[texture] if texture < len(CLASSES) else "",
+                }
+            )
     return plans
 
 
 def _textures(spec: dict[str, Any]) -> np.ndarray:
-    """The pool: (K, 2S, 2S, 3) float32 in [0, 1], oriented gratings and blobs in two colours, tileable."""
+    """The pool: (K, 2S, 2S, 3) float32 in [0, 1], oriented gratings and blobs in two colours,
+    tileable.
+    """
     rng = np.random.default_rng([spec["seed"], 4])
     side = 2 * spec["size"]
     y, x = np.mgrid[0:side, 0:side] * (2 * np.pi / side)
@@ -145,8 +178,12 @@ def _textures(spec: dict[str, Any]) -> np.ndarray:
     return np.stack(bank).astype(np.float32)
 
 
-def _motion(name: str, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centre y, centre x, radius (in units of the frame size) and angle of the shape in each frame, (T,) each."""
+def _motion(
+    name: str, frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centre y, centre x, radius (in units of the frame size) and angle of the shape in each frame,
+    (T,) each.
+    """
     t = np.linspace(0, 1, frames)
     still = np.zeros(frames)
     y, x = still + rng.uniform(0.4, 0.6), still + rng.uniform(0.35, 0.65)
@@ -184,13 +221,17 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 SHAPES = tuple(_INSIDE)
 
 
-def _draw(plan: dict[str, Any], bank: np.ndarray, spec: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    plan: dict[str, Any], bank: np.ndarray, spec: dict[str, Any], rng: np.random.Generator
+) -> np.ndarray:
     """(T, S, S, 3) uint8. The texture moves with the shape; the background stands still.
 
     It is fainter than the shape: at full contrast it is all that a small network learns in minutes.
     """
     frames, size = spec["frames"], spec["size"]
-    cy, cx, radius, angle = (m[:, None, None].astype(np.float32) for m in _motion(plan["class"], frames, rng))
+    cy, cx, radius, angle = (
+        m[:, None, None].astype(np.float32) for m in _motion(plan["class"], frames, rng)
+    )
     grid = (np.arange(size, dtype=np.float32) + 0.5) / size
     dy, dx = grid[None, :, None] - cy, grid[None, None, :] - cx
     v, u = dy * np.cos(angle) - dx * np.sin(angle), dy * np.sin(angle) + dx * np.cos(angle)
@@ -206,8 +247,12 @@ def _draw(plan: dict[str, Any], bank: np.ndarray, spec: dict[str, Any], rng: np.
     return np.rint(255 * np.clip(np.where(mask, figure, ground) + noise, 0, 1)).astype(np.uint8)
 
 
-def write_video(path: str | Path, frames: np.ndarray, *, fps: int = 25, codec: str = "mpeg4", quality: int = 2) -> None:
-    """Encode (T, H, W, 3) uint8 RGB to a video file, H and W even. quality: the quantiser, 2 is near lossless."""
+def write_video(
+    path: str | Path, frames: np.ndarray, *, fps: int = 25, codec: str = "mpeg4", quality: int = 2
+) -> None:
+    """Encode (T, H, W, 3) uint8 RGB to a video file, H and W even. quality: the quantiser, 2 is
+    near lossless.
+    """
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
         stream.height, stream.width = frames.shape[1:3]

@@ -21,11 +21,12 @@ log = logging.getLogger("vidrobust")
 class Record:
     """One video or image.
 
-    uid: its path relative to the data set's videos, unique in it. label: in 0..K-1, or -1 for none. group: what it
-    was cut from, shared by clips of one source; empty where the format does not say. From a manifest: `frames` that
-    are decodable (0: not scanned), the `backend` that decodes them, and why the file is `bad` (empty: it is not).
-    `seekable`: whether its times say which frame is which (None: not scanned); `verified`: decoders besides PyAV that
-    show the same frames. `series`: of a folder of images, the beginning of the names that are the video.
+    uid: its path relative to the data set's videos, unique in it. label: in 0..K-1, or -1 for none.
+    group: what it was cut from, shared by clips of one source; empty where the format does not say.
+    From a manifest: `frames` that are decodable (0: not scanned), the `backend` that decodes them,
+    and why the file is `bad` (empty: it is not). `seekable`: whether its times say which frame is
+    which (None: not scanned); `verified`: decoders besides PyAV that show the same frames.
+    `series`: of a folder of images, the beginning of the names that are the video.
     """
 
     uid: str
@@ -54,30 +55,41 @@ class Failure:
 
 
 def records_sha(records: list[Record]) -> str:
-    """First 16 hex digits of a SHA-256: which list, in which order, with which manifest a result belongs to."""
+    """First 16 hex digits of a SHA-256: which list, in which order, with which manifest a result
+    belongs to.
+    """
     lines = "".join(
-        f"{r.uid} {r.label}" + (f" {r.frames} {r.backend}" if r.frames else "") + (" bad" if r.bad else "")
-        + (f" {r.series}" if r.series else "") + "\n"
+        f"{r.uid} {r.label}"
+        + (f" {r.frames} {r.backend}" if r.frames else "")
+        + (" bad" if r.bad else "")
+        + (f" {r.series}" if r.series else "")
+        + "\n"
         for r in records
     )
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def shared_sources(train: list[Record], test: list[Record]) -> list[str]:
-    """Test records whose video is a training record, or a clip of the same source and class is: uids.
+    """Test records whose video is a training record, or a clip of the same source and class is:
+    uids.
 
     Of the same class, because HMDB51's official lists share films between their parts, not scenes.
     """
     files = {record.path for record in train}
     sources = {(record.group, record.label) for record in train if record.group}
-    return [record.uid for record in test if record.path in files or (record.group, record.label) in sources]
+    return [
+        record.uid
+        for record in test
+        if record.path in files or (record.group, record.label) in sources
+    ]
 
 
 def split_by_group(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """(the rest, about `share` of the records), no group in both; a record without a group is one of its own.
+    """(the rest, about `share` of the records), no group in both; a record without a group is one
+    of its own.
 
-    Groups are taken in the order of a hash of their names: the same ones whatever the order of the list. Raises
-    UserError when one of the two would be empty.
+    Groups are taken in the order of a hash of their names: the same ones whatever the order of the
+    list. Raises UserError when one of the two would be empty.
     """
     sizes = Counter(record.group or record.uid for record in records)
     left, taken = share * len(records), set()
@@ -89,28 +101,35 @@ def split_by_group(records: list[Record], share: float) -> tuple[list[Record], l
     rest = [record for record in records if (record.group or record.uid) not in taken]
     if not taken or not rest:
         raise UserError(
-            f"data.validation={share:g}: {len(records)} videos of {len(sizes)} sources have no such part without "
-            "breaking a source up; choose another share"
+            f"data.validation={share:g}: {len(records)} videos of {len(sizes)} sources have no such"
+            " part without breaking a source up; choose another share"
         )
     return rest, [record for record in records if (record.group or record.uid) in taken]
 
 
 def require_labels(records: list[Record], what: str) -> None:
-    """Raises UserError when some record has no label; what: who does not go without, in the singular."""
+    """Raises UserError when some record has no label; what: who does not go without, in the
+    singular.
+    """
     without = [record.uid for record in records if record.label < 0]
     if without:
         raise UserError(
-            f"{what} needs labels, and {len(without)} of {len(records)} videos have none; first: {without[0]}"
+            f"{what} needs labels, and {len(without)} of {len(records)} videos have none; first:"
+            f" {without[0]}"
         )
 
 
 def require_root(root: Path, name: str) -> Path:
     """The root of a data set, or a UserError that says what belongs there."""
     if root.is_file():
-        raise UserError(f"{root} is a file; data.root is a folder (data.name={name}; datasets/README.md says more)")
+        raise UserError(
+            f"{root} is a file; data.root is a folder (data.name={name}; datasets/README.md says"
+            " more)"
+        )
     if not root.is_dir():
         raise UserError(
-            f"no data root {root}: put the data set there (datasets/README.md says how) or set data.root=FOLDER"
+            f"no data root {root}: put the data set there (datasets/README.md says how) or set"
+            " data.root=FOLDER"
         )
     return root
 
@@ -276,7 +295,9 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def checked(records: list[Record], source: Path) -> list[Record]:
     if not records:
-        raise UserError(f"{source} lists no video; fill it, or choose another data.fold or data.root")
+        raise UserError(
+            f"{source} lists no video; fill it, or choose another data.fold or data.root"
+        )
     seen: set[str] = set()
     for record in records:
         path = os.path.abspath(record.path)

@@ -1,9 +1,10 @@
 """Clip samplers: pure functions on integers.
 
-A sampler gets the number of frames of a video and a ClipSpec and returns the indices of the frames that
-each clip takes, an int64 array (clips, T) in units of source frames. Nothing here opens a file.
+A sampler gets the number of frames of a video and a ClipSpec and returns the indices of the frames
+that each clip takes, an int64 array (clips, T) in units of source frames. Nothing here opens a
+file.
 
-    frames=4, stride=3:   |x . . x . . x . . x|       the span of a clip: (frames - 1) * stride + 1 = 10
+    frames=4, stride=3:   |x . . x . . x . . x|   span: (frames - 1) * stride + 1 = 10
 """
 
 import functools
@@ -52,7 +53,8 @@ def random_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator) -> n
         . . x . x . x . . . . .
         . . . . . . . x . x . x
 
-    Raises ValueError when num_frames < 1, or when the video is shorter than a clip and policy is "error".
+    Raises ValueError when num_frames < 1, or when the video is shorter than a clip and policy is
+    "error".
     """
     starts = rng.integers(0, max(num_frames - spec.span, 0) + 1, size=spec.clips)
     return _frames_from(starts, num_frames, spec)
@@ -78,11 +80,15 @@ def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
     return _frames_from(starts, num_frames, spec)
 
 
-def segment_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
-    """One frame of each of T equal segments of the video (TSN, Wang et al. 2016) -> (clips, T) int64.
+def segment_clips(
+    num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """One frame of each of T equal segments of the video (TSN, Wang et al. 2016) -> (clips, T)
+    int64.
 
-    A random frame of each segment, drawn anew for each clip, or without rng the middle one. `stride` has no meaning
-    here; `policy` says what happens when there are fewer frames than segments.
+    A random frame of each segment, drawn anew for each clip, or without rng the middle one.
+    `stride` has no meaning here; `policy` says what happens when there are fewer frames than
+    segments.
 
         num_frames=12, frames=3   segments |. . . .|. . . .|. . . .|
         without rng                         . . x . . . x . . . x .
@@ -100,15 +106,19 @@ def segment_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | No
     return rng.integers(edges[:-1], edges[1:], size=(spec.clips, spec.frames))
 
 
-def dense_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Clips back to back, the block of them anywhere it fits, or without rng in the middle -> (clips, T) int64.
+def dense_clips(
+    num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Clips back to back, the block of them anywhere it fits, or without rng in the middle ->
+    (clips, T) int64.
 
         num_frames=12, frames=2, stride=2, clips=3     (a clip spans 3 frames)
         . x . x . . . . . . . .
         . . . . x . x . . . . .
         . . . . . . . x . x . .
 
-    A video too short for the block has them overlap evenly, as `uniform_clips`. Raises ValueError as it does.
+    A video too short for the block has them overlap evenly, as `uniform_clips`. Raises ValueError
+    as it does.
     """
     room = num_frames - spec.clips * spec.span
     if room < 0:
@@ -118,20 +128,25 @@ def dense_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator | None
 
 
 def interval_pairs(
-    num_frames: int, spec: ClipSpec, rng: np.random.Generator, density: Literal["uniform", "decreasing"] = "decreasing"
+    num_frames: int,
+    spec: ClipSpec,
+    rng: np.random.Generator,
+    density: Literal["uniform", "decreasing"] = "decreasing",
 ) -> np.ndarray:
-    """Two clips of one video; the interval between their starts is drawn first (CVRL, Qian et al. 2021) -> (2, T).
+    """Two clips of one video; the interval between their starts is drawn first (CVRL, Qian et al.
+    2021) -> (2, T).
 
-    The interval t has a density that is uniform over 0..room or falls linearly, proportional to room + 1 - t, where
-    room is the last start; then the earlier clip starts anywhere that leaves t behind it, and the two come in random
-    order.
+    The interval t has a density that is uniform over 0..room or falls linearly, proportional to
+    room + 1 - t, where room is the last start; then the earlier clip starts anywhere that leaves t
+    behind it, and the two come in random order.
 
-        num_frames=12, frames=3, stride=2     (room 7), t = 5 drawn, then the earlier start from 0..2
+        num_frames=12, frames=3, stride=2   (room 7), t = 5 drawn, then the start from 0..2
         . x . x . x . . . . . .
         . . . . . . x . x . x .
 
-    Two independent starts (`random_clips`) have an interval that falls in the same way, but for t = 0, which is half
-    as likely. Raises ValueError as `random_clips` does, and when spec.clips is not 2.
+    Two independent starts (`random_clips`) have an interval that falls in the same way, but for t =
+    0, which is half as likely. Raises ValueError as `random_clips` does, and when spec.clips is not
+    2.
     """
     if spec.clips != 2:
         raise ValueError(f"interval pairs are two clips of a video, not {spec.clips}")
@@ -147,12 +162,16 @@ Sampler = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 
 
 def _nothing_drawn(
-    sampler: Callable[[int, ClipSpec], np.ndarray], num_frames: int, spec: ClipSpec, rng: np.random.Generator
+    sampler: Callable[[int, ClipSpec], np.ndarray],
+    num_frames: int,
+    spec: ClipSpec,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     return sampler(num_frames, spec)
 
 
-# samplers of training clips and of evaluation clips, by the names of data.sampling and eval.sampling
+# samplers of training clips and of evaluation clips, by the names of data.sampling and
+# eval.sampling
 TRAIN_SAMPLERS: dict[str, Sampler] = {
     "random": random_clips,
     "segment": segment_clips,
@@ -162,7 +181,11 @@ TRAIN_SAMPLERS: dict[str, Sampler] = {
 }
 EVAL_SAMPLERS: dict[str, Sampler] = {
     name: functools.partial(_nothing_drawn, sampler)
-    for name, sampler in (("uniform", uniform_clips), ("segment", segment_clips), ("dense", dense_clips))
+    for name, sampler in (
+        ("uniform", uniform_clips),
+        ("segment", segment_clips),
+        ("dense", dense_clips),
+    )
 }
 
 
@@ -172,7 +195,9 @@ def _frames_from(starts: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndar
     A video of 5 frames and a clip of 4 frames at stride 2: repeat_last 0 2 4 4, loop 0 2 4 1.
     """
     _check(num_frames, spec.span, spec)
-    indices = starts[:, None].astype(np.int64) + np.arange(spec.frames, dtype=np.int64) * spec.stride
+    indices = (
+        starts[:, None].astype(np.int64) + np.arange(spec.frames, dtype=np.int64) * spec.stride
+    )
     return _wrapped(indices, num_frames, spec)
 
 

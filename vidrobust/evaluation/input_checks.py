@@ -24,7 +24,9 @@ def require_work(indices: Sequence[int], videos: int, batch_size: int) -> None:
         raise UserError(str(error)) from None
     absent = [index for index in indices if not 0 <= index < videos]
     if absent:
-        raise UserError(f"indices: {absent[0]} is no video of the list, which has 0 to {videos - 1}")
+        raise UserError(
+            f"indices: {absent[0]} is no video of the list, which has 0 to {videos - 1}"
+        )
     if len(set(indices)) < len(indices):
         twice, _ = Counter(indices).most_common(1)[0]
         raise UserError(f"indices: {twice} stands twice; name each video once")

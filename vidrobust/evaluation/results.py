@@ -42,12 +42,18 @@ _LOCK = ".lock"  # whose evaluation this is
 
 
 def identify(
-    cfg: config.Config, state: dict[str, Any], train: list[Record], test: list[Record], others: list[Record]
+    cfg: config.Config,
+    state: dict[str, Any],
+    train: list[Record],
+    test: list[Record],
+    others: list[Record],
 ) -> dict[str, str]:
     """What two runs of an evaluation must share to be the same one. others: of another data set."""
     weights = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     return {
-        "checkpoint": f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}",
+        "checkpoint": (
+            f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}"
+        ),
         "config_sha": config.config_sha(_asked(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
         **({"shift_sha": records_sha(others)} if others else {}),
@@ -69,7 +75,8 @@ def claim(
     overwrite: bool,
     classes: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Make the folder, or go on in one that holds the same evaluation; until the context ends it is this process's.
+    """Make the folder, or go on in one that holds the same evaluation; until the context ends it is
+    this process's.
 
     Args:
         out: the folder.
@@ -85,21 +92,30 @@ def claim(
     path = out / "identity.json"
     used = ("seed", "data.", "model.", "method.", "eval.")
     options = {
-        key: str(config.get(cfg, key)) for key, _ in config.options() if key.startswith(used) and key not in _FREE
+        key: str(config.get(cfg, key))
+        for key, _ in config.options()
+        if key.startswith(used) and key not in _FREE
     }
     there = read_json(path, f"set eval.name=NAME, or delete {out}") if path.is_file() else {}
     if not there and out.is_dir() and any(not _is_leftover(file) for file in out.iterdir()):
         raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
     other = bool(there) and any(there.get(key) != value for key, value in identity.items())
     if other and not overwrite:
-        raise UserError(f"{out} holds another evaluation, of other {_difference(there, identity, options)}; "
-                        "set eval.name=NAME, or --overwrite")  # fmt: skip
+        raise UserError(
+            f"{out} holds another evaluation, of other {_difference(there, identity, options)}; "
+            "set eval.name=NAME, or --overwrite"
+        )
     if other:
         require_deletable(out, config.paths_read(cfg), "eval.name or --output-dir")
     out.mkdir(parents=True, exist_ok=True)
-    with held(out / _LOCK, "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME"):
+    with held(
+        out / _LOCK,
+        "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME",
+    ):
         if other:
-            log.warning(f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}")
+            log.warning(
+                f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}"
+            )
             delete_files(out, EVALUATION_FILES)
         with replacing(path) as file:
             file.write(
@@ -133,16 +149,22 @@ def classes_of(out: Path) -> list[str]:
 
 def _asked(cfg: config.Config) -> config.Config:
     """The configuration without what only training needs."""
-    return config.Config(seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval)
+    return config.Config(
+        seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval
+    )
 
 
 def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
     before = held.get("options")
     before = before if isinstance(before, dict) else {}
     differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
-    names = {"shift_sha": "videos of eval.shift", "textures": "textures", "checkpoint": "checkpoint",
-             "config_sha": f"options ({differ})" if differ else "options",
-             "manifest_sha": "lists of videos"}  # fmt: skip
+    names = {
+        "shift_sha": "videos of eval.shift",
+        "textures": "textures",
+        "checkpoint": "checkpoint",
+        "config_sha": f"options ({differ})" if differ else "options",
+        "manifest_sha": "lists of videos",
+    }
     return " and ".join(name for key, name in names.items() if held.get(key) != identity.get(key))
 
 

@@ -5,7 +5,12 @@ from typing import Any
 from vidrobust import config
 from vidrobust.attacks import ThreatModel
 from vidrobust.data import FOLDED
-from vidrobust.evaluation.adversarial.curve import median_norms, robust_curve, robust_to_all, suite_warnings
+from vidrobust.evaluation.adversarial.curve import (
+    median_norms,
+    robust_curve,
+    robust_to_all,
+    suite_warnings,
+)
 from vidrobust.evaluation.adversarial.suites import Suite, families
 from vidrobust.evaluation.representation.knn_and_probe import Representation
 from vidrobust.evaluation.results import Row
@@ -13,7 +18,9 @@ from vidrobust.models.feature_store import Features
 from vidrobust.utils.intervals import wilson
 
 
-def about(cfg: config.Config, found: Representation, gallery: Features, classes: list[str]) -> dict[str, Any]:
+def about(
+    cfg: config.Config, found: Representation, gallery: Features, classes: list[str]
+) -> dict[str, Any]:
     """What it says of what was measured, and of the representation."""
     return {
         "dataset": cfg.data.name,
@@ -37,12 +44,16 @@ def about(cfg: config.Config, found: Representation, gallery: Features, classes:
 
 
 def learned_nothing(accuracies: dict[str, Any]) -> list[str]:
-    """A warning where the probe on the trained trunk is not above that on random weights, else none."""
+    """A warning where the probe on the trained trunk is not above that on random weights, else
+    none.
+    """
     trained, random = (accuracies[f"{name}_probe"]["acc"] for name in ("trained", "random"))
     if trained > random:
         return []
-    return [f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "
-            f"({100 * random:.1f} %): what predicts little may look robust"]  # fmt: skip
+    return [
+        f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "
+        f"({100 * random:.1f} %): what predicts little may look robust"
+    ]
 
 
 def attacked(
@@ -62,7 +73,9 @@ def attacked(
         "robust_acc": sum(withstood) / len(withstood),
         "robust_acc_uint8": sum(rounded) / len(rounded),
         "ci95": list(wilson(sum(withstood), len(withstood))),
-        "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")} if one_family else None,
+        "threat": {key: curve[-1][key] for key in ("norm", "support", "k", "eps")}
+        if one_family
+        else None,
         "threats": [str(threat) for threat in threats],
         "suite": str(suite),
         "median_norm": median_norms(rows, threats) if suite.smallest else None,

@@ -19,7 +19,8 @@ Invariance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """(M,): log of the softmax, over the videos of all ranks, of the cosine of each row with its own row of `other`.
+    """(M,): log of the softmax, over the videos of all ranks, of the cosine of each row with its
+    own row of `other`.
 
     z, other (B, D) of any norm.
     """
@@ -31,8 +32,12 @@ def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 def sir(
     z1: Tensor, z2: Tensor, original: Tensor, temperature: float, released: bool = True
 ) -> Tensor:
-    """(B,), whose mean is KL(P2 || P1), P_v the likeness of clean views and the original (standard regulariser)."""
-    return _divergence(likeness(z2, original, temperature), likeness(z1, original, temperature), len(z1), released)
+    """(B,), whose mean is KL(P2 || P1), P_v the likeness of clean views and the original (standard
+    regulariser).
+    """
+    return _divergence(
+        likeness(z2, original, temperature), likeness(z1, original, temperature), len(z1), released
+    )
 
 
 def air(
@@ -44,18 +49,30 @@ def air(
     temperature: float,
     released: bool = True,
 ) -> Tensor:
-    """(B,), whose mean is the same of adversarial views a1, a2, each P times the likeness of view and clean self.
+    """(B,), whose mean is the same of adversarial views a1, a2, each P times the likeness of view
+    and clean self.
 
     These products do not sum to 1: it may be negative.
     """
-    q1, q2 = (likeness(a, original, temperature) + likeness(a, z, temperature) for a, z in ((a1, z1), (a2, z2)))
+    q1, q2 = (
+        likeness(a, original, temperature) + likeness(a, z, temperature)
+        for a, z in ((a1, z1), (a2, z2))
+    )
     return _divergence(q2, q1, len(z1), released)
 
 
 def regularizer(
-    z1: Tensor, z2: Tensor, a1: Tensor, a2: Tensor, original: Tensor, *, temperature: float, clean: float,
-    adversarial: float, released: bool = True,
-) -> Tensor:  # fmt: skip
+    z1: Tensor,
+    z2: Tensor,
+    a1: Tensor,
+    a2: Tensor,
+    original: Tensor,
+    *,
+    temperature: float,
+    clean: float,
+    adversarial: float,
+    released: bool = True,
+) -> Tensor:
     """(B,): clean * `sir` + adversarial * `air`, of embeddings (B, D); 0.5 each in the paper.
 
     released: the sums of the released code, not divergences.

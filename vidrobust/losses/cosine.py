@@ -30,4 +30,6 @@ def cosines(z: Sequence[Tensor], negatives: Tensor) -> Tensor:
     """
     with torch.autocast(negatives.device.type, enabled=False):
         unit = F.normalize(full_precision(torch.stack(list(z))), dim=2)
-        return torch.einsum("vbd,bmd->vbm", unit, F.normalize(full_precision(negatives), dim=2)).flatten(0, 1)
+        return torch.einsum(
+            "vbd,bmd->vbm", unit, F.normalize(full_precision(negatives), dim=2)
+        ).flatten(0, 1)

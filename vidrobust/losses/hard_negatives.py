@@ -13,7 +13,8 @@ _SMALL = 1e-9  # no negative weighs less in the released code
 def hard_denominator(
     logits: Tensor, positives: Tensor, ignore: Tensor, *, beta: float, tau: float, floor: float
 ) -> Tensor:
-    """Return (N, 2): log of the mean positive and of the hard negatives, whose sum is the denominator.
+    """Return (N, 2): log of the mean positive and of the hard negatives, whose sum is the
+    denominator.
 
     exp of the first is exp(s+), the mean of exp(s) over an anchor's positives. exp of the second is
     max( (sum over negatives of w_ij exp(s_ij) - tau n exp(s+)) / (1 - tau), n floor ), n negatives

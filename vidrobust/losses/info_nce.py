@@ -18,16 +18,22 @@ from vidrobust.utils import distributed
 
 
 def info_nce(
-    logits: Tensor, positives: Tensor, ignore: Tensor | None = None, extra: Tensor | None = None,
-    weights: Tensor | None = None, positive_weights: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Mean over an anchor's positives of -log softmax (SupCon's L_out, Khosla et al. 2020, eq. 2) -> (N,).
+    logits: Tensor,
+    positives: Tensor,
+    ignore: Tensor | None = None,
+    extra: Tensor | None = None,
+    weights: Tensor | None = None,
+    positive_weights: Tensor | None = None,
+) -> Tensor:
+    """Mean over an anchor's positives of -log softmax (SupCon's L_out, Khosla et al. 2020, eq. 2)
+    -> (N,).
 
-    logits (N, M): similarity / temperature. positives, ignore (N, M) bool. extra (N, E): more negative logits.
-    weights (N, M) in [0, 1]: how much a negative counts in the denominator; no gradient reaches them.
-    positive_weights (N, M): a factor of each positive's term of the mean.
-    The denominator holds positives, all other pairs that are not ignored, and extra. With one positive an
-    anchor this is InfoNCE. An anchor without any positive has no loss: it gives NaN; so do NaN embeddings.
+    logits (N, M): similarity / temperature. positives, ignore (N, M) bool. extra (N, E): more
+    negative logits. weights (N, M) in [0, 1]: how much a negative counts in the denominator; no
+    gradient reaches them. positive_weights (N, M): a factor of each positive's term of the mean.
+    The denominator holds positives, all other pairs that are not ignored, and extra. With one
+    positive an anchor this is InfoNCE. An anchor without any positive has no loss: it gives NaN; so
+    do NaN embeddings.
     """
     if weights is not None:
         none_left = weights <= 0
@@ -37,10 +43,12 @@ def info_nce(
 
 @dataclass(frozen=True)
 class Asymmetry:
-    """A-InfoNCE's inferior positives (Yu et al., ECCV 2022): pairs of a clean and an adversarial row.
+    """A-InfoNCE's inferior positives (Yu et al., ECCV 2022): pairs of a clean and an adversarial
+    row.
 
-    adversarial: which rows are, (N,) bool. clean_weight, adversarial_weight: a factor of the term of
-    such a pair whose anchor is clean, or adversarial. No gradient reaches the candidate of either.
+    adversarial: which rows are, (N,) bool. clean_weight, adversarial_weight: a factor of the term
+    of such a pair whose anchor is clean, or adversarial. No gradient reaches the candidate of
+    either.
     """
 
     adversarial: Tensor
@@ -58,20 +66,30 @@ class Hardness:
 
 
 def nt_xent(
-    z: Tensor, ids: Tensor, temperature: float, ignore: Tensor | None = None, extra: Tensor | None = None, *,
-    attract: Tensor | None = None, weights: Tensor | None = None, chunk: int = 0, stop: bool = False,
-    asymmetric: Asymmetry | None = None, hard: Hardness | None = None,
-) -> Tensor:  # fmt: skip
+    z: Tensor,
+    ids: Tensor,
+    temperature: float,
+    ignore: Tensor | None = None,
+    extra: Tensor | None = None,
+    *,
+    attract: Tensor | None = None,
+    weights: Tensor | None = None,
+    chunk: int = 0,
+    stop: bool = False,
+    asymmetric: Asymmetry | None = None,
+    hard: Hardness | None = None,
+) -> Tensor:
     """NT-Xent (SimCLR, Chen et al. 2020, eq. 1) with positives by id -> (N,).
 
-    z (N, D) of any norm, ids (N,): rows of equal id are positives of each other, all others negatives; a row is
-    neither its own positive nor its own negative. Computed in float32, or in float64 where z is.
-    Over several ranks, candidates are the M = world * N rows of all of them, in order of rank; masks are then
-    (N, M) and ids are unique over ranks. attract (N, M) bool: more positives. extra: (N, E) logits, already divided
-    by the temperature. ignore, weights: as `info_nce` has them.
-    chunk: anchors at a time, 0 for all. Memory is then (chunk, M) instead of 2 (N, M), and similarities are computed
-    twice; values and gradients are the same. stop: no gradient reaches candidates, the second factor of a similarity.
-    asymmetric: of pairs of a clean and an adversarial row. hard: what the denominator then is; takes no chunk.
+    z (N, D) of any norm, ids (N,): rows of equal id are positives of each other, all others
+    negatives; a row is neither its own positive nor its own negative. Computed in float32, or in
+    float64 where z is. Over several ranks, candidates are the M = world * N rows of all of them, in
+    order of rank; masks are then (N, M) and ids are unique over ranks. attract (N, M) bool: more
+    positives. extra: (N, E) logits, already divided by the temperature. ignore, weights: as
+    `info_nce` has them. chunk: anchors at a time, 0 for all. Memory is then (chunk, M) instead of 2
+    (N, M), and similarities are computed twice; values and gradients are the same. stop: no
+    gradient reaches candidates, the second factor of a similarity. asymmetric: of pairs of a clean
+    and an adversarial row. hard: what the denominator then is; takes no chunk.
     """
     if hard is not None and chunk:
         raise ValueError(f"chunk={chunk}: hard negatives are weighed by the rows of all anchors")
@@ -108,7 +126,9 @@ def nt_xent(
                 return term(everyone)
             kind = kinds[own[rows]]
             mixed = positives & (kind[:, None] != kinds)
-            share = torch.where(kind, asymmetric.adversarial_weight, asymmetric.clean_weight).to(z.dtype)
+            share = torch.where(kind, asymmetric.adversarial_weight, asymmetric.clean_weight).to(
+                z.dtype
+            )
             # the other positives' gradient reaches both rows, unless it is stopped for all
             alike = term(everyone, (~mixed).to(z.dtype))
             return alike + term(everyone.detach(), mixed * share[:, None])
@@ -116,14 +136,23 @@ def nt_xent(
         if not chunk:
             return losses(z, everyone, slice(len(z)))
         parts = [
-            checkpoint(losses, z, everyone, slice(at, at + chunk), use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                losses,
+                z,
+                everyone,
+                slice(at, at + chunk),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for at in range(0, len(z), chunk)
         ]
         return torch.cat(parts)
 
 
 class _InfoNCE(torch.autograd.Function):
-    """By hand: autograd would keep and make twice as many (N, M) matrices as the softmax and its gradient."""
+    """By hand: autograd would keep and make twice as many (N, M) matrices as the softmax and its
+    gradient.
+    """
 
     @staticmethod
     def forward(
@@ -138,7 +167,9 @@ class _InfoNCE(torch.autograd.Function):
         wide = torch.promote_types(logits.dtype, torch.float32)
         count = positives.sum(1, dtype=wide)  # of whole numbers it would make eight bytes a pair
         factors = None if positive_weights is None else positive_weights.masked_fill(~positives, 0)
-        wanted = (logits if factors is None else logits * factors).masked_fill(~positives, 0).sum(1) / count
+        wanted = (logits if factors is None else logits * factors).masked_fill(~positives, 0).sum(
+            1
+        ) / count
         mean_factor = None if factors is None else factors.sum(1) / count
         share = logits.clone()
         if ignore is not None:

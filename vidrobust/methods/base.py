@@ -15,10 +15,10 @@ from vidrobust.views import NegativeSpec
 class Method(nn.Module):
     """`method(views, ids, labels) -> {"loss": (B,), ...}` around the model that it trains.
 
-    views (B, `views` + M, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). The M behind the views are
-    negatives of the first one: its texture `twin`, and what `negatives` says. Losses are per video: the caller reduces.
-    Entries other than "loss" are its parts, for the log. What else a method keeps (a queue, a momentum encoder) is in
-    its state dict.
+    views (B, `views` + M, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). The M behind
+    the views are negatives of the first one: its texture `twin`, and what `negatives` says. Losses
+    are per video: the caller reduces. Entries other than "loss" are its parts, for the log. What
+    else a method keeps (a queue, a momentum encoder) is in its state dict.
     """
 
     views: int  # clips of each video
@@ -37,7 +37,9 @@ class Method(nn.Module):
     def __init__(self, removal: Removal | None = None) -> None:
         super().__init__()
         self.removal = removal
-        self.pseudo: PseudoLabels | None = None  # what is made of the features that `looks_with` gives
+        self.pseudo: PseudoLabels | None = (
+            None  # what is made of the features that `looks_with` gives
+        )
 
     def learn_from(self, teacher: Backbone) -> None:
         """Keep a trained trunk as the teacher: in eval mode, without gradient."""
@@ -52,15 +54,20 @@ class Method(nn.Module):
     def prepare(self, records: Sequence[Record]) -> None:
         """Before the first step, the model's weights loaded: learn what may be known of the videos.
 
-        records: a video's index is its id. Raises UserError for what does not fit them, and for a teacher that lacks.
+        records: a video's index is its id. Raises UserError for what does not fit them, and for a
+        teacher that lacks.
         """
         if self.wants_teacher and not hasattr(self, "teacher"):
-            raise UserError("method.teacher is empty, and this method learns from one; set a checkpoint")
+            raise UserError(
+                "method.teacher is empty, and this method learns from one; set a checkpoint"
+            )
         if self.removal is not None:
             self.removal.know(records)
 
     def looks_with(self) -> Backbone | None:
-        """The trunk whose features of all videos the method wants to cluster before the first step; None: no wish."""
+        """The trunk whose features of all videos the method wants to cluster before the first step;
+        None: no wish.
+        """
         return None
 
     def start_epoch(self) -> None:

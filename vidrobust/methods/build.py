@@ -140,7 +140,8 @@ def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None
     arguments = RULE_OPTIONS[options.rule]
     if "k" in arguments and options.k >= negatives:
         raise UserError(
-            f"method.false_negatives.k={options.k}: an anchor has {negatives} negatives; choose fewer"
+            f"method.false_negatives.k={options.k}: an anchor has {negatives} negatives; choose"
+            " fewer"
         )
     clusters = 0
     if options.rule == "cluster":

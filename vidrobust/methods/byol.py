@@ -20,14 +20,19 @@ class BYOL(Method):
     With a momentum encoder, whose embeddings are the targets, this is BYOL: twice the mean of
     2 - 2 cos(predictor(z_v), target_w), the sum of both directions of two views. Without one the
     targets are the model's own embeddings, their gradient stopped, which is SimSiam: the mean of
-    -cos. Both are the scales that the papers' learning rates count on. Nothing is pushed away: there
-    are no false negatives. Negatives of diminished semantics (paper C): + `alpha_negatives` times
-    the mean cosine of the predictions with their targets, beside 2 - 2 cos, in the same scale.
+    -cos. Both are the scales that the papers' learning rates count on. Nothing is pushed away:
+    there are no false negatives. Non-semantic negatives (Ge et al. 2021) add `alpha_negatives`
+    times the mean cosine of the predictions with their targets, on the same scale as 2 - 2 cos.
     `taro.py` has its adversary.
     """
 
     def __init__(
-        self, model: Model, predictor: nn.Module, target: MomentumEncoder | None = None, *, clips: int = 2
+        self,
+        model: Model,
+        predictor: nn.Module,
+        target: MomentumEncoder | None = None,
+        *,
+        clips: int = 2,
     ) -> None:
         super().__init__()
         self.model, self.predictor, self.target, self.views = model, predictor, target, clips
@@ -37,7 +42,9 @@ class BYOL(Method):
             self.target.start_from(self.model)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
+        """views (B, V + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels
+        are not looked at.
+        """
         z = [self.model(views[:, v]) for v in range(self.views)]
         if self.target is not None and self.training:
             self.target.follow(self.model, self.progress)
@@ -45,10 +52,16 @@ class BYOL(Method):
         predicted = [self.predictor(each) for each in z]
         pushed = self._embed_negatives(views)
         clean = self._losses(predicted, targets, pushed)
-        told = {} if pushed is None else {"negative_cosine": cosines([predicted[0].detach()], pushed).mean(1)}
+        told = (
+            {}
+            if pushed is None
+            else {"negative_cosine": cosines([predicted[0].detach()], pushed).mean(1)}
+        )
         return {"loss": clean} | told
 
-    def _losses(self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None) -> Tensor:
+    def _losses(
+        self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None
+    ) -> Tensor:
         """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
         cosine, scale = _pairs(predicted, targets), 0.5 if self.target is None else 2.0
         loss = -cosine if self.target is None else scale * (2 - 2 * cosine)
@@ -73,11 +86,15 @@ class BYOL(Method):
 
 
 def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """The cosine of each prediction with each other view's target, (B, D) each -> (B,), their mean."""
+    """The cosine of each prediction with each other view's target, (B, D) each -> (B,), their
+    mean.
+    """
     losses = [
         similarity(predicted[v], targets[w])
-        for v in range(len(predicted)) for w in range(len(targets)) if v != w
-    ]  # fmt: skip
+        for v in range(len(predicted))
+        for w in range(len(targets))
+        if v != w
+    ]
     return torch.stack(losses).mean(0)
 
 

@@ -13,11 +13,12 @@ from vidrobust.models import Backbone, Model
 
 
 class Distill(Method):
-    """-cos(f(x), f_T(x)) of one view of a video; with an adversary, DeACL: - gamma cos(f(x_adv), f(x)) besides.
+    """-cos(f(x), f_T(x)) of one view of a video; with an adversary, DeACL: - gamma cos(f(x_adv),
+    f(x)) besides.
 
-    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. Clean and adversarial clips are one pass, of one norm branch. f is
-    the trunk itself, followed by a linear map only where the teacher's features are of another size. The teacher is in
-    eval mode and has no gradient.
+    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. Clean and adversarial clips are one pass, of
+    one norm branch. f is the trunk itself, followed by a linear map only where the teacher's
+    features are of another size. The teacher is in eval mode and has no gradient.
     """
 
     views = 1
@@ -25,7 +26,9 @@ class Distill(Method):
     teacher: Backbone
     map: nn.Module
 
-    def __init__(self, model: Model, adversary: Adversary | None = None, gamma: float = 2.0) -> None:
+    def __init__(
+        self, model: Model, adversary: Adversary | None = None, gamma: float = 2.0
+    ) -> None:
         super().__init__()
         self.model, self.adversary, self.gamma = model, adversary, gamma
 
@@ -35,7 +38,9 @@ class Distill(Method):
         self.map = nn.Identity() if same else nn.Linear(self.model.backbone.dim, teacher.dim)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 1, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
+        """views (B, 1, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are
+        not looked at.
+        """
         x = views[:, 0]
         with torch.no_grad():
             aim = self.teacher(x)
@@ -43,7 +48,11 @@ class Distill(Method):
         def make_loss(model: Model) -> Loss:
             return lambda v: -similarity(self.map(model(v)), aim)
 
-        made = [] if self.adversary is None else self.adversary.views(self.model, make_loss, x, self.progress)
+        made = (
+            []
+            if self.adversary is None
+            else self.adversary.views(self.model, make_loss, x, self.progress)
+        )
         f, *moved = together(self.model, [x], made)
         clean = -similarity(self.map(f), aim)
         if self.adversary is None:

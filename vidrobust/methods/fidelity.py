@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Departure:
-    """A difference that is kept on purpose: what, why, and the option that undoes it, if one does."""
+    """A difference that is kept on purpose: what, why, and the option that undoes it, if one
+    does.
+    """
 
     what: str
     why: str
@@ -19,8 +21,8 @@ class Departure:
 class Entry:
     """A method beside its authors' code.
 
-    page: the configuration of the paper's own step. code: repository and the revision that was read.
-    tests: those in tests/methods/reference/ that compare one step, or other tests that do.
+    page: the configuration of the paper's own step. code: repository and the revision that was
+    read. tests: those in tests/methods/reference/ that compare one step, or other tests that do.
     """
 
     method: str

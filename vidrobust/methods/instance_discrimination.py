@@ -53,7 +53,8 @@ class InstDisc(AdversarialSimCLR):
 
 
 def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
-    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D), of any norm.
+    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D),
+    of any norm.
 
     extra: (B, M) logits of more negatives.
     """
@@ -68,9 +69,9 @@ def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None)
 def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
     """-log P_ii' - sum over j of log(1 - P_ij) -> (B,), the mean of both views as anchors i.
 
-    a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other view of i, j every
-    row but these two. No gradient reaches the second factor of a similarity, as the released code has it.
-    extra: nothing; UEL takes no other negatives (`require_used`).
+    a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other
+    view of i, j every row but these two. No gradient reaches the second factor of a similarity, as
+    the released code has it. extra: nothing; UEL takes no other negatives (`require_used`).
     """
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(full_precision(torch.cat([a, b])), dim=1)

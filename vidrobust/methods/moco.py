@@ -21,15 +21,17 @@ from vidrobust.utils.errors import UserError
 
 
 class MoCo(Method):
-    """The first view asks, the others are its keys: positives now, and in the queue negatives of later batches.
+    """The first view asks, the others are its keys: positives now, and in the queue negatives of
+    later batches.
 
-    The queue keeps the id of each key, so that neither a video's own earlier keys nor, with `removal`, false
-    negatives among the others are pushed away. With more than two clips a video, a query has several positives
-    (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are computed in batches mixed over them, so that
-    norms give nothing away. adversary: L(q) + alpha L(q_adv), where x_adv raises the loss of the first view against its
-    keys and the queue (an extension of CLAE, METHODS section 2.4); q_adv goes through the adversarial norm branch.
-    Negatives of diminished semantics (paper C; METHODS section 3.1) go through the momentum encoder as keys do, with
-    the factor `alpha_negatives` on their similarity, and are not enqueued.
+    The queue keeps the id of each key, so that neither a video's own earlier keys nor, with
+    `removal`, false negatives among the others are pushed away. With more than two clips a video, a
+    query has several positives (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are
+    computed in batches mixed over them, so that norms give nothing away. adversary: L(q) + alpha
+    L(q_adv), where x_adv raises the loss of the first view against its keys and the queue (an
+    extension of CLAE, METHODS section 2.4); q_adv goes through the adversarial norm branch.
+    Negatives of diminished semantics (paper C; METHODS section 3.1) go through the momentum encoder
+    as keys do, with the factor `alpha_negatives` on their similarity, and are not enqueued.
     """
 
     queue: Tensor
@@ -38,10 +40,20 @@ class MoCo(Method):
     steps: Tensor
 
     def __init__(
-        self, model: Model, temperature: float, encoder: MomentumEncoder, size: int, dim: int,
-        removal: Removal | None = None, *, clips: int = 2, shuffle: bool = True, detect_on_keys: bool = False,
-        adversary: Adversary | None = None, alpha: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        temperature: float,
+        encoder: MomentumEncoder,
+        size: int,
+        dim: int,
+        removal: Removal | None = None,
+        *,
+        clips: int = 2,
+        shuffle: bool = True,
+        detect_on_keys: bool = False,
+        adversary: Adversary | None = None,
+        alpha: float = 1.0,
+    ) -> None:
         super().__init__(removal)
         self.model, self.temperature, self.encoder = model, temperature, encoder
         self.views, self.shuffle, self.detect_on_keys = clips, shuffle, detect_on_keys
@@ -54,19 +66,25 @@ class MoCo(Method):
     def prepare(self, records: Sequence[Record]) -> None:
         if len(self.queue) > len(records):
             raise UserError(
-                f"method.queue={len(self.queue)} is larger than the data set ({len(records)} videos), all of which it "
-                f"would hold; set at most {len(records)}"
+                f"method.queue={len(self.queue)} is larger than the data set ({len(records)}"
+                f" videos), all of which it would hold; set at most {len(records)}"
             )
         self.encoder.start_from(self.model)
         super().prepare(records)
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels are not seen."""
+        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels
+        are not seen.
+        """
         query = self.model(views[:, 0])
         if self.training:
             self.encoder.follow(self.model, self.progress)
         keys = self._keys(views[:, 1 : self.views])
-        pushed = self._keys(views[:, self.views :]).transpose(0, 1) if views.shape[1] > self.views else None
+        pushed = (
+            self._keys(views[:, self.views :]).transpose(0, 1)
+            if views.shape[1] > self.views
+            else None
+        )
         masks = self._masks(F.normalize(full_precision(query.detach()), dim=1), keys, ids)
         queue = self.queue.clone()  # it changes before the backward pass
 
@@ -75,12 +93,25 @@ class MoCo(Method):
                 query = F.normalize(full_precision(query), dim=1)
                 own = torch.einsum("bd,vbd->bv", query, keys)
                 positives, ignore, weights = masks
-                extra = None if pushed is None else self.alpha_negatives * cosines([query], pushed) / self.temperature
-                return info_nce(torch.cat([own, query @ queue.T], 1) / self.temperature, positives, ignore, extra,
-                                weights)  # fmt: skip
+                extra = (
+                    None
+                    if pushed is None
+                    else self.alpha_negatives * cosines([query], pushed) / self.temperature
+                )
+                return info_nce(
+                    torch.cat([own, query @ queue.T], 1) / self.temperature,
+                    positives,
+                    ignore,
+                    extra,
+                    weights,
+                )
 
         loss = losses(query)
-        parts = {"loss": loss} if self.adversary is None else self._with_adversary(self.adversary, loss, losses, views)
+        parts = (
+            {"loss": loss}
+            if self.adversary is None
+            else self._with_adversary(self.adversary, loss, losses, views)
+        )
         if self.training:
             self._enqueue(keys, ids)
         if pushed is not None:
@@ -116,7 +147,9 @@ class MoCo(Method):
         mixed = distributed.gather(self.encoder(everything[order[here]]))
         return mixed[order.argsort()[here]]
 
-    def _masks(self, query: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _masks(
+        self, query: Tensor, keys: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Positives, ignored pairs and weights of the (B, V - 1 + K) logits.
 
         An anchor's own keys of earlier steps count neither way.

@@ -11,10 +11,11 @@ from vidrobust.utils.errors import UserError
 
 
 class PseudoLabels(nn.Module):
-    """A label of each video at each granularity of `counts` (ClusterFit, as AdvCL and DynACL++ have it; METHODS 4.3).
+    """A label of each video at each granularity of `counts` (ClusterFit, as AdvCL and DynACL++ have
+    it; METHODS 4.3).
 
-    They are found once, before the first step, and kept in checkpoints. -1: a video that did not decode. option: what
-    configures the counts, for errors. unit: features are normalised first.
+    They are found once, before the first step, and kept in checkpoints. -1: a video that did not
+    decode. option: what configures the counts, for errors. unit: features are normalised first.
     """
 
     labels: Tensor
@@ -27,15 +28,20 @@ class PseudoLabels(nn.Module):
     def know(self, videos: int) -> None:
         """Room for so many videos. Raises UserError for more clusters than videos."""
         if max(self.counts) > videos:
-            raise UserError(f"{self.option}: {max(self.counts)} clusters of {videos} videos; choose fewer")
+            raise UserError(
+                f"{self.option}: {max(self.counts)} clusters of {videos} videos; choose fewer"
+            )
         self.labels = torch.full((videos, len(self.counts)), -1, device=self.labels.device)
 
     def cluster(self, features: Tensor, index: Tensor) -> None:
-        """features (M, D) of the videos `index` (M,). Raises UserError for more clusters than videos that decode."""
+        """features (M, D) of the videos `index` (M,). Raises UserError for more clusters than
+        videos that decode.
+        """
         self.know(len(self.labels))
         if max(self.counts) > len(index):
             raise UserError(
-                f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos decode; choose fewer"
+                f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos"
+                " decode; choose fewer"
             )
         points = features.float().to(self.labels.device)
         points = F.normalize(points, dim=1) if self.unit else points
@@ -51,8 +57,9 @@ class PseudoLabels(nn.Module):
 def k_means(x: Tensor, k: int, *, iterations: int = 20, seed: int = 0) -> Tensor:
     """(N,) in 0..k-1: the cluster of each row of x (N, D), unit vectors, by cosine similarity.
 
-    k-means++ from `seed`, then Lloyd's iterations until nothing moves; a cluster that loses its last member starts
-    again at the row that is farthest from its own centre. Raises ValueError for k above N.
+    k-means++ from `seed`, then Lloyd's iterations until nothing moves; a cluster that loses its
+    last member starts again at the row that is farthest from its own centre. Raises ValueError for
+    k above N.
     """
     if not 1 <= k <= len(x):
         raise ValueError(f"{k} clusters of {len(x)} samples: choose 1 to {len(x)}")

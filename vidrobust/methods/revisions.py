@@ -34,5 +34,8 @@ def _changed_in_2(method: Method) -> str:
     if method.name in ("byol", "simsiam", "uel"):
         return f"{method.name} has another scale of its loss now, {released}"
     if method.false_negatives.rule == "topk_threshold":
-        return "topk_threshold finds the same false negatives for all views of a video now, as FNC does"
+        return (
+            "topk_threshold finds the same false negatives for all views of a video now, as FNC"
+            " does"
+        )
     return ""

@@ -198,9 +198,7 @@ class SimCLR(Method):
             **self.a_info_nce(len(z), ids, adversarial),
         )
 
-    def a_info_nce(
-        self, count: int, ids: Tensor, adversarial: Sequence[int]
-    ) -> dict[str, Any]:
+    def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
         """Return A-InfoNCE's arguments of the loss: none without an adversary."""
         return {}
 
@@ -311,9 +309,7 @@ class AdversarialSimCLR(SimCLR):
             return SplitEncoder(self.model, self.slow)
         return self.model if self.joint else None
 
-    def a_info_nce(
-        self, count: int, ids: Tensor, adversarial: Sequence[int]
-    ) -> dict[str, Any]:
+    def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
         """Return A-InfoNCE's arguments of the loss.
 
         Args:

@@ -18,9 +18,10 @@ from vidrobust.models import Backbone, Model
 class Supervised(Method):
     """Cross-entropy on one augmented clip of a video.
 
-    clusters: of k-means on the features of the trunk as training begins, in place of labels; 0: labels. head_first: the
-    share of the run in which only the head is trained, on clean clips: DynACL++ (Luo et al., ICLR 2023) finetunes so,
-    with TRADES after it. unit: features are normalised before they are clustered.
+    clusters: of k-means on the features of the trunk as training begins, in place of labels; 0:
+    labels. head_first: the share of the run in which only the head is trained, on clean clips:
+    DynACL++ (Luo et al., ICLR 2023) finetunes so, with TRADES after it. unit: features are
+    normalised before they are clustered.
     """
 
     views = 1

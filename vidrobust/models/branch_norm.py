@@ -1,8 +1,8 @@
 """Batch norm with separate weights and statistics per branch.
 
-Adversarial views have other statistics than clean ones, so each stream keeps its own (Xie et al., AdvProp,
-CVPR 2020; CLAE does so everywhere, shortcuts included: METHODS section 2.1). Lo and Patel (2021, METHODS section 6.1)
-give every kind of perturbation its own.
+Adversarial views have other statistics than clean ones, so each stream keeps its own (Xie et al.,
+AdvProp, CVPR 2020; CLAE does so everywhere, shortcuts included: METHODS section 2.1). Lo and Patel
+(2021, METHODS section 6.1) give every kind of perturbation its own.
 """
 
 import copy
@@ -37,7 +37,8 @@ class BranchNorm(nn.Module):
         return self.branches[self.branch](x)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Called before the children load, with a state dict they share: a plain norm's entries become theirs.
+        # Called before the children load, with a state dict they share: a plain norm's entries
+        # become theirs.
         plain = [key for key in state if key.startswith(prefix) and "." not in key[len(prefix) :]]
         for key in plain:
             value = state.pop(key)
@@ -46,10 +47,14 @@ class BranchNorm(nn.Module):
         super()._load_from_state_dict(state, prefix, *args)
 
 
-def add_branches(model: nn.Module, names: Sequence[str] = ("adv",), *, momentum: float = 0.01) -> nn.Module:
-    """Turn every batch norm of `model` into a BranchNorm, in place; all branches start from its state.
+def add_branches(
+    model: nn.Module, names: Sequence[str] = ("adv",), *, momentum: float = 0.01
+) -> nn.Module:
+    """Turn every batch norm of `model` into a BranchNorm, in place; all branches start from its
+    state.
 
-    names: of the adversarial branches, beside "clean". momentum: of these (CLAE: 0.01); the clean branch keeps its own.
+    names: of the adversarial branches, beside "clean". momentum: of these (CLAE: 0.01); the clean
+    branch keeps its own.
     """
     for name, child in model.named_children():
         if isinstance(child, BranchNorm):
@@ -71,8 +76,8 @@ def branch_names(model: nn.Module) -> tuple[str, ...]:
 def use_branch(model: nn.Module, branch: str) -> Iterator[None]:
     """Forward passes of `model` inside the context go through `branch`.
 
-    "average" and "select" are all of them at once, as a Backbone mixes them. Raises ValueError for a branch the model
-    does not have, and for "select" of one that has not learned to.
+    "average" and "select" are all of them at once, as a Backbone mixes them. Raises ValueError for
+    a branch the model does not have, and for "select" of one that has not learned to.
     """
     known = branch_names(model)
     mixing: list[Any] = [m for m in model.modules() if hasattr(m, "mixed")]
@@ -109,4 +114,8 @@ def without_branch(key: str) -> str:
 def single_branch_state(model: nn.Module, branch: str = "clean") -> dict[str, Tensor]:
     """The state dict that the model would have with plain norms holding `branch`."""
     state = model.state_dict()
-    return {without_branch(key): value for key, value in state.items() if branch_of(key) in (None, branch)}
+    return {
+        without_branch(key): value
+        for key, value in state.items()
+        if branch_of(key) in (None, branch)
+    }

@@ -33,13 +33,17 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     build = lookup(BACKBONES, name, "model.backbone")
     for option in options:
         if option not in inspect.signature(build).parameters:
-            raise UserError(f"model.{option}: backbone {name} has no such option; leave it at its default")
+            raise UserError(
+                f"model.{option}: backbone {name} has no such option; leave it at its default"
+            )
     return Backbone(build(**options))
 
 
 def configured_backbone(cfg: config.Model) -> Backbone:
     """The backbone that the options name, with fresh weights."""
-    return build_backbone(cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v})
+    return build_backbone(
+        cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
+    )
 
 
 def build_model(
@@ -58,8 +62,8 @@ def build_model(
 
     head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
 
-    branches: names of adversarial norm branches, with this momentum; none: plain norms. branched_head: norms of the
-    head have them too.
+    branches: names of adversarial norm branches, with this momentum; none: plain norms.
+    branched_head: norms of the head have them too.
     """
     backbone = configured_backbone(cfg)
 
@@ -70,9 +74,11 @@ def build_model(
     heads: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
         "linear": lambda: linear(backbone.dim, classes),
-        "projector": lambda: normed("affine" if cfg.head_norm_out else "")
-        if cfg.head_norm
-        else projector(backbone.dim, cfg.hidden, cfg.dim),
+        "projector": lambda: (
+            normed("affine" if cfg.head_norm_out else "")
+            if cfg.head_norm
+            else projector(backbone.dim, cfg.hidden, cfg.dim)
+        ),
         "normed_projector": lambda: normed(""),
         "simsiam_projector": lambda: normed("plain", layers=3),
     }

@@ -1,7 +1,7 @@
 """Write features to disk as they are computed, and resume.
 
-    <folder>/<name>.rows.jsonl   a header, then a row per video: index, uid, label, start, fps, error
-    <folder>/<name>.<m>.f32      of model m: K x D float32 per video that decoded, in the rows' order
+    <folder>/<name>.rows.jsonl   header, then a row per video: index, uid, label, start, fps, error
+    <folder>/<name>.<m>.f32      model m: K x D float32 per video that decoded, in the rows' order
 
 Both only ever grow at their ends: features first, then their rows. A kill leaves a tail without
 rows, or half a row, which the next run cuts off. Each rank has files of its own, `<name>.rank1...`.
@@ -27,10 +27,12 @@ Row = dict[str, Any]
 
 @dataclass
 class Features:
-    """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the records.
+    """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the
+    records.
 
-    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos that did not. repeats:
-    how many are shorter than a clip, and show a frame twice; resized: how many had frames of several sizes.
+    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos
+    that did not. repeats: how many are shorter than a clip, and show a frame twice; resized: how
+    many had frames of several sizes.
     """
 
     features: Tensor
@@ -78,7 +80,9 @@ class Features:
 
 
 class MemoryStore:
-    """Rows and features that are kept in memory: of few videos, or of features that nobody waits for."""
+    """Rows and features that are kept in memory: of few videos, or of features that nobody waits
+    for.
+    """
 
     def __init__(self, models: int) -> None:
         self.rows: list[Row] = []
@@ -89,7 +93,9 @@ class MemoryStore:
         return set()
 
     def append(self, rows: Sequence[Row], features: Sequence[np.ndarray]) -> None:
-        """Add rows of videos, and of each model the features (B, K, D) of those without an error."""
+        """Add rows of videos, and of each model the features (B, K, D) of those without an
+        error.
+        """
         self.rows += rows
         for part, found in zip(self.parts, features, strict=True):
             part.append(found)
@@ -130,7 +136,9 @@ class DiskStore:
         return self.kept
 
     def append(self, rows: Sequence[Row], features: Sequence[np.ndarray]) -> None:
-        """Add rows of videos, and of each model the features (B, K, D) of those without an error."""
+        """Add rows of videos, and of each model the features (B, K, D) of those without an
+        error.
+        """
         if self.files is None:
             self.files = self._open(distributed.rank())
         *stores, table = self.files
@@ -141,7 +149,9 @@ class DiskStore:
         table.flush()
 
     def load(self) -> list[Features]:
-        """Return the features of each model, in the order of the records, once all ranks are done."""
+        """Return the features of each model, in the order of the records, once all ranks are
+        done.
+        """
         distributed.patient_barrier()
         rows: dict[int, Row] = {}
         places: dict[int, tuple[int, int]] = {}
@@ -279,7 +289,8 @@ def _gathered(stores: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -
 
 
 def rows_of(batch: Any, dims: Sequence[int]) -> list[Row]:
-    """Return rows of a batch's videos, with numbers in place of tensors: those lie in shared memory.
+    """Return rows of a batch's videos, with numbers in place of tensors: those lie in shared
+    memory.
 
     Args:
         batch: a `Batch`.

@@ -4,7 +4,8 @@ from torch import nn
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """(N, dim) -> (N, out): the two-layer MLP of SimCLR and of CLAE, not normalised (METHODS section 2.2).
+    """(N, dim) -> (N, out): the two-layer MLP of SimCLR and of CLAE, not normalised (METHODS
+    section 2.2).
 
     hidden 0: one linear layer, which CLAE's Plain and UEL have.
     """
@@ -13,12 +14,14 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-def normed_mlp(dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: str = "") -> nn.Sequential:
+def normed_mlp(
+    dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: str = ""
+) -> nn.Sequential:
     """(N, dim) -> (N, out): linear layers with batch norm and ReLU between them.
 
-    BYOL's projector and predictor have two, and so has every projector with `model.head_norm`; SimSiam's projector has
-    three, and a norm without weights at its end. norm_out: such a norm ("plain"), or one with weights ("affine"), as
-    ACL's; "": none.
+    BYOL's projector and predictor have two, and so has every projector with `model.head_norm`;
+    SimSiam's projector has three, and a norm without weights at its end. norm_out: such a norm
+    ("plain"), or one with weights ("affine"), as ACL's; "": none.
     """
     parts: list[nn.Module] = []
     for _ in range(layers - 1):

@@ -22,7 +22,9 @@ from vidrobust.views import apply_draws, to_float
 
 @contextmanager
 def evaluation_mode(*models: nn.Module, branch: str = "clean") -> Iterator[None]:
-    """Eval mode, no parameter gradients, one norm branch; every flag is put back as it was, module by module."""
+    """Eval mode, no parameter gradients, one norm branch; every flag is put back as it was, module
+    by module.
+    """
     modules = [(m, m.training) for model in models for m in model.modules()]
     flags = [(p, p.requires_grad) for model in models for p in model.parameters()]
     for model in models:
@@ -40,16 +42,25 @@ def evaluation_mode(*models: nn.Module, branch: str = "clean") -> Iterator[None]
 
 
 def to_clips(batch: Batch, device: torch.device, *, augmented: bool = False) -> Tensor:
-    """(B * K, 3, T, H, W) float32 in [0, 1] on the device; augmented: flipped and coloured as drawn, as in training."""
+    """(B * K, 3, T, H, W) float32 in [0, 1] on the device; augmented: flipped and coloured as
+    drawn, as in training.
+    """
     clips = to_float(batch.clips.to(device)).flatten(0, 1)
     return apply_draws(clips, batch.draws.flatten(0, 1)) if augmented else clips
 
 
 @torch.no_grad()
 def extract(
-    models: Sequence[Callable[[Tensor], Tensor]], dataset: ClipDataset, device: torch.device, *, batch_size: int,
-    workers: int, title: str = "features", augmented: bool = False, store: DiskStore | None = None,
-) -> list[Features]:  # fmt: skip
+    models: Sequence[Callable[[Tensor], Tensor]],
+    dataset: ClipDataset,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+    title: str = "features",
+    augmented: bool = False,
+    store: DiskStore | None = None,
+) -> list[Features]:
     """Compute the features of every clip under each of some models, decoded once.
 
     Memory holds one batch of pixels at a time. With a store, features are written as they come, a
@@ -75,8 +86,11 @@ def extract(
     videos = max(1, batch_size // dataset.spec.clips)
     done = kept.done()
     # batches stay what they are, so that a resume, and other ranks, compute the same bits
-    batches = [batch for batch in EvalBatches(list(range(len(dataset))), videos)
-               if any(index not in done for _, index in batch)]  # fmt: skip
+    batches = [
+        batch
+        for batch in EvalBatches(list(range(len(dataset))), videos)
+        if any(index not in done for _, index in batch)
+    ]
     if store is not None:
         batches = batches[distributed.rank() :: distributed.world()]
     quiet = distributed.rank() > 0 or not sys.stderr.isatty()
@@ -84,7 +98,13 @@ def extract(
         # nothing to do needs no workers either
         source: Iterable[Batch] = batch_loader(dataset, batches, workers) if batches else []
         for batch in tqdm(source, desc=title, leave=False, disable=quiet):
-            _append(kept, models, batch, to_clips(batch, device, augmented=augmented) if batch.uids else None, done)
+            _append(
+                kept,
+                models,
+                batch,
+                to_clips(batch, device, augmented=augmented) if batch.uids else None,
+                done,
+            )
     kept.close()
     found = kept.load()
     for line in dataset.notes(found[0].repeats, found[0].resized, len(found[0].uids)):
@@ -94,18 +114,28 @@ def extract(
 
 
 def _append(
-    store: MemoryStore | DiskStore, models: Sequence[Callable[[Tensor], Tensor]], batch: Batch, clips: Tensor | None,
+    store: MemoryStore | DiskStore,
+    models: Sequence[Callable[[Tensor], Tensor]],
+    batch: Batch,
+    clips: Tensor | None,
     done: set[int],
-) -> None:  # fmt: skip
+) -> None:
     """Add a batch's rows and features to a store, but for videos that it has."""
     features = [
-        np.empty((0, 0, 0), np.float32) if clips is None
-        else model(clips).float().cpu().view(len(batch.uids), len(clips) // len(batch.uids), -1).numpy()
+        np.empty((0, 0, 0), np.float32)
+        if clips is None
+        else model(clips)
+        .float()
+        .cpu()
+        .view(len(batch.uids), len(clips) // len(batch.uids), -1)
+        .numpy()
         for model in models
-    ]  # fmt: skip
+    ]
     rows = rows_of(batch, [found.shape[2] for found in features])
     new = [place for place, row in enumerate(rows[: len(batch.uids)]) if row["index"] not in done]
-    store.append([row for row in rows if row["index"] not in done], [found[new] for found in features])
+    store.append(
+        [row for row in rows if row["index"] not in done], [found[new] for found in features]
+    )
 
 
 def evenly(n: int, limit: int) -> list[int]:

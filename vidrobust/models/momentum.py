@@ -14,8 +14,8 @@ from vidrobust.models import Model
 class MomentumEncoder(nn.Module):
     """theta_k <- m theta_k + (1 - m) theta_q, without gradient (He et al. 2020, eq. 2).
 
-    m climbs from `momentum` to 1 along a cosine (BYOL, Grill et al. 2020), or stays where it is (MoCo). Norms have
-    statistics of their own.
+    m climbs from `momentum` to 1 along a cosine (BYOL, Grill et al. 2020), or stays where it is
+    (MoCo). Norms have statistics of their own.
     """
 
     def __init__(self, model: Model, momentum: float, *, climbs: bool = True) -> None:

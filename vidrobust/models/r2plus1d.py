@@ -11,14 +11,17 @@ _MEAN, _STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
 
 def r2plus1d_18() -> Trunk:
-    """torchvision's R(2+1)D-18, 31 M parameters, 512 features; its state dict is torchvision's without `fc`."""
+    """torchvision's R(2+1)D-18, 31 M parameters, 512 features; its state dict is torchvision's
+    without `fc`.
+    """
     trunk = video.r2plus1d_18(weights=None)
     trunk.fc = nn.Identity()
     return Trunk(trunk, 512, _MEAN, _STD)
 
 
 def r2plus1d_10(width: int = 32) -> Trunk:
-    """One block a stage; `width` channels in the first, doubled by each: 8 * width features. For CPU work.
+    """One block a stage; `width` channels in the first, doubled by each: 8 * width features. For
+    CPU work.
 
     The layout is that of R(2+1)D-18: a stem of stride 2 in space, then stages of stride 1, 2, 2, 2.
     """
@@ -31,7 +34,9 @@ def r2plus1d_10(width: int = 32) -> Trunk:
         nn.BatchNorm3d(width),
         nn.ReLU(inplace=True),
     )
-    stages = [_block(width, width, 1)] + [_block(width * 2**i, width * 2 ** (i + 1), 2) for i in range(3)]
+    stages = [_block(width, width, 1)] + [
+        _block(width * 2**i, width * 2 ** (i + 1), 2) for i in range(3)
+    ]
     pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(1))
     return Trunk(init_kaiming(nn.Sequential(stem, *stages, pool)), 8 * width, _MEAN, _STD)
 
@@ -41,5 +46,5 @@ def _block(inplanes: int, planes: int, stride: int) -> BasicBlock:
     if stride != 1 or inplanes != planes:
         shortcut = nn.Sequential(
             nn.Conv3d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm3d(planes)
-        )  # fmt: skip
+        )
     return BasicBlock(inplanes, planes, Conv2Plus1D, stride, shortcut)

@@ -9,21 +9,31 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 def resnet18(width: int = 64, stem: str = "imagenet") -> Trunk:
-    """8 * width features. With width 64 and the imagenet stem its state dict is torchvision's without `fc`.
+    """8 * width features. With width 64 and the imagenet stem its state dict is torchvision's
+    without `fc`.
 
-    stem: "imagenet" (7x7, stride 2, max pool) or "cifar" (3x3, stride 1, no pool), for 32-pixel images.
+    stem: "imagenet" (7x7, stride 2, max pool) or "cifar" (3x3, stride 1, no pool), for 32-pixel
+    images.
     """
-    return Trunk(init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem)), 8 * width, _MEAN, _STD)
+    return Trunk(
+        init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem)), 8 * width, _MEAN, _STD
+    )
 
 
 def resnet50(stem: str = "imagenet") -> Trunk:
-    """2048 features. With the imagenet stem its state dict is torchvision's without `fc`. stem: as of `resnet18`."""
+    """2048 features. With the imagenet stem its state dict is torchvision's without `fc`. stem: as
+    of `resnet18`.
+    """
     return Trunk(init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem)), 2048, _MEAN, _STD)
 
 
 class _ResNet(nn.Module):
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], width: int, stem: str
+        self,
+        block: type[BasicBlock | Bottleneck],
+        depths: tuple[int, int, int, int],
+        width: int,
+        stem: str,
     ) -> None:
         super().__init__()
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1)}[stem]
@@ -45,9 +55,13 @@ class _ResNet(nn.Module):
         return x.mean((2, 3)).view(batch, frames, -1).mean(1)
 
 
-def _stage(block: type[BasicBlock | Bottleneck], depth: int, inplanes: int, planes: int, stride: int) -> nn.Sequential:
+def _stage(
+    block: type[BasicBlock | Bottleneck], depth: int, inplanes: int, planes: int, stride: int
+) -> nn.Sequential:
     shortcut, out = None, planes * block.expansion
     if stride != 1 or inplanes != out:
-        shortcut = nn.Sequential(nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        shortcut = nn.Sequential(
+            nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+        )
     first = block(inplanes, planes, stride, shortcut)
     return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

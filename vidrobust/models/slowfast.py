@@ -15,7 +15,9 @@ def slowfast_r50() -> Trunk:
     pytorchvideo's `slowfast_r50` without its head (blocks 0 to 4).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing it warns about torch.jit, which no user can mend
+        warnings.simplefilter(
+            "ignore"
+        )  # importing it warns about torch.jit, which no user can mend
         from pytorchvideo.models.slowfast import create_slowfast
 
         # blocks 5 and 6 pool with a fixed kernel and classify: they fail at T = 1 and at 112 pixels

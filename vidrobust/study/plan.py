@@ -14,12 +14,13 @@ from vidrobust.utils.text import shown
 
 @dataclass(frozen=True)
 class Study:
-    """arms: name -> options that make it. datasets: name -> a page beside the study's. common: options of all runs,
-    options: data set -> those of its runs alone.
+    """arms: name -> options that make it. datasets: name -> a page beside the study's. common:
+    options of all runs, options: data set -> those of its runs alone.
 
-    baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not for it. Options are
-    `key=value` words; a data set's lie over `common`, an arm's over these, and the command line's over all. `{arm}` in
-    one is the folder of the run of that arm with the same data set and seed, as a teacher's.
+    baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not
+    for it. Options are `key=value` words; a data set's lie over `common`, an arm's over these, and
+    the command line's over all. `{arm}` in one is the folder of the run of that arm with the same
+    data set and seed, as a teacher's.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -35,7 +36,9 @@ class Study:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: an arm on a data set with a seed, in a folder of its own. needs: folders of runs that it begins from."""
+    """One run: an arm on a data set with a seed, in a folder of its own. needs: folders of runs
+    that it begins from.
+    """
 
     dataset: str
     name: str
@@ -46,7 +49,9 @@ class Arm:
 
 
 def read_study(path: str | Path) -> Study:
-    """Raises UserError for a page that is none, and for arms and data sets that it names and that are not."""
+    """Raises UserError for a page that is none, and for arms and data sets that it names and that
+    are not.
+    """
     path = find_config(path)
     if not path.exists():
         raise UserError(f"no study {path}")
@@ -69,7 +74,11 @@ def read_study(path: str | Path) -> Study:
             if name not in study.datasets:
                 near = nearest(name, list(study.datasets))
                 raise UserError(f"{path}: {key}: no data set '{shown(name)}'{near}")
-    for name in [study.baseline, *study.comparators, *(name for arms in study.skip.values() for name in arms)]:
+    for name in [
+        study.baseline,
+        *study.comparators,
+        *(name for arms in study.skip.values() for name in arms),
+    ]:
         if name and name not in study.arms:
             raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
     return study
@@ -114,7 +123,9 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[str, str] | None = None) -> list[Arm]:
+def plan(
+    study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[str, str] | None = None
+) -> list[Arm]:
     """All runs, seed by seed, so that a study that is stopped has whole comparisons.
 
     roots: data set -> its folder. Raises UserError for options that the configuration refuses.
@@ -126,23 +137,38 @@ def plan(study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[
     for seed in study.seeds:
         for dataset, page in study.datasets.items():
             # a slash at its end would stand inside ${data.root}_texture
-            root = [f"data.root={roots[dataset].rstrip('/') or '/'}"] if roots and dataset in roots else []
+            root = (
+                [f"data.root={roots[dataset].rstrip('/') or '/'}"]
+                if roots and dataset in roots
+                else []
+            )
             for name, options in study.arms.items():
                 if name in study.skip.get(dataset, ()):
                     continue
-                words = _over(study.common, study.options.get(dataset, ()), options, root, [f"seed={seed}"], overrides)
+                words = _over(
+                    study.common,
+                    study.options.get(dataset, ()),
+                    options,
+                    root,
+                    [f"seed={seed}"],
+                    overrides,
+                )
                 needs = []
                 for other in study.arms:
                     if any(f"{{{other}}}" in word for word in words):
                         needs.append(_folder(out, dataset, other, seed))
                         words = [word.replace(f"{{{other}}}", str(needs[-1])) for word in words]
                 cfg = config.load(study.page.parent / page, words)
-                runs.append(Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs)))
+                runs.append(
+                    Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs))
+                )
     return runs
 
 
 def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
-    """The part of a study that comma-separated lists name; an empty list: all of it. Raises UserError for others."""
+    """The part of a study that comma-separated lists name; an empty list: all of it. Raises
+    UserError for others.
+    """
     parts: dict[str, Any] = {}
     for key, words, known in (("datasets", datasets, study.datasets), ("arms", arms, study.arms)):
         names = [word for word in words.split(",") if word]
@@ -155,8 +181,12 @@ def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
         raise UserError(f"--seeds {seeds}: whole numbers, as 0,1,2")
     parts["seeds"] = [int(word) for word in numbers] or study.seeds
     kept = parts["arms"]
-    return replace(study, **parts, baseline=study.baseline if study.baseline in kept else "",
-                   comparators=[name for name in study.comparators if name in kept])  # fmt: skip
+    return replace(
+        study,
+        **parts,
+        baseline=study.baseline if study.baseline in kept else "",
+        comparators=[name for name in study.comparators if name in kept],
+    )
 
 
 def _folder(out: Path, dataset: str, arm: str, seed: int) -> Path:

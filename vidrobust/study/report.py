@@ -12,12 +12,23 @@ from vidrobust.study.plan import Study
 from vidrobust.utils.atomic_files import replacing
 
 _FIGURES = {"robust": draw_robust, "space": draw_space, "margins": draw_margins}
-_GEOMETRY = ("alignment", "uniformity", "tolerance", "centroid_mean", "margin_mean", "radius", "fisher",
-             "effective_rank")  # fmt: skip
+_GEOMETRY = (
+    "alignment",
+    "uniformity",
+    "tolerance",
+    "centroid_mean",
+    "margin_mean",
+    "radius",
+    "fisher",
+    "effective_rank",
+)
 
 
-def write_study(study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """out/study.json, study.md and the figures, of the runs there are; returns what `summarise` finds.
+def write_study(
+    study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """out/study.json, study.md and the figures, of the runs there are; returns what `summarise`
+    finds.
 
     Where the command line asks for another eval.name, it stands in each file's name
     (`report_name`). missing: runs of the study's page that are not there, which the report says.
@@ -39,22 +50,35 @@ def _write_study(
     with replacing(out / f"{name}.json") as file:
         file.write((json.dumps(found, indent=2) + "\n").encode())
     lines = [f"# {markdown.escape(study.page.stem)}: {len(runs)} runs", ""]
-    lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""] if missing else []
+    lines += (
+        [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""]
+        if missing
+        else []
+    )
     lines += _options(study, overrides)
     for dataset, table in found.items():
         here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
-        files = {kind: f"{dataset}_{kind}{tail}.png" for kind, draw in _FIGURES.items()
-                 if draw(out / f"{dataset}_{kind}{tail}.png", here, table)}  # fmt: skip
-        lines += [*_heading(study, dataset, here, overrides), *_section(study, here, table),
-                  *(markdown.image(f"{dataset}: {kind}", file) + "\n"
-                    for kind, file in files.items())]  # fmt: skip
+        files = {
+            kind: f"{dataset}_{kind}{tail}.png"
+            for kind, draw in _FIGURES.items()
+            if draw(out / f"{dataset}_{kind}{tail}.png", here, table)
+        }
+        lines += [
+            *_heading(study, dataset, here, overrides),
+            *_section(study, here, table),
+            *(markdown.image(f"{dataset}: {kind}", file) + "\n" for kind, file in files.items()),
+        ]
     markdown.write(out / f"{name}.md", lines)
     return found
 
 
 def report_name(study: Study, overrides: Sequence[str]) -> str:
-    """Of the files that `write_study` writes: study, or study_NAME where another eval.name is asked for."""
-    asked = [word for word in overrides if word.startswith("eval.name=") and word not in study.common]
+    """Of the files that `write_study` writes: study, or study_NAME where another eval.name is asked
+    for.
+    """
+    asked = [
+        word for word in overrides if word.startswith("eval.name=") and word not in study.common
+    ]
     return f"study_{asked[-1].split('=', 1)[1]}" if asked else "study"
 
 
@@ -76,7 +100,9 @@ def _code(words: Sequence[str]) -> markdown.Markup:
 
 
 def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -> list[str]:
-    """The data set, its options, what was attacked, and each warning of the evaluations, once, with its runs."""
+    """The data set, its options, what was attacked, and each warning of the evaluations, once, with
+    its runs.
+    """
     first = runs[0][1]
     attacked: dict[str, list[str]] = {}
     doubts: dict[str, list[str]] = {}
@@ -84,7 +110,9 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
         attacked.setdefault(summary["classifier"], []).append(arm.name)
         for line in summary["warnings"]:
             doubts.setdefault(line, []).append(f"{arm.name} {arm.seed}")
-    whose = "; ".join(f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items())
+    whose = "; ".join(
+        f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items()
+    )
     own = _kept(study.options.get(dataset, ()), overrides)
     lines = [
         f"## {markdown.escape(dataset)}",
@@ -95,22 +123,42 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
     verb = "Attacked" if first["suite"] else "Classified by"
     measured = f"{first['n']} test videos, {suite}; chance {100 * first['chance']:.1f} %."
     lines += [f"{measured} {verb}: {markdown.escape(whose)}.", ""]
-    concerned = {line: "all runs" if len(names) == len(runs) else ", ".join(names) for line, names in doubts.items()}
-    lines += ["Warnings, and the runs (arm and seed) that they are of:", "",
-              *(f"- {markdown.escape(f'{line}: {names}')}" for line, names in concerned.items()),
-              ""] if doubts else []  # fmt: skip
+    concerned = {
+        line: "all runs" if len(names) == len(runs) else ", ".join(names)
+        for line, names in doubts.items()
+    }
+    lines += (
+        [
+            "Warnings, and the runs (arm and seed) that they are of:",
+            "",
+            *(f"- {markdown.escape(f'{line}: {names}')}" for line, names in concerned.items()),
+            "",
+        ]
+        if doubts
+        else []
+    )
     return lines
 
 
 def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
     threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
-    shares = {"probe": "probe", "clean": "clean", **{f"robust {t}": t for t in threats}, "mpc": "mpc"}
+    shares = {
+        "probe": "probe",
+        "clean": "clean",
+        **{f"robust {t}": t for t in threats},
+        "mpc": "mpc",
+    }
     lines = [
-        "Accuracies, per cent: mean over seeds ± half of its 95 % interval (Student's t, which for two seeds is 9 "
-        "times their standard deviation), [standard deviation]. probe: linear probe over all clips; clean: of what is "
-        "attacked; then by budget; mpc: mean after corruptions.", "",
-        *_rows(table, {"n": "seeds"} | shares, 100, 1), "",
-    ]  # fmt: skip
+        (
+            "Accuracies, per cent: mean over seeds ± half of its 95 % interval (Student's t, which"
+            " for two seeds is 9 times their standard deviation), [standard deviation]. probe:"
+            " linear probe over all clips; clean: of what is attacked; then by budget; mpc: mean"
+            " after corruptions."
+        ),
+        "",
+        *_rows(table, {"n": "seeds"} | shares, 100, 1),
+        "",
+    ]
     apart = {name: row["difference"] for name, row in table.items() if row["difference"]}
     if apart:
         baseline = markdown.escape(study.baseline)
@@ -120,58 +168,133 @@ def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
             *_rows(apart, shares, 100, 1),
             "",
         ]
-    lines += ["Of videos that are right, those that the attack breaks, per cent:", "",
-              *_rows(table, {f"success {t}": t for t in threats}, 100, 1), ""] if threats else []  # fmt: skip
-    lines += ["Geometry of test features (docs/methods.md; a collapsed representation has a low rank and a uniformity "
-              "near 0), and rpc, the share of clean accuracy that corruptions leave:", "",
-              *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3), ""]  # fmt: skip
+    lines += (
+        [
+            "Of videos that are right, those that the attack breaks, per cent:",
+            "",
+            *_rows(table, {f"success {t}": t for t in threats}, 100, 1),
+            "",
+        ]
+        if threats
+        else []
+    )
+    lines += [
+        (
+            "Geometry of test features (docs/methods.md; a collapsed representation has a low rank"
+            " and a uniformity near 0), and rpc, the share of clean accuracy that corruptions"
+            " leave:"
+        ),
+        "",
+        *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3),
+        "",
+    ]
     return lines + _looks(table) + _removal(table) + _gaps(study, table)
 
 
 def _looks(table: dict[str, Any]) -> list[str]:
     """Accuracies where a cue is taken away, biases, and shift; none where none was measured."""
-    names = dict.fromkeys(key for row in table.values() for key in row if key.startswith(("acc ", "bias ")))
+    names = dict.fromkeys(
+        key for row in table.values() for key in row if key.startswith(("acc ", "bias "))
+    )
     shift = {"shift": "shift"} if any("shift" in row for row in table.values()) else {}
     if not names and not shift:
         return []
     accs = {key: key.removeprefix("acc ") for key in names if key.startswith("acc ")}
-    lines = ["What it looks at (docs/methods.md): accuracy, per cent, on clips that lack a cue; shift: on another data "
-             "set's videos of the same classes:", "", *_rows(table, shift | accs, 100, 1), ""]  # fmt: skip
+    lines = [
+        (
+            "What it looks at (docs/methods.md): accuracy, per cent, on clips that lack a cue;"
+            " shift: on another data set's videos of the same classes:"
+        ),
+        "",
+        *_rows(table, shift | accs, 100, 1),
+        "",
+    ]
     biases = {key: key.removeprefix("bias ") for key in names if key.startswith("bias ")}
-    return lines + (["Bias toward the first of two cues that disagree, 0 to 1, on the videos where they do (a run's "
-                     "report says how many):", "", *_rows(table, biases, 1, 2), ""]
-                    if biases else [])  # fmt: skip
+    return lines + (
+        [
+            (
+                "Bias toward the first of two cues that disagree, 0 to 1, on the videos where they"
+                " do (a run's report says how many):"
+            ),
+            "",
+            *_rows(table, biases, 1, 2),
+            "",
+        ]
+        if biases
+        else []
+    )
 
 
 def _removal(table: dict[str, Any]) -> list[str]:
     removing = {name: row for name, row in table.items() if "fn_removed last" in row}
-    keys = {f"fn_{what} {when}": f"{what}, {when} epoch" for what in ("removed", "precision", "recall")
-            for when in ("first", "last")}  # fmt: skip
-    return ["False negatives, per cent: share of negatives found, how many of these have the same label (precision), "
-            "how many of those with the same label are found (recall):", "",
-            *_rows(removing, keys, 100, 1), ""] if removing else []  # fmt: skip
+    keys = {
+        f"fn_{what} {when}": f"{what}, {when} epoch"
+        for what in ("removed", "precision", "recall")
+        for when in ("first", "last")
+    }
+    return (
+        [
+            (
+                "False negatives, per cent: share of negatives found, how many of these have the"
+                " same label (precision), how many of those with the same label are found (recall):"
+            ),
+            "",
+            *_rows(removing, keys, 100, 1),
+            "",
+        ]
+        if removing
+        else []
+    )
 
 
 def _gaps(study: Study, table: dict[str, Any]) -> list[str]:
-    """Rows of arms that are neither baseline nor comparator, and a sentence for a comparator without a gap."""
+    """Rows of arms that are neither baseline nor comparator, and a sentence for a comparator
+    without a gap.
+    """
     lines, rows = [], []
     for other in study.comparators:
-        closed = {name: row["gap_closed"][other] for name, row in table.items() if other in row["gap_closed"]}
+        closed = {
+            name: row["gap_closed"][other]
+            for name, row in table.items()
+            if other in row["gap_closed"]
+        }
         if any(value is not None for gaps in closed.values() for value in gaps.values()):
-            rows += [[name, other, *(_gap(value, table[other]["difference"][f"robust {key}"])
-                                     for key, value in gaps.items())]
-                     for name, gaps in closed.items() if name not in study.comparators]  # fmt: skip
+            rows += [
+                [
+                    name,
+                    other,
+                    *(
+                        _gap(value, table[other]["difference"][f"robust {key}"])
+                        for key, value in gaps.items()
+                    ),
+                ]
+                for name, gaps in closed.items()
+                if name not in study.comparators
+            ]
         elif closed:
             names = [markdown.escape(name) for name in (other, study.baseline)]
-            lines += [f"The mean robust accuracy of {names[0]} is above {names[1]}'s at no budget: "
-                      "it leaves no gap to "
-                      "close.", ""]  # fmt: skip
+            lines += [
+                (
+                    f"The mean robust accuracy of {names[0]} is above {names[1]}'s at no budget: "
+                    "it leaves no gap to "
+                    "close."
+                ),
+                "",
+            ]
     if not rows:
         return lines
     titles = next(closed for row in table.values() for closed in row["gap_closed"].values())
-    return [*lines, "Gap to the comparator's robust accuracy that is closed, per cent; - where the comparator is not "
-            "above the baseline, in brackets where one seed or an interval that holds 0 leaves the gap in doubt:", "",
-            *markdown.table(["arm", "comparator", *titles], *rows), ""]  # fmt: skip
+    return [
+        *lines,
+        (
+            "Gap to the comparator's robust accuracy that is closed, per cent; - where the"
+            " comparator is not above the baseline, in brackets where one seed or an interval that"
+            " holds 0 leaves the gap in doubt:"
+        ),
+        "",
+        *markdown.table(["arm", "comparator", *titles], *rows),
+        "",
+    ]
 
 
 def _gap(closed: float | None, gap: dict[str, Any]) -> str:
@@ -181,9 +304,13 @@ def _gap(closed: float | None, gap: dict[str, Any]) -> str:
     return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 
-def _rows(table: dict[str, dict[str, Any]], keys: dict[str, str], scale: float, digits: int) -> list[str]:
+def _rows(
+    table: dict[str, dict[str, Any]], keys: dict[str, str], scale: float, digits: int
+) -> list[str]:
     """A table of arm -> spreads by measure; keys: measure -> title of its column."""
-    rows = ([name, *(_cell(row.get(key), scale, digits) for key in keys)] for name, row in table.items())
+    rows = (
+        [name, *(_cell(row.get(key), scale, digits) for key in keys)] for name, row in table.items()
+    )
     return markdown.table(["arm", *keys.values()], *rows)
 
 

@@ -29,7 +29,8 @@ _FREE = (
 def require_same(arm: Arm) -> None:
     """Raises UserError where the folder of a run holds one with other options.
 
-    What is evaluated may differ where its name does, eval.name: a trained run can be measured again.
+    What is evaluated may differ where its name does, eval.name: a trained run can be measured
+    again.
     """
     page = arm.folder / "config.yaml"
     if page.is_file():
@@ -38,12 +39,15 @@ def require_same(arm: Arm) -> None:
         changed = [line for line in config.differences(there, arm.cfg) if not line.startswith(free)]
         if changed:
             raise UserError(
-                f"{arm.folder} holds a run with other options (in brackets): {', '.join(changed)}; set --output-dir"
+                f"{arm.folder} holds a run with other options (in brackets): {', '.join(changed)};"
+                " set --output-dir"
             )
 
 
 def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
-    """Those that are measured, with their summaries, and in them `removal`, an epoch's log of false negatives each."""
+    """Those that are measured, with their summaries, and in them `removal`, an epoch's log of false
+    negatives each.
+    """
     return [
         (arm, read_summary(_summary(arm)) | {"removal": _removal(arm)})
         for arm in arms
@@ -52,7 +56,8 @@ def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
 
 
 def run_arm(arm: Arm) -> dict[str, Any]:
-    """Its summary. What is there already is not done again: a finished run is read, one that was killed goes on.
+    """Its summary. What is there already is not done again: a finished run is read, one that was
+    killed goes on.
 
     Raises UserError as `require_same` does, and what training and evaluation raise.
     """

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 
 class Average:
-    """w_avg <- momentum w_avg + (1 - momentum) w after each step, norm statistics included (DynACL, METHODS 4.4)."""
+    """w_avg <- momentum w_avg + (1 - momentum) w after each step, norm statistics included (DynACL,
+    METHODS 4.4).
+    """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         self.momentum = momentum

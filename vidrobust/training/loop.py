@@ -39,7 +39,9 @@ class Stopped(Exception):
     """The run was asked to stop, by one of STOP_SIGNALS, and has written a checkpoint."""
 
 
-def train(cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False) -> Path:
+def train(
+    cfg: config.Config, out: Path, resume: Path | None = None, *, overwrite: bool = False
+) -> Path:
     """Train the configured method into the folder `out`, from the checkpoint `resume` if given.
 
     Writes the files that the README lists and returns the last checkpoint. On CPU, a run that was
@@ -65,8 +67,8 @@ def _train(run: Run, main: bool) -> Path:
         start_logging(out)
         size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
         log.info(
-            f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone} ({size:.2f} M "
-            f"parameters) on {device}, steps {run.start} to {run.total}"
+            f"{cfg.method.name} on {cfg.data.name}: {len(run.records)} videos, {cfg.model.backbone}"
+            f" ({size:.2f} M parameters) on {device}, steps {run.start} to {run.total}"
         )
         for note in run.notes:
             log.warning(note)
@@ -123,7 +125,9 @@ def _guarded_steps(run: Run, stopping: list[int], main: bool, guard: StepGuard) 
     method.train()
     passes = PassCounter(method)
     unusual = _Unusual(run)
-    clock = Progress(run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main)
+    clock = Progress(
+        run.out, run.start, run.total, run.per_epoch, cfg.train.log_every, device, main
+    )
     with clock as progress, worker_deaths(dataset):
         batches = iter(batch_loader(dataset, sampler, cfg.data.workers))
         for step in range(run.start, run.total):
@@ -245,15 +249,21 @@ def _state_before(path: Path, step: int) -> str:
 
 
 def _tell_still(views: Tensor, made: Tensor) -> None:
-    """Warn of clips that are their own negatives: nothing moves in them, or they are of one colour."""
+    """Warn of clips that are their own negatives: nothing moves in them, or they are of one
+    colour.
+    """
     still = int((made == views).flatten(2).all(2).any(1).sum())
     if still:
-        log.warning(f"method.negatives: {still} of {len(views)} clips of the first batch are their own negative, as "
-                    "nothing moves in them, or they are of one colour")  # fmt: skip
+        log.warning(
+            f"method.negatives: {still} of {len(views)} clips of the first batch are their own"
+            " negative, as nothing moves in them, or they are of one colour"
+        )
 
 
 class _Unusual:
-    """Videos whose clips show frames twice, or whose frames had several sizes, in the first epoch."""
+    """Videos whose clips show frames twice, or whose frames had several sizes, in the first
+    epoch.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -272,7 +282,8 @@ class _Unusual:
         if self.found is None:
             return
         repeats, resized, seen = (
-            len(distributed.merged(dict.fromkeys(videos, ""))) for videos in (*self.found.values(), self.seen)
+            len(distributed.merged(dict.fromkeys(videos, "")))
+            for videos in (*self.found.values(), self.seen)
         )
         self.found = None
         for line in self.run.dataset.notes(repeats, resized, seen) if main else ():
@@ -305,13 +316,16 @@ def _leave(run: Run, guard: StepGuard, batch: Batch | None, lost: str, main: boo
             f"{next(iter(reasons.values()))}; after step {step} of {run.total}; {written}"
         )
     if batch is not None and batch.failed:
-        raise UserError(f"{batch.failed[0].reason}; the videos that were to take its place are bad as well")
+        raise UserError(
+            f"{batch.failed[0].reason}; the videos that were to take its place are bad as well"
+        )
     if run.too_many_bad:
         raise UserError(
-            f"{len(run.bad)} of {len(run.records)} training videos are bad (train.max_bad={run.cfg.train.max_bad:g}); "
-            f"the last: {list(run.bad.values())[-1]}; python datasets/prepare.py scan makes a "
-            "data.manifest without files that do not decode, and texture makes those of data.twins anew that are "
-            "deleted; or raise train.max_bad"
+            f"{len(run.bad)} of {len(run.records)} training videos are bad"
+            f" (train.max_bad={run.cfg.train.max_bad:g}); the last: {list(run.bad.values())[-1]};"
+            " python datasets/prepare.py scan makes a data.manifest without files that do not"
+            " decode, and texture makes those of data.twins anew that are deleted; or raise"
+            " train.max_bad"
         )
     raise Stopped(f"after step {step} of {run.total}; {written}")
 
@@ -372,9 +386,11 @@ def _refuse_non_finite(
         file.write(json.dumps(row) + "\n")  # one of each rank: every rank has its own batch
     remedy = "lower optim.lr or set optim.clip_norm"
     if kernels:
-        remedy = (f"the weight gradient of {', '.join(kernels)} alone is not finite, which is a "
-                  "fault of torch's "
-                  "bf16 kernel on CPUs; set train.amp=fp32")
+        remedy = (
+            f"the weight gradient of {', '.join(kernels)} alone is not finite, which is a "
+            "fault of torch's "
+            "bf16 kernel on CPUs; set train.amp=fp32"
+        )
     raise NonFinite(
         f"{what} at step {step}; batch: {', '.join(batch.uids)}; last good checkpoint: "
         f"{kept or 'none yet'}; {remedy}"

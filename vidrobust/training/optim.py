@@ -13,18 +13,28 @@ from vidrobust.utils.errors import lookup
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step is scaled layer by layer (You, Gitman, Ginsburg 2017, algorithm 1).
+    """SGD with momentum whose step is scaled layer by layer (You, Gitman, Ginsburg 2017, algorithm
+    1).
 
-    A layer's rate is lr * trust * |w| / (|g| + weight_decay * |w|). Groups with `adapt` False (norms and biases)
-    take plain SGD steps.
+    A layer's rate is lr * trust * |w| / (|g| + weight_decay * |w|). Groups with `adapt` False
+    (norms and biases) take plain SGD steps.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
     ) -> None:
         defaults = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True,
-        }  # fmt: skip
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapt": True,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -37,7 +47,9 @@ class LARS(Optimizer):
                 if group["adapt"]:
                     size, slope = p.norm(), p.grad.norm()
                     ratio = group["trust"] * size / (slope + group["weight_decay"] * size)
-                    update = update * torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
+                    update = update * torch.where(
+                        (size > 0) & (slope > 0), ratio, torch.ones_like(ratio)
+                    )
                 if "velocity" not in self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
                 velocity = self.state[p]["velocity"].mul_(group["momentum"]).add_(update)
@@ -92,7 +104,8 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def learning_rate(step: int, total: int, cfg: config.Optim, head_first: float = 0.0) -> float:
-    """Return the rate of step 0 to total - 1: a linear climb over the `warmup` share, then the schedule.
+    """Return the rate of step 0 to total - 1: a linear climb over the `warmup` share, then the
+    schedule.
 
     Args:
         step: of the run.

@@ -8,7 +8,8 @@ from vidrobust.models import Backbone
 
 
 class PassCounter:
-    """Counts the passes of every Backbone in a method: the model's, a momentum encoder's, a teacher's.
+    """Counts the passes of every Backbone in a method: the model's, a momentum encoder's, a
+    teacher's.
 
     A backward pass to the input alone, as an attack's, counts as one to the weights does.
     """

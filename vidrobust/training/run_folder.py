@@ -42,6 +42,8 @@ _FILES = (
     "features/t*.npz.partial/t*.f32",
     "features/t*.npz.partial/.lock",
 )
+
+
 def check_output(
     out: Path, *, resume: bool, overwrite: bool, cfg: config.Config | None = None
 ) -> None:
@@ -173,10 +175,17 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
 
 def environment() -> dict[str, Any]:
     """Command, code revision, versions and hardware of this process."""
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ) if shutil.which("git") else None  # fmt: skip
+    revision = (
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if shutil.which("git")
+        else None
+    )
     return {
         "command": " ".join(sys.argv),
         "revision": revision.stdout.strip() if revision else "",

@@ -75,9 +75,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def held(path: Path, refusal: str) -> Iterator[TextIO]:
     """A file in a folder, to append to, which no other process holds: who holds it has the folder.
 
-    Raises UserError where another does: refusal, of the folder {}. A lock of this kind ends with its process, however
-    that is killed, and its loading processes do not have it; closing any other handle of the file loses it. Some file
-    systems have none: nobody is refused there.
+    Raises UserError where another does: refusal, of the folder {}. A lock of this kind ends with
+    its process, however that is killed, and its loading processes do not have it; closing any other
+    handle of the file loses it. Some file systems have none: nobody is refused there.
     """
     with open(path, "a") as file:
         try:

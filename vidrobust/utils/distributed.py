@@ -53,11 +53,18 @@ def start(device: str) -> torch.device:
 def _require(device: str) -> None:
     """Refuse a device that is not there, before anything is built for it."""
     kind, _, number = device.partition(":")
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
     if kind not in counts or not (number or "0").isdigit():
         raise UserError(f"device={device}: choose auto, cpu, cuda, cuda:1 or mps")
     if int(number or 0) >= counts[kind]:
-        raise UserError(f"device={device}: this machine has {counts[kind]} {kind} devices; set device=auto or cpu")
+        raise UserError(
+            f"device={device}: this machine has {counts[kind]} {kind} devices; set device=auto"
+            " or cpu"
+        )
 
 
 def stop() -> None:
@@ -220,7 +227,9 @@ _patient: list[Any] = []
 
 
 def patient_barrier() -> None:
-    """A barrier for work whose length differs between ranks by hours, as attacks' does: it waits for a month."""
+    """A barrier for work whose length differs between ranks by hours, as attacks' does: it waits
+    for a month.
+    """
     if world() > 1:
         dist.barrier(_gloo())
 
@@ -242,21 +251,26 @@ def _gloo() -> Any:
 
 
 def here(rows: int) -> slice:
-    """Where this rank's rows, of which each rank has as many, stand among those that `gather` gives."""
+    """Where this rank's rows, of which each rank has as many, stand among those that `gather`
+    gives.
+    """
     return slice(rank() * rows, (rank() + 1) * rows)
 
 
 def gather(x: Tensor) -> Tensor:
-    """(N, ...) of each rank -> (world * N, ...) in order of rank, with the gradient of every rank's loss.
+    """(N, ...) of each rank -> (world * N, ...) in order of rank, with the gradient of every rank's
+    loss.
 
-    The gradient of a rank's rows is the sum over the losses of all ranks; together with the mean over ranks that
-    DistributedDataParallel takes, the step equals one process's on the whole batch.
+    The gradient of a rank's rows is the sum over the losses of all ranks; together with the mean
+    over ranks that DistributedDataParallel takes, the step equals one process's on the whole batch.
     """
     return _Gather.apply(x) if world() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
-    """torch's own differentiable all_gather is deprecated; this one needs no more than all_gather and all_reduce."""
+    """torch's own differentiable all_gather is deprecated; this one needs no more than all_gather
+    and all_reduce.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -274,8 +288,9 @@ class _Gather(torch.autograd.Function):
 def parallel(module: nn.Module, alike: Iterable[str] = (), skips: bool = False) -> nn.Module:
     """The module under DistributedDataParallel where there are several ranks, or as it is.
 
-    alike: beginnings of the names of buffers that are the same on all ranks without its help, such as a queue of
-    gathered keys; rank 0 need not send them before each forward pass. skips: some weights are in no loss of some steps.
+    alike: beginnings of the names of buffers that are the same on all ranks without its help, such
+    as a queue of gathered keys; rank 0 need not send them before each forward pass. skips: some
+    weights are in no loss of some steps.
     """
     if world() == 1:
         return module
@@ -285,7 +300,9 @@ def parallel(module: nn.Module, alike: Iterable[str] = (), skips: bool = False) 
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank: what one of them must stop for, all stop for, at the same step."""
+    """Whether `flag` is set on any rank: what one of them must stop for, all stop for, at the same
+    step.
+    """
     if world() == 1:
         return flag
     total = torch.tensor(float(flag), device=device)

@@ -4,7 +4,9 @@ import math
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default -> (low, high) in [0, 1]."""
+    """The Wilson score interval of a proportion (Wilson 1927), 95 % by default -> (low, high) in
+    [0, 1].
+    """
     if n == 0:
         return 0.0, 1.0
     p, z2 = hits / n, z * z

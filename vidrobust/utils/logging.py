@@ -13,11 +13,15 @@ from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.text import visible
 
 log = logging.getLogger("vidrobust")
-to_file = logging.getLogger("vidrobust.file")  # for log.txt alone: the live bar shows it on a terminal
+to_file = logging.getLogger(
+    "vidrobust.file"
+)  # for log.txt alone: the live bar shows it on a terminal
 
 
 def start_logging(out: Path | None, *, quiet: bool = False) -> None:
-    """Log to stderr and, given a run's folder, to its log.txt. quiet: nothing to stderr (ranks above 0)."""
+    """Log to stderr and, given a run's folder, to its log.txt. quiet: nothing to stderr (ranks
+    above 0).
+    """
     stop_logging()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -71,7 +75,9 @@ class _Console(logging.Handler):
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard, one row a logged step. A resumed run drops rows from `start` on first."""
+    """metrics.jsonl and TensorBoard, one row a logged step. A resumed run drops rows from `start`
+    on first.
+    """
 
     def __init__(self, out: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

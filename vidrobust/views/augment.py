@@ -1,8 +1,9 @@
 """Augment clips: one set of random parameters per clip, shared by its frames.
 
-The box of a view is cut out and resized in the loader's worker, on uint8; flip and everything photometric run on the
-device, on a whole batch of float clips, from numbers that the worker drew. So a view is a pure function of the
-generator that drew it, wherever its halves run, and of no other clip of its batch.
+The box of a view is cut out and resized in the loader's worker, on uint8; flip and everything
+photometric run on the device, on a whole batch of float clips, from numbers that the worker drew.
+So a view is a pure function of the generator that drew it, wherever its halves run, and of no other
+clip of its batch.
 """
 
 import math
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 from vidrobust.views.cues import differences
 
-# Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1), the standard
+# Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1),
+# the standard
 # deviation of the blur in pixels (0: none), flip, solarise and motion (0 or 1).
 DRAW_COLUMNS = 13
 _IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -28,11 +30,11 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 class AugmentSpec:
     """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A).
 
-    flip, jitter_prob, gray, blur, solarize, motion: probabilities. motion: the clip shows its temporal differences
-    alone: what moves, and not what it looks like.
-    center: side of the box as a share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random.
-    shift: pixels of the view by which that centre is moved, at most, each way; what lies beyond the
-    frame is black. 4 of 32 pixels are CIFAR-10's usual augmentation (He et al. 2016, section 4.2).
+    flip, jitter_prob, gray, blur, solarize, motion: probabilities. motion: the clip shows its
+    temporal differences alone: what moves, and not what it looks like. center: side of the box as a
+    share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random. shift:
+    pixels of the view by which that centre is moved, at most, each way; what lies beyond the frame
+    is black. 4 of 32 pixels are CIFAR-10's usual augmentation (He et al. 2016, section 4.2).
     """
 
     size: int = 112
@@ -51,19 +53,27 @@ class AugmentSpec:
 
 
 def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
-    """What may be drawn in that epoch of so many, where augmentations weaken to nothing in twenty stages.
+    """What may be drawn in that epoch of so many, where augmentations weaken to nothing in twenty
+    stages.
 
-    DynACL (Luo et al., ICLR 2023; METHODS section 4.4): the strength s falls from 1 by a twentieth at a time; the least
-    area goes to 1, jitter, the shift, and the probabilities of all but the flip, to 0.
+    DynACL (Luo et al., ICLR 2023; METHODS section 4.4): the strength s falls from 1 by a twentieth
+    at a time; the least area goes to 1, jitter, the shift, and the probabilities of all but the
+    flip, to 0.
     """
     s = 1 - (20 * epoch // epochs) / 20
     b, c, saturation, hue = (s * strength for strength in spec.jitter)
     least, most = spec.scale
     return replace(
-        spec, scale=(least + (1 - s) * (most - least), most), jitter=(b, c, saturation, hue),
-        jitter_prob=s * spec.jitter_prob, gray=s * spec.gray, blur=s * spec.blur, solarize=s * spec.solarize,
-        motion=s * spec.motion, shift=round(s * spec.shift),
-    )  # fmt: skip
+        spec,
+        scale=(least + (1 - s) * (most - least), most),
+        jitter=(b, c, saturation, hue),
+        jitter_prob=s * spec.jitter_prob,
+        gray=s * spec.gray,
+        blur=s * spec.blur,
+        solarize=s * spec.solarize,
+        motion=s * spec.motion,
+        shift=round(s * spec.shift),
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,9 @@ def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generat
 
 
 def to_float(clips: Tensor) -> Tensor:
-    """What the loader gives, uint8 (..., T, H, W, 3) -> what models take, float32 (..., 3, T, H, W) in [0, 1]."""
+    """What the loader gives, uint8 (..., T, H, W, 3) -> what models take, float32 (..., 3, T, H, W)
+    in [0, 1].
+    """
     return clips.movedim(-1, -4).float().div_(255).contiguous()
 
 
@@ -107,8 +119,9 @@ def to_float(clips: Tensor) -> Tensor:
 def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
     """Flip, jitter, gray, blur, solarise and take differences, one draw a clip, all clips at once.
 
-    clips: (B, 3, T, H, W) in [0, 1]; draws: (B, DRAW_COLUMNS), best on the CPU. Returns the same shape, in [0, 1].
-    Jitter's operations are torchvision's (contrast pulls towards a frame's own mean), in each clip's own order.
+    clips: (B, 3, T, H, W) in [0, 1]; draws: (B, DRAW_COLUMNS), best on the CPU. Returns the same
+    shape, in [0, 1]. Jitter's operations are torchvision's (contrast pulls towards a frame's own
+    mean), in each clip's own order.
     """
     draws = draws.cpu()
     if bool((draws == draws.new_tensor(_IDENTITY)).all()):
@@ -118,7 +131,12 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
     for position in range(4):
         for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
             factor = draws[:, operation]
-            _change(clips, (order[:, position] == operation) & (factor != _IDENTITY[operation]), change, factor)
+            _change(
+                clips,
+                (order[:, position] == operation) & (factor != _IDENTITY[operation]),
+                change,
+                factor,
+            )
     gray, sigma, flip, solarize, motion = draws[:, 8:].unbind(1)
     _change(clips, gray > 0, lambda x, _: _gray(x).expand_as(x), gray)
     _change(clips, sigma > 0, _blur, sigma)
@@ -128,11 +146,15 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
     return clips
 
 
-def _change(clips: Tensor, which: Tensor, change: Callable[[Tensor, Tensor], Tensor], value: Tensor) -> None:
+def _change(
+    clips: Tensor, which: Tensor, change: Callable[[Tensor, Tensor], Tensor], value: Tensor
+) -> None:
     """clips[which] = change(clips[which], value[which]), value as (n, 1, 1, 1, 1)."""
     if which.any():
         at = which.nonzero().flatten().to(clips.device)
-        clips[at] = change(clips[at], value[which].to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1))
+        clips[at] = change(
+            clips[at], value[which].to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1)
+        )
 
 
 def _gray(x: Tensor) -> Tensor:
@@ -158,7 +180,9 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     safe = torch.where(chroma > 0, chroma, 1)
-    sector = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sector = torch.where(
+        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
     sector += 6 * shift
     # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
     k = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector).remainder_(6)
@@ -166,7 +190,9 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian of three of the largest standard deviations a side, less where the frame's reflection allows less."""
+    """Gaussian of three of the largest standard deviations a side, less where the frame's
+    reflection allows less.
+    """
     n, _, _, height, width = x.shape
     reach = min(math.ceil(3 * _LARGEST_SIGMA), min(height, width) - 1)
     at = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
@@ -179,7 +205,9 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     return planes.view_as(x).clamp(0, 1)
 
 
-def _random_box(spec: AugmentSpec, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _random_box(
+    spec: AugmentSpec, height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """A box (top, left, height, width) of random area and aspect (Szegedy et al. 2015).
 
     After ten misses it is the largest central one.

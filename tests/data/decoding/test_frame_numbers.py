@@ -12,7 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import SHARED, counting_frames, encode, needs_ucf101_mini, read_numbers, with_not_coded
+from tests.helpers import (
+    SHARED,
+    counting_frames,
+    encode,
+    needs_ucf101_mini,
+    read_numbers,
+    with_not_coded,
+)
 from vidrobust.config import Data
 from vidrobust.data import (
     ClipSpec,
@@ -394,7 +401,9 @@ def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
     )
     with pytest.raises(
         DecodeError,
-        match=r"3 series of images: flow_x_\*.png \(5\), flow_y_\*.png \(5\), img_\*.png \(6\); set",
+        match=(
+            r"3 series of images: flow_x_\*.png \(5\), flow_y_\*.png \(5\), img_\*.png \(6\); set"
+        ),
     ):
         frame_files(folder)
     assert [file.name for file in frame_files(folder, count=6)] == [
@@ -565,12 +574,16 @@ def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
 def test_frames_of_absurd_sizes_are_refused(tmp_path, monkeypatch):
     path = encode(tmp_path / "v.mp4", counting_frames(2, 128), "libx264")
     monkeypatch.setattr(decoders, "MAX_PIXELS", 127 * 128)
-    with pytest.raises(DecodeError, match="frames of 128 x 128 pixels, and at most 16256 are read; re-encode it"):
+    with pytest.raises(
+        DecodeError, match="frames of 128 x 128 pixels, and at most 16256 are read; re-encode it"
+    ):
         read_frames(path, np.array([0]))
 
 
 @pytest.mark.parametrize("bytes_kept", [1, 3 * 40 * 40 * 3, 2**25])
-def test_clips_are_the_same_however_few_frames_wait_to_be_resized(tmp_path, monkeypatch, bytes_kept):
+def test_clips_are_the_same_however_few_frames_wait_to_be_resized(
+    tmp_path, monkeypatch, bytes_kept
+):
     """All boxes of an 8K clip at once were 1.6 GB."""
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     view = AugmentSpec(size=16, scale=(0.4, 0.9))

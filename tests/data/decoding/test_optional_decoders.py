@@ -27,7 +27,9 @@ _HAS_TORCHCODEC = has_backend("torchcodec")
 
 def _alone(code, *arguments):
     """Run code in a Python of its own, as imports are once a process."""
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=REPO)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=REPO
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,7 +37,9 @@ def _alone(code, *arguments):
 def test_nothing_imports_what_torchvision_has_removed():
     """torchvision.io reads no video any more, and pytorchvideo.transforms does not import."""
     for path in sorted((REPO / "vidrobust").rglob("*.py")):
-        assert not re.search(r"torchvision\.io|torchvision import io|pytorchvideo\.transforms", path.read_text()), path
+        assert not re.search(
+            r"torchvision\.io|torchvision import io|pytorchvideo\.transforms", path.read_text()
+        ), path
 
 
 def test_decord_is_imported_after_torch_and_only_where_it_is_asked_for(tmp_path):
@@ -67,7 +71,10 @@ except UserError as error:
     print(error)
 """
     said = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
-    assert said.startswith("data.backend=decord: decord does not import") and "set data.backend=pyav" in said
+    assert (
+        said.startswith("data.backend=decord: decord does not import")
+        and "set data.backend=pyav" in said
+    )
 
 
 @pytest.mark.skipif(_HAS_TORCHCODEC, reason="torchcodec is installed")
@@ -80,7 +87,9 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
     """It imports, and fails at its first use: every video was called bad."""
 
     def load(source):
-        raise RuntimeError("Could not load libtorchcodec. Likely causes:\n  1. FFmpeg is not properly installed")
+        raise RuntimeError(
+            "Could not load libtorchcodec. Likely causes:\n  1. FFmpeg is not properly installed"
+        )
 
     decoders = types.ModuleType("torchcodec.decoders")
     decoders.VideoDecoder = load
@@ -88,9 +97,10 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
     with pytest.raises(UserError) as refused:
         require_backend("torchcodec")
-    assert str(refused.value) == (
-        "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a version that it takes)"
-        "; install an FFmpeg that it finds, or set data.backend=pyav"
+    assert (
+        str(refused.value)
+        == "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a"
+        " version that it takes); install an FFmpeg that it finds, or set data.backend=pyav"
     )
 
 

@@ -22,13 +22,20 @@ from vidrobust.data.scan import probe
 _HAS_TORCHCODEC = has_backend("torchcodec")
 
 
-_torchcodec = pytest.param("torchcodec", marks=pytest.mark.skipif(not _HAS_TORCHCODEC, reason="needs torchcodec"))
+_torchcodec = pytest.param(
+    "torchcodec", marks=pytest.mark.skipif(not _HAS_TORCHCODEC, reason="needs torchcodec")
+)
 
 
 BACKENDS = ["decord", "pyav", "auto", _torchcodec]
 
 
-_EVERY_25 = {"g": "25", "bf": "3", "b_strategy": "1", "x264-params": "keyint=25:scenecut=0:open-gop=1"}
+_EVERY_25 = {
+    "g": "25",
+    "bf": "3",
+    "b_strategy": "1",
+    "x264-params": "keyint=25:scenecut=0:open-gop=1",
+}
 
 
 _FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
@@ -45,21 +52,38 @@ _KINDS = {  # name: (codec, suffix, what else)
     "h264 in mp4, short groups": ("libx264", ".mp4", {"options": {"g": "20", "bf": "0"}}),
     "h264, open groups": ("libx264", ".mp4", {"options": _EVERY_25}),
     "h264 in mkv": ("libx264", ".mkv", {"options": {"g": "20"}}),
-    "hevc, open groups": ("libx265", ".mp4", {"options": {"x265-params": "keyint=20:open-gop=1:log-level=none"}}),
+    "hevc, open groups": (
+        "libx265",
+        ".mp4",
+        {"options": {"x265-params": "keyint=20:open-gop=1:log-level=none"}},
+    ),
     "vp9": ("libvpx-vp9", ".webm", {"options": {"cpu-used": "8", "deadline": "realtime"}}),
     "variable frame rate": ("libx264", ".mp4", {"times": _IRREGULAR}),
     "10 bits": ("libx264", ".mp4", {"pix_fmt": "yuv420p10le"}),
     "mjpeg": ("mjpeg", ".avi", {"pix_fmt": "yuvj420p"}),
     "h264 without B-frames in AVI": ("libx264", ".avi", {"options": {"bf": "0", "g": "20"}}),
-    "h264 of rolling intra refresh": ("libx264", ".mp4", {"options": {"x264-params": "keyint=30:intra-refresh=1"}}),
+    "h264 of rolling intra refresh": (
+        "libx264",
+        ".mp4",
+        {"options": {"x264-params": "keyint=30:intra-refresh=1"}},
+    ),
     "MPEG-1 in a program stream": ("mpeg1video", ".mpg", {"options": {"g": "12"}}),
-    "h264 in a fragmented mp4": ("libx264", ".mp4", {"options": {"g": "20"}, "container": {"movflags": _FRAGMENTS}}),
+    "h264 in a fragmented mp4": (
+        "libx264",
+        ".mp4",
+        {"options": {"g": "20"}, "container": {"movflags": _FRAGMENTS}},
+    ),
     "mpeg4 in mkv": ("mpeg4", ".mkv", {"options": {"g": "9"}}),
     "h264 in a transport stream": ("libx264", ".ts", {"options": {"g": "20"}}),
 }
 
 
-_TRIMMED = ["h264 with B-frames", "h264 in mp4, short groups", "mpeg4 in mp4, short groups", "hevc, open groups"]
+_TRIMMED = [
+    "h264 with B-frames",
+    "h264 in mp4, short groups",
+    "mpeg4 in mp4, short groups",
+    "hevc, open groups",
+]
 
 
 _REFUSED = {  # what these decoders read wrong, as trying them showed
@@ -98,7 +122,10 @@ def test_the_frames_asked_for_are_the_frames_read(videos, kind, backend):
         wanted = rng.integers(0, 90, 12)  # any order, repeats
         assert read_numbers(read_frames(path, wanted, backend=backend)) == wanted.tolist()
     for wanted in ([89, 0, 89, 45], [89], [24, 25, 26], list(range(90))):
-        assert read_numbers(read_frames(path, np.array(wanted), backend=backend, short_side=40)) == wanted
+        assert (
+            read_numbers(read_frames(path, np.array(wanted), backend=backend, short_side=40))
+            == wanted
+        )
 
 
 def test_a_file_whose_frames_change_size_is_read_in_one(tmp_path):
@@ -109,7 +136,10 @@ def test_a_file_whose_frames_change_size_is_read_in_one(tmp_path):
     for wanted in ([30], [2, 30]):
         frames = read_frames(tmp_path / "both.ts", np.array(wanted))
         assert frames.shape[1:] == (64, 64, 3) and read_numbers(frames) == wanted
-    assert probe(str(tmp_path / "both.ts"))["reason"] == "20 of 40 frames have another size, and are resized"
+    assert (
+        probe(str(tmp_path / "both.ts"))["reason"]
+        == "20 of 40 frames have another size, and are resized"
+    )
 
 
 @pytest.mark.parametrize("kind", ["mpeg4", "h264 with B-frames"])
@@ -118,11 +148,15 @@ def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
     """decord's issue 195: one in a hundred reads of an AVI was another."""
     wanted = np.array([38, 3, 38, 38, 80])
     first = read_frames(videos[kind], wanted, backend=backend)
-    assert all(np.array_equal(read_frames(videos[kind], wanted, backend=backend), first) for _ in range(60))
+    assert all(
+        np.array_equal(read_frames(videos[kind], wanted, backend=backend), first) for _ in range(60)
+    )
 
 
 def test_key_frames_that_are_none_are_not_believed(tmp_path):
-    """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what needs others."""
+    """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what
+    needs others.
+    """
     path = encode(tmp_path / "v.avi", counting_frames(90), "mpeg4", options={"g": "30"})
     content = bytearray(path.read_bytes())
     index = content.index(b"idx1") + 8
@@ -140,7 +174,11 @@ def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_pat
     path = trim(videos[kind], tmp_path / "t.mp4", 13)
     with open_video(path) as video:
         stamps, keys = video.timeline
-        assert len(stamps) == video.num_frames and stamps[0] >= 0 and all(key < len(stamps) for key in keys)
+        assert (
+            len(stamps) == video.num_frames
+            and stamps[0] >= 0
+            and all(key < len(stamps) for key in keys)
+        )
 
 
 @pytest.mark.parametrize("kind", _TRIMMED)
@@ -149,16 +187,22 @@ def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_pat
 def test_a_trimmed_video_begins_where_a_player_begins(videos, kind, backend, count, tmp_path):
     path = trim(videos[kind], tmp_path / "t.mp4", count)
     with av.open(str(path)) as container:
-        shown = read_numbers(np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]))
+        shown = read_numbers(
+            np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        )
     assert 90 - count - 1 <= len(shown) <= 90 - count and shown[-1] >= 88
     row = probe(str(path))
     assert row["frames"] == len(shown) and row["reason"] == ""
     for frames in (0, len(shown)):
         for wanted in ([0], [5], [40], [len(shown) - 1], [0, 9, 30, 50]):
             try:
-                found = read_numbers(read_frames(path, np.array(wanted), backend=backend, frames=frames))
+                found = read_numbers(
+                    read_frames(path, np.array(wanted), backend=backend, frames=frames)
+                )
             except DecodeError as error:
-                assert backend in ("decord", "torchcodec") and "trimmed by an edit list" in str(error)
+                assert backend in ("decord", "torchcodec") and "trimmed by an edit list" in str(
+                    error
+                )
             else:
                 assert found == [shown[n] for n in wanted]
 
@@ -172,8 +216,15 @@ def test_the_number_of_frames_is_that_which_decode(videos, kind):
 def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos, monkeypatch):
     counted = []
     original = PyAV._counted
-    monkeypatch.setattr(PyAV, "_counted", lambda self, wanted: counted.append(wanted) or original(self, wanted))
-    for kind in ("mpeg4 in mp4, short groups", "h264, open groups", "hevc, open groups", "variable frame rate"):
+    monkeypatch.setattr(
+        PyAV, "_counted", lambda self, wanted: counted.append(wanted) or original(self, wanted)
+    )
+    for kind in (
+        "mpeg4 in mp4, short groups",
+        "h264, open groups",
+        "hevc, open groups",
+        "variable frame rate",
+    ):
         read_frames(videos[kind], np.array([60, 88]))
     assert counted == []
     read_frames(videos["mpeg4 with B-frames in AVI"], np.array([60, 88]))
@@ -183,7 +234,12 @@ def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(50, 33), (35, 64), (34, 46)])
 def test_odd_sizes_and_one_frame(tmp_path, backend, size):
-    frames = np.random.default_rng(0).integers(0, 256, (1, 1, 1, 3), np.uint8).repeat(size[0], 1).repeat(size[1], 2)
+    frames = (
+        np.random.default_rng(0)
+        .integers(0, 256, (1, 1, 1, 3), np.uint8)
+        .repeat(size[0], 1)
+        .repeat(size[1], 2)
+    )
     options = {"qp": "0"}
     path = encode(tmp_path / "v.mp4", frames, "libx264", pix_fmt="yuv444p", options=options)
     found = read_frames(path, np.array([0, 0]), backend=backend)
@@ -198,7 +254,9 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
     frames[:, :16, :20] = 255  # the corner at the top left
     path = encode(tmp_path / "v.mp4", frames, "libx264", quarter_turns=turns)
     found = read_frames(path, np.array([0, 2]), backend=backend)
-    assert np.abs(found[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3  # players turn clockwise
+    assert (
+        np.abs(found[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3
+    )  # players turn clockwise
     shrunk = read_frames(path, np.array([1]), backend=backend, short_side=24)
     assert shrunk.shape[1:3] == ((36, 24) if turns % 2 else (24, 36))
 
@@ -208,7 +266,9 @@ def test_ten_bits_are_as_true_as_eight(tmp_path):
     y, x = np.mgrid[0:64, 0:64]
     frames = np.stack([2 * x + 60, 2 * y + 60, 190 - x - y], -1)[None].repeat(3, 0).astype(np.uint8)
     for pix_fmt in ("yuv420p", "yuv420p10le"):
-        path = encode(tmp_path / f"{pix_fmt}.mp4", frames, "libx264", pix_fmt=pix_fmt, options={"crf": "1"})
+        path = encode(
+            tmp_path / f"{pix_fmt}.mp4", frames, "libx264", pix_fmt=pix_fmt, options={"crf": "1"}
+        )
         assert np.abs(read_frames(path, np.array([1])).astype(int) - frames[:1]).mean() < 2
 
 
@@ -232,7 +292,9 @@ def test_decoders_agree_on_real_video():
         wanted = np.arange(3, 60, 4)
         a, b = (read_frames(path, wanted, backend=name) for name in ("decord", "pyav"))
         assert np.array_equal(a, b)
-        a, b = (read_frames(path, wanted, backend=name, short_side=128) for name in ("decord", "pyav"))
+        a, b = (
+            read_frames(path, wanted, backend=name, short_side=128) for name in ("decord", "pyav")
+        )
         assert np.abs(a.astype(int) - b).mean() < 1
 
 
@@ -241,8 +303,12 @@ def _broken(tmp_path, kind):
     if kind == "missing":
         return path
     whole = counting_video(tmp_path / "whole.avi", 60).read_bytes()
-    content = {"empty": b"", "text": b"not a video\n" * 50, "truncated": whole[: len(whole) * 4 // 5],
-               "random": np.random.default_rng(0).bytes(5000)}[kind]  # fmt: skip
+    content = {
+        "empty": b"",
+        "text": b"not a video\n" * 50,
+        "truncated": whole[: len(whole) * 4 // 5],
+        "random": np.random.default_rng(0).bytes(5000),
+    }[kind]
     path.write_bytes(content)
     return path
 
@@ -250,9 +316,14 @@ def _broken(tmp_path, kind):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("missing", "no such file"), ("empty", "is empty"), ("text", "not a video"), ("random", "not a video"),
-     ("truncated", "cut short: its header declares 60 frames")],
-)  # fmt: skip
+    [
+        ("missing", "no such file"),
+        ("empty", "is empty"),
+        ("text", "not a video"),
+        ("random", "not a video"),
+        ("truncated", "cut short: its header declares 60 frames"),
+    ],
+)
 def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kind, reason, backend):
     path = _broken(tmp_path, kind)
     with pytest.raises(DecodeError, match=reason) as caught:
@@ -263,7 +334,9 @@ def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kin
 @pytest.mark.parametrize("wanted", [3, 50])
 def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(PyAV, "_from_the_start", lambda self: iter(()))
-    with pytest.raises(DecodeError, match=f"frame {wanted} of 60 cannot be decoded: the file is damaged"):
+    with pytest.raises(
+        DecodeError, match=f"frame {wanted} of 60 cannot be decoded: the file is damaged"
+    ):
         read_frames(counting_video(tmp_path / "v.avi", 60), np.array([wanted]))
 
 
@@ -278,7 +351,9 @@ def test_a_truncated_mp4_without_its_index(tmp_path):
 @pytest.mark.parametrize("wanted", [[30], [-1], []])
 def test_frames_outside_the_video_are_refused(tmp_path, backend, wanted):
     with pytest.raises(DecodeError, match="within its 30 frames"):
-        read_frames(counting_video(tmp_path / "v.avi", 30), np.array(wanted, dtype=int), backend=backend)
+        read_frames(
+            counting_video(tmp_path / "v.avi", 30), np.array(wanted, dtype=int), backend=backend
+        )
 
 
 def test_widths_that_decord_cannot_read_are_told(tmp_path):
@@ -302,7 +377,9 @@ def test_odd_files_decode_or_fail_with_a_reason():
 
 @pytest.mark.parametrize("look", ["scan", "read", "compare"])
 def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
-    """PyAV ties a frame to its side data in a cycle: a scan of a 4K video kept 100 frames, 1.2 GB."""
+    """PyAV ties a frame to its side data in a cycle: a scan of a 4K video kept 100 frames, 1.2
+    GB.
+    """
     path = str(counting_video(tmp_path / "v.mp4", 60))
     gc.collect()
     gc.disable()

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import REPO, SHARED, counting_frames, needs_ucf101_mini, read_numbers, tiny, tiny_ucf101, tool
+from tests.helpers import (
+    REPO,
+    SHARED,
+    counting_frames,
+    needs_ucf101_mini,
+    read_numbers,
+    tiny,
+    tiny_ucf101,
+    tool,
+)
 from vidrobust import config
 from vidrobust.corruptions import corrupt
 from vidrobust.data import all_records, read_frames, read_manifest
@@ -52,15 +61,35 @@ def test_a_tampered_manifest_stops_training_before_it_begins(tmp_path):
 
 def test_an_empty_manifest_option_means_none(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    done = tool("train_net", "--cfg", PAGE, *tiny(f"data.root={root}", "data.manifest="), "--dry-run", cwd=tmp_path)
+    done = tool(
+        "train_net",
+        "--cfg",
+        PAGE,
+        *tiny(f"data.root={root}", "data.manifest="),
+        "--dry-run",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0 and "manifest: ''" in done.stdout
 
 
 def test_resize_then_train_on_the_small_files(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    done = tool("prepare", "resize", f"data.root={root}", "--output", "small", "--short-side", 32, cwd=tmp_path)
-    assert done.returncode == 0 and "data.root=small has every file, verified" in done.stderr, done.stderr
-    done = tool("train_net", "--cfg", PAGE, *tiny("data.root=small"), "--output-dir", "out", cwd=tmp_path)
+    done = tool(
+        "prepare",
+        "resize",
+        f"data.root={root}",
+        "--output",
+        "small",
+        "--short-side",
+        32,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and "data.root=small has every file, verified" in done.stderr, (
+        done.stderr
+    )
+    done = tool(
+        "train_net", "--cfg", PAGE, *tiny("data.root=small"), "--output-dir", "out", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -83,7 +112,9 @@ def test_mistakes_are_one_line(tmp_path, words, message):
     tiny_ucf101(tmp_path / "data", train=1, test=1)
     given = [] if any(word.startswith("data.root=") for word in words) else ["data.root=data"]
     done = tool("prepare", *words, *given, cwd=tmp_path)
-    assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (
+        done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
+    ), done.stderr
 
 
 def test_resize_says_what_it_could_not_make(tmp_path):
@@ -120,9 +151,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
     root = tiny_ucf101(tmp_path / "data", train=12, test=8)
     run = subprocess.Popen(
-        [sys.executable, "-c", script, REPO / "datasets/prepare.py", "scan", f"data.root={root}", "--workers", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            script,
+            REPO / "datasets/prepare.py",
+            "scan",
+            f"data.root={root}",
+            "--workers",
+            "2",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     for _ in range(8):
         assert run.stdout.readline(), run.stderr.read()
     os.killpg(run.pid, signal.SIGINT)
@@ -136,37 +179,89 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @needs_ucf101_mini
 def test_the_real_videos_are_whole(tmp_path):
     root = SHARED / "ucf101_mini"
-    done = tool("prepare", "scan", f"data.root={root}", "--output", tmp_path / "m.jsonl", cwd=tmp_path)
+    done = tool(
+        "prepare", "scan", f"data.root={root}", "--output", tmp_path / "m.jsonl", cwd=tmp_path
+    )
     assert "151 files, 0 bad, 0 damaged but used" in done.stderr, done.stderr
     rows, _ = read_manifest(tmp_path / "m.jsonl")
-    assert all(row["width"] == 320 and row["height"] == 240 and row["frames"] > 28 for row in rows.values())
+    assert all(
+        row["width"] == 320 and row["height"] == 240 and row["frames"] > 28 for row in rows.values()
+    )
 
 
 def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    words = ["eval.corruption.names=[contrast,reverse_sampling]", "eval.corruption.severities=[1,5]"]
-    done = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "--workers", 2, cwd=tmp_path)
+    words = [
+        "eval.corruption.names=[contrast,reverse_sampling]",
+        "eval.corruption.severities=[1,5]",
+    ]
+    done = tool(
+        "prepare",
+        "corrupt",
+        f"data.root={root}",
+        "--output",
+        "c",
+        *words,
+        "--workers",
+        2,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
     assert found == ["c/contrast/1", "c/contrast/5", "c/reverse_sampling/1", "c/reverse_sampling/5"]
     name = "videos/Alpha/v_Alpha_g01_c01.avi"
-    pale = [read_frames(folder / name, np.arange(20)).std((1, 2, 3)).mean() for folder in
-            (root, tmp_path / "c/contrast/1", tmp_path / "c/contrast/5")]  # fmt: skip
-    assert pale[1] == pytest.approx(0.4 * pale[0], rel=0.1) and pale[2] == pytest.approx(0.05 * pale[0], rel=0.3)
+    pale = [
+        read_frames(folder / name, np.arange(20)).std((1, 2, 3)).mean()
+        for folder in (root, tmp_path / "c/contrast/1", tmp_path / "c/contrast/5")
+    ]
+    assert pale[1] == pytest.approx(0.4 * pale[0], rel=0.1) and pale[2] == pytest.approx(
+        0.05 * pale[0], rel=0.3
+    )
     backward = read_numbers(read_frames(tmp_path / "c/reverse_sampling/1" / name, np.arange(20)))
     assert backward == [18 - 2 * (n % 10) for n in range(20)]
-    done = tool("train_net", "--cfg", PAGE, *tiny("data.root=c/contrast/1"), "--output-dir", "out", cwd=tmp_path)
+    done = tool(
+        "train_net",
+        "--cfg",
+        PAGE,
+        *tiny("data.root=c/contrast/1"),
+        "--output-dir",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    again = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "seed=1", cwd=tmp_path)
+    again = tool(
+        "prepare", "corrupt", f"data.root={root}", "--output", "c", *words, "seed=1", cwd=tmp_path
+    )
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
 
 
 def test_corrupted_copies_of_drawn_videos_are_read_as_ucf101s(tmp_path):
-    drawn = [f"data.motionshapes.{word}" for word in ("train_per_class=2", "test_per_class=1", "frames=8", "size=24")]
-    words = ["data.name=motionshapes", "data.root=drawn", *drawn, "data.frames=4", "data.size=16", "data.short_side=16"]
-    done = tool("prepare", "corrupt", *words, "--output", "c", "eval.corruption.names=[fog]",
-                "eval.corruption.severities=[3]", cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0 and "data.name=ucf101 data.root=c/fog/3 has every file, verified" in done.stderr
+    drawn = [
+        f"data.motionshapes.{word}"
+        for word in ("train_per_class=2", "test_per_class=1", "frames=8", "size=24")
+    ]
+    words = [
+        "data.name=motionshapes",
+        "data.root=drawn",
+        *drawn,
+        "data.frames=4",
+        "data.size=16",
+        "data.short_side=16",
+    ]
+    done = tool(
+        "prepare",
+        "corrupt",
+        *words,
+        "--output",
+        "c",
+        "eval.corruption.names=[fog]",
+        "eval.corruption.severities=[3]",
+        cwd=tmp_path,
+    )
+    assert (
+        done.returncode == 0
+        and "data.name=ucf101 data.root=c/fog/3 has every file, verified" in done.stderr
+    )
     cfg = config.loads("", ["data.name=ucf101", f"data.root={tmp_path}/c/fog/3"])
     assert len(all_records(cfg.data)) == 8 * 4, "training videos, and two lists of test videos"
 
@@ -174,11 +269,23 @@ def test_corrupted_copies_of_drawn_videos_are_read_as_ucf101s(tmp_path):
 def test_a_bad_file_is_bad_in_every_copy_and_the_others_are_made(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"no video")
-    done = tool("prepare", "corrupt", f"data.root={root}", "--output", "c", "eval.corruption.names=[contrast,freeze]",
-                "eval.corruption.severities=[5]", cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 1 and "2 copies are not whole; the first: 1 of 12 files" in done.stderr
+    done = tool(
+        "prepare",
+        "corrupt",
+        f"data.root={root}",
+        "--output",
+        "c",
+        "eval.corruption.names=[contrast,freeze]",
+        "eval.corruption.severities=[5]",
+        cwd=tmp_path,
+    )
+    assert (
+        done.returncode == 1 and "2 copies are not whole; the first: 1 of 12 files" in done.stderr
+    )
     for name in ("contrast", "freeze"):
-        sizes = sorted(p.stat().st_size > 0 for p in (tmp_path / "c" / name / "5/videos").glob("*/*.avi"))
+        sizes = sorted(
+            p.stat().st_size > 0 for p in (tmp_path / "c" / name / "5/videos").glob("*/*.avi")
+        )
         assert sizes == [False] + [True] * 11
 
 
@@ -190,10 +297,20 @@ def test_corrupted_images_and_folders_of_frames(tmp_path):
             for number, frame in enumerate(frames):
                 Image.fromarray(frame).save(tmp_path / kind / folder / f"{number:03d}.png")
     for kind, name, words in (
-        ("images", "image_folder", ["brightness"]), ("frames", "frame_folder", ["reverse_sampling"])
-    ):  # fmt: skip
-        done = tool("prepare", "corrupt", f"data.name={name}", f"data.root={kind}", "--output", f"{kind}_c",
-                    f"eval.corruption.names=[{words[0]}]", "eval.corruption.severities=[1]", cwd=tmp_path)  # fmt: skip
+        ("images", "image_folder", ["brightness"]),
+        ("frames", "frame_folder", ["reverse_sampling"]),
+    ):
+        done = tool(
+            "prepare",
+            "corrupt",
+            f"data.name={name}",
+            f"data.root={kind}",
+            "--output",
+            f"{kind}_c",
+            f"eval.corruption.names=[{words[0]}]",
+            "eval.corruption.severities=[1]",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
     image = np.asarray(Image.open(tmp_path / "images_c/brightness/1/test/a/003.png"))
     assert (image == corrupt(frames[3:4], "brightness", 1, np.random.default_rng(0))[0]).all()
@@ -210,7 +327,9 @@ def test_what_corrupt_refuses(tmp_path):
         (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "--quality 60"),
     ):
         done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)
-        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, (
+            done.stderr
+        )
     assert not (tmp_path / "c").exists()
 
 
@@ -222,17 +341,34 @@ def test_textures_are_twins_that_training_pushes_away_from(tmp_path):
     name = "videos/Beta/v_Beta_g06_c01.avi"
     made, source = (read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root))
     assert made.shape == source.shape == (20, 64, 64, 3)
-    assert abs(made[0].mean() - source[0].mean()) < 60 and abs(made[0].astype(int) - source[0]).mean() > 20
+    assert (
+        abs(made[0].mean() - source[0].mean()) < 60
+        and abs(made[0].astype(int) - source[0]).mean() > 20
+    )
     (tmp_path / "t" / name).unlink()  # as after an interruption
     assert tool("prepare", "texture", *words, cwd=tmp_path).returncode == 0
     assert (read_frames(tmp_path / "t" / name, np.arange(20)) == made).all()
     again = tool("prepare", "texture", *words, "--kind", "still", cwd=tmp_path)
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
     words = ["method.negatives.names=[texture,patch]", f"data.root={root}"]
-    done = tool("train_net", "--cfg", PAGE, *tiny("data.twins=t", *words), "--output-dir", "out", cwd=tmp_path)
-    assert done.returncode == 0 and "negative_cosine" in (tmp_path / "out/metrics.jsonl").read_text(), done.stderr
+    done = tool(
+        "train_net",
+        "--cfg",
+        PAGE,
+        *tiny("data.twins=t", *words),
+        "--output-dir",
+        "out",
+        cwd=tmp_path,
+    )
+    assert (
+        done.returncode == 0 and "negative_cosine" in (tmp_path / "out/metrics.jsonl").read_text()
+    ), done.stderr
     done = tool("train_net", "--cfg", PAGE, *tiny(*words), "--output-dir", "no", cwd=tmp_path)
-    assert done.returncode == 1 and "data.twins is empty" in done.stderr and not (tmp_path / "no").exists()
+    assert (
+        done.returncode == 1
+        and "data.twins is empty" in done.stderr
+        and not (tmp_path / "no").exists()
+    )
 
 
 def test_textures_of_images_and_folders_of_frames(tmp_path):
@@ -243,9 +379,21 @@ def test_textures_of_images_and_folders_of_frames(tmp_path):
             for number, frame in enumerate(frames):
                 Image.fromarray(frame).save(tmp_path / kind / folder / f"{number:03d}.png")
     for kind, name in (("images", "image_folder"), ("frames", "frame_folder")):
-        done = tool("prepare", "texture", f"data.name={name}", f"data.root={kind}", "--output", f"{kind}_t",
-                    "--patch", 64, cwd=tmp_path)  # fmt: skip
+        done = tool(
+            "prepare",
+            "texture",
+            f"data.name={name}",
+            f"data.root={kind}",
+            "--output",
+            f"{kind}_t",
+            "--patch",
+            64,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
-    made = [np.asarray(Image.open(tmp_path / f"images_t/{split}/a/003.png")) for split in ("train", "test")]
+    made = [
+        np.asarray(Image.open(tmp_path / f"images_t/{split}/a/003.png"))
+        for split in ("train", "test")
+    ]
     assert made[0].shape == (32, 32, 3) and (made[0] != made[1]).any(), "each file draws its own"
     assert read_frames(tmp_path / "frames_t/test/a/clip", np.arange(6)).shape == (6, 32, 32, 3)

@@ -33,7 +33,9 @@ def test_a_folder_of_copies_goes_on_with_the_same_and_refuses_others(tmp_path):
     with pytest.raises(UserError, match=r"files of another encoding \(short_side=8, not 9\); give"):
         _claim(tmp_path / "out", {"short_side": 9}, sources)
     others = _files(tmp_path / "b", {f"{i}.avi": 200 + i for i in range(40)})
-    with pytest.raises(UserError, match="copies of another data set's files; give another --output, or delete it"):
+    with pytest.raises(
+        UserError, match="copies of another data set's files; give another --output, or delete it"
+    ):
         _claim(tmp_path / "out", {"short_side": 8}, others)
     with pytest.raises(UserError, match="holds other files; give an empty folder"):
         _claim(tmp_path / "a", {"short_side": 8}, sources)
@@ -60,7 +62,10 @@ def test_a_folder_of_frames_has_the_size_of_its_files(tmp_path):
 def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_path):
     with (
         another_process(lambda: claim(tmp_path / "out", {"short_side": 8}, {})),
-        pytest.raises(UserError, match="another process writes .*/out; wait for it or stop it, or give another"),
+        pytest.raises(
+            UserError,
+            match="another process writes .*/out; wait for it or stop it, or give another",
+        ),
     ):
         _claim(tmp_path / "out", {"short_side": 8}, {})
     _claim(tmp_path / "out", {"short_side": 8}, {})
@@ -69,5 +74,7 @@ def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_pat
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"sources": 3}'])
 def test_a_damaged_mark_is_refused_by_name(tmp_path, content):
     (tmp_path / "prepared.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"prepared.json: (damaged|holds no JSON object).*; delete the folder"):
+    with pytest.raises(
+        UserError, match=r"prepared.json: (damaged|holds no JSON object).*; delete the folder"
+    ):
         read_mark(tmp_path)

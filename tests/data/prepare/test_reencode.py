@@ -7,9 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import children_begin_with, counting_frames, counting_video, encode, read_numbers, tiny_ucf101
+from tests.helpers import (
+    children_begin_with,
+    counting_frames,
+    counting_video,
+    encode,
+    read_numbers,
+    tiny_ucf101,
+)
 from vidrobust.config import Data
-from vidrobust.data import Encoding, Record, all_records, build_records, open_video, read_frames, reencode, scan
+from vidrobust.data import (
+    Encoding,
+    Record,
+    all_records,
+    build_records,
+    open_video,
+    read_frames,
+    reencode,
+    scan,
+)
 from vidrobust.data.prepare.reencode import _partial
 from vidrobust.data.scan import probe
 from vidrobust.utils.errors import UserError
@@ -21,7 +37,10 @@ def _records(*paths):
 
 def _state(folder):
     return {
-        path.relative_to(folder): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        path.relative_to(folder): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -38,13 +57,16 @@ def _key_frames(path):
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix"), [("mpeg4", ".avi"), ("libx264", ".mp4"), ("mjpeg", ".mkv"), ("mpeg4", ".mov")]
+    ("codec", "suffix"),
+    [("mpeg4", ".avi"), ("libx264", ".mp4"), ("mjpeg", ".mkv"), ("mpeg4", ".mov")],
 )
 def test_the_result_is_small_and_shows_the_same_frames(tmp_path, codec, suffix):
     wide = np.repeat(counting_frames(30, size=128), 2, axis=2)
     (tmp_path / "a").mkdir()
     source = encode(tmp_path / "a" / f"v{suffix}", wide, "mpeg4")
-    assert reencode(_records(source), tmp_path / "a", tmp_path / "b", Encoding(32, 6, codec, 3)) == []
+    assert (
+        reencode(_records(source), tmp_path / "a", tmp_path / "b", Encoding(32, 6, codec, 3)) == []
+    )
     result = tmp_path / "b" / source.name
     found = _frames(result)
     assert found.shape == (30, 32, 64, 3) and read_numbers(found) == list(range(30))
@@ -55,7 +77,9 @@ def test_the_result_is_small_and_shows_the_same_frames(tmp_path, codec, suffix):
 def test_frames_are_never_enlarged_and_sizes_are_even(tmp_path):
     top = tmp_path / "a"
     top.mkdir()
-    source = encode(top / "v.mkv", counting_frames(5, 64)[:, :62, :36], "libx264", pix_fmt="yuv444p")
+    source = encode(
+        top / "v.mkv", counting_frames(5, 64)[:, :62, :36], "libx264", pix_fmt="yuv444p"
+    )
     reencode(_records(source), top, tmp_path / "b", Encoding(short_side=128))
     assert _frames(tmp_path / "b/v.mkv").shape == (5, 62, 36, 3)
     reencode(_records(source), top, tmp_path / "c", Encoding(short_side=20))
@@ -76,19 +100,26 @@ def test_what_is_turned_is_written_upright(tmp_path):
 
 
 def test_odd_sources_become_what_can_be_read_by_number(tmp_path):
-    """B-frames in an AVI, varying frame rate: re-encoded, every decoder and every seek finds the same frames."""
+    """B-frames in an AVI, varying frame rate: re-encoded, every decoder and every seek finds the
+    same frames.
+    """
     top = tmp_path / "a"
     top.mkdir()
     frames = counting_frames(40)
     sources = [
         encode(top / "b.avi", frames, "libx264", options={"g": "12", "bf": "2"}),
-        encode(top / "vfr.mp4", frames, "libx264", times=[40 * n + 15 * (n % 3) for n in range(40)]),
+        encode(
+            top / "vfr.mp4", frames, "libx264", times=[40 * n + 15 * (n % 3) for n in range(40)]
+        ),
     ]
     assert reencode(_records(*sources), top, tmp_path / "b", Encoding(64)) == []
     for source in sources:
         for backend in ("pyav", "decord"):
             wanted = np.array([3, 17, 18, 39])
-            assert read_numbers(read_frames(tmp_path / "b" / source.name, wanted, backend=backend)) == wanted.tolist()
+            assert (
+                read_numbers(read_frames(tmp_path / "b" / source.name, wanted, backend=backend))
+                == wanted.tolist()
+            )
 
 
 def test_the_source_is_never_touched_and_lists_come_along(tmp_path):
@@ -113,7 +144,9 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(tmp_path):
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     after = _state(tmp_path / "b")
     videos = [path for path in whole if path.suffix == ".avi" and ".partial" not in path.name]
-    assert {p: after[p][0] for p in videos} == {p: whole[p][0] for p in videos}  # the same bytes again
+    assert {p: after[p][0] for p in videos} == {
+        p: whole[p][0] for p in videos
+    }  # the same bytes again
     assert sum(after[p] != whole[p] for p in videos) == 1
 
 
@@ -149,11 +182,16 @@ def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch)
     reasons = {Path(path).name: reason for path, reason in failed}
     assert reasons.keys() == {"bad.avi", "gone.avi"} and "not a video file" in reasons["bad.avi"]
     assert {p.name: p.stat().st_size > 0 for p in (tmp_path / "b").rglob("*")} == {
-        "good.avi": True, "bad.avi": False, "gone.avi": False, "prepared.json": True
-    }  # fmt: skip
+        "good.avi": True,
+        "bad.avi": False,
+        "gone.avi": False,
+        "prepared.json": True,
+    }
     counting_video(bad, 7)  # mended
     failed = reencode(records, tmp_path / "a", tmp_path / "b", Encoding(32))
-    assert [Path(path).name for path, _ in failed] == ["gone.avi"] and len(_frames(tmp_path / "b/bad.avi")) == 7
+    assert [Path(path).name for path, _ in failed] == ["gone.avi"] and len(
+        _frames(tmp_path / "b/bad.avi")
+    ) == 7
     children_begin_with(
         monkeypatch,
         "from vidrobust.data import reencode; from tests.data.prepare.test_reencode import _short\n"
@@ -199,7 +237,9 @@ def test_links_are_written_under_the_name_that_lists_use(tmp_path):
     for n in range(6):
         path = tmp_path / f"b/x/{n}.avi"
         assert not path.is_symlink() and _frames(path).shape == (9, 32, 32, 3)
-    assert (tmp_path / "b/l/names.txt").read_text() == "x/0.avi 0\n" and len(_frames(pool / "p.avi")) == 9
+    assert (tmp_path / "b/l/names.txt").read_text() == "x/0.avi 0\n" and len(
+        _frames(pool / "p.avi")
+    ) == 9
 
 
 @pytest.mark.parametrize("uid", ["{top}/a/v.avi", "../x/v.avi"])
@@ -208,7 +248,12 @@ def test_names_that_a_copy_cannot_have_are_refused_before_anything_is_written(tm
     counting_video(tmp_path / "x/v.avi", 5)
     uid = uid.format(top=tmp_path)
     with pytest.raises(UserError, match="list files relative to"):
-        reencode([Record(uid, str(tmp_path / "a" / uid), 0)], tmp_path / "a", tmp_path / "b", Encoding(32))
+        reencode(
+            [Record(uid, str(tmp_path / "a" / uid), 0)],
+            tmp_path / "a",
+            tmp_path / "b",
+            Encoding(32),
+        )
     assert not (tmp_path / "b").exists()
 
 
@@ -236,10 +281,12 @@ def test_an_encoder_that_hangs_is_killed(tmp_path, monkeypatch):
     path = counting_video(tmp_path / "a/v.avi", 5)
     children_begin_with(
         monkeypatch,
-        "import time; from vidrobust.data import reencode\n"
-        "reencode.__globals__['_encode_video'] = lambda source, target, *_: target.touch() or time.sleep(60)",
+        "import time; from vidrobust.data import reencode\nreencode.__globals__['_encode_video'] ="
+        " lambda source, target, *_: target.touch() or time.sleep(60)",
     )
-    ((_, reason),) = reencode(_records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4)
+    ((_, reason),) = reencode(
+        _records(path), tmp_path / "a", tmp_path / "b", Encoding(), timeout_s=0.4
+    )
     assert reason == "no answer within 0.4 s"
     assert {p.name for p in (tmp_path / "b").rglob("*")} == {"prepared.json", "v.avi"}
 

@@ -21,11 +21,18 @@ CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
 
 @pytest.fixture
 def paired(tmp_path):
-    """A data set, and one of other sizes under the same names with the same numbers in its frames."""
+    """A data set, and one of other sizes under the same names with the same numbers in its
+    frames.
+    """
     root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
     for c, name in enumerate(("Alpha", "Beta")):
         for i in range(6):
-            counting_video(twins / f"videos/{name}/v_{name}_g{i + 1:02d}_c01.avi", 20, first=1000 * c + 50 * i, size=96)
+            counting_video(
+                twins / f"videos/{name}/v_{name}_g{i + 1:02d}_c01.avi",
+                20,
+                first=1000 * c + 50 * i,
+                size=96,
+            )
     return root, twins
 
 
@@ -39,32 +46,44 @@ def _dataset(root, twins, records=None, **options):
 @pytest.mark.parametrize("kind", ["still", "moving"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
-    """Frame n of the clip is 40 n, and noise that is the same in all: its texture is 40 n, or 40 * count // 2."""
+    """Frame n of the clip is 40 n, and noise that is the same in all: its texture is 40 n, or 40 *
+    count // 2.
+    """
     noise = np.random.default_rng(0).integers(0, 30, (40, 50, 3))
     clip = np.stack([40 * n + noise for n in range(count)]).astype(np.uint8)
 
     def texture(seed, size=224):
         rng = np.random.default_rng(seed)
-        return np.stack(list(texture_frames(iter(clip), count, rng, kind=kind, patch_px=96, size=size)))
+        return np.stack(
+            list(texture_frames(iter(clip), count, rng, kind=kind, patch_px=96, size=size))
+        )
 
     made = texture(0)
     assert made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
     numbers = made.reshape(count, -1).min(1) // 40
     assert numbers.tolist() == (list(range(count)) if kind == "moving" else [count // 2] * count)
     assert (made == texture(0)).all() and (made != texture(1)).any()
-    assert kind == "still" or (np.diff(made.astype(int), axis=0) == 40).all(), "each place keeps its noise"
+    assert kind == "still" or (np.diff(made.astype(int), axis=0) == 40).all(), (
+        "each place keeps its noise"
+    )
 
 
 def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
     dataset = _dataset(*paired)
     for index in range(4):
         sample = dataset[0, index]
-        assert sample["clips"].shape == (3, 3, 24, 24, 3) and sample["draws"].shape == (3, DRAW_COLUMNS)
+        assert sample["clips"].shape == (3, 3, 24, 24, 3) and sample["draws"].shape == (
+            3,
+            DRAW_COLUMNS,
+        )
         first, _, twin = (read_numbers(clip.numpy()) for clip in sample["clips"])
         assert twin == first and torch.equal(sample["draws"][2], sample["draws"][0])
         assert sample["start"].shape == (2,)
-    assert any(read_numbers(dataset[0, i]["clips"][1].numpy()) != read_numbers(dataset[0, i]["clips"][0].numpy())
-               for i in range(4))  # fmt: skip
+    assert any(
+        read_numbers(dataset[0, i]["clips"][1].numpy())
+        != read_numbers(dataset[0, i]["clips"][0].numpy())
+        for i in range(4)
+    )
 
 
 def test_views_are_drawn_as_without_twins(paired):
@@ -76,7 +95,10 @@ def test_views_are_drawn_as_without_twins(paired):
 
 
 def test_workers_and_children_bring_the_same(paired):
-    here, there = ([*batch_loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)] for workers in (0, 2))
+    here, there = (
+        [*batch_loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)]
+        for workers in (0, 2)
+    )
     assert all(same_batch(a, b) for a, b in zip(here, there, strict=True))
     watched = _dataset(*paired)
     watched.timeout_s = 0.0
@@ -86,7 +108,9 @@ def test_workers_and_children_bring_the_same(paired):
 def test_a_twin_that_is_missing_stops_the_run_before_it_begins(paired):
     root, twins = paired
     (twins / "videos/Alpha/v_Alpha_g02_c01.avi").unlink()
-    with pytest.raises(UserError, match="1 of 8 files have no texture, first .*g02_c01.avi; python datasets"):
+    with pytest.raises(
+        UserError, match="1 of 8 files have no texture, first .*g02_c01.avi; python datasets"
+    ):
         _dataset(root, twins)
     with pytest.raises(UserError, match="data.twins is empty"):
         _dataset(root, "")
@@ -98,7 +122,10 @@ def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
     (twins / "videos/Alpha/v_Alpha_g02_c01.avi").write_bytes(b"")
     dataset = _dataset(root, twins)
     dataset.replace = False
-    for index, reason in ((0, "not all within its 3 frames"), (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi")):
+    for index, reason in (
+        (0, "not all within its 3 frames"),
+        (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi"),
+    ):
         found = dataset[0, index]
         assert isinstance(found, Failure) and reason in found.reason
 
@@ -108,7 +135,9 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
         (tmp_path / top / "v").mkdir(parents=True)
         for n in range(9):
             Image.fromarray(counting_frames(1, 32, n)[0]).save(tmp_path / top / f"v/{n:02d}.png")
-    dataset = _dataset(tmp_path / "data", tmp_path / "twins", [Record("v", str(tmp_path / "data/v"), 0)])
+    dataset = _dataset(
+        tmp_path / "data", tmp_path / "twins", [Record("v", str(tmp_path / "data/v"), 0)]
+    )
     dataset.replace = False
     assert not isinstance(dataset[0, 0], Failure)
     (tmp_path / "twins/v/03.png").unlink()
@@ -122,8 +151,15 @@ def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
     assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(6, 10, 35, 53)
     assert twin_draw(draw, (240, 320), (480, 640)) == ViewDraw(20, 120, 200, 300)
     assert twin_draw(ViewDraw(0, 40, 240, 240), (240, 320), (64, 64)) == ViewDraw(0, 4, 55, 55)
-    assert twin_draw(ViewDraw(0, 0, 240, 320), (240, 320), (64, 64)) == ViewDraw(0, 0, 48, 64), "what fits of it"
-    for draw in (ViewDraw(0, 0, 1, 1), ViewDraw(239, 319, 1, 1), ViewDraw(0, 0, 240, 320), ViewDraw(3, 7, 236, 311)):
+    assert twin_draw(ViewDraw(0, 0, 240, 320), (240, 320), (64, 64)) == ViewDraw(0, 0, 48, 64), (
+        "what fits of it"
+    )
+    for draw in (
+        ViewDraw(0, 0, 1, 1),
+        ViewDraw(239, 319, 1, 1),
+        ViewDraw(0, 0, 240, 320),
+        ViewDraw(3, 7, 236, 311),
+    ):
         for size in ((1, 1), (7, 224), (1000, 3)):
             small = twin_draw(draw, (240, 320), size)
             assert small.top >= 0 and small.top + small.height <= size[0] and small.height > 0
@@ -151,8 +187,13 @@ def test_a_twin_gets_the_corruption_of_its_clip(paired):
 def test_a_file_is_never_its_own_twin(tmp_path):
     with pytest.raises(UserError, match="the files are not their own textures"):
         Twins(str(tmp_path), f"{tmp_path}/").require([Record("a", f"{tmp_path}/a.avi", 0)])
-    with pytest.raises(UserError, match="data.twins=.*/t: no such folder; python datasets/prepare.py texture makes it"):
-        Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/lists/a.avi", 0)])
+    with pytest.raises(
+        UserError,
+        match="data.twins=.*/t: no such folder; python datasets/prepare.py texture makes it",
+    ):
+        Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require(
+            [Record("a", f"{tmp_path}/lists/a.avi", 0)]
+        )
     (tmp_path / "t").mkdir()
     with pytest.raises(UserError, match="v/a.avi is outside .*lists, and has no texture"):
         Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
@@ -164,18 +205,26 @@ def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(pa
     assert "was not made by prepare.py texture: its files are taken as they are" in caplog.text
     mark, files = twins / "prepared.json", sorted((root / "videos").rglob("*.avi"))
     mark.write_text(json.dumps({"short_side": 16}))
-    with pytest.raises(UserError, match="holds copies, and no textures; datasets/prepare.py texture makes them"):
+    with pytest.raises(
+        UserError, match="holds copies, and no textures; datasets/prepare.py texture makes them"
+    ):
         _dataset(root, twins)
     sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
     caplog.clear()
     mark.write_text(json.dumps({"texture": "still", "sources": sizes}))
     _dataset(root, twins)
     assert not caplog.records
-    mark.write_text(json.dumps({"texture": "still", "sources": {name: size + 1 for name, size in sizes.items()}}))
+    mark.write_text(
+        json.dumps(
+            {"texture": "still", "sources": {name: size + 1 for name, size in sizes.items()}}
+        )
+    )
     _dataset(root, twins)
     assert "textures of files that have other sizes" in caplog.text
     caplog.clear()  # both are of the same third data set
-    (root / "prepared.json").write_text(json.dumps({"sources": {name: size + 1 for name, size in sizes.items()}}))
+    (root / "prepared.json").write_text(
+        json.dumps({"sources": {name: size + 1 for name, size in sizes.items()}})
+    )
     _dataset(root, twins)
     assert not caplog.records
 
@@ -192,4 +241,13 @@ def test_arrays_have_no_twins():
 
 def test_frames_that_are_too_small_have_no_texture():
     with pytest.raises(ValueError, match="have no patch of 9"):
-        next(texture_frames(iter(counting_frames(1, 8)), 1, np.random.default_rng(0), kind="still", patch_px=9, size=8))
+        next(
+            texture_frames(
+                iter(counting_frames(1, 8)),
+                1,
+                np.random.default_rng(0),
+                kind="still",
+                patch_px=9,
+                size=8,
+            )
+        )

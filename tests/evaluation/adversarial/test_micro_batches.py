@@ -8,7 +8,9 @@ from vidrobust.utils.errors import UserError
 
 def _net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(4 * 2 * 25, 3))
+    return nn.Sequential(
+        nn.Conv3d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(4 * 2 * 25, 3)
+    )
 
 
 class Small:
@@ -34,7 +36,9 @@ class Small:
         return refuse
 
 
-@pytest.mark.parametrize(("size", "holds", "backward"), [(16, 16, 16), (3, 16, 16), (16, 5, 5), (16, 16, 4), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "holds", "backward"), [(16, 16, 16), (3, 16, 16), (16, 5, 5), (16, 16, 4), (1, 1, 1)]
+)
 def test_outputs_and_gradients_are_those_of_the_whole_batch(size, holds, backward):
     net = _net()
     x = torch.rand(11, 3, 2, 5, 5)
@@ -59,7 +63,9 @@ def test_a_batch_that_fits_goes_through_once():
 
 
 def test_one_clip_too_many_is_told_and_other_errors_pass():
-    with pytest.raises(UserError, match=r"memory does not hold one clip.*lower data.frames or data.size"):
+    with pytest.raises(
+        UserError, match=r"memory does not hold one clip.*lower data.frames or data.size"
+    ):
         MicroBatches(Small(_net(), 0), 4)(torch.rand(2, 3, 2, 5, 5))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         MicroBatches(_net(), 4)(torch.rand(2, 3, 2, 6, 5, requires_grad=True))

@@ -23,7 +23,9 @@ THREATS = [ThreatModel("linf", eps) for eps in EPS]
 
 
 def _net():
-    """Random weights made sensitive: it classifies some test videos right, and small budgets break some."""
+    """Random weights made sensitive: it classifies some test videos right, and small budgets break
+    some.
+    """
     torch.manual_seed(4)
     net = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 256, 2)).eval().requires_grad_(False)
     return net
@@ -32,10 +34,21 @@ def _net():
 def _run(root, out, net=None, **options):
     out.mkdir(exist_ok=True)
     records, _ = ucf101(root, "test", 1)
-    settings = {"suite": Suite("pgd", steps=3), "seed": 0, "batch_size": 3, "workers": 0, "device": torch.device("cpu"),
-                "threats": THREATS}  # fmt: skip
-    return evaluate_robust(net or _net(), eval_dataset(CFG, records, 1), list(range(len(records))), out=out,
-                           **(settings | options))  # fmt: skip
+    settings = {
+        "suite": Suite("pgd", steps=3),
+        "seed": 0,
+        "batch_size": 3,
+        "workers": 0,
+        "device": torch.device("cpu"),
+        "threats": THREATS,
+    }
+    return evaluate_robust(
+        net or _net(),
+        eval_dataset(CFG, records, 1),
+        list(range(len(records))),
+        out=out,
+        **(settings | options),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,9 @@ def root(tmp_path_factory):
 
 def test_eps_0_is_clean_accuracy_and_the_curve_never_rises(root, tmp_path):
     rows = _run(root, tmp_path)
-    assert len(rows) == 40 and rows == [json.loads(line) for line in open(tmp_path / "results.jsonl")]
+    assert len(rows) == 40 and rows == [
+        json.loads(line) for line in open(tmp_path / "results.jsonl")
+    ]
     curve = robust_curve(rows, THREATS)
     clean = sum(r["clean_pred"] == r["label"] for r in rows[::4]) / 10
     assert curve[0]["robust_acc"] == clean == curve[0]["robust_acc_uint8"] and clean > 0
@@ -95,12 +110,18 @@ def test_a_broken_sample_is_not_attacked_again(root, tmp_path):
     again = _run(root, tmp_path)
     assert again == rows
     spent = sum(forward for row in rows for forward, _ in row["passes"].values())
-    left = {str(t): [r["robust"] or r["uint8_pred"] == r["label"] for r in rows if r["threat"] == str(t)]
-            for t in THREATS}  # fmt: skip
+    left = {
+        str(t): [
+            r["robust"] or r["uint8_pred"] == r["label"] for r in rows if r["threat"] == str(t)
+        ]
+        for t in THREATS
+    }
     for before, threat in itertools.pairwise(THREATS):
         alive = sum(left[str(before)])
         here = sum(f for r in rows if r["threat"] == str(threat) for f, _ in r["passes"].values())
-        assert here <= 4 * alive + 4 * alive  # steps + 1 passes of those left, and of their rounded clips at most
+        assert (
+            here <= 4 * alive + 4 * alive
+        )  # steps + 1 passes of those left, and of their rounded clips at most
         assert (here > 0) == (alive > 0)
     assert spent < sum(sizes)
 
@@ -119,26 +140,46 @@ def test_a_video_that_does_not_decode_is_a_failed_row_and_a_miss(tmp_path):
 
 
 def test_accuracy_after_rounding_does_not_gain_from_smaller_budgets(root, tmp_path):
-    """A budget of 0.4/255 vanishes when rounded; what it breaks must still be attacked at the next one."""
+    """A budget of 0.4/255 vanishes when rounded; what it breaks must still be attacked at the next
+    one.
+    """
     found = []
     for name, budgets in (("alone", [1.0]), ("both", [0.4 / 255, 1.0])):
         threats = [ThreatModel("linf", eps) for eps in budgets]
-        rows = _run(root, tmp_path / name, net=lambda x: 100 * _net()(x), threats=threats, suite=Suite("pgd", steps=9))
+        rows = _run(
+            root,
+            tmp_path / name,
+            net=lambda x: 100 * _net()(x),
+            threats=threats,
+            suite=Suite("pgd", steps=9),
+        )
         found.append(robust_curve(rows, threats))
     assert found[0][-1]["robust_acc_uint8"] == found[1][-1]["robust_acc_uint8"] == 0
     assert found[1][0]["robust_acc_uint8"] > 0
     assert all(
-        c["killed_by"].get("pgd", 0) + c["killed_by"].get("clean", 0) == 10 for curve in found for c in curve[-1:]
+        c["killed_by"].get("pgd", 0) + c["killed_by"].get("clean", 0) == 10
+        for curve in found
+        for c in curve[-1:]
     )
 
 
-MANY = [parse_threat(name) for name in ("flicker-linf-16/255", "linf-8/255", "flicker-linf-4/255", "frames1-l2-0.5")]
+MANY = [
+    parse_threat(name)
+    for name in ("flicker-linf-16/255", "linf-8/255", "flicker-linf-4/255", "frames1-l2-0.5")
+]
 
 
 def test_families_are_curves_of_their_own(root, tmp_path):
-    """Each threat's rows are what an evaluation of that threat alone has, family by family, small to large."""
+    """Each threat's rows are what an evaluation of that threat alone has, family by family, small
+    to large.
+    """
     ordered = [t for family in families(MANY) for t in family]
-    assert [str(t) for t in ordered] == ["flicker-linf-4/255", "flicker-linf-16/255", "linf-8/255", "frames1-l2-0.5"]
+    assert [str(t) for t in ordered] == [
+        "flicker-linf-4/255",
+        "flicker-linf-16/255",
+        "linf-8/255",
+        "frames1-l2-0.5",
+    ]
     rows = _run(root, tmp_path, threats=MANY)
     assert [r["threat"] for r in rows[:4]] == [str(t) for t in ordered]
     for row in rows:
@@ -156,21 +197,33 @@ def test_suites_and_single_attacks_by_name(root, tmp_path, name):
     attacks = {key for row in rows for key in row["passes"]}
     expected = {"autoattack": {"apgd-ce", "apgd-t", "fab-t", "square"}}.get(name)
     assert attacks <= expected if expected else attacks
-    assert robust_curve(rows, THREATS)[-1]["robust_acc"] < robust_curve(rows, THREATS)[0]["robust_acc"]
+    assert (
+        robust_curve(rows, THREATS)[-1]["robust_acc"] < robust_curve(rows, THREATS)[0]["robust_acc"]
+    )
     assert all(r["killed_by"] in (None, "clean", *attacks) for r in rows)
     seconds = timings(tmp_path)
     assert {key for threat in seconds.values() for key in threat} == attacks
 
 
 def test_suites_say_what_they_are():
-    assert str(Suite("pgd", steps=50, restarts=2)) == "pgd-50x2" and str(Suite("square", queries=99)) == "square-99x1"
-    assert str(Suite("autoattack")) == "autoattack" and str(Suite("video", effort=0.1)) == "video, effort 0.1"
-    with pytest.raises(UserError, match="eval.suite: unknown name 'autoatack'; did you mean 'autoattack'"):
+    assert (
+        str(Suite("pgd", steps=50, restarts=2)) == "pgd-50x2"
+        and str(Suite("square", queries=99)) == "square-99x1"
+    )
+    assert (
+        str(Suite("autoattack")) == "autoattack"
+        and str(Suite("video", effort=0.1)) == "video, effort 0.1"
+    )
+    with pytest.raises(
+        UserError, match="eval.suite: unknown name 'autoatack'; did you mean 'autoattack'"
+    ):
         Suite("autoatack")(ThreatModel(), 8, 10)
 
 
 def test_a_threat_that_does_not_fit_stops_with_its_name(root, tmp_path):
-    with pytest.raises(UserError, match="pgd-3x1 under frames5-linf-8/255: .*5 frames of a clip of 2"):
+    with pytest.raises(
+        UserError, match="pgd-3x1 under frames5-linf-8/255: .*5 frames of a clip of 2"
+    ):
         _run(root, tmp_path, threats=[parse_threat("frames5-linf-8/255")])
     with pytest.raises(UserError, match="leave out its softmax"):
         _run(root, tmp_path, net=lambda x: _net()(x).softmax(1))
@@ -182,7 +235,9 @@ def test_predictions_after_h264(root, tmp_path):
     curve = robust_curve(rows, THREATS)
     assert 0 <= curve[0]["robust_acc_h264"] <= 1 and curve[-1]["robust_acc_h264"] < 1
     before = [row["clean_h264_pred"] for row in rows]
-    assert before[::4] == before[1::4] == [row["h264_pred"] for row in rows[::4]]  # at eps 0 the clip is the clip
+    assert (
+        before[::4] == before[1::4] == [row["h264_pred"] for row in rows[::4]]
+    )  # at eps 0 the clip is the clip
     without = _run(root, tmp_path / "without")
     assert robust_curve(without, THREATS)[0]["robust_acc_h264"] is None
     assert all(row["clean_h264_pred"] is None for row in without)
@@ -191,7 +246,9 @@ def test_predictions_after_h264(root, tmp_path):
 def test_pictures_are_kept_threat_by_threat(root, tmp_path):
     _run(root, tmp_path, threats=MANY, pictures=2)
     names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "clips").iterdir())
-    assert set(names) <= {"flicker-linf", "linf", "frames1-l2"} and all(names.count(n) <= 2 for n in names)
+    assert set(names) <= {"flicker-linf", "linf", "frames1-l2"} and all(
+        names.count(n) <= 2 for n in names
+    )
     assert "linf" in names
 
 
@@ -204,19 +261,33 @@ def _sources(root, clips=3, frames=2):
 def test_videos_are_attacked_through_the_average_of_their_views(root, tmp_path, crops):
     threats = [ThreatModel("linf", eps) for eps in (0.0, 4 / 255, 1.0)]
     rows = evaluate_robust(
-        _net(), _sources(root), list(range(10)), threats, tmp_path, suite=Suite("pgd", steps=4), seed=0, batch_size=2,
-        workers=0, device=torch.device("cpu"), crops=crops, pictures=1,
-    )  # fmt: skip
+        _net(),
+        _sources(root),
+        list(range(10)),
+        threats,
+        tmp_path,
+        suite=Suite("pgd", steps=4),
+        seed=0,
+        batch_size=2,
+        workers=0,
+        device=torch.device("cpu"),
+        crops=crops,
+        pictures=1,
+    )
     assert len(rows) == 30 and all(row["in_budget"] for row in rows)
     accuracies = [c["robust_acc"] for c in robust_curve(rows, threats)]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
     passes = sum(f for row in rows for f, _ in row["passes"].values())
-    assert passes % (3 * crops) == 0 and 0 < passes <= 2 * 10 * 10 * 3 * crops  # each of all clips and crops
+    assert (
+        passes % (3 * crops) == 0 and 0 < passes <= 2 * 10 * 10 * 3 * crops
+    )  # each of all clips and crops
 
 
 @pytest.mark.parametrize("name", ["fmn", "fab"])
 def test_one_run_of_a_smallest_perturbation_is_the_whole_curve(root, tmp_path, name):
-    threats = [ThreatModel("linf", eps) for eps in (0.0, 0.2 / 255, 2 / 255, 8 / 255, 64 / 255, 1.0)]
+    threats = [
+        ThreatModel("linf", eps) for eps in (0.0, 0.2 / 255, 2 / 255, 8 / 255, 64 / 255, 1.0)
+    ]
     rows = _run(root, tmp_path, threats=threats, suite=Suite(name, steps=60), batch_size=10)
     curve = robust_curve(rows, threats)
     accuracies = [c["robust_acc"] for c in curve]
@@ -224,7 +295,9 @@ def test_one_run_of_a_smallest_perturbation_is_the_whole_curve(root, tmp_path, n
     assert [bool(c["passes"]) for c in curve] == [False, True, False, False, False, False]
     assert list(timings(tmp_path)) == [str(threats[1])]
     rounded_off = [c["robust_acc_uint8"] for c in curve]
-    assert rounded_off == sorted(rounded_off, reverse=True) and rounded_off[-1] == 0 < rounded_off[0]
+    assert (
+        rounded_off == sorted(rounded_off, reverse=True) and rounded_off[-1] == 0 < rounded_off[0]
+    )
     for row in rows:
         assert row["in_budget"] and (row["robust"] or row["killed_by"] in (name, "clean"))
         assert row["killed_by"] != name or 0 < row["measured"] <= row["eps"] * (1 + 1e-5)
@@ -236,8 +309,12 @@ def test_one_run_of_a_smallest_perturbation_is_the_whole_curve(root, tmp_path, n
 def test_one_run_agrees_with_a_run_at_each_budget(root, tmp_path):
     """On a linear model FMN is exact: the curve in one run is that of PGD at each budget."""
     threats = [ThreatModel("linf", eps) for eps in (0.3 / 255, 1 / 255, 3 / 255, 9 / 255)]
-    one = robust_curve(_run(root, tmp_path / "one", threats=threats, suite=Suite("fmn", steps=100)), threats)
-    each = robust_curve(_run(root, tmp_path / "each", threats=threats, suite=Suite("pgd", steps=40)), threats)
+    one = robust_curve(
+        _run(root, tmp_path / "one", threats=threats, suite=Suite("fmn", steps=100)), threats
+    )
+    each = robust_curve(
+        _run(root, tmp_path / "each", threats=threats, suite=Suite("pgd", steps=40)), threats
+    )
     assert [c["robust_acc"] for c in one] == [c["robust_acc"] for c in each]
     assert [c["robust_acc_uint8"] for c in one] == [c["robust_acc_uint8"] for c in each]
 

@@ -10,13 +10,29 @@ from vidrobust.cli import common
 from vidrobust.evaluation.adversarial.suites import SUITES, Suite, covered, require_defined
 from vidrobust.utils.errors import UserError
 
-KINDS = ["linf-4/255", "l2-0.5", "l2_frame-0.5", "l1-5", "tube-linf-4/255", "flicker-linf-8/255", "frames2-linf-4/255",
-         "patch4-linf-1", "patch4-l2-1", "border2-linf-1", "pixels5-linf-1"]  # fmt: skip
+KINDS = [
+    "linf-4/255",
+    "l2-0.5",
+    "l2_frame-0.5",
+    "l1-5",
+    "tube-linf-4/255",
+    "flicker-linf-8/255",
+    "frames2-linf-4/255",
+    "patch4-linf-1",
+    "patch4-l2-1",
+    "border2-linf-1",
+    "pixels5-linf-1",
+]
 FOR = {
-    "cw": {"l2-0.5", "patch4-l2-1"}, "flicker": {"flicker-linf-8/255"}, "roa": {"patch4-linf-1"},
-    "salt-and-pepper": {"pixels5-linf-1"}, "frame-saliency": set(KINDS[:4]), "one-frame": set(KINDS[:4]),
-    "fab": set(KINDS) - {"l2_frame-0.5"}, "fab-t": set(KINDS) - {"l2_frame-0.5"},
-}  # fmt: skip
+    "cw": {"l2-0.5", "patch4-l2-1"},
+    "flicker": {"flicker-linf-8/255"},
+    "roa": {"patch4-linf-1"},
+    "salt-and-pepper": {"pixels5-linf-1"},
+    "frame-saliency": set(KINDS[:4]),
+    "one-frame": set(KINDS[:4]),
+    "fab": set(KINDS) - {"l2_frame-0.5"},
+    "fab-t": set(KINDS) - {"l2_frame-0.5"},
+}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -27,17 +43,25 @@ def test_every_suite_is_held_against_every_threat(name):
             require_defined(Suite(name), [parse_threat(kind)])
             taken.add(kind)
         except UserError as error:
-            assert str(error).startswith(f"eval.suite={name} under {kind}: ") and "\n" not in str(error)
+            assert str(error).startswith(f"eval.suite={name} under {kind}: ") and "\n" not in str(
+                error
+            )
     assert taken == FOR.get(name, set(KINDS))
 
 
-@pytest.mark.parametrize("kind", ["frames99@uniform-linf-4/255", "patch112@500+3-linf-1", "pixels9999-linf-1"])
+@pytest.mark.parametrize(
+    "kind", ["frames99@uniform-linf-4/255", "patch112@500+3-linf-1", "pixels9999-linf-1"]
+)
 def test_sizes_are_no_matter_here(kind):
     require_defined(Suite("video"), [parse_threat(kind)])  # config.py knows the clips
 
 
 def test_options_that_do_nothing_are_named():
-    assert Suite("autoattack", steps=50, queries=9, restarts=2).without_effect() == ["steps", "restarts", "queries"]
+    assert Suite("autoattack", steps=50, queries=9, restarts=2).without_effect() == [
+        "steps",
+        "restarts",
+        "queries",
+    ]
     assert Suite("autoattack", effort=0.5).without_effect() == []
     assert Suite("pgd", steps=50, restarts=2, effort=0.5).without_effect() == ["effort"]
     assert Suite("square", steps=50, queries=9).without_effect() == ["steps"]
@@ -64,7 +88,20 @@ def test_smallest_perturbations_serve_a_family():
 
 
 def test_how_much_of_a_frame_a_threat_covers():
-    found = {name: covered(parse_threat(name), 36) for name in
-             ("patch30-linf-1", "border5-linf-1", "pixels100-linf-1", "linf-1", "frames2-linf-1")}  # fmt: skip
-    assert found == {"patch30-linf-1": 900 / 1296, "border5-linf-1": 1 - 676 / 1296, "pixels100-linf-1": 100 / 1296,
-                     "linf-1": 0, "frames2-linf-1": 0}  # fmt: skip
+    found = {
+        name: covered(parse_threat(name), 36)
+        for name in (
+            "patch30-linf-1",
+            "border5-linf-1",
+            "pixels100-linf-1",
+            "linf-1",
+            "frames2-linf-1",
+        )
+    }
+    assert found == {
+        "patch30-linf-1": 900 / 1296,
+        "border5-linf-1": 1 - 676 / 1296,
+        "pixels100-linf-1": 100 / 1296,
+        "linf-1": 0,
+        "frames2-linf-1": 0,
+    }

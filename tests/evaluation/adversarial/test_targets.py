@@ -29,7 +29,9 @@ def test_a_source_holds_each_frame_once_and_its_clips_point_to_them(videos):
     numbers = read_numbers(found.frames)
     assert numbers == sorted(set(numbers))
     starts = np.rint(np.linspace(0, 30, 5)).astype(int)
-    assert [[numbers[i] for i in clip] for clip in found.clips] == [[s, s + 3, s + 6, s + 9] for s in starts]
+    assert [[numbers[i] for i in clip] for clip in found.clips] == [
+        [s, s + 3, s + 6, s + 9] for s in starts
+    ]
 
 
 def test_short_videos_repeat_their_last_frame_and_share_it(videos):
@@ -60,7 +62,9 @@ def test_the_gradient_of_a_frame_is_summed_over_all_clips_and_crops_that_show_it
         logits = through_clips(predict, source, crops, 8)(x)
         logits[0, 0].backward()
         shown = x.grad * 3 * crops
-        assert shown[0, 0, :, 4, 5].round().tolist() == [crops * c for c in (1, 3, 1, 0, 1)]  # all crops show 5
+        assert shown[0, 0, :, 4, 5].round().tolist() == [
+            crops * c for c in (1, 3, 1, 0, 1)
+        ]  # all crops show 5
         for column in range(12):
             places = [left for _, left in crop_places(8, 12, 8, crops)]
             times = sum(left <= column < left + 8 for left in places)
@@ -72,10 +76,13 @@ def test_logits_are_the_mean_over_views():
     source = _source(4, [[0, 1], [2, 3]], 9, 8)
     x = torch.rand(2, 3, 4, 9, 8)
     predict = lambda v: v.flatten(2).mean(2)  # noqa: E731
-    expected = torch.stack([
-        predict(x[:, :, clip][..., top : top + 6, left : left + 6])
-        for clip in ([0, 1], [2, 3]) for top, left in ((0, 1), (1, 1), (3, 1))
-    ]).mean(0)  # fmt: skip
+    expected = torch.stack(
+        [
+            predict(x[:, :, clip][..., top : top + 6, left : left + 6])
+            for clip in ([0, 1], [2, 3])
+            for top, left in ((0, 1), (1, 1), (3, 1))
+        ]
+    ).mean(0)
     assert torch.allclose(through_clips(predict, source, 3, 6)(x), expected, atol=1e-6)
 
 

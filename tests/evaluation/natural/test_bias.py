@@ -33,13 +33,24 @@ def _rows(records, out, predict, names, *, others=None, seed=0, clips=1, cfg=CFG
     out.mkdir(exist_ok=True)
     where = list(range(len(records)))
     return evaluate_bias(
-        predict, lambda: eval_dataset(cfg, records, clips), None, where, names, out, seed=seed, others=others or {},
-        batch_size=3, workers=0, device=torch.device("cpu"),
-    )  # fmt: skip
+        predict,
+        lambda: eval_dataset(cfg, records, clips),
+        None,
+        where,
+        names,
+        out,
+        seed=seed,
+        others=others or {},
+        batch_size=3,
+        workers=0,
+        device=torch.device("cpu"),
+    )
 
 
 def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):
-    """Frames that count change all the time: 0 where anything moves, by looks where the mean says so."""
+    """Frames that count change all the time: 0 where anything moves, by looks where the mean says
+    so.
+    """
     records, out = clips
     records = [Record(r.uid, r.path, 0) for r in records]
 
@@ -47,12 +58,19 @@ def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):
         changed = (x[:, :, 1:] - x[:, :, :-1]).abs().amax((1, 2, 3, 4)) > 0.2
         return torch.stack([changed.float(), 1 - changed.float()], 1)
 
-    rows = _rows(records, out, moves, ["freeze", "background", "shuffle", "reverse", "patch"], clips=2)
+    rows = _rows(
+        records, out, moves, ["freeze", "background", "shuffle", "reverse", "patch"], clips=2
+    )
     views = bias_table(rows, CLASSES)["views"]
     acc = {name: entry["acc"] for name, entry in views.items()}
     assert acc == {"clean": 1, "freeze": 0, "background": 0, "shuffle": 1, "reverse": 1, "patch": 1}
     assert views["freeze"]["kept"] == 0 and views["shuffle"]["kept"] == 1
-    still = _rows(records, out.parent / "looks", lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), ["freeze"])
+    still = _rows(
+        records,
+        out.parent / "looks",
+        lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1),
+        ["freeze"],
+    )
     assert bias_table(still, CLASSES)["views"]["freeze"]["acc"] == 1
 
 
@@ -62,14 +80,18 @@ def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, 
     assert [r.label for r in records] == [0, 0, 1, 1]
     # a pair becomes a clip whose corner says both classes
     seen = {}
-    monkeypatch.setitem(PAIRED, "swapped", lambda x, other, rngs: torch.stack([_code(x), _code(other)], 1))
+    monkeypatch.setitem(
+        PAIRED, "swapped", lambda x, other, rngs: torch.stack([_code(x), _code(other)], 1)
+    )
 
     def _code(x):
         return x.flatten(1).mean(1)
 
     def predict(x):
         if x.ndim == 2:  # a pair
-            own, other = (torch.tensor([seen[round(float(v), 5)] for v in side]) for side in x.unbind(1))
+            own, other = (
+                torch.tensor([seen[round(float(v), 5)] for v in side]) for side in x.unbind(1)
+            )
             answer = {"own": own, "other": other, "neither": torch.full_like(own, 2)}[follows]
             return torch.nn.functional.one_hot(answer, 3).float()
         return torch.zeros(len(x), 3)
@@ -78,10 +100,14 @@ def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, 
     for i, record in enumerate(records):
         clip = dataset[0, i]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
         seen[round(float(_code(clip)), 5)] = record.label
-    entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"]["swapped"]
+    entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"][
+        "swapped"
+    ]
     assert entry["bias"] == bias and entry["own"] + entry["other"] == (0 if bias is None else 1)
     assert entry["apart"] > 0 and (entry["bias_ci95"] is None) == (bias is None)
-    assert bias is None or entry["bias_ci95"] == list(wilson(round(bias * entry["apart"]), entry["apart"]))
+    assert bias is None or entry["bias_ci95"] == list(
+        wilson(round(bias * entry["apart"]), entry["apart"])
+    )
 
 
 @pytest.mark.parametrize("name", ["swapped", "swapped_frozen"])
@@ -113,11 +139,17 @@ def test_a_classifier_of_backgrounds_and_one_of_what_moves_are_told_apart(tmp_pa
 def test_known_second_cues_of_whole_clips_are_told(clips):
     records, out = clips
     rows = _rows(
-        records, out, lambda x: torch.tensor([[0.0, 1]]).expand(len(x), -1), [], others={0: 1, 1: 0, 2: 1, 3: 0}
+        records,
+        out,
+        lambda x: torch.tensor([[0.0, 1]]).expand(len(x), -1),
+        [],
+        others={0: 1, 1: 0, 2: 1, 3: 0},
     )
     entry = bias_table(rows, CLASSES)["views"]["clean"]
     assert entry["cues"] == ["motion", "texture"]
-    assert (entry["own"], entry["other"], entry["bias"]) == (0.5, 0.5, 0.5), "0 and 3 have cues that disagree"
+    assert (entry["own"], entry["other"], entry["bias"]) == (0.5, 0.5, 0.5), (
+        "0 and 3 have cues that disagree"
+    )
 
 
 def test_partners_are_of_another_class_and_drawn(clips):
@@ -127,7 +159,9 @@ def test_partners_are_of_another_class_and_drawn(clips):
         found = partners_of(dataset, [0, 1, 2, 3], seed)
         assert all(records[i].label != records[j].label for i, j in found.items())
         drawn.add(found[0])
-    assert drawn == {2, 3} and partners_of(dataset, [0, 1, 2, 3], 3) == partners_of(dataset, [0, 1, 2, 3], 3)
+    assert drawn == {2, 3} and partners_of(dataset, [0, 1, 2, 3], 3) == partners_of(
+        dataset, [0, 1, 2, 3], 3
+    )
 
 
 def test_it_goes_on_where_it_was_killed(clips):
@@ -151,11 +185,17 @@ def test_it_goes_on_where_it_was_killed(clips):
 def test_a_video_that_does_not_decode_is_wrong_and_told(clips):
     records, out = clips
     broken = [Record("x", str(out.parent / "none.avi"), 1), *records[:2]]
-    rows = _rows(broken, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), ["freeze", "swapped"])
+    rows = _rows(
+        broken, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), ["freeze", "swapped"]
+    )
     table = bias_table(rows, CLASSES)
     assert [row["predicted"] for row in rows if row["name"] == "freeze"] == [None, 0, 0]
-    assert all(row["predicted"] is None for row in rows if row["name"] == "swapped"), "nor is its partner's pair shown"
-    assert table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
+    assert all(row["predicted"] is None for row in rows if row["name"] == "swapped"), (
+        "nor is its partner's pair shown"
+    )
+    assert (
+        table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
+    )
 
 
 def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_decode(clips):
@@ -237,7 +277,10 @@ def _cfg(*words):
         (["eval.bias=[conflict]"], "it is of images"),
         (["eval.bias=[texture]"], "data.twins is empty"),
         (["eval.bias=[patch,patch]"], "list different ones"),
-        (["eval.bias=[conflict]", "data.frames=1", "data.size=8", "data.short_side=8"], "have no texture; 9 at least"),
+        (
+            ["eval.bias=[conflict]", "data.frames=1", "data.size=8", "data.short_side=8"],
+            "have no texture; 9 at least",
+        ),
         (["eval.bias=[swapped]", "eval.limit=1"], "two classes are needed"),
     ],
 )
@@ -255,7 +298,9 @@ def test_one_class_has_no_cue_that_disagrees():
 def test_every_view_keeps_the_shape_of_its_clips(name):
     x = torch.rand(2, 3, 4, 24, 24)
     made = ALONE[name](x, [np.random.default_rng(i) for i in range(2)])
-    assert made.shape == x.shape and made.min() >= 0 and made.max() <= 1 and not torch.equal(made, x)
+    assert (
+        made.shape == x.shape and made.min() >= 0 and made.max() <= 1 and not torch.equal(made, x)
+    )
 
 
 def test_the_report_says_what_was_found(clips):
@@ -274,10 +319,21 @@ def test_the_report_says_what_was_found(clips):
 
 def test_the_tools_measure_it(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    assert tool("prepare", "texture", f"data.root={root}", "--output", "t", cwd=tmp_path).returncode == 0
+    assert (
+        tool("prepare", "texture", f"data.root={root}", "--output", "t", cwd=tmp_path).returncode
+        == 0
+    )
     page = REPO / "configs/ucf101_csl.yaml"
     words = [f"data.root={root}", "eval.threats=[]", "eval.bias=[texture,freeze,swapped]"]
-    done = tool("train_net", "--cfg", page, *tiny("data.twins=t", *words), "--output-dir", "out", cwd=tmp_path)
+    done = tool(
+        "train_net",
+        "--cfg",
+        page,
+        *tiny("data.twins=t", *words),
+        "--output-dir",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
     assert set(summary["bias"]["views"]) == {"clean", "texture", "freeze", "swapped"}
@@ -287,8 +343,14 @@ def test_the_tools_measure_it(tmp_path):
     mark = json.loads((tmp_path / "t/prepared.json").read_text())
     mark["sources"] = {name: size + 1 for name, size in mark["sources"].items()}
     (tmp_path / "t/prepared.json").write_text(json.dumps(mark))
-    done = tool("test_net", "--checkpoint", "out", "eval.name=doubtful", "eval.bias=[texture]", cwd=tmp_path)
+    done = tool(
+        "test_net", "--checkpoint", "out", "eval.name=doubtful", "eval.bias=[texture]", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "are they of this data set?" in (tmp_path / "out/eval/doubtful/report.md").read_text()
     done = tool("train_net", "--cfg", page, *tiny(*words), "--output-dir", "no", cwd=tmp_path)
-    assert done.returncode == 1 and "data.twins is empty" in done.stderr and not (tmp_path / "no").exists()
+    assert (
+        done.returncode == 1
+        and "data.twins is empty" in done.stderr
+        and not (tmp_path / "no").exists()
+    )

@@ -11,11 +11,20 @@ from vidrobust.corruptions import MissingEncoder
 from vidrobust.data import Corrupted, Failure, Record
 from vidrobust.evaluation import evaluate
 from vidrobust.evaluation.natural import corruption as module
-from vidrobust.evaluation.natural.corruption import corruption_table, read_baseline, relative_to, without_effect
+from vidrobust.evaluation.natural.corruption import (
+    corruption_table,
+    read_baseline,
+    relative_to,
+    without_effect,
+)
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
 
-WORDS = ["eval.threats=[]", "eval.corruption.names=[contrast,sampling,h264_crf]", "eval.corruption.severities=[1,5]"]
+WORDS = [
+    "eval.threats=[]",
+    "eval.corruption.names=[contrast,sampling,h264_crf]",
+    "eval.corruption.severities=[1,5]",
+]
 CLASSES = ["a", "b"]
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 
@@ -39,9 +48,10 @@ def rows(**predicted):
     """Four videos: labels 0 0 1 1; predicted: name -> four lists of a prediction a severity."""
     return [
         {"index": i, "label": i // 2, "kind": kind, "name": name, "predicted": answers[i]}
-        for i in range(4) for name, answers in predicted.items()
+        for i in range(4)
+        for name, answers in predicted.items()
         for kind in ["shift" if name.startswith("set_") else "corruption"]
-    ]  # fmt: skip
+    ]
 
 
 CLEAN = [[0], [0], [1], [0]]  # 3 of 4
@@ -59,31 +69,46 @@ def test_the_table_by_hand():
     assert found["mpc"] == 0.5625 and found["rpc"] == 0.75
     assert found["gamma_a"] == np.mean([0.625, 1]) and found["gamma_r"] == np.mean([0.5, 1])
     assert found["mce"] is None and found["relative_mce"] is None
-    assert found["per_class"] == {"a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
-                                  "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2}}  # fmt: skip
+    assert found["per_class"] == {
+        "a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
+        "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2},
+    }
 
 
 def test_errors_relative_to_a_baseline_by_hand():
     baseline = {
-        "clean_acc": 0.5, "severities": [2, 4],
+        "clean_acc": 0.5,
+        "severities": [2, 4],
         "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
-    }  # fmt: skip
-    found = relative_to(corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline)
+    }
+    found = relative_to(
+        corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline
+    )
     fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
-    assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(100 * 0.5 / 1.25)
-    assert fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
+    assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(
+        100 * 0.5 / 1.25
+    )
+    assert (
+        fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
+    )
     assert found["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
     own = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
     assert relative_to(own, own)["mce"] == relative_to(own, own)["relative_mce"] == 100
-    some = relative_to(corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline)
+    some = relative_to(
+        corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline
+    )
     assert some["mce"] == pytest.approx(100 * 0.75 / 0.75), "a part of the baseline's severities"
     assert relative_to(own, None)["mce"] is None and own["mce"] is None
 
 
 def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
-    with_shift = corruption_table(rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES)
+    with_shift = corruption_table(
+        rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES
+    )
     without = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
-    assert with_shift["corruptions"]["set_x"]["kind"] == "shift" and with_shift["corruptions"]["set_x"]["acc"] == [0]
+    assert with_shift["corruptions"]["set_x"]["kind"] == "shift" and with_shift["corruptions"][
+        "set_x"
+    ]["acc"] == [0]
     same = ("clean_acc", "mpc", "rpc", "gamma_a", "gamma_r", "per_class")
     assert [with_shift[key] for key in same] == [without[key] for key in same]
 
@@ -91,13 +116,19 @@ def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
 def test_where_nothing_is_right_there_is_no_share():
     wrong = [[1], [1], [0], [0]]
     found = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
-    assert found["rpc"] is None and found["gamma_r"] is None and found["corruptions"]["fog"]["gamma_r"] is None
+    assert (
+        found["rpc"] is None
+        and found["gamma_r"] is None
+        and found["corruptions"]["fog"]["gamma_r"] is None
+    )
 
 
 def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
     summary = run(trained, tmp_path)
     table = summary["corruption"]
-    assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table["severities"] == [1, 5]
+    assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table[
+        "severities"
+    ] == [1, 5]
     assert summary["clean_acc"] == table["clean_acc"] and summary["n"] == 6
     assert summary["curve"] == [] and summary["robust_acc"] is None and summary["warnings"] == []
     lines = [json.loads(line) for line in (tmp_path / "corruptions.jsonl").read_text().splitlines()]
@@ -107,7 +138,12 @@ def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
     hits = [row["predicted"][1] == row["label"] for row in lines if row["name"] == "contrast"]
     assert table["corruptions"]["contrast"]["acc"][1] == np.mean(hits)
     text = (tmp_path / "report.md").read_text()
-    assert "6 videos corrupted" in text and "| h264_crf |" in text and "mPC" in text and "How robust it is" not in text
+    assert (
+        "6 videos corrupted" in text
+        and "| h264_crf |" in text
+        and "mPC" in text
+        and "How robust it is" not in text
+    )
     for picture in ("corruptions.png", "corruption_curves.png"):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
     assert not (tmp_path / "results.jsonl").exists()
@@ -116,9 +152,17 @@ def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
 @pytest.mark.filterwarnings("ignore:the gradient is 0")  # two steps of training may end anywhere
 def test_with_attacks_both_are_in_one_report(trained, tmp_path):
     summary = run(trained, tmp_path, "eval.threats=[linf-0,linf-8/255]")
-    assert summary["clean_acc"] == summary["corruption"]["clean_acc"] == summary["curve"][0]["robust_acc"]
+    assert (
+        summary["clean_acc"]
+        == summary["corruption"]["clean_acc"]
+        == summary["curve"][0]["robust_acc"]
+    )
     text = (tmp_path / "report.md").read_text()
-    assert "attacked and corrupted" in text and "How robust it is" in text and "Under corruptions" in text
+    assert (
+        "attacked and corrupted" in text
+        and "How robust it is" in text
+        and "Under corruptions" in text
+    )
 
 
 def test_the_logits_of_clips_are_averaged():
@@ -202,7 +246,9 @@ def test_clips_of_a_video_are_averaged(trained, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_after_any_row_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch, workers):
+def test_killed_after_any_row_it_goes_on_with_the_same_bytes(
+    trained, tmp_path, monkeypatch, workers
+):
     words = ["eval.batch_size=2", f"data.workers={workers}"]  # a batch a corruption
     run(trained, tmp_path / "whole", *words)
     real = module._rows
@@ -232,20 +278,38 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
     broken = sorted(root.glob("videos/*/*.avi"))[-1]
     broken.write_bytes(b"no video")
     with pytest.raises(UserError, match="videos that do not decode: 1"):
-        evaluate(config.loads(config.to_yaml(cfg), [*WORDS, f"data.root={root}"]), state, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out/corruptions.jsonl").read_text().splitlines()]
+        evaluate(
+            config.loads(config.to_yaml(cfg), [*WORDS, f"data.root={root}"]),
+            state,
+            tmp_path / "out",
+        )
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/corruptions.jsonl").read_text().splitlines()
+    ]
     failed = [row for row in lines if row["error"]]
-    assert len(failed) == 4 and [row["predicted"] for row in failed] == [[None], *[[None, None]] * 3]
+    assert len(failed) == 4 and [row["predicted"] for row in failed] == [
+        [None],
+        *[[None, None]] * 3,
+    ]
     assert broken.name in failed[0]["error"]
     assert (
-        max(json.loads((tmp_path / "out/summary.json").read_text())["corruption"]["corruptions"]["contrast"]["acc"]) < 1
+        max(
+            json.loads((tmp_path / "out/summary.json").read_text())["corruption"]["corruptions"][
+                "contrast"
+            ]["acc"]
+        )
+        < 1
     )
 
 
 def test_what_changes_nothing_of_an_image_is_told():
     names = ["fog", "freeze", "temporal_blur"]
-    assert without_effect(names, 1, images=True) == ["images: nothing changes under freeze, temporal_blur"]
-    assert without_effect(names, 1, images=False) == ["clips of one frame: nothing changes under temporal_blur"]
+    assert without_effect(names, 1, images=True) == [
+        "images: nothing changes under freeze, temporal_blur"
+    ]
+    assert without_effect(names, 1, images=False) == [
+        "clips of one frame: nothing changes under temporal_blur"
+    ]
     assert without_effect(names, 4, images=False) == without_effect(["fog"], 1, images=True) == []
 
 
@@ -254,7 +318,9 @@ def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path
         raise MissingEncoder(f"this PyAV has no encoder for {names[-1]}: install it")
 
     monkeypatch.setattr(module, "require_encoders", missing)
-    with pytest.raises(UserError, match="eval.corruption.names: this PyAV has no encoder for h264_crf"):
+    with pytest.raises(
+        UserError, match="eval.corruption.names: this PyAV has no encoder for h264_crf"
+    ):
         run(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -264,7 +330,9 @@ def test_baselines(trained, tmp_path, monkeypatch):
     path = tmp_path / "a/summary.json"
     with monkeypatch.context() as patch:
         run(trained, tmp_path / "b")
-        patch.setattr(MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again"))
+        patch.setattr(
+            MODULE, "evaluate_corruptions", lambda *args, **options: pytest.fail("measured again")
+        )
         second = run(trained, tmp_path / "b", f"eval.corruption.baseline={path}")
     assert f"relative to {path}." in (tmp_path / "b/report.md").read_text()
     assert second["corruption"]["baseline"] == str(path) and first["corruption"]["baseline"] is None

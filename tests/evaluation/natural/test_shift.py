@@ -21,7 +21,9 @@ from vidrobust.utils.errors import UserError
 
 
 def test_classes_of_ucf101_and_hmdb51_meet_in_concepts():
-    shared = shared_classes(["Archery", "Biking", "Punch", "BoxingSpeedBag", "YoYo"], ["punch", "ride_bike", "chew"])
+    shared = shared_classes(
+        ["Archery", "Biking", "Punch", "BoxingSpeedBag", "YoYo"], ["punch", "ride_bike", "chew"]
+    )
     assert shared.concepts == ["ride_bike", "punch"]
     assert shared.own == {1: 0, 2: 1, 3: 1} and shared.other == {0: 1, 1: 0}
     turned = shared_classes(["punch", "ride_bike", "chew"], ["Archery", "Biking", "Punch"])
@@ -29,7 +31,14 @@ def test_classes_of_ucf101_and_hmdb51_meet_in_concepts():
 
 
 def test_the_table_joins_no_classes_that_both_sides_have_by_name():
-    ucf = ["HandstandPushups", "HandstandWalking", "Diving", "CliffDiving", "Punch", "BoxingSpeedBag"]
+    ucf = [
+        "HandstandPushups",
+        "HandstandWalking",
+        "Diving",
+        "CliffDiving",
+        "Punch",
+        "BoxingSpeedBag",
+    ]
     shared = shared_classes(ucf, [name.lower() for name in ucf[::-1]])
     assert shared.own == {i: i for i in range(6)} and shared.other == {i: 5 - i for i in range(6)}
 
@@ -49,7 +58,9 @@ def test_names_are_enough_but_for_case_and_punctuation():
 @pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
 def test_every_class_of_the_table_is_one_of_the_official_lists():
     lists = (SHARED / "splits/ucf101").rglob("classInd.txt")
-    ucf = {line.split()[1] for path in lists for line in path.read_text().splitlines() if line.strip()}
+    ucf = {
+        line.split()[1] for path in lists for line in path.read_text().splitlines() if line.strip()
+    }
     names = {path.name for path in (SHARED / "splits/hmdb51").rglob("*split1.txt")}
     hmdb = {name.split("_test_split")[0] for name in names}
     assert len(ucf) == 101 and len(hmdb) == 51
@@ -87,17 +98,31 @@ def test_it_is_measured_among_shared_classes_beside_the_own_videos_of_these(sets
     others = other_records(cfg, classes)
 
     def measure():
-        return evaluate_shift(cfg, lambda x: torch.tensor([[1.0, 9]]).expand(len(x), -1), others, test, sets[1],
-                              torch.device("cpu"))  # fmt: skip
+        return evaluate_shift(
+            cfg,
+            lambda x: torch.tensor([[1.0, 9]]).expand(len(x), -1),
+            others,
+            test,
+            sets[1],
+            torch.device("cpu"),
+        )
 
     found = measure()
-    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (5, ["Alpha", "Beta"], 4, 0.5)
+    assert (found["n"], found["concepts"], found["own_n"], found["own_acc"]) == (
+        5,
+        ["Alpha", "Beta"],
+        4,
+        0.5,
+    )
     (sets[1] / "beta/1.avi").unlink()
     assert measure() == found, "rows are read, not made again"
     assert found["acc"] == pytest.approx(2 / 5)
     assert found["per_class"] == {"Alpha": 0, "Beta": pytest.approx(2 / 3)}, "one does not decode"
     assert "1.avi" in found["failed"][0]
-    assert "5 videos of the 2 classes that it shares" in "\n".join(shift_lines(found)) and shift_lines(None) == []
+    assert (
+        "5 videos of the 2 classes that it shares" in "\n".join(shift_lines(found))
+        and shift_lines(None) == []
+    )
 
 
 def _measure(cfg, out, predict, others=None):
@@ -162,13 +187,16 @@ def test_none_is_measured_where_none_is_named(sets):
 
 def test_no_shared_class_is_refused(sets):
     with pytest.raises(
-        UserError, match=r"no video of .* \(alpha, beta, gamma, ...\) is of a class of ucf101 \(Omega, ...\)"
+        UserError,
+        match=r"no video of .* \(alpha, beta, gamma, ...\) is of a class of ucf101 \(Omega, ...\)",
     ):
         other_records(_cfg(sets), ["Omega"])
 
 
 def test_one_shared_class_is_no_question(sets):
-    with pytest.raises(UserError, match="Beta alone is shared with ucf101, and any answer among one class is right"):
+    with pytest.raises(
+        UserError, match="Beta alone is shared with ucf101, and any answer among one class is right"
+    ):
         other_records(_cfg(sets), ["Beta", "Omega"])
 
 
@@ -176,11 +204,15 @@ def test_videos_of_the_own_lists_are_no_shift(sets, tmp_path):
     """By another fold, by a folder of them, and by a link to either."""
     train, classes = build_records(_cfg(sets).data, "train")
     (tmp_path / "link").symlink_to(sets[0] / "videos")
-    for words in (["eval.shift.name=ucf101", "eval.shift.root="], [f"eval.shift.root={sets[0]}/videos"],
-                  [f"eval.shift.root={tmp_path}/link"]):  # fmt: skip
+    for words in (
+        ["eval.shift.name=ucf101", "eval.shift.root="],
+        [f"eval.shift.root={sets[0]}/videos"],
+        [f"eval.shift.root={tmp_path}/link"],
+    ):
         test, _ = build_records(_cfg(sets).data, "test")
         with pytest.raises(
-            UserError, match=r"eval.shift: \d+ of \d+ videos are of the own training or test list, first"
+            UserError,
+            match=r"eval.shift: \d+ of \d+ videos are of the own training or test list, first",
         ):
             other_records(_cfg(sets, *words), classes, train + test)
     assert other_records(_cfg(sets), classes, train)[0]
@@ -192,19 +224,27 @@ def test_folders_that_spelling_alone_tells_apart_are_told(sets, caplog):
         counting_video(sets[1] / name / "x.avi", 20, first=9000)
     counting_video(sets[1] / "omega/x.avi", 20, first=9100)
     other_records(_cfg(sets), ["Alpha", "Beta", "Omega"])
-    assert "eval.shift: Be.ta, be-ta, be_ta are left out, which spelling alone tells apart" in caplog.text
+    assert (
+        "eval.shift: Be.ta, be-ta, be_ta are left out, which spelling alone tells apart"
+        in caplog.text
+    )
 
 
 def test_a_motionshapes_that_is_not_there_is_not_drawn_for_a_shift(sets, tmp_path):
     with pytest.raises(UserError, match="eval.shift.root=.*/typo: no such folder"):
-        other_records(_cfg(sets, "eval.shift.name=motionshapes", f"eval.shift.root={tmp_path}/typo"), ["Alpha"])
+        other_records(
+            _cfg(sets, "eval.shift.name=motionshapes", f"eval.shift.root={tmp_path}/typo"),
+            ["Alpha"],
+        )
     assert not (tmp_path / "typo").exists()
 
 
 def test_at_most_eval_limit_videos_and_mistakes_are_told_by_their_option(sets):
     assert len(other_records(_cfg(sets, "eval.limit=2"), ["Alpha", "Beta"])[0]) == 2
-    for word, told in (("eval.shift.name=hmbd51", "eval.shift.name: unknown name 'hmbd51'; did you mean 'hmdb51'"),
-                       ("eval.shift.root=nowhere", "eval.shift.root")):  # fmt: skip
+    for word, told in (
+        ("eval.shift.name=hmbd51", "eval.shift.name: unknown name 'hmbd51'; did you mean 'hmdb51'"),
+        ("eval.shift.root=nowhere", "eval.shift.root"),
+    ):
         words = [f"data.root={sets[0]}", "eval.shift.name=hmdb51", f"eval.shift.root={sets[1]}"]
         kept = [other for other in words if other.split("=")[0] != word.split("=")[0]]
         with pytest.raises(UserError, match=told):
@@ -214,17 +254,33 @@ def test_at_most_eval_limit_videos_and_mistakes_are_told_by_their_option(sets):
 def test_the_tools_measure_it(sets, tmp_path):
     words = [f"data.root={sets[0]}", "eval.threats=[]", "eval.shift.name=class_folder"]
     page = REPO / "configs/ucf101_csl.yaml"
-    done = tool("train_net", "--cfg", page, *tiny(*words, f"eval.shift.root={sets[1]}"), "--output-dir", "out",
-                cwd=tmp_path)  # fmt: skip
+    done = tool(
+        "train_net",
+        "--cfg",
+        page,
+        *tiny(*words, f"eval.shift.root={sets[1]}"),
+        "--output-dir",
+        "out",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())
-    assert summary["shift"]["n"] == 5 and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    assert (
+        summary["shift"]["n"] == 5
+        and "## On class_folder" in (tmp_path / "out/eval/pgd/report.md").read_text()
+    )
     (sets[1] / "beta/1.avi").rename(sets[1] / "beta/other.avi")
     again = ("eval.threats=[]", "eval.shift.name=class_folder", f"eval.shift.root={sets[1]}")
     done = tool("test_net", "--checkpoint", "out", *again, cwd=tmp_path)
     assert done.returncode == 1 and "of other videos of eval.shift" in done.stderr, done.stderr
     done = tool(
-        "train_net", "--cfg", page, *tiny(*words, "eval.shift.root=nowhere"), "--output-dir", "no", cwd=tmp_path
+        "train_net",
+        "--cfg",
+        page,
+        *tiny(*words, "eval.shift.root=nowhere"),
+        "--output-dir",
+        "no",
+        cwd=tmp_path,
     )
     assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "no").exists()

@@ -26,8 +26,19 @@ def test_a_row_a_corruption_with_the_clip_first():
 
 def test_the_tool_draws_a_video(tmp_path):
     counting_video(tmp_path / "v.avi", 9)
-    done = tool("visualize", "--video", "v.avi", "--output", "sheet.png", "data.frames=4", "data.size=32",
-                "eval.corruption.names=[fog,jumble]", "--first", "5", cwd=tmp_path)  # fmt: skip
+    done = tool(
+        "visualize",
+        "--video",
+        "v.avi",
+        "--output",
+        "sheet.png",
+        "data.frames=4",
+        "data.size=32",
+        "eval.corruption.names=[fog,jumble]",
+        "--first",
+        "5",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "sheet.png: frame 2 of 0 to 3, corruptions: 2\n"
     assert (tmp_path / "sheet.png").stat().st_size > 500
@@ -55,11 +66,22 @@ def test_what_a_clip_becomes(frames):
     clip, other = counting_frames(frames, 32), counting_frames(frames, 32, first=500)
     names = ["patch", "texture", *([*ALONE, "swapped"] if frames > 1 else ["conflict"])]
     made = cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other)
-    assert list(made) == list(dict.fromkeys(names)) and all(c.shape == clip.shape for c in made.values())
-    assert all((a == b).all() for a, b in zip(made.values(), cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3,
-                                                                  other=other).values(), strict=True))  # fmt: skip
+    assert list(made) == list(dict.fromkeys(names)) and all(
+        c.shape == clip.shape for c in made.values()
+    )
+    assert all(
+        (a == b).all()
+        for a, b in zip(
+            made.values(),
+            cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other).values(),
+            strict=True,
+        )
+    )
     if frames > 1:
-        assert read_numbers(made["reverse"]) == [*range(8)][::-1] and len({*read_numbers(made["freeze"])}) == 1
+        assert (
+            read_numbers(made["reverse"]) == [*range(8)][::-1]
+            and len({*read_numbers(made["freeze"])}) == 1
+        )
         assert sorted(read_numbers(made["shuffle"])) == [*range(8)]
     sheet = np.asarray(cue_sheet({"as it is": clip} | made, blocks=1))
     shown = min(frames, 6)
@@ -71,9 +93,23 @@ def test_what_a_clip_becomes(frames):
 def test_the_tool_draws_negatives_and_cues(tmp_path):
     counting_video(tmp_path / "v.avi", 9)
     counting_video(tmp_path / "w.avi", 9, first=600)
-    words = ("visualize", "--video", "v.avi", "--output", "sheet.png", "data.frames=8", "data.size=32")
-    done = tool(*words, "method.negatives.names=[patch,shuffle]", "eval.bias=[texture,swapped]", "--other", "w.avi",
-                cwd=tmp_path)  # fmt: skip
+    words = (
+        "visualize",
+        "--video",
+        "v.avi",
+        "--output",
+        "sheet.png",
+        "data.frames=8",
+        "data.size=32",
+    )
+    done = tool(
+        *words,
+        "method.negatives.names=[patch,shuffle]",
+        "eval.bias=[texture,swapped]",
+        "--other",
+        "w.avi",
+        cwd=tmp_path,
+    )
     assert done.stdout == "sheet.png: of 8 frames: patch, shuffle, texture, swapped\n", done.stderr
     assert Image.open(tmp_path / "sheet.png").size == (2 * 6 * 32 + 6, 3 * 44)
     for more, reason in (
@@ -81,19 +117,35 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
         (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
-        (["method.negatives.names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+        (
+            ["method.negatives.names=[shuffle]", "data.frames=1"],
+            "shuffle changes nothing of a clip of one frame",
+        ),
     ):
         keys = {word.split("=")[0] for word in more}
-        done = tool(*(word for word in words if word.split("=")[0] not in keys), *more, cwd=tmp_path)
-        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = tool(
+            *(word for word in words if word.split("=")[0] not in keys), *more, cwd=tmp_path
+        )
+        assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr, (
+            done.stderr
+        )
 
 
 def test_a_damaged_video_is_drawn_as_far_as_its_manifest_knows(tmp_path):
     """A folder of one class: a file that is cut short, and a scan of it."""
     path = counting_video(tmp_path / "train/a/v.avi", 60)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
-    words = ("--video", path, "--output", "sheet.png", "data.frames=4", "data.size=32",
-             "data.name=folder", f"data.root={tmp_path}", "eval.corruption.names=[contrast]")  # fmt: skip
+    words = (
+        "--video",
+        path,
+        "--output",
+        "sheet.png",
+        "data.frames=4",
+        "data.size=32",
+        "data.name=folder",
+        f"data.root={tmp_path}",
+        "eval.corruption.names=[contrast]",
+    )
     assert "cut short" in tool("visualize", *words, cwd=tmp_path).stderr
     scan([str(path)], tmp_path, tmp_path / "m.jsonl")
     done = tool("visualize", *words, "data.manifest=m.jsonl", cwd=tmp_path)

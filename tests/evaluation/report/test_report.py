@@ -138,7 +138,8 @@ def evaluated(tmp_path_factory):
     for number, name in enumerate(("$a$|<img onerror>", "b\x1b[31m", os.fsdecode(b"caf\xe9"))):
         folder = top / "data" / name
         folder.mkdir(parents=True)
-        # black, gray and white clips: any weights tell them apart, and the larger budget breaks them
+        # black, gray and white clips: any weights tell them apart, and the larger budget breaks
+        # them
         for index in range(6):
             frames = np.full((16, 48, 48, 3), 20 * index // 6 + 110 * number, np.uint8)
             write_video(folder / f"$v{index}$_|{index}.avi", frames)

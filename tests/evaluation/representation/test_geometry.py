@@ -42,21 +42,28 @@ def distance(a, b, order=2.0):
 def test_alignment_and_uniformity(blocks):
     x, y = 3 * torch.randn(9, 4), torch.randn(9, 4)
     assert alignment(x, y) == pytest.approx(
-        statistics.fmean(distance(unit(a), unit(b)) ** 2 for a, b in zip(x, y, strict=True)), rel=1e-4
+        statistics.fmean(distance(unit(a), unit(b)) ** 2 for a, b in zip(x, y, strict=True)),
+        rel=1e-4,
     )
-    pairs = [math.exp(-2 * distance(unit(x[i]), unit(x[j])) ** 2) for i in range(9) for j in range(i)]
+    pairs = [
+        math.exp(-2 * distance(unit(x[i]), unit(x[j])) ** 2) for i in range(9) for j in range(i)
+    ]
     assert uniformity(x) == pytest.approx(math.log(statistics.fmean(pairs)), rel=1e-3)
-    assert alignment(x, 2 * x) == pytest.approx(0, abs=1e-9) and uniformity(x[:1].repeat(4, 1)) == pytest.approx(
-        0, abs=1e-5
-    )
+    assert alignment(x, 2 * x) == pytest.approx(0, abs=1e-9) and uniformity(
+        x[:1].repeat(4, 1)
+    ) == pytest.approx(0, abs=1e-5)
     with pytest.raises(ValueError, match="1 samples: at least 2"):
         uniformity(x[:1])
 
 
 def test_tolerance_is_the_similarity_within_classes():
     x, labels = torch.randn(12, 5), torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 0])
-    similar = [sum(p * q for p, q in zip(unit(x[i]), unit(x[j]), strict=True))
-               for i in range(12) for j in range(12) if i != j and labels[i] == labels[j]]  # fmt: skip
+    similar = [
+        sum(p * q for p, q in zip(unit(x[i]), unit(x[j]), strict=True))
+        for i in range(12)
+        for j in range(12)
+        if i != j and labels[i] == labels[j]
+    ]
     assert tolerance(x, labels) == pytest.approx(statistics.fmean(similar), abs=1e-5)
     assert math.isnan(tolerance(x[:3], torch.arange(3)))
     with pytest.raises(ValueError, match="without a label"):
@@ -66,15 +73,25 @@ def test_tolerance_is_the_similarity_within_classes():
 def test_margins():
     x, labels = torch.randn(15, 4), torch.tensor([2, 5, 9] * 5)
     rows = [unit(v) for v in x]
-    centroids = {c: [statistics.fmean(col) for col in zip(*[r for r, y in zip(rows, labels, strict=True) if y == c],
-                                                           strict=True)] for c in (2, 5, 9)}  # fmt: skip
+    centroids = {
+        c: [
+            statistics.fmean(col)
+            for col in zip(*[r for r, y in zip(rows, labels, strict=True) if y == c], strict=True)
+        ]
+        for c in (2, 5, 9)
+    }
     found = margins(x, labels)
     between = [distance(centroids[a], centroids[b]) for a, b in ((2, 5), (2, 9), (5, 9))]
     assert found.centroid_min == pytest.approx(min(between), abs=1e-5)
     assert found.centroid_mean == pytest.approx(statistics.fmean(between), abs=1e-5)
     own = [distance(r, centroids[int(y)]) for r, y in zip(rows, labels, strict=True)]
-    other = [min(distance(r, c) for k, c in centroids.items() if k != y) for r, y in zip(rows, labels, strict=True)]
-    assert found.sample.tolist() == pytest.approx([o - m for o, m in zip(other, own, strict=True)], abs=1e-5)
+    other = [
+        min(distance(r, c) for k, c in centroids.items() if k != y)
+        for r, y in zip(rows, labels, strict=True)
+    ]
+    assert found.sample.tolist() == pytest.approx(
+        [o - m for o, m in zip(other, own, strict=True)], abs=1e-5
+    )
     assert found.radius == pytest.approx(statistics.fmean(own), abs=1e-5)
     mean = [statistics.fmean(col) for col in zip(*rows, strict=True)]
     spread = sum(5 * distance(c, mean) ** 2 for c in centroids.values())
@@ -111,10 +128,21 @@ def test_linear_cka(shape):
     x, y = torch.randn(n, d), torch.randn(n, e)
     cx, cy = x - x.mean(0), y - y.mean(0)
     cross = sum(float((cx[:, i] * cy[:, j]).sum()) ** 2 for i in range(d) for j in range(e))
-    own = [math.sqrt(sum(float((z[:, i] * z[:, j]).sum()) ** 2 for i in range(z.shape[1]) for j in range(z.shape[1])))
-           for z in (cx, cy)]  # fmt: skip
+    own = [
+        math.sqrt(
+            sum(
+                float((z[:, i] * z[:, j]).sum()) ** 2
+                for i in range(z.shape[1])
+                for j in range(z.shape[1])
+            )
+        )
+        for z in (cx, cy)
+    ]
     assert linear_cka(x, y) == pytest.approx(cross / (own[0] * own[1]), rel=1e-3)
-    assert math.isnan(linear_cka(torch.full((n, d), 0.1), y)) and effective_rank(torch.full((n, d), 0.1)) == 0
+    assert (
+        math.isnan(linear_cka(torch.full((n, d), 0.1), y))
+        and effective_rank(torch.full((n, d), 0.1)) == 0
+    )
     turn = torch.linalg.qr(torch.randn(d, d)).Q
     assert linear_cka(x, 7 * x @ turn + 3) == pytest.approx(1, abs=1e-5)
     assert math.isnan(linear_cka(x, torch.ones(n, 2)))
@@ -127,7 +155,9 @@ def test_universal_quantile_and_relative_displacement(blocks, order):
     features, moved = torch.randn(11, 3), torch.rand(6) * 4
     pairs = [distance(features[i], features[j], order) for i in range(11) for j in range(i)]
     expected = [statistics.fmean(p <= float(m) for p in pairs) for m in moved]
-    assert universal_quantile(moved, features, order=order).tolist() == pytest.approx(expected, abs=1e-6)
+    assert universal_quantile(moved, features, order=order).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
     found = relative_displacement(moved, features, order=order)
     middle = sorted(pairs)[(len(pairs) - 1) // 2]
     assert found.tolist() == pytest.approx([float(m) / middle for m in moved], rel=1e-4)
@@ -138,14 +168,19 @@ def test_universal_quantile_and_relative_displacement(blocks, order):
 def test_breakaway_risk_and_neighbours(blocks):
     features, index = torch.randn(10, 3), torch.tensor([7, 0, 3, 3])
     attacked = features[index] + 0.9 * torch.randn(4, 3)
-    nearer = [[distance(a, features[j]) < distance(a, features[i]) for j in range(10) if j != i]
-              for a, i in zip(attacked, index.tolist(), strict=True)]  # fmt: skip
+    nearer = [
+        [distance(a, features[j]) < distance(a, features[i]) for j in range(10) if j != i]
+        for a, i in zip(attacked, index.tolist(), strict=True)
+    ]
     assert breakaway_risk(attacked, features, index) == pytest.approx(sum(map(sum, nearer)) / 36)
     for k in (1, 5):
-        assert neighbour_accuracy(attacked, features, index, k) == statistics.fmean(sum(row) < k for row in nearer)
+        assert neighbour_accuracy(attacked, features, index, k) == statistics.fmean(
+            sum(row) < k for row in nearer
+        )
     same = torch.ones(10, 3)
     assert (
-        breakaway_risk(same, same, torch.arange(10)) == 1 and neighbour_accuracy(same, same, torch.arange(10), 5) == 0
+        breakaway_risk(same, same, torch.arange(10)) == 1
+        and neighbour_accuracy(same, same, torch.arange(10), 5) == 0
     )
     with pytest.raises(ValueError, match="not finite"):
         neighbour_accuracy(attacked * torch.nan, features, index)
@@ -162,7 +197,9 @@ def test_overlap():
     assert overlap_risk(found) == statistics.fmean(float(m) < 0 for m in found)
     assert overlap_margin(x, y, x, y).tolist() == pytest.approx([1] * 6), "nothing has moved"
     assert overlap_risk(overlap_margin(x, y, y, x)) == 1, "each became the other"
-    joined = overlap_margin(torch.cat([x[:1], x]), torch.cat([x[:1], y]), torch.cat([a[:1], a]), torch.cat([b[:1], b]))
+    joined = overlap_margin(
+        torch.cat([x[:1], x]), torch.cat([x[:1], y]), torch.cat([a[:1], a]), torch.cat([b[:1], b])
+    )
     assert math.isnan(joined[0]) and overlap_risk(joined) == overlap_risk(found), "x and y are one"
 
 
@@ -191,5 +228,10 @@ def test_a_summary_describes_features_with_and_without_classes():
     ]
     assert found["margin_quantiles"][2] == pytest.approx(float(sample.quantile(0.5)))
     one = describe(features[:, :1], torch.zeros(12, dtype=torch.long))
-    assert one["alignment"] is one["tolerance"] is one["margin_quantiles"] is None and one["uniformity"] < 0
-    assert set(describe(features[:1], labels[:1]).values()) == {None}, "of one video there is nothing to compare"
+    assert (
+        one["alignment"] is one["tolerance"] is one["margin_quantiles"] is None
+        and one["uniformity"] < 0
+    )
+    assert set(describe(features[:1], labels[:1]).values()) == {None}, (
+        "of one video there is nothing to compare"
+    )

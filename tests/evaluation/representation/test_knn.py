@@ -17,7 +17,8 @@ def test_votes_are_their_double_loop(monkeypatch, at_once):
         total = torch.zeros(4)
         for clip in queries[i]:
             similar = [
-                (torch.cosine_similarity(clip, g, dim=0).item(), int(y)) for g, y in zip(gallery, labels, strict=True)
+                (torch.cosine_similarity(clip, g, dim=0).item(), int(y))
+                for g, y in zip(gallery, labels, strict=True)
             ]
             votes = torch.zeros(4)
             for s, y in sorted(similar, reverse=True)[:6]:
@@ -27,7 +28,9 @@ def test_votes_are_their_double_loop(monkeypatch, at_once):
 
 
 def test_k_larger_than_the_gallery_takes_all_and_tiny_temperatures_do_not_overflow():
-    scores = knn_scores(torch.randn(2, 1, 4), torch.randn(3, 4), torch.tensor([0, 1, 1]), 2, k=99, temperature=1e-3)
+    scores = knn_scores(
+        torch.randn(2, 1, 4), torch.randn(3, 4), torch.tensor([0, 1, 1]), 2, k=99, temperature=1e-3
+    )
     assert torch.isfinite(scores).all() and torch.allclose(scores.sum(1), torch.ones(2))
 
 

@@ -12,7 +12,10 @@ def _objective(weight, bias, x, y, l2):
 
 def test_it_is_the_minimum_and_the_standardisation_is_folded_in():
     torch.manual_seed(0)
-    features, y = torch.randn(200, 5) * torch.tensor([1, 10, 100, 0.1, 1]) + 50, torch.randint(3, (200,))
+    features, y = (
+        torch.randn(200, 5) * torch.tensor([1, 10, 100, 0.1, 1]) + 50,
+        torch.randint(3, (200,)),
+    )
     layer = fit_probe(features, y, 3, l2=0.01)
     mean, std = features.mean(0), features.std(0, correction=0)
     weight = (layer.weight * std).detach().requires_grad_(True)

@@ -37,7 +37,11 @@ def test_a_linear_encoder_is_moved_as_far_as_it_can_be(clips):
     weight = torch.randn(clips[0].numel(), 1)
     encode = lambda v: v.flatten(1) @ weight  # noqa: E731
     x_adv = displace(encode, clips, ThreatModel("linf", 0.05), steps=10, step_size=None)
-    assert torch.allclose((encode(x_adv) - encode(clips)).abs()[:, 0], (0.05 * weight.abs().sum()).expand(4), rtol=1e-3)
+    assert torch.allclose(
+        (encode(x_adv) - encode(clips)).abs()[:, 0],
+        (0.05 * weight.abs().sum()).expand(4),
+        rtol=1e-3,
+    )
 
 
 def test_pairs_that_the_budget_can_join_overlap_and_others_do_not(clips):
@@ -53,7 +57,9 @@ def test_layers_are_pooled_outputs(name):
     backbone = build_backbone(name, **({} if name == "slowfast_r50" else {"width": 4})).eval()
     x = torch.rand(2, 3, 4, 32, 32)
     layers = by_layer(backbone.trunk, backbone, x)
-    assert len(layers) >= 5 and all(value.shape[0] == 2 and value.ndim == 2 for value in layers.values())
+    assert len(layers) >= 5 and all(
+        value.shape[0] == 2 and value.ndim == 2 for value in layers.values()
+    )
     last = list(layers.values())[-1]
     assert torch.allclose(last, backbone(x), atol=1e-4), "the last one is what the trunk gives"
     assert not any(module._forward_hooks for module in backbone.modules())
@@ -71,11 +77,18 @@ def test_a_small_stems_pooling_is_no_layer():
 
 
 def test_a_summary_of_several_budgets():
-    """The larger the budget, the farther it moves; at nearly none, everything stays where it was."""
+    """The larger the budget, the farther it moves; at nearly none, everything stays where it
+    was.
+    """
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
     head = nn.Linear(backbone.dim, 3).requires_grad_(False)
-    clips = [(torch.rand(3, 3, 1, 16, 16), torch.arange(3)), (torch.rand(2, 3, 1, 16, 16), torch.arange(2))]
-    found = measure_sensitivity(backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0)
+    clips = [
+        (torch.rand(3, 3, 1, 16, 16), torch.arange(3)),
+        (torch.rand(2, 3, 1, 16, 16), torch.arange(2)),
+    ]
+    found = measure_sensitivity(
+        backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
+    )
     small, large = found["budgets"]
     assert found["n"] == 5 and found["gradient_norm"] > 0
     assert small["nn_top1"] == 1 and small["breakaway_risk"] == small["overlap_risk"] == 0
@@ -84,11 +97,19 @@ def test_a_summary_of_several_budgets():
         assert 0 <= small[key] <= large[key]
     assert large["relative_displacement"] > 10 * small["relative_displacement"]
     assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
-    assert found == measure_sensitivity(backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0)
+    assert found == measure_sensitivity(
+        backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
+    )
     text = "\n".join(geometry_lines(None, found))
-    assert "5 clips: how far" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
+    assert (
+        "5 clips: how far" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
+    )
     alone = measure_sensitivity(
-        backbone, lambda v: head(backbone(v)), lambda: [(x[:1], y[:1]) for x, y in clips], [0.1], seed=0
+        backbone,
+        lambda v: head(backbone(v)),
+        lambda: [(x[:1], y[:1]) for x, y in clips],
+        [0.1],
+        seed=0,
     )
     assert alone["budgets"][0]["overlap_risk"] is None
 

@@ -20,19 +20,33 @@ ADVERSARY = "method.adversary."
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
-    return torch.rand(4, 3, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, 3, 3, request.param, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def advcl(radius=2.0):
     model = add_branches(build_model(TINY, "projector"), ("adv", "adv_ce"))
-    method = AdvCL(model, T, attack(branches=("adv",)), attack(branches=("adv_ce",)), (2, 3), weight=0.3, radius=radius)
+    method = AdvCL(
+        model,
+        T,
+        attack(branches=("adv",)),
+        attack(branches=("adv_ce",)),
+        (2, 3),
+        weight=0.3,
+        radius=radius,
+    )
     method.pseudo.labels = torch.tensor([[0, 1], [1, 0], [-1, -1], [1, 2]])
     return method.train()
 
 
 @pytest.mark.usefixtures("exact")
 def test_it_is_its_formula(batch):
-    """SupCon over [adv, x1, x2, high] + weight * mean cross-entropy of the heads, a norm branch each."""
+    """SupCon over [adv, x1, x2, high] + weight * mean cross-entropy of the heads, a norm branch
+    each.
+    """
     views, ids, labels = batch
     method = advcl()
     twin = copy.deepcopy(method)
@@ -51,8 +65,10 @@ def test_it_is_its_formula(batch):
 
     def ce(v):
         features = net.backbone(v)
-        each = [F.cross_entropy(head(features), known[:, g].clamp(min=0), reduction="none")
-                for g, head in enumerate(heads)]  # fmt: skip
+        each = [
+            F.cross_entropy(head(features), known[:, g].clamp(min=0), reduction="none")
+            for g, head in enumerate(heads)
+        ]
         return torch.stack(each).mean(0) * (known[:, 0] >= 0)
 
     with net.use_branch("adv_ce"):
@@ -60,7 +76,9 @@ def test_it_is_its_formula(batch):
         x_ce = ascend(ce, x)
         net.train()
         cross = ce(x_ce)
-    assert_same(ours, loop(torch.cat([z_adv, *clean]), four).view(4, -1).mean(0) + 0.3 * cross, method, twin)
+    assert_same(
+        ours, loop(torch.cat([z_adv, *clean]), four).view(4, -1).mean(0) + 0.3 * cross, method, twin
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 1, 8, 8), (1, 3, 4, 9, 12)])
@@ -71,9 +89,13 @@ def test_the_high_frequency_view_lacks_the_low_ones(shape):
     columns = torch.arange(shape[4]).expand(shape)
     for cycles, stays in ((1, False), (3, True)):
         wave = torch.cos(2 * torch.pi * cycles * columns / shape[4])
-        assert torch.allclose(high_pass(wave, 2.5), wave if stays else torch.zeros(shape), atol=1e-4)
+        assert torch.allclose(
+            high_pass(wave, 2.5), wave if stays else torch.zeros(shape), atol=1e-4
+        )
         assert torch.allclose(high_pass(wave, cycles), wave, atol=1e-4), "those at the radius stay"
-    assert torch.allclose(high_pass(x, 2.0)[:, :, :1], high_pass(x[:, :, :1], 2.0), atol=1e-5), "each frame's own"
+    assert torch.allclose(high_pass(x, 2.0)[:, :, :1], high_pass(x[:, :, :1], 2.0), atol=1e-5), (
+        "each frame's own"
+    )
 
 
 def test_pseudo_labels_are_clusters_of_features():
@@ -84,18 +106,31 @@ def test_pseudo_labels_are_clusters_of_features():
     found.know(32)
     found.cluster(features, torch.arange(1, 31))
     labels = found(torch.arange(32))
-    assert labels[0].tolist() == labels[31].tolist() == [-1, -1] and labels[1:31, 1].tolist() == [0] * 30
+    assert (
+        labels[0].tolist() == labels[31].tolist() == [-1, -1]
+        and labels[1:31, 1].tolist() == [0] * 30
+    )
     assert (labels[1:31, 0][:, None] == labels[1:31, 0]).equal(truth[:, None] == truth)
-    with pytest.raises(UserError, match="^method.clusters: 500 clusters of 32 videos; choose fewer$"):
+    with pytest.raises(
+        UserError, match="^method.clusters: 500 clusters of 32 videos; choose fewer$"
+    ):
         PseudoLabels([500], "method.clusters").know(32)
-    with pytest.raises(UserError, match="^method.clusters: 3 clusters, and 2 training videos decode; choose fewer$"):
+    with pytest.raises(
+        UserError, match="^method.clusters: 3 clusters, and 2 training videos decode; choose fewer$"
+    ):
         found.cluster(features[:2], torch.arange(2))
 
 
 def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 training videos
     _train(_cfg(ucf), tmp_path / "teacher")
-    words = [f"{ADVERSARY}name=advcl", f"{ADVERSARY}steps=1", f"{ADVERSARY}clusters=[2,4]", "train.keep=9",
-             f"method.teacher={tmp_path}/teacher", "train.checkpoint_every=1"]  # fmt: skip
+    words = [
+        f"{ADVERSARY}name=advcl",
+        f"{ADVERSARY}steps=1",
+        f"{ADVERSARY}clusters=[2,4]",
+        "train.keep=9",
+        f"method.teacher={tmp_path}/teacher",
+        "train.checkpoint_every=1",
+    ]
     cfg = _cfg(ucf, *words)
     whole = _train(cfg, tmp_path / "whole")
     labels = whole["method"]["pseudo.labels"]
@@ -115,13 +150,23 @@ def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 train
 def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
     """DynACL++: the head alone first, then TRADES; the trunk stays as it was meanwhile."""
     _train(_cfg(ucf), tmp_path / "first")
-    words = ["method.name=supervised", "method.clusters=2", "method.head_first=0.5", f"{ADVERSARY}name=trades",
-             f"{ADVERSARY}steps=1", f"model.weights={tmp_path}/first", "train.checkpoint_every=1", "train.keep=9",
-             "optim.weight_decay=0"]  # fmt: skip
+    words = [
+        "method.name=supervised",
+        "method.clusters=2",
+        "method.head_first=0.5",
+        f"{ADVERSARY}name=trades",
+        f"{ADVERSARY}steps=1",
+        f"model.weights={tmp_path}/first",
+        "train.checkpoint_every=1",
+        "train.keep=9",
+        "optim.weight_decay=0",
+    ]
     state = _train(_cfg(ucf, *words), tmp_path / "second")
     begin = checkpoint.trunk_state(str(tmp_path / "first"))
     half = checkpoint.trunk_state(str(tmp_path / "second/checkpoints/step_00000002.pt"))
-    assert all(torch.equal(value, half[key]) for key, value in begin.items()), "weights and statistics"
+    assert all(torch.equal(value, half[key]) for key, value in begin.items()), (
+        "weights and statistics"
+    )
     end = checkpoint.trunk_state(str(tmp_path / "second"))
     assert any(not torch.equal(value, end[key]) for key, value in begin.items())
     assert state["model"]["head.weight"].shape[0] == 2
@@ -129,17 +174,30 @@ def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
 
 
 def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_path, monkeypatch):
-    """DynACL++: the clean branch's features are clustered, and the adversarial branch is finetuned."""
-    _train(_cfg(ucf, f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=1", "eval.branch=adv"), tmp_path / "first")
+    """DynACL++: the clean branch's features are clustered, and the adversarial branch is
+    finetuned.
+    """
+    _train(
+        _cfg(ucf, f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=1", "eval.branch=adv"),
+        tmp_path / "first",
+    )
     seen = []
     monkeypatch.setattr(
         "vidrobust.methods.pseudo_labels.k_means",
         lambda points, k: seen.append(points) or torch.arange(len(points)) % k,
     )
-    words = ["method.name=supervised", "method.clusters=2", f"model.weights={tmp_path}/first", "train.max_steps=1",
-             "method.clusters_from=clean", "method.clusters_metric=euclidean"]  # fmt: skip
+    words = [
+        "method.name=supervised",
+        "method.clusters=2",
+        f"model.weights={tmp_path}/first",
+        "train.max_steps=1",
+        "method.clusters_from=clean",
+        "method.clusters_metric=euclidean",
+    ]
     state = _train(_cfg(ucf, *words), tmp_path / "second")
-    clean, adv = (checkpoint.trunk_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv"))
+    clean, adv = (
+        checkpoint.trunk_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv")
+    )
     norm = next(key for key in clean if key.endswith("running_mean"))
     assert not torch.equal(clean[norm], adv[norm])
     _train(_cfg(ucf, *[word for word in words if "clusters_" not in word]), tmp_path / "third")

@@ -10,7 +10,14 @@ from tests.methods.adversarial.test_view_batch import EPS, ascend, assert_same, 
 from vidrobust import config
 from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import Model
-from vidrobust.methods import AdversarialTraining, Adversary, Free, Supervised, Trades, build_adversary
+from vidrobust.methods import (
+    AdversarialTraining,
+    Adversary,
+    Free,
+    Supervised,
+    Trades,
+    build_adversary,
+)
 from vidrobust.methods.adversarial.adversarial_training import divergence
 from vidrobust.methods.adversarial.overfitting import OverfittingWatch
 from vidrobust.models import add_branches, build_model
@@ -36,8 +43,13 @@ def ce(net, labels):
 def test_divergence_is_kl():
     a, b = torch.randn(5, 4), torch.randn(5, 4)
     p, q = a.softmax(1), b.softmax(1)
-    expected = [sum(float(p[i, k]) * float((p[i, k] / q[i, k]).log()) for k in range(4)) for i in range(5)]
-    assert divergence(a, b).tolist() == pytest.approx(expected, abs=1e-5) and divergence(a, a).abs().max() < 1e-6
+    expected = [
+        sum(float(p[i, k]) * float((p[i, k] / q[i, k]).log()) for k in range(4)) for i in range(5)
+    ]
+    assert (
+        divergence(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+        and divergence(a, a).abs().max() < 1e-6
+    )
 
 
 def test_pgd_training_is_cross_entropy_of_adversarial_clips(batch):
@@ -52,7 +64,9 @@ def test_pgd_training_is_cross_entropy_of_adversarial_clips(batch):
 
 
 def test_fast_training_is_its_formula(batch):
-    """A random point of the budget, one signed step of 1.25 eps with norms in train mode, projected."""
+    """A random point of the budget, one signed step of 1.25 eps with norms in train mode,
+    projected.
+    """
     views, ids, labels = batch
     net, x = model(), views[:, 0]
     wanted = config.Adversary(name="fast", threats=[f"linf-{EPS}"])
@@ -86,7 +100,9 @@ def test_trades_is_its_formula(batch):
         moved = (x + (v.detach() + 0.75 * EPS * g.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
     net.train()
     logits = net(x)
-    expected = F.cross_entropy(logits, labels, reduction="none") + 3 * divergence(logits, net(moved))
+    expected = F.cross_entropy(logits, labels, reduction="none") + 3 * divergence(
+        logits, net(moved)
+    )
     assert_same(ours, expected, method.model, net)
 
 
@@ -94,17 +110,23 @@ def test_branches_train_clean_clips_as_well(batch):
     views, ids, labels = batch
     net = add_branches(model(), ("adv", "adv2"))
     threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
-    method = AdversarialTraining(net, Adversary(threats, combine="branches", branches=("adv", "adv2")))
+    method = AdversarialTraining(
+        net, Adversary(threats, combine="branches", branches=("adv", "adv2"))
+    )
     found = method(views, ids, labels)
     found["loss"].mean().backward()
     for branch in ("clean", "adv", "adv2"):
-        assert any(p.grad is not None for k, p in net.named_parameters() if f".branches.{branch}." in k)
+        assert any(
+            p.grad is not None for k, p in net.named_parameters() if f".branches.{branch}." in k
+        )
 
 
 def test_eps_0_is_supervised_to_the_last_bit(batch):
     net = model()
-    plain, method = Supervised(copy.deepcopy(net)), AdversarialTraining(net, Adversary([ThreatModel("linf", 0)],
-                                                                        branches=("clean",)))  # fmt: skip
+    plain, method = (
+        Supervised(copy.deepcopy(net)),
+        AdversarialTraining(net, Adversary([ThreatModel("linf", 0)], branches=("clean",))),
+    )
     assert torch.equal(method(*batch)["loss"], plain(*batch)["loss"])
 
 
@@ -112,22 +134,34 @@ def test_trades_with_branches_compares_with_the_clean_one_and_trains_its_selecto
     views, ids, labels = batch
     net = add_branches(model(), ("adv",))
     net.backbone.selector = torch.nn.Linear(net.backbone.dim, 2)
-    method = Trades(net, Adversary([ThreatModel("linf", EPS)], steps=1, random_start=True, combine="branches"))
+    method = Trades(
+        net, Adversary([ThreatModel("linf", EPS)], steps=1, random_start=True, combine="branches")
+    )
     found = method(views, ids, labels)
     slopes = grads(found["loss"], net)
     assert slopes["backbone.selector.weight"].abs().max() > 0
-    assert {key.split(".branches.")[1].split(".")[0] for key in slopes if ".branches." in key} == {"clean", "adv"}
+    assert {key.split(".branches.")[1].split(".")[0] for key in slopes if ".branches." in key} == {
+        "clean",
+        "adv",
+    }
 
 
 def test_beta_0_is_supervised_to_the_last_bit(batch):
     net = model().eval()
-    found = [method(*batch)["loss"] for method in (Supervised(net), Trades(net, attack(branches=("clean",),
-             random_start=True), beta=0.0))]  # fmt: skip
+    found = [
+        method(*batch)["loss"]
+        for method in (
+            Supervised(net),
+            Trades(net, attack(branches=("clean",), random_start=True), beta=0.0),
+        )
+    ]
     assert torch.equal(*found)
 
 
 def test_free_training_moves_the_perturbation_with_the_gradient_of_the_step(batch):
-    """A replay sees what the last backward pass made of the perturbation; the next batch begins anew."""
+    """A replay sees what the last backward pass made of the perturbation; the next batch begins
+    anew.
+    """
     views, ids, labels = batch
     net, x, threat = model().eval(), views[:, 0], ThreatModel("linf", EPS)
     method = Free(net, Adversary([threat], random_start=True, branches=("clean",)), replays=3)
@@ -152,10 +186,15 @@ def test_free_training_moves_the_perturbation_with_the_gradient_of_the_step(batc
 def test_free_training_tells_once_of_a_perturbation_that_nothing_moves(batch, caplog):
     net = model()
     torch.nn.init.zeros_(net.head.weight)
-    method = Free(net, Adversary([ThreatModel("linf", EPS)], random_start=True, branches=("clean",)))
+    method = Free(
+        net, Adversary([ThreatModel("linf", EPS)], random_start=True, branches=("clean",))
+    )
     for _ in range(3):
         method(*batch)["loss"].mean().backward()
-    assert len(caplog.records) == 1 and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
+    assert (
+        len(caplog.records) == 1
+        and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
+    )
 
 
 def test_free_training_refuses_what_it_cannot_use():
@@ -165,7 +204,9 @@ def test_free_training_refuses_what_it_cannot_use():
 
 
 def test_a_selector_learns_the_branch_of_a_clip_and_moves_nothing_else(batch):
-    """Cross-entropy of clean clips and of each kind of adversarial ones, from features without gradient."""
+    """Cross-entropy of clean clips and of each kind of adversarial ones, from features without
+    gradient.
+    """
     views, ids, labels = batch
     threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
     adversary = Adversary(threats, combine="branches", branches=("adv", "adv2"))
@@ -176,7 +217,10 @@ def test_a_selector_learns_the_branch_of_a_clip_and_moves_nothing_else(batch):
     theirs = AdversarialTraining(plain, adversary)(views, ids, labels)
     assert torch.allclose(ours["loss"], theirs["loss"] + ours["loss_selector"], atol=1e-5)
     a, b = grads(ours["loss"], net), grads(theirs["loss"], plain)
-    assert a.pop("backbone.selector.weight").abs().max() > 0 and a.pop("backbone.selector.bias") is not None
+    assert (
+        a.pop("backbone.selector.weight").abs().max() > 0
+        and a.pop("backbone.selector.bias") is not None
+    )
     assert all(torch.equal(a[key], b[key]) for key in b) and a.keys() == b.keys()
     assert all(torch.equal(v, net.get_buffer(k)) for k, v in plain.named_buffers())
 
@@ -192,10 +236,15 @@ def watched(*accuracies):
 
 def test_catastrophic_overfitting_is_told_once(caplog):
     _, rows = watched((0.4, 0.3), (0.5, 0.35), (0.9, 0.1), (0.95, 0.0))
-    assert rows[2] == {"own_attack_accuracy": pytest.approx(0.9), "pgd_accuracy": pytest.approx(0.1)}
+    assert rows[2] == {
+        "own_attack_accuracy": pytest.approx(0.9),
+        "pgd_accuracy": pytest.approx(0.1),
+    }
     told = [record.message for record in caplog.records]
     assert len(told) == 1
-    assert told[0].startswith("catastrophic overfitting: 10% of a batch are right under PGD, after 35%")
+    assert told[0].startswith(
+        "catastrophic overfitting: 10% of a batch are right under PGD, after 35%"
+    )
 
 
 @pytest.mark.parametrize("last", [(0.3, 0.25), (0.15, 0.1), (0.5, 0.36)])
@@ -228,10 +277,14 @@ def test_the_watch_sees_both_attacks_once_an_epoch_and_changes_no_training():
 
 def test_the_watchs_accuracies_are_those_of_the_two_attacks():
     views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
-    method = AdversarialTraining(model(), build_adversary(config.Adversary(name="fast", threats=["linf-1e-6"])))
+    method = AdversarialTraining(
+        model(), build_adversary(config.Adversary(name="fast", threats=["linf-1e-6"]))
+    )
     method.train().start_epoch()
     method(views, labels, labels)
     with torch.no_grad():
         right = float((method.eval().model(views[:, 0]).argmax(1) == labels).double().mean())
     told = method.report()
-    assert told["own_attack_accuracy"] == pytest.approx(right) == told["pgd_accuracy"], "nothing is changed"
+    assert told["own_attack_accuracy"] == pytest.approx(right) == told["pgd_accuracy"], (
+        "nothing is changed"
+    )

@@ -1,4 +1,6 @@
-"""Adversarial views of training: budgets, modes, schedules, several threats, and a model that stays as it is."""
+"""Adversarial views of training: budgets, modes, schedules, several threats, and a model that stays
+as it is.
+"""
 
 import itertools
 import math
@@ -54,7 +56,10 @@ def test_the_view_obeys_its_budget_and_leaves_the_model_as_it_was():
     flags = [(m.training, getattr(m, "track_running_stats", None)) for m in net.modules()]
     frozen = [p.requires_grad for p in net.parameters()]
     x = torch.rand(6, 3, 2, 16, 16)
-    for adversary in (one_step(0.03), Adversary([ThreatModel("linf", 0.03)], steps=3, random_start=True)):
+    for adversary in (
+        one_step(0.03),
+        Adversary([ThreatModel("linf", 0.03)], steps=3, random_start=True),
+    ):
         (view,) = adversary.views(net, clae_aim(net), x, 0.5)
         assert view.branch == "adv" and (view.x != x).any((1, 2, 3, 4)).all()
         assert contains(ThreatModel("linf", 0.03), x, view.x).all()
@@ -78,7 +83,9 @@ def test_the_view_raises_the_contrastive_loss():
 def test_mode_and_branch_are_those_of_the_attack(train_mode):
     net, seen = model(("adv", "adv2")), []
     threats = [ThreatModel("linf", 0.03), ThreatModel("l2", 0.5)]
-    adversary = Adversary(threats, train_mode=train_mode, combine="branches", branches=("adv", "adv2"))
+    adversary = Adversary(
+        threats, train_mode=train_mode, combine="branches", branches=("adv", "adv2")
+    )
     norm = next(m for m in net.modules() if hasattr(m, "branch"))
 
     def aim(model):
@@ -100,9 +107,18 @@ def test_eps_0_is_the_view_itself(caplog):
 @pytest.mark.parametrize("frames", [1, 4, 16])
 @pytest.mark.parametrize(
     "name",
-    ["linf-8/255", "tube-linf-8/255", "flicker-linf-8/255", "l2-1", "l2_frame-0.5", "l1-20", "frames1-linf-0.1",
-     "patch6-linf-1", "border2-linf-1"],
-)  # fmt: skip
+    [
+        "linf-8/255",
+        "tube-linf-8/255",
+        "flicker-linf-8/255",
+        "l2-1",
+        "l2_frame-0.5",
+        "l1-20",
+        "frames1-linf-0.1",
+        "patch6-linf-1",
+        "border2-linf-1",
+    ],
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_budget_holds(name, frames, steps):
     torch.manual_seed(0)
@@ -134,7 +150,10 @@ def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
     adversary, x = one_step(0.03), torch.rand(6, 3, 1, 16, 16)
     for _ in range(2):
         assert torch.equal(adversary.views(net, flat, x, 0.0)[0].x, x)
-    assert len(caplog.records) == 1 and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
+    assert (
+        len(caplog.records) == 1
+        and "changes nothing: the gradient of the attacked loss has norm 0" in caplog.text
+    )
     caplog.clear()
     one_step(0.03).views(model(), clae_aim(model()), x, 0.0)
     assert not caplog.records
@@ -162,8 +181,14 @@ def test_a_view_that_has_not_moved_teaches_no_branch():
     """While eps climbs from 0 it is the clean clip itself."""
     net, x = model(), torch.rand(4, 3, 1, 16, 16)
     net.backbone.selector = nn.Linear(net.backbone.dim, 2)
-    alone, same, moved = (selection(net, x, views) for views in (
-        [], [AdversarialView(x.clone(), "adv")], [AdversarialView((x + 0.01).clamp(0, 1), "adv")]))  # fmt: skip
+    alone, same, moved = (
+        selection(net, x, views)
+        for views in (
+            [],
+            [AdversarialView(x.clone(), "adv")],
+            [AdversarialView((x + 0.01).clamp(0, 1), "adv")],
+        )
+    )
     assert torch.equal(alone, same) and not torch.equal(alone, moved)
 
 
@@ -179,7 +204,9 @@ def test_ranks_begin_at_different_points_and_go_on_alike(monkeypatch):
 
 
 def test_a_model_of_nan_makes_views_and_no_error():
-    """The loss that is learned is NaN as well, and says so with the batch and the last checkpoint."""
+    """The loss that is learned is NaN as well, and says so with the batch and the last
+    checkpoint.
+    """
     net, x = model(), torch.rand(4, 3, 1, 16, 16)
     nn.init.constant_(net.head[2].weight, torch.nan)
     for threat in ("linf-0.03", "l2-1", "patch4-linf-1", "flicker-linf-0.1"):
@@ -193,7 +220,10 @@ def test_the_first_views_of_a_budget_are_checked(monkeypatch):
     net, x = model(), torch.rand(2, 3, 1, 16, 16)
     adversary = Adversary([ThreatModel("linf", 0.03)], budget=Budget("linear", warmup=0.5))
     aim = lambda model: lambda v: net(v).sum(1)  # noqa: E731
-    monkeypatch.setattr("vidrobust.methods.adversarial.adversary.pgd", lambda loss, x, *_, **__: (x + 0.5).clamp(0, 1))
+    monkeypatch.setattr(
+        "vidrobust.methods.adversarial.adversary.pgd",
+        lambda loss, x, *_, **__: (x + 0.5).clamp(0, 1),
+    )
     adversary.views(net, aim, x, 0.0)  # nothing may move yet
     with pytest.raises(RuntimeError, match="adversarial clips exceed linf"):
         adversary.views(net, aim, x, 0.1)
@@ -206,7 +236,12 @@ def test_passes_do_not_depend_on_the_clips(name):
     for x in (torch.rand(2, 3, 1, 16, 16), torch.zeros(2, 3, 1, 16, 16)):
         calls = []
         adversary = Adversary([parse_threat(name)])
-        adversary.views(net, lambda model, calls=calls: lambda v: calls.append(1) or (v * v).flatten(1).sum(1), x, 0.0)
+        adversary.views(
+            net,
+            lambda model, calls=calls: lambda v: calls.append(1) or (v * v).flatten(1).sum(1),
+            x,
+            0.0,
+        )
         counts.append(len(calls))
     assert counts[0] == counts[1]
 
@@ -220,10 +255,15 @@ def test_the_worst_view_of_each_clip_is_taken():
     net = nn.Module()
     net.use_branch = lambda branch: use_branch(net, branch)
     (view,) = adversary.views(net, lambda model: loss, x, 0.0)
-    best = [x + 0.01 * weight.sign(), x + 0.05 * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)]
+    best = [
+        x + 0.01 * weight.sign(),
+        x + 0.05 * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1),
+    ]
     gains = torch.stack([loss(b) for b in best])
     assert torch.allclose(loss(view.x), gains.amax(0), atol=1e-5)
-    mixed = worst([torch.zeros(2, 1), torch.ones(2, 1)], lambda v: torch.tensor([1.0, -1.0]) * (0.5 - v[:, 0]))
+    mixed = worst(
+        [torch.zeros(2, 1), torch.ones(2, 1)], lambda v: torch.tensor([1.0, -1.0]) * (0.5 - v[:, 0])
+    )
     assert mixed.tolist() == [[0.0], [1.0]]
 
 
@@ -277,13 +317,19 @@ def test_only_one_step_from_the_clips_themselves_starts_there(steps, random_star
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_bf16_and_float32_agree(frames):
-    """Not among the formulas, whose networks are in double precision: those autocast leaves alone."""
+    """Not among the formulas, whose networks are in double precision: those autocast leaves
+    alone.
+    """
     views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
     wide = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
     model = add_branches(build_model(wide, "projector")).eval()
-    method = AdversarialSimCLR(model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl)
+    method = AdversarialSimCLR(
+        model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl
+    )
     with torch.autocast("cpu", torch.bfloat16):
         half = method(views, ids, ids)["loss"]
     whole = method(views, ids, ids)["loss"]
     assert not torch.equal(half, whole), "computed otherwise"
-    assert half.dtype == torch.float32 and math.isclose(half.mean().item(), whole.mean().item(), rel_tol=0.05)
+    assert half.dtype == torch.float32 and math.isclose(
+        half.mean().item(), whole.mean().item(), rel_tol=0.05
+    )

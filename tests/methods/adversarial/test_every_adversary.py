@@ -1,5 +1,5 @@
-"""Every adversary with every method that takes it, as it is configured: its attack is led by a gradient and moves every
-clip; without it the clean objective is left.
+"""Every adversary with every method that takes it, as it is configured: its attack is led by a
+gradient and moves every clip; without it the clean objective is left.
 """
 
 import dataclasses
@@ -11,11 +11,27 @@ from vidrobust import config
 from vidrobust.benchmarks.steps import configured
 from vidrobust.methods import ADVERSARIES, METHODS, Adversary
 
-SMALL = ["model.backbone=r2plus1d_10", "model.width=4", "data.size=16", "model.hidden=64", "model.dim=8",
-         "method.predictor=64", "method.queue=8", "method.adversary.clusters=[2]", "train.batch_size=4"]  # fmt: skip
-PAIRS = [(method, name, words) for method, spec in METHODS.items() for name in spec.adversaries
-         for words in ([], *([["pairing=a2a"], ["pairing=a2s"], ["sir=0.5", "air=0.5"]] if name == "acl" else []),
-                       *([["faithful=true"]] if name == "clae" and method != "moco" else []))]  # fmt: skip
+SMALL = [
+    "model.backbone=r2plus1d_10",
+    "model.width=4",
+    "data.size=16",
+    "model.hidden=64",
+    "model.dim=8",
+    "method.predictor=64",
+    "method.queue=8",
+    "method.adversary.clusters=[2]",
+    "train.batch_size=4",
+]
+PAIRS = [
+    (method, name, words)
+    for method, spec in METHODS.items()
+    for name in spec.adversaries
+    for words in (
+        [],
+        *([["pairing=a2a"], ["pairing=a2s"], ["sir=0.5", "air=0.5"]] if name == "acl" else []),
+        *([["faithful=true"]] if name == "clae" and method != "moco" else []),
+    )
+]
 
 
 def made(method, words):
@@ -33,10 +49,16 @@ def taken(method, frames, negatives=0):
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize(("method", "name", "words"), PAIRS)
-def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(method, name, words, frames, monkeypatch):
+def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(
+    method, name, words, frames, monkeypatch
+):
     told = []
-    monkeypatch.setattr(Adversary, "tell", lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm))))
-    net = made(method, [f"method.adversary.name={name}", *(f"method.adversary.{word}" for word in words)])
+    monkeypatch.setattr(
+        Adversary, "tell", lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm)))
+    )
+    net = made(
+        method, [f"method.adversary.name={name}", *(f"method.adversary.{word}" for word in words)]
+    )
     loss = taken(net, frames)["loss"]
     loss.mean().backward()
     assert loss.shape == (4,) and torch.isfinite(loss).all()
@@ -46,17 +68,29 @@ def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(method, name, word
 
 
 @pytest.mark.parametrize(("method", "name", "words"), PAIRS)
-def test_without_an_adversary_its_options_leave_the_clean_objective_to_the_last_bit(method, name, words):
+def test_without_an_adversary_its_options_leave_the_clean_objective_to_the_last_bit(
+    method, name, words
+):
     """Weights, loss, gradients and buffers."""
     found = []
-    for options in ([], [f"method.adversary.{word}" for word in (*words, "alpha=0.3", "steps=3", "schedule=linear")]):
+    for options in (
+        [],
+        [
+            f"method.adversary.{word}"
+            for word in (*words, "alpha=0.3", "steps=3", "schedule=linear")
+        ],
+    ):
         net = made(method, options)
         loss = taken(net, 2)["loss"]
         loss.mean().backward()
-        found.append((loss, {k: p.grad for k, p in net.named_parameters()}, dict(net.named_buffers())))
+        found.append(
+            (loss, {k: p.grad for k, p in net.named_parameters()}, dict(net.named_buffers()))
+        )
     (a, grads, buffers), (b, others, theirs) = found
     assert torch.equal(a, b) and grads.keys() == others.keys() and buffers.keys() == theirs.keys()
-    assert all((g is None and others[k] is None) or torch.equal(g, others[k]) for k, g in grads.items())
+    assert all(
+        (g is None and others[k] is None) or torch.equal(g, others[k]) for k, g in grads.items()
+    )
     assert all(torch.equal(value, theirs[k]) for k, value in buffers.items())
 
 

@@ -48,7 +48,9 @@ def test_similarity_and_uncertainty_both_count():
 @pytest.mark.parametrize("name", ["byol", "simsiam"])
 @pytest.mark.usefixtures("exact")
 def test_taro_is_its_formula(name, frames):
-    """D(x1, a1) + w (D(a2, a1) + D(a2, x1)); predictions of a1, a2 move to the embeddings of the clips taken for."""
+    """D(x1, a1) + w (D(a2, a1) + D(a2, x1)); predictions of a1, a2 move to the embeddings of the
+    clips taken for.
+    """
     views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
     method = built(name)
     method.adversary, method.weight = attack(branches=("clean",)), 0.7
@@ -78,7 +80,9 @@ def test_taro_is_its_formula(name, frames):
         seen.append((predictor(z), z.detach() if twin.target is None else twin.target(x)))
 
     def between(first, second):
-        near = (F.cosine_similarity(first[0], second[1]) + F.cosine_similarity(second[0], first[1])) / 2
+        near = (
+            F.cosine_similarity(first[0], second[1]) + F.cosine_similarity(second[0], first[1])
+        ) / 2
         return -near if twin.target is None else 2 * (2 - 2 * near)
 
     x1, a1, a2 = seen
@@ -89,8 +93,11 @@ def test_the_target_takes_adversarial_views_through_their_branch():
     method = built("byol", threats=["linf-0.02", "l2-0.5"], combine="branches")
     method(torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4), torch.arange(4))
     for encoder in (method.model, method.target.model):
-        seen = {key.split(".branches.")[1].split(".")[0]: int(value) for key, value in encoder.named_buffers()
-                if key.endswith("num_batches_tracked")}  # fmt: skip
+        seen = {
+            key.split(".branches.")[1].split(".")[0]: int(value)
+            for key, value in encoder.named_buffers()
+            if key.endswith("num_batches_tracked")
+        }
         assert seen == {"clean": 1, "adv": 2, "adv2": 2}
 
 

@@ -1,4 +1,6 @@
-"""Pairings of clean and adversarial views against transcriptions of their formulas (METHODS sections 2 and 4)."""
+"""Pairings of clean and adversarial views against transcriptions of their formulas (METHODS
+sections 2 and 4).
+"""
 
 import copy
 from functools import partial
@@ -34,15 +36,28 @@ from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)  # of 4 channels or 8 hidden units, all may be dead
+TINY = Model(
+    backbone="r2plus1d_10", width=8, hidden=64, dim=8
+)  # of 4 channels or 8 hidden units, all may be dead
 EPS, T = 1 / 64, 0.5  # exact in single precision, as a budget and a step of 0.75 are kept
-PAIRINGS = {"clae": clae, "rocl": rocl, "acl": acl, "a2a": a2a, "dynacl": dynacl,
-            "a2s": a2s, "published": clae_published}  # fmt: skip
+PAIRINGS = {
+    "clae": clae,
+    "rocl": rocl,
+    "acl": acl,
+    "a2a": a2a,
+    "dynacl": dynacl,
+    "a2s": a2s,
+    "published": clae_published,
+}
 
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
 def batch(request):
-    return torch.rand(4, 2, 3, request.param, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    return (
+        torch.rand(4, 2, 3, request.param, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
 
 
 def branched():
@@ -54,14 +69,18 @@ def attack(**options):
 
 
 def loop(z, ids, anchors=None, stop=False):
-    """NT-Xent by two loops over rows z (N, D) -> (N,); stop: the second factor of a similarity is constant."""
+    """NT-Xent by two loops over rows z (N, D) -> (N,); stop: the second factor of a similarity is
+    constant.
+    """
     z = F.normalize(z, dim=1)
     other = z.detach() if stop else z
     found = []
     for i in range(len(z)):
         total = sum(torch.exp(z[i] @ other[j] / T) for j in range(len(z)) if j != i)
         own = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
-        found.append(sum(-torch.log(torch.exp(z[i] @ other[j] / T) / total) for j in own) / len(own))
+        found.append(
+            sum(-torch.log(torch.exp(z[i] @ other[j] / T) / total) for j in own) / len(own)
+        )
     return torch.stack(found)
 
 
@@ -92,7 +111,9 @@ def assert_same(ours, theirs, model, other):
 
 
 def test_clae_as_published(batch):
-    """Normalised eps, no clamp, two passes in the attack; all three passes of the branch move its statistics."""
+    """Normalised eps, no clamp, two passes in the attack; all three passes of the branch move its
+    statistics.
+    """
     views, ids, labels = batch
     x1, x2, two, eps, alpha = views[:, 0], views[:, 1], ids.repeat(2), 0.03, 0.7
     model = branched()
@@ -109,7 +130,9 @@ def test_clae_as_published(batch):
         assert torch.equal(std, model.backbone.std)
         x_adv = x1 + eps * std * g.sign()
         z_adv = model(x_adv)
-    expected = loop(torch.cat([z1, z2]), two).mean() + alpha * loop(torch.cat([z1, z_adv]), two).mean()
+    expected = (
+        loop(torch.cat([z1, z2]), two).mean() + alpha * loop(torch.cat([z1, z_adv]), two).mean()
+    )
     assert x_adv.max() > 1 or x_adv.min() < 0, "nothing is clamped"
     assert_same(ours["loss"], expected, method.model, model)
     for (key, a), (_, b) in zip(method.model.named_buffers(), model.named_buffers(), strict=True):
@@ -142,12 +165,17 @@ def test_further_steps_of_clae_compare_with_the_view_as_it_was(batch):
         x_adv = ascend(lambda v: nt_xent(torch.cat([anchor, model(v)]), two, T), x1)
         model.train()
         z_adv = model(x_adv)
-    assert_same(ours["loss"], loop(torch.cat([z1, z2]), two).mean() + loop(torch.cat([z1, z_adv]), two).mean(),
-                method.model, model)  # fmt: skip
+    assert_same(
+        ours["loss"],
+        loop(torch.cat([z1, z2]), two).mean() + loop(torch.cat([z1, z_adv]), two).mean(),
+        method.model,
+        model,
+    )
 
 
 def test_rocl_is_its_formula(batch):
-    """Three views, every pair positive, an anchor's two added up, + NT-Xent(x_adv, x2) / 256; eval-mode attack.
+    """Three views, every pair positive, an anchor's two added up, + NT-Xent(x_adv, x2) / 256;
+    eval-mode attack.
 
     Second factors are constant, also in the attack.
     """
@@ -168,7 +196,9 @@ def test_rocl_is_its_formula(batch):
 
 @pytest.mark.parametrize("kind", ["acl", "a2a", "dynacl"])
 def test_acl_is_its_formula(batch, kind):
-    """Both views are attacked together in eval mode; half of the clean stream and half of the adversarial one."""
+    """Both views are attacked together in eval mode; half of the clean stream and half of the
+    adversarial one.
+    """
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
     method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=PAIRINGS[kind])
@@ -188,7 +218,9 @@ def test_acl_is_its_formula(batch, kind):
 
 
 def test_a2s_is_its_formula(batch):
-    """The first view is attacked alone, against the second one's clean embedding, which is what is learned."""
+    """The first view is attacked alone, against the second one's clean embedding, which is what is
+    learned.
+    """
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
     method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=a2s)
@@ -211,7 +243,9 @@ def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
     found = []
     for removal in (None, Removal(lambda sims, pairs: torch.zeros_like(sims, dtype=torch.bool))):
         adversary = attack(branches=("clean",)) if one_norm else attack()
-        method = AdversarialSimCLR(copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]).train()
+        method = AdversarialSimCLR(
+            copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]
+        ).train()
         found.append((method(*batch)["loss"], dict(method.model.named_buffers())))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
@@ -227,8 +261,11 @@ def test_dynacls_weight_climbs_in_twenty_parts_to_two_at_most():
         assert torch.allclose(found["loss"], expected, atol=1e-5)
 
 
-WEIGHTLESS = {"clae": partial(clae, alpha=0.0), "published": partial(clae_published, alpha=0.0),
-              "acl": partial(acl, weight=0.0)}  # fmt: skip
+WEIGHTLESS = {
+    "clae": partial(clae, alpha=0.0),
+    "published": partial(clae_published, alpha=0.0),
+    "acl": partial(acl, weight=0.0),
+}
 
 
 @pytest.mark.parametrize("kind", WEIGHTLESS)
@@ -236,12 +273,18 @@ def test_without_weight_it_is_the_clean_objective_to_the_last_bit(batch, kind):
     """Loss, gradients and clean statistics, with the attack made."""
     model = branched()
     plain = SimCLR(copy.deepcopy(model), T)
-    method = AdversarialSimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind])
+    method = AdversarialSimCLR(
+        model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind]
+    )
     ours, theirs = method(*batch)["loss"], plain(*batch)["loss"]
     assert torch.equal(ours, theirs)
     a, b = grads(ours, method.model), grads(theirs, plain.model)
     assert all(torch.equal(a[key], b[key]) for key in b) and b
-    assert all(torch.equal(v, model.get_buffer(k)) for k, v in plain.model.named_buffers() if ".clean." in k)
+    assert all(
+        torch.equal(v, model.get_buffer(k))
+        for k, v in plain.model.named_buffers()
+        if ".clean." in k
+    )
 
 
 @pytest.mark.parametrize("kind", PAIRINGS)
@@ -251,11 +294,15 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     model = branched()
     alone, x_published = copy.deepcopy(model), []
     model.register_forward_pre_hook(lambda module, inputs: x_published.append(inputs[0].detach()))
-    method = AdversarialSimCLR(model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind])
+    method = AdversarialSimCLR(
+        model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind]
+    )
     moved = []
     if kind != "published":
         make = method.adversary.views
-        method.adversary.views = lambda net, aim, x, p: moved.append((x, found := make(net, aim, x, p))) or found
+        method.adversary.views = lambda net, aim, x, p: (
+            moved.append((x, found := make(net, aim, x, p))) or found
+        )
     found = method(views, ids, labels)
     assert torch.isfinite(found["loss"]).all() and found["loss"].shape == (4,)
     if kind == "published":
@@ -264,7 +311,11 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     for x, made in moved:
         assert all(not torch.equal(view.x[i], x[i]) for view in made for i in range(len(x)))
         assert all(contains(ThreatModel("linf", EPS), x, view.x).all() for view in made)
-    passes = {"a2a": [], "a2s": [views[:, 1]], "rocl": [views[:, 1], torch.cat([views[:, 0], views[:, 1]])]}
+    passes = {
+        "a2a": [],
+        "a2s": [views[:, 1]],
+        "rocl": [views[:, 1], torch.cat([views[:, 0], views[:, 1]])],
+    }
     for clips in passes.get(kind, [views[:, 0], views[:, 1]]):
         alone(clips)
     for key, value in alone.named_buffers():
@@ -273,11 +324,15 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
 
 
 @pytest.mark.parametrize("kind", ["clae", "rocl", "acl", "a2a", "a2s", "dynacl"])
-def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_adversarial_loss(batch, kind):
+def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_adversarial_loss(
+    batch, kind
+):
     """The masks are those of the clean embeddings, in place of which the adversarial ones stand."""
     views, ids, labels = batch
     rule = partial(quantile, rate=0.4)
-    method = AdversarialSimCLR(branched().eval(), T, attack(), Removal(rule), pairing=PAIRINGS[kind])
+    method = AdversarialSimCLR(
+        branched().eval(), T, attack(), Removal(rule), pairing=PAIRINGS[kind]
+    )
     seen = []
     losses = method.contrast
 

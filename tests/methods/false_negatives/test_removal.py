@@ -31,13 +31,20 @@ TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 def records(labels, groups=None) -> list[Record]:
     groups = groups or [""] * len(labels)
-    return [Record(f"v{i}", f"v{i}", label, group) for i, (label, group) in enumerate(zip(labels, groups, strict=True))]
+    return [
+        Record(f"v{i}", f"v{i}", label, group)
+        for i, (label, group) in enumerate(zip(labels, groups, strict=True))
+    ]
 
 
 @pytest.fixture(params=[(1, 2), (3, 2), (1, 3)], ids=["T=1", "T=3", "three clips"])
 def batch(request):
     frames, views = request.param
-    return torch.rand(6, views, 3, frames, 16, 16), torch.tensor([4, 0, 2, 5, 1, 3]), torch.tensor([0, 1, 0, 1, 2, 2])
+    return (
+        torch.rand(6, views, 3, frames, 16, 16),
+        torch.tensor([4, 0, 2, 5, 1, 3]),
+        torch.tensor([0, 1, 0, 1, 2, 2]),
+    )
 
 
 def known(removal: Removal, ids, labels, groups=None) -> Removal:
@@ -88,9 +95,13 @@ def test_what_is_found_reaches_the_loss(batch, action):
         for j in range(len(z)):
             if keys[j] != keys[i] and j not in positives:
                 confidence = float((unit @ unit.T)[i, j].clamp(0, 1))
-                weight[j] = {"eliminate": 0.0, "downweight": 1 - confidence}[action] if found[i, j] else 1.0
+                weight[j] = (
+                    {"eliminate": 0.0, "downweight": 1 - confidence}[action] if found[i, j] else 1.0
+                )
         total = sum(w * torch.exp(logits[i, j]) for j, w in weight.items())
-        losses.append(sum(-torch.log(torch.exp(logits[i, j]) / total) for j in positives) / len(positives))
+        losses.append(
+            sum(-torch.log(torch.exp(logits[i, j]) / total) for j in positives) / len(positives)
+        )
     expected = torch.stack(losses).view(clips, -1).mean(0)
     assert torch.allclose(method(views, ids, labels)["loss"].double(), expected, atol=1e-5)
 
@@ -104,7 +115,9 @@ def test_labels_are_seen_by_the_oracle_alone(batch):
         for told in (labels, labels.flip(0) + 7):
             removal = known(Removal(rule, uses_labels=name == "oracle"), ids, told)
             torch.manual_seed(0)
-            method = SimCLR(build_model(TINY, "projector"), 0.5, removal=removal, clips=views.shape[1])
+            method = SimCLR(
+                build_model(TINY, "projector"), 0.5, removal=removal, clips=views.shape[1]
+            )
             losses.append(method(views, ids, told)["loss"])
         assert torch.equal(*losses) == (name != "oracle"), name
 
@@ -122,7 +135,8 @@ def test_siblings_go_besides_and_unknown_groups_are_nobodys(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_the_adversary_meets_the_same_masks(batch):
-    """What is removed between the first two clean views is removed from the adversarial loss and the attack's.
+    """What is removed between the first two clean views is removed from the adversarial loss and
+    the attack's.
 
     It is found once, among all clean views.
     """
@@ -146,7 +160,9 @@ def test_the_adversary_meets_the_same_masks(batch):
     expected = nt_xent(torch.cat([z[0], z_adv]), pair, 0.5, two).view(2, -1).mean(0)
     assert torch.allclose(ours["loss_adv"], expected, atol=1e-5)
     assert not torch.allclose(
-        ours["loss_adv"], nt_xent(torch.cat([z[0], z_adv]), pair, 0.5).view(2, -1).mean(0), atol=1e-3
+        ours["loss_adv"],
+        nt_xent(torch.cat([z[0], z_adv]), pair, 0.5).view(2, -1).mean(0),
+        atol=1e-3,
     )
 
 
@@ -158,7 +174,9 @@ def test_a_momentum_encoder_looks_for_them(batch):
     seen = []
     removal = known(Removal(lambda s, p: seen.append(s) or fixed(s, p)), ids, labels)
     SimCLR(model, 0.5, removal=removal, clips=views.shape[1], detector=detector)(views, ids, labels)
-    unit = torch.nn.functional.normalize(torch.cat([detector(views[:, v]) for v in range(views.shape[1])]), dim=1)
+    unit = torch.nn.functional.normalize(
+        torch.cat([detector(views[:, v]) for v in range(views.shape[1])]), dim=1
+    )
     assert torch.allclose(seen[0], unit @ unit.T, atol=1e-5)
 
 
@@ -168,7 +186,9 @@ def test_the_log_has_rate_precision_and_recall():
     ids = torch.arange(4)
     z = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [-1.0, 0.0]])
     removal(z, z, (ids, ids), 0.5)  # 0, 1 and 2 take each other for the same; only 0 and 1 are
-    assert removal.report() == pytest.approx({"fn_removed": 6 / 12, "fn_precision": 2 / 6, "fn_recall": 1.0})
+    assert removal.report() == pytest.approx(
+        {"fn_removed": 6 / 12, "fn_precision": 2 / 6, "fn_recall": 1.0}
+    )
     assert removal.report() == {}, "once an epoch"
     apart = Removal(lambda s, p: s > 0.5)
     apart.know(records([0, 1, 2, 3]))
@@ -231,20 +251,33 @@ def test_the_momentum_encoder_follows_in_training_alone_and_starts_from_the_mode
     for old, now, fast in zip(before, detector.model.parameters(), model.parameters(), strict=True):
         assert torch.allclose(now, (old + fast) / 2, atol=1e-6)
     method.prepare(records([0] * 6))
-    assert all(torch.equal(a, b) for a, b in zip(detector.model.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(detector.model.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
-    """One class, three clips: what is left of all views may lie outside the two that the adversary meets."""
-    views, ids, labels = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4), torch.zeros(4, dtype=torch.long)
+    """One class, three clips: what is left of all views may lie outside the two that the adversary
+    meets.
+    """
+    views, ids, labels = (
+        torch.rand(4, 3, 3, 1, 16, 16),
+        torch.arange(4),
+        torch.zeros(4, dtype=torch.long),
+    )
     removal = known(Removal(RULES["oracle"], uses_labels=True), ids, labels)
-    method = AdversarialSimCLR(add_branches(build_model(TINY, "projector")), 0.5, one_step(0.02), removal, clips=3)
+    method = AdversarialSimCLR(
+        add_branches(build_model(TINY, "projector")), 0.5, one_step(0.02), removal, clips=3
+    )
     assert (method(views, ids, labels)["loss_adv"] > 0.01).all()
 
 
 @pytest.mark.parametrize("groups", [None, ["a", "b"], ["a", None]])
 def test_siblings_need_groups(groups):
-    with pytest.raises(UserError, match="rule=sibling: no two videos of the data set are known to be cut"):
+    with pytest.raises(
+        UserError, match="rule=sibling: no two videos of the data set are known to be cut"
+    ):
         Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], groups))
     Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], ["a", "a"]))
 
@@ -292,12 +325,21 @@ def test_options_reach_their_rule(rule, options, told):
         setattr(wanted, key, value)
     removal = build_method(cfg, 5).removal
     assert removal.rule.func is RULES[rule] and removal.rule.keywords == told
-    assert (removal.action, removal.siblings, removal.classes, removal.dim) == ("attract", False, 5, 8)
-    assert removal.k == (4 if rule == "cluster" else 0) and removal.uses_labels == (rule == "oracle")
+    assert (removal.action, removal.siblings, removal.classes, removal.dim) == (
+        "attract",
+        False,
+        5,
+        8,
+    )
+    assert removal.k == (4 if rule == "cluster" else 0) and removal.uses_labels == (
+        rule == "oracle"
+    )
     assert removal.whole_batch == (rule in ("mean_std", "quantile"))
 
 
-@pytest.mark.parametrize("rule", [partial(top_k, k=2), partial(quantile, rate=0.3), partial(fixed, threshold=0.2)])
+@pytest.mark.parametrize(
+    "rule", [partial(top_k, k=2), partial(quantile, rate=0.3), partial(fixed, threshold=0.2)]
+)
 def test_a_view_that_stands_for_another_has_its_false_negatives(rule):
     """A rule of ranks asked again, on [z1, z2, z1], found others than on [z1, z2]."""
     videos, clips, places = 5, 2, (0, 1, 0)
@@ -307,13 +349,18 @@ def test_a_view_that_stands_for_another_has_its_false_negatives(rule):
     again = found.at(places, clips)
     for a, i in ((a, i) for a in range(3) for i in range(videos)):
         for b, j in ((b, j) for b in range(3) for j in range(videos)):
-            at, there = (a * videos + i, b * videos + j), (places[a] * videos + i, places[b] * videos + j)
+            at, there = (
+                (a * videos + i, b * videos + j),
+                (places[a] * videos + i, places[b] * videos + j),
+            )
             assert again.false[at] == found.false[there] and again.others[at] == (i != j)
     assert found.false.any()
 
 
 def test_pairs_of_several_ranks_are_picked_rank_by_rank():
-    mask = torch.rand(4, 12) < 0.3  # two clips of two videos, and those of three ranks in the columns
+    mask = (
+        torch.rand(4, 12) < 0.3
+    )  # two clips of two videos, and those of three ranks in the columns
     others = torch.ones_like(mask)
     picked = Found(mask, torch.rand(4, 12), others).at((1,), 2).false
     assert torch.equal(picked, mask[2:, [2, 3, 6, 7, 10, 11]])

@@ -24,7 +24,10 @@ def batch(videos: int = 12, views: int = 2, classes: int = 4) -> tuple[torch.Ten
     """Similarities of all views with all, and all that may be known of them."""
     z = torch.nn.functional.normalize(torch.randn(views * videos, 6), dim=1)
     ids = torch.arange(videos).repeat(views)
-    known = {name: torch.randint(-1, classes, (videos,))[ids] for name in ("groups", "clusters", "labels")}
+    known = {
+        name: torch.randint(-1, classes, (videos,))[ids]
+        for name in ("groups", "clusters", "labels")
+    }
     return z @ z.T, Pairs((ids, ids), **{k: (v, v) for k, v in known.items()}, classes=classes)
 
 
@@ -55,12 +58,18 @@ def test_fixed_and_top_k_and_both():
     assert torch.equal(fixed(s, pairs, 0.3), over) and torch.equal(top_k(s, pairs, 5), most)
     score = torch.stack([s[pairs.ids[0] == one].amax(0) for one in pairs.ids[0]])
     released = torch.zeros_like(over)
-    for i, row in enumerate(score.tolist()):  # FNC: all views of a video have its best view's scores
+    for i, row in enumerate(
+        score.tolist()
+    ):  # FNC: all views of a video have its best view's scores
         candidates = sorted(others_of(pairs, i), key=lambda j: -row[j])[:5]
         released[i, [j for j in candidates if row[j] > 0.3]] = True
-    assert torch.equal(top_k_threshold(s, pairs, 5, 0.3), released) and (released != over & most).any()
+    assert (
+        torch.equal(top_k_threshold(s, pairs, 5, 0.3), released) and (released != over & most).any()
+    )
     one_view = Pairs((pairs.ids[0][:12], pairs.ids[1]))
-    assert torch.equal(top_k_threshold(s[:12], one_view, 5, 0.3), (over & most)[:12]), "both, of one view"
+    assert torch.equal(top_k_threshold(s[:12], one_view, 5, 0.3), (over & most)[:12]), (
+        "both, of one view"
+    )
     assert torch.equal(top_k(s, pairs, 999), pairs.others), "all there are"
 
 
@@ -71,7 +80,9 @@ def test_quantile_of_an_anchor_and_of_the_batch(rate):
     ranks = {i: sorted(others_of(pairs, i), key=lambda j: -s[i, j]) for i in range(len(s))}
     each = expected(lambda i, j: j in ranks[i][: round(share * len(ranks[i]))])
     assert torch.equal(quantile(s, pairs, rate), each)
-    all_pairs = sorted(((i, j) for i in range(len(s)) for j in others_of(pairs, i)), key=lambda p: -s[p])
+    all_pairs = sorted(
+        ((i, j) for i in range(len(s)) for j in others_of(pairs, i)), key=lambda p: -s[p]
+    )
     chosen = set(all_pairs[: round(share * len(all_pairs))])
     found = quantile(s, pairs, rate, "batch")
     assert all(found[p] for p in chosen) and len(chosen) <= int(found.sum()) <= len(chosen) + 1, (
@@ -82,16 +93,27 @@ def test_quantile_of_an_anchor_and_of_the_batch(rate):
 
 def test_adaptive_rules_wait_and_then_find_more_and_more():
     s, pairs = expected.batch
-    rules = (lambda p: adaptive_threshold(s, p, 0.9, 0.2, 0.1), lambda p: adaptive_rate(s, p, 0.4, 0.1))
+    rules = (
+        lambda p: adaptive_threshold(s, p, 0.9, 0.2, 0.1),
+        lambda p: adaptive_rate(s, p, 0.4, 0.1),
+    )
     for rule in rules:
-        counts = [int(rule(Pairs(pairs.ids, progress=p)).sum()) for p in (0, 0.05, 0.09, 0.3, 0.6, 0.9, 1.0)]
+        counts = [
+            int(rule(Pairs(pairs.ids, progress=p)).sum())
+            for p in (0, 0.05, 0.09, 0.3, 0.6, 0.9, 1.0)
+        ]
         assert counts[:3] == [0, 0, 0] and counts == sorted(counts) and counts[-1] > counts[3]
     half = 0.2 + 0.7 * 0.5 * (1 + math.cos(math.pi * 0.5))
     now = Pairs(pairs.ids, progress=0.55)
     assert torch.equal(adaptive_threshold(s, now, 0.9, 0.2, 0.1), fixed(s, now, half))
-    assert torch.equal(adaptive_threshold(s, Pairs(pairs.ids, progress=1.0), 0.9, 0.2, 0.1), fixed(s, pairs, 0.2))
+    assert torch.equal(
+        adaptive_threshold(s, Pairs(pairs.ids, progress=1.0), 0.9, 0.2, 0.1), fixed(s, pairs, 0.2)
+    )
     assert torch.equal(adaptive_rate(s, now, 0.4, 0.1), quantile(s, now, 0.2))
-    assert not adaptive_rate(s, now, 0.4, 1.0).any() and not adaptive_threshold(s, now, 0.9, 0.2, 1.0).any()
+    assert (
+        not adaptive_rate(s, now, 0.4, 1.0).any()
+        and not adaptive_threshold(s, now, 0.9, 0.2, 1.0).any()
+    )
 
 
 def test_mean_and_k_standard_deviations_of_the_negatives():
@@ -103,11 +125,15 @@ def test_mean_and_k_standard_deviations_of_the_negatives():
     assert not mean_std(torch.ones(2, 2), alone).any(), "no negatives, nothing to find"
 
 
-@pytest.mark.parametrize(("rule", "known"), [("cluster", "clusters"), ("oracle", "labels"), ("sibling", "groups")])
+@pytest.mark.parametrize(
+    ("rule", "known"), [("cluster", "clusters"), ("oracle", "labels"), ("sibling", "groups")]
+)
 def test_what_is_known_of_videos(rule, known):
     s, pairs = expected.batch
     side = getattr(pairs, known)[0]
-    assert torch.equal(RULES[rule](s, pairs), expected(lambda i, j: side[i] == side[j] and side[i] >= 0))
+    assert torch.equal(
+        RULES[rule](s, pairs), expected(lambda i, j: side[i] == side[j] and side[i] >= 0)
+    )
     with pytest.raises(ValueError, match=f"needs {known}, and there are none"):
         RULES[rule](s, Pairs(pairs.ids))
 
@@ -125,7 +151,9 @@ def test_own_views_are_never_found_and_a_negative_is_always_left(rule):
 
 def test_one_video_has_no_negatives_and_nan_finds_nothing():
     one = Pairs((torch.zeros(2), torch.zeros(2)))
-    assert not detect(lambda s, p: torch.ones_like(s, dtype=torch.bool), torch.ones(2, 2), one).any()
+    assert not detect(
+        lambda s, p: torch.ones_like(s, dtype=torch.bool), torch.ones(2, 2), one
+    ).any()
     s, pairs = expected.batch
     assert not detect(RULES["fixed"], s * torch.nan, pairs).any()
 

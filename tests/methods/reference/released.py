@@ -17,7 +17,9 @@ def unit(z):
 
 
 def contrast(z, ids, temperature=T, stop=False, scale=1.0):
-    """SupContrast's loss: -scale times the mean over anchors of their positives' mean log softmax."""
+    """SupContrast's loss: -scale times the mean over anchors of their positives' mean log
+    softmax.
+    """
     n = unit(z)
     s = n @ (n.detach() if stop else n).T / temperature
     others = ~torch.eye(len(z), dtype=torch.bool)

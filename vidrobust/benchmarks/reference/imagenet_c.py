@@ -1,10 +1,10 @@
 """The formulas of ImageNet-C's fifteen corruptions, from `imagecorruptions`.
 
-For tools/benchmark.py, which times ours beside them: numpy, scipy, scikit-image and OpenCV, an image at a time, lengths
-in pixels whatever its size. That package does not import with a current setuptools. Frost needs its photographs; here
-a blurred noise of their size stands in. elastic_transform is not that package's, which has no
-affine map and another table: it is the one of ImageNet-C's own script (make_imagenet_c.py,
-Hendrycks and Dietterich 2019).
+For tools/benchmark.py, which times ours beside them: numpy, scipy, scikit-image and OpenCV, an
+image at a time, lengths in pixels whatever its size. That package does not import with a current
+setuptools. Frost needs its photographs; here a blurred noise of their size stands in.
+elastic_transform is not that package's, which has no affine map and another table: it is the one of
+ImageNet-C's own script (make_imagenet_c.py, Hendrycks and Dietterich 2019).
 """
 
 import io
@@ -29,7 +29,9 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     height, width = x.shape[:2]
     tall, wide = math.ceil(height / factor), math.ceil(width / factor)
     top, left = (height - tall) // 2, (width - wide) // 2
-    large = ndimage.zoom(x[top : top + tall, left : left + wide], (factor, factor, *[1] * (x.ndim - 2)), order=1)
+    large = ndimage.zoom(
+        x[top : top + tall, left : left + wide], (factor, factor, *[1] * (x.ndim - 2)), order=1
+    )
     return large[:height, :width]
 
 
@@ -47,14 +49,23 @@ def _smeared(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.nda
                 moved[:, dx - 1 : dx] if dx < 0 else moved[:, dx : dx + 1]
             )
         if dy:
-            moved[slice(dy, None) if dy < 0 else slice(dy)] = moved[dy - 1 : dy] if dy < 0 else moved[dy : dy + 1]
+            moved[slice(dy, None) if dy < 0 else slice(dy)] = (
+                moved[dy - 1 : dy] if dy < 0 else moved[dy : dy + 1]
+            )
         total = total + weight * moved
     return total
 
 
 def gaussian_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     x = x / 255.0
-    return np.clip(x + random.normal(size=x.shape, scale=(0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]), 0, 1) * 255
+    return (
+        np.clip(
+            x + random.normal(size=x.shape, scale=(0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]),
+            0,
+            1,
+        )
+        * 255
+    )
 
 
 def shot_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
@@ -72,11 +83,16 @@ def defocus_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     at = np.arange(-max(8, radius), max(8, radius) + 1)
     disk = (np.add.outer(at**2, at**2) <= radius**2).astype(np.float32)
     disk = cv2.GaussianBlur(disk / disk.sum(), (3, 3) if radius <= 8 else (5, 5), soft)
-    return np.clip(np.stack([cv2.filter2D(x[..., c] / 255.0, -1, disk) for c in range(3)], -1), 0, 1) * 255
+    return (
+        np.clip(np.stack([cv2.filter2D(x[..., c] / 255.0, -1, disk) for c in range(3)], -1), 0, 1)
+        * 255
+    )
 
 
 def glass_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
-    sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[severity - 1]
+    sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[
+        severity - 1
+    ]
     x = (_gaussian(x / 255.0, sigma) * 255).astype(np.uint8)
     height, width = x.shape[:2]
     for _ in range(rounds):
@@ -93,7 +109,9 @@ def motion_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 def zoom_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
-    most, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[severity - 1]
+    most, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[
+        severity - 1
+    ]
     x, factors = (x / 255.0).astype(np.float32), np.arange(1, most, step)
     total = np.zeros_like(x)
     for factor in factors:
@@ -104,9 +122,12 @@ def zoom_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 def snow(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     loc, scale, zoom, threshold, radius, sigma, kept = (
-        (0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-    )[severity - 1]  # fmt: skip
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    )[severity - 1]
     x = x.astype(np.float32) / 255
     layer = _zoomed(random.normal(size=x.shape[:2], loc=loc, scale=scale), zoom)
     layer[layer < threshold] = 0
@@ -129,9 +150,12 @@ def frost(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 # read at each call, as that package reads its files
-_PHOTO = cv2.imencode(".png", cv2.GaussianBlur(
-    np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8), (0, 0), 3
-))[1]  # fmt: skip
+_PHOTO = cv2.imencode(
+    ".png",
+    cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8), (0, 0), 3
+    ),
+)[1]
 
 
 def fog(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
@@ -150,7 +174,9 @@ def _plasma(size: int, decay: float, random: Random) -> np.ndarray:
         corners = heights[::step, ::step]
         total = corners + np.roll(corners, -1, 0)
         total = total + np.roll(total, -1, 1)
-        heights[half::step, half::step] = total / 4 + noise * random.uniform(-noise, noise, total.shape)
+        heights[half::step, half::step] = total / 4 + noise * random.uniform(
+            -noise, noise, total.shape
+        )
         centres = heights[half::step, half::step]
         above = centres + np.roll(centres, 1, 0) + corners + np.roll(corners, -1, 1)
         heights[::step, half::step] = above / 4 + noise * random.uniform(-noise, noise, above.shape)
@@ -177,27 +203,52 @@ def elastic_transform(x: np.ndarray, severity: int, random: Random) -> np.ndarra
     """Bend a frame as ImageNet-C's make_imagenet_c.py does, with its 244 pixels for 224."""
     strength, smooth, affine = (
         244 * np.array(c)
-        for c in ((2, 2, 0.05, 0.07, 0.12), (0.7, 0.08, 0.01, 0.01, 0.01), (0.1, 0.2, 0.02, 0.02, 0.02))
+        for c in (
+            (2, 2, 0.05, 0.07, 0.12),
+            (0.7, 0.08, 0.01, 0.01, 0.01),
+            (0.1, 0.2, 0.02, 0.02, 0.02),
+        )
     )
     x = x.astype(np.float32) / 255
     height, width = x.shape[:2]
     centre, third = np.array([height, width], np.float32) // 2, min(height, width) // 3
-    points = np.array([centre + third, [centre[0] + third, centre[1] - third], centre - third], np.float32)
-    moved = points + random.uniform(-affine[severity - 1], affine[severity - 1], points.shape).astype(np.float32)
+    points = np.array(
+        [centre + third, [centre[0] + third, centre[1] - third], centre - third], np.float32
+    )
+    moved = points + random.uniform(
+        -affine[severity - 1], affine[severity - 1], points.shape
+    ).astype(np.float32)
     matrix = cv2.getAffineTransform(points, moved)
     x = cv2.warpAffine(x, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     dy, dx = (
-        (_gaussian(random.uniform(-1, 1, (height, width)), smooth[severity - 1], mode="reflect", truncate=3)
-         * strength[severity - 1])[..., None] for _ in range(2)
-    )  # fmt: skip
+        (
+            _gaussian(
+                random.uniform(-1, 1, (height, width)),
+                smooth[severity - 1],
+                mode="reflect",
+                truncate=3,
+            )
+            * strength[severity - 1]
+        )[..., None]
+        for _ in range(2)
+    )
     across, down, channel = np.meshgrid(np.arange(width), np.arange(height), np.arange(3))
-    at = np.reshape(down + dy, (-1, 1)), np.reshape(across + dx, (-1, 1)), np.reshape(channel, (-1, 1))
-    return np.clip(ndimage.map_coordinates(x, at, order=1, mode="reflect").reshape(x.shape), 0, 1) * 255
+    at = (
+        np.reshape(down + dy, (-1, 1)),
+        np.reshape(across + dx, (-1, 1)),
+        np.reshape(channel, (-1, 1)),
+    )
+    return (
+        np.clip(ndimage.map_coordinates(x, at, order=1, mode="reflect").reshape(x.shape), 0, 1)
+        * 255
+    )
 
 
 def pixelate(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     share, (height, width) = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1], x.shape[:2]
-    small = Image.fromarray(x).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+    small = Image.fromarray(x).resize(
+        (int(width * share), int(height * share)), Image.Resampling.BOX
+    )
     return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -208,8 +259,22 @@ def jpeg_compression(x: np.ndarray, severity: int, random: Random) -> np.ndarray
 
 
 PUBLISHED: dict[str, Callable[[np.ndarray, int, Random], np.ndarray]] = {
-    function.__name__: function for function in (
-        gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog,
-        brightness, contrast, elastic_transform, pixelate, jpeg_compression,
+    function.__name__: function
+    for function in (
+        gaussian_noise,
+        shot_noise,
+        impulse_noise,
+        defocus_blur,
+        glass_blur,
+        motion_blur,
+        zoom_blur,
+        snow,
+        frost,
+        fog,
+        brightness,
+        contrast,
+        elastic_transform,
+        pixelate,
+        jpeg_compression,
     )
-}  # fmt: skip
+}

@@ -49,7 +49,9 @@ class FrameFolder:
         self.num_frames = frames or len(self.files)
         self.resized = 0
         if len(self.files) < max(self.num_frames, 1):
-            raise DecodeError(f"{path}: the folder holds {len(self.files)} images of {self.num_frames or 1}")
+            raise DecodeError(
+                f"{path}: the folder holds {len(self.files)} images of {self.num_frames or 1}"
+            )
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         size: tuple[int, ...] | None = None
@@ -66,12 +68,16 @@ class FrameFolder:
 
 
 def is_image(path: str) -> bool:
-    """Whether a record's path is one image, which is all there is of it: by its name, nothing is read."""
+    """Whether a record's path is one image, which is all there is of it: by its name, nothing is
+    read.
+    """
     return path.startswith(TORCHVISION) or Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def in_memory(path: str) -> bool:
-    """Whether an image is part of an array that its torchvision data set holds: no file is read for it."""
+    """Whether an image is part of an array that its torchvision data set holds: no file is read for
+    it.
+    """
     if not path.startswith(TORCHVISION):
         return False
     _, name, split, _, root = path.split(":", 4)
@@ -98,8 +104,8 @@ class TorchvisionImage:
 def torchvision_dataset(name: str, split: str, root: str) -> Any:
     """Data set `name` of torchvision.datasets, opened once a process; nothing is downloaded.
 
-    split: "train" or "test"; what the data set calls it is found. A data set of one list is all "train". Raises
-    ValueError when it has no such split.
+    split: "train" or "test"; what the data set calls it is found. A data set of one list is all
+    "train". Raises ValueError when it has no such split.
     """
     import inspect
 
@@ -114,7 +120,9 @@ def torchvision_dataset(name: str, split: str, root: str) -> Any:
     if "split" not in parameters:
         raise ValueError("it has one list, and data.validation holds out a part of it")
     problem: ValueError | None = None
-    for called in ("train", "trainval", "train-standard") if split == "train" else ("test", "val", "valid"):
+    for called in (
+        ("train", "trainval", "train-standard") if split == "train" else ("test", "val", "valid")
+    ):
         try:
             return kind(root, split=called)
         except ValueError as error:
@@ -152,7 +160,9 @@ def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
     several = len(chosen) > 1 and (len(chosen) < len(images) or named)
     if found and (several or not chosen):
         listed = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
-        what = f"{len(found)} series of images" if several else f"no series data.series={series}, but"
+        what = (
+            f"{len(found)} series of images" if several else f"no series data.series={series}, but"
+        )
         raise DecodeError(f"{folder}: holds {what}: {listed}; set data.series to one of them")
     return sorted(images, key=_in_order)
 
@@ -174,7 +184,9 @@ def missing_numbers(files: Sequence[Path]) -> str:
     lost = [file for file, step in zip(files, steps, strict=False) if step > usual]
     if not lost or usual < 1:
         return ""
-    return f"numbers are missing after {lost[0].name}" + (f" and {len(lost) - 1} more" if lost[1:] else "")
+    return f"numbers are missing after {lost[0].name}" + (
+        f" and {len(lost) - 1} more" if lost[1:] else ""
+    )
 
 
 def pages(path: str) -> int:
@@ -204,7 +216,9 @@ def _read_image(path: str) -> np.ndarray:
             if upright.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range")
             if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to the lowest 8
-                upright = Pillow.fromarray((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8))
+                upright = Pillow.fromarray(
+                    (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
+                )
             # contiguous whatever the turn: views of negative strides break torch
             return np.ascontiguousarray(upright.convert("RGB"))
     except FileNotFoundError:

@@ -131,7 +131,9 @@ def video_stream(container: Any, path: str = "") -> Any:
 
 
 def open_container(path: str) -> Any:
-    """Open a file whose video is decoded in one thread: the loader's workers are the parallelism."""
+    """Open a file whose video is decoded in one thread: the loader's workers are the
+    parallelism.
+    """
     container = av.open(_as_file(path))
     try:
         stream = video_stream(container, path)
@@ -178,7 +180,9 @@ def declared_frames(container: Any, index: list[Any] | None = None) -> int:
 
 
 def _kept(container: Any) -> list[bool]:
-    """Return of each frame of an MP4 whether an edit list keeps it; far before the first one none is read."""
+    """Return of each frame of an MP4 whether an edit list keeps it; far before the first one none
+    is read.
+    """
     stream = video_stream(container)
     if hasattr(stream, "index_entries"):
         return [not entry.is_discard for entry in stream.index_entries]
@@ -332,7 +336,8 @@ class PyAV:
 
     @property
     def repeated(self) -> int:
-        """How many frames that the header counts repeat another one, and have no bytes of their own.
+        """How many frames that the header counts repeat another one, and have no bytes of their
+        own.
 
         An AVI of variable rate, and of screen recorders, has such; its times are frame numbers.
         """
@@ -520,7 +525,9 @@ def orientation(frame: Any) -> Orientation:
 
 
 def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:
-    """Return (H, W, 3) pixels as they are shown, contiguous: views of negative strides break torch."""
+    """Return (H, W, 3) pixels as they are shown, contiguous: views of negative strides break
+    torch.
+    """
     if how == UPRIGHT:
         return pixels
     if how.transpose:
@@ -533,14 +540,18 @@ def turned(pixels: np.ndarray, how: Orientation) -> np.ndarray:
 
 
 def _version(path: str) -> tuple[int, int]:
-    """Return what changes when a file does, for caches: its size and the time of its last change."""
+    """Return what changes when a file does, for caches: its size and the time of its last
+    change.
+    """
     state = os.stat(path)
     return state.st_size, state.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=4096)
 def _decoded_frames(path: str, size: int, changed_ns: int) -> int:
-    """Return how many frames decode, by decoding them: exact, and kept as long as the file stays."""
+    """Return how many frames decode, by decoding them: exact, and kept as long as the file
+    stays.
+    """
     count = 0
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
         for _ in decoded(container, video_stream(container)):
@@ -565,18 +576,24 @@ def require_backend(name: str) -> None:
                     raise
     except (ImportError, OSError, RuntimeError) as error:
         libraries = "libtorchcodec" in str(error)
-        reason = "it finds no FFmpeg libraries of a version that it takes" if libraries else one_line(error)
+        reason = (
+            "it finds no FFmpeg libraries of a version that it takes"
+            if libraries
+            else one_line(error)
+        )
         needs = ", and an FFmpeg that it finds" if name == "torchcodec" else ""
         remedy = "install an FFmpeg that it finds" if libraries else f"install {name}{needs}"
         raise UserError(
-            f"data.backend={name}: {name} does not import ({reason}); {remedy}, or set data.backend=pyav"
+            f"data.backend={name}: {name} does not import ({reason}); {remedy}, or set"
+            " data.backend=pyav"
         ) from None
 
 
 def misleads(container: Any, backend: str) -> str:
     """Return what about a file is known to make a decoder show other frames; "" for nothing.
 
-    Some of these go wrong in one read of a hundred (decord's issue 195), which trying does not find.
+    Some of these go wrong in one read of a hundred (decord's issue 195), which trying does not
+    find.
 
     Args:
         container: the open file.
@@ -613,7 +630,9 @@ class Decord:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        with contextlib.closing(PyAV(path, frames, seekable)) as reference:  # refuses what is no video
+        with contextlib.closing(
+            PyAV(path, frames, seekable)
+        ) as reference:  # refuses what is no video
             self.num_frames = reference.num_frames
         self.path = path
         self.reader = decord.VideoReader(_as_file(path), num_threads=1)
@@ -659,7 +678,8 @@ class TorchCodec:
         self.fps = float(self.decoder.metadata.average_fps or 0)
         if len(self.decoder) < self.num_frames:
             raise DecodeError(
-                f"{path}: torchcodec finds {len(self.decoder)} of {self.num_frames} frames; use PyAV"
+                f"{path}: torchcodec finds {len(self.decoder)} of {self.num_frames} frames; use"
+                " PyAV"
             )
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:

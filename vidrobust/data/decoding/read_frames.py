@@ -15,8 +15,22 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from vidrobust.data.decoding.agreement import disagreement
-from vidrobust.data.decoding.images import TORCHVISION, FrameFolder, Image, TorchvisionImage, is_image
-from vidrobust.data.decoding.pyav import DecodeError, Decord, EncodeError, PyAV, TorchCodec, Video, one_line
+from vidrobust.data.decoding.images import (
+    TORCHVISION,
+    FrameFolder,
+    Image,
+    TorchvisionImage,
+    is_image,
+)
+from vidrobust.data.decoding.pyav import (
+    DecodeError,
+    Decord,
+    EncodeError,
+    PyAV,
+    TorchCodec,
+    Video,
+    one_line,
+)
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import lookup
 
@@ -35,7 +49,12 @@ CHECKED = ("decord", "torchcodec")
 
 
 def read_frames(
-    path: str | Path, indices: np.ndarray, *, short_side: int | None = None, backend: str = "auto", frames: int = 0
+    path: str | Path,
+    indices: np.ndarray,
+    *,
+    short_side: int | None = None,
+    backend: str = "auto",
+    frames: int = 0,
 ) -> np.ndarray:
     """Read frames of a video, upright.
 
@@ -76,9 +95,14 @@ def _shrunk(frame: np.ndarray, short_side: int | None) -> np.ndarray:
 
 @contextmanager
 def open_video(
-    path: str | Path, *, backend: str = "auto", frames: int = 0, seekable: bool | None = None,
-    verified: tuple[str, ...] = (), series: str = "",
-) -> Iterator[Video]:  # fmt: skip
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    frames: int = 0,
+    seekable: bool | None = None,
+    verified: tuple[str, ...] = (),
+    series: str = "",
+) -> Iterator[Video]:
     """Open a file for one sample: `with open_video(path) as video: video.frames(indices)`.
 
     Args:
@@ -117,34 +141,53 @@ def open_record(record: Record, backend: str = "auto") -> Iterator[Video]:
     if record.bad:
         raise DecodeError(f"{record.path}: {record.bad} (manifest)")
     with open_video(
-        record.path, backend=record.backend if backend == "auto" else backend, frames=record.frames,
-        seekable=record.seekable, verified=record.verified, series=record.series,
-    ) as video:  # fmt: skip
+        record.path,
+        backend=record.backend if backend == "auto" else backend,
+        frames=record.frames,
+        seekable=record.seekable,
+        verified=record.verified,
+        series=record.series,
+    ) as video:
         yield video
 
 
 def checked_frames(video: Video, path: str | Path, unique: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of sorted, unique indices, one each; DecodeError for indices outside the video, or missing frames."""
+    """The frames of sorted, unique indices, one each; DecodeError for indices outside the video, or
+    missing frames.
+    """
     if unique.size == 0 or unique[0] < 0 or unique[-1] >= video.num_frames:
         asked = f"{unique[0]} to {unique[-1]}" if unique.size else "none"
-        raise DecodeError(f"{path}: the frames asked for, {asked}, are not all within its {video.num_frames} frames")
+        raise DecodeError(
+            f"{path}: the frames asked for, {asked}, are not all within its {video.num_frames}"
+            " frames"
+        )
     count = 0
     for frame in video.frames(unique):
         count += 1
         yield frame
     if count < len(unique):
-        raise DecodeError(f"{path}: frame {unique[count]} of {video.num_frames} cannot be decoded: the file is damaged")
+        raise DecodeError(
+            f"{path}: frame {unique[count]} of {video.num_frames} cannot be decoded: the file is"
+            " damaged"
+        )
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> Tensor:
     """(T, H, W, 3) uint8 -> (T, height, width, 3) uint8, bilinear, antialiased."""
     if frames.shape[1:3] == (height, width):
         return torch.from_numpy(frames)
-    return tvf.resize(torch.from_numpy(frames).permute(0, 3, 1, 2), [height, width], antialias=True).permute(0, 2, 3, 1)
+    return tvf.resize(
+        torch.from_numpy(frames).permute(0, 3, 1, 2), [height, width], antialias=True
+    ).permute(0, 2, 3, 1)
 
 
 def _open(
-    path: str, backend: str, frames: int, seekable: bool | None, verified: tuple[str, ...], series: str
+    path: str,
+    backend: str,
+    frames: int,
+    seekable: bool | None,
+    verified: tuple[str, ...],
+    series: str,
 ) -> Video:
     if path.startswith(TORCHVISION):
         return TorchvisionImage(path)
@@ -160,6 +203,10 @@ def _open(
     if place.suffix.lower() == ".gif":
         return PyAV(path, frames, seekable)
     reader = lookup(BACKENDS, backend, "data.backend")
-    if backend in CHECKED and backend not in verified and (reason := disagreement(backend, reader, path)):
+    if (
+        backend in CHECKED
+        and backend not in verified
+        and (reason := disagreement(backend, reader, path))
+    ):
         raise DecodeError(f"{path}: {backend} {reason}; use PyAV (data.backend=auto)")
     return reader(path, frames, seekable)

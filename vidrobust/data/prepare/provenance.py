@@ -31,13 +31,17 @@ def read_mark(folder: str | Path) -> dict[str, Any] | None:
 
 @contextmanager
 def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> Iterator[None]:
-    """Make a folder for copies, or go on in one that holds the same; until the context ends it is this process's.
+    """Make a folder for copies, or go on in one that holds the same; until the context ends it is
+    this process's.
 
-    sources: name of a copy in the folder -> the file that it is of. Raises UserError where there are other files,
-    copies that were made otherwise, or copies of other files, and where another process writes.
+    sources: name of a copy in the folder -> the file that it is of. Raises UserError where there
+    are other files, copies that were made otherwise, or copies of other files, and where another
+    process writes.
     """
     _begin(output, options, sources)
-    with held(output / MARK, "another process writes {}; wait for it or stop it, or give another --output"):
+    with held(
+        output / MARK, "another process writes {}; wait for it or stop it, or give another --output"
+    ):
         yield
 
 
@@ -47,12 +51,22 @@ def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) ->
     if there is not None:
         sizes = there.pop("sources", {})
         if there != options:
-            differ = (f"{key}={there.get(key)}, not {options.get(key)}" for key in sorted({*there, *options})
-                      if there.get(key) != options.get(key))  # fmt: skip
-            raise UserError(f"{output} holds files of another encoding ({'; '.join(differ)}); give another --output, "
-                            "or delete it")  # fmt: skip
-        if not same_sources(sizes, {name: size_of(sources[name]) for name in sizes if name in sources}):
-            raise UserError(f"{output} holds copies of another data set's files; give another --output, or delete it")
+            differ = (
+                f"{key}={there.get(key)}, not {options.get(key)}"
+                for key in sorted({*there, *options})
+                if there.get(key) != options.get(key)
+            )
+            raise UserError(
+                f"{output} holds files of another encoding ({'; '.join(differ)}); give another"
+                " --output, or delete it"
+            )
+        if not same_sources(
+            sizes, {name: size_of(sources[name]) for name in sizes if name in sources}
+        ):
+            raise UserError(
+                f"{output} holds copies of another data set's files; give another --output, or"
+                " delete it"
+            )
         return
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} holds other files; give an empty folder as --output")
@@ -60,12 +74,20 @@ def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) ->
     names = sorted(sources)
     some = names[:: -(-len(names) // _REMEMBERED) or 1]
     with replacing(output / MARK) as file:
-        file.write(json.dumps(options | {"sources": {name: size_of(sources[name]) for name in some}}).encode())
+        file.write(
+            json.dumps(
+                options | {"sources": {name: size_of(sources[name]) for name in some}}
+            ).encode()
+        )
 
 
 def same_sources(sizes: Mapping[str, int], there: Mapping[str, int]) -> bool:
-    """Whether half of the files that a mark remembers are there with their sizes. Of few, any may have changed."""
-    return len(sizes) < _FEW or 2 * sum(there.get(name) == size for name, size in sizes.items()) >= len(sizes)
+    """Whether half of the files that a mark remembers are there with their sizes. Of few, any may
+    have changed.
+    """
+    return len(sizes) < _FEW or 2 * sum(
+        there.get(name) == size for name, size in sizes.items()
+    ) >= len(sizes)
 
 
 def size_of(path: str | Path) -> int:

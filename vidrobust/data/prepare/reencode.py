@@ -38,10 +38,11 @@ CODECS = ("mpeg4", "libx264", "mjpeg")
 class Encoding:
     """short_side: pixels, never enlarged. gop: frames from one key frame to the next.
 
-    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51 worst). corruption: a
-    name of CORRUPTIONS, which changes each video as a whole, at `severity`, drawn from `seed` and the file's name;
-    empty: none. texture: a kind of `texture_frames`, made of patches of `patch_px`, `short_side` then being the side of
-    the texture; empty: none. Raises UserError for a value out of range.
+    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51
+    worst). corruption: a name of CORRUPTIONS, which changes each video as a whole, at `severity`,
+    drawn from `seed` and the file's name; empty: none. texture: a kind of `texture_frames`, made of
+    patches of `patch_px`, `short_side` then being the side of the texture; empty: none. Raises
+    UserError for a value out of range.
     """
 
     short_side: int = 128
@@ -56,16 +57,24 @@ class Encoding:
 
     def __post_init__(self) -> None:
         best, worst = (0, 51) if self.codec == "libx264" else (1, 31)
-        for name, low, high in (("short_side", 9 if self.texture else 8, 4096), ("gop", 1, 10_000),
-                                ("quality", best, worst), ("patch_px", 9, 4096)):  # fmt: skip
+        for name, low, high in (
+            ("short_side", 9 if self.texture else 8, 4096),
+            ("gop", 1, 10_000),
+            ("quality", best, worst),
+            ("patch_px", 9, 4096),
+        ):
             if not low <= getattr(self, name) <= high:
                 option = "--patch" if name == "patch_px" else f"--{name.replace('_', '-')}"
                 of = f" with {self.codec}" if name == "quality" else ""
                 raise UserError(f"{option} {getattr(self, name)}: from {low} to {high}{of}")
         if self.codec not in CODECS:
             raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
-        if self.corruption and (self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES):
-            raise UserError(f"corruption={self.corruption} at severity {self.severity}: a known one, 1 to 5")
+        if self.corruption and (
+            self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES
+        ):
+            raise UserError(
+                f"corruption={self.corruption} at severity {self.severity}: a known one, 1 to 5"
+            )
         if self.texture not in ("", *KINDS):
             raise UserError(f"texture={self.texture}: one of {', '.join(KINDS)}")
 
@@ -78,13 +87,23 @@ class Encoding:
         return json.dumps({name: value for name, value in fields.items() if name not in unused})
 
     def change(self, frames: np.ndarray, name: str, fps: float = 25.0) -> np.ndarray:
-        """The corruption, which there must be, of a video's frames (T, H, W, 3) uint8. name: the file's."""
+        """The corruption, which there must be, of a video's frames (T, H, W, 3) uint8. name: the
+        file's.
+        """
         return corrupt(frames, self.corruption, self.severity, self._rng(name), fps)
 
-    def texture_of(self, frames: Iterator[np.ndarray], count: int, name: str) -> Iterator[np.ndarray]:
+    def texture_of(
+        self, frames: Iterator[np.ndarray], count: int, name: str
+    ) -> Iterator[np.ndarray]:
         """The texture, which there must be, of the `count` frames of the file of that name."""
-        return texture_frames(frames, count, self._rng(name), kind=self.texture, patch_px=self.patch_px,
-                              size=self.short_side)  # fmt: skip
+        return texture_frames(
+            frames,
+            count,
+            self._rng(name),
+            kind=self.texture,
+            patch_px=self.patch_px,
+            size=self.short_side,
+        )
 
     def _rng(self, name: str) -> np.random.Generator:
         words = (zlib.crc32(part.encode()) for part in (name, self.corruption or self.texture))
@@ -92,27 +111,42 @@ class Encoding:
 
 
 def reencode(
-    records: list[Record], root: Path, output: Path, encoding: Encoding, *, workers: int = 2, timeout_s: float = 600
+    records: list[Record],
+    root: Path,
+    output: Path,
+    encoding: Encoding,
+    *,
+    workers: int = 2,
+    timeout_s: float = 600,
 ) -> list[tuple[str, str]]:
-    """Write every record's file small under `output`, where its name is what it is under `root`; lists are copied.
+    """Write every record's file small under `output`, where its name is what it is under `root`;
+    lists are copied.
 
-    A result is decoded before it counts: it has as many frames as the source decodes. Files that are there, and not
-    older than their source, are not made again, so that an interrupted call goes on. The source is only read. Returns
-    (path, reason) of what cannot be made; an empty file stands in its place, so that the lists still fit: what is bad
-    in the source is bad in the result. Raises UserError, before anything is written, for files that a copy could not
-    name (absolute paths in a list, files outside `root`), where `output` holds copies of other files, and where
+    A result is decoded before it counts: it has as many frames as the source decodes. Files that
+    are there, and not older than their source, are not made again, so that an interrupted call goes
+    on. The source is only read. Returns (path, reason) of what cannot be made; an empty file stands
+    in its place, so that the lists still fit: what is bad in the source is bad in the result.
+    Raises UserError, before anything is written, for files that a copy could not name (absolute
+    paths in a list, files outside `root`), where `output` holds copies of other files, and where
     another process writes it.
     """
     root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
     real, target = root.resolve(), output.resolve()
     if real == target or real in target.parents or target in real.parents:
         raise UserError(f"{output} and {root} lie in each other; write somewhere else")
-    places = {record.path: os.path.relpath(os.path.abspath(record.path), root) for record in records}
+    places = {
+        record.path: os.path.relpath(os.path.abspath(record.path), root) for record in records
+    }
     for record in records:
         if record.path.startswith(TORCHVISION):
-            raise UserError("torchvision's data sets are arrays in memory: there is nothing to re-encode")
+            raise UserError(
+                "torchvision's data sets are arrays in memory: there is nothing to re-encode"
+            )
         if os.path.isabs(record.uid) or places[record.path].startswith(".."):
-            raise UserError(f"{record.uid}: a copy cannot have this name; list files relative to {root}, and inside it")
+            raise UserError(
+                f"{record.uid}: a copy cannot have this name; list files relative to {root}, and"
+                " inside it"
+            )
     failed = []
     chosen = sorted({record.series for record in records if record.series})
     options = json.loads(str(encoding)) | ({"series": chosen} if chosen else {})
@@ -123,11 +157,16 @@ def reencode(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
         series = {record.path: (record.series, record.frames) for record in records}
-        jobs = [(path, str(output / place), encoding, place, *series[path]) for path, place in places.items()
-                if _is_due(path, output / place)]  # fmt: skip
+        jobs = [
+            (path, str(output / place), encoding, place, *series[path])
+            for path, place in places.items()
+            if _is_due(path, output / place)
+        ]
         tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
         title = "texture" if encoding.texture else encoding.corruption or "re-encode"
-        with tqdm(total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30) as bar:
+        with tqdm(
+            total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30
+        ) as bar:
             for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
                 bar.update()
                 done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
@@ -189,8 +228,12 @@ def _reason(error: Exception, source: str) -> str:
 
 
 def _partial(target: Path) -> Path:
-    """What a file is called while it is made: hidden, so that no format reads it, and never too long."""
-    return target.with_name(f".partial-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}{target.suffix}")
+    """What a file is called while it is made: hidden, so that no format reads it, and never too
+    long.
+    """
+    return target.with_name(
+        f".partial-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}{target.suffix}"
+    )
 
 
 def _stand_in(source: str, target: Path) -> None:
@@ -210,7 +253,9 @@ def _remove(path: Path) -> None:
 
 
 def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> tuple[int, str]:
-    """All frames that decode, upright, evenly spaced at the mean rate -> (how many, what is wrong with the source)."""
+    """All frames that decode, upright, evenly spaced at the mean rate -> (how many, what is wrong
+    with the source).
+    """
     found = probe(source)
     if found["backend"] != "pyav" or not found["frames"]:
         raise DecodeError(found["reason"] or f"{found['backend']} alone decodes it")
@@ -228,7 +273,9 @@ def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> t
 
 
 def _rate(fps: float) -> Fraction:
-    """Return a frame rate that encoders take, 25 for none: MPEG-4 holds its numerator in 16 bits."""
+    """Return a frame rate that encoders take, 25 for none: MPEG-4 holds its numerator in 16
+    bits.
+    """
     return 1 / (1 / Fraction(min(fps or 25, 65535))).limit_denominator(65535)
 
 
@@ -270,7 +317,9 @@ class _Writer:
         """Write a frame (H, W, 3) uint8; the first one gives the size."""
         stream = self.stream
         if self.count == 0:
-            height, width = _size(pixels.shape[0], pixels.shape[1], self.encoding.short_side, even=True)
+            height, width = _size(
+                pixels.shape[0], pixels.shape[1], self.encoding.short_side, even=True
+            )
             stream.height = height
             stream.width = width
         frame = _resized(pixels, stream.width, stream.height, stream.pix_fmt)
@@ -287,7 +336,8 @@ class _Writer:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or str(error)
             raise EncodeError(
-                f"{self.encoding.codec} cannot write the copy at {float(self.rate):g} frames/s ({said})"
+                f"{self.encoding.codec} cannot write the copy at {float(self.rate):g} frames/s"
+                f" ({said})"
             ) from error
 
 
@@ -300,20 +350,30 @@ def _shrunk(frames: Iterator[np.ndarray], short_side: int) -> np.ndarray:
     """All frames at the size they are written in: a corruption sees a video as a whole."""
     first = next(frames)
     height, width = _size(first.shape[0], first.shape[1], short_side, even=True)
-    return np.stack([_resized(frame, width, height, "rgb24").to_ndarray() for frame in (first, *frames)])
+    return np.stack(
+        [_resized(frame, width, height, "rgb24").to_ndarray() for frame in (first, *frames)]
+    )
 
 
 def _container(source: str) -> str:
-    return {".avi": "avi", ".mkv": "matroska", ".webm": "matroska"}.get(Path(source).suffix.lower(), "mp4")
+    return {".avi": "avi", ".mkv": "matroska", ".webm": "matroska"}.get(
+        Path(source).suffix.lower(), "mp4"
+    )
 
 
 def _size(height: int, width: int, short_side: int, *, even: bool) -> tuple[int, int]:
     scale, step = min(1.0, short_side / min(height, width)), 2 if even else 1
-    return max(step, step * round(height * scale / step)), max(step, step * round(width * scale / step))
+    return max(step, step * round(height * scale / step)), max(
+        step, step * round(width * scale / step)
+    )
 
 
-def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: Encoding, name: str) -> None:
-    """Images that are the frames of one clip; a corruption and a texture need them to be of one size."""
+def _shrink_images(
+    sources: Sequence[Path], targets: Sequence[Path], encoding: Encoding, name: str
+) -> None:
+    """Images that are the frames of one clip; a corruption and a texture need them to be of one
+    size.
+    """
     small, formats = [], []
     for source in sources:
         with open_video(source) as image, Image.open(source) as original:
@@ -321,7 +381,11 @@ def _shrink_images(sources: Sequence[Path], targets: Sequence[Path], encoding: E
             formats.append(original.format)
         height, width = _size(pixels.height, pixels.width, encoding.short_side, even=False)
         small.append(
-            np.asarray(pixels if encoding.texture else pixels.resize((width, height), Image.Resampling.BICUBIC))
+            np.asarray(
+                pixels
+                if encoding.texture
+                else pixels.resize((width, height), Image.Resampling.BICUBIC)
+            )
         )
     changed: Iterable[np.ndarray] = small
     if encoding.texture:

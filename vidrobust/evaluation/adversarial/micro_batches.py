@@ -12,11 +12,12 @@ from vidrobust.utils.errors import UserError
 
 
 class MicroBatches:
-    """predict over at most `size` clips at a time, forward and backward; `size` is halved when memory runs out.
+    """predict over at most `size` clips at a time, forward and backward; `size` is halved when
+    memory runs out.
 
-    A batch that fits goes through as it is. A larger one is run without a graph, chunk by chunk, and again, chunk by
-    chunk, when its gradient is asked for: one forward pass more, and the memory of one chunk.
-    Raises UserError when one clip is too much.
+    A batch that fits goes through as it is. A larger one is run without a graph, chunk by chunk,
+    and again, chunk by chunk, when its gradient is asked for: one forward pass more, and the memory
+    of one chunk. Raises UserError when one clip is too much.
     """
 
     def __init__(self, predict: Predict, size: int) -> None:
@@ -46,7 +47,9 @@ class MicroBatches:
 
     def shrink(self) -> None:
         if self.size == 1:
-            raise UserError("memory does not hold one clip with its gradient; lower data.frames or data.size")
+            raise UserError(
+                "memory does not hold one clip with its gradient; lower data.frames or data.size"
+            )
         self.size = (self.size + 1) // 2
         gc.collect()
         if torch.cuda.is_available():

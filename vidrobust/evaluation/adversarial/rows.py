@@ -87,11 +87,11 @@ def evaluate_robust(
 ) -> list[Row]:
     """Attack videos under each of `threats` and return their rows; every rank calls it.
 
-    A sample broken under one threat, before and after rounding to uint8, is broken under those of its family that hold
-    it, and costs nothing more. Streams a row per video and threat to out/results.jsonl, and up to
-    `pictures` broken clips to out/clips/*.npz. Killed and called again it goes on, and the rows are
-    the same: every batch has its own generator. Under torchrun each rank takes a part of the
-    batches, none padded.
+    A sample broken under one threat, before and after rounding to uint8, is broken under those of
+    its family that hold it, and costs nothing more. Streams a row per video and threat to
+    out/results.jsonl, and up to `pictures` broken clips to out/clips/*.npz. Killed and called again
+    it goes on, and the rows are the same: every batch has its own generator. Under torchrun each
+    rank takes a part of the batches, none padded.
 
     A folder is of one model, list of videos, protocol, suite and seed (out/results.identity.json);
     another is refused.
@@ -151,12 +151,18 @@ def evaluate_robust(
     left, _ = unfinished(out, "results", "threat", pairs)
     share = left[distributed.rank() :: distributed.world()]
     bounded = MicroBatches(predict, batch_size)
-    bar = tqdm(total=len(share), desc="attack", leave=False, disable=distributed.rank() > 0 or not sys.stderr.isatty())
+    bar = tqdm(
+        total=len(share),
+        desc="attack",
+        leave=False,
+        disable=distributed.rank() > 0 or not sys.stderr.isatty(),
+    )
     wanted = [groups[number] for number in share]
     units = (
-        video_units(bounded, dataset, wanted, crops, device) if isinstance(dataset, SourceVideos)
+        video_units(bounded, dataset, wanted, crops, device)
+        if isinstance(dataset, SourceVideos)
         else clip_units(bounded, dataset, wanted, workers, device)
-    )  # fmt: skip
+    )
     with appending(out, "results") as append, open(out / f"timing{suffix()}.jsonl", "a") as timing:
         for number, unit in zip(share, units, strict=True):
             new, seconds = _attack_unit(unit, settings, np.random.SeedSequence([seed, number]))
@@ -216,11 +222,25 @@ def without(unit: Unit, error: BadSamples) -> Unit:
 
 def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
     return {
-        "index": failure.index, "uid": failure.uid, "label": failure.label, "clean_pred": None, "threat": str(threat),
-        "eps": threat.eps, "adv_pred": None, "robust": False, "killed_by": "error", "uint8_pred": None,
-        "uint8_killed_by": "error", "clean_h264_pred": None, "h264_pred": None, "measured": None, "in_budget": None,
-        "passes": {}, "rejected": {}, "error": failure.reason,
-    }  # fmt: skip
+        "index": failure.index,
+        "uid": failure.uid,
+        "label": failure.label,
+        "clean_pred": None,
+        "threat": str(threat),
+        "eps": threat.eps,
+        "adv_pred": None,
+        "robust": False,
+        "killed_by": "error",
+        "uint8_pred": None,
+        "uint8_killed_by": "error",
+        "clean_h264_pred": None,
+        "h264_pred": None,
+        "measured": None,
+        "in_budget": None,
+        "passes": {},
+        "rejected": {},
+        "error": failure.reason,
+    }
 
 
 def _attack_family(
@@ -242,9 +262,14 @@ def _attack_family(
     killed_by = [None if ok else "clean" for ok in (adv == y).tolist()]
     uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
     for threat in family:
-        # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may break that, too
+        # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may
+        # break that, too
         to_round = not rounds_away(threat, x)
-        rows = [i for i, by in enumerate(killed_by) if by is None or (to_round and uint8_killed_by[i] is None)]
+        rows = [
+            i
+            for i, by in enumerate(killed_by)
+            if by is None or (to_round and uint8_killed_by[i] is None)
+        ]
         passes: Row = {}
         rejected: Row = {}
         if rows and threat.eps > 0:
@@ -252,8 +277,15 @@ def _attack_family(
             try:
                 if suite.smallest:
                     rows = list(range(len(y)))
-                    smallest = smallest or worst_case(unit.predict, x, y, family[-1], suite(threat, frames, classes),
-                                                      warn=False, generator=generator)
+                    smallest = smallest or worst_case(
+                        unit.predict,
+                        x,
+                        y,
+                        family[-1],
+                        suite(threat, frames, classes),
+                        warn=False,
+                        generator=generator,
+                    )
                     found = smallest.within(unit.predict, x, y, threat)
                 else:
                     at = torch.tensor(rows, device=x.device)
@@ -273,7 +305,9 @@ def _attack_family(
             except ValueError as error:
                 raise UserError(f"{suite} under {threat}: {error}") from None
             if costs:
-                passes = {name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()}
+                passes = {
+                    name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()
+                }
                 rejected = found.rejected
                 notes.seconds[str(threat)] = found.seconds
             broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
@@ -285,14 +319,27 @@ def _attack_family(
         through = _after_h264(unit, x_adv, settings.crf)
         yield [
             {
-                "index": unit.index[i], "uid": uid, "label": int(y[i]), "clean_pred": int(clean[i]),
-                "threat": str(threat), "eps": threat.eps, "adv_pred": int(adv[i]), "robust": killed_by[i] is None,
-                "killed_by": killed_by[i], "uint8_pred": int(uint8_adv[i]), "uint8_killed_by": uint8_killed_by[i],
-                "clean_h264_pred": clean_through[i], "h264_pred": through[i], "measured": measured[i],
-                "in_budget": inside[i], "passes": {} if i else passes, "rejected": {} if i else rejected, "error": None,
+                "index": unit.index[i],
+                "uid": uid,
+                "label": int(y[i]),
+                "clean_pred": int(clean[i]),
+                "threat": str(threat),
+                "eps": threat.eps,
+                "adv_pred": int(adv[i]),
+                "robust": killed_by[i] is None,
+                "killed_by": killed_by[i],
+                "uint8_pred": int(uint8_adv[i]),
+                "uint8_killed_by": uint8_killed_by[i],
+                "clean_h264_pred": clean_through[i],
+                "h264_pred": through[i],
+                "measured": measured[i],
+                "in_budget": inside[i],
+                "passes": {} if i else passes,
+                "rejected": {} if i else rejected,
+                "error": None,
             }
             for i, uid in enumerate(unit.uids)
-        ]  # fmt: skip
+        ]
 
 
 @torch.no_grad()
@@ -336,7 +383,9 @@ def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> Sequence[int | None]:
     if not crf:
         return [None] * len(x_adv)
     clips = (x_adv * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
-    back = np.stack([h264(clip, crf, max(round(fps), 1)) for clip, fps in zip(clips, unit.fps, strict=True)])
+    back = np.stack(
+        [h264(clip, crf, max(round(fps), 1)) for clip, fps in zip(clips, unit.fps, strict=True)]
+    )
     seen = torch.from_numpy(back).to(x_adv.device).movedim(-1, 1).float() / 255
     return _predicted(unit, seen)[0].tolist()
 
@@ -353,14 +402,21 @@ def _pictures(
     """Return (kind of threat, index, content of the file) of the first clips that it broke."""
     kind = threat.kind.replace("@", "-at-")
     return [
-        (kind, unit.index[i], {
-            "clip": (unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(),
-            "adversarial": x_adv[i].cpu().numpy(), "uid": unit.uids[i],
-            "label": int(unit.labels[i]), "clean_pred": int(clean[i]), "adv_pred": int(adv[i]),
-            "threat": str(threat),
-        })
+        (
+            kind,
+            unit.index[i],
+            {
+                "clip": (unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(),
+                "adversarial": x_adv[i].cpu().numpy(),
+                "uid": unit.uids[i],
+                "label": int(unit.labels[i]),
+                "clean_pred": int(clean[i]),
+                "adv_pred": int(adv[i]),
+                "threat": str(threat),
+            },
+        )
         for i in broken[:most]
-    ]  # fmt: skip
+    ]
 
 
 def _save_pictures(settings: _Settings, found: _Found) -> None:

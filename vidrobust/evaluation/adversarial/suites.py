@@ -7,20 +7,33 @@ from dataclasses import dataclass, fields
 import torch
 
 from vidrobust import config
-from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Step, ThreatModel, attack_step, parse_threat, suite_steps
+from vidrobust.attacks import (
+    ATTACKS,
+    MINIMUM_NORM,
+    Step,
+    ThreatModel,
+    attack_step,
+    parse_threat,
+    suite_steps,
+)
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.logging import log
 
 # eval.suite -> the version of AutoAttack, or the one attack
 SUITES: dict[str, str] = {
-    "autoattack": "standard", "plus": "plus", "rand": "rand", "video": "video", **{name: name for name in ATTACKS},
-}  # fmt: skip
+    "autoattack": "standard",
+    "plus": "plus",
+    "rand": "rand",
+    "video": "video",
+    **{name: name for name in ATTACKS},
+}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of them that it has.
+    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of
+    them that it has.
 
     effort: share of AutoAttack's steps and queries.
     """
@@ -42,7 +55,9 @@ class Suite:
             return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
         count = self.queries if "queries" in self._counts else self.steps
         several = f"x{self.restarts}" if "restarts" in self._counts else ""
-        return self.kind + (f"-{count}{several}" if {"queries", "steps"} & set(self._counts) else "")
+        return self.kind + (
+            f"-{count}{several}" if {"queries", "steps"} & set(self._counts) else ""
+        )
 
     @property
     def kind(self) -> str:
@@ -51,7 +66,9 @@ class Suite:
 
     @property
     def smallest(self) -> bool:
-        """Whether it is one attack that finds smallest perturbations: a run at the largest budget serves them all."""
+        """Whether it is one attack that finds smallest perturbations: a run at the largest budget
+        serves them all.
+        """
         return self.kind in MINIMUM_NORM
 
     @property
@@ -62,11 +79,17 @@ class Suite:
     def without_effect(self) -> list[str]:
         """The options that were set, and that these attacks do not have."""
         used = self._counts if self.kind in ATTACKS else ["effort"]
-        return [f.name for f in fields(self) if f.name not in ("name", *used) and getattr(self, f.name) != f.default]
+        return [
+            f.name
+            for f in fields(self)
+            if f.name not in ("name", *used) and getattr(self, f.name) != f.default
+        ]
 
 
 def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
-    """Threats that differ in eps only, each family from small to large: one holds those before it."""
+    """Threats that differ in eps only, each family from small to large: one holds those before
+    it.
+    """
     kinds = dict.fromkeys(threat.kind for threat in threats)
     return [sorted((t for t in threats if t.kind == kind), key=lambda t: t.eps) for kind in kinds]
 
@@ -78,13 +101,17 @@ def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
     for threat in threats:
         try:
             for step in suite(threat, x.shape[2], classes=10):
-                step(lambda none: none.new_zeros(0, 10), x, y, threat, False, None)  # refuses, or has nothing to do
+                step(
+                    lambda none: none.new_zeros(0, 10), x, y, threat, False, None
+                )  # refuses, or has nothing to do
         except ValueError as error:
             raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None
 
 
 def covered(threat: ThreatModel, size: int) -> float:
-    """The share of a frame of `size` x `size` pixels that a patch, border or pixels may change; 0: another support."""
+    """The share of a frame of `size` x `size` pixels that a patch, border or pixels may change; 0:
+    another support.
+    """
     inner = max(size - 2 * threat.k, 0)
     changed = {"patch": threat.k**2, "border": size**2 - inner**2, "pixels": threat.k}
     return changed.get(threat.support, 0) / size**2
@@ -93,13 +120,16 @@ def covered(threat: ThreatModel, size: int) -> float:
 def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
     """(what is run, budgets by family from small to large).
 
-    Warns of options without effect, of patches and borders that are most of a frame, and of borders that no view shows.
+    Warns of options without effect, of patches and borders that are most of a frame, and of borders
+    that no view shows.
 
     Raises UserError for an unknown suite, and for threats that it is not for.
     """
     e = cfg.eval
     suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
-    threats = [threat for family in families(list(map(parse_threat, e.threats))) for threat in family]
+    threats = [
+        threat for family in families(list(map(parse_threat, e.threats))) for threat in family
+    ]
     require_defined(suite, threats)
     if (idle := suite.without_effect()) and distributed.rank() == 0:
         log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
@@ -108,10 +138,12 @@ def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
         if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
             log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
         cut = (cfg.data.short_side - cfg.data.size) // 2
-        unseen = e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
+        unseen = (
+            e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
+        )
         if unseen and distributed.rank() == 0:
             log.warning(
-                f"{threat} is a border of the source frames, of which the centre crop shows none: it ends {cut} pixels "
-                f"inside; take border{cut + 1} or more"
+                f"{threat} is a border of the source frames, of which the centre crop shows none:"
+                f" it ends {cut} pixels inside; take border{cut + 1} or more"
             )
     return suite, threats

@@ -14,7 +14,8 @@ from vidrobust.views import to_float
 
 @dataclass
 class Unit:
-    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K) logits; fps: (B,).
+    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K)
+    logits; fps: (B,).
 
     views: clips that the model sees of each.
     """
@@ -30,36 +31,72 @@ class Unit:
 
 
 def clip_units(
-    predict: Predict, dataset: ClipDataset, groups: list[list[int]], workers: int, device: torch.device
+    predict: Predict,
+    dataset: ClipDataset,
+    groups: list[list[int]],
+    workers: int,
+    device: torch.device,
 ) -> Iterator[Unit]:
     """A unit a group of videos: the one clip that the data set cuts from each."""
     with worker_deaths(dataset):
-        for batch in batch_loader(dataset, [[(0, index) for index in group] for group in groups], workers):
+        for batch in batch_loader(
+            dataset, [[(0, index) for index in group] for group in groups], workers
+        ):
             x = to_clips(batch, device) if batch.uids else torch.empty(0, 3, 1, 1, 1)
-            yield Unit(x, batch.labels.to(device), batch.uids, batch.index.tolist(), batch.fps.tolist(), batch.failed,
-                       predict)  # fmt: skip
+            yield Unit(
+                x,
+                batch.labels.to(device),
+                batch.uids,
+                batch.index.tolist(),
+                batch.fps.tolist(),
+                batch.failed,
+                predict,
+            )
 
 
 def video_units(
-    predict: Predict, videos: SourceVideos, groups: list[list[int]], crops: int, device: torch.device
+    predict: Predict,
+    videos: SourceVideos,
+    groups: list[list[int]],
+    crops: int,
+    device: torch.device,
 ) -> Iterator[Unit]:
-    """A unit a video: its source frames. Its logits are the mean over all clips and crops, of which all show them."""
+    """A unit a video: its source frames. Its logits are the mean over all clips and crops, of which
+    all show them.
+    """
     for index in (index for group in groups for index in group):
         source = videos[index]
         if isinstance(source, Failure):
-            yield Unit(torch.empty(0, 3, 1, 1, 1), torch.empty(0, dtype=torch.long), [], [], [], [source], predict)
+            yield Unit(
+                torch.empty(0, 3, 1, 1, 1),
+                torch.empty(0, dtype=torch.long),
+                [],
+                [],
+                [],
+                [source],
+                predict,
+            )
             continue
         x = to_float(torch.from_numpy(source.frames).unsqueeze(0).to(device))
         record = source.record
-        yield Unit(x, torch.tensor([record.label], device=device), [record.uid], [index], [source.fps], [],
-                   through_clips(predict, source, crops, videos.size), len(source.clips) * crops)  # fmt: skip
+        yield Unit(
+            x,
+            torch.tensor([record.label], device=device),
+            [record.uid],
+            [index],
+            [source.fps],
+            [],
+            through_clips(predict, source, crops, videos.size),
+            len(source.clips) * crops,
+        )
 
 
 def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
-    """predict of source frames (B, 3, F, H, W): logits averaged over the K clips and the crops of each.
+    """predict of source frames (B, 3, F, H, W): logits averaged over the K clips and the crops of
+    each.
 
-    crops: 1, the centre, or 3 along the longer side, of `size` pixels. Clips that overlap read the same frames, so that
-    the gradient of a frame is summed over all that show it.
+    crops: 1, the centre, or 3 along the longer side, of `size` pixels. Clips that overlap read the
+    same frames, so that the gradient of a frame is summed over all that show it.
     """
     frames = torch.from_numpy(source.clips)
     height, width = source.frames.shape[1:3]
@@ -67,7 +104,9 @@ def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Pr
 
     def average(x: Tensor) -> Tensor:
         clips = x[:, :, frames.to(x.device)].transpose(1, 2)  # (B, K, 3, T, H, W)
-        views = torch.stack([clips[..., top : top + size, left : left + size] for top, left in places], 2)
+        views = torch.stack(
+            [clips[..., top : top + size, left : left + size] for top, left in places], 2
+        )
         logits = predict(views.flatten(0, 2))
         return logits.float().view(len(x), len(frames) * len(places), -1).mean(1)
 

@@ -39,7 +39,9 @@ Rngs = Sequence[np.random.Generator]
 
 
 def conflict(x: Tensor, other: Tensor, rngs: Rngs) -> Tensor:
-    """The shapes of images x in the texture of others, (B, C, 1, H, W): cue conflict (Geirhos et al. 2019's kind)."""
+    """The shapes of images x in the texture of others, (B, C, 1, H, W): cue conflict (Geirhos et
+    al. 2019's kind).
+    """
     made = []
     for a, b, rng in zip(x.cpu(), other.cpu(), rngs, strict=True):
         size = a.shape[-1]
@@ -55,11 +57,13 @@ def _negative(name: str) -> Callable[[Tensor, Rngs], Tensor]:
     return lambda x, rngs: negatives(x, spec, draw_numbers(spec, x.shape[2:], rngs))[:, 0]
 
 
-# what a clip alone becomes, and what a clip and one of another class become, whose cues then disagree
+# what a clip alone becomes, and what a clip and one of another class become, whose cues then
+# disagree
 ALONE: dict[str, Callable[[Tensor, Rngs], Tensor]] = {
     **{name: _negative(name) for name in NEGATIVES},
-    "background": lambda x, rngs: background(x), "motion": lambda x, rngs: differences(x),
-}  # fmt: skip
+    "background": lambda x, rngs: background(x),
+    "motion": lambda x, rngs: differences(x),
+}
 PAIRED: dict[str, Callable[[Tensor, Tensor, Rngs], Tensor]] = {
     "conflict": conflict,
     "swapped": lambda x, other, rngs: swapped(x, other),
@@ -67,12 +71,18 @@ PAIRED: dict[str, Callable[[Tensor, Tensor, Rngs], Tensor]] = {
 }
 _MOVING = {*TEMPORAL, "background", "motion", "swapped", "swapped_frozen"}
 # what of a video a prediction of its class follows, and what of it one of the other class does
-CUES = {"conflict": ("shape", "texture"), "swapped": ("what moves", "background"),
-        "swapped_frozen": ("what moves, frozen", "background"), CLEAN: ("motion", "texture")}  # fmt: skip
+CUES = {
+    "conflict": ("shape", "texture"),
+    "swapped": ("what moves", "background"),
+    "swapped_frozen": ("what moves, frozen", "background"),
+    CLEAN: ("motion", "texture"),
+}
 
 
 def check_bias(cfg: config.Config, test: list[Record]) -> None:
-    """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do not have."""
+    """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do
+    not have.
+    """
     names = cfg.eval.bias
     classes = len({test[i].label for i in evenly(len(test), cfg.eval.limit)})
     _require_cues(names, cfg.data.frames, cfg.data.size, classes)
@@ -98,21 +108,35 @@ def _require_cues(names: Sequence[str], frames: int, size: int, classes: int) ->
 
 
 def require_cue(name: str, frames: int, size: int) -> None:
-    """Raises UserError for a name that eval.bias does not know, and for one that clips of this shape do not have."""
+    """Raises UserError for a name that eval.bias does not know, and for one that clips of this
+    shape do not have.
+    """
     lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
     if frames == 1 and name in _MOVING:
         raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
     if frames > 1 and name == "conflict":
-        raise UserError("eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips")
+        raise UserError(
+            "eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips"
+        )
     if name == "conflict" and size < 9:
         raise UserError(f"eval.bias=conflict: images of {size} pixels have no texture; 9 at least")
 
 
 def evaluate_bias(
-    predict: Predict, videos: Callable[[], ClipDataset], twins: ClipDataset | None, indices: list[int],
-    names: Sequence[str], out: Path, *, seed: int, others: dict[int, int], batch_size: int, workers: int,
-    device: torch.device, identity: str = "",
-) -> list[Row]:  # fmt: skip
+    predict: Predict,
+    videos: Callable[[], ClipDataset],
+    twins: ClipDataset | None,
+    indices: list[int],
+    names: Sequence[str],
+    out: Path,
+    *,
+    seed: int,
+    others: dict[int, int],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    identity: str = "",
+) -> list[Row]:
     """Classify videos as they are and with cues taken away -> their rows; every rank calls it.
 
     Streams a row per video and name to out/bias.jsonl; goes on where it was killed; under torchrun
@@ -170,21 +194,43 @@ def evaluate_bias(
             mine = [[index for index, _ in groups[n]] for n in todo if groups[n][0][1] == name]
             partners = partners_of(dataset, indices, seed) if name in PAIRED else {}
             source = twins if name == "texture" and twins is not None else dataset
-            labels = {i: dataset.records[j].label for i, j in partners.items()} if partners else others
+            labels = (
+                {i: dataset.records[j].label for i, j in partners.items()} if partners else others
+            )
             seen = _batches(source, mine, workers)
-            beside = _batches(videos(), [[partners[i] for i in part] for part in mine], workers) if partners else None
+            beside = (
+                _batches(videos(), [[partners[i] for i in part] for part in mine], workers)
+                if partners
+                else None
+            )
             for part in mine:
                 batch = next(seen)
                 other = next(beside) if beside is not None else None
-                append(_rows(name, part, batch, other, partners, dataset, labels if name in (CLEAN, *PAIRED) else {},
-                             bounded, seed, device))  # fmt: skip
+                append(
+                    _rows(
+                        name,
+                        part,
+                        batch,
+                        other,
+                        partners,
+                        dataset,
+                        labels if name in (CLEAN, *PAIRED) else {},
+                        bounded,
+                        seed,
+                        device,
+                    )
+                )
     rows = merged(out, _STEM, "name", groups)
     # rows that were there may be of a call that asked for other cues
-    return [row | {"other": others.get(row["index"])} if row["name"] == CLEAN else row for row in rows]
+    return [
+        row | {"other": others.get(row["index"])} if row["name"] == CLEAN else row for row in rows
+    ]
 
 
 def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict[int, int]:
-    """Return index -> the index of a video of another class of the list, drawn from (seed, index)."""
+    """Return index -> the index of a video of another class of the list, drawn from (seed,
+    index).
+    """
     labels = np.array([record.label for record in dataset.records])
     found = {}
     for index in indices:
@@ -196,16 +242,33 @@ def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict
 
 def _batches(dataset: ClipDataset, parts: Sequence[Sequence[int]], workers: int) -> Any:
     with worker_deaths(dataset):
-        yield from batch_loader(dataset, [[(0, index) for index in part] for part in parts], workers)
+        yield from batch_loader(
+            dataset, [[(0, index) for index in part] for part in parts], workers
+        )
 
 
 @torch.no_grad()
 def _rows(
-    name: str, part: Sequence[int], batch: Batch, other: Batch | None, partners: dict[int, int], dataset: ClipDataset,
-    labels: dict[int, int], predict: MicroBatches, seed: int, device: torch.device,
-) -> list[Row]:  # fmt: skip
-    """A row a video of the part; a video that does not decode, or whose partner does not, has no prediction."""
-    errors = {failure.index: failure.reason for found in (batch, other) if found for failure in found.failed}
+    name: str,
+    part: Sequence[int],
+    batch: Batch,
+    other: Batch | None,
+    partners: dict[int, int],
+    dataset: ClipDataset,
+    labels: dict[int, int],
+    predict: MicroBatches,
+    seed: int,
+    device: torch.device,
+) -> list[Row]:
+    """A row a video of the part; a video that does not decode, or whose partner does not, has no
+    prediction.
+    """
+    errors = {
+        failure.index: failure.reason
+        for found in (batch, other)
+        if found
+        for failure in found.failed
+    }
     at = {index: row for row, index in enumerate(batch.index.tolist())}
     beside = {} if other is None else {index: row for row, index in enumerate(other.index.tolist())}
     whole = [i for i in part if i in at and (other is None or partners[i] in beside)]
@@ -215,7 +278,11 @@ def _rows(
         x = to_clips(batch, device).unflatten(0, (-1, clips))[[at[i] for i in whole]].flatten(0, 1)
         rngs = [np.random.default_rng([seed, _VIEW, i, k]) for i in whole for k in range(clips)]
         if other is not None:
-            y = to_clips(other, device).unflatten(0, (-1, clips))[[beside[partners[i]] for i in whole]].flatten(0, 1)
+            y = (
+                to_clips(other, device)
+                .unflatten(0, (-1, clips))[[beside[partners[i]] for i in whole]]
+                .flatten(0, 1)
+            )
             x = PAIRED[name](x, y, rngs)
         elif name in ALONE:
             x = ALONE[name](x, rngs)
@@ -229,34 +296,50 @@ def _rows(
         reason = f"NaN or infinite logits as {name}"
         errors |= {i: fault(dataset.records[i].uid, reason) for i in lost}
     return [
-        {"index": i, "uid": dataset.records[i].uid, "label": dataset.records[i].label, "name": name,
-         "predicted": answers.get(i), "other": labels.get(i), "error": errors.get(i) or errors.get(partners.get(i, -1))}
+        {
+            "index": i,
+            "uid": dataset.records[i].uid,
+            "label": dataset.records[i].label,
+            "name": name,
+            "predicted": answers.get(i),
+            "other": labels.get(i),
+            "error": errors.get(i) or errors.get(partners.get(i, -1)),
+        }
         for i in part
-    ]  # fmt: skip
+    ]
 
 
 def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """What rows of `evaluate_bias` say; accuracies are fractions, and a video that does not decode is wrong.
+    """What rows of `evaluate_bias` say; accuracies are fractions, and a video that does not decode
+    is wrong.
 
-    n, and views: name -> acc, ci95, per_class (class -> acc), kept (acc over that of the videos as they are, None where
-    that is 0), and where two cues disagree: cues (what is followed where the answer is the video's class, and where it
-    is the other), apart (how many videos), own and other (shares of these that are answered so), and bias = own /
-    (own + other) with bias_ci95: the shape bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
+    n, and views: name -> acc, ci95, per_class (class -> acc), kept (acc over that of the videos as
+    they are, None where that is 0), and where two cues disagree: cues (what is followed where the
+    answer is the video's class, and where it is the other), apart (how many videos), own and other
+    (shares of these that are answered so), and bias = own / (own + other) with bias_ci95: the shape
+    bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
     """
     found: dict[str, Any] = {}
     for name in dict.fromkeys(row["name"] for row in rows):
         here = [row for row in rows if row["name"] == name]
         right = [row["predicted"] == row["label"] for row in here]
-        entry: dict[str, Any] = {"acc": sum(right) / len(here), "ci95": list(wilson(sum(right), len(here))),
-                                 "per_class": _per_class(here, classes)}  # fmt: skip
+        entry: dict[str, Any] = {
+            "acc": sum(right) / len(here),
+            "ci95": list(wilson(sum(right), len(here))),
+            "per_class": _per_class(here, classes),
+        }
         apart = [row for row in here if row["other"] is not None and row["other"] != row["label"]]
         if apart:
             own = sum(row["predicted"] == row["label"] for row in apart)
             other = sum(row["predicted"] == row["other"] for row in apart)
-            entry |= {"cues": list(CUES[name]), "apart": len(apart),
-                      "own": own / len(apart), "other": other / len(apart),
-                      "bias": own / (own + other) if own + other else None,
-                      "bias_ci95": list(wilson(own, own + other)) if own + other else None}  # fmt: skip
+            entry |= {
+                "cues": list(CUES[name]),
+                "apart": len(apart),
+                "own": own / len(apart),
+                "other": other / len(apart),
+                "bias": own / (own + other) if own + other else None,
+                "bias_ci95": list(wilson(own, own + other)) if own + other else None,
+            }
         found[name] = entry
     clean = found[CLEAN]["acc"]
     for entry in found.values():

@@ -34,7 +34,15 @@ from vidrobust.data import (
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import logits_of, require_work
-from vidrobust.evaluation.results import Key, Row, appending, fault, merged, require_label, unfinished
+from vidrobust.evaluation.results import (
+    Key,
+    Row,
+    appending,
+    fault,
+    merged,
+    require_label,
+    unfinished,
+)
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.intervals import wilson
@@ -62,7 +70,9 @@ def without_effect(names: Sequence[str], frames: int, *, images: bool) -> list[s
     still = [name for name in names if name in OVER_TIME and (images or name not in INDEX_MAPS)]
     if frames > 1 or not still:
         return []
-    return [f"{'images' if images else 'clips of one frame'}: nothing changes under {', '.join(still)}"]
+    return [
+        f"{'images' if images else 'clips of one frame'}: nothing changes under {', '.join(still)}"
+    ]
 
 
 def evaluate_corruptions(
@@ -119,7 +129,9 @@ def evaluate_corruptions(
         },
     )
     asked = {CLEAN[0]: [CLEAN[1]]} | {name: list(severities) for name in names}
-    at_once = max(1, batch_size // (len(severities) * videos.spec.clips))  # corruptions of a video in a batch
+    at_once = max(
+        1, batch_size // (len(severities) * videos.spec.clips)
+    )  # corruptions of a video in a batch
     parts = [list(asked)[i : i + at_once] for i in range(0, len(asked), at_once)]
     groups: list[list[Key]] = [
         [(index, name) for name in part] for index in indices for part in parts
@@ -178,7 +190,7 @@ def _combined(old: Row, new: Row) -> Row:
         "severities": old["severities"] + [new["severities"][i] for i in added],
         "predicted": old["predicted"] + [new["predicted"][i] for i in added],
         "error": old["error"] or new["error"],
-    }  # fmt: skip
+    }
 
 
 def _missing(
@@ -241,20 +253,31 @@ def _rows(found: Corrupted, record: Record, predicted: Sequence[int | None]) -> 
             reason = f"NaN or infinite logits under {name} at severity {severity}"
             reasons.setdefault(name, fault(record.uid, reason))
     return [
-        {"index": found.index, "uid": record.uid, "label": record.label, "kind": _KIND, "name": name,
-         "severities": severities[name], "predicted": answers, "error": reasons.get(name)}
+        {
+            "index": found.index,
+            "uid": record.uid,
+            "label": record.label,
+            "kind": _KIND,
+            "name": name,
+            "severities": severities[name],
+            "predicted": answers,
+            "error": reasons.get(name),
+        }
         for name, answers in by_name.items()
-    ]  # fmt: skip
+    ]
 
 
-def corruption_table(rows: Sequence[Row], severities: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
+def corruption_table(
+    rows: Sequence[Row], severities: Sequence[int], classes: Sequence[str]
+) -> dict[str, Any]:
     """What rows of `evaluate_corruptions` say; accuracies are fractions.
 
-    clean_acc, ci95; corruptions: name -> kind, acc (by severity), mean_acc, gamma_a, gamma_r; mpc, rpc (Yi et al.
-    2021): the mean of mean_acc, and its share of clean_acc; gamma_a, gamma_r (Schiappa et al. 2023): 1 - (A_c - A_p)
-    and 1 - (A_c - A_p) / A_c, averaged over corruptions and severities; per_class: class -> clean_acc, mpc. Means are
-    over rows whose kind is "corruption": a shifted data set may stand beside them. gamma_r and rpc are None where
-    nothing is right to begin with; mce, relative_mce are `relative_to`'s.
+    clean_acc, ci95; corruptions: name -> kind, acc (by severity), mean_acc, gamma_a, gamma_r; mpc,
+    rpc (Yi et al. 2021): the mean of mean_acc, and its share of clean_acc; gamma_a, gamma_r
+    (Schiappa et al. 2023): 1 - (A_c - A_p) and 1 - (A_c - A_p) / A_c, averaged over corruptions and
+    severities; per_class: class -> clean_acc, mpc. Means are over rows whose kind is "corruption":
+    a shifted data set may stand beside them. gamma_r and rpc are None where nothing is right to
+    begin with; mce, relative_mce are `relative_to`'s.
     """
     clean = [row for row in rows if row["name"] == CLEAN[0]]
     if not clean or len(clean) == len(rows):
@@ -268,32 +291,46 @@ def corruption_table(rows: Sequence[Row], severities: Sequence[int], classes: Se
     }
     for entry in table.values():
         mean = statistics.fmean(entry["acc"])
-        entry |= {"mean_acc": mean, "gamma_a": 1 - (clean_acc - mean),
-                  "gamma_r": 1 - (clean_acc - mean) / clean_acc if clean_acc else None}  # fmt: skip
+        entry |= {
+            "mean_acc": mean,
+            "gamma_a": 1 - (clean_acc - mean),
+            "gamma_r": 1 - (clean_acc - mean) / clean_acc if clean_acc else None,
+        }
     mpc = statistics.fmean(entry["mean_acc"] for entry in table.values() if entry["kind"] == _KIND)
     interval = list(wilson(right, len(clean)))
     return {
-        "severities": list(severities), "n": len(clean), "clean_acc": clean_acc, "ci95": interval,
-        "mpc": mpc, "rpc": mpc / clean_acc if clean_acc else None, "gamma_a": 1 - (clean_acc - mpc),
-        "gamma_r": 1 - (clean_acc - mpc) / clean_acc if clean_acc else None, "mce": None, "relative_mce": None,
-        "corruptions": table, "per_class": _per_class(rows, classes),
-    }  # fmt: skip
+        "severities": list(severities),
+        "n": len(clean),
+        "clean_acc": clean_acc,
+        "ci95": interval,
+        "mpc": mpc,
+        "rpc": mpc / clean_acc if clean_acc else None,
+        "gamma_a": 1 - (clean_acc - mpc),
+        "gamma_r": 1 - (clean_acc - mpc) / clean_acc if clean_acc else None,
+        "mce": None,
+        "relative_mce": None,
+        "corruptions": table,
+        "per_class": _per_class(rows, classes),
+    }
 
 
 def relative_to(table: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
-    """The table with ce and relative_ce of each corruption, and their means mce and relative_mce, in per cent.
+    """The table with ce and relative_ce of each corruption, and their means mce and relative_mce,
+    in per cent.
 
-    As Hendrycks and Dietterich (2019): the sum over severities of the error, or of what it exceeds the clean error by,
-    as a share of the same of `baseline`, another such table; None where that is 0, and without a baseline.
+    As Hendrycks and Dietterich (2019): the sum over severities of the error, or of what it exceeds
+    the clean error by, as a share of the same of `baseline`, another such table; None where that is
+    0, and without a baseline.
     """
     entries = {name: dict(entry) for name, entry in table["corruptions"].items()}
     for name, entry in entries.items():
         entry |= _shares(table, entry["acc"], baseline, name)
     own = [entry for entry in entries.values() if entry["kind"] == _KIND]
     return table | {
-        "corruptions": entries, "mce": _mean([entry["ce"] for entry in own]),
+        "corruptions": entries,
+        "mce": _mean([entry["ce"] for entry in own]),
         "relative_mce": _mean([entry["relative_ce"] for entry in own]),
-    }  # fmt: skip
+    }
 
 
 def _shares(
@@ -301,14 +338,18 @@ def _shares(
 ) -> dict[str, float | None]:
     if baseline is None:
         return {"ce": None, "relative_ce": None}
-    by_severity = dict(zip(baseline["severities"], baseline["corruptions"][name]["acc"], strict=True))
+    by_severity = dict(
+        zip(baseline["severities"], baseline["corruptions"][name]["acc"], strict=True)
+    )
     errors, others = 0.0, 0.0
     for severity, value in zip(table["severities"], acc, strict=True):
         errors, others = errors + 1 - value, others + 1 - by_severity[severity]
     rise = errors - len(acc) * (1 - table["clean_acc"])
     other_rise = others - len(acc) * (1 - baseline["clean_acc"])
-    return {"ce": 100 * errors / others if others else None,
-            "relative_ce": 100 * rise / other_rise if abs(other_rise) > 1e-9 else None}  # fmt: skip
+    return {
+        "ce": 100 * errors / others if others else None,
+        "relative_ce": 100 * rise / other_rise if abs(other_rise) > 1e-9 else None,
+    }
 
 
 def _accuracies(rows: Sequence[Row]) -> list[float]:
@@ -327,7 +368,10 @@ def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[st
     for label in sorted({row["label"] for row in rows}):
         here = [row for row in rows if row["label"] == label]
         names = dict.fromkeys(row["name"] for row in here if row["kind"] == _KIND)
-        means = {name: statistics.fmean(_accuracies([row for row in here if row["name"] == name])) for name in names}
+        means = {
+            name: statistics.fmean(_accuracies([row for row in here if row["name"] == name]))
+            for name in names
+        }
         clean = means.pop(CLEAN[0])
         found[classes[label]] = {"clean_acc": clean, "mpc": statistics.fmean(means.values())}
     return found
@@ -338,8 +382,9 @@ def read_baseline(
 ) -> dict[str, Any] | None:
     """The table of another evaluation's summary.json, or of the folder that holds it; None for "".
 
-    measured: what both summaries must say alike, such as n, unit and manifest_sha. Raises UserError where there is
-    none, and for one that lacks a name or severity, or was measured at another place or on other videos.
+    measured: what both summaries must say alike, such as n, unit and manifest_sha. Raises UserError
+    where there is none, and for one that lacks a name or severity, or was measured at another place
+    or on other videos.
     """
     if not path:
         return None
@@ -352,14 +397,29 @@ def read_baseline(
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise UserError(f"eval.corruption.baseline={path}: no summary.json of an evaluation of corruptions")
-    lacking = [*(name for name in names if name not in known),
-               *(f"severity {s}" for s in severities if s not in found["severities"])]  # fmt: skip
+        raise UserError(
+            f"eval.corruption.baseline={path}: no summary.json of an evaluation of corruptions"
+        )
+    lacking = [
+        *(name for name in names if name not in known),
+        *(f"severity {s}" for s in severities if s not in found["severities"]),
+    ]
     if lacking:
-        raise UserError(f"eval.corruption.baseline={path} lacks {', '.join(lacking[:5])}: measure it with them")
+        raise UserError(
+            f"eval.corruption.baseline={path} lacks {', '.join(lacking[:5])}: measure it with them"
+        )
     if found.get("place") != place:
-        raise UserError(f"eval.corruption.baseline={path} was measured with eval.corruption.place={found.get('place')}")
-    other = [f"{key} {summary.get(key)}, here {value}" for key, value in measured.items() if summary.get(key) != value]
+        raise UserError(
+            f"eval.corruption.baseline={path} was measured with"
+            f" eval.corruption.place={found.get('place')}"
+        )
+    other = [
+        f"{key} {summary.get(key)}, here {value}"
+        for key, value in measured.items()
+        if summary.get(key) != value
+    ]
     if other:
-        raise UserError(f"eval.corruption.baseline={path} was measured on other videos: {'; '.join(other)}")
+        raise UserError(
+            f"eval.corruption.baseline={path} was measured on other videos: {'; '.join(other)}"
+        )
     return found

@@ -17,38 +17,73 @@ _PLACES = {
 
 
 def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
-    """A section of report.md, none for None; writes out/corruptions.png and out/corruption_curves.png."""
+    """A section of report.md, none for None; writes out/corruptions.png and
+    out/corruption_curves.png.
+    """
     if not table:
         return []
     _draw_heat_map(out / "corruptions.png", table)
     _draw_curves(out / "corruption_curves.png", table)
     severities = table["severities"]
     relative = table["mce"] is not None
-    titles = ["corruption", *(f"{s}" for s in severities), "mean", "gamma_a", "gamma_r", *(["CE"] if relative else [])]
+    titles = [
+        "corruption",
+        *(f"{s}" for s in severities),
+        "mean",
+        "gamma_a",
+        "gamma_r",
+        *(["CE"] if relative else []),
+    ]
     rows = [
-        [name, *map(_percent, entry["acc"]), _percent(entry["mean_acc"]), _share(entry["gamma_a"]),
-         _share(entry["gamma_r"]), *([_number(entry["ce"])] if relative else [])]
+        [
+            name,
+            *map(_percent, entry["acc"]),
+            _percent(entry["mean_acc"]),
+            _share(entry["gamma_a"]),
+            _share(entry["gamma_r"]),
+            *([_number(entry["ce"])] if relative else []),
+        ]
         for name, entry in table["corruptions"].items()
-    ]  # fmt: skip
+    ]
     low, high = table["ci95"]
     return [
-        "## Under corruptions", "",
-        f"Accuracy in per cent at each severity, {_PLACES[table['place']]}; {table['views']} views (clips x crops) of "
-        "each video.", "",
-        f"Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n = {table['n']}.", "",
-        f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a {_share(table['gamma_a'])}, "
-        f"gamma_r {_share(table['gamma_r'])}"
-        + (f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])}, relative to "
-           f"{markdown.escape(table.get('baseline'))}" if relative else "") + ".",
-        "", *markdown.table(titles, *rows), "",
-        "![accuracy by corruption and severity](corruptions.png)", "",
-        "![accuracy by severity](corruption_curves.png)", "",
+        "## Under corruptions",
+        "",
+        (
+            f"Accuracy in per cent at each severity, {_PLACES[table['place']]}; {table['views']}"
+            " views (clips x crops) of each video."
+        ),
+        "",
+        (
+            f"Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n ="
+            f" {table['n']}."
+        ),
+        "",
+        f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a"
+        f" {_share(table['gamma_a'])}, gamma_r {_share(table['gamma_r'])}"
+        + (
+            f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])},"
+            f" relative to {markdown.escape(table.get('baseline'))}"
+            if relative
+            else ""
+        )
+        + ".",
+        "",
+        *markdown.table(titles, *rows),
+        "",
+        "![accuracy by corruption and severity](corruptions.png)",
+        "",
+        "![accuracy by severity](corruption_curves.png)",
+        "",
         *markdown.table(
             ["class", "clean", "mean over corruptions"],
-            *([name, _percent(entry["clean_acc"]), _percent(entry["mpc"])]
-              for name, entry in table["per_class"].items()),
-        ), "",
-    ]  # fmt: skip
+            *(
+                [name, _percent(entry["clean_acc"]), _percent(entry["mpc"])]
+                for name, entry in table["per_class"].items()
+            ),
+        ),
+        "",
+    ]
 
 
 def _percent(share: float) -> str:
@@ -66,7 +101,11 @@ def _number(value: float | None) -> str:
 def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
     names, severities = list(table["corruptions"]), table["severities"]
     acc = 100 * np.array([table["corruptions"][name]["acc"] for name in names])
-    figure = Figure(figsize=(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1), dpi=150, layout="constrained")
+    figure = Figure(
+        figsize=(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1),
+        dpi=150,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(acc, cmap="viridis", vmin=0, vmax=100, aspect="auto")
@@ -75,8 +114,15 @@ def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
     axes.set_xlabel("severity")
     axes.set_title(f"accuracy, %; clean {100 * table['clean_acc']:.1f}", fontsize=10)
     for (row, column), value in np.ndenumerate(acc):
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                  color="white" if value < 60 else "black")  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if value < 60 else "black",
+        )
     figure.colorbar(image, ax=axes, fraction=0.05)
     drawing.save(figure, path)
 

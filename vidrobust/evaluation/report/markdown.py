@@ -60,8 +60,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
-    """Write out/report.md and its pictures: curve.png (of threats with several budgets), one a clip of clips/*.npz,
-    corruptions.png and corruption_curves.png.
+    """Write out/report.md and its pictures: curve.png (of threats with several budgets), one a clip
+    of clips/*.npz, corruptions.png and corruption_curves.png.
 
     Raises UserError as `markdown.repeatable` does.
     """
@@ -79,13 +79,17 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
     lines = [
         f"# {markdown.escape(title)}",
         "",
-        f"{summary['checkpoint']}; norm branch {markdown.code(summary['branch'])}; chance "
-        f"{_percent(summary['chance'])}.",
+        (
+            f"{summary['checkpoint']}; norm branch {markdown.code(summary['branch'])}; chance "
+            f"{_percent(summary['chance'])}."
+        ),
         "",
         "## What was learned",
         "",
-        f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test video, "
-        "logits averaged; 95 % Wilson intervals.",
+        (
+            f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test"
+            " video, logits averaged; 95 % Wilson intervals."
+        ),
         "",
         *markdown.table(
             ["classifier", "trained", "random weights"],
@@ -106,8 +110,12 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
 
 
 def _done(summary: dict[str, Any]) -> str:
-    done = {"attacked": summary["curve"], "corrupted": summary["corruption"], "shown in part": summary.get("bias"),
-            "compared": summary.get("shift")}  # fmt: skip
+    done = {
+        "attacked": summary["curve"],
+        "corrupted": summary["corruption"],
+        "shown in part": summary.get("bias"),
+        "compared": summary.get("shift"),
+    }
     return " and ".join(name for name, found in done.items() if found)
 
 
@@ -115,15 +123,20 @@ def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:
     return [
         "## How robust it is",
         "",
-        f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} "
-        f"(views {summary['views']['attack']}); every adversarial clip measured from its pixels.",
+        (
+            f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} (views"
+            f" {summary['views']['attack']}); every adversarial clip measured from its pixels."
+        ),
         "",
         *_threat_rows(summary["curve"]),
         "",
-        f"Clean accuracy of what is attacked: {_percent(summary['clean_acc'])}{_through(summary)}; robust to all of "
-        f"these threats: {_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after rounding). "
-        "A video broken at a budget counts as broken at the larger ones of its threat and is not attacked again; its "
-        "change stays as large as it was.",
+        (
+            "Clean accuracy of what is attacked:"
+            f" {_percent(summary['clean_acc'])}{_through(summary)}; robust to all of these threats:"
+            f" {_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after"
+            " rounding). A video broken at a budget counts as broken at the larger ones of its"
+            " threat and is not attacked again; its change stays as large as it was."
+        ),
         "",
         *_median_rows(summary["median_norm"]),
         *_attack_rows(summary["curve"], timings(out)),
@@ -137,8 +150,10 @@ def _representation_rows(found: dict[str, Any]) -> list[list[str]]:
         low, high = found[name]["ci95"]
         return f"{_percent(found[name]['acc'])} ({_percent(low)} to {_percent(high)})"
 
-    rows = [[title, cell(f"trained_{key}"), cell(f"random_{key}")]
-            for title, key in (("linear probe", "probe"), ("kNN", "knn"))]  # fmt: skip
+    rows = [
+        [title, cell(f"trained_{key}"), cell(f"random_{key}")]
+        for title, key in (("linear probe", "probe"), ("kNN", "knn"))
+    ]
     return rows + ([["own head", cell("head"), ""]] if "head" in found else [])
 
 
@@ -158,16 +173,25 @@ def _size(norm: str, size: float) -> str:
 
 def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
     coded = any(c["robust_acc_h264"] is not None for c in curve)
-    titles = ["threat", "robust accuracy", "95 % interval", "after rounding to uint8",
-              *(["after H.264"] if coded else []), "largest change before rounding"]  # fmt: skip
+    titles = [
+        "threat",
+        "robust accuracy",
+        "95 % interval",
+        "after rounding to uint8",
+        *(["after H.264"] if coded else []),
+        "largest change before rounding",
+    ]
     rows = [
         [
-            c["threat"], _percent(c["robust_acc"]), f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
-            _percent(c["robust_acc_uint8"]), *([_percent(c["robust_acc_h264"])] if coded else []),
+            c["threat"],
+            _percent(c["robust_acc"]),
+            f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
+            _percent(c["robust_acc_uint8"]),
+            *([_percent(c["robust_acc_h264"])] if coded else []),
             _size(c["norm"], c["max_measured"]),
         ]
         for c in curve
-    ]  # fmt: skip
+    ]
     return markdown.table(titles, *rows)
 
 
@@ -178,19 +202,32 @@ def _through(summary: dict[str, Any]) -> str:
 
 def _median_rows(norms: dict[str, float | None] | None) -> list[str]:
     """What half of the videos that are right break at."""
-    found = [f"{kind} {'beyond the largest budget' if size is None else _size(kind.rpartition('-')[2], size)}"
-             for kind, size in (norms or {}).items()]  # fmt: skip
-    return [f"Median smallest change that breaks a video which is right: {'; '.join(found)}.", ""] if found else []
+    found = [
+        f"{kind}"
+        f" {'beyond the largest budget' if size is None else _size(kind.rpartition('-')[2], size)}"
+        for kind, size in (norms or {}).items()
+    ]
+    return (
+        [f"Median smallest change that breaks a video which is right: {'; '.join(found)}.", ""]
+        if found
+        else []
+    )
 
 
 def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
     """Which attack broke what, and what it cost."""
     rows = [
-        [c["threat"], name, str(c["killed_by"].get(name, 0)), str(forward), str(backward),
-         f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f}"]
+        [
+            c["threat"],
+            name,
+            str(c["killed_by"].get(name, 0)),
+            str(forward),
+            str(backward),
+            f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f}",
+        ]
         for c in curve
         for name, (forward, backward) in c["passes"].items()
-    ]  # fmt: skip
+    ]
     titles = [
         "threat",
         "attack",
@@ -213,22 +250,38 @@ def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
         return False
     figure = Figure(figsize=(5 * len(several), 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, ((norm, name), curve) in zip(figure.subplots(1, len(several), squeeze=False)[0], several.items(),
-                                               strict=True):  # fmt: skip
+    for axes, ((norm, name), curve) in zip(
+        figure.subplots(1, len(several), squeeze=False)[0], several.items(), strict=True
+    ):
         _draw_curve(axes, summary, curve, norm, name)
     drawing.save(figure, path)
     return True
 
 
-def _draw_curve(axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]], norm: str, name: str) -> None:
+def _draw_curve(
+    axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]], norm: str, name: str
+) -> None:
     unit = 255 if norm == "linf" else 1
     eps = [unit * c["eps"] for c in curve]
     axes.fill_between(
-        eps, [100 * c["ci95"][0] for c in curve], [100 * c["ci95"][1] for c in curve], alpha=0.2, linewidth=0
+        eps,
+        [100 * c["ci95"][0] for c in curve],
+        [100 * c["ci95"][1] for c in curve],
+        alpha=0.2,
+        linewidth=0,
     )
-    axes.plot(eps, [100 * c["robust_acc"] for c in curve], marker="o", label="robust accuracy, 95 % interval")
     axes.plot(
-        eps, [100 * c["robust_acc_uint8"] for c in curve], marker="x", linestyle=":", label="after rounding to uint8"
+        eps,
+        [100 * c["robust_acc"] for c in curve],
+        marker="o",
+        label="robust accuracy, 95 % interval",
+    )
+    axes.plot(
+        eps,
+        [100 * c["robust_acc_uint8"] for c in curve],
+        marker="x",
+        linestyle=":",
+        label="after rounding to uint8",
     )
     axes.axhline(100 * summary["chance"], color="gray", linestyle="--", linewidth=1, label="chance")
     budget = f"budget, {name}{', /255' if norm == 'linf' else ''}"
@@ -240,16 +293,24 @@ def _draw_curve(axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]],
 
 
 def _shown(difference: np.ndarray, most: int = 8) -> np.ndarray:
-    """At most `most` frames of (C, T, H, W), evenly, those first that are changed: the others tell little."""
-    changed = np.flatnonzero(np.abs(difference).max((0, 2, 3)) > 1e-5)  # by more than float32 cannot hold
-    evenly = [at[np.linspace(0, len(at) - 1, min(most, len(at))).round().astype(int)]
-              for at in (changed, np.arange(difference.shape[1]))]  # fmt: skip
+    """At most `most` frames of (C, T, H, W), evenly, those first that are changed: the others tell
+    little.
+    """
+    changed = np.flatnonzero(
+        np.abs(difference).max((0, 2, 3)) > 1e-5
+    )  # by more than float32 cannot hold
+    evenly = [
+        at[np.linspace(0, len(at) - 1, min(most, len(at))).round().astype(int)]
+        for at in (changed, np.arange(difference.shape[1]))
+    ]
     kept = list(dict.fromkeys(np.concatenate(evenly).tolist()))[:most]
     return np.array(sorted(kept))
 
 
 def _draw_clip(path: Path, classes: list[str]) -> Path:
-    """A clip, its adversarial twin and the amplified difference, at most eight frames side by side."""
+    """A clip, its adversarial twin and the amplified difference, at most eight frames side by
+    side.
+    """
     with np.load(path) as saved:
         clip, twin = saved["clip"] / 255.0, saved["adversarial"].astype(np.float64)
         said = {

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.evaluation.representation.finite import require_finite
 
-_SIMILARITIES = 2**24  # at a time, 64 MiB: those of a whole set fill memory, those of one video leave the cores idle
+_SIMILARITIES = (
+    2**24
+)  # at a time, 64 MiB: those of a whole set fill memory, those of one video leave the cores idle
 
 
 def knn_scores(
@@ -54,8 +56,12 @@ def knn_scores(
     votes = []
     for clips in queries.split(videos):
         similarity, nearest = (_directions(clips) @ gallery.T).topk(k, dim=-1)
-        weight = ((similarity - similarity[..., :1]) / temperature).exp()  # 1 for the nearest: no over- or underflow
-        scores = queries.new_zeros(*clips.shape[:2], classes).scatter_add_(2, labels[nearest], weight)
+        weight = (
+            (similarity - similarity[..., :1]) / temperature
+        ).exp()  # 1 for the nearest: no over- or underflow
+        scores = queries.new_zeros(*clips.shape[:2], classes).scatter_add_(
+            2, labels[nearest], weight
+        )
         votes.append((scores / scores.sum(-1, keepdim=True)).mean(1))
     return torch.cat(votes)
 

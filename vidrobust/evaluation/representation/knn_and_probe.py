@@ -15,7 +15,9 @@ from vidrobust.utils.intervals import wilson
 
 @dataclass
 class Representation:
-    """Predictions by classifier (N,), for the N test videos that decoded, and the probe on the trained features."""
+    """Predictions by classifier (N,), for the N test videos that decoded, and the probe on the
+    trained features.
+    """
 
     asked: Features
     predictions: dict[str, Tensor] = field(default_factory=dict)
@@ -33,7 +35,11 @@ class Representation:
     def rows(self) -> list[dict[str, Any]]:
         """One row a test video: uid, label, a prediction a classifier, error."""
         rows = [
-            {"uid": uid, "label": int(self.asked.labels[i]), **{k: int(v[i]) for k, v in self.predictions.items()}}
+            {
+                "uid": uid,
+                "label": int(self.asked.labels[i]),
+                **{k: int(v[i]) for k, v in self.predictions.items()},
+            }
             for i, uid in enumerate(self.asked.uids)
         ]
         failed = [
@@ -44,14 +50,19 @@ class Representation:
 
 
 def measure_representation(
-    gallery: list[Features], queries: list[Features], classes: int, cfg: config.Eval, device: torch.device,
+    gallery: list[Features],
+    queries: list[Features],
+    classes: int,
+    cfg: config.Eval,
+    device: torch.device,
     head: nn.Module | None = None,
-) -> Representation:  # fmt: skip
-    """Fit on all clips of the training videos, ask the test videos; a video's logits or votes are averaged over clips.
+) -> Representation:
+    """Fit on all clips of the training videos, ask the test videos; a video's logits or votes are
+    averaged over clips.
 
-    gallery, queries: features under the trained and under the random weights, of training and test videos.
-    device: where the features go, if its memory takes them. head: the model's own classifier on `device`, if it has
-    one.
+    gallery, queries: features under the trained and under the random weights, of training and test
+    videos. device: where the features go, if its memory takes them. head: the model's own
+    classifier on `device`, if it has one.
     """
     found = Representation(queries[0])
     for name, seen, asked in zip(("trained", "random"), gallery, queries, strict=True):
@@ -80,8 +91,9 @@ def measure_representation(
 
 
 def _room_for(features: Tensor, device: torch.device) -> torch.device:
-    """`device`, unless it is a GPU without memory for the features and three copies (standardised, normalised, a
-    gradient's): then the CPU."""
+    """`device`, unless it is a GPU without memory for the features and three copies (standardised,
+    normalised, a gradient's): then the CPU.
+    """
     if device.type == "cuda" and 4 * features.nbytes > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")
     return device

@@ -1,7 +1,7 @@
 """Measure how far small perturbations move features, by layer.
 
-Without labels (Petrov and Kwiatkowska 2022; METHODS section 4.11), on clips. encode: (B, C, T, H, W) in [0, 1] ->
-(B, D), in eval mode (`evaluation_mode`). B clips, D feature.
+Without labels (Petrov and Kwiatkowska 2022; METHODS section 4.11), on clips. encode: (B, C, T, H,
+W) in [0, 1] -> (B, D), in eval mode (`evaluation_mode`). B clips, D feature.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -48,11 +48,15 @@ def displace(
     step_size: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """x_adv like x (B, C, T, H, W): x pushed as far from its representation as PGD gets within the threat.
+    """x_adv like x (B, C, T, H, W): x pushed as far from its representation as PGD gets within the
+    threat.
 
-    The published setting is Linf 0.05, 25 steps of 0.001, from a random start. step_size None: 2.5 eps / steps.
+    The published setting is Linf 0.05, 25 steps of 0.001, from a random start. step_size None: 2.5
+    eps / steps.
     """
-    return pgd(push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator)
+    return pgd(
+        push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator
+    )
 
 
 def overlap(
@@ -65,19 +69,26 @@ def overlap(
     step_size: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(B,): `geometry.overlap_margin` of pairs x, y (B, C, T, H, W), each attacked toward the other."""
-    x_to_y = pgd(pull_toward(encode, y), x, threat, steps=steps, step_size=step_size, generator=generator)
-    y_to_x = pgd(pull_toward(encode, x), y, threat, steps=steps, step_size=step_size, generator=generator)
+    """(B,): `geometry.overlap_margin` of pairs x, y (B, C, T, H, W), each attacked toward the
+    other.
+    """
+    x_to_y = pgd(
+        pull_toward(encode, y), x, threat, steps=steps, step_size=step_size, generator=generator
+    )
+    y_to_x = pgd(
+        pull_toward(encode, x), y, threat, steps=steps, step_size=step_size, generator=generator
+    )
     with torch.no_grad():
         return geometry.overlap_margin(*(encode(v).float() for v in (x, y, x_to_y, y_to_x)))
 
 
 def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
-    """Outputs of a trunk's children, in the order they run, averaged over time and space -> name -> (B, D).
+    """Outputs of a trunk's children, in the order they run, averaged over time and space -> name ->
+    (B, D).
 
-    encode runs the trunk. A child that runs on frames, B * T of them, is averaged over them too; the two pathways of
-    one that has two are joined; children of a list of modules count each, and what does nothing (a small stem's
-    pooling) does not.
+    encode runs the trunk. A child that runs on frames, B * T of them, is averaged over them too;
+    the two pathways of one that has two are joined; children of a list of modules count each, and
+    what does nothing (a small stem's pooling) does not.
     """
     found: dict[str, Tensor] = {}
 
@@ -107,7 +118,9 @@ def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
 
 
 def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
-    """`geometry.linear_cka` of the layers that both have, as clean against attacked, or a model against another."""
+    """`geometry.linear_cka` of the layers that both have, as clean against attacked, or a model
+    against another.
+    """
     return {name: geometry.linear_cka(a[name], b[name]) for name in a if name in b}
 
 
@@ -156,16 +169,21 @@ def measure_sensitivity(
         attacked, attacked_layers = moved_clips.joined()
         moved = (attacked - clean).norm(dim=1)
         margin = torch.cat(between) if between else clean.new_empty(0)
-        budgets.append({
-            "eps": budget, "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
-            "relative_displacement": float(geometry.relative_displacement(moved, clean).median()),
-            "breakaway_risk": geometry.breakaway_risk(attacked, clean, places),
-            "nn_top1": geometry.neighbour_accuracy(attacked, clean, places, 1),
-            "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
-            "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
-            "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
-            "cka": cka_by_layer(layers, attacked_layers),
-        })  # fmt: skip
+        budgets.append(
+            {
+                "eps": budget,
+                "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
+                "relative_displacement": float(
+                    geometry.relative_displacement(moved, clean).median()
+                ),
+                "breakaway_risk": geometry.breakaway_risk(attacked, clean, places),
+                "nn_top1": geometry.neighbour_accuracy(attacked, clean, places, 1),
+                "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
+                "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
+                "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
+                "cka": cka_by_layer(layers, attacked_layers),
+            }
+        )
     lost = sum(int((~good).sum()) for good in masks)
     left_out = [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]
     found = {"n": len(clean), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
@@ -175,7 +193,9 @@ def measure_sensitivity(
 def _sound(
     backbone: Backbone, classify: Predict, clips: Batches
 ) -> tuple[list[Tensor], list[Tensor], "_Measured"]:
-    """Return of each batch (which clips have finite numbers, their gradient norms), and measure them."""
+    """Return of each batch (which clips have finite numbers, their gradient norms), and measure
+    them.
+    """
     masks, steep, seen = [], [], _Measured()
     for x, labels in clips():
         with torch.no_grad():
@@ -195,7 +215,8 @@ def _sound(
     lost = sum(int((~good).sum()) for good in masks)
     if lost and sum(int(good.sum()) for good in masks) < 2:
         raise UserError(
-            f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it to 0"
+            f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it"
+            " to 0"
         )
     return masks, steep, seen
 
@@ -218,4 +239,6 @@ class _Measured:
 
     def joined(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return representations (N, D), and name -> outputs (N, D_l) of the layers."""
-        return torch.cat(self.encoded), {name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]}
+        return torch.cat(self.encoded), {
+            name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]
+        }

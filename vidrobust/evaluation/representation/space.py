@@ -24,15 +24,30 @@ ALIGNED = 1000  # test videos at most, of which two augmented views are compared
 
 
 def geometry_of(
-    cfg: config.Config, models: list[Model], queries: list[Features], some: list[Record], device: torch.device
+    cfg: config.Config,
+    models: list[Model],
+    queries: list[Features],
+    some: list[Record],
+    device: torch.device,
 ) -> dict[str, Any] | None:
-    """Of the trained and of the random model: `describe` of the test videos' features, alignment of views of `some`."""
+    """Of the trained and of the random model: `describe` of the test videos' features, alignment of
+    views of `some`.
+    """
     if distributed.rank() > 0:
         return None
-    pairs = train_dataset(cfg.data, dataclasses.replace(cfg.augment, corruptions=[]), some, 2, cfg.seed)
+    pairs = train_dataset(
+        cfg.data, dataclasses.replace(cfg.augment, corruptions=[]), some, 2, cfg.seed
+    )
     pairs.replace = False
-    views = extract([model.backbone for model in models], pairs, device, batch_size=cfg.eval.batch_size,
-                    workers=cfg.data.workers, title="views", augmented=True)  # fmt: skip
+    views = extract(
+        [model.backbone for model in models],
+        pairs,
+        device,
+        batch_size=cfg.eval.batch_size,
+        workers=cfg.data.workers,
+        title="views",
+        augmented=True,
+    )
     return {
         name: describe(asked.features, asked.labels, seen.features)
         for name, asked, seen in zip(("trained", "random"), queries, views, strict=True)
@@ -50,7 +65,9 @@ def sensitivity_of(
         return None
     log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
     numbers = list(range(len(some)))
-    batches = [numbers[i : i + cfg.eval.batch_size] for i in range(0, len(some), cfg.eval.batch_size)]
+    batches = [
+        numbers[i : i + cfg.eval.batch_size] for i in range(0, len(some), cfg.eval.batch_size)
+    ]
     dataset = eval_dataset(cfg.data, some, 1)
 
     def clips() -> Iterator[tuple[Tensor, Tensor]]:
@@ -62,7 +79,10 @@ def sensitivity_of(
                 yield unit.x, unit.labels
         if decoded < 2:
             raise UserError(
-                "eval.sensitivity: distances need two clips, and fewer of the test list decode; set it to 0"
+                "eval.sensitivity: distances need two clips, and fewer of the test list decode; set"
+                " it to 0"
             )
 
-    return measure_sensitivity(model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed)
+    return measure_sensitivity(
+        model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed
+    )

@@ -94,8 +94,8 @@ def _refusal(options: config.Method) -> str:
     a = options.adversary
     if a.pairing == "a2a" and a.combine == "branches":
         return (
-            "method.adversary.combine=branches: acl's a2a has no clean stream, whose branch nothing "
-            "would train; set average, worst, or pairing=ds"
+            "method.adversary.combine=branches: acl's a2a has no clean stream, whose branch nothing"
+            " would train; set average, worst, or pairing=ds"
         )
     return ""
 

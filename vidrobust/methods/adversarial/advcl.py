@@ -23,25 +23,49 @@ from vidrobust.utils.errors import UserError
 
 
 class AdvCL(AdversarialSimCLR):
-    """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight * cross-entropy of x_ce.
+    """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight *
+    cross-entropy of x_ce.
 
-    x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its
-    frames without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from x (branch
-    "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a linear head on the trunk for each
-    granularity, averaged. The pseudo-labels are clusters of a clean teacher's features.
+    x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its frames
+    without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from
+    x (branch "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a
+    linear head on the trunk for each granularity, averaged. The pseudo-labels are clusters of a
+    clean teacher's features.
     """
 
     wants_teacher = True
     teacher: Backbone
 
     def __init__(
-        self, model: Model, temperature: float, adversary: Adversary, ce_adversary: Adversary,
-        counts: Sequence[int] = (2, 10, 50, 100, 500), removal: Removal | None = None, *, weight: float = 0.2,
-        radius: float = 8.0, chunk: int = 0, asymmetry: tuple[float, float] | None = None, hard: Hardness | None = None,
-        joint: bool = False, scale: float = 1.0,
-    ) -> None:  # fmt: skip
-        super().__init__(model, temperature, adversary, removal, pairing=self._pair, chunk=chunk, asymmetry=asymmetry,
-                         hard=hard, original=True, joint=joint, scale=scale)  # fmt: skip
+        self,
+        model: Model,
+        temperature: float,
+        adversary: Adversary,
+        ce_adversary: Adversary,
+        counts: Sequence[int] = (2, 10, 50, 100, 500),
+        removal: Removal | None = None,
+        *,
+        weight: float = 0.2,
+        radius: float = 8.0,
+        chunk: int = 0,
+        asymmetry: tuple[float, float] | None = None,
+        hard: Hardness | None = None,
+        joint: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(
+            model,
+            temperature,
+            adversary,
+            removal,
+            pairing=self._pair,
+            chunk=chunk,
+            asymmetry=asymmetry,
+            hard=hard,
+            original=True,
+            joint=joint,
+            scale=scale,
+        )
         self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
         self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
         self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
@@ -85,7 +109,9 @@ class AdvCL(AdversarialSimCLR):
     def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
         """(B,): the mean over granularities; videos without a pseudo-label have none."""
         losses = [
-            F.cross_entropy(full_precision(head(features)), known[:, g], reduction="none", ignore_index=-1)
+            F.cross_entropy(
+                full_precision(head(features)), known[:, g], reduction="none", ignore_index=-1
+            )
             for g, head in enumerate(self.heads)
         ]
         return torch.stack(losses).mean(0)

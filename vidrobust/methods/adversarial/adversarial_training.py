@@ -24,11 +24,12 @@ from vidrobust.utils import distributed
 
 
 class AdversarialTraining(Supervised):
-    """Cross-entropy of adversarial clips: PGD training (Madry et al., ICLR 2018), and "fast", FGSM from a random start
-    with a step of 1.25 eps (Wong et al., ICLR 2020), by what the adversary's steps are.
+    """Cross-entropy of adversarial clips: PGD training (Madry et al., ICLR 2018), and "fast", FGSM
+    from a random start with a step of 1.25 eps (Wong et al., ICLR 2020), by what the adversary's
+    steps are.
 
-    Where each threat has its own norm branch (Lo and Patel 2021; METHODS section 6.1), clean clips are one more kind,
-    of the clean branch, and the loss is the mean over all kinds.
+    Where each threat has its own norm branch (Lo and Patel 2021; METHODS section 6.1), clean clips
+    are one more kind, of the clean branch, and the loss is the mean over all kinds.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class AdversarialTraining(Supervised):
     def _look(
         self, watch: OverfittingWatch, own: AdversarialView, x: Tensor, labels: Tensor
     ) -> None:
-        """Show the watch a batch under the training's attack and under ten steps of PGD, in eval mode."""
+        """Show the watch a batch under the training's attack and under ten steps of PGD, in eval
+        mode.
+        """
         adversary = self.adversary
         threat = adversary.threats[0]
         threat = replace(threat, eps=threat.eps * adversary.budget.now)
@@ -84,23 +87,32 @@ class AdversarialTraining(Supervised):
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             (view,) = pgd.views(self.model, lambda model: loss, x, 1.0)
         with torch.no_grad(), in_mode(self.model, False):
-            right = [through(self.model, each, self.model).argmax(1) == labels for each in (own, view)]
+            right = [
+                through(self.model, each, self.model).argmax(1) == labels for each in (own, view)
+            ]
         known = (labels >= 0).float()
         shares = [(found * known).sum() / known.sum().clamp(min=1) for found in right]
         watch.saw(*map(distributed.mean, shares))
 
-    def told(self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def told(
+        self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The parts, with the selector's; the budget is told of the adversarial loss."""
         self.adversary.budget.saw(parts["loss_adv"])
         chosen = selection(self.model, x, made)
-        return parts if chosen is None else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
+        return (
+            parts
+            if chosen is None
+            else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
+        )
 
 
 class Trades(AdversarialTraining):
-    """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(f(x) || f(x_adv)), where x_adv raises that divergence.
+    """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(f(x) || f(x_adv)), where x_adv raises
+    that divergence.
 
-    At x itself it has no gradient: the attack begins at a random point of the budget (the released code: at x + 0.001
-    times normal noise).
+    At x itself it has no gradient: the attack begins at a random point of the budget (the released
+    code: at x + 0.001 times normal noise).
     """
 
     def __init__(
@@ -131,14 +143,18 @@ class Trades(AdversarialTraining):
         logits = full_precision(self.model(x))
         clean = cross_entropy(logits, labels)
         adv = average([through(self.model, view, robust) for view in made])
-        return self.told(x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv})
+        return self.told(
+            x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
+        )
 
 
 class Free(AdversarialTraining):
-    """Free adversarial training (Shafahi et al., NeurIPS 2019): each batch is taken `replays` times, and one backward
-    pass gives the gradient of the weights and that of the perturbation, which then makes a step of eps.
+    """Free adversarial training (Shafahi et al., NeurIPS 2019): each batch is taken `replays`
+    times, and one backward pass gives the gradient of the weights and that of the perturbation,
+    which then makes a step of eps.
 
-    The perturbation begins at a random point with each batch; the published code carries it over from the last one.
+    The perturbation begins at a random point with each batch; the published code carries it over
+    from the last one.
     """
 
     def __init__(
@@ -152,16 +168,24 @@ class Free(AdversarialTraining):
         unit: bool = True,
     ) -> None:
         super().__init__(model, adversary, clusters, head_first, unit=unit)
-        if len(adversary.threats) != 1 or adversary.threats[0].support not in ("dense", "tube", "flicker"):
+        if len(adversary.threats) != 1 or adversary.threats[0].support not in (
+            "dense",
+            "tube",
+            "flicker",
+        ):
             raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
         self.replays = replays
         self._turn = 0
 
     def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """As `AdversarialTraining`'s, of the next of a batch's replays; the backward pass moves the perturbation."""
+        """As `AdversarialTraining`'s, of the next of a batch's replays; the backward pass moves the
+        perturbation.
+        """
         if self._turn == 0:
             threat = self.adversary.threats[0]
-            self._threat = replace(threat, eps=threat.eps * self.adversary.budget.share(self.progress))
+            self._threat = replace(
+                threat, eps=threat.eps * self.adversary.budget.share(self.progress)
+            )
             self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
             self._delta = self._ball.random(rank_generator(x.device))
         self._turn = (self._turn + 1) % self.replays
@@ -183,7 +207,9 @@ class Free(AdversarialTraining):
 
 
 def divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(adversarial)) of (B, K), (B, K) -> (B,), with gradient to both."""
+    """KL(softmax(logits) || softmax(adversarial)) of (B, K), (B, K) -> (B,), with gradient to
+    both.
+    """
     log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
@@ -221,8 +247,8 @@ def _free_refusal(options: config.Method) -> str:
     moved_whole = all(support in ("dense", "tube", "flicker") for support in supports)
     if len(a.threats) > 1 or a.combine == "branches" or not moved_whole:
         return (
-            "method.adversary.threats: free adversarial training takes one, dense, tube or flicker, "
-            "without branches"
+            "method.adversary.threats: free adversarial training takes one, dense, tube or flicker,"
+            " without branches"
         )
     return ""
 

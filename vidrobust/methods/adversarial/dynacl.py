@@ -1,4 +1,6 @@
-"""DynACL: ACL whose adversarial stream gains weight (Luo et al., ICLR 2023); with AIR's terms, AIR."""
+"""DynACL: ACL whose adversarial stream gains weight (Luo et al., ICLR 2023); with AIR's terms,
+AIR.
+"""
 
 import math
 from functools import partial

@@ -5,16 +5,19 @@ from torch import Tensor, nn
 
 from vidrobust.utils import distributed
 
-_GRID = 10  # budgets that "adaptive" draws from, and parts of the run after each of which it looks at their losses
+# budgets that "adaptive" draws from, and parts of the run after each of which it looks at their
+# losses
+_GRID = 10
 
 
 class Budget(nn.Module):
     """The share of eps at a moment of training, 0 to 1.
 
-    constant: 1. linear: climbs from 0 to 1 in the `warmup` share of the run. curriculum: climbs from `first` to 1 over
-    the whole run. adaptive: drawn anew each step among ten budgets, evenly from 0 to eps, as likely as their losses
-    were large (Kinfu and Vidal 2022, METHODS section 6.2, who measure these on held-out videos; here they are running
-    means over training batches), looked at after every tenth of the run.
+    constant: 1. linear: climbs from 0 to 1 in the `warmup` share of the run. curriculum: climbs
+    from `first` to 1 over the whole run. adaptive: drawn anew each step among ten budgets, evenly
+    from 0 to eps, as likely as their losses were large (Kinfu and Vidal 2022, METHODS section 6.2,
+    who measure these on held-out videos; here they are running means over training batches), looked
+    at after every tenth of the run.
     """
 
     losses: Tensor
@@ -22,7 +25,9 @@ class Budget(nn.Module):
     drawn: Tensor
     part: Tensor
 
-    def __init__(self, schedule: str = "constant", *, warmup: float = 0.1, first: float = 0.25) -> None:
+    def __init__(
+        self, schedule: str = "constant", *, warmup: float = 0.1, first: float = 0.25
+    ) -> None:
         super().__init__()
         self.schedule, self.warmup, self.first = schedule, warmup, first
         self.now = 1.0  # the share that was asked for last
@@ -33,7 +38,9 @@ class Budget(nn.Module):
             self.register_buffer("part", torch.zeros((), dtype=torch.long))
 
     def share(self, progress: float) -> float:
-        """At this share of training; "adaptive" draws from torch's global generator, alike on all ranks."""
+        """At this share of training; "adaptive" draws from torch's global generator, alike on all
+        ranks.
+        """
         self.now = self._share(progress)
         return self.now
 
@@ -59,7 +66,9 @@ class Budget(nn.Module):
         if part != int(self.part):
             self.part.fill_(part)
             known = self.losses.clamp(min=0)
-            known = torch.where(known > 0, known, known[known > 0].mean() if (known > 0).any() else 1.0)
+            known = torch.where(
+                known > 0, known, known[known > 0].mean() if (known > 0).any() else 1.0
+            )
             self.chances.copy_(known / known.sum())
         self.drawn.copy_(torch.multinomial(self.chances.cpu(), 1)[0])
         return int(self.drawn) / (_GRID - 1)

@@ -38,9 +38,10 @@ class OverfittingWatch(nn.Module):
         if pgd < float(self.best) - _DROP and own > pgd + _DROP and not self.told:
             self.told = True
             log.warning(
-                f"catastrophic overfitting: {pgd:.0%} of a batch are right under PGD, after "
-                f"{float(self.best):.0%} before, and {own:.0%} under the one step of training; stop "
-                "here, or train fewer epochs, with a smaller step or with method.adversary.name=pgd"
+                f"catastrophic overfitting: {pgd:.0%} of a batch are right under PGD, after"
+                f" {float(self.best):.0%} before, and {own:.0%} under the one step of training;"
+                " stop here, or train fewer epochs, with a smaller step or with"
+                " method.adversary.name=pgd"
             )
         self.best.clamp_(min=pgd)
         self.last.fill_(-1.0)

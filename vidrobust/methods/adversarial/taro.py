@@ -1,6 +1,7 @@
 """TARO: targeted attacks for BYOL and SimSiam (Kim et al., NeurIPS 2023).
 
-METHODS has the attack's target; what else is here is what the released code does (Kim-Minseon/TARO).
+METHODS has the attack's target; what else is here is what the released code does
+(Kim-Minseon/TARO).
 """
 
 import torch
@@ -9,7 +10,12 @@ from torch.nn import functional as F
 
 from vidrobust.attacks import Loss
 from vidrobust.losses.cosine import cosines, full_precision, similarity
-from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, frozen_statistics, in_mode
+from vidrobust.methods.adversarial.adversary import (
+    AdversarialView,
+    Adversary,
+    frozen_statistics,
+    in_mode,
+)
 from vidrobust.methods.adversarial.view_batch import average, through
 from vidrobust.methods.byol import BYOL, build_parts
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
@@ -21,21 +27,31 @@ from vidrobust.utils import distributed
 class TARO(BYOL):
     """D(x1, a1) + weight (D(a2, a1) + D(a2, x1)), D the loss of BYOL or SimSiam between two views.
 
-    a1 and a2 are adversarial: each view moves toward the clip of the batch that it is most `confusing` with, of the
-    same view, so that its prediction becomes that clip's embedding. Paper C's negatives are in each D.
+    a1 and a2 are adversarial: each view moves toward the clip of the batch that it is most
+    `confusing` with, of the same view, so that its prediction becomes that clip's embedding. Paper
+    C's negatives are in each D.
     """
 
     def __init__(
-        self, model: Model, predictor: nn.Module, adversary: Adversary, target: MomentumEncoder | None = None, *,
+        self,
+        model: Model,
+        predictor: nn.Module,
+        adversary: Adversary,
+        target: MomentumEncoder | None = None,
+        *,
         weight: float = 1.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(model, predictor, target)
         self.adversary, self.weight = adversary, weight
 
     def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 2 + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are not looked at."""
+        """views (B, 2 + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels
+        are not looked at.
+        """
         both = torch.cat([views[:, 0], views[:, 1]])
-        made = self.adversary.views(self.model, lambda model: self._toward(both), both, self.progress)
+        made = self.adversary.views(
+            self.model, lambda model: self._toward(both), both, self.progress
+        )
         z = self.model(views[:, 0])
         if self.target is not None and self.training:
             self.target.follow(self.model, self.progress)
@@ -45,10 +61,16 @@ class TARO(BYOL):
         for view in made:
             first, second = (self._seen(AdversarialView(x, view.branch)) for x in view.x.chunk(2))
             pairs.append(self._between(clean, first, pushed))
-            others.append(self._between(second, first, pushed) + self._between(second, clean, pushed))
+            others.append(
+                self._between(second, first, pushed) + self._between(second, clean, pushed)
+            )
         pair, adv = average(pairs), average(others)
         self.adversary.budget.saw(adv)
-        told = {} if pushed is None else {"negative_cosine": cosines([clean[0].detach()], pushed).mean(1)}
+        told = (
+            {}
+            if pushed is None
+            else {"negative_cosine": cosines([clean[0].detach()], pushed).mean(1)}
+        )
         return {"loss": pair + self.weight * adv, "loss_pair": pair, "loss_adv": adv} | told
 
     def _seen(self, view: AdversarialView) -> tuple[Tensor, Tensor]:
@@ -56,15 +78,21 @@ class TARO(BYOL):
         z = through(self.model, view, self.model)
         return self.predictor(z), self._target(view.x, z, view.branch)
 
-    def _between(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], pushed: Tensor | None) -> Tensor:
+    def _between(
+        self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], pushed: Tensor | None
+    ) -> Tensor:
         """D of two views, each a prediction and a target."""
         predicted, targets = zip(a, b, strict=True)
         return self._losses(predicted, targets, pushed)
 
     def _toward(self, both: Tensor) -> Loss:
-        """The cosine of a clip's prediction with the embedding of that to be taken for; both: (2B, C, T, H, W)."""
+        """The cosine of a clip's prediction with the embedding of that to be taken for; both: (2B,
+        C, T, H, W).
+        """
         with torch.no_grad():
-            aim = torch.cat([distributed.gather(self.model(x))[self._chosen(x)] for x in both.chunk(2)])
+            aim = torch.cat(
+                [distributed.gather(self.model(x))[self._chosen(x)] for x in both.chunk(2)]
+            )
         return lambda v: similarity(self._predict(self.model(v)), aim)
 
     def _chosen(self, x: Tensor) -> Tensor:
@@ -88,13 +116,18 @@ class TARO(BYOL):
 
 
 def confusing(features: Tensor, everyone: Tensor, predicted: Tensor, here: slice) -> Tensor:
-    """Which of `everyone` (M, F) each of features (B, F), its rows `here`, is most easily taken for -> (B,).
+    """Which of `everyone` (M, F) each of features (B, F), its rows `here`, is most easily taken for
+    -> (B,).
 
-    The largest norm((cos + 1) / 2) + norm(entropy), of the softmax of a candidate's prediction (M, D); norm divides by
-    the L2 norm over the candidates, in which a clip's cosine with itself counts as 0. A clip is no candidate of itself,
-    which the released code does not rule out.
+    The largest norm((cos + 1) / 2) + norm(entropy), of the softmax of a candidate's prediction (M,
+    D); norm divides by the L2 norm over the candidates, in which a clip's cosine with itself counts
+    as 0. A clip is no candidate of itself, which the released code does not rule out.
     """
-    cosine = (F.normalize(full_precision(features), dim=1) @ F.normalize(full_precision(everyone), dim=1).T + 1) / 2
+    cosine = (
+        F.normalize(full_precision(features), dim=1)
+        @ F.normalize(full_precision(everyone), dim=1).T
+        + 1
+    ) / 2
     log_p = full_precision(predicted).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     number = torch.arange(len(everyone), device=features.device)

@@ -68,11 +68,11 @@ class Found:
 class Removal(nn.Module):
     """False negatives by a rule, made into masks of the loss.
 
-    action: eliminate them from the denominator, attract them as positives (FNC), or downweight them. siblings: clips
-    of the same source are found besides. Rules see labels only where `uses_labels`; for the log, what they find is
-    compared with labels where there are any, which changes nothing else. whole_batch: the rule looks at all
-    anchors together, those of other ranks too. k: clusters of embeddings (dim) remembered from one epoch for the next;
-    0: none.
+    action: eliminate them from the denominator, attract them as positives (FNC), or downweight
+    them. siblings: clips of the same source are found besides. Rules see labels only where
+    `uses_labels`; for the log, what they find is compared with labels where there are any, which
+    changes nothing else. whole_batch: the rule looks at all anchors together, those of other ranks
+    too. k: clusters of embeddings (dim) remembered from one epoch for the next; 0: none.
     """
 
     groups: Tensor
@@ -82,16 +82,38 @@ class Removal(nn.Module):
     counts: Tensor
 
     def __init__(
-        self, rule: Rule, action: str = "eliminate", *, siblings: bool = False, uses_labels: bool = False,
-        needs_groups: bool = False, whole_batch: bool = False, k: int = 0, dim: int = 0, classes: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        rule: Rule,
+        action: str = "eliminate",
+        *,
+        siblings: bool = False,
+        uses_labels: bool = False,
+        needs_groups: bool = False,
+        whole_batch: bool = False,
+        k: int = 0,
+        dim: int = 0,
+        classes: int = 0,
+    ) -> None:
         super().__init__()
-        self.rule, self.action, self.siblings, self.uses_labels = rule, action, siblings, uses_labels
-        self.needs_groups, self.whole_batch, self.k, self.dim, self.classes = needs_groups, whole_batch, k, dim, classes
+        self.rule, self.action, self.siblings, self.uses_labels = (
+            rule,
+            action,
+            siblings,
+            uses_labels,
+        )
+        self.needs_groups, self.whole_batch, self.k, self.dim, self.classes = (
+            needs_groups,
+            whole_batch,
+            k,
+            dim,
+            classes,
+        )
         for name in ("groups", "labels"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self.told = False  # that much was found
-        self.register_buffer("counts", torch.zeros(4, dtype=torch.long))  # pairs, found, false, both
+        self.register_buffer(
+            "counts", torch.zeros(4, dtype=torch.long)
+        )  # pairs, found, false, both
         if k:
             self.register_buffer("clusters", torch.empty(0, dtype=torch.long))
             self.register_buffer("bank", torch.empty(0, 0))
@@ -99,17 +121,19 @@ class Removal(nn.Module):
     def know(self, records: Sequence[Record]) -> None:
         """Groups and labels of the videos whose index is the id, and room for an embedding of each.
 
-        Raises UserError for more clusters than videos, and where there are no groups and the rule is made of them.
+        Raises UserError for more clusters than videos, and where there are no groups and the rule
+        is made of them.
         """
         sources = [record.group for record in records if record.group]
         if self.needs_groups and len(set(sources)) == len(sources):
             raise UserError(
-                "method.false_negatives.rule=sibling: no two videos of the data set are known to be cut from the same "
-                "source; choose another rule"
+                "method.false_negatives.rule=sibling: no two videos of the data set are known to be"
+                " cut from the same source; choose another rule"
             )
         if self.k > len(records):
             raise UserError(
-                f"method.false_negatives.clusters={self.k}: the data set has {len(records)} videos; choose fewer"
+                f"method.false_negatives.clusters={self.k}: the data set has {len(records)} videos;"
+                " choose fewer"
             )
         names = [record.group for record in records]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(filter(None, names)))}
@@ -126,22 +150,33 @@ class Removal(nn.Module):
 
     @torch.no_grad()
     def look(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Found:
-        """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of training done.
+        """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of
+        training done.
 
-        Similarities are in full precision whatever the embeddings are: in bf16 nearly all of them tie.
+        Similarities are in full precision whatever the embeddings are: in bf16 nearly all of them
+        tie.
         """
         own = slice(None)
         if self.whole_batch and distributed.world() > 1:
             own = distributed.here(len(anchors))
-            anchors, ids = distributed.gather(full_precision(anchors.detach())), (distributed.gather(ids[0]), ids[1])
+            anchors, ids = (
+                distributed.gather(full_precision(anchors.detach())),
+                (distributed.gather(ids[0]), ids[1]),
+            )
         with torch.autocast(anchors.device.type, enabled=False):
             a, b = (F.normalize(full_precision(z.detach()), dim=1) for z in (anchors, candidates))
             similarities = a @ b.T
         pairs = Pairs(
-            ids, self._sides(self.groups, ids), self._sides(self.clusters, ids) if self.k else None,
-            self._sides(self.labels, ids) if self.uses_labels else None, progress, self.classes,
-        )  # fmt: skip
-        found = detect(self.rule, similarities, pairs, sibling(similarities, pairs) if self.siblings else None)
+            ids,
+            self._sides(self.groups, ids),
+            self._sides(self.clusters, ids) if self.k else None,
+            self._sides(self.labels, ids) if self.uses_labels else None,
+            progress,
+            self.classes,
+        )
+        found = detect(
+            self.rule, similarities, pairs, sibling(similarities, pairs) if self.siblings else None
+        )
         if self.training:
             self._count(found[own], pairs, own)
         return Found(found[own], similarities[own], pairs.others[own])
@@ -157,7 +192,9 @@ class Removal(nn.Module):
     def remember(self, z: Tensor, ids: Tensor) -> None:
         """Keep the embeddings z (N, D) of videos for the next clustering."""
         if self.k:
-            self.bank[distributed.gather(ids)] = distributed.gather(F.normalize(z.detach().float(), dim=1))
+            self.bank[distributed.gather(ids)] = distributed.gather(
+                F.normalize(z.detach().float(), dim=1)
+            )
 
     def start_epoch(self) -> None:
         """Cluster what is remembered; videos not seen yet have no cluster."""
@@ -167,9 +204,11 @@ class Removal(nn.Module):
                 self.clusters[seen] = k_means(self.bank[seen], self.k)
 
     def report(self, last: bool = False) -> dict[str, float]:
-        """Since the last call: the share of negatives found, and precision and recall where labels are known.
+        """Since the last call: the share of negatives found, and precision and recall where labels
+        are known.
 
-        Warns, once, where that is more than half of them; and at the end of a run (last) where it is none.
+        Warns, once, where that is more than half of them; and at the end of a run (last) where it
+        is none.
         """
         pairs, found, false, both = self.counts.tolist()
         self.counts.zero_()
@@ -177,11 +216,15 @@ class Removal(nn.Module):
         if found > pairs / 2 and not self.told:
             self.told = True
             log.warning(
-                f"{found / pairs:.0%} of an epoch's negatives were taken for false: their embeddings may collapse, and "
-                "what predicts little looks robust; make the rule of method.false_negatives stricter"
+                f"{found / pairs:.0%} of an epoch's negatives were taken for false: their"
+                " embeddings may collapse, and what predicts little looks robust; make the rule of"
+                " method.false_negatives stricter"
             )
         if last and pairs and not found:
-            log.warning("method.false_negatives: no negative of the last epoch was taken for false, as with rule=none")
+            log.warning(
+                "method.false_negatives: no negative of the last epoch was taken for false, as with"
+                " rule=none"
+            )
         if found and bool((self.labels >= 0).any()):
             rates["fn_precision"] = both / found
         if false:
