@@ -1,11 +1,10 @@
-"""Write the generated parts of the docs: python tools/document.py [--check]"""
+"""Write the generated parts of the docs."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("document")

@@ -1,13 +1,10 @@
-"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test
-[key=value ...]
-"""
+"""Clip features as .npz."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("extract_features")

@@ -1,11 +1,10 @@
-"""Plant bugs one at a time, and see which the tests miss: tools/mutate.py --output-dir FOLDER"""
+"""Plant bugs one at a time, and see which the tests miss."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("mutate")

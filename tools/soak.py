@@ -1,11 +1,10 @@
-"""Run the tools at full size, and kill them: tools/soak.py size|kills --output-dir FOLDER"""
+"""Run the tools at full size, and kill them."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("soak")

@@ -1,13 +1,10 @@
-"""Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data
-cifar10=/path/to/cifar10
-"""
+"""Run a study."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("study")

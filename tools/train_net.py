@@ -1,13 +1,10 @@
-"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value
-...]
-"""
+"""Train, then measure."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("train_net")

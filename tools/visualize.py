@@ -1,13 +1,10 @@
-"""Look at what a clip becomes: python tools/visualize.py --video FILE --output sheet.png [key=value
-...]
-"""
+"""Look at what a clip becomes."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
     from vidrobust.cli.entry import run_tool
 
     run_tool("visualize")

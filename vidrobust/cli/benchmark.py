@@ -1,17 +1,20 @@
-"""Measure speed: python tools/benchmark.py NAME [--cfg PAGE] [key=value ...]
+"""Measure speed.
 
-data: clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training list, in one
-run. attacks: seconds of PGD beside a bare loop and other libraries, of APGD, FAB and Square beside
-the published code on single frames, and the passes of attacks up to AutoAttack, on a checkpoint's
-model and test clips, or on random ones. corruptions: frames/s on one core of each of
-eval.corruption.names (all), of a clip of data.frames, beside the published formulas with scipy,
-scikit-image and OpenCV where they are installed. losses: seconds and memory of NT-Xent of two
-views, forward and backward, beside lightly, pytorch-metric-learning and the formula of CLAE's code.
-adversarial: seconds of a training step of each method beside its floor, the same passes and nothing
-else, and for CLAE and RoCL beside a step as their public code has it, of random clips of
-data.frames. negatives: seconds that negatives of diminished semantics take to make, beside a step
-of SimCLR on the same clips, and a texture of 224 pixels from two patches of 96, on one core and on
-more.
+    python tools/benchmark.py NAME [--cfg PAGE] [key=value ...]
+
+data         clips/s of the bare decoder, of our loader and of pytorchvideo's, on the training split
+attacks      seconds of PGD, compared with a plain loop and with other libraries, of APGD, FAB and
+             Square, compared with the published code on single frames, and the passes of attacks
+             up to AutoAttack, on a checkpoint's model and test clips, or on random ones
+corruptions  frames/s on one core of each of eval.corruption.names (all), of a clip of data.frames,
+             compared with the published formulas where scipy, scikit-image and OpenCV are installed
+losses       seconds and memory of NT-Xent of two views, forward and backward, compared with
+             lightly, pytorch-metric-learning and the formula of CLAE's code
+adversarial  seconds of a training step of each method on random clips, compared with its floor (the
+             same passes and nothing else), and for CLAE and RoCL with a step as in their code
+negatives    seconds to make non-semantic negatives, compared with a step of SimCLR on the same
+             clips, and to make a texture of 224 pixels from two patches of 96, on one core and on
+             more
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Write the generated parts of the docs: python tools/document.py [--check]
+"""Write the generated parts of the docs.
+
+    python tools/document.py [--check]
 
 A generated part of a Markdown file lies between `<!-- generated: NAME -->` and `<!-- end -->`. A
 test compares every part with what this command would write.

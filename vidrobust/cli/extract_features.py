@@ -1,5 +1,6 @@
-"""Clip features as .npz: python tools/extract_features.py --checkpoint outputs/demo --split test
-[key=value ...]
+"""Clip features as .npz.
+
+    python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
 
 The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value over both.
 """

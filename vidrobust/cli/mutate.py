@@ -1,4 +1,6 @@
-"""Plant bugs one at a time, and see which the tests miss: tools/mutate.py --output-dir FOLDER
+"""Plant bugs one at a time, and see which the tests miss.
+
+    python tools/mutate.py --output-dir FOLDER
 
 Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and
 probes. At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number,

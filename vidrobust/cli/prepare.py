@@ -1,18 +1,21 @@
-"""Prepare a data set: datasets/prepare.py scan|resize|corrupt|texture
+"""Prepare a data set.
 
     python datasets/prepare.py scan data.name=ucf101 data.root=/path/to/ucf101
-    python datasets/prepare.py resize data.name=ucf101 data.root=/path/to/ucf101 \
+    python datasets/prepare.py resize data.name=ucf101 data.root=/path/to/ucf101 \\
         --output /path/to/ucf101_128
-    python datasets/prepare.py corrupt data.name=ucf101 data.root=/path/to/ucf101 \
-        --output /path/to/ucf101_c \
+    python datasets/prepare.py corrupt data.name=ucf101 data.root=/path/to/ucf101 \\
+        --output /path/to/ucf101_c \\
         eval.corruption.names=[fog,h264_crf] eval.corruption.severities=[3,5]
-    python datasets/prepare.py texture data.name=ucf101 data.root=/path/to/ucf101 \
+    python datasets/prepare.py texture data.name=ucf101 data.root=/path/to/ucf101 \\
         --output /path/to/ucf101_texture
 
-scan writes <data.root>/manifest.jsonl, for data.manifest=FILE, and manifest.jsonl.bad.txt, files
-and reasons. corrupt writes a data set a corruption and severity, <output>/fog/3; evaluations need
-none, they corrupt on the fly. texture writes what each file's two patches, the central one and a
-random one, make a texture of, for data.twins.
+scan     probes files once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
+         manifest.jsonl.bad.txt, files and reasons
+resize   re-encodes files, so that clips load faster
+corrupt  writes a data set per corruption and severity, <output>/fog/3; evaluations need none, they
+         corrupt on the fly
+texture  writes for each file a texture, synthesised from two of its patches, the central one and a
+         random one, for data.twins
 """
 
 import argparse

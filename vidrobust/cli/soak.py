@@ -1,11 +1,13 @@
-"""Run the tools at full size, and kill them: tools/soak.py size|kills --output-dir FOLDER
+"""Run the tools at full size, and kill them.
 
-size: data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips,
-and every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may grow
-with features and rows, never with pixels or files. kills: runs of tools/train_net.py, training and
-evaluation, each ended at random moments by SIGKILL or by signals to the whole process group, some
-after a pause, and begun again until done: what they leave must be bitwise what an undisturbed run
-leaves.
+    python tools/soak.py size|kills --output-dir FOLDER
+
+size   data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips,
+       and every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may
+       grow with features and rows, never with pixels or files
+kills  runs of tools/train_net.py, training and evaluation, each ended at random moments by SIGKILL
+       or by signals to the whole process group, some after a pause, and begun again until done:
+       what they leave must be bitwise what an undisturbed run leaves
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Run a study: python tools/study.py --cfg configs/study_susceptibility.yaml --data
-cifar10=/path/to/cifar10
+"""Run a study.
+
+    python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
 
 Trains and measures every arm on every data set with every seed, one after the other, then writes
 study.md, study.json and figures, of all runs of the page that are there. Runs that are finished are

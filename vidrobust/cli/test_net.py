@@ -1,4 +1,6 @@
-"""Measure a checkpoint: python tools/test_net.py --checkpoint outputs/demo [key=value ...]
+"""Measure a checkpoint.
+
+    python tools/test_net.py --checkpoint outputs/demo [key=value ...]
 
 The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval_*.yaml), key=value
 over both.

@@ -1,5 +1,6 @@
-"""Train, then measure: python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value
-...]
+"""Train, then measure.
+
+python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]
 """
 
 from pathlib import Path

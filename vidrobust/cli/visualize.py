@@ -1,5 +1,6 @@
-"""Look at what a clip becomes: python tools/visualize.py --video FILE --output sheet.png [key=value
-...]
+"""Look at what a clip becomes.
+
+    python tools/visualize.py --video FILE --output sheet.png [key=value ...]
 
 Draws one frame of a clip under each corruption of eval.corruption.names (where none are given:
 under all) at every severity. Or, with method.negatives.names or eval.bias, what the clip becomes as
