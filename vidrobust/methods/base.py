@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from vidrobust.data import Record
+from vidrobust.losses.cosine import cosines
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.models import Backbone, Model
@@ -78,3 +79,10 @@ class Method(nn.Module):
     def report(self, last: bool = False) -> dict[str, float]:
         """What the log shall say of the epoch that has ended; last: the run has, too."""
         return {} if self.removal is None else self.removal.report(last)
+
+
+def negative_cosine(z: Tensor, negatives: Tensor | None) -> dict[str, Tensor]:
+    """Return {"negative_cosine": (B,)} of anchors (B, D) with their non-semantic negatives."""
+    if negatives is None:
+        return {}
+    return {"negative_cosine": cosines([z.detach()], negatives.detach()).mean(1)}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines, similarity
 from vidrobust.methods.adversarial.adversary import frozen_statistics
-from vidrobust.methods.base import Method
+from vidrobust.methods.base import Method, negative_cosine
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model, normed_mlp
 from vidrobust.models.momentum import MomentumEncoder
@@ -52,12 +52,7 @@ class BYOL(Method):
         predicted = [self.predictor(each) for each in z]
         pushed = self._embed_negatives(views)
         clean = self._losses(predicted, targets, pushed)
-        told = (
-            {}
-            if pushed is None
-            else {"negative_cosine": cosines([predicted[0].detach()], pushed).mean(1)}
-        )
-        return {"loss": clean} | told
+        return {"loss": clean} | negative_cosine(predicted[0], pushed)
 
     def _losses(
         self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None

@@ -11,7 +11,7 @@ from vidrobust.losses.cosine import cosines, full_precision
 from vidrobust.losses.info_nce import info_nce
 from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.view_batch import average, through
-from vidrobust.methods.base import Method
+from vidrobust.methods.base import Method, negative_cosine
 from vidrobust.methods.false_negatives.removal import Masks, Removal
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
@@ -114,9 +114,7 @@ class MoCo(Method):
         )
         if self.training:
             self._enqueue(keys, ids)
-        if pushed is not None:
-            parts["negative_cosine"] = cosines([query.detach()], pushed).mean(1)
-        return parts
+        return parts | negative_cosine(query, pushed)
 
     def _with_adversary(
         self, adversary: Adversary, clean: Tensor, losses: Callable[[Tensor], Tensor], views: Tensor

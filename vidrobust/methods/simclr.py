@@ -18,7 +18,7 @@ from vidrobust.methods.adversarial.adversary import (
 )
 from vidrobust.methods.adversarial.clae import clae
 from vidrobust.methods.adversarial.view_batch import Pairing, ViewBatch
-from vidrobust.methods.base import Method
+from vidrobust.methods.base import Method, negative_cosine
 from vidrobust.methods.false_negatives.removal import Found, Masks, Removal
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
@@ -342,13 +342,6 @@ class SupCon(AdversarialSimCLR):
     def positive_keys(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the labels."""
         return labels
-
-
-def negative_cosine(z: Tensor, negatives: Tensor | None) -> dict[str, Tensor]:
-    """Return {"negative_cosine": (B,)} of anchors (B, D) with their non-semantic negatives."""
-    if negatives is None:
-        return {}
-    return {"negative_cosine": cosines([z.detach()], negatives.detach()).mean(1)}
 
 
 def _build(parts: Parts, kind: type[AdversarialSimCLR]) -> AdversarialSimCLR:

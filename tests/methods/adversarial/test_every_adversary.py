@@ -10,6 +10,7 @@ import torch
 from vidrobust import config
 from vidrobust.benchmarks.steps import configured
 from vidrobust.methods import ADVERSARIES, METHODS, Adversary
+from vidrobust.training.pass_counter import PassCounter
 
 SMALL = [
     "model.backbone=r2plus1d_10",
@@ -106,3 +107,26 @@ def test_with_weight_0_the_attack_is_made_and_the_clean_loss_is_left(method):
 def test_the_pairs_are_all_there_are():
     assert {name for _, name, _ in PAIRS} == ADVERSARIES.keys() and len(PAIRS) > 20
     assert dataclasses.fields(config.Adversary)[0].default == "none"
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "words"),
+    [*PAIRS, *((method, "none", []) for method in METHODS)],
+)
+def test_a_step_makes_the_passes_that_its_entry_names(method, name, words):
+    """docs/methods.md has them, and the benchmark's floor."""
+    if name == "none":
+        cost, steps = METHODS[method].cost, 0
+    else:
+        spec = ADVERSARIES[name]
+        variants = {"sir=0.5 air=0.5": None} | dict(spec.variants)
+        cost = variants[" ".join(words)] if words else spec.cost(method)
+        steps = spec.steps
+    if cost is None:
+        pytest.skip("not in the table: AIR is dynacl's row")
+    net = made(method, [f"method.adversary.name={name}", *(f"method.adversary.{w}" for w in words)])
+    counter = PassCounter(net)
+    for _ in range(net.replays):
+        taken(net, 1)["loss"].mean().backward()
+    forward, backward, _ = cost.passes(steps)
+    assert counter.take() == (4 * forward, 4 * backward)  # of four videos

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidrobust.attacks import Loss
-from vidrobust.losses.cosine import cosines, full_precision, similarity
+from vidrobust.losses.cosine import full_precision, similarity
 from vidrobust.methods.adversarial.adversary import (
     AdversarialView,
     Adversary,
@@ -17,6 +17,7 @@ from vidrobust.methods.adversarial.adversary import (
     in_mode,
 )
 from vidrobust.methods.adversarial.view_batch import average, through
+from vidrobust.methods.base import negative_cosine
 from vidrobust.methods.byol import BYOL, build_parts
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
 from vidrobust.models import Model
@@ -66,12 +67,8 @@ class TARO(BYOL):
             )
         pair, adv = average(pairs), average(others)
         self.adversary.budget.saw(adv)
-        told = (
-            {}
-            if pushed is None
-            else {"negative_cosine": cosines([clean[0].detach()], pushed).mean(1)}
-        )
-        return {"loss": pair + self.weight * adv, "loss_pair": pair, "loss_adv": adv} | told
+        parts = {"loss": pair + self.weight * adv, "loss_pair": pair, "loss_adv": adv}
+        return parts | negative_cosine(clean[0], pushed)
 
     def _seen(self, view: AdversarialView) -> tuple[Tensor, Tensor]:
         """Its prediction, and the target that it is for others, (B, D) each."""
