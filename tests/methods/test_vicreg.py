@@ -12,7 +12,7 @@ from vidrobust.utils.errors import UserError
 
 
 def by_loops(a, b):
-    """Bardes et al. 2022, eq. 1 to 5, with the released code's means."""
+    """The three terms with the means of the released code."""
     n, d = a.shape
     invariance = [sum((a[i, j] - b[i, j]).item() ** 2 for j in range(d)) / d for i in range(n)]
     variance = covariance = 0.0

@@ -35,6 +35,7 @@ from vidrobust.methods import (
     uel,
 )
 from vidrobust.methods.false_negatives.rules import mean_std, quantile
+from vidrobust.methods.vicreg import VICReg
 from vidrobust.utils import distributed
 
 SCRIPT = """
@@ -100,6 +101,7 @@ KINDS = (
     "three clips",
     "chunks",
     "supcon",
+    "vicreg",
     "plain",
     "uel",
     "moco",
@@ -148,6 +150,10 @@ def method(kind: str) -> Method:
         if kind == "taro":
             return TARO(model, nn.Linear(6, 6), adversary)
         return BYOL(model, nn.Linear(6, 6), MomentumEncoder(model, 0.9) if kind == "byol" else None)
+    if kind == "vicreg":
+        bias = [p for p in model.parameters() if p.requires_grad][-1]
+        bias.requires_grad_(False)  # a shift of all embeddings changes nothing
+        return VICReg(model)
     if kind == "pgd":
         return AdversarialTraining(model, adversary)
     if kind == "deacl":

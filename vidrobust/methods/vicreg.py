@@ -29,7 +29,7 @@ class VICReg(Method):
         variance: float = 25.0,
         covariance: float = 1.0,
     ) -> None:
-        """Set the weights of the three terms, by default those of the paper (section 4.2)."""
+        """Set the weights of the three terms, by default those of the released code."""
         super().__init__()
         self.model = model
         self.views = clips
@@ -54,9 +54,9 @@ class VICReg(Method):
 def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the invariance, variance and covariance terms, (B,) each.
 
-    Bardes et al. 2022, eq. 1 to 5, as in the released code, which takes the mean over dimensions
-    also in the invariance term, and half of each view's variance term. The last two are terms of
-    the whole batch, over all ranks, the same for all videos.
+    As in the code of Bardes et al. 2022 (facebookresearch/vicreg): the mean over dimensions in the
+    invariance term, half of each view's variance term, the sum of both views' covariance terms. The
+    last two are terms of the whole batch, over all ranks, the same for all videos.
 
     Args:
         a: (B, D) embeddings of a view.
@@ -71,12 +71,12 @@ def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hinge(z: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Return the mean over dimensions of max(0, 1 - standard deviation) (eq. 1 and 2)."""
+    """Return the mean over dimensions of max(0, 1 - standard deviation)."""
     return F.relu(1 - torch.sqrt(z.var(0) + epsilon)).mean()
 
 
 def _off_diagonal(z: Tensor) -> Tensor:
-    """Return the sum of squared covariances of different dimensions, over D (eq. 3 and 4)."""
+    """Return the sum of squared covariances of different dimensions, over D."""
     centred = z - z.mean(0)
     covariances = centred.T @ centred / (len(z) - 1)
     return (covariances.square().sum() - covariances.diagonal().square().sum()) / z.shape[1]

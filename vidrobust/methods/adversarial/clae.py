@@ -15,7 +15,7 @@ from vidrobust.models import Model
 
 
 def clae(batch: ViewBatch, alpha: float = 1.0) -> dict[str, Tensor]:
-    """Return CLAE's loss L(z1, ..., zV) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020, eq. 8).
+    """Return CLAE's loss L(z1, ..., zV) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020).
 
     x_adv maximises L(f(x1), f(x_adv)) from x1 itself, where the similarity of the positive pair is
     at its maximum, so that the negatives of the batch drive the step.
