@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import counting_video, read_numbers, tiny_ucf101
-from vidrobust.config import Data, MotionShapes, options
+from vidrobust.config import DataConfig, MotionShapes, options
 from vidrobust.data import (
     FORMATS,
     all_records,
@@ -21,9 +21,9 @@ from vidrobust.utils.errors import UserError
 
 def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
     with pytest.raises(UserError, match="no data root .*nowhere"):
-        build_records(Data(name="ucf101", root=str(tmp_path / "nowhere")), "train")
+        build_records(DataConfig(name="ucf101", root=str(tmp_path / "nowhere")), "train")
     with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
-        build_records(Data(name="ucf-101", root=str(tmp_path)), "train")
+        build_records(DataConfig(name="ucf-101", root=str(tmp_path)), "train")
 
 
 def test_every_format_is_found_by_name_and_named_in_the_help():
@@ -35,7 +35,7 @@ def test_every_format_is_found_by_name_and_named_in_the_help():
 
 
 def test_part_of_the_training_list_is_held_out_by_source(ucf):
-    cfg = Data(name="ucf101", root=str(ucf), validation=0.25)
+    cfg = DataConfig(name="ucf101", root=str(ucf), validation=0.25)
     (rest, _), (held, _) = build_records(cfg, "train"), build_records(cfg, "test")
     whole, _ = ucf101(ucf, "train", 1)
     assert len(held) == 2 and sorted(r.uid for r in rest + held) == [r.uid for r in whole]
@@ -47,7 +47,7 @@ def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
     lists = root / "ucfTrainTestlist"
     (lists / "trainlist02.txt").write_text((lists / "trainlist01.txt").read_text())
     (lists / "testlist02.txt").write_text("Gone/v_Gone_g01_c01.avi\n")
-    assert len(all_records(Data(name="ucf101", root=str(root)))) == 12
+    assert len(all_records(DataConfig(name="ucf101", root=str(root)))) == 12
     assert "left out" in caplog.text and "Gone" in caplog.text
 
 
@@ -56,9 +56,9 @@ def test_names_with_a_colon_below_a_relative_root_are_files(tmp_path, monkeypatc
     counting_video(tmp_path / name, 5)
     counting_video(tmp_path / "x/c:d.avi", 5, first=9)
     (tmp_path / "train.txt").write_text(f"{name} 0\nx/c:d.avi 0\n")
-    absolute, _ = build_records(Data(name="list", root=str(tmp_path)), "train")
+    absolute, _ = build_records(DataConfig(name="list", root=str(tmp_path)), "train")
     monkeypatch.chdir(tmp_path)
-    records, _ = build_records(Data(name="list", root="."), "train")
+    records, _ = build_records(DataConfig(name="list", root="."), "train")
     assert read_numbers(read_frames(records[0].path, np.arange(5))) == [0, 1, 2, 3, 4]
     assert read_numbers(read_frames(records[1].path, np.arange(5))) == [9, 10, 11, 12, 13]
     assert [record.uid for record in records] == [name, "x/c:d.avi"]
@@ -73,7 +73,7 @@ def test_a_relative_root_with_a_colon_is_a_folder(tmp_path, monkeypatch):
     for split in ("train", "test"):
         counting_video(tmp_path / "my:set" / split / "run" / "x.avi", 5)
     monkeypatch.chdir(tmp_path)
-    ((record,), _) = build_records(Data(name="folder", root="my:set"), "train")
+    ((record,), _) = build_records(DataConfig(name="folder", root="my:set"), "train")
     assert record.uid == "run/x.avi"
     assert read_numbers(read_frames(record.path, np.arange(5))) == [0, 1, 2, 3, 4]
 
@@ -81,6 +81,8 @@ def test_a_relative_root_with_a_colon_is_a_folder(tmp_path, monkeypatch):
 def test_the_built_in_data_set_is_drawn_below_a_root_with_a_colon(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = MotionShapes(train_per_class=1, test_per_class=1, frames=8, size=24)
-    records, _ = build_records(Data(name="motionshapes", root="my:set", motionshapes=spec), "train")
+    records, _ = build_records(
+        DataConfig(name="motionshapes", root="my:set", motionshapes=spec), "train"
+    )
     assert len(records) == 8
     assert read_frames(records[0].path, np.arange(8)).shape == (8, 24, 24, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import children_begin_with, counting_frames, counting_video, encode, read_numbers
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.corruptions import corrupt
 from vidrobust.data import (
     CLEAN,
@@ -18,7 +18,7 @@ from vidrobust.data import (
 )
 from vidrobust.data.decoding.read_frames import checked_frames
 
-CFG = Data(frames=4, stride=3, short_side=64, size=64, workers=0)
+CFG = DataConfig(frames=4, stride=3, short_side=64, size=64, workers=0)
 CONDITIONS = [
     CLEAN,
     ("gaussian_noise", 2),
@@ -49,7 +49,7 @@ def test_clean_clips_are_those_of_every_other_evaluation(tmp_path):
     """The same frames, the same crop, the same resize, to the last bit."""
     frames = np.random.default_rng(0).integers(0, 256, (30, 50, 70, 3), dtype=np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
-    cfg = Data(frames=4, stride=2, short_side=40, size=32, workers=0)
+    cfg = DataConfig(frames=4, stride=2, short_side=40, size=32, workers=0)
     expected = eval_dataset(cfg, records, 3)[0, 0]["clips"]
     for place in ("source", "view"):
         (item,) = found(records, [(0, [CLEAN])], 3, place, cfg=cfg)
@@ -121,14 +121,14 @@ def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch
         "open_record",
         lambda record, *rest: opened.append(record.path) or real(record, *rest),
     )
-    cfg = Data(**(vars(CFG) | {"timeout_s": 0.0}))
+    cfg = DataConfig(**(vars(CFG) | {"timeout_s": 0.0}))
     found(videos, [(0, CONDITIONS[:3]), (1, CONDITIONS), (0, CONDITIONS[3:])], cfg=cfg)
     assert len(opened) == len(set(opened)) == 2
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 20.0])
 def test_a_bad_video_is_a_failure_at_every_condition(videos, timeout_s):
-    cfg = Data(**(vars(CFG) | {"timeout_s": timeout_s}))
+    cfg = DataConfig(**(vars(CFG) | {"timeout_s": timeout_s}))
     good, bad = found(videos, [(0, CONDITIONS), (3, CONDITIONS)], cfg=cfg)
     assert (
         not [clips for clips in good.clips if isinstance(clips, Failure)]
@@ -161,7 +161,7 @@ def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypat
         "import vidrobust.data.corrupted as module; from tests.data.test_corrupted import"
         " _damaged\nmodule.checked_frames = _damaged",
     )
-    cfg, records = Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
+    cfg, records = DataConfig(**(vars(CFG) | {"timeout_s": timeout_s})), videos[:1]
     conditions = [
         CLEAN,
         ("contrast", 1),
@@ -207,7 +207,7 @@ def test_short_videos_and_single_frames(videos):
 
 
 def test_on_the_view_the_crop_is_what_is_corrupted(videos):
-    cfg = Data(frames=4, stride=3, short_side=64, size=32, workers=0)
+    cfg = DataConfig(frames=4, stride=3, short_side=64, size=32, workers=0)
     clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips
     assert (
         noisy[0].numpy() == corrupt(clean[0].numpy(), "contrast", 3, np.random.default_rng(0))
@@ -218,6 +218,6 @@ def test_large_frames_are_shrunk_first(tmp_path):
     frames = np.zeros((3, 300, 420, 3), np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
     videos = corrupted_videos(
-        Data(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0
+        DataConfig(frames=2, stride=1, timeout_s=0.0), records, 1, "uniform", "source", 0
     )
     assert videos.reader.read(videos.records[0], 0, [CLEAN]).frames.shape == (2, 256, 358, 3)

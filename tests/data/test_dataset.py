@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import counting_video, read_numbers, same_batch, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     ClipDataset,
     ClipSpec,
@@ -23,12 +23,12 @@ from vidrobust.data import (
 from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=0)
 
 
 def _batches(ucf, workers, start=0, stop=4, rank=0, world=1):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=7)
     return list(batch_loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
 
 
@@ -50,10 +50,10 @@ def test_ranks_share_the_batch_of_one_process(ucf):
 
 def test_epochs_and_seeds_differ(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=7)
     assert not torch.equal(dataset[0, 0]["clips"], dataset[1, 0]["clips"])
     assert not torch.equal(dataset[0, 0]["draws"][0], dataset[0, 0]["draws"][1])
-    other = train_dataset(CFG, Augment(), records, clips=2, seed=8)
+    other = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=8)
     assert not torch.equal(dataset[0, 0]["draws"], other[0, 0]["draws"])
 
 
@@ -72,7 +72,7 @@ def test_evaluation_drops_and_pads_nothing():
 def test_samples_hold_the_frames_that_they_say(ucf):
     """Through sampler, decoder, resize and crop: the pixels count."""
     records, _ = ucf101(ucf, "test", 1)
-    cfg = Data(frames=3, stride=4, short_side=32, size=32, workers=0)
+    cfg = DataConfig(frames=3, stride=4, short_side=32, size=32, workers=0)
     batch = next(iter(batch_loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
     assert batch.clips.shape == (2, 2, 3, 32, 32, 3) and batch.clips.dtype == torch.uint8
     assert batch.start.tolist() == [[0, 11], [0, 11]] and batch.labels.tolist() == [0, 1]
@@ -109,7 +109,7 @@ def test_a_broken_file_is_a_failure_in_the_batch(tmp_path, workers):
 
 def test_policy_error_makes_a_short_video_a_failure(ucf):
     records, _ = ucf101(ucf, "test", 1)
-    failure = eval_dataset(Data(frames=16, stride=2, policy="error"), records, 1)[0, 0]
+    failure = eval_dataset(DataConfig(frames=16, stride=2, policy="error"), records, 1)[0, 0]
     assert "has 20 frames, a clip spans 31" in failure.reason and records[0].path in failure.reason
 
 
@@ -120,7 +120,7 @@ def test_images_are_clips_of_one_frame(tmp_path):
     pixels[..., 1] = 200
     Image.fromarray(pixels).save(tmp_path / "i.png")
     data = eval_dataset(
-        Data(frames=1, stride=1, short_side=32, size=32),
+        DataConfig(frames=1, stride=1, short_side=32, size=32),
         [Record("i", str(tmp_path / "i.png"), 3)],
         1,
     )
@@ -147,7 +147,7 @@ def test_the_same_samples_with_and_without_a_watchdog(ucf):
 def test_no_sample_has_the_randomness_of_another(ucf):
     """Over epochs, videos and views, whichever worker drew them."""
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(jitter_prob=1), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(jitter_prob=1), records, clips=2, seed=7)
     draws = torch.cat(
         [
             batch.draws.flatten(0, 1)
@@ -161,7 +161,7 @@ def test_no_sample_has_the_randomness_of_another(ucf):
 def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
     records, _ = ucf101(ucf, "train", 1)
     dataset = (
-        train_dataset(CFG, Augment(), records, 2, 7)
+        train_dataset(CFG, AugmentConfig(), records, 2, 7)
         if train
         else eval_dataset(CFG, records, 2, "dense")
     )
@@ -172,7 +172,7 @@ def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
 def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
     monkeypatch.delattr(os, "fork")
     with pytest.raises(UserError, match="set data.timeout_s=0"):
-        train_dataset(CFG, Augment(), ucf101(ucf, "train", 1)[0], 2, 7)
+        train_dataset(CFG, AugmentConfig(), ucf101(ucf, "train", 1)[0], 2, 7)
 
 
 def test_records_are_kept_as_one_array(ucf):
@@ -180,7 +180,7 @@ def test_records_are_kept_as_one_array(ucf):
     13246).
     """
     records, _ = ucf101(ucf, "train", 1)
-    kept = train_dataset(CFG, Augment(), records * 1000, 2, 7).records
+    kept = train_dataset(CFG, AugmentConfig(), records * 1000, 2, 7).records
     assert [kept[i] for i in (0, 7, 4242, len(kept) - 1)] == [
         records[i % 8] for i in (0, 7, 4242, 7999)
     ]
@@ -195,11 +195,11 @@ def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
     workers.
     """
     records, _ = ucf101(ucf, "train", 1)
-    augment = Augment(
+    augment = AugmentConfig(
         corruptions=["contrast", "brightness"], corruption_prob=0.5, corruption_severities=[5]
     )
     plain, corrupted = (
-        train_dataset(CFG, a, records, clips=2, seed=7) for a in (Augment(), augment)
+        train_dataset(CFG, a, records, clips=2, seed=7) for a in (AugmentConfig(), augment)
     )
     pairs = [(plain[e, i], corrupted[e, i]) for e in range(4) for i in range(8)]
     assert all(
@@ -222,7 +222,7 @@ def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
     without colours.
     """
     records, _ = ucf101(ucf, "train", 1)
-    augment = Augment(scale=[0.1, 1.0], jitter_prob=1.0)
+    augment = AugmentConfig(scale=[0.1, 1.0], jitter_prob=1.0)
     plain = train_dataset(CFG, augment, records, 2, 7, 20)
     fading = train_dataset(CFG, dataclasses.replace(augment, fade=True), records, 2, 7, 20)
     first = [(plain[0, i], fading[0, i]) for i in range(8)]

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import tiny_cifar10
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     FORMATS,
     DecodeError,
@@ -64,8 +64,8 @@ def test_image_folders_are_clips_of_one_frame(tmp_path):
 
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
     tiny_cifar10(tmp_path, monkeypatch)
-    train, classes = build_records(Data(name="cifar10", root=str(tmp_path)), "train")
-    test, _ = build_records(Data(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
+    train, classes = build_records(DataConfig(name="cifar10", root=str(tmp_path)), "train")
+    test, _ = build_records(DataConfig(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
     assert (len(train), len(test), classes) == (15, 3, list("abcdefghij"))
     assert [r.label for r in test] == [5, 6, 7] and train[4].uid == "train/000004"
     frames = read_frames(test[1].path, np.array([0]))
@@ -91,7 +91,7 @@ def test_a_torchvision_data_set_that_is_not_there_says_how_to_fetch_it(tmp_path)
 def test_a_torchvision_data_set_of_one_list_is_held_out_in_part(tmp_path):
     for name in ("A", "B"):
         _images(tmp_path / "eurosat/2750" / name, 5)
-    cfg = Data(name="torchvision:EuroSAT", root=str(tmp_path))
+    cfg = DataConfig(name="torchvision:EuroSAT", root=str(tmp_path))
     assert len(build_records(cfg, "train")[0]) == 10
     with pytest.raises(UserError, match="data.validation holds out a part of it"):
         build_records(cfg, "test")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import REPO, same_batch
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     TrainBatches,
@@ -24,12 +24,12 @@ from vidrobust.data import loader as workers
 from vidrobust.data.loader import worker_deaths
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=1)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=1)
 
 
 def _dataset(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    return train_dataset(CFG, Augment(), records, 2, 7)
+    return train_dataset(CFG, AugmentConfig(), records, 2, 7)
 
 
 @pytest.fixture
@@ -110,13 +110,13 @@ def test_a_bug_in_a_worker_is_no_death(ucf):
 SCRIPT = """
 import sys
 from pathlib import Path
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from vidrobust.utils.logging import start_logging
 start_logging(None)
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-cfg = Data(frames=16, stride=1, short_side=112, size=112)
-data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
+cfg = DataConfig(frames=16, stride=1, short_side=112, size=112)
+data = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7)
 print(sum(len(batch.uids) for batch in batch_loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
 """
 

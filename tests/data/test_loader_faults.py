@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import REPO, children_begin_with, counting_video, same_batch
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     BACKENDS,
     ClipDataset,
@@ -33,7 +33,7 @@ from vidrobust.data.decoding.pyav import PyAV
 from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=0)
 
 
 class Misbehaves(PyAV):
@@ -192,12 +192,12 @@ def test_ctrl_c_leaves_no_process(ucf):
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from pathlib import Path
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-cfg = Data(frames=2, stride=3, short_side=32, size=24)
-data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
+cfg = DataConfig(frames=2, stride=3, short_side=32, size=24)
+data = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7)
 try:
     for step, batch in enumerate(batch_loader(data, TrainBatches(8, 4, 7, 0, 10**6), 2)):
         print(step, flush=True)
@@ -253,7 +253,7 @@ def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
 
 def test_a_reader_ends_with_its_data_set(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, 2, 7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, 2, 7)
     assert dataset[0, 0]
     pid = dataset._reader[1].pid
     os.kill(pid, 0)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import counting_video, cut, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     BACKENDS,
     ClipDataset,
@@ -58,7 +58,7 @@ def _with_manifest(tmp_path):
     cut(root / "videos/Alpha/v_Alpha_g02_c01.avi", 0.9)
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
     (root / "videos/Beta/v_Beta_g06_c01.avi").write_bytes(b"")
-    cfg = Data(
+    cfg = DataConfig(
         name="ucf101",
         root=str(root),
         manifest=str(root / "m.jsonl"),
@@ -83,7 +83,7 @@ def test_training_leaves_bad_videos_out_and_clamps_to_what_decodes(tmp_path, cap
     frames = {record.uid: record.frames for record in records}
     cut = frames.pop("Alpha/v_Alpha_g02_c01.avi")
     assert set(frames.values()) == {20} and 0 < cut < 20
-    dataset = train_dataset(cfg, Augment(), records, clips=2, seed=0)
+    dataset = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=0)
     assert all(dataset[epoch, index]["start"].max() <= cut for epoch in range(5) for index in [0])
 
 
@@ -159,7 +159,9 @@ def test_when_every_video_is_bad_training_says_so(tmp_path):
     with pytest.raises(
         UserError, match=r"every training video is bad; .*m.jsonl.bad.txt has the reasons"
     ):
-        build_records(Data(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train")
+        build_records(
+            DataConfig(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train"
+        )
 
 
 def test_files_outside_the_root_are_known_by_their_whole_path(tmp_path):

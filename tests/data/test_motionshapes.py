@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from vidrobust.config import Data, MotionShapes
+from vidrobust.config import DataConfig, MotionShapes
 from vidrobust.data import build_records, make_motionshapes, read_frames
 from vidrobust.data.motionshapes import CLASSES, _motion
 from vidrobust.utils.errors import UserError
@@ -19,7 +19,7 @@ def shapes(tmp_path_factory):
 
 
 def _data(root, fold=1):
-    return Data(name="motionshapes", root=str(root), fold=fold, motionshapes=SMALL)
+    return DataConfig(name="motionshapes", root=str(root), fold=fold, motionshapes=SMALL)
 
 
 def test_it_reads_as_ucf101_does(shapes):

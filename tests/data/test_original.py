@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.helpers import read_numbers, tiny_ucf101
 from vidrobust import config
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import ClipSpec, clip_reader, eval_dataset, read_frames, train_dataset, ucf101
 from vidrobust.data.decoding.read_frames import resize
 from vidrobust.data.prepare.texture_twins import twin_draw
@@ -15,8 +15,8 @@ from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
 from vidrobust.views.augment import ViewDraw
 
-CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
-HARD = Augment(corruptions=["gaussian_noise"], corruption_prob=1.0)
+CFG = DataConfig(frames=3, stride=2, short_side=32, size=24, workers=0)
+HARD = AugmentConfig(corruptions=["gaussian_noise"], corruption_prob=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,17 @@ def test_the_views_are_drawn_as_without_it(records):
 
 
 def test_the_numbers_of_whole_frames(records):
-    cfg = Data(frames=4, stride=3, short_side=32, size=32, workers=0)
-    sample = train_dataset(cfg, Augment(), records, clips=3, seed=0, original=True)[0, 0]
+    cfg = DataConfig(frames=4, stride=3, short_side=32, size=32, workers=0)
+    sample = train_dataset(cfg, AugmentConfig(), records, clips=3, seed=0, original=True)[0, 0]
     numbers = read_numbers(sample["clips"][2].numpy())
     assert np.diff(numbers).tolist() == [3, 3, 3]
 
 
 def test_pairs_in_time_are_still_pairs(records):
-    cfg = Data(frames=2, stride=2, short_side=32, size=24, workers=0, sampling="interval_uniform")
-    dataset = train_dataset(cfg, Augment(), records, clips=3, seed=0, original=True)
+    cfg = DataConfig(
+        frames=2, stride=2, short_side=32, size=24, workers=0, sampling="interval_uniform"
+    )
+    dataset = train_dataset(cfg, AugmentConfig(), records, clips=3, seed=0, original=True)
     assert dataset.draw_clips(0, 0, 20)[0].shape == (3, 2) and dataset.spec == ClipSpec(2, 2, 3)
 
 
@@ -83,9 +85,9 @@ def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
         (tmp_path / "v").mkdir(exist_ok=True)
         image.save(tmp_path / "v" / f"img_{n:05}.png")
     record = Record("v", str(tmp_path / "v"), 0)
-    cfg = Data(frames=frames, stride=1, short_side=32, size=32, workers=0)
+    cfg = DataConfig(frames=frames, stride=1, short_side=32, size=32, workers=0)
     whole = read_frames(record.path, np.arange(frames))
-    plain = Augment(shift=4, flip=0.0, jitter_prob=0.0, gray=0.0, blur=0.0)
+    plain = AugmentConfig(shift=4, flip=0.0, jitter_prob=0.0, gray=0.0, blur=0.0)
     seen = set()
     for epoch in range(40):
         clip = train_dataset(cfg, plain, [record], clips=1, seed=0)[epoch, 0]["clips"][0].numpy()
@@ -108,7 +110,7 @@ def test_what_the_memory_held_before_does_not_show_beyond_the_frame():
 
 
 def test_the_original_may_be_shifted_and_mirrored(records):
-    augment = Augment(original_shift=6, flip=0.5)
+    augment = AugmentConfig(original_shift=6, flip=0.5)
     draws = [
         made(records, augment, clips=3, original=True)[epoch, 0]["draws"][2] for epoch in range(40)
     ]

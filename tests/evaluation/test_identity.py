@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import corrupted_videos, eval_dataset, source_videos, ucf101
 from vidrobust.evaluation import Suite, evaluate_bias, evaluate_corruptions, evaluate_robust
 from vidrobust.evaluation.adversarial.rows import timings
@@ -17,7 +17,7 @@ from vidrobust.evaluation.results import rank_files
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
+CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 CPU = torch.device("cpu")
 SMALL = [parse_threat("linf-1/255")]
 
@@ -169,7 +169,7 @@ def test_the_probe_takes_no_random_numbers_of_the_model(records, tmp_path):
 def test_another_suite_seed_list_or_protocol_is_refused_by_name(records, tmp_path):
     net = _model(0)
     rows = _robust(records, tmp_path, net)
-    wider = Data(**(vars(CFG) | {"stride": 3}))
+    wider = DataConfig(**(vars(CFG) | {"stride": 3}))
     for options, told in (
         ({"suite": Suite("apgd-ce", steps=5)}, r"suite \(pgd-2x1, here apgd-ce-5x1\)"),
         ({"seed": 1}, r"seed \(0, here 1\)"),

@@ -28,7 +28,7 @@ def test_every_rule_says_what_it_takes():
 
 
 def test_entries_name_options_and_adversaries_that_exist():
-    known = {key for key, _ in config.options(config.Method)}
+    known = {key for key, _ in config.options(config.MethodConfig)}
     for spec in METHODS.values():
         assert spec.options | spec.fixed <= known and set(spec.adversaries) <= ADVERSARIES.keys()
         assert set(spec.refuses) <= {"false_negatives", "negatives"}

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.methods import BYOL, MomentumEncoder, build_method
 from vidrobust.models import normed_mlp
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def built(name: str, **options) -> BYOL:

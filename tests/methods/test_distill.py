@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from tests.methods.adversarial.test_view_batch import ascend, assert_same, attack
 from tests.training.test_loop import _cfg, _train
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.methods import Distill
 from vidrobust.models import build_backbone, build_model
 from vidrobust.training.teacher import read_teacher
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
+TINY = ModelConfig(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
 ADVERSARY = "method.adversary."
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vidrobust.config import Config, Model, loads
+from vidrobust.config import Config, ModelConfig, loads
 from vidrobust.methods import Adversary, InstDisc, SupCon, build_method, plain, uel
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def dot(a, b):

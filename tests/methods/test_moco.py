@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.helpers import one_step
 from tests.methods.adversarial.test_view_batch import assert_same
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
 from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
 from vidrobust.methods.false_negatives.rules import fixed
@@ -17,7 +17,7 @@ from vidrobust.models import add_branches, build_model
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def moco(size: int = 12, momentum: float = 0.9, **options) -> MoCo:

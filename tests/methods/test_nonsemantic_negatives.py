@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.helpers import one_step
 from tests.methods.adversarial.test_view_batch import T, ascend, assert_same, attack, branched
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.losses.cosine import cosines
 from vidrobust.methods import (
     BYOL,
@@ -37,7 +37,7 @@ from vidrobust.models import build_model
 from vidrobust.utils.errors import UserError
 from vidrobust.views import NegativeSpec
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
 ALPHA = 1.5
 exact = pytest.mark.usefixtures("exact")
 

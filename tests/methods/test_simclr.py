@@ -6,11 +6,11 @@ import torch
 
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.methods import AdversarialSimCLR, Adversary, SimCLR, build_method, clae, nt_xent
 from vidrobust.models import add_branches, build_model
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])

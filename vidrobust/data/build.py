@@ -78,7 +78,7 @@ def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
     return lookup(FORMATS, name, "data.name")
 
 
-def build_records(cfg: config.Data, split: str) -> Parsed:
+def build_records(cfg: config.DataConfig, split: str) -> Parsed:
     """(records, classes) of split "train" or "test" of the configured data set, with what its
     manifest knows.
 
@@ -109,7 +109,7 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
     return records, classes
 
 
-def all_records(cfg: config.Data) -> list[Record]:
+def all_records(cfg: config.DataConfig) -> list[Record]:
     """The records of both splits, and of every fold there is, each file once."""
     found: dict[str, Record] = {}
     refused: list[UserError] = []
@@ -130,7 +130,7 @@ def all_records(cfg: config.Data) -> list[Record]:
     return list(found.values())
 
 
-def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
+def _parse(cfg: config.DataConfig, split: str, fold: int) -> Parsed:
     parser = find_format(cfg.name)
     root = Path(file_path(Path(cfg.root).expanduser()))
     if cfg.name == "motionshapes":
@@ -142,8 +142,8 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
 
 
 def train_dataset(
-    cfg: config.Data,
-    augment: config.Augment,
+    cfg: config.DataConfig,
+    augment: config.AugmentConfig,
     records: list[Record],
     clips: int,
     seed: int,
@@ -206,12 +206,12 @@ def train_dataset(
     )
 
 
-def _centre(cfg: config.Data) -> AugmentSpec:
+def _centre(cfg: config.DataConfig) -> AugmentSpec:
     """What an evaluation sees of a clip."""
     return AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
 
 
-def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
+def _original(cfg: config.DataConfig, augment: config.AugmentConfig) -> AugmentSpec:
     """Return the view beside the augmented ones: the centre, where it is not shifted."""
     return replace(
         _centre(cfg),
@@ -223,7 +223,7 @@ def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
     )
 
 
-def _twins(cfg: config.Data, records: list[Record]) -> Twins:
+def _twins(cfg: config.DataConfig, records: list[Record]) -> Twins:
     if not cfg.twins:
         raise UserError(
             "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder"
@@ -235,7 +235,7 @@ def _twins(cfg: config.Data, records: list[Record]) -> Twins:
 
 
 def eval_dataset(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> ClipDataset:
     """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     view = _centre(cfg)
@@ -243,7 +243,7 @@ def eval_dataset(
 
 
 def texture_twins(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> ClipDataset:
     """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video
     has none.
@@ -254,12 +254,14 @@ def texture_twins(
     )
 
 
-def doubt_of_twins(cfg: config.Data) -> str:
+def doubt_of_twins(cfg: config.DataConfig) -> str:
     """What speaks against data.twins being the textures of this data set; "" for nothing."""
     return Twins(cfg.root, cfg.twins).doubt()
 
 
-def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:
+def second_cues(
+    cfg: config.DataConfig, records: list[Record], classes: list[str]
+) -> dict[int, int]:
     """index -> the class that another cue of a video stands for, where that is known: the texture
     of motionshapes.
     """
@@ -274,7 +276,7 @@ def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> 
 
 
 def source_videos(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> SourceVideos:
     """The source frames of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
     require_backend(cfg.backend)
@@ -291,7 +293,7 @@ def source_videos(
 
 
 def corrupted_videos(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str, place: str, seed: int
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str, place: str, seed: int
 ) -> CorruptedVideos:
     """`clips` clips of each video, as `eval_dataset` cuts them, to be corrupted; its `work` is
     empty as yet.
@@ -312,7 +314,7 @@ def corrupted_videos(
 
 
 def _dataset(
-    cfg: config.Data,
+    cfg: config.DataConfig,
     records: list[Record],
     clips: int,
     sampler: ClipSampler,

@@ -180,7 +180,7 @@ def check_evaluation(cfg: config.Config) -> None:
     other_records(cfg, classes, known + test)
 
 
-def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
+def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:
     """(training records, test records, classes) that an evaluation may use; warns of what makes its
     numbers doubtful.
 

@@ -66,7 +66,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method
 
 
-def build_adversary(options: config.Adversary, *branches: str) -> Adversary | None:
+def build_adversary(options: config.AdversaryConfig, *branches: str) -> Adversary | None:
     """Return the configured adversary, or None for `none`.
 
     Args:
@@ -103,18 +103,18 @@ def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     )
 
 
-def _momentum(options: config.Method, model: Model) -> MomentumEncoder:
+def _momentum(options: config.MethodConfig, model: Model) -> MomentumEncoder:
     return MomentumEncoder(model, options.momentum, climbs=options.momentum_climbs)
 
 
-def _pairing(options: config.Method) -> Pairing | None:
+def _pairing(options: config.MethodConfig) -> Pairing | None:
     spec = adversary_spec(options.adversary)
     if spec is None or spec.pairing is None:
         return None
     return spec.pairing(options.adversary, _invariance(options))
 
 
-def _invariance(options: config.Method) -> Invariance | None:
+def _invariance(options: config.MethodConfig) -> Invariance | None:
     """Return AIR's loss, or None where its weights are 0."""
     a = options.adversary
     if not (a.sir or a.air):
@@ -166,7 +166,7 @@ def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None
     )
 
 
-def _negatives(options: config.Negatives) -> tuple[NegativeSpec, bool]:
+def _negatives(options: config.NegativesConfig) -> tuple[NegativeSpec, bool]:
     """Return (negatives that are made of views, whether there are texture twins besides)."""
     for name in options.names:
         lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")

@@ -55,32 +55,32 @@ ADVERSARIES: dict[str, AdversarySpec] = {
 _SHARED = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"}
 
 
-def adversary_spec(options: config.Adversary) -> AdversarySpec | None:
+def adversary_spec(options: config.AdversaryConfig) -> AdversarySpec | None:
     """Return the entry of the configured adversary, or None where there is none."""
     if options.name == "none":
         return None
     return lookup({"none": None, **ADVERSARIES}, options.name, "method.adversary.name")
 
 
-def branches_of(options: config.Adversary) -> tuple[str, ...]:
+def branches_of(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the names of the adversarial norm branches."""
     spec = adversary_spec(options)
     return () if spec is None else spec.branches(options)
 
 
-def shows_original(options: config.Adversary) -> bool:
+def shows_original(options: config.AdversaryConfig) -> bool:
     """Return whether an adversary also takes the clip before its augmentation."""
     spec = adversary_spec(options)
     return spec is not None and spec.uses_original(options)
 
 
-def steps_of(options: config.Adversary) -> int:
+def steps_of(options: config.AdversaryConfig) -> int:
     """Return the steps of the attack: the method's own unless the options set them."""
     spec = ADVERSARIES[options.name]
     return spec.steps if options.steps < 0 or "steps" not in spec.attack else options.steps
 
 
-def require_method(options: config.Method) -> None:
+def require_method(options: config.MethodConfig) -> None:
     """Raise UserError for an unknown method or adversary, and for options they do not take."""
     spec = lookup(METHODS, options.name, "method.name")
     if options.negatives.names and (why := spec.refuses.get("negatives")):
@@ -92,7 +92,7 @@ def require_method(options: config.Method) -> None:
     _require_adversary(options)
 
 
-def _require_adversary(options: config.Method) -> None:
+def _require_adversary(options: config.MethodConfig) -> None:
     a, key = options.adversary, "method.adversary"
     spec = adversary_spec(a)
     if spec is None:
@@ -132,7 +132,7 @@ def _require_adversary(options: config.Method) -> None:
         raise UserError(f"{key}.clusters=[]: one granularity at least")
 
 
-def _takes_faithful(options: config.Method) -> bool:
+def _takes_faithful(options: config.MethodConfig) -> bool:
     """Return whether CLAE's published form, one step within one Linf budget, is what is set."""
     a = options.adversary
     one_step = a.steps in (-1, 1) and not a.step and a.start != "random"
@@ -176,7 +176,7 @@ def fixed_options() -> list[str]:
         keys |= method.fixed
     for adversary in ADVERSARIES.values():
         keys |= {f"adversary.{key}" for key in adversary.fixed}
-    return [f"method.{key}" for key, _ in config.options(config.Method) if key in keys]
+    return [f"method.{key}" for key, _ in config.options(config.MethodConfig) if key in keys]
 
 
 def without_effect(cfg: config.Config) -> list[str]:
@@ -187,7 +187,7 @@ def without_effect(cfg: config.Config) -> list[str]:
     """
     default = config.Config()
     used = _used_options(cfg.method)
-    idle = [f"method.{key}" for key, _ in config.options(config.Method) if key not in used]
+    idle = [f"method.{key}" for key, _ in config.options(config.MethodConfig) if key not in used]
     idle += _switched_off(cfg)
     return [key for key in idle if config.get(cfg, key) != config.get(default, key)]
 
@@ -208,7 +208,7 @@ def _switched_off(cfg: config.Config) -> list[str]:
     return [key for key, needed in switches.items() if not needed]
 
 
-def _used_options(options: config.Method) -> set[str]:
+def _used_options(options: config.MethodConfig) -> set[str]:
     """Return the keys of `method.*` that have an effect as the method is configured."""
     used = _SHARED | METHODS[options.name].options
     if options.clusters:
@@ -219,7 +219,7 @@ def _used_options(options: config.Method) -> set[str]:
     return used
 
 
-def _used_by_negatives(options: config.Negatives) -> set[str]:
+def _used_by_negatives(options: config.NegativesConfig) -> set[str]:
     used = set()
     for name in options.names:
         used |= {f"negatives.{key}" for key in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
@@ -228,7 +228,7 @@ def _used_by_negatives(options: config.Negatives) -> set[str]:
     return used
 
 
-def _used_by_removal(options: config.FalseNegatives) -> set[str]:
+def _used_by_removal(options: config.FalseNegativesConfig) -> set[str]:
     if options.rule == "none":
         return set()
     keys = ("action", "siblings", "encoder", *RULE_OPTIONS[options.rule])
@@ -240,7 +240,7 @@ def _used_by_removal(options: config.FalseNegatives) -> set[str]:
     return used
 
 
-def _used_by_adversary(options: config.Method) -> set[str]:
+def _used_by_adversary(options: config.MethodConfig) -> set[str]:
     a = options.adversary
     spec = adversary_spec(a)
     if spec is None:

@@ -58,7 +58,7 @@ class Parts:
     uses_original: whether views include the clip before augmentation.
     """
 
-    options: config.Method
+    options: config.MethodConfig
     classes: int
     batch_size: int
     dim: int
@@ -86,7 +86,7 @@ class MethodSpec:
     cost: Cost
     options: frozenset[str] = frozenset()
     adversaries: tuple[str, ...] = ()
-    needs_labels: Callable[[config.Method], bool] = lambda options: False
+    needs_labels: Callable[[config.MethodConfig], bool] = lambda options: False
     refuses: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
 
@@ -118,27 +118,27 @@ class AdversarySpec:
     build: Callable[[Parts], Method] | None = None
     options: frozenset[str] = frozenset()
     attack: frozenset[str] = _ATTACK
-    pairing: Callable[[config.Adversary, Invariance | None], Pairing] | None = None
+    pairing: Callable[[config.AdversaryConfig, Invariance | None], Pairing] | None = None
     threat: str = "linf-8/255"
     steps: int = 1
     step: float | None = None
     random_start: bool = False
     train_mode: bool = False
-    branches: Callable[[config.Adversary], tuple[str, ...]] = lambda options: ()
+    branches: Callable[[config.AdversaryConfig], tuple[str, ...]] = lambda options: ()
     branched_head: bool = True
     momentum: float = 0.1
     two_clips: bool = False
-    uses_original: Callable[[config.Adversary], bool] = lambda options: False
+    uses_original: Callable[[config.AdversaryConfig], bool] = lambda options: False
     measured: str = ""
     fixed: frozenset[str] = frozenset()
-    refusal: Callable[[config.Method], str] = lambda options: ""
+    refusal: Callable[[config.MethodConfig], str] = lambda options: ""
 
     def cost(self, method: str) -> Cost:
         """Return the cost of a step with a method."""
         return self.costs.get(method, self.costs[""])
 
 
-def branch_per_threat(options: config.Adversary) -> tuple[str, ...]:
+def branch_per_threat(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the names of norm branches: one, or one per threat with combine=branches."""
     if options.combine == "branches":
         numbers = (0, *range(2, len(options.threats) + 1))
@@ -146,6 +146,6 @@ def branch_per_threat(options: config.Adversary) -> tuple[str, ...]:
     return ("adv",)
 
 
-def branch_per_threat_only(options: config.Adversary) -> tuple[str, ...]:
+def branch_per_threat_only(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the same names for an adversary whose views share the clean norms otherwise."""
     return branch_per_threat(options) if options.combine == "branches" else ()

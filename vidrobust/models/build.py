@@ -39,7 +39,7 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     return Backbone(build(**options))
 
 
-def configured_backbone(cfg: config.Model) -> Backbone:
+def configured_backbone(cfg: config.ModelConfig) -> Backbone:
     """The backbone that the options name, with fresh weights."""
     return build_backbone(
         cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
@@ -47,7 +47,7 @@ def configured_backbone(cfg: config.Model) -> Backbone:
 
 
 def build_model(
-    cfg: config.Model,
+    cfg: config.ModelConfig,
     head: str,
     classes: int = 0,
     *,

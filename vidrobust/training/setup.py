@@ -222,7 +222,7 @@ def _begin_as(student: Backbone, teacher: Backbone) -> None:
         ) from None
 
 
-def arrange(method: Method, cfg: config.Train) -> None:
+def arrange(method: Method, cfg: config.TrainConfig) -> None:
     """Memory and code as `train.channels_last` and `train.compile` want them; weights and their
     names stay.
     """

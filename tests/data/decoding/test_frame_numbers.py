@@ -20,7 +20,7 @@ from tests.helpers import (
     read_numbers,
     with_not_coded,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     ClipSpec,
     DecodeError,
@@ -439,7 +439,7 @@ def test_the_option_chooses_a_series(tmp_path):
     for split in ("train", "test"):
         folder = _images(tmp_path / split / "a" / "clip", [f"img_{n}.png" for n in range(4)])
         _images(folder, [f"flow_x_{n}.png" for n in range(3)])
-    cfg = Data(name="frame_folder", root=str(tmp_path), series="img_")
+    cfg = DataConfig(name="frame_folder", root=str(tmp_path), series="img_")
     (record,), _ = build_records(cfg, "train")
     with open_record(record) as video:
         assert video.num_frames == 4

@@ -12,7 +12,7 @@ from tests.helpers import (
     encode,
     has_backend,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import eval_dataset, ucf101
 from vidrobust.data.decoding.pyav import (
     misleads,
@@ -61,12 +61,13 @@ import sys
 sys.modules["decord"] = None
 import numpy as np
 from pathlib import Path
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import read_frames, train_dataset, ucf101
 from vidrobust.utils.errors import UserError
 assert read_frames(sys.argv[1], np.array([3])).shape == (1, 64, 64, 3)
 try:
-    train_dataset(Data(backend="decord"), Augment(), ucf101(Path(sys.argv[2]), "train", 1)[0], 2, 0)
+    records = ucf101(Path(sys.argv[2]), "train", 1)[0]
+    train_dataset(DataConfig(backend="decord"), AugmentConfig(), records, 2, 0)
 except UserError as error:
     print(error)
 """
@@ -80,7 +81,7 @@ except UserError as error:
 @pytest.mark.skipif(_HAS_TORCHCODEC, reason="torchcodec is installed")
 def test_torchcodec_says_what_it_needs(ucf):
     with pytest.raises(UserError, match="torchcodec does not import .*n FFmpeg that it finds"):
-        eval_dataset(Data(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)
+        eval_dataset(DataConfig(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)
 
 
 def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):

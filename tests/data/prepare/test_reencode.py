@@ -15,7 +15,7 @@ from tests.helpers import (
     read_numbers,
     tiny_ucf101,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     Encoding,
     Record,
@@ -125,17 +125,17 @@ def test_odd_sources_become_what_can_be_read_by_number(tmp_path):
 def test_the_source_is_never_touched_and_lists_come_along(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
     before = _state(root)
-    records, _ = build_records(Data(name="ucf101", root=str(root)), "train")
+    records, _ = build_records(DataConfig(name="ucf101", root=str(root)), "train")
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     assert _state(root) == before
-    small, classes = build_records(Data(name="ucf101", root=str(tmp_path / "b")), "train")
+    small, classes = build_records(DataConfig(name="ucf101", root=str(tmp_path / "b")), "train")
     assert [r.uid for r in small] == [r.uid for r in records] and classes == ["Alpha", "Beta"]
     assert _frames(small[3].path).shape == (20, 32, 32, 3)
 
 
 def test_a_second_call_makes_what_is_missing_and_nothing_else(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
-    records, _ = build_records(Data(name="ucf101", root=str(root)), "train")
+    records, _ = build_records(DataConfig(name="ucf101", root=str(root)), "train")
     reencode(records, root, tmp_path / "b", Encoding(32))
     made = sorted((tmp_path / "b").rglob("*.avi"))
     whole = _state(tmp_path / "b")
@@ -205,9 +205,9 @@ def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch)
 def test_a_bad_video_is_bad_in_the_result_and_its_list_still_fits(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
     (root / "videos/Alpha/v_Alpha_g02_c01.avi").write_bytes(b"x")
-    records = all_records(Data(name="ucf101", root=str(root)))
+    records = all_records(DataConfig(name="ucf101", root=str(root)))
     assert len(reencode(records, root, tmp_path / "b", Encoding(32))) == 1
-    cfg = Data(name="ucf101", root=str(tmp_path / "b"), manifest=str(tmp_path / "m.jsonl"))
+    cfg = DataConfig(name="ucf101", root=str(tmp_path / "b"), manifest=str(tmp_path / "m.jsonl"))
     scan([record.path for record in all_records(cfg)], tmp_path / "b", tmp_path / "m.jsonl")
     assert len(build_records(cfg, "train")[0]) == 7
 

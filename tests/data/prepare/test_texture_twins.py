@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from tests.helpers import counting_frames, counting_video, read_numbers, same_batch, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import Failure, Record, TrainBatches, batch_loader, train_dataset, ucf101
 from vidrobust.data.prepare.texture_twins import Twins, texture_frames, twin_draw
 from vidrobust.utils.errors import UserError
 from vidrobust.views import DRAW_COLUMNS
 from vidrobust.views.augment import ViewDraw
 
-CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=3, stride=2, short_side=32, size=24, workers=0)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def paired(tmp_path):
 
 def _dataset(root, twins, records=None, **options):
     records = records or ucf101(root, "train", 1)[0]
-    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(twins)})
-    whole = Augment(scale=[1.0, 1.0], jitter_prob=0.5)
+    cfg = DataConfig(**vars(CFG) | {"root": str(root), "twins": str(twins)})
+    whole = AugmentConfig(scale=[1.0, 1.0], jitter_prob=0.5)
     return train_dataset(cfg, whole, records, clips=2, seed=7, twins=True, **options)
 
 
@@ -88,7 +88,9 @@ def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
 
 def test_views_are_drawn_as_without_twins(paired):
     records, _ = ucf101(paired[0], "train", 1)
-    plain = train_dataset(CFG, Augment(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7)
+    plain = train_dataset(
+        CFG, AugmentConfig(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7
+    )
     for index in range(3):
         a, b = plain[1, index], _dataset(*paired)[1, index]
         assert torch.equal(a["clips"], b["clips"][:2]) and torch.equal(a["draws"], b["draws"][:2])
@@ -169,13 +171,13 @@ def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
 def test_a_twin_gets_the_corruption_of_its_clip(paired):
     root, twins = paired
     records, _ = ucf101(root, "train", 1)
-    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
+    cfg = DataConfig(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
     (root.parent / "same").symlink_to(twins)
     shutil.rmtree(twins)
     shutil.copytree(root, twins)  # each is its own twin, but for what is drawn
-    changed = Augment(corruptions=["gaussian_noise", "fog"], corruption_prob=0.7)
+    changed = AugmentConfig(corruptions=["gaussian_noise", "fog"], corruption_prob=0.7)
     dataset = train_dataset(cfg, changed, records, clips=2, seed=7, twins=True)
-    plain = train_dataset(cfg, Augment(), records, clips=2, seed=7, twins=True)
+    plain = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7, twins=True)
     changes = 0
     for index in range(8):
         clips = dataset[0, index]["clips"]

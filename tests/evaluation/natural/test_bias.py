@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import Record, eval_dataset, ucf101
 from vidrobust.data.motionshapes import write_video
 from vidrobust.evaluation import bias_table, check_bias, evaluate_bias
@@ -18,7 +18,7 @@ from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 
-CFG = Data(frames=4, stride=2, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=4, stride=2, short_side=32, size=24, workers=0)
 CLASSES = ["a", "b"]
 
 
@@ -256,7 +256,7 @@ def test_shape_and_texture_are_told_apart_by_cue_conflict(tmp_path):
     def by_texture(x):
         return x[:, ::2].mean((2, 3, 4))
 
-    one = Data(frames=1, short_side=32, size=32, workers=0)
+    one = DataConfig(frames=1, short_side=32, size=32, workers=0)
     for predict, bias in ((by_shape, 1.0), (by_texture, 0.0)):
         rows = _rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one)
         views = bias_table(rows, CLASSES)["views"]

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from tests.methods.adversarial.test_view_batch import T, ascend, assert_same, attack, loop
 from tests.training.test_loop import _cfg, _equal, _train
 from vidrobust import checkpoint
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.methods import AdvCL, PseudoLabels, high_pass
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
 ADVERSARY = "method.adversary."
 
 

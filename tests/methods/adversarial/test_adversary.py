@@ -11,12 +11,12 @@ from torch import nn
 
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains, parse_threat
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.methods import AdversarialSimCLR, AdversarialView, Adversary, Budget, acl, nt_xent
 from vidrobust.methods.adversarial.adversary import selection, worst
 from vidrobust.models import add_branches, build_model, use_branch
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 IDS = torch.arange(6).repeat(2)
 
 
@@ -321,7 +321,7 @@ def test_bf16_and_float32_agree(frames):
     alone.
     """
     views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
-    wide = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
+    wide = ModelConfig(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
     model = add_branches(build_model(wide, "projector")).eval()
     method = AdversarialSimCLR(
         model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl

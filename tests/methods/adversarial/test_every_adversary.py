@@ -106,7 +106,7 @@ def test_with_weight_0_the_attack_is_made_and_the_clean_loss_is_left(method):
 
 def test_the_pairs_are_all_there_are():
     assert {name for _, name, _ in PAIRS} == ADVERSARIES.keys() and len(PAIRS) > 20
-    assert dataclasses.fields(config.Adversary)[0].default == "none"
+    assert dataclasses.fields(config.AdversaryConfig)[0].default == "none"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.methods import (
     AdversarialSimCLR,
     Adversary,
@@ -36,7 +36,7 @@ from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(
+TINY = ModelConfig(
     backbone="r2plus1d_10", width=8, hidden=64, dim=8
 )  # of 4 channels or 8 hidden units, all may be dead
 EPS, T = 1 / 64, 0.5  # exact in single precision, as a budget and a step of 0.75 are kept

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import one_step
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
 from vidrobust.methods import (
     RULES,
@@ -26,7 +26,7 @@ from vidrobust.methods.false_negatives.rules import fixed, quantile, top_k
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def records(labels, groups=None) -> list[Record]:

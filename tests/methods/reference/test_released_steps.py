@@ -13,7 +13,7 @@ from torch import nn
 from tests.methods.reference import released
 from tests.methods.reference.released import EPS, T
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Model, Optim
+from vidrobust.config import ModelConfig, OptimConfig
 from vidrobust.losses.air import regularizer
 from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods import (
@@ -39,7 +39,7 @@ from vidrobust.training.optim import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8, head_norm=True)
+TINY = ModelConfig(backbone="r2plus1d_10", width=8, hidden=64, dim=8, head_norm=True)
 STEPS, SIZE = 2, EPS / 4
 LARS, SGD = ("lars", 5.0, 1e-6), ("sgd", 0.5, 1e-4)
 STEP = {"lars": released.lars_step, "sgd": released.sgd_step}
@@ -91,7 +91,9 @@ def assert_released(method, ours, theirs, module, optimizer=SGD, departs=()):
         assert torch.allclose(p.grad, other[key].grad, atol=1e-7), key
     name, lr, decay = optimizer
     stepped = STEP[name](other.values(), lr, decay)
-    options = Optim(name=name, lr=lr, weight_decay=decay, decay_norms=True, lars_exclude=False)
+    options = OptimConfig(
+        name=name, lr=lr, weight_decay=decay, decay_norms=True, lars_exclude=False
+    )
     build_optimizer(method, options).step()
     for (key, p), wanted in zip(mine.items(), stepped, strict=True):
         assert torch.allclose(p, wanted, atol=1e-7), key

@@ -109,7 +109,7 @@ def other_records(
     root = wanted.root or cfg.data.root
     if wanted.name == "motionshapes" and not Path(root).expanduser().is_dir():
         raise UserError(f"eval.shift.root={root}: no such folder")  # which else would be drawn
-    data = config.Data(
+    data = config.DataConfig(
         **vars(cfg.data)
         | {
             "name": wanted.name,

@@ -53,7 +53,7 @@ def measure_representation(
     gallery: list[Features],
     queries: list[Features],
     classes: int,
-    cfg: config.Eval,
+    cfg: config.EvalConfig,
     device: torch.device,
     head: nn.Module | None = None,
 ) -> Representation:

@@ -7,7 +7,7 @@ from vidrobust.losses.info_nce import Hardness
 from vidrobust.utils.errors import UserError
 
 
-def asymmetry_of(options: config.Method) -> tuple[float, float] | None:
+def asymmetry_of(options: config.MethodConfig) -> tuple[float, float] | None:
     """Return the weights of a clean anchor's loss with an adversarial positive, and of the reverse.
 
     None: both count alike. The released RoCL adds up an anchor's positives, so that 0.2 and 0.8 are
@@ -20,7 +20,7 @@ def asymmetry_of(options: config.Method) -> tuple[float, float] | None:
     return weight * a.asymmetry, weight * (1 - a.asymmetry)
 
 
-def hardness_of(options: config.Method) -> Hardness | None:
+def hardness_of(options: config.MethodConfig) -> Hardness | None:
     """Return how hard negatives count, or None where all count alike.
 
     Raises UserError for options that do not go together with it.
@@ -45,7 +45,7 @@ def hardness_of(options: config.Method) -> Hardness | None:
     return Hardness(a.hardness, a.debias, floor)
 
 
-def used_options(options: config.Method) -> set[str]:
+def used_options(options: config.MethodConfig) -> set[str]:
     """Return the keys of `method.adversary.*` of A-InfoNCE that have an effect.
 
     The weights of pairs act on pairs of a clean and an adversarial view alone.

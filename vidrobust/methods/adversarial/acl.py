@@ -85,12 +85,12 @@ def _both_attacked(batch: ViewBatch) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _pairing(options: config.Adversary, invariance: Invariance | None) -> Pairing:
+def _pairing(options: config.AdversaryConfig, invariance: Invariance | None) -> Pairing:
     one_sided: dict[str, Pairing] = {"a2a": a2a, "a2s": a2s}
     return one_sided.get(options.pairing) or partial(acl, invariance=invariance)
 
 
-def _refusal(options: config.Method) -> str:
+def _refusal(options: config.MethodConfig) -> str:
     a = options.adversary
     if a.pairing == "a2a" and a.combine == "branches":
         return (

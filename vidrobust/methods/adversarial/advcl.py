@@ -158,7 +158,7 @@ def _build(parts: Parts) -> AdvCL:
     )
 
 
-def _refusal(options: config.Method) -> str:
+def _refusal(options: config.MethodConfig) -> str:
     if options.adversary.combine == "branches":
         return (
             "method.adversary.combine=branches: advcl's branches are of its two attacks; set "

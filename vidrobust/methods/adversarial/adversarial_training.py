@@ -241,7 +241,7 @@ def _build_free(parts: Parts) -> Free:
     return Free(*_common(parts), replays=replays, unit=_unit(parts))
 
 
-def _free_refusal(options: config.Method) -> str:
+def _free_refusal(options: config.MethodConfig) -> str:
     a = options.adversary
     supports = [parse_threat(name).support for name in a.threats]
     moved_whole = all(support in ("dense", "tube", "flicker") for support in supports)

@@ -61,7 +61,7 @@ def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> d
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
-def _pairing(options: config.Adversary, _: Invariance | None) -> Pairing:
+def _pairing(options: config.AdversaryConfig, _: Invariance | None) -> Pairing:
     if not options.faithful:
         return partial(clae, alpha=options.alpha)
     eps = parse_threat(options.threats[0]).eps if options.threats else 0.03
