@@ -20,9 +20,9 @@ from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS, RULES, require_branch, require_method
+from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
-from vidrobust.training.loop import Stopped
+from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
@@ -112,7 +112,7 @@ def check_names(cfg: config.Config) -> None:
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
-    require_method(cfg.method)
+    require_options(cfg)
     require_branch(cfg)
 
 
