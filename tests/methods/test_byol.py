@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.methods.helpers import cosine
 from vidrobust.config import Config, ModelConfig
 from vidrobust.methods import BYOL, MomentumEncoder, build_method
 from vidrobust.models import normed_mlp
@@ -31,10 +32,6 @@ def batch(request):
         torch.arange(4),
         torch.zeros(4, dtype=torch.long),
     )
-
-
-def cosine(a, b):
-    return float((a * b).detach().sum() / a.norm() / b.norm())
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam"])

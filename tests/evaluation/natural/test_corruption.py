@@ -365,7 +365,7 @@ def test_baselines(trained, tmp_path, monkeypatch):
     [
         (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
-        (["eval.corruption.severities=[2,2]"], "list different ones"),
+        (["eval.corruption.severities=[2,2]"], "must list at least one, each once"),
         (["eval.corruption.severities=[]"], "at least one"),
         (["eval.corruption.place=air"], "choose one of source, view"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import EPS, ascend, assert_same, attack, grads
+from tests.methods.helpers import EPS, ascend, assert_same, attack, grads
 from vidrobust import config
 from vidrobust.attacks import ThreatModel, contains
 from vidrobust.config import ModelConfig
@@ -229,7 +229,7 @@ def watched(*accuracies):
     """A watch after epochs with these accuracies under the training's attack and under PGD."""
     watch, rows = OverfittingWatch(), []
     for own, pgd in accuracies:
-        watch.saw(torch.tensor(own), torch.tensor(pgd))
+        watch.record(torch.tensor(own), torch.tensor(pgd))
         rows.append(watch.report())
     return watch, rows
 

@@ -55,7 +55,9 @@ def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(
 ):
     told = []
     monkeypatch.setattr(
-        Adversary, "tell", lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm)))
+        Adversary,
+        "warn_without_effect",
+        lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm))),
     )
     net = made(
         method, [f"method.adversary.name={name}", *(f"method.adversary.{word}" for word in words)]

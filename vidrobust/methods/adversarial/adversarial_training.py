@@ -33,6 +33,8 @@ class AdversarialTraining(Supervised):
     loss is the mean over all kinds.
     """
 
+    adversary: Adversary
+
     def __init__(
         self,
         model: Model,

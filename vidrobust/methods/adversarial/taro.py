@@ -35,6 +35,8 @@ class TARO(BYOL):
     the embedding of that clip. Non-semantic negatives (Ge et al. 2021) are in each D.
     """
 
+    adversary: Adversary
+
     def __init__(
         self,
         model: Model,
