@@ -302,7 +302,7 @@ def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
     path = counting_video(tmp_path / "v.avi", 10)
     (tmp_path / "train.csv").write_text("v.avi 0\n")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="not written over|is a folder"):
+    with pytest.raises(UserError, match="not overwritten|is a folder"):
         scan([str(path)], tmp_path, tmp_path / name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

@@ -80,7 +80,7 @@ def records_sha(records: list[Record]) -> str:
 
 
 def _identity(record: Record) -> str:
-    """Return the line of a record in the text that is hashed; fields without a value add nothing."""
+    """Return the hashed line of a record; fields without a value add nothing."""
     line = f"{record.uid} {record.label}"
     if record.frames:
         line += f" {record.frames} {record.backend}"
@@ -275,7 +275,7 @@ def odd_name(name: str) -> str:
     """Return a clause about what often keeps a listed name from matching a file; "" for nothing."""
     name = name.strip()
     if name[:1] in ("'", '"') or name[-1:] in ("'", '"'):
-        return "its quotes are read as part of the name, write it without them; "
+        return "its quotes are read as part of the name, write it without; "
     if "\\" in name:
         return "its backslashes are read as part of the name, write / between folders; "
     if composed(name) != name:
