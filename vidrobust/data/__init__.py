@@ -1,6 +1,6 @@
-"""Files on disk become clips."""
+"""Turn files on disk into batches of clips."""
 
-# Before anything that may load decord: the other order crashes in native code.
+# torch comes before anything that may load decord: the other order crashes in native code.
 import torch  # noqa: F401
 
 from vidrobust.data.attack_source import Source, SourceVideos

@@ -212,7 +212,8 @@ class Missing:
         if not parts or Path(name).is_absolute() or ".." in parts:
             path = self.top / name
             return (path, "") if parts and os.path.exists(path) else (None, odd_name(name))
-        # Go down folder by folder. Each folder is listed once, which is faster than a call per file.
+        # Go down folder by folder. Each folder is listed once, which is faster than one call per
+        # file.
         path = self.top
         for part in parts:
             if part not in self._names(path):

@@ -60,7 +60,7 @@ from vidrobust.utils.errors import UserError
 
 log = logging.getLogger("vidrobust")
 Row = dict[str, Any]
-_WRITE_EVERY_S = 30.0  # an interrupted scan loses at most this much work
+_WRITE_EVERY_S = 30.0  # a killed scan loses at most this much work
 _HEAD = b'{"format": '  # how every manifest begins
 _STAMP = ("bytes", "mtime_ns")  # the keys of a row that hold the state of its file
 

@@ -142,7 +142,7 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
     assert not isinstance(dataset[0, 0], Failure)
     (tmp_path / "twins/v/03.png").unlink()
     found = dataset[0, 0]
-    assert isinstance(found, Failure) and "twins/v: a texture of 8 frames, of 9" in found.reason
+    assert isinstance(found, Failure) and "twins/v: the texture has 8 frames, the video 9" in found.reason
 
 
 def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
