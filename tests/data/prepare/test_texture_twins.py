@@ -202,11 +202,11 @@ def test_a_file_is_never_its_own_twin(tmp_path):
 def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(paired, caplog):
     root, twins = paired
     _dataset(root, twins)
-    assert "was not made by prepare.py texture: its files are taken as they are" in caplog.text
+    assert "was not made by prepare.py texture: its files are used as they are" in caplog.text
     mark, files = twins / "prepared.json", sorted((root / "videos").rglob("*.avi"))
     mark.write_text(json.dumps({"short_side": 16}))
     with pytest.raises(
-        UserError, match="holds copies, and no textures; datasets/prepare.py texture makes them"
+        UserError, match="holds copies that are not textures; datasets/prepare.py texture makes them"
     ):
         _dataset(root, twins)
     sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
