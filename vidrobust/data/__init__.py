@@ -30,6 +30,7 @@ from vidrobust.data.dataset import (
 )
 from vidrobust.data.decoding.images import is_image
 from vidrobust.data.decoding.read_frames import BACKENDS, DecodeError, open_video, read_frames
+from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
     frame_folder,
@@ -81,6 +82,7 @@ __all__ = [
     "Encoding",
     "EvalBatches",
     "Failure",
+    "FormatSpec",
     "Record",
     "Source",
     "SourceVideos",

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -13,6 +12,7 @@ from vidrobust.data.attack_source import SourceVideos
 from vidrobust.data.corrupted import CorruptedVideos, Place
 from vidrobust.data.dataset import ClipDataset
 from vidrobust.data.decoding.pyav import require_backend
+from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
     frame_folder,
@@ -46,33 +46,86 @@ from vidrobust.views import AugmentSpec
 
 log = logging.getLogger("vidrobust")
 
-FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
-    "ucf101": ucf101,
-    "hmdb51": hmdb51,
-    "kinetics": kinetics,
-    "list": path_label_list,
-    "folder": video_folder,
-    "frames": frame_list,
-    "frame_folder": frame_folder,
-    "class_folder": class_folder,
-    "image_folder": image_folder,
-    "cifar10": functools.partial(torchvision_images, "CIFAR10"),
-    "cifar100": functools.partial(torchvision_images, "CIFAR100"),
-    "motionshapes": ucf101,  # written on first use in the layout of UCF101
+
+def _draw_motionshapes(root: Path, cfg: config.Data) -> None:
+    """Draw the built-in synthetic data set with the configured options, unless it exists."""
+    make_motionshapes(root, **asdict(cfg.motionshapes))
+
+
+# The formats by the values of data.name. To add one, write a parser in formats.py, an entry here,
+# and a test; --help and the table in docs/data.md are derived from the entry.
+FORMATS: dict[str, FormatSpec] = {
+    "ucf101": FormatSpec(
+        ucf101,
+        "`videos/<class>/*.avi` (or `UCF-101/`), `ucfTrainTestlist/` with the official lists;"
+        " `data.fold=1..3`",
+        folds=(1, 2, 3),
+    ),
+    "hmdb51": FormatSpec(
+        hmdb51,
+        "`videos/<class>/*.avi` (or `hmdb51_org/`),"
+        " `testTrainMulti_7030_splits/*_test_split<fold>.txt`",
+        folds=(1, 2, 3),
+    ),
+    "kinetics": FormatSpec(
+        kinetics,
+        "`train.csv`, `val.csv` (or `validate.csv`) as published; `<id>_<start>_<end>.mp4`, or"
+        " `<id>.mp4`, in any folder below",
+    ),
+    "list": FormatSpec(
+        path_label_list,
+        "`train.csv` and `test.csv` (or `.txt`, or `val`), lines `path label`; optionally"
+        " `classes.txt`",
+    ),
+    "folder": FormatSpec(
+        video_folder, "`train/<class>/<video>` and `test/<class>/<video>` (or `val`)"
+    ),
+    "frames": FormatSpec(frame_list, "lists as `list`, lines `folder n_frames label`"),
+    "frame_folder": FormatSpec(
+        frame_folder, "`train/<class>/<clip>/<image>`: a folder of frames is a clip"
+    ),
+    "class_folder": FormatSpec(
+        class_folder,
+        "`<class>/<image or video>`, one list: another data set for `eval.shift`, or with"
+        " `data.validation`",
+        other_split="train",
+    ),
+    "image_folder": FormatSpec(
+        image_folder, "`train/<class>/<image>`: an image is a clip of one frame"
+    ),
+    "cifar10": FormatSpec(
+        functools.partial(torchvision_images, "CIFAR10"),
+        "what torchvision.datasets has downloaded there",
+    ),
+    "cifar100": FormatSpec(
+        functools.partial(torchvision_images, "CIFAR100"),
+        "what torchvision.datasets has downloaded there",
+    ),
+    "motionshapes": FormatSpec(
+        ucf101,  # drawn in the layout of UCF101
+        "nothing: it is drawn there on first use (below)",
+        folds=(1, 2, 3),
+        draw=_draw_motionshapes,
+        copies_as="ucf101",  # read as motionshapes, a copy would be refused for its options
+        second_cues=texture_classes,
+    ),
 }
+# names of the formats in which data.fold chooses one of several official splits
+FOLDED = tuple(name for name, spec in FORMATS.items() if spec.folds)
 
-# formats in which data.fold chooses one of several official splits
-FOLDED = ("ucf101", "hmdb51", "motionshapes")
 
-
-def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
-    """Return the parser of a data.name: an entry of FORMATS, or one for `torchvision:NAME`.
+def find_format(name: str) -> FormatSpec:
+    """Return the format of a data.name: an entry of FORMATS, or one for `torchvision:NAME`.
 
     Raises UserError for an unknown name.
     """
     kind, _, inner = name.partition(":")
     if kind == "torchvision" and inner:
-        return functools.partial(torchvision_images, inner)
+        return FormatSpec(
+            functools.partial(torchvision_images, inner),
+            "any classification data set of torchvision.datasets that has training and test splits,"
+            " or one list, by its class's name, such as `torchvision:SVHN`",
+        )
     return lookup(FORMATS, name, "data.name")
 
 
@@ -126,9 +179,8 @@ def all_records(cfg: config.Data) -> list[Record]:
     records_by_path: dict[str, Record] = {}
     refused: list[UserError] = []
     # The configured fold comes first, so that the result begins with its files.
-    folds = [cfg.fold]
-    if cfg.name in FOLDED:
-        folds += [n for n in (1, 2, 3) if n != cfg.fold]
+    other_folds = (fold for fold in find_format(cfg.name).folds if fold != cfg.fold)
+    folds = [cfg.fold, *other_folds]
     for fold in folds:
         for split in ("train", "test"):
             try:
@@ -146,11 +198,11 @@ def all_records(cfg: config.Data) -> list[Record]:
 
 def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
     """Return the records and classes of one split of one fold, without the manifest."""
-    parser = find_format(cfg.name)
+    spec = find_format(cfg.name)
     root = Path(file_path(Path(cfg.root).expanduser()))
-    if cfg.name == "motionshapes":
-        make_motionshapes(root, **asdict(cfg.motionshapes))
-    records, classes = parser(require_root(root, cfg.name), split, fold)
+    if spec.draw is not None:
+        spec.draw(root, cfg)
+    records, classes = spec.parse(require_root(root, cfg.name), split, fold)
     if cfg.series:
         records = [replace(record, series=cfg.series) for record in records]
     return records, classes
@@ -334,9 +386,9 @@ def doubt_of_twins(cfg: config.Data) -> str:
 
 
 def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:
-    """Return the class that a second cue of each video suggests, where that is known.
+    """Return the class that a second cue of each video suggests, where the format knows it.
 
-    It is known for motionshapes only: the class that the texture of the shape belongs to.
+    In motionshapes it is the class that the texture of the shape belongs to.
 
     Args:
         cfg: the data options.
@@ -346,13 +398,14 @@ def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> 
     Returns:
         Index of a record -> label of the class.
     """
-    if cfg.name != "motionshapes":
+    find_cues = find_format(cfg.name).second_cues
+    if find_cues is None:
         return {}
-    texture_class = texture_classes(Path(cfg.root).expanduser())
+    cue_class = find_cues(Path(cfg.root).expanduser())
     return {
-        i: classes.index(texture_class[record.uid])
+        i: classes.index(cue_class[record.uid])
         for i, record in enumerate(records)
-        if texture_class[record.uid] in classes
+        if cue_class[record.uid] in classes
     }
 
 

@@ -100,7 +100,7 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
     assert (
         str(refused.value)
         == "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a"
-        " version that it takes); install an FFmpeg that it finds, or set data.backend=pyav"
+        " supported version); install an FFmpeg that it finds, or set data.backend=pyav"
     )
 
 

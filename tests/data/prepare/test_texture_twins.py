@@ -142,7 +142,10 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
     assert not isinstance(dataset[0, 0], Failure)
     (tmp_path / "twins/v/03.png").unlink()
     found = dataset[0, 0]
-    assert isinstance(found, Failure) and "twins/v: the texture has 8 frames, the video 9" in found.reason
+    assert (
+        isinstance(found, Failure)
+        and "twins/v: the texture has 8 frames, the video 9" in found.reason
+    )
 
 
 def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
@@ -206,7 +209,8 @@ def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(pa
     mark, files = twins / "prepared.json", sorted((root / "videos").rglob("*.avi"))
     mark.write_text(json.dumps({"short_side": 16}))
     with pytest.raises(
-        UserError, match="holds copies that are not textures; datasets/prepare.py texture makes them"
+        UserError,
+        match="holds copies that are not textures; datasets/prepare.py texture makes them",
     ):
         _dataset(root, twins)
     sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}

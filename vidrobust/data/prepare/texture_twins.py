@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidrobust.data.decoding.images import TORCHVISION
 from vidrobust.data.prepare.provenance import read_mark, same_sources, size_of
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
@@ -85,7 +86,7 @@ class Twins:
 
     def require(self, records: Sequence[Record]) -> None:
         """Raise UserError if a record has no twin, or would be its own twin."""
-        if any(record.path.startswith("torchvision:") for record in records):
+        if any(record.path.startswith(TORCHVISION) for record in records):
             raise UserError(
                 "data.twins: torchvision's data sets are arrays, and have no textures; save them"
                 " as a folder of images (data.name=image_folder)"
