@@ -143,13 +143,15 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
     Returns:
         (records, names of the classes).
     """
+    # "train" and "test" are then parts of the training list, split by groups.
     if cfg.validation:
         listed, classes = _parse(cfg, "train", cfg.fold)
         records = split_by_group(listed, cfg.validation)[split == "test"]
     else:
         records, classes = _parse(cfg, split, cfg.fold)
     if cfg.manifest:
-        root, manifest = Path(cfg.root).expanduser(), Path(cfg.manifest).expanduser()
+        root = Path(cfg.root).expanduser()
+        manifest = Path(cfg.manifest).expanduser()
         records = apply_manifest(records, manifest, root)
         bad = [record for record in records if record.bad]
         if bad:
@@ -161,6 +163,7 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
                 f"{len(bad)} of {len(records)} {split} videos are bad according to {manifest} and"
                 f" {consequence}, first {bad[0].uid}: {bad[0].bad}"
             )
+        # A test video that does not decode counts against a model, and is not left out.
         if split == "train":
             records = [record for record in records if not record.bad]
             if not records:
@@ -199,6 +202,7 @@ def all_records(cfg: config.Data) -> list[Record]:
 def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
     """Return the records and classes of one split of one fold, without the manifest."""
     spec = find_format(cfg.name)
+    # A root such as `a:b` is made absolute, as FFmpeg would read "a:" as a protocol.
     root = Path(file_path(Path(cfg.root).expanduser()))
     if spec.draw is not None:
         spec.draw(root, cfg)
@@ -208,7 +212,7 @@ def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
     return records, classes
 
 
-def train_dataset(  # noqa: PLR0913  (promised signature)
+def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
     cfg: config.Data,
     augment: config.Augment,
     records: list[Record],

@@ -111,7 +111,9 @@ class ClipReader:
                     lambda h, w: self._draw_views(epoch, h, w, rng),
                     out,
                 )
-                fps, frames, resized = video.fps, video.num_frames, video.resized
+                fps = video.fps
+                frames = video.num_frames
+                resized = video.resized
             if self.twins is not None:
                 twin = self._read_twin(
                     self.twins(record.path), indices, draws[0], size, frames, out
@@ -246,9 +248,10 @@ def _take_views(
     first = next(frames)
     height, width = first.shape[:2]
     draws = draw(height, width)
-    boxes = [_Boxes(one, out[v], _WAITING_BYTES // len(draws)) for v, one in enumerate(draws)]
-    for frame, shown in zip(itertools.chain([first], frames), places, strict=True):
-        for place in shown.tolist():
+    most_bytes = _WAITING_BYTES // len(draws)
+    boxes = [_Boxes(draw, clip, most_bytes) for draw, clip in zip(draws, out, strict=False)]
+    for frame, frame_places in zip(itertools.chain([first], frames), places, strict=True):
+        for place in frame_places.tolist():
             v, t = divmod(place, indices.shape[1])
             boxes[v].add(frame, t)
     for box in boxes:

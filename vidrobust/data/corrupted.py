@@ -1,5 +1,6 @@
 """Decode each video once and corrupt it under many conditions."""
 
+import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -283,7 +284,7 @@ class CorruptedVideos(IterableDataset):
         timeout_s: seconds that reading, and each condition, may take; 0: no limit.
     """
 
-    def __init__(  # noqa: PLR0913  (public signature; options are keyword-only)
+    def __init__(  # noqa: PLR0913  (public class, whose signature stays)
         self,
         records: Sequence[Record],
         work: Sequence[tuple[int, list[Condition]]],
@@ -312,16 +313,12 @@ class CorruptedVideos(IterableDataset):
         for index, group in self.work:
             if index in assigned:
                 conditions.setdefault(index, []).append(group)
-        most_conditions = max(
-            (len(group) for groups in conditions.values() for group in groups), default=0
-        )
-        has_limit = self.timeout_s and hasattr(os, "fork")
-        # One call reads the video and corrupts it under one group of conditions.
-        child = (
-            Child(self.reader.conditions, self.timeout_s * (1 + most_conditions))
-            if has_limit
-            else None
-        )
+        group_sizes = [len(group) for index, group in self.work if index in assigned]
+        child = None
+        if self.timeout_s and hasattr(os, "fork"):
+            # One call reads the video and corrupts it under one group of conditions.
+            limit_s = self.timeout_s * (1 + max(group_sizes, default=0))
+            child = Child(self.reader.conditions, limit_s)
         for index, groups in conditions.items():
             if worker is not None:
                 self.reading[worker.id] = torch.tensor([os.getpid(), index])
@@ -339,7 +336,7 @@ class CorruptedVideos(IterableDataset):
         """
         record = self.records[index]
         read = self.reader.conditions if child is None or in_memory(record.path) else child
-        all_conditions = [condition for group in groups for condition in group]
+        all_conditions = list(itertools.chain.from_iterable(groups))
         unreadable: Failure | None = None
         for number, group in enumerate(groups):
             results: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]

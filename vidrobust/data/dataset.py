@@ -89,7 +89,7 @@ class ClipDataset(Dataset):
         corrupt: see `ClipReader`, and also for fade, original, twins and numbers.
     """
 
-    def __init__(  # noqa: PLR0913  (public signature; all options are keyword-only)
+    def __init__(  # noqa: PLR0913  (public class, whose signature stays)
         self,
         records: Sequence[Record],
         spec: ClipSpec,
@@ -265,29 +265,37 @@ def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default
 
     Args:
         samples: samples and Failures of a ClipDataset.
-        join: stacks a list of tensors.
+        join: stacks a list of tensors. In a worker, default_collate writes directly to shared
+            memory, which torch.stack would not.
     """
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
-    def stack(name: str) -> Tensor:
-        # In a worker, default_collate writes directly to shared memory; torch.stack would not.
-        return join([s[name] for s in good]) if good else torch.empty(0)
-
     return Batch(
-        clips=stack("clips"),
-        draws=stack("draws"),
-        numbers=stack("numbers"),
+        clips=_stacked(good, "clips", join),
+        draws=_stacked(good, "draws", join),
+        numbers=_stacked(good, "numbers", join),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
-        start=stack("start"),
+        start=_stacked(good, "start", join),
         fps=torch.tensor([s["fps"] for s in good], dtype=torch.float32),
         uids=[s["uid"] for s in good],
         failed=failed,
-        replaced=[failure for s in good for failure in s["replaced"]],
+        replaced=list(itertools.chain.from_iterable(s["replaced"] for s in good)),
         repeats=[s["index"] for s in good if s["repeats"]],
         resized=[s["index"] for s in good if s["resized"]],
     )
+
+
+def _stacked(samples: list[Sample], name: str, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Return one field of some samples as one tensor; an empty one without samples.
+
+    Args:
+        samples: the samples.
+        name: the field.
+        join: stacks a list of tensors.
+    """
+    return join([sample[name] for sample in samples]) if samples else torch.empty(0)
 
 
 class TrainBatches(Sampler[list[Key]]):

@@ -1,4 +1,4 @@
-"""FormatSpec: an entry of FORMATS, everything that the package must know about a format.
+"""FormatSpec: everything that the package must know about a format.
 
 The registry is in `build.py`, and the parsers are in `formats.py`. Nothing outside the registry may
 ask for a format by its name: what differs between formats is a field of the entry.
@@ -23,7 +23,8 @@ class FormatSpec:
 
     Attributes:
         parse: the parser.
-        help: what the format reads under data.root, in Markdown; a row of the table in docs/data.md.
+        help: what the format reads under data.root, in Markdown; a cell of the table in
+            docs/data.md.
         folds: numbers of the official splits among which data.fold chooses; empty: there is one.
         other_split: the split that is read if another data set is evaluated in this format
             (eval.shift.name): "test", or "train" for a format with a single list.
@@ -37,6 +38,7 @@ class FormatSpec:
     parse: Parser
     help: str
     folds: tuple[int, ...] = ()
+    # what few formats need; see the attributes above
     other_split: str = "test"
     draw: Callable[[Path, config.Data], None] | None = None
     copies_as: str = ""

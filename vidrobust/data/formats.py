@@ -226,6 +226,7 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
     missing = Missing(root)
 
     def entry(line: str, where: str) -> _Entry:
+        """Parse a line `path label`, or `path 0 -1`."""
         name, label = _split_right(line, where, "a path and an integer label from 0")
         columns = _integer_column(name)
         # A path may end in a number: it is a path if there is such a file.
@@ -256,6 +257,7 @@ def frame_list(root: Path, split: str, fold: int) -> Parsed:
     form = "a folder, its number of frames and a label"
 
     def entry(line: str, where: str) -> _Entry:
+        """Parse a line `folder n_frames label`."""
         text, label = _split_right(line, where, form)
         name, count = _split_right(text, where, form)
         return _Entry(where, name, label, count)
@@ -481,6 +483,7 @@ def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> l
                 f"{row.where}: label {row.label} is out of range: classes are numbers from 0, and "
                 "-1 is a video without a label"
             )
+    # Labels other than -1, which is a video without a label.
     class_labels = [label for label in labels if label >= 0] or [-1]
     limit = max(_MANY_CLASSES, len(rows))
     for row in rows:

@@ -106,6 +106,7 @@ class Child:
             raise _twice(death) from None
 
     def _call(self, arguments: tuple[Any, ...]) -> Any:
+        """Return function(*arguments); raise ChildDied if the call ends the process."""
         self.send(*arguments)
         while not _answered([self]):
             pass
@@ -144,6 +145,7 @@ class Child:
             self._reap()
 
     def _kill(self) -> None:
+        """Send SIGKILL to the process, unless it has ended."""
         if _readable(0, self.status):
             return  # it has ended, and its pid may belong to another process by now
         with contextlib.suppress(ProcessLookupError):
@@ -169,7 +171,10 @@ class Child:
                 "the function of a child must be defined at the top level of a module, not as a"
                 f" lambda or inside a function ({error})"
             ) from None
-        self.pipe, self.status, self.pid = _nursery.fork(self._shared)
+        pipe, status, pid = _nursery.fork(self._shared)
+        self.pipe = pipe
+        self.status = status
+        self.pid = pid
         self.owner = os.getpid()
         self.calls = 0
         with contextlib.suppress(OSError):  # if it died, the missing answer shows that below

@@ -171,9 +171,9 @@ def require_root(root: Path, name: str) -> Path:
 class Missing:
     """Find listed files, and collect those that are missing, to report them in one message.
 
-    A name means the file of that name. If there is none, it means the only file whose name differs
-    in case (as in UCF101's own lists) or in Unicode form (macOS writes an accent as a character of
-    its own).
+    A name means the file of that name. If there is none, it means the only file that differs from
+    it in case or in Unicode form. UCF101's own lists differ in case from its files. macOS writes an
+    accent as a character of its own.
 
     Args:
         top: the folder to which listed names are relative.

@@ -387,13 +387,15 @@ def read_manifest(path: Path) -> tuple[dict[str, Row], str]:
         )
     try:
         head, *lines = path.read_text().splitlines()
-        sha, form = json.loads(head)["sha"], json.loads(head)["format"]
+        header = json.loads(head)
+        sha = header["sha"]
+        version = header["format"]
         rows = {row["path"]: row for row in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{path} is not a manifest; python datasets/prepare.py scan makes one"
         ) from None
-    if form != 1 or sha != _sha(rows):
+    if version != 1 or sha != _sha(rows):
         raise UserError(
             f"{path} was changed or cut after its scan (its hash does not match); scan again"
         )

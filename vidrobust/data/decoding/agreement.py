@@ -72,17 +72,17 @@ def _disagreement(backend: str, reader: Reader, path: str, size: int, changed_ns
     with open_container(path) as container:
         if cause := misleads(container, backend):
             return f"reads other frames of such a file ({cause})"
-    shown = _thumbnails(path)
-    if not len(shown):
+    thumbnails = _thumbnails(path)
+    if not len(thumbnails):
         raise DecodeError(f"{path}: no frame decodes")
-    test_frames = _test_frames(shown)
+    test_frames = _test_frames(thumbnails)
     try:
         # All test frames in one batch, then each of them alone.
         for requested in (test_frames, *([number] for number in test_frames)):
-            video = reader(path, len(shown), None)
+            video = reader(path, len(thumbnails), None)
             try:
                 for number, frame in zip(requested, video.frames(np.array(requested)), strict=True):
-                    if not _is_frame(_thumbnail(frame), number, shown):
+                    if not _is_frame(_thumbnail(frame), number, thumbnails):
                         return f"reads another frame than number {number} of it"
             finally:
                 video.close()
@@ -122,33 +122,33 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32).mean(2)
 
 
-def _test_frames(shown: np.ndarray) -> list[int]:
+def _test_frames(thumbnails: np.ndarray) -> list[int]:
     """Return the numbers of the frames to compare, sorted.
 
     They are the first and the last frame, and from each part of the video the one that differs most
     from its neighbours.
 
     Args:
-        shown: (N, S, S) all frames, small and grey.
+        thumbnails: (N, S, S) all frames, small and grey.
     """
-    steps = np.abs(np.diff(shown, axis=0)).mean((1, 2))
+    steps = np.abs(np.diff(thumbnails, axis=0)).mean((1, 2))
     # A frame reveals a shift by one only if it differs from both of its neighbours.
     apart = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
-    edges = np.linspace(0, len(shown), min(_PARTS, len(shown)) + 1).astype(int)
+    edges = np.linspace(0, len(thumbnails), min(_PARTS, len(thumbnails)) + 1).astype(int)
     best = [low + int(apart[low:high].argmax()) for low, high in itertools.pairwise(edges)]
     # Also the frame that differs most of all, except the first and the last one.
     inner = apart.copy()
     inner[[0, -1]] = -1
-    return sorted({0, len(shown) - 1, int(inner.argmax()), *best})
+    return sorted({0, len(thumbnails) - 1, int(inner.argmax()), *best})
 
 
-def _is_frame(thumbnail: np.ndarray, number: int, shown: np.ndarray) -> bool:
+def _is_frame(thumbnail: np.ndarray, number: int, thumbnails: np.ndarray) -> bool:
     """Return whether a thumbnail shows a frame: it is near that frame, and no other is much nearer.
 
     Args:
         thumbnail: (S, S) the thumbnail.
         number: number of the frame.
-        shown: (N, S, S) all frames, small and grey.
+        thumbnails: (N, S, S) all frames, small and grey.
     """
-    distances = np.abs(shown - thumbnail).mean((1, 2))
+    distances = np.abs(thumbnails - thumbnail).mean((1, 2))
     return bool(distances[number] <= min(_TOLERANCE, distances.min() + _TIE))

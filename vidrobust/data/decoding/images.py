@@ -182,24 +182,22 @@ def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
     chosen = chosen or {
         name: files for name, files in files_by_series.items() if name.startswith(series)
     }
-    images = [file for files in chosen.values() for file in files]
+    images = list(itertools.chain.from_iterable(chosen.values()))
     # Of several series, a list chooses the only one that has as many images as it promises.
     fitting = [files for files in chosen.values() if len(files) == count]
     if len(chosen) > 1 and len(fitting) == 1:
         return sorted(fitting[0], key=_in_order)
     # Names that have nothing in common, each a series of one image, are one video in alphabetical
     # order. rgb_1.png and depth_1.png are two series, however: each name has exactly one number.
-    named = all(re.fullmatch(r"\D*\*\D*", name) for name in chosen)
-    several = len(chosen) > 1 and (len(chosen) < len(images) or named)
+    all_numbered = all(re.fullmatch(r"\D*\*\D*", name) for name in chosen)
+    several = len(chosen) > 1 and (len(chosen) < len(images) or all_numbered)
     if files_by_series and (several or not chosen):
         listed = ", ".join(
             f"{name} ({len(files)})" for name, files in sorted(files_by_series.items())[:6]
         )
-        problem = (
-            f"{len(files_by_series)} series of images"
-            if several
-            else f"no series data.series={series}, but"
-        )
+        problem = f"no series data.series={series}, but"
+        if several:
+            problem = f"{len(files_by_series)} series of images"
         raise DecodeError(f"{folder}: holds {problem}: {listed}; set data.series to one of them")
     return sorted(images, key=_in_order)
 

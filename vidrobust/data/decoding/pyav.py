@@ -259,27 +259,30 @@ def _shows(codec: str, packet: Any) -> int | None:
     # VP9 bitstream, section 6.2: marker (2 bits), profile (2 bits), one reserved bit for profile 3,
     # then show_existing_frame, frame_type and show_frame (1 bit each).
     after_profile = 5 if data[0] >> 4 & 3 == 3 else 4
-    existing = data[0] >> (7 - after_profile) & 1
-    shown = data[0] >> (5 - after_profile) & 1
-    return int(existing or shown)
+    show_existing = data[0] >> (7 - after_profile) & 1
+    show_frame = data[0] >> (5 - after_profile) & 1
+    return int(show_existing or show_frame)
 
 
 class PyAV:
     """Read a video file with PyAV.
 
-    Counting from the first frame is exact for every file. A seek saves decoding, but is trusted
-    only if all of these hold; otherwise frames are counted from the first one:
+    Counting from the first frame is exact for every file. A seek saves decoding, and is trusted if
+    all of the following hold. Otherwise frames are counted from the first one.
 
-    - the container stores the time of every frame, and every packet shows one frame;
-    - the first decoded frame has the first time;
-    - the first frame after a seek is intra-coded;
-    - every frame that follows has the time that belongs to its number.
+    - The container stores the time of every frame, and every packet shows one frame.
+    - The first decoded frame has the first time.
+    - The first frame after a seek is intra-coded.
+    - Every frame that follows has the time that belongs to its number.
 
     Args:
         path: the file.
         frames: number of frames that decode, from a manifest; 0 counts them.
         seekable: whether times identify frames, according to a scan; None: not scanned, and the
             packets are inspected.
+
+    Raises:
+        DecodeError: the file is not a video, or its frames are too large.
     """
 
     backend = "pyav"
@@ -288,8 +291,9 @@ class PyAV:
     def __init__(self, path: str, frames: int = 0, seekable: bool | None = None) -> None:
         self.path = path
         self.container = open_container(path)
-        self.used = False
-        stream = self.stream = video_stream(self.container)
+        self.used = False  # whether frames have been read from it
+        stream = video_stream(self.container)
+        self.stream = stream
         codec = stream.codec_context
         if codec is None or codec.width < 1 or codec.height < 1:
             raise DecodeError(
@@ -325,8 +329,8 @@ class PyAV:
     def indexed(self) -> bool:
         """Return whether the index lists every frame of the file, and no other.
 
-        It does not in Matroska, which lists key frames only, nor in a truncated AVI, which lists
-        lost frames.
+        Matroska's index lists key frames only. The index of a truncated AVI also lists frames that
+        are lost.
         """
         declared = declared_frames(self.container, self.index)
         return len(self.index) == declared > 0 and all(entry.size for entry in self.index)
@@ -345,8 +349,8 @@ class PyAV:
     def _is_plain(self) -> bool:
         """Return whether every packet shows one frame and times say which frame is which.
 
-        This is false for files with pictures that are hidden or not coded, and for files that begin
-        with pictures before the first key frame, which a decoder cannot show.
+        This is false for pictures that are hidden or not coded. It is also false for files that
+        begin with pictures before the first key frame, which a decoder cannot show.
         """
         if self.container.format.name not in _TIMED:
             return False
@@ -379,8 +383,8 @@ class PyAV:
         _check_count(self.path, len(self._packets), declared - self.repeated)
         if self.may_seek:
             return len(self._packets)
-        if self.codec == "mpeg4" and (shown := self.shown_packets):
-            return shown
+        if self.codec == "mpeg4" and self.shown_packets:
+            return self.shown_packets
         return _check_count(self.path, _decoded_frames(self.path, *_version(self.path)), 0)
 
     @property
@@ -558,7 +562,7 @@ class PyAV:
 
 
 class Orientation(NamedTuple):
-    """How stored pixels are shown: transposed, then mirrored left-right, then flipped up-down.
+    """The way to show stored pixels: transpose, then mirror left-right, then flip up-down.
 
     Attributes:
         transpose: whether rows and columns are swapped.
@@ -581,6 +585,7 @@ class Orientation(NamedTuple):
 
         A mirrored orientation has the mirroring in addition.
         """
+        # A transposition followed by a flip is a quarter turn counter-clockwise.
         if not self.transpose:
             return 180 if self.flip else 0
         return 90 if self.flip else -90
@@ -607,7 +612,8 @@ def orientation(frame: Any) -> Orientation:
     try:
         # frame.side_data would be kept on the frame, in a reference cycle. Hundreds of frames, of
         # 12 MB each at 4K, would then wait for a garbage collection.
-        side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # its stub has no constructor
+        # The stub of the class declares no constructor.
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]
     except ValueError:  # a kind of side data unknown to PyAV, such as the EXIF of Motion JPEG
         return _QUARTERS.get(round(frame.rotation / 90), UPRIGHT)
     if Type.DISPLAYMATRIX not in side_data:
@@ -707,11 +713,13 @@ def misleads(container: Any, backend: str) -> str:
         backend: "decord" or "torchcodec".
     """
     stream = video_stream(container)
-    codec, name = stream.codec_context, container.format.name
+    codec = stream.codec_context
+    name = container.format.name
     if name not in _TIMED:
         return f"container {name}"
     if name == _MP4 and not all(_kept(container)):
         return "trimmed by an edit list"
+    # AVI stores no presentation times, and FFmpeg guesses those of reordered frames wrongly.
     if name == "avi" and codec.has_b_frames:
         return "AVI with B-frames"
     if backend == "decord" and name == "avi" and codec.name not in ("mpeg4", "mjpeg"):

@@ -92,18 +92,18 @@ def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) ->
         file.write(json.dumps(options | {"sources": sizes}).encode())
 
 
-def same_sources(sizes: Mapping[str, int], there: Mapping[str, int]) -> bool:
+def same_sources(sizes: Mapping[str, int], sizes_now: Mapping[str, int]) -> bool:
     """Return whether at least half of the remembered files still have their sizes.
 
     Of very few files any may have changed, so the answer is then yes.
 
     Args:
         sizes: remembered size of some files, in bytes, by name.
-        there: size of the files now.
+        sizes_now: size of the files now.
     """
     if len(sizes) < _FEW:
         return True
-    unchanged = sum(there.get(name) == size for name, size in sizes.items())
+    unchanged = sum(sizes_now.get(name) == size for name, size in sizes.items())
     return 2 * unchanged >= len(sizes)
 
 

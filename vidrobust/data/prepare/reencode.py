@@ -36,7 +36,7 @@ CODECS = ("mpeg4", "libx264", "mjpeg")
 
 @dataclass(frozen=True)
 class Encoding:
-    """How copies of files are made.
+    """The options with which copies of files are made.
 
     Raises UserError for a value out of range.
 
@@ -164,9 +164,9 @@ def reencode(
         (path, reason) of each file that could not be copied.
 
     Raises:
-        UserError: before anything is written: a file cannot have the same relative path (absolute
-            paths in a list, files outside `root`), `output` holds copies of other files, or another
-            process is writing to it.
+        UserError: nothing is written. Either a file cannot have the same relative path (absolute
+            paths in a list, files outside `root`), or `output` holds copies of other files, or
+            another process is writing to it.
     """
     root = Path(os.path.abspath(root))
     output = Path(os.path.abspath(output))
@@ -282,6 +282,7 @@ def _encode(job: Job) -> tuple[bool, str]:
             _shrink_images([Path(source)], [partial], encoding, name)
         else:
             written, reason = _encode_video(source, partial, encoding, name)
+            # The copy must decode completely before it takes its place.
             decoded = probe(str(partial))["frames"]
             if decoded != written:
                 return False, f"{decoded} frames of the result decode, the source has {written}"
