@@ -25,7 +25,7 @@ from vidrobust.data import (
 from vidrobust.utils.errors import UserError
 
 
-def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
+def test_a_missing_root_and_an_unknown_format_are_named_in_the_message(tmp_path):
     with pytest.raises(UserError, match="no data root .*nowhere"):
         build_records(Data(name="ucf101", root=str(tmp_path / "nowhere")), "train")
     with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
@@ -85,7 +85,7 @@ def test_part_of_the_training_list_is_held_out_by_source(ucf):
     assert not {r.group for r in rest} & {r.group for r in held}
 
 
-def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
+def test_all_records_of_every_split_are_listed_once(tmp_path, caplog):
     root = tiny_ucf101(tmp_path)
     lists = root / "ucfTrainTestlist"
     (lists / "trainlist02.txt").write_text((lists / "trainlist01.txt").read_text())

@@ -45,7 +45,7 @@ def found(records, work, clips=2, place="source", workers=0, cfg=CFG):
         return list(corrupted_loader(videos, workers))
 
 
-def test_clean_clips_are_those_of_every_other_evaluation(tmp_path):
+def test_clean_clips_equal_those_of_other_evaluations(tmp_path):
     """The same frames, the same crop, the same resize, to the last bit."""
     frames = np.random.default_rng(0).integers(0, 256, (30, 50, 70, 3), dtype=np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
@@ -56,7 +56,7 @@ def test_clean_clips_are_those_of_every_other_evaluation(tmp_path):
         assert (item.clips[0] == expected).all()
 
 
-def test_each_kind_gets_the_frames_it_needs(videos):
+def test_each_kind_of_corruption_receives_the_frames_that_it_needs(videos):
     (item,) = found(videos, [(0, CONDITIONS)], clips=2)
     clean, noisy, sampled, coded, blurred, frozen = (clips.numpy() for clips in item.clips)
     starts = [0, 50]
@@ -80,7 +80,7 @@ def test_each_kind_gets_the_frames_it_needs(videos):
     )
 
 
-def test_one_draw_a_video_corruption_and_severity(videos):
+def test_clips_of_a_video_share_the_random_parameters_of_a_condition(videos):
     twice = [
         found(videos, [(0, [("gaussian_noise", 1)]), (1, [("gaussian_noise", 1)])])
         for _ in range(2)
@@ -94,7 +94,7 @@ def test_one_draw_a_video_corruption_and_severity(videos):
     assert gray > 0.3, "another video, another draw"
 
 
-def test_work_in_pieces_and_by_workers_gives_the_same(videos):
+def test_results_do_not_depend_on_groups_of_conditions_or_workers(videos):
     whole = {
         (item.index, condition): clips
         for item in found(videos, [(i, CONDITIONS) for i in range(3)])
@@ -111,7 +111,7 @@ def test_work_in_pieces_and_by_workers_gives_the_same(videos):
                 assert (clips == whole[item.index, condition]).all()
 
 
-def test_a_video_is_decoded_once_for_all_that_is_asked_of_it(videos, monkeypatch):
+def test_a_video_is_decoded_once_for_all_its_conditions(videos, monkeypatch):
     import vidrobust.data.corrupted as module
 
     opened = []
@@ -178,7 +178,7 @@ def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypat
         assert isinstance(clips, Failure) or (alone.clips[0] == clips).all()
 
 
-def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
+def test_an_encoder_error_fails_only_its_condition(videos, monkeypatch):
     import vidrobust.data.corrupted as module
 
     monkeypatch.setattr(module, "corrupt", _broken)
@@ -194,7 +194,7 @@ def test_an_encoder_that_gives_up_fails_its_condition(videos, monkeypatch):
     assert "60.avi: h264_crf: RuntimeError('no more bits')" in item.clips[3].reason
 
 
-def test_short_videos_and_single_frames(videos):
+def test_short_videos_and_single_frames_can_be_corrupted(videos):
     seven, one = found(videos, [(1, CONDITIONS), (2, CONDITIONS)])
     assert read_numbers(seven.clips[0][0].numpy()) == [0, 3, 6, 6]
     assert read_numbers(seven.clips[2][0].numpy()) == [
@@ -206,7 +206,7 @@ def test_short_videos_and_single_frames(videos):
     assert all(read_numbers(one.clips[i][0].numpy()) == [0] * 4 for i in (0, 2, 5))
 
 
-def test_on_the_view_the_crop_is_what_is_corrupted(videos):
+def test_at_place_view_the_crop_is_corrupted(videos):
     cfg = Data(frames=4, stride=3, short_side=64, size=32, workers=0)
     clean, noisy = found(videos, [(0, [CLEAN, ("contrast", 3)])], 1, "view", cfg=cfg)[0].clips
     assert (

@@ -117,7 +117,7 @@ def videos(tmp_path_factory):
         (b"a.mp4 0 -2\n", "three columns"),
     ],
 )
-def test_lists_that_fuzzers_found_are_refused_by_line(videos, text, reason):
+def test_bad_lists_found_by_fuzzing_are_refused_by_line(videos, text, reason):
     (videos / "train.txt").write_bytes(text)
     records, message = _told(path_label_list, videos)
     assert not records and reason in message
@@ -141,13 +141,13 @@ def test_lists_that_fuzzers_found_are_refused_by_line(videos, text, reason):
         (b"A.MP4 0\n", [("A.MP4", 0)]),
     ],
 )
-def test_lists_are_read_as_they_are_meant(videos, text, expected):
+def test_unusual_lists_are_read_correctly(videos, text, expected):
     (videos / "train.txt").write_bytes(text)
     records, message = _told(path_label_list, videos)
     assert [(record.uid, record.label) for record in records] == expected, message
 
 
-def test_labels_may_be_as_large_as_a_list_is_long_or_as_classes_are_named(tmp_path):
+def test_labels_may_be_as_large_as_the_list_or_the_number_of_named_classes(tmp_path):
     _touch(tmp_path / "a.mp4")
     (tmp_path / "train.txt").write_text("a.mp4 9999\n")
     assert len(path_label_list(tmp_path, "train", 1)[1]) == 10_000
@@ -191,7 +191,7 @@ def test_files_are_found_in_another_unicode_form_and_counted(tmp_path, caplog, o
     assert caplog.text.count("2 listed files have names of another Unicode form (NFC or NFD)") == 1
 
 
-def test_a_name_that_several_files_share_but_for_case_or_form_is_refused(tmp_path):
+def test_an_ambiguous_name_is_refused(tmp_path):
     _touch(tmp_path / "A.mp4")
     _touch(tmp_path / "a.MP4")
     (tmp_path / "train.txt").write_text("a.mp4 0\n")
@@ -252,7 +252,7 @@ _TEXTS = st.one_of(st.lists(_PIECES, max_size=8).map("".join), st.text(max_size=
 @example(b", 0")
 @example(b"-1")
 @example(b"0 0 0 0")
-def test_any_list_is_read_or_told(videos, content):
+def test_any_list_is_read_or_refused(videos, content):
     (videos / "train.txt").write_bytes(content)
     for parser in (path_label_list, frame_list):
         _told(parser, videos)
@@ -268,13 +268,13 @@ def test_any_list_is_read_or_told(videos, content):
 @example("\u0663 Run".encode(), b"")
 @example(b"1  \t", b"")
 @example(b"1 a/b", b"a/b/x.avi 1")
-def test_any_list_of_ucf101_is_read_or_told(videos, classes, content):
+def test_any_list_of_ucf101_is_read_or_refused(videos, classes, content):
     (videos / "ucfTrainTestlist/classInd.txt").write_bytes(classes)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_bytes(content)
     _told(ucf101, videos)
 
 
-def test_long_class_lists_take_no_time(videos):
+def test_long_class_lists_are_read_fast(videos):
     text = "".join(f"{i} class{i}\n" for i in range(1, 30_001))
     (videos / "ucfTrainTestlist/classInd.txt").write_text(text)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_text("class1/x.avi 1\n")
@@ -298,7 +298,7 @@ def test_class_names_may_hold_any_character(tmp_path, name):
 @FUZZ
 @given(_TEXTS)
 @example(b"film_run_1.avi\t1")
-def test_any_list_of_hmdb51_is_read_or_told(videos, content):
+def test_any_list_of_hmdb51_is_read_or_refused(videos, content):
     lists = videos / "splits"
     lists.mkdir(exist_ok=True)
     (lists / "run_test_split1.txt").write_bytes(content)
@@ -344,7 +344,7 @@ def test_lists_of_kinetics_are_refused_by_line(tmp_path, text, reason):
     assert reason in _told(kinetics, tmp_path)[1]
 
 
-def test_names_that_are_no_utf8_on_disk_are_no_videos_of_kinetics(tmp_path):
+def test_files_whose_names_are_not_utf8_are_not_videos_of_kinetics(tmp_path):
     (tmp_path / "train.csv").write_bytes(_HEAD + "caf\u00e9,a,1,2\n".encode())
     _touch(tmp_path / "train/caf\udce9/a_000001_000002.mp4")
     ((record,), classes) = kinetics(tmp_path, "train", 1)
@@ -354,7 +354,7 @@ def test_names_that_are_no_utf8_on_disk_are_no_videos_of_kinetics(tmp_path):
 @pytest.mark.parametrize(
     "other", ["train/tap/a_000001_000002.mkv", "train/again/a_000001_000002.mp4"]
 )
-def test_two_files_of_one_stem_are_refused_by_name(tmp_path, other):
+def test_two_files_with_the_same_stem_are_refused_by_name(tmp_path, other):
     (tmp_path / "train.csv").write_bytes(_HEAD + b"tap,a,1,2\n")
     _touch(tmp_path / "train/tap/a_000001_000002.mp4")
     _touch(tmp_path / "train/tap/other.mp4")
@@ -370,7 +370,7 @@ def test_two_files_of_one_stem_are_refused_by_name(tmp_path, other):
 
 @FUZZ
 @given(_TEXTS)
-def test_any_list_of_kinetics_is_read_or_told(videos, content):
+def test_any_list_of_kinetics_is_read_or_refused(videos, content):
     (videos / "train.csv").write_bytes(_HEAD + content)
     try:
         _told(kinetics, videos)

@@ -61,7 +61,7 @@ def test_corrupted_clips_travel_through_pipes_as_well(ucf, short):
     assert all(isinstance(clip, torch.Tensor) for found in through_pipes for clip in found.clips)
 
 
-def test_enough_shared_memory_is_used_without_a_word(ucf, monkeypatch):
+def test_enough_shared_memory_is_used_without_a_warning(ucf, monkeypatch):
     said = []
     monkeypatch.setattr(workers.log, "warning", said.append)
     assert (
@@ -69,7 +69,7 @@ def test_enough_shared_memory_is_used_without_a_word(ucf, monkeypatch):
     )
 
 
-def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
+def test_the_need_for_shared_memory_counts_all_ranks_of_a_machine(ucf, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     dataset, batches = _dataset(ucf), TrainBatches(8, 4, 7, 0, 6)
     assert not batch_loader(dataset, batches, 1).through_pipes
@@ -90,7 +90,7 @@ def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
     ],
     ids=["refused", "bus error"],
 )
-def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message):
+def test_full_shared_memory_is_reported_with_the_remedy(ucf, message):
     dataset = _dataset(ucf)
     with (
         pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error,
@@ -100,7 +100,7 @@ def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message
     assert "\n" not in str(error.value) and "memory short" not in str(error.value)
 
 
-def test_a_bug_in_a_worker_is_no_death(ucf):
+def test_an_exception_in_a_worker_is_not_reported_as_a_death(ucf):
     with pytest.raises(RuntimeError, match="a bug"), worker_deaths(_dataset(ucf)):
         raise RuntimeError(
             "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: a bug"
@@ -121,7 +121,7 @@ print(sum(len(batch.uids) for batch in batch_loader(data, TrainBatches(8, 8, 7, 
 """
 
 
-def test_a_real_64_mb_are_survived(ucf):
+def test_a_run_survives_64_mb_of_shared_memory(ucf):
     """As `docker run` gives them, in a mount namespace."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:

@@ -78,7 +78,7 @@ def test_one_file_that_hangs_and_one_that_crashes_are_failures(misbehaving, work
     assert reasons[1].endswith("crash.avi: the decoder crashed (SIGSEGV)")
 
 
-def test_a_file_that_hangs_costs_its_time_once(misbehaving):
+def test_a_file_that_hangs_is_tried_only_once(misbehaving):
     dataset = _dataset(misbehaving)
     assert isinstance(dataset[0, 0], dict)  # the process that reads has started
     began = time.perf_counter()
@@ -86,7 +86,7 @@ def test_a_file_that_hangs_costs_its_time_once(misbehaving):
     assert time.perf_counter() - began < 2
 
 
-def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
+def test_bad_videos_are_replaced_by_others_chosen_by_the_key(misbehaving):
     batches = [
         list(
             batch_loader(
@@ -106,7 +106,7 @@ def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
     )  # each once an epoch, or more
 
 
-def test_where_every_video_is_bad_no_batch_is_made_up(tmp_path):
+def test_if_every_video_is_bad_there_is_no_batch(tmp_path):
     records = [Record(str(i), str(tmp_path / f"{i}.avi"), 0) for i in range(5)]
     sample = _dataset(records, replace=True)[0, 2]
     assert sample.uid == "2" and "no such file" in sample.reason
@@ -141,7 +141,7 @@ def _resident_mb(pid):
     )
 
 
-def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeypatch):
+def test_the_death_of_a_worker_is_reported_with_the_file_it_read(tmp_path, monkeypatch):
     class KillsItself(PyAV):
         def frames(self, indices):
             if "killer" in Path(self.path).name:
@@ -237,7 +237,7 @@ def _session(leader):
     return found
 
 
-def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
+def test_a_replacement_is_found_even_if_most_videos_are_bad(tmp_path):
     good = counting_video(tmp_path / "good.avi", 12)
     records = [
         Record(str(i), str(good if i in (3, 41) else tmp_path / f"{i}.avi"), i) for i in range(80)

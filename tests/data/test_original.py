@@ -29,7 +29,7 @@ def made(records, augment=HARD, **options):
     return train_dataset(CFG, augment, records, seed=3, **options)
 
 
-def test_it_shows_the_frames_of_the_first_clip_as_an_evaluation_sees_them(records):
+def test_the_original_shows_the_frames_of_the_first_clip_as_an_evaluation_does(records):
     for index in range(4):
         sample = made(records, clips=3, original=True)[1, index]
         first, _, start = sample["start"].tolist()
@@ -45,20 +45,20 @@ def test_it_shows_the_frames_of_the_first_clip_as_an_evaluation_sees_them(record
         )
 
 
-def test_the_views_are_drawn_as_without_it(records):
+def test_the_views_are_the_same_as_without_the_original(records):
     with_it, without = made(records, clips=3, original=True)[2, 1], made(records, clips=2)[2, 1]
     for key in ("clips", "draws", "start"):
         assert torch.equal(with_it[key][:2], without[key])
 
 
-def test_the_numbers_of_whole_frames(records):
+def test_the_original_shows_frames_at_the_configured_stride(records):
     cfg = Data(frames=4, stride=3, short_side=32, size=32, workers=0)
     sample = train_dataset(cfg, Augment(), records, clips=3, seed=0, original=True)[0, 0]
     numbers = read_numbers(sample["clips"][2].numpy())
     assert np.diff(numbers).tolist() == [3, 3, 3]
 
 
-def test_pairs_in_time_are_still_pairs(records):
+def test_interval_pairs_are_still_pairs_with_an_original(records):
     cfg = Data(frames=2, stride=2, short_side=32, size=24, workers=0, sampling="interval_uniform")
     dataset = train_dataset(cfg, Augment(), records, clips=3, seed=0, original=True)
     assert dataset.draw_clips(0, 0, 20)[0].shape == (3, 2) and dataset.spec == ClipSpec(2, 2, 3)
@@ -97,7 +97,7 @@ def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
     assert len(seen) > 15 and max(map(max, seen)) == 4 and min(map(min, seen)) == -4
 
 
-def test_what_the_memory_held_before_does_not_show_beyond_the_frame():
+def test_old_memory_does_not_show_beyond_the_frame():
     frame = np.full((8, 8, 3), 200, np.uint8)
     out = np.empty((1, 8, 8, 3), np.uint8)
     boxes = clip_reader._Boxes(ViewDraw(-2, 3, 8, 8), out, 10**6)
@@ -132,6 +132,6 @@ def test_a_texture_is_shifted_as_its_source_is():
 
 
 @pytest.mark.parametrize("option", ["shift", "original_shift"])
-def test_a_shift_out_of_sight_is_refused(option):
+def test_a_shift_of_the_whole_crop_is_refused(option):
     with pytest.raises(UserError, match=f"augment.{option}=32: must be less than data.size=32"):
         config.loads("", [f"augment.{option}=32", "data.size=32", "data.short_side=32"])

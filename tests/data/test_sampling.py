@@ -48,7 +48,7 @@ def drawn(clips, num_frames=12):
         (interval_pairs, interval_pairs(12, ClipSpec(3, 2, 2), Fixed(5, 1))),
     ],
 )
-def test_the_examples_drawn_in_docstrings_are_true(sampler, clips):
+def test_the_diagrams_in_docstrings_are_correct(sampler, clips):
     for line in drawn(clips):
         assert line in sampler.__doc__
 
@@ -100,7 +100,7 @@ def test_dense_clips_stand_back_to_back_anywhere_they_fit():
 
 
 @pytest.mark.parametrize("density", ["uniform", "decreasing"])
-def test_intervals_have_their_density(density):
+def test_intervals_follow_the_configured_density(density):
     """Against the closed form, four standard deviations; room is 9."""
     spec, draws, rng = ClipSpec(2, 1, 2), 4000, np.random.default_rng()
     starts = np.array([interval_pairs(11, spec, rng, density)[:, 0] for _ in range(draws)])
@@ -114,7 +114,7 @@ def test_intervals_have_their_density(density):
     assert set(longest.ravel().tolist()) == {0, 9}
 
 
-def test_interval_pairs_are_pairs():
+def test_interval_pairs_need_two_clips():
     with pytest.raises(ValueError, match="two clips of a video, not 3"):
         interval_pairs(30, ClipSpec(4, 2, 3), np.random.default_rng())
 
@@ -140,7 +140,7 @@ def test_policy_error_and_empty_video_raise():
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"clips": 0}, {"policy": "wrap"}])
-def test_a_spec_is_checked(bad):
+def test_invalid_clip_specs_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         ClipSpec(**bad)
 

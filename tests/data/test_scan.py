@@ -118,13 +118,13 @@ def scanned(faults, tmp_path_factory):
         ("no_images", "the folder holds no image"),
     ],
 )
-def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
+def test_a_file_without_frames_is_bad_with_a_reason(scanned, name, reason):
     row = scanned[0][name]
     assert row["frames"] == 0 and row["reason"] and reason in row["reason"], row
 
 
 @pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])
-def test_what_is_left_of_a_cut_file_is_counted_and_reads(faults, scanned, name):
+def test_the_remaining_frames_of_a_truncated_file_are_counted_and_read(faults, scanned, name):
     """What the container declares is never believed."""
     row = scanned[0][name]
     assert 0 < row["frames"] < COUNT and re.search(
@@ -200,7 +200,7 @@ def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch)
     ]
 
 
-def test_what_is_noted_of_a_good_file(tmp_path):
+def test_the_row_of_a_good_file_describes_it(tmp_path):
     wide = np.repeat(counting_frames(15), 2, axis=2)
     _h264(tmp_path / "h.mkv")
     encode(tmp_path / "turned.mp4", wide, "mpeg4", quarter_turns=1)
@@ -250,7 +250,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     assert row["frames"] == 30 and row["reason"] == ""
 
 
-def test_files_that_are_gone_and_strange_names_are_rows_like_others(tmp_path):
+def test_missing_files_and_strange_names_have_rows_like_others(tmp_path):
     names = [
         "tab\there.avi",
         "new\nline.avi",
@@ -298,7 +298,7 @@ def test_a_damaged_manifest_is_made_anew(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["v.avi", "train.csv", "."])
-def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
+def test_only_a_manifest_is_overwritten(tmp_path, name):
     path = counting_video(tmp_path / "v.avi", 10)
     (tmp_path / "train.csv").write_text("v.avi 0\n")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -307,7 +307,9 @@ def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path, monkeypatch):
+def test_a_manifest_that_cannot_be_written_is_reported_before_the_first_probe(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(scan.__globals__, "in_children", lambda *arguments: pytest.fail("probed"))
     with pytest.raises(OSError):
         scan(
@@ -315,7 +317,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path,
         )
 
 
-def test_a_frame_that_is_replaced_is_seen_by_the_next_scan(tmp_path):
+def test_the_next_scan_notices_a_replaced_frame(tmp_path):
     folder = tmp_path / "clip"
     folder.mkdir()
     for n in range(3):
@@ -360,7 +362,7 @@ def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):
     ]
 
 
-def test_a_scan_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_scan_continues_where_it_was(tmp_path, monkeypatch):
     probed = _counted_probes(monkeypatch, tmp_path)
     paths = [str(counting_video(tmp_path / "v" / f"{n}.avi", 10)) for n in range(6)]
     seen = []

@@ -112,7 +112,7 @@ def videos(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_frames_asked_for_are_the_frames_read(videos, kind, backend):
+def test_the_requested_frames_are_read(videos, kind, backend):
     path, rng = videos[kind], np.random.default_rng()
     if (backend, kind) in _REFUSED:
         with pytest.raises(DecodeError, match="use PyAV"):
@@ -128,7 +128,7 @@ def test_the_frames_asked_for_are_the_frames_read(videos, kind, backend):
         )
 
 
-def test_a_file_whose_frames_change_size_is_read_in_one(tmp_path):
+def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
     """Two broadcasts behind each other, as recordings are: always the size of the first."""
     small = encode(tmp_path / "a.ts", counting_frames(20, 64), "libx264")
     large = encode(tmp_path / "b.ts", counting_frames(20, 128, first=20), "libx264")
@@ -153,7 +153,7 @@ def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
     )
 
 
-def test_key_frames_that_are_none_are_not_believed(tmp_path):
+def test_false_key_frames_are_not_trusted(tmp_path):
     """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what
     needs others.
     """
@@ -170,7 +170,7 @@ def test_key_frames_that_are_none_are_not_believed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["h264 with B-frames", "h264 in mp4, short groups"])
-def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_path):
+def test_the_times_of_a_trimmed_video_are_those_of_shown_frames(videos, kind, tmp_path):
     path = trim(videos[kind], tmp_path / "t.mp4", 13)
     with open_video(path) as video:
         stamps, keys = video.timeline
@@ -208,12 +208,12 @@ def test_a_trimmed_video_begins_where_a_player_begins(videos, kind, backend, cou
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_the_number_of_frames_is_that_which_decode(videos, kind):
+def test_the_number_of_frames_is_the_number_that_decodes(videos, kind):
     with open_video(videos[kind]) as video:
         assert video.num_frames == 90
 
 
-def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos, monkeypatch):
+def test_frames_are_found_by_seeks_where_these_help_and_otherwise_counted(videos, monkeypatch):
     counted = []
     original = PyAV._counted
     monkeypatch.setattr(
@@ -233,7 +233,7 @@ def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(50, 33), (35, 64), (34, 46)])
-def test_odd_sizes_and_one_frame(tmp_path, backend, size):
+def test_odd_sizes_and_videos_of_one_frame_are_read(tmp_path, backend, size):
     frames = (
         np.random.default_rng(0)
         .integers(0, 256, (1, 1, 1, 3), np.uint8)
@@ -261,7 +261,7 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
     assert shrunk.shape[1:3] == ((36, 24) if turns % 2 else (24, 36))
 
 
-def test_ten_bits_are_as_true_as_eight(tmp_path):
+def test_ten_bit_colours_are_as_accurate_as_eight_bit_ones(tmp_path):
     """Colours differ between frames of smooth colour by rounding alone."""
     y, x = np.mgrid[0:64, 0:64]
     frames = np.stack([2 * x + 60, 2 * y + 60, 190 - x - y], -1)[None].repeat(3, 0).astype(np.uint8)
@@ -281,7 +281,7 @@ def test_short_side_keeps_the_aspect(tmp_path, backend):
     assert frames.shape == (2, 28, 56, 3) and frames.dtype == np.uint8
 
 
-def test_an_open_video_says_what_it_is(tmp_path):
+def test_an_open_video_reports_its_frames_and_rate(tmp_path):
     with open_video(counting_video(tmp_path / "v.avi", 30)) as video:
         assert (video.num_frames, video.fps, video.backend) == (30, 25.0, "pyav")
 
@@ -324,7 +324,9 @@ def _broken(tmp_path, kind):
         ("truncated", "cut short: its header declares 60 frames"),
     ],
 )
-def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kind, reason, backend):
+def test_a_broken_file_raises_a_one_line_decode_error_with_its_name(
+    tmp_path, kind, reason, backend
+):
     path = _broken(tmp_path, kind)
     with pytest.raises(DecodeError, match=reason) as caught:
         read_frames(path, np.array([0]), backend=backend)
@@ -332,7 +334,7 @@ def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kin
 
 
 @pytest.mark.parametrize("wanted", [3, 50])
-def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, wanted):
+def test_a_decoder_that_returns_no_frame_means_a_damaged_file(tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(PyAV, "_from_the_start", lambda self: iter(()))
     with pytest.raises(
         DecodeError, match=f"frame {wanted} of 60 cannot be decoded: the file is damaged"
@@ -340,7 +342,7 @@ def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, w
         read_frames(counting_video(tmp_path / "v.avi", 60), np.array([wanted]))
 
 
-def test_a_truncated_mp4_without_its_index(tmp_path):
+def test_a_truncated_mp4_without_its_index_is_refused(tmp_path):
     path = counting_video(tmp_path / "v.mp4", 60, codec="libx264")
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(DecodeError, match="cut short"):
@@ -356,7 +358,7 @@ def test_frames_outside_the_video_are_refused(tmp_path, backend, wanted):
         )
 
 
-def test_widths_that_decord_cannot_read_are_told(tmp_path):
+def test_widths_that_decord_cannot_read_are_refused(tmp_path):
     for width in (16, 48):
         path = counting_video(tmp_path / f"{width}.avi", 10, size=width)
         assert read_frames(path, np.array([3])).shape == (1, width, width, 3)
@@ -396,7 +398,7 @@ def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
     assert kept <= 3
 
 
-def test_frames_outside_a_video_are_named(tmp_path):
+def test_frames_outside_a_video_are_named_in_the_message(tmp_path):
     path = counting_video(tmp_path / "v.avi", 9)
     for asked, said in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
         with pytest.raises(DecodeError, match=f"asked for, {said}, are not all within its 9"):

@@ -108,7 +108,7 @@ def test_resize_then_train_on_the_small_files(tmp_path):
         (["scan", "--timeout", "inf"], "--timeout"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, words, message):
+def test_mistakes_are_reported_in_one_line(tmp_path, words, message):
     tiny_ucf101(tmp_path / "data", train=1, test=1)
     given = [] if any(word.startswith("data.root=") for word in words) else ["data.root=data"]
     done = tool("prepare", *words, *given, cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_mistakes_are_one_line(tmp_path, words, message):
     ), done.stderr
 
 
-def test_resize_says_what_it_could_not_make(tmp_path):
+def test_resize_reports_files_that_it_could_not_copy(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"x")
     done = tool("prepare", "resize", f"data.root={root}", "--output", "small", cwd=tmp_path)
@@ -125,7 +125,7 @@ def test_resize_says_what_it_could_not_make(tmp_path):
     assert sum(path.stat().st_size > 0 for path in (tmp_path / "small").rglob("*.avi")) == 11
 
 
-def test_ctrl_c_keeps_what_is_scanned_and_leaves_no_process(tmp_path):
+def test_ctrl_c_keeps_scanned_rows_and_leaves_no_process(tmp_path):
     """As a terminal does it: a signal to the whole group, while every probe takes its time."""
     script = """
 import runpy, signal, sys, time
@@ -189,7 +189,7 @@ def test_the_real_videos_are_whole(tmp_path):
     )
 
 
-def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
+def test_there_is_one_corrupted_copy_per_corruption_and_severity(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     words = [
         "eval.corruption.names=[contrast,reverse_sampling]",
@@ -235,7 +235,7 @@ def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
 
 
-def test_corrupted_copies_of_drawn_videos_are_read_as_ucf101s(tmp_path):
+def test_corrupted_copies_of_motionshapes_are_read_as_ucf101(tmp_path):
     drawn = [
         f"data.motionshapes.{word}"
         for word in ("train_per_class=2", "test_per_class=1", "frames=8", "size=24")
@@ -318,7 +318,7 @@ def test_corrupted_images_and_folders_of_frames(tmp_path):
     assert read_numbers(back) == [4, 2, 0, 4, 2, 0]
 
 
-def test_what_corrupt_refuses(tmp_path):
+def test_corrupt_refuses_wrong_options(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     for words, reason in (
         (["--output", "c"], "corrupt needs eval.corruption.names="),
@@ -333,7 +333,7 @@ def test_what_corrupt_refuses(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_textures_are_twins_that_training_pushes_away_from(tmp_path):
+def test_written_textures_are_used_as_negatives_in_training(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     words = [f"data.root={root}", "--output", "t", "--workers", 2]
     done = tool("prepare", "texture", *words, cwd=tmp_path)

@@ -68,7 +68,7 @@ def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
     )
 
 
-def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
+def test_the_twin_shows_the_frames_of_the_first_clip_under_its_view(paired):
     dataset = _dataset(*paired)
     for index in range(4):
         sample = dataset[0, index]
@@ -86,7 +86,7 @@ def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
     )
 
 
-def test_views_are_drawn_as_without_twins(paired):
+def test_views_are_the_same_as_without_twins(paired):
     records, _ = ucf101(paired[0], "train", 1)
     plain = train_dataset(CFG, Augment(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7)
     for index in range(3):
@@ -94,7 +94,7 @@ def test_views_are_drawn_as_without_twins(paired):
         assert torch.equal(a["clips"], b["clips"][:2]) and torch.equal(a["draws"], b["draws"][:2])
 
 
-def test_workers_and_children_bring_the_same(paired):
+def test_twins_do_not_depend_on_workers_and_child_processes(paired):
     here, there = (
         [*batch_loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)]
         for workers in (0, 2)
@@ -130,7 +130,7 @@ def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
         assert isinstance(found, Failure) and reason in found.reason
 
 
-def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
+def test_a_folder_of_frames_whose_twin_misses_a_frame_is_a_bad_video(tmp_path):
     for top in ("data", "twins"):
         (tmp_path / top / "v").mkdir(parents=True)
         for n in range(9):
@@ -148,7 +148,7 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
     )
 
 
-def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
+def test_a_box_keeps_its_shape_and_fraction_of_the_area_in_a_twin_of_another_size():
     draw = ViewDraw(10, 60, 100, 150)
     assert twin_draw(draw, (240, 320), (240, 320)) is draw
     assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(6, 10, 35, 53)
@@ -169,7 +169,7 @@ def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
             assert small.left >= 0 and small.left + small.width <= size[1] and small.width > 0
 
 
-def test_a_twin_gets_the_corruption_of_its_clip(paired):
+def test_a_twin_is_corrupted_as_its_clip_is(paired):
     root, twins = paired
     records, _ = ucf101(root, "train", 1)
     cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
@@ -202,7 +202,7 @@ def test_a_file_is_never_its_own_twin(tmp_path):
         Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
 
 
-def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(paired, caplog):
+def test_copies_that_are_not_textures_are_refused_and_doubtful_ones_are_reported(paired, caplog):
     root, twins = paired
     _dataset(root, twins)
     assert "was not made by prepare.py texture: its files are used as they are" in caplog.text
@@ -238,7 +238,7 @@ def test_paths_mirror_the_data_set():
     assert twins("/data/ucf/videos/a.avi") == "/made/videos/a.avi"
 
 
-def test_arrays_have_no_twins():
+def test_data_sets_in_memory_have_no_twins():
     with pytest.raises(UserError, match="torchvision's data sets are arrays"):
         Twins("a", "b").require([Record("0", "torchvision:CIFAR10:train:0:root", 0)])
 
