@@ -42,7 +42,7 @@ def test_every_format_is_found_by_name_and_named_in_the_help():
 
 
 def test_an_entry_of_formats_is_all_that_a_new_format_needs(tmp_path, monkeypatch):
-    """It is drawn, read in each fold, and said to have cues, by the fields of its entry alone."""
+    """The fields of its entry decide how it is drawn, which folds it has, and what its cues are."""
 
     def parse(root, split, fold):
         name = f"{split}{fold}.avi"
@@ -69,7 +69,7 @@ def test_an_entry_of_formats_is_all_that_a_new_format_needs(tmp_path, monkeypatc
     ]
 
 
-def test_no_format_is_asked_for_by_name_outside_the_registry():
+def test_no_format_is_special_cased_by_name_outside_the_registry():
     """What differs between formats is a field of FormatSpec."""
     names = "|".join(sorted(FORMATS))
     asked = re.compile(rf"""\.name (==|!=|in|not in) \(?["']({names})["']""")

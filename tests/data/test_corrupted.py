@@ -1,4 +1,4 @@
-"""Corruptions in the loader, on videos whose frames say their number."""
+"""Corruptions in the loader, on videos with numbered frames."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def found(records, work, clips=2, place="source", workers=0, cfg=CFG):
 
 
 def test_clean_clips_equal_those_of_other_evaluations(tmp_path):
-    """The same frames, the same crop, the same resize, to the last bit."""
+    """The same frames, crop and resize: clips are bitwise identical."""
     frames = np.random.default_rng(0).integers(0, 256, (30, 50, 70, 3), dtype=np.uint8)
     records = [Record("a", str(encode(tmp_path / "a.mp4", frames, "mpeg4")), 0)]
     cfg = Data(frames=4, stride=2, short_side=40, size=32, workers=0)
@@ -152,7 +152,10 @@ def _broken(clip, name, *rest):
 
 @pytest.mark.parametrize("timeout_s", [0.0, 20.0])
 def test_a_frame_that_does_not_decode_fails_those_that_need_it(videos, monkeypatch, timeout_s):
-    """The same whatever else is asked for: an evaluation that goes on asks for less."""
+    """The result does not depend on which other conditions are requested.
+
+    A resumed evaluation requests fewer.
+    """
     import vidrobust.data.corrupted as module
 
     monkeypatch.setattr(module, "checked_frames", _damaged)

@@ -70,7 +70,7 @@ def test_evaluation_drops_and_pads_nothing():
 
 
 def test_samples_contain_the_frames_that_they_claim(ucf):
-    """Through sampler, decoder, resize and crop: the pixels count."""
+    """The pixels are checked after sampler, decoder, resize and crop."""
     records, _ = ucf101(ucf, "test", 1)
     cfg = Data(frames=3, stride=4, short_side=32, size=32, workers=0)
     batch = next(iter(batch_loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
@@ -145,7 +145,7 @@ def test_samples_do_not_depend_on_the_time_limit(ucf):
 
 
 def test_every_sample_has_its_own_random_numbers(ucf):
-    """Over epochs, videos and views, whichever worker drew them."""
+    """Over epochs, videos and views, whichever worker sampled them."""
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, Augment(jitter_prob=1), records, clips=2, seed=7)
     draws = torch.cat(
@@ -176,8 +176,9 @@ def test_a_system_that_cannot_fork_is_refused_with_the_remedy(ucf, monkeypatch):
 
 
 def test_records_are_kept_as_one_array(ucf):
-    """A list of objects would be copied, page by page, into every worker (PyTorch's issue
-    13246).
+    """A list of objects would be copied, memory page by memory page, into every worker.
+
+    See PyTorch issue 13246.
     """
     records, _ = ucf101(ucf, "train", 1)
     kept = train_dataset(CFG, Augment(), records * 1000, 2, 7).records
@@ -191,8 +192,9 @@ def test_records_are_kept_as_one_array(ucf):
 
 
 def test_corruptions_are_sampled_last_and_change_nothing_else(ucf):
-    """The same boxes and colours, then one of the corruptions on some of the clips; any number of
-    workers.
+    """Boxes and colours are the same, and some of the clips have one of the corruptions.
+
+    The number of workers does not matter.
     """
     records, _ = ucf101(ucf, "train", 1)
     augment = Augment(
@@ -218,8 +220,9 @@ def test_corruptions_are_sampled_last_and_change_nothing_else(ucf):
 
 
 def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
-    """The first epoch is that of a run without, the last of twenty is nearly the whole frame
-    without colours.
+    """The first epoch equals that of a run without fading.
+
+    The last of twenty shows nearly the whole frame, without colour changes.
     """
     records, _ = ucf101(ucf, "train", 1)
     augment = Augment(scale=[0.1, 1.0], jitter_prob=1.0)

@@ -1,4 +1,4 @@
-"""Lists as people and programs write them: read as meant, or refused by line."""
+"""Lists as people and programs write them: read correctly, or refused by line."""
 
 import time
 import unicodedata

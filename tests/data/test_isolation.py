@@ -168,7 +168,7 @@ def _stop_itself(seconds):
 
 
 def _killed_until(path, times):
-    """Be killed from outside, as for want of memory, the first `times` times."""
+    """Be killed from outside, as when memory runs out, the first `times` times."""
     with open(path, "a") as file:
         file.write("x")
     if os.path.getsize(path) <= times:
@@ -177,7 +177,7 @@ def _killed_until(path, times):
 
 
 def test_a_child_that_is_suspended_is_killed_at_its_time_limit():
-    """As one that waits for a file system that never answers: no alarm of its own would ring."""
+    """It is like a process that waits for a file system: an alarm of its own would not ring."""
     child = Child(_stop_itself, 0.4)
     with pytest.raises(ChildDied, match=r"no answer within 0.4 s"):
         child(1)
@@ -210,7 +210,10 @@ def test_a_job_whose_child_is_killed_is_tried_once_more(tmp_path):
 
 
 def test_a_pause_of_all_processes_does_not_count_as_time():
-    """A laptop that sleeps, a job that its scheduler suspends: sound videos were bad afterwards."""
+    """A laptop may sleep, and a scheduler may suspend a job.
+
+    Good videos must not be bad afterwards.
+    """
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.data.test_isolation import Child, _sleep\n"
@@ -262,8 +265,9 @@ def _folder_of(path):
     reason="needs Linux and two cores",
 )
 def test_a_child_runs_on_the_cores_of_its_caller():
-    """The process that forks it may have begun on all of them: a rank bound to its own left
-    them.
+    """The process that forks it may have started on other cores.
+
+    A rank that is bound to its own cores must not leave them.
     """
     child_module.start_nursery()
     every = os.sched_getaffinity(0)

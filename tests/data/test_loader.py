@@ -1,4 +1,4 @@
-"""Loader processes where shared memory is short, as in Docker's 64 MB."""
+"""Loader processes with little shared memory, such as the 64 MB of Docker."""
 
 import os
 import shutil
@@ -122,7 +122,7 @@ print(sum(len(batch.uids) for batch in batch_loader(data, TrainBatches(8, 8, 7, 
 
 
 def test_a_run_survives_64_mb_of_shared_memory(ucf):
-    """As `docker run` gives them, in a mount namespace."""
+    """A mount namespace gives as much as `docker run` does."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
         pytest.skip("this system permits no mount")

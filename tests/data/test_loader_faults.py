@@ -1,6 +1,4 @@
-"""Files that hang or crash, workers that die, memory that grows, Ctrl-C: what may happen while data
-loads.
-"""
+"""Faults while data loads: files that hang or crash, dying workers, growing memory, Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -37,7 +35,7 @@ CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
 
 
 class Misbehaves(PyAV):
-    """Files whose names say so hang, or crash, in their decoder."""
+    """A reader that hangs or crashes on files whose names say so."""
 
     def frames(self, indices):
         if "hang" in Path(self.path).name:
@@ -120,7 +118,7 @@ def test_a_video_that_the_manifest_calls_bad_is_not_opened(misbehaving):
 @pytest.mark.parametrize("timeout_s", [0, 20])
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_memory_and_open_files_do_not_grow_over_fifty_epochs(ucf, backend, timeout_s):
-    """Over 600 opens, in this process and in its reader."""
+    """Over 600 files are opened; both this process and its reader are checked."""
     records, _ = ucf101(ucf, "train", 1)
     records += ucf101(ucf, "test", 1)[0]
     options = {"backend": backend, "timeout_s": timeout_s}
@@ -188,7 +186,7 @@ def _raises_once(error):
 
 
 def test_ctrl_c_leaves_no_process(ucf):
-    """Workers and their readers, stopped as a terminal does it: a signal to the whole group."""
+    """Workers and readers are stopped as in a terminal: by a signal to the whole group."""
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -227,7 +225,7 @@ except KeyboardInterrupt:
 
 
 def _session(leader):
-    """Processes of a session that are not zombies."""
+    """Return the processes of a session that are not zombies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

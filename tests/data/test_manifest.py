@@ -53,7 +53,7 @@ def test_the_hash_depends_on_the_content_of_files(tmp_path):
 
 
 def _with_manifest(tmp_path):
-    """A tiny UCF101 with a cut training video and an empty test video, and its manifest."""
+    """Return a tiny UCF101 with a truncated training and an empty test video, and its manifest."""
     root = tiny_ucf101(tmp_path / "data")
     cut(root / "videos/Alpha/v_Alpha_g02_c01.avi", 0.9)
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The first clip as it was before augmentation, which some methods take besides their views."""
+"""The first clip before augmentation, which some methods use in addition to their views."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_interval_pairs_are_still_pairs_with_an_original(records):
 
 
 def _shifted(frames, down, right):
-    """What torchvision's RandomCrop(size, padding) sees, pixel by pixel."""
+    """Return what torchvision's RandomCrop(size, padding) returns, pixel by pixel."""
     moved = np.zeros_like(frames)
     height, width = frames.shape[1:3]
     for y in range(height):

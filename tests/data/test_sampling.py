@@ -14,7 +14,7 @@ from vidrobust.data import (
 
 
 class Fixed:
-    """A generator that draws what it is told to."""
+    """A generator that returns given numbers."""
 
     def __init__(self, *draws):
         self.draws = list(draws)
@@ -30,7 +30,7 @@ class Fixed:
 
 
 def drawn(clips, num_frames=12):
-    """Clips as the docstrings draw them, a string a clip."""
+    """Return clips as the diagrams in docstrings show them, one string per clip."""
     return [
         " ".join("x" if n in clip else "." for n in range(num_frames)) for clip in clips.tolist()
     ]
@@ -101,7 +101,7 @@ def test_dense_clips_stand_back_to_back_anywhere_they_fit():
 
 @pytest.mark.parametrize("density", ["uniform", "decreasing"])
 def test_intervals_follow_the_configured_density(density):
-    """Against the closed form, four standard deviations; room is 9."""
+    """Compared with the closed form, within four standard deviations; room is 9."""
     spec, draws, rng = ClipSpec(2, 1, 2), 4000, np.random.default_rng()
     starts = np.array([interval_pairs(11, spec, rng, density)[:, 0] for _ in range(draws)])
     found = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
@@ -169,8 +169,9 @@ def test_property_indices_are_within_the_video_and_in_order(name):
 
 
 def test_halves_are_rounded_to_even():
-    """As a float's rounding does; of 3 clips in a room of 1 and of 3 the middle one begins at a
-    half.
+    """Rounding is that of floating-point numbers.
+
+    Of 3 clips in a room of 1 or 3, the middle one would start at a half.
     """
     for num_frames, starts in ((2, [0, 0, 1]), (4, [0, 2, 3]), (6, [0, 2, 5]), (8, [0, 4, 7])):
         assert uniform_clips(num_frames, ClipSpec(1, 1, 3))[:, 0].tolist() == starts

@@ -44,7 +44,7 @@ def _h264(path, **options):
 
 
 def _noisy(path, codec, **container):
-    """Frames that count under noise, so that they and not the header are most of the file."""
+    """Return numbered frames under noise, so that most bytes of the file are frames, not header."""
     noise = np.random.default_rng(0).integers(-40, 41, (COUNT, 64, 64, 3))
     frames = np.clip(counting_frames(COUNT).astype(int) + noise, 0, 255).astype(np.uint8)
     with av.open(str(path), "w", options=container) as out:
@@ -67,7 +67,7 @@ def _no_frames(path):
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """Files that are wrong, each in its way."""
+    """Return files that are wrong, each in its own way."""
     top = tmp_path_factory.mktemp("faults")
     rng = np.random.default_rng(0)  # of fresh ones FFmpeg takes 1 in 150 for sound, or for an image
     cut(_noisy(top / "cut.avi", "mpeg4"), 0.6)
@@ -125,7 +125,7 @@ def test_a_file_without_frames_is_bad_with_a_reason(scanned, name, reason):
 
 @pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])
 def test_the_remaining_frames_of_a_truncated_file_are_counted_and_read(faults, scanned, name):
-    """What the container declares is never believed."""
+    """The number that the container declares is never trusted."""
     row = scanned[0][name]
     assert 0 < row["frames"] < COUNT and re.search(
         "declares 40 frames|decodes up to", row["reason"]
@@ -151,7 +151,7 @@ def test_the_list_of_bad_files_names_each_with_its_reason(scanned):
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
-    """Whatever is flipped: as many frames as the manifest says can be read, in one size."""
+    """Whichever bits are flipped, the frames that a manifest promises can be read, in one size."""
     suffix = ".avi" if codec == "mpeg4" else ".mp4"
     seed = int(np.random.default_rng().integers(2**31))
     rng = np.random.default_rng(seed)

@@ -50,7 +50,7 @@ needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/d
 
 
 def _check_every_read(path, count, first=0, manifest=None):
-    """Every frame alone, all in one batch, and clips after seeks, with and without a manifest."""
+    """Read every frame alone, all in one batch, and after seeks, with and without a manifest."""
     record = Record(path.name, str(path), 0)
     known = [record]
     if manifest is not None:
@@ -103,7 +103,7 @@ def test_the_number_of_frames_in_a_packet_is_read_from_its_bytes(codec, packet, 
 
 
 def test_hidden_frames_of_vp8_do_not_count_as_frames(tmp_path):
-    """As an encoder's reference frames are: decoded, and never shown."""
+    """An encoder's reference frames are decoded, but never shown."""
     numbers = np.arange(102)
     hidden = numbers % 8 == 7
     shown = numbers - np.cumsum(hidden)
@@ -133,7 +133,7 @@ def test_hidden_frames_of_vp8_do_not_count_as_frames(tmp_path):
 
 
 def test_leading_pictures_after_a_cut_do_not_count_as_frames(tmp_path):
-    """As `ffmpeg -ss 2 -c copy` cuts: pictures shown before the first key frame need others."""
+    """After `ffmpeg -ss 2 -c copy`, pictures shown before the first key frame need others."""
     options = {
         "x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"
     }
@@ -152,7 +152,7 @@ def test_leading_pictures_after_a_cut_do_not_count_as_frames(tmp_path):
 
 
 def _remux(source, target, changed):
-    """Copy the packets of a file; changed(number, packet) gives those to write in one's place."""
+    """Copy the packets of a file; changed(number, packet) returns the packets to write instead."""
     with av.open(str(source)) as whole, av.open(str(target), "w") as out:
         copy = out.add_stream_from_template(whole.streams.video[0])
         for number, packet in enumerate(p for p in whole.demux(video=0) if p.size):
@@ -164,7 +164,7 @@ def _remux(source, target, changed):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_pictures_before_the_first_key_frame_do_not_count_as_frames(tmp_path, suffix):
-    """Of a file whose first packet was lost: nothing can be decoded up to the next key frame."""
+    """If the first packet was lost, nothing can be decoded up to the next key frame."""
     whole = encode(
         tmp_path / f"whole{suffix}",
         counting_frames(100),
@@ -176,7 +176,7 @@ def test_pictures_before_the_first_key_frame_do_not_count_as_frames(tmp_path, su
 
 
 def test_an_avi_of_variable_rate_is_not_called_truncated(tmp_path):
-    """It has an entry of no bytes where a frame is repeated, and its header counts them."""
+    """Where a frame is repeated, the file has an entry of zero bytes, which its header counts."""
     times = [0, 40, 200, 240, 600, 640, *range(680, 4200, 40)]
     path = encode(tmp_path / "v.avi", counting_frames(len(times)), "mpeg4", times=times)
     with av.open(str(path)) as container:
@@ -186,7 +186,7 @@ def test_an_avi_of_variable_rate_is_not_called_truncated(tmp_path):
 
 
 def test_a_packet_of_zero_bytes_is_not_the_end(tmp_path):
-    """As Theora has them where nothing moves: a repeated frame, which players drop."""
+    """Theora has such packets where nothing moves: a repeated frame, which players drop."""
 
     def with_empty(number, packet):
         if number % 10 != 9:
@@ -205,7 +205,7 @@ def test_a_packet_of_zero_bytes_is_not_the_end(tmp_path):
 
 
 def test_frames_have_the_size_of_the_first_that_decodes(tmp_path):
-    """Not that of the container's header, which an encoder may have written otherwise."""
+    """The size in the container's header may be wrong."""
     whole = encode(tmp_path / "w.mp4", counting_frames(40), "libx264")
     path = tmp_path / "v.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w") as out:
@@ -227,7 +227,7 @@ def test_frames_have_the_size_of_the_first_that_decodes(tmp_path):
 
 @needs_ucf101_mini
 def test_the_count_without_a_manifest_is_the_number_that_decodes():
-    """Of 31 files a packet holds two pictures, and of one the last of them is never shown."""
+    """In 31 real files a packet holds two pictures, and in one the last of them is never shown."""
     folder = SHARED / "ucf101_mini/videos"
     last = folder / "WallPushups/v_WallPushups_g10_c02.avi"
     for path in [*sorted(folder.rglob("*.avi"))[::3], last]:
@@ -293,7 +293,7 @@ def test_a_scan_remembers_which_decoder_was_tried(tmp_path):
 
 
 def _two_streams(path, first, second, default):
-    """Two videos in one file; default: the number of the one that a player shows."""
+    """Write two videos into one file; default: the number of the one that a player shows."""
     with av.open(str(path), "w") as out:
         streams = []
         for number, frames in enumerate((first, second)):
@@ -328,7 +328,7 @@ def test_an_attached_picture_is_not_read_as_a_video():
 
 
 def _oriented(path, matrix):
-    """An MP4 whose display matrix is (a, b, c, d), in units of 1."""
+    """Write an MP4 whose display matrix is (a, b, c, d), in units of 1."""
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :16, :, 0] = 255  # a red top
     frames[:, :, :24, 2] = 255  # a blue left
@@ -370,7 +370,7 @@ def test_a_display_matrix_turns_and_mirrors(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", _MATRICES)
 def test_every_frame_is_contiguous(tmp_path, kind):
-    """torch takes no negative strides: consumers of turned frames failed one by one."""
+    """torch accepts no negative strides, so rotated frames would fail where they are used."""
     path, _ = _oriented(tmp_path / "v.mp4", _MATRICES[kind][0])
     with open_video(path) as video:
         for frame in video.frames(np.arange(3)):
@@ -584,7 +584,7 @@ def test_frames_of_absurd_sizes_are_refused(tmp_path, monkeypatch):
 def test_clips_do_not_depend_on_how_many_frames_are_resized_at_once(
     tmp_path, monkeypatch, bytes_kept
 ):
-    """All boxes of an 8K clip at once were 1.6 GB."""
+    """All boxes of an 8K clip at once would take 1.6 GB."""
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     view = AugmentSpec(size=16, scale=(0.4, 0.9))
     reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
@@ -605,7 +605,7 @@ _ORIENTED = {
 
 
 def _write_oriented(path, picture, first, later):
-    """40 frames of one picture, whose orientation changes at frame 20."""
+    """Write 40 frames of one picture, whose orientation changes at frame 20."""
     with av.open(str(path) + ".mp4", "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width = picture.shape[:2]
@@ -631,7 +631,7 @@ def _write_oriented(path, picture, first, later):
     [("as stored", "upside down"), ("mirrored", "turned by 180"), ("turned by 180", "mirrored")],
 )
 def test_an_orientation_may_change_within_a_file(tmp_path, first, later):
-    """FFmpeg's angle is the same before and after, so it does not decide."""
+    """FFmpeg's angle is the same before and after, so the angle alone does not decide."""
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[:32, :32], picture[32:, :32] = (250, 240, 30), (30, 60, 220)
     path = tmp_path / "v.mp4"
@@ -644,7 +644,7 @@ def test_an_orientation_may_change_within_a_file(tmp_path, first, later):
 
 
 def test_motion_jpeg_with_exif_is_read_as_it_is_shown(tmp_path):
-    """PyAV 18 has no name for such side data, and called the file bad."""
+    """PyAV 18 has no name for such side data; the file must still be read."""
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :32] = 250
     exif = Image.Exif()
@@ -685,7 +685,7 @@ def test_repeated_frames_of_an_avi_do_not_count(monkeypatch, times, declared, re
 
 
 def test_seeks_give_up_if_nothing_decodes(tmp_path, monkeypatch):
-    """Seeks give up, so that counting says what is wrong."""
+    """Counting then reports what is wrong."""
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     video = decoders.PyAV(str(path))
     monkeypatch.setattr(decoders.PyAV, "_from_the_start", lambda *_: iter(()))

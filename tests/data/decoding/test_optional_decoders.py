@@ -26,7 +26,7 @@ _HAS_TORCHCODEC = has_backend("torchcodec")
 
 
 def _alone(code, *arguments):
-    """Run code in a Python of its own, as imports are once a process."""
+    """Run code in a Python process of its own, because imports happen once per process."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=REPO
     )
@@ -35,7 +35,7 @@ def _alone(code, *arguments):
 
 
 def test_nothing_imports_modules_that_torchvision_removed():
-    """torchvision.io reads no video any more, and pytorchvideo.transforms does not import."""
+    """torchvision.io no longer reads videos, and pytorchvideo.transforms does not import."""
     for path in sorted((REPO / "vidrobust").rglob("*.py")):
         assert not re.search(
             r"torchvision\.io|torchvision import io|pytorchvideo\.transforms", path.read_text()
@@ -84,7 +84,7 @@ def test_torchcodec_says_what_it_needs(ucf):
 
 
 def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
-    """It imports, and fails at its first use: every video was called bad."""
+    """It imports, but fails at its first use: without the check, every video would look bad."""
 
     def load(source):
         raise RuntimeError(

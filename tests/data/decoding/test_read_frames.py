@@ -102,7 +102,7 @@ _REFUSED = {  # what these decoders read wrong, as trying them showed
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """A video of 90 frames that count, of each kind."""
+    """Return a video of 90 numbered frames of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
     return {
         name: encode(folder / f"{i}{suffix}", counting_frames(90), codec, **more)
@@ -129,7 +129,7 @@ def test_the_requested_frames_are_read(videos, kind, backend):
 
 
 def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
-    """Two broadcasts behind each other, as recordings are: always the size of the first."""
+    """Recordings may hold two broadcasts one after the other; the size of the first is used."""
     small = encode(tmp_path / "a.ts", counting_frames(20, 64), "libx264")
     large = encode(tmp_path / "b.ts", counting_frames(20, 128, first=20), "libx264")
     (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
@@ -145,7 +145,7 @@ def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
 @pytest.mark.parametrize("kind", ["mpeg4", "h264 with B-frames"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
-    """decord's issue 195: one in a hundred reads of an AVI was another."""
+    """In decord issue 195, one of a hundred reads of an AVI differed."""
     wanted = np.array([38, 3, 38, 38, 80])
     first = read_frames(videos[kind], wanted, backend=backend)
     assert all(
@@ -154,8 +154,9 @@ def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
 
 
 def test_false_key_frames_are_not_trusted(tmp_path):
-    """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what
-    needs others.
+    """An index may call every frame a key frame, as in remuxed H.263.
+
+    A seek would then end at a frame that needs others.
     """
     path = encode(tmp_path / "v.avi", counting_frames(90), "mpeg4", options={"g": "30"})
     content = bytearray(path.read_bytes())
@@ -262,7 +263,7 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
 
 
 def test_ten_bit_colours_are_as_accurate_as_eight_bit_ones(tmp_path):
-    """Colours differ between frames of smooth colour by rounding alone."""
+    """Frames of smooth colour differ from their source by rounding alone."""
     y, x = np.mgrid[0:64, 0:64]
     frames = np.stack([2 * x + 60, 2 * y + 60, 190 - x - y], -1)[None].repeat(3, 0).astype(np.uint8)
     for pix_fmt in ("yuv420p", "yuv420p10le"):
@@ -379,8 +380,9 @@ def test_odd_files_decode_or_fail_with_a_reason():
 
 @pytest.mark.parametrize("look", ["scan", "read", "compare"])
 def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
-    """PyAV ties a frame to its side data in a cycle: a scan of a 4K video kept 100 frames, 1.2
-    GB.
+    """PyAV ties a frame to its side data in a reference cycle.
+
+    A scan of a 4K video kept 100 frames, 1.2 GB.
     """
     path = str(counting_video(tmp_path / "v.mp4", 60))
     gc.collect()

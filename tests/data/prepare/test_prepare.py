@@ -126,7 +126,7 @@ def test_resize_reports_files_that_it_could_not_copy(tmp_path):
 
 
 def test_ctrl_c_keeps_scanned_rows_and_leaves_no_process(tmp_path):
-    """As a terminal does it: a signal to the whole group, while every probe takes its time."""
+    """As in a terminal: a signal to the whole process group, while every probe is slow."""
     script = """
 import runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -1,4 +1,4 @@
-"""What a folder of copies says of itself."""
+"""The mark in a folder of copies."""
 
 import json
 

@@ -100,8 +100,9 @@ def test_rotated_videos_are_written_upright(tmp_path):
 
 
 def test_unusual_sources_become_files_that_can_be_read_by_number(tmp_path):
-    """B-frames in an AVI, varying frame rate: re-encoded, every decoder and every seek finds the
-    same frames.
+    """After re-encoding, every decoder and every seek finds the same frames.
+
+    The sources are an AVI with B-frames and a video of varying frame rate.
     """
     top = tmp_path / "a"
     top.mkdir()

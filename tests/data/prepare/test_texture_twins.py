@@ -1,4 +1,4 @@
-"""Texture twins: what they are made of, and how the loader pairs them with their files."""
+"""Texture twins: how they are made, and how the loader pairs them with their files."""
 
 import json
 import shutil
@@ -21,9 +21,7 @@ CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
 
 @pytest.fixture
 def paired(tmp_path):
-    """A data set, and one of other sizes under the same names with the same numbers in its
-    frames.
-    """
+    """Return a data set and one of other frame sizes, with equal names and frame numbers."""
     root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
     for c, name in enumerate(("Alpha", "Beta")):
         for i in range(6):
@@ -46,8 +44,9 @@ def _dataset(root, twins, records=None, **options):
 @pytest.mark.parametrize("kind", ["still", "moving"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
-    """Frame n of the clip is 40 n, and noise that is the same in all: its texture is 40 n, or 40 *
-    count // 2.
+    """Frame n of the clip is grey level 40 n, plus the same noise in every frame.
+
+    Its texture is 40 n if it moves, and 40 * (count // 2) if it is still.
     """
     noise = np.random.default_rng(0).integers(0, 30, (40, 50, 3))
     clip = np.stack([40 * n + noise for n in range(count)]).astype(np.uint8)
