@@ -72,9 +72,9 @@ def test_an_entry_of_formats_is_all_that_a_new_format_needs(tmp_path, monkeypatc
 def test_no_format_is_special_cased_by_name_outside_the_registry():
     """What differs between formats is a field of FormatSpec."""
     names = "|".join(sorted(FORMATS))
-    asked = re.compile(rf"""\.name (==|!=|in|not in) \(?["']({names})["']""")
+    comparison = re.compile(rf"""\.name (==|!=|in|not in) \(?["']({names})["']""")
     for path in (REPO / "vidrobust").rglob("*.py"):
-        assert not asked.findall(path.read_text()), path
+        assert not comparison.findall(path.read_text()), path
 
 
 def test_part_of_the_training_list_is_held_out_by_source(ucf):
@@ -108,8 +108,8 @@ def test_names_with_a_colon_below_a_relative_root_are_files(tmp_path, monkeypatc
     assert records_sha(records) == records_sha(absolute)
     rows = scan([record.path for record in records], Path("."), Path("m.jsonl"))
     assert [row["path"] for row in rows] == [name, "x/c:d.avi"]
-    known = apply_manifest(records, Path("m.jsonl"), Path("."))
-    assert [record.frames for record in known] == [5, 5]
+    scanned = apply_manifest(records, Path("m.jsonl"), Path("."))
+    assert [record.frames for record in scanned] == [5, 5]
 
 
 def test_a_relative_root_with_a_colon_is_a_folder(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def _touch(path):
     path.touch()
 
 
-def _told(parser, root, split="train"):
+def _parsed_or_refused(parser, root, split="train"):
     """Return (records, ""), or ([], the message of a refusal), one short printable line."""
     began = time.process_time()
     try:
@@ -53,13 +53,13 @@ def _told(parser, root, split="train"):
         message = str(error)
         assert message.isprintable() and 0 < len(message) <= 1500, message
         assert str(root) in message
-        found = []
+        records_found = []
     else:
-        found, message = records, ""
+        records_found, message = records, ""
         assert all(-1 <= record.label < len(classes) for record in records)
         assert len({record.uid for record in records}) == len(records)
     assert time.process_time() - began < SECONDS
-    return found, message
+    return records_found, message
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def videos(tmp_path_factory):
 )
 def test_bad_lists_found_by_fuzzing_are_refused_by_line(videos, text, reason):
     (videos / "train.txt").write_bytes(text)
-    records, message = _told(path_label_list, videos)
+    records, message = _parsed_or_refused(path_label_list, videos)
     assert not records and reason in message
 
 
@@ -143,7 +143,7 @@ def test_bad_lists_found_by_fuzzing_are_refused_by_line(videos, text, reason):
 )
 def test_unusual_lists_are_read_correctly(videos, text, expected):
     (videos / "train.txt").write_bytes(text)
-    records, message = _told(path_label_list, videos)
+    records, message = _parsed_or_refused(path_label_list, videos)
     assert [(record.uid, record.label) for record in records] == expected, message
 
 
@@ -255,7 +255,7 @@ _TEXTS = st.one_of(st.lists(_PIECES, max_size=8).map("".join), st.text(max_size=
 def test_any_list_is_read_or_refused(videos, content):
     (videos / "train.txt").write_bytes(content)
     for parser in (path_label_list, frame_list):
-        _told(parser, videos)
+        _parsed_or_refused(parser, videos)
 
 
 @FUZZ
@@ -271,14 +271,14 @@ def test_any_list_is_read_or_refused(videos, content):
 def test_any_list_of_ucf101_is_read_or_refused(videos, classes, content):
     (videos / "ucfTrainTestlist/classInd.txt").write_bytes(classes)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_bytes(content)
-    _told(ucf101, videos)
+    _parsed_or_refused(ucf101, videos)
 
 
 def test_long_class_lists_are_read_fast(videos):
     text = "".join(f"{i} class{i}\n" for i in range(1, 30_001))
     (videos / "ucfTrainTestlist/classInd.txt").write_text(text)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_text("class1/x.avi 1\n")
-    assert "class1/x.avi is not under" in _told(ucf101, videos)[1]
+    assert "class1/x.avi is not under" in _parsed_or_refused(ucf101, videos)[1]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_any_list_of_hmdb51_is_read_or_refused(videos, content):
     lists = videos / "splits"
     lists.mkdir(exist_ok=True)
     (lists / "run_test_split1.txt").write_bytes(content)
-    _told(hmdb51, videos)
+    _parsed_or_refused(hmdb51, videos)
 
 
 def test_apple_double_files_beside_lists_and_videos_are_left_out(tmp_path):
@@ -341,7 +341,7 @@ _HEAD = b"label,youtube_id,time_start,time_end\n"
 )
 def test_lists_of_kinetics_are_refused_by_line(tmp_path, text, reason):
     (tmp_path / "train.csv").write_bytes(text)
-    assert reason in _told(kinetics, tmp_path)[1]
+    assert reason in _parsed_or_refused(kinetics, tmp_path)[1]
 
 
 def test_files_whose_names_are_not_utf8_are_not_videos_of_kinetics(tmp_path):
@@ -373,7 +373,7 @@ def test_two_files_with_the_same_stem_are_refused_by_name(tmp_path, other):
 def test_any_list_of_kinetics_is_read_or_refused(videos, content):
     (videos / "train.csv").write_bytes(_HEAD + content)
     try:
-        _told(kinetics, videos)
+        _parsed_or_refused(kinetics, videos)
     finally:
         (videos / "train.csv").unlink()
 
@@ -396,7 +396,7 @@ def test_files_and_folders_of_any_name_are_read_from_folders(tmp_path_factory, n
     _touch(root / "train/run" / f"{name}x.mp4")
     _touch(root / "train" / f"{name}y" / "z.mp4")
     _touch(root / "train/run" / f"{name}.swf")
-    records, message = _told(video_folder, root)
+    records, message = _parsed_or_refused(video_folder, root)
     if name.startswith("."):
         assert "lists no video" in message
     else:

@@ -126,13 +126,13 @@ def test_only_the_process_that_started_a_child_ends_it():
 
 
 def test_a_child_ends_with_its_parent():
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
     middle = os.fork()
     if middle == 0:
-        os.write(there, str(Child(_behave, 1)("work")[0]).encode())
+        os.write(write_end, str(Child(_behave, 1)("work")[0]).encode())
         os._exit(0)
     os.waitpid(middle, 0)
-    pid = int(os.read(here, 20))
+    pid = int(os.read(read_end, 20))
     for _ in range(100):
         if not _alive(pid) or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
             return
@@ -143,15 +143,15 @@ def test_a_child_ends_with_its_parent():
 def test_jobs_run_in_parallel_and_a_bad_job_does_not_harm_others():
     jobs = [("work", n) for n in range(20)]
     jobs[3], jobs[7], jobs[11] = ("crash", 3), ("hang", 7), ("exit", 11)
-    found = dict(in_children(_behave_of, jobs, workers=3, timeout_s=0.4))
-    assert set(found) == set(jobs)
-    assert [n for (how, n), result in found.items() if isinstance(result, ChildDied)] in (
+    results = dict(in_children(_behave_of, jobs, workers=3, timeout_s=0.4))
+    assert set(results) == set(jobs)
+    assert [n for (how, n), result in results.items() if isinstance(result, ChildDied)] in (
         [3, 7, 11],
         [3, 11, 7],
         [11, 3, 7],
     )
-    assert all(found[job][1] == job[1] for job in jobs if job[0] == "work")
-    assert len({result[0] for result in found.values() if not isinstance(result, ChildDied)}) >= 3
+    assert all(results[job][1] == job[1] for job in jobs if job[0] == "work")
+    assert len({result[0] for result in results.values() if not isinstance(result, ChildDied)}) >= 3
 
 
 def test_abandoned_jobs_leave_no_process():
@@ -204,9 +204,9 @@ def test_a_job_whose_child_is_killed_is_tried_once_more(tmp_path):
         (str(tmp_path / "always"), 9),
         (str(tmp_path / "never"), 0),
     ]
-    found = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
-    assert isinstance(found[jobs[0]], int) and isinstance(found[jobs[2]], int)
-    assert "killed twice" in str(found[jobs[1]])
+    results = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
+    assert isinstance(results[jobs[0]], int) and isinstance(results[jobs[2]], int)
+    assert "killed twice" in str(results[jobs[1]])
 
 
 def test_a_pause_of_all_processes_does_not_count_as_time():

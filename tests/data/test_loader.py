@@ -35,9 +35,9 @@ def _dataset(ucf):
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
-    said = []
-    monkeypatch.setattr(workers.log, "warning", said.append)
-    return said
+    warnings = []
+    monkeypatch.setattr(workers.log, "warning", warnings.append)
+    return warnings
 
 
 def test_batches_travel_through_pipes_where_shared_memory_is_short(ucf, short, monkeypatch):
@@ -58,14 +58,15 @@ def test_corrupted_clips_travel_through_pipes_as_well(ucf, short):
     dataset.work = [(0, [("clean", 0), *((name, 3) for name in expand(["contrast", "fog"]))])] * 3
     through_pipes = list(corrupted_loader(dataset, 1))
     assert len(short) == 1 and len(through_pipes) == 3
-    assert all(isinstance(clip, torch.Tensor) for found in through_pipes for clip in found.clips)
+    assert all(isinstance(clip, torch.Tensor) for result in through_pipes for clip in result.clips)
 
 
 def test_enough_shared_memory_is_used_without_a_warning(ucf, monkeypatch):
-    said = []
-    monkeypatch.setattr(workers.log, "warning", said.append)
+    warnings = []
+    monkeypatch.setattr(workers.log, "warning", warnings.append)
     assert (
-        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes and not said
+        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes
+        and not warnings
     )
 
 

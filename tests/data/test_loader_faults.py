@@ -226,13 +226,13 @@ except KeyboardInterrupt:
 
 def _session(leader):
     """Return the processes of a session that are not zombies."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
 def test_a_replacement_is_found_even_if_most_videos_are_bad(tmp_path):

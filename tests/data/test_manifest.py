@@ -121,10 +121,10 @@ def test_the_manifest_decides_which_decoder_reads_a_file(tmp_path, monkeypatch):
 
 def test_results_name_their_manifest(tmp_path):
     _, cfg = _with_manifest(tmp_path)
-    known, _ = build_records(cfg, "test")
+    scanned, _ = build_records(cfg, "test")
     cfg.manifest = ""
     plain, _ = build_records(cfg, "test")
-    assert records_sha(known) != records_sha(plain)
+    assert records_sha(scanned) != records_sha(plain)
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -25,13 +25,13 @@ def records(tmp_path_factory):
     return ucf101(root, "train", 1)[0]
 
 
-def made(records, augment=HARD, **options):
+def dataset_with_original(records, augment=HARD, **options):
     return train_dataset(CFG, augment, records, seed=3, **options)
 
 
 def test_the_original_shows_the_frames_of_the_first_clip_as_an_evaluation_does(records):
     for index in range(4):
-        sample = made(records, clips=3, original=True)[1, index]
+        sample = dataset_with_original(records, clips=3, original=True)[1, index]
         first, _, start = sample["start"].tolist()
         assert start == first and sample["clips"].shape == (3, 3, 24, 24, 3)
         frames = read_frames(records[index].path, np.arange(first, first + 5, 2))
@@ -46,7 +46,10 @@ def test_the_original_shows_the_frames_of_the_first_clip_as_an_evaluation_does(r
 
 
 def test_the_views_are_the_same_as_without_the_original(records):
-    with_it, without = made(records, clips=3, original=True)[2, 1], made(records, clips=2)[2, 1]
+    with_it, without = (
+        dataset_with_original(records, clips=3, original=True)[2, 1],
+        dataset_with_original(records, clips=2)[2, 1],
+    )
     for key in ("clips", "draws", "start"):
         assert torch.equal(with_it[key][:2], without[key])
 
@@ -86,15 +89,15 @@ def test_a_shifted_view_is_black_beyond_the_frame(tmp_path, frames):
     cfg = Data(frames=frames, stride=1, short_side=32, size=32, workers=0)
     whole = read_frames(record.path, np.arange(frames))
     plain = Augment(shift=4, flip=0.0, jitter_prob=0.0, gray=0.0, blur=0.0)
-    seen = set()
+    shifts = set()
     for epoch in range(40):
         clip = train_dataset(cfg, plain, [record], clips=1, seed=0)[epoch, 0]["clips"][0].numpy()
         black = (clip[0] == 0).all(-1)
         down = int(black.all(1)[16:].sum() - black.all(1)[:16].sum())
         right = int(black.all(0)[16:].sum() - black.all(0)[:16].sum())
         assert np.array_equal(clip, _shifted(whole, down, right)), (down, right)
-        seen.add((down, right))
-    assert len(seen) > 15 and max(map(max, seen)) == 4 and min(map(min, seen)) == -4
+        shifts.add((down, right))
+    assert len(shifts) > 15 and max(map(max, shifts)) == 4 and min(map(min, shifts)) == -4
 
 
 def test_old_memory_does_not_show_beyond_the_frame():
@@ -110,14 +113,15 @@ def test_old_memory_does_not_show_beyond_the_frame():
 def test_the_original_may_be_shifted_and_mirrored(records):
     augment = Augment(original_shift=6, flip=0.5)
     draws = [
-        made(records, augment, clips=3, original=True)[epoch, 0]["draws"][2] for epoch in range(40)
+        dataset_with_original(records, augment, clips=3, original=True)[epoch, 0]["draws"][2]
+        for epoch in range(40)
     ]
     assert 8 < sum(bool(draw[10]) for draw in draws) < 32
     assert not any(
         draw[[3, 8, 9, 11, 12]].any() for draw in draws
     )  # no hue, gray, blur, solarise, motion
     assert all(draw[:3].eq(1).all() for draw in draws)
-    dataset = made(records, augment, clips=3, original=True)
+    dataset = dataset_with_original(records, augment, clips=3, original=True)
     clips = {dataset[epoch, 0]["clips"][2].numpy().tobytes() for epoch in range(9)}
     assert len(clips) > 4  # most of these frames is flat
 

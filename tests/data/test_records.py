@@ -19,8 +19,8 @@ def test_the_sha_depends_on_order_and_labels(ucf):
 
 
 def test_the_sha_depends_on_what_a_manifest_says():
-    plain, known = Record("a", "/a", 0), Record("a", "/a", 0, frames=7, backend="pyav")
-    assert len({records_sha([r]) for r in (plain, known, Record("a", "/a", 0, bad="cut"))}) == 3
+    plain, scanned = Record("a", "/a", 0), Record("a", "/a", 0, frames=7, backend="pyav")
+    assert len({records_sha([r]) for r in (plain, scanned, Record("a", "/a", 0, bad="cut"))}) == 3
     assert records_sha([plain]) == records_sha([Record("a", "/elsewhere/a", 0, group="g")])
 
 

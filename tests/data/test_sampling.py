@@ -104,10 +104,10 @@ def test_intervals_follow_the_configured_density(density):
     """Compared with the closed form, within four standard deviations; room is 9."""
     spec, draws, rng = ClipSpec(2, 1, 2), 4000, np.random.default_rng()
     starts = np.array([interval_pairs(11, spec, rng, density)[:, 0] for _ in range(draws)])
-    found = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
+    counts = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
     weight = np.ones(10) if density == "uniform" else np.arange(10, 0, -1)
     expected = draws * weight / weight.sum()
-    assert (np.abs(found - expected) < 4 * np.sqrt(expected) + 1).all(), found
+    assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 1).all(), counts
     first = (starts[:, 0] < starts[:, 1]).sum() / (starts[:, 0] != starts[:, 1]).sum()
     assert 0.45 < first < 0.55  # either clip comes first
     longest = starts[np.abs(starts[:, 0] - starts[:, 1]) == 9]
@@ -160,12 +160,12 @@ def test_property_indices_are_within_the_video_and_in_order(name):
     for _ in range(200):
         n, (frames, stride, clips) = int(rng.integers(1, 60)), rng.integers(1, 9, 3).tolist()
         spec = ClipSpec(frames, stride, 2 if name.startswith("interval") else clips)
-        found = sampler(n, spec, rng)
-        assert found.shape == (spec.clips, frames) and found.dtype == np.int64, (n, spec)
-        assert found.min() >= 0 and found.max() < n, (n, spec)
-        assert (np.diff(found, axis=1) >= 0).all(), (n, spec)
+        indices = sampler(n, spec, rng)
+        assert indices.shape == (spec.clips, frames) and indices.dtype == np.int64, (n, spec)
+        assert indices.min() >= 0 and indices.max() < n, (n, spec)
+        assert (np.diff(indices, axis=1) >= 0).all(), (n, spec)
         if n >= spec.span and name != "segment":
-            assert (np.diff(found, axis=1) == stride).all(), (n, spec)
+            assert (np.diff(indices, axis=1) == stride).all(), (n, spec)
 
 
 def test_halves_are_rounded_to_even():

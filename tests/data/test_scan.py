@@ -158,8 +158,8 @@ def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
     whole = encode(tmp_path / f"whole{suffix}", counting_frames(COUNT), codec).read_bytes()
     for trial in range(12):
         content = np.frombuffer(whole, np.uint8).copy()
-        at = rng.integers(0, len(content), int(rng.integers(1, 60)))
-        content[at] ^= (1 << rng.integers(0, 8, len(at))).astype(np.uint8)
+        positions = rng.integers(0, len(content), int(rng.integers(1, 60)))
+        content[positions] ^= (1 << rng.integers(0, 8, len(positions))).astype(np.uint8)
         (tmp_path / f"{trial:02d}{suffix}").write_bytes(content.tobytes())
     paths = [str(path) for path in sorted(tmp_path.glob(f"[0-9]*{suffix}"))]
     rows = scan(paths, tmp_path, tmp_path / "m.jsonl", timeout_s=10)
@@ -210,7 +210,7 @@ def test_the_row_of_a_good_file_describes_it(tmp_path):
         r["path"]: r
         for r in scan([str(p) for p in tmp_path.iterdir()], tmp_path, tmp_path / "m.jsonl")
     }
-    known = {
+    expected = {
         "frames": 40,
         "fps": 25.0,
         "width": 64,
@@ -219,7 +219,7 @@ def test_the_row_of_a_good_file_describes_it(tmp_path):
         "backend": "pyav",
         "reason": "",
     }
-    assert known.items() <= rows["h.mkv"].items()
+    assert expected.items() <= rows["h.mkv"].items()
     turned = rows["turned.mp4"]
     assert (turned["frames"], turned["width"], turned["height"]) == (15, 128, 64) and abs(
         turned["rotation"]
@@ -365,14 +365,14 @@ def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):
 def test_an_interrupted_scan_continues_where_it_was(tmp_path, monkeypatch):
     probed = _counted_probes(monkeypatch, tmp_path)
     paths = [str(counting_video(tmp_path / "v" / f"{n}.avi", 10)) for n in range(6)]
-    seen = []
+    first_probed = []
 
     def interrupted(*arguments):
-        for found in in_children(*arguments):
-            seen.append(found)
-            if len(seen) == 3:
+        for result in in_children(*arguments):
+            first_probed.append(result)
+            if len(first_probed) == 3:
                 raise KeyboardInterrupt
-            yield found
+            yield result
 
     in_children = scan.__globals__["in_children"]
     monkeypatch.setitem(scan.__globals__, "in_children", interrupted)

@@ -52,12 +52,12 @@ needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/d
 def _check_every_read(path, count, first=0, manifest=None):
     """Read every frame alone, all in one batch, and after seeks, with and without a manifest."""
     record = Record(path.name, str(path), 0)
-    known = [record]
+    scanned = [record]
     if manifest is not None:
         scan([str(path)], path.parent, manifest)
-        known += apply_manifest([record], manifest, path.parent)
-    for each in known:
-        for wanted in (
+        scanned += apply_manifest([record], manifest, path.parent)
+    for each in scanned:
+        for indices in (
             *([n] for n in range(count)),
             [40, 42, 44],
             list(range(count)),
@@ -65,8 +65,8 @@ def _check_every_read(path, count, first=0, manifest=None):
         ):
             with open_record(each) as video:
                 assert video.num_frames == count
-                shown = read_numbers(np.stack(list(video.frames(np.array(wanted)))))
-            assert shown == [first + n for n in wanted], (path.name, each.seekable, wanted)
+                shown = read_numbers(np.stack(list(video.frames(np.array(indices)))))
+            assert shown == [first + n for n in indices], (path.name, each.seekable, indices)
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
@@ -338,9 +338,9 @@ def _oriented(path, matrix):
     one = 0x10000
     still = struct.pack(">9I", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
     a, b, c, d = (round(value * one) % 2**32 for value in matrix)
-    at = content.index(still, content.index(b"tkhd"))
-    asked = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 0x40000000)
-    path.write_bytes(content[:at] + asked + content[at + len(still) :])
+    position = content.index(still, content.index(b"tkhd"))
+    new_matrix = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path.write_bytes(content[:position] + new_matrix + content[position + len(still) :])
     return path, frames
 
 
@@ -361,8 +361,8 @@ _MATRICES = {
 def test_a_display_matrix_turns_and_mirrors(tmp_path, kind):
     matrix, shown = _MATRICES[kind]
     path, frames = _oriented(tmp_path / "v.mp4", matrix)
-    found = read_frames(path, np.array([1]))
-    assert np.abs(found[0].astype(int) - shown(frames[1])).mean() < 4
+    upright = read_frames(path, np.array([1]))
+    assert np.abs(upright[0].astype(int) - shown(frames[1])).mean() < 4
     row = probe(str(path))
     assert (row["frames"], row["reason"]) == (3, "")
     assert row["mirrored"] == (np.linalg.det(np.reshape(matrix, (2, 2))) < 0)
@@ -619,11 +619,11 @@ def _write_oriented(path, picture, first, later):
         for number, packet in enumerate(packets):
             kind = _ORIENTED[first if number < 20 else later][0]
             message = b"" if kind is None else bytes([0, 0, 0, 7, 6, 47, 3, kind, 0, 9, 0x80])
-            made = av.Packet(message + bytes(packet))
-            made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
-            made.duration, made.is_keyframe = packet.duration, packet.is_keyframe
-            made.stream = stream
-            container.mux(made)
+            patched = av.Packet(message + bytes(packet))
+            for name in ("pts", "dts", "time_base", "duration", "is_keyframe"):
+                setattr(patched, name, getattr(packet, name))
+            patched.stream = stream
+            container.mux(patched)
 
 
 @pytest.mark.parametrize(
@@ -636,10 +636,10 @@ def test_an_orientation_may_change_within_a_file(tmp_path, first, later):
     picture[:32, :32], picture[32:, :32] = (250, 240, 30), (30, 60, 220)
     path = tmp_path / "v.mp4"
     _write_oriented(path, picture, first, later)
-    for asked in ([3, 30], [30], [39], [0]):
-        for number, frame in zip(asked, read_frames(path, np.array(asked)), strict=True):
+    for indices in ([3, 30], [30], [39], [0]):
+        for number, frame in zip(indices, read_frames(path, np.array(indices)), strict=True):
             expected = _ORIENTED[first if number < 20 else later][1](picture)
-            assert np.abs(frame.astype(int) - expected).mean() < 5, (asked, number)
+            assert np.abs(frame.astype(int) - expected).mean() < 5, (indices, number)
     assert probe(str(path))["reason"].startswith("20 of 40 frames have another size")
 
 
@@ -697,8 +697,8 @@ def test_a_reader_without_fade_weakens_no_augmentation(tmp_path):
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     view = AugmentSpec(size=16, scale=(0.2, 0.4))
     reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
-    found = []
+    memories = []
     for each in (reader, replace(reader, fade=0), replace(reader, fade=10)):
-        found.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
-        each.read(found[-1], Record("v", str(path), 0), 9, 0)
-    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+        memories.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
+        each.read(memories[-1], Record("v", str(path), 0), 9, 0)
+    assert np.array_equal(memories[0], memories[1]) and not np.array_equal(memories[0], memories[2])

@@ -70,10 +70,10 @@ try:
 except UserError as error:
     print(error)
 """
-    said = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
+    output = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
     assert (
-        said.startswith("data.backend=decord: decord does not import")
-        and "set data.backend=pyav" in said
+        output.startswith("data.backend=decord: decord does not import")
+        and "set data.backend=pyav" in output
     )
 
 

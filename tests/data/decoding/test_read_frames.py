@@ -119,12 +119,12 @@ def test_the_requested_frames_are_read(videos, kind, backend):
             read_frames(path, np.array([0]), backend=backend)
         return
     for _ in range(6):
-        wanted = rng.integers(0, 90, 12)  # any order, repeats
-        assert read_numbers(read_frames(path, wanted, backend=backend)) == wanted.tolist()
-    for wanted in ([89, 0, 89, 45], [89], [24, 25, 26], list(range(90))):
+        indices = rng.integers(0, 90, 12)  # any order, repeats
+        assert read_numbers(read_frames(path, indices, backend=backend)) == indices.tolist()
+    for indices in ([89, 0, 89, 45], [89], [24, 25, 26], list(range(90))):
         assert (
-            read_numbers(read_frames(path, np.array(wanted), backend=backend, short_side=40))
-            == wanted
+            read_numbers(read_frames(path, np.array(indices), backend=backend, short_side=40))
+            == indices
         )
 
 
@@ -133,9 +133,9 @@ def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
     small = encode(tmp_path / "a.ts", counting_frames(20, 64), "libx264")
     large = encode(tmp_path / "b.ts", counting_frames(20, 128, first=20), "libx264")
     (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
-    for wanted in ([30], [2, 30]):
-        frames = read_frames(tmp_path / "both.ts", np.array(wanted))
-        assert frames.shape[1:] == (64, 64, 3) and read_numbers(frames) == wanted
+    for indices in ([30], [2, 30]):
+        frames = read_frames(tmp_path / "both.ts", np.array(indices))
+        assert frames.shape[1:] == (64, 64, 3) and read_numbers(frames) == indices
     assert (
         probe(str(tmp_path / "both.ts"))["reason"]
         == "20 of 40 frames have another size, and are resized"
@@ -146,10 +146,11 @@ def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
     """In decord issue 195, one of a hundred reads of an AVI differed."""
-    wanted = np.array([38, 3, 38, 38, 80])
-    first = read_frames(videos[kind], wanted, backend=backend)
+    indices = np.array([38, 3, 38, 38, 80])
+    first = read_frames(videos[kind], indices, backend=backend)
     assert all(
-        np.array_equal(read_frames(videos[kind], wanted, backend=backend), first) for _ in range(60)
+        np.array_equal(read_frames(videos[kind], indices, backend=backend), first)
+        for _ in range(60)
     )
 
 
@@ -162,12 +163,12 @@ def test_false_key_frames_are_not_trusted(tmp_path):
     content = bytearray(path.read_bytes())
     index = content.index(b"idx1") + 8
     for entry in range(90):
-        at = index + 16 * entry
-        assert content[at : at + 4] == b"00dc"
-        content[at + 4] |= 0x10
+        position = index + 16 * entry
+        assert content[position : position + 4] == b"00dc"
+        content[position + 4] |= 0x10
     path.write_bytes(content)
-    for wanted in ([50], [20, 77]):
-        assert read_numbers(read_frames(path, np.array(wanted))) == wanted
+    for indices in ([50], [20, 77]):
+        assert read_numbers(read_frames(path, np.array(indices))) == indices
 
 
 @pytest.mark.parametrize("kind", ["h264 with B-frames", "h264 in mp4, short groups"])
@@ -195,17 +196,17 @@ def test_a_trimmed_video_begins_where_a_player_begins(videos, kind, backend, cou
     row = probe(str(path))
     assert row["frames"] == len(shown) and row["reason"] == ""
     for frames in (0, len(shown)):
-        for wanted in ([0], [5], [40], [len(shown) - 1], [0, 9, 30, 50]):
+        for indices in ([0], [5], [40], [len(shown) - 1], [0, 9, 30, 50]):
             try:
-                found = read_numbers(
-                    read_frames(path, np.array(wanted), backend=backend, frames=frames)
+                numbers = read_numbers(
+                    read_frames(path, np.array(indices), backend=backend, frames=frames)
                 )
             except DecodeError as error:
                 assert backend in ("decord", "torchcodec") and "trimmed by an edit list" in str(
                     error
                 )
             else:
-                assert found == [shown[n] for n in wanted]
+                assert numbers == [shown[n] for n in indices]
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -218,7 +219,7 @@ def test_frames_are_found_by_seeks_where_these_help_and_otherwise_counted(videos
     counted = []
     original = PyAV._counted
     monkeypatch.setattr(
-        PyAV, "_counted", lambda self, wanted: counted.append(wanted) or original(self, wanted)
+        PyAV, "_counted", lambda self, indices: counted.append(indices) or original(self, indices)
     )
     for kind in (
         "mpeg4 in mp4, short groups",
@@ -243,9 +244,9 @@ def test_odd_sizes_and_videos_of_one_frame_are_read(tmp_path, backend, size):
     )
     options = {"qp": "0"}
     path = encode(tmp_path / "v.mp4", frames, "libx264", pix_fmt="yuv444p", options=options)
-    found = read_frames(path, np.array([0, 0]), backend=backend)
-    assert found.shape == (2, *size, 3)
-    assert np.abs(found.astype(int) - frames).max() <= 3
+    frames_read = read_frames(path, np.array([0, 0]), backend=backend)
+    assert frames_read.shape == (2, *size, 3)
+    assert np.abs(frames_read.astype(int) - frames).max() <= 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -254,9 +255,9 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :16, :20] = 255  # the corner at the top left
     path = encode(tmp_path / "v.mp4", frames, "libx264", quarter_turns=turns)
-    found = read_frames(path, np.array([0, 2]), backend=backend)
+    frames_read = read_frames(path, np.array([0, 2]), backend=backend)
     assert (
-        np.abs(found[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3
+        np.abs(frames_read[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3
     )  # players turn clockwise
     shrunk = read_frames(path, np.array([1]), backend=backend, short_side=24)
     assert shrunk.shape[1:3] == ((36, 24) if turns % 2 else (24, 36))
@@ -290,11 +291,11 @@ def test_an_open_video_reports_its_frames_and_rate(tmp_path):
 @needs_ucf101_mini
 def test_decoders_agree_on_real_video():
     for path in sorted((SHARED / "ucf101_mini/videos").rglob("*.avi"))[::30]:
-        wanted = np.arange(3, 60, 4)
-        a, b = (read_frames(path, wanted, backend=name) for name in ("decord", "pyav"))
+        indices = np.arange(3, 60, 4)
+        a, b = (read_frames(path, indices, backend=name) for name in ("decord", "pyav"))
         assert np.array_equal(a, b)
         a, b = (
-            read_frames(path, wanted, backend=name, short_side=128) for name in ("decord", "pyav")
+            read_frames(path, indices, backend=name, short_side=128) for name in ("decord", "pyav")
         )
         assert np.abs(a.astype(int) - b).mean() < 1
 
@@ -402,6 +403,6 @@ def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
 
 def test_frames_outside_a_video_are_named_in_the_message(tmp_path):
     path = counting_video(tmp_path / "v.avi", 9)
-    for asked, said in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
-        with pytest.raises(DecodeError, match=f"asked for, {said}, are not all within its 9"):
-            read_frames(path, np.array(asked))
+    for indices, range_text in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
+        with pytest.raises(DecodeError, match=f"asked for, {range_text}, are not all within its 9"):
+            read_frames(path, np.array(indices))

@@ -207,8 +207,13 @@ def test_there_is_one_corrupted_copy_per_corruption_and_severity(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
-    assert found == ["c/contrast/1", "c/contrast/5", "c/reverse_sampling/1", "c/reverse_sampling/5"]
+    copies = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
+    assert copies == [
+        "c/contrast/1",
+        "c/contrast/5",
+        "c/reverse_sampling/1",
+        "c/reverse_sampling/5",
+    ]
     name = "videos/Alpha/v_Alpha_g01_c01.avi"
     pale = [
         read_frames(folder / name, np.arange(20)).std((1, 2, 3)).mean()
@@ -339,15 +344,17 @@ def test_written_textures_are_used_as_negatives_in_training(tmp_path):
     done = tool("prepare", "texture", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     name = "videos/Beta/v_Beta_g06_c01.avi"
-    made, source = (read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root))
-    assert made.shape == source.shape == (20, 64, 64, 3)
+    texture, source = (
+        read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root)
+    )
+    assert texture.shape == source.shape == (20, 64, 64, 3)
     assert (
-        abs(made[0].mean() - source[0].mean()) < 60
-        and abs(made[0].astype(int) - source[0]).mean() > 20
+        abs(texture[0].mean() - source[0].mean()) < 60
+        and abs(texture[0].astype(int) - source[0]).mean() > 20
     )
     (tmp_path / "t" / name).unlink()  # as after an interruption
     assert tool("prepare", "texture", *words, cwd=tmp_path).returncode == 0
-    assert (read_frames(tmp_path / "t" / name, np.arange(20)) == made).all()
+    assert (read_frames(tmp_path / "t" / name, np.arange(20)) == texture).all()
     again = tool("prepare", "texture", *words, "--kind", "still", cwd=tmp_path)
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
     words = ["method.negatives.names=[texture,patch]", f"data.root={root}"]
@@ -391,9 +398,11 @@ def test_textures_of_images_and_folders_of_frames(tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-    made = [
+    textures = [
         np.asarray(Image.open(tmp_path / f"images_t/{split}/a/003.png"))
         for split in ("train", "test")
     ]
-    assert made[0].shape == (32, 32, 3) and (made[0] != made[1]).any(), "each file draws its own"
+    assert textures[0].shape == (32, 32, 3) and (textures[0] != textures[1]).any(), (
+        "each file draws its own"
+    )
     assert read_frames(tmp_path / "frames_t/test/a/clip", np.arange(6)).shape == (6, 32, 32, 3)

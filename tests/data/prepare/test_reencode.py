@@ -68,8 +68,8 @@ def test_the_result_is_small_and_shows_the_same_frames(tmp_path, codec, suffix):
         reencode(_records(source), tmp_path / "a", tmp_path / "b", Encoding(32, 6, codec, 3)) == []
     )
     result = tmp_path / "b" / source.name
-    found = _frames(result)
-    assert found.shape == (30, 32, 64, 3) and read_numbers(found) == list(range(30))
+    result_frames = _frames(result)
+    assert result_frames.shape == (30, 32, 64, 3) and read_numbers(result_frames) == list(range(30))
     assert probe(str(result))["fps"] == 25.0
     assert _key_frames(result) == list(range(0, 30, 1 if codec == "mjpeg" else 6))
 
@@ -116,10 +116,10 @@ def test_unusual_sources_become_files_that_can_be_read_by_number(tmp_path):
     assert reencode(_records(*sources), top, tmp_path / "b", Encoding(64)) == []
     for source in sources:
         for backend in ("pyav", "decord"):
-            wanted = np.array([3, 17, 18, 39])
+            indices = np.array([3, 17, 18, 39])
             assert (
-                read_numbers(read_frames(tmp_path / "b" / source.name, wanted, backend=backend))
-                == wanted.tolist()
+                read_numbers(read_frames(tmp_path / "b" / source.name, indices, backend=backend))
+                == indices.tolist()
             )
 
 
@@ -138,10 +138,10 @@ def test_a_second_call_makes_only_missing_copies(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
     records, _ = build_records(Data(name="ucf101", root=str(root)), "train")
     reencode(records, root, tmp_path / "b", Encoding(32))
-    made = sorted((tmp_path / "b").rglob("*.avi"))
+    copies = sorted((tmp_path / "b").rglob("*.avi"))
     whole = _state(tmp_path / "b")
-    made[0].unlink()
-    _partial(made[0]).write_bytes(b"of a call that was killed")
+    copies[0].unlink()
+    _partial(copies[0]).write_bytes(b"of a call that was killed")
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     after = _state(tmp_path / "b")
     videos = [path for path in whole if path.suffix == ".avi" and ".partial" not in path.name]

@@ -57,12 +57,12 @@ def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
             list(texture_frames(iter(clip), count, rng, kind=kind, patch_px=96, size=size))
         )
 
-    made = texture(0)
-    assert made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
-    numbers = made.reshape(count, -1).min(1) // 40
+    frames_made = texture(0)
+    assert frames_made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
+    numbers = frames_made.reshape(count, -1).min(1) // 40
     assert numbers.tolist() == (list(range(count)) if kind == "moving" else [count // 2] * count)
-    assert (made == texture(0)).all() and (made != texture(1)).any()
-    assert kind == "still" or (np.diff(made.astype(int), axis=0) == 40).all(), (
+    assert (frames_made == texture(0)).all() and (frames_made != texture(1)).any()
+    assert kind == "still" or (np.diff(frames_made.astype(int), axis=0) == 40).all(), (
         "each place keeps its noise"
     )
 
@@ -94,11 +94,11 @@ def test_views_are_the_same_as_without_twins(paired):
 
 
 def test_twins_do_not_depend_on_workers_and_child_processes(paired):
-    here, there = (
+    in_process, by_workers = (
         [*batch_loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)]
         for workers in (0, 2)
     )
-    assert all(same_batch(a, b) for a, b in zip(here, there, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(in_process, by_workers, strict=True))
     watched = _dataset(*paired)
     watched.timeout_s = 0.0
     assert torch.equal(_dataset(*paired)[0, 1]["clips"], watched[0, 1]["clips"])
@@ -125,8 +125,8 @@ def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
         (0, "not all within its 3 frames"),
         (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi"),
     ):
-        found = dataset[0, index]
-        assert isinstance(found, Failure) and reason in found.reason
+        sample = dataset[0, index]
+        assert isinstance(sample, Failure) and reason in sample.reason
 
 
 def test_a_folder_of_frames_whose_twin_misses_a_frame_is_a_bad_video(tmp_path):
@@ -140,10 +140,10 @@ def test_a_folder_of_frames_whose_twin_misses_a_frame_is_a_bad_video(tmp_path):
     dataset.replace = False
     assert not isinstance(dataset[0, 0], Failure)
     (tmp_path / "twins/v/03.png").unlink()
-    found = dataset[0, 0]
+    sample = dataset[0, 0]
     assert (
-        isinstance(found, Failure)
-        and "twins/v: the texture has 8 frames, the video 9" in found.reason
+        isinstance(sample, Failure)
+        and "twins/v: the texture has 8 frames, the video 9" in sample.reason
     )
 
 
