@@ -143,7 +143,7 @@ def build_records(cfg: config.Data, split: str) -> Parsed:
     Returns:
         (records, names of the classes).
     """
-    # "train" and "test" are then parts of the training list, split by groups.
+    # With data.validation, "train" and "test" are parts of the training list, split by groups.
     if cfg.validation:
         listed, classes = _parse(cfg, "train", cfg.fold)
         records = split_by_group(listed, cfg.validation)[split == "test"]
