@@ -84,9 +84,9 @@ def videos(tmp_path_factory):
         (b"a.mp4,100,0\n", "line 1: three columns, 'a.mp4', 100 and 0"),
         (b"a.mp4 0 1\n", "line 1: three columns, 'a.mp4', 0 and 1"),
         (b"nowhere.mp4 0 -1\n", "line 1: nowhere.mp4 is not under"),
-        (b'"a, one.mp4",0\n', "its quotes are taken as part of the name, write it without"),
-        (b"'a.mp4' 0\n", "its quotes are taken as part of the name, write it without"),
-        (b"x\\a.mp4,0\n", "its backslashes are taken as part of the name, write / between folders"),
+        (b'"a, one.mp4",0\n', "its quotes are read as part of the name, write it without"),
+        (b"'a.mp4' 0\n", "its quotes are read as part of the name, write it without"),
+        (b"x\\a.mp4,0\n", "its backslashes are read as part of the name, write / between folders"),
         ("caf\u0065\u0301s.mp4 0\n".encode(), "its accents are decomposed (Unicode form NFD)"),
         (
             "cafe\u0301.mp4".encode(),
@@ -98,7 +98,7 @@ def videos(tmp_path_factory):
             "train.txt, line 2: not a text file in UTF-8 (byte 0xe9); save",
         ),
         ("a.mp4 0\n".encode("utf-16"), "not UTF-8, but UTF-16; save the list as UTF-8"),
-        ("a.mp4 0\n".encode("utf-16-le"), "line 1: not a text file (it holds a null character)"),
+        ("a.mp4 0\n".encode("utf-16-le"), "line 1: not a text file (it contains a null character)"),
         ("a.mp4 \u0663\n".encode(), "line 1: expected a path and an integer label"),
         (b"a.mp4 0.5\n", "line 1: expected a path and an integer label"),
         (
