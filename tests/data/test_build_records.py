@@ -1,12 +1,17 @@
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers import counting_video, read_numbers, tiny_ucf101
-from vidrobust.config import DataConfig, MotionShapes, options
+from tests.helpers import REPO, counting_video, read_numbers, tiny_ucf101
+from vidrobust.cli.common import parser
+from vidrobust.config import DataConfig, MotionShapes
 from vidrobust.data import (
     FORMATS,
+    FormatSpec,
+    Record,
     all_records,
     apply_manifest,
     build_records,
@@ -14,12 +19,13 @@ from vidrobust.data import (
     read_frames,
     records_sha,
     scan,
+    second_cues,
     ucf101,
 )
 from vidrobust.utils.errors import UserError
 
 
-def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
+def test_a_missing_root_and_an_unknown_format_are_named_in_the_message(tmp_path):
     with pytest.raises(UserError, match="no data root .*nowhere"):
         build_records(DataConfig(name="ucf101", root=str(tmp_path / "nowhere")), "train")
     with pytest.raises(UserError, match="data.name: unknown name 'ucf-101'; did you mean 'ucf101'"):
@@ -27,11 +33,48 @@ def test_a_missing_root_and_an_unknown_format_are_named(tmp_path):
 
 
 def test_every_format_is_found_by_name_and_named_in_the_help():
-    help = next(item.metadata["help"] for key, item in options() if key == "data.name")
+    help_lines = parser("").epilog.splitlines()
+    help = next(line for line in help_lines if line.startswith("  data.name="))
     for name in FORMATS:
         assert callable(find_format(name)) and name in help
     with pytest.raises(UserError, match="data.name"):
         find_format("torchvision:")
+
+
+def test_an_entry_of_formats_is_all_that_a_new_format_needs(tmp_path, monkeypatch):
+    """The fields of its entry decide how it is drawn, which folds it has, and what its cues are."""
+
+    def parse(root, split, fold):
+        name = f"{split}{fold}.avi"
+        return [Record(name, str(root / name), 0)], ["class"]
+
+    spec = FormatSpec(
+        parse,
+        "one video per split",
+        folds=(1, 2),
+        draw=lambda root, cfg: root.mkdir(),
+        second_cues=lambda root: {"test1.avi": "class"},
+    )
+    monkeypatch.setitem(FORMATS, "new", spec)
+    cfg = DataConfig(name="new", root=str(tmp_path / "new"))
+    records, classes = build_records(cfg, "test")
+    assert [record.uid for record in records] == ["test1.avi"]
+    assert second_cues(cfg, records, classes) == {0: 0}
+    monkeypatch.setitem(FORMATS, "new", dataclasses.replace(spec, draw=None))
+    assert [record.uid for record in all_records(cfg)] == [
+        "train1.avi",
+        "test1.avi",
+        "train2.avi",
+        "test2.avi",
+    ]
+
+
+def test_no_format_is_special_cased_by_name_outside_the_registry():
+    """What differs between formats is a field of FormatSpec."""
+    names = "|".join(sorted(FORMATS))
+    comparison = re.compile(rf"""\.name (==|!=|in|not in) \(?["']({names})["']""")
+    for path in (REPO / "vidrobust").rglob("*.py"):
+        assert not comparison.findall(path.read_text()), path
 
 
 def test_part_of_the_training_list_is_held_out_by_source(ucf):
@@ -42,7 +85,7 @@ def test_part_of_the_training_list_is_held_out_by_source(ucf):
     assert not {r.group for r in rest} & {r.group for r in held}
 
 
-def test_all_records_are_those_of_every_split_once(tmp_path, caplog):
+def test_all_records_of_every_split_are_listed_once(tmp_path, caplog):
     root = tiny_ucf101(tmp_path)
     lists = root / "ucfTrainTestlist"
     (lists / "trainlist02.txt").write_text((lists / "trainlist01.txt").read_text())
@@ -65,8 +108,8 @@ def test_names_with_a_colon_below_a_relative_root_are_files(tmp_path, monkeypatc
     assert records_sha(records) == records_sha(absolute)
     rows = scan([record.path for record in records], Path("."), Path("m.jsonl"))
     assert [row["path"] for row in rows] == [name, "x/c:d.avi"]
-    known = apply_manifest(records, Path("m.jsonl"), Path("."))
-    assert [record.frames for record in known] == [5, 5]
+    scanned = apply_manifest(records, Path("m.jsonl"), Path("."))
+    assert [record.frames for record in scanned] == [5, 5]
 
 
 def test_a_relative_root_with_a_colon_is_a_folder(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def _batches(ucf, workers, start=0, stop=4, rank=0, world=1):
     return list(batch_loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
 
 
-def test_the_same_batches_for_any_number_of_workers(ucf):
+def test_batches_do_not_depend_on_the_number_of_workers(ucf):
     for a, b in zip(_batches(ucf, 0), _batches(ucf, 3), strict=True):
         assert same_batch(a, b)
 
@@ -42,7 +42,7 @@ def test_the_same_batches_after_a_resume_in_mid_epoch(ucf):
     assert all(same_batch(a, b) for a, b in zip(whole[1:], resumed, strict=True))
 
 
-def test_ranks_share_the_batch_of_one_process(ucf):
+def test_ranks_divide_the_batch_of_a_single_process(ucf):
     parts = [_batches(ucf, 0, rank=rank, world=2) for rank in (0, 1)]
     for whole, first, second in zip(_batches(ucf, 0), *parts, strict=True):
         assert torch.equal(whole.clips, torch.cat([first.clips, second.clips]))
@@ -69,8 +69,8 @@ def test_evaluation_drops_and_pads_nothing():
     assert [i for b in EvalBatches([5, 1, 2, 0], 3) for _, i in b] == [5, 1, 2, 0]
 
 
-def test_samples_hold_the_frames_that_they_say(ucf):
-    """Through sampler, decoder, resize and crop: the pixels count."""
+def test_samples_contain_the_frames_that_they_claim(ucf):
+    """The pixels are checked after sampler, decoder, resize and crop."""
     records, _ = ucf101(ucf, "test", 1)
     cfg = DataConfig(frames=3, stride=4, short_side=32, size=32, workers=0)
     batch = next(iter(batch_loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
@@ -129,7 +129,7 @@ def test_images_are_clips_of_one_frame(tmp_path):
     assert sample["clips"][0, 0, 5, 5].tolist() == [0, 200, 0]
 
 
-def test_the_same_samples_with_and_without_a_watchdog(ucf):
+def test_samples_do_not_depend_on_the_time_limit(ucf):
     records, _ = ucf101(ucf, "train", 1)
     spec, view = ClipSpec(3, 2, 2), AugmentSpec(size=24)
     plain = ClipDataset(records, spec, random_clips, view, seed=3)
@@ -144,8 +144,8 @@ def test_the_same_samples_with_and_without_a_watchdog(ucf):
     )  # a sample is its own, not a window on the child's memory
 
 
-def test_no_sample_has_the_randomness_of_another(ucf):
-    """Over epochs, videos and views, whichever worker drew them."""
+def test_every_sample_has_its_own_random_numbers(ucf):
+    """Over epochs, videos and views, whichever worker sampled them."""
     records, _ = ucf101(ucf, "train", 1)
     dataset = train_dataset(CFG, AugmentConfig(jitter_prob=1), records, clips=2, seed=7)
     draws = torch.cat(
@@ -158,7 +158,7 @@ def test_no_sample_has_the_randomness_of_another(ucf):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
+def test_a_data_set_can_be_pickled_for_spawned_processes(ucf, train):
     records, _ = ucf101(ucf, "train", 1)
     dataset = (
         train_dataset(CFG, AugmentConfig(), records, 2, 7)
@@ -169,15 +169,16 @@ def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1, 3]["clips"], sample["clips"])
 
 
-def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
+def test_a_system_that_cannot_fork_is_refused_with_the_remedy(ucf, monkeypatch):
     monkeypatch.delattr(os, "fork")
     with pytest.raises(UserError, match="set data.timeout_s=0"):
         train_dataset(CFG, AugmentConfig(), ucf101(ucf, "train", 1)[0], 2, 7)
 
 
 def test_records_are_kept_as_one_array(ucf):
-    """A list of objects would be copied, page by page, into every worker (PyTorch's issue
-    13246).
+    """A list of objects would be copied, memory page by memory page, into every worker.
+
+    See PyTorch issue 13246.
     """
     records, _ = ucf101(ucf, "train", 1)
     kept = train_dataset(CFG, AugmentConfig(), records * 1000, 2, 7).records
@@ -190,9 +191,10 @@ def test_records_are_kept_as_one_array(ucf):
         kept[8000]
 
 
-def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
-    """The same boxes and colours, then one of the corruptions on some of the clips; any number of
-    workers.
+def test_corruptions_are_sampled_last_and_change_nothing_else(ucf):
+    """Boxes and colours are the same, and some of the clips have one of the corruptions.
+
+    The number of workers does not matter.
     """
     records, _ = ucf101(ucf, "train", 1)
     augment = AugmentConfig(
@@ -218,8 +220,9 @@ def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
 
 
 def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
-    """The first epoch is that of a run without, the last of twenty is nearly the whole frame
-    without colours.
+    """The first epoch equals that of a run without fading.
+
+    The last of twenty shows nearly the whole frame, without colour changes.
     """
     records, _ = ucf101(ucf, "train", 1)
     augment = AugmentConfig(scale=[0.1, 1.0], jitter_prob=1.0)

@@ -17,7 +17,7 @@ if _old := versions.too_old():  # before what follows fails in a way that explai
 import torch.distributed as dist
 
 from vidrobust import checkpoint, config
-from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
+from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
@@ -51,6 +51,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 def _names() -> dict[str, str]:
     """Return option -> its names, for --help."""
     names = {key: ", ".join(family) for key, family in FAMILIES.items()}
+    names["data.name"] = ", ".join([*FORMATS, "torchvision:NAME"])
     takes = [f"{name}: {', '.join(m.adversaries)}" for name, m in METHODS.items() if m.adversaries]
     names["method.adversary.name"] = f"none; {'; '.join(takes)}"
     return names

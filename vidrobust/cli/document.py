@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from vidrobust.data import FORMATS, find_format
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
 from vidrobust.methods.spec import Cost
 from vidrobust.study.arm_table import spread_of
@@ -55,6 +56,14 @@ def _in_order(folder: Path) -> list[Path]:
 def _first_line(path: Path) -> str:
     line = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
     return re.sub(r":( python)? (tools|datasets)/.*", ".", line)  # how a command is called
+
+
+def formats() -> str:
+    """Return the table of the formats of data sets."""
+    lines = ["| `data.name` | what it reads under `data.root` |", "|---|---|"]
+    for name in [*FORMATS, "torchvision:NAME"]:
+        lines.append(f"| `{name}` | {find_format(name).help} |")
+    return "\n".join(lines) + "\n"
 
 
 def method_costs() -> str:
@@ -191,6 +200,7 @@ def _code(names: Iterable[str]) -> str:
 # name of a part, or path of a whole file -> its text
 PARTS: dict[str, Callable[[], str]] = {
     "tree": tree,
+    "formats": formats,
     "method_costs": method_costs,
     "method_options": method_options,
     "released_methods": released_methods,

@@ -50,11 +50,7 @@ class MotionShapes:
 
 @dataclass
 class DataConfig:
-    name: str = option(
-        "ucf101",
-        "format: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder, image_folder,"
-        " class_folder, cifar10, cifar100, torchvision:NAME, motionshapes",
-    )
+    name: str = option("ucf101", "format of the data set (docs/data.md)")
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
     twins: str = option(
         "",

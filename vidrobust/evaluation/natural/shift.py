@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import Predict, finite_logits
-from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.data import FORMATS, Record, build_records, eval_dataset, records_sha
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.results import decoding_failures, fault, model_faults
@@ -107,8 +107,10 @@ def other_records(
     if not wanted.name:
         return [], Shared([], {}, {})
     root = wanted.root or cfg.data.root
-    if wanted.name == "motionshapes" and not Path(root).expanduser().is_dir():
-        raise UserError(f"eval.shift.root={root}: no such folder")  # which else would be drawn
+    spec = FORMATS.get(wanted.name)  # None for torchvision:NAME, and for a name refused below
+    if spec is not None and spec.draw is not None and not Path(root).expanduser().is_dir():
+        # a built-in data set is evaluated only if it exists: it is not drawn here
+        raise UserError(f"eval.shift.root={root}: no such folder")
     data = config.DataConfig(
         **vars(cfg.data)
         | {
@@ -121,7 +123,7 @@ def other_records(
         }
     )
     try:
-        records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
+        records, theirs = build_records(data, spec.other_split if spec else "test")
     except UserError as error:
         told = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
         raise UserError(
