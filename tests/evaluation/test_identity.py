@@ -11,7 +11,13 @@ from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
 from vidrobust.config import DataConfig
 from vidrobust.data import corrupted_videos, eval_dataset, source_videos, ucf101
-from vidrobust.evaluation import Suite, evaluate_bias, evaluate_corruptions, evaluate_robust
+from vidrobust.evaluation import (
+    MeasureSettings,
+    Suite,
+    evaluate_bias,
+    evaluate_corruptions,
+    evaluate_robust,
+)
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.results import rank_files
 from vidrobust.utils import distributed
@@ -45,6 +51,10 @@ def _robust(records, out, net, indices=(0, 1, 2, 3), threats=SMALL, cfg=CFG, **o
     return evaluate_robust(net, dataset, list(indices), list(threats), out, **(settings | options))
 
 
+def _settings(net, out, *, batch_size=4, identity=""):
+    return MeasureSettings(net, out, batch_size, workers=0, device=CPU, identity=identity)
+
+
 def _corruptions(
     records,
     out,
@@ -57,24 +67,22 @@ def _corruptions(
 ):
     out.mkdir(exist_ok=True)
     videos = corrupted_videos(CFG, records, 1, "uniform", options.pop("place", "view"), seed)
-    settings = {"batch_size": 4, "workers": 0, "device": CPU}
     return evaluate_corruptions(
-        net, videos, list(indices), list(names), list(severities), out, **(settings | options)
+        _settings(net, out, **options), videos, list(indices), list(names), list(severities)
     )
 
 
 def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **options):
     out.mkdir(exist_ok=True)
-    settings = {"others": {}, "batch_size": 4, "workers": 0, "device": CPU}
+    others = options.pop("others", {})
     return evaluate_bias(
-        net,
+        _settings(net, out, **options),
         lambda: eval_dataset(CFG, records, 1),
         None,
         list(indices),
         list(names),
-        out,
         seed=seed,
-        **(settings | options),
+        others=others,
     )
 
 
