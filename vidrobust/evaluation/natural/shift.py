@@ -203,10 +203,11 @@ def other_records(
 def _read_records(cfg: config.Config, root: str) -> tuple[list[Record], list[str]]:
     """Read the list of eval.shift from a folder, and return its videos and class names."""
     shift = cfg.eval.shift
-    if shift.name == "motionshapes" and not Path(root).expanduser().is_dir():
-        # Reading motionshapes would generate its videos in a folder that does not exist.
+    spec = FORMATS.get(shift.name)  # None for torchvision:NAME, and for names refused below
+    if spec is not None and spec.draw is not None and not Path(root).expanduser().is_dir():
+        # reading a built-in data set would render its videos into a folder that does not exist
         raise UserError(f"eval.shift.root={root}: no such folder")
-    data = config.Data(
+    data = config.DataConfig(
         **vars(cfg.data)
         | {
             "name": shift.name,
@@ -217,10 +218,8 @@ def _read_records(cfg: config.Config, root: str) -> tuple[list[Record], list[str
             "twins": "",
         }
     )
-    # A class_folder has a single list, its training split.
-    split = "train" if shift.name == "class_folder" else "test"
     try:
-        return build_records(data, split)
+        return build_records(data, spec.other_split if spec else "test")
     except UserError as error:
         # The message names options of data; the user set those of eval.shift.
         message = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
