@@ -58,7 +58,7 @@ def test_with_shift_it_works_from_any_frame_on():
 
 def test_what_it_is_not_for_is_refused():
     _, x, y, loss = _problem()
-    with pytest.raises(ValueError, match="support dense, tube or flicker"):
+    with pytest.raises(ValueError, match="defined for supports dense, tube, flicker"):
         universal(loss, _batches(x, y), ThreatModel("linf", 0.1, "frames", 1))
     with pytest.raises(ValueError, match="no batch"):
         universal(loss, [], ThreatModel())

@@ -276,16 +276,16 @@ def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
 @pytest.mark.parametrize(
     ("attack", "threat", "message"),
     [
-        (frame_saliency, "tube-linf-0.1", "dense threats"),
-        (one_frame, "frames1-linf-0.1", "dense threat"),
-        (flicker, "linf-0.1", "support flicker"),
-        (roa, "linf-1", "patch-linf"),
-        (roa, "patch2-l2-1", "patch-linf"),
-        (salt_and_pepper, "linf-1", "pixels-linf"),
+        (frame_saliency, "tube-linf-0.1", "defined for support dense"),
+        (one_frame, "frames1-linf-0.1", "frame itself, is defined for support dense"),
+        (flicker, "linf-0.1", "threat=linf-0.1: .* defined for support flicker"),
+        (roa, "linf-1", "defined for norm linf and support patch"),
+        (roa, "patch2-l2-1", "defined for norm linf and support patch"),
+        (salt_and_pepper, "linf-1", "defined for norm linf and support pixels"),
         (salt_and_pepper, "pixels200-linf-1", "200 pixels of frames"),
-        (ATTACKS["cw"], "linf-0.1", "defined for l2"),
-        (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"),
-        (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame"),
+        (ATTACKS["cw"], "linf-0.1", "defined for norm l2"),
+        (ATTACKS["fab"], "l2_frame-0.1", "defined for norms linf, l2, l1"),
+        (ATTACKS["fab-t"], "l2_frame-0.1", "threat=l2_frame-0.1: FAB is defined"),
     ],
 )
 def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, message):

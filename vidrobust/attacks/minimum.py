@@ -17,10 +17,14 @@ from torch import Tensor
 from vidrobust.attacks import norm_balls as geometry
 from vidrobust.attacks.apgd import likeliest
 from vidrobust.attacks.arguments import above_zero, at_least_one, between
+from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.losses import Loss, Misclassify, dlr, margin
 from vidrobust.attacks.outputs import BadSamples, called, numbered
 from vidrobust.attacks.search import Search, require_gradients
 from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, norm_of
+
+FAB_DOMAIN = Domain("FAB", norms=("linf", "l2", "l1"))
+CW_DOMAIN = Domain("Carlini and Wagner's attack", norms=("l2",))
 
 
 class Smallest(Search):
@@ -162,9 +166,8 @@ def fab(
 
     Costs restarts * 2 steps forward, and restarts * (K - 1) * steps backward passes.
     """
-    search = Smallest(
-        loss, x, _require_norm(threat, "FAB", ("linf", "l2", "l1")), generator, minimal
-    )
+    FAB_DOMAIN.require(threat)
+    search = Smallest(loss, x, threat, generator, minimal)
     _runs(search, None, restarts, steps, alpha_max, eta, beta)
     return search.result()
 
@@ -190,13 +193,8 @@ def fab_t(
     Costs targets * restarts * 2 steps forward, and half as many backward passes.
     """
     at_least_one(targets=targets)
-    search = Smallest(
-        replace(loss, score="margin"),
-        x,
-        _require_norm(threat, "FAB", ("linf", "l2", "l1")),
-        generator,
-        minimal,
-    )
+    FAB_DOMAIN.require(threat)
+    search = Smallest(replace(loss, score="margin"), x, threat, generator, minimal)
     for score in likeliest(loss, search.x, targets, ratio=False):
         _runs(search, replace(loss, score=score), restarts, steps, alpha_max, eta, beta)
     return search.result()
@@ -346,9 +344,8 @@ def cw(
     at_least_one(steps=steps, searches=searches)
     above_zero(c=c, lr=lr)
     between(0, float("inf"), confidence=confidence)
-    search = Smallest(
-        loss, x, _require_norm(threat, "Carlini and Wagner's attack", ("l2",)), generator, minimal
-    )
+    CW_DOMAIN.require(threat)
+    search = Smallest(loss, x, threat, generator, minimal)
     weight = torch.full((len(x),), c, device=x.device)
     least, most = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     for _ in range(searches):
@@ -394,9 +391,3 @@ def widened(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
     delta = explain(threat, x, x_adv)[0]
     growth = (threat.eps / norm_of(threat.norm, delta).clamp(min=1e-12)).view(-1, 1, 1, 1, 1)
     return (as_clip(x) + growth * delta).clamp(0, 1).view_as(x)
-
-
-def _require_norm(threat: ThreatModel, attack: str, norms: tuple[str, ...]) -> ThreatModel:
-    if threat.norm not in norms:
-        raise ValueError(f"{attack} is defined for {', '.join(norms)}, not for {threat.norm}")
-    return threat

@@ -5,9 +5,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidrobust.attacks.arguments import above_zero, at_least_one, between, drawn
+from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search
 from vidrobust.attacks.threat import ThreatModel, as_clip
+
+NES_DOMAIN = Domain("NES", least_queries=52)  # the clip, 50 probes and one look
+GEO_TRAP_DOMAIN = Domain("Geo-TRAP", least_queries=4)  # the clip, two probes and one look
 
 
 @torch.no_grad()
@@ -88,8 +92,7 @@ def geo_trap(
     threat's norm. A reconstruction: the paper's sampling of the maps is not in METHODS section 7.
     Raises ValueError for fewer than four queries.
     """
-    if queries < 4:
-        raise ValueError(f"queries={queries}: at least 4, one for the clip and three for a step")
+    GEO_TRAP_DOMAIN.require_queries(queries)
     above_zero(step_size=step_size, explore=explore, probe=probe, rate=rate)
     between(0, float("inf"), spread=spread)
     search = Search(loss, x, threat, generator, blind=True)

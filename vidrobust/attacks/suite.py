@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.arguments import above_zero, none_or_more
+from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import (
     Misclassify,
@@ -23,10 +24,10 @@ from vidrobust.attacks.losses import (
     require_classes,
     rounded,
 )
-from vidrobust.attacks.minimum import cw, fab, fab_t, fmn, widened
+from vidrobust.attacks.minimum import CW_DOMAIN, FAB_DOMAIN, cw, fab, fab_t, fmn, widened
 from vidrobust.attacks.outputs import called, checked_output, numbered
 from vidrobust.attacks.passes import Passes
-from vidrobust.attacks.query import geo_trap, nes
+from vidrobust.attacks.query import GEO_TRAP_DOMAIN, NES_DOMAIN, geo_trap, nes
 from vidrobust.attacks.search import require_gradients
 from vidrobust.attacks.self_checks import self_checks, weak_white_box
 from vidrobust.attacks.square import square
@@ -39,6 +40,11 @@ from vidrobust.attacks.threat import (
     require_threat,
 )
 from vidrobust.attacks.video import (
+    FLICKER_DOMAIN,
+    FRAME_SALIENCY_DOMAIN,
+    ONE_FRAME_DOMAIN,
+    ROA_DOMAIN,
+    SALT_AND_PEPPER_DOMAIN,
     flicker,
     frame_saliency,
     one_frame,
@@ -72,6 +78,21 @@ ATTACKS: dict[str, Attack] = {
     "flicker": flicker,
     "roa": roa,
     "salt-and-pepper": salt_and_pepper,
+}
+
+# name -> the threats that an attack of ATTACKS is defined for; any threat unless listed
+DOMAINS: dict[str, Domain] = {
+    **{name: Domain(name) for name in ATTACKS},
+    "fab": FAB_DOMAIN,
+    "fab-t": FAB_DOMAIN,
+    "cw": CW_DOMAIN,
+    "nes": NES_DOMAIN,
+    "geo-trap": GEO_TRAP_DOMAIN,
+    "frame-saliency": FRAME_SALIENCY_DOMAIN,
+    "one-frame": ONE_FRAME_DOMAIN,
+    "flicker": FLICKER_DOMAIN,
+    "roa": ROA_DOMAIN,
+    "salt-and-pepper": SALT_AND_PEPPER_DOMAIN,
 }
 
 # the score of the logits that an attack maximises, where it is not cross-entropy
@@ -122,6 +143,21 @@ class Step:
         seen = predict if self.draws == 1 else eot(predict, self.draws)
         loss = Misclassify(seen, y, self.score, x if rounding else None)
         return self.attack(loss, x, self.threat or threat, generator=generator)
+
+    @property
+    def domain(self) -> Domain:
+        """Return what the attack declares in DOMAINS; any threat for names not in ATTACKS."""
+        return DOMAINS.get(self.name, Domain(self.name))
+
+    def require_defined(self, threat: ThreatModel) -> None:
+        """Raise ValueError where this step would refuse to run, without running it.
+
+        It refuses a threat outside the attack's domain, and fewer queries than one step takes.
+        """
+        self.domain.require(self.threat or threat)
+        options = self.attack.keywords if isinstance(self.attack, partial) else {}
+        if "queries" in options:
+            self.domain.require_queries(options["queries"])
 
 
 @dataclass
@@ -257,8 +293,7 @@ def suite_steps(
     return [
         step
         for step in steps
-        if not (step.name.startswith("fab") and threat.norm == "l2_frame")
-        and not (step.name == "apgd-dlr" and classes < 3)
+        if (step.threat or threat) in step.domain and not (step.name == "apgd-dlr" and classes < 3)
     ]
 
 

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from vidrobust.attacks.arguments import above_zero, at_least_one
 from vidrobust.attacks.ball import Ball
+from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.search import judged_gradient
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, shared_dims
 
+DOMAIN = Domain("a universal perturbation", supports=("dense", "tube", "flicker"))
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,8 +35,7 @@ def universal(
     `apply_universal` lays delta over clips. Raises ValueError for other supports, for no batch, and
     where clips are not in [0, 1].
     """
-    if threat.support not in ("dense", "tube", "flicker"):
-        raise ValueError(f"{threat}: a universal perturbation has support dense, tube or flicker")
+    DOMAIN.require(threat)
     if epochs > 1 and iter(batches) is batches:
         raise ValueError(
             "batches is an iterator, and empty after one epoch: give a list or a DataLoader"

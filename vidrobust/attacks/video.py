@@ -7,10 +7,19 @@ from torch import Tensor
 
 from vidrobust.attacks.arguments import above_zero, at_least_one, between, none_or_more
 from vidrobust.attacks.ball import make_ball, patch_scores
+from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.gradient import climb, pgd
 from vidrobust.attacks.losses import Loss
 from vidrobust.attacks.search import Search, judged, judged_gradient
 from vidrobust.attacks.threat import ThreatModel, as_clip, require_fit
+
+FRAME_SALIENCY_DOMAIN = Domain("the frame saliency attack", supports=("dense",))
+ONE_FRAME_DOMAIN = Domain(
+    "the one-frame attack, which chooses the frame itself,", supports=("dense",)
+)
+FLICKER_DOMAIN = Domain("the flickering attack", supports=("flicker",))
+ROA_DOMAIN = Domain("the rectangular occlusion attack", norms=("linf",), supports=("patch",))
+SALT_AND_PEPPER_DOMAIN = Domain("salt and pepper", norms=("linf",), supports=("pixels",))
 
 
 def temporal_translation(
@@ -81,8 +90,9 @@ def frame_saliency(
     others T * (steps + 1) + 1 forward passes, "refresh" T more.
     """
     at_least_one(steps=steps)
-    if threat.support != "dense" or mode not in ("one_shot", "iterative", "refresh"):
-        raise ValueError(f"{threat}, mode={mode}: dense threats; one_shot, iterative or refresh")
+    FRAME_SALIENCY_DOMAIN.require(threat)
+    if mode not in ("one_shot", "iterative", "refresh"):
+        raise ValueError(f"mode={mode}: must be one_shot, iterative or refresh")
     search = Search(loss, x, threat, generator)
     if not search.begin():
         return search.result()
@@ -131,8 +141,7 @@ def one_frame(
     salient one. Dense threats.
     """
     at_least_one(steps=steps)
-    if threat.support != "dense":
-        raise ValueError(f"{threat}: one_frame chooses the frame itself; give it a dense threat")
+    ONE_FRAME_DOMAIN.require(threat)
     search = Search(loss, x, threat, generator)
     for frame in range(as_clip(x).shape[2]):
         search.threat = ThreatModel(threat.norm, threat.eps, "frames", 1, (frame,))
@@ -194,8 +203,7 @@ def flicker(
     of frames, and the differences go around, so that it works at any offset; the last iterate is
     returned, at offset 0. Otherwise best as in `sparse`.
     """
-    if threat.support != "flicker":
-        raise ValueError(f"{threat}: the flickering attack is for support flicker")
+    FLICKER_DOMAIN.require(threat)
     between(0, float("inf"), lam=lam, beta=beta)
 
     def roughness(d: Tensor) -> Tensor:
@@ -290,8 +298,7 @@ def roa(
     """
     at_least_one(steps=steps, stride=stride, candidates=candidates)
     above_zero(step_size=step_size)
-    if threat.support != "patch" or threat.norm != "linf":
-        raise ValueError(f"{threat}: ROA is for patch-linf threats")
+    ROA_DOMAIN.require(threat)
     search = Search(loss, x, threat, generator)
     if not search.begin():
         return search.result()
@@ -340,8 +347,7 @@ def salt_and_pepper(
     112).
     """
     at_least_one(steps=steps)
-    if threat.support != "pixels" or threat.norm != "linf":
-        raise ValueError(f"{threat}: salt and pepper is for pixels-linf threats")
+    SALT_AND_PEPPER_DOMAIN.require(threat)
     free = ThreatModel("linf", threat.eps, "dense")
     require_fit(threat, as_clip(x))
     search = Search(loss, x, free, generator)
