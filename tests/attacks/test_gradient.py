@@ -146,7 +146,7 @@ def test_mistakes_are_refused():
     threat = ThreatModel()
     with pytest.raises(ValueError, match="attack before normalisation|divide by 255"):
         fgsm(lambda v: v.flatten(1).sum(1), x * 255, threat)
-    with pytest.raises(ValueError, match=r"one number a sample, \(B,\); got \(\)"):
+    with pytest.raises(ValueError, match=r"one number per sample, \(B,\); got \(\)"):
         pgd(lambda v: v.sum(), x, threat)
     with pytest.raises(ValueError, match=r"gradient of samples \[1\] is NaN"):
         pgd(lambda v: v.flatten(1).sum(1) * torch.tensor([1.0, float("nan")]), x, threat)

@@ -175,7 +175,7 @@ def test_scores_by_name():
     x, y = _clips(), torch.tensor([0, 1, 2, 3])
     for name, score in SCORES.items():
         assert torch.equal(Misclassify(_model, y, name)(x), Misclassify(_model, y, score)(x))
-    with pytest.raises(ValueError, match="no score 'hinge'; there are ce, dlr, margin"):
+    with pytest.raises(ValueError, match="score='hinge': must be one of ce, dlr, margin"):
         Misclassify(_model, y, "hinge")
 
 

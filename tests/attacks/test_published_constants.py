@@ -37,7 +37,7 @@ from vidrobust.attacks.ball import Ball
 from vidrobust.attacks.minimum import _to_boundary
 from vidrobust.attacks.query import warped_frames
 from vidrobust.attacks.search import Search
-from vidrobust.attacks.square import _bump, _Draws, _pyramid, _share, _sides, _tiles
+from vidrobust.attacks.square import _bump, _Draws, _fraction, _pyramid, _sides, _tiles
 
 APGD = inspect.getmodule(apgd_function)
 LINF = ThreatModel("linf", 8 / 255)
@@ -313,44 +313,44 @@ def test_the_momentum_of_apgd(norm):
 
 
 def test_l1_comes_down_from_three_budgets_over_the_published_parts_of_the_steps(monkeypatch):
-    found, real = [], APGD._climb_l1
+    phases, real = [], APGD._ascend_l1
 
     def spied(search, delta, steps, *, first, keep):
-        found.append((round(float(search.ball.eps[0]) / 5.0, 6), steps, first, keep))
+        phases.append((round(float(search.ball.eps[0]) / 5.0, 6), steps, first, keep))
         return real(search, delta, steps, first=first, keep=keep)
 
-    monkeypatch.setattr(APGD, "_climb_l1", spied)
+    monkeypatch.setattr(APGD, "_ascend_l1", spied)
     apgd(
         lambda v: v.flatten(1).sum(1),
         torch.rand(1, 3, 2, 8, 8),
         ThreatModel("l1", 5.0),
         generator=seeded(),
     )
-    assert found == [(3.0, 30, True, False), (2.0, 30, False, False), (1.0, 40, False, True)]
+    assert phases == [(3.0, 30, True, False), (2.0, 30, False, False), (1.0, 40, False, True)]
 
 
 def test_l1_steps_are_sparse_as_published(monkeypatch):
     """A fifth of the entries at first; every 4 % of the steps those that are used, over 1.5."""
-    counts, best, real = [], [], APGD._largest
+    counts, best, real = [], [], APGD._keep_largest
 
     def spied(gradient, count):
         counts.append(float(count[0]))
         return real(gradient, count)
 
-    monkeypatch.setattr(APGD, "_largest", spied)
-    real_back = APGD._go_back
+    monkeypatch.setattr(APGD, "_keep_largest", spied)
+    real_return = APGD._return_to_best
 
-    def go_back(s, to_best):
-        best.append((int((s["best"] != 0).sum()), float(s["size"][0])))
-        real_back(s, to_best)
+    def return_to_best(state, to_best):
+        best.append((int((state.best != 0).sum()), float(state.size[0])))
+        real_return(state, to_best)
 
-    monkeypatch.setattr(APGD, "_go_back", go_back)
+    monkeypatch.setattr(APGD, "_return_to_best", return_to_best)
     x = torch.rand(1, 3, 1, 10, 10)
     torch.manual_seed(0)
     w = torch.randn(1, 3, 1, 10, 10)
     search = Search(lambda v: (v * w).flatten(1).sum(1), x, ThreatModel("l1", 5.0), seeded())
     search.begin()
-    APGD._climb_l1(search, search.ball.random(search.generator), 100, first=True, keep=True)
+    APGD._ascend_l1(search, search.ball.random(search.generator), 100, first=True, keep=True)
     assert counts[:4] == pytest.approx([0.2 * 300] * 4)
     assert len(best) == 25
     for check, (used, _) in enumerate(best[:-1]):
@@ -366,15 +366,19 @@ def test_l1_steps_grow_again_where_the_best_uses_a_twentieth_fewer_entries(monke
     """0.95 of 300 entries is 285."""
     sizes = []
 
-    def remember(s, better, value=None):
-        s["best"] = torch.zeros(300).index_fill(0, torch.arange(used), 1e-3).view(1, 3, 1, 10, 10)
+    def remember_best(state, value, better):
+        entries = torch.zeros(300).index_fill(0, torch.arange(used), 1e-3)
+        state.best = entries.view(1, 3, 1, 10, 10)
 
-    monkeypatch.setattr(APGD, "_remember", remember)
-    monkeypatch.setattr(APGD, "_go_back", lambda s, to_best: sizes.append(float(s["size"][0])))
+    def return_to_best(state, to_best):
+        sizes.append(float(state.size[0]))
+
+    monkeypatch.setattr(APGD, "_remember_best", remember_best)
+    monkeypatch.setattr(APGD, "_return_to_best", return_to_best)
     x = torch.full((1, 3, 1, 10, 10), 0.5)
     search = Search(lambda v: v.flatten(1).sum(1), x, ThreatModel("l1", 5.0), seeded())
     search.begin()
-    APGD._climb_l1(search, search.ball.zero(), 100, first=True, keep=True)
+    APGD._ascend_l1(search, search.ball.zero(), 100, first=True, keep=True)
     assert sizes[0] == pytest.approx(size)
 
 
@@ -547,7 +551,7 @@ SCHEDULE = {
 @pytest.mark.parametrize("query", SCHEDULE)
 @pytest.mark.parametrize("p_init", [0.8, 0.3])
 def test_the_schedule_of_square(query, p_init):
-    assert _share(p_init, query) == pytest.approx(p_init / SCHEDULE[query])
+    assert _fraction(p_init, query) == pytest.approx(p_init / SCHEDULE[query])
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -555,11 +559,11 @@ def test_the_schedule_of_square_over_the_queries(monkeypatch, rescale):
     """With rescale the 100 queries are seen as 10000."""
     module, asked = inspect.getmodule(square), []
 
-    def share(p_init, query):
+    def fraction(p_init, query):
         asked.append((p_init, query))
         return 0.01
 
-    monkeypatch.setattr(module, "_share", share)
+    monkeypatch.setattr(module, "_fraction", fraction)
     square(
         lambda v: v.flatten(1).sum(1) * 0,
         torch.rand(1, 3, 1, 8, 8),

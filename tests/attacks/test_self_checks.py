@@ -59,7 +59,7 @@ def test_another_branch_under_attack_than_in_prediction(problem):
     found = self_checks(
         lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=seeded()
     )
-    assert any("other norm branches" in line for line in found)
+    assert any("different norm branches" in line for line in found)
 
 
 def test_vanished_gradients_and_what_follows(problem):

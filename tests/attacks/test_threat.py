@@ -266,7 +266,7 @@ def test_what_is_not_defined_is_refused(bad):
 )
 def test_names_that_say_nothing_are_refused(name):
     with pytest.raises(
-        ValueError, match="is no threat model|is no number|no such place|at least 1"
+        ValueError, match="is no threat model|is no number|must be one of|at least 1"
     ):
         parse_threat(name)
 

@@ -60,7 +60,7 @@ def test_what_it_is_not_for_is_refused():
     _, x, y, loss = _problem()
     with pytest.raises(ValueError, match="defined for supports dense, tube, flicker"):
         universal(loss, _batches(x, y), ThreatModel("linf", 0.1, "frames", 1))
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(ValueError, match="batches is empty"):
         universal(loss, [], ThreatModel())
     with pytest.raises(ValueError, match="attack before normalisation|divide by 255"):
         universal(loss, _batches(x * 255, y), ThreatModel())
