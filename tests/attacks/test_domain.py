@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from tests.attacks.models import labelled, seeded, small_net
+from tests.attacks.helpers import labelled, seeded, small_net
 from vidrobust.attacks import ATTACKS, Misclassify, Step, ThreatModel, attack_step, contains
 from vidrobust.attacks.suite import DOMAINS
 from vidrobust.attacks.threat import Norm, Support
@@ -24,13 +24,13 @@ def problem():
 
 
 def _options(name):
-    known = inspect.signature(ATTACKS[name]).parameters
-    return {option: value for option, value in FEW.items() if option in known}
+    parameters = inspect.signature(ATTACKS[name]).parameters
+    return {option: value for option, value in FEW.items() if option in parameters}
 
 
 @pytest.mark.parametrize(("norm", "support"), itertools.product(get_args(Norm), get_args(Support)))
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_runs_exactly_where_it_declares_to_be_defined(problem, name, norm, support):
+def test_an_attack_runs_exactly_where_it_declares_itself_defined(problem, name, norm, support):
     net, x, y = problem
     threat = ThreatModel(norm, BUDGETS[norm], support, SIZES.get(support, 0))
     step = attack_step(name, **_options(name))
@@ -64,9 +64,11 @@ def test_the_least_number_of_queries_allows_a_step_and_one_fewer_does_not(proble
         ATTACKS[name](loss, x, threat, queries=least - 1)
 
 
-def test_a_step_with_a_threat_of_its_own_is_judged_by_that_threat():
-    own = ThreatModel("l2", 0.5, "flicker")
-    Step("flicker", ATTACKS["flicker"], threat=own).require_defined(ThreatModel("linf", 0.1))
+def test_a_step_with_another_threat_than_the_suite_is_checked_against_that_threat():
+    flicker_threat = ThreatModel("l2", 0.5, "flicker")
+    Step("flicker", ATTACKS["flicker"], threat=flicker_threat).require_defined(
+        ThreatModel("linf", 0.1)
+    )
 
 
 def test_an_attack_that_declares_nothing_is_defined_for_every_threat():

@@ -1,4 +1,4 @@
-"""Modules behind callables: what recognises a model, and shows norms in training mode."""
+"""Check which modules are found behind a callable, and which norms are in training mode."""
 
 from functools import partial
 

@@ -146,7 +146,7 @@ def _run_from_random_start(search: Search, steps: int, rho: float) -> None:
 
 @dataclass
 class _State:
-    """Where the samples of one start are: n rows, one per sample that is not finished.
+    """The progress of one start: n rows, one per sample that is not finished.
 
     Attributes:
         delta: the current perturbation.

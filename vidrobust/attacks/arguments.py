@@ -69,5 +69,6 @@ def drawn(
         like: the tensor that gives dtype and device.
         generator: source of the numbers; None for torch's own on the device of `like`.
     """
+    # torch refuses a generator of another device than the tensor's
     device = generator.device if generator else like.device
     return draw(tuple(shape), generator=generator, device=device).to(like)

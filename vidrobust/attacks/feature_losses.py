@@ -21,6 +21,7 @@ Encode = Callable[[Tensor], Tensor]
 
 def push_away(encode: Encode, x: Tensor) -> Loss:
     """Return the untargeted loss |f(x') - f(x)|^2, which moves features away from those of x."""
+    # the clean features are constants: computed once, without a graph
     with torch.no_grad():
         clean = _encoded(encode, x).float()
     return lambda v: (_encoded(encode, v).float() - clean).square().flatten(1).sum(1)
@@ -99,6 +100,7 @@ def impersonate(
         generator=generator,
     )
     with torch.no_grad():
+        # the probe judges the result, and had no part in the attack
         predicted = classify(_encoded(encode, x_adv)).argmax(1)
         intended = classify(_encoded(encode, target)).argmax(1)
     return x_adv, predicted == intended

@@ -60,6 +60,7 @@ def called(
         if "leaf Variable that requires grad" in str(error) and "in-place" in str(error):
             raise _writes(name) from error
         raise
+    # the counter catches writes that autograd records, comparing the values catches all others
     if _version(x) != version or (before is not None and not torch.equal(before, x.detach())):
         raise _writes(name)
     return output
@@ -121,6 +122,7 @@ def as_tensor(found: Any, name: str = "predict") -> Tensor:
 def _kind_and_remedy(output: Any) -> tuple[str, str]:
     """Return what an output is that is no tensor, and what to write instead."""
     kind = type(output).__name__
+    # a dict, as of Hugging Face models; a tuple; an object with a field of logits; an array
     if isinstance(output, Mapping):
         key = "logits" if "logits" in output else next(iter(output), "logits")
         keys = ", ".join(map(str, output))

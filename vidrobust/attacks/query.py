@@ -68,20 +68,31 @@ def nes(  # noqa: PLR0913  (a public signature)
         if not len(search.rows):
             break
 
-        # estimate the gradient from pairs of probes on both sides
-        estimate = torch.zeros_like(delta)
-        for _ in range(samples // 2):
-            u = drawn(torch.randn, delta.shape, delta, generator)
-            # probes leave the budget by sigma, so the clips are not kept
-            up = search.peek(delta + sigma * u)
-            down = search.peek(delta - sigma * u)
-            estimate += ((up - down) / (sigma * samples)).view(-1, 1, 1, 1, 1) * u
-
-        # step along the running mean
+        # step along the running mean of the estimates
+        estimate = _estimate_gradient(search, delta, samples, sigma)
         mean = momentum * mean + (1 - momentum) * estimate
         delta = search.ball.step(delta, mean, size)
         search.look(delta)
     return search.result()
+
+
+def _estimate_gradient(search: Search, delta: Tensor, samples: int, sigma: float) -> Tensor:
+    """Return an estimate of the gradient from antithetic pairs of probes, shaped as delta.
+
+    Args:
+        search: the search, with the ball of delta.
+        delta: where the gradient is estimated.
+        samples: probes, an even number.
+        sigma: their size.
+    """
+    estimate = torch.zeros_like(delta)
+    for _ in range(samples // 2):
+        u = drawn(torch.randn, delta.shape, delta, search.generator)
+        # probes leave the budget by sigma, so the clips are not kept
+        up = search.peek(delta + sigma * u)
+        down = search.peek(delta - sigma * u)
+        estimate += ((up - down) / (sigma * samples)).view(-1, 1, 1, 1, 1) * u
+    return estimate
 
 
 @torch.no_grad()

@@ -232,6 +232,7 @@ class Outcome:
                 f"threat={threat}: must be of kind {self.smallest.kind} and at most"
                 f" {self.smallest}, the threat of this run"
             )
+        # broken at this budget: broken at all, by a perturbation that is small enough
         small = measure(threat, x, self.x_adv) <= threat.eps * (1 + 1e-6)
         broken_by = [
             by if by == "clean" or is_small else None
@@ -303,6 +304,7 @@ def suite_steps(
         raise ValueError(f"version={version!r}: must be one of {', '.join(VERSIONS)}")
     require_threat(threat)
     above_zero(effort=effort)
+    # the published numbers: 100 steps and 5000 queries
     count = {"steps": max(round(100 * effort), 1)}
     is_l1 = threat.norm == "l1"
     targets = 5 if is_l1 and version != "plus" else 9
@@ -348,7 +350,7 @@ def _parts(threat: ThreatModel, frames: int) -> list[ThreatModel]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What a suite attacks.
+    """The model, clips and threat of a suite.
 
     Attributes:
         predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits.
@@ -540,6 +542,7 @@ def _best_to_round(problem: _Problem, x_adv: Tensor, wrong: Tensor) -> tuple[Ten
     """
     predict, x, y = problem.predict, problem.x, problem.y
     wrong_rounded = _wrong(predict, rounded(x_adv, x), y)
+    # where rounding undoes the attack, scale its perturbation up to the whole budget and try again
     undone = (wrong & ~wrong_rounded).nonzero().flatten()
     if not len(undone):
         return x_adv, wrong_rounded
@@ -608,6 +611,7 @@ def autoattack(  # noqa: PLR0913  (a public signature)
         return x.detach().clone()
     classes = _number_of_classes(loss, x)
     steps = suite_steps(version, threat, as_clip(x).shape[2], classes, effort=effort)
+    # doubts about the model first, as they explain odd results
     if checks:
         n = _first_with_right(loss, x, checks, batch_size or checks)
         for line in self_checks(
@@ -620,6 +624,7 @@ def autoattack(  # noqa: PLR0913  (a public signature)
             generator=torch.Generator().manual_seed(0),
         ):
             warnings.warn(line, stacklevel=2)
+    # the attacks, batch by batch; doubts about them need the results of all batches
     x_adv = []
     broken_by = []
     for rows in torch.arange(len(x)).split(batch_size or len(x)):

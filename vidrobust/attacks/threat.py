@@ -72,19 +72,21 @@ class ThreatModel:
             object.__setattr__(self, "eps", float(self.eps))
         except (TypeError, ValueError):
             raise ValueError(
-                f"eps={self.eps!r}: a number, 4 / 255; parse_threat reads 'linf-4/255'"
+                f"eps={self.eps!r}: must be a number, such as 4 / 255; parse_threat reads"
+                " 'linf-4/255'"
             ) from None
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps={self.eps}: must be at least 0, in [0, 1] units")
         if self.eps > _LARGEST:
             raise ValueError(
-                f"eps={self.eps:g}: float32 does not hold the square of more than {_LARGEST:g}; "
-                "write a smaller one, in [0, 1] units"
+                f"eps={self.eps:g}: must be at most {_LARGEST:g}, whose square float32 still holds;"
+                " write a smaller one, in [0, 1] units"
             )
         if self.norm == "linf" and self.eps > 1:
-            more = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
+            # above 1.5 it was most likely meant in units of 255
+            remedy = f"; write {self.eps:g}/255" if self.eps >= 1.5 else ""
             raise ValueError(
-                f"eps={self.eps:g}: Linf is in [0, 1] units, where 1 is anything{more}"
+                f"eps={self.eps:g}: must be at most 1, as Linf 1 allows any clip in [0, 1]{remedy}"
             )
         if not isinstance(self.place, str):
             object.__setattr__(self, "place", tuple(map(int, self.place)))
@@ -95,14 +97,11 @@ class ThreatModel:
         """Raise ValueError where k is missing, or given without a meaning."""
         sized = self.support in ("frames", "patch", "border", "pixels")
         if sized != (self.k > 0):
-            raise ValueError(
-                f"support={self.support}, k={self.k}: "
-                + (
-                    "k must be the number of frames or pixels, at least 1"
-                    if sized
-                    else "k is for frames, patch, border and pixels only"
-                )
-            )
+            if sized:
+                remedy = "k must be the number of frames or pixels, at least 1"
+            else:
+                remedy = "k is for frames, patch, border and pixels only"
+            raise ValueError(f"support={self.support}, k={self.k}: {remedy}")
 
     def _check_place(self) -> None:
         """Raise ValueError for a place that the support does not have."""
@@ -114,6 +113,7 @@ class ThreatModel:
                 )
                 raise ValueError(f"support={self.support}, place={self.place!r}: {remedy}")
             return
+        # a frame that is listed twice would be perturbed by up to twice the budget
         expected = self.k if self.support == "frames" else 2
         twice = self.support == "frames" and len(set(self.place)) < len(self.place)
         if (
@@ -123,8 +123,8 @@ class ThreatModel:
             or twice
         ):
             raise ValueError(
-                f"support={self.support}, k={self.k}, place={self.place}: frames take k different "
-                "frame numbers, patch (top, left)"
+                f"support={self.support}, k={self.k}, place={self.place}: frames take k different"
+                " frame numbers, a patch takes (top, left)"
             )
 
     def __str__(self) -> str:

@@ -1,16 +1,38 @@
-"""Small models to attack: some samples break at small budgets, some do not."""
+"""Small models to attack, of which some samples break at small budgets, and threats for them."""
+
+import itertools
 
 import torch
 from torch import Tensor, nn
 
-from vidrobust.attacks import Misclassify
+from vidrobust.attacks import Misclassify, ThreatModel
+
+# clips of one frame, of four, of as many as there are channels; and images
+SHAPES = [(4, 3, 1, 6, 7), (4, 3, 4, 6, 7), (4, 3, 3, 6, 7), (4, 3, 6, 7)]
+
+# every norm on every support, for clips of at least 6 x 7 pixels
+EPS = {"linf": 0.1, "l2": 0.7, "l2_frame": 0.4, "l1": 3.0}
+SUPPORTS = {
+    "dense": 0,
+    "tube": 0,
+    "flicker": 0,
+    "frames": 1,
+    "patch": 3,
+    "border": 1,
+    "pixels": 4,
+}
+THREATS = [
+    ThreatModel(norm, EPS[norm], support, SUPPORTS[support])  # type: ignore[arg-type]
+    for norm, support in itertools.product(EPS, SUPPORTS)
+]
 
 
 def small_net(
     frames: int = 4, classes: int = 6, size: int = 12, seed: int = 0, images: bool = False
 ) -> nn.Module:
-    """(B, 3, T, size, size), or (B, 3, size, size) for images -> (B, classes); in eval mode, no
-    flags on.
+    """Return a network (B, 3, T, size, size) -> (B, classes), in eval mode, without gradients.
+
+    images: the network takes (B, 3, size, size).
     """
     torch.manual_seed(seed)
     conv: nn.Module = nn.Conv2d(3, 6, 3, padding=1) if images else nn.Conv3d(3, 6, 3, padding=1)
@@ -21,8 +43,9 @@ def small_net(
 
 
 def labelled(net: nn.Module, shape: tuple[int, ...], seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Clips, and what the net says of them: several classes, as their mean logits are taken off its
-    bias.
+    """Return random clips, and the classes that the network predicts for them.
+
+    The mean logits of the clips are subtracted from its bias, so that it predicts several classes.
     """
     torch.manual_seed(seed)
     x = torch.rand(shape) * 0.7 + 0.15
