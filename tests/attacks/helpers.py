@@ -48,6 +48,7 @@ def labelled(net: nn.Module, shape: tuple[int, ...], seed: int = 1) -> tuple[Ten
     The mean logits of the clips are subtracted from its bias, so that it predicts several classes.
     """
     torch.manual_seed(seed)
+    # away from black and white, so that most perturbations are not clipped
     x = torch.rand(shape) * 0.7 + 0.15
     with torch.no_grad():
         net[-1].bias -= net(x).mean(0)

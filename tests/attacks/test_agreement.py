@@ -26,7 +26,9 @@ from vidrobust.attacks import (
 )
 from vidrobust.attacks.losses import SCORES
 
-N, ONE_IN_200 = 200, 1 / 200 + 1e-6
+N = 200
+ONE_IN_200 = 1 / 200 + 1e-6
+# norm -> the packages' name of it, and a budget that breaks some of the samples
 NORMS = {"linf": ("Linf", 3 / 255), "l2": ("L2", 0.15), "l1": ("L1", 1.0)}
 
 
@@ -40,6 +42,7 @@ def _no_worse(problem, threat, ours, theirs):
     net, x, y = problem
     assert contains(threat, x, ours).all()
     mine, other = accuracy(net, ours, y), accuracy(net, theirs, y)
+    # otherwise any attack of ours would pass
     assert other < 0.95, "the published attack breaks something"
     assert mine <= other + ONE_IN_200, (mine, other)
 
@@ -116,6 +119,7 @@ def bent():
     net = nn.Sequential(nn.Flatten(1), nn.Linear(192, 64), *wide, nn.ReLU(), nn.Linear(64, 10))
     for layer in net.eval().requires_grad_(False):
         if isinstance(layer, nn.Linear):
+            # larger weights than usual bend the boundaries
             nn.init.normal_(layer.weight, 0, 2 * (2 / layer.in_features) ** 0.5)
     return (net, *labelled(net, (60, 3, 8, 8)))
 
@@ -141,6 +145,7 @@ def test_fab_is_as_close_as_the_published_untargeted_one(bent, norm):
     ours = fab(loss_of(net, y, score="margin"), x, large, steps=30)
     mine, other = measure(large, x, ours), measure(large, x, published)
     assert accuracy(net, ours, y) == accuracy(net, published, y) == 0
+    # ours may be closer, but hardly farther
     assert mine.median() <= 1.015 * other.median()
     assert mine.mean() <= 1.005 * other.mean()
 
@@ -191,12 +196,14 @@ def test_square_equals_the_published_one_with_the_same_random_numbers(problem, n
         device="cpu",
     )
     published = theirs.perturb(x, y)
+    # their seed=3 seeds torch's own generator, which ours uses without one
     torch.manual_seed(3)
     threat = ThreatModel(norm, 2 * eps)
     ours = square(loss_of(net, y, score=SCORES["margin"]), x, threat, queries=200)
     _no_worse(problem, threat, ours, published)
     broken = net(published).argmax(1) != y
     assert broken.any() and (net(ours).argmax(1) != y)[broken].float().mean() > 0.95
+    # not only as strong: the same clips
     same = (ours - published)[broken].abs().flatten(1).amax(1) < 1e-5
     # L1 projects by another (exact) algorithm; in the others rounding may decide a query
     assert norm == "l1" or same.float().mean() > 0.95
@@ -266,6 +273,7 @@ def test_fmn_finds_distances_no_larger_than_foolbox(problem, norm):
     large = ThreatModel(norm, {"linf": 1.0, "l2": 20.0, "l1": 300.0}[norm])
     ours = fmn(loss_of(net, y[:50], score=SCORES["margin"]), x[:50], large)
     assert accuracy(net, ours, y[:50]) == 0 and succeeded.float().mean() > 0.9
+    # of the samples that foolbox breaks
     mine, other = measure(large, x[:50], ours)[succeeded], measure(large, x[:50], raw)[succeeded]
     assert mine.median() <= 1.05 * other.median()
 
@@ -296,4 +304,5 @@ def test_minimum_norm_attacks_find_the_same_distances(problem):
             for attack in (attack_step("fab-t", minimal=True).attack, fmn, cw)
         ]
     )
+    # a fifth of the samples may be hard for one of them
     assert (sizes.amax(0) / sizes.amin(0)).quantile(0.8) < 1.15

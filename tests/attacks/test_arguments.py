@@ -1,3 +1,5 @@
+"""Check that options out of their range are refused by name and value."""
+
 import pytest
 import torch
 
@@ -34,6 +36,7 @@ def test_random_numbers_follow_the_generator_and_have_the_type_of_the_tensor():
         drawn(torch.randn, (3, 2), like, torch.Generator().manual_seed(1)) for _ in range(2)
     )
     assert torch.equal(first, again) and first.shape == (3, 2) and first.dtype == torch.float64
+    # without a generator they are torch's own
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -90,6 +93,7 @@ def test_options_that_would_attack_nothing_are_refused_by_name_and_value(name, o
     x, y = labelled(net, (2, 3, 4, 12, 12))
     threat = parse_threat("flicker-linf-4/255" if name == "flicker" else "l2-1")
     loss = Misclassify(net, y, "margin" if name in ("fab", "fmn", "cw") else "ce")
+    # both by the attack itself and by a suite
     with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
         ATTACKS[name](loss, x, threat, **{option: value})
     with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
@@ -152,6 +156,7 @@ def test_a_model_that_writes_into_its_input_is_refused_and_the_clips_stay_unchan
     ):
         with pytest.raises(ValueError, match="writes into its input"):
             attack()
+        # only a copy of the clips was changed
         assert torch.equal(x, before)
 
 
@@ -161,6 +166,7 @@ def test_averaged_and_clamped_probabilities_are_refused(problem):
     def coarse(v):
         return (net(v).bfloat16().softmax(1) + net(v + 0.01).bfloat16().softmax(1)).float() / 2
 
+    # neither sums to exactly 1
     for predict in (coarse, lambda v: net(v).softmax(1).clamp(1e-6)):
         with pytest.raises(ValueError, match="probabilities"):
             worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)])

@@ -1,3 +1,5 @@
+"""Check the perturbations that a threat allows: shapes, gradients, places and bounds."""
+
 import itertools
 
 import pytest
@@ -21,6 +23,7 @@ def _ball(threat, shape, seed=0):
 def test_pull_is_the_gradient_of_apply(threat, shape):
     """Compared with autograd through apply itself."""
     ball, x, _ = _ball(threat, shape)
+    # only entries that may change
     delta = (0.05 * torch.randn_like(ball.low) * (ball.low < ball.high)).requires_grad_()
     weight = torch.randn(shape)
     (expected,) = torch.autograd.grad((ball.apply(delta) * weight).sum(), delta)
@@ -32,6 +35,7 @@ def test_pull_is_the_gradient_of_apply(threat, shape):
 @pytest.mark.parametrize("support", ["tube", "flicker"])
 def test_clipped_pixels_do_not_count_in_the_gradient(support):
     x = torch.rand(2, 3, 4, 5, 6).round()  # all pixels are black or white
+    # a positive delta is clipped at every white pixel
     ball = make_ball(ThreatModel("linf", 0.2, support), x, lambda: x)
     delta = torch.full_like(ball.low, 0.1).requires_grad_()
     weight = torch.randn(x.shape)
@@ -43,6 +47,7 @@ def test_clipped_pixels_do_not_count_in_the_gradient(support):
 def test_the_ball_of_some_samples_equals_theirs_in_the_whole_batch(threat):
     ball, x, _ = _ball(threat, (6, 3, 4, 6, 7))
     delta = ball.random(torch.Generator().manual_seed(1))
+    # in another order than in the batch
     rows = torch.tensor([4, 1])
     part = ball.at(rows)
     assert torch.equal(part.apply(delta[rows]), ball.apply(delta)[rows])
@@ -69,6 +74,7 @@ def test_the_norm_of_delta_equals_the_norm_of_the_change(threat):
 
 def test_places_follow_the_score_the_threat_and_the_generator():
     shape = (3, 3, 5, 8, 9)
+    # by the score: frames of largest mean, patches of largest sum, pixels of largest value
     ball, _, scores = _ball(parse_threat("frames2-linf-0.1"), shape)
     assert ball.where.tolist() == [sorted(s.mean((1, 2)).topk(2).indices.tolist()) for s in scores]
     ball, _, scores = _ball(parse_threat("patch3-linf-0.1"), shape)
@@ -85,9 +91,11 @@ def test_places_follow_the_score_the_threat_and_the_generator():
             assert frame[marks].sum().item() == pytest.approx(
                 frame.flatten().topk(2).values.sum().item()
             )
+    # by the threat: evenly spaced, or given
     assert _ball(parse_threat("frames2@uniform-linf-0.1"), shape)[0].where.tolist() == [[1, 3]] * 3
     assert _ball(parse_threat("frames2@4+0-linf-0.1"), shape)[0].where.tolist() == [[0, 4]] * 3
     assert _ball(parse_threat("patch3@1+2-linf-0.1"), shape)[0].where.tolist() == [[1, 2]] * 3
+    # by the generator
     for name in ("frames2@random-linf-0.1", "patch3@random-linf-0.1", "pixels2@random-linf-0.1"):
         x = torch.rand(40, 3, 5, 8, 9)
         first, again, other = (

@@ -1,3 +1,5 @@
+"""Check attacks on features, which use no labels."""
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,7 @@ def test_features_are_pushed_away_and_pulled_toward_a_target(encode, clips):
     near = pgd(pull_toward(encode, target), x, THREAT, steps=20)
     distance = lambda a, b: (encode(a) - encode(b)).norm(dim=1)  # noqa: E731
     assert contains(THREAT, x, away).all() and contains(THREAT, x, near).all()
+    # random noise of the same size moves the features much less
     noise = (x + 0.1 * torch.rand_like(x) - 0.05).clamp(0, 1)
     assert (distance(away, x) > 3 * distance(noise, x)).all()
     assert (distance(near, target) < distance(x, target)).all() and (
@@ -51,6 +54,7 @@ def test_the_loss_is_the_squared_distance_and_needs_a_random_start(encode, clips
     assert torch.allclose(
         pull_toward(encode, target)(x), -(encode(target) - encode(x)).square().sum(1), rtol=1e-5
     )
+    # without a random start the gradient is 0, and nothing moves
     stuck = pgd(push_away(encode, x), x, THREAT, random_start=False)
     assert torch.equal(stuck, x)
 
@@ -78,6 +82,7 @@ def test_impersonation_succeeds_where_the_probe_predicts_the_target_class(encode
         success.tolist()
         == (probe(encode(x_adv)).argmax(1) == probe(encode(target)).argmax(1)).tolist()
     )
+    # some clips look like their target to the probe already
     _, without = impersonate(encode, probe, x, target, ThreatModel("linf", 0.0))
     assert success.sum() > without.sum()
 
@@ -89,6 +94,7 @@ def test_places_are_chosen_although_the_gradient_at_the_clip_is_0(encode, clips,
         push_away(encode, x), x, threat, steps=10, generator=torch.Generator().manual_seed(0)
     )
     assert contains(threat, x, x_adv).all()
+    # the first changed value of each sample
     places = [
         tuple(((a - b).abs() > 1e-6).nonzero()[0].tolist()) for a, b in zip(x_adv, x, strict=True)
     ]

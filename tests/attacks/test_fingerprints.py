@@ -224,6 +224,7 @@ FINGERPRINTS = {
         "pixels20-linf-0.5": (0.01260317, -0.00532436),
     },
 }
+# few steps, as every one of them counts in the fingerprint
 OPTIONS = {"steps": 6, "queries": 120, "restarts": 2, "samples": 4, "searches": 2, "targets": 3}
 
 
@@ -238,6 +239,7 @@ def problem():
         return F.conv3d(x.double(), kernels).tanh().flatten(1) @ head.T
 
     x = torch.rand(4, 3, 4, 12, 12, generator=seeded(5), dtype=torch.float64)
+    # bars at 0 and 1, so that clipping counts too
     x[0, :, :, :3] = 0
     x[1, :, :, :, 9:] = 1
     return predict, x, predict(x).argmax(1)
@@ -266,6 +268,7 @@ def test_an_attack_gives_the_numbers_of_its_fingerprint(problem, name, text):
         warnings.simplefilter("ignore")  # gradients of 0
         delta = attack(loss, x, threat, **options) - x
     assert contains(threat, x, x + delta).all() or name in MINIMUM_NORM
+    # the weights differ from value to value, so that a moved change is noticed
     place = torch.linspace(0.5, 1.5, delta.numel(), dtype=torch.float64).view_as(delta)
     fingerprint = float(delta.abs().mean()), float((delta * place).mean())
     assert fingerprint == pytest.approx(FINGERPRINTS[name][text], rel=1e-3, abs=1e-9)

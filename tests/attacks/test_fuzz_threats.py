@@ -53,10 +53,12 @@ def test_a_threat_is_read_back_from_its_name(norm, eps, support, k, place):
     again = parse_threat(str(threat))
     assert str(again) == str(threat)
     assert (again.norm, again.support, again.k, again.place) == (norm, support, k, place)
+    # names have 12 digits
     assert math.isclose(again.eps, eps, rel_tol=1e-11, abs_tol=0)
     assert parse_threat(f"  {threat} ") == again
 
 
+# parts of names, and what parsers often get wrong: huge numbers, other digits, line breaks
 _PIECES = st.sampled_from(
     [
         "linf",

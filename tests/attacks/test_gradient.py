@@ -1,3 +1,5 @@
+"""Check FGSM, PGD and MIM: optima, budgets, restarts, and what they leave unchanged."""
+
 import copy
 
 import pytest
@@ -65,6 +67,7 @@ def test_restarts_and_steps_keep_the_best_of_each_sample():
     """It must not keep the last restart, which may be worse."""
     net, x, y = _net(), torch.rand(12, 3, 2, 6, 6), torch.randint(4, (12,))
     threat, loss = ThreatModel("linf", 0.05), _ce(net, y)
+    # the loss of each sample never falls with more restarts
     reached = torch.full((12,), -torch.inf)
     for restarts in (1, 2, 5):
         generator = torch.Generator().manual_seed(0)  # the first restarts are the same
@@ -101,6 +104,7 @@ def test_the_random_start_follows_the_generator():
 def test_the_model_is_bitwise_identical_after_an_attack(mode):
     """Flags, gradients, modes and the statistics of norms in eval mode stay."""
     net = _net()
+    # a mix of flags, gradients and modes, all of which must stay
     net[0].weight.requires_grad_(False)
     net[5].weight.grad = torch.ones_like(net[5].weight)
     net.train(mode == "train")
@@ -125,6 +129,7 @@ def test_the_model_is_bitwise_identical_after_an_attack(mode):
 def test_no_parameter_gradient_is_computed():
     layer = nn.Linear(12, 3)
     calls = []
+    # the hook runs if a gradient of the weight is computed
     layer.weight.register_hook(lambda g: calls.append("weight"))
     pgd(lambda v: layer(v.flatten(1)).sum(1), torch.rand(2, 3, 1, 2, 2), ThreatModel(), steps=2)
     assert calls == []
@@ -163,6 +168,7 @@ def test_a_broken_sample_costs_no_further_passes():
 
     x_adv = pgd(Misclassify(counted, y), x, ThreatModel("linf", 0.1), steps=20, restarts=3)
     wrong = net(x_adv).argmax(1) != y
+    # batches only shrink, to the samples that are still right
     assert wrong.any() and sizes == sorted(sizes, reverse=True) and sizes[0] == 12
     assert sizes[-1] == int((~wrong).sum()) or wrong.all()
     assert sum(sizes) < 0.6 * 12 * 63
@@ -198,6 +204,7 @@ def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
 
     y = torch.tensor([0])
     small, large = ThreatModel("linf", 0.4 / 255), ThreatModel("linf", 1 / 255)
+    # 0.4/255 is rounded away, 1/255 is not
     for threat, survives in ((small, False), (large, True)):
         x_adv = pgd(Misclassify(predict, y, clean=x), x, threat, steps=8, random_start=False)
         assert predict(x_adv).argmax(1).item() == 1
@@ -223,8 +230,10 @@ def test_the_best_place_is_kept_over_restarts():
 def test_three_frames_are_not_treated_as_channels():
     """With T = 3, a loss of one channel, or of one frame, moves only that channel or frame."""
     x = torch.full((2, 3, 3, 4, 4), 0.5)
+    # one of three channels
     of_channel = pgd(lambda v: v[:, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
     assert (of_channel[:, 1] > 0).all() and (of_channel[:, [0, 2]] == 0).all()
+    # one of three frames
     of_frame = pgd(lambda v: v[:, :, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
     assert (of_frame[:, :, 1] > 0).all() and (of_frame[:, :, [0, 2]] == 0).all()
 

@@ -86,6 +86,7 @@ def test_fgsm_and_pgd_reach_the_optimum_of_every_threat(threat, shape):
     for x_adv in (fgsm(loss, x, threat), pgd(loss, x, threat, random_start=False)):
         assert x_adv.shape == x.shape and contains(threat, x, x_adv).all()
         assert torch.allclose(loss(x_adv), best, rtol=2e-4)
+    # from a random start it only has to come close
     x_adv = pgd(loss, x, threat, steps=30, generator=torch.Generator().manual_seed(0))
     assert contains(threat, x, x_adv).all() and (loss(x_adv) >= 0.9 * best).all()
 
@@ -108,6 +109,7 @@ def test_minimum_norm_attacks_find_the_distance_to_the_boundary(threat, shape):
     loss, x, _ = _linear(threat, shape)
     reach = loss(fgsm(loss, x, threat)) * (1 - 1e-4)
     large = ThreatModel(threat.norm, threat.eps * 20, threat.support, threat.k)
+    # each norm with the attacks that are defined for it
     attacks = [lambda crossed: fmn(crossed, x, large)]
     if threat.norm != "l2_frame":
         attacks.append(lambda crossed: fab(crossed, x, large, minimal=True, steps=60))
@@ -117,6 +119,7 @@ def test_minimum_norm_attacks_find_the_distance_to_the_boundary(threat, shape):
         x_adv = attack(lambda v: loss(v) - reach)
         size = measure(threat, x, x_adv)
         assert (loss(x_adv) > reach).all()
+        # never below the distance, and at most 2 % above it
         assert (size >= threat.eps * 0.999).all() and (size <= threat.eps * 1.02).all()
 
 

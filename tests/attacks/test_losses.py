@@ -1,3 +1,5 @@
+"""Check scores, levels, labels and targets of the loss of a classifier."""
+
 import math
 
 import pytest
@@ -108,6 +110,7 @@ def test_rounding_moves_no_pixel_away_from_the_clean_clip():
             x + size / 255 * (2 * torch.rand_like(x) - 1).sign() * torch.rand_like(x).round()
         ).clamp(0, 1)
         x_rounded = rounded(x_adv, x)
+        # the result is a uint8 value, not farther from x, and near x_adv
         assert ((x_rounded * 255).round() - x_rounded * 255).abs().max() < 1e-3
         assert ((x_rounded - x).abs() <= (x_adv - x).abs() + 1e-6).all()
         assert ((x_rounded - x_adv).abs() <= 1 / 255 + 1e-6).all()
@@ -126,6 +129,7 @@ def test_probabilities_are_refused_in_any_precision_and_logits_are_not(dtype):
         20,
         6,
     )  # all positive, but not probabilities
+    # log-probabilities are logits too
     checked_logits(logits.log_softmax(1), y)
 
 
@@ -199,9 +203,11 @@ def test_a_targeted_loss_is_broken_where_the_target_is_predicted(score):
     for attack in (pgd, apgd) if score == "ce" else (pgd, fmn):
         x_adv = attack(loss, x, threat, steps=40, generator=torch.Generator().manual_seed(0))
         assert (net(x_adv).argmax(1) == target).all() and contains(threat, x, x_adv).all()
+    # the same after rounding to uint8
     whole = (x * 255).round() / 255
     x_adv = pgd(Misclassify(net, target, score, whole, targeted=True), whole, threat, steps=40)
     assert (net(rounded(x_adv, whole)).argmax(1) == target).all()
+    # these choose the targets themselves
     for attack in (apgd_t, fab_t):
         with pytest.raises(ValueError, match="give it an untargeted loss"):
             attack(loss, x, threat)

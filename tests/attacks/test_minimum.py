@@ -57,6 +57,7 @@ def test_smallest_perturbations_hold_in_other_batches_and_under_noise_of_kernels
         net, x, y, ThreatModel("l2", 5.0), [step], generator=torch.Generator().manual_seed(0)
     )
     assert not any(outcome.robust)
+    # one sample at a time, and with noise as of other kernels
     logits = torch.cat([net(one) for one in outcome.x_adv.split(1)])
     for size in (0, 1e-6, 3e-6):
         assert (logits * (1 + size * (2 * torch.rand_like(logits) - 1))).argmax(1).ne(y).all()
@@ -111,6 +112,7 @@ def test_widened_perturbations_fill_the_budget_and_stay_in_it(problem, name):
     _, x, _ = problem
     x, threat = x.clone(), parse_threat(name)
     x[0, :, 0] = 0.0  # a frame at the bound, where part of a shared change is clipped
+    # a perturbation of a seventh of the budget, which widened() scales up
     small = ThreatModel(threat.norm, threat.eps / 7, threat.support, threat.k, threat.place)
     x_adv = ATTACKS["pgd"](
         lambda v: (v * torch.sin(torch.arange(12.0))).flatten(1).sum(1), x, small, steps=3
@@ -154,6 +156,7 @@ def test_fab_makes_a_backward_pass_per_other_class(problem):
         restarts=2,
         minimal=True,
     )
+    # 2 restarts x 4 steps x 2 forward passes x 6 clips; 5 other classes
     assert (counted.forward, counted.backward) == (2 * 4 * 2 * 6, 2 * 4 * 5 * 6)
 
 
@@ -174,6 +177,7 @@ def test_fab_gives_the_same_clips_when_the_model_splits_its_batches(problem, nam
     threat = parse_threat(name)
     x_adv = fab(Misclassify(net, y, "margin"), x, threat, steps=8)
     assert contains(threat, x, x_adv).all()
+    # MicroBatches runs the model on a few clips at a time
     bounded = fab(Misclassify(MicroBatches(net, size), y, "margin"), x, threat, steps=8)
     assert torch.allclose(x_adv, bounded, atol=1e-5)
 
@@ -191,6 +195,7 @@ def test_fab_names_samples_of_nan_gradients(problem):
 
     def predict(v):
         logits = net(v)
+        # the root of 0 has an infinite gradient, and times 0 gives NaN
         root = (v[:, 0, 0, 0, 0] - x[:, 0, 0, 0, 0]).abs().sqrt()
         return torch.cat([logits[:, :5], logits[:, 5:] + 0 * root.unsqueeze(1)], 1)
 

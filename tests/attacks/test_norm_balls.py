@@ -22,6 +22,7 @@ def _length(norm, v):
 
 
 def _bisect(f, low, high):
+    # f is true below the solution
     for _ in range(200):
         middle = (low + high) / 2
         low, high = (middle, high) if f(middle) else (low, middle)
@@ -125,6 +126,7 @@ def test_a_hyperplane_out_of_reach_takes_everything_to_its_bound(norm):
 def test_solve_capped_reaches_its_target_with_numbers_of_all_sizes():
     torch.manual_seed(5)
     slope, cap = torch.rand(50, 300) ** 6 * 1e3, torch.rand(50, 300) ** 6
+    # entries that never move, and entries that are full at once
     slope[:, :20], cap[:, 20:40] = 0, 0
     target = cap.masked_fill(slope == 0, 0).sum(1, keepdim=True) * torch.rand(50, 1)
     q = geometry.solve_capped(slope, cap, target)

@@ -71,6 +71,7 @@ def test_autoattack_numbers_a_bad_sample_in_the_whole_batch(problem, batch_size,
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab", "fab-t", "square", "pgd", "fmn"])
 def test_worst_case_numbers_a_bad_sample_in_the_whole_batch_when_others_are_left_out(problem, name):
     net, x, y = problem
+    # two samples are wrong from the start, so that attacks get a smaller batch
     y = torch.cat([(y[:2] + 1) % 6, y[2:]])
     options = {"queries": 20} if name == "square" else {"steps": 10}
     with pytest.raises(ValueError, match=r"samples \[4\]"):
@@ -95,6 +96,7 @@ def test_a_later_start_of_pgd_numbers_a_bad_sample_in_the_whole_batch(problem):
         logits = net(v)
         held = torch.nn.functional.one_hot(y[5:6], 6).float() * 1e3
         logits = torch.where(hit.unsqueeze(1), held + 0 * logits, logits)  # never broken
+        # the first start has four passes
         return torch.where(hit.unsqueeze(1) & (len(starts) > 4), torch.nan, logits)
 
     with pytest.raises(BadSamples) as raised:
@@ -201,6 +203,7 @@ def test_a_model_that_writes_into_its_input_is_refused(problem, how, call):
     net, x, y = problem
     x, predict = x.clone(), _writes(net, how)
     loss = Misclassify(predict, y, "margin")
+    # all ways in which a model is called
     calls = {
         "worst_case": lambda: worst_case(predict, x, y, THREAT, [attack_step("pgd", steps=2)]),
         "autoattack": lambda: autoattack(predict, x, y, THREAT, effort=0.02, checks=0),
@@ -250,6 +253,7 @@ def test_a_model_that_writes_into_a_clone_gives_the_same_result(problem):
 def test_results_keep_no_graph_of_clips_that_ask_for_a_gradient(problem, call):
     net, x, y = problem
     x = x.clone().requires_grad_()
+    # too small to break anything, so that clean clips are returned
     small = ThreatModel("linf", 0.1 / 255)
     calls = {
         "worst_case": lambda: worst_case(net, x, y, small, [attack_step("pgd", steps=2)]).x_adv,
@@ -339,6 +343,7 @@ def test_unlabelled_samples_are_refused_before_anything_is_attacked(problem):
         match="labels span -1 to .*the model has classes 0 to 5: leave out samples without",
     ):
         autoattack(predict, x, torch.cat([y[:5], torch.tensor([-1])]), THREAT, batch_size=2)
+    # only the pass that counts the classes
     assert calls == [1]
 
 

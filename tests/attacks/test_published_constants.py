@@ -124,6 +124,7 @@ def test_versions_of_autoattack_equal_those_of_the_published_package(version, no
         elif step.name == "square":
             assert options["queries"] == theirs.square.n_queries
             assert options["p_init"] == theirs.square.p_init
+        # FAB; its restarts count for the untargeted attack only
         else:
             fab = theirs.fab
             assert [options[name] for name in ("steps", "alpha_max", "eta", "beta")] == [
@@ -200,6 +201,7 @@ def test_every_attack_maximises_its_published_score():
         "sparse": "escape",
         "flicker": "flicker_hinge",
     }
+    # the hinge is -l for gaps above m, and 0 for a wrong class that leads by more than m
     p = torch.tensor([[0.6, 0.4], [0.525, 0.475], [0.3, 0.7]])  # l = p_y - p_other + 0.05
     scores = SCORES["flicker_hinge"](p.log(), torch.tensor([0, 0, 0]))
     assert scores.tolist() == pytest.approx([-0.25, -0.1, 0.0], abs=1e-5)
@@ -288,6 +290,7 @@ def test_apgd_mixes_three_quarters_of_the_step_with_a_quarter_of_momentum(norm):
     """x' = x + 0.75 (z - x) + 0.25 (x - before), z the projected step; z itself at first."""
     x, deltas = torch.full((1, 1, 1, 8, 8), 0.5), []
     torch.manual_seed(0)
+    # another gradient in each step
     slopes = torch.randn(101, 1, 1, 1, 8, 8)
     threat = ThreatModel(norm, 0.1)
 
@@ -345,10 +348,12 @@ def test_apgd_in_l1_has_sparse_steps_as_published(monkeypatch):
     search = Search(lambda v: (v * w).flatten(1).sum(1), x, ThreatModel("l1", 5.0), seeded())
     search.begin()
     APGD._ascend_l1(search, search.ball.random(search.generator), 100, first=True, keep=True)
+    # 0.2 of 300 entries until the first check after 4 steps
     assert counts[:4] == pytest.approx([0.2 * 300] * 4)
     assert len(best) == 25
     for check, (used, _) in enumerate(best[:-1]):
         assert counts[4 * (check + 1)] == pytest.approx(used / 1.5)
+    # the step size: full where the best became sparser, else divided by 1.5, at least a tenth
     sizes, entries = [5.0, *(size for _, size in best)], [300, *(used for used, _ in best)]
     for n in range(1, 26):
         sparser = entries[n] < 0.95 * entries[n - 1]
@@ -407,6 +412,7 @@ def test_fab_keeps_nine_tenths_of_a_breaking_perturbation():
         deltas.append(float(v.detach()) - 0.5)
         return v.flatten(1).sum(1) - 0.7
 
+    # one value per clip, and the boundary at 0.2
     ATTACKS["fab"](loss, x, ThreatModel("l2", 0.5), steps=3, minimal=True)
     assert deltas[1] == pytest.approx(1.05 * 0.2, rel=1e-3), "the first step, from 0"
     assert deltas[2] == pytest.approx(0.9 * deltas[1], rel=1e-4)
@@ -462,6 +468,7 @@ def test_a_broken_sample_shrinks_the_ball_of_fmn_by_gamma(monkeypatch, steps):
         radii.append(float(eps[0]))
         return real(self, eps)
 
+    # each projection asks for a ball of the current radius
     monkeypatch.setattr(Ball, "with_eps", with_eps)
     x = torch.full((1, 1, 1, 8, 8), 0.5)
     fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=steps)
@@ -484,6 +491,7 @@ def test_the_radius_of_fmn_changes_by_a_fiftieth_of_gamma_at_the_end(monkeypatch
     monkeypatch.setattr(Ball, "with_eps", with_eps)
     x = torch.full((1, 1, 1, 8, 8), 0.5)
     fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=40)
+    # gamma itself decays along a cosine, to a fiftieth
     for step in (10, 20, 30, 39):
         gamma = 0.05 * (0.02 + 0.98 * (1 + math.cos(math.pi * step / 40)) / 2)
         change = abs(radii[step] / radii[step - 1] - 1)
@@ -497,6 +505,7 @@ def test_the_radius_of_fmn_changes_by_a_fiftieth_of_gamma_at_the_end(monkeypatch
 def test_carlini_and_wagner_multiply_or_halve_the_weight(monkeypatch, breaks, weights):
     runs = []
 
+    # replaces a run of Adam by its outcome
     def descend(search, weight, steps, lr, confidence):
         runs.append((float(weight[0]), steps, lr, confidence))
         return torch.full_like(weight, breaks, dtype=torch.bool)
@@ -509,6 +518,7 @@ def test_carlini_and_wagner_multiply_or_halve_the_weight(monkeypatch, breaks, we
 def test_carlini_and_wagner_bisect_the_weight(monkeypatch):
     weights, answers = [], iter([False, True, False, True, True, True])
 
+    # replaces a run of Adam by a given outcome
     def descend(search, weight, *_):
         weights.append(float(weight[0]))
         return torch.full_like(weight, next(answers), dtype=torch.bool)
@@ -520,6 +530,7 @@ def test_carlini_and_wagner_bisect_the_weight(monkeypatch):
 
 # ------------------------------------------------------------------ Square
 
+# query -> the divisor of p_init
 SCHEDULE = {
     0: 1,
     10: 1,
@@ -643,6 +654,7 @@ def test_nes_probes_in_antithetic_pairs_and_steps_along_their_mean():
         generator=seeded(),
     )
     assert len(deltas) == 15, "the clip, and two steps of six probes and a look"
+    # repeat the random numbers of the attack
     draws = torch.Generator().manual_seed(0)
     estimate = torch.zeros_like(x)
     for pair in range(3):
@@ -682,6 +694,7 @@ def test_nes_steps_along_a_running_mean():
     first, second = (torch.randn(x.shape, generator=draws) for _ in range(2))
     means = [0.1 * (w * first).sum() * first]
     means.append(0.9 * means[0] + 0.1 * (w * second).sum() * second)
+    # inputs 3 and 6 are the results of the first and the second step
     moved = deltas[6] - deltas[3]
     assert torch.allclose(moved / moved.norm(), means[1] / means[1].norm(), atol=1e-2)
 
@@ -706,6 +719,7 @@ def test_geo_trap_moves_its_guess_by_the_difference_of_two_probes():
     step = deltas[3]
     assert step.norm().item() == pytest.approx(0.025, rel=1e-3)
     assert torch.allclose(step / step.norm(), guess / guess.norm(), atol=1e-4)
+    # the second step probes around the guess, from where the first one ended
     other = warped_frames(x, 0.1, False, draws)
     for probe, sign in ((deltas[4], 1), (deltas[5], -1)):
         direction = guess + sign * 0.1 * other
@@ -718,6 +732,7 @@ def test_geo_trap_moves_its_guess_by_the_difference_of_two_probes():
 def test_universal_steps_are_a_tenth_of_the_budget():
     batches = [(torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2))]
     delta = universal(lambda v, y: v.flatten(1).sum(1), batches, LINF, epochs=3)
+    # three epochs of one batch are three steps
     assert delta.max().item() == pytest.approx(0.3 * 8 / 255, rel=1e-4)
 
 
@@ -742,6 +757,7 @@ def test_roa_starts_from_grey_on_a_grid_of_five():
 
     threat = ThreatModel("linf", 1.0, "patch", 4)
     ATTACKS["roa"](Misclassify(predict, torch.tensor([1])), x, threat, steps=1)
+    # the places of the grey patches among all inputs
     grey = [torch.isclose(v, torch.tensor(0.5)).all(1)[0, 0] for v in inputs]
     tried = {tuple(spot.nonzero().amin(0).tolist()) for spot in grey if spot.sum() == 16}
     assert len(tried) == 10

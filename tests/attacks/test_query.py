@@ -1,3 +1,5 @@
+"""Check black-box attacks: queries, random places, and the shapes that they search."""
+
 import pytest
 import torch
 
@@ -44,6 +46,7 @@ def test_black_box_attacks_keep_to_their_queries_and_ask_for_no_gradient(problem
 @pytest.mark.parametrize("support", ["dense", "tube", "flicker"])
 def test_more_queries_break_more_samples(problem, attack, queries, support):
     net, x, y = problem
+    # fewer degrees of freedom need a larger budget
     threat = ThreatModel("linf", (5 if support == "dense" else 16) / 255, support)
     loss = loss_of(net, y, score=SCORES["margin"])
     few, many = (
@@ -70,6 +73,7 @@ def test_square_searches_cuboids_of_any_shape(norm, shape):
 
 def test_the_frames_of_geo_trap_are_one_warped_frame():
     clip = torch.empty(2, 3, 5, 16, 16)
+    # without spread all frames are equal
     still = warped_frames(clip, 0.0, False, seeded())
     assert torch.allclose(still, still[:, :, :1].expand_as(still), atol=1e-5)
     for affine in (False, True):
@@ -101,6 +105,7 @@ def test_queries_that_allow_no_step_are_refused(problem, attack, options):
 def test_black_box_attacks_work_without_gradients_at_random_places(problem, attack, name):
     net, x, y = problem
 
+    # a model that gives no gradient
     def blind(v):
         with torch.no_grad():
             return net(v.detach())
@@ -120,6 +125,7 @@ def test_black_box_attacks_work_without_gradients_at_random_places(problem, atta
 def test_a_cuboid_covers_the_same_fraction_of_every_axis(shape, fraction):
     frames, pixels = _sides(fraction, *shape)
     t, h, w = shape
+    # height and width count as two axes
     axes = (t > 1) + 2 * (h > 1)
     assert frames == (1 if t == 1 else round(fraction ** (1 / axes) * t))
     assert pixels == (1 if h == 1 else round(fraction ** (1 / axes) * h))

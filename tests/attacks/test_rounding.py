@@ -32,6 +32,7 @@ def test_one_run_of_smallest_perturbations_serves_every_budget(problem, name):
     outcome = worst_case(net, x, y, large, steps, generator=seeded())
     sizes = measure(large, x, outcome.x_adv)
     assert not any(outcome.robust) and (sizes < 2.0).all()
+    # budgets just above the sizes of chosen samples, so that the counts are known
     budgets = sizes.sort().values[[0, 5, 10, 15]] * 1.001
     for count, eps in zip((1, 6, 11, 16), budgets.tolist(), strict=True):
         at_budget = outcome.within(net, x, y, ThreatModel("l2", eps))
@@ -65,12 +66,14 @@ def test_within_refuses_other_runs_and_larger_budgets(problem):
     net, x, y = problem
     large, small = ThreatModel("linf", 8 / 255), ThreatModel("linf", 2 / 255)
     smallest = attack_step("fmn", minimal=True)
+    # other attacks, several attacks, and fmn that stops at the first broken clip
     for steps in ([attack_step("pgd")], [attack_step("pgd"), smallest], [attack_step("fmn")]):
         with pytest.raises(ValueError, match="not a run of smallest perturbations alone"):
             worst_case(net, x, y, large, steps).within(net, x, y, small)
     with pytest.raises(ValueError, match="not a run of smallest"):
         worst_case(net, x, y, large, [smallest], rounding=True).within(net, x, y, small)
     outcome = worst_case(net, x, y, small, [smallest])
+    # a larger budget, another norm, another support
     for threat in (large, ThreatModel("l2", 0.001), ThreatModel("linf", 1 / 255, "tube")):
         with pytest.raises(ValueError, match="must be of kind linf and at most linf-2/255"):
             outcome.within(net, x, y, threat)
@@ -92,6 +95,7 @@ def test_budgets_that_round_away_are_not_attacked_for_uint8(problem, eps, whole,
     x = (x * 255).round() / 255 if whole else x
     y, threat, sizes = net(x).argmax(1), ThreatModel("linf", eps / 255), []
     assert rounds_away(threat, x) is gone
+    # the claim itself, on random noise of that size
     noise = x + eps / 255 * (2 * torch.rand_like(x) - 1)
     assert torch.equal(rounded(noise, x), rounded(x, x)) is gone
 

@@ -43,6 +43,7 @@ class _BadBackward(nn.Module):
 def test_a_gradient_that_becomes_nan_during_the_attack_is_refused(name, threat):
     x, y = torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     loss = Misclassify(_BadBackward(), y, "margin")
+    # the losses alone do not show it
     assert torch.isfinite(loss(x)).all() and torch.isfinite(loss(x + 0.1)).all()
     with pytest.raises(
         ValueError, match="became NaN or infinite during the attack|is NaN or infinite"
@@ -65,6 +66,7 @@ def test_nan_logits_of_a_class_that_no_score_uses_are_refused(name):
             if len(v) == 3
             else None
         )
+        # a sixth class of very low logit, NaN once the clip has changed
         extra = torch.zeros(len(v), 1) - 1e3
         return torch.cat(
             [logits, extra if moved is None else torch.where(moved, torch.nan, extra)], 1

@@ -65,6 +65,7 @@ def test_another_norm_branch_under_attack_than_in_prediction_is_reported(problem
 def test_vanished_gradients_and_unbroken_clips_are_reported(problem):
     """With quantised input the classifier works, but no gradient reaches the pixels."""
     net, x, _ = problem
+    # rounding has a gradient of 0
     flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
     lines = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=seeded())
     assert any("the gradient is 0 for 12 of 12 clips" in line for line in lines)
@@ -103,6 +104,7 @@ def test_a_suite_whose_black_box_attacks_or_parts_break_more_is_weak():
         "black-box attacks broke 5 of 100" in line
         for line in weak_white_box(broken_by, black, parts)
     ] == [True]
+    # one clip may be chance
     assert weak_white_box(["apgd-ce"] * 99 + ["square"], black, parts) == []
     lines = weak_white_box(["apgd-tube"] * 3 + [None] * 10, black, parts)
     assert len(lines) == 1 and "parts of the threat broke 3 of 13" in lines[0]
@@ -156,6 +158,7 @@ def test_norms_in_eval_mode_give_no_doubts(problem, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 0])
 def test_checks_skip_clips_that_are_wrong_from_the_start(problem, batch_size):
     net, x, y = problem
+    # the first three clips are wrong
     y = torch.cat([(y[:3] + 1) % 6, y[3:]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

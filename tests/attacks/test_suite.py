@@ -1,3 +1,5 @@
+"""Check AutoAttack and the worst case of several attacks."""
+
 import warnings
 
 import pytest
@@ -42,12 +44,14 @@ def test_each_attack_receives_only_what_the_ones_before_it_left(problem):
         return Step(name, attack)
 
     y = torch.cat([(y[:2] + 1) % 6, y[2:]])  # two are wrong without any attack
+    # small enough that some samples are left for each attack
     small = ThreatModel("linf", 0.3 / 255)
     outcome = worst_case(net, x, y, small, [spy("a"), spy("b"), spy("c")], generator=seeded())
     assert outcome.broken_by[:2] == ["clean", "clean"] and torch.equal(outcome.x_adv[:2], x[:2])
     broken = {name: outcome.broken_by.count(name) for name in "abc"}
     assert batch_sizes == {"a": 14, "b": 14 - broken["a"], "c": 14 - broken["a"] - broken["b"]}
     assert 14 > broken["a"] > 0 and sum(outcome.robust) == 14 - sum(broken.values())
+    # the outcome agrees with the clips that it returns
     wrong = net(outcome.x_adv).argmax(1) != y
     assert wrong.tolist() == [by is not None for by in outcome.broken_by]
 
@@ -95,6 +99,7 @@ def test_passes_are_counted_in_clips(problem):
 
 def test_rounded_clips_are_attacked_until_they_are_broken_too(problem):
     net, x, y = problem
+    # uint8 clips, so that a budget of 1/255 survives rounding
     x = (x * 255).round() / 255
     y = net(x).argmax(1)
     steps = [attack_step("pgd", steps=20), attack_step("apgd-t", steps=30)]
@@ -115,6 +120,7 @@ def test_the_versions_have_the_documented_attacks(name):
         v: [s.name for s in suite_steps(v, threat, 8, 10)]
         for v in ("standard", "plus", "rand", "video")
     }
+    # FAB is not defined for l2_frame
     fab = [] if name == "l2_frame" else ["fab-t"]
     assert names["standard"] == ["apgd-ce", "apgd-t", *fab, "square"]
     assert names["plus"] == [
@@ -173,6 +179,7 @@ def test_autoattack_on_a_robust_model_has_the_documented_cost_and_breaks_nothing
     assert (
         contains(ThreatModel("linf", 8 / 255), x, x_adv).all() and (net(x_adv).argmax(1) == 0).all()
     )
+    # with three classes there are two targets
     apgd_passes, targets = 101, 2
     expected = apgd_passes + (1 + targets * apgd_passes) + (1 + targets * 200) + 5001
     assert sum(calls) == 1 + 3 * (1 + expected + 4)  # classes, clean, the attacks, each verified
@@ -205,6 +212,7 @@ def test_eot_averages_over_draws_of_a_random_model():
     def noisy(v):
         return net(v) + 3 * torch.randn(len(v), 6)
 
+    # 30 passes reduce the deviation by a factor of about 5
     spread = torch.stack([noisy(x).log_softmax(1) for _ in range(20)]).std(0).mean()
     assert torch.stack([eot(noisy, 30)(x) for _ in range(20)]).std(0).mean() < spread / 4
     drawn = []
@@ -265,6 +273,7 @@ def test_autoattack_warns_of_random_models_and_norms_in_training_mode(problem):
     with pytest.warns(UserWarning, match="draws random numbers"):
         autoattack(noisy, x, y, THREAT, effort=0.02, generator=seeded())
     with warnings.catch_warnings():
+        # no warning where none is due
         warnings.simplefilter("error")
         autoattack(
             noisy, x, y, THREAT, "rand", effort=0.02, generator=seeded()

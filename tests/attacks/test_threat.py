@@ -1,3 +1,5 @@
+"""Check threat models: projections, measurements, and names."""
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ def _clip(shape, saturated=0.3):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_the_projection_is_allowed_and_idempotent(threat, shape):
+    # small changes, and changes far outside the budget
     for spread in (0.02, 0.5):
         x = _clip(shape)
         y = (x + spread * torch.randn(shape)).clamp(-0.2, 1.2)
@@ -39,6 +42,7 @@ def _exact(threat):
 def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
     x, generator = _clip(shape), torch.Generator().manual_seed(0)
     y = x + 0.3 * torch.randn(shape)
+    # the choice of a place is exact only where nothing is clipped
     if threat.norm != "linf" and threat.support in ("frames", "patch", "pixels"):
         y = y.clamp(0, 1)
     projected = project(threat, x, y)
@@ -63,6 +67,7 @@ def test_a_shared_delta_is_projected_where_nothing_is_clipped(support):
     dims = (2,) if support == "tube" else (3, 4)
     expected = x + (y - x).mean(dims, keepdim=True).clamp(-0.02, 0.02)
     assert torch.allclose(project(ThreatModel("linf", 0.02, support), x, y), expected, atol=1e-6)
+    # all pixels but one are white, and hide how large delta is
     white = torch.ones_like(x)
     white[:, :, 0, 0, 0] = 0.5
     ball = make_ball(ThreatModel("linf", 0.3, support), white, lambda: x)
@@ -82,6 +87,7 @@ def test_eps_0_projects_onto_the_clip_itself(threat):
 def test_contains_measures_every_sample_from_its_pixels():
     threat, x = ThreatModel("linf", 8 / 255), torch.full((5, 3, 2, 4, 4), 0.5)
     y = x.clone()
+    # samples: unchanged, at the budget, beyond it, NaN, beyond 1
     y[1, 0, 1, 2, 3] += 8 / 255
     y[2, 2, 0, 0, 0] -= 9 / 255
     y[3, 0, 0, 0, 0] = float("nan")
@@ -173,6 +179,7 @@ def test_random_starts_fill_the_budget_and_follow_their_generator(threat):
     first, again = (ball.random(torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, ball.random())
     assert contains(threat, x, ball.apply(first)).all()
+    # most of the budget, in both directions
     sizes = measure(threat, x, ball.apply(first))
     assert (sizes > 0.7 * threat.eps).all() and (first > 0).any() and (first < 0).any()
 
@@ -353,6 +360,7 @@ def test_budgets_are_compared_up_to_the_rounding_of_a_pixel(norm):
     """The tolerance is 2^-24 per changed pixel, plus atol and a millionth of the budget."""
     x = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
     threat, pixel = ThreatModel(norm, 0.125), 2.0**-24
+    # the largest size without the tolerance of a pixel
     edge = 0.125 * (1 + 1e-6) + 1e-6
     for beyond, inside in ((0.9 * pixel, True), (1.1 * pixel, False)):
         assert contains(threat, x, x + edge + beyond).item() is inside

@@ -1,3 +1,5 @@
+"""Check one perturbation for a whole data set."""
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ def _batches(x, y):
 def test_one_delta_breaks_clips_that_it_was_not_computed_from(norm, support):
     net, x, y, loss = _problem()
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 3.0}[norm], support)
+    # computed from the first 30 clips, and tested on the others
     delta = universal(loss, _batches(x[:30], y[:30]), threat, epochs=10)
     shape = {"dense": (1, 3, 6, 12, 12), "tube": (1, 3, 1, 12, 12), "flicker": (1, 3, 6, 1, 1)}[
         support
@@ -50,6 +53,7 @@ def test_a_delta_computed_with_shifts_works_from_any_frame_on():
         for shift in (False, True)
     )
 
+    # the mean loss at the least harmful shift
     def worst(delta):
         return min(float(loss(apply_universal(delta, x, by), y).mean()) for by in range(6))
 

@@ -1,3 +1,5 @@
+"""Check attacks made for video, and properties that all attacks share."""
+
 import pytest
 import torch
 from torch import nn
@@ -63,6 +65,7 @@ def test_frame_saliency_adds_frames_until_a_sample_is_broken(problem, mode):
     used = ((x_adv - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
     wrong = net(x_adv).argmax(1) != y
     assert contains(DENSE, x, x_adv).all() and wrong.float().mean() > 0.5
+    # at least as strong as one frame, and on average below all four
     one = pgd(
         loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=seeded()
     )
@@ -79,6 +82,7 @@ def test_one_frame_finds_the_frame_that_saliency_misses():
 
     x, y = torch.full((2, 3, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.1)
+    # the threat of one frame uses the most salient one, and fails
     salient = pgd(loss_of(predict, y), x, ThreatModel("linf", 0.1, "frames", 1), steps=20)
     assert (predict(salient).argmax(1) == 0).all()
     x_adv = one_frame(loss_of(predict, y), x, threat, generator=seeded())
@@ -160,6 +164,7 @@ def test_sparse_changes_few_frames(one_frame_counts):
         generator=seeded(),
     )
     assert contains(threat, x, x_adv).all() and (predict(x_adv).argmax(1) == 1).all()
+    # L2 norm of the change of each frame
     size = (x_adv - x).square().sum((1, 3, 4)).sqrt()
     assert (size[:, 2] > 10 * size[:, [0, 1, 3, 4]].amax(1)).all()
     masked = ThreatModel(
@@ -196,6 +201,7 @@ def test_roa_finds_the_place_that_matters():
     threat = ThreatModel("linf", 1.0, "patch", 3)
     x_adv = roa(loss_of(predict, y), x, threat, stride=3, steps=5)
     assert contains(threat, x, x_adv).all() and (predict(x_adv).argmax(1) == 1).all()
+    # a given place is kept, also where it does no harm
     given = parse_threat("patch3@0+0-linf-1")
     x_adv_given = roa(loss_of(predict, y), x, given, steps=5)
     assert contains(given, x, x_adv_given).all() and (predict(x_adv_given).argmax(1) == 0).all()
@@ -214,12 +220,14 @@ def test_salt_and_pepper_paints_k_pixels_of_each_frame_black_or_white(problem):
     assert accuracy(net, x_adv, y) < 0.6
 
 
+# attack -> a threat that it is defined for; linf-8/255 for the others
 FOR = {
     "roa": "patch3-linf-1",
     "salt-and-pepper": "pixels5-linf-1",
     "flicker": "flicker-linf-20/255",
     "cw": "l2-0.5",
 }
+# attack -> options that make it fast
 FAST = {
     "square": {"queries": 60},
     "nes": {"queries": 200},
@@ -243,6 +251,7 @@ def test_every_attack_obeys_its_threat_raises_the_loss_and_leaves_the_model_alon
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     loss = loss_of(net, y, score=SCORES["margin"])
     before = {key: value.clone() for key, value in net.state_dict().items()}
+    # twice with equal generators
     runs = [
         ATTACKS[name](loss, x, threat, generator=seeded(7), **FAST.get(name, {})) for _ in range(2)
     ]
@@ -330,6 +339,7 @@ def test_the_penalty_of_a_cyclic_flicker_includes_the_difference_around_the_end(
     delta = run(1, 1e-12)  # the start
     first, second = torch.zeros_like(delta), torch.zeros_like(delta)
     for step in range(1, steps + 1):
+        # the gradient of the three squared parts, entry by entry
         rough = torch.zeros_like(delta)
         for c in range(3):
             for t in range(frames):
@@ -342,6 +352,7 @@ def test_the_penalty_of_a_cyclic_flicker_includes_the_difference_around_the_end(
                 rough[c, t] -= 2 * bend
                 rough[c, t - 1] += bend
         gradient = 7.0 * 0.5 * 2 * rough / (3 * frames) - slope[:, None]
+        # Adam with torch's defaults
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)
