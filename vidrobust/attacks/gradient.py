@@ -73,8 +73,8 @@ def pgd(  # noqa: PLR0913  (a public signature)
         random_start: begin at a random point of the ball; False: at x.
         best: return each sample's best iterate. False is for training: return the last iterate of
             one start, as the best iterates of samples that share a loss are from different steps.
-            It then makes the same passes whatever the clips are, does not warn of a gradient of 0,
-            and does not refuse NaN, which the training loss will show.
+            It then makes the same passes whatever the clips are. It neither warns of a gradient of
+            0 nor refuses NaN, which the training loss will show.
         generator: source of random starts and places.
 
     Returns:

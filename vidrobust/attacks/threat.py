@@ -52,8 +52,8 @@ class ThreatModel:
             pixels: "saliency" (default) or "random".
 
     Raises:
-        ValueError: eps is below 0 or beyond what float32 holds, k is missing or has no meaning, a
-            frame number is listed twice, or the norm, support or place does not exist.
+        ValueError: the norm, support or place does not exist. Or eps is below 0, or beyond what
+            float32 holds. Or k is missing or has no meaning, or a frame number is listed twice.
     """
 
     norm: Norm = "linf"

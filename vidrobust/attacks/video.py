@@ -113,8 +113,8 @@ def frame_saliency(
     perturbed frames as it took. With a loss that breaks no sample, it has the number of frames that
     raised the loss most.
 
-    Costs at most steps + T + 2 forward passes in mode one_shot, T * (steps + 1) + 1 in the others,
-    and T more in refresh.
+    Mode one_shot costs at most steps + T + 2 forward passes. Mode iterative costs at most
+    T * (steps + 1) + 1, and refresh T more than that.
 
     Args:
         loss: (B, ...) -> (B,), to maximise.
