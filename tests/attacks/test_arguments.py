@@ -1,7 +1,9 @@
+"""Check that options out of their range are refused by name and value."""
+
 import pytest
 import torch
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.helpers import labelled, small_net
 from vidrobust.attacks import (
     ATTACKS,
     BadSamples,
@@ -22,18 +24,19 @@ def problem():
     return (net, *labelled(net, (4, 3, 4, 12, 12)))
 
 
-def test_counts_below_one_are_named():
+def test_counts_below_one_are_refused_by_name():
     at_least_one(steps=1, restarts=3)
     with pytest.raises(ValueError, match="steps=2, restarts=0: must be at least 1"):
         at_least_one(steps=2, restarts=0)
 
 
-def test_draws_follow_the_generator_and_are_as_the_tensor_is():
+def test_random_numbers_follow_the_generator_and_have_the_type_of_the_tensor():
     like = torch.empty(0, dtype=torch.float64)
     first, again = (
         drawn(torch.randn, (3, 2), like, torch.Generator().manual_seed(1)) for _ in range(2)
     )
     assert torch.equal(first, again) and first.shape == (3, 2) and first.dtype == torch.float64
+    # without a generator they are torch's own
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -41,7 +44,7 @@ def test_draws_follow_the_generator_and_are_as_the_tensor_is():
 
 
 @pytest.mark.parametrize("count", [2.5, True, "3", None])
-def test_counts_that_are_no_whole_numbers_are_refused(count):
+def test_counts_that_are_not_whole_numbers_are_refused(count):
     with pytest.raises(ValueError, match=f"steps={count}: must be a whole number, at least 1"):
         at_least_one(steps=count)
 
@@ -85,11 +88,12 @@ def test_counts_that_are_no_whole_numbers_are_refused(count):
         ("pgd", "steps", 2.5),
     ],
 )
-def test_arguments_that_attack_nothing_are_refused_by_name_and_value(name, option, value):
+def test_options_that_would_attack_nothing_are_refused_by_name_and_value(name, option, value):
     net = small_net()
     x, y = labelled(net, (2, 3, 4, 12, 12))
     threat = parse_threat("flicker-linf-4/255" if name == "flicker" else "l2-1")
     loss = Misclassify(net, y, "margin" if name in ("fab", "fmn", "cw") else "ce")
+    # both by the attack itself and by a suite
     with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
         ATTACKS[name](loss, x, threat, **{option: value})
     with pytest.raises(ValueError, match=f"{option}={value}".replace(".", r"\.")):
@@ -98,14 +102,14 @@ def test_arguments_that_attack_nothing_are_refused_by_name_and_value(name, optio
 
 @pytest.mark.parametrize("name", ["batch_size", "checks"])
 @pytest.mark.parametrize("value", [-1, 2.5, True])
-def test_batches_and_checks_are_whole_numbers(name, value):
+def test_batch_size_and_checks_must_be_whole_numbers(name, value):
     net = small_net()
     x, y = labelled(net, (2, 3, 4, 12, 12))
     with pytest.raises(ValueError, match=f"{name}={value}: must be a whole number, 0 or more"):
         autoattack(net, x, y, parse_threat("linf-1/255"), **{name: value})
 
 
-def test_what_is_not_finite_is_no_momentum(problem):
+def test_momentum_must_be_finite_and_not_negative(problem):
     net, x, y = problem
     for name in ("mim", "temporal-translation"):
         for momentum in (torch.inf, torch.nan, -1):
@@ -116,7 +120,7 @@ def test_what_is_not_finite_is_no_momentum(problem):
 
 
 @pytest.mark.parametrize("samples", [-1, 0, 1, 3, 2.5])
-def test_nes_needs_pairs_of_samples(problem, samples):
+def test_nes_needs_an_even_number_of_samples(problem, samples):
     net, x, y = problem
     with pytest.raises(ValueError, match=f"samples={samples}"):
         ATTACKS["nes"](
@@ -125,20 +129,20 @@ def test_nes_needs_pairs_of_samples(problem, samples):
 
 
 @pytest.mark.parametrize("text", ["linf-8/1e999", "linf-1e999", "l2-inf", "linf-nan"])
-def test_a_budget_of_infinity_is_no_number(text):
+def test_an_infinite_budget_is_refused(text):
     with pytest.raises(ValueError, match="number|at least 0|no threat model"):
         parse_threat(text)
 
 
 @pytest.mark.parametrize("size", [-1, 2.5, True])
-def test_checks_take_whole_batches(problem, size):
+def test_self_checks_refuse_a_batch_size_that_is_not_a_whole_number(problem, size):
     net, x, y = problem
     with pytest.raises(ValueError, match=f"batch_size={size}: must be a whole number"):
         self_checks(net, x, y, ThreatModel("linf", 0.1), batch_size=size)
 
 
 @pytest.mark.parametrize("write", [lambda x: x.sub_(0.1), lambda x: x.data.sub_(0.1)])
-def test_a_model_that_writes_is_refused_and_the_clips_are_as_they_were(problem, write):
+def test_a_model_that_writes_into_its_input_is_refused_and_the_clips_stay_unchanged(problem, write):
     net, x, y = problem
     before = x.clone()
 
@@ -152,15 +156,17 @@ def test_a_model_that_writes_is_refused_and_the_clips_are_as_they_were(problem, 
     ):
         with pytest.raises(ValueError, match="writes into its input"):
             attack()
+        # only a copy of the clips was changed
         assert torch.equal(x, before)
 
 
-def test_probabilities_of_several_passes_are_seen(problem):
+def test_averaged_and_clamped_probabilities_are_refused(problem):
     net, x, y = problem
 
     def coarse(v):
         return (net(v).bfloat16().softmax(1) + net(v + 0.01).bfloat16().softmax(1)).float() / 2
 
+    # neither sums to exactly 1
     for predict in (coarse, lambda v: net(v).softmax(1).clamp(1e-6)):
         with pytest.raises(ValueError, match="probabilities"):
             worst_case(predict, x, y, ThreatModel("linf", 0.1), [attack_step("pgd", steps=2)])

@@ -1,7 +1,11 @@
+"""Check the perturbations that a threat allows: shapes, gradients, places and bounds."""
+
+import itertools
+
 import pytest
 import torch
 
-from tests.attacks.test_threat import SHAPES, THREATS
+from tests.attacks.helpers import SHAPES, THREATS
 from vidrobust.attacks import ThreatModel, contains, make_ball, parse_threat
 from vidrobust.attacks.ball import patch_scores
 
@@ -17,19 +21,21 @@ def _ball(threat, shape, seed=0):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_pull_is_the_gradient_of_apply(threat, shape):
-    """Against autograd through apply itself."""
+    """Compared with autograd through apply itself."""
     ball, x, _ = _ball(threat, shape)
+    # only entries that may change
     delta = (0.05 * torch.randn_like(ball.low) * (ball.low < ball.high)).requires_grad_()
     weight = torch.randn(shape)
     (expected,) = torch.autograd.grad((ball.apply(delta) * weight).sum(), delta)
-    found = ball.pull(weight, delta.detach())
-    assert torch.allclose(found, expected * (ball.low < ball.high), atol=1e-4)
+    pulled = ball.pull(weight, delta.detach())
+    assert torch.allclose(pulled, expected * (ball.low < ball.high), atol=1e-4)
     assert ball.apply(ball.zero()).equal(x)
 
 
 @pytest.mark.parametrize("support", ["tube", "flicker"])
-def test_clipped_pixels_do_not_count(support):
-    x = torch.rand(2, 3, 4, 5, 6).round()  # black or white, nothing between
+def test_clipped_pixels_do_not_count_in_the_gradient(support):
+    x = torch.rand(2, 3, 4, 5, 6).round()  # all pixels are black or white
+    # a positive delta is clipped at every white pixel
     ball = make_ball(ThreatModel("linf", 0.2, support), x, lambda: x)
     delta = torch.full_like(ball.low, 0.1).requires_grad_()
     weight = torch.randn(x.shape)
@@ -38,9 +44,10 @@ def test_clipped_pixels_do_not_count(support):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_a_sample_stays_itself_when_others_leave(threat):
+def test_the_ball_of_some_samples_equals_theirs_in_the_whole_batch(threat):
     ball, x, _ = _ball(threat, (6, 3, 4, 6, 7))
     delta = ball.random(torch.Generator().manual_seed(1))
+    # in another order than in the batch
     rows = torch.tensor([4, 1])
     part = ball.at(rows)
     assert torch.equal(part.apply(delta[rows]), ball.apply(delta)[rows])
@@ -50,7 +57,7 @@ def test_a_sample_stays_itself_when_others_leave(threat):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_the_norm_of_delta_is_that_of_the_change(threat):
+def test_the_norm_of_delta_equals_the_norm_of_the_change(threat):
     ball, x, _ = _ball(threat, (4, 3, 4, 6, 7))
     delta = ball.project(0.05 * torch.randn_like(ball.low))
     change = ball.apply(delta) - x
@@ -65,14 +72,16 @@ def test_the_norm_of_delta_is_that_of_the_change(threat):
     assert contains(threat, x, ball.apply(delta)).all()
 
 
-def test_places_follow_the_score_the_name_and_the_generator():
+def test_places_follow_the_score_the_threat_and_the_generator():
     shape = (3, 3, 5, 8, 9)
+    # by the score: frames of largest mean, patches of largest sum, pixels of largest value
     ball, _, scores = _ball(parse_threat("frames2-linf-0.1"), shape)
     assert ball.where.tolist() == [sorted(s.mean((1, 2)).topk(2).indices.tolist()) for s in scores]
     ball, _, scores = _ball(parse_threat("patch3-linf-0.1"), shape)
     for sample, (top, left) in zip(scores, ball.where.tolist(), strict=True):
         sums = {
-            (i, j): sample[:, i : i + 3, j : j + 3].sum().item() for i in range(6) for j in range(7)
+            (i, j): sample[:, i : i + 3, j : j + 3].sum().item()
+            for i, j in itertools.product(range(6), range(7))
         }
         assert sums[top, left] == pytest.approx(max(sums.values()), rel=1e-5)
     ball, _, scores = _ball(parse_threat("pixels2-linf-0.1"), shape)
@@ -82,9 +91,11 @@ def test_places_follow_the_score_the_name_and_the_generator():
             assert frame[marks].sum().item() == pytest.approx(
                 frame.flatten().topk(2).values.sum().item()
             )
+    # by the threat: evenly spaced, or given
     assert _ball(parse_threat("frames2@uniform-linf-0.1"), shape)[0].where.tolist() == [[1, 3]] * 3
     assert _ball(parse_threat("frames2@4+0-linf-0.1"), shape)[0].where.tolist() == [[0, 4]] * 3
     assert _ball(parse_threat("patch3@1+2-linf-0.1"), shape)[0].where.tolist() == [[1, 2]] * 3
+    # by the generator
     for name in ("frames2@random-linf-0.1", "patch3@random-linf-0.1", "pixels2@random-linf-0.1"):
         x = torch.rand(40, 3, 5, 8, 9)
         first, again, other = (
@@ -93,15 +104,15 @@ def test_places_follow_the_score_the_name_and_the_generator():
         )
         assert torch.equal(first.low, again.low) and not torch.equal(first.low, other.low)
         if first.where is not None:
-            assert len(first.where.unique(dim=0)) > 8  # a place of its own a sample
+            assert len(first.where.unique(dim=0)) > 8  # each sample has its own place
 
 
-def test_a_ball_that_moves_has_the_box_of_its_new_place():
+def test_a_ball_that_moves_has_the_bounds_of_its_new_place():
     x, places = torch.rand(2, 3, 6, 8, 8), torch.tensor([[4, 5], [0, 2]])
     ball = make_ball(ThreatModel("linf", 0.9, "frames", k=2), x, lambda: torch.rand(2, 6, 8, 8))
     moved = ball.moved_to(places)
-    there = torch.stack([clip[:, at] for clip, at in zip(x, places, strict=True)])
-    assert torch.equal(moved.low, -there) and torch.equal(moved.high, 1 - there)
+    at_places = torch.stack([clip[:, frames] for clip, frames in zip(x, places, strict=True)])
+    assert torch.equal(moved.low, -at_places) and torch.equal(moved.high, 1 - at_places)
 
 
 def test_a_patch_may_be_as_high_as_the_frame():

@@ -1,8 +1,8 @@
-"""Fingerprints of attacks: two numbers a threat, which any change of a step or constant moves.
+"""Compare attacks with their fingerprints: two numbers per threat, which any change alters.
 
-In double precision, so that the numbers are the same with the lowest and the newest versions that
-are promised. They were taken after the attacks were compared with published code
-(test_agreement.py, test_published_constants.py).
+The attacks run in double precision, so that the lowest and the newest supported versions of torch
+give the same numbers. The numbers were recorded after the attacks had been compared with published
+code (test_agreement.py, test_published_constants.py).
 """
 
 import inspect
@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.attacks.models import seeded
+from tests.attacks.helpers import seeded
 from vidrobust.attacks import ATTACKS, MINIMUM_NORM, Misclassify, contains, parse_threat
 
-# attack: threat: the mean change of a value, and that mean weighted by the value's place
+# attack -> threat -> the mean change of a value, and the mean weighted by the value's position
 FINGERPRINTS = {
     "fgsm": {
         "patch4-linf-0.3": (0.02805067, -9.674739e-05),
@@ -224,12 +224,13 @@ FINGERPRINTS = {
         "pixels20-linf-0.5": (0.01260317, -0.00532436),
     },
 }
+# few steps, as every one of them counts in the fingerprint
 OPTIONS = {"steps": 6, "queries": 120, "restarts": 2, "samples": 4, "searches": 2, "targets": 3}
 
 
 @pytest.fixture(scope="module")
 def problem():
-    """A small network of fixed random weights, and clips with black and white bars."""
+    """Return a small network of fixed random weights, and clips with black and white bars."""
     generator = seeded(3)
     kernels = torch.randn(8, 3, 2, 3, 3, generator=generator, dtype=torch.float64) / 7
     head = torch.randn(5, 8 * 3 * 10 * 10, generator=generator, dtype=torch.float64) / 40
@@ -238,6 +239,7 @@ def problem():
         return F.conv3d(x.double(), kernels).tanh().flatten(1) @ head.T
 
     x = torch.rand(4, 3, 4, 12, 12, generator=seeded(5), dtype=torch.float64)
+    # bars at 0 and 1, so that clipping counts too
     x[0, :, :, :3] = 0
     x[1, :, :, :, 9:] = 1
     return predict, x, predict(x).argmax(1)
@@ -247,21 +249,26 @@ def test_every_attack_has_a_fingerprint():
     assert ATTACKS.keys() == FINGERPRINTS.keys()
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [(name, text) for name, found in FINGERPRINTS.items() for text in found]
-)
-def test_an_attack_stays_what_it_is(problem, name, text):
+def _cases():
+    for name, fingerprints in FINGERPRINTS.items():
+        for threat in fingerprints:
+            yield name, threat
+
+
+@pytest.mark.parametrize(("name", "text"), _cases())
+def test_an_attack_gives_the_numbers_of_its_fingerprint(problem, name, text):
     predict, x, y = problem
     threat, attack = parse_threat(text), ATTACKS[name]
-    known = inspect.signature(attack).parameters
-    options = {key: value for key, value in OPTIONS.items() if key in known}
-    if "generator" in known:
+    parameters = inspect.signature(attack).parameters
+    options = {key: value for key, value in OPTIONS.items() if key in parameters}
+    if "generator" in parameters:
         options["generator"] = seeded(7)
     loss = Misclassify(predict, y, "margin" if name in MINIMUM_NORM else "ce")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of gradients that are 0, as a distance's is
+        warnings.simplefilter("ignore")  # gradients of 0
         delta = attack(loss, x, threat, **options) - x
     assert contains(threat, x, x + delta).all() or name in MINIMUM_NORM
+    # the weights differ from value to value, so that a moved change is noticed
     place = torch.linspace(0.5, 1.5, delta.numel(), dtype=torch.float64).view_as(delta)
-    found = float(delta.abs().mean()), float((delta * place).mean())
-    assert found == pytest.approx(FINGERPRINTS[name][text], rel=1e-3, abs=1e-9)
+    fingerprint = float(delta.abs().mean()), float((delta * place).mean())
+    assert fingerprint == pytest.approx(FINGERPRINTS[name][text], rel=1e-3, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Names of threat models: each is read, written and read back, or is one line that says why not."""
+"""Check that any name of a threat model is read back as written, or refused in one line."""
 
 import math
 import re
@@ -30,7 +30,7 @@ EPS = st.one_of(
 
 
 def _read(text):
-    """The threat, or None where it is refused by a ValueError of one line."""
+    """Return the threat, or None where a ValueError of one line refuses it."""
     try:
         return parse_threat(text)
     except ValueError as error:
@@ -44,7 +44,7 @@ def _read(text):
 @example("linf", 1.0, "patch", 30, (10, 12))
 @example("linf", 1.0, "frames", 1, (0, 0))
 @example("l2", 1e30, "dense", 0, "")
-def test_a_threat_is_what_its_name_says(norm, eps, support, k, place):
+def test_a_threat_is_read_back_from_its_name(norm, eps, support, k, place):
     try:
         threat = ThreatModel(norm, eps, support, k, place)
     except ValueError as error:
@@ -53,10 +53,12 @@ def test_a_threat_is_what_its_name_says(norm, eps, support, k, place):
     again = parse_threat(str(threat))
     assert str(again) == str(threat)
     assert (again.norm, again.support, again.k, again.place) == (norm, support, k, place)
+    # names have 12 digits
     assert math.isclose(again.eps, eps, rel_tol=1e-11, abs_tol=0)
     assert parse_threat(f"  {threat} ") == again
 
 
+# parts of names, and what parsers often get wrong: huge numbers, other digits, line breaks
 _PIECES = st.sampled_from(
     [
         "linf",
@@ -119,7 +121,7 @@ _PIECES = st.sampled_from(
 @example("linf--1")
 @example("linf-1e")
 @example("linf-1/2/3")
-def test_any_name_is_read_or_told(text):
+def test_any_text_is_read_or_refused_in_one_line(text):
     threat = _read(text)
     if threat is not None:
         assert 0 <= threat.eps < math.inf
@@ -132,10 +134,10 @@ def test_any_name_is_read_or_told(text):
         ("frames1@0+0-linf-1", "frames take k different"),
         ("frames2@1+1-linf-1", "frames take k different"),
         ("frames2@1-linf-1", "frames take k different"),
-        ("patch3@1-linf-1", r"patch (top, left)"),
-        ("patch-linf-1", "says how many frames or pixels"),
-        ("tube3-linf-1", "k is of frames, patch, border and pixels"),
-        ("patch3@uniform-linf-1", "there is search, random"),
+        ("patch3@1-linf-1", r"a patch takes (top, left)"),
+        ("patch-linf-1", "k must be the number of frames or pixels"),
+        ("tube3-linf-1", "k is for frames, patch, border and pixels only"),
+        ("patch3@uniform-linf-1", "must be one of search, random"),
         ("roof-linf-1", "no threat model linf x roof"),
         ("linf-4", "write 4/255"),
         ("linf-1/0", "is no number; write 0.03 or 8/255"),
@@ -144,6 +146,6 @@ def test_any_name_is_read_or_told(text):
         ("", "is no threat model; write norm-eps"),
     ],
 )
-def test_names_that_are_none_are_refused_by_name(text, reason):
+def test_texts_that_are_no_threats_are_refused_with_the_reason(text, reason):
     with pytest.raises(ValueError, match=re.escape(reason)):
         parse_threat(text)

@@ -1,3 +1,5 @@
+"""Check FGSM, PGD and MIM: optima, budgets, restarts, and what they leave unchanged."""
+
 import copy
 
 import pytest
@@ -5,21 +7,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.attacks.models import seeded
+from tests.attacks.helpers import seeded
 from vidrobust.attacks import Misclassify, ThreatModel, contains, fgsm, make_ball, mim, pgd, rounded
 
 SHAPES = [(5, 3, 1, 6, 5), (5, 3, 4, 6, 5), (5, 3, 6, 5)]
 
 
 def _linear(shape):
-    """A linear loss w.x and its closed-form maximum in the budget: x + eps sign(w), clamped."""
+    """Return a linear loss w.x, clips, and the closed-form maximum: x + eps sign(w), clamped."""
     w, x = torch.randn(shape[1:]), torch.rand(shape)
     return (lambda v: (v * w).flatten(1).sum(1)), x, lambda eps: (x + eps * w.sign()).clamp(0, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("eps", [0.01, 0.4])
-def test_both_reach_the_optimum_of_a_linear_model(shape, eps):
+def test_fgsm_and_pgd_reach_the_optimum_of_a_linear_model(shape, eps):
     loss, x, best = _linear(shape)
     threat = ThreatModel("linf", eps)
     assert torch.allclose(fgsm(loss, x, threat), best(eps), atol=1e-6)
@@ -55,16 +57,17 @@ def test_pgd_obeys_the_budget_and_beats_fgsm_and_noise(frames):
         assert loss(adversarial).mean() > loss(ball.apply(ball.random())).mean() > 0
 
 
-def test_eps_0_is_the_identity():
+def test_eps_0_returns_the_clips_unchanged():
     net, x, y = _net(), torch.rand(4, 3, 2, 6, 6), torch.randint(4, (4,))
     for attack in (fgsm, pgd, mim):
         assert torch.equal(attack(_ce(net, y), x, ThreatModel("linf", 0.0)), x)
 
 
 def test_restarts_and_steps_keep_the_best_of_each_sample():
-    """Also when a later restart is worse: the silent bug of keeping the last one."""
+    """It must not keep the last restart, which may be worse."""
     net, x, y = _net(), torch.rand(12, 3, 2, 6, 6), torch.randint(4, (12,))
     threat, loss = ThreatModel("linf", 0.05), _ce(net, y)
+    # the loss of each sample never falls with more restarts
     reached = torch.full((12,), -torch.inf)
     for restarts in (1, 2, 5):
         generator = torch.Generator().manual_seed(0)  # the first restarts are the same
@@ -72,18 +75,18 @@ def test_restarts_and_steps_keep_the_best_of_each_sample():
             value = loss(pgd(loss, x, threat, steps=3, restarts=restarts, generator=generator))
         assert (value >= reached - 1e-6).all()
         reached = value
-    # a huge step overshoots, so that the last iterate is worse than an earlier one
-    seen = []
+    # a huge step overshoots, so the last iterate is worse than an earlier one
+    values = []
 
     def spy(v):
         value = loss(v)
-        seen.append(value.detach())
+        values.append(value.detach())
         return value
 
     with torch.no_grad():
         best = loss(pgd(spy, x, threat, steps=6, step_size=1.0, restarts=2))
-    assert torch.allclose(best, torch.stack(seen).amax(0), atol=1e-5)
-    assert (torch.stack(seen)[-1] < best - 1e-4).any()
+    assert torch.allclose(best, torch.stack(values).amax(0), atol=1e-5)
+    assert (torch.stack(values)[-1] < best - 1e-4).any()
 
 
 def test_the_random_start_follows_the_generator():
@@ -98,11 +101,10 @@ def test_the_random_start_follows_the_generator():
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_model_is_bit_identical_after_an_attack(mode):
-    """Flags, gradients and norm statistics; the mode is the caller's (train moves the statistics,
-    not the attack).
-    """
+def test_the_model_is_bitwise_identical_after_an_attack(mode):
+    """Flags, gradients, modes and the statistics of norms in eval mode stay."""
     net = _net()
+    # a mix of flags, gradients and modes, all of which must stay
     net[0].weight.requires_grad_(False)
     net[5].weight.grad = torch.ones_like(net[5].weight)
     net.train(mode == "train")
@@ -127,12 +129,13 @@ def test_the_model_is_bit_identical_after_an_attack(mode):
 def test_no_parameter_gradient_is_computed():
     layer = nn.Linear(12, 3)
     calls = []
+    # the hook runs if a gradient of the weight is computed
     layer.weight.register_hook(lambda g: calls.append("weight"))
     pgd(lambda v: layer(v.flatten(1)).sum(1), torch.rand(2, 3, 1, 2, 2), ThreatModel(), steps=2)
     assert calls == []
 
 
-def test_works_under_no_grad_and_bf16_autocast():
+def test_pgd_works_under_no_grad_and_bf16_autocast():
     net, x, y = _net(), torch.rand(4, 3, 2, 6, 6), torch.randint(4, (4,))
     threat = ThreatModel("linf", 0.1)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -141,12 +144,12 @@ def test_works_under_no_grad_and_bf16_autocast():
     assert _ce(net, y)(out).mean() > _ce(net, y)(x).mean()
 
 
-def test_mistakes_are_refused():
+def test_wrong_ranges_losses_and_steps_are_refused():
     x = torch.rand(2, 3, 1, 4, 4)
     threat = ThreatModel()
     with pytest.raises(ValueError, match="attack before normalisation|divide by 255"):
         fgsm(lambda v: v.flatten(1).sum(1), x * 255, threat)
-    with pytest.raises(ValueError, match=r"one number a sample, \(B,\); got \(\)"):
+    with pytest.raises(ValueError, match=r"one number per sample, \(B,\); got \(\)"):
         pgd(lambda v: v.sum(), x, threat)
     with pytest.raises(ValueError, match=r"gradient of samples \[1\] is NaN"):
         pgd(lambda v: v.flatten(1).sum(1) * torch.tensor([1.0, float("nan")]), x, threat)
@@ -154,8 +157,8 @@ def test_mistakes_are_refused():
         pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=0)
 
 
-def test_a_broken_sample_costs_nothing_more():
-    """The active set: the model sees a sample no more once it is wrong."""
+def test_a_broken_sample_costs_no_further_passes():
+    """The model does not receive a sample again once it is wrong."""
     net, x = _net(), torch.rand(12, 3, 2, 6, 6)
     y, sizes = net(x).argmax(1), []
 
@@ -163,37 +166,36 @@ def test_a_broken_sample_costs_nothing_more():
         sizes.append(len(v))
         return net(v)
 
-    found = pgd(Misclassify(counted, y), x, ThreatModel("linf", 0.1), steps=20, restarts=3)
-    wrong = net(found).argmax(1) != y
+    x_adv = pgd(Misclassify(counted, y), x, ThreatModel("linf", 0.1), steps=20, restarts=3)
+    wrong = net(x_adv).argmax(1) != y
+    # batches only shrink, to the samples that are still right
     assert wrong.any() and sizes == sorted(sizes, reverse=True) and sizes[0] == 12
     assert sizes[-1] == int((~wrong).sum()) or wrong.all()
     assert sum(sizes) < 0.6 * 12 * 63
 
 
 def test_a_wrong_iterate_beats_a_right_one_of_higher_loss():
-    """Cross-entropy alone ranks a confident right answer of three classes above a narrow wrong
-    one.
-    """
-    seen = []
+    """Cross-entropy may be higher for a right prediction than for a narrowly wrong one."""
+    inputs = []
 
     def predict(v):
-        seen.append(v)
-        step = len(seen)
+        inputs.append(v)
+        step = len(inputs)
         logits = torch.tensor([[1.0, 1.1, -5.0]] if step == 1 else [[1.0, 0.9, 0.9]])
         return logits + 0 * v.sum()
 
     x = torch.full((1, 3, 1, 2, 2), 0.5)
     with pytest.MonkeyPatch.context():
-        found = pgd(
+        x_adv = pgd(
             Misclassify(predict, torch.tensor([0]), clean=x), x, ThreatModel("linf", 0.1), steps=3
         )
     assert torch.equal(
-        found, seen[0].detach()
+        x_adv, inputs[0].detach()
     )  # the first, wrong, though later ones have the higher cross-entropy
 
 
 def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
-    """A boundary that a change of 0.4/255 crosses: rounding takes it back."""
+    """A change of 0.4/255 crosses the boundary here, and rounding undoes it."""
     x = torch.full((1, 3, 1, 2, 2), 100 / 255)
 
     def predict(v):
@@ -202,14 +204,15 @@ def test_rounding_goes_on_until_the_rounded_clip_is_wrong():
 
     y = torch.tensor([0])
     small, large = ThreatModel("linf", 0.4 / 255), ThreatModel("linf", 1 / 255)
+    # 0.4/255 is rounded away, 1/255 is not
     for threat, survives in ((small, False), (large, True)):
-        found = pgd(Misclassify(predict, y, clean=x), x, threat, steps=8, random_start=False)
-        assert predict(found).argmax(1).item() == 1
-        assert (predict(rounded(found, x)).argmax(1).item() == 1) is survives
+        x_adv = pgd(Misclassify(predict, y, clean=x), x, threat, steps=8, random_start=False)
+        assert predict(x_adv).argmax(1).item() == 1
+        assert (predict(rounded(x_adv, x)).argmax(1).item() == 1) is survives
 
 
-def test_the_best_of_bad_places_is_kept_over_restarts():
-    """Random patches: a later restart at a worse place does not take a better one's result."""
+def test_the_best_place_is_kept_over_restarts():
+    """With random patches, a later restart at a worse place must not replace a better result."""
     net, y = _net(), torch.randint(4, (12,))
     x, threat, loss = (
         torch.rand(12, 3, 2, 6, 6),
@@ -219,23 +222,23 @@ def test_the_best_of_bad_places_is_kept_over_restarts():
     reached = torch.full((12,), -torch.inf)
     for restarts in (1, 3, 6):
         generator = torch.Generator().manual_seed(0)
-        found = pgd(loss, x, threat, steps=3, restarts=restarts, generator=generator)
-        assert contains(threat, x, found).all() and (loss(found) >= reached - 1e-6).all()
-        reached = loss(found)
+        x_adv = pgd(loss, x, threat, steps=3, restarts=restarts, generator=generator)
+        assert contains(threat, x, x_adv).all() and (loss(x_adv) >= reached - 1e-6).all()
+        reached = loss(x_adv)
 
 
-def test_frames_are_time_also_where_there_are_three():
-    """T = 3 is not taken for channels: a loss of one channel, and of one frame, moves that
-    alone.
-    """
+def test_three_frames_are_not_treated_as_channels():
+    """With T = 3, a loss of one channel, or of one frame, moves only that channel or frame."""
     x = torch.full((2, 3, 3, 4, 4), 0.5)
+    # one of three channels
     of_channel = pgd(lambda v: v[:, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
     assert (of_channel[:, 1] > 0).all() and (of_channel[:, [0, 2]] == 0).all()
+    # one of three frames
     of_frame = pgd(lambda v: v[:, :, 1].flatten(1).sum(1), x, ThreatModel(), random_start=False) - x
     assert (of_frame[:, :, 1] > 0).all() and (of_frame[:, :, [0, 2]] == 0).all()
 
 
-def test_momentum_carries_through_a_flat_stretch():
+def test_momentum_carries_over_a_plateau():
     def loss(v):
         rise = (v - 0.5).clamp(max=0.01) + 0.5 * (v - 0.55).clamp(
             min=0
@@ -248,10 +251,8 @@ def test_momentum_carries_through_a_flat_stretch():
     assert loss(carried) > loss(stuck) + 0.1
 
 
-def test_the_last_iterate_starts_where_it_is_asked_to():
-    """A linear loss: from the clip itself every step is as long as the others; from a random place
-    not.
-    """
+def test_the_last_iterate_starts_at_the_clip_or_at_a_random_point():
+    """With a linear loss, all pixels change equally from the clip, but not from a random point."""
     x, w = torch.full((2, 3, 2, 4, 4), 0.5), torch.randn(3, 2, 4, 4, generator=seeded())
     loss, threat = (lambda v: (v * w).flatten(1).sum(1)), ThreatModel("linf", 0.1)
     options = {"steps": 2, "step_size": 0.01, "best": False}
@@ -263,9 +264,7 @@ def test_the_last_iterate_starts_where_it_is_asked_to():
 
 @pytest.mark.parametrize(("best", "backward"), [(True, 1 + 2), (False, 2 + 2)])
 def test_the_last_iterate_makes_the_same_passes_whatever_the_clips_are(best, backward):
-    """A place that the gradient chooses costs one pass where it is not 0, and always two in
-    training.
-    """
+    """A place chosen by a gradient other than 0 costs one pass, and with best=False always two."""
     passes = []
 
     def loss(v):

@@ -1,9 +1,11 @@
+"""Check scores, levels, labels and targets of the loss of a classifier."""
+
 import math
 
 import pytest
 import torch
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.helpers import labelled, small_net
 from vidrobust.attacks import (
     SCORES,
     Misclassify,
@@ -28,29 +30,29 @@ def _logits(classes=6, n=20):
     return 3 * torch.randn(n, classes), torch.randint(classes, (n,))
 
 
-def test_scores_are_their_formulas_in_plain_python():
+def test_scores_equal_their_formulas_in_plain_python():
     logits, y = _logits()
     target = (y + 1) % 6
-    found = {name: score(logits, y) for name, score in SCORES.items()}
-    found |= {"toward": toward(target)(logits, y), "dlr_toward": dlr_toward(target)(logits, y)}
+    scores = {name: score(logits, y) for name, score in SCORES.items()}
+    scores |= {"toward": toward(target)(logits, y), "dlr_toward": dlr_toward(target)(logits, y)}
     for i in range(len(y)):
-        z, own = logits[i].tolist(), int(y[i])
-        other = max(v for k, v in enumerate(z) if k != own)
+        z, label = logits[i].tolist(), int(y[i])
+        other = max(v for k, v in enumerate(z) if k != label)
         top = sorted(z, reverse=True)
         p = [math.exp(v) / sum(map(math.exp, z)) for v in z]
-        gap = p[own] - max(v for k, v in enumerate(p) if k != own) + 0.05
+        gap = p[label] - max(v for k, v in enumerate(p) if k != label) + 0.05
         expected = {
-            "ce": -math.log(p[own]),
-            "margin": other - z[own],
-            "dlr": (other - z[own]) / (top[0] - top[2]),
-            "cosine": 1 - z[own] / math.sqrt(sum(v * v for v in z)),
-            "escape": math.log(1 - p[own]),
+            "ce": -math.log(p[label]),
+            "margin": other - z[label],
+            "dlr": (other - z[label]) / (top[0] - top[2]),
+            "cosine": 1 - z[label] / math.sqrt(sum(v * v for v in z)),
+            "escape": math.log(1 - p[label]),
             "flicker_hinge": -max(0.0, min(gap * gap / 0.05, gap)),
-            "toward": z[int(target[i])] - z[own],
-            "dlr_toward": (z[int(target[i])] - z[own]) / (top[0] - (top[2] + top[3]) / 2),
+            "toward": z[int(target[i])] - z[label],
+            "dlr_toward": (z[int(target[i])] - z[label]) / (top[0] - (top[2] + top[3]) / 2),
         }
         for name, value in expected.items():
-            assert float(found[name][i]) == pytest.approx(value, rel=1e-3, abs=1e-4), name
+            assert float(scores[name][i]) == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
 @pytest.mark.parametrize("name", ["margin", "dlr"])
@@ -60,12 +62,12 @@ def test_margins_are_positive_exactly_where_the_prediction_is_wrong(name):
 
 
 @pytest.mark.parametrize("name", ["dlr", "cosine"])
-def test_scale_free_scores(name):
+def test_dlr_and_cosine_do_not_change_with_the_scale_of_the_logits(name):
     logits, y = _logits()
     assert torch.allclose(SCORES[name](logits, y), SCORES[name](1e4 * logits, y), rtol=1e-3)
 
 
-def test_a_target_goes_with_its_sample():
+def test_a_loss_of_some_samples_keeps_their_targets():
     logits, y = _logits(n=8)
     rows = torch.tensor([6, 1, 3])
     loss = Misclassify(lambda v: logits[v[:, 0].long()], y, dlr_toward((y + 2) % 6))
@@ -74,8 +76,8 @@ def test_a_target_goes_with_its_sample():
     assert torch.equal(loss.at(rows).at(torch.tensor([2]))(clips[rows[2:]]), loss(clips)[rows[2:]])
 
 
-def test_levels():
-    """0 right, 1 wrong, 2 wrong after rounding as well; without rounding wrong is the last."""
+def test_levels_are_right_wrong_and_wrong_after_rounding():
+    """0: right, 1: wrong, 2: wrong after rounding too; without clean clips, wrong is 2."""
     clips = torch.tensor([0.2, 0.503, 0.6]).view(3, 1)  # 0.503 rounds to 128/255 = 0.50196
     predict = lambda v: torch.stack([torch.full((len(v),), 0.50198), v[:, 0]], 1)  # noqa: E731
     y = torch.zeros(3, dtype=torch.long)
@@ -88,26 +90,30 @@ def test_levels():
 
 
 @pytest.mark.parametrize("clean", [None, torch.zeros(4, 1)])
-def test_a_clip_that_is_wrong_by_a_hair_is_wrong_but_not_finished(clean):
-    """Another batch size may see it on the other side."""
+def test_a_clip_that_is_barely_wrong_is_not_finished(clean):
+    """With another batch size the same clip may be right."""
     gap = torch.tensor([-1e-4, 1e-6, 5e-6, 1e-2])
-    predict = lambda v: torch.stack([torch.full((len(v),), 0.6), 0.6 + gap[: len(v)]], 1)  # noqa: E731
-    found = Misclassify(predict, torch.zeros(4, dtype=torch.long), clean=clean).judge(
+
+    def predict(v):
+        return torch.stack([torch.full((len(v),), 0.6), 0.6 + gap[: len(v)]], 1)
+
+    levels = Misclassify(predict, torch.zeros(4, dtype=torch.long), clean=clean).judge(
         torch.full((4, 1), 0.6)
     )[1]
-    assert found.tolist()[:3] == [0, 1, 1] and (clean is not None or found[3] == 2)
+    assert levels.tolist()[:3] == [0, 1, 1] and (clean is not None or levels[3] == 2)
 
 
-def test_rounded_clips_stay_as_near_to_the_clip_as_they_were():
+def test_rounding_moves_no_pixel_away_from_the_clean_clip():
     x = torch.randint(0, 256, (4, 3, 2, 8, 8)) / 255
     for size in (0.4, 0.5, 1.5, 2.6, 4.0):
         x_adv = (
             x + size / 255 * (2 * torch.rand_like(x) - 1).sign() * torch.rand_like(x).round()
         ).clamp(0, 1)
-        found = rounded(x_adv, x)
-        assert ((found * 255).round() - found * 255).abs().max() < 1e-3
-        assert ((found - x).abs() <= (x_adv - x).abs() + 1e-6).all()
-        assert ((found - x_adv).abs() <= 1 / 255 + 1e-6).all()
+        x_rounded = rounded(x_adv, x)
+        # the result is a uint8 value, not farther from x, and near x_adv
+        assert ((x_rounded * 255).round() - x_rounded * 255).abs().max() < 1e-3
+        assert ((x_rounded - x).abs() <= (x_adv - x).abs() + 1e-6).all()
+        assert ((x_rounded - x_adv).abs() <= 1 / 255 + 1e-6).all()
     assert torch.equal(rounded(x, x), x)
     off = torch.tensor([0.3 / 255, 0.7 / 255])  # clips off the grid go to the nearest value
     assert rounded(off, off).tolist() == [0.0, pytest.approx(1 / 255)]
@@ -122,7 +128,8 @@ def test_probabilities_are_refused_in_any_precision_and_logits_are_not(dtype):
     assert checked_logits(logits.abs().to(dtype), y).shape == (
         20,
         6,
-    )  # all positive, but no probabilities
+    )  # all positive, but not probabilities
+    # log-probabilities are logits too
     checked_logits(logits.log_softmax(1), y)
 
 
@@ -145,7 +152,7 @@ def _model(x):
         [0, 0, 0, 0],
     ],
 )
-def test_labels_that_would_broadcast_or_are_no_integers_are_refused(y):
+def test_labels_of_other_shapes_and_types_are_refused(y):
     with pytest.raises(ValueError, match="y must be a .B,. tensor of integer labels"):
         Misclassify(_model, y)
     with pytest.raises(ValueError, match="y must be a .B,. tensor of integer labels"):
@@ -162,7 +169,7 @@ def test_too_few_and_too_many_labels_are_refused(n):
         pgd(Misclassify(_model, torch.zeros(n, dtype=torch.long)), _clips(), ThreatModel())
 
 
-def test_labels_of_any_integer_type_are_taken():
+def test_labels_may_have_any_integer_type():
     x, y = _clips(), torch.tensor([0, 1, 2, 3])
     expected = Misclassify(_model, y)(x)
     assert all(
@@ -171,22 +178,22 @@ def test_labels_of_any_integer_type_are_taken():
     )
 
 
-def test_scores_by_name():
+def test_a_score_may_be_given_by_its_name():
     x, y = _clips(), torch.tensor([0, 1, 2, 3])
     for name, score in SCORES.items():
         assert torch.equal(Misclassify(_model, y, name)(x), Misclassify(_model, y, score)(x))
-    with pytest.raises(ValueError, match="no score 'hinge'; there are ce, dlr, margin"):
+    with pytest.raises(ValueError, match="score='hinge': must be one of ce, dlr, margin"):
         Misclassify(_model, y, "hinge")
 
 
-def test_one_class_is_no_classifier():
+def test_a_model_of_one_class_is_refused():
     with pytest.raises(ValueError, match="2 classes or more"):
         Misclassify(lambda v: v.flatten(1)[:, :1], torch.zeros(4, dtype=torch.long))(_clips())
 
 
 @pytest.mark.parametrize("score", ["ce", "margin"])
-def test_a_targeted_loss_is_broken_where_the_clip_is_taken_for_the_target(score):
-    """toward() stops where the target beats the label; a third class may be the prediction."""
+def test_a_targeted_loss_is_broken_where_the_target_is_predicted(score):
+    """With toward() a third class may be predicted; with targeted=True it may not."""
     net = small_net()
     x, y = labelled(net, (12, 3, 4, 12, 12))
     target, threat = (y + 2) % 6, ThreatModel("linf", 8 / 255)
@@ -194,11 +201,13 @@ def test_a_targeted_loss_is_broken_where_the_clip_is_taken_for_the_target(score)
     assert torch.equal(loss(x), -SCORES[score](net(x), target))
     assert loss.judge(x)[1].max() == 0 and loss.at(torch.tensor([3])).targeted
     for attack in (pgd, apgd) if score == "ce" else (pgd, fmn):
-        found = attack(loss, x, threat, steps=40, generator=torch.Generator().manual_seed(0))
-        assert (net(found).argmax(1) == target).all() and contains(threat, x, found).all()
+        x_adv = attack(loss, x, threat, steps=40, generator=torch.Generator().manual_seed(0))
+        assert (net(x_adv).argmax(1) == target).all() and contains(threat, x, x_adv).all()
+    # the same after rounding to uint8
     whole = (x * 255).round() / 255
-    found = pgd(Misclassify(net, target, score, whole, targeted=True), whole, threat, steps=40)
-    assert (net(rounded(found, whole)).argmax(1) == target).all()
+    x_adv = pgd(Misclassify(net, target, score, whole, targeted=True), whole, threat, steps=40)
+    assert (net(rounded(x_adv, whole)).argmax(1) == target).all()
+    # these choose the targets themselves
     for attack in (apgd_t, fab_t):
         with pytest.raises(ValueError, match="give it an untargeted loss"):
             attack(loss, x, threat)
@@ -207,14 +216,14 @@ def test_a_targeted_loss_is_broken_where_the_clip_is_taken_for_the_target(score)
 @pytest.mark.parametrize(
     ("target", "message"), [(99, "labels span 99 to 99"), (None, "4 samples, but 2 targets")]
 )
-def test_targets_that_are_no_class_or_not_one_a_sample_are_refused(target, message):
+def test_targets_must_be_classes_and_one_per_sample(target, message):
     net = small_net()
     x, y = labelled(net, (4, 3, 4, 12, 12))
-    wanted = torch.zeros(2, dtype=torch.long) if target is None else torch.full((4,), target)
+    targets = torch.zeros(2, dtype=torch.long) if target is None else torch.full((4,), target)
     with pytest.raises(ValueError, match=message):
-        pgd(Misclassify(net, y, toward(wanted)), x, ThreatModel())
+        pgd(Misclassify(net, y, toward(targets)), x, ThreatModel())
 
 
-def test_no_draws_are_refused():
+def test_eot_refuses_zero_draws():
     with pytest.raises(ValueError, match="draws=0: must be at least 1"):
         eot(_model, 0)

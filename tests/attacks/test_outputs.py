@@ -1,11 +1,11 @@
-"""Refusals of what a model may not return or do, by the sample's number in the caller's batch."""
+"""Check what is refused of a model's output and behaviour, and how bad samples are numbered."""
 
 import types
 
 import pytest
 import torch
 
-from tests.attacks.models import labelled, seeded, small_net
+from tests.attacks.helpers import labelled, seeded, small_net
 from vidrobust.attacks import (
     BadSamples,
     Misclassify,
@@ -36,7 +36,7 @@ def problem():
 
 
 def _nan_at(net, x, sample):
-    """NaN logits for one clip, recognised by its first pixels, wherever it stands in a batch."""
+    """Return a model with NaN logits for one clip, which it recognises by its first pixels."""
     key = x[sample, :, 0, 0, 0]
 
     def predict(v):
@@ -47,7 +47,7 @@ def _nan_at(net, x, sample):
 
 
 def _nan_on_the_way(net, x, sample):
-    """NaN logits for one clip once it has moved."""
+    """Return a model with NaN logits for one clip once the clip has changed."""
     key = x[sample, :, 0, 0, 0]
 
     def predict(v):
@@ -59,7 +59,7 @@ def _nan_on_the_way(net, x, sample):
 
 @pytest.mark.parametrize("batch_size", [0, 1, 2, 4])
 @pytest.mark.parametrize("checks", [0, 4])
-def test_autoattack_names_the_sample_of_the_whole_batch(problem, batch_size, checks):
+def test_autoattack_numbers_a_bad_sample_in_the_whole_batch(problem, batch_size, checks):
     net, x, y = problem
     with pytest.raises(BadSamples) as raised:
         autoattack(
@@ -69,8 +69,9 @@ def test_autoattack_names_the_sample_of_the_whole_batch(problem, batch_size, che
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab", "fab-t", "square", "pgd", "fmn"])
-def test_worst_case_names_the_sample_although_others_are_wrong_from_the_start(problem, name):
+def test_worst_case_numbers_a_bad_sample_in_the_whole_batch_when_others_are_left_out(problem, name):
     net, x, y = problem
+    # two samples are wrong from the start, so that attacks get a smaller batch
     y = torch.cat([(y[:2] + 1) % 6, y[2:]])
     options = {"queries": 20} if name == "square" else {"steps": 10}
     with pytest.raises(ValueError, match=r"samples \[4\]"):
@@ -84,7 +85,7 @@ def test_worst_case_names_the_sample_although_others_are_wrong_from_the_start(pr
         )
 
 
-def test_a_later_start_of_pgd_names_the_sample_of_the_whole_batch(problem):
+def test_a_later_start_of_pgd_numbers_a_bad_sample_in_the_whole_batch(problem):
     """The first start breaks some samples, which the second leaves out."""
     net, x, y = problem
     starts = []
@@ -95,6 +96,7 @@ def test_a_later_start_of_pgd_names_the_sample_of_the_whole_batch(problem):
         logits = net(v)
         held = torch.nn.functional.one_hot(y[5:6], 6).float() * 1e3
         logits = torch.where(hit.unsqueeze(1), held + 0 * logits, logits)  # never broken
+        # the first start has four passes
         return torch.where(hit.unsqueeze(1) & (len(starts) > 4), torch.nan, logits)
 
     with pytest.raises(BadSamples) as raised:
@@ -110,7 +112,7 @@ def test_a_later_start_of_pgd_names_the_sample_of_the_whole_batch(problem):
     assert starts[0] == 6 > starts[-1], "some samples had left the batch"
 
 
-def test_nan_in_a_clip_is_named(problem):
+def test_a_clip_with_nan_is_refused_by_its_number(problem):
     net, x, y = problem
     x = x.clone()
     x[2, 0, 0, 0, 0] = torch.nan
@@ -118,7 +120,7 @@ def test_nan_in_a_clip_is_named(problem):
         worst_case(net, x, y, THREAT, [attack_step("pgd")])
 
 
-def test_an_infinite_logit_is_refused_and_minus_infinity_is_a_class_that_is_never_predicted():
+def test_a_logit_of_infinity_is_refused_and_of_minus_infinity_accepted():
     logits, y = torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)
     logits[1, 2] = torch.inf
     with pytest.raises(BadSamples, match=r"infinite logits for samples \[1\]"):
@@ -131,24 +133,24 @@ def test_an_infinite_logit_is_refused_and_minus_infinity_is_a_class_that_is_neve
     ("wrap", "message"),
     [
         (
-            lambda found: (found, found),
+            lambda logits: (logits, logits),
             r"a tuple \(Tensor, Tensor\); give lambda x: model\(x\)\[0\]",
         ),
         (
-            lambda found: [None, found],
+            lambda logits: [None, logits],
             r"a list \(NoneType, Tensor\); give lambda x: model\(x\)\[1\]",
         ),
         (
-            lambda found: {"loss": 0, "logits": found},
+            lambda logits: {"loss": 0, "logits": logits},
             r"a dict of loss, logits; give lambda x: model\(x\)\['logits'\]",
         ),
         (
-            lambda found: types.SimpleNamespace(logits=found),
+            lambda logits: types.SimpleNamespace(logits=logits),
             r"a SimpleNamespace; give lambda x: model\(x\).logits",
         ),
-        (lambda found: found.detach().numpy(), "a numpy ndarray; give the torch tensor itself"),
-        (lambda found: None, r"returns NoneType; give a tensor \(B, K\)"),
-        (lambda found: found.long(), "a tensor of torch.int64; give floating-point numbers"),
+        (lambda logits: logits.detach().numpy(), "a numpy ndarray; give the torch tensor itself"),
+        (lambda logits: None, r"returns NoneType; give a tensor \(B, K\)"),
+        (lambda logits: logits.long(), "a tensor of torch.int64; give floating-point numbers"),
     ],
 )
 @pytest.mark.parametrize("call", ["autoattack", "pgd", "self_checks", "eot"])
@@ -167,17 +169,17 @@ def test_outputs_that_are_no_tensor_are_refused_with_what_to_write(problem, wrap
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [2, 10, 101])
-def test_a_coarse_softmax_that_was_cast_to_float32_is_probabilities(dtype, classes):
+def test_a_half_precision_softmax_cast_to_float32_is_refused(dtype, classes):
     torch.manual_seed(0)
-    found = (3 * torch.randn(20, classes)).to(dtype).softmax(1).float()
+    probabilities = (3 * torch.randn(20, classes)).to(dtype).softmax(1).float()
     with pytest.raises(ValueError, match="leave out its softmax"):
-        checked_logits(found, torch.zeros(20, dtype=torch.long))
+        checked_logits(probabilities, torch.zeros(20, dtype=torch.long))
 
 
-def test_coarse_logits_that_are_all_positive_are_no_probabilities():
+def test_positive_half_precision_logits_are_not_mistaken_for_probabilities():
     torch.manual_seed(0)
-    found = (3 * torch.rand(20, 101)).bfloat16().float()
-    assert torch.equal(checked_logits(found, torch.zeros(20, dtype=torch.long)), found)
+    logits = (3 * torch.rand(20, 101)).bfloat16().float()
+    assert torch.equal(checked_logits(logits, torch.zeros(20, dtype=torch.long)), logits)
 
 
 def _writes(net, how):
@@ -201,6 +203,7 @@ def test_a_model_that_writes_into_its_input_is_refused(problem, how, call):
     net, x, y = problem
     x, predict = x.clone(), _writes(net, how)
     loss = Misclassify(predict, y, "margin")
+    # all ways in which a model is called
     calls = {
         "worst_case": lambda: worst_case(predict, x, y, THREAT, [attack_step("pgd", steps=2)]),
         "autoattack": lambda: autoattack(predict, x, y, THREAT, effort=0.02, checks=0),
@@ -235,17 +238,22 @@ def test_any_loss_that_writes_into_its_input_is_refused():
         pgd(loss, torch.rand(2, 3, 2, 4, 4), THREAT)
 
 
-def test_a_clone_inside_the_model_gives_what_a_model_without_writing_gives(problem):
+def test_a_model_that_writes_into_a_clone_gives_the_same_result(problem):
     net, x, y = problem
     steps = [attack_step("pgd", steps=5)]
-    found = worst_case(lambda v: net(v.clone().sub_(0.0)), x, y, THREAT, steps, generator=seeded())
-    assert torch.equal(found.x_adv, worst_case(net, x, y, THREAT, steps, generator=seeded()).x_adv)
+    outcome = worst_case(
+        lambda v: net(v.clone().sub_(0.0)), x, y, THREAT, steps, generator=seeded()
+    )
+    assert torch.equal(
+        outcome.x_adv, worst_case(net, x, y, THREAT, steps, generator=seeded()).x_adv
+    )
 
 
 @pytest.mark.parametrize("call", ["worst_case", "autoattack", "pgd", "fgsm", "square", "universal"])
 def test_results_keep_no_graph_of_clips_that_ask_for_a_gradient(problem, call):
     net, x, y = problem
     x = x.clone().requires_grad_()
+    # too small to break anything, so that clean clips are returned
     small = ThreatModel("linf", 0.1 / 255)
     calls = {
         "worst_case": lambda: worst_case(net, x, y, small, [attack_step("pgd", steps=2)]).x_adv,
@@ -257,15 +265,15 @@ def test_results_keep_no_graph_of_clips_that_ask_for_a_gradient(problem, call):
             lambda v, labels: Misclassify(net, labels)(v), [(x, y)], small, epochs=1
         ),
     }
-    found = calls[call]()
-    assert not found.requires_grad
-    assert found.grad_fn is None
+    result = calls[call]()
+    assert not result.requires_grad
+    assert result.grad_fn is None
 
 
-def test_inference_mode_is_named_and_its_tensors_are_attacked_outside_of_it(problem):
+def test_inference_mode_is_refused_and_its_tensors_are_attacked_outside_of_it(problem):
     net, x, y = problem
     with torch.inference_mode():
-        made = x * 1
+        x_inference = x * 1
         with pytest.raises(
             ValueError, match="torch.inference_mode: white-box attacks need gradients; leave it"
         ):
@@ -273,13 +281,13 @@ def test_inference_mode_is_named_and_its_tensors_are_attacked_outside_of_it(prob
         with pytest.raises(ValueError, match="leave it"):
             pgd(Misclassify(net, y), x, THREAT)
     steps = [attack_step("pgd", steps=3)]
-    found = worst_case(net, made, y, THREAT, steps, generator=seeded()).x_adv
-    assert torch.equal(found, worst_case(net, x, y, THREAT, steps, generator=seeded()).x_adv)
+    x_adv = worst_case(net, x_inference, y, THREAT, steps, generator=seeded()).x_adv
+    assert torch.equal(x_adv, worst_case(net, x, y, THREAT, steps, generator=seeded()).x_adv)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.uint8])
 @pytest.mark.parametrize("call", ["autoattack", "worst_case", "pgd"])
-def test_clips_of_other_types_are_refused(problem, dtype, call):
+def test_clips_that_are_not_float32_or_float64_are_refused(problem, dtype, call):
     net, x, y = problem
     clips = (x > 0.5).to(dtype) if not dtype.is_floating_point else x.to(dtype)
     predict = lambda v: net(v.float())  # noqa: E731
@@ -293,7 +301,7 @@ def test_clips_of_other_types_are_refused(problem, dtype, call):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 3, 12, 12), (2, 16, 12, 12, 3), (2, 12, 12, 3)])
-def test_channels_in_another_place_are_refused(shape):
+def test_channels_in_another_dimension_are_refused(shape):
     x = torch.rand(shape)
     with pytest.raises(
         ValueError, match=r"channels and a dimension of 3 elsewhere; clips are \(B, C"
@@ -304,11 +312,11 @@ def test_channels_in_another_place_are_refused(shape):
 @pytest.mark.parametrize(
     "shape", [(2, 3, 3, 4, 4), (2, 1, 3, 4, 4), (2, 8, 5, 4, 4), (2, 3, 8, 4, 3)]
 )
-def test_clips_whose_channels_may_be_where_they_belong_are_attacked(shape):
+def test_ambiguous_shapes_are_attacked(shape):
     assert pgd(lambda v: v.flatten(1).sum(1), torch.rand(shape), THREAT, steps=2).shape == shape
 
 
-def test_values_that_a_resize_leaves_a_hair_outside_are_told_from_normalised_ones():
+def test_the_message_distinguishes_rounding_by_a_resize_from_normalised_clips():
     x = torch.rand(2, 3, 2, 4, 4)
     x[0, 0, 0, 0, 0] = 1.0000002
     with pytest.raises(ValueError, match=r"spans \[.*, 1.00000024\]; .*give x.clamp\(0, 1\)"):
@@ -322,7 +330,7 @@ def test_clips_without_pixels_are_refused():
         pgd(lambda v: v.flatten(1).sum(1), torch.rand(2, 3, 0, 4, 4), THREAT)
 
 
-def test_unlabelled_samples_are_told_before_anything_is_attacked(problem):
+def test_unlabelled_samples_are_refused_before_anything_is_attacked(problem):
     net, x, y = problem
     calls = []
 
@@ -335,10 +343,11 @@ def test_unlabelled_samples_are_told_before_anything_is_attacked(problem):
         match="labels span -1 to .*the model has classes 0 to 5: leave out samples without",
     ):
         autoattack(predict, x, torch.cat([y[:5], torch.tensor([-1])]), THREAT, batch_size=2)
+    # only the pass that counts the classes
     assert calls == [1]
 
 
-def test_the_statistics_of_a_model_in_eval_mode_stay(problem):
+def test_an_attack_leaves_the_norm_statistics_of_a_model_in_eval_mode_unchanged(problem):
     """In training mode any forward pass moves them."""
     net = torch.nn.Sequential(torch.nn.BatchNorm3d(3), *small_net()).eval()
     _, x, y = problem

@@ -1,7 +1,6 @@
-"""Constants of the published attacks, against a literal copy of their numbers.
+"""Compare the constants of attacks with a literal copy of the published numbers.
 
-What is a default is read from the signature; what is behaviour (schedules, exponents, probes) is
-measured.
+Defaults are read from signatures. Behaviour, such as schedules, exponents and probes, is measured.
 """
 
 import inspect
@@ -11,13 +10,14 @@ import math
 import pytest
 import torch
 
-from tests.attacks.models import seeded
+from tests.attacks.helpers import seeded
 from vidrobust.attacks import (
     ATTACKS,
     SCORES,
     Misclassify,
     ThreatModel,
     apgd,
+    attack_step,
     autoattack,
     cw,
     fmn,
@@ -37,14 +37,14 @@ from vidrobust.attacks.ball import Ball
 from vidrobust.attacks.minimum import _to_boundary
 from vidrobust.attacks.query import warped_frames
 from vidrobust.attacks.search import Search
-from vidrobust.attacks.square import _bump, _Draws, _pyramid, _share, _sides, _tiles
+from vidrobust.attacks.square import _bump, _Draws, _fraction, _pyramid, _sides, _tiles
 
 APGD = inspect.getmodule(apgd_function)
 LINF = ThreatModel("linf", 8 / 255)
 
 
 def _options(attack):
-    """Keyword options and their values, but for the generator."""
+    """Return the keyword options and their defaults, except for the generator."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(attack).parameters.items()
@@ -105,7 +105,7 @@ def test_versions_of_autoattack_have_the_published_attacks_and_options(version, 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("version", ["standard", "plus", "rand"])
-def test_versions_of_autoattack_are_those_of_the_package(version, norm):
+def test_versions_of_autoattack_equal_those_of_the_published_package(version, norm):
     package = pytest.importorskip("pyautoattack.autoattack")
     theirs = package.AutoAttack(
         torch.nn.Identity(), norm={"linf": "Linf"}.get(norm, norm.upper()), version=version
@@ -124,6 +124,7 @@ def test_versions_of_autoattack_are_those_of_the_package(version, norm):
         elif step.name == "square":
             assert options["queries"] == theirs.square.n_queries
             assert options["p_init"] == theirs.square.p_init
+        # FAB; its restarts count for the untargeted attack only
         else:
             fab = theirs.fab
             assert [options[name] for name in ("steps", "alpha_max", "eta", "beta")] == [
@@ -135,7 +136,7 @@ def test_versions_of_autoattack_are_those_of_the_package(version, norm):
             assert options["restarts"] == (fab.n_restarts if step.name == "fab" else 1)
 
 
-def test_video_adds_parts_of_a_quarter_and_of_one_frame():
+def test_the_video_version_adds_flicker_tube_a_quarter_of_the_frames_and_one_frame():
     parts = suite_steps("video", LINF, frames=16, classes=10)[4:]
     assert [(step.name, str(step.threat)) for step in parts] == [
         ("apgd-flicker", "flicker-linf-8/255"),
@@ -178,7 +179,7 @@ DEFAULTS = {
 }
 
 
-def test_defaults_of_every_attack():
+def test_every_attack_has_its_published_defaults():
     assert {name: _options(attack) for name, attack in ATTACKS.items()} == DEFAULTS
     assert _options(impersonate) == {"steps": 50, "step_size": 0.01}
     assert _options(universal) == {"epochs": 5, "step_size": None, "shift": False}
@@ -186,8 +187,8 @@ def test_defaults_of_every_attack():
     assert inspect.signature(autoattack).parameters["version"].default == "standard"
 
 
-def test_scores_of_the_attacks():
-    names = {name: step.score for name in ATTACKS for step in [_step(name)]}
+def test_every_attack_maximises_its_published_score():
+    names = {name: attack_step(name).score for name in ATTACKS}
     assert {name: score for name, score in names.items() if score != "ce"} == {
         "apgd-dlr": "dlr",
         "fab": "margin",
@@ -200,58 +201,53 @@ def test_scores_of_the_attacks():
         "sparse": "escape",
         "flicker": "flicker_hinge",
     }
+    # the hinge is -l for gaps above m, and 0 for a wrong class that leads by more than m
     p = torch.tensor([[0.6, 0.4], [0.525, 0.475], [0.3, 0.7]])  # l = p_y - p_other + 0.05
-    found = SCORES["flicker_hinge"](p.log(), torch.tensor([0, 0, 0]))
-    assert found.tolist() == pytest.approx([-0.25, -0.1, 0.0], abs=1e-5)
-
-
-def _step(name):
-    from vidrobust.attacks import attack_step
-
-    return attack_step(name)
+    scores = SCORES["flicker_hinge"](p.log(), torch.tensor([0, 0, 0]))
+    assert scores.tolist() == pytest.approx([-0.25, -0.1, 0.0], abs=1e-5)
 
 
 # ------------------------------------------------------------------ step sizes
 
 
 @pytest.mark.parametrize(("attack", "steps", "factor"), [(pgd, 4, 2.5), (mim, 4, 1.0)])
-def test_the_size_of_a_step(attack, steps, factor):
-    x, seen = torch.full((1, 3, 2, 4, 4), 0.5), []
+def test_a_step_of_pgd_and_mim_has_its_published_size(attack, steps, factor):
+    x, inputs = torch.full((1, 3, 2, 4, 4), 0.5), []
 
     def loss(v):
-        seen.append(v.detach())
+        inputs.append(v.detach())
         return v.flatten(1).sum(1)
 
     options = {"random_start": False} if attack is pgd else {}
     attack(loss, x, LINF, steps=steps, **options)
-    assert (seen[1] - seen[0]).abs().max().item() == pytest.approx(
+    assert (inputs[1] - inputs[0]).abs().max().item() == pytest.approx(
         min(factor / steps, 1) * 8 / 255, rel=1e-4
     )
 
 
-def test_the_kernel_of_temporal_translation():
-    """Gaussian weights of deviation shift / 3 over -7 ... 7, literal."""
-    x, seen = torch.full((1, 1, 16, 1, 1), 0.5), []
+def test_temporal_translation_has_a_gaussian_kernel():
+    """The weights are Gaussian, with standard deviation shift / 3, over -7 ... 7."""
+    x, calls = torch.full((1, 1, 16, 1, 1), 0.5), []
     weights = [math.exp(-0.5 * (3 * i / 7) ** 2) for i in range(-7, 8)]
     expected = [w / sum(weights) for w in weights]
 
     def loss(v):
-        seen.append(1)
-        return v[:, 0, 0, 0, 0] * 1.0  # frame 0 alone
+        calls.append(1)
+        return v[:, 0, 0, 0, 0] * 1.0  # frame 0 only
 
-    # momentum divides by the mean size: the first step's gradient is read from L2's direction
-    found = ATTACKS["temporal-translation"](loss, x, ThreatModel("l2", 1e-2), steps=1)
-    change = (found - x).flatten()
+    # momentum divides by the mean size, so the weights are read from the direction of an L2 step
+    x_adv = ATTACKS["temporal-translation"](loss, x, ThreatModel("l2", 1e-2), steps=1)
+    change = (x_adv - x).flatten()
     measured = torch.cat([change[9:], change[:8]]) / change.sum()
     assert measured.tolist() == pytest.approx(expected, rel=1e-2)
-    assert len(seen) == 15
+    assert len(calls) == 15
 
 
 # ------------------------------------------------------------------ APGD
 
 
 def _recorded_sizes(monkeypatch, rises, steps=100):
-    """The step size over eps at each step, for a loss that rises where `rises(call)` says so."""
+    """Return the step size over eps of each step, for a loss that rises where rises(call)."""
     sizes, state = [], {"calls": 0, "value": 0.0}
     real = Ball.ascend
 
@@ -270,7 +266,7 @@ def _recorded_sizes(monkeypatch, rises, steps=100):
     return sizes
 
 
-def test_checkpoints_of_apgd(monkeypatch):
+def test_apgd_halves_its_step_at_the_published_checkpoints(monkeypatch):
     """0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 of 100 steps; 2 eps at first, then halved."""
     sizes = _recorded_sizes(monkeypatch, lambda call: False)
     assert len(sizes) == 100
@@ -281,7 +277,7 @@ def test_checkpoints_of_apgd(monkeypatch):
 
 
 @pytest.mark.parametrize(("rising", "halves"), [(16, True), (17, False), (22, False)])
-def test_a_size_is_kept_where_more_than_three_quarters_of_the_steps_rose(
+def test_apgd_keeps_its_step_where_more_than_three_quarters_of_the_steps_rose(
     monkeypatch, rising, halves
 ):
     """rho = 0.75: 16.5 of 22 steps."""
@@ -290,71 +286,74 @@ def test_a_size_is_kept_where_more_than_three_quarters_of_the_steps_rose(
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_momentum_of_apgd(norm):
+def test_apgd_mixes_three_quarters_of_the_step_with_a_quarter_of_momentum(norm):
     """x' = x + 0.75 (z - x) + 0.25 (x - before), z the projected step; z itself at first."""
-    x, seen = torch.full((1, 1, 1, 8, 8), 0.5), []
+    x, deltas = torch.full((1, 1, 1, 8, 8), 0.5), []
     torch.manual_seed(0)
+    # another gradient in each step
     slopes = torch.randn(101, 1, 1, 1, 8, 8)
     threat = ThreatModel(norm, 0.1)
 
     def loss(v):
-        seen.append(v.detach() - x)
-        return (v * slopes[len(seen) - 1]).flatten(1).sum(1)
+        deltas.append(v.detach() - x)
+        return (v * slopes[len(deltas) - 1]).flatten(1).sum(1)
 
     apgd(loss, x, threat, steps=100, generator=seeded())
     ball = Ball(threat, x, torch.full((1,), 0.1), -x, 1 - x)
-    for step in range(20):  # it goes back to its best after 22
-        here, before = seen[step], seen[max(step - 1, 0)]
-        move = ball.ascend(slopes[step], torch.full((1,), 0.2), here)
-        ahead = ball.project(here + move)
+    for step in range(20):  # from step 22 on it returns to its best point
+        current, before = deltas[step], deltas[max(step - 1, 0)]
+        move = ball.ascend(slopes[step], torch.full((1,), 0.2), current)
+        ahead = ball.project(current + move)
         a = 1.0 if step == 0 else 0.75
-        expected = ball.project(here + a * (ahead - here) + (1 - a) * (here - before))
-        assert torch.allclose(seen[step + 1], expected, atol=1e-6)
+        expected = ball.project(current + a * (ahead - current) + (1 - a) * (current - before))
+        assert torch.allclose(deltas[step + 1], expected, atol=1e-6)
 
 
-def test_l1_comes_down_from_three_budgets_over_the_published_parts_of_the_steps(monkeypatch):
-    found, real = [], APGD._climb_l1
+def test_apgd_in_l1_shrinks_its_budget_in_the_published_phases(monkeypatch):
+    phases, real = [], APGD._ascend_l1
 
     def spied(search, delta, steps, *, first, keep):
-        found.append((round(float(search.ball.eps[0]) / 5.0, 6), steps, first, keep))
+        phases.append((round(float(search.ball.eps[0]) / 5.0, 6), steps, first, keep))
         return real(search, delta, steps, first=first, keep=keep)
 
-    monkeypatch.setattr(APGD, "_climb_l1", spied)
+    monkeypatch.setattr(APGD, "_ascend_l1", spied)
     apgd(
         lambda v: v.flatten(1).sum(1),
         torch.rand(1, 3, 2, 8, 8),
         ThreatModel("l1", 5.0),
         generator=seeded(),
     )
-    assert found == [(3.0, 30, True, False), (2.0, 30, False, False), (1.0, 40, False, True)]
+    assert phases == [(3.0, 30, True, False), (2.0, 30, False, False), (1.0, 40, False, True)]
 
 
-def test_l1_steps_are_sparse_as_published(monkeypatch):
-    """A fifth of the entries at first; every 4 % of the steps those that are used, over 1.5."""
-    counts, best, real = [], [], APGD._largest
+def test_apgd_in_l1_has_sparse_steps_as_published(monkeypatch):
+    """Steps move a fifth of the entries; after each 4 % of the steps, those used divided by 1.5."""
+    counts, best, real = [], [], APGD._keep_largest
 
     def spied(gradient, count):
         counts.append(float(count[0]))
         return real(gradient, count)
 
-    monkeypatch.setattr(APGD, "_largest", spied)
-    real_back = APGD._go_back
+    monkeypatch.setattr(APGD, "_keep_largest", spied)
+    real_return = APGD._return_to_best
 
-    def go_back(s, to_best):
-        best.append((int((s["best"] != 0).sum()), float(s["size"][0])))
-        real_back(s, to_best)
+    def return_to_best(state, to_best):
+        best.append((int((state.best != 0).sum()), float(state.size[0])))
+        real_return(state, to_best)
 
-    monkeypatch.setattr(APGD, "_go_back", go_back)
+    monkeypatch.setattr(APGD, "_return_to_best", return_to_best)
     x = torch.rand(1, 3, 1, 10, 10)
     torch.manual_seed(0)
     w = torch.randn(1, 3, 1, 10, 10)
     search = Search(lambda v: (v * w).flatten(1).sum(1), x, ThreatModel("l1", 5.0), seeded())
     search.begin()
-    APGD._climb_l1(search, search.ball.random(search.generator), 100, first=True, keep=True)
+    APGD._ascend_l1(search, search.ball.random(search.generator), 100, first=True, keep=True)
+    # 0.2 of 300 entries until the first check after 4 steps
     assert counts[:4] == pytest.approx([0.2 * 300] * 4)
     assert len(best) == 25
     for check, (used, _) in enumerate(best[:-1]):
         assert counts[4 * (check + 1)] == pytest.approx(used / 1.5)
+    # the step size: full where the best became sparser, else divided by 1.5, at least a tenth
     sizes, entries = [5.0, *(size for _, size in best)], [300, *(used for used, _ in best)]
     for n in range(1, 26):
         sparser = entries[n] < 0.95 * entries[n - 1]
@@ -362,19 +361,25 @@ def test_l1_steps_are_sparse_as_published(monkeypatch):
 
 
 @pytest.mark.parametrize(("used", "size"), [(284, 5.0), (286, 5.0 / 1.5)])
-def test_l1_steps_grow_again_where_the_best_uses_a_twentieth_fewer_entries(monkeypatch, used, size):
+def test_apgd_in_l1_grows_its_step_where_the_best_uses_a_twentieth_fewer_entries(
+    monkeypatch, used, size
+):
     """0.95 of 300 entries is 285."""
     sizes = []
 
-    def remember(s, better, value=None):
-        s["best"] = torch.zeros(300).index_fill(0, torch.arange(used), 1e-3).view(1, 3, 1, 10, 10)
+    def remember_best(state, value, better):
+        entries = torch.zeros(300).index_fill(0, torch.arange(used), 1e-3)
+        state.best = entries.view(1, 3, 1, 10, 10)
 
-    monkeypatch.setattr(APGD, "_remember", remember)
-    monkeypatch.setattr(APGD, "_go_back", lambda s, to_best: sizes.append(float(s["size"][0])))
+    def return_to_best(state, to_best):
+        sizes.append(float(state.size[0]))
+
+    monkeypatch.setattr(APGD, "_remember_best", remember_best)
+    monkeypatch.setattr(APGD, "_return_to_best", return_to_best)
     x = torch.full((1, 3, 1, 10, 10), 0.5)
     search = Search(lambda v: v.flatten(1).sum(1), x, ThreatModel("l1", 5.0), seeded())
     search.begin()
-    APGD._climb_l1(search, search.ball.zero(), 100, first=True, keep=True)
+    APGD._ascend_l1(search, search.ball.zero(), 100, first=True, keep=True)
     assert sizes[0] == pytest.approx(size)
 
 
@@ -400,16 +405,17 @@ def test_a_step_of_fab_goes_a_twentieth_beyond_and_a_tenth_back(norm):
         )
 
 
-def test_fab_keeps_nine_tenths_of_what_breaks():
-    x, seen = torch.full((1, 1, 1, 1, 1), 0.5), []
+def test_fab_keeps_nine_tenths_of_a_breaking_perturbation():
+    x, deltas = torch.full((1, 1, 1, 1, 1), 0.5), []
 
     def loss(v):
-        seen.append(float(v.detach()) - 0.5)
+        deltas.append(float(v.detach()) - 0.5)
         return v.flatten(1).sum(1) - 0.7
 
+    # one value per clip, and the boundary at 0.2
     ATTACKS["fab"](loss, x, ThreatModel("l2", 0.5), steps=3, minimal=True)
-    assert seen[1] == pytest.approx(1.05 * 0.2, rel=1e-3), "the first step, from 0"
-    assert seen[2] == pytest.approx(0.9 * seen[1], rel=1e-4)
+    assert deltas[1] == pytest.approx(1.05 * 0.2, rel=1e-3), "the first step, from 0"
+    assert deltas[2] == pytest.approx(0.9 * deltas[1], rel=1e-4)
 
 
 def test_random_starts_of_fab_lie_within_half_the_budget(monkeypatch):
@@ -420,23 +426,23 @@ def test_random_starts_of_fab_lie_within_half_the_budget(monkeypatch):
         return starts[-1]
 
     monkeypatch.setattr(Ball, "random", random)
-    x, seen = torch.full((1, 3, 1, 8, 8), 0.5), []
+    x, deltas = torch.full((1, 3, 1, 8, 8), 0.5), []
 
     def loss(v):
-        seen.append(v.detach() - x)
+        deltas.append(v.detach() - x)
         return v.flatten(1).sum(1) - 1e6
 
     ATTACKS["fab"](loss, x, ThreatModel("l2", 0.5), steps=2, restarts=3, minimal=True)
     assert len(starts) == 2, "the first start is the clip itself"
-    assert seen[4].norm().item() == pytest.approx(0.25, rel=1e-3)
+    assert deltas[4].norm().item() == pytest.approx(0.25, rel=1e-3)
 
 
-def test_steps_and_radii_of_fmn(monkeypatch):
+def test_steps_of_fmn_decay_along_a_cosine(monkeypatch):
     """Steps from alpha = 1 to 0.01, gamma from 0.05 to 0.001, along a cosine."""
-    x, seen = torch.full((1, 1, 1, 8, 8), 0.5), []
+    x, deltas = torch.full((1, 1, 1, 8, 8), 0.5), []
 
     def loss(v):
-        seen.append(v.detach() - x)
+        deltas.append(v.detach() - x)
         return v.flatten(1).sum(1) - 1e6  # nothing breaks it, so that every projection is wide
 
     radii, real = [], Ball.with_eps
@@ -447,10 +453,10 @@ def test_steps_and_radii_of_fmn(monkeypatch):
 
     monkeypatch.setattr(Ball, "with_eps", with_eps)
     fmn(loss, x, ThreatModel("l2", 10.0), steps=10)
-    first = (seen[1] - seen[0]).norm().item()
+    first = (deltas[1] - deltas[0]).norm().item()
     assert first == pytest.approx(1.0, rel=1e-4)
     lengths = [0.01 + 0.99 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
-    moved = [(after - before).norm().item() for before, after in itertools.pairwise(seen)]
+    moved = [(after - before).norm().item() for before, after in itertools.pairwise(deltas)]
     assert moved[:4] == pytest.approx(lengths[:4], rel=1e-3)
 
 
@@ -462,6 +468,7 @@ def test_a_broken_sample_shrinks_the_ball_of_fmn_by_gamma(monkeypatch, steps):
         radii.append(float(eps[0]))
         return real(self, eps)
 
+    # each projection asks for a ball of the current radius
     monkeypatch.setattr(Ball, "with_eps", with_eps)
     x = torch.full((1, 1, 1, 8, 8), 0.5)
     fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=steps)
@@ -484,6 +491,7 @@ def test_the_radius_of_fmn_changes_by_a_fiftieth_of_gamma_at_the_end(monkeypatch
     monkeypatch.setattr(Ball, "with_eps", with_eps)
     x = torch.full((1, 1, 1, 8, 8), 0.5)
     fmn(lambda v: v.flatten(1).sum(1) - 32.8, x, ThreatModel("l2", 0.5), steps=40)
+    # gamma itself decays along a cosine, to a fiftieth
     for step in (10, 20, 30, 39):
         gamma = 0.05 * (0.02 + 0.98 * (1 + math.cos(math.pi * step / 40)) / 2)
         change = abs(radii[step] / radii[step - 1] - 1)
@@ -494,32 +502,35 @@ def test_the_radius_of_fmn_changes_by_a_fiftieth_of_gamma_at_the_end(monkeypatch
     ("breaks", "weights"),
     [(False, [1, 10, 100, 1000, 10000, 100000]), (True, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125])],
 )
-def test_the_search_of_carlini_and_wagner(monkeypatch, breaks, weights):
-    found = []
+def test_carlini_and_wagner_multiply_or_halve_the_weight(monkeypatch, breaks, weights):
+    runs = []
 
+    # replaces a run of Adam by its outcome
     def descend(search, weight, steps, lr, confidence):
-        found.append((float(weight[0]), steps, lr, confidence))
+        runs.append((float(weight[0]), steps, lr, confidence))
         return torch.full_like(weight, breaks, dtype=torch.bool)
 
     monkeypatch.setattr(minimum_module, "_descend", descend)
     cw(lambda v: v.flatten(1).sum(1) - 1e6, torch.rand(1, 1, 1, 2, 2), ThreatModel("l2", 1.0))
-    assert found == [(pytest.approx(weight), 100, 0.01, 0.0) for weight in weights]
+    assert runs == [(pytest.approx(weight), 100, 0.01, 0.0) for weight in weights]
 
 
-def test_a_bisection_of_carlini_and_wagner(monkeypatch):
-    found, answers = [], iter([False, True, False, True, True, True])
+def test_carlini_and_wagner_bisect_the_weight(monkeypatch):
+    weights, answers = [], iter([False, True, False, True, True, True])
 
+    # replaces a run of Adam by a given outcome
     def descend(search, weight, *_):
-        found.append(float(weight[0]))
+        weights.append(float(weight[0]))
         return torch.full_like(weight, next(answers), dtype=torch.bool)
 
     monkeypatch.setattr(minimum_module, "_descend", descend)
     cw(lambda v: v.flatten(1).sum(1) - 1e6, torch.rand(1, 1, 1, 2, 2), ThreatModel("l2", 1.0))
-    assert found == pytest.approx([1, 10, 5.5, 7.75, 6.625, 6.0625])
+    assert weights == pytest.approx([1, 10, 5.5, 7.75, 6.625, 6.0625])
 
 
 # ------------------------------------------------------------------ Square
 
+# query -> the divisor of p_init
 SCHEDULE = {
     0: 1,
     10: 1,
@@ -546,20 +557,20 @@ SCHEDULE = {
 
 @pytest.mark.parametrize("query", SCHEDULE)
 @pytest.mark.parametrize("p_init", [0.8, 0.3])
-def test_the_schedule_of_square(query, p_init):
-    assert _share(p_init, query) == pytest.approx(p_init / SCHEDULE[query])
+def test_square_halves_its_fraction_at_the_published_queries(query, p_init):
+    assert _fraction(p_init, query) == pytest.approx(p_init / SCHEDULE[query])
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-def test_the_schedule_of_square_over_the_queries(monkeypatch, rescale):
-    """With rescale the 100 queries are seen as 10000."""
+def test_square_rescales_its_schedule_to_the_queries(monkeypatch, rescale):
+    """With rescale the schedule treats the 100 queries as 10000."""
     module, asked = inspect.getmodule(square), []
 
-    def share(p_init, query):
+    def fraction(p_init, query):
         asked.append((p_init, query))
         return 0.01
 
-    monkeypatch.setattr(module, "_share", share)
+    monkeypatch.setattr(module, "_fraction", fraction)
     square(
         lambda v: v.flatten(1).sum(1) * 0,
         torch.rand(1, 3, 1, 8, 8),
@@ -571,7 +582,7 @@ def test_the_schedule_of_square_over_the_queries(monkeypatch, rescale):
 
 
 @pytest.mark.parametrize(
-    ("share", "shape", "sides"),
+    ("fraction", "shape", "sides"),
     [
         (0.25, (1, 8, 8), (1, 4)),
         (0.5, (1, 8, 8), (1, 6)),
@@ -582,9 +593,9 @@ def test_the_schedule_of_square_over_the_queries(monkeypatch, rescale):
         (1.0, (1, 4, 8), (1, 4)),
     ],
 )
-def test_the_sides_of_a_cuboid(share, shape, sides):
-    """The root of the volume's fraction for images, the cube root for clips, or itself."""
-    assert _sides(share, *shape) == sides
+def test_a_cuboid_has_the_sides_of_its_fraction_of_the_volume(fraction, shape, sides):
+    """A side is the root of the fraction for images, the cube root for clips."""
+    assert _sides(fraction, *shape) == sides
 
 
 # rectangles around the middle: 1, then 1 + 1/4 + ... in L2 (exponent 2) and 1 + 1/16 + ... in L1
@@ -606,7 +617,7 @@ def test_the_pyramid_of_square_has_the_exponent_of_its_norm(power, exponent):
 
 @pytest.mark.parametrize(("norm", "power"), [("L2", 2), ("L1", 1)])
 @pytest.mark.parametrize("side", [3, 5, 7, 11])
-def test_bumps_of_square_are_those_of_the_package(norm, power, side):
+def test_bumps_of_square_equal_those_of_the_published_package(norm, power, side):
     module = pytest.importorskip("pyautoattack.square")
     theirs = module.SquareAttack(torch.nn.Identity(), norm=norm, device="cpu")
     for height in (side // 2, side - side // 2):
@@ -624,13 +635,13 @@ def test_bumps_of_square_are_those_of_the_package(norm, power, side):
 # ------------------------------------------------------------------ NES and Geo-TRAP
 
 
-def test_nes_probes_in_pairs_on_both_sides_and_steps_along_the_mean_of_what_they_find():
-    x, seen = torch.full((1, 1, 1, 4, 4), 0.5), []
+def test_nes_probes_in_antithetic_pairs_and_steps_along_their_mean():
+    x, deltas = torch.full((1, 1, 1, 4, 4), 0.5), []
     torch.manual_seed(0)
     w = torch.randn(1, 1, 1, 4, 4)
 
     def loss(v):
-        seen.append(v.detach() - x)
+        deltas.append(v.detach() - x)
         return (v * w).flatten(1).sum(1)
 
     nes(
@@ -642,30 +653,31 @@ def test_nes_probes_in_pairs_on_both_sides_and_steps_along_the_mean_of_what_they
         sigma=0.01,
         generator=seeded(),
     )
-    assert len(seen) == 15, "the clip, and two steps of six probes and a look"
+    assert len(deltas) == 15, "the clip, and two steps of six probes and a look"
+    # repeat the random numbers of the attack
     draws = torch.Generator().manual_seed(0)
     estimate = torch.zeros_like(x)
     for pair in range(3):
         u = torch.randn(x.shape, generator=draws)
-        up, down = seen[1 + 2 * pair], seen[2 + 2 * pair]
+        up, down = deltas[1 + 2 * pair], deltas[2 + 2 * pair]
         assert torch.allclose(up, 0.01 * u, atol=1e-6)
         assert torch.allclose(down, -0.01 * u, atol=1e-6)
         estimate += (w * u).sum() * u / 3
-    step = seen[7]
+    step = deltas[7]
     assert torch.allclose(step / step.norm(), estimate / estimate.norm(), atol=1e-3)
     assert step.norm().item() == pytest.approx(0.1, rel=1e-3), (
         "2.5 eps over 2 steps, and within the budget"
     )
 
 
-def test_the_momentum_of_nes():
+def test_nes_steps_along_a_running_mean():
     """The second step goes along 0.9 of the first mean and 0.1 of the new estimate."""
-    x, seen = torch.full((1, 1, 1, 4, 4), 0.5), []
+    x, deltas = torch.full((1, 1, 1, 4, 4), 0.5), []
     torch.manual_seed(0)
     w = torch.randn(1, 1, 1, 4, 4)
 
     def loss(v):
-        seen.append(v.detach() - x)
+        deltas.append(v.detach() - x)
         return (v * w).flatten(1).sum(1)
 
     nes(
@@ -682,17 +694,18 @@ def test_the_momentum_of_nes():
     first, second = (torch.randn(x.shape, generator=draws) for _ in range(2))
     means = [0.1 * (w * first).sum() * first]
     means.append(0.9 * means[0] + 0.1 * (w * second).sum() * second)
-    moved = seen[6] - seen[3]
+    # inputs 3 and 6 are the results of the first and the second step
+    moved = deltas[6] - deltas[3]
     assert torch.allclose(moved / moved.norm(), means[1] / means[1].norm(), atol=1e-2)
 
 
 def test_geo_trap_moves_its_guess_by_the_difference_of_two_probes():
-    x, seen, values = torch.full((1, 3, 4, 8, 8), 0.5), [], []
+    x, deltas, values = torch.full((1, 3, 4, 8, 8), 0.5), [], []
     torch.manual_seed(0)
     w = torch.randn(x.shape)
 
     def loss(v):
-        seen.append(v.detach() - x)
+        deltas.append(v.detach() - x)
         values.append((v * w).flatten(1).sum(1))
         return values[-1]
 
@@ -700,49 +713,52 @@ def test_geo_trap_moves_its_guess_by_the_difference_of_two_probes():
     draws = torch.Generator().manual_seed(0)
     u = warped_frames(x, 0.1, False, draws)
     unit = u / u.norm()
-    assert torch.allclose(seen[1], 0.1 * unit, atol=1e-5)
-    assert torch.allclose(seen[2], -0.1 * unit, atol=1e-5)
+    assert torch.allclose(deltas[1], 0.1 * unit, atol=1e-5)
+    assert torch.allclose(deltas[2], -0.1 * unit, atol=1e-5)
     guess = 0.1 * ((values[1] - values[2]) / (0.1 * 0.1)) * u
-    step = seen[3]
+    step = deltas[3]
     assert step.norm().item() == pytest.approx(0.025, rel=1e-3)
     assert torch.allclose(step / step.norm(), guess / guess.norm(), atol=1e-4)
+    # the second step probes around the guess, from where the first one ended
     other = warped_frames(x, 0.1, False, draws)
-    for probe, sign in ((seen[4], 1), (seen[5], -1)):
+    for probe, sign in ((deltas[4], 1), (deltas[5], -1)):
         direction = guess + sign * 0.1 * other
         assert torch.allclose(probe - step, 0.1 * direction / direction.norm(), atol=1e-4)
 
 
-# ------------------------------------------------------------------ one-line facts of others
+# ------------------------------------------------------------------ other attacks
 
 
 def test_universal_steps_are_a_tenth_of_the_budget():
     batches = [(torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2))]
-    found = universal(lambda v, y: v.flatten(1).sum(1), batches, LINF, epochs=3)
-    assert found.max().item() == pytest.approx(0.3 * 8 / 255, rel=1e-4)
+    delta = universal(lambda v, y: v.flatten(1).sum(1), batches, LINF, epochs=3)
+    # three epochs of one batch are three steps
+    assert delta.max().item() == pytest.approx(0.3 * 8 / 255, rel=1e-4)
 
 
 def test_flicker_and_sparse_start_at_a_thousandth():
     for name, threat in (("flicker", "flicker-linf-0.1"), ("sparse", "linf-0.1")):
-        seen, x = [], torch.full((1, 3, 4, 4, 4), 0.5)
+        sizes, x = [], torch.full((1, 3, 4, 4, 4), 0.5)
 
-        def loss(v, seen=seen, x=x):
-            seen.append((v.detach() - x).abs().max().item())
+        def loss(v, sizes=sizes, x=x):
+            sizes.append((v.detach() - x).abs().max().item())
             return v.flatten(1).sum(1)
 
         ATTACKS[name](loss, x, parse_threat(threat), steps=1, generator=seeded())
-        assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+        assert sizes[0] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_roa_starts_from_grey_on_a_grid_of_five():
-    x, seen = torch.rand(1, 3, 1, 20, 20), []
+    x, inputs = torch.rand(1, 3, 1, 20, 20), []
 
     def predict(v):
-        seen.append(v.detach())
+        inputs.append(v.detach())
         return torch.stack([-v.flatten(1).sum(1), v.flatten(1).sum(1)], 1)
 
     threat = ThreatModel("linf", 1.0, "patch", 4)
     ATTACKS["roa"](Misclassify(predict, torch.tensor([1])), x, threat, steps=1)
-    grey = [torch.isclose(v, torch.tensor(0.5)).all(1)[0, 0] for v in seen]
+    # the places of the grey patches among all inputs
+    grey = [torch.isclose(v, torch.tensor(0.5)).all(1)[0, 0] for v in inputs]
     tried = {tuple(spot.nonzero().amin(0).tolist()) for spot in grey if spot.sum() == 16}
     assert len(tried) == 10
     assert all(top % 5 == 0 and left % 5 == 0 for top, left in tried)
@@ -750,7 +766,7 @@ def test_roa_starts_from_grey_on_a_grid_of_five():
 
 @pytest.mark.parametrize(("height", "edge"), [(12, 1), (18, 1), (10, 0), (14, 2)])
 def test_square_lays_its_tiles_in_the_middle(height, edge):
-    """A grid of at least five a side; what five do not cover is left to both edges."""
+    """The grid has at least five tiles per side, with the remainder split between the edges."""
     x = torch.full((1, 3, 1, height, height), 0.5)
     search = Search(lambda v: v.flatten(1).sum(1), x, ThreatModel("l2", 1.0), seeded(), blind=True)
     assert search.begin()

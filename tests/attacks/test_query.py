@@ -1,7 +1,9 @@
+"""Check black-box attacks: queries, random places, and the shapes that they search."""
+
 import pytest
 import torch
 
-from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
+from tests.attacks.helpers import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import (
     SCORES,
     Passes,
@@ -25,7 +27,7 @@ def problem():
 @pytest.mark.parametrize(
     ("attack", "options"), [(nes, {"samples": 10}), (geo_trap, {}), (square, {})]
 )
-def test_queries_are_a_budget_and_no_gradient_is_asked_for(problem, attack, options):
+def test_black_box_attacks_keep_to_their_queries_and_ask_for_no_gradient(problem, attack, options):
     net, x, y = problem
     counted = Passes(net)
     threat = ThreatModel("linf", 1e-5)  # nothing breaks, so that every query is spent
@@ -42,8 +44,9 @@ def test_queries_are_a_budget_and_no_gradient_is_asked_for(problem, attack, opti
 
 @pytest.mark.parametrize(("attack", "queries"), [(nes, 1020), (geo_trap, 600), (square, 400)])
 @pytest.mark.parametrize("support", ["dense", "tube", "flicker"])
-def test_more_queries_break_more(problem, attack, queries, support):
+def test_more_queries_break_more_samples(problem, attack, queries, support):
     net, x, y = problem
+    # fewer degrees of freedom need a larger budget
     threat = ThreatModel("linf", (5 if support == "dense" else 16) / 255, support)
     loss = loss_of(net, y, score=SCORES["margin"])
     few, many = (
@@ -56,7 +59,7 @@ def test_more_queries_break_more(problem, attack, queries, support):
 @pytest.mark.parametrize("shape", [(4, 3, 4, 10, 12), (4, 3, 6, 8, 8)])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l2_frame", "l1"])
 def test_square_searches_cuboids_of_any_shape(norm, shape):
-    """Frames that are not square, clips that are not cubes: the published code fails on both."""
+    """The published code fails on frames that are not square and on clips that are not cubes."""
     torch.manual_seed(0)
     w, x = torch.randn(shape[1:]), torch.rand(shape)
     for support in ("dense", "tube", "flicker"):
@@ -64,12 +67,13 @@ def test_square_searches_cuboids_of_any_shape(norm, shape):
             norm, {"linf": 0.05, "l2": 0.5, "l2_frame": 0.3, "l1": 4.0}[norm], support
         )
         loss = lambda v: (v * w).flatten(1).sum(1)  # noqa: E731
-        found = square(loss, x, threat, queries=200, generator=seeded())
-        assert contains(threat, x, found).all() and (loss(found) > loss(x)).all()
+        x_adv = square(loss, x, threat, queries=200, generator=seeded())
+        assert contains(threat, x, x_adv).all() and (loss(x_adv) > loss(x)).all()
 
 
-def test_geo_traps_frames_are_one_frame_warped():
+def test_the_frames_of_geo_trap_are_one_warped_frame():
     clip = torch.empty(2, 3, 5, 16, 16)
+    # without spread all frames are equal
     still = warped_frames(clip, 0.0, False, seeded())
     assert torch.allclose(still, still[:, :, :1].expand_as(still), atol=1e-5)
     for affine in (False, True):
@@ -90,7 +94,7 @@ def test_geo_traps_frames_are_one_frame_warped():
         (square, {"restarts": 0}),
     ],
 )
-def test_budgets_that_allow_nothing_are_refused(problem, attack, options):
+def test_queries_that_allow_no_step_are_refused(problem, attack, options):
     net, x, y = problem
     with pytest.raises(ValueError, match="queries"):
         attack(loss_of(net, y), x, ThreatModel(), **options)
@@ -98,29 +102,31 @@ def test_budgets_that_allow_nothing_are_refused(problem, attack, options):
 
 @pytest.mark.parametrize("name", ["frames1-linf-0.3", "patch4-linf-0.3", "pixels9-linf-0.3"])
 @pytest.mark.parametrize("attack", [square, nes, geo_trap])
-def test_black_boxes_work_without_gradients_at_places_that_are_drawn(problem, attack, name):
+def test_black_box_attacks_work_without_gradients_at_random_places(problem, attack, name):
     net, x, y = problem
 
+    # a model that gives no gradient
     def blind(v):
         with torch.no_grad():
             return net(v.detach())
 
-    found = attack(
+    x_adv = attack(
         loss_of(blind, y, score=SCORES["margin"]),
         x,
         parse_threat(name),
         queries=120,
         generator=seeded(),
     )
-    assert contains(parse_threat(name), x, found).all() and accuracy(net, found, y) < 1
+    assert contains(parse_threat(name), x, x_adv).all() and accuracy(net, x_adv, y) < 1
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 10), (1, 10, 10), (20, 1, 1), (16, 56, 56)])
-@pytest.mark.parametrize("share", [0.8, 0.1])
-def test_a_cuboid_has_its_share_of_the_volume_along_every_axis(shape, share):
-    frames, pixels = _sides(share, *shape)
+@pytest.mark.parametrize("fraction", [0.8, 0.1])
+def test_a_cuboid_covers_the_same_fraction_of_every_axis(shape, fraction):
+    frames, pixels = _sides(fraction, *shape)
     t, h, w = shape
+    # height and width count as two axes
     axes = (t > 1) + 2 * (h > 1)
-    assert frames == (1 if t == 1 else round(share ** (1 / axes) * t))
-    assert pixels == (1 if h == 1 else round(share ** (1 / axes) * h))
-    assert 0.6 * share < frames * pixels**2 / (t * h * w) < 1.6 * share
+    assert frames == (1 if t == 1 else round(fraction ** (1 / axes) * t))
+    assert pixels == (1 if h == 1 else round(fraction ** (1 / axes) * h))
+    assert 0.6 * fraction < frames * pixels**2 / (t * h * w) < 1.6 * fraction

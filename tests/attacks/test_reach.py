@@ -1,4 +1,4 @@
-"""Modules behind callables: what recognises a model, and shows norms in training mode."""
+"""Check which modules are found behind a callable, and which norms are in training mode."""
 
 from functools import partial
 
@@ -66,6 +66,7 @@ def test_a_function_without_a_module_has_none():
 
 
 def test_norms_in_training_mode_are_named_and_those_in_eval_mode_are_not():
+    # new modules are in training mode
     net = _module()
     assert batch_norms_in_training(_with_closure(net)) == ["BatchNorm1d"]
     assert batch_norms_in_training(_with_closure(net.eval())) == []

@@ -1,12 +1,10 @@
-"""NaN is told wherever on its way an attack meets it, and clips that were not seen as wrong are
-never called so.
-"""
+"""Check that NaN is refused wherever it occurs in an attack, and never counted as broken."""
 
 import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import labelled, seeded, small_net
+from tests.attacks.helpers import labelled, seeded, small_net
 from vidrobust.attacks import (
     ATTACKS,
     Misclassify,
@@ -28,8 +26,9 @@ STEPPED = {
 
 
 class _BadBackward(nn.Module):
-    """Finite logits; once the first pixel has grown by 0.05, the backward of a masked root is NaN,
-    as in real code.
+    """A model of finite logits whose gradient becomes NaN.
+
+    It does once the first pixel has grown by 0.05, by the backward pass of a masked root.
     """
 
     def forward(self, x):
@@ -41,17 +40,20 @@ class _BadBackward(nn.Module):
 
 @pytest.mark.parametrize("threat", ["linf-0.1", "tube-linf-0.1", "l2-1"])
 @pytest.mark.parametrize("name", STEPPED)
-def test_a_gradient_that_becomes_nan_on_the_way_is_told(name, threat):
+def test_a_gradient_that_becomes_nan_during_the_attack_is_refused(name, threat):
     x, y = torch.full((2, 3, 2, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     loss = Misclassify(_BadBackward(), y, "margin")
+    # the losses alone do not show it
     assert torch.isfinite(loss(x)).all() and torch.isfinite(loss(x + 0.1)).all()
-    with pytest.raises(ValueError, match="became NaN or infinite on the way|is NaN or infinite"):
+    with pytest.raises(
+        ValueError, match="became NaN or infinite during the attack|is NaN or infinite"
+    ):
         ATTACKS[name](loss, x, parse_threat(threat), generator=seeded(), **STEPPED[name])
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd-ce", "square", "fab-t", "fgsm", "flicker"])
-def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
-    """argmax takes NaN for the largest: such a clip must not count as broken."""
+def test_nan_logits_of_a_class_that_no_score_uses_are_refused(name):
+    """argmax treats NaN as the largest value; such a clip must not count as broken."""
     net = small_net(classes=5)
     x, y = labelled(net, (3, 3, 4, 12, 12))
     with torch.no_grad():
@@ -64,6 +66,7 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
             if len(v) == 3
             else None
         )
+        # a sixth class of very low logit, NaN once the clip has changed
         extra = torch.zeros(len(v), 1) - 1e3
         return torch.cat(
             [logits, extra if moved is None else torch.where(moved, torch.nan, extra)], 1
@@ -73,31 +76,31 @@ def test_nan_logits_of_a_class_that_no_score_looks_at_are_told(name):
     options = {"queries": 100} if name == "square" else {}
     with pytest.raises(ValueError, match="NaN"):
         worst_case(broken, x, y, threat, [attack_step(name, **options)], generator=seeded())
-    if name == "fab-t":  # its score looks at two classes alone
+    if name == "fab-t":  # its score uses two classes only
         with pytest.raises(ValueError, match="NaN"):
             ATTACKS[name](Misclassify(broken, y), x, threat, targets=1)
 
 
-def test_the_cyclic_flicker_tells_nan_too():
+def test_the_cyclic_flicker_refuses_nan_too():
     x, calls = torch.full((2, 3, 4, 4, 4), 0.5), []
 
     def loss(v):
         calls.append(1)
         return v.flatten(1).sum(1) * (torch.nan if len(calls) > 4 else 1.0)
 
-    with pytest.raises(ValueError, match="on the way"):
+    with pytest.raises(ValueError, match="during the attack"):
         ATTACKS["flicker"](
             loss, x, parse_threat("flicker-linf-0.1"), steps=10, cyclic=True, generator=seeded()
         )
 
 
-@pytest.mark.parametrize("at", [2, 7, 20])
-def test_a_loss_that_is_nan_once_is_told(at):
+@pytest.mark.parametrize("nan_call", [2, 7, 20])
+def test_a_loss_that_is_nan_once_is_refused(nan_call):
     x, calls = torch.full((2, 3, 4, 4, 4), 0.5), []
 
     def loss(v):
         calls.append(1)
-        return v.flatten(1).sum(1) + (torch.nan if len(calls) == at else 0.0)
+        return v.flatten(1).sum(1) + (torch.nan if len(calls) == nan_call else 0.0)
 
     with pytest.raises(ValueError, match="NaN"):
         pgd(loss, x, ThreatModel("linf", 0.1), steps=20)
@@ -118,7 +121,7 @@ def test_a_loss_that_is_nan_once_is_told(at):
         "temporal-translation",
     ],
 )
-def test_no_steps_are_refused(name):
+def test_zero_steps_are_refused(name):
     threat = parse_threat(
         {"roa": "patch2-linf-1", "salt-and-pepper": "pixels2-linf-1"}.get(name, "linf-0.1")
     )
@@ -138,8 +141,8 @@ def test_no_steps_are_refused(name):
         ("temporal-translation", {"step_size": 0.0}),
     ],
 )
-def test_steps_of_no_length_are_refused(name, options):
-    """They would leave every clip as it is, and robust."""
+def test_steps_of_length_zero_are_refused(name, options):
+    """They would leave every clip unchanged, and every sample robust."""
     with pytest.raises(ValueError, match="must be greater than 0"):
         ATTACKS[name](
             lambda v: v.flatten(1).sum(1),
@@ -150,13 +153,13 @@ def test_steps_of_no_length_are_refused(name, options):
 
 
 @pytest.mark.parametrize("name", ["fgsm", "mim", "fmn"])
-def test_an_attack_that_cannot_move_from_where_it_begins_says_so(name):
+def test_an_attack_that_cannot_move_from_its_start_gives_a_warning(name):
     x = torch.rand(2, 3, 2, 4, 4)
     with pytest.warns(UserWarning, match="Begin at a random point"):
         ATTACKS[name](lambda v: (v - x).square().flatten(1).sum(1), x, ThreatModel("linf", 0.1))
 
 
-def test_a_loss_that_detaches_at_once_is_told():
+def test_a_loss_that_detaches_its_input_is_refused():
     linear = nn.Linear(96, 3)
     x = torch.rand(2, 3, 2, 4, 4)
     for loss in (
@@ -167,13 +170,13 @@ def test_a_loss_that_detaches_at_once_is_told():
             pgd(loss, x, ThreatModel())
 
 
-def test_arrays_are_no_tensors():
+def test_numpy_arrays_are_refused():
     with pytest.raises(TypeError, match="torch.from_numpy"):
         pgd(lambda v: v.sum(), torch.rand(1, 3, 2, 4, 4).numpy(), ThreatModel())
 
 
-def test_where_nothing_is_salient_the_gradient_is_asked_for_nearby():
-    """A distance to x itself has none at x; nearby is at most 0.01 away, on both sides."""
+def test_saliency_is_taken_nearby_where_the_gradient_is_0():
+    """A distance to x has no gradient at x; the point nearby is at most 0.01 away per pixel."""
     asked = []
 
     def distance(v):

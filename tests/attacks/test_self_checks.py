@@ -1,4 +1,4 @@
-"""Models that look robust for the wrong reasons are told."""
+"""Check that models which look robust for the wrong reasons are reported."""
 
 import copy
 import warnings
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import labelled, seeded, small_net
+from tests.attacks.helpers import labelled, seeded, small_net
 from vidrobust.attacks import (
     ThreatModel,
     attack_step,
@@ -31,50 +31,49 @@ def problem():
 @pytest.mark.parametrize(
     "name", ["linf-2/255", "l2-0.3", "l2_frame-0.2", "l1-2", "flicker-linf-8/255", "frames1-l2-1"]
 )
-def test_an_honest_model_has_nothing_said_against_it(problem, name):
+def test_an_honest_model_gives_no_doubts(problem, name):
     from vidrobust.attacks import parse_threat
 
     assert self_checks(*problem, parse_threat(name), generator=seeded()) == []
 
 
-def test_a_random_model(problem):
+def test_a_random_model_is_reported(problem):
     net, x, y = problem
     torch.manual_seed(0)
-    found = self_checks(lambda v: net(v) + torch.randn(len(v), 6), x, y, THREAT, generator=seeded())
-    assert any("draws random numbers; use suite rand" in line for line in found)
+    lines = self_checks(lambda v: net(v) + torch.randn(len(v), 6), x, y, THREAT, generator=seeded())
+    assert any("draws random numbers; use suite rand" in line for line in lines)
 
 
-def test_norms_in_training_mode(problem):
+def test_norms_that_use_batch_statistics_are_reported(problem):
     net, x, _ = problem
     batch = nn.Sequential(nn.BatchNorm3d(3, track_running_stats=False), *net).train()
-    found = self_checks(batch, x, batch(x).argmax(1), THREAT, generator=seeded())
+    lines = self_checks(batch, x, batch(x).argmax(1), THREAT, generator=seeded())
     assert any(
-        "depend on the rest of the batch: norms are in training mode" in line for line in found
+        "depend on the rest of the batch: norms are in training mode" in line for line in lines
     )
 
 
-def test_another_branch_under_attack_than_in_prediction(problem):
-    """As when an evaluator routes the attacked clip through other norm statistics."""
+def test_another_norm_branch_under_attack_than_in_prediction_is_reported(problem):
+    """This happens when an evaluator routes attacked clips through other norm statistics."""
     net, x, y = problem
-    found = self_checks(
+    lines = self_checks(
         lambda v: net(v) * (0.5 if v.requires_grad else 1), x, y, THREAT, generator=seeded()
     )
-    assert any("other norm branches" in line for line in found)
+    assert any("different norm branches" in line for line in lines)
 
 
-def test_vanished_gradients_and_what_follows(problem):
-    """Quantised input: the classifier works, no gradient reaches the pixels, large budgets do
-    nothing.
-    """
+def test_vanished_gradients_and_unbroken_clips_are_reported(problem):
+    """With quantised input the classifier works, but no gradient reaches the pixels."""
     net, x, _ = problem
+    # rounding has a gradient of 0
     flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
-    found = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=seeded())
-    assert any("the gradient is 0 for 12 of 12 clips" in line for line in found)
-    assert any("right at a budget that allows any clip, above chance" in line for line in found)
+    lines = self_checks(flat, x, flat(x).argmax(1), THREAT, generator=seeded())
+    assert any("the gradient is 0 for 12 of 12 clips" in line for line in lines)
+    assert any("right at a budget that allows any clip, above chance" in line for line in lines)
 
 
-def test_masked_gradients_lose_to_a_black_box(problem):
-    """The gradient is that of another, harmless function: Square sees the true one."""
+def test_masked_gradients_that_lose_to_a_black_box_attack_are_reported(problem):
+    """The gradient is that of another, harmless function; Square uses the true one."""
     net, x, y = problem
 
     class Masked(torch.autograd.Function):
@@ -86,28 +85,29 @@ def test_masked_gradients_lose_to_a_black_box(problem):
         def backward(ctx, g):
             return -g
 
-    found = self_checks(
+    lines = self_checks(
         lambda v: net(Masked.apply(v)), x, y, ThreatModel("linf", 12 / 255), generator=seeded()
     )
-    assert any("Square breaks" in line for line in found)
+    assert any("Square breaks" in line for line in lines)
 
 
-def test_a_model_that_is_always_wrong_cannot_be_checked(problem):
+def test_a_model_that_is_always_wrong_is_reported_as_unchecked(problem):
     net, x, y = problem
-    found = self_checks(net, x, (y + 1) % 6, THREAT)
-    assert found == ["none of 12 clips is classified right: attacks cannot be checked"]
+    lines = self_checks(net, x, (y + 1) % 6, THREAT)
+    assert lines == ["none of 12 clips is classified right: attacks cannot be checked"]
 
 
-def test_a_suite_whose_black_box_or_parts_break_more_is_weak():
+def test_a_suite_whose_black_box_attacks_or_parts_break_more_is_weak():
     black, parts = ("square",), ["apgd-tube"]
     broken_by = ["apgd-ce"] * 90 + [None] * 5 + ["square"] * 5
     assert [
         "black-box attacks broke 5 of 100" in line
         for line in weak_white_box(broken_by, black, parts)
     ] == [True]
+    # one clip may be chance
     assert weak_white_box(["apgd-ce"] * 99 + ["square"], black, parts) == []
-    found = weak_white_box(["apgd-tube"] * 3 + [None] * 10, black, parts)
-    assert len(found) == 1 and "parts of the threat broke 3 of 13" in found[0]
+    lines = weak_white_box(["apgd-tube"] * 3 + [None] * 10, black, parts)
+    assert len(lines) == 1 and "parts of the threat broke 3 of 13" in lines[0]
 
 
 def _normed():
@@ -125,28 +125,28 @@ def test_norms_in_training_mode_are_reported_at_every_batch_size(problem, batch_
             lambda v: net(v), x, y, THREAT, effort=0.02, batch_size=batch_size, generator=seeded()
         )
     bounded = MicroBatches(lambda v: net(v), batch_size or 12)
-    found = self_checks(bounded, x, y, THREAT, batch_size=batch_size, generator=seeded())
-    assert any("norms are in training mode; call eval" in line for line in found)
+    lines = self_checks(bounded, x, y, THREAT, batch_size=batch_size, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in lines)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_norms_in_training_mode_are_reported_of_few_clips(problem, n):
+def test_norms_in_training_mode_are_reported_with_few_clips(problem, n):
     _, x, _ = problem
     net = _normed().train()
     y = copy.deepcopy(net)(x[:n]).argmax(1)
-    found = self_checks(net, x[:n], y, THREAT, generator=seeded())
-    assert any("norms are in training mode; call eval" in line for line in found)
+    lines = self_checks(net, x[:n], y, THREAT, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in lines)
 
 
-def test_a_norm_that_needs_more_than_one_value_is_one_in_training_mode(problem):
+def test_a_norm_that_refuses_single_values_is_reported_as_in_training_mode(problem):
     net = nn.Sequential(nn.Flatten(1), nn.Linear(3 * 4 * 144, 6), nn.BatchNorm1d(6)).train()
     _, x, _ = problem
-    found = self_checks(net, x[:3], net(x[:3]).argmax(1), THREAT, generator=seeded())
-    assert any("norms are in training mode; call eval" in line for line in found)
+    lines = self_checks(net, x[:3], net(x[:3]).argmax(1), THREAT, generator=seeded())
+    assert any("norms are in training mode; call eval" in line for line in lines)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_norms_in_eval_mode_have_nothing_said_against_them(problem, batch_size):
+def test_norms_in_eval_mode_give_no_doubts(problem, batch_size):
     _, x, _ = problem
     net = _normed().eval()
     y = net(x).argmax(1)
@@ -156,8 +156,9 @@ def test_norms_in_eval_mode_have_nothing_said_against_them(problem, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 0])
-def test_clips_that_are_wrong_from_the_start_are_passed_over(problem, batch_size):
+def test_checks_skip_clips_that_are_wrong_from_the_start(problem, batch_size):
     net, x, y = problem
+    # the first three clips are wrong
     y = torch.cat([(y[:3] + 1) % 6, y[3:]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -168,19 +169,22 @@ def test_clips_that_are_wrong_from_the_start_are_passed_over(problem, batch_size
         autoattack(net, x, (net(x).argmax(1) + 1) % 6, THREAT, effort=0.02, batch_size=batch_size)
 
 
-def test_single_clips_are_checked_by_attacks_as_a_batch_is(problem):
-    """Vanished gradients of models that are attacked clip by clip."""
+def test_single_clips_are_checked_as_batches_are(problem):
+    """Vanished gradients are found in models that are attacked clip by clip."""
     net, x, _ = problem
     flat = lambda v: net((v * 4).round() / 4 + 0 * v)  # noqa: E731
     y = flat(x).argmax(1)
     for batch_size in (0, 1, 5):
-        found = self_checks(flat, x, y, THREAT, batch_size=batch_size, generator=seeded())
-        assert any("the gradient is 0 for 12 of 12 clips" in line for line in found)
-        assert any("right at a budget that allows any clip, above chance" in line for line in found)
+        lines = self_checks(flat, x, y, THREAT, batch_size=batch_size, generator=seeded())
+        assert any("the gradient is 0 for 12 of 12 clips" in line for line in lines)
+        assert any("right at a budget that allows any clip, above chance" in line for line in lines)
 
 
 def _blind(problem):
-    """A model whose gradients vanish: Square breaks what no white-box attack does."""
+    """Return a model whose gradients vanish, clips, and labels.
+
+    Square breaks clips that no white-box attack breaks.
+    """
     net, x, _ = problem
     predict = lambda v: net((v * 30).round() / 30 + 0 * v)  # noqa: E731
     return predict, x, predict(x).argmax(1)
@@ -212,26 +216,23 @@ def test_worst_case_warns_that_square_broke_what_the_others_left_unless_it_ran_a
     steps = suite_steps("standard", threat, 4, 6, effort=0.05)
     with pytest.warns(UserWarning, match="black-box attacks broke"):
         worst_case(predict, x, y, threat, steps, generator=seeded())
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         worst_case(predict, x, y, threat, [attack_step("square", queries=250)], generator=seeded())
         worst_case(predict, x, y, threat, steps, warn=False, generator=seeded())
-    assert not [w for w in seen if "black-box" in str(w.message)]
+    assert not [w for w in caught if "black-box" in str(w.message)]
 
 
 @pytest.mark.parametrize(
-    ("clips", "said"), [(1, "too few clips"), (3, "too few clips"), (12, "above chance")]
+    ("clips", "phrase"), [(1, "too few clips"), (3, "too few clips"), (12, "above chance")]
 )
-def test_few_clips_are_not_above_chance(problem, clips, said):
-    """A model without gradients keeps every clip.
-
-    Of one alone that is no number to compare with chance.
-    """
+def test_few_clips_are_not_compared_with_chance(problem, clips, phrase):
+    """A model without gradients keeps every clip; with few clips this may be chance."""
     net, x, y = problem
 
     def masked(v):
         return net(v.detach()) + 0 * v.flatten(1).sum(1, keepdim=True)
 
-    found = self_checks(masked, x[:clips], y[:clips], THREAT, generator=seeded())
-    (line,) = [line for line in found if "right at a budget that allows any clip" in line]
-    assert said in line and line.startswith(f"{clips} of {clips} ")
+    lines = self_checks(masked, x[:clips], y[:clips], THREAT, generator=seeded())
+    (line,) = [line for line in lines if "right at a budget that allows any clip" in line]
+    assert phrase in line and line.startswith(f"{clips} of {clips} ")

@@ -1,37 +1,21 @@
+"""Check threat models: projections, measurements, and names."""
+
 import pytest
 import torch
 
+from tests.attacks.helpers import SHAPES, THREATS
 from vidrobust.attacks import ThreatModel, contains, make_ball, measure, parse_threat, project
-
-SHAPES = [
-    (4, 3, 1, 6, 7),
-    (4, 3, 4, 6, 7),
-    (4, 3, 3, 6, 7),
-    (4, 3, 6, 7),
-]  # T = 1, 4, 3 (not channels), a 4-D image
-SUPPORTS = [
-    ("dense", 0),
-    ("tube", 0),
-    ("flicker", 0),
-    ("frames", 1),
-    ("patch", 3),
-    ("border", 1),
-    ("pixels", 4),
-]
-EPS = {"linf": 0.1, "l2": 0.7, "l2_frame": 0.4, "l1": 3.0}
-THREATS = [
-    ThreatModel(norm, eps, support, k) for norm, eps in EPS.items() for support, k in SUPPORTS
-]  # type: ignore
 
 
 def _clip(shape, saturated=0.3):
-    """Random pixels, some of them black or white: there clipping hides what delta is."""
+    """Return random pixels, some black or white, where clipping hides how large delta is."""
     return (torch.rand(shape) * (1 + 2 * saturated) - saturated).clamp(0, 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_projection_lands_inside_and_is_idempotent(threat, shape):
+def test_the_projection_is_allowed_and_idempotent(threat, shape):
+    # small changes, and changes far outside the budget
     for spread in (0.02, 0.5):
         x = _clip(shape)
         y = (x + spread * torch.randn(shape)).clamp(-0.2, 1.2)
@@ -43,8 +27,9 @@ def test_projection_lands_inside_and_is_idempotent(threat, shape):
 
 
 def _exact(threat):
-    """L1 takes the frames, patches and pixels of the largest change, which need not be the
-    nearest.
+    """Return whether `project` is exact for a threat.
+
+    L1 uses the frames, patches and pixels of the largest change, which need not be the nearest.
     """
     free = threat.support in ("frames", "patch", "pixels")
     return threat.support not in ("tube", "flicker") and not (
@@ -57,17 +42,18 @@ def _exact(threat):
 def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
     x, generator = _clip(shape), torch.Generator().manual_seed(0)
     y = x + 0.3 * torch.randn(shape)
+    # the choice of a place is exact only where nothing is clipped
     if threat.norm != "linf" and threat.support in ("frames", "patch", "pixels"):
         y = y.clamp(0, 1)
-    found = project(threat, x, y)
-    away = (found - y).flatten(1).norm(dim=1)
+    projected = project(threat, x, y)
+    away = (projected - y).flatten(1).norm(dim=1)
     for scale in (1.0, 0.3, 0.03):
-        for _ in range(20):  # from anywhere, and from around the projection itself
+        for _ in range(20):  # from anywhere in the ball, and from around the projection
             ball = make_ball(
                 threat, x, lambda: torch.rand(len(x), *x.shape[2:]).view(len(x), -1, *x.shape[-2:])
             )
             random = ball.apply(ball.random(generator))
-            near = project(threat, x, found + scale * 0.1 * torch.randn(shape))
+            near = project(threat, x, projected + scale * 0.1 * torch.randn(shape))
             for other in (random, near):
                 assert contains(threat, x, other).all()
                 assert (away <= (other - y).flatten(1).norm(dim=1) + 1e-4).all()
@@ -75,14 +61,13 @@ def test_no_allowed_clip_is_nearer_than_the_projection(threat, shape):
 
 @pytest.mark.parametrize("support", ["tube", "flicker"])
 def test_a_shared_delta_is_projected_where_nothing_is_clipped(support):
-    """The nearest constant is the mean; of saturated pixels the delta that explains them is
-    kept.
-    """
+    """The nearest constant is the mean. For saturated pixels the delta that explains them stays."""
     x = torch.rand(3, 3, 4, 5, 6) * 0.2 + 0.4
     y = x + 0.05 * torch.randn_like(x)
     dims = (2,) if support == "tube" else (3, 4)
     expected = x + (y - x).mean(dims, keepdim=True).clamp(-0.02, 0.02)
     assert torch.allclose(project(ThreatModel("linf", 0.02, support), x, y), expected, atol=1e-6)
+    # all pixels but one are white, and hide how large delta is
     white = torch.ones_like(x)
     white[:, :, 0, 0, 0] = 0.5
     ball = make_ball(ThreatModel("linf", 0.3, support), white, lambda: x)
@@ -102,6 +87,7 @@ def test_eps_0_projects_onto_the_clip_itself(threat):
 def test_contains_measures_every_sample_from_its_pixels():
     threat, x = ThreatModel("linf", 8 / 255), torch.full((5, 3, 2, 4, 4), 0.5)
     y = x.clone()
+    # samples: unchanged, at the budget, beyond it, NaN, beyond 1
     y[1, 0, 1, 2, 3] += 8 / 255
     y[2, 2, 0, 0, 0] -= 9 / 255
     y[3, 0, 0, 0, 0] = float("nan")
@@ -111,7 +97,7 @@ def test_contains_measures_every_sample_from_its_pixels():
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-def test_norms_are_those_of_plain_loops(frames):
+def test_norms_equal_those_of_plain_loops(frames):
     x = torch.rand(2, 3, frames, 4, 5) * 0.5 + 0.25
     change = 0.1 * torch.randn_like(x)
     for sample in range(2):
@@ -130,7 +116,7 @@ def test_norms_are_those_of_plain_loops(frames):
             assert measure(ThreatModel(norm, 1), x, x + change)[sample].item() == pytest.approx(
                 size, rel=1e-4
             )
-    if frames == 1:  # the image's L2: budgets transfer
+    if frames == 1:  # the L2 norm of the image, so that budgets transfer
         assert torch.equal(
             measure(ThreatModel("l2_frame"), x, x + change),
             measure(ThreatModel("l2"), x, x + change),
@@ -171,16 +157,16 @@ def _changed(places, shape=(1, 3, 4, 6, 7)):
         ("flicker-linf-0.1", [(2, 3)], False),
     ],
 )
-def test_contains_sees_where_a_perturbation_lies(name, places, inside):
+def test_contains_checks_where_a_perturbation_lies(name, places, inside):
     assert contains(parse_threat(name), *_changed(places)).item() is inside
 
 
-def test_a_clipped_shared_delta_is_one_and_a_larger_one_is_not_hidden():
+def test_clipping_neither_forbids_a_shared_delta_nor_hides_a_larger_one():
     x = torch.tensor([0.5, 0.95, 1.0, 0.0]).view(1, 1, 1, 2, 2).repeat(1, 3, 1, 1, 1)
     flicker = ThreatModel("linf", 0.1, "flicker")
     y = (x + 0.1).clamp(0, 1)
     assert contains(flicker, x, y).item() and measure(flicker, x, y).item() == pytest.approx(0.1)
-    y[0, :, 0, 0, 0] = 0.5  # the others say 0.1, this one 0
+    y[0, :, 0, 0, 0] = 0.5  # the other pixels changed by 0.1, this one by 0
     assert not contains(flicker, x, y).item()
     assert not contains(ThreatModel("linf", 0.05, "flicker"), x, (x + 0.1).clamp(0, 1)).item()
 
@@ -193,11 +179,12 @@ def test_random_starts_fill_the_budget_and_follow_their_generator(threat):
     first, again = (ball.random(torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, ball.random())
     assert contains(threat, x, ball.apply(first)).all()
+    # most of the budget, in both directions
     sizes = measure(threat, x, ball.apply(first))
     assert (sizes > 0.7 * threat.eps).all() and (first > 0).any() and (first < 0).any()
 
 
-def test_names_are_read_back():
+def test_names_of_threats_are_read_back():
     names = [
         "linf-4/255",
         "linf-0.5/255",
@@ -244,7 +231,7 @@ def test_names_are_read_back():
         {"place": "random"},
     ],
 )
-def test_what_is_not_defined_is_refused(bad):
+def test_undefined_threats_are_refused(bad):
     with pytest.raises(ValueError, match="eps|no threat model|support="):
         ThreatModel(**bad)
 
@@ -264,9 +251,9 @@ def test_what_is_not_defined_is_refused(bad):
         "4/255",
     ],
 )
-def test_names_that_say_nothing_are_refused(name):
+def test_texts_that_are_no_names_are_refused(name):
     with pytest.raises(
-        ValueError, match="is no threat model|is no number|no such place|at least 1"
+        ValueError, match="is no threat model|is no number|must be one of|at least 1"
     ):
         parse_threat(name)
 
@@ -289,14 +276,14 @@ def test_supports_larger_than_the_clip_are_refused(name, message):
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 4), (2, 3, 1, 4, 4, 1)])
-def test_other_ranks_are_refused(shape):
+def test_clips_of_other_numbers_of_dimensions_are_refused(shape):
     with pytest.raises(ValueError, match="expected clips"):
         contains(ThreatModel(), torch.rand(shape), torch.rand(shape))
 
 
 @pytest.mark.parametrize("eps", ["4/255", None, "small"])
-def test_a_budget_that_is_no_number_is_refused(eps):
-    with pytest.raises(ValueError, match="a number, 4 / 255; parse_threat reads"):
+def test_a_budget_that_is_not_a_number_is_refused(eps):
+    with pytest.raises(ValueError, match="must be a number, such as 4 / 255; parse_threat reads"):
         ThreatModel("linf", eps)
 
 
@@ -307,7 +294,7 @@ def test_places_may_be_lists():
     assert not contains(threat, x, x + 0.05 * (torch.arange(6) == 3).view(6, 1, 1)).any()
 
 
-def test_kinds_are_names_without_budgets():
+def test_the_kind_of_a_threat_is_its_name_without_the_budget():
     for name in (
         "linf-0.00001",
         "l2-1e15",
@@ -321,7 +308,7 @@ def test_kinds_are_names_without_budgets():
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 0, 1), (2, 2)])
-def test_a_frame_that_is_listed_twice_is_no_frame_more(place):
+def test_a_frame_that_is_listed_twice_is_refused(place):
     """It would be perturbed twice, by up to twice the budget."""
     for k in {len(place), len(set(place))}:
         with pytest.raises(ValueError, match="frames take k different frame numbers"):
@@ -344,34 +331,36 @@ def test_the_largest_and_the_smallest_budgets_are_attacked(norm, eps):
     from vidrobust.attacks import pgd
 
     x, threat = torch.rand(2, 3, 2, 4, 4), ThreatModel(norm, eps)
-    found = pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=3)
-    assert contains(threat, x, found).all()
+    x_adv = pgd(lambda v: v.flatten(1).sum(1), x, threat, steps=3)
+    assert contains(threat, x, x_adv).all()
 
 
 @pytest.mark.parametrize(
-    ("eps", "told"), [(1.001, "anything$"), (1.5, "write 1.5/255"), (8, "write 8/255")]
+    ("eps", "message_part"),
+    [(1.001, r"any clip in \[0, 1\]$"), (1.5, "write 1.5/255"), (8, "write 8/255")],
 )
-def test_a_linf_budget_above_1_is_refused(eps, told):
+def test_a_linf_budget_above_1_is_refused(eps, message_part):
     assert ThreatModel("linf", 1).eps == 1
     assert ThreatModel("l2", eps).eps == eps
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message_part):
         ThreatModel("linf", eps)
 
 
-def test_what_is_cut_off_at_black_does_not_choose_the_frame():
-    """Frame 0 is asked to go far below black, which it cannot; the change of frame 1 is larger."""
+def test_changes_below_black_do_not_count_in_the_choice_of_a_frame():
+    """Frame 0 would go far below black, which it cannot, so the change of frame 1 is larger."""
     x = torch.zeros(1, 1, 2, 1, 1)
     x[:, :, 1] = 0.5
     asked = torch.tensor([-0.9, 0.8]).view(1, 1, 2, 1, 1)
-    found = project(ThreatModel("linf", 0.5, "frames", 1), x, asked)
-    assert torch.allclose(found.flatten(), torch.tensor([0.0, 0.8]))
+    projected = project(ThreatModel("linf", 0.5, "frames", 1), x, asked)
+    assert torch.allclose(projected.flatten(), torch.tensor([0.0, 0.8]))
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_budgets_are_compared_up_to_what_a_pixel_cannot_say(norm):
-    """2^-24 a changed pixel, beside atol and a millionth of the budget."""
+def test_budgets_are_compared_up_to_the_rounding_of_a_pixel(norm):
+    """The tolerance is 2^-24 per changed pixel, plus atol and a millionth of the budget."""
     x = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64)
     threat, pixel = ThreatModel(norm, 0.125), 2.0**-24
+    # the largest size without the tolerance of a pixel
     edge = 0.125 * (1 + 1e-6) + 1e-6
     for beyond, inside in ((0.9 * pixel, True), (1.1 * pixel, False)):
         assert contains(threat, x, x + edge + beyond).item() is inside

@@ -1,8 +1,10 @@
+"""Check one perturbation for a whole data set."""
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.attacks.models import labelled, small_net
+from tests.attacks.helpers import labelled, small_net
 from vidrobust.attacks import ThreatModel, apply_universal, contains, universal
 
 
@@ -19,9 +21,10 @@ def _batches(x, y):
 
 @pytest.mark.parametrize("support", ["dense", "tube", "flicker"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_one_delta_breaks_clips_it_has_not_seen(norm, support):
+def test_one_delta_breaks_clips_that_it_was_not_computed_from(norm, support):
     net, x, y, loss = _problem()
     threat = ThreatModel(norm, {"linf": 0.1, "l2": 3.0}[norm], support)
+    # computed from the first 30 clips, and tested on the others
     delta = universal(loss, _batches(x[:30], y[:30]), threat, epochs=10)
     shape = {"dense": (1, 3, 6, 12, 12), "tube": (1, 3, 1, 12, 12), "flicker": (1, 3, 6, 1, 1)}[
         support
@@ -35,7 +38,7 @@ def test_one_delta_breaks_clips_it_has_not_seen(norm, support):
         assert (net(unseen).argmax(1) != y[30:]).float().mean() > 0.3
 
 
-def test_with_shift_it_works_from_any_frame_on():
+def test_a_delta_computed_with_shifts_works_from_any_frame_on():
     _, x, y, loss = _problem()
     threat = ThreatModel("linf", 0.05)
     fixed, shifting = (
@@ -50,17 +53,18 @@ def test_with_shift_it_works_from_any_frame_on():
         for shift in (False, True)
     )
 
+    # the mean loss at the least harmful shift
     def worst(delta):
         return min(float(loss(apply_universal(delta, x, by), y).mean()) for by in range(6))
 
     assert worst(shifting) > worst(fixed)
 
 
-def test_what_it_is_not_for_is_refused():
+def test_other_supports_and_bad_batches_are_refused():
     _, x, y, loss = _problem()
-    with pytest.raises(ValueError, match="support dense, tube or flicker"):
+    with pytest.raises(ValueError, match="defined for supports dense, tube, flicker"):
         universal(loss, _batches(x, y), ThreatModel("linf", 0.1, "frames", 1))
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(ValueError, match="batches is empty"):
         universal(loss, [], ThreatModel())
     with pytest.raises(ValueError, match="attack before normalisation|divide by 255"):
         universal(loss, _batches(x * 255, y), ThreatModel())
@@ -69,9 +73,7 @@ def test_what_it_is_not_for_is_refused():
 
 
 def test_the_gradient_is_rolled_back_to_where_delta_is():
-    """A loss of the first frame alone: which part of delta lies there changes, and all of it is
-    moved.
-    """
+    """With a loss of the first frame only, shifting moves every part of delta."""
     x, y = torch.full((2, 3, 4, 2, 2), 0.5), torch.zeros(2)
     generator = torch.Generator().manual_seed(0)
     delta = universal(
@@ -85,8 +87,8 @@ def test_the_gradient_is_rolled_back_to_where_delta_is():
     assert torch.allclose(delta, torch.full_like(delta, 0.1))
 
 
-def test_a_pixel_that_is_clipped_does_not_count():
-    """Two frames share a delta; one is black, where a darker delta changes nothing."""
+def test_a_clipped_pixel_does_not_count_in_the_gradient():
+    """Two frames share a delta; one frame is black, where a darker delta changes nothing."""
     x = torch.full((1, 1, 2, 1, 1), 0.5)
     x[:, :, 0] = 0
     threat = ThreatModel("linf", 0.1, "tube")

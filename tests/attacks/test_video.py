@@ -1,8 +1,10 @@
+"""Check attacks made for video, and properties that all attacks share."""
+
 import pytest
 import torch
 from torch import nn
 
-from tests.attacks.models import accuracy, labelled, loss_of, seeded, small_net
+from tests.attacks.helpers import accuracy, labelled, loss_of, seeded, small_net
 from vidrobust.attacks import (
     ATTACKS,
     SCORES,
@@ -30,7 +32,10 @@ def problem():
 
 @pytest.fixture(scope="module")
 def one_frame_counts():
-    """Class 1 when frame 2 is bright, 0 when it is dark: the other frames mean nothing."""
+    """Return a model, clips and labels: class 1 when frame 2 is bright, else 0.
+
+    The other frames do not matter.
+    """
 
     def predict(x):
         bright = 40 * (x[:, :, 2].flatten(1).mean(1) - 0.5)
@@ -44,22 +49,23 @@ DENSE = ThreatModel("linf", 6 / 255)
 
 
 @pytest.mark.parametrize("mode", ["one_shot", "iterative", "refresh"])
-def test_frame_saliency_needs_the_one_frame_that_counts(one_frame_counts, mode):
+def test_frame_saliency_changes_only_the_frame_that_matters(one_frame_counts, mode):
     predict, x, y = one_frame_counts
     threat = ThreatModel("linf", 0.1)
-    found = frame_saliency(loss_of(predict, y), x, threat, mode=mode, generator=seeded())
-    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
-    changed = (found - x).abs().amax((1, 3, 4)) > 1e-6
+    x_adv = frame_saliency(loss_of(predict, y), x, threat, mode=mode, generator=seeded())
+    assert contains(threat, x, x_adv).all() and (predict(x_adv).argmax(1) == 1).all()
+    changed = (x_adv - x).abs().amax((1, 3, 4)) > 1e-6
     assert changed.tolist() == [[False, False, True, False, False]] * 6
 
 
 @pytest.mark.parametrize("mode", ["one_shot", "iterative", "refresh"])
-def test_frame_saliency_takes_more_frames_until_a_sample_is_broken(problem, mode):
+def test_frame_saliency_adds_frames_until_a_sample_is_broken(problem, mode):
     net, x, y = problem
-    found = frame_saliency(loss_of(net, y), x, DENSE, mode=mode, generator=seeded())
-    used = ((found - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
-    wrong = net(found).argmax(1) != y
-    assert contains(DENSE, x, found).all() and wrong.float().mean() > 0.5
+    x_adv = frame_saliency(loss_of(net, y), x, DENSE, mode=mode, generator=seeded())
+    used = ((x_adv - x).abs().amax((1, 3, 4)) > 1e-6).sum(1)
+    wrong = net(x_adv).argmax(1) != y
+    assert contains(DENSE, x, x_adv).all() and wrong.float().mean() > 0.5
+    # at least as strong as one frame, and on average below all four
     one = pgd(
         loss_of(net, y), x, ThreatModel("linf", 6 / 255, "frames", 1), steps=10, generator=seeded()
     )
@@ -67,7 +73,7 @@ def test_frame_saliency_takes_more_frames_until_a_sample_is_broken(problem, mode
 
 
 def test_one_frame_finds_the_frame_that_saliency_misses():
-    """The gradient of frame 0 is the largest, but saturates; frame 1 alone can cross."""
+    """The gradient of frame 0 is the largest but saturates; only frame 1 can cross the boundary."""
 
     def predict(x):
         first, second = (x[:, :, t].flatten(1).mean(1) - 0.5 for t in (0, 1))
@@ -76,25 +82,24 @@ def test_one_frame_finds_the_frame_that_saliency_misses():
 
     x, y = torch.full((2, 3, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.1)
+    # the threat of one frame uses the most salient one, and fails
     salient = pgd(loss_of(predict, y), x, ThreatModel("linf", 0.1, "frames", 1), steps=20)
     assert (predict(salient).argmax(1) == 0).all()
-    found = one_frame(loss_of(predict, y), x, threat, generator=seeded())
-    assert (predict(found).argmax(1) == 1).all() and contains(
-        ThreatModel("linf", 0.1, "frames", 1), x, found
+    x_adv = one_frame(loss_of(predict, y), x, threat, generator=seeded())
+    assert (predict(x_adv).argmax(1) == 1).all() and contains(
+        ThreatModel("linf", 0.1, "frames", 1), x, x_adv
     ).all()
 
 
 def test_temporal_translation_averages_gradients_over_shifts():
-    """With a linear model whose weights alternate in time, shifts cancel what a single position
-    sees.
-    """
+    """The model is linear, and its weights alternate in time; shifts average them."""
     weight = torch.tensor([1.0, -1.0] * 4).view(1, 1, 8, 1, 1) + 0.2
     x = torch.full((1, 3, 8, 2, 2), 0.5)
     loss = lambda v: (v * weight).flatten(1).sum(1)  # noqa: E731
     plain = temporal_translation(loss, x, ThreatModel("linf", 0.1), shift=0) - x
     shifted = temporal_translation(loss, x, ThreatModel("linf", 0.1), shift=7) - x
     assert (plain.sign()[0, 0, :, 0, 0] == weight.sign().flatten()).all()
-    assert (shifted > 0).all()  # the mean of the weights is positive, wherever the clip begins
+    assert (shifted > 0).all()  # the mean of the weights is positive at every shift
 
 
 def test_temporal_translation_of_an_image_is_mim(problem):
@@ -105,36 +110,34 @@ def test_temporal_translation_of_an_image_is_mim(problem):
         return nn.functional.cross_entropy(logits, y, reduction="none")
 
     image = x[:, :, :1]
-    found = temporal_translation(loss, image, DENSE)
-    assert contains(DENSE, image, found).all() and (loss(found) > loss(image)).all()
-    assert torch.allclose(loss(found), loss(mim(loss, image, DENSE)), atol=1e-3)
+    x_adv = temporal_translation(loss, image, DENSE)
+    assert contains(DENSE, image, x_adv).all() and (loss(x_adv) > loss(image)).all()
+    assert torch.allclose(loss(x_adv), loss(mim(loss, image, DENSE)), atol=1e-3)
 
 
-def test_the_flicker_penalty_makes_it_smoother_and_the_budget_is_hard(problem):
+def test_the_flicker_penalty_smooths_the_flicker_within_a_hard_budget(problem):
     net, x, y = problem
     threat = ThreatModel("linf", 20 / 255, "flicker")
 
-    def rough(found):
-        line = (found - x).mean((3, 4))
+    def rough(x_adv):
+        line = (x_adv - x).mean((3, 4))
         return line.diff(dim=2).square().mean()
 
     loss = loss_of(net, y, score=SCORES["flicker_hinge"])
     mild, strict = (flicker(loss, x, threat, lam=lam, generator=seeded()) for lam in (0.0, 100.0))
-    for found in (mild, strict):
-        assert contains(threat, x, found).all()
+    for x_adv in (mild, strict):
+        assert contains(threat, x, x_adv).all()
     assert rough(strict) < 0.5 * rough(mild) and accuracy(net, mild, y) < 1
 
 
 def test_a_cyclic_flicker_works_at_any_offset():
-    """Class by the mean of a window of two frames that a shift moves over: only an even change
-    survives all shifts.
-    """
+    """Only a perturbation that was computed with shifts breaks clips at most offsets."""
     net = small_net(frames=6, classes=2, seed=3)
     x, y = labelled(net, (16, 3, 6, 12, 12), seed=2)
     threat, loss = ThreatModel("linf", 60 / 255, "flicker"), loss_of(net, y, score=SCORES["ce"])
 
-    def share_broken(found):
-        delta = (found - x).mean((3, 4), keepdim=True)
+    def fraction_broken(x_adv):
+        delta = (x_adv - x).mean((3, 4), keepdim=True)
         moved = torch.stack(
             [net((x + delta.roll(by, 2)).clamp(0, 1)).argmax(1) != y for by in range(6)]
         )
@@ -144,13 +147,15 @@ def test_a_cyclic_flicker_works_at_any_offset():
     fixed, cyclic = (
         flicker(loss, x, threat, cyclic=c, generator=seeded(), **options) for c in (False, True)
     )
-    assert contains(threat, x, cyclic).all() and share_broken(cyclic) > share_broken(fixed) + 0.1
+    assert (
+        contains(threat, x, cyclic).all() and fraction_broken(cyclic) > fraction_broken(fixed) + 0.1
+    )
 
 
 def test_sparse_changes_few_frames(one_frame_counts):
     predict, x, y = one_frame_counts
     threat = ThreatModel("linf", 0.2)
-    found = sparse(
+    x_adv = sparse(
         loss_of(predict, y, score=SCORES["escape"]),
         x,
         threat,
@@ -158,8 +163,9 @@ def test_sparse_changes_few_frames(one_frame_counts):
         lr=0.01,
         generator=seeded(),
     )
-    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
-    size = (found - x).square().sum((1, 3, 4)).sqrt()
+    assert contains(threat, x, x_adv).all() and (predict(x_adv).argmax(1) == 1).all()
+    # L2 norm of the change of each frame
+    size = (x_adv - x).square().sum((1, 3, 4)).sqrt()
     assert (size[:, 2] > 10 * size[:, [0, 1, 3, 4]].amax(1)).all()
     masked = ThreatModel(
         "linf", 0.2, "frames", 2, "uniform"
@@ -169,10 +175,8 @@ def test_sparse_changes_few_frames(one_frame_counts):
 
 
 @pytest.mark.parametrize("attack", [sparse, flicker])
-def test_the_broken_iterate_of_least_penalty_is_kept(attack):
-    """One value to move; what is kept is hardly beyond the boundary, and not the first that crossed
-    it.
-    """
+def test_sparse_and_flicker_keep_the_broken_iterate_of_least_penalty(attack):
+    """The kept iterate is just beyond the boundary, and not the first that crossed it."""
 
     def predict(x):
         score = 100 * (x.flatten(1).mean(1) - 0.52)
@@ -181,46 +185,49 @@ def test_the_broken_iterate_of_least_penalty_is_kept(attack):
     x, y = torch.full((2, 3, 4, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
     threat = ThreatModel("linf", 0.3, "flicker" if attack is flicker else "dense")
     options = {"lam": 30.0 if attack is flicker else 0.1, "lr": 0.02, "steps": 200}
-    found = attack(
+    x_adv = attack(
         loss_of(predict, y, score=SCORES["flicker_hinge"]), x, threat, generator=seeded(), **options
     )
-    assert (predict(found).argmax(1) == 1).all()
-    assert ((found - x).flatten(1).mean(1) < 0.03).all(), (found - x).flatten(1).mean(1)
+    assert (predict(x_adv).argmax(1) == 1).all()
+    assert ((x_adv - x).flatten(1).mean(1) < 0.03).all(), (x_adv - x).flatten(1).mean(1)
 
 
-def test_roa_finds_the_place_that_counts():
+def test_roa_finds_the_place_that_matters():
     def predict(x):
         corner = 30 * (x[..., 6:9, 9:12].flatten(1).mean(1) - 0.2)
         return torch.stack([-corner, corner], 1)
 
     x, y = torch.full((3, 3, 2, 12, 12), 0.1), torch.zeros(3, dtype=torch.long)
     threat = ThreatModel("linf", 1.0, "patch", 3)
-    found = roa(loss_of(predict, y), x, threat, stride=3, steps=5)
-    assert contains(threat, x, found).all() and (predict(found).argmax(1) == 1).all()
+    x_adv = roa(loss_of(predict, y), x, threat, stride=3, steps=5)
+    assert contains(threat, x, x_adv).all() and (predict(x_adv).argmax(1) == 1).all()
+    # a given place is kept, also where it does no harm
     given = parse_threat("patch3@0+0-linf-1")
-    there = roa(loss_of(predict, y), x, given, steps=5)
-    assert contains(given, x, there).all() and (predict(there).argmax(1) == 0).all()
+    x_adv_given = roa(loss_of(predict, y), x, given, steps=5)
+    assert contains(given, x, x_adv_given).all() and (predict(x_adv_given).argmax(1) == 0).all()
 
 
 def test_salt_and_pepper_paints_k_pixels_of_each_frame_black_or_white(problem):
     net, x, y = problem
     threat = ThreatModel("linf", 1.0, "pixels", 7)
-    found = salt_and_pepper(loss_of(net, y), x, threat)
-    changed = ((found - x).abs() > 1e-6).any(1)
-    assert contains(threat, x, found).all() and changed.flatten(2).sum(2).max() <= 7
-    values = found.movedim(1, -1)[changed]
+    x_adv = salt_and_pepper(loss_of(net, y), x, threat)
+    changed = ((x_adv - x).abs() > 1e-6).any(1)
+    assert contains(threat, x, x_adv).all() and changed.flatten(2).sum(2).max() <= 7
+    values = x_adv.movedim(1, -1)[changed]
     assert ((values < 1e-6) | (values > 1 - 1e-6)).all() and (
         values.amax(1) - values.amin(1) < 1e-6
     ).all()
-    assert accuracy(net, found, y) < 0.6
+    assert accuracy(net, x_adv, y) < 0.6
 
 
+# attack -> a threat that it is defined for; linf-8/255 for the others
 FOR = {
     "roa": "patch3-linf-1",
     "salt-and-pepper": "pixels5-linf-1",
     "flicker": "flicker-linf-20/255",
     "cw": "l2-0.5",
 }
+# attack -> options that make it fast
 FAST = {
     "square": {"queries": 60},
     "nes": {"queries": 200},
@@ -239,19 +246,20 @@ FAST = {
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_obeys_its_threat_raises_the_loss_and_leaves_the_model_alone(name, frames):
-    net = small_net(frames=frames).train()  # modes and flags are the caller's
+    net = small_net(frames=frames).train()  # modes and flags belong to the caller
     x, y = labelled(net, (8, 3, frames, 12, 12))
     threat = parse_threat(FOR.get(name, "linf-8/255"))
     loss = loss_of(net, y, score=SCORES["margin"])
     before = {key: value.clone() for key, value in net.state_dict().items()}
+    # twice with equal generators
     runs = [
         ATTACKS[name](loss, x, threat, generator=seeded(7), **FAST.get(name, {})) for _ in range(2)
     ]
     assert torch.equal(*runs), "the same generator gives the same clips"
-    found = runs[0]
-    assert found.shape == x.shape and found.dtype == x.dtype and not found.requires_grad
-    assert contains(threat, x, found).all()
-    assert (loss(found) >= loss(x) - 1e-5).all() and loss(found).mean() > loss(x).mean()
+    x_adv = runs[0]
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype and not x_adv.requires_grad
+    assert contains(threat, x, x_adv).all()
+    assert (loss(x_adv) >= loss(x) - 1e-5).all() and loss(x_adv).mean() > loss(x).mean()
     assert net.training and not any(p.requires_grad for p in net.parameters())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
@@ -267,37 +275,35 @@ def test_every_attack_leaves_a_clip_alone_at_eps_0_and_works_in_bf16(name):
         ATTACKS[name](loss_of(net, y, score="margin"), x, nothing, generator=seeded(), **options), x
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found = ATTACKS[name](
+        x_adv = ATTACKS[name](
             loss_of(net, y, score=SCORES["margin"]), x, threat, generator=seeded(), **options
         )
-    assert found.dtype == torch.float32 and contains(threat, x, found).all()
+    assert x_adv.dtype == torch.float32 and contains(threat, x, x_adv).all()
 
 
 @pytest.mark.parametrize(
     ("attack", "threat", "message"),
     [
-        (frame_saliency, "tube-linf-0.1", "dense threats"),
-        (one_frame, "frames1-linf-0.1", "dense threat"),
-        (flicker, "linf-0.1", "support flicker"),
-        (roa, "linf-1", "patch-linf"),
-        (roa, "patch2-l2-1", "patch-linf"),
-        (salt_and_pepper, "linf-1", "pixels-linf"),
+        (frame_saliency, "tube-linf-0.1", "defined for support dense"),
+        (one_frame, "frames1-linf-0.1", "frame itself, is defined for support dense"),
+        (flicker, "linf-0.1", "threat=linf-0.1: .* defined for support flicker"),
+        (roa, "linf-1", "defined for norm linf and support patch"),
+        (roa, "patch2-l2-1", "defined for norm linf and support patch"),
+        (salt_and_pepper, "linf-1", "defined for norm linf and support pixels"),
         (salt_and_pepper, "pixels200-linf-1", "200 pixels of frames"),
-        (ATTACKS["cw"], "linf-0.1", "defined for l2"),
-        (ATTACKS["fab"], "l2_frame-0.1", "not for l2_frame"),
-        (ATTACKS["fab-t"], "l2_frame-0.1", "not for l2_frame"),
+        (ATTACKS["cw"], "linf-0.1", "defined for norm l2"),
+        (ATTACKS["fab"], "l2_frame-0.1", "defined for norms linf, l2, l1"),
+        (ATTACKS["fab-t"], "l2_frame-0.1", "threat=l2_frame-0.1: FAB is defined"),
     ],
 )
-def test_threats_that_an_attack_is_not_for_are_refused(problem, attack, threat, message):
+def test_threats_that_an_attack_is_not_defined_for_are_refused(problem, attack, threat, message):
     net, x, y = problem
     with pytest.raises(ValueError, match=message):
         attack(loss_of(net, y), x, parse_threat(threat))
 
 
-def test_supports_hold_each_other(problem):
-    """A flicker or tube of eps is in the dense ball of eps, whose worst case is no better for the
-    defender.
-    """
+def test_the_dense_threat_includes_all_other_supports(problem):
+    """So the worst case of the dense threat is no better for the defender."""
     net, x, y = problem
     dense = ThreatModel("linf", 4 / 255)
     worst = accuracy(net, pgd(loss_of(net, y), x, dense, steps=30, generator=seeded()), y)
@@ -310,17 +316,15 @@ def test_supports_hold_each_other(problem):
         ("pixels", 9),
     ):
         part = ThreatModel("linf", 4 / 255, support, k)
-        found = pgd(loss_of(net, y), x, part, steps=30, generator=seeded())
-        assert contains(dense, x, found).all() and contains(part, x, found).all()
+        x_adv = pgd(loss_of(net, y), x, part, steps=30, generator=seeded())
+        assert contains(dense, x, x_adv).all() and contains(part, x, x_adv).all()
         assert (
-            accuracy(net, found, y) >= worst and (measure(part, x, found) <= 4 / 255 + 1e-6).all()
+            accuracy(net, x_adv, y) >= worst and (measure(part, x, x_adv) <= 4 / 255 + 1e-6).all()
         )
 
 
-def test_a_cyclic_flicker_pays_for_differences_that_go_around():
-    """Steps of Adam by hand, on a loss whose gradient is the same at every offset, so that no roll
-    matters.
-    """
+def test_the_penalty_of_a_cyclic_flicker_includes_the_difference_around_the_end():
+    """Compare with Adam by hand, on a loss whose gradient is the same at every offset."""
     threat, frames, steps = parse_threat("flicker-linf-0.5"), 5, 12
     x = torch.full((1, 3, frames, 2, 2), 0.5, dtype=torch.float64)
     slope = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
@@ -332,21 +336,23 @@ def test_a_cyclic_flicker_pays_for_differences_that_go_around():
         adv = flicker(loss, x, threat, steps=steps, lam=7.0, lr=lr, cyclic=True, generator=seeded())
         return (adv - x)[0, :, :, 0, 0]
 
-    delta = run(1, 1e-12)  # where it starts
+    delta = run(1, 1e-12)  # the start
     first, second = torch.zeros_like(delta), torch.zeros_like(delta)
     for step in range(1, steps + 1):
+        # the gradient of the three squared parts, entry by entry
         rough = torch.zeros_like(delta)
         for c in range(3):
             for t in range(frames):
-                before, here, after = delta[c, t - 1], delta[c, t], delta[c, (t + 1) % frames]
-                rough[c, t] += here
-                rough[c, t] += here - before
-                rough[c, t - 1] -= here - before
-                bend = after - 2 * here + before
+                before, current, after = delta[c, t - 1], delta[c, t], delta[c, (t + 1) % frames]
+                rough[c, t] += current
+                rough[c, t] += current - before
+                rough[c, t - 1] -= current - before
+                bend = after - 2 * current + before
                 rough[c, (t + 1) % frames] += bend
                 rough[c, t] -= 2 * bend
                 rough[c, t - 1] += bend
         gradient = 7.0 * 0.5 * 2 * rough / (3 * frames) - slope[:, None]
+        # Adam with torch's defaults
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         unbiased = first / (1 - 0.9**step), second / (1 - 0.999**step)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def at_least_one(**counts: int) -> None:
-    """Raise ValueError that names the counts when one of them is below 1, or no whole number."""
+    """Raise ValueError that names the counts, unless each is a whole number of at least 1."""
     written = ", ".join(f"{name}={count}" for name, count in counts.items())
     if not all(_is_whole(count) for count in counts.values()):
         raise ValueError(f"{written}: must be a whole number, at least 1")
@@ -17,23 +17,29 @@ def at_least_one(**counts: int) -> None:
 
 
 def none_or_more(**counts: int) -> None:
-    """Raise ValueError that names the first count that is below 0, or no whole number."""
+    """Raise ValueError that names the first count that is not a whole number of at least 0."""
     for name, count in counts.items():
         if not _is_whole(count) or count < 0:
             raise ValueError(f"{name}={count}: must be a whole number, 0 or more")
 
 
 def above_zero(**sizes: float | None) -> None:
-    """Raise ValueError with the first size that is not above 0 and finite; None is a default."""
+    """Raise ValueError that names the first size that is not above 0 and finite.
+
+    None stands for a default, and passes.
+    """
     for name, size in sizes.items():
         if size is not None and not 0 < size < float("inf"):
             raise ValueError(f"{name}={size}: must be greater than 0")
 
 
 def between(low: float, high: float, **sizes: float) -> None:
-    """Raise ValueError that names the first size outside [low, high], or that is not finite.
+    """Raise ValueError that names the first size that is outside [low, high] or not finite.
 
-    high may be infinity: no bound.
+    Args:
+        low: the smallest allowed size.
+        high: the largest allowed size; infinity for no upper bound.
+        sizes: the values to check, by the name of their option.
     """
     for name, size in sizes.items():
         if not low <= size <= high or size == float("inf"):
@@ -42,6 +48,7 @@ def between(low: float, high: float, **sizes: float) -> None:
 
 
 def _is_whole(count: object) -> bool:
+    # True and False are integers in Python, but no counts
     return isinstance(count, Integral) and not isinstance(count, bool)
 
 
@@ -51,8 +58,17 @@ def drawn(
     like: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """draw (torch.rand, torch.randn) of this shape, on the generator's device if there is one -> as
-    `like` is.
+    """Return random numbers with the dtype and device of `like`.
+
+    They are drawn on the generator's device, so that a CPU generator gives the same numbers on
+    every GPU.
+
+    Args:
+        draw: torch.rand or torch.randn.
+        shape: of the result.
+        like: the tensor that gives dtype and device.
+        generator: source of the numbers; None for torch's own on the device of `like`.
     """
+    # torch refuses a generator of another device than the tensor's
     device = generator.device if generator else like.device
     return draw(tuple(shape), generator=generator, device=device).to(like)

@@ -1,8 +1,9 @@
 """Attacks on features, without labels (Petrov and Kwiatkowska 2022).
 
-Each is a loss for any attack: `pgd(push_away(encode, x), x, threat)`. PGD's random start matters:
-at x itself the gradient of a distance to f(x) is 0. encode: (B, C, T, H, W) in [0, 1] -> (B, D), in
-eval mode.
+Each is a loss for any attack: `pgd(push_away(encode, x), x, threat)`. The random start of PGD
+matters: at x itself the gradient of a distance to f(x) is 0.
+
+`encode` is the encoder f: (B, C, T, H, W) in [0, 1] -> (B, D), in eval mode.
 """
 
 from collections.abc import Callable
@@ -19,27 +20,33 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def push_away(encode: Encode, x: Tensor) -> Loss:
-    """The loss |f(x') - f(x)|^2: untargeted, away from where the clips are."""
+    """Return the untargeted loss |f(x') - f(x)|^2, which moves features away from those of x."""
+    # the clean features are constants: computed once, without a graph
     with torch.no_grad():
-        start = _encoded(encode, x).float()
-    return lambda v: (_encoded(encode, v).float() - start).square().flatten(1).sum(1)
+        clean = _encoded(encode, x).float()
+    return lambda v: (_encoded(encode, v).float() - clean).square().flatten(1).sum(1)
 
 
 def pull_toward(encode: Encode, target: Tensor) -> Loss:
-    """The loss -|f(x') - f(target)|^2: targeted, toward where other clips (B, C, T, H, W) are."""
+    """Return the targeted loss -|f(x') - f(target)|^2; target: other clips (B, C, T, H, W)."""
     with torch.no_grad():
-        aim = _encoded(encode, target).float()
-    return lambda v: -(_encoded(encode, v).float() - aim).square().flatten(1).sum(1)
+        goal = _encoded(encode, target).float()
+    return lambda v: -(_encoded(encode, v).float() - goal).square().flatten(1).sum(1)
 
 
 def own_loss(
     encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], other_view: Tensor
 ) -> Loss:
-    """The loss that the model was trained with, of (f(other view), f(x')): L-PGD there, CLAE's step
-    in training.
+    """Return the loss that the model was trained with, as a function of the attacked view.
 
-    pair_loss: (B, D), (B, D) -> (B,), such as `nt_xent` of two views. Samples of a batch may share
-    it, as negatives do.
+    This is L-PGD of Petrov and Kwiatkowska 2022. As a step of training it is that of CLAE (Ho and
+    Vasconcelos 2020).
+
+    Args:
+        encode: the encoder f.
+        pair_loss: features (B, D) of both views -> (B,), such as `nt_xent` of two views. Samples
+            of a batch may depend on each other, as negatives do.
+        other_view: (B, C, T, H, W) the view that is not attacked.
     """
     with torch.no_grad():
         anchor = _encoded(encode, other_view)
@@ -47,7 +54,11 @@ def own_loss(
 
 
 def _encoded(encode: Encode, x: Tensor) -> Tensor:
-    """Return encode(x). Raises ValueError for what is no tensor, and where it writes into x."""
+    """Return encode(x).
+
+    Raises:
+        ValueError: the result is no floating tensor, or encode writes into x.
+    """
     return as_tensor(called(encode, x, "encode"), "encode")
 
 
@@ -62,12 +73,23 @@ def impersonate(
     step_size: float | None = 0.01,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clips x made to look like the target clips to a probe that the attack never sees -> (x_adv,
-    success (B,) bool).
+    """Make clips look like target clips to a probe that the attack does not use.
 
-    PGD on `pull_toward`; classify: features (B, D) -> logits (B, K). Success: the probe says of
-    x_adv what it says of the target. The published setting: Linf 0.10, steps of 0.01, up to 50 of
-    them; the budget is around x throughout.
+    The attack is PGD on `pull_toward`. The published setting is Linf 0.10 and up to 50 steps of
+    0.01. The budget is around x throughout.
+
+    Args:
+        encode: the encoder f.
+        classify: the probe, features (B, D) -> logits (B, K).
+        x: (B, C, T, H, W) the clips to change.
+        target: (B, C, T, H, W) the clips to resemble.
+        threat: which perturbations are allowed.
+        steps: of PGD.
+        step_size: in the threat's norm; None is 2.5 eps / steps.
+        generator: source of the random start.
+
+    Returns:
+        x_adv, and (B,) bool: the probe predicts the same class for x_adv as for the target.
     """
     x_adv = pgd(
         pull_toward(encode, target),
@@ -78,6 +100,7 @@ def impersonate(
         generator=generator,
     )
     with torch.no_grad():
-        said, aim = (classify(_encoded(encode, clips)) for clips in (x_adv, target))
-        success = said.argmax(1) == aim.argmax(1)
-    return x_adv, success
+        # the probe judges the result, and had no part in the attack
+        predicted = classify(_encoded(encode, x_adv)).argmax(1)
+        intended = classify(_encoded(encode, target)).argmax(1)
+    return x_adv, predicted == intended

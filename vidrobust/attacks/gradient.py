@@ -1,9 +1,10 @@
 """Gradient attacks: FGSM, PGD, MIM.
 
-An attack raises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate. It
-takes gradients with respect to the input alone: the parameters, their gradients and their flags
-stay as they were. In eval mode the norms' statistics stay, too; a model in training mode moves its
-running means with every forward pass, those of an attack as well.
+An attack maximises any per-sample loss, `loss(x) -> (B,)`, and returns each sample's best iterate.
+
+It takes gradients with respect to the input only. Parameters, their gradients and their flags stay
+as they were. In eval mode the statistics of norm layers stay too. In training mode every forward
+pass moves their running means, also the passes of an attack.
 """
 
 import torch
@@ -18,12 +19,19 @@ from vidrobust.attacks.threat import ThreatModel
 def fgsm(
     loss: Loss, x: Tensor, threat: ThreatModel, *, generator: torch.Generator | None = None
 ) -> Tensor:
-    """One full step from x itself (Goodfellow et al., ICLR 2015) -> x_adv, shaped as x.
+    """Return x after one full step from x itself (Goodfellow et al., ICLR 2015), shaped as x.
 
-    In norms other than Linf, too, it goes to the maximum of the linearised loss over the whole
-    ball. loss: (B, ...) -> (B,) to maximise; samples may share a loss, as in a contrastive batch.
-    generator: for a place that is drawn. Raises ValueError when x leaves [0, 1], the loss is not
-    one number a sample, or its gradient is NaN.
+    In every norm the step goes to the maximum of the linearised loss over the whole ball.
+
+    Args:
+        loss: (B, ...) -> (B,), to maximise. The losses of samples may depend on each other, as in
+            a contrastive batch.
+        x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
+        threat: which perturbations are allowed.
+        generator: source of a random place, for threats that have one.
+
+    Raises:
+        ValueError: x leaves [0, 1], the loss is not one number per sample, or its gradient is NaN.
     """
     search = Search(loss, x, threat, generator)
     if not search.begin():
@@ -33,7 +41,7 @@ def fgsm(
     return ball.apply(ball.project(ball.ascend(gradient, threat.eps)))
 
 
-def pgd(
+def pgd(  # noqa: PLR0913  (a public signature)
     loss: Loss,
     x: Tensor,
     threat: ThreatModel,
@@ -45,20 +53,35 @@ def pgd(
     best: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al., ICLR 2018) -> each sample's best iterate, shaped as
-    x.
+    """Return each sample's best iterate of projected gradient ascent (Madry et al., ICLR 2018).
 
-    The best is over all steps of all restarts, the starts included, so restarts never help the
-    defender. With a `Misclassify` loss a wrong iterate beats any right one, and a sample that is
-    wrong costs nothing more. loss: (B, ...) -> (B,) to maximise. step_size: in the threat's norm;
-    None is 2.5 eps / steps. Restarts are useless without random_start. best=False: the last iterate
-    of the only start, as training takes it: where samples share a loss the best of each are of
-    different moments. It neither tells a gradient of 0 nor refuses NaN, which the loss that is
-    learned will be as well, and makes the same passes whatever the clips are. Costs at most
-    restarts * (steps + 1) forward, restarts * steps backward passes, and one of each where the
-    gradient chooses a place; the last iterate costs one forward pass less, and for a place always
-    two of each. Raises ValueError when x leaves [0, 1], the loss is not one number a sample, or its
-    gradient is NaN.
+    The best is taken over all steps of all restarts, including the starts. So more restarts never
+    help the defender. With a `Misclassify` loss a wrong iterate beats any right one, and a sample
+    that is wrong costs no further passes.
+
+    Costs at most restarts * (steps + 1) forward and restarts * steps backward passes, and one of
+    each where the gradient chooses a place. With best=False it costs one forward pass less, and
+    always two of each for a place.
+
+    Args:
+        loss: (B, ...) -> (B,), to maximise.
+        x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
+        threat: which perturbations are allowed.
+        steps: of each start.
+        step_size: in the threat's norm; None is 2.5 eps / steps.
+        restarts: starts. More than one is useless without random_start.
+        random_start: begin at a random point of the ball; False: at x.
+        best: return each sample's best iterate. False is for training: return the last iterate of
+            one start, as the best iterates of samples that share a loss are from different steps.
+            It then makes the same passes whatever the clips are. It neither warns of a gradient of
+            0 nor refuses NaN, which the training loss will show.
+        generator: source of random starts and places.
+
+    Returns:
+        Perturbed clips, shaped as x.
+
+    Raises:
+        ValueError: x leaves [0, 1], the loss is not one number per sample, or its gradient is NaN.
     """
     at_least_one(steps=steps, restarts=restarts)
     above_zero(step_size=step_size)
@@ -69,16 +92,13 @@ def pgd(
     for _ in range(restarts):
         if not search.begin():
             break
-        climb(
-            search,
-            search.ball.random(generator) if random_start else search.ball.zero(),
-            steps,
-            size,
-        )
+        start = search.ball.random(generator) if random_start else search.ball.zero()
+        climb(search, start, steps, size)
     return search.result()
 
 
 def _last_iterate(search: Search, steps: int, size: float, random_start: bool) -> Tensor:
+    """Return the last iterate of one start: PGD as adversarial training uses it."""
     if not search.begin():
         return search.best
     ball = search.ball
@@ -91,20 +111,34 @@ def _last_iterate(search: Search, steps: int, size: float, random_start: bool) -
 def climb(
     search: Search, delta: Tensor, steps: int, size: float, momentum: float | None = None
 ) -> Tensor:
-    """Projected steepest ascent from `delta` -> where the samples that are not finished end.
+    """Run projected steepest ascent from delta, and return where the unfinished samples end.
 
-    momentum: steps go along a sum of gradients of mean size 1 that decays by it.
+    Args:
+        search: keeps the best iterates.
+        delta: where to begin, a row per sample of the search's ball.
+        steps: number of steps.
+        size: of a step, in the threat's norm.
+        momentum: step along a sum of gradients that decays by this factor; None: along the
+            gradient itself.
     """
+    # without momentum an empty tensor, which `drop` can index like the others
     total = torch.zeros_like(delta) if momentum is not None else delta[:, :0]
     for _ in range(steps):
+        # evaluate the current iterate, and leave out the samples that it finishes
         _, gradient = search.gradient(delta)
         delta, gradient, total = search.drop(delta, gradient, total)
         if not len(search.rows):
             return delta
+
+        # gradients are scaled to a mean size of 1 before they are summed (Dong et al. 2018,
+        # algorithm 1)
         if momentum is not None:
-            mean = gradient.abs().flatten(1).mean(1).clamp(min=1e-12)
-            gradient = total = momentum * total + gradient / mean.view(-1, 1, 1, 1, 1)
+            mean_size = gradient.abs().flatten(1).mean(1).clamp(min=1e-12)
+            total = momentum * total + gradient / mean_size.view(-1, 1, 1, 1, 1)
+            gradient = total
+
         delta = search.ball.step(delta, gradient, size)
+    # the last iterate has not been evaluated yet
     search.look(delta)
     return search.drop(delta)[0]
 
@@ -119,23 +153,28 @@ def mim(
     momentum: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Momentum iterative method (Dong et al., CVPR 2018): PGD from x itself along a sum of
-    gradients.
+    """Return the best iterate of the momentum iterative method (Dong et al., CVPR 2018).
 
-    The gradients have mean size 1, their sum decays by `momentum`; step_size None is eps / steps.
-    Transfers between models better than PGD. Costs steps + 1 forward, steps backward passes. Raises
-    ValueError as `pgd` does.
+    MIM is PGD from x itself along a decaying sum of gradients, each scaled to a mean size of 1. It
+    transfers between models better than PGD. Costs steps + 1 forward and steps backward passes.
+
+    Args:
+        loss: (B, ...) -> (B,), to maximise.
+        x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
+        threat: which perturbations are allowed.
+        steps: number of steps.
+        step_size: in the threat's norm; None is eps / steps.
+        momentum: factor by which the sum decays per step, at least 0.
+        generator: source of a random place, for threats that have one.
+
+    Raises:
+        ValueError: as `pgd` does.
     """
     at_least_one(steps=steps)
     above_zero(step_size=step_size)
     between(0, float("inf"), momentum=momentum)
     search = Search(loss, x, threat, generator)
+    size = threat.eps / steps if step_size is None else step_size
     if search.begin():
-        climb(
-            search,
-            search.ball.zero(),
-            steps,
-            threat.eps / steps if step_size is None else step_size,
-            momentum,
-        )
+        climb(search, search.ball.zero(), steps, size, momentum)
     return search.result()

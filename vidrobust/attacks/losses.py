@@ -1,7 +1,7 @@
 """Losses that attacks maximise.
 
-K classes. A score is score(logits (B, K) float32, y (B,)) -> (B,), larger when the prediction is
-worse.
+A score is a function score(logits (B, K) float32, y (B,)) -> (B,) over K classes. It is larger when
+the prediction is worse.
 """
 
 from collections.abc import Callable
@@ -19,67 +19,87 @@ Predict = Callable[[Tensor], Tensor]
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
+# ------------------------------------------------------------------ untargeted scores
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, (B,)."""
+    """Return the cross-entropy, (B,)."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest other logit less that of y (Carlini and Wagner 2017): positive where the
-    prediction is wrong.
+    """Return the largest other logit minus the logit of y (Carlini and Wagner 2017), (B,).
+
+    It is positive where the prediction is wrong.
     """
-    own = F.one_hot(y, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(1) - _of(logits, y)
+    is_label = F.one_hot(y, logits.shape[1]).bool()
+    return logits.masked_fill(is_label, -torch.inf).amax(1) - _of(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020, eq. 6), which no rescaling of the logits
-    changes.
+    """Return the difference of logits ratio (Croce and Hein 2020, eq. 6), (B,).
 
-    Needs three classes at least.
+    Rescaling the logits does not change it. Needs at least three classes.
     """
     top = _top(logits, 3, "DLR")
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def cosine(logits: Tensor, y: Tensor) -> Tensor:
-    """One less the cosine between the logits and the class y; scale-free as `dlr`, for any number
-    of classes.
+    """Return 1 minus the cosine between the logits and the one-hot vector of y, (B,).
+
+    Rescaling the logits does not change it, as with `dlr`; any number of classes works.
     """
     return 1 - F.cosine_similarity(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype), dim=1)
 
 
 def escape(logits: Tensor, y: Tensor) -> Tensor:
-    """log(1 - p_y) (Wei et al., AAAI 2019)."""
-    other = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
-    return other.logsumexp(1) - logits.logsumexp(1)
+    """Return log(1 - p_y) (Wei et al., AAAI 2019), (B,)."""
+    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return others.logsumexp(1) - logits.logsumexp(1)
 
 
 def flicker_hinge(logits: Tensor, y: Tensor, m: float = 0.05) -> Tensor:
-    """-max(0, min(l^2 / m, l)) with l = p_y - max p_other + m (Pony et al., CVPR 2021): 0 once
-    broken by m.
+    """Return -max(0, min(l^2 / m, l)) with l = p_y - max p_other + m (Pony et al., CVPR 2021).
+
+    It is 0, its maximum, once the wrong class leads by m.
+
+    Args:
+        logits: (B, K).
+        y: (B,) labels.
+        m: the lead in probability, above 0.
     """
     p = logits.softmax(1)
     gap = m - margin(p, y)
     return -torch.minimum(gap * gap / m, gap).clamp(min=0)
 
 
-def toward(target: Tensor) -> Score:
-    """The score z_target - z_y: positive where the target class (B,) beats y, though a third may
-    beat both.
+# ------------------------------------------------------------------ targeted scores
 
-    To be taken for the target itself, `Misclassify(predict, target, targeted=True)`.
+
+def toward(target: Tensor) -> Score:
+    """Return the score z_target - z_y for target classes (B,).
+
+    It is positive where the target beats y, although a third class may beat both. To have the
+    target itself predicted, use `Misclassify(predict, target, targeted=True)`.
     """
     return _Targeted(target, ratio=False)
 
 
 def dlr_toward(target: Tensor) -> Score:
-    """The targeted DLR loss (Croce and Hein 2020, eq. 7). Needs four classes at least."""
+    """Return the targeted DLR loss (Croce and Hein 2020, eq. 7). Needs at least four classes."""
     return _Targeted(target, ratio=True)
 
 
 @dataclass(frozen=True)
 class _Targeted:
+    """A score toward target classes, one per sample.
+
+    Attributes:
+        target: (B,) classes.
+        ratio: divide the difference of logits as the targeted DLR does.
+    """
+
     target: Tensor
     ratio: bool
 
@@ -91,6 +111,7 @@ class _Targeted:
         return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
     def at(self, rows: Tensor) -> "_Targeted":
+        """Return the score of some of the samples."""
         return replace(self, target=self.target[rows])
 
 
@@ -105,18 +126,29 @@ SCORES: dict[str, Score] = {
 }
 
 
+# ------------------------------------------------------------------ the loss of a classifier
+
+
 @dataclass(frozen=True)
 class Misclassify:
-    """loss(x) -> (B,) of a classifier: `score` of its logits. Attacks also learn from it which
-    samples are broken.
+    """The loss of a classifier, x -> (B,): a score of its logits.
 
-    predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities. y: (B,) integer labels.
-    score: a function or its name in SCORES. clean: the clips themselves; with them a sample is
-    finished (and costs nothing more) when it is also wrong after rounding to uint8 (`rounded`),
-    which costs a forward pass of those that are wrong. targeted: y are the classes that x is to be
-    taken for, the score (cross-entropy or margin; the ratio of DLR can rise without getting there)
-    is turned round, and where this says wrong, read "taken for y". Raises ValueError for
-    probabilities, NaN, labels that are no class or not one a sample, and an unknown score.
+    Attacks also learn from it which samples are already misclassified.
+
+    Attributes:
+        predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits, not probabilities.
+        y: (B,) integer labels; with `targeted`, the classes to be predicted.
+        score: a function of logits and y, or its name in SCORES.
+        clean: the clean clips. If given, a sample is finished, and costs no further passes, only
+            when it is also wrong after rounding to uint8 (`rounded`). The check costs a forward
+            pass of the samples that are wrong.
+        targeted: y are the classes that x should be predicted as. The score is negated, and
+            "wrong" means "predicted as y". Use cross-entropy or margin: the ratio of DLR can rise
+            without getting there.
+
+    Raises:
+        ValueError: for probabilities, NaN, an unknown score, labels that are not classes of the
+            model, and anything but one label per sample.
     """
 
     predict: Predict
@@ -129,14 +161,14 @@ class Misclassify:
         object.__setattr__(self, "y", checked_labels(self.y))
         if isinstance(self.score, str):
             if self.score not in SCORES:
-                raise ValueError(f"no score {self.score!r}; there are {', '.join(SCORES)}")
+                raise ValueError(f"score={self.score!r}: must be one of {', '.join(SCORES)}")
             object.__setattr__(self, "score", SCORES[self.score])
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._rate(self.logits(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return (B, K) float32 logits of x, checked; `predict` must leave x as it is."""
+        """Return (B, K) float32 logits of x, checked; `predict` must leave x unchanged."""
         self.require_labels(x)
         logits = checked_logits(called(self.predict, x, compare=True), self.y)
         if isinstance(self.score, _Targeted):
@@ -144,116 +176,140 @@ class Misclassify:
         return logits
 
     def require_labels(self, x: Tensor) -> None:
-        """Raises ValueError unless there is one label a sample, and one target where the score has
-        some.
-        """
+        """Raise ValueError unless x has one label per sample, and one target if there are any."""
         if len(x) != len(self.y):
             raise ValueError(f"{len(x)} samples, but {len(self.y)} labels")
         if isinstance(self.score, _Targeted) and len(x) != len(self.score.target):
             raise ValueError(f"{len(x)} samples, but {len(self.score.target)} targets")
 
     def judge(self, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-        """(score (B,), level (B,)): 0 right, 1 wrong, 2 finished: wrong for good, and nothing is
-        left to break.
+        """Return scores and levels of x.
 
-        Wrong for good: by more than another batch size or kernel changes. check: as in `logits`;
-        each look at numbers makes a GPU wait, so that an attack checks once a start.
+        Levels are 0: right, 1: wrong, 2: finished. A finished sample is wrong by more than another
+        batch size or kernel changes, and after rounding too if `clean` is given.
+
+        Args:
+            x: the clips.
+            check: check the logits as `logits` does. Each check of values makes a GPU wait, so
+                attacks check once per start.
+
+        Returns:
+            Scores (B,), and levels (B,).
         """
-        return self.judge_logits(
-            x, self.logits(x) if check else called(self.predict, x).float(), check=check
-        )
+        logits = self.logits(x) if check else called(self.predict, x).float()
+        return self.judge_logits(x, logits, check=check)
 
     def judge_logits(
         self, x: Tensor, logits: Tensor, *, check: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return what `judge` does, from logits that are there already.
+        """Return what `judge` does, from logits that are already computed.
 
         Args:
             x: the clips.
             logits: (B, K), of x.
-            check: whether these went through `logits`, and hold no NaN.
+            check: the logits come from `logits`, and hold no NaN.
         """
         value = self._rate(logits)
-        if not check:  # a NaN that the score does not look at
+        if not check:
+            # mark NaN logits even of classes that the score does not use: argmax would take them
+            # for the largest
             value = torch.where(finite_logits(logits), value, torch.nan)
-        wrong = (logits.detach().argmax(1) == self.y) == self.targeted
-        level, for_good = wrong.long(), self._for_good(logits.detach(), self.y)
-        if self.clean is None or not for_good.any():
-            return value, level + for_good if self.clean is None else level
-        rows = for_good.nonzero().flatten()
+        detached = logits.detach()
+        wrong = (detached.argmax(1) == self.y) == self.targeted
+        level = wrong.long()
+        clearly_wrong = self._is_clearly_wrong(detached, self.y)
+        if self.clean is None:
+            return value, level + clearly_wrong
+        if not clearly_wrong.any():
+            return value, level
+
+        # only a sample that is clearly wrong is worth a pass of its rounded pixels
+        rows = clearly_wrong.nonzero().flatten()
         with torch.no_grad():
-            seen = rounded(x.detach()[rows], self.clean[rows])
-            level[rows] += self._for_good(self.predict(seen).float(), self.y[rows])
+            eight_bit = rounded(x.detach()[rows], self.clean[rows])
+            level[rows] += self._is_clearly_wrong(self.predict(eight_bit).float(), self.y[rows])
         return value, level
 
     @property
     def crosses_zero(self) -> bool:
-        """Whether the score may be positive exactly where the prediction is wrong, as `margin`; CE
-        is not.
+        """Return whether the score may be positive exactly where the prediction is wrong.
+
+        `margin` is. Cross-entropy is not. A score of the caller's own is assumed to be.
         """
         return self.score not in (cross_entropy, cosine, escape, flicker_hinge)
 
     def _rate(self, logits: Tensor) -> Tensor:
+        """Return the score of logits, negated for a targeted loss."""
         assert callable(self.score)
         value = self.score(logits, self.y)
         return -value if self.targeted else value
 
-    def _for_good(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Wrong by more of the logits than batch sizes (on a GPU also TF32 and choices of kernels)
-        change.
+    def _is_clearly_wrong(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return (B,) bool: wrong by more than other batch sizes and kernels change logits.
+
+        On a GPU, TF32 and the choice of kernels change them more.
         """
-        gap, noise = margin(logits, y), 1e-3 if logits.is_cuda else 1e-5
+        gap = margin(logits, y)
+        noise = 1e-3 if logits.is_cuda else 1e-5
         return (-gap if self.targeted else gap) > noise * logits.abs().amax(1)
 
     def at(self, rows: Tensor) -> "Misclassify":
-        """The same for some of the samples."""
-        score = self.score.at(rows) if isinstance(self.score, _Targeted) else self.score
+        """Return the loss of some of the samples."""
         return replace(
             self,
             y=self.y[rows],
-            score=score,
+            score=self.score.at(rows) if isinstance(self.score, _Targeted) else self.score,
             clean=None if self.clean is None else self.clean[rows],
         )
 
 
 def rounded(x_adv: Tensor, x: Tensor) -> Tensor:
-    """x_adv as a file of 8-bit pixels holds it, no value farther from that of x than it was.
+    """Return x_adv as 8-bit pixels, no value farther from that of x than it was.
 
-    Rounding to the nearest alone would leave the budget: 0.5/255 would become 1/255. Such values go
-    to the next one toward x.
+    Rounding to the nearest value alone would leave the budget: 0.5/255 would become 1/255. Such
+    values go to the next one toward x.
     """
     nearest = (x_adv * 255).round() / 255
     toward_x = nearest - (nearest - x).sign() / 255
-    beyond = ((nearest - x).abs() > (x_adv - x).abs() + 1e-6) & (
-        (toward_x - x).abs() < (nearest - x).abs()
-    )
-    return torch.where(beyond, ((toward_x * 255).round() / 255).clamp(0, 1), nearest)
+    moved_away = (nearest - x).abs() > (x_adv - x).abs() + 1e-6
+    # where x itself is no 8-bit value, the next value may lie beyond x, and farther away
+    is_nearer = (toward_x - x).abs() < (nearest - x).abs()
+    on_grid = ((toward_x * 255).round() / 255).clamp(0, 1)
+    return torch.where(moved_away & is_nearer, on_grid, nearest)
 
 
 def eot(
     predict: Predict, draws: int, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Predict:
-    """Expectation over transformations (Athalye et al. 2018): log-probabilities averaged over
-    `draws` passes.
+    """Return a model of log-probabilities averaged over passes (EOT, Athalye et al. 2018).
 
-    For a model that draws random numbers, or one seen through `transform`(x) -> x, random and
-    differentiable. All draws' graphs are held until the backward pass.
+    It is for a model that draws random numbers, or one behind a random transform. The graphs of
+    all passes are held until the backward pass.
+
+    Args:
+        predict: x -> (B, K) logits.
+        draws: number of passes.
+        transform: x -> x, random and differentiable; None: no transform.
     """
 
     at_least_one(draws=draws)
 
     def expected(x: Tensor) -> Tensor:
-        seen = (x if transform is None else transform(x) for _ in range(draws))
-        logits = (checked_output(called(predict, one), len(one)).float() for one in seen)
-        passes = [each.log_softmax(1) for each in logits]
-        return torch.stack(passes).mean(0)
+        inputs = (x if transform is None else transform(x) for _ in range(draws))
+        logits = (checked_output(called(predict, v), len(v)).float() for v in inputs)
+        return torch.stack([each.log_softmax(1) for each in logits]).mean(0)
 
     return expected
 
 
+# ------------------------------------------------------------------ checks of labels and logits
+
+
 def checked_labels(y: Tensor) -> Tensor:
-    """(B,) int64. Raises ValueError for another shape, such as (B, 1) or one-hot, and for what is
-    not an integer.
+    """Return (B,) int64 labels.
+
+    Raises:
+        ValueError: for another shape, such as (B, 1) or one-hot, and for anything but integers.
     """
     if (
         not isinstance(y, Tensor)
@@ -261,44 +317,48 @@ def checked_labels(y: Tensor) -> Tensor:
         or y.dtype.is_floating_point
         or y.dtype == torch.bool
     ):
-        found = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y must be a (B,) tensor of integer labels; got {found}")
+        kind = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"y must be a (B,) tensor of integer labels; got {kind}")
     return y.long()
 
 
 def checked_logits(logits: Tensor, y: Tensor) -> Tensor:
     """Return (B, K) float32 logits.
 
-    Raises ValueError for what is no such tensor, for probabilities, for labels that are no class,
-    and, as `BadSamples`, for NaN and +inf. A logit of -inf is a class that is never predicted.
+    A logit of -inf is a class that is never predicted.
+
+    Raises:
+        ValueError: for another shape or type, for probabilities, and for labels that are not
+            classes. As `BadSamples`: for NaN and +inf.
     """
     logits = checked_output(logits, len(y))
     require_classes(y, logits.shape[1])
     bad = ~finite_logits(logits)
     if bad.any():
         kind = "NaN" if logits.isnan().any() else "infinite"
-        lost = bad.nonzero().flatten().tolist()
-        raise BadSamples(lost, f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
+        samples = bad.nonzero().flatten().tolist()
+        raise BadSamples(samples, f"the model gives {kind} logits for samples {{}}; {_CAUSES}")
     require_logits(logits)
     return logits.float()
 
 
 def require_logits(logits: Tensor) -> None:
-    """Raise ValueError for probabilities (B, K) in their place."""
+    """Raise ValueError if the (B, K) tensor holds probabilities."""
     if _are_probabilities(logits.detach()):
         raise ValueError(
             "the model returns probabilities; logits are needed: leave out its softmax"
         )
 
 
-_MANY = 4
+# from so many samples on, logits that all sum to about 1 are no coincidence
+_ENOUGH_SAMPLES = 4
 _CAUSES = (
     "look for NaN weights of a run that diverged, and for roots, logarithms and divisions of 0"
 )
 
 
 def require_classes(y: Tensor, classes: int) -> None:
-    """Raise ValueError for labels below 0, or at and above the number of classes."""
+    """Raise ValueError for labels outside 0 ... classes - 1."""
     if y.numel() and not (y.min() >= 0 and y.max() < classes):
         raise ValueError(
             f"labels span {y.min()} to {y.max()}; the model has classes 0 to {classes - 1}: "
@@ -307,36 +367,39 @@ def require_classes(y: Tensor, classes: int) -> None:
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """Return (B,) bool: which samples have logits without NaN and +inf, and one that is finite."""
+    """Return (B,) bool: no logit is NaN or +inf, and at least one is finite."""
     return ~(logits.isnan() | logits.isposinf()).any(1) & logits.isfinite().any(1)
 
 
 def _are_probabilities(logits: Tensor) -> bool:
+    """Return whether the rows are not negative and sum to 1, up to the rounding of their type."""
     if not len(logits) or not (logits >= 0).all():
         return False
-    away = (logits.float().sum(1) - 1).abs()
-    if (away <= logits.shape[1] * torch.finfo(logits.dtype).eps).all():
+    error = (logits.float().sum(1) - 1).abs()
+    if (error <= logits.shape[1] * torch.finfo(logits.dtype).eps).all():
         return True
-    # a mean of coarse softmaxes, or one that was clamped; of few samples logits may look so
-    if len(logits) >= _MANY and (away <= 0.01).all():
+    # a mean of coarse softmaxes, or one that was clamped; logits of few samples may look like that
+    if len(logits) >= _ENOUGH_SAMPLES and (error <= 0.01).all():
         return True
-    # a softmax in bf16 or half that was cast afterwards is rounded as these are
+    # a softmax in bf16 or half precision that was cast afterwards: every value is one of that type
+    if logits.dtype not in (torch.float32, torch.float64):
+        return False
     return any(
-        bool((away <= 4 * torch.finfo(coarse).eps).all())
+        bool((error <= 4 * torch.finfo(coarse).eps).all())
         and torch.equal(logits, logits.to(coarse).to(logits.dtype))
         for coarse in (torch.bfloat16, torch.float16)
-        if logits.dtype in (torch.float32, torch.float64)
     )
 
 
 def _of(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the logit of each sample's class y, (B,)."""
     return logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 def _top(logits: Tensor, classes: int, name: str) -> Tensor:
-    """(B, classes) largest logits, falling."""
+    """Return the (B, classes) largest logits, in decreasing order; name: of the loss."""
     if logits.shape[1] < classes:
         raise ValueError(
-            f"{name} needs {classes} classes, the model has {logits.shape[1]}; take margin or ce"
+            f"{name} needs {classes} classes, the model has {logits.shape[1]}; use margin or ce"
         )
     return logits.topk(classes, dim=1).values

@@ -11,8 +11,9 @@ from torch import Tensor
 class BadSamples(ValueError):
     """NaN or infinity of single samples; a batch without them is sound.
 
-    samples: their numbers in the batch of whoever called. reason: the message, with {} in the place
-    of the numbers.
+    Attributes:
+        samples: their numbers in the caller's batch.
+        reason: the message, with {} in place of the numbers.
     """
 
     def __init__(self, samples: Sequence[int], reason: str) -> None:
@@ -25,13 +26,14 @@ class BadSamples(ValueError):
 def numbered(numbers: Tensor | Sequence[int]) -> Iterator[None]:
     """Renumber the samples of a `BadSamples` raised inside, as those of a larger batch.
 
-    numbers: of each sample of the smaller batch, its number in the larger one.
+    numbers: for each sample of the smaller batch, its number in the larger one.
     """
     try:
         yield
     except BadSamples as error:
-        known = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
-        raise BadSamples([known[i] for i in error.samples], error.reason) from None
+        # reading the numbers makes a GPU wait, so only after an error
+        outer = numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)
+        raise BadSamples([outer[i] for i in error.samples], error.reason) from None
 
 
 def called(
@@ -43,22 +45,25 @@ def called(
         model: any callable.
         x: its input, which it must not change.
         name: what the message calls the model.
-        compare: also compare all values before and after, which finds writes past autograd
-            (`x.data`).
+        compare: also compare all values before and after. This finds writes that autograd does not
+            record (`x.data`).
 
     Raises:
         ValueError: the model writes into x, after which nothing measured from x would be right.
     """
-    version, before = _version(x), x.detach().clone() if compare else None
+    version = _version(x)
+    before = x.detach().clone() if compare else None
     try:
-        found = model(x)
+        output = model(x)
     except RuntimeError as error:
+        # torch itself refuses writes into an input that asks for a gradient
         if "leaf Variable that requires grad" in str(error) and "in-place" in str(error):
             raise _writes(name) from error
         raise
+    # the counter catches writes that autograd records, comparing the values catches all others
     if _version(x) != version or (before is not None and not torch.equal(before, x.detach())):
         raise _writes(name)
-    return found
+    return output
 
 
 def _writes(name: str) -> ValueError:
@@ -74,15 +79,16 @@ def _version(x: Tensor) -> int:
 
 
 def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
-    """Return the (B, K) tensor that a classifier gave, K at least 2.
+    """Return the (B, K) tensor of a classifier, K at least 2.
 
     Args:
-        found: what it returned.
+        found: the classifier's output.
         samples: B.
         name: what the message calls the classifier.
 
     Raises:
-        ValueError: it is no tensor, with what to write instead, or of another shape.
+        ValueError: the output has another shape, or is no tensor; the message says what to write
+            instead.
     """
     logits = as_tensor(found, name)
     if logits.ndim != 2 or len(logits) != samples or logits.shape[1] < 2:
@@ -94,29 +100,42 @@ def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
 
 
 def as_tensor(found: Any, name: str = "predict") -> Tensor:
-    """Return `found`, a floating tensor. Raises ValueError with how to get one of anything else."""
+    """Return a model's output, if it is a floating-point tensor.
+
+    Args:
+        found: the output.
+        name: what the message calls the model.
+
+    Raises:
+        ValueError: it is anything else; the message says how to get a tensor of it.
+    """
     if isinstance(found, Tensor):
         if not found.dtype.is_floating_point:
             raise ValueError(
                 f"{name} returns a tensor of {found.dtype}; give floating-point numbers"
             )
         return found
-    kind, remedy = type(found).__name__, "give a tensor (B, K)"
-    if isinstance(found, Mapping):
-        key = "logits" if "logits" in found else next(iter(found), "logits")
-        kind, remedy = (
-            f"a {kind} of {', '.join(map(str, found))}",
-            f"give lambda x: model(x)[{key!r}]",
-        )
-    elif isinstance(found, tuple | list):
-        kinds = ", ".join(type(part).__name__ for part in found)
-        first = next((i for i, part in enumerate(found) if isinstance(part, Tensor)), 0)
-        kind, remedy = f"a {kind} ({kinds})", f"give lambda x: model(x)[{first}]"
-    elif isinstance(getattr(found, "logits", None), Tensor):
-        kind, remedy = f"a {kind}", "give lambda x: model(x).logits"
-    elif type(found).__module__ == "numpy":
-        kind, remedy = (
+    kind, remedy = _kind_and_remedy(found)
+    raise ValueError(f"{name} returns {kind}; {remedy}")
+
+
+def _kind_and_remedy(output: Any) -> tuple[str, str]:
+    """Return what an output is that is no tensor, and what to write instead."""
+    kind = type(output).__name__
+    # a dict, as of Hugging Face models; a tuple; an object with a field of logits; an array
+    if isinstance(output, Mapping):
+        key = "logits" if "logits" in output else next(iter(output), "logits")
+        keys = ", ".join(map(str, output))
+        return f"a {kind} of {keys}", f"give lambda x: model(x)[{key!r}]"
+    if isinstance(output, tuple | list):
+        kinds = ", ".join(type(part).__name__ for part in output)
+        first = next((i for i, part in enumerate(output) if isinstance(part, Tensor)), 0)
+        return f"a {kind} ({kinds})", f"give lambda x: model(x)[{first}]"
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return f"a {kind}", "give lambda x: model(x).logits"
+    if type(output).__module__ == "numpy":
+        return (
             f"a numpy {kind}",
             "give the torch tensor itself; white-box attacks need its gradient",
         )
-    raise ValueError(f"{name} returns {kind}; {remedy}")
+    return kind, "give a tensor (B, K)"

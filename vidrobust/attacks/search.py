@@ -15,17 +15,26 @@ from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, require_
 class Search:
     """A run of an attack over a batch.
 
-    `begin` opens a start over the samples that are not finished, `gradient` and `look` evaluate a
-    delta of them and keep what is best, `drop` leaves out those that have finished meanwhile,
-    `result` is each sample's best clip. Better is a higher level (`Misclassify.judge`: wrong beats
-    right), then a higher loss. A loss that is any other callable has no levels, and no sample of it
-    finishes.
+    `begin` opens a start over the samples that are not finished. `gradient` and `look` evaluate a
+    delta of these samples, and keep what is best. `drop` leaves out the samples that have finished
+    since. `result` returns each sample's best clip.
+
+    A higher level is better (`Misclassify.judge`: wrong beats right), then a higher loss. Losses
+    other than `Misclassify` have no levels, and their samples never finish.
+
+    Attributes:
+        ball: the allowed perturbations of the samples of the current start.
+        rows: (n,) the numbers of these samples in the batch.
+        broken: (n,) bool, the last evaluation found the sample wrong: level above 0, or for losses
+            without levels a loss above 0.
+        x: (B, ...) the clips.
+        best: each sample's best clip so far, shaped as x.
+        value: (B,) the loss of the best clip.
+        level: (B,) the level of the best clip; -1 before the first evaluation.
     """
 
     ball: Ball
-    rows: Tensor  # which samples of the batch `ball` and the deltas are of
-    # (n,) whether the last evaluation found them wrong: level above 0, or without levels a loss
-    # above 0
+    rows: Tensor
     broken: Tensor
 
     def __init__(
@@ -38,8 +47,20 @@ class Search:
         blind: bool = False,
         steady: bool = False,
     ) -> None:
-        """blind: a place that a gradient would choose is drawn: for black-box attacks. steady: as
-        many passes whatever the clips are, for losses that several processes compute together.
+        """Check the input, and prepare to attack it.
+
+        Args:
+            loss: (B, ...) -> (B,), to maximise.
+            x: (B, C, T, H, W) or (B, C, H, W), in [0, 1].
+            threat: which perturbations are allowed.
+            generator: source of random places and starts.
+            blind: draw a place that a gradient would choose; for black-box attacks.
+            steady: make the same number of passes whatever the clips are, for losses that several
+                processes compute together.
+
+        Raises:
+            TypeError: for a threat or generator of another type.
+            ValueError: for clips outside [0, 1], and for labels of another batch.
         """
         check_input(x)
         require_threat(threat)
@@ -47,8 +68,8 @@ class Search:
             loss.require_labels(x)
         if not isinstance(generator, torch.Generator | None):
             raise TypeError(
-                f"generator={generator!r}: a torch.Generator; torch.Generator().manual_seed(0)"
-                " makes one"
+                f"generator={generator!r}: must be a torch.Generator;"
+                " torch.Generator().manual_seed(0) makes one"
             )
         # a clone of an inference tensor may ask for gradients, the tensor itself may not
         self.x = x.clone() if x.is_inference() else x.detach()
@@ -56,53 +77,65 @@ class Search:
         self.generator = generator
         self.blind = blind
         self.steady = steady
-        self._loss, self._goal = loss, loss
+        self._loss = loss  # of the whole batch
+        self._goal = loss  # of the samples of the ball
         self.best = self.x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.level = torch.full((len(x),), -1, device=x.device)
-        self._lost = torch.zeros(
-            len(x), dtype=torch.bool, device=x.device
-        )  # whose loss or gradient was NaN
+        # (B,) bool: a loss or gradient of the sample was NaN or infinite
+        self._not_finite = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    # ------------------------------------------------------------------ starts
 
     def begin(self, loss: Loss | None = None) -> bool:
-        """A new start: `ball` and `rows` of the unfinished samples; False when there are none, or
-        nothing may move.
+        """Open a start: set `ball` and `rows` to the unfinished samples.
 
-        loss: from here on another one, for attacks that go through several.
+        Returns False when there are none, or eps is 0 and nothing may move. loss: replaces the loss
+        from here on, for attacks that go through several losses.
         """
         self._loss = loss or self._loss
         self.rows = (~self._done(self.level, self.value)).nonzero().flatten()
         if not len(self.rows) or self.threat.eps == 0:
             return False
         self._goal = self._at(self._loss, self.rows)
-        self._finished, self._first = torch.zeros_like(self.rows, dtype=torch.bool), True
+        self._finished = torch.zeros_like(self.rows, dtype=torch.bool)
+        self._first = True  # the next evaluation is the first of this start
         x = self.x[self.rows]
         self.ball = make_ball(self.threat, x, lambda: self._saliency(x), self.generator)
         return True
 
     def place(self, where: Tensor) -> None:
-        """Put the frames or the patch of the samples of the ball elsewhere."""
+        """Move the frames or the patch of the samples of the ball."""
         self.ball = self.ball.moved_to(where)
 
-    def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
-        """(loss (n,), its gradient shaped as delta) of the n samples of the ball.
+    # ------------------------------------------------------------------ evaluations
 
-        Raises BadSamples when the first of a start is NaN. `result` raises it for a later one, as
-        reading each number would make a GPU wait. keep=False: the deltas lie outside the budget, on
-        the way to others.
+    def gradient(self, delta: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
+        """Evaluate delta, and return its loss (n,) and gradient, shaped as delta.
+
+        Args:
+            delta: of the n samples of the ball.
+            keep: keep the clips that are best. False: delta lies outside the budget, as an
+                intermediate point.
+
+        Raises:
+            BadSamples: the first evaluation of a start gives NaN. Later ones are only recorded, and
+                `result` raises: reading each number here would make a GPU wait.
         """
         x_adv = self.ball.apply(delta)
         with numbered(self.rows):
             value, level, gradient = judged_gradient(self._goal, x_adv, check=self._first)
-        self._begun(gradient)
-        # in Linf a step along NaN stands still, as its sign is 0: later losses do not show it
-        self._lost[self.rows] |= value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
+        self._end_first_evaluation(gradient)
+        # A later loss would not show a NaN gradient in Linf: its sign is 0, so the step stands
+        # still.
+        not_finite = value.isnan() | ~gradient.flatten(1).sum(1).isfinite()
+        self._not_finite[self.rows] |= not_finite
         if keep:
             self._keep(x_adv, value, level)
         return value, self.ball.pull(gradient, delta)
 
-    def _begun(self, gradient: Tensor) -> None:
-        """Warn if an attack cannot move from where it begins; end a start's first evaluation."""
+    def _end_first_evaluation(self, gradient: Tensor) -> None:
+        """Warn if the gradient of a start's first evaluation is 0: the attack cannot move."""
         if self._first and not gradient.any():
             warnings.warn(
                 "the gradient is 0 for every sample where the attack begins: it cannot move from"
@@ -112,76 +145,88 @@ class Search:
         self._first = False
 
     def slope(self, delta: Tensor) -> Tensor:
-        """The gradient alone, shaped as delta: nothing is kept, checked or told."""
-        return self.ball.pull(
-            judged_gradient(self._goal, self.ball.apply(delta), check=False)[2], delta
-        )
+        """Return the gradient only, shaped as delta. Nothing is kept or checked."""
+        x_adv = self.ball.apply(delta)
+        return self.ball.pull(judged_gradient(self._goal, x_adv, check=False)[2], delta)
 
     @torch.no_grad()
     def peek(self, delta: Tensor) -> Tensor:
-        """The loss (n,) of a delta that may lie outside the budget: nothing of it is kept."""
+        """Return the loss (n,) of a delta that may lie outside the budget. Nothing is kept."""
         return judged(self._goal, self.ball.apply(delta), check=False)[0].float()
 
     @torch.no_grad()
     def look(self, delta: Tensor) -> Tensor:
-        """The loss (n,), without its gradient."""
+        """Evaluate delta without its gradient, and return its loss (n,)."""
         x_adv = self.ball.apply(delta)
         with numbered(self.rows):
             value, level = judged(self._goal, x_adv, check=self._first)
         self._first = False
         if isinstance(self._goal, Misclassify):
-            self._lost[self.rows] |= value.isnan()
+            self._not_finite[self.rows] |= value.isnan()
         self._keep(x_adv, value, level)
         return value
 
     def drop(self, *state: Tensor) -> tuple[Tensor, ...]:
-        """`state`, tensors of n rows, without the samples that were finished by the last
-        evaluation.
+        """Leave out the samples that the last evaluation finished.
+
+        state: tensors of n rows, returned without the rows of these samples.
         """
         if not isinstance(self._goal, Misclassify) or not self._finished.any():
             return state
         stay = (~self._finished).nonzero().flatten()
         self._finished = self._finished[stay]
-        self.rows, self.ball, self._goal = (
-            self.rows[stay],
-            self.ball.at(stay),
-            self._at(self._goal, stay),
-        )
-        return tuple(part[stay] for part in state)
+        self.rows = self.rows[stay]
+        self.ball = self.ball.at(stay)
+        self._goal = self._at(self._goal, stay)
+        return tuple(tensor[stay] for tensor in state)
+
+    # ------------------------------------------------------------------ results
 
     def result(self) -> Tensor:
-        """Return each sample's best clip. Raises BadSamples where a loss or a gradient was NaN."""
+        """Return each sample's best clip.
+
+        Raises:
+            BadSamples: a loss or a gradient was NaN.
+        """
         self.require_numbers()
-        lost = torch.isneginf(self.value) & (self.level < 0)
-        if self.threat.eps > 0 and lost.any():
+        never_kept = torch.isneginf(self.value) & (self.level < 0)
+        if self.threat.eps > 0 and never_kept.any():
             reason = "the loss of samples {} is NaN at every iterate"
-            raise BadSamples(lost.nonzero().flatten().tolist(), reason)
+            raise BadSamples(never_kept.nonzero().flatten().tolist(), reason)
         return self.best
 
     def require_numbers(self) -> None:
         """Raise BadSamples where a gradient was not finite, or a classifier's loss was NaN."""
-        if self._lost.any():
+        if self._not_finite.any():
             raise BadSamples(
-                self._lost.nonzero().flatten().tolist(),
-                "the loss or gradient of samples {} became NaN or infinite on the way",
+                self._not_finite.nonzero().flatten().tolist(),
+                "the loss or gradient of samples {} became NaN or infinite during the attack",
             )
 
     def _keep(self, x_adv: Tensor, value: Tensor, level: Tensor) -> None:
+        """Keep the clips that are better than the best so far."""
         value = value.float()
-        self._finished, self.broken = self._done(level, value), self._is_broken(value, level)
-        before, most = self.level[self.rows], self.value[self.rows]
-        better = ((level > before) & ~value.isnan()) | ((level == before) & (value > most))
-        self.value[self.rows] = torch.where(better, value, most)
-        self.level[self.rows] = torch.where(better, level, before)
-        whole = len(self.rows) == len(self.x)
-        if (
-            whole and not better.is_cuda and better.all()
-        ):  # nothing is copied; on a GPU the question costs more
+        self._finished = self._done(level, value)
+        self.broken = self._is_broken(value, level)
+
+        # better: a higher level, or the same level and a higher loss; NaN is never better
+        best_level = self.level[self.rows]
+        best_value = self.value[self.rows]
+        more_level = (level > best_level) & ~value.isnan()
+        more_loss = (level == best_level) & (value > best_value)
+        better = more_level | more_loss
+        self.value[self.rows] = torch.where(better, value, best_value)
+        self.level[self.rows] = torch.where(better, level, best_level)
+
+        # Copying clips is the expensive part. If all of them are better, the new tensor itself is
+        # kept. On a GPU, asking whether they are costs more than the copy.
+        all_rows = len(self.rows) == len(self.x)
+        if all_rows and not better.is_cuda and better.all():
             self.best = x_adv
             return
-        so_far = self.best if whole else self.best[self.rows]
+        so_far = self.best if all_rows else self.best[self.rows]
         best = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, so_far)
-        if whole:
+        if all_rows:
             self.best = best
         else:
             self.best[self.rows] = best
@@ -190,34 +235,46 @@ class Search:
         return level > 0 if isinstance(self._goal, Misclassify) else value > 0
 
     def _done(self, level: Tensor, value: Tensor) -> Tensor:
-        """Whether samples of these levels and losses are finished."""
+        """Return whether samples of these levels and losses are finished."""
         return level >= 2
 
     def _saliency(self, x: Tensor) -> Tensor:
-        """The mean absolute gradient at x over channels, (n, T, H, W) (Inkawhich et al. 2018).
+        """Return the mean absolute gradient over channels, (n, T, H, W) (Inkawhich et al. 2018).
 
-        Where it is 0, as that of a distance to x itself, it is asked for at a random point nearby.
+        Where it is 0 at x, as for a distance to x itself, it is taken at a random point nearby.
         """
         if self.blind:
             return drawn(torch.rand, as_clip(x)[:, 0].shape, x, self.generator)
         with numbered(self.rows):
-            found = judged_gradient(self._goal, x, check=not self.steady)[2]
-        still = found.flatten(1).abs().amax(1) == 0
-        if self.steady or still.any():
+            gradient = judged_gradient(self._goal, x, check=not self.steady)[2]
+        vanishes = gradient.flatten(1).abs().amax(1) == 0
+        # `steady` always makes the second pass, as other processes may need it
+        if self.steady or vanishes.any():
             noise = drawn(torch.rand, x.shape, x, self.generator)
             with numbered(self.rows):
                 nearby = (x + 0.01 * (2 * noise - 1)).clamp(0, 1)
-                near = judged_gradient(self._goal, nearby, check=not self.steady)[2]
-            found = torch.where(still.view(-1, *[1] * (x.ndim - 1)), near, found)
-        return as_clip(found).abs().mean(1)
+                near_gradient = judged_gradient(self._goal, nearby, check=not self.steady)[2]
+            wide = vanishes.view(-1, *[1] * (x.ndim - 1))
+            gradient = torch.where(wide, near_gradient, gradient)
+        return as_clip(gradient).abs().mean(1)
 
     @staticmethod
     def _at(loss: Loss, rows: Tensor) -> Loss:
+        """Return the loss of some of the samples; other callables are used as they are."""
         return loss.at(rows) if isinstance(loss, Misclassify) else loss
 
 
 def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
-    """(loss (B,), level (B,)) of any loss; see `Misclassify.judge`."""
+    """Return loss (B,) and level (B,) of any loss, as `Misclassify.judge` does.
+
+    Args:
+        loss: (B, ...) -> (B,). Without levels, all levels are 0.
+        x: the clips.
+        check: check the logits of a classifier.
+
+    Raises:
+        ValueError: the loss is not one number per sample.
+    """
     level: Tensor | None = None
     if isinstance(loss, Misclassify):
         value, level = loss.judge(x, check=check)
@@ -225,48 +282,50 @@ def judged(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor
         value = called(loss, x, "loss")
     if value.shape != (len(x),):
         raise ValueError(
-            f"the loss must be one number a sample, (B,); got {tuple(value.shape)} for B={len(x)}"
+            f"the loss must be one number per sample, (B,); got {tuple(value.shape)} for B={len(x)}"
         )
-    return value, torch.zeros(len(x), dtype=torch.long, device=x.device) if level is None else level
+    if level is None:
+        level = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    return value, level
 
 
 def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss (B,), level (B,), gradient of the sum shaped as x). No parameter's gradient is
-    computed.
+    """Return loss (B,), level (B,), and the gradient of the summed loss, shaped as x.
 
-    Raises ValueError for a loss that is no function of x and inside `torch.inference_mode`, and,
-    with `check`, BadSamples for a loss of NaN and a gradient of NaN or infinity.
+    No gradient of a parameter is computed.
+
+    Args:
+        loss: (B, ...) -> (B,).
+        x: the clips.
+        check: refuse NaN, which makes a GPU wait.
+
+    Raises:
+        ValueError: the loss is no function of x, or torch.inference_mode is on. As `BadSamples`,
+            with check: a loss is NaN, or a gradient NaN or infinite.
     """
     require_gradients()
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value, level = judged(loss, x, check=check)
-        (gradient,) = (
-            torch.autograd.grad(value.sum(), x, allow_unused=True)
-            if value.requires_grad
-            else (None,)
-        )
+        gradient: Tensor | None = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
     if gradient is None:
         raise ValueError(
             "the loss has no gradient at x: something on its way detaches or runs without one; "
             "square and nes do without gradients"
         )
-    if (
-        check
-        and len(x)
-        and (value.isnan().any() | ~torch.isfinite(torch.stack(gradient.aminmax())).all())
-    ):
-        lost = (
-            (value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1))
-            .nonzero()
-            .flatten()
-            .tolist()
-        )
-        raise BadSamples(
-            lost,
-            "the gradient of samples {} is NaN or infinite; their loss is "
-            f"{value[lost].tolist()}",
-        )
+    if check and len(x):
+        # the extremes show NaN and infinity without a tensor of flags
+        extremes = torch.stack(gradient.aminmax())
+        if value.isnan().any() | ~torch.isfinite(extremes).all():
+            not_finite = value.isnan() | ~torch.isfinite(gradient).flatten(1).all(1)
+            samples = not_finite.nonzero().flatten().tolist()
+            raise BadSamples(
+                samples,
+                "the gradient of samples {} is NaN or infinite; their loss is "
+                f"{value[samples].tolist()}",
+            )
     return value.detach(), level, gradient
 
 

@@ -105,3 +105,9 @@ def test_how_much_of_a_frame_a_threat_covers():
         "linf-1": 0,
         "frames2-linf-1": 0,
     }
+
+
+def test_fewer_queries_than_one_step_takes_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"eval.suite=nes under linf-4/255: queries=20: .* 52"):
+        require_defined(Suite("nes", queries=20), [parse_threat("linf-4/255")])
+    require_defined(Suite("nes", queries=52), [parse_threat("linf-4/255")])

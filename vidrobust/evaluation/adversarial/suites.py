@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import torch
-
 from vidrobust import config
 from vidrobust.attacks import (
     ATTACKS,
@@ -95,15 +93,15 @@ def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
 
 
 def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
-    """Raises UserError for a threat that an attack of the suite is not for."""
-    # no clip at all, of a size that fits anything
-    x, y = torch.zeros(0, 3, 9999, 9999, 9999), torch.zeros(0, dtype=torch.long)
+    """Raise UserError for a threat that an attack of the suite is not defined for.
+
+    Whether the threat fits the clips is not asked here: `config` knows their size.
+    """
     for threat in threats:
         try:
-            for step in suite(threat, x.shape[2], classes=10):
-                step(
-                    lambda none: none.new_zeros(0, 10), x, y, threat, False, None
-                )  # refuses, or has nothing to do
+            # any number of frames above 1 and of classes above 3 gives the whole suite
+            for step in suite(threat, frames=16, classes=10):
+                step.require_defined(threat)
         except ValueError as error:
             raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None
 
