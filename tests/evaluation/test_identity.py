@@ -5,27 +5,27 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
+from tests.evaluation.helpers import (
+    CFG,
+    CPU,
+    SMALL,
+    bias_rows,
+    corruption_rows,
+    random_model,
+    robust_rows,
+)
 from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
 from vidrobust.config import DataConfig
-from vidrobust.data import corrupted_videos, eval_dataset, source_videos, ucf101
+from vidrobust.data import eval_dataset, source_videos, ucf101
 from vidrobust.evaluation import (
-    MeasureSettings,
     Suite,
-    evaluate_bias,
-    evaluate_corruptions,
-    evaluate_robust,
 )
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.results import rank_files
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
-
-CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
-CPU = torch.device("cpu")
-SMALL = [parse_threat("linf-1/255")]
 
 
 @pytest.fixture(scope="module")
@@ -33,60 +33,7 @@ def records(tmp_path_factory):
     return ucf101(tiny_ucf101(tmp_path_factory.mktemp("identity"), train=1, test=5), "test", 1)[0]
 
 
-def _model(seed):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(1), nn.Linear(3 * 2 * 256, 2)).eval().requires_grad_(False)
-
-
-def _robust(records, out, net, indices=(0, 1, 2, 3), threats=SMALL, cfg=CFG, **options):
-    out.mkdir(exist_ok=True)
-    settings = {
-        "suite": Suite("pgd", steps=2),
-        "seed": 0,
-        "batch_size": 2,
-        "workers": 0,
-        "device": CPU,
-    }
-    dataset = options.pop("dataset", None) or eval_dataset(cfg, records, 1)
-    return evaluate_robust(net, dataset, list(indices), list(threats), out, **(settings | options))
-
-
-def _settings(net, out, *, batch_size=4, identity=""):
-    return MeasureSettings(net, out, batch_size, workers=0, device=CPU, identity=identity)
-
-
-def _corruptions(
-    records,
-    out,
-    net,
-    indices=(0, 1, 2, 3),
-    names=("contrast",),
-    severities=(1, 5),
-    seed=0,
-    **options,
-):
-    out.mkdir(exist_ok=True)
-    videos = corrupted_videos(CFG, records, 1, "uniform", options.pop("place", "view"), seed)
-    return evaluate_corruptions(
-        _settings(net, out, **options), videos, list(indices), list(names), list(severities)
-    )
-
-
-def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **options):
-    out.mkdir(exist_ok=True)
-    others = options.pop("others", {})
-    return evaluate_bias(
-        _settings(net, out, **options),
-        lambda: eval_dataset(CFG, records, 1),
-        None,
-        list(indices),
-        list(names),
-        seed=seed,
-        others=others,
-    )
-
-
-EVALUATIONS = {"results": _robust, "corruptions": _corruptions, "bias": _bias}
+EVALUATIONS = {"results": robust_rows, "corruptions": corruption_rows, "bias": bias_rows}
 
 
 def _as_module(net):
@@ -111,30 +58,30 @@ def _without_module(net):
 @pytest.mark.parametrize("wrap", [_as_module, _as_closure, _as_partial, _without_module])
 def test_rows_of_another_model_are_refused_and_stay(records, tmp_path, stem, wrap):
     run = EVALUATIONS[stem]
-    first = run(records, tmp_path, wrap(_model(0)))
+    first = run(records, tmp_path, wrap(random_model(0)))
     before = (tmp_path / f"{stem}.jsonl").read_bytes()
     for indices in ((0, 1, 2, 3), (4, 5)):
         with pytest.raises(
             UserError, match=rf"{stem}.jsonl holds rows of another model; choose another folder, or"
         ):
-            run(records, tmp_path, wrap(_model(1)), indices)
+            run(records, tmp_path, wrap(random_model(1)), indices)
     assert (tmp_path / f"{stem}.jsonl").read_bytes() == before
-    assert run(records, tmp_path, wrap(_model(0))) == first
+    assert run(records, tmp_path, wrap(random_model(0))) == first
 
 
 @pytest.mark.parametrize("stem", EVALUATIONS)
 def test_a_model_that_is_called_otherwise_is_the_same(records, tmp_path, stem):
     run = EVALUATIONS[stem]
-    first = run(records, tmp_path, _model(0))
+    first = run(records, tmp_path, random_model(0))
     for wrap in (_as_closure, _as_partial):
-        assert run(records, tmp_path, wrap(_model(0))) == first
+        assert run(records, tmp_path, wrap(random_model(0))) == first
 
 
 @pytest.mark.parametrize("stem", EVALUATIONS)
 def test_the_same_weights_that_read_their_input_otherwise_are_another_model(
     records, tmp_path, stem
 ):
-    run, net = EVALUATIONS[stem], _model(0)
+    run, net = EVALUATIONS[stem], random_model(0)
     run(records, tmp_path, net)
     with pytest.raises(UserError, match="another model"):
         run(records, tmp_path, lambda x: net(1 - x))
@@ -146,22 +93,22 @@ def test_a_name_recognises_the_model_without_calling_it(records, tmp_path, stem)
         raise AssertionError
 
     run = EVALUATIONS[stem]
-    first = run(records, tmp_path, _model(0), identity="step 3")
+    first = run(records, tmp_path, random_model(0), identity="step 3")
     assert run(records, tmp_path, never, identity="step 3") == first
     with pytest.raises(UserError, match="another model"):
         run(records, tmp_path, never, identity="step 4")
     with pytest.raises(UserError, match="another model"):
-        run(records, tmp_path, _model(0))
+        run(records, tmp_path, random_model(0))
 
 
 def test_a_random_model_is_recognised_by_its_weights(records, tmp_path):
     def noisy(net):
         return lambda x: net(x) + 1e-3 * torch.randn(len(x), 2)
 
-    first = _corruptions(records, tmp_path, noisy(_model(0)))
-    assert _corruptions(records, tmp_path, noisy(_model(0))) == first
+    first = corruption_rows(records, tmp_path, noisy(random_model(0)))
+    assert corruption_rows(records, tmp_path, noisy(random_model(0))) == first
     with pytest.raises(UserError, match="another model"):
-        _corruptions(records, tmp_path, noisy(_model(1)))
+        corruption_rows(records, tmp_path, noisy(random_model(1)))
 
 
 def test_the_probe_takes_no_random_numbers_of_the_model(records, tmp_path):
@@ -175,8 +122,8 @@ def test_the_probe_takes_no_random_numbers_of_the_model(records, tmp_path):
 
 
 def test_another_suite_seed_list_or_protocol_is_refused_by_name(records, tmp_path):
-    net = _model(0)
-    rows = _robust(records, tmp_path, net)
+    net = random_model(0)
+    rows = robust_rows(records, tmp_path, net)
     wider = DataConfig(**(vars(CFG) | {"stride": 3}))
     for options, told in (
         ({"suite": Suite("apgd-ce", steps=5)}, r"suite \(pgd-2x1, here apgd-ce-5x1\)"),
@@ -188,23 +135,28 @@ def test_another_suite_seed_list_or_protocol_is_refused_by_name(records, tmp_pat
         ({"seed": 1, "suite": Suite("fgsm")}, "suite .* and seed"),
     ):
         with pytest.raises(UserError, match=f"results.jsonl holds rows of another {told}"):
-            _robust(records, tmp_path, net, **options)
-    assert _robust(records, tmp_path, net) == rows
-    _corruptions(records, tmp_path, net)
+            robust_rows(records, tmp_path, net, **options)
+    assert robust_rows(records, tmp_path, net) == rows
+    corruption_rows(records, tmp_path, net)
     for options, told in (
         ({"seed": 1}, "seed"),
         ({"place": "source"}, r"protocol \(place view, here source\)"),
     ):
         with pytest.raises(UserError, match=f"corruptions.jsonl holds rows of another {told}"):
-            _corruptions(records, tmp_path, net, **options)
-    _bias(records, tmp_path, net)
+            corruption_rows(records, tmp_path, net, **options)
+    bias_rows(records, tmp_path, net)
     with pytest.raises(UserError, match="bias.jsonl holds rows of another seed"):
-        _bias(records, tmp_path, net, seed=1)
+        bias_rows(records, tmp_path, net, seed=1)
 
 
 @pytest.mark.parametrize("stem", EVALUATIONS)
 def test_rows_of_other_videos_stay(records, tmp_path, stem):
-    run, net, path = EVALUATIONS[stem], _model(0), tmp_path / f"{stem}.jsonl"
+    net, path = random_model(0), tmp_path / f"{stem}.jsonl"
+
+    def run(*arguments):
+        rows = EVALUATIONS[stem](*arguments)
+        return [row.to_json() for row in rows] if stem == "results" else rows
+
     first = run(records, tmp_path, net, (0, 1, 2, 3))
     second = run(records, tmp_path, net, (6, 7))
     assert {row["index"] for row in first} == {0, 1, 2, 3}
@@ -218,35 +170,35 @@ def test_rows_of_other_videos_stay(records, tmp_path, stem):
 
 
 def test_rows_of_other_threats_stay(records, tmp_path):
-    net = _model(0)
-    first = _robust(records, tmp_path, net)
-    second = _robust(records, tmp_path, net, threats=[parse_threat("l2-0.5")])
+    net = random_model(0)
+    first = robust_rows(records, tmp_path, net)
+    second = robust_rows(records, tmp_path, net, threats=[parse_threat("l2-0.5")])
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert lines == first + second
+    assert lines == [row.to_json() for row in first + second]
     threats = [*SMALL, ThreatModel("linf", 4 / 255), parse_threat("l2-0.5")]
-    third = _robust(records, tmp_path, net, threats=threats)
+    third = robust_rows(records, tmp_path, net, threats=threats)
     assert len(third) == 12
     assert all(row in third for row in first + second)
 
 
 def test_rows_of_a_video_that_another_batch_measures_again_stay(records, tmp_path):
     """The batch (1, 2) holds one video that is there already."""
-    net = _model(0)
-    first = _robust(records, tmp_path, net, (0, 1), threats=[parse_threat("linf-0")])
-    again = _robust(records, tmp_path, net, (1, 2), threats=[parse_threat("linf-0")])
+    net = random_model(0)
+    first = robust_rows(records, tmp_path, net, (0, 1), threats=[parse_threat("linf-0")])
+    again = robust_rows(records, tmp_path, net, (1, 2), threats=[parse_threat("linf-0")])
     assert again[0] == first[1]
-    assert [row["index"] for row in again] == [1, 2]
+    assert [row.index for row in again] == [1, 2]
 
 
 def test_severities_that_are_added_keep_their_own_accuracy(records, tmp_path):
-    net, names = _model(0), ("contrast", "gaussian_noise")
+    net, names = random_model(0), ("contrast", "gaussian_noise")
     fresh = {
-        s: _corruptions(records, tmp_path / f"s{s}", net, names=names, severities=(s,))
+        s: corruption_rows(records, tmp_path / f"s{s}", net, names=names, severities=(s,))
         for s in (1, 3, 5)
     }
-    first = _corruptions(records, tmp_path / "all", net, names=names, severities=(1, 5))
+    first = corruption_rows(records, tmp_path / "all", net, names=names, severities=(1, 5))
     assert [row["severities"] for row in first[:3]] == [[0], [1, 5], [1, 5]]
-    found = _corruptions(records, tmp_path / "all", net, names=names, severities=(5, 3, 1))
+    found = corruption_rows(records, tmp_path / "all", net, names=names, severities=(5, 3, 1))
     for row in found:
         if row["name"] == "clean":
             continue
@@ -255,7 +207,7 @@ def test_severities_that_are_added_keep_their_own_accuracy(records, tmp_path):
                 r for r in fresh[severity] if (r["index"], r["name"]) == (row["index"], row["name"])
             )
             assert alone["predicted"] == [predicted]
-    assert _corruptions(records, tmp_path / "all", net, names=names, severities=(1, 5)) == first
+    assert corruption_rows(records, tmp_path / "all", net, names=names, severities=(1, 5)) == first
     stored = [
         json.loads(line) for line in (tmp_path / "all/corruptions.jsonl").read_text().splitlines()
     ]
@@ -263,21 +215,21 @@ def test_severities_that_are_added_keep_their_own_accuracy(records, tmp_path):
 
 
 def test_only_severities_that_are_missing_are_measured(records, tmp_path):
-    net, sizes = _model(0), []
-    _corruptions(records, tmp_path, net, severities=(1, 5))
+    net, sizes = random_model(0), []
+    corruption_rows(records, tmp_path, net, severities=(1, 5))
 
     def counted(x):
         sizes.append(len(x))
         return net(x)
 
-    _corruptions(records, tmp_path, counted, severities=(1, 2, 5))
+    corruption_rows(records, tmp_path, counted, severities=(1, 2, 5))
     assert sum(sizes) == 2 + 4, "the probe, twice, and one severity of each video"
 
 
 def test_files_of_other_names_are_nobodys_rows(records, tmp_path):
     """A copy beside the rows, and what another tool calls a rank."""
-    net = _model(0)
-    rows = _robust(records, tmp_path, net)
+    net = random_model(0)
+    rows = robust_rows(records, tmp_path, net)
     stale = [row | {"robust": None, "index": 9} for row in rows] + [
         row | {"robust": None} for row in rows
     ]
@@ -294,8 +246,8 @@ def test_files_of_other_names_are_nobodys_rows(records, tmp_path):
             text if "results" in name else '{"linf-1/255": {"pgd": 1e9}}\n'
         )
     (tmp_path / "results.jsonl").unlink()
-    assert _robust(records, tmp_path, net) == rows
-    assert _robust(records, tmp_path, net, (8, 9))[1]["robust"] is not None
+    assert robust_rows(records, tmp_path, net) == rows
+    assert robust_rows(records, tmp_path, net, (8, 9))[1].robust is not None
     assert timings(tmp_path)["linf-1/255"]["pgd"] < 1e6
     assert [path.name for path in rank_files(tmp_path, "results")] == ["results.jsonl"]
     assert all((tmp_path / name).is_file() for name in names)
@@ -330,7 +282,7 @@ def _as_before(folder, stem, checkpoint):
 def test_a_folder_of_an_earlier_version_goes_on_if_the_command_line_claimed_it(
     records, tmp_path, stem
 ):
-    run, net = EVALUATIONS[stem], _model(0)
+    run, net = EVALUATIONS[stem], random_model(0)
     rows = run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, "step 3")
     assert run(records, tmp_path, net, identity="step 3") == rows
@@ -340,7 +292,7 @@ def test_a_folder_of_an_earlier_version_goes_on_if_the_command_line_claimed_it(
 @pytest.mark.parametrize("stem", EVALUATIONS)
 @pytest.mark.parametrize("checkpoint", ["", "step 4"])
 def test_rows_that_nothing_says_the_model_of_are_refused(records, tmp_path, stem, checkpoint):
-    run, net = EVALUATIONS[stem], _model(0)
+    run, net = EVALUATIONS[stem], random_model(0)
     run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, checkpoint)
     with pytest.raises(
@@ -351,9 +303,9 @@ def test_rows_that_nothing_says_the_model_of_are_refused(records, tmp_path, stem
 
 def test_every_rank_refuses_what_the_first_refuses(records, tmp_path, monkeypatch):
     """Else the others would wait for it."""
-    _robust(records, tmp_path, _model(0))
+    robust_rows(records, tmp_path, random_model(0))
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "patient_barrier", lambda: pytest.fail("it waits"))
     with pytest.raises(UserError, match="another model"):
-        _robust(records, tmp_path, _model(1))
+        robust_rows(records, tmp_path, random_model(1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluation.test_identity import CFG, _bias, _corruptions, _model, _robust
+from tests.evaluation.helpers import CFG, bias_rows, corruption_rows, random_model, robust_rows
 from tests.helpers import tiny_ucf101
 from vidrobust.data import eval_dataset, ucf101
 from vidrobust.evaluation.natural.bias import partners_of
@@ -16,7 +16,7 @@ from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.results import decoding_failures
 from vidrobust.utils.errors import UserError
 
-ALL = [_robust, _corruptions, _bias]
+ALL = [robust_rows, corruption_rows, bias_rows]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def records(tmp_path_factory):
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, "2"])
 def test_batch_sizes_that_are_none(records, tmp_path, evaluate, size):
     with pytest.raises(UserError, match=f"batch_size={size}: must be"):
-        evaluate(records, tmp_path / "out", _model(0), batch_size=size)
+        evaluate(records, tmp_path / "out", random_model(0), batch_size=size)
 
 
 @pytest.mark.parametrize("evaluate", ALL)
@@ -38,7 +38,7 @@ def test_batch_sizes_that_are_none(records, tmp_path, evaluate, size):
 )
 def test_videos_that_are_not_there(records, tmp_path, evaluate, indices, told):
     with pytest.raises(UserError, match=told):
-        evaluate(records, tmp_path / "out", _model(0), indices)
+        evaluate(records, tmp_path / "out", random_model(0), indices)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_videos_that_are_not_there(records, tmp_path, evaluate, indices, told):
 )
 def test_corruptions_that_are_none(records, tmp_path, options, told):
     with pytest.raises(UserError, match=told):
-        _corruptions(records, tmp_path / "out", _model(0), **options)
+        corruption_rows(records, tmp_path / "out", random_model(0), **options)
 
 
 def test_a_table_of_no_corruptions_says_so(records, tmp_path):
-    rows = _corruptions(records, tmp_path / "out", _model(0), names=())
+    rows = corruption_rows(records, tmp_path / "out", random_model(0), names=())
     with pytest.raises(ValueError, match="no rows of corruptions"):
         corruption_table(rows, [1], ["a", "b"])
 
@@ -75,13 +75,13 @@ def test_a_table_of_no_corruptions_says_so(records, tmp_path):
 def test_cues_that_are_none(records, tmp_path, names, told):
     """An unknown name measured the clips as they are."""
     with pytest.raises(UserError, match=told):
-        _bias(records, tmp_path / "out", _model(0), names=names)
+        bias_rows(records, tmp_path / "out", random_model(0), names=names)
 
 
 def test_two_cues_need_two_classes(records, tmp_path):
     alike = [record for record in records if record.label == 0]
     with pytest.raises(UserError, match="two classes are needed"):
-        _bias(alike, tmp_path / "out", _model(0), names=("swapped",))
+        bias_rows(alike, tmp_path / "out", random_model(0), names=("swapped",))
 
 
 def test_a_partner_is_of_the_seed_and_the_video_alone(records):
@@ -92,27 +92,27 @@ def test_a_partner_is_of_the_seed_and_the_video_alone(records):
 
 
 def test_another_cue_that_is_asked_for_later_is_that_of_the_call(records, tmp_path):
-    net = _model(0)
-    first = _bias(records, tmp_path / "out", net)
+    net = random_model(0)
+    first = bias_rows(records, tmp_path / "out", net)
     assert {row["other"] for row in first} == {None}
-    again = _bias(records, tmp_path / "out", net, others={0: 1, 2: 0})
+    again = bias_rows(records, tmp_path / "out", net, others={0: 1, 2: 0})
     assert {
         r["index"]: r["other"] for r in again if r["name"] == "clean" and r["other"] is not None
     } == {0: 1, 2: 0}
 
 
-@pytest.mark.parametrize("evaluate", [_corruptions, _bias])
+@pytest.mark.parametrize("evaluate", [corruption_rows, bias_rows])
 def test_a_row_without_a_finite_logit_is_no_prediction(records, tmp_path, evaluate):
-    net = _model(0)
+    net = random_model(0)
     rows = evaluate(records, tmp_path / "out", lambda x: net(x) - torch.inf)
     assert all(row["predicted"] in (None, [None], [None, None]) and row["error"] for row in rows)
-    rows = _robust(records, tmp_path / "r", lambda x: net(x) - torch.inf)
-    assert all("infinite logits" in row["error"] and not row["robust"] for row in rows)
+    rows = robust_rows(records, tmp_path / "r", lambda x: net(x) - torch.inf)
+    assert all("infinite logits" in row.error and not row.robust for row in rows)
 
 
 @pytest.mark.parametrize("evaluate", ALL)
 def test_probabilities_are_no_logits(records, tmp_path, evaluate):
-    net = _model(0)
+    net = random_model(0)
     with pytest.raises(UserError, match="returns probabilities"):
         evaluate(records, tmp_path / "out", lambda x: net(x).softmax(1))
 
@@ -120,19 +120,19 @@ def test_probabilities_are_no_logits(records, tmp_path, evaluate):
 @pytest.mark.parametrize("hold", [lambda net: [net], lambda net: {"a": (net,)}])
 def test_a_model_in_a_container_is_recognised(records, tmp_path, hold):
     """Its weights moved by little, as those of the next checkpoint are."""
-    one = _model(0)
+    one = random_model(0)
     box = hold(one)
-    other = _model(0)
+    other = random_model(0)
     with torch.no_grad():
         other[1].weight.mul_(1.0005)
 
     def inside(kept):
         return kept[0] if isinstance(kept, list) else kept["a"][0]
 
-    _robust(records, tmp_path / "out", lambda x: inside(box)(x))
+    robust_rows(records, tmp_path / "out", lambda x: inside(box)(x))
     box = hold(other)
     with pytest.raises(UserError, match="rows of another model"):
-        _robust(records, tmp_path / "out", lambda x: inside(box)(x))
+        robust_rows(records, tmp_path / "out", lambda x: inside(box)(x))
 
 
 def test_a_model_that_shows_no_module_is_told_by_its_outputs(records, tmp_path):
@@ -145,40 +145,40 @@ def test_a_model_that_shows_no_module_is_told_by_its_outputs(records, tmp_path):
         def __call__(self, x):
             return self.net(x)
 
-    one, other = _model(0), _model(0)
+    one, other = random_model(0), random_model(0)
     with torch.no_grad():
         other[1].weight.mul_(1.002)
-    _robust(records, tmp_path / "out", Hidden(one))
-    assert _robust(records, tmp_path / "out", Hidden(one))
+    robust_rows(records, tmp_path / "out", Hidden(one))
+    assert robust_rows(records, tmp_path / "out", Hidden(one))
     with pytest.raises(UserError, match="rows of another model"):
-        _robust(records, tmp_path / "out", Hidden(other))
+        robust_rows(records, tmp_path / "out", Hidden(other))
 
 
 def test_a_norm_in_training_mode_is_told(records, tmp_path, caplog):
     net = nn.Sequential(nn.BatchNorm3d(3), nn.Flatten(1), nn.Linear(3 * 2 * 256, 2))
     with caplog.at_level(logging.WARNING):
-        _robust(records, tmp_path / "out", net.requires_grad_(False))
+        robust_rows(records, tmp_path / "out", net.requires_grad_(False))
     assert "BatchNorm3d in training mode" in caplog.text and "call eval()" in caplog.text
 
 
 def test_a_model_without_a_gradient_is_told_so(records, tmp_path):
-    net = _model(0)
+    net = random_model(0)
     with pytest.raises(UserError, match="the loss has no gradient at x"):
-        _robust(records, tmp_path / "out", lambda x: net(x.detach()))
+        robust_rows(records, tmp_path / "out", lambda x: net(x.detach()))
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_identity_names_the_file(records, tmp_path, text):
-    _robust(records, tmp_path / "out", _model(0))
+    robust_rows(records, tmp_path / "out", random_model(0))
     (tmp_path / "out/results.identity.json").write_text(text)
     with pytest.raises(UserError, match="results.identity.json"):
-        _robust(records, tmp_path / "out", _model(0))
+        robust_rows(records, tmp_path / "out", random_model(0))
 
 
 @pytest.mark.parametrize("crf", [-3, 52, 99])
 def test_rate_factors_that_are_none(records, tmp_path, crf):
     with pytest.raises(UserError, match=f"h264_crf={crf}"):
-        _robust(records, tmp_path / "out", _model(0), h264_crf=crf)
+        robust_rows(records, tmp_path / "out", random_model(0), h264_crf=crf)
 
 
 def test_neighbours_and_probes_that_are_none():

@@ -8,7 +8,7 @@ import torch
 from tests.methods.helpers import load
 from tests.training.helpers import tiny_config, train_state
 from vidrobust import checkpoint, config
-from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation.loading import load_method
 from vidrobust.methods import require_options
 from vidrobust.methods.revisions import REVISION, changed_since
 from vidrobust.utils.errors import UserError

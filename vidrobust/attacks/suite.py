@@ -369,7 +369,7 @@ class _Problem:
         return replace(self, x=self.x[rows], y=self.y[rows])
 
 
-def worst_case(  # noqa: PLR0913  (a public signature)
+def worst_case(
     predict: Predict,
     x: Tensor,
     y: Tensor,

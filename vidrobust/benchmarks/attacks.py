@@ -29,7 +29,7 @@ from vidrobust.attacks import (
     worst_case,
 )
 from vidrobust.data import Failure, build_records, eval_dataset
-from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation.loading import load_method
 from vidrobust.models import build_model
 from vidrobust.utils.errors import UserError
 from vidrobust.views import to_float

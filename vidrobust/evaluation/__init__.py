@@ -1,10 +1,13 @@
 """Evaluate checkpoints."""
 
-from vidrobust.evaluation.adversarial.curve import robust_curve
+from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, check_suite
+from vidrobust.evaluation.adversarial.curve import CurvePoint, robust_curve
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust
-from vidrobust.evaluation.adversarial.suites import SUITES, Suite, check_suite
-from vidrobust.evaluation.evaluate import build_lists, check_evaluation, evaluate, load_method
+from vidrobust.evaluation.adversarial.suites import SUITES, Suite
+from vidrobust.evaluation.evaluate import check_evaluation, evaluate
+from vidrobust.evaluation.loading import build_lists, load_method
 from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.natural.corruption import corruption_table, evaluate_corruptions
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
@@ -19,6 +22,9 @@ from vidrobust.utils.intervals import wilson
 
 __all__ = [
     "SUITES",
+    "AttackRow",
+    "AttackSettings",
+    "CurvePoint",
     "DiskStore",
     "Features",
     "MeasureSettings",

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import checkpoint, config
-from vidrobust.attacks import BadSamples, ThreatModel, self_checks
+from vidrobust.attacks import BadSamples, Predict, ThreatModel, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     ClipDataset,
     Record,
-    build_records,
+    SourceVideos,
     corrupted_videos,
     doubt_of_twins,
     eval_dataset,
     is_image,
     records_sha,
-    require_labels,
     second_cues,
-    shared_sources,
     source_videos,
     texture_twins,
 )
+from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, check_suite
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
-from vidrobust.evaluation.adversarial.suites import Suite, check_suite
 from vidrobust.evaluation.adversarial.targets import clip_units
+from vidrobust.evaluation.loading import build_lists, load_method
 from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.natural.corruption import (
     check_corruptions,
@@ -48,9 +48,8 @@ from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sens
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
 from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
-from vidrobust.methods import Method, build_method
-from vidrobust.models import Model, add_branches, branch_names
-from vidrobust.models.branch_norm import MIXTURES, branch_of
+from vidrobust.methods import build_method
+from vidrobust.models import Model
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
 from vidrobust.utils import distributed
@@ -59,461 +58,392 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
 
+_OLD_FEATURES = "features.pt"  # where revisions before the feature store kept them
+_STORE = "features"
 
-def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:
-    """The configured method with the weights of a checkpoint's `state`, its own linear head
-    included.
 
-    Raises UserError for another architecture, and for an eval.branch that the model was trained
-    without.
+@dataclass(frozen=True)
+class _Evaluation:
+    """What an evaluation measures on.
+
+    Attributes:
+        cfg: the configuration.
+        attack: threats and attacks.
+        train: training videos.
+        test: test videos.
+        classes: names.
+        others: videos of eval.shift, and the classes that they share.
+        out: the folder.
+        device: of the models.
+        identity: name of the checkpoint, kept with rows.
     """
-    branch, known = (
-        cfg.eval.branch,
-        {"clean"} | {name for key in state["model"] if (name := branch_of(key))},
-    )
-    if branch not in known and (branch not in MIXTURES or len(known) == 1):
-        raise UserError(
-            f"eval.branch={branch}: the checkpoint was trained without it; it has"
-            f" {', '.join(sorted(known))}"
+
+    cfg: config.Config
+    attack: AttackSettings
+    train: list[Record]
+    test: list[Record]
+    classes: list[str]
+    others: tuple[list[Record], Shared]
+    out: Path
+    device: torch.device
+    identity: str
+
+    @property
+    def indices(self) -> list[int]:
+        """Test videos that are attacked and corrupted."""
+        return evenly(len(self.test), self.cfg.eval.limit)
+
+    def settings(self, predict: Predict) -> MeasureSettings:
+        """Return how a classifier is measured."""
+        cfg = self.cfg
+        workers = cfg.data.workers
+        return MeasureSettings(
+            predict, self.out, cfg.eval.batch_size, workers, self.device, self.identity
         )
-    if branch == "select" and "backbone.selector.weight" not in state["model"]:
-        raise UserError(
-            "eval.branch=select: the checkpoint was trained without method.adversary.selector; take"
-            " average"
-        )
-    weights = checkpoint.weights(state, average=cfg.eval.average)
-    own = weights.get("head.weight")  # a linear head's; a projector has head.0.weight
-    method = build_method(cfg, classes if own is None else len(own))
-    branches = dict.fromkeys(
-        name for key in weights if key.startswith("head.") and (name := branch_of(key))
-    )
-    if (
-        branches and len(branch_names(method.model.head)) == 1
-    ):  # advcl's, before its head was shared by branches
-        add_branches(method.model.head, [name for name in branches if name != "clean"])
-    checkpoint.load_state(method.model, weights, f"checkpoint of step {state['step']}")
-    return method
 
 
 def evaluate(
     cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Measure a checkpoint's `state` on the test list; fills `out` and returns its summary. Every
-    rank calls it.
+    """Measure a checkpoint on the test list, and return the summary. Every rank calls it.
 
-    Writes predictions.jsonl (a row a video), results.jsonl (a row a video and budget),
-    corruptions.jsonl (a row a video and corruption), summary.json, report.md and its pictures.
-    Killed and called again it goes on where it was, with the same summary. Raises UserError for a
-    folder that holds another evaluation (overwrite: it is replaced), and, after everything is
-    written, when videos did not decode.
+    Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
+    corruptions.jsonl (a row per video and corruption), summary.json, report.md and its pictures. A
+    call that was killed can be repeated: it continues, with the same summary.
+
+    Args:
+        cfg: the configuration.
+        state: the checkpoint's.
+        out: the folder.
+        overwrite: replace another evaluation in the folder.
+
+    Raises:
+        UserError: for a folder that holds another evaluation, and, after everything is written, for
+            videos that do not decode.
     """
     device = distributed.start(cfg.device)
-    suite, threats = check_suite(cfg)
-    c = cfg.eval.corruption
-    names = check_corruptions(c.names)
+
+    # 1. Refuse what does not fit, before anything is written
+    attack = check_suite(cfg)
+    corruption = cfg.eval.corruption
+    names = check_corruptions(corruption.names)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
     identity = identify(cfg, state, train, test, others[0])
-    same = {
+    same_videos = {
         "manifest_sha": identity["manifest_sha"],
         "n": len(evenly(len(test), cfg.eval.limit)),
         "unit": cfg.eval.unit,
     }
-    baseline = read_baseline(c.baseline, names, c.severities, c.place, same)
+    baseline = read_baseline(
+        corruption.baseline, names, corruption.severities, corruption.place, same_videos
+    )
+
+    # 2. Models: the trained one, and the random weights with which its run began
     seed_everything(cfg.seed, cfg.deterministic)
-    fresh = build_method(cfg, len(classes))  # the random weights of the run's seed
-    method = load_method(cfg, state, len(classes))
+    random = build_method(cfg, len(classes)).model
+    trained = load_method(cfg, state, len(classes)).model
+    run = _Evaluation(
+        cfg, attack, train, test, classes, others, out, device, identity["checkpoint"]
+    )
+
     main = distributed.rank() == 0
     with ExitStack() as folder:
         with distributed.together():
             if main:
-                folder.enter_context(
-                    claim(out, identity, cfg, overwrite=overwrite, classes=classes)
-                )
-        done = out / "summary.json"
-        if done.is_file():
-            summary = read_summary(done)
+                claimed = claim(out, identity, cfg, overwrite=overwrite, classes=classes)
+                folder.enter_context(claimed)
+
+        # 3. Measure, unless it is measured already
+        summary_path = out / "summary.json"
+        if summary_path.is_file():
+            summary = read_summary(summary_path)
         else:
-            summary = (
-                _measure(
-                    cfg,
-                    suite,
-                    threats,
-                    method.model.to(device),
-                    fresh.model.to(device),
-                    train,
-                    test,
-                    others,
-                    classes,
-                    out,
-                    identity["checkpoint"],
-                )
-                | identity
-            )
+            summary = _measure(run, trained.to(device), random.to(device)) | identity
         if summary["corruption"]:
-            # another baseline costs nothing
-            summary["corruption"] = relative_to(summary["corruption"], baseline) | {
-                "baseline": c.baseline or None
-            }
+            # computed anew, because another baseline needs no measurement
+            relative = relative_to(summary["corruption"], baseline)
+            summary["corruption"] = relative | {"baseline": corruption.baseline or None}
+
+        # 4. Write
         with distributed.together():
             if main:
-                _write(done, json.dumps(summary, indent=2) + "\n")
-                (out / _FEATURES).unlink(missing_ok=True)
+                _write(summary_path, json.dumps(summary, indent=2) + "\n")
+                (out / _OLD_FEATURES).unlink(missing_ok=True)
                 shutil.rmtree(out / _STORE, ignore_errors=True)
                 write_report(out, summary, classes)
     if summary["failed"]:
         raise UserError(
             f"videos that do not decode: {len(summary['failed'])}; those of test lists count as"
-            f" wrong in {done}; the first: {summary['failed'][0]}"
+            f" wrong in {summary_path}; the first: {summary['failed'][0]}"
         )
     return summary
 
 
 def check_evaluation(cfg: config.Config) -> None:
-    """What `evaluate` would refuse of options and data, before days of training. Raises
-    UserError.
+    """Refuse what `evaluate` would refuse of options and data, before days of training.
+
+    Raises:
+        UserError: as `evaluate`.
     """
     check_suite(cfg)
-    known, test, classes = build_lists(cfg.data)
+    train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
-    other_records(cfg, classes, known + test)
+    other_records(cfg, classes, train + test)
 
 
-def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:
-    """(training records, test records, classes) that an evaluation may use; warns of what makes its
-    numbers doubtful.
+def _measure(run: _Evaluation, model: Model, random: Model) -> dict[str, Any]:
+    """Return the summary of all measurements.
 
-    Raises UserError when labels are missing.
+    Args:
+        run: what is measured on.
+        model: the trained model.
+        random: the model with random weights.
     """
-    train, classes = build_records(cfg, "train")
-    test, _ = build_records(cfg, "test")
-    for records, what in (
-        (train, "evaluation (eval.enabled=false does without)"),
-        (test, "evaluation"),
-    ):
-        require_labels(records, what)
-    if len(classes) < 2:
-        raise UserError(
-            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
-            "nothing to distinguish; eval.enabled=false trains without evaluation"
-        )
-    leaked = shared_sources(train, test)
-    if leaked:
-        log.warning(
-            f"{len(leaked)} of {len(test)} test videos share their source with a training video,"
-            f" first {leaked[0]}: accuracies will be too high"
-        )
-    absent = sorted({record.label for record in test} - {record.label for record in train})
-    if absent:
-        log.warning(f"no training video of {len(absent)} test classes, first {classes[absent[0]]}")
-    return train, test, classes
-
-
-def _measure(
-    cfg: config.Config,
-    suite: Suite,
-    threats: list[ThreatModel],
-    model: Model,
-    random: Model,
-    train: list[Record],
-    test: list[Record],
-    others: tuple[list[Record], Shared],
-    classes: list[str],
-    out: Path,
-    checkpoint_name: str,
-) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    indices = evenly(len(test), cfg.eval.limit)
+    cfg, device = run.cfg, run.device
     with evaluation_mode(model, random, branch=cfg.eval.branch):
-        gallery, queries = _features(cfg, model, random, train, test, out, device)
-        head = None if cfg.method.clusters else _own_head(model, len(classes))
-        found = measure_representation(gallery, queries, len(classes), cfg.eval, device, head)
-        if found.probe is not None:
-            distributed.broadcast(found.probe.parameters())
+        # Representation
+        gallery, queries = _features(run, model, random)
+        head = None if cfg.method.clusters else _linear_head(model, len(run.classes))
+        representation = measure_representation(
+            gallery, queries, len(run.classes), cfg.eval, device, head
+        )
+        if representation.probe is not None:
+            distributed.broadcast(representation.probe.parameters())
         if distributed.rank() == 0:
-            _write(
-                out / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in found.rows())
-            )
-        predict = _classifier(model, head, found, device)
-        measured = {"n": len(indices)} | about(cfg, found, gallery[0], classes)
-        seen = [test[i] for i in evenly(len(test), ALIGNED)]
-        moved = (
-            [test[i] for i in evenly(len(test), cfg.eval.sensitivity)]
-            if cfg.eval.sensitivity
-            else []
+            lines = [json.dumps(row) + "\n" for row in representation.rows()]
+            _write(run.out / "predictions.jsonl", "".join(lines))
+        predict = _classifier(model, head, representation, device)
+        summary = {"n": len(run.indices)} | about(cfg, representation, gallery[0], run.classes)
+        aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
+        summary["geometry"] = geometry_of(cfg, [model, random], queries, aligned, device)
+        moved = []
+        if cfg.eval.sensitivity:
+            moved = [run.test[i] for i in evenly(len(run.test), cfg.eval.sensitivity)]
+        summary["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
+
+        # Shift, corruptions, bias, attacks
+        summary["shift"] = evaluate_shift(
+            cfg, predict, run.others, run.test, run.out, device, identity=run.identity
         )
-        measured["geometry"] = geometry_of(cfg, [model, random], queries, seen, device)
-        measured["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
-        name = checkpoint_name  # which model the rows are of
-        measured["shift"] = evaluate_shift(cfg, predict, others, test, out, device, identity=name)
-        corruption = _corruptions(cfg, predict, test, indices, classes, out, device, name)
-        measured["bias"] = _bias(cfg, predict, test, indices, classes, out, device, name)
-        if measured["bias"]:
-            measured["clean_acc"] = measured["bias"]["views"]["clean"]["acc"]
+        corruption = _corruptions(run, predict)
+        bias = _bias(run, predict)
+        summary["bias"] = bias
+        # every measurement has a clean accuracy; that of attacks is on the attacked clips
+        summary["clean_acc"] = None
+        if bias:
+            summary["clean_acc"] = bias["views"]["clean"]["acc"]
         if corruption:
-            measured["clean_acc"] = corruption["clean_acc"]
-        measured |= (
-            {"clean_acc": None}
-            | measured
-            | _attacks(cfg, suite, threats, predict, test, indices, out, device, name)
-        )
-        measured["corruption"] = corruption
-        measured["warnings"] += learned_nothing(measured["representation"])
-        for part in (corruption, measured["bias"], measured["shift"], measured["sensitivity"]):
-            measured["warnings"] += (part or {}).get("warnings", [])
-        if "texture" in cfg.eval.bias and (doubt := doubt_of_twins(cfg.data)):
-            measured["warnings"].append(doubt)
-        for part in (corruption or {}, measured["bias"] or {}, measured["shift"] or {}):
-            measured["failed"] += [
-                line for line in part.get("failed", []) if line not in measured["failed"]
-            ]
-    failed = measured["failed"]
+            summary["clean_acc"] = corruption["clean_acc"]
+        summary |= _attacks(run, predict)
+        summary["corruption"] = corruption
+
+    # Warnings and failures of all parts
+    summary["warnings"] += learned_nothing(summary["representation"])
+    for part in (corruption, bias, summary["shift"], summary["sensitivity"]):
+        summary["warnings"] += (part or {}).get("warnings", [])
+    if "texture" in cfg.eval.bias and (doubt := doubt_of_twins(cfg.data)):
+        summary["warnings"].append(doubt)
+    failed = summary["failed"]
+    for part in (corruption, bias, summary["shift"]):
+        failed += [line for line in (part or {}).get("failed", []) if line not in failed]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        measured["warnings"].append(
+        summary["warnings"].append(
             f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}"
         )
-    return measured
+    return summary
 
 
-def _attacks(
-    cfg: config.Config,
-    suite: Suite,
-    threats: list[ThreatModel],
-    predict: Callable[[Tensor], Tensor],
-    test: list[Record],
-    indices: list[int],
-    out: Path,
-    device: torch.device,
-    checkpoint_name: str,
-) -> dict[str, Any]:
-    """What a summary says of attacks."""
-    if not threats:
+def _attacks(run: _Evaluation, predict: Predict) -> dict[str, Any]:
+    """Return the part of the summary on attacks."""
+    cfg, attack = run.cfg, run.attack
+    if not attack.threats:
         none = dict.fromkeys(("robust_acc", "robust_acc_uint8", "ci95", "threat", "suite"))
         return none | {"threats": [], "curve": [], "warnings": []}
-    clips = eval_dataset(cfg.data, test, 1)
-    doubts = (
-        _checks(cfg, predict, clips, indices, threats[-1], out, device)
-        if distributed.rank() == 0
-        else []
-    )
+    clips = eval_dataset(cfg.data, run.test, 1)
+    doubts = []
+    if distributed.rank() == 0:
+        doubts = _checks(run, predict, clips, attack.ordered[-1])
     what = "a clip of each" if cfg.eval.unit == "clip" else "source frames"
-    log.info(f"attacking {len(indices)} videos ({what}), {suite}, {len(threats)} budgets")
-    videos = (
-        clips
-        if cfg.eval.unit == "clip"
-        else source_videos(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
+    log.info(
+        f"attacking {len(run.indices)} videos ({what}), {attack.suite},"
+        f" {len(attack.threats)} budgets"
     )
-    rows = evaluate_robust(
-        predict,
-        videos,
-        indices,
-        threats,
-        out,
-        suite=suite,
-        seed=cfg.seed,
-        batch_size=cfg.eval.batch_size,
-        workers=cfg.data.workers,
-        device=device,
-        pictures=cfg.eval.pictures,
-        crops=cfg.eval.crops,
-        h264_crf=cfg.eval.h264,
-        identity=checkpoint_name,
-    )
-    return attacked(cfg, rows, threats, suite, doubts)
+    videos: ClipDataset | SourceVideos = clips
+    if cfg.eval.unit == "video":
+        videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
+    rows = evaluate_robust(run.settings(predict), attack, videos, run.indices)
+    return attacked(cfg, rows, attack, doubts)
 
 
-def _corruptions(
-    cfg: config.Config,
-    predict: Callable[[Tensor], Tensor],
-    test: list[Record],
-    indices: list[int],
-    classes: list[str],
-    out: Path,
-    device: torch.device,
-    checkpoint_name: str,
-) -> dict[str, Any] | None:
-    """What a summary says of corruptions."""
-    c, views = cfg.eval.corruption, cfg.eval.clips if cfg.eval.unit == "video" else 1
-    names = expand(c.names)
+def _corruptions(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
+    """Return the part of the summary on corruptions, or None without."""
+    cfg = run.cfg
+    corruption = cfg.eval.corruption
+    views = cfg.eval.clips if cfg.eval.unit == "video" else 1
+    names = expand(corruption.names)
     if not names:
         return None
-    idle = without_effect(
-        names, cfg.data.frames, images=all(is_image(record.path) for record in test)
-    )
+    images = all(is_image(record.path) for record in run.test)
+    idle = without_effect(names, cfg.data.frames, images=images)
     if idle and distributed.rank() == 0:
         log.warning(idle[0])
     log.info(
-        f"corrupting {len(indices)} videos ({views} clips of each), {len(names)} x"
-        f" {len(c.severities)}"
+        f"corrupting {len(run.indices)} videos ({views} clips of each), {len(names)} x"
+        f" {len(corruption.severities)}"
     )
-    videos = corrupted_videos(cfg.data, test, views, cfg.eval.sampling, c.place, cfg.seed)
-    settings = MeasureSettings(
-        predict, out, cfg.eval.batch_size, cfg.data.workers, device, checkpoint_name
+    videos = corrupted_videos(
+        cfg.data, run.test, views, cfg.eval.sampling, corruption.place, cfg.seed
     )
-    rows = evaluate_corruptions(settings, videos, indices, names, c.severities)
-    return corruption_table(rows, c.severities, classes) | {
-        "place": c.place,
+    rows = evaluate_corruptions(
+        run.settings(predict), videos, run.indices, names, corruption.severities
+    )
+    return corruption_table(rows, corruption.severities, run.classes) | {
+        "place": corruption.place,
         "views": f"{views}x1",
         "failed": decoding_failures(rows),
         "warnings": idle + model_faults(rows),
     }
 
 
-def _bias(
-    cfg: config.Config,
-    predict: Callable[[Tensor], Tensor],
-    test: list[Record],
-    indices: list[int],
-    classes: list[str],
-    out: Path,
-    device: torch.device,
-    checkpoint_name: str,
-) -> dict[str, Any] | None:
-    """What a summary says of the cues that are followed."""
+def _bias(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
+    """Return the part of the summary on the cues that the model follows, or None without."""
+    cfg = run.cfg
     if not cfg.eval.bias:
         return None
+    clips, sampling = cfg.eval.clips, cfg.eval.sampling
     log.info(
-        f"what it looks at, of {len(indices)} videos ({cfg.eval.clips} clips of each):"
-        f" {', '.join(cfg.eval.bias)}"
+        f"cues of {len(run.indices)} videos ({clips} clips of each): {', '.join(cfg.eval.bias)}"
     )
-    twins = (
-        texture_twins(cfg.data, test, cfg.eval.clips, cfg.eval.sampling)
-        if "texture" in cfg.eval.bias
-        else None
-    )
-    settings = MeasureSettings(
-        predict, out, cfg.eval.batch_size, cfg.data.workers, device, checkpoint_name
-    )
+    twins = None
+    if "texture" in cfg.eval.bias:
+        twins = texture_twins(cfg.data, run.test, clips, sampling)
     rows = evaluate_bias(
-        settings,
-        lambda: eval_dataset(cfg.data, test, cfg.eval.clips, cfg.eval.sampling),
+        run.settings(predict),
+        lambda: eval_dataset(cfg.data, run.test, clips, sampling),
         twins,
-        indices,
+        run.indices,
         cfg.eval.bias,
         seed=cfg.seed,
-        others=second_cues(cfg.data, test, classes),
+        others=second_cues(cfg.data, run.test, run.classes),
     )
-    return bias_table(rows, classes) | {"views_of": f"{cfg.eval.clips}x1"}
+    return bias_table(rows, run.classes) | {"views_of": f"{clips}x1"}
 
 
 def _checks(
-    cfg: config.Config,
-    predict: Callable[[Tensor], Tensor],
-    dataset: ClipDataset,
-    indices: list[int],
-    threat: ThreatModel,
-    out: Path,
-    device: torch.device,
+    run: _Evaluation, predict: Predict, dataset: ClipDataset, threat: ThreatModel
 ) -> list[str]:
-    """What makes the numbers doubtful, on some of the clips; once an evaluation."""
-    path = out / "checks.json"
-    if cfg.eval.checks and _read_checks(path) is None:
-        some = [
-            indices[i] for i in evenly(len(indices), cfg.eval.checks)
-        ]  # lists are sorted by class
-        (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, device)
-        found: list[str] = []
-        while unit.uids:
-            generator = torch.Generator().manual_seed(cfg.seed)
-            try:
-                found += self_checks(
-                    MicroBatches(predict, cfg.eval.batch_size),
-                    unit.x,
-                    unit.labels,
-                    threat,
-                    random=cfg.eval.suite == "rand",
-                    batch_size=cfg.eval.batch_size,
-                    generator=generator,
-                )
-                break
-            except BadSamples as error:
-                unit = without(unit, error)
-                found = [
-                    "checks left out clips: " + "; ".join(failure.reason for failure in unit.failed)
-                ]
-            except ValueError as error:
-                raise UserError(f"checking the model under {threat}: {error}") from None
-        for line in found:
-            log.warning(line)
-        _write(path, json.dumps(found) + "\n")
-    return _read_checks(path) or []
+    """Return reasons to doubt the numbers, from checks on some clips, made once per evaluation.
+
+    Args:
+        run: what is measured on.
+        predict: the classifier.
+        dataset: one clip per video.
+        threat: the budget of the checks.
+    """
+    cfg = run.cfg
+    path = run.out / "checks.json"
+    if not cfg.eval.checks or _read_checks(path) is not None:
+        return _read_checks(path) or []
+    # evenly over the list, which is sorted by class
+    some = [run.indices[i] for i in evenly(len(run.indices), cfg.eval.checks)]
+    (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, run.device)
+    lines: list[str] = []
+    while unit.uids:
+        generator = torch.Generator().manual_seed(cfg.seed)
+        try:
+            lines += self_checks(
+                MicroBatches(predict, cfg.eval.batch_size),
+                unit.x,
+                unit.labels,
+                threat,
+                random=cfg.eval.suite == "rand",
+                batch_size=cfg.eval.batch_size,
+                generator=generator,
+            )
+            break
+        except BadSamples as error:
+            unit = without(unit, error)
+            reasons = "; ".join(failure.reason for failure in unit.failed)
+            lines = [f"checks left out clips: {reasons}"]
+        except ValueError as error:
+            raise UserError(f"checking the model under {threat}: {error}") from None
+    for line in lines:
+        log.warning(line)
+    _write(path, json.dumps(lines) + "\n")
+    return lines
 
 
 def _read_checks(path: Path) -> list[str] | None:
-    """Return the lines of checks.json.
-
-    None where it is missing, or damaged and to be made again.
-    """
+    """Return the lines of checks.json, or None where it is missing or damaged."""
     try:
         lines = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return (
-        lines if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else None
-    )
-
-
-_FEATURES = "features.pt"  # where revisions before the feature store kept them
-_STORE = "features"
+    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+        return lines
+    return None
 
 
 def _features(
-    cfg: config.Config,
-    model: Model,
-    random: Model,
-    train: list[Record],
-    test: list[Record],
-    out: Path,
-    device: torch.device,
+    run: _Evaluation, model: Model, random: Model
 ) -> tuple[list[Features], list[Features]]:
-    """Return the features of training and test videos, each under the trained and the random
-    weights.
+    """Return the features of training and of test videos, under trained and random weights each.
 
-    They are written to a folder as they are computed, and kept until the evaluation is finished:
-    one that was killed goes on with the same bits. Under torchrun the ranks share the work.
+    They are written to a folder as they are computed, and kept until the evaluation is finished: a
+    call that is repeated after a kill continues with bitwise the same features. Under torchrun the
+    ranks share the work.
     """
-    path = out / _FEATURES
+    cfg = run.cfg
+    path = run.out / _OLD_FEATURES
     if path.is_file():
-        gallery, queries = (
-            [Features.from_dict(found) for found in split] for split in checkpoint.read(path)
+        train, test = (
+            [Features.from_dict(each) for each in split] for split in checkpoint.read(path)
         )
-        return gallery, queries
-    log.info(f"features of {len(train)} + {len(test)} videos, {cfg.eval.clips} clips of each")
-    gallery, queries = (
-        extract(
-            [model.backbone, random.backbone],
-            eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling),
-            device,
-            batch_size=cfg.eval.batch_size,
-            workers=cfg.data.workers,
-            title=f"{split} features",
-            store=DiskStore(out / _STORE, split, 2, records_sha(records)),
-        )
-        for split, records in (("train", train), ("test", test))
+        return train, test
+    log.info(
+        f"features of {len(run.train)} + {len(run.test)} videos, {cfg.eval.clips} clips of each"
     )
-    return gallery, queries
+    features = []
+    for split, records in (("train", run.train), ("test", run.test)):
+        features.append(
+            extract(
+                [model.backbone, random.backbone],
+                eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling),
+                run.device,
+                batch_size=cfg.eval.batch_size,
+                workers=cfg.data.workers,
+                title=f"{split} features",
+                store=DiskStore(run.out / _STORE, split, 2, records_sha(records)),
+            )
+        )
+    return features[0], features[1]
 
 
-def _own_head(model: Model, classes: int) -> nn.Linear | None:
-    """The model's own classifier, if it has one for as many classes."""
-    return (
-        model.head
-        if isinstance(model.head, nn.Linear) and model.head.out_features == classes
-        else None
-    )
+def _linear_head(model: Model, classes: int) -> nn.Linear | None:
+    """Return the model's own classifier, if it has one for this many classes."""
+    head = model.head
+    return head if isinstance(head, nn.Linear) and head.out_features == classes else None
 
 
 def _classifier(
-    model: Model, head: nn.Linear | None, found: Representation, device: torch.device
+    model: Model, head: nn.Linear | None, representation: Representation, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """What is attacked: the model's own classifier, or its trunk with the linear probe."""
+    """Return what is attacked: the model's own classifier, or its backbone with the probe.
+
+    Args:
+        model: the trained model.
+        head: its own linear head, or None.
+        representation: has the probe.
+        device: of the model.
+    """
     if head is not None:
         return lambda x: model(x).float()
-    assert found.probe is not None
-    probe = found.probe.to(device)
+    assert representation.probe is not None
+    probe = representation.probe.to(device)
     return lambda x: probe(model.backbone(x).float())
 
 

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 from vidrobust.attacks import parse_threat
+from vidrobust.evaluation import AttackRow
 from vidrobust.evaluation.adversarial.curve import (
     median_norms,
     robust_curve,
@@ -10,20 +13,23 @@ THREATS = [parse_threat("linf-1/255"), parse_threat("flicker-linf-8/255")]
 
 
 def _row(index, threat, killer, **more):
-    return {
-        "index": index,
-        "label": 1,
-        "clean_pred": 1,
-        "threat": str(threat),
-        "robust": killer is None,
-        "killed_by": killer,
-        "uint8_pred": 1 if killer is None else 0,
-        "h264_pred": 1,
-        "measured": 0.001,
-        "in_budget": True,
-        "passes": {},
-        "rejected": {},
-    } | more
+    row = AttackRow(
+        index=index,
+        uid=str(index),
+        label=1,
+        clean_pred=1,
+        threat=str(threat),
+        eps=threat.eps,
+        adv_pred=1,
+        robust=killer is None,
+        killed_by=killer,
+        uint8_pred=1 if killer is None else 0,
+        uint8_killed_by=killer,
+        h264_pred=1,
+        measured=0.001,
+        in_budget=True,
+    )
+    return replace(row, **more)
 
 
 def test_counts_intervals_and_passes_are_of_each_threat():
@@ -42,17 +48,17 @@ def test_counts_intervals_and_passes_are_of_each_threat():
         ),
     ]
     first, second = robust_curve(rows, THREATS)
-    assert first["robust_acc"] == 0.5 and first["n"] == 4 and first["robust_acc_uint8"] == 0.5
-    assert first["killed_by"] == {"pgd": 1, "error": 1} and first["passes"] == {
+    assert first.robust_acc == 0.5 and first.n == 4 and first.robust_acc_uint8 == 0.5
+    assert first.killed_by == {"pgd": 1, "error": 1} and first.passes == {
         "pgd": [15, 13],
         "square": [7, 0],
     }
-    assert first["ci95"][0] < 0.5 < first["ci95"][1] and second["max_measured"] == 0.03
-    assert second["out_of_budget"] == 1 and second["rejected"] == {"pgd": 2}
+    assert first.ci95[0] < 0.5 < first.ci95[1] and second.max_measured == 0.03
+    assert second.out_of_budget == 1 and second.rejected == {"pgd": 2}
     assert robust_to_all(rows) == [False, False, True, False]
     said = suite_warnings(rows, [first, second])
     assert any("1 adversarial clips exceed flicker-linf-8/255" in line for line in said)
-    assert any("2 clips of pgd lay outside the budget" in line for line in said)
+    assert any("2 clips of pgd were outside of the budget" in line for line in said)
 
 
 def test_black_boxes_that_beat_white_boxes_are_told_per_threat():

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.evaluation.helpers import CFG, attacked_rows
 from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
 from vidrobust.config import DataConfig
 from vidrobust.data import eval_dataset, source_videos, ucf101
-from vidrobust.evaluation import Suite, evaluate_robust, robust_curve
+from vidrobust.evaluation import Suite, robust_curve
 from vidrobust.evaluation.adversarial.curve import median_norms, robust_to_all, suite_warnings
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.utils.errors import UserError
 
-CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
 THREATS = [ThreatModel("linf", eps) for eps in EPS]
 
@@ -40,14 +40,11 @@ def _run(root, out, net=None, **options):
         "batch_size": 3,
         "workers": 0,
         "device": torch.device("cpu"),
-        "threats": THREATS,
     }
-    return evaluate_robust(
-        net or _net(),
-        eval_dataset(CFG, records, 1),
-        list(range(len(records))),
-        out=out,
-        **(settings | options),
+    threats = options.pop("threats", THREATS)
+    videos = eval_dataset(CFG, records, 1)
+    return attacked_rows(
+        net or _net(), videos, range(len(records)), threats, out, **(settings | options)
     )
 
 
@@ -58,23 +55,23 @@ def root(tmp_path_factory):
 
 def test_eps_0_is_clean_accuracy_and_the_curve_never_rises(root, tmp_path):
     rows = _run(root, tmp_path)
-    assert len(rows) == 40 and rows == [
+    assert len(rows) == 40 and [row.to_json() for row in rows] == [
         json.loads(line) for line in open(tmp_path / "results.jsonl")
     ]
     curve = robust_curve(rows, THREATS)
-    clean = sum(r["clean_pred"] == r["label"] for r in rows[::4]) / 10
-    assert curve[0]["robust_acc"] == clean == curve[0]["robust_acc_uint8"] and clean > 0
-    accuracies = [c["robust_acc"] for c in curve]
+    clean = sum(r.clean_pred == r.label for r in rows[::4]) / 10
+    assert curve[0].robust_acc == clean == curve[0].robust_acc_uint8 and clean > 0
+    accuracies = [c.robust_acc for c in curve]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0
-    assert all(r["in_budget"] and r["measured"] <= r["eps"] + 1e-6 for r in rows)
-    assert all(c["out_of_budget"] == 0 and c["max_measured"] <= c["eps"] + 1e-6 for c in curve)
+    assert all(r.in_budget and r.measured <= r.eps + 1e-6 for r in rows)
+    assert all(c.out_of_budget == 0 and c.max_measured <= c.eps + 1e-6 for c in curve)
 
 
 def test_rows_say_who_broke_the_sample(root, tmp_path):
     for row in _run(root, tmp_path):
-        right = row["clean_pred"] == row["label"]
-        assert row["robust"] == (right and row["adv_pred"] == row["label"])
-        assert row["killed_by"] == (None if row["robust"] else "pgd" if right else "clean")
+        right = row.clean_pred == row.label
+        assert row.robust == (right and row.adv_pred == row.label)
+        assert row.killed_by == (None if row.robust else "pgd" if right else "clean")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 8, 11, 12, 29, 39])
@@ -109,16 +106,14 @@ def test_a_broken_sample_is_not_attacked_again(root, tmp_path):
     rows = _run(root, tmp_path, net=counted, batch_size=10)
     again = _run(root, tmp_path)
     assert again == rows
-    spent = sum(forward for row in rows for forward, _ in row["passes"].values())
+    spent = sum(forward for row in rows for forward, _ in row.passes.values())
     left = {
-        str(t): [
-            r["robust"] or r["uint8_pred"] == r["label"] for r in rows if r["threat"] == str(t)
-        ]
+        str(t): [r.robust or r.uint8_pred == r.label for r in rows if r.threat == str(t)]
         for t in THREATS
     }
     for before, threat in itertools.pairwise(THREATS):
         alive = sum(left[str(before)])
-        here = sum(f for r in rows if r["threat"] == str(threat) for f, _ in r["passes"].values())
+        here = sum(f for r in rows if r.threat == str(threat) for f, _ in r.passes.values())
         assert (
             here <= 4 * alive + 4 * alive
         )  # steps + 1 passes of those left, and of their rounded clips at most
@@ -132,11 +127,11 @@ def test_a_video_that_does_not_decode_is_a_failed_row_and_a_miss(tmp_path):
     records, _ = ucf101(root, "test", 1)
     open(records[0].path, "w").close()
     rows = _run(root, tmp_path / "b")
-    bad = [r for r in rows if r["uid"] == records[0].uid]
+    bad = [r for r in rows if r.uid == records[0].uid]
     assert len(bad) == 4 and all(
-        r["killed_by"] == "error" and not r["robust"] and "is empty" in r["error"] for r in bad
+        r.killed_by == "error" and not r.robust and "is empty" in r.error for r in bad
     )
-    assert robust_curve(rows, THREATS)[0]["n"] == whole[0]["n"] == 4
+    assert robust_curve(rows, THREATS)[0].n == whole[0].n == 4
 
 
 def test_accuracy_after_rounding_does_not_gain_from_smaller_budgets(root, tmp_path):
@@ -154,10 +149,10 @@ def test_accuracy_after_rounding_does_not_gain_from_smaller_budgets(root, tmp_pa
             suite=Suite("pgd", steps=9),
         )
         found.append(robust_curve(rows, threats))
-    assert found[0][-1]["robust_acc_uint8"] == found[1][-1]["robust_acc_uint8"] == 0
-    assert found[1][0]["robust_acc_uint8"] > 0
+    assert found[0][-1].robust_acc_uint8 == found[1][-1].robust_acc_uint8 == 0
+    assert found[1][0].robust_acc_uint8 > 0
     assert all(
-        c["killed_by"].get("pgd", 0) + c["killed_by"].get("clean", 0) == 10
+        c.killed_by.get("pgd", 0) + c.killed_by.get("clean", 0) == 10
         for curve in found
         for c in curve[-1:]
     )
@@ -181,10 +176,10 @@ def test_families_are_curves_of_their_own(root, tmp_path):
         "frames1-l2-0.5",
     ]
     rows = _run(root, tmp_path, threats=MANY)
-    assert [r["threat"] for r in rows[:4]] == [str(t) for t in ordered]
+    assert [r.threat for r in rows[:4]] == [str(t) for t in ordered]
     for row in rows:
-        assert row["in_budget"] and row["robust"] is (row["killed_by"] is None)
-    curve = {c["threat"]: c["robust_acc"] for c in robust_curve(rows, ordered)}
+        assert row.in_budget and row.robust is (row.killed_by is None)
+    curve = {c.threat: c.robust_acc for c in robust_curve(rows, ordered)}
     assert curve["flicker-linf-16/255"] <= curve["flicker-linf-4/255"]
     withstood = robust_to_all(rows)
     assert len(withstood) == 10 and sum(withstood) / 10 <= min(curve.values())
@@ -194,13 +189,11 @@ def test_families_are_curves_of_their_own(root, tmp_path):
 def test_suites_and_single_attacks_by_name(root, tmp_path, name):
     suite = Suite(name, steps=4, queries=20, effort=0.03)
     rows = _run(root, tmp_path, suite=suite)
-    attacks = {key for row in rows for key in row["passes"]}
+    attacks = {key for row in rows for key in row.passes}
     expected = {"autoattack": {"apgd-ce", "apgd-t", "fab-t", "square"}}.get(name)
     assert attacks <= expected if expected else attacks
-    assert (
-        robust_curve(rows, THREATS)[-1]["robust_acc"] < robust_curve(rows, THREATS)[0]["robust_acc"]
-    )
-    assert all(r["killed_by"] in (None, "clean", *attacks) for r in rows)
+    assert robust_curve(rows, THREATS)[-1].robust_acc < robust_curve(rows, THREATS)[0].robust_acc
+    assert all(r.killed_by in (None, "clean", *attacks) for r in rows)
     seconds = timings(tmp_path)
     assert {key for threat in seconds.values() for key in threat} == attacks
 
@@ -231,16 +224,16 @@ def test_a_threat_that_does_not_fit_stops_with_its_name(root, tmp_path):
 
 def test_predictions_after_h264(root, tmp_path):
     rows = _run(root, tmp_path, h264_crf=30)
-    assert all(isinstance(row["h264_pred"], int) for row in rows)
+    assert all(isinstance(row.h264_pred, int) for row in rows)
     curve = robust_curve(rows, THREATS)
-    assert 0 <= curve[0]["robust_acc_h264"] <= 1 and curve[-1]["robust_acc_h264"] < 1
-    before = [row["clean_h264_pred"] for row in rows]
+    assert 0 <= curve[0].robust_acc_h264 <= 1 and curve[-1].robust_acc_h264 < 1
+    before = [row.clean_h264_pred for row in rows]
     assert (
-        before[::4] == before[1::4] == [row["h264_pred"] for row in rows[::4]]
+        before[::4] == before[1::4] == [row.h264_pred for row in rows[::4]]
     )  # at eps 0 the clip is the clip
     without = _run(root, tmp_path / "without")
-    assert robust_curve(without, THREATS)[0]["robust_acc_h264"] is None
-    assert all(row["clean_h264_pred"] is None for row in without)
+    assert robust_curve(without, THREATS)[0].robust_acc_h264 is None
+    assert all(row.clean_h264_pred is None for row in without)
 
 
 def test_pictures_are_kept_threat_by_threat(root, tmp_path):
@@ -260,7 +253,7 @@ def _sources(root, clips=3, frames=2):
 @pytest.mark.parametrize("crops", [1, 3])
 def test_videos_are_attacked_through_the_average_of_their_views(root, tmp_path, crops):
     threats = [ThreatModel("linf", eps) for eps in (0.0, 4 / 255, 1.0)]
-    rows = evaluate_robust(
+    rows = attacked_rows(
         _net(),
         _sources(root),
         list(range(10)),
@@ -274,10 +267,10 @@ def test_videos_are_attacked_through_the_average_of_their_views(root, tmp_path, 
         crops=crops,
         pictures=1,
     )
-    assert len(rows) == 30 and all(row["in_budget"] for row in rows)
-    accuracies = [c["robust_acc"] for c in robust_curve(rows, threats)]
+    assert len(rows) == 30 and all(row.in_budget for row in rows)
+    accuracies = [c.robust_acc for c in robust_curve(rows, threats)]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
-    passes = sum(f for row in rows for f, _ in row["passes"].values())
+    passes = sum(f for row in rows for f, _ in row.passes.values())
     assert (
         passes % (3 * crops) == 0 and 0 < passes <= 2 * 10 * 10 * 3 * crops
     )  # each of all clips and crops
@@ -290,18 +283,18 @@ def test_one_run_of_a_smallest_perturbation_is_the_whole_curve(root, tmp_path, n
     ]
     rows = _run(root, tmp_path, threats=threats, suite=Suite(name, steps=60), batch_size=10)
     curve = robust_curve(rows, threats)
-    accuracies = [c["robust_acc"] for c in curve]
+    accuracies = [c.robust_acc for c in curve]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] == 0 < accuracies[0]
-    assert [bool(c["passes"]) for c in curve] == [False, True, False, False, False, False]
+    assert [bool(c.passes) for c in curve] == [False, True, False, False, False, False]
     assert list(timings(tmp_path)) == [str(threats[1])]
-    rounded_off = [c["robust_acc_uint8"] for c in curve]
+    rounded_off = [c.robust_acc_uint8 for c in curve]
     assert (
         rounded_off == sorted(rounded_off, reverse=True) and rounded_off[-1] == 0 < rounded_off[0]
     )
     for row in rows:
-        assert row["in_budget"] and (row["robust"] or row["killed_by"] in (name, "clean"))
-        assert row["killed_by"] != name or 0 < row["measured"] <= row["eps"] * (1 + 1e-5)
-    sizes = sorted(r["measured"] for r in rows if r["eps"] == 1 and r["clean_pred"] == r["label"])
+        assert row.in_budget and (row.robust or row.killed_by in (name, "clean"))
+        assert row.killed_by != name or 0 < row.measured <= row.eps * (1 + 1e-5)
+    sizes = sorted(r.measured for r in rows if r.eps == 1 and r.clean_pred == r.label)
     middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
     assert median_norms(rows, threats) == {"linf": pytest.approx(middle)}
 
@@ -315,8 +308,8 @@ def test_one_run_agrees_with_a_run_at_each_budget(root, tmp_path):
     each = robust_curve(
         _run(root, tmp_path / "each", threats=threats, suite=Suite("pgd", steps=40)), threats
     )
-    assert [c["robust_acc"] for c in one] == [c["robust_acc"] for c in each]
-    assert [c["robust_acc_uint8"] for c in one] == [c["robust_acc_uint8"] for c in each]
+    assert [c.robust_acc for c in one] == [c.robust_acc for c in each]
+    assert [c.robust_acc_uint8 for c in one] == [c.robust_acc_uint8 for c in each]
 
 
 def _clip(root, index):
@@ -368,16 +361,16 @@ def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measur
     if kind == "gradient" and suite == "square":
         pytest.skip("Square takes no gradient")
     rows = _run(root, tmp_path / "bad", net=_bad(kind, root, index), **options)
-    assert [row["index"] for row in rows] == [i for i in range(10) for _ in threats]
-    bad = [row for row in rows if row["error"]]
-    assert [row["index"] for row in bad] == [index, index]
+    assert [row.index for row in rows] == [i for i in range(10) for _ in threats]
+    bad = [row for row in rows if row.error]
+    assert [row.index for row in bad] == [index, index]
     records, _ = ucf101(root, "test", 1)
     for row in bad:
-        assert row["error"].startswith(f"{records[index].uid}: no finite numbers from the model: ")
-        assert (row["killed_by"], row["robust"], row["clean_pred"]) == ("error", False, None)
+        assert row.error.startswith(f"{records[index].uid}: no finite numbers from the model: ")
+        assert (row.killed_by, row.robust, row.clean_pred) == ("error", False, None)
     sound = _run(root, tmp_path / "sound", **options)
-    clean = [(r["index"], r["clean_pred"], r["label"]) for r in sound if r["index"] != index]
-    assert [(r["index"], r["clean_pred"], r["label"]) for r in rows if r["index"] != index] == clean
+    clean = [(r.index, r.clean_pred, r.label) for r in sound if r.index != index]
+    assert [(r.index, r.clean_pred, r.label) for r in rows if r.index != index] == clean
     said = suite_warnings(rows, robust_curve(rows, threats))
     assert any(
         "1 of 10 videos count as wrong, as the model gives NaN or infinity" in line for line in said
@@ -405,8 +398,8 @@ def test_a_clip_without_finite_numbers_resumes_with_the_same_bytes(root, tmp_pat
 def test_a_model_of_nan_has_no_video_right_and_a_warning(root, tmp_path):
     rows = _run(root, tmp_path, net=lambda x: torch.full((len(x), 2), torch.nan))
     curve = robust_curve(rows, THREATS)
-    assert [c["robust_acc"] for c in curve] == [0, 0, 0, 0]
-    assert all(row["clean_pred"] is None for row in rows)
+    assert [c.robust_acc for c in curve] == [0, 0, 0, 0]
+    assert all(row.clean_pred is None for row in rows)
     assert any(
         "10 of 10 videos count as wrong, as the model gives NaN" in s
         for s in suite_warnings(rows, curve)
@@ -423,7 +416,7 @@ def test_labels_that_the_model_has_no_logit_for_are_refused(root, tmp_path, labe
         UserError,
         match=f"{told} {records[0].uid}: the model has classes 0 to 1; leave the video out",
     ):
-        evaluate_robust(
+        attacked_rows(
             _net(),
             eval_dataset(CFG, changed, 1),
             [0, 1],

@@ -3,120 +3,177 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
+from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.suites import families
-from vidrobust.evaluation.results import Row, model_faults
+from vidrobust.evaluation.results import model_faults
 from vidrobust.utils.intervals import wilson
 
 
-def robust_curve(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> list[Row]:
-    """One entry a threat: accuracy, after rounding to uint8, after H.264 (None without), 95 %
-    intervals, counts.
+@dataclass(frozen=True)
+class CurvePoint:
+    """Accuracy under one threat, an entry of `curve` in summary.json.
 
-    killed_by: attack -> videos that it broke; passes: attack -> [forward, backward] passes in
-    clips.
+    Attributes:
+        threat: the budget, as `eval.threats` names it.
+        kind: the threat without its size.
+        norm: of the budget.
+        support: what may be changed.
+        k: size of the support.
+        eps: size of the budget.
+        n: videos.
+        robust_acc: fraction of videos that no attack breaks.
+        ci95: its 95 % interval (Wilson).
+        robust_acc_uint8: the same after rounding to uint8.
+        robust_acc_h264: the same after H.264; None without H.264.
+        max_measured: largest perturbation.
+        out_of_budget: clips outside of the budget.
+        killed_by: attack -> videos that it broke.
+        passes: attack -> [forward, backward] passes in clips.
+        rejected: attack -> clips outside of the budget that were not used.
     """
-    curve = []
-    for threat in threats:
-        here = [row for row in rows if row["threat"] == str(threat)]
-        n, hits = len(here), sum(row["robust"] for row in here)
-        coded = [row["h264_pred"] == row["label"] for row in here if row["h264_pred"] is not None]
-        curve.append(
-            {
-                "threat": str(threat),
-                "kind": threat.kind,
-                "norm": threat.norm,
-                "support": threat.support,
-                "k": threat.k,
-                "eps": threat.eps,
-                "n": n,
-                "robust_acc": hits / n,
-                "ci95": list(wilson(hits, n)),
-                "robust_acc_uint8": sum(row["uint8_pred"] == row["label"] for row in here) / n,
-                "robust_acc_h264": sum(coded) / n if coded else None,
-                "max_measured": max(
-                    (row["measured"] for row in here if row["measured"] is not None), default=0.0
-                ),
-                "out_of_budget": sum(row["in_budget"] is False for row in here),
-                "killed_by": dict(
-                    Counter(row["killed_by"] for row in here if row["killed_by"]).most_common()
-                ),
-                "passes": _passes(here),
-                "rejected": _sums(row["rejected"] for row in here),
-            }
-        )
-    return curve
+
+    threat: str
+    kind: str
+    norm: str
+    support: str
+    k: int
+    eps: float
+    n: int
+    robust_acc: float
+    ci95: list[float]
+    robust_acc_uint8: float
+    robust_acc_h264: float | None
+    max_measured: float
+    out_of_budget: int
+    killed_by: dict[str, int]
+    passes: dict[str, list[int]]
+    rejected: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keys and values of an entry of `curve` in summary.json."""
+        return asdict(self)
+
+
+def robust_curve(rows: Sequence[AttackRow], threats: Sequence[ThreatModel]) -> list[CurvePoint]:
+    """Return the accuracy under each threat.
+
+    Args:
+        rows: of all threats.
+        threats: budgets, in the order of the curve.
+    """
+    return [_point([row for row in rows if row.threat == str(each)], each) for each in threats]
+
+
+def _point(rows: Sequence[AttackRow], threat: ThreatModel) -> CurvePoint:
+    n = len(rows)
+    hits = sum(row.robust for row in rows)
+    coded = [row.h264_right for row in rows if row.h264_pred is not None]
+    sizes = [row.measured for row in rows if row.measured is not None]
+    killed_by = Counter(row.killed_by for row in rows if row.killed_by)
+    return CurvePoint(
+        threat=str(threat),
+        kind=threat.kind,
+        norm=threat.norm,
+        support=threat.support,
+        k=threat.k,
+        eps=threat.eps,
+        n=n,
+        robust_acc=hits / n,
+        ci95=list(wilson(hits, n)),
+        robust_acc_uint8=sum(row.uint8_right for row in rows) / n,
+        robust_acc_h264=sum(coded) / n if coded else None,
+        max_measured=max(sizes, default=0.0),
+        out_of_budget=sum(row.in_budget is False for row in rows),
+        killed_by=dict(killed_by.most_common()),
+        passes=_sum_passes(row.passes for row in rows),
+        rejected=_sum_counts(row.rejected for row in rows),
+    )
 
 
 def robust_to_all(
-    rows: Sequence[Row], withstands: Callable[[Row], bool] = lambda row: row["robust"]
+    rows: Sequence[AttackRow], withstands: Callable[[AttackRow], bool] = lambda row: row.robust
 ) -> list[bool]:
-    """A flag a video: whether it withstood every threat."""
-    withstood: dict[int, bool] = {}
-    for row in rows:
-        withstood[row["index"]] = withstood.get(row["index"], True) and withstands(row)
-    return list(withstood.values())
+    """Return for each video whether it withstands every threat.
 
-
-def median_norms(rows: Sequence[Row], threats: Sequence[ThreatModel]) -> dict[str, float | None]:
-    """Threat without its budget -> the median size of the smallest changes found, of videos that
-    are right without one.
-
-    None: more than half of them withstood the largest budget.
+    Args:
+        rows: of all threats.
+        withstands: what a row must fulfil.
     """
-    found: dict[str, float | None] = {}
+    by_video: dict[int, bool] = {}
+    for row in rows:
+        by_video[row.index] = by_video.get(row.index, True) and withstands(row)
+    return list(by_video.values())
+
+
+def median_norms(
+    rows: Sequence[AttackRow], threats: Sequence[ThreatModel]
+) -> dict[str, float | None]:
+    """Return the median size of the smallest perturbations, per kind of threat.
+
+    Only videos that are right without an attack count. None: more than half of them withstand the
+    largest budget.
+
+    Args:
+        rows: of all threats.
+        threats: budgets.
+    """
+    medians: dict[str, float | None] = {}
     for family in families(threats):
-        here = [
-            row
-            for row in rows
-            if row["threat"] == str(family[-1]) and row["clean_pred"] == row["label"]
-        ]
-        sizes = [math.inf if row["robust"] else row["measured"] for row in here]
-        middle = statistics.median(sizes) if sizes else math.inf
-        found[family[-1].kind] = None if math.isinf(middle) else middle
-    return found
+        largest = family[-1]
+        ours = [row for row in rows if row.threat == str(largest) and row.clean_right]
+        sizes = [math.inf if row.robust or row.measured is None else row.measured for row in ours]
+        median = statistics.median(sizes) if sizes else math.inf
+        medians[largest.kind] = None if math.isinf(median) else median
+    return medians
 
 
-def suite_warnings(rows: Sequence[Row], curve: list[Row]) -> list[str]:
-    """Return what the results themselves say against the attacks, and against the model."""
-    found = model_faults(rows)
-    for entry in curve:
-        broken_by = [row["killed_by"] for row in rows if row["threat"] == entry["threat"]]
+def suite_warnings(rows: Sequence[AttackRow], curve: Sequence[CurvePoint]) -> list[str]:
+    """Return warnings of weak attacks, faulty models and perturbations outside of the budget.
+
+    Args:
+        rows: of all threats.
+        curve: of these rows.
+    """
+    warnings = model_faults([row.to_json() for row in rows])
+    for point in curve:
+        broken_by = [row.killed_by for row in rows if row.threat == point.threat]
+        # APGD also runs on parts of a threat, such as one frame, as steps of their own
         parts = [
             name
-            for name in entry["passes"]
+            for name in point.passes
             if name.startswith("apgd-") and name[5:] not in ("ce", "dlr", "t")
         ]
-        ran_white = any(name not in (*BLACK_BOX, *parts) for name in entry["passes"])
-        found += [
-            f"{entry['threat']}: {line}"
-            for line in (weak_white_box(broken_by, BLACK_BOX, parts) if ran_white else [])
-        ]
-        if entry["out_of_budget"]:
-            found.append(f"{entry['out_of_budget']} adversarial clips exceed {entry['threat']}")
-        found += [
-            f"{entry['threat']}: {count} clips of {name} lay outside the budget and were thrown"
-            " away"
-            for name, count in entry["rejected"].items()
-        ]
-    return found
+        white_box_ran = any(name not in (*BLACK_BOX, *parts) for name in point.passes)
+        if white_box_ran:
+            lines = weak_white_box(broken_by, BLACK_BOX, parts)
+            warnings += [f"{point.threat}: {line}" for line in lines]
+        if point.out_of_budget:
+            warnings.append(f"{point.out_of_budget} adversarial clips exceed {point.threat}")
+        for name, count in point.rejected.items():
+            warnings.append(
+                f"{point.threat}: {count} clips of {name} were outside of the budget and were not"
+                " used"
+            )
+    return warnings
 
 
-def _passes(rows: Sequence[Row]) -> dict[str, list[int]]:
+def _sum_passes(all_passes: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
     total: dict[str, list[int]] = {}
-    for row in rows:
-        for name, (forward, backward) in row["passes"].items():
-            here = total.setdefault(name, [0, 0])
-            here[0] += forward
-            here[1] += backward
+    for passes in all_passes:
+        for name, (forward, backward) in passes.items():
+            counts = total.setdefault(name, [0, 0])
+            counts[0] += forward
+            counts[1] += backward
     return total
 
 
-def _sums(counts: Any) -> dict[str, int]:
+def _sum_counts(all_counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
+    for counts in all_counts:
+        total.update(counts)
     return dict(total)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from vidrobust.attacks import (
     BadSamples,
     Outcome,
-    Predict,
     ThreatModel,
     called,
     checked_output,
@@ -28,13 +27,18 @@ from vidrobust.attacks import (
 )
 from vidrobust.corruptions import h264
 from vidrobust.data import ClipDataset, Failure, SourceVideos
+from vidrobust.evaluation.adversarial.attack_row import AttackRow
+from vidrobust.evaluation.adversarial.attack_settings import AttackSettings
+from vidrobust.evaluation.adversarial.broken_clips import (
+    BrokenClip,
+    broken_clips,
+    save_broken_clips,
+)
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
-from vidrobust.evaluation.adversarial.suites import Suite, families
 from vidrobust.evaluation.adversarial.targets import Unit, clip_units, video_units
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import require_work
 from vidrobust.evaluation.results import (
-    Row,
     appending,
     fault,
     merged,
@@ -43,170 +47,168 @@ from vidrobust.evaluation.results import (
     suffix,
     unfinished,
 )
+from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Settings of all videos. folder, pictures: where, and how many, broken clips are kept."""
-
-    kinds: list[list[ThreatModel]]
-    suite: Suite
-    folder: Path
-    pictures: int
-    crf: int
-
-
-@dataclass
-class _Found:
-    """Results of a unit: a column of rows per threat, seconds by attack, clips to keep."""
-
-    columns: list[list[Row]] = field(default_factory=list)
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    pictures: list[tuple[str, int, dict[str, object]]] = field(default_factory=list)
-
-
 def evaluate_robust(
-    predict: Predict,
+    settings: MeasureSettings,
+    attack: AttackSettings,
     dataset: ClipDataset | SourceVideos,
     indices: list[int],
-    threats: Sequence[ThreatModel],
-    out: Path,
-    *,
-    suite: Suite,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    pictures: int = 0,
-    crops: int = 1,
-    h264_crf: int = 0,
-    identity: str = "",
-) -> list[Row]:
-    """Attack videos under each of `threats` and return their rows; every rank calls it.
+) -> list[AttackRow]:
+    """Attack videos under each threat and return their rows; every rank calls it.
 
-    A sample broken under one threat, before and after rounding to uint8, is broken under those of
-    its family that hold it, and costs nothing more. Streams a row per video and threat to
-    out/results.jsonl, and up to `pictures` broken clips to out/clips/*.npz. Killed and called again
-    it goes on, and the rows are the same: every batch has its own generator. Under torchrun each
-    rank takes a part of the batches, none padded.
+    A row per video and threat is appended to out/results.jsonl as soon as it is known, and broken
+    clips are saved to out/clips/*.npz. A clip that is broken under one threat, before and after
+    rounding to uint8, is broken under larger budgets of the same family and is not attacked again.
+    A call that was killed can be repeated: it continues, and the rows are the same, because every
+    batch has its own generator. Under torchrun each rank takes a part of the batches.
 
-    A folder is of one model, list of videos, protocol, suite and seed (out/results.identity.json);
-    another is refused.
-    Other videos and threats may be added: rows that are there stay. A group of `batch_size` videos
-    is attacked anew under all threats that are asked for where one of its rows is missing, so ask
-    for added threats alone.
+    A folder belongs to one model, list of videos, protocol, suite and seed
+    (out/results.identity.json). Later calls may add videos and threats: existing rows are kept. A
+    batch is attacked anew under all threats of the call where one of its rows is missing, so call
+    with added threats only.
 
     A video with NaN logits or a gradient that is not finite is a failed row with the reason; its
     batch is attacked anew without it.
 
     Args:
-        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode; it gets at most
+        settings: the model, how to run it, and the folder of the rows. The model receives at most
             `batch_size` clips at a time, fewer when memory runs out.
-        dataset: one centre clip of each video is attacked, or, of SourceVideos, the source frames.
+        attack: threats and attacks.
+        dataset: the centre clip of each video is attacked; of SourceVideos, its source frames.
         indices: of the videos.
-        threats: budgets, in any order.
-        out: the folder; it exists.
-        suite: which attacks.
-        seed: of all random numbers.
-        batch_size: clips at a time.
-        workers: processes that load.
-        device: where clips go.
-        pictures: broken clips kept per kind of threat.
-        crops: of source frames, 1 or 3.
-        h264_crf: predictions after H.264 at this CRF as well; 0: none.
-        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
 
     Raises:
-        UserError: for a folder of something else, a model that returns probabilities or writes into
-            its input, labels out of range, and threats that do not fit the clips.
+        UserError: for a folder of another evaluation, a model that returns probabilities or writes
+            into its input, labels out of range, and threats that do not fit the clips.
     """
-    single = isinstance(dataset, SourceVideos)
-    require_work(indices, len(dataset.records), batch_size)
-    if not 0 <= h264_crf <= 51:
-        raise UserError(f"h264_crf={h264_crf}: 1 (best) to 51, or 0 for none")
+    require_work(indices, len(dataset.records), settings.batch_size)
+    _claim_folder(settings, attack, dataset)
+    # source frames of videos differ in size, so that each is a batch
+    size = 1 if isinstance(dataset, SourceVideos) else settings.batch_size
+    groups = [indices[i : i + size] for i in range(0, len(indices), size)]
+    threats = [str(threat) for threat in attack.ordered]
+    keys = [[(index, threat) for index in group for threat in threats] for group in groups]
+    missing, _ = unfinished(settings.out, "results", "threat", keys)
+    numbers = missing[distributed.rank() :: distributed.world()]
+    _attack_groups(settings, attack, dataset, groups, numbers)
+    rows = merged(settings.out, "results", "threat", keys)
+    return [AttackRow.from_json(row) for row in rows]
+
+
+def _claim_folder(
+    settings: MeasureSettings, attack: AttackSettings, dataset: ClipDataset | SourceVideos
+) -> None:
+    """Refuse a folder that holds rows of another evaluation."""
+    unit = "video" if isinstance(dataset, SourceVideos) else "clip"
+    model = identify_model(settings.predict, dataset, settings.device, settings.identity)
     own_folder(
-        out,
+        settings.out,
         "results",
         {
-            "model": identify_model(predict, dataset, device, identity),
+            "model": model,
             "videos": videos_of(dataset),
-            "protocol": protocol_of(
-                dataset, unit="video" if single else "clip", crops=crops, h264=h264_crf
-            ),
-            "suite": str(suite),
-            "seed": seed,
+            "protocol": protocol_of(dataset, unit=unit, crops=attack.crops, h264=attack.h264_crf),
+            "suite": str(attack.suite),
+            "seed": attack.seed,
         },
     )
-    groups = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    if single:
-        groups = [[index] for index in indices]
-    settings = _Settings(families(threats), suite, out / "clips", pictures, h264_crf)
-    pairs = [
-        [(index, str(t)) for index in group for kind in settings.kinds for t in kind]
-        for group in groups
-    ]
-    left, _ = unfinished(out, "results", "threat", pairs)
-    share = left[distributed.rank() :: distributed.world()]
-    bounded = MicroBatches(predict, batch_size)
-    bar = tqdm(
-        total=len(share),
-        desc="attack",
-        leave=False,
-        disable=distributed.rank() > 0 or not sys.stderr.isatty(),
-    )
-    wanted = [groups[number] for number in share]
-    units = (
-        video_units(bounded, dataset, wanted, crops, device)
-        if isinstance(dataset, SourceVideos)
-        else clip_units(bounded, dataset, wanted, workers, device)
-    )
-    with appending(out, "results") as append, open(out / f"timing{suffix()}.jsonl", "a") as timing:
-        for number, unit in zip(share, units, strict=True):
-            new, seconds = _attack_unit(unit, settings, np.random.SeedSequence([seed, number]))
-            append(new)
-            timing.write(json.dumps(seconds) + "\n")
+
+
+def _attack_groups(
+    settings: MeasureSettings,
+    attack: AttackSettings,
+    dataset: ClipDataset | SourceVideos,
+    groups: list[list[int]],
+    numbers: list[int],
+) -> None:
+    """Attack some groups of videos and append their rows to the files of this rank.
+
+    Args:
+        settings: the model and the folder.
+        attack: threats and attacks.
+        dataset: the videos.
+        groups: indices of videos.
+        numbers: which of the groups.
+    """
+    predict = MicroBatches(settings.predict, settings.batch_size)
+    ours = [groups[number] for number in numbers]
+    if isinstance(dataset, SourceVideos):
+        units = video_units(predict, dataset, ours, attack.crops, settings.device)
+    else:
+        units = clip_units(predict, dataset, ours, settings.workers, settings.device)
+    silent = distributed.rank() > 0 or not sys.stderr.isatty()
+    timing_path = settings.out / f"timing{suffix()}.jsonl"
+    with (
+        tqdm(total=len(ours), desc="attack", leave=False, disable=silent) as bar,
+        appending(settings.out, "results") as append,
+        open(timing_path, "a") as timing,
+    ):
+        for number, unit in zip(numbers, units, strict=True):
+            seed = np.random.SeedSequence([attack.seed, number])
+            results = _attack_unit(unit, attack, seed)
+            save_broken_clips(settings.out / "clips", results.pictures, attack.pictures)
+            append([row.to_json() for row in results.rows])
+            timing.write(json.dumps(results.seconds) + "\n")
             timing.flush()
             bar.update()
-    bar.close()
-    return merged(out, "results", "threat", pairs)
 
 
-def _attack_unit(
-    unit: Unit, settings: _Settings, seed: np.random.SeedSequence
-) -> tuple[list[Row], dict[str, dict[str, float]]]:
-    """Return (the rows of a batch, by videos, then threats; seconds by threat and attack).
+# One batch
 
-    A clip on which the model gives no finite numbers becomes a failure, and the others begin anew,
-    with the same random numbers whether the evaluation was killed or not.
+
+@dataclass
+class _Results:
+    """Results of a batch.
+
+    Attributes:
+        rows: by videos, then threats.
+        seconds: threat -> attack -> seconds.
+        pictures: clips to keep.
     """
-    found = _Found()
+
+    rows: list[AttackRow] = field(default_factory=list)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: list[BrokenClip] = field(default_factory=list)
+
+
+def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequence) -> _Results:
+    """Attack a batch under all threats.
+
+    A clip on which the model gives no finite numbers becomes a failure. The others begin anew with
+    the same random numbers, so that their rows do not depend on when the evaluation was killed.
+    """
+    results = _Results()
+    columns: list[list[AttackRow]] = []
     while unit.uids:
         generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
-        found = _Found()
+        results = _Results()
         try:
-            for family in settings.kinds:
-                found.columns += _attack_family(unit, family, settings, generator, found)
+            columns = []
+            for family in attack.families:
+                columns += _attack_family(unit, family, attack, generator, results)
             break
         except BadSamples as error:
             unit = without(unit, error)
-            found = _Found()
-    _save_pictures(settings, found)
-    rows = [column[i] for i in range(len(unit.uids)) for column in found.columns]
-    threats = [threat for family in settings.kinds for threat in family]
-    failed = [_failed_row(failure, threat) for failure in unit.failed for threat in threats]
-    return rows + failed, found.seconds
+            results = _Results()
+            columns = []
+    results.rows = [column[i] for i in range(len(unit.uids)) for column in columns]
+    for failure in unit.failed:
+        results.rows += [AttackRow.failed(failure, threat) for threat in attack.ordered]
+    return results
 
 
 def without(unit: Unit, error: BadSamples) -> Unit:
-    """Return the unit without the samples of the error, which are among its failures."""
+    """Return the batch without the samples of the error, which become failures."""
     reason = error.reason.replace("samples {}", "this clip").partition(";")[0]
-    failed = [
-        Failure(unit.index[i], unit.uids[i], int(unit.labels[i]), fault(unit.uids[i], reason))
-        for i in error.samples
-    ]
+    failed = []
+    for i in error.samples:
+        message = fault(unit.uids[i], reason)
+        failed.append(Failure(unit.index[i], unit.uids[i], int(unit.labels[i]), message))
     kept = [i for i in range(len(unit.uids)) if i not in set(error.samples)]
     rows = torch.tensor(kept, dtype=torch.long, device=unit.x.device)
     return replace(
@@ -220,131 +222,275 @@ def without(unit: Unit, error: BadSamples) -> Unit:
     )
 
 
-def _failed_row(failure: Failure, threat: ThreatModel) -> Row:
-    return {
-        "index": failure.index,
-        "uid": failure.uid,
-        "label": failure.label,
-        "clean_pred": None,
-        "threat": str(threat),
-        "eps": threat.eps,
-        "adv_pred": None,
-        "robust": False,
-        "killed_by": "error",
-        "uint8_pred": None,
-        "uint8_killed_by": "error",
-        "clean_h264_pred": None,
-        "h264_pred": None,
-        "measured": None,
-        "in_budget": None,
-        "passes": {},
-        "rejected": {},
-        "error": failure.reason,
-    }
+# One family of threats: evaluate clean, attack what is left, make the rows
+
+
+@dataclass
+class _State:
+    """What is known of the B clips of a batch while the budgets of a family grow.
+
+    Attributes:
+        classes: K of the model.
+        clean: (B,), predictions without an attack.
+        clean_h264: predictions after H.264 without an attack, None each without H.264.
+        x_adv: (B, 3, T, H, W), the clips, or their adversarial twins once they are broken.
+        x_round: the same, of clips that are broken after rounding to uint8.
+        adv: (B,), predictions for x_adv.
+        uint8_adv: (B,), predictions for x_round, rounded.
+        killed_by: of each clip, the attack that broke it, "clean", or None.
+        uint8_killed_by: the same, after rounding.
+        smallest: smallest perturbations of the whole family, of an attack that finds them.
+    """
+
+    classes: int
+    clean: Tensor
+    clean_h264: Sequence[int | None]
+    x_adv: Tensor
+    x_round: Tensor
+    adv: Tensor
+    uint8_adv: Tensor
+    killed_by: list[str | None]
+    uint8_killed_by: list[str | None]
+    smallest: Outcome | None = None
+
+
+@dataclass
+class _Spent:
+    """What the attacks of a threat cost: passes in clips, and clips outside of the budget."""
+
+    passes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def _attack_family(
     unit: Unit,
     family: list[ThreatModel],
-    settings: _Settings,
+    attack: AttackSettings,
     generator: torch.Generator,
-    notes: _Found,
-) -> Iterator[list[Row]]:
-    """Yield a column of rows per threat, small budgets first; the rest goes into `notes`."""
-    x, y, suite = unit.x, unit.labels, settings.suite
-    clean, classes = _predicted(unit, x)
-    _require_labels(unit, classes)
-    x_adv, x_round = x.clone(), x.clone()
-    adv, uint8_adv = clean, _predicted(unit, rounded(x, x))[0]
-    frames = x.shape[2]
-    clean_through = _after_h264(unit, x, settings.crf)
-    smallest: Outcome | None = None
-    killed_by = [None if ok else "clean" for ok in (adv == y).tolist()]
-    uint8_killed_by = [None if ok else "clean" for ok in (uint8_adv == y).tolist()]
+    results: _Results,
+) -> list[list[AttackRow]]:
+    """Return a column of rows per threat, small budgets first.
+
+    Args:
+        unit: the batch.
+        family: threats that differ only in eps, from small to large.
+        attack: attacks and settings.
+        generator: of all random numbers.
+        results: receives times and broken clips.
+    """
+    state = _evaluate_clean(unit, attack)
+    columns = []
     for threat in family:
-        # a clip whose wrong prediction rounding undoes goes on being attacked: a larger budget may
-        # break that, too
-        to_round = not rounds_away(threat, x)
-        rows = [
-            i
-            for i, by in enumerate(killed_by)
-            if by is None or (to_round and uint8_killed_by[i] is None)
-        ]
-        passes: Row = {}
-        rejected: Row = {}
-        if rows and threat.eps > 0:
-            costs = smallest is None  # or one run has served all of the family's budgets
-            try:
-                if suite.smallest:
-                    rows = list(range(len(y)))
-                    smallest = smallest or worst_case(
-                        unit.predict,
-                        x,
-                        y,
-                        family[-1],
-                        suite(threat, frames, classes),
-                        warn=False,
-                        generator=generator,
-                    )
-                    found = smallest.within(unit.predict, x, y, threat)
-                else:
-                    at = torch.tensor(rows, device=x.device)
-                    with numbered(rows):
-                        found = worst_case(
-                            unit.predict,
-                            x[at],
-                            y[at],
-                            threat,
-                            suite(threat, frames, classes),
-                            rounding=True,
-                            warn=False,
-                            generator=generator,
-                        )
-            except BadSamples:
-                raise
-            except ValueError as error:
-                raise UserError(f"{suite} under {threat}: {error}") from None
-            if costs:
-                passes = {
-                    name: (f * unit.views, b * unit.views) for name, (f, b) in found.passes.items()
-                }
-                rejected = found.rejected
-                notes.seconds[str(threat)] = found.seconds
-            broken_now = _merge(killed_by, found.broken_by, rows, x_adv, found.x_adv)
-            _merge(uint8_killed_by, found.rounded_by, rows, x_round, found.x_rounded)
-            adv, uint8_adv = _predicted(unit, x_adv)[0], _predicted(unit, rounded(x_round, x))[0]
-            most = settings.pictures
-            notes.pictures += _pictures(most, unit, broken_now, x_adv, clean, adv, threat)
-        measured, inside = measure(threat, x, x_adv).tolist(), contains(threat, x, x_adv).tolist()
-        through = _after_h264(unit, x_adv, settings.crf)
-        yield [
-            {
-                "index": unit.index[i],
-                "uid": uid,
-                "label": int(y[i]),
-                "clean_pred": int(clean[i]),
-                "threat": str(threat),
-                "eps": threat.eps,
-                "adv_pred": int(adv[i]),
-                "robust": killed_by[i] is None,
-                "killed_by": killed_by[i],
-                "uint8_pred": int(uint8_adv[i]),
-                "uint8_killed_by": uint8_killed_by[i],
-                "clean_h264_pred": clean_through[i],
-                "h264_pred": through[i],
-                "measured": measured[i],
-                "in_budget": inside[i],
-                "passes": {} if i else passes,
-                "rejected": {} if i else rejected,
-                "error": None,
-            }
-            for i, uid in enumerate(unit.uids)
-        ]
+        spent = _Spent()
+        clips = _clips_left(unit, threat, state)
+        if clips and threat.eps > 0:
+            # an attack that finds smallest perturbations runs once for all budgets of the family
+            is_new = state.smallest is None
+            if attack.suite.smallest:
+                clips = list(range(len(unit.uids)))
+            outcome = _run_attacks(unit, threat, family[-1], clips, attack, state, generator)
+            if is_new:
+                spent = _spent_by(outcome, unit.views)
+                results.seconds[str(threat)] = outcome.seconds
+            broken = _update(state, unit, clips, outcome)[: attack.pictures]
+            results.pictures += broken_clips(
+                unit, broken, state.x_adv, state.clean, state.adv, threat
+            )
+        columns.append(_rows_of(unit, threat, state, spent, attack))
+    return columns
+
+
+def _evaluate_clean(unit: Unit, attack: AttackSettings) -> _State:
+    """Evaluate a batch without an attack.
+
+    Raises:
+        UserError: for outputs that are not logits, and for a label that the model has no logit for.
+    """
+    clean, classes = _predicted(unit, unit.x)
+    for uid, label in zip(unit.uids, unit.labels.tolist(), strict=True):
+        require_label(uid, label, classes)
+    uint8, _ = _predicted(unit, rounded(unit.x, unit.x))
+    return _State(
+        classes=classes,
+        clean=clean,
+        clean_h264=_after_h264(unit, unit.x, attack.h264_crf),
+        x_adv=unit.x.clone(),
+        x_round=unit.x.clone(),
+        adv=clean,
+        uint8_adv=uint8,
+        killed_by=[None if right else "clean" for right in (clean == unit.labels).tolist()],
+        uint8_killed_by=[None if right else "clean" for right in (uint8 == unit.labels).tolist()],
+    )
+
+
+def _clips_left(unit: Unit, threat: ThreatModel, state: _State) -> list[int]:
+    """Return the clips that a threat may still break.
+
+    A clip that is broken but right again after rounding is attacked further, because a larger
+    budget may also break its rounded form.
+    """
+    rounding_matters = not rounds_away(threat, unit.x)
+    clips = []
+    for i, killed_by in enumerate(state.killed_by):
+        if killed_by is None or (rounding_matters and state.uint8_killed_by[i] is None):
+            clips.append(i)
+    return clips
+
+
+def _run_attacks(
+    unit: Unit,
+    threat: ThreatModel,
+    largest: ThreatModel,
+    clips: list[int],
+    attack: AttackSettings,
+    state: _State,
+    generator: torch.Generator,
+) -> Outcome:
+    """Return the outcome of the suite on some clips of a batch.
+
+    Args:
+        unit: the batch.
+        threat: the budget.
+        largest: the largest budget of its family.
+        clips: which clips.
+        attack: attacks and settings.
+        state: of the batch; keeps smallest perturbations.
+        generator: of all random numbers.
+
+    Raises:
+        BadSamples: for clips on which the model gives no finite numbers.
+        UserError: for a threat that does not fit the clips.
+    """
+    steps = attack.suite(threat, unit.x.shape[2], state.classes)
+    try:
+        if attack.suite.smallest:
+            if state.smallest is None:
+                state.smallest = worst_case(
+                    unit.predict,
+                    unit.x,
+                    unit.labels,
+                    largest,
+                    steps,
+                    warn=False,
+                    generator=generator,
+                )
+            return state.smallest.within(unit.predict, unit.x, unit.labels, threat)
+        index = torch.tensor(clips, device=unit.x.device)
+        with numbered(clips):
+            return worst_case(
+                unit.predict,
+                unit.x[index],
+                unit.labels[index],
+                threat,
+                steps,
+                rounding=True,
+                warn=False,
+                generator=generator,
+            )
+    except BadSamples:
+        raise
+    except ValueError as error:
+        raise UserError(f"{attack.suite} under {threat}: {error}") from None
+
+
+def _spent_by(outcome: Outcome, views: int) -> _Spent:
+    """Return what an outcome cost, in clips that the model received."""
+    passes = {
+        name: (forward * views, backward * views)
+        for name, (forward, backward) in outcome.passes.items()
+    }
+    return _Spent(passes, dict(outcome.rejected))
+
+
+def _update(state: _State, unit: Unit, clips: list[int], outcome: Outcome) -> list[int]:
+    """Take the newly broken clips of an outcome into the state, and return which they are."""
+    broken = _take(state.killed_by, outcome.broken_by, clips, state.x_adv, outcome.x_adv)
+    _take(state.uint8_killed_by, outcome.rounded_by, clips, state.x_round, outcome.x_rounded)
+    state.adv, _ = _predicted(unit, state.x_adv)
+    state.uint8_adv, _ = _predicted(unit, rounded(state.x_round, unit.x))
+    return broken
+
+
+def _take(
+    killed_by: list[str | None],
+    broken_by: list[str | None],
+    clips: list[int],
+    kept: Tensor,
+    x_adv: Tensor,
+) -> list[int]:
+    """Take the results of clips that were not broken before.
+
+    Args:
+        killed_by: of all clips of the batch, changed in place.
+        broken_by: of the attacked clips.
+        clips: which clips were attacked.
+        kept: adversarial clips of the batch, changed in place.
+        x_adv: adversarial clips of the attacked clips.
+
+    Returns:
+        The clips that are broken now and were not before.
+    """
+    broken = []
+    for number, clip in enumerate(clips):
+        if killed_by[clip] is None:
+            kept[clip] = x_adv[number]
+            killed_by[clip] = broken_by[number]
+            if broken_by[number]:
+                broken.append(clip)
+    return broken
+
+
+def _rows_of(
+    unit: Unit, threat: ThreatModel, state: _State, spent: _Spent, attack: AttackSettings
+) -> list[AttackRow]:
+    """Return the row of each clip under a threat.
+
+    Args:
+        unit: the batch.
+        threat: the budget.
+        state: after its attacks.
+        spent: what they cost; the row of the first clip has it.
+        attack: settings.
+    """
+    measured = measure(threat, unit.x, state.x_adv).tolist()
+    in_budget = contains(threat, unit.x, state.x_adv).tolist()
+    h264_adv = _after_h264(unit, state.x_adv, attack.h264_crf)
+    nothing = _Spent()
+    rows = []
+    for i, uid in enumerate(unit.uids):
+        cost = nothing if i else spent
+        rows.append(
+            AttackRow(
+                index=unit.index[i],
+                uid=uid,
+                label=int(unit.labels[i]),
+                clean_pred=int(state.clean[i]),
+                threat=str(threat),
+                eps=threat.eps,
+                adv_pred=int(state.adv[i]),
+                robust=state.killed_by[i] is None,
+                killed_by=state.killed_by[i],
+                uint8_pred=int(state.uint8_adv[i]),
+                uint8_killed_by=state.uint8_killed_by[i],
+                clean_h264_pred=state.clean_h264[i],
+                h264_pred=h264_adv[i],
+                measured=measured[i],
+                in_budget=in_budget[i],
+                passes=cost.passes,
+                rejected=cost.rejected,
+            )
+        )
+    return rows
 
 
 @torch.no_grad()
 def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
-    """Return (predictions (B,), K). Raises BadSamples for NaN, UserError for no logits."""
+    """Return (predictions (B,), K).
+
+    Raises:
+        BadSamples: for NaN and infinite logits.
+        UserError: for outputs that are not logits.
+    """
     try:
         logits = checked_output(called(unit.predict, x, compare=True), len(x))
     except BadSamples:
@@ -353,91 +499,33 @@ def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
         raise UserError(str(error)) from None
     finite = finite_logits(logits)
     if not finite.all():
-        lost = (~finite).nonzero().flatten().tolist()
-        raise BadSamples(lost, "the model gives NaN or infinite logits for samples {}")
+        bad = (~finite).nonzero().flatten().tolist()
+        raise BadSamples(bad, "the model gives NaN or infinite logits for samples {}")
     return logits.argmax(1), logits.shape[1]
 
 
-def _require_labels(unit: Unit, classes: int) -> None:
-    """Raise UserError for a label that the model has no logit for."""
-    for uid, label in zip(unit.uids, unit.labels.tolist(), strict=True):
-        require_label(uid, label, classes)
-
-
-def _merge(
-    killed_by: list[str | None], new: list[str | None], rows: list[int], kept: Tensor, found: Tensor
-) -> list[int]:
-    """Take the clips of what was not broken before, and who broke it -> what is broken since."""
-    broken = []
-    for at, row in enumerate(rows):
-        if killed_by[row] is None:
-            kept[row] = found[at]
-            killed_by[row] = new[at]
-            broken += [row] if new[at] else []
-    return broken
-
-
 @torch.no_grad()
-def _after_h264(unit: Unit, x_adv: Tensor, crf: int) -> Sequence[int | None]:
-    """Return predictions of the clips after a codec round trip; None for crf 0."""
+def _after_h264(unit: Unit, x: Tensor, crf: int) -> Sequence[int | None]:
+    """Return predictions for clips after an H.264 round trip; None each for crf 0."""
     if not crf:
-        return [None] * len(x_adv)
-    clips = (x_adv * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
-    back = np.stack(
-        [h264(clip, crf, max(round(fps), 1)) for clip, fps in zip(clips, unit.fps, strict=True)]
-    )
-    seen = torch.from_numpy(back).to(x_adv.device).movedim(-1, 1).float() / 255
-    return _predicted(unit, seen)[0].tolist()
-
-
-def _pictures(
-    most: int,
-    unit: Unit,
-    broken: list[int],
-    x_adv: Tensor,
-    clean: Tensor,
-    adv: Tensor,
-    threat: ThreatModel,
-) -> list[tuple[str, int, dict[str, object]]]:
-    """Return (kind of threat, index, content of the file) of the first clips that it broke."""
-    kind = threat.kind.replace("@", "-at-")
-    return [
-        (
-            kind,
-            unit.index[i],
-            {
-                "clip": (unit.x[i] * 255).round().to(torch.uint8).cpu().numpy(),
-                "adversarial": x_adv[i].cpu().numpy(),
-                "uid": unit.uids[i],
-                "label": int(unit.labels[i]),
-                "clean_pred": int(clean[i]),
-                "adv_pred": int(adv[i]),
-                "threat": str(threat),
-            },
-        )
-        for i in broken[:most]
-    ]
-
-
-def _save_pictures(settings: _Settings, found: _Found) -> None:
-    """Save the first clips that each kind of threat breaks, losslessly, for the report."""
-    for kind, index, content in found.pictures:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-        path = settings.folder / f"{kind}-{index:06d}.npz"
-        if (
-            len([p for p in settings.folder.glob(f"{kind}-??????.npz") if p != path])
-            < settings.pictures
-        ):
-            np.savez_compressed(path, **content)  # type: ignore[arg-type]
+        return [None] * len(x)
+    clips = (x * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    decoded = []
+    for clip, fps in zip(clips, unit.fps, strict=True):
+        decoded.append(h264(clip, crf, max(round(fps), 1)))
+    back = torch.from_numpy(np.stack(decoded)).to(x.device).movedim(-1, 1).float() / 255
+    return _predicted(unit, back)[0].tolist()
 
 
 def timings(out: Path) -> dict[str, dict[str, float]]:
-    """Return seconds by threat and attack, over all batches that were not killed in the middle."""
+    """Return seconds by threat and attack, over all batches that were attacked whole."""
     total: dict[str, dict[str, float]] = {}
     for path in rank_files(out, "timing"):
-        for found in read_rows(path):
-            for threat, attacks in found.items():
-                for name, seconds in attacks.items() if isinstance(attacks, dict) else ():
-                    here = total.setdefault(threat, {})
-                    here[name] = here.get(name, 0.0) + seconds
+        for by_threat in read_rows(path):
+            for threat, attacks in by_threat.items():
+                if not isinstance(attacks, dict):  # an interrupted write
+                    continue
+                seconds = total.setdefault(threat, {})
+                for name, value in attacks.items():
+                    seconds[name] = seconds.get(name, 0.0) + value
     return total

@@ -4,19 +4,15 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from vidrobust import config
 from vidrobust.attacks import (
     ATTACKS,
     MINIMUM_NORM,
     Step,
     ThreatModel,
     attack_step,
-    parse_threat,
     suite_steps,
 )
-from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.logging import log
 
 # eval.suite -> the version of AutoAttack, or the one attack
 SUITES: dict[str, str] = {
@@ -30,10 +26,14 @@ SUITES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Suite:
-    """What attacks are run. name: of SUITES. steps, restarts, queries: of a single attack, those of
-    them that it has.
+    """Which attacks are run.
 
-    effort: share of AutoAttack's steps and queries.
+    Attributes:
+        name: of SUITES.
+        steps: of a single attack that has them.
+        restarts: of a single attack that has them.
+        queries: of a single attack that has them.
+        effort: fraction of AutoAttack's steps and queries.
     """
 
     name: str = "pgd"
@@ -43,19 +43,29 @@ class Suite:
     effort: float = 1.0
 
     def __call__(self, threat: ThreatModel, frames: int, classes: int) -> list[Step]:
+        """Return the attacks to run.
+
+        Args:
+            threat: the budget.
+            frames: T of the clips.
+            classes: K of the model.
+        """
         if self.kind not in ATTACKS:
             return suite_steps(self.kind, threat, frames, classes, effort=self.effort)
         options = {name: getattr(self, name) for name in self._counts}
-        return [attack_step(self.kind, **options, **({"minimal": True} if self.smallest else {}))]
+        if self.smallest:
+            options["minimal"] = True
+        return [attack_step(self.kind, **options)]
 
     def __str__(self) -> str:
+        """Return the name with the counts that matter, such as pgd-20x5."""
         if self.kind not in ATTACKS:
             return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
+        if not {"queries", "steps"} & set(self._counts):
+            return self.kind
         count = self.queries if "queries" in self._counts else self.steps
-        several = f"x{self.restarts}" if "restarts" in self._counts else ""
-        return self.kind + (
-            f"-{count}{several}" if {"queries", "steps"} & set(self._counts) else ""
-        )
+        restarts = f"x{self.restarts}" if "restarts" in self._counts else ""
+        return f"{self.kind}-{count}{restarts}"
 
     @property
     def kind(self) -> str:
@@ -64,29 +74,31 @@ class Suite:
 
     @property
     def smallest(self) -> bool:
-        """Whether it is one attack that finds smallest perturbations: a run at the largest budget
-        serves them all.
+        """Whether it is one attack that finds smallest perturbations.
+
+        One run at the largest budget of a family then serves all its budgets.
         """
         return self.kind in MINIMUM_NORM
 
     @property
     def _counts(self) -> list[str]:
-        known = inspect.signature(ATTACKS[self.kind]).parameters
-        return [name for name in ("steps", "restarts", "queries") if name in known]
+        parameters = inspect.signature(ATTACKS[self.kind]).parameters
+        return [name for name in ("steps", "restarts", "queries") if name in parameters]
 
     def without_effect(self) -> list[str]:
-        """The options that were set, and that these attacks do not have."""
-        used = self._counts if self.kind in ATTACKS else ["effort"]
-        return [
-            f.name
-            for f in fields(self)
-            if f.name not in ("name", *used) and getattr(self, f.name) != f.default
-        ]
+        """Return the options that were set and that these attacks do not have."""
+        used = ["name", *(self._counts if self.kind in ATTACKS else ["effort"])]
+        idle = []
+        for item in fields(self):
+            if item.name not in used and getattr(self, item.name) != item.default:
+                idle.append(item.name)
+        return idle
 
 
 def families(threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
-    """Threats that differ in eps only, each family from small to large: one holds those before
-    it.
+    """Return the threats that differ only in eps, each family from small to large.
+
+    A perturbation within one budget of a family is also within those after it.
     """
     kinds = dict.fromkeys(threat.kind for threat in threats)
     return [sorted((t for t in threats if t.kind == kind), key=lambda t: t.eps) for kind in kinds]
@@ -104,44 +116,3 @@ def require_defined(suite: Suite, threats: Sequence[ThreatModel]) -> None:
                 step.require_defined(threat)
         except ValueError as error:
             raise UserError(f"eval.suite={suite.name} under {threat}: {error}") from None
-
-
-def covered(threat: ThreatModel, size: int) -> float:
-    """The share of a frame of `size` x `size` pixels that a patch, border or pixels may change; 0:
-    another support.
-    """
-    inner = max(size - 2 * threat.k, 0)
-    changed = {"patch": threat.k**2, "border": size**2 - inner**2, "pixels": threat.k}
-    return changed.get(threat.support, 0) / size**2
-
-
-def check_suite(cfg: config.Config) -> tuple[Suite, list[ThreatModel]]:
-    """(what is run, budgets by family from small to large).
-
-    Warns of options without effect, of patches and borders that are most of a frame, and of borders
-    that no view shows.
-
-    Raises UserError for an unknown suite, and for threats that it is not for.
-    """
-    e = cfg.eval
-    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
-    threats = [
-        threat for family in families(list(map(parse_threat, e.threats))) for threat in family
-    ]
-    require_defined(suite, threats)
-    if (idle := suite.without_effect()) and distributed.rank() == 0:
-        log.warning(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
-    for threat in threats:
-        share = covered(threat, cfg.data.size)
-        if e.unit == "clip" and share > 0.25 and distributed.rank() == 0:
-            log.warning(f"{threat} covers {share:.0%} of frames of {cfg.data.size} pixels")
-        cut = (cfg.data.short_side - cfg.data.size) // 2
-        unseen = (
-            e.unit == "video" and e.crops == 1 and threat.support == "border" and threat.k <= cut
-        )
-        if unseen and distributed.rank() == 0:
-            log.warning(
-                f"{threat} is a border of the source frames, of which the centre crop shows none:"
-                f" it ends {cut} pixels inside; take border{cut + 1} or more"
-            )
-    return suite, threats

@@ -14,10 +14,17 @@ from vidrobust.views import to_float
 
 @dataclass
 class Unit:
-    """Some videos as an attack sees them. x: (B, 3, T, H, W) in [0, 1]; predict: x -> (B, K)
-    logits; fps: (B,).
+    """Videos that are attacked together.
 
-    views: clips that the model sees of each.
+    Attributes:
+        x: (B, 3, T, H, W) in [0, 1], what the attack may change.
+        labels: (B,).
+        uids: names of the videos.
+        index: of the videos in the test list.
+        fps: frame rates.
+        failed: videos that do not decode.
+        predict: x -> (B, K) logits.
+        views: clips of each video that the model receives in a pass.
     """
 
     x: Tensor
@@ -37,20 +44,26 @@ def clip_units(
     workers: int,
     device: torch.device,
 ) -> Iterator[Unit]:
-    """A unit a group of videos: the one clip that the data set cuts from each."""
+    """Yield a unit per group of videos: the one clip that the data set cuts from each.
+
+    Args:
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits.
+        dataset: one clip per video.
+        groups: indices of videos.
+        workers: processes that load.
+        device: of the clips.
+    """
+    keys = [[(0, index) for index in group] for group in groups]  # (epoch, index)
     with worker_deaths(dataset):
-        for batch in batch_loader(
-            dataset, [[(0, index) for index in group] for group in groups], workers
-        ):
-            x = to_clips(batch, device) if batch.uids else torch.empty(0, 3, 1, 1, 1)
+        for batch in batch_loader(dataset, keys, workers):
             yield Unit(
-                x,
-                batch.labels.to(device),
-                batch.uids,
-                batch.index.tolist(),
-                batch.fps.tolist(),
-                batch.failed,
-                predict,
+                x=to_clips(batch, device) if batch.uids else _no_clips(),
+                labels=batch.labels.to(device),
+                uids=batch.uids,
+                index=batch.index.tolist(),
+                fps=batch.fps.tolist(),
+                failed=batch.failed,
+                predict=predict,
             )
 
 
@@ -61,42 +74,48 @@ def video_units(
     crops: int,
     device: torch.device,
 ) -> Iterator[Unit]:
-    """A unit a video: its source frames. Its logits are the mean over all clips and crops, of which
-    all show them.
+    """Yield a unit per video: its source frames, with logits averaged over all clips and crops.
+
+    Args:
+        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits of clips.
+        videos: source frames, and which of them each clip shows.
+        groups: indices of videos.
+        crops: of each clip, 1 or 3.
+        device: of the frames.
     """
     for index in (index for group in groups for index in group):
         source = videos[index]
         if isinstance(source, Failure):
-            yield Unit(
-                torch.empty(0, 3, 1, 1, 1),
-                torch.empty(0, dtype=torch.long),
-                [],
-                [],
-                [],
-                [source],
-                predict,
-            )
+            labels = torch.empty(0, dtype=torch.long)
+            yield Unit(_no_clips(), labels, [], [], [], [source], predict)
             continue
-        x = to_float(torch.from_numpy(source.frames).unsqueeze(0).to(device))
-        record = source.record
         yield Unit(
-            x,
-            torch.tensor([record.label], device=device),
-            [record.uid],
-            [index],
-            [source.fps],
-            [],
-            through_clips(predict, source, crops, videos.size),
-            len(source.clips) * crops,
+            x=to_float(torch.from_numpy(source.frames).unsqueeze(0).to(device)),
+            labels=torch.tensor([source.record.label], device=device),
+            uids=[source.record.uid],
+            index=[index],
+            fps=[source.fps],
+            failed=[],
+            predict=through_clips(predict, source, crops, videos.size),
+            views=len(source.clips) * crops,
         )
 
 
-def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
-    """predict of source frames (B, 3, F, H, W): logits averaged over the K clips and the crops of
-    each.
+def _no_clips() -> Tensor:
+    return torch.empty(0, 3, 1, 1, 1)
 
-    crops: 1, the centre, or 3 along the longer side, of `size` pixels. Clips that overlap read the
-    same frames, so that the gradient of a frame is summed over all that show it.
+
+def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
+    """Return the prediction for source frames (B, 3, F, H, W): the mean over clips and crops.
+
+    Clips that overlap show the same frames, so that the gradient of a frame is the sum over all
+    clips that show it.
+
+    Args:
+        predict: (B, 3, T, H, W) -> (B, K) logits of clips.
+        source: frames of a video, and which of them each of K clips shows.
+        crops: 1, the centre, or 3 along the longer side.
+        size: of a crop, in pixels.
     """
     frames = torch.from_numpy(source.clips)
     height, width = source.frames.shape[1:3]
@@ -114,7 +133,15 @@ def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Pr
 
 
 def crop_places(height: int, width: int, size: int, crops: int) -> list[tuple[int, int]]:
-    """(top, left) of the crops: the centre; or both ends of the longer side as well."""
-    room, across = max(height, width) - size, (min(height, width) - size) // 2
+    """Return (top, left) of each crop.
+
+    Args:
+        height: of a frame.
+        width: of a frame.
+        size: of a crop.
+        crops: 1, the centre, or 3: also both ends of the longer side.
+    """
+    room = max(height, width) - size  # along the longer side
+    across = (min(height, width) - size) // 2
     along = [room // 2] if crops == 1 else [0, room // 2, room]
-    return [(across, at) if width >= height else (at, across) for at in along]
+    return [(across, each) if width >= height else (each, across) for each in along]

@@ -12,7 +12,7 @@ import torch
 
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
-from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation.loading import load_method
 from vidrobust.models import Model
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract

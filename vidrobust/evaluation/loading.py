@@ -1,0 +1,83 @@
+"""Load what an evaluation needs: the model of a checkpoint, and lists of videos."""
+
+from typing import Any
+
+from vidrobust import checkpoint, config
+from vidrobust.data import Record, build_records, require_labels, shared_sources
+from vidrobust.methods import Method, build_method
+from vidrobust.models import add_branches, branch_names
+from vidrobust.models.branch_norm import MIXTURES, branch_of
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+
+
+def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Method:
+    """Return the configured method with the weights of a checkpoint, its own linear head included.
+
+    Args:
+        cfg: the configuration.
+        state: the checkpoint's.
+        classes: K of the data set.
+
+    Raises:
+        UserError: for another architecture, and for an eval.branch that the model was trained
+            without.
+    """
+    _require_branch(cfg.eval.branch, state)
+    weights = checkpoint.weights(state, average=cfg.eval.average)
+    linear = weights.get("head.weight")  # of a linear head; a projector has head.0.weight
+    method = build_method(cfg, classes if linear is None else len(linear))
+    head_branches = [branch_of(key) for key in weights if key.startswith("head.")]
+    adversarial = dict.fromkeys(name for name in head_branches if name and name != "clean")
+    # advcl's head had norm branches in earlier revisions
+    if adversarial and len(branch_names(method.model.head)) == 1:
+        add_branches(method.model.head, list(adversarial))
+    checkpoint.load_state(method.model, weights, f"checkpoint of step {state['step']}")
+    return method
+
+
+def _require_branch(branch: str, state: dict[str, Any]) -> None:
+    """Raise UserError for an eval.branch that the weights do not have."""
+    names = [branch_of(key) for key in state["model"]]
+    branches = {"clean", *(name for name in names if name)}
+    is_mixture = branch in MIXTURES and len(branches) > 1
+    if branch not in branches and not is_mixture:
+        raise UserError(
+            f"eval.branch={branch}: the checkpoint was trained without it; it has"
+            f" {', '.join(sorted(branches))}"
+        )
+    if branch == "select" and "backbone.selector.weight" not in state["model"]:
+        raise UserError(
+            "eval.branch=select: the checkpoint was trained without method.adversary.selector; use"
+            " average"
+        )
+
+
+def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:
+    """Return (training records, test records, classes) of an evaluation.
+
+    Warns of test videos whose source is also a training video's, and of classes without training
+    videos.
+
+    Raises:
+        UserError: for missing labels, and for a single class.
+    """
+    train, classes = build_records(cfg, "train")
+    test, _ = build_records(cfg, "test")
+    require_labels(train, "evaluation (eval.enabled=false does without)")
+    require_labels(test, "evaluation")
+    if len(classes) < 2:
+        raise UserError(
+            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
+            "nothing to distinguish; eval.enabled=false trains without evaluation"
+        )
+    leaked = shared_sources(train, test)
+    if leaked:
+        log.warning(
+            f"{len(leaked)} of {len(test)} test videos share their source with a training video,"
+            f" first {leaked[0]}: accuracies will be too high"
+        )
+    absent = sorted({record.label for record in test} - {record.label for record in train})
+    if absent:
+        log.warning(f"no training video of {len(absent)} test classes, first {classes[absent[0]]}")
+    return train, test, classes
