@@ -118,7 +118,7 @@ def test_pages(place):
         ("double.yaml", "seed: 1\nseed: 2", "duplicate key seed"),
         ("tab.yaml", "data:\n\troot: x", "cannot start any token, line 2"),
         ("latin.yaml", "data: {root: caf\xe9}", "latin.yaml: not a text file"),
-        ("empty_base.yaml", "_BASE_: 3", "_BASE_ is a page or a list of pages"),
+        ("empty_base.yaml", "_BASE_: 3", "_BASE_ must be a config file or a list of them"),
         ("missing.yaml", None, "no configuration file missing.yaml"),
     ]:
         if text:
@@ -485,7 +485,7 @@ def test_features_into_a_folder_are_refused_by_name(place):
 def test_an_output_folder_that_is_no_utf_8_is_refused(place):
     line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
     assert r"output directory caf\xe9 is not text in UTF-8" in line
-    assert r"data.root=\xe9: an option holds text in UTF-8 alone" in _refused(
+    assert r"data.root=\xe9: an option holds only UTF-8 text" in _refused(
         _train(place, "data.root=" + os.fsdecode(b"\xe9"))
     )
 

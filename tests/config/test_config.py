@@ -122,7 +122,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),
-        ("_BASE_: page.yaml", "leads back to the page itself"),
+        ("_BASE_: page.yaml", "leads back to the config file itself"),
     ],
 )
 def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message):
