@@ -32,7 +32,9 @@ def test_a_checkpoint_cut_short_is_refused_and_an_older_one_named(tmp_path):
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="cut short.*use step_00000001.pt beside it") as caught:
+        with pytest.raises(
+            UserError, match="incomplete.*use step_00000001.pt in the same folder"
+        ) as caught:
             checkpoint.read_checkpoint(path)
         assert "\n" not in str(caught.value)
 
@@ -234,7 +236,7 @@ def test_every_bit_of_the_weights_is_guarded(tmp_path):
         content = bytearray(whole)
         content[start + bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        with pytest.raises(UserError, match="checksums do not fit"):
+        with pytest.raises(UserError, match="wrong checksum"):
             checkpoint.read(path)
 
 
@@ -247,7 +249,7 @@ def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
     (tmp_path / "step_00000001.pt").unlink()
     with pytest.raises(
         UserError,
-        match="holds no sound checkpoint: .*model.w is not finite; --overwrite starts anew",
+        match="holds no undamaged checkpoint: .*model.w is not finite; --overwrite starts again",
     ):
         checkpoint.newest_sound(tmp_path)
 
@@ -265,5 +267,7 @@ def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
 )
 def test_a_part_of_another_kind_is_refused_by_name(tmp_path, key, value):
     checkpoint.write_atomic(tmp_path / "a.pt", STATE | {key: value})
-    with pytest.raises(UserError, match=f"{key} is no .*: the checkpoint is damaged; take another"):
+    with pytest.raises(
+        UserError, match=f"{key} is not of type .*: the checkpoint is damaged; use another"
+    ):
         checkpoint.read_checkpoint(tmp_path / "a.pt")

@@ -209,7 +209,7 @@ def test_checkpoints(place, tmp_path):
     (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt")
     for words, message in [
-        (["short.pt"], "short.pt: not a checkpoint, or cut short"),
+        (["short.pt"], "short.pt: not a checkpoint, or incomplete"),
         (["nothing.pt"], "no checkpoint nothing.pt"),
         (["plain.pt"], "not a training checkpoint"),
         (

@@ -148,7 +148,11 @@ REFUSED = [
         ["augment.scale=${oc.env:PATH}", "optim.weight_decay=9223372036854775808"],
         "augment.scale=${oc.env:PATH}: needs a list",
     ),
-    (None, ["model.backbone", "${nope:1}"], "model.backbone=${nope:1}: ${nope:...} is not supported"),
+    (
+        None,
+        ["model.backbone", "${nope:1}"],
+        "model.backbone=${nope:1}: ${nope:...} is not supported",
+    ),
     (None, ["method.momentum", "8/0", "optim.momentum=${nope:1}"], "method.momentum=8/0: "),
     (None, ["data.workers={a: 1}"], "needs one value, not a mapping"),
     (None, ["method.negatives.count=${nope:1}"], "method.negatives.count=${nope:1}: "),
@@ -395,9 +399,7 @@ def test_references_that_double_are_refused(tmp_path):
     ]
     words = [f"{names[0]}={'x' * 2000}"]
     words += [f"{name}=${{{below}}}${{{below}}}" for below, name in itertools.pairwise(names)]
-    with pytest.raises(
-        UserError, match=r"data.manifest=\$.*: longer than 4096 characters after"
-    ):
+    with pytest.raises(UserError, match=r"data.manifest=\$.*: longer than 4096 characters after"):
         config.load(DEMO, words)
 
 

@@ -129,7 +129,7 @@ def test_the_last_update_of_a_run_is_checked(ucf, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", overflowing)
     with pytest.raises(
         NonFinite,
-        match=r"model\..* is not finite after step 6, which is not written; last good "
+        match=r"model\..* is not finite after step 6, which is not saved; last good "
         r"checkpoint: .*step_00000004.pt",
     ):
         train(_cfg(ucf, "train.checkpoint_every=2"), tmp_path)
@@ -339,9 +339,7 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint_and_says_so(ucf, tmp_p
         (folder / name).write_bytes(content)
     done = tool(*command, "--resume", *words, cwd=tmp_path)
     assert done.returncode == 0 and "steps 3 to 4" in done.stderr
-    assert re.search(
-        r"last.pt: .*checksums do not fit.*step_00000003.pt is used, of step 3", done.stderr
-    )
+    assert re.search(r"last.pt: .*wrong checksum.*using step_00000003.pt of step 3", done.stderr)
     assert _equal(whole["model"], checkpoint.read_checkpoint(tmp_path / "out")["model"])
 
 

@@ -55,7 +55,7 @@ def _join(backend: str) -> None:
     _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
     _gloo()  # created by all ranks together, so here
     # Read all now: without torchrun the store belongs to rank 0, and ends with it.
-    entries = [_ranks.store.get(f"process {rank}").decode().split(" ") for rank in range(count)]
+    entries = [_ranks.store.get(f"process {other}").decode().split(" ") for other in range(count)]
     _ranks.processes = [(host, int(pid)) for host, pid in entries]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed
@@ -357,7 +357,10 @@ def merged(items: dict[int, str]) -> dict[int, str]:
         return items
     parts: list[Any] = [None] * world()
     dist.all_gather_object(parts, items)
-    return {key: value for part in parts for key, value in part.items()}
+    result: dict[int, str] = {}
+    for part in parts:
+        result |= part
+    return result
 
 
 def mean(x: Tensor) -> Tensor:
