@@ -479,7 +479,9 @@ def test_every_name_that_slowfast_options_are_given_is_an_option():
 def test_features_into_a_folder_are_refused_by_name(place):
     (place / "folder").mkdir(exist_ok=True)
     done = tool("extract_features", "--checkpoint", "run", "--output", "folder", cwd=place)
-    assert "--output folder: is a folder; name a file in it, such as folder/test.npz" in _refused(done)
+    assert "--output folder: is a folder; name a file in it, such as folder/test.npz" in _refused(
+        done
+    )
 
 
 def test_an_output_folder_that_is_no_utf_8_is_refused(place):

@@ -1,6 +1,6 @@
 """Train, then evaluate.
 
-    python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]
+python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]
 """
 
 from pathlib import Path

@@ -113,7 +113,10 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
     assert done.stdout == "sheet.png: of 8 frames: patch, shuffle, texture, swapped\n", done.stderr
     assert Image.open(tmp_path / "sheet.png").size == (2 * 6 * 32 + 6, 3 * 44)
     for more, reason in (
-        (["eval.bias=[swapped]"], "swapped needs a second clip, of another class: add --other FILE"),
+        (
+            ["eval.bias=[swapped]"],
+            "swapped needs a second clip, of another class: add --other FILE",
+        ),
         (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
