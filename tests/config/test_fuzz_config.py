@@ -1,4 +1,4 @@
-"""Configurations that fuzzers wrote: each is sound, or refused in one line that says why."""
+"""Configurations from fuzzers: each is valid, or refused in one line with the reason."""
 
 import itertools
 import os
@@ -24,21 +24,21 @@ FUZZ = settings(
     max_examples=200,
     suppress_health_check=list(HealthCheck),
 )
-SECONDS = 1.0  # of this process: others may run beside it
+SECONDS = 1.0  # of CPU time, because other processes may run at the same time
 DEMO = REPO / "configs" / "demo.yaml"
 KEYS = [key for key, _ in config.options()]
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
 
 
 def _laughs(levels: int, width: int = 9) -> str:
-    """Return a page whose last value would hold width ** levels texts."""
+    """Return YAML text whose last value would expand to width ** levels texts."""
     lines = [f"a0: &a0 [{', '.join(['ha'] * width)}]"]
     for level in range(1, levels):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
     return "\n".join(lines)
 
 
-# (page or None for configs/demo.yaml, overrides, what the message names)
+# (config file or None for configs/demo.yaml, overrides, part of the message)
 REFUSED = [
     (
         None,
@@ -257,12 +257,12 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A copy of configs/, to put pages into."""
+    """Copy configs/ into a folder for more config files."""
     return shutil.copytree(REPO / "configs", tmp_path_factory.mktemp("fuzz") / "configs")
 
 
-def _told(page, words):
-    """Return the message of a refusal, one short printable line; None for a sound configuration."""
+def _refusal(page, words):
+    """Return the message of a refusal, one short printable line; None if it is valid."""
     began = time.process_time()
     try:
         cfg = config.load(page, words)
@@ -273,9 +273,8 @@ def _told(page, words):
         assert ": " in message or "; " in message, message
     else:
         message = None
-        if (
-            not cfg.method.adversary.steps
-        ):  # what checkpoints from before it was refused are read as
+        # in the YAML text of a checkpoint 0 means -1
+        if not cfg.method.adversary.steps:
             cfg.method.adversary.steps = -1
         assert config.loads(config.to_yaml(cfg)) == cfg
     assert time.process_time() - began < SECONDS
@@ -288,12 +287,12 @@ def test_configurations_that_fuzzers_found_are_refused_by_name(pages, text, word
     if text is not None:
         page = pages / "fuzzed.yaml"
         page.write_text(text)
-    message = _told(page, words)
+    message = _refusal(page, words)
     assert message is not None and reason in message, message
 
 
 @pytest.mark.parametrize("number", range(0, len(REFUSED), 7))
-def test_the_tool_tells_a_refusal_in_one_line_with_status_1(pages, tmp_path, number):
+def test_the_tool_reports_a_refusal_in_one_line_with_status_1(pages, tmp_path, number):
     text, words, reason = REFUSED[number]
     page = DEMO
     if text is not None:
@@ -357,14 +356,15 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("text", "words", "key", "value"), ACCEPTED, ids=range(len(ACCEPTED)))
-def test_configurations_that_are_sound_are_read(pages, monkeypatch, text, words, key, value):
+def test_valid_configurations_are_read(pages, monkeypatch, text, words, key, value):
     monkeypatch.setenv("VIDROBUST_SET", "/somewhere 7")
     monkeypatch.setenv("VIDROBUST_NUMBER", "7")
     page = DEMO
     if text is not None:
         page = pages / "fuzzed.yaml"
         page.write_text(text)
-    if key is None:  # a key beside the options, whatever it is good for
+    # a key that is not an option is refused, even if it only defines an alias
+    if key is None:
         with pytest.raises(UserError, match="unknown option 'x"):
             config.load(page)
         return
@@ -373,7 +373,7 @@ def test_configurations_that_are_sound_are_read(pages, monkeypatch, text, words,
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
-def test_pages_that_meet_again_are_read_once_each(tmp_path):
+def test_bases_that_several_files_share_are_read_once(tmp_path):
     (tmp_path / "0.yaml").write_text("seed: 5")
     for level in range(1, 15):
         (tmp_path / f"{level}.yaml").write_text(f"_BASE_: [{', '.join([f'{level - 1}.yaml'] * 9)}]")
@@ -388,7 +388,7 @@ def test_pages_that_meet_again_are_read_once_each(tmp_path):
         config.load(tmp_path / "39.yaml")
 
 
-def test_references_that_double_are_refused(tmp_path):
+def test_references_that_double_a_text_at_each_step_are_refused(tmp_path):
     names = [
         "data.root",
         "data.twins",
@@ -403,7 +403,7 @@ def test_references_that_double_are_refused(tmp_path):
         config.load(DEMO, words)
 
 
-def test_a_pipe_is_no_page(tmp_path):
+def test_a_pipe_is_refused_as_a_config_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(UserError, match="pipe.yaml: not a regular file"):
         config.load(tmp_path / "pipe.yaml")
@@ -492,15 +492,15 @@ _WORDS = st.lists(st.builds("{}={}".format, _KEYS, _VALUES), max_size=4)
 @example(["data.root='${'"])
 @example(["data.name=<<"])
 @example(["eval.name=1_0", "device=0x1f"])
-def test_any_command_line_is_accepted_or_told(words):
-    _told(DEMO, words)
+def test_any_command_line_is_accepted_or_refused_in_one_line(words):
+    _refusal(DEMO, words)
 
 
 @FUZZ
 @given(st.dictionaries(st.sampled_from([*KEYS, "_BASE_"]), _VALUES, max_size=5), _VALUES)
 @example({"_BASE_": "3"}, "")
 @example({"_BASE_": "'${oc.decode:${oc.env:PATH}}'"}, "")
-def test_any_page_is_accepted_or_told(pages, values, tail):
+def test_any_config_file_is_accepted_or_refused_in_one_line(pages, values, tail):
     text = ""
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -508,17 +508,17 @@ def test_any_page_is_accepted_or_told(pages, values, tail):
         text += f"{'  ' * len(sections)}{name}: {value}\n"
     page = pages / "fuzzed.yaml"
     page.write_bytes((text + tail).encode("utf-8", "surrogatepass"))
-    _told(page, [])
+    _refusal(page, [])
 
 
 @FUZZ
 @given(st.binary(max_size=60))
 @example(b"\xff\xfea\x00")
 @example(b"\x80")
-def test_any_file_is_accepted_or_told(pages, content):
+def test_any_binary_file_is_accepted_or_refused_in_one_line(pages, content):
     page = pages / "fuzzed.yaml"
     page.write_bytes(content)
-    _told(page, [])
+    _refusal(page, [])
 
 
 @settings(FUZZ, max_examples=40)
@@ -536,7 +536,7 @@ def test_any_text_is_written_and_read_back(text):
     cfg.eval.shift.root = text
     cfg.eval.shift.name = "hmdb51"
     if "${" in text or text.lstrip("\\") == "???":
-        return  # which no option can hold
+        return  # an option cannot hold this text
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
@@ -591,7 +591,7 @@ _STUDY = {"arms": "{a: [], b: [seed=1]}", "datasets": "{d: demo.yaml}"}
 @example({"datasets": "{d: 1}"})
 @example({"arms": "{d: 3}", "options": "{d: []}"})
 @example({"arms": "&a {b: *a}"})
-def test_any_study_is_accepted_or_told(pages, values):
+def test_any_study_is_accepted_or_refused_in_one_line(pages, values):
     page = pages / "study_fuzzed.yaml"
     text = "".join(f"{key}: {value}\n" for key, value in (_STUDY | values).items())
     page.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -356,7 +356,7 @@ def test_resume_never_starts_anew_where_steps_were_written(ucf, tmp_path, left):
     done = tool(*command, "--resume", *words, cwd=tmp_path)
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "--overwrite" in line, done.stderr
-    assert ("has no checkpoint, though 4 steps are logged" in line) == (left == "nothing")
+    assert ("has no checkpoint, but a log of 4 steps" in line) == (left == "nothing")
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == rows
 
 
