@@ -153,8 +153,8 @@ def print_attacks(cfg: config.Config, state: dict[str, Any] | None, sizes: Attac
         _print_row(row, ours)
     # cost of whole suites on clips
     print(
-        f"\n| attack on {len(clips.x)} clips, eps {clips.eps * 255:.2f}/255 | forward, a clip |"
-        " backward | s a clip | accuracy |"
+        f"\n| attack on {len(clips.x)} clips, eps {clips.eps * 255:.2f}/255 | forward per clip |"
+        " backward per clip | s per clip | accuracy |"
     )
     print("|---|---|---|---|---|")
     for cost in costs(clips.model, clips.x, clips.y, clips.eps, cfg.eval.effort):
@@ -196,6 +196,7 @@ def attacked(
     Raises:
         UserError: for a checkpoint without a classifier, or with too few correct predictions.
     """
+    # the model, and random clips if there is no checkpoint
     if state is None:
         model: nn.Module = build_model(cfg.model, "linear", 10)
         x = torch.rand(count, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device=device)
@@ -206,6 +207,7 @@ def attacked(
             raise UserError(
                 "--checkpoint: this one has no classifier; train with method.name=supervised"
             )
+    # attacks need gradients of the input only
     model = model.to(device).eval().requires_grad_(False)
     model = _Images(model).eval() if images else model
     if state is None:
@@ -261,13 +263,14 @@ def measure_rows(rows: list[Row], model: nn.Module, y: Tensor, rounds: int) -> l
     """
     for round_ in range(rounds + 1):
         for row in rows:
-            torch.manual_seed(round_)
+            torch.manual_seed(round_)  # the same random starts for all rows
             synchronize(y.device)
             start = time.perf_counter()
             x_adv = row.run()
             synchronize(y.device)
-            if round_:
+            if round_:  # round 0 warms up
                 row.seconds.append(time.perf_counter() - start)
+            # not timed
             with torch.no_grad():
                 row.accuracy = float((model(x_adv).argmax(1) == y).float().mean())
     return rows
@@ -297,8 +300,9 @@ def pgd_rows(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> 
         steps: steps of PGD.
     """
     threat = ThreatModel("linf", eps)
-    size = 2.5 * eps / steps
+    size = 2.5 * eps / steps  # the default of our pgd
 
+    # a loss that is no Misclassify: pgd cannot drop clips that are already misclassified
     def plain(v: Tensor) -> Tensor:
         return F.cross_entropy(model(v), y, reduction="none")
 
@@ -349,10 +353,12 @@ def bare_pgd(
     Returns:
         The last iterate.
     """
+    # random start within eps
     x_adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
+        # step, then project onto the budget and onto [0, 1]
         x_adv = x_adv.detach() + size * gradient.sign()
         x_adv = torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
     if check:
@@ -386,6 +392,7 @@ def _art_pgd(target: _Target, steps: int, size: float) -> Callable[[], Tensor]:
         batch_size=len(x),
         verbose=False,
     )
+    # converted once, so that only the attack is timed
     images = x.cpu().numpy()
     labels = y.cpu().numpy()
     return lambda: torch.from_numpy(attack.generate(images, labels)).to(x.device)
@@ -509,7 +516,7 @@ def costs(model: nn.Module, x: Tensor, y: Tensor, eps: float, effort: float) -> 
     }
     measured = []
     for name, steps in suites.items():
-        counted = Passes(model)
+        counted = Passes(model)  # counts forward and backward passes
         start = time.perf_counter()
         outcome = worst_case(
             counted, x, y, threat, steps, generator=torch.Generator().manual_seed(0)

@@ -66,6 +66,7 @@ def print_corruptions(
             clip = read_frames(video, indices, short_side=size, backend=cfg.data.backend)
         else:
             clip = drawn_clip(cfg.data.frames, size, size * 4 // 3)
+        # the table has frames per second and core
         with one_core():
             for rate in measure_rates(clip, names, rounds):
                 reference = "- | -"
@@ -105,6 +106,7 @@ def measure_rates(
     """
     formulas, _ = published()
     rates = [Rate(name, min(clip.shape[1:3])) for name in names]
+    # measured on two calls
     is_slow = {
         name: _seconds(formulas[name], [(clip[0], 1, np.random.RandomState(0))] * 2) > 2 * slow_s
         for name in names
@@ -112,6 +114,7 @@ def measure_rates(
     }
     for round_ in range(rounds + 1):
         for rate in rates:
+            # equal seeds in all rounds, so that every round has the same work
             our_jobs = [(clip, rate.name, s, np.random.default_rng(s)) for s in SEVERITIES]
             our_seconds = _seconds(corrupt, our_jobs)
             if round_:  # round 0 warms up

@@ -125,6 +125,7 @@ def measure_data(
     """
     with open_video(chosen[0].path) as first:
         backends = _video_backends() if first.backend == "pyav" else ("auto",)
+    # one core, with each decoder
     loaders = {"bare decoder": _bare, "vidrobust": _ours, "pytorchvideo": _theirs}
     rows = []
     for name, loader in loaders.items():
@@ -132,6 +133,7 @@ def measure_data(
             if loader is not _theirs or backend in ("pyav", "decord"):
                 measure = functools.partial(loader, chosen, cfg, backend)
                 rows.append(Row(f"{name}, {backend}", 1, measure))
+    # all cores
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     on_all_cores = functools.partial(_ours, chosen, cfg, "auto", cores)
@@ -140,6 +142,7 @@ def measure_data(
         small = readable(_with_root(cfg, prepared), len(chosen))
         reencoded = functools.partial(_ours, small, cfg, "auto")
         rows.append(Row("vidrobust, re-encoded files", 1, reencoded))
+    # in turn, so that a change in the machine's load affects all loaders
     for _ in range(rounds):
         for row in rows:
             if row.reason:
@@ -268,7 +271,7 @@ def _seconds_per_video(batches: Iterator[Any], count: Callable[[Any], int]) -> f
         batches: batches of a loader.
         count: returns the number of videos in a batch.
     """
-    next(batches)
+    next(batches)  # includes the start of the processes
     start = time.perf_counter()
     last = 0.0
     videos = 0
@@ -301,6 +304,7 @@ def lower_bound(cfg: config.Config, chosen: list[Record], *, rounds: int) -> dic
     with one_core():
         for _ in range(rounds):
             previous = 0.0
+            # stages one by one, each together with those before it
             for last_stage, name in enumerate(_STAGES):
                 start = time.perf_counter()
                 _run_stages(chosen, cfg, last_stage)

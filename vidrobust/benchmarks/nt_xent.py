@@ -137,6 +137,7 @@ def broadcast_nt_xent(z: Tensor, temperature: float) -> Tensor:
         z: embeddings (N, D), all of the first view before all of the second.
         temperature: temperature of the loss.
     """
+    # row i and row i + half are the two views of an image
     half = len(z) // 2
     similarity = F.cosine_similarity(z[:, None], z[None], dim=2) / temperature
     positives = torch.cat([similarity.diagonal(half), similarity.diagonal(-half)])
@@ -170,6 +171,7 @@ def measure_losses(
         z = torch.randn(samples, dim, generator=torch.Generator().manual_seed(round_)).to(device)
         for name, loss in rows.items():
             timing = timings[name]
+            # a slow loss keeps its one call of round 0
             if timing.seconds and timing.seconds[0] > most_s:
                 continue
             seconds, value = _timed(loss, z)

@@ -92,6 +92,7 @@ def print_steps(cfg: config.Config, *, methods: Sequence[str], batch: int, round
     selected = list(methods) or list(pairs)
     for name in selected:
         lookup(pairs, name, "--methods")
+    # refuse options without a lower bound before anything is timed
     try:
         cost_of(cfg, *pairs[selected[0]])
     except ValueError as error:
@@ -203,15 +204,18 @@ def lower_bound_step(model: Model, clips: Tensor, cost: Cost, step: float = 0.01
     Returns:
         A scalar that depends on all embeddings with gradient.
     """
+    # passes without gradient, such as those of a momentum encoder
     for _ in range(cost.forward):
         with torch.no_grad(), in_mode(model, False):
             model(clips)
+    # attack steps: forward and backward to the input
     moved = torch.cat([clips] * cost.together) if cost.attack else clips
     with in_mode(model, cost.train_mode):
         for _ in range(cost.attack):
             v = moved.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(v).float().sum(), v)
             moved = torch.add(v.detach(), gradient.sign(), alpha=step).clamp_(0, 1)
+    # passes whose gradient reaches the weights
     batches = [torch.cat([clips] * count) for count in cost.learned]
     return torch.stack([model(batch).float().square().mean() for batch in batches]).sum()
 
@@ -230,12 +234,14 @@ def public_clae(model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: f
         temperature: temperature of the loss.
         eps: Linf budget of the attack.
     """
+    # the attack, from x1 itself
     with model.use_branch("adv"):
         anchor = model(x1)
         start = x1.clone().requires_grad_(True)
         broadcast_nt_xent(torch.cat([anchor, model(start)]), temperature).backward()
         assert start.grad is not None
         x_adv = x1 + eps * start.grad.sign()
+    # drop the gradients that the attack left in the weights, then compute the loss
     model.zero_grad()
     z1 = model(x1)
     z2 = model(x2)
@@ -261,14 +267,16 @@ def public_rocl(
         eps: Linf budget of the attack.
         steps: steps of the attack.
     """
+    # the attack, from a random start
     x_adv = (x1 + eps * (2 * torch.rand_like(x1) - 1)).clamp(0, 1)
     with in_mode(model, False):
         for _ in range(steps):
             v = x_adv.detach().requires_grad_(True)
             broadcast_nt_xent(model(torch.cat([v, x2])), temperature).backward()
             assert v.grad is not None
-            stepped = v.detach() + 0.223 * eps * v.grad.sign()
+            stepped = v.detach() + 0.223 * eps * v.grad.sign()  # step size of the released code
             x_adv = torch.max(torch.min(stepped, x1 + eps), x1 - eps).clamp(0, 1)
+    # the loss: all pairs of the three views, and the regularizer
     model.zero_grad()
     regularizer = broadcast_nt_xent(model(torch.cat([x_adv, x2])), temperature)
     z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)
@@ -323,7 +331,7 @@ def measure_steps(
     for round_ in range(rounds + 1):
         for way, optimizer in zip(ways, optimizers, strict=True):
             seconds, memory = _timed(way.step, optimizer, device, amp)
-            if round_:
+            if round_:  # round 0 warms up
                 way.timing.seconds.append(seconds)
                 way.timing.memory_gb = max(way.timing.memory_gb, memory)
     return [way.timing for way in ways]

@@ -37,6 +37,7 @@ from vidrobust.utils.logging import start_logging
 def main() -> None:
     """Run one benchmark, and print its tables."""
     args = arguments()
+    # the model: of a checkpoint, or of the options with random weights
     state: dict[str, Any] | None = None
     if args.checkpoint:
         cfg, state, _ = common.load_checkpoint(args)
@@ -73,25 +74,13 @@ def arguments() -> argparse.Namespace:
         __doc__, ("data", "attacks", "corruptions", "losses", "adversarial", "negatives")
     )
     parser.add_argument("--cfg", help="config file; default: the default options")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="rounds to measure; tables show medians"
-    )
-    parser.add_argument("--videos", type=int, default=96, help="data: videos per round and loader")
+    _add_numbers(parser)
     parser.add_argument(
         "--prepared", default="", help="data: root of the same data set, re-encoded by prepare.py"
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="attacks: a run's folder or a checkpoint file"
     )
-    parser.add_argument("--clips", type=int, default=8, help="attacks: clips per batch")
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=64,
-        help="attacks: single frames in the comparison with published code",
-    )
-    parser.add_argument("--steps", type=int, default=20, help="attacks: steps of PGD, APGD and FAB")
-    parser.add_argument("--queries", type=int, default=200, help="attacks: queries of Square")
     parser.add_argument(
         "--sizes",
         default="112,224",
@@ -106,27 +95,15 @@ def arguments() -> argparse.Namespace:
         help="losses: embeddings per batch, two views of each image: N,N,...",
     )
     parser.add_argument(
-        "--memory",
-        type=int,
-        default=4096,
-        help="losses: embeddings per batch in the memory measurement",
-    )
-    parser.add_argument(
-        "--chunk", type=int, default=256, help="losses: anchors at a time in the chunked form"
-    )
-    parser.add_argument(
         "--methods",
         default="",
         help="adversarial: simclr,clae,...; default: all that have a lower bound",
     )
-    parser.add_argument(
-        "--batch", type=int, default=64, help="adversarial, negatives: videos per batch"
-    )
-    parser.add_argument("--textures", type=int, default=16, help="negatives: textures per round")
     args = parser.parse_intermixed_args()
     # a text that is not a number becomes 0, which is refused below
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
+    # every number is checked, whatever the benchmark
     names = ("rounds", "clips", "images", "steps", "queries", "chunk", "batch", "textures")
     counts = [*(getattr(args, name) for name in names), *args.sizes]
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
@@ -138,3 +115,24 @@ def arguments() -> argparse.Namespace:
             "--videos: must be at least 9, more than the first batch; other numbers at least 1"
         )
     return args
+
+
+# option -> default, help
+_NUMBERS = {
+    "rounds": (5, "rounds to measure; tables show medians"),
+    "videos": (96, "data: videos per round and loader"),
+    "clips": (8, "attacks: clips per batch"),
+    "images": (64, "attacks: single frames in the comparison with published code"),
+    "steps": (20, "attacks: steps of PGD, APGD and FAB"),
+    "queries": (200, "attacks: queries of Square"),
+    "memory": (4096, "losses: embeddings per batch in the memory measurement"),
+    "chunk": (256, "losses: anchors at a time in the chunked form"),
+    "batch": (64, "adversarial, negatives: videos per batch"),
+    "textures": (16, "negatives: textures per round"),
+}
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    """Add the options that take a whole number."""
+    for name, (default, help) in _NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{help} ({default})")

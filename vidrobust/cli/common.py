@@ -110,6 +110,7 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
     cfg = config.loads(
         state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg
     )
+    # options of evaluation may differ, those of the model and its method may not
     changed = [
         line for line in config.differences(trained, cfg) if line.startswith(("method.", "model."))
     ]
@@ -279,7 +280,7 @@ def _report(message: str) -> None:
     """Report why the process ends, unless another rank has."""
     if not distributed.first_to_tell(message):
         return
-    if to_console():
+    if to_console():  # as a log line, if logging has started
         log.error(message)
     else:
         _print(f"error: {visible(message)}")

@@ -32,6 +32,7 @@ def main() -> None:
     cfg, state, folder = common.load_checkpoint(args)
     if common.print_config(args, cfg):
         return
+    # a folder, or a name that ends as one, is not a file to write
     path = Path(args.output or folder / "features" / f"{args.split}.npz")
     if path.is_dir() or (args.output or "").endswith(("/", os.sep)):
         raise UserError(

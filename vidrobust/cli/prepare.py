@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timeout", type=float, default=None, help="seconds allowed per file (scan 60; copies 600)"
     )
+    # settings of the encoding, with defaults that depend on the command
     for name, help in (
         ("short_side", "shorter side in pixels, never enlarged; texture: both sides"),
         ("gop", "frames from one key frame to the next"),
@@ -104,6 +105,7 @@ def main() -> None:
     if args.command != "scan" and args.output is None:
         raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
     start_logging(None)
+    # both splits, and all folds
     records = all_records(cfg.data)
     if cfg.data.backend not in ("auto", "pyav") and args.command != "scan":
         log.warning(
@@ -139,6 +141,7 @@ def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Recor
         series=cfg.data.series,
         counts={record.path: record.frames for record in records if record.frames},
     )
+    # faulty files: bad ones, without a frame that decodes, and damaged ones
     faulty = [row for row in rows if row["reason"]]
     for row in faulty[:20]:
         log.warning(f"{row['path']}: {row['reason']}")
@@ -193,6 +196,7 @@ def corrupt_files(args: argparse.Namespace, cfg: config.Config, records: list[Re
         UserError: if no corruption is given; after all copies, if one of them is incomplete.
     """
     names = check_corruptions(cfg.eval.corruption.names)
+    # a corruption over time changes nothing in an image
     if all(is_image(record.path) for record in records):
         for line in without_effect(names, 1, images=True):
             log.warning(line)
@@ -252,6 +256,7 @@ def copy(
         log.warning(f"{path}: {reason}")
     # the files of motionshapes have the layout of UCF101; a copy is not generated again
     format_name = "ucf101" if cfg.data.name == "motionshapes" else cfg.data.name
+    # parse the copy's own lists
     copied = dataclasses.replace(cfg.data, root=str(output), name=format_name)
     if {record.uid for record in all_records(copied)} != {record.uid for record in records}:
         raise UserError(

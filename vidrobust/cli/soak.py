@@ -140,6 +140,7 @@ def make_links(root: Path, size: str, lists: Path | None) -> Path:
 def _write_lists(folder: Path, train: int, test: int, classes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classInd.txt").write_text("".join(f"{c + 1} Class{c:03d}\n" for c in range(classes)))
+    # one group per split, as in UCF101's official lists
     for split, count, group in (("train", train, "g08"), ("test", test, "g01")):
         lines = []
         for number in range(count):
@@ -175,6 +176,7 @@ def measure(
     words = [str(word) for word in command]
     if shm_mib and _may_mount():
         mount = f'mount -t tmpfs -o size={shm_mib}m tmpfs /dev/shm && exec "$@"'
+        # in a mount namespace of its own, so that the machine's /dev/shm stays as it is
         words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
     peak = Peak(name)
     start = time.monotonic()
@@ -184,7 +186,7 @@ def measure(
             cwd=cwd,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            start_new_session=True,  # so that all its processes can be found, and killed
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
         )
         while run.poll() is None:
@@ -256,63 +258,41 @@ def size_commands(root: Path, other: Path, out: Path) -> list[tuple[str, list[st
         *data,
     ]
     test: list[str | Path] = [python, REPO / "tools/test_net.py", "--checkpoint", out / "run"]
+    features = REPO / "tools/extract_features.py"
+    study = [python, REPO / "tools/study.py", "--cfg", _study(out, data)]
     manifest = out / "manifest.jsonl"
-    shift = ["eval.shift.name=ucf101", f"eval.shift.root={other}"]
+    # eval.limit=0 attacks all test videos
+    evaluations = {
+        "attacks": ["eval.name=attacks", "eval.limit=0", "eval.threats=[linf-2/255]"],
+        "corruptions": [
+            "eval.name=corrupt",
+            "eval.threats=[]",
+            "eval.limit=0",
+            "eval.corruption.names=[contrast,jumble]",
+            "eval.corruption.severities=[3]",
+        ],
+        "bias, shift, sensitivity": [
+            "eval.name=bias",
+            "eval.threats=[]",
+            "eval.limit=0",
+            "eval.bias=[shuffle]",
+            "eval.sensitivity=64",
+            "eval.shift.name=ucf101",
+            f"eval.shift.root={other}",
+        ],
+    }
     return [
         ("scan", [python, REPO / "datasets/prepare.py", "scan", *data, "--output", manifest]),
         (
             "train, kNN, probe, geometry",
             [*train, "--output-dir", out / "run", f"data.manifest={manifest}", "eval.threats=[]"],
         ),
-        (
-            "attacks",
-            [*test, "eval.name=attacks", "eval.limit=0", "eval.threats=[linf-2/255]"],
-        ),
-        (
-            "corruptions",
-            [
-                *test,
-                "eval.name=corrupt",
-                "eval.threats=[]",
-                "eval.limit=0",
-                "eval.corruption.names=[contrast,jumble]",
-                "eval.corruption.severities=[3]",
-            ],
-        ),
-        (
-            "bias, shift, sensitivity",
-            [
-                *test,
-                "eval.name=bias",
-                "eval.threats=[]",
-                "eval.limit=0",
-                "eval.bias=[shuffle]",
-                "eval.sensitivity=64",
-                *shift,
-            ],
-        ),
+        *((name, [*test, *options]) for name, options in evaluations.items()),
         (
             "features of the training list",
-            [
-                python,
-                REPO / "tools/extract_features.py",
-                "--checkpoint",
-                out / "run",
-                "--split",
-                "train",
-            ],
+            [python, features, "--checkpoint", out / "run", "--split", "train"],
         ),
-        (
-            "study of one arm",
-            [
-                python,
-                REPO / "tools/study.py",
-                "--cfg",
-                _study(out, data),
-                "--output-dir",
-                out / "study",
-            ],
-        ),
+        ("study of one arm", [*study, "--output-dir", out / "study"]),
     ]
 
 

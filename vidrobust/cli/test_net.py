@@ -34,6 +34,7 @@ def main() -> None:
     if common.print_config(args, cfg):
         return
     out = args.output_dir or folder / "eval" / cfg.eval.name
+    # from the results in the folder, without attacks
     if args.report_only:
         rewrite_report(out)
         log.info(f"report: {out / 'report.md'}")

@@ -69,6 +69,7 @@ def draw_corruptions(args: argparse.Namespace, cfg: config.Config) -> tuple[Imag
     """Return a sheet of a frame under corruptions, and a line that describes it."""
     clip = read(args.video, args, cfg)
     names = expand(cfg.eval.corruption.names or ["all"])
+    # by default the middle frame
     index = len(clip) // 2 if args.frame is None else args.frame
     picture = contact_sheet(clip, names, frame=index, seed=cfg.seed)
     return picture, f"frame {index} of 0 to {len(clip) - 1}, corruptions: {len(names)}"
@@ -77,6 +78,7 @@ def draw_corruptions(args: argparse.Namespace, cfg: config.Config) -> tuple[Imag
 def draw_cues(args: argparse.Namespace, cfg: config.Config) -> tuple[Image.Image, str]:
     """Return a sheet of a clip as negatives and with changed cues, and a line that describes it."""
     options = cfg.method.negatives
+    # check all names before the clip is decoded
     for name in options.names:
         lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")
     for name in cfg.eval.bias:
@@ -86,6 +88,7 @@ def draw_cues(args: argparse.Namespace, cfg: config.Config) -> tuple[Image.Image
         raise UserError(f"{paired[0]} needs a second clip, of another class: add --other FILE")
     clip = square(read(args.video, args, cfg))
     other = None if args.other is None else square(read(args.other, args, cfg))
+    # `cues` sets the name and the count
     spec = NegativeSpec(
         (), 1, (options.patch_px[0], options.patch_px[1]), options.turn, options.tube, options.grid
     )
