@@ -365,6 +365,6 @@ def test_a_missing_last_checkpoint_is_replaced_by_the_newest_step(ucf, tmp_path)
     assert tool(*_page(ucf, tmp_path), *words, cwd=tmp_path).returncode == 0
     (tmp_path / "out/checkpoints/last.pt").unlink()
     done = tool("extract_features", "--checkpoint", "out", "--output", "f.npz", cwd=tmp_path)
-    assert done.returncode == 0 and "last.pt is missing: step_00000004.pt is used" in done.stderr, (
+    assert done.returncode == 0 and "last.pt is missing: using step_00000004.pt" in done.stderr, (
         done.stderr
     )
