@@ -13,7 +13,7 @@ from vidrobust.utils.errors import UserError
 STATE = dict.fromkeys(checkpoint.KEYS) | {"format": 1, "step": 3, "model": {"w": torch.ones(2)}}
 
 
-def test_the_newest_are_kept_and_last_is_the_last(tmp_path):
+def test_the_newest_checkpoints_are_kept_and_last_is_the_newest(tmp_path):
     for step in (2, 4, 6):
         checkpoint.save(tmp_path, {**STATE, "step": step}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -25,19 +25,21 @@ def test_the_newest_are_kept_and_last_is_the_last(tmp_path):
     assert checkpoint.read_checkpoint(tmp_path)["step"] == 6
 
 
-def test_a_checkpoint_cut_short_is_refused_and_an_older_one_named(tmp_path):
+def test_an_incomplete_checkpoint_is_refused_and_an_older_one_suggested(tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path, {**STATE, "step": step, "model": {"w": torch.rand(5000)}}, keep=3)
     path = tmp_path / "step_00000002.pt"
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="cut short.*use step_00000001.pt beside it") as caught:
+        with pytest.raises(
+            UserError, match="incomplete.*use step_00000001.pt in the same folder"
+        ) as caught:
             checkpoint.read_checkpoint(path)
         assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_a_missing_file_and_a_plain_state_dict_are_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint .*nothing.pt"):
         checkpoint.read(tmp_path / "nothing.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "plain.pt")
@@ -51,7 +53,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         checkpoint.read(tmp_path / "evil.pt")
 
 
-def test_a_write_killed_in_the_middle_leaves_the_old_one(tmp_path):
+def test_a_write_that_is_killed_leaves_a_complete_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.write_atomic(path, {"n": 0, "w": torch.rand(10)})
     code = (
@@ -71,7 +73,7 @@ def test_a_write_killed_in_the_middle_leaves_the_old_one(tmp_path):
         checkpoint.write_atomic(path, {"n": 0, "w": torch.rand(10)})
 
 
-def test_another_architecture_is_told_by_prefix():
+def test_weights_of_another_architecture_are_refused_by_prefix():
     small, large = (
         build_model(ModelConfig(backbone="r2plus1d_10", width=w, hidden=8, dim=8), "projector")
         for w in (4, 8)
@@ -90,7 +92,7 @@ def test_another_architecture_is_told_by_prefix():
         checkpoint.load_state(other, small.state_dict(), "c.pt")
 
 
-def test_a_plain_state_fills_both_branches():
+def test_weights_without_branches_fill_both_branches():
     plain = build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     branched = add_branches(
         build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
@@ -105,21 +107,21 @@ def test_a_plain_state_fills_both_branches():
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "module.encoder.", "backbone.trunk.", "backbone."]
 )
-def test_trunk_weights_are_found_under_the_prefixes_of_other_code(tmp_path, prefix):
+def test_backbone_weights_are_loaded_with_the_prefixes_of_other_code(tmp_path, prefix):
     backbone = build_backbone("r2plus1d_10", width=4)
     state = {f"{prefix}{k}": v for k, v in backbone.trunk.state_dict().items()} | {
         "fc.weight": torch.ones(2)
     }
     torch.save({"state_dict": state}, tmp_path / "w.pt")
-    found = checkpoint.trunk_state(str(tmp_path / "w.pt"))
+    weights = checkpoint.trunk_state(str(tmp_path / "w.pt"))
     other = build_backbone("r2plus1d_10", width=4)
-    checkpoint.load_state(other.trunk, found, "w.pt")
+    checkpoint.load_state(other.trunk, weights, "w.pt")
     assert all(
         torch.equal(v, other.trunk.state_dict()[k]) for k, v in backbone.trunk.state_dict().items()
     )
 
 
-def test_trunk_weights_of_a_training_checkpoint_are_its_clean_branch(tmp_path):
+def test_backbone_weights_of_a_plain_model_state_are_its_clean_branch(tmp_path):
     model = add_branches(
         build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     ).train()
@@ -128,10 +130,10 @@ def test_trunk_weights_of_a_training_checkpoint_are_its_clean_branch(tmp_path):
     torch.save({"format": 1, "model": model.state_dict()}, tmp_path / "c.pt")
     plain = build_backbone("r2plus1d_10", width=4)
     checkpoint.load_state(plain.trunk, checkpoint.trunk_state(str(tmp_path / "c.pt")), "c.pt")
-    assert (plain.trunk[0][1].running_mean == 0).all()  # only the adversarial branch has seen data
+    assert (plain.trunk[0][1].running_mean == 0).all()  # only the adversarial branch was used
 
 
-def test_the_sha_follows_the_weights():
+def test_the_hash_depends_on_the_weights_and_not_on_their_order():
     a = {"w": torch.arange(4.0), "n": torch.tensor(3)}
     b = {"w": torch.arange(4.0), "n": torch.tensor(4)}
     assert (
@@ -150,7 +152,7 @@ def test_the_sha_follows_the_weights():
         ({1: 2}, "not a training checkpoint"),
     ],
 )
-def test_other_files_are_told_apart(tmp_path, content, message):
+def test_other_torch_files_are_refused_by_their_content(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=message):
         checkpoint.read_checkpoint(tmp_path / "x.pt")
@@ -158,7 +160,7 @@ def test_other_files_are_told_apart(tmp_path, content, message):
         checkpoint.trunk_state(str(tmp_path / "x.pt"))
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path):
+def test_a_file_that_holds_a_function_is_refused(tmp_path):
     torch.save({"format": 1, "hook": print}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="more than tensors and plain values"):
         checkpoint.read_checkpoint(tmp_path / "x.pt")
@@ -174,7 +176,7 @@ def _same(a, b):
     return a == b
 
 
-def test_flipped_bits_are_seen_or_harmless(tmp_path):
+def test_flipped_bits_are_detected_or_harmless(tmp_path):
     """Flip bits of weights, of the pickle and of the archive's own tables."""
     state = {
         **STATE,
@@ -184,47 +186,49 @@ def test_flipped_bits_are_seen_or_harmless(tmp_path):
     }
     path = tmp_path / "a.pt"
     checkpoint.write_atomic(path, state)
-    whole, silent, seen = path.read_bytes(), [], 0
-    table = whole.index(b"PK\x01\x02")  # from where on the archive is tables
+    whole = path.read_bytes()
+    undetected = []
+    detected = 0
+    table = whole.index(b"PK\x01\x02")  # the archive's tables start here
     places = [*range(0, len(whole), len(whole) // 300), *range(table, len(whole), 3)]
     for number, place in enumerate(places):
         content = bytearray(whole)
         content[place] ^= 1 << number % 8
         path.write_bytes(content)
         try:
-            found = checkpoint.read(path)
+            loaded = checkpoint.read(path)
         except UserError as error:
-            seen += 1
+            detected += 1
             assert "\n" not in str(error) and str(path) in str(error)
         else:
-            silent += [] if _same(found, state) else [(place, number % 8)]
-    assert not silent and seen > 0.7 * len(places)
+            undetected += [] if _same(loaded, state) else [(place, number % 8)]
+    assert not undetected and detected > 0.7 * len(places)
 
 
-def test_every_bit_of_the_table_of_contents_is_seen_or_harmless(tmp_path):
-    """An entry that a bit calls a folder is read as what memory held before; it has no checksum."""
+def test_every_flipped_bit_of_the_table_of_contents_is_detected_or_harmless(tmp_path):
+    """The table has no checksum. A bit that marks an entry as a folder would corrupt its tensor."""
     state = {"w": torch.rand(300), "b": torch.rand(7)}
     path = tmp_path / "a.pt"
     checkpoint.write_atomic(path, state)
     whole = path.read_bytes()
     table = whole.index(b"PK\x01\x02")
     weights = whole.index(b"PK\x01\x02", whole.index(b"data/0", table) - 60)
-    silent = []
+    undetected = []
     for place in [*range(table, table + 70), *range(weights, weights + 70)]:
         for bit in range(8):
             content = bytearray(whole)
             content[place] ^= 1 << bit
             path.write_bytes(content)
             try:
-                found = checkpoint.read(path)
+                loaded = checkpoint.read(path)
             except UserError:
                 continue
-            if not all(torch.equal(found[name], state[name]) for name in state):
-                silent.append((place - table, bit))
-    assert not silent
+            if not all(torch.equal(loaded[name], state[name]) for name in state):
+                undetected.append((place - table, bit))
+    assert not undetected
 
 
-def test_every_bit_of_the_weights_is_guarded(tmp_path):
+def test_flipped_bits_of_the_weights_are_detected(tmp_path):
     path = tmp_path / "a.pt"
     weights = torch.rand(500)
     checkpoint.write_atomic(path, {"w": weights})
@@ -234,11 +238,11 @@ def test_every_bit_of_the_weights_is_guarded(tmp_path):
         content = bytearray(whole)
         content[start + bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
-        with pytest.raises(UserError, match="checksums do not fit"):
+        with pytest.raises(UserError, match="wrong checksum"):
             checkpoint.read(path)
 
 
-def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
+def test_a_checkpoint_with_nan_is_skipped_when_a_run_resumes(tmp_path, caplog):
     for step, value in ((1, 1.0), (2, float("nan"))):
         state = {**STATE, "step": step, "model": {"w": torch.full((3,), value)}}
         checkpoint.save(tmp_path, state, keep=3)
@@ -247,7 +251,7 @@ def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
     (tmp_path / "step_00000001.pt").unlink()
     with pytest.raises(
         UserError,
-        match="holds no sound checkpoint: .*model.w is not finite; --overwrite starts anew",
+        match="holds no undamaged checkpoint: .*model.w is not finite; --overwrite starts again",
     ):
         checkpoint.newest_sound(tmp_path)
 
@@ -263,7 +267,9 @@ def test_a_poisoned_checkpoint_is_not_what_a_run_goes_on_from(tmp_path, caplog):
         ("method", 0),
     ],
 )
-def test_a_part_of_another_kind_is_refused_by_name(tmp_path, key, value):
+def test_an_entry_of_the_wrong_type_is_refused_by_name(tmp_path, key, value):
     checkpoint.write_atomic(tmp_path / "a.pt", STATE | {key: value})
-    with pytest.raises(UserError, match=f"{key} is no .*: the checkpoint is damaged; take another"):
+    with pytest.raises(
+        UserError, match=f"{key} is not of type .*: the checkpoint is damaged; use another"
+    ):
         checkpoint.read_checkpoint(tmp_path / "a.pt")

@@ -1,7 +1,4 @@
-"""Files of a run that were cut, mixed up or overwritten.
-
-One line that names the file, or the work done again.
-"""
+"""Damaged files of a run: each is named in one line, or its content is computed again."""
 
 import json
 import shutil
@@ -42,7 +39,7 @@ OVERWRITE = (
 STUDY = ("study", "--cfg", "study.yaml", "--output-dir", "study")
 EVAL, ARM = "run/eval/pgd", "study/clips/simclr/seed0"
 
-# file, what reads it, and whether the evaluation is one that was stopped before its summary
+# (file, command that reads it, whether the evaluation was stopped before it wrote its summary)
 CASES = [
     (f"{EVAL}/identity.json", ("test_net", "--checkpoint", "run"), False),
     (f"{EVAL}/identity.json", ("test_net", "--checkpoint", "run", "--report-only"), False),
@@ -81,7 +78,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A data set with its manifest, a run, its evaluation and features, a study of one arm."""
+    """Make a data set with manifest, a run with evaluation and features, and a study."""
     top = tmp_path_factory.mktemp("whole")
     tiny_ucf101(top / "data", train=3, test=2)
     (top / "page.yaml").write_text("data: {root: data}")
@@ -113,11 +110,11 @@ def place(whole, tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(("name", "command", "stopped"), CASES)
-def test_a_damaged_file_is_named_or_made_again(place, name, command, stopped, damage):
+def test_a_damaged_file_is_named_or_written_again(place, name, command, stopped, damage):
     path = place / name
-    # features.pt lives until the summary
+    # features.pt is deleted when the summary is written
     content = path.read_bytes() if path.exists() else b"PK" * 400
-    path.unlink(missing_ok=True)  # last.pt is a second name of another file
+    path.unlink(missing_ok=True)  # last.pt is a hard link: do not damage the step_*.pt
     path.write_bytes(DAMAGES[damage](content))
     if stopped:
         (place / EVAL / "summary.json").unlink()
@@ -135,7 +132,7 @@ def test_a_damaged_file_is_named_or_made_again(place, name, command, stopped, da
 @pytest.mark.parametrize(
     "name", ["results.jsonl", "corruptions.jsonl", "bias.jsonl", "checks.json"]
 )
-def test_rows_that_are_damaged_are_measured_again(place, name):
+def test_damaged_rows_are_measured_again(place, name):
     path = place / EVAL / name
     first = (place / EVAL / "summary.json").read_bytes()
     lines = path.read_bytes().splitlines(keepends=True)
@@ -146,7 +143,7 @@ def test_rows_that_are_damaged_are_measured_again(place, name):
     assert (place / EVAL / "summary.json").read_bytes() == first
 
 
-def test_a_copy_whose_mark_is_damaged_is_refused_by_name(place):
+def test_a_copy_with_a_damaged_prepared_json_is_refused_by_name(place):
     made = tool("prepare", "resize", "--cfg", "page.yaml", "--output", "small", cwd=place)
     assert made.returncode == 0, made.stderr
     for text in ("", "[]", json.dumps({"sources": 3})):

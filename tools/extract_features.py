@@ -1,10 +1,10 @@
-"""Clip features as .npz."""
+"""Extract clip features of a checkpoint into a .npz file."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone
     from vidrobust.cli.entry import run_tool
 
     run_tool("extract_features")

@@ -1,10 +1,10 @@
-"""Run the tools at full size, and kill them."""
+"""Stress-test the tools: on data sets of full size, and with processes that are killed."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone
     from vidrobust.cli.entry import run_tool
 
     run_tool("soak")

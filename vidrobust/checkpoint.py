@@ -1,7 +1,7 @@
 """Write, read and verify checkpoints.
 
-{format, step, epoch, model, method, optimizer, rng, config, manifest_sha}: tensors and primitives
-only.
+A checkpoint is a dictionary of tensors and plain values, with the entries {format, step, epoch,
+model, method, optimizer, rng, config, manifest_sha}. Some have more: see `_TYPES`.
 """
 
 import hashlib
@@ -24,7 +24,9 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
 FORMAT = 1
+# entries that every training checkpoint has
 KEYS = {"step", "epoch", "model", "method", "optimizer", "rng", "config", "manifest_sha"}
+# types of the entries, also of those that some checkpoints do not have
 _TYPES: dict[str, type] = {
     "step": int,
     "epoch": int,
@@ -41,11 +43,11 @@ _TYPES: dict[str, type] = {
 
 
 class NonFinite(UserError):
-    """The loss, its gradient or the weights are not numbers any more."""
+    """The loss, its gradient or the weights have become NaN or infinite."""
 
 
-class _Recording(io.RawIOBase):
-    """Remembers the error of a write, because torch.save reports a full disk without its name."""
+class _ErrorRecorder(io.RawIOBase):
+    """File that keeps the error of a write: torch.save hides it, for example a full disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -67,27 +69,28 @@ class _Recording(io.RawIOBase):
 
 
 def write_atomic(path: Path, state: Any) -> None:
-    """Save into `path` as torch.save does, all of it or nothing.
+    """Save a state as torch.save does; a killed process leaves all of the file or nothing.
 
-    Raises OSError with the path on a full disk.
+    Raises:
+        OSError: with the path, for example on a full disk.
     """
     with replacing(path) as file:
-        recording = _Recording(file)
+        recorder = _ErrorRecorder(file)
         try:
-            torch.save(state, cast(IO[bytes], recording))
+            torch.save(state, cast(IO[bytes], recorder))
         except RuntimeError:
-            if recording.error is not None:
-                raise recording.error from None
+            if recorder.error is not None:
+                raise recorder.error from None
             raise
 
 
 def require_finite(state: dict[str, Any], step: int, folder: Path) -> None:
-    """Refuse a checkpoint whose weights or statistics are NaN or infinite.
+    """Raise NonFinite for a checkpoint with NaN or infinite weights or statistics.
 
     Args:
-        state: what would be written.
-        step: finished steps.
-        folder: where earlier checkpoints lie.
+        state: checkpoint that would be written.
+        step: number of finished steps.
+        folder: folder of earlier checkpoints.
 
     Raises:
         NonFinite: with the first tensor that is not finite and the last good checkpoint.
@@ -95,42 +98,51 @@ def require_finite(state: dict[str, Any], step: int, folder: Path) -> None:
     key = next(iter(non_finite(state)), None)
     if key is not None:
         raise NonFinite(
-            f"{key} is not finite after step {step}, which is not written; last good checkpoint: "
+            f"{key} is not finite after step {step}, which is not saved; last good checkpoint: "
             f"{newest_step(folder) or 'none yet'}; lower optim.lr or set optim.clip_norm"
         )
 
 
 def non_finite(state: dict[str, Any]) -> list[str]:
-    """Return the names of the tensors of a checkpoint that are not finite."""
-    return [
-        f"{part}.{key}"
-        for part in ("model", "method", "average")
-        for key, value in (state.get(part) or {}).items()
-        if isinstance(value, Tensor)
-        and value.is_floating_point()
-        and not bool(value.isfinite().all())
-    ]
+    """Return the names of a checkpoint's tensors that hold NaN or infinite values."""
+    names = []
+    for part in ("model", "method", "average"):
+        for key, value in (state.get(part) or {}).items():
+            is_float = isinstance(value, Tensor) and value.is_floating_point()
+            if is_float and not bool(value.isfinite().all()):
+                names.append(f"{part}.{key}")
+    return names
 
 
 def step_files(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder by step; a step_best.pt is somebody else's."""
-    # not `step_*`: a user's step_00000002_mine.pt is theirs
+    """Return the checkpoints that a run has written into a folder, in order of their steps."""
+    # not `step_*`: a user's own step_best.pt or step_00000002_mine.pt must not be deleted
     return sorted(folder.glob(f"step_{'[0-9]' * 8}.pt"))
 
 
 def newest_step(folder: Path) -> Path | None:
-    """Return the step_*.pt of the latest step in a folder, if there is one."""
+    """Return the step_*.pt of the latest step in a folder; None if there is none."""
     return max(step_files(folder), default=None)
 
 
 def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write step_*.pt, point last.pt to it and delete all but the newest `keep`."""
+    """Write step_*.pt, make last.pt the same file, and delete older checkpoints.
+
+    Args:
+        folder: folder of the checkpoints.
+        state: the checkpoint; its "step" gives the file name.
+        keep: number of step_*.pt to keep, at least 1.
+
+    Returns:
+        Path of the step_*.pt.
+    """
     path = folder / f"step_{state['step']:08d}.pt"
     write_atomic(path, state)
     link = folder / ".last.partial"
     link.unlink(missing_ok=True)
     try:
-        os.link(path, link)  # no second copy on disk
+        # a hard link: no second copy on disk
+        os.link(path, link)
         os.replace(link, folder / "last.pt")
     except OSError:  # a file system without hard links
         write_atomic(folder / "last.pt", state)
@@ -140,9 +152,7 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete the step_*.pt of later steps than `step`: the future of a run that goes on from
-    there.
-    """
+    """Delete the step_*.pt of later steps than `step`, before a run resumes from that step."""
     for path in step_files(folder):
         number = path.stem.removeprefix("step_")
         if number.isdigit() and int(number) > step:
@@ -150,16 +160,19 @@ def drop_after(folder: Path, step: int) -> None:
 
 
 def drop_partial(folder: Path) -> None:
-    """Delete what a killed process has left of checkpoints that it was writing."""
+    """Delete partial files of checkpoints that a killed process was writing."""
     for path in folder.glob(".*.partial"):
         path.unlink()
 
 
 def read(path: str | Path) -> Any:
-    """Return what a .pt file holds, on the CPU, or the newest sound checkpoint of a run's folder.
+    """Read a .pt file, or the newest undamaged checkpoint of a run's folder.
 
-    Raises UserError for a missing file, and for one that is cut short or whose checksums do not
-    fit.
+    Returns:
+        The content of the file, with tensors on the CPU.
+
+    Raises:
+        UserError: for a missing file, and for one that is incomplete or fails its checksums.
     """
     path = Path(path)
     if path.is_dir():
@@ -174,31 +187,30 @@ def read(path: str | Path) -> Any:
     try:
         state = None if reason else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        unsafe = isinstance(error, UnpicklingError)
-        reason = (
-            "more than tensors and plain values, or no torch file"
-            if unsafe
-            else "torch cannot read it"
-        )
+        if isinstance(error, UnpicklingError):
+            reason = "it holds more than tensors and plain values, or is not a torch file"
+        else:
+            reason = "torch cannot read it"
     if reason:
         older = [p.name for p in step_files(path.parent) if p != path]
-        remedy = f"; use {older[-1]} beside it" if older else ""
-        raise UserError(f"{path}: not a checkpoint, or cut short ({reason}){remedy}")
+        remedy = f"; use {older[-1]} in the same folder" if older else ""
+        raise UserError(f"{path}: not a checkpoint, or incomplete ({reason}){remedy}")
     return state
 
 
 def _damage(path: Path) -> str:
-    """Return what is wrong with the checksums of a .pt file, "" for nothing.
+    """Return what is wrong with a .pt file by its checksums; "" if nothing is.
 
-    torch.load does not compare them.
+    torch.load does not verify them.
     """
     try:
         if not zipfile.is_zipfile(path):
-            # an old file of torch's without checksums, or none of torch's, as reading it will show
+            # torch's old format has no checksums; any other file fails in torch.load
             return ""
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
             entries = archive.infolist()
+    # zipfile raises all of these for damaged files
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -208,25 +220,30 @@ def _damage(path: Path) -> str:
         ValueError,
         zlib.error,
     ) as error:
-        return f"its checksums do not fit: {error}"
+        return f"wrong checksum: {error}"
     if bad is not None:
-        return f"its checksums do not fit: {bad}"
-    # torch writes all entries alike; what one of them says of itself has no checksum, and one that
-    # is called a folder, or compressed, is read as zeros or as what memory held before
-    kinds = {
+        return f"wrong checksum: {bad}"
+    # Checksums cover the content of entries, not their headers. Torch reads an entry that is marked
+    # as a folder, or as compressed, as zeros or as uninitialized memory. It writes all headers
+    # alike, so a header that differs is damaged.
+    headers = {
         (e.external_attr, e.internal_attr, e.compress_type, e.flag_bits, e.create_system, e.volume)
         for e in entries
     }
-    whole = len({e.filename for e in entries}) == len(entries) and len(kinds) <= 1
-    return "" if whole else "its table of contents is damaged"
+    intact = len({e.filename for e in entries}) == len(entries) and len(headers) <= 1
+    return "" if intact else "its table of contents is damaged"
 
 
 def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return last.pt, or with a warning the newest sound step_*.pt, and its state.
+    """Find the newest undamaged checkpoint of a folder, and read it.
 
-    None where there are no checkpoints.
+    last.pt is used if it is undamaged, otherwise the newest undamaged step_*.pt, with a warning.
 
-    Raises UserError where there are checkpoints, and none of them is sound.
+    Returns:
+        (path, checkpoint); None if there are no checkpoints.
+
+    Raises:
+        UserError: if there are checkpoints, but all of them are damaged.
     """
     steps = step_files(folder)[::-1]
     reasons = []
@@ -241,34 +258,36 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             if bad:
                 raise UserError(f"{path}: {bad[0]} is not finite")
         except UserError as error:
+            # without the remedy of `read`: the next file is tried anyway
             reasons.append(str(error).partition("; use ")[0])
             continue
         if reasons:
-            log.warning(f"{reasons[0]}: {path.name} is used, of step {state['step']}")
+            log.warning(f"{reasons[0]}: using {path.name} of step {state['step']} instead")
         return path, state
     if reasons:
         raise UserError(
-            f"{folder} holds no sound checkpoint: {reasons[0]}; --overwrite starts anew"
+            f"{folder} holds no undamaged checkpoint: {reasons[0]}; --overwrite starts again"
         )
     return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A training checkpoint of this package. Raises UserError for anything else."""
+    """Read a training checkpoint of this package; raise UserError for anything else."""
     state = read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
-            f"{path}: not a training checkpoint of format {FORMAT}; backbone.pt goes to"
+            f"{path}: not a training checkpoint of format {FORMAT}; a backbone.pt is for"
             " model.weights"
         )
     if not state.keys() >= KEYS:
         raise UserError(
-            f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; take another"
+            f"{path}: a checkpoint without {', '.join(sorted(KEYS - state.keys()))}; use another"
         )
     for key, kind in _TYPES.items():
         if state.get(key) is not None and not isinstance(state[key], kind):
             raise UserError(
-                f"{path}: {key} is no {kind.__name__}: the checkpoint is damaged; take another"
+                f"{path}: {key} is not of type {kind.__name__}: the checkpoint is damaged; use"
+                " another"
             )
     return state
 
@@ -276,47 +295,59 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def configuration(state: dict[str, Any], source: str) -> config.Config:
     """Return the configuration that a checkpoint was trained with.
 
-    Raises UserError where it is damaged.
+    Args:
+        state: the checkpoint.
+        source: its path, for messages.
+
+    Raises:
+        UserError: if the configuration is damaged.
     """
     try:
         return config.loads(state["config"], source=source)
     except UserError:
         raise
-    except Exception as error:  # YAML's and OmegaConf's, of a text that is none of ours
+    except Exception as error:  # PyYAML and OmegaConf raise many types for damaged text
         reason = (str(error).splitlines() or ["empty"])[0]
         raise UserError(
-            f"{source}: the checkpoint's configuration is damaged ({reason}); take another"
+            f"{source}: the checkpoint's configuration is damaged ({reason}); use another"
         ) from None
 
 
 def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
-    """Return the model's last weights in a checkpoint, or the slower ones that eval.average
-    measures.
+    """Return the model weights of a checkpoint.
 
-    These are the running average of train.average, or DynACL's momentum encoder.
+    Args:
+        state: the checkpoint.
+        average: return the averaged weights of eval.average instead of the last ones: the running
+            average of train.average, or DynACL's momentum encoder.
 
     Raises:
-        UserError: there are none.
+        UserError: if `average` is set and the checkpoint has no averaged weights.
     """
-    found: dict[str, Tensor] = state["average" if average and "average" in state else "model"]
-    if not average or "average" in state:
-        return found
-    slow = "slow.model."
-    kept = {key.removeprefix(slow): v for key, v in state["method"].items() if key.startswith(slow)}
-    if not kept:
+    if not average:
+        return cast(dict[str, Tensor], state["model"])
+    if "average" in state:
+        return cast(dict[str, Tensor], state["average"])
+    prefix = "slow.model."  # of the momentum encoder in a method's state dict
+    slow = {
+        key.removeprefix(prefix): value
+        for key, value in state["method"].items()
+        if key.startswith(prefix)
+    }
+    if not slow:
         raise UserError(
             "eval.average: the checkpoint was trained without train.average, and without a momentum"
             " encoder of DynACL; set eval.average=false"
         )
-    return kept
+    return slow
 
 
 def rng_state() -> dict[str, Any]:
-    """torch's global generators, the CPU's and this rank's GPU's (dropout, the starts of attacks in
-    training).
+    """Return the state of torch's global generators: the CPU's, and this rank's GPU's.
 
-    They are alike on all ranks, which draw as much; everything else is drawn from (seed, epoch,
-    index).
+    They are used by dropout and the starts of training attacks. They are the same on all ranks,
+    which use equally many random numbers. All other random numbers depend on (seed, epoch, index)
+    only.
     """
     return {
         "torch": torch.get_rng_state(),
@@ -325,34 +356,40 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
+    """Set torch's global generators to a state of `rng_state`."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load all of `state` into all of `module`, or raise UserError naming what does not fit, by
-    prefix.
+    """Load a whole state dict into a whole module.
 
-    A module with norm branches takes the state of one without.
+    A module with several batch-norm branches also accepts the state of one without.
+
+    Args:
+        module: the module.
+        state: its state dict.
+        source: where the state comes from, for messages.
+
+    Raises:
+        UserError: if keys or shapes differ; it names them by prefix.
     """
-    own = module.state_dict()
-    # a plain norm's entry fills all branches, see branch_norm
-    origin = {key: key if key in state else without_branch(key) for key in own}
+    target = module.state_dict()
+    # the entry of a plain batch norm fills all branches, see branch_norm
+    origin = {key: key if key in state else without_branch(key) for key in target}
     used = set(origin.values())
-    missing = [key for key in own if origin[key] not in state]
-    unexpected = [key for key in state if key not in used]
-    shapes = [k for k in own if origin[k] in state and state[origin[k]].shape != own[k].shape]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{label} {_by_prefix(keys)}"
-            for label, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("other shape", shapes),
-            )
-            if keys
-        ]
+    problems = {
+        "missing": [key for key in target if origin[key] not in state],
+        "unexpected": [key for key in state if key not in used],
+        "other shape": [
+            key
+            for key, value in target.items()
+            if origin[key] in state and state[origin[key]].shape != value.shape
+        ],
+    }
+    parts = [f"{label} {_by_prefix(keys)}" for label, keys in problems.items() if keys]
+    if parts:
         raise UserError(
             f"{source} is of another architecture: {'; '.join(parts)}; check model.* and data.*"
         )
@@ -360,59 +397,79 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 
 def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
-    """Trunk weights from a backbone.pt, a training checkpoint of this package, or a plain state
-    dict.
+    """Load backbone weights from a file or a run's folder.
 
-    Prefixes that other code puts before a trunk (`module.`, `encoder.`, `backbone.`, `trunk.`) are
-    stripped, classifiers (`fc.`, `head.`) and selectors dropped. Of a training checkpoint it is
-    `measured_trunk`; branch: of this norm branch, which only such a checkpoint knows.
+    The file may be a backbone.pt, a training checkpoint of this package, or any state dict. A
+    training checkpoint gives its `measured_trunk`. Prefixes that other code puts before the
+    backbone (`module.`, `encoder.`, `backbone.`, `trunk.`) are removed. Classifiers (`fc.`,
+    `head.`) and branch selectors are left out.
+
+    Args:
+        path: the file, or the folder of a run.
+        branch: batch-norm branch to take, from a training checkpoint only; "": the branch that its
+            configuration evaluates.
+
+    Raises:
+        UserError: for a file that is none of these, and for a branch of a file without branches.
     """
     state = read(path)
     if isinstance(state, dict) and state.keys() >= KEYS:
-        trunk, whole = measured_trunk(state, branch), state["model"]
+        whole = state["model"]
+        backbone = measured_trunk(state, branch)
     elif branch:
-        raise UserError(f"{path}: has no norm branches; give the folder of the run")
+        raise UserError(f"{path}: has no batch-norm branches; give the folder of the run")
     else:
         whole = state
+        # names under which other code stores a model's state dict
         for name in ("state_dict", "model_state", "model"):
             whole = whole.get(name, whole) if isinstance(whole, dict) else whole
         if not isinstance(whole, dict) or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in whole.items()
         ):
             raise UserError(f"{path}: holds no state dict of a model")
-        trunk = _trunk(whole, "clean")
-    if len(trunk) < len(whole):
+        backbone = _backbone_part(whole, "clean")
+    if len(backbone) < len(whole):
         log.info(
-            f"{path}: {len(trunk)} tensors of the trunk taken, {len(whole) - len(trunk)} others"
-            " left out"
+            f"{path}: loaded {len(backbone)} tensors of the backbone, left out"
+            f" {len(whole) - len(backbone)} others"
         )
-    return trunk
+    return backbone
 
 
 def measured_trunk(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
-    """The trunk of a training checkpoint as its own configuration measures it: the branch of
-    eval.branch, or the clean one where that is a mixture, of the weights or of their average
-    (eval.average). branch: another one.
+    """Return the backbone weights that a training checkpoint's own configuration evaluates.
+
+    These are the last weights or their average (eval.average), of the branch eval.branch. If
+    eval.branch combines several branches, it is the clean one.
+
+    Args:
+        state: the checkpoint.
+        branch: another batch-norm branch to take; "": as above.
     """
     cfg = configuration(state, "checkpoint")
-    branch = branch or ("clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch)
-    return _trunk(weights(state, average=cfg.eval.average), branch)
+    if not branch:
+        branch = "clean" if cfg.eval.branch in MIXTURES else cfg.eval.branch
+    return _backbone_part(weights(state, average=cfg.eval.average), branch)
 
 
-def _trunk(state: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
-    trunk = {}
+def _backbone_part(state: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
+    """Return the backbone's weights in one branch, with keys relative to the backbone."""
+    backbone = {}
     for key, value in state.items():
         if branch_of(key) not in (None, branch):
             continue
         while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
             key = key.partition(".")[2]
         if key.split(".")[0] not in ("fc", "head", "selector"):
-            trunk[without_branch(key)] = value
-    return trunk
+            backbone[without_branch(key)] = value
+    return backbone
 
 
 def state_sha(state: dict[str, Tensor]) -> str:
-    """First 16 hex digits of the SHA-256 of the weights: which model a result belongs to."""
+    """Return a hash of model weights, the first 16 hex digits of a SHA-256.
+
+    It identifies the model that a result belongs to.
+    """
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
@@ -423,11 +480,10 @@ def state_sha(state: dict[str, Tensor]) -> str:
 
 
 def _by_prefix(keys: list[str]) -> str:
-    """`backbone.trunk.layer4 (12), head (2)`: the first levels of the names, and how many tensors
-    each has.
-    """
+    """Return the number of tensors per prefix, such as `backbone.trunk.layer4 (12), head (2)`."""
     groups = Counter(
         ".".join(key.split(".")[:-1][: 4 if key.startswith("model.") else 3]) for key in keys
     )
-    shown = [f"{prefix} ({count})" for prefix, count in sorted(groups.items())]
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more groups" if len(shown) > 6 else "")
+    counts = [f"{prefix} ({count})" for prefix, count in sorted(groups.items())]
+    rest = f" and {len(counts) - 6} more groups" if len(counts) > 6 else ""
+    return ", ".join(counts[:6]) + rest

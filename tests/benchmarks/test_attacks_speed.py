@@ -30,7 +30,7 @@ MODEL = [
 ]
 
 
-def test_the_tool_measures_random_weights(tmp_path):
+def test_the_tool_measures_all_attacks_on_random_weights(tmp_path):
     done = tool("benchmark", "attacks", *SMALL, *MODEL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in (
@@ -59,27 +59,27 @@ def test_the_tool_measures_a_checkpoint_with_a_classifier_and_refuses_others(tmp
     )
     done = tool("benchmark", "attacks", "--checkpoint", "sup", *SMALL, cwd=tmp_path)
     assert done.returncode in (0, 1) and (
-        "| fgsm |" in done.stdout or "of the clips looked at right" in done.stderr
+        "| fgsm |" in done.stdout or "of the tried clips correctly" in done.stderr
     )
 
 
-def test_the_bare_loop_is_pgd():
+def test_the_bare_loop_raises_the_loss_within_eps():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 2 * 16, 3))
     x, y = torch.rand(5, 3, 2, 4, 4), torch.randint(3, (5,))
     before = torch.nn.functional.cross_entropy(net(x), y)
-    found = bare_pgd(net, x, y, 0.1, 10, 0.025, check=True)
-    assert torch.nn.functional.cross_entropy(net(found), y) > before + 0.05
-    assert (found - x).abs().max() <= 0.1 + 1e-6 and found.min() >= 0
+    x_adv = bare_pgd(net, x, y, 0.1, 10, 0.025, check=True)
+    assert torch.nn.functional.cross_entropy(net(x_adv), y) > before + 0.05
+    assert (x_adv - x).abs().max() <= 0.1 + 1e-6 and x_adv.min() >= 0
 
 
-def test_costs_rise_from_fgsm_to_video_and_accuracies_fall():
+def test_costs_increase_from_fgsm_to_the_video_suite():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Flatten(1), torch.nn.Linear(3 * 2 * 16, 4)).requires_grad_(
         False
     )
     x = torch.rand(6, 3, 2, 4, 4)
-    found = costs(net, x, net(x).argmax(1), 1e-5, 0.01)
-    forward = {name.split(",")[0]: cost for name, cost, *_ in found}
+    measured = costs(net, x, net(x).argmax(1), 1e-5, 0.01)
+    forward = {name.split(",")[0]: cost for name, cost, *_ in measured}
     assert forward["fgsm"] < forward["pgd-20"] < forward["apgd-ce"] < forward["pgd-100x5"]
-    assert forward["autoattack"] < forward["video"] and found[0][4] == pytest.approx(1.0)
+    assert forward["autoattack"] < forward["video"] and measured[0].accuracy == pytest.approx(1.0)

@@ -6,7 +6,7 @@ from vidrobust.benchmarks import corruptions as speed
 from vidrobust.benchmarks.corruptions import drawn_clip, measure_rates
 
 
-def test_rates_are_measured_of_all_severities_beside_the_published(monkeypatch):
+def test_rates_cover_all_severities_of_ours_and_of_the_published_formulas(monkeypatch):
     calls = []
 
     def published(frame, severity, random):
@@ -17,16 +17,16 @@ def test_rates_are_measured_of_all_severities_beside_the_published(monkeypatch):
     contrast, fog = measure_rates(drawn_clip(3, 16, 20), ["contrast", "fog"], rounds=2)
     assert len(contrast.ours) == len(contrast.published) == len(fog.ours) == 2 and not fog.published
     assert calls[2:] == 3 * [((16, 20, 3), s) for s in range(1, 6) for _ in range(3)], (
-        "a round to warm up"
+        "after a round to warm up"
     )
     measure_rates(drawn_clip(3, 16, 20), ["contrast"], rounds=1, slow_s=0)
     assert calls[-20:] == 2 * [((16, 20, 3), s) for s in range(1, 6) for _ in range(2)], (
-        "two frames for a slow one"
+        "a slow formula gets two frames"
     )
     assert contrast.ratio > 0 and fog.ratio is None and contrast.size == 16
 
 
-def test_the_tool_prints_a_row_a_corruption_and_size(tmp_path):
+def test_the_tool_prints_a_row_per_corruption_and_size(tmp_path):
     done = tool(
         "benchmark",
         "corruptions",
@@ -54,20 +54,22 @@ def test_the_tool_prints_a_row_a_corruption_and_size(tmp_path):
 
 @pytest.mark.parametrize("severity", range(1, 6))
 def test_ours_and_the_published_formulas_agree(severity):
-    """Where nothing is drawn, to a rounding; where something is, in how much they change.
+    """Deterministic corruptions agree up to rounding, random ones in how much they change.
 
-    Not frost, whose photographs are replaced on both sides, elastic_transform, whose maps are
-    drawn, nor glass_blur, whose published loop also moves the picture.
+    Three are left out: frost, whose photographs are replaced on both sides; elastic_transform,
+    whose maps are random; glass_blur, whose published loop also shifts the image.
     """
     module = "vidrobust.benchmarks.reference.imagenet_c"
     published = pytest.importorskip(module, reason="needs OpenCV and scikit-image").PUBLISHED
     clip = drawn_clip(1, 224, 224)
+    # largest difference of a pixel value
     most = {
         "brightness": 1.01,
         "contrast": 1.01,
         "jpeg_compression": 0,
         "pixelate": 0,
-    }  # of a value's difference
+    }
+    # relative difference of the mean change
     change = {
         "gaussian_noise": 0.02,
         "shot_noise": 0.02,
@@ -91,13 +93,13 @@ def test_ours_and_the_published_formulas_agree(severity):
             assert np.abs(ours[0] - theirs[0]).max() <= most[name], name
         else:
             sizes = [
-                np.mean([np.abs(x - clip[0]).mean() for x in found]) for found in (ours, theirs)
+                np.mean([np.abs(x - clip[0]).mean() for x in frames]) for frames in (ours, theirs)
             ]
             assert sizes[0] / sizes[1] == pytest.approx(1, abs=change[name]), (name, sizes)
 
 
-# severity 1 to 5: mean change of a value, and mean value weighted by its row, so that a flip shows;
-# not impulse_noise, which scikit-image draws by a generator of its own
+# severities 1 to 5: mean change of a pixel value, and mean value weighted by the row, so that a
+# flip is noticed; without impulse_noise, for which scikit-image uses its own random generator
 FINGERPRINTS = {
     "gaussian_noise": (
         (16.09, 127.89),
@@ -171,14 +173,14 @@ FINGERPRINTS = {
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_the_published_formulas_stay_what_they_are(name):
-    """They are the measure of ours, and three of them cannot be compared with ours."""
+def test_the_published_formulas_do_not_change(name):
+    """Our corruptions are compared with them; three of them are not compared anywhere else."""
     module = pytest.importorskip(
         "vidrobust.benchmarks.reference.imagenet_c", reason="needs OpenCV and scikit-image"
     )
     clip = drawn_clip(1, 96, 96)[0]
     for severity, (change, weighted) in enumerate(FINGERPRINTS[name], 1):
-        found = module.PUBLISHED[name](clip, severity, np.random.RandomState(0)).astype(float)
-        assert np.abs(found - clip).mean() == pytest.approx(change, rel=0.003, abs=0.03), severity
-        by_row = (found * np.arange(96)[:, None, None]).mean() / 47.5
+        frame = module.PUBLISHED[name](clip, severity, np.random.RandomState(0)).astype(float)
+        assert np.abs(frame - clip).mean() == pytest.approx(change, rel=0.003, abs=0.03), severity
+        by_row = (frame * np.arange(96)[:, None, None]).mean() / 47.5
         assert by_row == pytest.approx(weighted, abs=0.03), severity

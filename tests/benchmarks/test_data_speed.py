@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.helpers import counting_frames, encode, has_backend, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.benchmarks.data import floor, measure_data, one_core, readable
+from vidrobust.benchmarks.data import lower_bound, measure_data, one_core, readable
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def cfg(ucf):
     )
 
 
-def test_every_loader_is_measured_every_round(cfg, ucf):
+def test_every_loader_is_measured_in_every_round(cfg, ucf):
     rows = measure_data(cfg, readable(cfg, 16), rounds=2, prepared=str(ucf))
     names = [row.name for row in rows]
     for loader in ("bare decoder", "vidrobust", "pytorchvideo"):
@@ -27,7 +27,7 @@ def test_every_loader_is_measured_every_round(cfg, ucf):
         assert len(row.videos_s) == 2 and not row.reason and 0 < low <= median <= high
 
 
-def test_images_are_measured_without_what_cannot_read_them(tmp_path):
+def test_images_are_measured_without_loaders_that_cannot_read_them(tmp_path):
     for n in range(10):
         path = tmp_path / "train" / "a" / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,13 @@ def test_images_are_measured_without_what_cannot_read_them(tmp_path):
         rows
     ) == 3
     assert all(row.clips_s[0] > 0 for row in rows)
-    stages = floor(
-        cfg, readable(cfg, 16), rounds=1
-    )  # differences of times, of which a busy machine makes anything
+    stages = lower_bound(cfg, readable(cfg, 16), rounds=1)
     assert list(stages) == ["open", "decode", "colour", "crop, resize", "child, collate, transport"]
+    # differences between times, which may be negative on a busy machine
     assert all(math.isfinite(milliseconds) for milliseconds in stages.values())
 
 
-def test_what_does_not_decode_is_left_out_and_said(tmp_path, caplog):
+def test_videos_that_cannot_be_decoded_are_left_out_and_logged(tmp_path, caplog):
     root = tiny_ucf101(tmp_path)
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
     cfg = config.loads(
@@ -65,7 +64,7 @@ def test_what_does_not_decode_is_left_out_and_said(tmp_path, caplog):
     )
 
 
-def test_a_loader_that_cannot_read_the_data_says_why(tmp_path):
+def test_a_loader_that_cannot_read_the_data_has_a_reason(tmp_path):
     root = tiny_ucf101(tmp_path)
     for path in root.rglob("*.avi"):
         encode(path, counting_frames(20), "libx264", options={"g": "6", "bf": "2"})
@@ -81,13 +80,13 @@ def test_a_loader_that_cannot_read_the_data_says_why(tmp_path):
         )
 
 
-def test_the_floor_has_its_parts(cfg):
-    parts = floor(cfg, readable(cfg, 16), rounds=1)
+def test_the_parts_of_the_lower_bound_are_named(cfg):
+    parts = lower_bound(cfg, readable(cfg, 16), rounds=1)
     assert list(parts) == ["open", "decode", "colour", "crop, resize", "child, collate, transport"]
     assert parts["open"] > 0
 
 
-def test_one_core_is_one_core_and_comes_back():
+def test_one_core_restricts_the_process_and_restores_it():
     before = os.sched_getaffinity(0)
     with one_core():
         assert len(os.sched_getaffinity(0)) == 1
@@ -115,5 +114,5 @@ def test_the_command_prints_a_table(tmp_path):
     rows = 10 if has_backend("torchcodec") else 8
     assert (
         sum(line.startswith("| ") for line in lines) == rows
-        and "ms a video, one core: open" in lines[-1]
+        and "ms per video, one core: open" in lines[-1]
     )

@@ -1,4 +1,4 @@
-"""What negatives cost: the numbers behind benchmark.py negatives."""
+"""Benchmark of non-semantic negatives, `benchmark.py negatives`."""
 
 import torch
 
@@ -7,17 +7,16 @@ from vidrobust.benchmarks.negative_views import measure_negatives, texture_secon
 from vidrobust.views import NegativeSpec
 
 
-def test_each_kind_is_timed_in_every_round():
-    found = measure_negatives(
+def test_each_kind_of_negative_is_timed_in_every_round():
+    times = measure_negatives(
         torch.rand(2, 3, 4, 16, 16), [NegativeSpec(("patch",)), NegativeSpec(("loop",))], 3
     )
-    assert [len(seconds) for seconds in found] == [3, 3] and min(
-        min(seconds) for seconds in found
-    ) > 0
+    assert [len(seconds) for seconds in times] == [3, 3]
+    assert min(min(seconds) for seconds in times) > 0
     assert 0 < texture_seconds(0, 24, 32) < 60
 
 
-def test_the_tool_prints_a_row_a_kind(tmp_path):
+def test_the_tool_prints_a_row_per_kind_of_negative(tmp_path):
     words = [
         "model.backbone=r2plus1d_10",
         "model.width=4",

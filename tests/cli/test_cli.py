@@ -1,6 +1,4 @@
-"""Bad input: one clear line on stderr that names the thing, status 1, no traceback, nothing
-lost.
-"""
+"""Bad input gives one clear line on stderr, status 1 and no traceback, and no file is lost."""
 
 import json
 import os
@@ -19,7 +17,7 @@ from vidrobust.utils import errors
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A data set, a page and a finished run."""
+    """Make a data set, a config file and a finished run."""
     top = tmp_path_factory.mktemp("cli")
     tiny_ucf101(top / "data")
     (top / "page.yaml").write_text("data: {root: data}")
@@ -82,7 +80,7 @@ def _train(place, *words):
         (["--output-dir", "x2", "method.name=simcrl"], "did you mean 'simclr'"),
     ],
 )
-def test_arguments(place, words, message):
+def test_a_wrong_argument_is_refused_in_one_line_and_leaves_no_folder(place, words, message):
     options = [word for word in words if "=" in word]
     arguments = [word for word in words if "=" not in word]
     done = tool(
@@ -94,13 +92,12 @@ def test_arguments(place, words, message):
         cwd=place,
     )
     assert message in _refused(done)
-    assert not (
-        place / "outputs"
-    ).exists()  # a start that failed leaves no folder in the way of the next
+    # a failed start must not leave a folder that the next start would refuse
+    assert not (place / "outputs").exists()
     assert (place / "run/checkpoints/last.pt").is_file() and (place / "data/videos").is_dir()
 
 
-def test_a_batch_larger_than_the_data_set(place):
+def test_a_batch_larger_than_the_data_set_is_refused(place):
     done = tool(
         "train_net",
         "--cfg",
@@ -113,12 +110,12 @@ def test_a_batch_larger_than_the_data_set(place):
     assert "train.batch_size=99 is larger than the data set (8 videos)" in _refused(done)
 
 
-def test_pages(place):
+def test_a_wrong_config_file_is_refused_in_one_line(place):
     for name, text, message in [
         ("double.yaml", "seed: 1\nseed: 2", "duplicate key seed"),
         ("tab.yaml", "data:\n\troot: x", "cannot start any token, line 2"),
         ("latin.yaml", "data: {root: caf\xe9}", "latin.yaml: not a text file"),
-        ("empty_base.yaml", "_BASE_: 3", "_BASE_ is a page or a list of pages"),
+        ("empty_base.yaml", "_BASE_: 3", "_BASE_ must be a config file or a list of them"),
         ("missing.yaml", None, "no configuration file missing.yaml"),
     ]:
         if text:
@@ -134,7 +131,7 @@ def test_pages(place):
         ("b.avi 0\nc.avi -3\n", "label -3 is out of range"),
     ],
 )
-def test_lists(tmp_path, content, message):
+def test_a_wrong_list_of_videos_is_refused_in_one_line(tmp_path, content, message):
     for name in ("b.avi", "c.avi"):
         counting_video(tmp_path / name, 20)
     for split in ("train", "test"):
@@ -144,7 +141,7 @@ def test_lists(tmp_path, content, message):
     assert message in _refused(done)
 
 
-def test_a_test_list_that_is_wrong_is_told_before_training(tmp_path):
+def test_a_wrong_test_split_is_refused_before_training(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "ucfTrainTestlist/testlist01.txt").write_text("")
     (tmp_path / "page.yaml").write_text("data: {root: data}")
@@ -156,21 +153,20 @@ def test_a_test_list_that_is_wrong_is_told_before_training(tmp_path):
     ("content", "message"),
     [(b"", "the file is empty"), (None, "cut short"), (b"text" * 99, "not a video file")],
 )
-def test_broken_files_stop_training(tmp_path, content, message):
+def test_too_many_broken_files_stop_training(tmp_path, content, message):
     root = tiny_ucf101(tmp_path / "data")
-    for path in (root / "videos/Alpha").glob(
-        "*g0[1-4]*"
-    ):  # all that are trained on, so that the first batch meets one
+    # all training videos of the class, so that the first batch holds one
+    for path in (root / "videos/Alpha").glob("*g0[1-4]*"):
         path.write_bytes(path.read_bytes()[:900] if content is None else content)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     done = _train(tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    *warned, line = done.stderr.splitlines()
+    *warnings, line = done.stderr.splitlines()
     assert "of 8 training videos are bad" in line and message in line and "v_Alpha_g0" in line
-    assert any("another takes its place" in text and message in text for text in warned)
+    assert any("another takes its place" in text and message in text for text in warnings)
 
 
-def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path):
+def test_broken_test_files_are_failed_rows_and_reported_at_the_end(place, tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g05_c01.avi").write_bytes(b"")
     out = tmp_path / "eval"
@@ -204,17 +200,17 @@ def test_broken_test_files_are_failed_rows_and_a_line_at_the_end(place, tmp_path
     )
 
 
-def test_checkpoints(place, tmp_path):
+def test_a_wrong_checkpoint_or_another_model_is_refused_in_one_line(place, tmp_path):
     whole = (place / "run/checkpoints/last.pt").read_bytes()
     (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"weight": torch.ones(2)}, tmp_path / "plain.pt")
     for words, message in [
-        (["short.pt"], "short.pt: not a checkpoint, or cut short"),
+        (["short.pt"], "short.pt: not a checkpoint, or incomplete"),
         (["nothing.pt"], "no checkpoint nothing.pt"),
         (["plain.pt"], "not a training checkpoint"),
         (
             [place / "run", "model.width=8"],
-            "model.width=8 (4): the checkpoint was trained with what is in brackets",
+            "model.width=8 (4): the checkpoint was trained with the value in parentheses",
         ),
         ([place / "run", "eval.threats=[linf--1]"], "must be at least 0"),
         (
@@ -244,7 +240,7 @@ def test_another_evaluation_of_the_same_name_is_not_mixed_in(place):
     assert (place / "run/eval/pgd/summary.json").read_bytes() != first
 
 
-def test_resume_takes_the_word_behind_it_for_an_override(place):
+def test_an_override_directly_after_resume_is_not_read_as_a_path(place):
     done = tool(
         "train_net",
         "--cfg",
@@ -259,17 +255,17 @@ def test_resume_takes_the_word_behind_it_for_an_override(place):
     assert done.returncode == 0 and "training was complete at step 4" in done.stderr
 
 
-def test_method_options_without_effect_are_told(place):
+def test_method_options_without_effect_are_logged(place):
     words = (
         "method.name=supervised",
         "method.clips_per_video=3",
         "method.temperature=0.5",
         "train.max_steps=1",
     )
-    done = _train(place, "--output-dir", "idle", *words)
+    done = _train(place, "--output-dir", "unused", *words)
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "no effect" in line]
-    assert len(told) == 1 and told[0].endswith(
+    warnings = [line for line in done.stderr.splitlines() if "no effect" in line]
+    assert len(warnings) == 1 and warnings[0].endswith(
         "no effect with method.name=supervised as it is configured: method.clips_per_video"
     )
 
@@ -291,19 +287,19 @@ def test_method_options_without_effect_are_told(place):
         ("optim.momentum=0.8", ["optim.name=adamw"], ["optim.name=lars"]),
     ],
 )
-def test_options_that_others_switch_off_are_without_effect(key, off, on):
+def test_options_that_other_options_disable_are_reported_as_without_effect(key, off, on):
     name = key.split("=")[0]
     assert name in without_effect(config.loads("", [key, *off]))
     assert name not in without_effect(config.loads("", [key, *on]))
-    assert name not in without_effect(config.loads("", off))  # nobody has set it
+    assert name not in without_effect(config.loads("", off))  # at its default
 
 
-def test_usage_is_told_without_a_traceback(place):
+def test_a_missing_argument_prints_usage_without_a_traceback(place):
     done = tool("train_net", cwd=place)
     assert done.returncode == 2 and "--cfg" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp_path):
+def test_overwrite_deletes_nothing_before_the_new_run_has_started(place, tmp_path):
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
     assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
     before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
@@ -326,7 +322,7 @@ def test_overwrite_deletes_nothing_before_the_new_run_has_proved_good(place, tmp
     assert done.returncode == 2 and "not allowed with" in done.stderr
 
 
-def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
+def test_resume_from_another_run_continues_in_a_new_folder(place, tmp_path):
     words = [
         "train_net",
         "--cfg",
@@ -346,8 +342,8 @@ def test_resume_from_another_run_goes_on_in_a_new_folder(place, tmp_path):
     assert "is in use" in _refused(tool(*words, "--output-dir", tmp_path / "full", cwd=place))
 
 
-def test_a_tool_is_a_process_of_its_own(place):
-    """What `tool` runs in this process, once as users do: status and stderr are the same."""
+def test_a_tool_as_a_process_gives_the_same_status_and_stderr(place):
+    """Most tests run tools inside the test process, by `tool`; users run them as a process."""
     command = [
         sys.executable,
         str(REPO / "tools/train_net.py"),
@@ -363,7 +359,7 @@ def test_a_tool_is_a_process_of_its_own(place):
     )
 
 
-def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
+def test_a_finished_run_can_be_continued_and_evaluated_again(tmp_path):
     tiny_ucf101(tmp_path / "data")
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = ["train_net", "--cfg", "page.yaml", "--output-dir", "o"]
@@ -374,10 +370,8 @@ def test_a_finished_run_can_go_on_and_be_measured_again(tmp_path):
     )
 
 
-def test_another_data_set_than_the_one_trained_on(tmp_path):
-    """Features of a supervised model, and its trunk with a probe, whatever the number of
-    classes.
-    """
+def test_a_model_can_be_evaluated_on_a_data_set_with_other_classes(tmp_path):
+    """A supervised model gives features, and its backbone is evaluated by a linear probe."""
     tiny_ucf101(tmp_path / "data")
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = tiny("method.name=supervised", "eval.enabled=false")
@@ -396,7 +390,7 @@ def test_another_data_set_than_the_one_trained_on(tmp_path):
     assert "| own head |" in (tmp_path / "o/eval/own/report.md").read_text(), done.stderr
 
 
-def test_features_of_another_list_are_not_written_over(place, tmp_path):
+def test_features_of_another_split_are_not_overwritten(place, tmp_path):
     words = [
         "extract_features",
         "--checkpoint",
@@ -423,8 +417,7 @@ def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
     )
 
 
-def test_an_evaluation_without_attacks_measures_the_representation(place):
-    """kNN and probe are numbers of their own."""
+def test_an_evaluation_without_attacks_still_reports_knn_and_probe(place):
     words = (f"data.root={place / 'data'}", "eval.threats=[]", "eval.name=knn")
     done = tool("test_net", "--checkpoint", "run", *words, cwd=place)
     assert done.returncode == 0, done.stderr
@@ -466,26 +459,28 @@ def test_one_class_is_refused_before_training(tmp_path):
         (["NUM_GPUS", "2"], "'NUM_GPUS'; use torchrun --nproc_per_node"),
     ],
 )
-def test_slowfast_options_are_told_by_our_names(place, words, key):
+def test_options_of_slowfast_are_answered_with_our_names(place, words, key):
     line = _refused(tool("train_net", "--cfg", "page.yaml", *words, cwd=place))
     assert f"command line: unknown option {key}" in line
 
 
-def test_every_name_that_slowfast_options_are_given_is_an_option():
-    known = {key for key, _ in config.options()}
-    assert set(errors._SLOWFAST.values()) <= known
+def test_every_name_suggested_for_slowfast_options_is_an_option():
+    keys = {key for key, _ in config.options()}
+    assert set(errors._SLOWFAST.values()) <= keys
 
 
 def test_features_into_a_folder_are_refused_by_name(place):
     (place / "folder").mkdir(exist_ok=True)
     done = tool("extract_features", "--checkpoint", "run", "--output", "folder", cwd=place)
-    assert "--output folder: is a folder; name a file in it, as folder/test.npz" in _refused(done)
+    assert "--output folder: is a folder; name a file in it, such as folder/test.npz" in _refused(
+        done
+    )
 
 
-def test_an_output_folder_that_is_no_utf_8_is_refused(place):
+def test_an_output_folder_whose_name_is_not_utf_8_is_refused(place):
     line = _refused(_train(place, "--output-dir", os.fsdecode(b"caf\xe9")))
     assert r"output directory caf\xe9 is not text in UTF-8" in line
-    assert r"data.root=\xe9: an option holds text in UTF-8 alone" in _refused(
+    assert r"data.root=\xe9: an option holds only UTF-8 text" in _refused(
         _train(place, "data.root=" + os.fsdecode(b"\xe9"))
     )
 
@@ -520,7 +515,7 @@ def test_a_clone_runs_its_own_package_whatever_is_installed(tmp_path, name):
 
 
 def test_the_console_script_runs_the_same_commands(tmp_path):
-    """From another folder, with a config file by its name."""
+    """It works from any folder, with a config file given by name."""
     run = [sys.executable, "-c", "from vidrobust.cli.entry import main; main()"]
     env = os.environ | {"PYTHONPATH": str(REPO)}
     words = ["train", "--cfg", "ucf101_csl_adv", "--dry-run", "data.frames=3"]
@@ -535,6 +530,6 @@ def test_the_console_script_runs_the_same_commands(tmp_path):
     assert done.stdout.startswith("vidrobust 0.")
 
 
-def test_a_config_file_by_a_name_that_is_none(place):
+def test_an_unknown_config_name_is_refused_with_a_suggestion(place):
     line = _refused(tool("train_net", "--cfg", "ucf101_csl_adw", cwd=place))
     assert "--cfg ucf101_csl_adw: no such file" in line and "did you mean 'ucf101_csl_adv'?" in line

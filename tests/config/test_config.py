@@ -17,7 +17,7 @@ def _page(tmp_path: Path, text: str, name: str = "page.yaml") -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_every_page_loads_builds_and_starts_with_its_command(page):
+def test_every_config_file_loads_builds_and_names_its_command(page):
     cfg = config.load(page)
     build_method(cfg, 10)
     tool = (
@@ -29,24 +29,23 @@ def test_every_page_loads_builds_and_starts_with_its_command(page):
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
-def test_checkpoints_from_before_other_threats_are_read():
+def test_old_checkpoints_with_eps_instead_of_threats_are_read():
     old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace(
         "threats: []", "eps: 0.05", 1
     )
     assert "eps: 0.05" in old and config.loads(old).method.adversary.threats == ["linf-0.05"]
 
 
-def test_steps_of_checkpoints_from_before_0_was_refused_are_the_methods_own():
+def test_zero_steps_in_old_checkpoints_mean_the_default_of_the_method():
     old = config.to_yaml(config.loads("method: {adversary: {name: clae}}")).replace(
         "    steps: -1", "    steps: 0", 1
     )
     assert "    steps: 0" in old and config.loads(old).method.adversary.steps == -1
-    assert (
-        config.loads("", ["method.adversary.steps=0"]).method.adversary.steps == 0
-    )  # which building refuses
+    # on the command line 0 stays 0, which building the method refuses
+    assert config.loads("", ["method.adversary.steps=0"]).method.adversary.steps == 0
 
 
-def test_later_pages_and_overrides_win(tmp_path):
+def test_later_bases_and_overrides_have_priority(tmp_path):
     _page(tmp_path, "data: {frames: 4, stride: 3}\noptim: {lr: 1}", "a.yaml")
     _page(tmp_path, "_BASE_: a.yaml\ndata: {frames: 5}", "b.yaml")
     page = _page(tmp_path, "_BASE_: [a.yaml, b.yaml]\nseed: 3")
@@ -55,7 +54,7 @@ def test_later_pages_and_overrides_win(tmp_path):
     assert config.load(page, ["data.stride", "7", "seed=1"]).data.stride == 7
 
 
-def test_numbers_are_read_as_people_write_them(tmp_path):
+def test_numbers_may_be_fractions_and_have_exponents(tmp_path):
     page = _page(
         tmp_path,
         "method: {adversary: {alpha: 8/255}}\noptim: {lr: 1e-6, weight_decay: 5E-4}\n"
@@ -71,7 +70,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     assert config.load(page, ["augment.scale=[0.5/2,1]"]).augment.scale == [0.25, 1.0]
 
 
-def test_environment_variables_in_paths(tmp_path, monkeypatch):
+def test_environment_variables_in_paths_are_replaced(tmp_path, monkeypatch):
     page = _page(tmp_path, "data: {root: '${oc.env:VIDEOS}/ucf'}")
     monkeypatch.setenv("VIDEOS", "/somewhere")
     assert config.load(page).data.root == "/somewhere/ucf"
@@ -122,10 +121,10 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("- a\n- b", "a mapping of keys to values"),
         ("a: [1,", "page.yaml: .*line"),
         ("_BASE_: nowhere.yaml", "no configuration file .*nowhere.yaml .a _BASE_ of"),
-        ("_BASE_: page.yaml", "leads back to the page itself"),
+        ("_BASE_: page.yaml", "leads back to the config file itself"),
     ],
 )
-def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message):
+def test_mistakes_in_a_config_file_are_reported_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         config.load(_page(tmp_path, text))
     assert "\n" not in str(caught.value)
@@ -142,7 +141,7 @@ def test_mistakes_in_a_page_are_one_line_that_names_them(tmp_path, text, message
         (["data=[1,"], "command line"),
     ],
 )
-def test_mistakes_on_the_command_line(tmp_path, words, message):
+def test_mistakes_on_the_command_line_are_reported_by_name(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         config.load(_page(tmp_path, "seed: 0"), words)
 
@@ -154,7 +153,7 @@ def test_help_lists_every_option_with_its_default_and_meaning():
     assert "data.frames=16 " in text and "eval.batch_size=32 " in text
 
 
-def test_the_sha_follows_what_matters():
+def test_the_hash_changes_with_every_option_that_is_not_ignored():
     a, b = config.Config(), config.Config()
     b.data.workers = 7
     assert config.config_sha(a) != config.config_sha(b)
@@ -162,18 +161,18 @@ def test_the_sha_follows_what_matters():
 
 
 def test_every_option_is_read_by_some_code():
-    """No dead keys: the name of each option appears as an attribute outside options.py."""
+    """The name of each option appears as an attribute outside options.py."""
     code = "".join(
         p.read_text() for p in (REPO / "vidrobust").rglob("*.py") if p.name != "options.py"
     )
     code += "".join(p.read_text() for p in (REPO / "tools").glob("*.py"))
     for key, _ in config.options():
         section, _, name = key.rpartition(".")
-        drawn = section == "data.motionshapes" and f'spec["{name}"]' in code
-        ruled = section == "method.false_negatives" and any(
-            name in rule.arguments for rule in RULES.values()
+        generated = section == "data.motionshapes" and f'spec["{name}"]' in code
+        rule_argument = section == "method.false_negatives" and any(
+            name in arguments for arguments in RULE_OPTIONS.values()
         )
-        assert drawn or ruled or f".{name}" in code, key
+        assert generated or rule_argument or f".{name}" in code, key
 
 
 @pytest.mark.parametrize(
@@ -186,12 +185,12 @@ def test_every_option_is_read_by_some_code():
         ("seed: 99999999999999999999", "must be at most"),
     ],
 )
-def test_values_that_are_none(tmp_path, text, message):
+def test_unset_infinite_and_huge_values_are_refused(tmp_path, text, message):
     (tmp_path / "page.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         config.load(tmp_path / "page.yaml")
 
 
-def test_brackets_are_no_keys():
+def test_brackets_in_keys_are_refused():
     with pytest.raises(UserError, match="write section.name=VALUE"):
         config.loads("", ["eval.threats[0]=1"])

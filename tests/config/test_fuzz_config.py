@@ -1,4 +1,4 @@
-"""Configurations that fuzzers wrote: each is sound, or refused in one line that says why."""
+"""Configurations from fuzzers: each is valid, or refused in one line with the reason."""
 
 import itertools
 import os
@@ -24,21 +24,21 @@ FUZZ = settings(
     max_examples=200,
     suppress_health_check=list(HealthCheck),
 )
-SECONDS = 1.0  # of this process: others may run beside it
+SECONDS = 1.0  # of CPU time, because other processes may run at the same time
 DEMO = REPO / "configs" / "demo.yaml"
 KEYS = [key for key, _ in config.options()]
 SECTIONS = sorted({key.rsplit(".", 1)[0] for key in KEYS if "." in key})
 
 
 def _laughs(levels: int, width: int = 9) -> str:
-    """Return a page whose last value would hold width ** levels texts."""
+    """Return YAML text whose last value would expand to width ** levels texts."""
     lines = [f"a0: &a0 [{', '.join(['ha'] * width)}]"]
     for level in range(1, levels):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
     return "\n".join(lines)
 
 
-# (page or None for configs/demo.yaml, overrides, what the message names)
+# (config file or None for configs/demo.yaml, overrides, part of the message)
 REFUSED = [
     (
         None,
@@ -105,12 +105,12 @@ REFUSED = [
     (
         "_BASE_: ucf101_moco.yaml\nmethod:\n  negatives:\n    alpha: &a [*a]",
         [],
-        "method.negatives.alpha=&a [*a]: an alias leads back",
+        "method.negatives.alpha=&a [*a]: an alias refers to a collection",
     ),
-    (None, ["method.clusters=&a [*a]"], "method.clusters=&a [*a]: an alias leads back"),
-    (None, ["eval.shift.root=&a [*a]"], "eval.shift.root=&a [*a]: an alias leads back"),
+    (None, ["method.clusters=&a [*a]"], "method.clusters=&a [*a]: an alias refers to a collection"),
+    (None, ["eval.shift.root=&a [*a]"], "eval.shift.root=&a [*a]: an alias refers to a collection"),
     (None, ["data.root=[1e400]"], "data.root=[inf]: needs one value, not a list"),
-    (None, ["key", "&a [*a]"], "key=&a [*a]: an alias leads back"),
+    (None, ["key", "&a [*a]"], "key=&a [*a]: an alias refers to a collection"),
     (
         None,
         ["eval.batxh_size=${oc.env}"],
@@ -119,7 +119,7 @@ REFUSED = [
     (
         None,
         ["method.adversary.pairing=&a [*a]"],
-        "method.adversary.pairing=&a [*a]: an alias leads back",
+        "method.adversary.pairing=&a [*a]: an alias refers to a collection",
     ),
     (
         None,
@@ -148,7 +148,11 @@ REFUSED = [
         ["augment.scale=${oc.env:PATH}", "optim.weight_decay=9223372036854775808"],
         "augment.scale=${oc.env:PATH}: needs a list",
     ),
-    (None, ["model.backbone", "${nope:1}"], "model.backbone=${nope:1}: ${nope:...} is not read"),
+    (
+        None,
+        ["model.backbone", "${nope:1}"],
+        "model.backbone=${nope:1}: ${nope:...} is not supported",
+    ),
     (None, ["method.momentum", "8/0", "optim.momentum=${nope:1}"], "method.momentum=8/0: "),
     (None, ["data.workers={a: 1}"], "needs one value, not a mapping"),
     (None, ["method.negatives.count=${nope:1}"], "method.negatives.count=${nope:1}: "),
@@ -178,7 +182,7 @@ REFUSED = [
     ("eval: {threats: ['${eval.threats}']}", [], "it refers to itself"),
     ("eval: {threats: '${eval.bias}', bias: '${data.root}'}", [], "data.root is not set"),
     (None, ["eval.knn_k=5", "data.root=${eval}"], "needs one value, not a mapping"),
-    (None, ["eval.knn_k=5", "data.root=a${eval}"], "cannot stand inside a text"),
+    (None, ["eval.knn_k=5", "data.root=a${eval}"], "cannot be part of a text"),
     (None, ["data.root=${data.name"], "a ${ is not closed"),
     (None, ["data.root=" + "${" * 50 + "data.name" + "}" * 50], "references nested more than"),
     (None, ["data.root=" + "${" * 1500], "a ${ is not closed"),
@@ -200,9 +204,9 @@ REFUSED = [
     (None, ["eval.threats={a: 1}"], "needs a list"),
     (None, ["eval.threats=[[linf-0]]"], "needs one value, not a list"),
     (None, ["eval.threats=[linf-0"], "not YAML"),
-    (None, ["seed=!!python/object/apply:os.getcwd []"], "such a tag is not read"),
-    (None, ["seed=!!set {1}"], "such a tag is not read"),
-    (None, ["seed=!!binary aGk="], "such a tag is not read"),
+    (None, ["seed=!!python/object/apply:os.getcwd []"], "this tag is not supported"),
+    (None, ["seed=!!set {1}"], "this tag is not supported"),
+    (None, ["seed=!!binary aGk="], "this tag is not supported"),
     (None, ["seed=!!int x"], "not a value of type int"),
     (None, ["seed=" + "[" * 10_000], "nested more than 20 deep"),
     (None, ["seed=" + "- " * 10_000], "nested more than 20 deep"),
@@ -210,17 +214,17 @@ REFUSED = [
     (None, ['data.root="a\\nb"'], "cannot hold the character U+000A"),
     (None, ['data.root="a\\ud800"'], "cannot hold the character U+D800"),
     (None, ['data.root="\\u2028"'], "cannot hold the character U+2028"),
-    (None, ["data.root=\udcff"], "text in UTF-8 alone"),
+    (None, ["data.root=\udcff"], "only UTF-8 text"),
     (None, ["data..root=1"], "write section.name=VALUE"),
     (None, ["=1"], "write section.name=VALUE"),
-    (_laughs(12), [], "aliases make it more than 5000 values"),
+    (_laughs(12), [], "more than 5000 values through aliases"),
     ("seed: &a [" + "x, " * 6000 + "]\ndevice: [*a, *a]", [], "more than 5000 values"),
-    ("data: &a {root: *a}", [], "data.root=&a {root: *a}: an alias leads back"),
-    ("data: &a\n  <<: *a", [], "an alias leads back"),
+    ("data: &a {root: *a}", [], "data.root=&a {root: *a}: an alias refers to a collection"),
+    ("data: &a\n  <<: *a", [], "an alias refers to a collection"),
     ("<<: 3", [], "<< takes a mapping"),
-    ("1: 2", [], "a key is no text"),
-    ("? [a]\n: b", [], "a key is no text"),
-    ("on: 1", [], "a key is no text"),
+    ("1: 2", [], "a key is not text"),
+    ("? [a]\n: b", [], "a key is not text"),
+    ("on: 1", [], "a key is not text"),
     ("data: {root: a}\ndata: {root: b}", [], "duplicate key data"),
     ("data: {root: a, root: b}", [], "data=root: duplicate key root"),
     ("seed: 1\n---\nseed: 2", [], "another document"),
@@ -229,11 +233,11 @@ REFUSED = [
     ("seed: [" + "1," * 60_000 + "]", [], "more than 5000 values"),
     ("#" * 200_000, [], "larger than 128 KiB"),
     ("just text", [], "a mapping of keys to values"),
-    ("_BASE_: {a: b}", [], "_BASE_ is a page or a list of pages"),
-    ("_BASE_: [1]", [], "_BASE_ is a page or a list of pages"),
-    ("_BASE_: 3", [], "_BASE_ is a page or a list of pages"),
-    ("_BASE_: true", [], "_BASE_ is a page or a list of pages"),
-    ("_BASE_:", [], "_BASE_ is a page or a list of pages"),
+    ("_BASE_: {a: b}", [], "_BASE_ must be a config file or a list of them"),
+    ("_BASE_: [1]", [], "_BASE_ must be a config file or a list of them"),
+    ("_BASE_: 3", [], "_BASE_ must be a config file or a list of them"),
+    ("_BASE_: true", [], "_BASE_ must be a config file or a list of them"),
+    ("_BASE_:", [], "_BASE_ must be a config file or a list of them"),
     ("data: {_BASE_: demo.yaml}", [], "unknown option 'data._BASE_'"),
     ("_BASE_: base", [], "_BASE_="),
     (
@@ -253,12 +257,12 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A copy of configs/, to put pages into."""
+    """Copy configs/ into a folder for more config files."""
     return shutil.copytree(REPO / "configs", tmp_path_factory.mktemp("fuzz") / "configs")
 
 
-def _told(page, words):
-    """Return the message of a refusal, one short printable line; None for a sound configuration."""
+def _refusal(page, words):
+    """Return the message of a refusal, one short printable line; None if it is valid."""
     began = time.process_time()
     try:
         cfg = config.load(page, words)
@@ -269,9 +273,8 @@ def _told(page, words):
         assert ": " in message or "; " in message, message
     else:
         message = None
-        if (
-            not cfg.method.adversary.steps
-        ):  # what checkpoints from before it was refused are read as
+        # in the YAML text of a checkpoint 0 means -1
+        if not cfg.method.adversary.steps:
             cfg.method.adversary.steps = -1
         assert config.loads(config.to_yaml(cfg)) == cfg
     assert time.process_time() - began < SECONDS
@@ -284,12 +287,12 @@ def test_configurations_that_fuzzers_found_are_refused_by_name(pages, text, word
     if text is not None:
         page = pages / "fuzzed.yaml"
         page.write_text(text)
-    message = _told(page, words)
+    message = _refusal(page, words)
     assert message is not None and reason in message, message
 
 
 @pytest.mark.parametrize("number", range(0, len(REFUSED), 7))
-def test_the_tool_tells_a_refusal_in_one_line_with_status_1(pages, tmp_path, number):
+def test_the_tool_reports_a_refusal_in_one_line_with_status_1(pages, tmp_path, number):
     text, words, reason = REFUSED[number]
     page = DEMO
     if text is not None:
@@ -353,14 +356,15 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("text", "words", "key", "value"), ACCEPTED, ids=range(len(ACCEPTED)))
-def test_configurations_that_are_sound_are_read(pages, monkeypatch, text, words, key, value):
+def test_valid_configurations_are_read(pages, monkeypatch, text, words, key, value):
     monkeypatch.setenv("VIDROBUST_SET", "/somewhere 7")
     monkeypatch.setenv("VIDROBUST_NUMBER", "7")
     page = DEMO
     if text is not None:
         page = pages / "fuzzed.yaml"
         page.write_text(text)
-    if key is None:  # a key beside the options, whatever it is good for
+    # a key that is not an option is refused, even if it only defines an alias
+    if key is None:
         with pytest.raises(UserError, match="unknown option 'x"):
             config.load(page)
         return
@@ -369,7 +373,7 @@ def test_configurations_that_are_sound_are_read(pages, monkeypatch, text, words,
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
-def test_pages_that_meet_again_are_read_once_each(tmp_path):
+def test_bases_that_several_files_share_are_read_once(tmp_path):
     (tmp_path / "0.yaml").write_text("seed: 5")
     for level in range(1, 15):
         (tmp_path / f"{level}.yaml").write_text(f"_BASE_: [{', '.join([f'{level - 1}.yaml'] * 9)}]")
@@ -379,12 +383,12 @@ def test_pages_that_meet_again_are_read_once_each(tmp_path):
     for level in range(15, 40):
         (tmp_path / f"{level}.yaml").write_text(f"_BASE_: {level - 1}.yaml")
     with pytest.raises(
-        UserError, match=r"39.yaml: its _BASE_ files are more than .* below each other"
+        UserError, match=r"39.yaml: has more than .* _BASE_ files, or more than .* levels"
     ):
         config.load(tmp_path / "39.yaml")
 
 
-def test_references_that_double_are_refused(tmp_path):
+def test_references_that_double_a_text_at_each_step_are_refused(tmp_path):
     names = [
         "data.root",
         "data.twins",
@@ -395,13 +399,11 @@ def test_references_that_double_are_refused(tmp_path):
     ]
     words = [f"{names[0]}={'x' * 2000}"]
     words += [f"{name}=${{{below}}}${{{below}}}" for below, name in itertools.pairwise(names)]
-    with pytest.raises(
-        UserError, match=r"data.manifest=\$.*: its references make it longer than 4096"
-    ):
+    with pytest.raises(UserError, match=r"data.manifest=\$.*: longer than 4096 characters after"):
         config.load(DEMO, words)
 
 
-def test_a_pipe_is_no_page(tmp_path):
+def test_a_pipe_is_refused_as_a_config_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(UserError, match="pipe.yaml: not a regular file"):
         config.load(tmp_path / "pipe.yaml")
@@ -490,15 +492,15 @@ _WORDS = st.lists(st.builds("{}={}".format, _KEYS, _VALUES), max_size=4)
 @example(["data.root='${'"])
 @example(["data.name=<<"])
 @example(["eval.name=1_0", "device=0x1f"])
-def test_any_command_line_is_accepted_or_told(words):
-    _told(DEMO, words)
+def test_any_command_line_is_accepted_or_refused_in_one_line(words):
+    _refusal(DEMO, words)
 
 
 @FUZZ
 @given(st.dictionaries(st.sampled_from([*KEYS, "_BASE_"]), _VALUES, max_size=5), _VALUES)
 @example({"_BASE_": "3"}, "")
 @example({"_BASE_": "'${oc.decode:${oc.env:PATH}}'"}, "")
-def test_any_page_is_accepted_or_told(pages, values, tail):
+def test_any_config_file_is_accepted_or_refused_in_one_line(pages, values, tail):
     text = ""
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -506,17 +508,17 @@ def test_any_page_is_accepted_or_told(pages, values, tail):
         text += f"{'  ' * len(sections)}{name}: {value}\n"
     page = pages / "fuzzed.yaml"
     page.write_bytes((text + tail).encode("utf-8", "surrogatepass"))
-    _told(page, [])
+    _refusal(page, [])
 
 
 @FUZZ
 @given(st.binary(max_size=60))
 @example(b"\xff\xfea\x00")
 @example(b"\x80")
-def test_any_file_is_accepted_or_told(pages, content):
+def test_any_binary_file_is_accepted_or_refused_in_one_line(pages, content):
     page = pages / "fuzzed.yaml"
     page.write_bytes(content)
-    _told(page, [])
+    _refusal(page, [])
 
 
 @settings(FUZZ, max_examples=40)
@@ -534,7 +536,7 @@ def test_any_text_is_written_and_read_back(text):
     cfg.eval.shift.root = text
     cfg.eval.shift.name = "hmdb51"
     if "${" in text or text.lstrip("\\") == "???":
-        return  # which no option can hold
+        return  # an option cannot hold this text
     assert config.loads(config.to_yaml(cfg)) == cfg
 
 
@@ -589,7 +591,7 @@ _STUDY = {"arms": "{a: [], b: [seed=1]}", "datasets": "{d: demo.yaml}"}
 @example({"datasets": "{d: 1}"})
 @example({"arms": "{d: 3}", "options": "{d: []}"})
 @example({"arms": "&a {b: *a}"})
-def test_any_study_is_accepted_or_told(pages, values):
+def test_any_study_is_accepted_or_refused_in_one_line(pages, values):
     page = pages / "study_fuzzed.yaml"
     text = "".join(f"{key}: {value}\n" for key, value in (_STUDY | values).items())
     page.write_bytes(text.encode("utf-8", "surrogatepass"))

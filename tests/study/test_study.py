@@ -389,7 +389,9 @@ def test_an_arm_that_starts_from_another_needs_that_run(page):
         )
     )
     done = tool("study", "--cfg", page, "--output-dir", "out", "--arms", "student", cwd=page.parent)
-    assert done.returncode == 1 and "student learns from simclr of the same seed" in done.stderr
+    assert (
+        done.returncode == 1 and "student needs the run of simclr with the same seed" in done.stderr
+    )
     assert "--arms simclr,student" in done.stderr and not (page.parent / "out").exists()
 
 

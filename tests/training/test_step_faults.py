@@ -129,7 +129,7 @@ def test_the_last_update_of_a_run_is_checked(ucf, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", overflowing)
     with pytest.raises(
         NonFinite,
-        match=r"model\..* is not finite after step 6, which is not written; last good "
+        match=r"model\..* is not finite after step 6, which is not saved; last good "
         r"checkpoint: .*step_00000004.pt",
     ):
         train(_cfg(ucf, "train.checkpoint_every=2"), tmp_path)
@@ -339,9 +339,7 @@ def test_resume_falls_back_to_the_newest_sound_checkpoint_and_says_so(ucf, tmp_p
         (folder / name).write_bytes(content)
     done = tool(*command, "--resume", *words, cwd=tmp_path)
     assert done.returncode == 0 and "steps 3 to 4" in done.stderr
-    assert re.search(
-        r"last.pt: .*checksums do not fit.*step_00000003.pt is used, of step 3", done.stderr
-    )
+    assert re.search(r"last.pt: .*wrong checksum.*using step_00000003.pt of step 3", done.stderr)
     assert _equal(whole["model"], checkpoint.read_checkpoint(tmp_path / "out")["model"])
 
 
@@ -358,7 +356,7 @@ def test_resume_never_starts_anew_where_steps_were_written(ucf, tmp_path, left):
     done = tool(*command, "--resume", *words, cwd=tmp_path)
     line = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "--overwrite" in line, done.stderr
-    assert ("has no checkpoint, though 4 steps are logged" in line) == (left == "nothing")
+    assert ("has no checkpoint, but a log of 4 steps" in line) == (left == "nothing")
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == rows
 
 
@@ -367,6 +365,6 @@ def test_a_missing_last_checkpoint_is_replaced_by_the_newest_step(ucf, tmp_path)
     assert tool(*_page(ucf, tmp_path), *words, cwd=tmp_path).returncode == 0
     (tmp_path / "out/checkpoints/last.pt").unlink()
     done = tool("extract_features", "--checkpoint", "out", "--output", "f.npz", cwd=tmp_path)
-    assert done.returncode == 0 and "last.pt is missing: step_00000004.pt is used" in done.stderr, (
+    assert done.returncode == 0 and "last.pt is missing: using step_00000004.pt" in done.stderr, (
         done.stderr
     )

@@ -1,4 +1,4 @@
-"""Two ranks on gloo give the gradient of one process on the whole batch."""
+"""Two ranks on gloo give the same gradient as one process with the whole batch."""
 
 import functools
 import os
@@ -48,32 +48,33 @@ from vidrobust.utils import distributed
 from tests.utils.test_distributed import KINDS, method, batch
 distributed.start("cpu")
 rank, world = distributed.rank(), distributed.world()
-found = {}
+results = {}
 for kind in KINDS:
     net = method(kind)
     views, ids, labels = (part.chunk(world)[rank] for part in batch(kind))
-    # held until after the backward pass: its hooks go with it
+    # kept alive until after the backward pass, because its hooks end with it
     parallel = distributed.parallel(net, net.alike)
-    for step in range(2):                     # a second time, with what the first has left
+    for step in range(2):                     # the second step uses state of the first
         net.zero_grad()
         loss = parallel(views, ids + 8 * step, labels)["loss"]
         loss.mean().backward()
     mean = distributed.mean(loss.detach().mean())
     alike = [buffer for name, buffer in net.named_buffers() if name.startswith(net.alike)]
     for buffer in alike:
-        assert (distributed.gather(buffer[None].float()) == buffer).all(), "no rank has another"
-    assert len(parallel.modules_buffers) + len(alike) == len(list(net.buffers())), "nor is it sent"
+        assert (distributed.gather(buffer[None].float()) == buffer).all(), "same on all ranks"
+    assert len(parallel.modules_buffers) + len(alike) == len(list(net.buffers())), "not sent"
     grads = [p.grad for p in net.parameters()]
-    found[kind] = {"loss": mean, "grads": grads, "report": net.report()}
+    results[kind] = {"loss": mean, "grads": grads, "report": net.report()}
 if rank == 0:
-    torch.save(found, sys.argv[1])
+    torch.save(results, sys.argv[1])
 distributed.stop()
 """
 
 
 class _Norms(nn.Module):
-    """A model whose branches are the two ways through it; no batch norm, whose statistics are a
-    rank's own.
+    """A small model whose branches are the same.
+
+    It has no batch norm, whose statistics would differ between ranks.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -154,23 +155,29 @@ def method(kind: str) -> Method:
         return BYOL(model, nn.Linear(6, 6), MomentumEncoder(model, 0.9) if kind == "byol" else None)
     if kind == "vicreg":
         bias = [p for p in model.parameters() if p.requires_grad][-1]
-        bias.requires_grad_(False)  # a shift of all embeddings changes nothing
+        bias.requires_grad_(False)  # its gradient is zero: VICReg does not depend on a shift
         return VICReg(model)
     if kind == "pgd":
         return AdversarialTraining(model, adversary)
     if kind == "deacl":
-        found = Distill(model, adversary)
-        # of the student's own weights it would teach that the gradient at a clip is 0, whose signs
-        # are chance
-        found.set_teacher(_Norms(seed=1))
-        return found
+        student = Distill(model, adversary)
+        # With equal weights of teacher and student, the gradient at the clip would be zero up to
+        # rounding, and its signs arbitrary.
+        student.learn_from(_Norms(seed=1))
+        return student
     if kind == "threats":
         adversary = Adversary([ThreatModel("linf", 0.05), ThreatModel("l2", 0.5)], combine="worst")
     if kind in ("plain", "uel"):
         return InstDisc(model, LossSettings(0.3), {"plain": plain, "uel": uel}[kind], adversary)
     if kind == "supcon":
-        return SupCon(model, LossSettings(0.3))
-    clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
+        return SupCon(model, 0.3)
+    return _simclr(kind, model, adversary, removal)
+
+
+def _simclr(kind: str, model: _Norms, adversary: Adversary, removal: Removal) -> AdversarialSimCLR:
+    """Return SimCLR with the adversary, the removal and the options of a kind."""
+    clips = 3 if kind == "three clips" else 2
+    chunk = 3 if kind == "chunks" else 0
     if kind == "dynacl":
         return AdversarialSimCLR(
             model, LossSettings(0.3), adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9)
@@ -196,9 +203,7 @@ def method(kind: str) -> Method:
 
 
 def batch(kind: str):
-    """Eight videos of two or three views; the third is a negative where they are pushed from one,
-    or the original.
-    """
+    """Return eight videos of two or three views; the third is a negative or the original clip."""
     generator = torch.Generator().manual_seed(5)
     views = torch.rand(8, 3, 3, 2, 4, 4, generator=generator)
     three = "pushed" in kind or kind in ("three clips", "air")
@@ -219,7 +224,7 @@ def two_ranks(tmp_path_factory):
         str(tmp_path / "out.pt"),
     ]
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    for _ in range(3):  # torchrun chooses a free port, which another test's may take before it does
+    for _ in range(3):  # another process may take the free port that torchrun has chosen
         done = subprocess.run(
             command, timeout=120, cwd=REPO, capture_output=True, text=True, env=env
         )
@@ -230,24 +235,23 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_are_one_process_on_the_whole_batch(two_ranks, kind):
-    """Loss, gradient, and the log of what was removed; the adversary attacks the loss of the whole
-    batch.
-    """
-    net, found = method(kind), two_ranks[kind]
+def test_two_ranks_equal_one_process_with_the_whole_batch(two_ranks, kind):
+    """Loss, gradient and report agree, because adversaries attack the loss of the whole batch."""
+    net = method(kind)
+    result = two_ranks[kind]
     views, ids, labels = batch(kind)
     for step in range(2):
         net.zero_grad()
         loss = net(views, ids + 8 * step, labels)["loss"].mean()
         loss.backward()
-    assert torch.allclose(found["loss"], loss, atol=1e-5) and found["report"] == net.report()
+    assert torch.allclose(result["loss"], loss, atol=1e-5) and result["report"] == net.report()
     trained = [p for p in net.parameters() if p.requires_grad]
-    grads = [grad for grad in found["grads"] if grad is not None]
+    grads = [grad for grad in result["grads"] if grad is not None]
     for a, p in zip(grads, trained, strict=True):
         assert torch.allclose(a, p.grad, atol=1e-5) and p.grad.abs().max() > 1e-5
 
 
-def test_one_process_needs_no_group():
+def test_collectives_do_nothing_in_a_single_process():
     x = torch.rand(3, 2)
     assert distributed.world() == 1 and distributed.rank() == 0
     assert distributed.gather(x) is x and distributed.mean(x) is x

@@ -1,7 +1,4 @@
-"""Two ranks on gloo.
-
-What one is refused, all refuse, and what ends one is reported once, as the cause.
-"""
+"""Two ranks on gloo: if one rank refuses or ends, all end, and the cause is reported once."""
 
 import inspect
 import json
@@ -21,11 +18,11 @@ from vidrobust import checkpoint
 
 pytestmark = pytest.mark.slow
 
-# torchrun alone takes 5 to 10 on a busy machine; a rank that waits for another takes minutes
+# torchrun itself takes 5 to 10 s on a busy machine; a rank that waits for another takes minutes
 SECONDS = 60
 
 
-# that of torch 2.4 has none for its ranks
+# whether torchrun keeps a store for its ranks; that of torch 2.4 does not
 _LAUNCHER_HAS_STORE = "SHARE_RDZV" in inspect.getsource(dynamic_rendezvous)
 
 
@@ -40,7 +37,7 @@ def _ranks(top, *words, name="train_net"):
 def _refused_once(done, message):
     assert done.returncode != 0 and done.stderr.count(message) == 1, done.stderr
     assert "vidrobust/" not in done.stderr.replace(str(REPO), ""), (
-        "no traceback of ours; torchrun prints its own"
+        "a traceback of our code; torchrun prints its own"
     )
 
 
@@ -60,8 +57,8 @@ def test_a_folder_in_use_is_refused_on_all_ranks_and_reported_once(place):
     _refused_once(_ranks(place, *_train_words()), "output directory out is in use")
 
 
-def test_a_test_list_that_is_wrong_is_refused_on_all_ranks(place):
-    """Rank 0 alone reads it before training."""
+def test_a_wrong_evaluation_is_refused_on_all_ranks(place):
+    """Only rank 0 checks it before training."""
     _refused_once(_ranks(place, *_train_words("eval.shift.name=nothing")), "unknown name 'nothing'")
 
 
@@ -69,7 +66,7 @@ def test_a_mistake_in_the_options_is_reported_once(place):
     done = _ranks(place, *_train_words("data.framse=2"))
     if _LAUNCHER_HAS_STORE:
         _refused_once(done, "unknown option 'data.framse'")
-    else:  # ranks that have not met cannot know of each other
+    else:  # ranks that have not met cannot agree on who reports
         assert "Traceback" not in done.stderr.split("torch/distributed")[0]
         assert done.returncode and done.stderr.count("unknown option 'data.framse'") <= 2
 
@@ -96,7 +93,7 @@ def test_a_folder_of_another_evaluation_is_refused_on_all_ranks(place):
 def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(
     place, rank, shared, monkeypatch
 ):
-    """Also where rank 0 holds the store through which ranks speak, as under Slurm and torch 2.4."""
+    """This also holds if the shared store is rank 0's, as under Slurm and torch 2.4."""
     monkeypatch.setitem(ENV, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", str(int(not shared)))
     process = start(
         place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER
@@ -110,7 +107,7 @@ def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(
     assert time.monotonic() - began < SECONDS
     cause = f"rank {rank} (process {pids[rank]}) was killed, by a person, a scheduler or for memory"
     assert process.returncode != 0 and errors.count(cause) == 1, errors
-    ours = errors.split("torch/distributed")[0]  # torchrun prints its own
+    ours = errors.split("torch/distributed")[0]  # torchrun prints its own traceback
     assert not any(word in ours for word in ("memory short", "gloo", "Traceback")), errors
     assert not os.path.exists(f"/proc/{pids[1 - rank]}")
     if rank == 1:  # rank 0 has written the state after the last whole step
@@ -121,7 +118,7 @@ def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(
 
 
 def _pids_by_rank(launcher):
-    found = {}
+    pids = {}
     for folder in os.listdir("/proc"):
         if folder.isdigit():
             try:
@@ -134,9 +131,9 @@ def _pids_by_rank(launcher):
             except (OSError, IndexError):
                 continue
             if parent == launcher and "RANK" in variables:
-                found[int(variables["RANK"])] = int(folder)
-    assert sorted(found) == [0, 1]
-    return found
+                pids[int(variables["RANK"])] = int(folder)
+    assert sorted(pids) == [0, 1]
+    return pids
 
 
 def test_a_killed_launcher_leaves_no_rank(place):

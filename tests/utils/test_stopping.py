@@ -1,6 +1,6 @@
-"""Signals to the whole process group, as schedulers send them.
+"""Stop signals to the whole process group, as schedulers send them.
 
-The step is finished, written, and nothing lives on.
+The training step is finished, the state is written, and no process remains.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ _started = []
 
 
 @pytest.fixture(autouse=True)
-def _nothing_lives_on():
-    """A test that fails leaves no endless training behind."""
+def _kill_remaining_processes():
+    """Kill endless trainings that a failed test has left."""
     yield
     while _started:
         with contextlib.suppress(ProcessLookupError):
@@ -38,7 +38,7 @@ def _nothing_lives_on():
 
 
 def start(top, *words, launcher=(), tool="tools/train_net.py"):
-    """A tool in a session, and so a process group, of its own."""
+    """Start a tool in its own session, and so in its own process group."""
     command = [sys.executable, *launcher, str(REPO / tool), *map(str, words)]
     process = subprocess.Popen(
         command,
@@ -48,7 +48,7 @@ def start(top, *words, launcher=(), tool="tools/train_net.py"):
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        # under nohup the tests themselves ignore it, and what they start would
+        # tests under nohup ignore SIGHUP, and their child processes would too
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     _started.append(process)
@@ -56,14 +56,14 @@ def start(top, *words, launcher=(), tool="tools/train_net.py"):
 
 
 def session(leader):
-    """The processes of a session that are not zombies."""
-    found = []
+    """Return the processes of a session that are not zombies."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, number = stat.read_text().rpartition(")")[2].split()[:4]
             if int(number) == leader and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
 def wait_until(happened, process, seconds=120):
@@ -76,7 +76,7 @@ def wait_until(happened, process, seconds=120):
 def assert_ends(leader, seconds=15):
     end = time.monotonic() + seconds
     while session(leader):
-        assert time.monotonic() < end, f"{session(leader)} live on"
+        assert time.monotonic() < end, f"{session(leader)} still run"
         time.sleep(0.05)
 
 
@@ -101,7 +101,7 @@ def train_words(*words):
 def test_a_stop_signal_to_the_whole_group_writes_a_checkpoint_and_leaves_no_process(place, number):
     process = start(place, *train_words())
     wait_until((place / "out/checkpoints/last.pt").exists, process)
-    assert len(session(process.pid)) >= 3, "itself and two workers"
+    assert len(session(process.pid)) >= 3, "the main process and two workers"
     os.killpg(process.pid, number)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == EXIT_STOPPED, errors
@@ -114,7 +114,7 @@ def test_a_stop_signal_to_the_whole_group_writes_a_checkpoint_and_leaves_no_proc
 
 
 def test_a_repeated_signal_does_not_cut_the_step_short(place):
-    """A launcher forwards what its group has got already."""
+    """A launcher forwards a signal that its process group has already received."""
     process = start(place, *train_words())
     wait_until((place / "out/checkpoints/last.pt").exists, process)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -134,7 +134,7 @@ def test_a_killed_parent_leaves_no_loader_process(place):
     process.stderr.close()
 
 
-def test_a_hang_up_that_nohup_ignores_is_ignored(place):
+def test_a_hangup_signal_is_ignored_under_nohup(place):
     command = [
         "sh",
         "-c",
@@ -153,8 +153,8 @@ def test_a_hang_up_that_nohup_ignores_is_ignored(place):
     )
     wait_until((place / "out/checkpoints/last.pt").exists, process)
     os.killpg(process.pid, signal.SIGHUP)
-    seen = (place / "out/metrics.jsonl").read_text().count("\n")
-    wait_until(lambda: (place / "out/metrics.jsonl").read_text().count("\n") > seen + 4, process)
+    rows = (place / "out/metrics.jsonl").read_text().count("\n")
+    wait_until(lambda: (place / "out/metrics.jsonl").read_text().count("\n") > rows + 4, process)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED
@@ -170,7 +170,7 @@ def test_torchrun_and_its_ranks_stop_at_the_same_step(place):
     assert checkpoint.read_checkpoint(place / "out")["step"] == step
 
 
-def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
+def test_a_stopped_evaluation_keeps_its_rows_and_continues(tmp_path):
     root = tiny_ucf101(tmp_path / "data", train=2, test=6)
     (tmp_path / "page.yaml").write_text("data: {root: data}")
     words = tiny(f"data.root={root}", "eval.enabled=false", "train.max_steps=1", "device=cpu")
@@ -204,7 +204,7 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows_and_goes_on(tmp_path):
     assert whole == cut
 
 
-def test_a_scan_that_is_stopped_keeps_what_it_has_read(tmp_path):
+def test_a_stopped_scan_keeps_its_rows(tmp_path):
     (tmp_path / "many/class").mkdir(parents=True)
     long = counting_video(tmp_path / "long.avi", 4000)
     for number in range(300):
@@ -230,8 +230,8 @@ def test_a_scan_that_is_stopped_keeps_what_it_has_read(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-def test_a_stop_before_the_work_begins_is_a_stop(number):
-    """While the process that forks children was started, it was a traceback, or status -15."""
+def test_a_stop_signal_before_the_work_starts_gives_the_exit_status_of_a_stop(number):
+    """While the process that forks children is started; earlier versions gave status -15."""
     code = (
         "import os, signal; from vidrobust.cli import common; "
         f"common.start_nursery = lambda: os.kill(os.getpid(), signal.{number}); "
@@ -256,18 +256,18 @@ needs_proc = pytest.mark.skipif(
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_stop_while_a_tool_imports_its_packages_is_a_stop(tmp_path, tool, number):
-    """It was a traceback out of torch's files, or status -15, which no batch script requeues."""
-    process = start(tmp_path, tool=tool)  # without arguments: later, it would end with status 2
+def test_a_stop_signal_during_imports_gives_the_exit_status_of_a_stop(tmp_path, tool, number):
+    """Earlier versions gave a traceback or status -15, which batch scripts do not requeue."""
+    process = start(tmp_path, tool=tool)  # without arguments it would later end with status 2
     wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
     os.kill(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (EXIT_STOPPED, "stopped: nothing has begun\n")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (EXIT_STOPPED, "stopped: nothing has begun\n")
 
 
 @needs_proc
-def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(tmp_path):
-    """A hang-up: the terminal is gone, and a write to it fails."""
+def test_a_stop_signal_gives_its_exit_status_even_if_stderr_is_closed(tmp_path):
+    """After a hangup the terminal is closed, and a write to it fails."""
     process = start(tmp_path, tool="tools/train_net.py")
     process.stderr.close()
     wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
@@ -276,7 +276,7 @@ def test_a_stop_is_a_stop_where_nobody_reads_what_is_said(tmp_path):
 
 
 def _has_handler(process, number):
-    """Return whether a process catches a signal, by what Linux shows of it."""
+    """Return whether a process has a handler for a signal, from its entry in /proc."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
     return int(caught, 16) >> (number - 1) & 1

@@ -1,4 +1,4 @@
-"""A package that is too old is named in one line."""
+"""Installed packages that are too old are reported in one line."""
 
 import subprocess
 import sys
@@ -20,25 +20,25 @@ _REQUIRED = [
 
 @pytest.fixture
 def installed(monkeypatch):
-    """What is installed, by name; the package's requirements are those above."""
-    found = {"av": "18.1.0", "torch": "2.14.1+cu130", "pytest": "7.0"}
+    """Versions of installed packages by name, with _REQUIRED as the requirements."""
+    versions_by_name = {"av": "18.1.0", "torch": "2.14.1+cu130", "pytest": "7.0"}
 
     def version(name):
-        if name not in found:
+        if name not in versions_by_name:
             raise metadata.PackageNotFoundError(name)
-        return found[name]
+        return versions_by_name[name]
 
     monkeypatch.setattr(metadata, "requires", lambda name: _REQUIRED)
     monkeypatch.setattr(metadata, "version", version)
-    return found
+    return versions_by_name
 
 
-def test_nothing_is_said_of_what_is_new_enough_missing_or_for_another_system(installed):
+def test_new_enough_missing_and_irrelevant_packages_are_not_reported(installed):
     assert versions.too_old() == []
     versions.require()
 
 
-def test_what_is_too_old_is_named_with_the_remedy(installed):
+def test_a_package_that_is_too_old_is_reported_with_the_remedy(installed):
     installed["av"] = "14.4.0"
     with pytest.raises(ImportError) as refused:
         versions.require()
@@ -48,7 +48,7 @@ def test_what_is_too_old_is_named_with_the_remedy(installed):
     )
 
 
-def test_a_clone_that_is_not_installed_promises_nothing(monkeypatch):
+def test_a_clone_that_is_not_installed_has_no_requirements(monkeypatch):
     def missing(name):
         raise metadata.PackageNotFoundError(name)
 
@@ -56,7 +56,7 @@ def test_a_clone_that_is_not_installed_promises_nothing(monkeypatch):
     assert versions.too_old() == []
 
 
-def test_a_tool_says_it_in_one_line():
+def test_a_tool_reports_an_old_package_in_one_line():
     code = (
         "from importlib import metadata; metadata.requires = lambda name: ['av>=999']; import"
         " runpy, sys; sys.argv = ['x', '--help']; runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -5,7 +5,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,147 @@ from vidrobust.attacks import (
     suite_steps,
     worst_case,
 )
-from vidrobust.data import Failure, build_records, eval_dataset
-from vidrobust.evaluation.loading import load_method
+from vidrobust.benchmarks.timing import spread, synchronize
+from vidrobust.data import ClipDataset, Failure, Record, build_records, eval_dataset
+from vidrobust.evaluation.evaluate import load_method
 from vidrobust.models import build_model
+from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.views import to_float
+
+
+@dataclass(frozen=True)
+class AttackSizes:
+    """Sizes of the measurements.
+
+    Attributes:
+        rounds: rounds to measure.
+        clips: clips per batch.
+        images: single frames in the comparison with published code.
+        steps: steps of PGD, APGD and FAB.
+        queries: queries of Square.
+    """
+
+    rounds: int
+    clips: int
+    images: int
+    steps: int
+    queries: int
+
+
+@dataclass
+class Row:
+    """Measurements of one way to attack the batch.
+
+    Attributes:
+        name: name of the attack and of its implementation.
+        run: returns the attacked batch.
+        seconds: time of each round.
+        accuracy: accuracy on the attacked batch, 0 to 1.
+    """
+
+    name: str
+    run: Callable[[], Tensor]
+    seconds: list[float] = field(default_factory=list)
+    accuracy: float = float("nan")
+
+    @property
+    def median(self) -> float:
+        """Median time, seconds."""
+        return statistics.median(self.seconds)
+
+
+class Cost(NamedTuple):
+    """Cost and effect of an attack suite.
+
+    Attributes:
+        name: name of the suite.
+        forward: forward passes per clip.
+        backward: backward passes per clip.
+        seconds: seconds per clip.
+        accuracy: robust accuracy, 0 to 1.
+    """
+
+    name: str
+    forward: float
+    backward: float
+    seconds: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A model, the inputs that are attacked, their labels and the Linf budget."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    eps: float
+
+
+def print_attacks(cfg: config.Config, state: dict[str, Any] | None, sizes: AttackSizes) -> None:
+    """Print tables of PGD on clips, of published attacks on images, and of the cost of suites.
+
+    Args:
+        cfg: model, data set and device.
+        state: checkpoint of a supervised run; None: random weights and random clips.
+        sizes: sizes of the measurements.
+
+    Raises:
+        UserError: as `attacked` does.
+    """
+    device = distributed.start(cfg.device)
+    torch.manual_seed(cfg.seed)
+    # PGD on clips
+    model, x, y = attacked(cfg, state, sizes.clips, device)
+    clips = _Target(model, x, y, half_broken(model, x, y))
+    print(
+        f"{cfg.model.backbone}, {len(x)} clips of {tuple(x.shape[1:])} on {device},"
+        f" PGD-{sizes.steps}, eps {clips.eps * 255:.2f}/255, {sizes.rounds} rounds"
+    )
+    rows = measure_rows(pgd_rows(model, x, y, clips.eps, sizes.steps), model, y, sizes.rounds)
+    print(
+        f"| {'PGD':<40} | s, median (lowest to highest) | of the bare loop | accuracy"
+        " |\n|---|---|---|---|"
+    )
+    for row in rows:
+        _print_row(row, rows[1].median)
+    # published attacks, which take images only
+    model, x, y = attacked(cfg, state, sizes.images, device, images=True)
+    eps = half_broken(model, x, y)
+    print(
+        f"\n{len(x)} images of {tuple(x.shape[1:])}, eps {eps * 255:.2f}/255,"
+        f" {sizes.steps} steps, 4 targets, {sizes.queries} queries"
+    )
+    print(
+        f"| {'attack':<40} | s, median (lowest to highest) | of ours | accuracy"
+        " |\n|---|---|---|---|"
+    )
+    rows = published_rows(model, x, y, eps, sizes.steps, sizes.queries)
+    for row in measure_rows(rows, model, y, sizes.rounds):
+        # each attack's own row is the first of its name
+        if row.name.endswith("vidrobust"):
+            ours = row.median
+        _print_row(row, ours)
+    # cost of whole suites on clips
+    print(
+        f"\n| attack on {len(clips.x)} clips, eps {clips.eps * 255:.2f}/255 | forward per clip |"
+        " backward per clip | s per clip | accuracy |"
+    )
+    print("|---|---|---|---|---|")
+    for cost in costs(clips.model, clips.x, clips.y, clips.eps, cfg.eval.effort):
+        print(
+            f"| {cost.name} | {cost.forward:.0f} | {cost.backward:.0f} | {cost.seconds:.2f} |"
+            f" {cost.accuracy:.3f} |"
+        )
+
+
+def _print_row(row: Row, unit: float) -> None:
+    """Print a row; `unit` is the time that counts as 1, in seconds."""
+    print(
+        f"| {row.name:<40} | {spread(row.seconds, 3)} | {row.median / unit:.3f} |"
+        f" {row.accuracy:.3f} |"
+    )
 
 
 def attacked(
@@ -43,12 +180,23 @@ def attacked(
     *,
     images: bool = False,
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """(model in eval mode, `count` clips or first frames that it classifies right, labels).
+    """Return a model and inputs that it classifies correctly.
 
-    Of a checkpoint and its test list; without one random weights, random clips, and what the model
-    says of them. Raises UserError for a checkpoint without a classifier of its own, or one that is
-    right too rarely.
+    Args:
+        cfg: model and data set.
+        state: checkpoint, whose test split is used. None: random weights and random clips, with the
+            model's predictions as labels.
+        count: number of clips, or of first frames.
+        device: device of model and inputs.
+        images: attack the first frames of the clips, as images.
+
+    Returns:
+        (model in eval mode, inputs (N, C, T, H, W) or (N, C, H, W) in [0, 1], labels (N,)).
+
+    Raises:
+        UserError: for a checkpoint without a classifier, or with too few correct predictions.
     """
+    # the model, and random clips if there is no checkpoint
     if state is None:
         model: nn.Module = build_model(cfg.model, "linear", 10)
         x = torch.rand(count, 3, cfg.data.frames, cfg.data.size, cfg.data.size, device=device)
@@ -59,15 +207,31 @@ def attacked(
             raise UserError(
                 "--checkpoint: this one has no classifier; train with method.name=supervised"
             )
+    # attacks need gradients of the input only
     model = model.to(device).eval().requires_grad_(False)
     model = _Images(model).eval() if images else model
     if state is None:
         x = x[:, :, 0] if images else x
         with torch.no_grad():
             return model, x, model(x).argmax(1)
-    dataset = eval_dataset(cfg.data, records, 1)
-    found: list[Tensor] = []
+    x, y = _correct_inputs(
+        model, eval_dataset(cfg.data, records, 1), records, count, device, images
+    )
+    return model, x, y
+
+
+def _correct_inputs(
+    model: nn.Module,
+    dataset: ClipDataset,
+    records: list[Record],
+    count: int,
+    device: torch.device,
+    images: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return up to `count` test inputs that the model classifies correctly, and their labels."""
+    correct: list[Tensor] = []
     labels: list[int] = []
+    # about four times as many videos as needed, evenly spaced in the test split
     for index in range(0, len(records), max(len(records) // (4 * count), 1)):
         sample = dataset[0, index]
         if isinstance(sample, Failure):
@@ -76,92 +240,92 @@ def attacked(
         clip = clip[:, :, 0] if images else clip
         with torch.no_grad():
             if int(model(clip).argmax(1)) == sample["label"]:
-                found.append(clip)
+                correct.append(clip)
                 labels.append(sample["label"])
-        if len(found) == count:
+        if len(correct) == count:
             break
-    if len(found) < min(count, 4):
+    if len(correct) < min(count, 4):
         raise UserError(
-            f"--checkpoint: it classifies only {len(found)} of the clips looked at right"
+            f"--checkpoint: the model classifies only {len(correct)} of the tried clips correctly;"
+            " train it longer"
         )
-    return model, torch.cat(found), torch.tensor(labels, device=device)
-
-
-@dataclass
-class Row:
-    """One way to attack the batch: seconds of each round, and the accuracy that it leaves."""
-
-    name: str
-    run: Callable[[], Tensor]
-    seconds: list[float] = field(default_factory=list)
-    accuracy: float = float("nan")
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    return torch.cat(correct), torch.tensor(labels, device=device)
 
 
 def measure_rows(rows: list[Row], model: nn.Module, y: Tensor, rounds: int) -> list[Row]:
-    """Every row once a round, in turn; the first round is not counted."""
+    """Time every row once per round, in turn, and measure the accuracy that it leaves.
+
+    Args:
+        rows: attacks; they are filled in place and returned.
+        model: the attacked classifier.
+        y: labels (N,).
+        rounds: rounds to measure, after one to warm up.
+    """
     for round_ in range(rounds + 1):
         for row in rows:
-            torch.manual_seed(round_)
-            _wait(y.device)
+            torch.manual_seed(round_)  # the same random starts for all rows
+            synchronize(y.device)
             start = time.perf_counter()
-            found = row.run()
-            _wait(y.device)
-            if round_:
+            x_adv = row.run()
+            synchronize(y.device)
+            if round_:  # round 0 warms up
                 row.seconds.append(time.perf_counter() - start)
+            # not timed
             with torch.no_grad():
-                row.accuracy = float((model(found).argmax(1) == y).float().mean())
+                row.accuracy = float((model(x_adv).argmax(1) == y).float().mean())
     return rows
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def half_broken(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The Linf budget at which about half of the clips can be broken."""
+    """Return the Linf budget at which an attack breaks about half of the inputs.
+
+    Args:
+        model: the attacked classifier.
+        x: inputs (N, C, ...) in [0, 1].
+        y: labels (N,).
+    """
     threat = ThreatModel("linf", 1.0)
-    found = fmn(Misclassify(model, y, SCORES["margin"]), x, threat, steps=60)
-    return float(measure(threat, x, found).median())
+    nearest = fmn(Misclassify(model, y, SCORES["margin"]), x, threat, steps=60)
+    return float(measure(threat, x, nearest).median())
 
 
 def pgd_rows(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> list[Row]:
-    """PGD of `steps` steps: two bare loops, ours without and with the active set, and the libraries
-    that are here.
-    """
-    threat, size = ThreatModel("linf", eps), 2.5 * eps / steps
+    """Return implementations of PGD: plain loops, ours, and those of installed libraries.
 
+    Args:
+        model: the attacked classifier.
+        x: inputs (N, C, ...) in [0, 1].
+        y: labels (N,).
+        eps: Linf budget.
+        steps: steps of PGD.
+    """
+    threat = ThreatModel("linf", eps)
+    size = 2.5 * eps / steps  # the default of our pgd
+
+    # a loss that is no Misclassify: pgd cannot drop clips that are already misclassified
     def plain(v: Tensor) -> Tensor:
         return F.cross_entropy(model(v), y, reduction="none")
 
+    bare = partial(bare_pgd, model, x, y, eps, steps, size)
     rows = [
-        Row(
-            "bare loop, its last iterate as it is", lambda: bare_pgd(model, x, y, eps, steps, size)
-        ),
-        Row(
-            "bare loop, its last iterate classified",
-            lambda: bare_pgd(model, x, y, eps, steps, size, check=True),
-        ),
+        Row("bare loop, its last iterate as it is", bare),
+        Row("bare loop, its last iterate classified", partial(bare, check=True)),
         Row("vidrobust, any loss", lambda: pgd(plain, x, threat, steps=steps)),
         Row("vidrobust, active set", lambda: pgd(Misclassify(model, y), x, threat, steps=steps)),
     ]
-    if _here("torchattacks"):
+    if _is_installed("torchattacks"):
         import torchattacks
 
-        theirs = torchattacks.PGD(model, eps=eps, alpha=size, steps=steps, random_start=True)
-        rows.append(Row("torchattacks", lambda: theirs(x, y)))
-    if _here("foolbox"):
+        attack = torchattacks.PGD(model, eps=eps, alpha=size, steps=steps, random_start=True)
+        rows.append(Row("torchattacks", partial(attack, x, y)))
+    if _is_installed("foolbox"):
         import foolbox
 
-        seen = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=size, random_start=True)
-        rows.append(Row("foolbox", lambda: attack(seen, x, y, epsilons=eps)[1]))
-    if _here("art"):
-        rows.append(Row("ART", _art_pgd(model, x, y, eps, steps, size)))
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        linf_pgd = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=size, random_start=True)
+        rows.append(Row("foolbox", lambda: linf_pgd(wrapped, x, y, epsilons=eps)[1]))
+    if _is_installed("art"):
+        rows.append(Row("ART", _art_pgd(_Target(model, x, y, eps), steps, size)))
     return rows
 
 
@@ -175,13 +339,26 @@ def bare_pgd(
     *,
     check: bool = False,
 ) -> Tensor:
-    """PGD as one writes it by hand: no checks, no best iterate. check: one forward pass more, of
-    the result.
+    """Run PGD as a plain loop: no checks, and no search for the best iterate.
+
+    Args:
+        model: the attacked classifier.
+        x: inputs (N, C, ...) in [0, 1].
+        y: labels (N,).
+        eps: Linf budget.
+        steps: number of steps.
+        size: step size.
+        check: also classify the result, which costs a forward pass.
+
+    Returns:
+        The last iterate.
     """
+    # random start within eps
     x_adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
+        # step, then project onto the budget and onto [0, 1]
         x_adv = x_adv.detach() + size * gradient.sign()
         x_adv = torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
     if check:
@@ -190,12 +367,12 @@ def bare_pgd(
     return x_adv.detach()
 
 
-def _art_pgd(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, size: float
-) -> Callable[[], Tensor]:
+def _art_pgd(target: _Target, steps: int, size: float) -> Callable[[], Tensor]:
+    """Return PGD by the Adversarial Robustness Toolbox, which works on NumPy arrays."""
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
+    model, x, y = target.model, target.x, target.y
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
     classifier = PyTorchClassifier(
@@ -208,27 +385,38 @@ def _art_pgd(
     )
     attack = ProjectedGradientDescentPyTorch(
         classifier,
-        eps=eps,
+        eps=target.eps,
         eps_step=size,
         max_iter=steps,
         num_random_init=1,
         batch_size=len(x),
         verbose=False,
     )
-    images, labels = x.cpu().numpy(), y.cpu().numpy()
+    # converted once, so that only the attack is timed
+    images = x.cpu().numpy()
+    labels = y.cpu().numpy()
     return lambda: torch.from_numpy(attack.generate(images, labels)).to(x.device)
 
 
 def published_rows(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, queries: int
 ) -> list[Row]:
-    """APGD, APGD-T, FAB-T and Square beside AutoAttack's and torchattacks' own code. x: images (B,
-    C, H, W).
+    """Return APGD, APGD-T, FAB-T and Square: ours, AutoAttack's and torchattacks'.
+
+    Args:
+        model: the attacked classifier.
+        x: images (N, C, H, W) in [0, 1].
+        y: labels (N,).
+        eps: Linf budget.
+        steps: steps of APGD and FAB.
+        queries: queries of Square.
     """
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    threat, targets = ThreatModel("linf", eps), min(4, classes - 1)
-    loss, margin = Misclassify(model, y), Misclassify(model, y, SCORES["margin"])
+    threat = ThreatModel("linf", eps)
+    targets = min(4, classes - 1)
+    loss = Misclassify(model, y)
+    margin = Misclassify(model, y, SCORES["margin"])
     rows = [
         Row("APGD-CE, vidrobust", lambda: apgd(loss, x, threat, steps=steps)),
         Row("APGD-T, vidrobust", lambda: apgd_t(loss, x, threat, steps=steps, targets=targets)),
@@ -238,62 +426,82 @@ def published_rows(
         ),
         Row("Square, vidrobust", lambda: square(margin, x, threat, queries=queries)),
     ]
-    if _here("pyautoattack"):
-        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-        from pyautoattack.fab_pt import FABAttack_PT
-        from pyautoattack.square import SquareAttack
-
-        shared: dict[str, Any] = {
-            "norm": "Linf",
-            "eps": eps,
-            "n_restarts": 1,
-            "seed": 0,
-            "device": x.device,
-        }
-        a = APGDAttack(model, n_iter=steps, loss="ce", **shared)
-        b = APGDAttack_targeted(model, n_iter=steps, n_target_classes=targets, **shared)
-        c = FABAttack_PT(model, n_iter=steps, targeted=True, n_target_classes=targets, **shared)
-        d = SquareAttack(
-            model, n_queries=queries, p_init=0.8, loss="margin", resc_schedule=False, **shared
-        )
-        for name, attack in (("APGD-CE", a), ("APGD-T", b), ("FAB-T", c), ("Square", d)):
-            rows.append(Row(f"{name}, AutoAttack's", lambda attack=attack: attack.perturb(x, y)))  # type: ignore[misc]
-    if _here("torchattacks"):
-        import torchattacks
-
-        e = torchattacks.APGD(model, norm="Linf", eps=eps, steps=steps, seed=0)
-        f = torchattacks.APGDT(
-            model, norm="Linf", eps=eps, steps=steps, seed=0, n_classes=targets + 1
-        )
-        g = torchattacks.FAB(
-            model,
-            norm="Linf",
-            eps=eps,
-            steps=steps,
-            seed=0,
-            multi_targeted=True,
-            n_classes=targets + 1,
-        )
-        h = torchattacks.Square(
-            model, norm="Linf", eps=eps, n_queries=queries, p_init=0.8, seed=0, resc_schedule=False
-        )
-        for name, attack in (("APGD-CE", e), ("APGD-T", f), ("FAB-T", g), ("Square", h)):
-            rows.append(Row(f"{name}, torchattacks", lambda attack=attack: attack(x, y)))  # type: ignore[misc]
-    if classes < 4:  # theirs fail
+    target = _Target(model, x, y, eps)
+    if _is_installed("pyautoattack"):
+        rows += _autoattack_rows(target, steps, queries, targets)
+    if _is_installed("torchattacks"):
+        rows += _torchattacks_rows(target, steps, queries, targets)
+    if classes < 4:  # the other implementations of APGD-T fail with fewer classes
         rows = [
             row
             for row in rows
             if not row.name.startswith("APGD-T") or row.name.endswith("vidrobust")
         ]
+    # a stable sort: ours stays the first of each attack
     return sorted(rows, key=lambda row: row.name.split(",")[0])
 
 
-Cost = tuple[str, float, float, float, float]
+def _autoattack_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
+    """Return the four attacks by AutoAttack's code (Croce and Hein 2020)."""
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
+    model = target.model
+    shared: dict[str, Any] = {
+        "norm": "Linf",
+        "eps": target.eps,
+        "n_restarts": 1,
+        "seed": 0,
+        "device": target.x.device,
+    }
+    attacks = {
+        "APGD-CE": APGDAttack(model, n_iter=steps, loss="ce", **shared),
+        "APGD-T": APGDAttack_targeted(model, n_iter=steps, n_target_classes=targets, **shared),
+        "FAB-T": FABAttack_PT(
+            model, n_iter=steps, targeted=True, n_target_classes=targets, **shared
+        ),
+        "Square": SquareAttack(
+            model, n_queries=queries, p_init=0.8, loss="margin", resc_schedule=False, **shared
+        ),
+    }
+    return [
+        Row(f"{name}, AutoAttack's", partial(attack.perturb, target.x, target.y))
+        for name, attack in attacks.items()
+    ]
+
+
+def _torchattacks_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
+    """Return the four attacks by torchattacks."""
+    import torchattacks
+
+    model = target.model
+    shared: dict[str, Any] = {"norm": "Linf", "eps": target.eps, "seed": 0}
+    attacks = {
+        "APGD-CE": torchattacks.APGD(model, steps=steps, **shared),
+        "APGD-T": torchattacks.APGDT(model, steps=steps, n_classes=targets + 1, **shared),
+        "FAB-T": torchattacks.FAB(
+            model, steps=steps, multi_targeted=True, n_classes=targets + 1, **shared
+        ),
+        "Square": torchattacks.Square(
+            model, n_queries=queries, p_init=0.8, resc_schedule=False, **shared
+        ),
+    }
+    return [
+        Row(f"{name}, torchattacks", partial(attack, target.x, target.y))
+        for name, attack in attacks.items()
+    ]
 
 
 def costs(model: nn.Module, x: Tensor, y: Tensor, eps: float, effort: float) -> list[Cost]:
-    """(attack, forward and backward passes a clip, seconds a clip, accuracy) from FGSM to
-    AutoAttack on video.
+    """Measure the cost of attacks from FGSM to AutoAttack on video.
+
+    Args:
+        model: the attacked classifier.
+        x: clips (N, C, T, H, W) in [0, 1].
+        y: labels (N,).
+        eps: Linf budget.
+        effort: factor of the steps and queries of the suites, eval.effort.
     """
     threat = ThreatModel("linf", eps)
     with torch.no_grad():
@@ -306,33 +514,29 @@ def costs(model: nn.Module, x: Tensor, y: Tensor, eps: float, effort: float) -> 
         "autoattack": suite_steps("standard", threat, x.shape[2], classes, effort=effort),
         "video": suite_steps("video", threat, x.shape[2], classes, effort=effort),
     }
-    found = []
+    measured = []
     for name, steps in suites.items():
-        counted = Passes(model)
+        counted = Passes(model)  # counts forward and backward passes
         start = time.perf_counter()
         outcome = worst_case(
             counted, x, y, threat, steps, generator=torch.Generator().manual_seed(0)
         )
         seconds = time.perf_counter() - start
-        title = (
-            name
-            if effort == 1 or name not in ("autoattack", "video")
-            else f"{name}, effort {effort:g}"
-        )
-        found.append(
-            (
-                title,
-                counted.forward / len(x),
-                counted.backward / len(x),
-                seconds / len(x),
-                sum(outcome.robust) / len(x),
+        reduced = effort != 1 and name in ("autoattack", "video")
+        measured.append(
+            Cost(
+                f"{name}, effort {effort:g}" if reduced else name,
+                forward=counted.forward / len(x),
+                backward=counted.backward / len(x),
+                seconds=seconds / len(x),
+                accuracy=sum(outcome.robust) / len(x),
             )
         )
-    return found
+    return measured
 
 
 class _Images(nn.Module):
-    """The model on (B, C, H, W), each a clip of one frame."""
+    """Classifies images (N, C, H, W) as clips of one frame."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -342,5 +546,5 @@ class _Images(nn.Module):
         return self.model(x.unsqueeze(2))
 
 
-def _here(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None

@@ -4,16 +4,27 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from vidrobust import config
+from vidrobust.benchmarks.data import one_core
+from vidrobust.benchmarks.timing import spread
 from vidrobust.corruptions import SEVERITIES, corrupt
+from vidrobust.data import read_frames
+from vidrobust.evaluation.natural.corruption import check_corruptions
 
 
 @dataclass
 class Rate:
-    """Frames a second of a corruption, over all severities: of ours in each round, and of the
-    published one, if any.
+    """Frames per second of one corruption, over all severities.
+
+    Attributes:
+        name: name of the corruption.
+        size: shorter side of the frames, pixels.
+        ours: rate of our code in each round.
+        published: rate of the published formula in each round; empty if there is none.
     """
 
     name: str
@@ -23,16 +34,56 @@ class Rate:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast ours is, by medians."""
-        return (
-            statistics.median(self.ours) / statistics.median(self.published)
-            if self.published
-            else None
-        )
+        """Median rate of ours divided by that of the published formula; None if there is none."""
+        if not self.published:
+            return None
+        return statistics.median(self.ours) / statistics.median(self.published)
+
+
+def print_corruptions(
+    cfg: config.Config, *, rounds: int, sizes: Sequence[int], video: Path | None
+) -> None:
+    """Print the rate of each of eval.corruption.names on one core, at several sizes.
+
+    Args:
+        cfg: corruptions (none: all), frames per clip, and the decoder.
+        rounds: rounds to measure.
+        sizes: shorter sides of the frames, pixels.
+        video: file whose first frames are corrupted; None: an artificial clip.
+    """
+    names = check_corruptions(cfg.eval.corruption.names or ["all"])
+    _, missing = published()
+    if missing:
+        print(f"the published formulas are left out: {missing}")
+    print(f"{rounds} rounds of {cfg.data.frames} frames at severities 1 to 5, one core")
+    print(
+        "| corruption | pixels | frames/s (lowest to highest) | published | times as fast"
+        " |\n|---|---|---|---|---|"
+    )
+    for size in sizes:
+        if video:
+            indices = np.arange(cfg.data.frames)
+            clip = read_frames(video, indices, short_side=size, backend=cfg.data.backend)
+        else:
+            clip = drawn_clip(cfg.data.frames, size, size * 4 // 3)
+        # the table has frames per second and core
+        with one_core():
+            for rate in measure_rates(clip, names, rounds):
+                reference = "- | -"
+                if rate.ratio:
+                    reference = f"{statistics.median(rate.published):.1f} | {rate.ratio:.2f}"
+                print(
+                    f"| {rate.name:<18} | {size} | {spread(rate.ours, 0)} | {reference} |",
+                    flush=True,
+                )
 
 
 def published() -> tuple[dict[str, Callable[..., np.ndarray]], str]:
-    """(the published functions, "") or ({}, what to install)."""
+    """Return the published formulas by name, or what to install for them.
+
+    Returns:
+        (formulas, ""), or ({}, message) if a package is missing.
+    """
     try:
         from vidrobust.benchmarks.reference.imagenet_c import PUBLISHED
     except ImportError as error:
@@ -43,53 +94,65 @@ def published() -> tuple[dict[str, Callable[..., np.ndarray]], str]:
 def measure_rates(
     clip: np.ndarray, names: Sequence[str], rounds: int, *, slow_s: float = 0.05
 ) -> list[Rate]:
-    """Time each corruption of a clip (T, H, W, 3) at all severities; ours and the published one in
-    turn.
+    """Time each corruption at all severities, our code and the published formula in turn.
 
-    The published ones take images, one by one; those that need more than slow_s seconds for one get
-    two of the clip.
+    The published formulas take one image at a time.
+
+    Args:
+        clip: frames (T, H, W, 3) uint8.
+        names: names of corruptions.
+        rounds: rounds to measure, after one to warm up.
+        slow_s: a published formula that needs more seconds per image gets only two frames.
     """
-    theirs, _ = published()
+    formulas, _ = published()
     rates = [Rate(name, min(clip.shape[1:3])) for name in names]
-    few = {
-        name: _seconds(theirs[name], [(clip[0], 1, np.random.RandomState(0))] * 2) > 2 * slow_s
+    # measured on two calls
+    is_slow = {
+        name: _seconds(formulas[name], [(clip[0], 1, np.random.RandomState(0))] * 2) > 2 * slow_s
         for name in names
-        if name in theirs
+        if name in formulas
     }
-    for number in range(rounds + 1):
+    for round_ in range(rounds + 1):
         for rate in rates:
-            draws = [(s, np.random.default_rng(s)) for s in SEVERITIES]
-            ours = _seconds(corrupt, [(clip, rate.name, *draw) for draw in draws])
-            if number:  # the first round warms up
-                rate.ours.append(len(clip) * len(SEVERITIES) / ours)
-            if rate.name in theirs:
-                frames = clip[:2] if few[rate.name] else clip
-                jobs = [
-                    (frame, s, np.random.RandomState(s)) for s in SEVERITIES for frame in frames
-                ]
-                other = _seconds(theirs[rate.name], jobs)
-                if number:
-                    rate.published.append(len(jobs) / other)
+            # equal seeds in all rounds, so that every round has the same work
+            our_jobs = [(clip, rate.name, s, np.random.default_rng(s)) for s in SEVERITIES]
+            our_seconds = _seconds(corrupt, our_jobs)
+            if round_:  # round 0 warms up
+                rate.ours.append(len(clip) * len(SEVERITIES) / our_seconds)
+            if rate.name in formulas:
+                frames = clip[:2] if is_slow[rate.name] else clip
+                jobs: list[tuple] = []
+                for severity in SEVERITIES:
+                    jobs += [(frame, severity, np.random.RandomState(severity)) for frame in frames]
+                seconds = _seconds(formulas[rate.name], jobs)
+                if round_:
+                    rate.published.append(len(jobs) / seconds)
     return rates
 
 
 def drawn_clip(frames: int, height: int, width: int) -> np.ndarray:
-    """(T, H, W, 3) uint8: smooth shapes that drift, and a little noise: encoders find what they
-    find in videos.
+    """Return an artificial clip (T, H, W, 3) uint8: smooth drifting shapes with a little noise.
+
+    Video encoders can predict such motion, as they can in real videos.
+
+    Args:
+        frames: number of frames T.
+        height: height of a frame, pixels.
+        width: width of a frame, pixels.
     """
     y, x, t = np.ogrid[0 : 6 : height * 1j, 0 : 8 : width * 1j, 0 : 2 : frames * 1j]
+    # one wave per color channel: frequency along y, speed, frequency along x
     waves = [
         np.sin(a * y + b * t) * np.cos(c * x - t)
         for a, b, c in ((1, 2, 1.3), (2.1, 1, 0.7), (3.3, 0.5, 2.9))
     ]
     noise = np.random.default_rng(0).normal(0, 4, (frames, height, width, 3))
-    return (
-        (127 + 90 * np.stack(waves, -1).transpose(2, 0, 1, 3) + noise).clip(0, 255).astype(np.uint8)
-    )
+    shapes = np.stack(waves, -1).transpose(2, 0, 1, 3)
+    return (127 + 90 * shapes + noise).clip(0, 255).astype(np.uint8)
 
 
 def _seconds(function: Callable[..., np.ndarray], jobs: Sequence[tuple]) -> float:
-    """Of one call a job, its result as it would be kept."""
+    """Return the time of one call per job, with its result converted to uint8 for keeping."""
     start = time.perf_counter()
     for job in jobs:
         np.asarray(function(*job), dtype=np.uint8)

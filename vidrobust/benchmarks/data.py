@@ -1,4 +1,4 @@
-"""Time loading in clips per second, compared with the bare decoder and pytorchvideo."""
+"""Time data loading in clips per second, compared with the bare decoder and pytorchvideo."""
 
 import dataclasses
 import functools
@@ -37,10 +37,14 @@ from vidrobust.views import AugmentSpec, draw_view
 VIEWS = 2
 log = logging.getLogger("vidrobust")
 
+# parts of the lower bound, in the order in which the loader does them
+_STAGES = ("open", "decode", "colour", "crop, resize")
+_REST = "child, collate, transport"
+
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This process, and those it starts, on one core, where the system has such a thing."""
+    """Restrict this process, and those it starts, to one core, if the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -54,8 +58,14 @@ def one_core() -> Iterator[None]:
 
 @dataclass
 class Row:
-    """A loader and what it reached: seconds a video of each round, or the reason why it does not
-    read this data set.
+    """Measurements of one loader.
+
+    Attributes:
+        name: name of the loader, and of its decoder.
+        cores: number of cores that it may use.
+        measure: runs the loader once; returns seconds per video.
+        videos_s: seconds per video of each round.
+        reason: why the loader cannot read this data set; "" if it can.
     """
 
     name: str
@@ -66,44 +76,73 @@ class Row:
 
     @property
     def clips_s(self) -> tuple[float, float, float]:
-        """(median, lowest, highest) clips a second."""
+        """(median, lowest, highest) clips per second."""
         rates = [VIEWS / seconds for seconds in self.videos_s]
         return statistics.median(rates), min(rates), max(rates)
+
+
+def print_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str) -> None:
+    """Print the rate of each loader, and the parts of our loader's time.
+
+    Args:
+        cfg: data set and clips.
+        videos: videos per round and loader.
+        rounds: rounds to measure.
+        prepared: root of the same data set with re-encoded files; "" for none.
+    """
+    chosen = readable(cfg, videos)
+    rows = measure_data(cfg, chosen, rounds=rounds, prepared=prepared)
+    print(
+        f"{rounds} rounds of {videos} videos, {cfg.data.frames} frames at stride"
+        f" {cfg.data.stride}, two views"
+    )
+    print(f"| {'loader':<28} | cores | clips/s | lowest to highest |\n|---|---|---|---|")
+    for row in rows:
+        if row.reason:
+            print(f"| {row.name:<28} | {row.cores} | - | {row.reason} |")
+        else:
+            median, low, high = row.clips_s
+            print(f"| {row.name:<28} | {row.cores} | {median:.1f} | {low:.1f} to {high:.1f} |")
+    parts = lower_bound(cfg, chosen, rounds=rounds)
+    print(
+        "ms per video, one core: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    )
 
 
 def measure_data(
     cfg: config.Config, chosen: list[Record], *, rounds: int, prepared: str = ""
 ) -> list[Row]:
-    """Random clips of the `chosen` videos, two views of each, as `cfg` says; every row once a
-    round.
+    """Time every loader once per round, on random clips: two views of each video.
 
-    prepared: the root of the same data set, re-encoded, for a row more. Images and folders of
-    frames have one decoder, and pytorchvideo does not read them.
+    Images and folders of frames have a single decoder, and pytorchvideo cannot read them.
+
+    Args:
+        cfg: data set and clips.
+        chosen: videos to load.
+        rounds: rounds to measure.
+        prepared: root of the same data set with re-encoded files, for an additional row.
     """
     with open_video(chosen[0].path) as first:
         backends = _video_backends() if first.backend == "pyav" else ("auto",)
-    kinds = {"bare decoder": _bare, "vidrobust": _ours, "pytorchvideo": _theirs}
-    rows = [
-        Row(f"{name}, {backend}", 1, functools.partial(measure, chosen, cfg, backend))
-        for name, measure in kinds.items()
-        for backend in backends
-        if measure is not _theirs or backend in ("pyav", "decord")
-    ]
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    rows.append(
-        Row(
-            f"vidrobust, {cores} workers",
-            cores,
-            functools.partial(_ours, chosen, cfg, "auto", cores),
-        )
-    )
+    # one core, with each decoder
+    loaders = {"bare decoder": _bare, "vidrobust": _ours, "pytorchvideo": _theirs}
+    rows = []
+    for name, loader in loaders.items():
+        for backend in backends:
+            if loader is not _theirs or backend in ("pyav", "decord"):
+                measure = functools.partial(loader, chosen, cfg, backend)
+                rows.append(Row(f"{name}, {backend}", 1, measure))
+    # all cores
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    on_all_cores = functools.partial(_ours, chosen, cfg, "auto", cores)
+    rows.append(Row(f"vidrobust, {cores} workers", cores, on_all_cores))
     if prepared:
-        small = readable(_at(cfg, prepared), len(chosen))
-        rows.append(
-            Row("vidrobust, re-encoded files", 1, functools.partial(_ours, small, cfg, "auto"))
-        )
+        small = readable(_with_root(cfg, prepared), len(chosen))
+        reencoded = functools.partial(_ours, small, cfg, "auto")
+        rows.append(Row("vidrobust, re-encoded files", 1, reencoded))
+    # in turn, so that a change in the machine's load affects all loaders
     for _ in range(rounds):
         for row in rows:
             if row.reason:
@@ -117,8 +156,14 @@ def measure_data(
 
 
 def readable(cfg: config.Config, videos: int) -> list[Record]:
-    """The first `videos` of the training list that decode, over again when there are fewer; says
-    what it left out.
+    """Return videos of the training split that can be decoded; log those that cannot.
+
+    Args:
+        cfg: data set.
+        videos: how many to return; they are repeated if there are fewer.
+
+    Raises:
+        UserError: if no training video can be decoded.
     """
     records, _ = build_records(cfg.data, "train")
     good: list[Record] = []
@@ -132,11 +177,11 @@ def readable(cfg: config.Config, videos: int) -> list[Record]:
         else:
             good.append(record)
     if not good:
-        raise UserError("no training video decodes: nothing to measure")
+        raise UserError("no training video can be decoded: nothing to measure; check data.root")
     return list(itertools.islice(itertools.cycle(good), videos))
 
 
-def _at(cfg: config.Config, root: str) -> config.Config:
+def _with_root(cfg: config.Config, root: str) -> config.Config:
     return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, root=root, manifest=""))
 
 
@@ -149,7 +194,7 @@ def _video_backends() -> tuple[str, ...]:
 
 
 def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
-    """The frames that our loader reads of each video, at their own size, and nothing else."""
+    """Decode only the frames that our loader needs, at their original size."""
     ours = _dataset(records, cfg, backend)
     start = time.perf_counter()
     for index, record in enumerate(records):
@@ -160,22 +205,24 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
 
 
 def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
-    size = 8
+    """Load batches of 8 videos with our loader."""
     batches = batch_loader(
-        _dataset(records, cfg, backend), EvalBatches(list(range(len(records))), size), workers
+        _dataset(records, cfg, backend), EvalBatches(list(range(len(records))), 8), workers
     )
-    return _steady(iter(batches), _all_read)
+    return _seconds_per_video(iter(batches), _count_read)
 
 
-def _all_read(batch: Batch) -> int:
+def _count_read(batch: Batch) -> int:
+    """Return the number of videos in a batch; a video that failed makes the measurement void."""
     if bad := [*batch.failed, *batch.replaced]:
         raise DecodeError(bad[0].reason)
     return len(batch.uids)
 
 
 def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
-    """pytorchvideo's LabeledVideoDataset: two random clips of each video, 16 of their frames, a
-    random resized crop.
+    """Load batches of 8 videos with pytorchvideo's LabeledVideoDataset.
+
+    It reads two random clips of each video; a random resized crop follows, as in our loader.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -186,7 +233,7 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
     scale = (cfg.augment.scale[0], cfg.augment.scale[1])
     crop = v2.RandomResizedCrop(cfg.data.size, scale=scale, antialias=True)
 
-    seconds = cfg.data.frames * cfg.data.stride / 25
+    seconds = cfg.data.frames * cfg.data.stride / 25  # of a clip at 25 frames per second
     dataset = LabeledVideoDataset(
         [(record.path, {"label": record.label}) for record in records],
         RandomMultiClipSampler(clip_duration=seconds, num_clips=VIEWS),
@@ -195,34 +242,43 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
         decoder=backend,
         transform=functools.partial(_their_views, crop=crop, frames=cfg.data.frames),
     )
-    # FFmpeg's threads are not copied with a process that has decoded, and PyAV 19 waits for them
+    # A forked process does not have the threads of FFmpeg that its parent started, and PyAV 19
+    # waits for them forever.
     context = "spawn" if backend == "pyav" else None
     batches = torch.utils.data.DataLoader(
         dataset, batch_size=8, num_workers=1, multiprocessing_context=context
     )
-    return _steady(iter(batches), len)
+    return _seconds_per_video(iter(batches), len)
 
 
 def _their_views(
     sample: dict[str, Any], crop: Callable[[torch.Tensor], torch.Tensor], frames: int
 ) -> torch.Tensor:
+    """Return the crops (views, 3, T, H, W) of a sample of LabeledVideoDataset."""
     views = []
     for video in sample["video"]:  # (3, frames, H, W) float
-        chosen = torch.linspace(0, video.shape[1] - 1, frames).long()
-        views.append(crop(video[:, chosen].transpose(0, 1)).transpose(0, 1))
+        indices = torch.linspace(0, video.shape[1] - 1, frames).long()
+        views.append(crop(video[:, indices].transpose(0, 1)).transpose(0, 1))
     return torch.stack(views)
 
 
-def _steady(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
-    """Seconds a video from the first batch to the last: starting and ending processes is not
-    loading.
+def _seconds_per_video(batches: Iterator[Any], count: Callable[[Any], int]) -> float:
+    """Return the seconds per video from the first batch to the last.
+
+    The time to start and to end processes is left out.
+
+    Args:
+        batches: batches of a loader.
+        count: returns the number of videos in a batch.
     """
-    next(batches)
-    start, last, seen = time.perf_counter(), 0.0, 0
+    next(batches)  # includes the start of the processes
+    start = time.perf_counter()
+    last = 0.0
+    videos = 0
     for batch in batches:
-        seen += count(batch)
+        videos += count(batch)
         last = time.perf_counter()
-    return (last - start) / seen
+    return (last - start) / videos
 
 
 def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDataset:
@@ -231,48 +287,58 @@ def _dataset(records: list[Record], cfg: config.Config, backend: str) -> ClipDat
     )
 
 
-def floor(cfg: config.Config, chosen: list[Record], *, rounds: int) -> dict[str, float]:
-    """Milliseconds a video of what the loader does with its own decoder, on one core: medians over
-    `rounds`.
+def lower_bound(cfg: config.Config, chosen: list[Record], *, rounds: int) -> dict[str, float]:
+    """Measure the parts of our loader's time, on one core.
+
+    Each part is the difference between two measurements, so noise can make it negative.
+
+    Args:
+        cfg: data set and clips.
+        chosen: videos to load.
+        rounds: rounds to measure.
+
+    Returns:
+        Milliseconds per video of each part, medians over rounds.
     """
-    stages: dict[str, Callable[[], None]] = {
-        "open": lambda: _stage(chosen, cfg, 0),
-        "decode": lambda: _stage(chosen, cfg, 1),
-        "colour": lambda: _stage(chosen, cfg, 2),
-        "crop, resize": lambda: _stage(chosen, cfg, 3),
-    }
-    found: dict[str, list[float]] = {name: [] for name in [*stages, "child, collate, transport"]}
+    parts_ms: dict[str, list[float]] = {name: [] for name in (*_STAGES, _REST)}
     with one_core():
         for _ in range(rounds):
-            before = 0.0
-            for name, run in stages.items():
+            previous = 0.0
+            # stages one by one, each together with those before it
+            for last_stage, name in enumerate(_STAGES):
                 start = time.perf_counter()
-                run()
-                spent = (time.perf_counter() - start) / len(chosen) * 1e3
-                found[name].append(spent - before)
-                before = spent
-            found["child, collate, transport"].append(1e3 * _ours(chosen, cfg, "auto") - before)
-    return {name: statistics.median(values) for name, values in found.items()}
+                _run_stages(chosen, cfg, last_stage)
+                total = (time.perf_counter() - start) / len(chosen) * 1e3
+                parts_ms[name].append(total - previous)
+                previous = total
+            parts_ms[_REST].append(1e3 * _ours(chosen, cfg, "auto") - previous)
+    return {name: statistics.median(values) for name, values in parts_ms.items()}
 
 
-def _stage(records: list[Record], cfg: config.Config, depth: int) -> None:
-    """Open; decode; convert to RGB; crop and resize: each stage with those before it."""
+def _run_stages(records: list[Record], cfg: config.Config, last_stage: int) -> None:
+    """Run the stages of loading up to and including a stage.
+
+    Args:
+        records: videos.
+        cfg: clips and crops.
+        last_stage: index in _STAGES: open, decode, convert to RGB, crop and resize.
+    """
     ours = _dataset(records, cfg, "auto")
     view = AugmentSpec(size=cfg.data.size, scale=(cfg.augment.scale[0], cfg.augment.scale[1]))
     for index, record in enumerate(records):
         with open_record(record) as video:
             clips, rng = ours.draw_clips(0, index, video.num_frames)
-            if depth == 0:
+            if last_stage == 0:
                 continue
-            if depth == 1 and isinstance(video, PyAV):
+            if last_stage == 1 and isinstance(video, PyAV):
+                # replaces the conversion to RGB
                 video._upright = lambda frame: frame  # type: ignore[method-assign, assignment, return-value]
             frames = list(video.frames(np.unique(clips)))
-            if depth == 3:
+            if last_stage == 3:
                 for _ in range(VIEWS):
                     height, width = frames[0].shape[:2]
                     box = draw_view(view, height, width, rng)
-                    cut = [
-                        f[box.top : box.top + box.height, box.left : box.left + box.width]
-                        for f in frames
-                    ]
-                    resize(np.stack(cut[: ours.spec.frames]), view.size, view.size)
+                    rows = slice(box.top, box.top + box.height)
+                    columns = slice(box.left, box.left + box.width)
+                    crops = [frame[rows, columns] for frame in frames]
+                    resize(np.stack(crops[: ours.spec.frames]), view.size, view.size)

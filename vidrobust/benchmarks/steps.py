@@ -1,19 +1,21 @@
-"""Time a training step of each method, compared with the passes it needs.
+"""Time a training step of each method, compared with its lower bound and with public code.
 
-The floor is the same forward and backward passes through the same model, without a loss worth the
-name.
+The lower bound makes the same forward and backward passes through the same model, with a trivial
+loss and no other work.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.benchmarks.nt_xent import broadcast_nt_xent
+from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.methods.adversarial.advcl import AdvCL
 from vidrobust.methods.adversarial.adversary import in_mode
 from vidrobust.methods.base import Method
@@ -21,11 +23,15 @@ from vidrobust.methods.build import build_method
 from vidrobust.methods.registry import ADVERSARIES, METHODS, steps_of
 from vidrobust.methods.spec import Cost
 from vidrobust.models import Model, configured_backbone
+from vidrobust.training.loop import use_bf16
+from vidrobust.training.setup import arrange as arrange_as_configured
+from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError, lookup
 
-Step = Callable[[], Tensor]  # -> a loss to go back from
+Step = Callable[[], Tensor]  # returns the loss to backpropagate
 
 
-# method.name, method.adversary.name of the steps that are timed unless others are asked for
+# (method.name, method.adversary.name) of the steps that are timed by default
 TIMED: tuple[tuple[str, str], ...] = (
     ("simclr", "none"),
     *(("simclr", name) for name in ("clae", "rocl", "acl", "dynacl", "advcl")),
@@ -37,113 +43,248 @@ TIMED: tuple[tuple[str, str], ...] = (
 
 @dataclass
 class StepTiming:
-    """Of one way to make a step: seconds of each round, and peak memory in GiB (GPUs; else 0)."""
+    """Measurements of one implementation of a training step.
+
+    Attributes:
+        method: name of the method, or of its adversary if it has one.
+        kind: "vidrobust", "lower bound" or "public code".
+        seconds: time of each round.
+        memory_gb: peak memory, GiB; 0 on devices other than GPUs.
+    """
 
     method: str
-    kind: str  # "vidrobust", "floor" or "public code"
+    kind: str
     seconds: list[float] = field(default_factory=list)
     memory_gb: float = 0.0
 
     @property
     def median(self) -> float:
+        """Median time, seconds."""
         return statistics.median(self.seconds)
 
 
-def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
-    """Return the passes of a step with all steps of the attack.
+@dataclass(frozen=True)
+class _Way:
+    """One implementation of a training step, with a model of its own."""
 
-    Raises ValueError for options whose passes are others.
+    timing: StepTiming
+    model: nn.Module
+    step: Step
+
+
+def print_steps(cfg: config.Config, *, methods: Sequence[str], batch: int, rounds: int) -> None:
+    """Print the time and memory of each method's training step.
+
+    Args:
+        cfg: sizes of clips and model, device and precision.
+        methods: names of methods without an adversary, or of adversaries; empty: all of TIMED.
+        batch: videos per batch.
+        rounds: rounds to measure.
+
+    Raises:
+        UserError: for an unknown name, and for options that have no lower bound (`cost_of`).
     """
-    wanted = cfg.method.adversary
+    device = distributed.start(cfg.device)
+    pairs = {
+        method if adversary == "none" else adversary: (method, adversary)
+        for method, adversary in TIMED
+    }
+    selected = list(methods) or list(pairs)
+    for name in selected:
+        lookup(pairs, name, "--methods")
+    # refuse options without a lower bound before anything is timed
+    try:
+        cost_of(cfg, *pairs[selected[0]])
+    except ValueError as error:
+        raise UserError(f"benchmark.py adversarial: {error}") from None
+    precision = "bf16" if use_bf16(cfg.train.amp, device) else "float32"
+    print(
+        f"{cfg.model.backbone}, {batch} videos of {cfg.data.frames} x {cfg.data.size} x"
+        f" {cfg.data.size} on {device}, {precision}, {rounds} rounds"
+    )
+    print(
+        "| method | step | s, median (lowest to highest) | of the lower bound | of public code"
+        " | GiB |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in selected:
+        timings = measure_as_configured(cfg, pairs[name], batch, rounds, device)
+        by_kind = {timing.kind: timing for timing in timings}
+        for timing in timings:
+            bound = timing.median / by_kind["lower bound"].median
+            public = "-"
+            if "public code" in by_kind:
+                public = f"{timing.median / by_kind['public code'].median:.2f}"
+            print(
+                f"| {name} | {timing.kind} | {spread(timing.seconds, 3)} | {bound:.2f} | {public} |"
+                f" {timing.memory_gb:.1f} |",
+                flush=True,
+            )
+
+
+def measure_as_configured(
+    cfg: config.Config, pair: tuple[str, str], batch: int, rounds: int, device: torch.device
+) -> list[StepTiming]:
+    """Time one method's step with the precision and memory layout of `train.*`.
+
+    Args:
+        cfg: sizes, precision, memory layout.
+        pair: (method.name, method.adversary.name).
+        batch: videos per batch.
+        rounds: rounds to measure.
+        device: device of the model.
+    """
+    amp = use_bf16(cfg.train.amp, device)
+    arrange = partial(arrange_as_configured, cfg=cfg.train)
+    return measure_steps(cfg, [pair], batch, rounds, device, amp=amp, arrange=arrange)
+
+
+def cost_of(cfg: config.Config, name: str, adversary: str) -> Cost:
+    """Return the passes of a training step, with the passes of all attack steps in `attack`.
+
+    Args:
+        cfg: options of the adversary, such as the number of steps.
+        name: method.name.
+        adversary: method.adversary.name.
+
+    Raises:
+        ValueError: for options that change the passes in ways which `Cost` cannot express.
+    """
+    attack_cfg = cfg.method.adversary
     cost = METHODS[name].cost if adversary == "none" else ADVERSARIES[adversary].cost(name)
-    plain = wanted.schedule == "constant" and not wanted.selector and not wanted.faithful
-    if len(wanted.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
+    plain = (
+        attack_cfg.schedule == "constant" and not attack_cfg.selector and not attack_cfg.faithful
+    )
+    if len(attack_cfg.threats) > 1 or not plain or cfg.method.clips_per_video != 2:
         raise ValueError(
-            "a floor is that of one threat of a constant eps and two clips, without a selector, not"
-            " faithful"
+            "the lower bound is defined for one threat with constant eps, two clips per video, no"
+            " selector and faithful=false"
         )
-    steps = 0 if adversary == "none" else steps_of(replace(wanted, name=adversary))
-    anchor = int(
-        adversary == "clae" and steps > 1
-    )  # which is one pass with the attack's only one else
-    return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor)
+    steps = 0 if adversary == "none" else steps_of(replace(attack_cfg, name=adversary))
+    # With one step, CLAE's attack embeds its anchor in the same pass. With more, it needs another.
+    anchor_passes = int(adversary == "clae" and steps > 1)
+    return replace(cost, attack=cost.attack * steps, forward=cost.forward + anchor_passes)
 
 
 def configured(cfg: config.Config, name: str, adversary: str, device: torch.device) -> Method:
-    """The method by name, with the rest of the configuration; a fresh trunk is its teacher where it
-    has one.
+    """Build a method and its adversary by name; other options are those of a configuration.
+
+    A method with a teacher gets an untrained backbone as its teacher.
+
+    Args:
+        cfg: all other options.
+        name: method.name.
+        adversary: method.adversary.name.
+        device: device of the method.
     """
-    own = replace(cfg.method, name=name, adversary=replace(cfg.method.adversary, name=adversary))
-    method = build_method(replace(cfg, method=own), 10)
+    options = replace(
+        cfg.method, name=name, adversary=replace(cfg.method.adversary, name=adversary)
+    )
+    method = build_method(replace(cfg, method=options), 10)
     if method.wants_teacher:
         method.set_teacher(configured_backbone(cfg.model))
     method = method.to(device).train()
     if isinstance(method, AdvCL):
+        # pseudo-labels, which training would compute from the teacher's features
         method.pseudo.labels = torch.zeros(
             10**4, len(method.pseudo.counts), dtype=torch.long, device=device
         )
     return method
 
 
-def floor_step(model: Model, clips: Tensor, cost: Cost, step: float = 0.01) -> Tensor:
-    """The passes of `cost` on clips (B, C, T, H, W) and nothing else -> a number made of all that
-    is learned.
+def lower_bound_step(model: Model, clips: Tensor, cost: Cost, step: float = 0.01) -> Tensor:
+    """Make the passes of a training step, and no other work.
+
+    Args:
+        model: the model.
+        clips: (B, C, T, H, W).
+        cost: passes to make.
+        step: size of an attack step.
+
+    Returns:
+        A scalar that depends on all embeddings with gradient.
     """
+    # passes without gradient, such as those of a momentum encoder
     for _ in range(cost.forward):
         with torch.no_grad(), in_mode(model, False):
             model(clips)
+    # attack steps: forward and backward to the input
     moved = torch.cat([clips] * cost.together) if cost.attack else clips
     with in_mode(model, cost.train_mode):
         for _ in range(cost.attack):
             v = moved.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(v).float().sum(), v)
             moved = torch.add(v.detach(), gradient.sign(), alpha=step).clamp_(0, 1)
+    # passes whose gradient reaches the weights
     batches = [torch.cat([clips] * count) for count in cost.learned]
     return torch.stack([model(batch).float().square().mean() for batch in batches]).sum()
 
 
 def public_clae(model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: float) -> Tensor:
-    """CLAE's step as its code has it: the attack goes back to the weights as well, forgets its
-    embeddings, and similarities are made by broadcasting (METHODS section 2.1; both branches are
-    the model's own norms here).
+    """Compute CLAE's loss as its released code does (Ho and Vasconcelos 2020).
+
+    Compared with `methods.adversarial.clae`, the attack also computes gradients of the weights, its
+    embeddings are computed again, and similarities are computed by broadcasting. Both branches use
+    the model's own norms here.
+
+    Args:
+        model: model with a branch "adv".
+        x1: first views (B, C, T, H, W) in [0, 1].
+        x2: second views, of the same shape.
+        temperature: temperature of the loss.
+        eps: Linf budget of the attack.
     """
+    # the attack, from x1 itself
     with model.use_branch("adv"):
-        za, tilde = model(x1), x1.clone().requires_grad_(True)
-        broadcast_nt_xent(torch.cat([za, model(tilde)]), temperature).backward()
-        assert tilde.grad is not None
-        x_adv = x1 + eps * tilde.grad.sign()
+        anchor = model(x1)
+        start = x1.clone().requires_grad_(True)
+        broadcast_nt_xent(torch.cat([anchor, model(start)]), temperature).backward()
+        assert start.grad is not None
+        x_adv = x1 + eps * start.grad.sign()
+    # drop the gradients that the attack left in the weights, then compute the loss
     model.zero_grad()
-    z1, z2 = model(x1), model(x2)
+    z1 = model(x1)
+    z2 = model(x2)
     with model.use_branch("adv"):
         z_adv = model(x_adv)
-    return broadcast_nt_xent(torch.cat([z1, z2]), temperature) + broadcast_nt_xent(
-        torch.cat([z1, z_adv]), temperature
-    )
+    clean = broadcast_nt_xent(torch.cat([z1, z2]), temperature)
+    return clean + broadcast_nt_xent(torch.cat([z1, z_adv]), temperature)
 
 
 def public_rocl(
     model: Model, x1: Tensor, x2: Tensor, temperature: float, eps: float, steps: int = 7
 ) -> Tensor:
-    """RoCL's step so: every step of the attack embeds the other view again and goes back to the
-    weights.
+    """Compute RoCL's loss as its released code does (Kim et al. 2020).
+
+    Compared with `methods.adversarial.rocl`, each attack step embeds the other view again and also
+    computes gradients of the weights.
+
+    Args:
+        model: the model.
+        x1: first views (B, C, T, H, W) in [0, 1].
+        x2: second views, of the same shape.
+        temperature: temperature of the loss.
+        eps: Linf budget of the attack.
+        steps: steps of the attack.
     """
+    # the attack, from a random start
     x_adv = (x1 + eps * (2 * torch.rand_like(x1) - 1)).clamp(0, 1)
     with in_mode(model, False):
         for _ in range(steps):
             v = x_adv.detach().requires_grad_(True)
             broadcast_nt_xent(model(torch.cat([v, x2])), temperature).backward()
             assert v.grad is not None
-            x_adv = torch.max(
-                torch.min(v.detach() + 0.223 * eps * v.grad.sign(), x1 + eps), x1 - eps
-            ).clamp(0, 1)
+            stepped = v.detach() + 0.223 * eps * v.grad.sign()  # step size of the released code
+            x_adv = torch.max(torch.min(stepped, x1 + eps), x1 - eps).clamp(0, 1)
+    # the loss: all pairs of the three views, and the regularizer
     model.zero_grad()
-    second = broadcast_nt_xent(model(torch.cat([x_adv, x2])), temperature)
+    regularizer = broadcast_nt_xent(model(torch.cat([x_adv, x2])), temperature)
     z1, z2, z_adv = model(torch.cat([x1, x2, x_adv])).chunk(3)
     pairs = [
         broadcast_nt_xent(torch.cat(pair), temperature)
         for pair in ((z1, z2), (z1, z_adv), (z2, z_adv))
     ]
-    return 2 * torch.stack(pairs).mean() + second / 256
+    return 2 * torch.stack(pairs).mean() + regularizer / 256
 
 
 def measure_steps(
@@ -156,65 +297,84 @@ def measure_steps(
     amp: bool = False,
     arrange: Callable[[Method], None] = lambda method: None,
 ) -> list[StepTiming]:
-    """Each method's whole step with SGD, its floor, and public code where there is any, in turn;
-    the first round warms.
+    """Time whole training steps with SGD: ours, the lower bound, and public code if there is any.
 
-    Every way has its own model with the same weights, and the same clips. arrange: done to each
-    model. Raises as `cost_of` does.
+    They are timed in turn, each with a model of its own, and with the same weights and clips.
+
+    Args:
+        cfg: sizes and all options but the names.
+        names: (method.name, method.adversary.name) of each method.
+        batch: videos per batch.
+        rounds: rounds to measure, after one to warm up.
+        device: device of the models.
+        amp: whether to use bf16 autocast.
+        arrange: applied to each method before it is timed, such as to set its memory layout.
+
+    Raises:
+        ValueError: as `cost_of` does.
     """
     shape = (batch, 3, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    ids, labels = torch.arange(batch, device=device), torch.arange(batch, device=device) % 10
-    ways: list[tuple[StepTiming, nn.Module, Step]] = []
+    ways: list[_Way] = []
     for name, adversary in names:
-        title = name if adversary == "none" else adversary
-        made = [configured(cfg, name, adversary, device) for _ in range(3)]
-        for other in made:
-            arrange(other)
-        for other in made[1:]:
-            other.load_state_dict(made[0].state_dict())
-        ways.append((StepTiming(title, "vidrobust"), made[0], _own(made[0], views, ids, labels)))
-        cost = cost_of(cfg, name, adversary)
-        ways.append((StepTiming(title, "floor"), made[1], _floor(made[1], views, cost)))
-        if adversary in ("clae", "rocl"):
-            ways.append(
-                (StepTiming(title, "public code"), made[2], _public(adversary, made[2], views, cfg))
-            )
-    steppers = [
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4)
-        for _, model, _ in ways
+        # one per implementation; the third is not used if there is no public code
+        copies = [configured(cfg, name, adversary, device) for _ in range(3)]
+        for method in copies:
+            arrange(method)
+        for method in copies[1:]:
+            method.load_state_dict(copies[0].state_dict())
+        ways += _ways_of(cfg, (name, adversary), copies, views)
+    optimizers = [
+        torch.optim.SGD([p for p in way.model.parameters() if p.requires_grad], 1e-4)
+        for way in ways
     ]
-    for number in range(rounds + 1):
-        for (timing, _, step), optimizer in zip(ways, steppers, strict=True):
-            seconds, memory = _timed(step, optimizer, device, amp)
-            if number:
-                timing.seconds.append(seconds)
-                timing.memory_gb = max(timing.memory_gb, memory)
-    return [timing for timing, _, _ in ways]
+    for round_ in range(rounds + 1):
+        for way, optimizer in zip(ways, optimizers, strict=True):
+            seconds, memory = _timed(way.step, optimizer, device, amp)
+            if round_:  # round 0 warms up
+                way.timing.seconds.append(seconds)
+                way.timing.memory_gb = max(way.timing.memory_gb, memory)
+    return [way.timing for way in ways]
 
 
-def _own(method: Method, views: Tensor, ids: Tensor, labels: Tensor) -> Step:
-    return lambda: method(views[:, : method.views], ids, labels)["loss"].mean()
-
-
-def _floor(method: Method, views: Tensor, cost: Cost) -> Step:
+def _ways_of(
+    cfg: config.Config, pair: tuple[str, str], copies: Sequence[Method], views: Tensor
+) -> list[_Way]:
+    """Return the implementations of a method's step, each with its own copy of the method."""
+    name, adversary = pair
+    title = name if adversary == "none" else adversary
+    ours, bound, public = copies
     clips = views[:, 0].contiguous()
-    return lambda: floor_step(method.model, clips, cost)
+    ids = torch.arange(len(views), device=views.device)
+    ways = [
+        _Way(StepTiming(title, "vidrobust"), ours, partial(_own_step, ours, views, ids)),
+        _Way(
+            StepTiming(title, "lower bound"),
+            bound,
+            partial(lower_bound_step, bound.model, clips, cost_of(cfg, name, adversary)),
+        ),
+    ]
+    if adversary in ("clae", "rocl"):
+        second = views[:, 1].contiguous()
+        public_step, eps = {"clae": (public_clae, 4 / 255), "rocl": (public_rocl, 8 / 255)}[
+            adversary
+        ]
+        step = partial(public_step, public.model, clips, second, cfg.method.temperature, eps)
+        ways.append(_Way(StepTiming(title, "public code"), public, step))
+    return ways
 
 
-def _public(adversary: str, method: Method, views: Tensor, cfg: config.Config) -> Step:
-    x1, x2, t = views[:, 0].contiguous(), views[:, 1].contiguous(), cfg.method.temperature
-    if adversary == "clae":
-        return lambda: public_clae(method.model, x1, x2, t, 4 / 255)
-    return lambda: public_rocl(method.model, x1, x2, t, 8 / 255)
+def _own_step(method: Method, views: Tensor, ids: Tensor) -> Tensor:
+    return method(views[:, : method.views], ids, ids % 10)["loss"].mean()
 
 
 def _timed(
     step: Step, optimizer: torch.optim.Optimizer, device: torch.device, amp: bool
 ) -> tuple[float, float]:
+    """Return (seconds, peak memory in GiB) of a whole training step; no memory without a GPU."""
     on_gpu = device.type == "cuda"
+    synchronize(device)
     if on_gpu:
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
@@ -222,8 +382,6 @@ def _timed(
         loss = step()
     loss.backward()
     optimizer.step()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, (
-        torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
-    )
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0

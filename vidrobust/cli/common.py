@@ -1,4 +1,4 @@
-"""Arguments that commands share, and one-line errors."""
+"""Arguments that commands share, and one-line error messages."""
 
 import argparse
 import contextlib
@@ -11,7 +11,8 @@ from typing import Any
 
 from vidrobust.utils import versions
 
-if _old := versions.too_old():  # before what follows fails in a way that explains nothing
+# An old package would make one of the following imports fail with an error that does not name it.
+if _old := versions.too_old():
     sys.exit(f"error: {'; '.join(_old)}")
 
 import torch.distributed as dist
@@ -35,7 +36,7 @@ from vidrobust.utils.stopping import (
 )
 from vidrobust.utils.text import visible
 
-# options whose values are names in a dictionary
+# option -> dictionary of the names that it accepts
 FAMILIES: dict[str, Mapping[str, Any]] = {
     "data.sampling": TRAIN_SAMPLERS,
     "eval.sampling": EVAL_SAMPLERS,
@@ -49,66 +50,84 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 
 
 def _names() -> dict[str, str]:
-    """Return option -> its names, for --help."""
+    """Return option -> names that it accepts, for --help."""
     names = {key: ", ".join(family) for key, family in FAMILIES.items()}
-    names["data.name"] = ", ".join([*FORMATS, "torchvision:NAME"])
-    takes = [f"{name}: {', '.join(m.adversaries)}" for name, m in METHODS.items() if m.adversaries]
-    names["method.adversary.name"] = f"none; {'; '.join(takes)}"
+    by_method = [
+        f"{name}: {', '.join(method.adversaries)}"
+        for name, method in METHODS.items()
+        if method.adversaries
+    ]
+    names["method.adversary.name"] = f"none; {'; '.join(by_method)}"
     return names
 
 
 def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.ArgumentParser:
-    """A parser with the configuration's options in its help; its positional arguments are a command
-    and overrides.
+    """Return a parser whose help lists all options of the configuration.
+
+    Its positional arguments are a command, if there are any, and overrides.
+
+    Args:
+        description: first part of the help.
+        commands: names of the tool's commands; () for a tool without.
     """
-    made = argparse.ArgumentParser(
+    result = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(_names()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if commands:
-        made.add_argument("command", choices=commands)
-    made.add_argument(
+        result.add_argument("command", choices=commands)
+    result.add_argument(
         "overrides", nargs="*", metavar="key=value", help="options, also as KEY VALUE"
     )
-    made.add_argument(
+    result.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and stop"
     )
-    return made
+    return result
 
 
-def add_checkpoint(made: argparse.ArgumentParser) -> None:
-    """The arguments of a tool that reads a checkpoint."""
-    made.add_argument(
+def add_checkpoint(tool_parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a tool that reads a checkpoint."""
+    tool_parser.add_argument(
         "--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file"
     )
-    made.add_argument("--cfg", help="YAML page that lies over the checkpoint's own configuration")
+    tool_parser.add_argument(
+        "--cfg", help="config file whose options override those of the checkpoint's configuration"
+    )
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:
-    """(configuration, checkpoint, the folder of the run) that the arguments name.
+    """Read the checkpoint that the arguments of `add_checkpoint` name.
 
-    Raises UserError for other options of the model and its method than it was trained with.
+    Returns:
+        (configuration with overrides, checkpoint, folder of the run).
+
+    Raises:
+        UserError: for an option of the model or its method that differs from training.
     """
     state = checkpoint.read_checkpoint(args.checkpoint)
-    own = checkpoint.configuration(state, str(args.checkpoint))
+    trained = checkpoint.configuration(state, str(args.checkpoint))
     cfg = config.loads(
         state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg
     )
+    # options of evaluation may differ, those of the model and its method may not
     changed = [
-        line for line in config.differences(own, cfg) if line.startswith(("method.", "model."))
+        line for line in config.differences(trained, cfg) if line.startswith(("method.", "model."))
     ]
     if changed:
         raise UserError(
-            f"{changed[0]}: the checkpoint was trained with what is in brackets, and keeps it"
+            f"{changed[0]}: the checkpoint was trained with the value in parentheses; remove this"
+            " option"
         )
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     return cfg, state, folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_names(cfg: config.Config) -> None:
-    """Raises UserError for a name that no family knows, and for an adversary that is not the
-    method's.
+    """Raise UserError for an unknown name in an option.
+
+    Names that do not go together are refused too: an adversary of another method, and a batch-norm
+    branch that the model does not have.
     """
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
@@ -118,9 +137,13 @@ def check_names(cfg: config.Config) -> None:
 
 
 def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
-    """Whether --dry-run asked for the resolved configuration, which is then printed.
+    """Check all names, and print the resolved configuration if --dry-run asks for it.
 
-    Raises UserError as `check_names` does.
+    Returns:
+        Whether --dry-run was given, so that the tool should stop.
+
+    Raises:
+        UserError: as `check_names` does.
     """
     check_names(cfg)
     if args.dry_run:
@@ -129,16 +152,24 @@ def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is the only one, or rank 0 of torchrun's."""
+    """Return whether this process is the only one, or rank 0 of torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
-    """(the checkpoint that --resume names, whether the run goes on in its own folder).
+    """Find the checkpoint to resume from.
 
-    asked: None without --resume; "" for a bare one: the newest sound checkpoint of `out`, or a
-    fresh start when a run was killed before it wrote one. Raises UserError where checkpoints were
-    written and none of them is left.
+    Args:
+        asked: value of --resume: a checkpoint or a run's folder; "" for --resume without a value,
+            which means the newest undamaged checkpoint in `out`, or step 0 if the run was killed
+            before it wrote one; None without --resume.
+        out: output folder of the run.
+
+    Returns:
+        (checkpoint or None, whether the run continues in its own folder).
+
+    Raises:
+        UserError: if the checkpoint does not exist, or the run's checkpoints were deleted.
     """
     if asked is None:
         return None, False
@@ -159,52 +190,63 @@ def find_resume(asked: str | None, out: Path) -> tuple[Path | None, bool]:
 
 
 def _require_unstarted(out: Path) -> None:
-    """Refuse a fresh start where a run has written checkpoints, which are gone."""
+    """Refuse to start at step 0 if the run has written checkpoints, which are missing now."""
     every = 1
-    page = out / "config.yaml"
-    if page.is_file():
-        with contextlib.suppress(UserError):  # of another version: one row is enough
-            every = config.load(page).train.checkpoint_every
+    config_file = out / "config.yaml"
+    if config_file.is_file():
+        # a file of another version may not load: then one logged step is enough to refuse
+        with contextlib.suppress(UserError):
+            every = config.load(config_file).train.checkpoint_every
     steps = logged_steps(out)
     if steps >= every or (out / "backbone.pt").is_file():
         raise UserError(
-            f"--resume: {out} has no checkpoint, though {steps} steps are logged in it; bring its "
-            "checkpoints back, or start anew with --overwrite"
+            f"--resume: {out} has no checkpoint, but a log of {steps} steps; restore its"
+            " checkpoints, or start again with --overwrite"
         )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call `main`: a user's mistake is one line on stderr and status 1, a stop EXIT_STOPPED.
+_HOW_TO_CONTINUE = (
+    "files written so far are kept; run the same command again to continue, train_net with --resume"
+)
 
-    Of several ranks, one reports why the run ends.
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool, and exit with its status.
+
+    A mistake of the user is one line on stderr and status 1. A stop signal gives status
+    EXIT_STOPPED. With several ranks, only one of them reports why the run ends.
+
+    Args:
+        main: the tool's main function.
     """
     status = 0
     raise_on_stop_signals()
     try:
         if hasattr(os, "fork"):
-            start_nursery()  # while this process is clean, so that nothing is imported twice
+            # early, while this process has no threads; it imports packages once for all children
+            start_nursery()
         main()
     except (UserError, DecodeError) as error:
         status = 1
-        _tell(str(error))
+        _report(str(error))
     except OSError as error:  # no permission, no space, no such path
         status = 1
-        _tell(_os_reason(error))
+        _report(_os_reason(error))
     except (Stopped, KeyboardInterrupt) as stop:
+        # the launcher stops all ranks when one of them was killed
         if distributed.killed_ranks():
-            status = 1  # the launcher stops the others
-            _tell_lost()
+            status = 1
+            _report_lost_rank()
         else:
             status = EXIT_STOPPED
-            kept = "what is written stays; the same command goes on, train_net with --resume"
             if distributed.first_to_tell("stopped"):
-                _print(f"stopped: {visible(stop) or kept}")
+                _print(f"stopped: {visible(stop) or _HOW_TO_CONTINUE}")
     except RuntimeError as error:
         if distributed.world() == 1 or not _is_lost_connection(error):
             distributed.first_to_tell(repr(error))
             raise
         status = 1
-        _tell_lost()
+        _report_lost_rank()
     finally:
         stop_logging()
         distributed.stop()
@@ -212,12 +254,12 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
-def _tell_lost() -> None:
-    """Report which rank was lost, unless another has."""
-    ignore_stop_signals()  # of a launcher that has seen the same
+def _report_lost_rank() -> None:
+    """Report which rank was lost, unless another rank has."""
+    ignore_stop_signals()  # the launcher sends them too when a rank is lost
     reason = distributed.lost_rank()
     if reason:
-        _tell(f"{reason}; what is written stays; the same command goes on, train_net with --resume")
+        _report(f"{reason}; {_HOW_TO_CONTINUE}")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -227,22 +269,23 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _os_reason(error: OSError) -> str:
+    """Return an operating-system error as one line with the file's name."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason += "; free some, then the same command goes on, train_net with --resume"
+        reason += "; free some space, then run the same command again, train_net with --resume"
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-def _tell(message: str) -> None:
+def _report(message: str) -> None:
     """Report why the process ends, unless another rank has."""
     if not distributed.first_to_tell(message):
         return
-    if to_console():
+    if to_console():  # as a log line, if logging has started
         log.error(message)
     else:
         _print(f"error: {visible(message)}")
 
 
 def _print(line: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print(line, file=sys.stderr)

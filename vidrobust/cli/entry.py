@@ -1,4 +1,4 @@
-"""Start a command: signal handlers first, then the slow imports."""
+"""Start a command: install signal handlers, then import what it needs, which is slow."""
 
 import sys
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib import import_module
 from vidrobust import __version__
 from vidrobust.utils.stopping import exit_on_stop_signals
 
-# command of `vidrobust COMMAND` -> file of this folder, and of tools/ in a clone
+# command of `vidrobust COMMAND` -> its module in this folder, and its file in tools/
 COMMANDS = {
     "train": "train_net",
     "evaluate": "test_net",
@@ -16,7 +16,8 @@ COMMANDS = {
     "benchmark": "benchmark",
     "visualize": "visualize",
 }
-_BY_HAND = ("soak", "mutate", "document")  # for developers of the package: without its options
+# tools for developers of the package, which do not use its options
+_DEVELOPER_TOOLS = ("soak", "mutate", "document")
 
 
 def main() -> None:
@@ -34,14 +35,14 @@ def main() -> None:
 
 
 def run_tool(name: str) -> None:
-    """Run a command's `main` with the process's arguments, and exit with its status.
+    """Run a command's `main` with the arguments of the process, and exit with its status.
 
     Args:
-        name: its file in this folder.
+        name: name of its module in this folder.
     """
-    if name in _BY_HAND:
+    if name in _DEVELOPER_TOOLS:
         import_module(f"vidrobust.cli.{name}").main()
         return
-    exit_on_stop_signals()
+    exit_on_stop_signals()  # before the imports below, which take seconds
     tool = import_module(f"vidrobust.cli.{name}")
     import_module("vidrobust.cli.common").run(tool.main)

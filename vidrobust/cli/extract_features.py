@@ -1,8 +1,9 @@
-"""Clip features as .npz.
+"""Extract clip features of a checkpoint into a .npz file.
 
     python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
 
-The configuration is the checkpoint's own; --cfg PAGE lies over it, key=value over both.
+The configuration is that of the checkpoint. Options of --cfg FILE override it, and key=value
+overrides both.
 """
 
 import os
@@ -15,23 +16,27 @@ from vidrobust.utils.logging import log, start_logging
 
 
 def main() -> None:
+    """Extract the features of a split."""
     parser = common.parser(__doc__)
     common.add_checkpoint(parser)
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument(
-        "--per-video", action="store_true", help="one row a video: the mean over its clips"
+        "--per-video", action="store_true", help="one row per video: the mean over its clips"
     )
     parser.add_argument("--output", help="default: features/<split>.npz in the run's folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file of other features")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that holds other features"
+    )
     args = parser.parse_intermixed_args()
     start_logging(None, quiet=not common.is_main())
     cfg, state, folder = common.load_checkpoint(args)
     if common.print_config(args, cfg):
         return
+    # a folder, or a name that ends as one, is not a file to write
     path = Path(args.output or folder / "features" / f"{args.split}.npz")
     if path.is_dir() or (args.output or "").endswith(("/", os.sep)):
         raise UserError(
-            f"--output {args.output or path}: is a folder; name a file in it, as"
+            f"--output {args.output or path}: is a folder; name a file in it, such as"
             f" {path / f'{args.split}.npz'}"
         )
     rows, dim = write_features(

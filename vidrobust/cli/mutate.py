@@ -1,12 +1,12 @@
-"""Plant bugs one at a time, and see which the tests miss.
+"""Insert bugs one at a time, and list those that no test detects (mutation testing).
 
     python tools/mutate.py --output-dir FOLDER
 
-Places are drawn at random from the attacks, corruptions, losses, decoding, samplers, rows and
-probes. At each, cosmic-ray (pip install 'vidrobust[dev]') changes one token (an operator, a number,
-a comparison, ...) in a copy of this clone, and the tests of the changed file's room run until one
-fails: those of the same name first. What no test saw is listed with its change; a folder that has
-some of the rows goes on from there.
+Locations are chosen at random in the attacks, corruptions, losses, decoding, samplers, result rows
+and probes. At each of them cosmic-ray (pip install 'vidrobust[dev]') changes one token, such as an
+operator, a number or a comparison, in a copy of this clone. Then the tests of the changed file's
+room run until one fails, those with the file's name first. Changes that no test detects are listed
+at the end. A folder with results of an earlier call is continued.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from queue import Queue
 
 REPO = Path(__file__).resolve().parents[2]
 
-# files of the package that are changed -> folders of their tests
+# patterns of the files to change -> folders of their tests
 ROOMS = {
     "attacks/*.py": ("attacks",),
     "corruptions/*.py": ("corruptions",),
@@ -38,18 +38,23 @@ ROOMS = {
     "evaluation/representation/probes.py": ("evaluation",),
     "evaluation/representation/knn.py": ("evaluation",),
 }
-_OUTLIVES_S = 900  # of all tests of a room; a change that makes them hang is seen
+_TIMEOUT_S = 900  # for the tests of a room; a change that makes them hang counts as detected
 
 
-Change = tuple[str, int, int, str, int]  # file, line, column, operator, which of its changes
+# file, line, column, operator of cosmic-ray, index among the operator's changes at this location
+Change = tuple[str, int, int, str, int]
 
 
 @dataclass
 class Planted:
-    """A change and what became of it.
+    """A change and its outcome.
 
-    place: file:line:column. change: the line before and after, one below the other. seen: whether a
-    test failed or hung, and by: which.
+    Attributes:
+        place: location as file:line:column.
+        operator: operator of cosmic-ray.
+        change: the line before and after the change.
+        seen: whether a test failed or hung.
+        by: the first test that failed.
     """
 
     place: str
@@ -60,17 +65,22 @@ class Planted:
 
 
 def candidates(root: Path) -> dict[tuple[str, tuple[int, int]], list[tuple[str, int]]]:
-    """Return (file, (line, column)) -> (operator, occurrence) of every change that can be made.
+    """Return the possible changes in the files of ROOMS.
 
-    Annotations are left out, as nothing runs them.
+    Annotations are left out, because they are never executed.
+
+    Returns:
+        (file, (line, column)) -> [(operator, index of the change), ...].
     """
     from cosmic_ray.commands import init
     from cosmic_ray.work_db import WorkDB, use_db
 
-    files = [path for room in ROOMS for path in sorted((root / "vidrobust").glob(room))]
-    files = [path for path in files if path.name != "__init__.py"]
+    files: list[Path] = []
+    for pattern in ROOMS:
+        paths = sorted((root / "vidrobust").glob(pattern))
+        files += [path for path in paths if path.name != "__init__.py"]
     annotated = {path: list(_annotations(path)) for path in files}
-    found: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
+    possible: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
     with use_db(":memory:", WorkDB.Mode.create) as database:
         init(files, database, {})
         for item in database.work_items:
@@ -78,13 +88,13 @@ def candidates(root: Path) -> dict[tuple[str, tuple[int, int]], list[tuple[str, 
             spans = annotated[change.module_path]
             if not any(begin <= change.start_pos <= end for begin, end in spans):
                 name = change.module_path.relative_to(root).as_posix()
-                place = found.setdefault((name, tuple(change.start_pos)), [])
-                place.append((change.operator_name, change.occurrence))
-    return found
+                changes = possible.setdefault((name, tuple(change.start_pos)), [])
+                changes.append((change.operator_name, change.occurrence))
+    return possible
 
 
 def _annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Yield the (line, column) at which each annotation begins and ends."""
+    """Yield the start and the end (line, column) of each annotation."""
     for node in ast.walk(ast.parse(path.read_text())):
         for name in ("annotation", "returns"):
             part = getattr(node, name, None)
@@ -93,39 +103,47 @@ def _annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]
 
 
 def tests_of(root: Path, name: str) -> list[str]:
-    """Return the test files of a file's room, those that speak most of it first."""
+    """Return the test files of a file's room, those that mention it most first."""
     rooms = next(rooms for pattern, rooms in ROOMS.items() if Path(name).match(pattern))
     stem = Path(name).stem
-    files = sorted(path for room in rooms for path in (root / "tests" / room).rglob("test_*.py"))
+    files: list[Path] = []
+    for room in rooms:
+        files += (root / "tests" / room).rglob("test_*.py")
+    files.sort()
+    # a stable sort: files with the name of the changed file, then by how often they mention it
     files.sort(key=lambda path: (stem not in path.stem, -path.read_text().count(stem)))
     return [path.relative_to(root).as_posix() for path in files]
 
 
 def command(root: Path, tests: Sequence[str]) -> str:
-    """Return what runs tests in a copy of the clone, until one fails."""
-    # -n 0: each copy has a core of its own
+    """Return the command that runs tests in a copy of the clone until one fails."""
+    # -n 0: one process per copy, because copies are tested in parallel
     pytest = f"{sys.executable} -m pytest -x -q -n 0 -m 'not slow' -p no:cacheprovider"
     return f"env -C {root} OMP_NUM_THREADS=1 PYTHONPATH={root} {pytest} {' '.join(tests)}"
 
 
 def require_sound(root: Path, changes: Sequence[Change]) -> None:
-    """Exit where the tests of a room fail by themselves: they would see every change."""
-    for test in sorted({test for name, *_ in changes for test in tests_of(root, name)}):
+    """Exit if a test fails without any change: it would detect every change."""
+    tests: set[str] = set()
+    for name, *_ in changes:
+        tests.update(tests_of(root, name))
+    for test in sorted(tests):
         done = subprocess.run(shlex.split(command(root, [test])), capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{test} fails without a change:\n{done.stdout[-2000:]}")
 
 
 def plant(root: Path, change: Change) -> Planted:
-    """Make one change in a copy of the clone, run the tests of its room, and take it back."""
+    """Make one change in a copy of the clone, run the tests of its room, and undo the change."""
     from cosmic_ray.mutating import mutate_and_test
     from cosmic_ray.work_item import MutationSpec
 
     name, line, column, operator, occurrence = change
-    made = MutationSpec(root / name, operator, occurrence, (line, column), (line, column + 1))
-    result = mutate_and_test([made], command(root, tests_of(root, name)), _OUTLIVES_S)
+    mutation = MutationSpec(root / name, operator, occurrence, (line, column), (line, column + 1))
+    result = mutate_and_test([mutation], command(root, tests_of(root, name)), _TIMEOUT_S)
     if result.worker_outcome != "normal":
         raise RuntimeError(f"{name}:{line}: {result.worker_outcome}: {result.output}")
+    # the changed lines of the diff, without the names of the files
     lines = [row for row in (result.diff or "").splitlines() if row[:1] in "+-"]
     lines = [row for row in lines if not row.startswith(("+++", "---"))]
     output = (result.output or "").splitlines()
@@ -136,38 +154,48 @@ def plant(root: Path, change: Change) -> Planted:
 
 
 def draw(root: Path, places: int, seed: int) -> list[Change]:
-    """Return a random change at each of so many random places."""
-    found = candidates(root)
+    """Choose random changes.
+
+    Args:
+        root: the clone.
+        places: number of locations, with one change each.
+        seed: random seed.
+    """
+    possible = candidates(root)
     rng = random.Random(seed)
-    drawn = rng.sample(sorted(found), min(places, len(found)))
-    return [(name, *at, *rng.choice(sorted(found[name, at]))) for name, at in drawn]
+    locations = rng.sample(sorted(possible), min(places, len(possible)))
+    return [
+        (name, *position, *rng.choice(sorted(possible[name, position])))
+        for name, position in locations
+    ]
 
 
 def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
-    """Plant changes, write a row of each to out/planted.jsonl, and return all rows.
+    """Make changes, append a row for each to out/planted.jsonl, and return all rows.
 
     Args:
-        out: a folder for copies of the clone and the rows.
-        places: how many changes.
-        seed: of where and which.
-        jobs: copies, each with one change at a time.
+        out: folder for copies of the clone and for the rows.
+        places: number of changes.
+        seed: random seed of locations and changes.
+        jobs: number of copies, which are tested in parallel with one change each.
     """
     copies: Queue[Path] = Queue()
     for number in range(jobs):
         copy = out / f"copy{number}"
-        shutil.rmtree(copy, ignore_errors=True)  # one that was killed may still be changed
+        # a copy of a killed call may still hold a change
+        shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(
             REPO, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
         )
         copies.put(copy)
-    shared = REPO.parent / "shared"  # data that some tests want beside the clone
+    shared = REPO.parent / "shared"  # data that some tests look for next to the clone
     if shared.is_dir() and not (out / "shared").exists():
         (out / "shared").symlink_to(shared)
     rows = out / "planted.jsonl"
     done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
     planted = {row["place"]: Planted(**row) for row in done}
 
-    def one(change: Change) -> None:
+    def test_one(change: Change) -> None:
         name, line, column, *_ = change
         place = f"{name}:{line}:{column}"
         if place in planted:
@@ -188,20 +216,23 @@ def mutate(out: Path, places: int, seed: int, jobs: int) -> list[Planted]:
     if not planted:
         require_sound(out / "copy0", changes)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, changes))
+        list(pool.map(test_one, changes))
     return [planted[f"{name}:{line}:{column}"] for name, line, column, *_ in changes]
 
 
 def main() -> None:
+    """Make changes, and print those that no test detected."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="a folder for copies and rows"
+        "--output-dir", type=Path, required=True, help="folder for copies and results"
     )
-    parser.add_argument("--places", type=int, default=200, help="how many changes")
-    parser.add_argument("--seed", type=int, default=0, help="of where and which")
-    parser.add_argument("--jobs", type=int, default=1, help="changes at a time, a core each")
+    parser.add_argument("--places", type=int, default=200, help="number of changes")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the changes")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="changes tested in parallel, one core each"
+    )
     args = parser.parse_args()
     out = args.output_dir.resolve()
     out.mkdir(parents=True, exist_ok=True)

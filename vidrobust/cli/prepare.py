@@ -9,12 +9,12 @@
     python datasets/prepare.py texture data.name=ucf101 data.root=/path/to/ucf101 \\
         --output /path/to/ucf101_texture
 
-scan     probes files once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
-         manifest.jsonl.bad.txt, files and reasons
+scan     decodes every file once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
+         manifest.jsonl.bad.txt, which lists bad files with reasons
 resize   re-encodes files, so that clips load faster
-corrupt  writes a data set per corruption and severity, <output>/fog/3; evaluations need none, they
-         corrupt on the fly
-texture  writes for each file a texture, synthesised from two of its patches, the central one and a
+corrupt  writes a data set per corruption and severity, such as <output>/fog/3; evaluations do not
+         need them, because they corrupt on the fly
+texture  writes a texture for each file, synthesized from two of its patches, the central one and a
          random one, for data.twins
 """
 
@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from vidrobust import config
 from vidrobust.cli import common
@@ -33,120 +34,172 @@ from vidrobust.evaluation.natural.corruption import check_corruptions, without_e
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
-# of corrupted copies: what their encoder adds should be little
-_FINE = Encoding(short_side=256, codec="libx264", quality=10)
+# Encoding of corrupted copies: high quality, so that the encoder itself changes little.
+_CORRUPTED = Encoding(short_side=256, codec="libx264", quality=10)
 _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving")
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture"))
     parser.add_argument(
-        "--cfg", help="YAML page that names the data set, instead of data.name and data.root"
+        "--cfg", help="config file that names the data set, instead of data.name and data.root"
     )
     parser.add_argument(
         "--output", type=Path, help="scan: the manifest; otherwise the folder of the copies"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="files at a time (all cores)"
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="files processed at the same time (number of cores)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=None, help="seconds a file may take (scan 60; copies 600)"
+        "--timeout", type=float, default=None, help="seconds allowed per file (scan 60; copies 600)"
     )
+    # settings of the encoding, with defaults that depend on the command
     for name, help in (
-        ("short_side", "pixels of the short side, never enlarged; of a texture's sides"),
+        ("short_side", "shorter side in pixels, never enlarged; texture: both sides"),
         ("gop", "frames from one key frame to the next"),
-        ("quality", "quantiser, 1 (best) to 31; CRF of libx264, 0 to 51"),
+        ("quality", "quantizer, 1 (best) to 31; CRF of libx264, 0 to 51"),
     ):
-        usual, fine, texture = (
-            getattr(encoding, name) for encoding in (Encoding(), _FINE, _TEXTURE)
+        usual, corrupted, texture = (
+            getattr(encoding, name) for encoding in (Encoding(), _CORRUPTED, _TEXTURE)
         )
-        said = (
-            f"{usual}"
-            if usual == fine == texture
-            else f"{usual}; corrupt {fine}; texture {texture}"
-        )
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{help} ({said})")
+        defaults = f"{usual}"
+        if not usual == corrupted == texture:
+            defaults += f"; corrupt {corrupted}; texture {texture}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{help} ({defaults})")
     parser.add_argument(
-        "--codec", choices=CODECS, help=f"resize {Encoding.codec}; otherwise {_FINE.codec}"
+        "--codec", choices=CODECS, help=f"resize {Encoding.codec}; otherwise {_CORRUPTED.codec}"
     )
     parser.add_argument(
         "--kind",
         choices=KINDS,
         default=_TEXTURE.texture,
-        help="texture: of a video's middle frame, or of all frames, which moves (moving)",
+        help="texture: still texture of a video's middle frame, or moving texture of all frames"
+        " (moving)",
     )
     parser.add_argument(
         "--patch",
         type=int,
         default=_TEXTURE.patch_px,
-        help="texture: side of a patch, pixels; less of sources below 224 (96)",
+        help="texture: side of a patch, pixels; smaller for sources below 224 pixels (96)",
     )
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
+    """Run one of the four commands on all files of a data set."""
     args = arguments()
-    cfg = (
-        config.load(args.cfg, args.overrides)
-        if args.cfg
-        else config.loads("", args.overrides, "command line")
-    )
+    if args.cfg:
+        cfg = config.load(args.cfg, args.overrides)
+    else:
+        cfg = config.loads("", args.overrides, "command line")
     if common.print_config(args, cfg):
         return
     for name in ("workers", "timeout"):
-        if (value := getattr(args, name)) is not None and not 0 < value <= 10**6:
+        value = getattr(args, name)
+        if value is not None and not 0 < value <= 10**6:
             raise UserError(f"--{name} {value:g}: must be greater than 0, and at most 1e6")
     if args.command != "scan" and args.output is None:
         raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
     start_logging(None)
-    root = Path(cfg.data.root).expanduser()
+    # both splits, and all folds
     records = all_records(cfg.data)
     if cfg.data.backend not in ("auto", "pyav") and args.command != "scan":
         log.warning(
             f"PyAV reads the files here; data.backend={cfg.data.backend}, for runs, may refuse some"
             " of them"
         )
-    if args.command == "scan":
-        manifest = args.output or root / "manifest.jsonl"
-        rows = scan(
-            [r.path for r in records],
-            root,
-            manifest,
-            workers=args.workers,
-            timeout_s=args.timeout or 60,
-            backend=cfg.data.backend,
-            series=cfg.data.series,
-            counts={r.path: r.frames for r in records if r.frames},
-        )
-        wrong = [row for row in rows if row["reason"]]
-        for row in wrong[:20]:
-            log.warning(f"{row['path']}: {row['reason']}")
-        bad = sum(not row["frames"] for row in rows)
-        for line in notes(rows, cfg.data.backend):
-            log.info(line)
-        log.info(
-            f"{len(rows)} files, {bad} bad, {len(wrong) - bad} damaged but used: {manifest}"
-            f" ({manifest}.bad.txt)"
-        )
-        return
-    options = {name: getattr(args, name) for name in ("short_side", "gop", "codec", "quality")}
-    given = {name: value for name, value in options.items() if value is not None}
-    if args.command == "resize":
-        copy(cfg, records, args, args.output, dataclasses.replace(Encoding(), **given))
-        return
-    if args.command == "texture":
-        texture = dataclasses.replace(
-            _TEXTURE, **given, texture=args.kind, patch_px=args.patch, seed=cfg.seed
-        )
-        copy(cfg, records, args, args.output, texture)
-        return
+    commands = {
+        "scan": scan_files,
+        "resize": resize_files,
+        "corrupt": corrupt_files,
+        "texture": texture_files,
+    }
+    commands[args.command](args, cfg, records)
+
+
+def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Record]) -> None:
+    """Decode every file, write the manifest, and log bad and damaged files.
+
+    Args:
+        args: command line.
+        cfg: data set and decoder.
+        records: all files of the data set.
+    """
+    root = Path(cfg.data.root).expanduser()
+    manifest = args.output or root / "manifest.jsonl"
+    rows = scan(
+        [record.path for record in records],
+        root,
+        manifest,
+        workers=args.workers,
+        timeout_s=args.timeout or 60,
+        backend=cfg.data.backend,
+        series=cfg.data.series,
+        counts={record.path: record.frames for record in records if record.frames},
+    )
+    # faulty files: bad ones, without a frame that decodes, and damaged ones
+    faulty = [row for row in rows if row["reason"]]
+    for row in faulty[:20]:
+        log.warning(f"{row['path']}: {row['reason']}")
+    bad = sum(not row["frames"] for row in rows)
+    for line in notes(rows, cfg.data.backend):
+        log.info(line)
+    log.info(
+        f"{len(rows)} files, {bad} bad, {len(faulty) - bad} damaged but used: {manifest}"
+        f" ({manifest}.bad.txt)"
+    )
+
+
+def resize_files(args: argparse.Namespace, cfg: config.Config, records: list[Record]) -> None:
+    """Re-encode every file.
+
+    Args:
+        args: command line.
+        cfg: data set.
+        records: all files of the data set.
+    """
+    encoding = dataclasses.replace(Encoding(), **_given_encoding(args))
+    copy(cfg, records, args, args.output, encoding)
+
+
+def texture_files(args: argparse.Namespace, cfg: config.Config, records: list[Record]) -> None:
+    """Write a texture for every file.
+
+    Args:
+        args: command line.
+        cfg: data set and seed.
+        records: all files of the data set.
+    """
+    encoding = dataclasses.replace(
+        _TEXTURE,
+        **_given_encoding(args),
+        texture=args.kind,
+        patch_px=args.patch,
+        seed=cfg.seed,
+    )
+    copy(cfg, records, args, args.output, encoding)
+
+
+def corrupt_files(args: argparse.Namespace, cfg: config.Config, records: list[Record]) -> None:
+    """Write a corrupted copy of the data set per corruption and severity.
+
+    Args:
+        args: command line.
+        cfg: data set, corruptions, severities and seed.
+        records: all files of the data set.
+
+    Raises:
+        UserError: if no corruption is given; after all copies, if one of them is incomplete.
+    """
     names = check_corruptions(cfg.eval.corruption.names)
-    for line in (
-        without_effect(names, 1, images=True)
-        if all(is_image(record.path) for record in records)
-        else ()
-    ):
-        log.warning(line)
+    # a corruption over time changes nothing in an image
+    if all(is_image(record.path) for record in records):
+        for line in without_effect(names, 1, images=True):
+            log.warning(line)
     if not names:
         raise UserError(
             "corrupt needs eval.corruption.names=[NAME,...], names or sets of docs/corruptions.md"
@@ -154,17 +207,26 @@ def main() -> None:
     failed: list[str] = []
     for name in names:
         for severity in cfg.eval.corruption.severities:
-            fine = dataclasses.replace(
-                _FINE, **given, corruption=name, severity=severity, seed=cfg.seed
+            encoding = dataclasses.replace(
+                _CORRUPTED,
+                **_given_encoding(args),
+                corruption=name,
+                severity=severity,
+                seed=cfg.seed,
             )
+            # a file that cannot be read fails in every copy: the other files are still written
             try:
-                copy(cfg, records, args, args.output / name / str(severity), fine)
-            except (
-                UserError
-            ) as error:  # a bad file is bad in each copy: the others are made all the same
+                copy(cfg, records, args, args.output / name / str(severity), encoding)
+            except UserError as error:
                 failed.append(str(error))
     if failed:
-        raise UserError(f"{len(failed)} copies are not whole; the first: {failed[0]}")
+        raise UserError(f"{len(failed)} copies are incomplete; the first: {failed[0]}")
+
+
+def _given_encoding(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the encoding that the command line gives."""
+    settings = {name: getattr(args, name) for name in ("short_side", "gop", "codec", "quality")}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def copy(
@@ -174,8 +236,17 @@ def copy(
     output: Path,
     encoding: Encoding,
 ) -> None:
-    """Write the data set anew under `output`. Raises UserError, when all else is written, for files
-    that failed.
+    """Write the data set again in a folder, and check that its lists name the same files.
+
+    Args:
+        cfg: data set.
+        records: all files of the data set.
+        args: command line; --workers and --timeout are used.
+        output: folder of the copy.
+        encoding: how files are written.
+
+    Raises:
+        UserError: for files that failed, after all other files are written.
     """
     root = Path(cfg.data.root).expanduser()
     failed = reencode(
@@ -183,15 +254,17 @@ def copy(
     )
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
-    # copies of a built-in data set are files in the layout of another format
-    reads = find_format(cfg.data.name).copies_as or cfg.data.name
-    small = dataclasses.replace(cfg.data, root=str(output), name=reads)
-    if {record.uid for record in all_records(small)} != {record.uid for record in records}:
-        raise UserError(f"the lists in {output} do not name what those in {root} do; compare them")
+    # the files of motionshapes have the layout of UCF101; a copy is not generated again
+    format_name = "ucf101" if cfg.data.name == "motionshapes" else cfg.data.name
+    # parse the copy's own lists
+    copied = dataclasses.replace(cfg.data, root=str(output), name=format_name)
+    if {record.uid for record in all_records(copied)} != {record.uid for record in records}:
+        raise UserError(
+            f"the lists in {output} name other files than those in {root}; compare them"
+        )
     if failed:
         raise UserError(
             f"{len(failed)} of {len(records)} files could not be written, first {failed[0][0]};"
-            f" they are empty in {output}, and bad there, too; the others were verified when they"
-            " were made"
+            f" they are empty in {output}, and count as bad there; all others were verified"
         )
-    log.info(f"data.name={reads} data.root={output} has every file, verified when it was made")
+    log.info(f"data.name={format_name} data.root={output} has every file, verified")

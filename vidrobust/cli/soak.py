@@ -1,13 +1,13 @@
-"""Run the tools at full size, and kill them.
+"""Stress-test the tools: on data sets of full size, and with processes that are killed.
 
     python tools/soak.py size|kills --output-dir FOLDER
 
-size   data sets as long as UCF101's and Kinetics-400's lists, made of links to a few small clips,
-       and every tool on them with 256 open files, 64 MB of /dev/shm and a memory limit. Peaks may
-       grow with features and rows, never with pixels or files
-kills  runs of tools/train_net.py, training and evaluation, each ended at random moments by SIGKILL
-       or by signals to the whole process group, some after a pause, and begun again until done:
-       what they leave must be bitwise what an undisturbed run leaves
+size   runs every tool on data sets with as many videos as UCF101 and Kinetics-400, which are links
+       to a few small clips. Limits are 256 open files, 64 MB of /dev/shm and a size of memory. The
+       peaks may increase with features and rows, but not with pixels or files
+kills  runs tools/train_net.py, training and evaluation. Each run is ended at random times by
+       SIGKILL or by signals to the whole process group, some after a pause, and resumed until it is
+       done. Its files must be bitwise identical to those of an undisturbed run
 """
 
 import argparse
@@ -31,15 +31,17 @@ import numpy as np
 
 REPO = Path(__file__).resolve().parents[2]
 
-from vidrobust.data.motionshapes import write_video  # noqa: E402  (this clone's package)
+from vidrobust.data.motionshapes import write_video  # noqa: E402  (the package of this clone)
 from vidrobust.utils.stopping import EXIT_STOPPED  # noqa: E402
 
 MIB = 2**20
-_CLIPS = 12  # different files behind all links
-# videos of the training and of the test list, and classes
+_CLIPS = 12  # number of different files that all links point to
+# name -> number of training videos, test videos and classes
 SIZES = {"ucf101": (9537, 3783, 101), "kinetics": (220_000, 20_000, 400), "short": (480, 160, 8)}
-_FRAMES, _SIDE = 4, 32  # so small that decoding takes no time, and large enough to be seen if kept
-# options of the smallest model and of such clips
+# clips small enough to decode fast, and large enough to show in the memory if they are kept
+_FRAMES = 4
+_SIDE = 32
+# options of the smallest model, and of such clips
 SMALL = (
     f"data.frames={_FRAMES}",
     "data.stride=2",
@@ -52,7 +54,7 @@ SMALL = (
     "model.dim=8",
     "train.batch_size=64",
     "train.epochs=1",
-    "train.max_steps=500",  # an epoch of UCF101; evaluations take all videos
+    "train.max_steps=500",  # an epoch of UCF101 has fewer; evaluations use all videos
     "train.log_every=50",
     "eval.clips=1",
     "eval.batch_size=64",
@@ -65,10 +67,16 @@ SMALL = (
 
 @dataclass
 class Peak:
-    """What a command took: seconds, and the largest memory, open files and shared memory seen.
+    """Largest use of resources by a command.
 
-    memory: MiB of all its processes together, shared pages counted once (PSS). files: of the
-    process that had the most open. shm: MiB in /dev/shm.
+    Attributes:
+        name: name of the command.
+        seconds: duration.
+        memory: MiB of all its processes together, with shared pages counted once (PSS).
+        files: open files of the process that has the most.
+        shm: MiB in /dev/shm.
+        status: exit status; -9 if it was killed.
+        tail: end of its output.
     """
 
     name: str
@@ -88,13 +96,13 @@ class Peak:
 
 
 def make_links(root: Path, size: str, lists: Path | None) -> Path:
-    """Make a data set in UCF101's layout whose videos are links to a few small clips.
+    """Create a data set in the layout of UCF101 whose videos are links to a few small clips.
 
     Args:
-        root: the folder to fill; a whole one is used as it is.
-        size: a name of SIZES.
-        lists: a folder with official lists of UCF101 (classInd.txt, trainlist01.txt, ...), whose
-            names are then used; None: names are made.
+        root: folder to fill; a complete one is used as it is.
+        size: a name in SIZES.
+        lists: folder with the official lists of UCF101 (classInd.txt, trainlist01.txt, ...), to use
+            their names; None: artificial names.
 
     Returns:
         The root.
@@ -102,26 +110,25 @@ def make_links(root: Path, size: str, lists: Path | None) -> Path:
     done = root / "done"
     if done.is_file():
         return root
+    # the clips: random blocks of 8 pixels that become brighter
     clips = root / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for number in range(_CLIPS):
-        low = rng.integers(0, 256, (1, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-        frames = (
-            (low.astype(int) + 8 * np.arange(16)[:, None, None, None]).clip(0, 255).astype(np.uint8)
-        )
-        write_video(clips / f"{number}.avi", frames)
+        blocks = rng.integers(0, 256, (1, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+        frames = blocks.astype(int) + 8 * np.arange(16)[:, None, None, None]
+        write_video(clips / f"{number}.avi", frames.clip(0, 255).astype(np.uint8))
+    # the lists
     folder = root / "ucfTrainTestlist"
     if lists is not None and size == "ucf101":
         shutil.copytree(lists, folder, dirs_exist_ok=True)
     else:
         _write_lists(folder, *SIZES[size])
-    names = [
-        line.split()[0]
-        for split in ("train", "test")
-        for line in (folder / f"{split}list01.txt").read_text().splitlines()
-        if line.strip()
-    ]
+    names: list[str] = []
+    for split in ("train", "test"):
+        lines = (folder / f"{split}list01.txt").read_text().splitlines()
+        names += [line.split()[0] for line in lines if line.strip()]
+    # the links
     for number, name in enumerate(names):
         link = root / "videos" / name
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +140,7 @@ def make_links(root: Path, size: str, lists: Path | None) -> Path:
 def _write_lists(folder: Path, train: int, test: int, classes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classInd.txt").write_text("".join(f"{c + 1} Class{c:03d}\n" for c in range(classes)))
+    # one group per split, as in UCF101's official lists
     for split, count, group in (("train", train, "g08"), ("test", test, "g01")):
         lines = []
         for number in range(count):
@@ -151,40 +159,43 @@ def measure(
     memory_mib: int,
     shm_mib: int,
 ) -> Peak:
-    """Run a command under limits, and watch what all its processes take.
+    """Run a command under limits, and measure the resources that its processes use.
 
     Args:
-        name: for the table.
-        command: the tool and its words.
-        cwd: where it runs.
-        files: descriptors that a process may have open.
-        memory_mib: memory above which it is killed.
-        shm_mib: size of its own /dev/shm, where this process may mount one; 0: the machine's.
+        name: name for the table.
+        command: the tool and its arguments.
+        cwd: working directory.
+        files: number of files that a process may have open.
+        memory_mib: memory of all processes, MiB, above which the command is killed.
+        shm_mib: size of a /dev/shm of its own, MiB, if this process may mount one; 0: that of the
+            machine.
 
     Returns:
-        Its peaks; status is that of the command, -9 where it was killed.
+        Its peaks.
     """
     words = [str(word) for word in command]
     if shm_mib and _may_mount():
         mount = f'mount -t tmpfs -o size={shm_mib}m tmpfs /dev/shm && exec "$@"'
+        # in a mount namespace of its own, so that the machine's /dev/shm stays as it is
         words = ["unshare", "--mount", "sh", "-c", mount, "sh", *words]
-    peak, began = Peak(name), time.monotonic()
+    peak = Peak(name)
+    start = time.monotonic()
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(
             words,
             cwd=cwd,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            start_new_session=True,  # so that all its processes can be found, and killed
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
         )
         while run.poll() is None:
             _watch(run.pid, peak)
             if peak.memory > memory_mib:
                 os.killpg(run.pid, signal.SIGKILL)
-            # a look at a process's memory takes 10 ms of a core
+            # not more often: reading the memory of a process takes 10 ms of a core
             time.sleep(0.3)
-        peak.seconds = time.monotonic() - began
+        peak.seconds = time.monotonic() - start
         peak.status = run.returncode
         log.seek(0)
         peak.tail = log.read()[-3000:].decode(errors="replace")
@@ -193,21 +204,16 @@ def measure(
 
 def _may_mount() -> bool:
     """Return whether this process may give a command its own /dev/shm."""
-    tried = (
-        subprocess.run(
-            ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"],
-            capture_output=True,
-            check=False,
-        )
-        if shutil.which("unshare")
-        else None
-    )
-    return tried is not None and tried.returncode == 0
+    if not shutil.which("unshare"):
+        return False
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _watch(session: int, peak: Peak) -> None:
-    """Raise the peaks to what the processes of a session take now."""
-    memory, shm = 0.0, 0.0
+    """Update the peaks by the current resources of a session's processes."""
+    memory = 0.0
+    shm = 0.0
     for pid in _processes(session):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -216,12 +222,13 @@ def _watch(session: int, peak: Peak) -> None:
             state = os.statvfs(f"/proc/{pid}/root/dev/shm")
             shm = max(shm, (state.f_blocks - state.f_bfree) * state.f_frsize / MIB)
         except (OSError, ValueError, IndexError):
-            continue  # it has ended meanwhile
+            continue  # the process has ended in the meantime
     peak.memory = max(peak.memory, memory)
     peak.shm = max(peak.shm, shm)
 
 
 def _processes(session: int) -> Iterator[int]:
+    """Yield the process ids of a session."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -233,9 +240,12 @@ def _processes(session: int) -> Iterator[int]:
 
 
 def size_commands(root: Path, other: Path, out: Path) -> list[tuple[str, list[str | Path]]]:
-    """Return (name, command) of every tool on a data set in UCF101's layout, in the order they run.
+    """Return (name, command) of every tool, in the order in which they run.
 
-    other: a data set of the same layout, and of other files, for the shift.
+    Args:
+        root: data set in the layout of UCF101.
+        other: another data set in the same layout, for eval.shift.
+        out: folder of the results.
     """
     python: str | Path = sys.executable
     data = ["data.name=ucf101", f"data.root={root}"]
@@ -248,69 +258,47 @@ def size_commands(root: Path, other: Path, out: Path) -> list[tuple[str, list[st
         *data,
     ]
     test: list[str | Path] = [python, REPO / "tools/test_net.py", "--checkpoint", out / "run"]
+    features = REPO / "tools/extract_features.py"
+    study = [python, REPO / "tools/study.py", "--cfg", _study(out, data)]
     manifest = out / "manifest.jsonl"
-    shift = ["eval.shift.name=ucf101", f"eval.shift.root={other}"]
+    # eval.limit=0 attacks all test videos
+    evaluations = {
+        "attacks": ["eval.name=attacks", "eval.limit=0", "eval.threats=[linf-2/255]"],
+        "corruptions": [
+            "eval.name=corrupt",
+            "eval.threats=[]",
+            "eval.limit=0",
+            "eval.corruption.names=[contrast,jumble]",
+            "eval.corruption.severities=[3]",
+        ],
+        "bias, shift, sensitivity": [
+            "eval.name=bias",
+            "eval.threats=[]",
+            "eval.limit=0",
+            "eval.bias=[shuffle]",
+            "eval.sensitivity=64",
+            "eval.shift.name=ucf101",
+            f"eval.shift.root={other}",
+        ],
+    }
     return [
         ("scan", [python, REPO / "datasets/prepare.py", "scan", *data, "--output", manifest]),
         (
             "train, kNN, probe, geometry",
             [*train, "--output-dir", out / "run", f"data.manifest={manifest}", "eval.threats=[]"],
         ),
-        (
-            "attacks",
-            [*test, "eval.name=attacks", "eval.limit=0", "eval.threats=[linf-2/255]"],
-        ),
-        (
-            "corruptions",
-            [
-                *test,
-                "eval.name=corrupt",
-                "eval.threats=[]",
-                "eval.limit=0",
-                "eval.corruption.names=[contrast,jumble]",
-                "eval.corruption.severities=[3]",
-            ],
-        ),
-        (
-            "bias, shift, sensitivity",
-            [
-                *test,
-                "eval.name=bias",
-                "eval.threats=[]",
-                "eval.limit=0",
-                "eval.bias=[shuffle]",
-                "eval.sensitivity=64",
-                *shift,
-            ],
-        ),
+        *((name, [*test, *options]) for name, options in evaluations.items()),
         (
             "features of the training list",
-            [
-                python,
-                REPO / "tools/extract_features.py",
-                "--checkpoint",
-                out / "run",
-                "--split",
-                "train",
-            ],
+            [python, features, "--checkpoint", out / "run", "--split", "train"],
         ),
-        (
-            "study of one arm",
-            [
-                python,
-                REPO / "tools/study.py",
-                "--cfg",
-                _study(out, data),
-                "--output-dir",
-                out / "study",
-            ],
-        ),
+        ("study of one arm", [*study, "--output-dir", out / "study"]),
     ]
 
 
 def _study(out: Path, data: Sequence[str]) -> Path:
-    """Write the config file of a study of one short run."""
-    page = out / "study.yaml"
+    """Write the config file of a study with one short run."""
+    config_file = out / "study.yaml"
     common = [*SMALL, *data, "train.max_steps=4", "eval.threats=[linf-0]"]
     lines = [
         "arms:",
@@ -321,50 +309,61 @@ def _study(out: Path, data: Sequence[str]) -> Path:
         "common:",
         *(f"  - {json.dumps(word)}" for word in common),
     ]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines) + "\n")
-    return page
+    config_file.parent.mkdir(parents=True, exist_ok=True)
+    config_file.write_text("\n".join(lines) + "\n")
+    return config_file
 
 
 def soak_size(
     out: Path, size: str, lists: Path | None, *, files: int, memory_mib: int, shm_mib: int
 ) -> list[Peak]:
-    """Run every tool on a data set of a size; print a row each, and return their peaks."""
-    root, other = (make_links(out / f"{what}_{size}", size, lists) for what in ("data", "other"))
-    here = out / size
-    shutil.rmtree(here, ignore_errors=True)
-    here.mkdir(parents=True)
-    limited = (
-        f"/dev/shm of {shm_mib} MB"
-        if _may_mount()
-        else "/dev/shm as it is (this user may mount nothing)"
-    )
+    """Run every tool on a data set, and print a table of the resources that they use.
+
+    Args:
+        out: folder for data and results.
+        size: a name in SIZES.
+        lists: as in `make_links`.
+        files: as in `measure`.
+        memory_mib: as in `measure`.
+        shm_mib: as in `measure`.
+
+    Returns:
+        Peaks of the tools.
+    """
+    root = make_links(out / f"data_{size}", size, lists)
+    other = make_links(out / f"other_{size}", size, lists)
+    folder = out / size
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shm = "the machine's /dev/shm (this user may not mount another)"
+    if _may_mount():
+        shm = f"/dev/shm of {shm_mib} MB"
     train, test, _ = SIZES[size]
     pixels = (train + test) * 3 * _FRAMES * _SIDE**2 / MIB
     print(
         f"{size}: {train:,} + {test:,} videos, whose clips have {pixels:,.0f} MiB of pixels; "
-        f"{files} open files, {memory_mib} MiB, {limited}"
+        f"{files} open files, {memory_mib} MiB, {shm}"
     )
     print(
         "| command | s | memory, MiB | open files | /dev/shm, MiB | status"
         " |\n|---|---|---|---|---|---|"
     )
     peaks = []
-    for name, command in size_commands(root, other, here):
-        peaks.append(
-            measure(name, command, here, files=files, memory_mib=memory_mib, shm_mib=shm_mib)
-        )
-        print(peaks[-1].row(), flush=True)
-        if peaks[-1].status:
-            print(peaks[-1].tail, file=sys.stderr)
+    for name, command in size_commands(root, other, folder):
+        peak = measure(name, command, folder, files=files, memory_mib=memory_mib, shm_mib=shm_mib)
+        peaks.append(peak)
+        print(peak.row(), flush=True)
+        if peak.status:
+            print(peak.tail, file=sys.stderr)
     return peaks
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that a run or an evaluation leaves, but for times and
-    logs.
+    """Return the SHA-256 of the files of a run and its evaluations.
+
+    Files that hold times or logs are left out, because they differ between runs.
     """
-    passing = (
+    varying = (
         "log.txt",
         "env.json",
         "timing",
@@ -374,26 +373,26 @@ def digest(folder: Path) -> dict[str, str]:
         "events.",
         "report.md",
     )
-    found = {
+    hashes = {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.suffix not in (".png", ".pt")
-        and not path.name.startswith(passing)
+        and not path.name.startswith(varying)
     }
-    return found | {path.name: _weights(path) for path in folder.glob("backbone.pt")}
+    return hashes | {path.name: _weights_hash(path) for path in folder.glob("backbone.pt")}
 
 
-def _weights(path: Path) -> str:
-    """Return the SHA-256 of a state dict's tensors: the file itself holds its own name."""
-    import torch
+def _weights_hash(path: Path) -> str:
+    """Return the SHA-256 of a state dict's tensors, because the file also holds its own name."""
+    import torch  # slow to import
 
     state = torch.load(path, weights_only=True)
     content = b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))
     return hashlib.sha256(content).hexdigest()
 
 
-# what ends a run: a name, and what is done to the session of a pid
+# ways to end a run: name -> function of the process id of its main process
 ENDS: dict[str, Callable[[int], None]] = {
     "SIGKILL": lambda pid: os.kill(pid, signal.SIGKILL),
     "SIGKILL to all": lambda pid: os.killpg(pid, signal.SIGKILL),
@@ -406,50 +405,55 @@ ENDS: dict[str, Callable[[int], None]] = {
 
 
 def pause(pid: int, seconds: float) -> None:
-    """Stop all processes of a session for a while."""
+    """Suspend all processes of a session for some seconds."""
     os.killpg(pid, signal.SIGSTOP)
     time.sleep(seconds)
     os.killpg(pid, signal.SIGCONT)
 
 
 def soak_kills(out: Path, kills: int, seed: int, longest_s: float, steps: int = 120) -> int:
-    """Kill runs until there were `kills`, and compare what each leaves with an undisturbed one's.
+    """Kill runs, and compare the files of each with those of an undisturbed run.
 
     Args:
-        out: a folder for data and runs.
-        kills: how many.
-        seed: of when and how.
-        longest_s: seconds of the longest life.
-        steps: of training in a run.
+        out: folder for data and runs.
+        kills: number of kills.
+        seed: random seed of their times and signals.
+        longest_s: a process is killed after at most this many seconds.
+        steps: training steps of a run.
 
     Returns:
-        How many files differ; 1 where a run failed by itself.
+        Number of files that differ; 1 if a run failed without being killed.
     """
     rng = random.Random(seed)
     command = _killed_command(make_links(out / "data_short", "short", None), steps)
     for old in out.glob("killed*"):
         shutil.rmtree(old)
     shutil.rmtree(out / "whole", ignore_errors=True)
-    began = time.monotonic()
+    # the undisturbed run
+    start = time.monotonic()
     subprocess.run(
         [*command, "--output-dir", out / "whole"], check=True, capture_output=True, cwd=out
     )
-    longest_s = min(longest_s, time.monotonic() - began)
-    print(f"each life lasts up to {longest_s:.0f} s")
-    done, differ = 0, 0
+    longest_s = min(longest_s, time.monotonic() - start)
+    print(f"each process runs for up to {longest_s:.0f} s")
+    done = 0
+    differ = 0
     for number in itertools.count():
         folder = out / f"killed{number}"
         status = None
         while status != 0:
-            status, killed, printed = _life(command, folder, rng, longest_s if done < kills else 0)
-            done += killed
-            print(f"{done:3d} {printed[0]}", flush=True)
-            if not killed and status:
-                print("\n".join(printed[1:]))
+            life = _run_once(command, folder, rng, longest_s if done < kills else 0)
+            status = life.status
+            done += life.killed
+            print(f"{done:3d} {life.summary}", flush=True)
+            if not life.killed and status:
+                print("\n".join(life.output))
                 return 1
-        whole, left = digest(out / "whole"), digest(folder)
-        other = sorted(name for name in {**whole, **left} if whole.get(name) != left.get(name))
-        print(f"{done} kills; files that differ: {', '.join(other) or 'none'} of {len(whole)}")
+        expected = digest(out / "whole")
+        actual = digest(folder)
+        names = sorted({*expected, *actual})
+        other = [name for name in names if expected.get(name) != actual.get(name)]
+        print(f"{done} kills; files that differ: {', '.join(other) or 'none'} of {len(expected)}")
         differ += len(other)
         if done >= kills:
             return differ
@@ -457,6 +461,7 @@ def soak_kills(out: Path, kills: int, seed: int, longest_s: float, steps: int = 
 
 
 def _killed_command(root: Path, steps: int) -> list[str | Path]:
+    """Return the training command of `soak_kills`, without its output folder."""
     words = [
         *SMALL,
         f"data.root={root}",
@@ -475,24 +480,38 @@ def _killed_command(root: Path, steps: int) -> list[str | Path]:
         REPO / "tools/train_net.py",
         "--cfg",
         REPO / "configs/ucf101_csl_adv.yaml",
-        *{word.split("=")[0]: word for word in words}.values(),  # the last of each option
+        # an option may not be given twice: keep the last value of each
+        *{word.split("=")[0]: word for word in words}.values(),
     ]
 
 
-def _life(
+@dataclass(frozen=True)
+class _Life:
+    """Outcome of one process.
+
+    Attributes:
+        status: exit status; 1 for a fault, such as a traceback or processes that outlive it.
+        killed: whether it was killed, without a fault.
+        summary: a line about it.
+        output: last lines of its output.
+    """
+
+    status: int
+    killed: bool
+    summary: str
+    output: list[str]
+
+
+def _run_once(
     command: Sequence[str | Path], folder: Path, rng: random.Random, longest_s: float
-) -> tuple[int, bool, list[str]]:
-    """Run a command, or go on where it was, and end it at a random moment.
+) -> _Life:
+    """Start or resume a run, and end it at a random time.
 
     Args:
-        command: without its output folder.
-        folder: where it writes.
-        rng: decides when and how it ends.
-        longest_s: seconds until then, at most; 0 leaves it alone.
-
-    Returns:
-        (exit status, whether it was killed, a line about it and what it printed). A traceback, or
-        processes that outlive it, are a failure of its own.
+        command: training command, without its output folder.
+        folder: output folder.
+        rng: random generator of the time and the signal.
+        longest_s: latest time of the kill, seconds; 0: no kill.
     """
     resume = ["--resume"] if folder.exists() else []
     how = rng.choice(list(ENDS)) if longest_s else ""
@@ -506,10 +525,12 @@ def _life(
             start_new_session=True,
         )
         killed = False
+        # wait until the tool has installed its signal handlers: before, Python itself starts
         if how and Path("/proc/self/status").exists():
-            while run.poll() is None and not _takes_stops(run.pid):  # Python itself starts
+            while run.poll() is None and not _handles_sigterm(run.pid):
                 time.sleep(0.01)
         try:
+            # some runs are suspended for a while first
             if how and rng.random() < 0.2:
                 time.sleep(rng.uniform(0, 3))
                 pause(run.pid, 2)
@@ -519,30 +540,33 @@ def _life(
                 ENDS[how](run.pid)
                 killed = True
         status = run.wait(120)
-        outlived = _outlived(run.pid)
+        outlived = _count_outlived(run.pid)
         log.seek(0)
         printed = log.read().decode(errors="replace").strip().splitlines()
-    faults = [f"{outlived} processes outlived it"] if outlived else []
-    faults += ["a traceback"] if any("Traceback" in line for line in printed) else []
+    faults = []
+    if outlived:
+        faults.append(f"{outlived} processes outlived it")
+    if any("Traceback" in line for line in printed):
+        faults.append("a traceback")
     if killed and "KILL" not in how and status not in (0, EXIT_STOPPED):
-        faults.append(f"not {EXIT_STOPPED}, as a stop")
-    line = (
-        f"{how or 'left alone':<16} {life_s:5.1f} s: status {status},"
-        f" {'; '.join(faults) or 'sound'}"
-    )
+        faults.append(f"not {EXIT_STOPPED}, the status of a stop")
     last = printed[-1][-100:] if printed else ""
-    return (1 if faults else status), killed and not faults, [f"{line}: {last}", *printed[-30:]]
+    summary = (
+        f"{how or 'not killed':<16} {life_s:5.1f} s: status {status},"
+        f" {'; '.join(faults) or 'no faults'}: {last}"
+    )
+    return _Life(1 if faults else status, killed and not faults, summary, printed[-30:])
 
 
-def _takes_stops(pid: int) -> bool:
-    """Return whether a process has a handler for SIGTERM, by what Linux shows of it."""
+def _handles_sigterm(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM, from its entry in /proc."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-def _outlived(session: int) -> int:
-    """Return how many processes of a session are left five seconds after its first one ended."""
+def _count_outlived(session: int) -> int:
+    """Return how many processes of a session remain, five seconds after the main process ended."""
     deadline = time.monotonic() + 5
     while left := list(_processes(session)):
         if time.monotonic() > deadline:
@@ -552,25 +576,32 @@ def _outlived(session: int) -> int:
 
 
 def main() -> None:
+    """Run one of the two stress tests; the exit status is 1 if it fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("size", "kills"))
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="a folder for data, runs and results"
+        "--output-dir", type=Path, required=True, help="folder for data, runs and results"
     )
     parser.add_argument(
-        "--size", choices=tuple(SIZES), default="ucf101", help="size: how many videos"
+        "--size", choices=tuple(SIZES), default="ucf101", help="size: number of videos"
     )
-    parser.add_argument("--lists", type=Path, help="size: a folder with UCF101's official lists")
-    parser.add_argument("--files", type=int, default=256, help="size: open files of a process")
+    parser.add_argument("--lists", type=Path, help="size: folder with the official UCF101 lists")
     parser.add_argument(
-        "--memory", type=int, default=6000, help="size: MiB of all processes of a command"
+        "--files", type=int, default=256, help="size: limit of open files per process"
     )
-    parser.add_argument("--shm", type=int, default=64, help="size: MB of /dev/shm")
-    parser.add_argument("--kills", type=int, default=30, help="kills: how often")
-    parser.add_argument("--seed", type=int, default=0, help="kills: of when and how")
-    parser.add_argument("--life", type=float, default=20, help="kills: seconds of the longest life")
+    parser.add_argument(
+        "--memory", type=int, default=6000, help="size: limit of a command's memory, MiB"
+    )
+    parser.add_argument("--shm", type=int, default=64, help="size: limit of /dev/shm, MB")
+    parser.add_argument("--kills", type=int, default=30, help="kills: number of kills")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="kills: random seed of their times and signals"
+    )
+    parser.add_argument(
+        "--life", type=float, default=20, help="kills: longest time before a kill, seconds"
+    )
     args = parser.parse_args()
     out = args.output_dir.resolve()
     out.mkdir(parents=True, exist_ok=True)

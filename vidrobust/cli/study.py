@@ -2,17 +2,21 @@
 
     python tools/study.py --cfg configs/study_susceptibility.yaml --data cifar10=/path/to/cifar10
 
-Trains and measures every arm on every data set with every seed, one after the other, then writes
-study.md, study.json and figures, of all runs of the page that are there. Runs that are finished are
-not run again; one that was killed goes on. --dry-run lists the runs, and prints the configuration
-where only one is chosen.
+Trains and evaluates every arm on every data set with every seed, one after the other. After each
+run it writes study.md, study.json and figures from all finished runs of the config file. Finished
+runs are not repeated, and a run that was killed is resumed. --dry-run lists the runs; if there is
+only one, it also prints its configuration.
 """
 
+import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidrobust.cli import common
 from vidrobust.study import (
+    Arm,
+    Study,
     finished,
     plan,
     read_study,
@@ -28,53 +32,23 @@ from vidrobust.utils.logging import log, start_logging
 
 
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--cfg", required=True, help="the study's page, see configs/study_*.yaml")
-    parser.add_argument("--output-dir", type=Path, help="default: outputs/<name of the page>")
-    parser.add_argument(
-        "--data", action="append", default=[], metavar="NAME=FOLDER", help="where a data set lies"
-    )
-    for name in ("datasets", "arms", "seeds"):
-        parser.add_argument(
-            f"--{name}",
-            default="",
-            metavar="A,B",
-            help=f"only these {name}; default: all of the page's",
-        )
-    args = parser.parse_intermixed_args()
-    if any("=" not in word for word in args.data):
-        raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
+    """Run a study, or list its runs."""
+    args = arguments()
     whole = read_study(args.cfg)
-    study = chosen(whole, args.datasets, args.arms, args.seeds)
+    part = chosen(whole, args.datasets, args.arms, args.seeds)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     roots = dict(word.split("=", 1) for word in args.data)
-    seeds = list(dict.fromkeys([*whole.seeds, *study.seeds]))
-    of_page = plan(dataclasses.replace(whole, seeds=seeds), out, args.overrides, roots)
-    runs = [
-        run
-        for run in of_page
-        if run.dataset in study.datasets and run.name in study.arms and run.seed in study.seeds
-    ]
-    for run in of_page:
+    # --seeds may name seeds that the config file does not
+    seeds = list(dict.fromkeys([*whole.seeds, *part.seeds]))
+    all_runs = plan(dataclasses.replace(whole, seeds=seeds), out, args.overrides, roots)
+    runs = [run for run in all_runs if _is_in(part, run)]
+    # Before anything is trained: options must be valid, and the same as those of earlier runs.
+    for run in all_runs:
         common.check_names(run.cfg)
-        require_same(
-            run
-        )  # before anything is trained with options that would not go with what is there
+        require_same(run)
     if not runs:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")
-    for run in runs:
-        for folder in (
-            () if (run.folder / "backbone.pt").is_file() else run.needs
-        ):  # what is trained needs none
-            if (
-                folder not in {other.folder for other in runs}
-                and not (folder / "checkpoints").is_dir()
-            ):
-                other = folder.parent.name
-                raise UserError(
-                    f"{run.name} learns from {other} of the same seed, which is not there: name"
-                    f" both, --arms {other},{run.name}"
-                )
+    _require_teachers(runs)
     if args.dry_run:
         for run in runs:
             state = ", finished" if finished([run]) else ""
@@ -87,27 +61,95 @@ def main() -> None:
     failed = []
     unwritten = ""
     for run in runs:
-        try:
-            run_arm(run)
-        except UserError as error:  # an arm that fails does not take the others with it
-            missing = run.dataset not in roots and run.cfg.data.root in str(error)
-            where = f" (--data {run.dataset}=FOLDER says where it lies)" if missing else ""
-            failed.append(f"{run.dataset}, {run.name}, seed {run.seed}: {error}{where}")
-            log.error(failed[-1])
-        try:
-            with distributed.together():
-                if common.is_main() and (done := finished(of_page)):
-                    write_study(whole, done, out, len(of_page) - len(done), args.overrides)
-        except (
-            UserError,
-            OSError,
-        ) as error:  # the numbers are safe, and the next arm writes the report again
-            unwritten = f"the report of {out} is not written: {error}"
+        # an arm that fails does not stop the others
+        if problem := _run_one(run, roots):
+            failed.append(problem)
+            log.error(problem)
+        unwritten = _write_report(whole, all_runs, out, args.overrides)
+        if unwritten:
             log.warning(unwritten)
-        else:
-            unwritten = ""
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0]}")
     if unwritten:
         raise UserError(unwritten)
     log.info(f"report: {out / report_name(whole, args.overrides)}.md")
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--cfg", required=True, help="config file of the study, see configs/study_*.yaml"
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: outputs/<name of the config file>"
+    )
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FOLDER", help="folder of a data set"
+    )
+    for name in ("datasets", "arms", "seeds"):
+        parser.add_argument(
+            f"--{name}",
+            default="",
+            metavar="A,B",
+            help=f"run only these {name}; default: all in the config file",
+        )
+    args = parser.parse_intermixed_args()
+    if any("=" not in word for word in args.data):
+        raise UserError(f"--data {' '.join(args.data)}: write NAME=FOLDER")
+    return args
+
+
+def _is_in(part: Study, run: Arm) -> bool:
+    """Return whether a run belongs to the selected part of a study."""
+    return run.dataset in part.datasets and run.name in part.arms and run.seed in part.seeds
+
+
+def _require_teachers(runs: Sequence[Arm]) -> None:
+    """Raise UserError for a run whose teacher is neither selected nor trained."""
+    selected = {run.folder for run in runs}
+    for run in runs:
+        if (run.folder / "backbone.pt").is_file():
+            continue  # already trained, so it needs no teacher
+        for folder in run.needs:
+            if folder not in selected and not (folder / "checkpoints").is_dir():
+                teacher = folder.parent.name
+                raise UserError(
+                    f"{run.name} needs the run of {teacher} with the same seed, which does not"
+                    f" exist: select both, --arms {teacher},{run.name}"
+                )
+
+
+def _run_one(run: Arm, roots: dict[str, str]) -> str:
+    """Train and evaluate one run; return why it failed, or "".
+
+    Args:
+        run: the run.
+        roots: data set -> folder that --data gives.
+    """
+    try:
+        run_arm(run)
+    except UserError as error:
+        is_missing = run.dataset not in roots and run.cfg.data.root in str(error)
+        hint = f" (set its folder with --data {run.dataset}=FOLDER)" if is_missing else ""
+        return f"{run.dataset}, {run.name}, seed {run.seed}: {error}{hint}"
+    return ""
+
+
+def _write_report(study: Study, runs: list[Arm], out: Path, overrides: Sequence[str]) -> str:
+    """Write the report of all finished runs; return why it could not be written, or "".
+
+    Args:
+        study: the whole study.
+        runs: all its runs.
+        out: folder of the study.
+        overrides: options of the command line.
+    """
+    try:
+        with distributed.together():
+            if common.is_main() and (done := finished(runs)):
+                write_study(study, done, out, len(runs) - len(done), overrides)
+    except (UserError, OSError) as error:
+        # the results are safe in the runs' folders, and the next run writes the report again
+        return f"the report of {out} could not be written: {error}"
+    return ""

@@ -1,9 +1,9 @@
-"""Measure a checkpoint.
+"""Evaluate a checkpoint.
 
     python tools/test_net.py --checkpoint outputs/demo [key=value ...]
 
-The configuration is the checkpoint's own; --cfg PAGE lies over it (configs/eval_*.yaml), key=value
-over both.
+The configuration is that of the checkpoint. Options of --cfg FILE (configs/eval_*.yaml) override
+it, and key=value overrides both.
 """
 
 from pathlib import Path
@@ -14,16 +14,19 @@ from vidrobust.utils.logging import log, start_logging
 
 
 def main() -> None:
+    """Evaluate a checkpoint, or write the report of an evaluation again."""
     parser = common.parser(__doc__)
     common.add_checkpoint(parser)
     parser.add_argument(
         "--output-dir", type=Path, help="default: eval/<eval.name> in the run's folder"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace another evaluation of that name"
+        "--overwrite", action="store_true", help="replace another evaluation of the same name"
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="write the report of a finished evaluation again"
+        "--report-only",
+        action="store_true",
+        help="only write the report of a finished evaluation again",
     )
     args = parser.parse_intermixed_args()
     start_logging(None, quiet=not common.is_main())
@@ -31,6 +34,7 @@ def main() -> None:
     if common.print_config(args, cfg):
         return
     out = args.output_dir or folder / "eval" / cfg.eval.name
+    # from the results in the folder, without attacks
     if args.report_only:
         rewrite_report(out)
         log.info(f"report: {out / 'report.md'}")

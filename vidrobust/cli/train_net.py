@@ -1,4 +1,4 @@
-"""Train, then measure.
+"""Train, then evaluate.
 
 python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]
 """
@@ -16,46 +16,53 @@ from vidrobust.utils.logging import log, start_logging
 
 
 def main() -> None:
+    """Train a model, and evaluate it if eval.enabled is set."""
     parser = common.parser(__doc__)
-    parser.add_argument("--cfg", required=True, help="YAML page, see configs/")
-    parser.add_argument("--output-dir", type=Path, help="default: outputs/<name of the page>")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
+    parser.add_argument("--cfg", required=True, help="config file, see configs/")
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: outputs/<name of the config file>"
+    )
+    existing_run = parser.add_mutually_exclusive_group()
+    existing_run.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH",
         help=(
-            "go on from PATH (a checkpoint or a run's folder), or from the output directory's last"
-            " checkpoint, if any"
+            "resume from PATH (a checkpoint or a run's folder), or from the last checkpoint of the"
+            " output directory, if there is one"
         ),
     )
-    again.add_argument(
-        "--overwrite", action="store_true", help="delete what the output directory holds"
+    existing_run.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier run in the output directory"
     )
     args = parser.parse_intermixed_args()
+    # argparse reads the override in `--resume key=value` as PATH
     if args.resume and "=" in args.resume and not Path(args.resume).exists():
-        args.overrides.append(args.resume)  # `--resume key=value`: the word is an override
+        args.overrides.append(args.resume)
         args.resume = ""
     cfg = config.load(args.cfg, args.overrides)
     if common.print_config(args, cfg):
         return
     start_logging(None, quiet=not common.is_main())
-    asked = {word.split("=")[0] for word in args.overrides}
-    idle = [key for key in without_effect(cfg) if key in asked]  # what pages share is not told
-    if idle:
+    # Warn about options without effect, but only about those of the command line: config files
+    # share options that some methods do not use.
+    overridden = {word.split("=")[0] for word in args.overrides}
+    unused = [key for key in without_effect(cfg) if key in overridden]
+    if unused:
         log.warning(
-            f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(idle)}"
+            f"no effect with method.name={cfg.method.name} as it is configured: {', '.join(unused)}"
         )
-    if told := unmeasured(cfg):
-        log.warning(told)
+    if warning := unmeasured(cfg):
+        log.warning(warning)
     out = args.output_dir or Path("outputs") / Path(args.cfg).stem
     distributed.start(cfg.device)
     with distributed.together():
-        resume, inside = common.find_resume(args.resume, out)
-    with distributed.together():  # the others meet what rank 0 refuses, instead of waiting for it
+        resume, in_own_folder = common.find_resume(args.resume, out)
+    # together: if rank 0 refuses, the other ranks stop too instead of waiting for it
+    with distributed.together():
         if common.is_main():
-            run.check_output(out, resume=inside, overwrite=args.overwrite, cfg=cfg)
+            run.check_output(out, resume=in_own_folder, overwrite=args.overwrite, cfg=cfg)
             if cfg.eval.enabled:
                 check_evaluation(cfg)
     last = train(cfg, out, resume, overwrite=args.overwrite)

@@ -1,7 +1,7 @@
 """Read a YAML file and `key=value` overrides into typed options.
 
-`--help` prints them, a YAML page or `key=value` fills them, and anything else (an unknown or
-duplicate key, a wrong type, a value out of range) is refused by name.
+A config file or `key=value` sets an option. Anything else raises UserError with the name of the
+option: an unknown or duplicate key, a wrong type, a value out of range.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from vidrobust.config.yaml_text import parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
+# options that name files or folders which a run reads
 _PATHS = (
     "data.root",
     "data.manifest",
@@ -34,11 +35,11 @@ _PATHS = (
     "eval.corruption.baseline",
 )
 
-MAX_WHOLE = 2**31 - 1  # of options that have no upper bound of their own
+MAX_WHOLE = 2**31 - 1  # upper bound of integer options that set none themselves
 
 
 def options(section: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, dataclass field) in the order of options.py."""
+    """Yield (dotted key, dataclass field) of every option, in the order of options.py."""
     for item in fields(section):
         if is_dataclass(item.type):
             yield from options(item.type, f"{prefix}{item.name}.")
@@ -47,13 +48,16 @@ def options(section: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a YAML file, over its `_BASE_` files and below `overrides`.
+    """Load a configuration: a YAML file on top of its `_BASE_` files, and overrides on top of both.
 
-    path: of the file, or its name among those of `configs/` (`find_config`).
+    Args:
+        path: path of the file, or its name in `configs/` (`find_config`).
+        overrides: `key=value` texts, or `KEY VALUE` pairs as in fvcore. A float may be a fraction
+            (`8/255`).
 
-    overrides: `key=value` words, or `KEY VALUE` pairs as in fvcore. A float may be a fraction
-    (`8/255`). Raises UserError for anything that is not an option, has a wrong type or is out of
-    range, and for options that do not go together.
+    Raises:
+        UserError: for anything that is not an option, has a wrong type or is out of range, and for
+            options that cannot be combined.
     """
     cfg = read(path, overrides)
     check_together(cfg)
@@ -61,8 +65,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Return what `load` returns, without the checks of options together, which import torch."""
-    return _typed(_Pages().read(find_config(path)), _read_overrides(overrides), str(path))
+    """Load a configuration as `load` does, without checking combinations of options.
+
+    Those checks import torch, which takes seconds.
+    """
+    return _typed(_ConfigFiles().read(find_config(path)), _read_overrides(overrides), str(path))
 
 
 def loads(
@@ -71,19 +78,20 @@ def loads(
     source: str = "configuration",
     page: str | Path | None = None,
 ) -> Config:
-    """Return the configuration of a YAML text, such as the one that a checkpoint holds.
+    """Load a configuration from a YAML text, such as the one stored in a checkpoint.
 
     Args:
-        text: the options.
-        overrides: as in `load`; they lie over all else.
-        source: where the text is from, for messages.
-        page: a YAML file that lies over the text.
+        text: YAML text with the options.
+        overrides: as in `load`; they take precedence over everything else.
+        source: where the text comes from, for messages.
+        page: config file (YAML) that takes precedence over the text.
 
     Raises:
         UserError: as `load` does.
     """
-    above = _Pages().read(find_config(page)) if page else {}
-    if not isinstance(text, str):  # of a checkpoint that was damaged or not written by us
+    above = _ConfigFiles().read(find_config(page)) if page else {}
+    # a damaged checkpoint, or one of another program, may hold any type
+    if not isinstance(text, str):
         raise UserError(f"{source}: holds no configuration; name another")
     try:
         below = parse_yaml(text)
@@ -92,51 +100,58 @@ def loads(
     below = {} if below is None else below
     if not isinstance(below, dict):
         raise UserError(f"{source}: a configuration is a mapping of keys to values")
-    _read_old_adversary(below)
+    _convert_old_adversary(below)
     _check_keys(below, source)
     cfg = _typed(_merged(below, above), _read_overrides(overrides), source)
     check_together(cfg)
     return cfg
 
 
-def _read_old_adversary(page: dict[str, Any]) -> None:
-    """Replace options of checkpoints that earlier versions wrote."""
-    method = page.get("method")
+def _convert_old_adversary(values: dict[str, Any]) -> None:
+    """Replace options in checkpoints of earlier versions by today's, in place."""
+    method = values.get("method")
     adversary = method.get("adversary") if isinstance(method, dict) else None
     if not isinstance(adversary, dict):
         return
+    # Before other threat models than Linf existed, eps was an option.
     eps = adversary.pop("eps", None)
-    if eps is not None:  # from before there were other threats than Linf
+    if eps is not None:
         adversary["threats"] = [f"linf-{eps}"]
-    adversary.setdefault("key_encoder", False)  # from before DynACL had a momentum encoder
-    if adversary.get("steps") == 0:  # from before 0 was refused
+    # Before DynACL had a momentum encoder, both views went through the model.
+    adversary.setdefault("key_encoder", False)
+    # Before 0 was refused, it meant the method's default.
+    if adversary.get("steps") == 0:
         adversary["steps"] = -1
 
 
 def to_yaml(cfg: Config) -> str:
-    """The resolved configuration, every option, as YAML that `loads` reads back."""
+    """Return every option of a resolved configuration, as YAML text that `loads` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(cfg))
 
 
-# Options that came after results were written; at these values they change nothing, and no hash.
-_LATER = {"data.series": ""}
+# Options added after results had been written. At these values they have no effect, so they must
+# not change the hash of old configurations.
+_ADDED_LATER = {"data.series": ""}
 
 
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:
-    """First 16 hex digits of the SHA-256 of the resolved configuration, without the keys in
-    `ignore`.
+    """Return a hash of a configuration: the first 16 hex digits of its SHA-256.
+
+    Args:
+        cfg: resolved configuration.
+        ignore: keys of options that do not count.
     """
-    known = [key for key, _ in options() if key not in ignore]
+    keys = [key for key, _ in options() if key not in ignore]
     lines = "".join(
         f"{key}={get(cfg, key)}\n"
-        for key in known
-        if key not in _LATER or get(cfg, key) != _LATER[key]
+        for key in keys
+        if key not in _ADDED_LATER or get(cfg, key) != _ADDED_LATER[key]
     )
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def get(cfg: Any, key: str) -> Any:
-    """The value of a dotted key of a configuration, or of one of its sections."""
+    """Return the value of a dotted key of a configuration, or of one of its sections."""
     value: Any = cfg
     for part in key.split("."):
         value = getattr(value, part)
@@ -144,103 +159,138 @@ def get(cfg: Any, key: str) -> Any:
 
 
 def paths_read(cfg: Config) -> dict[str, str]:
-    """Return option -> path of the files and folders that a run reads, "" where it reads none."""
+    """Return option -> path of the files and folders that a run reads; "" if it reads none."""
     return {key: get(cfg, key) for key in _PATHS}
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """`optim.lr=0.1 (0.2)` for each option that differs: b's value, then a's."""
+    """Return `optim.lr=0.1 (0.2)` for each option that differs: b's value, then a's."""
     return [
         f"{key}={get(b, key)} ({get(a, key)})" for key, _ in options() if get(a, key) != get(b, key)
     ]
 
 
 def help_text(names: Mapping[str, str] | None = None) -> str:
-    """Return a line per option: key, default, meaning.
+    """Return the options as lines of text: key, default, meaning.
 
-    names: key -> the names that the option may have, where a dictionary of the package has them.
+    Args:
+        names: key -> allowed names of an option, for options that take them from a dictionary of
+            the package.
     """
     rows = []
     default = OmegaConf.structured(Config)
     for key, item in options():
-        value = OmegaConf.select(default, key)
-        if isinstance(value, ListConfig):
-            text = "[" + ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]"
-        else:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-        choices = item.metadata["choices"]
-        help = item.metadata["help"] + (
-            f" ({' | '.join(c or 'empty' for c in choices)})" if choices else ""
-        )
+        text = _default_text(OmegaConf.select(default, key))
+        help = item.metadata["help"]
+        if choices := item.metadata["choices"]:
+            help += f" ({' | '.join(choice or 'empty' for choice in choices)})"
         if key in (names or {}):
             help += f": {(names or {})[key]}"
         rows.append(f"  {key + '=' + text:<44} {help}")
     return "options (key=value):\n" + "\n".join(rows)
 
 
-class _Pages:
-    """Reads config files and the `_BASE_` files below them, each file once.
+def _default_text(value: Any) -> str:
+    """Return a default value as a command line would write it."""
+    if isinstance(value, ListConfig):
+        return "[" + ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
-    Bases of bases may meet again: read anew each time, ten levels of two would be a thousand files.
+
+class _ConfigFiles:
+    """Reads config files and their `_BASE_` files, each file once.
+
+    Several files may share a base. Without the cache, ten levels with two bases each would be a
+    thousand reads.
     """
 
     MAX_DEPTH = 16
-    MAX_PAGES = 64
+    MAX_FILES = 64
 
     def __init__(self) -> None:
-        self.pages: dict[str, dict[str, Any]] = {}
+        self.options_by_file: dict[str, dict[str, Any]] = {}
 
     def read(self, path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """Return a file's options over those of its bases.
+        """Return a file's options on top of those of its bases.
 
-        below: the files that led to this one, outermost first.
+        Args:
+            path: the config file.
+            below: the files that led to this one, outermost first.
         """
-        place = os.path.realpath(path)
-        if place in map(os.path.realpath, below):
-            raise UserError(f"{path}: _BASE_ leads back to the page itself; remove it there")
-        if place in self.pages:
-            return self.pages[place]
-        if len(below) >= self.MAX_DEPTH or len(self.pages) >= self.MAX_PAGES:
+        # Bounds first: a file that is its own base, directly or not, and too many files.
+        real_path = os.path.realpath(path)
+        if real_path in map(os.path.realpath, below):
+            raise UserError(f"{path}: _BASE_ leads back to the config file itself; remove it there")
+        if real_path in self.options_by_file:
+            return self.options_by_file[real_path]
+        if len(below) >= self.MAX_DEPTH or len(self.options_by_file) >= self.MAX_FILES:
             raise UserError(
-                f"{below[0]}: its _BASE_ files are more than {self.MAX_PAGES}, or more than "
-                f"{self.MAX_DEPTH} below each other, at {path}; merge some"
+                f"{below[0]}: has more than {self.MAX_FILES} _BASE_ files, or more than "
+                f"{self.MAX_DEPTH} levels of them, at {path}; merge some"
             )
         if not os.path.exists(path):
             base = f" (a _BASE_ of {below[-1]})" if below else ""
             raise UserError(f"no configuration file {shown(path, 300)}{base}; correct the path")
-        page = read_page(path, f"{below[-1]}: _BASE_={path}" if below else str(path))
-        bases = self._bases(page, path)
-        _check_keys(page, str(path))
+        # Then the file, and its bases in the order in which they are listed: later ones win.
+        values = read_page(path, f"{below[-1]}: _BASE_={path}" if below else str(path))
+        bases = self._pop_bases(values, path)
+        _check_keys(values, str(path))
         merged: dict[str, Any] = {}
         for base in bases:
             merged = _merged(merged, self.read(path.parent / base, (*below, path)))
-        self.pages[place] = _merged(merged, page)
-        return self.pages[place]
+        self.options_by_file[real_path] = _merged(merged, values)
+        return self.options_by_file[real_path]
 
-    def _bases(self, page: dict[str, Any], path: Path) -> list[str]:
-        """Take the names of its bases out of a file's options, and return them."""
-        written = page.pop("_BASE_", [])
+    def _pop_bases(self, values: dict[str, Any], path: Path) -> list[str]:
+        """Remove `_BASE_` from a file's options, and return the names of its bases."""
+        written = values.pop("_BASE_", [])
         try:
-            named = References(page).value(written, "_BASE_")
-            bases = [named] if isinstance(named, str) else named
+            resolved = References(values).value(written, "_BASE_")
+            bases = [resolved] if isinstance(resolved, str) else resolved
             if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
                 raise UserError(
-                    f"{path}: _BASE_ is a page or a list of pages, each a path beside this one"
+                    f"{path}: _BASE_ must be a config file or a list of them, as paths relative to"
+                    " this file"
                 )
             for base in bases:
                 _check_text(base)
         except ValueError as error:
             raise UserError(f"{path}: _BASE_={shown(written)}: {error}") from None
-        if len(bases) > self.MAX_PAGES:
+        if len(bases) > self.MAX_FILES:
             raise UserError(
-                f"{path}: _BASE_ lists {len(bases)} files; list at most {self.MAX_PAGES}"
+                f"{path}: _BASE_ lists {len(bases)} files; list at most {self.MAX_FILES}"
             )
         return bases
 
 
 def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Return what a command line sets, as the options of a file."""
-    pairs, rest = [], list(reversed(words))
+    """Return the options that a command line sets, nested as in a file."""
+    overrides: dict[str, Any] = {}
+    keys: set[str] = set()
+    for key, text in _split_pairs(words):
+        if not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"option '{shown(key)}': write section.name=VALUE")
+        if key in keys:
+            raise UserError(f"option '{shown(key)}' is given twice on the command line; remove one")
+        keys.add(key)
+        try:
+            _check_characters(text)
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"command line: {shown(key)}={shown(text)}: {error}") from None
+        *sections, name = key.split(".", 20)  # a bound: no option is nested as deep
+        nested = {name: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        _check_keys(nested, "command line")
+        overrides = _merged(overrides, nested)
+    return overrides
+
+
+def _split_pairs(words: Sequence[str]) -> list[list[str]]:
+    """Return [key, value text] of each override, written `key=value` or `KEY VALUE`."""
+    pairs = []
+    rest = list(reversed(words))
     while rest:
         word = rest.pop()
         if "=" not in word:
@@ -248,34 +298,14 @@ def _read_overrides(words: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"override '{shown(word)}' has no value: write {shown(word)}=VALUE")
             word = f"{word}={rest.pop()}"
         pairs.append(word.split("=", 1))
-    overrides: dict[str, Any] = {}
-    seen: set[str] = set()
-    for key, text in pairs:
-        if not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise UserError(f"option '{shown(key)}': write section.name=VALUE")
-        if key in seen:
-            raise UserError(f"option '{shown(key)}' is given twice on the command line; remove one")
-        seen.add(key)
-        try:
-            _check_characters(text)
-            value = parse_yaml(text)
-        except ValueError as error:
-            raise UserError(f"command line: {shown(key)}={shown(text)}: {error}") from None
-        *sections, name = key.split(".", 20)
-        page = {name: value}
-        for section in reversed(sections):
-            page = {section: page}
-        _check_keys(page, "command line")
-        overrides = _merged(overrides, page)
-    return overrides
+    return pairs
 
 
-def _check_keys(page: dict[str, Any], source: str) -> None:
-    """Refuse a key that is no option, naming the nearest one that is."""
-    known = [key for key, _ in options()]
-    sections = {
-        key.rsplit(".", depth)[0] for key in known for depth in (1, 2) if key.count(".") >= depth
-    }
+def _check_keys(values: dict[str, Any], source: str) -> None:
+    """Raise UserError for a key that is not an option; it names the nearest option."""
+    keys = [key for key, _ in options()]
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    sections |= {section.rpartition(".")[0] for section in sections} - {""}
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
@@ -287,17 +317,17 @@ def _check_keys(page: dict[str, Any], source: str) -> None:
                         f"set one of its options, {key}.NAME"
                     )
                 walk(value, f"{key}.")
-            elif key not in known:
-                # of a section that is none, as TRAIN, its option says more
+            elif key not in keys:
+                # for an unknown section such as TRAIN, its first option gives a better suggestion
                 inner = _first_leaf(key, value)
-                raise UserError(f"{source}: unknown option '{shown(inner)}'{nearest(inner, known)}")
+                raise UserError(f"{source}: unknown option '{shown(inner)}'{nearest(inner, keys)}")
 
-    walk(page, "")
+    walk(values, "")
 
 
 def _first_leaf(key: str, value: Any) -> str:
-    """Return the key of the first option in a section that is none, or `key` itself."""
-    for _ in range(3):  # sections are no deeper
+    """Return the key of the first option in an unknown section, or `key` itself."""
+    for _ in range(3):  # no section is nested deeper
         if not isinstance(value, dict) or not value:
             break
         name, value = next(iter(value.items()))
@@ -306,7 +336,7 @@ def _first_leaf(key: str, value: Any) -> str:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of two files as one; values of `above` replace those of `below`."""
+    """Return the options of two files as one; values in `above` replace those in `below`."""
     merged = dict(below)
     for name, value in above.items():
         under = merged.get(name)
@@ -315,28 +345,28 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _typed(page: dict[str, Any], overrides: dict[str, Any], source: str) -> Config:
-    """Return the configuration of options that `_check_keys` has passed.
+def _typed(values: dict[str, Any], overrides: dict[str, Any], source: str) -> Config:
+    """Convert options to their types, and check their ranges.
 
     Args:
-        page: the options of files.
-        overrides: the options of the command line, which lie over them.
-        source: where `page` is from, for messages.
+        values: options from files, with keys that `_check_keys` has accepted.
+        overrides: options from the command line, which take precedence.
+        source: where `values` comes from, for messages.
     """
-    merged = _merged(page, overrides)
+    merged = _merged(values, overrides)
     references = References(merged)
     cfg = Config()
     for key, item in options():
         written = _written(merged, key)
         if written is _UNSET:
             continue
-        where = source if _written(overrides, key) is _UNSET else "command line"
+        origin = source if _written(overrides, key) is _UNSET else "command line"
         if written == "???":
-            raise UserError(f"{where}: {key} has no value (???)")
+            raise UserError(f"{origin}: {key} has no value (???)")
         try:
             value = _converted(references.option(key), item.type)
         except ValueError as error:
-            raise UserError(f"{where}: {key}={shown(written)}: {error}") from None
+            raise UserError(f"{origin}: {key}={shown(written)}: {error}") from None
         section, _, name = key.rpartition(".")
         setattr(get(cfg, section) if section else cfg, name, value)
     _check_ranges(cfg)
@@ -346,9 +376,9 @@ def _typed(page: dict[str, Any], overrides: dict[str, Any], source: str) -> Conf
 _UNSET = object()
 
 
-def _written(page: dict[str, Any], key: str) -> Any:
-    """Return what a file sets an option to; _UNSET where it does not."""
-    node: Any = page
+def _written(values: dict[str, Any], key: str) -> Any:
+    """Return the value that a file sets for an option; _UNSET if it sets none."""
+    node: Any = values
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return _UNSET
@@ -356,7 +386,7 @@ def _written(page: dict[str, Any], key: str) -> Any:
     return node
 
 
-# type of an option -> what it needs, and an example
+# type of an option -> the value it needs, with an example
 _NEEDS = {
     int: "a whole number, such as 2",
     float: "a number, such as 0.1 or 8/255",
@@ -369,9 +399,10 @@ _NEEDS = {
 
 
 def _converted(value: Any, kind: Any) -> Any:
-    """Return a value as an option's type; raises ValueError for what is not of that type.
+    """Convert a value to an option's type; raise ValueError if it is not of that type.
 
-    Text that looks like a number is one, as in `data.frames="4"`; 0 and 1 are truth values.
+    Text that looks like a number is accepted as one, as in `data.frames="4"`. 0 and 1 are accepted
+    as booleans.
     """
     if kind in (list[int], list[float], list[str]):
         if not isinstance(value, list):
@@ -382,41 +413,42 @@ def _converted(value: Any, kind: Any) -> Any:
         raise ValueError(f"needs one value, not {given}; write {_NEEDS[kind]}")
     if value is None:
         if kind is str:
-            return ""  # YAML reads nothing as null
+            return ""  # YAML reads an empty value as null
         raise ValueError(f"has no value; write {_NEEDS[kind]}")
     if kind is str:
         _check_text(str(value))
         return str(value)
-    if type(value) in _TAKES[kind]:
+    if type(value) in _ACCEPTED[kind]:
         try:
-            return _READERS[kind](value)
+            return _CONVERTERS[kind](value)
         except (ValueError, OverflowError):
             pass
     raise ValueError(f"'{shown(value, 40)}' is no such value; write {_NEEDS[kind]}")
 
 
-_TRUTHS = {"yes": 1, "y": 1, "on": 1, "true": 1, "no": 0, "n": 0, "off": 0, "false": 0}
+# YAML 1.1's words for booleans
+_BOOLEANS = {"yes": 1, "y": 1, "on": 1, "true": 1, "no": 0, "n": 0, "off": 0, "false": 0}
 
 
-def _truth(value: Any) -> bool:
+def _to_bool(value: Any) -> bool:
     if isinstance(value, str):
-        return int(_TRUTHS.get(value.lower(), value)) != 0
+        return int(_BOOLEANS.get(value.lower(), value)) != 0
     return bool(value)
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     return float(_fraction(value))
 
 
-_READERS: dict[Any, Callable[[Any], Any]] = {bool: _truth, int: int, float: _number}
-# YAML's types of values that an option takes: a float is no whole number, even where it is whole
-_TAKES = {bool: (bool, int, str), int: (int, str), float: (int, float, str)}
+_CONVERTERS: dict[Any, Callable[[Any], Any]] = {bool: _to_bool, int: int, float: _to_float}
+# type of an option -> types of YAML values that it accepts; an int option refuses 2.0
+_ACCEPTED = {bool: (bool, int, str), int: (int, str), float: (int, float, str)}
 
 
 def _check_text(text: str) -> None:
-    """Raise ValueError for text that no option can hold.
+    """Raise ValueError for text that an option cannot hold.
 
-    It has to be written to config.yaml, read back, and told in one line.
+    Option values are written to config.yaml, read back, and shown in messages of one line.
     """
     _check_characters(text)
     if len(text) > MAX_TEXT:
@@ -426,22 +458,21 @@ def _check_text(text: str) -> None:
 
 
 def _check_characters(text: str) -> None:
-    """Raise ValueError for control characters, line ends, and what is no UTF-8."""
-    kinds = ("Cc", "Cs", "Zl", "Zp")
+    """Raise ValueError for control characters, line ends, and bytes that are not UTF-8."""
+    kinds = ("Cc", "Cs", "Zl", "Zp")  # control, surrogate, line and paragraph separator
     bad = next((char for char in text if unicodedata.category(char) in kinds), "")
-    if "\udc80" <= bad <= "\udcff":  # how Python holds a byte that is no UTF-8
-        raise ValueError("an option holds text in UTF-8 alone; rename what it names, or link to it")
+    # Python represents a byte that is not UTF-8 by a lone surrogate (PEP 383)
+    if "\udc80" <= bad <= "\udcff":
+        raise ValueError("an option holds only UTF-8 text; rename the file it names, or link to it")
     if bad:
         raise ValueError(f"an option cannot hold the character U+{ord(bad):04X}; remove it")
 
 
 def _fraction(value: Any) -> Any:
-    """Return the value of `8/255`; other values as they are."""
-    match = (
-        re.fullmatch(r"\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*", value)
-        if isinstance(value, str)
-        else None
-    )
+    """Return the value of a fraction such as `8/255`; return other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*", value)
     if match is None:
         return value
     try:
@@ -451,21 +482,37 @@ def _fraction(value: Any) -> Any:
 
 
 def _check_ranges(cfg: Config) -> None:
+    """Raise UserError for the first option whose value is not allowed by itself."""
     for key, item in options():
-        value, rule = get(cfg, key), item.metadata
+        value = get(cfg, key)
         written = f"{key}={shown(value)}"
-        if rule["choices"] and value not in rule["choices"]:
-            choices = ", ".join(c for c in rule["choices"] if c)
-            raise UserError(f"{written}: choose one of {choices}")
-        high = rule["high"]
-        if high is None and item.type in (int, list[int]):
-            high = MAX_WHOLE
+        choices = item.metadata["choices"]
+        if choices and value not in choices:
+            named = ", ".join(choice for choice in choices if choice)
+            raise UserError(f"{written}: choose one of {named}")
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{written}: must be a finite number")
-            if rule["low"] is not None and not number >= rule["low"]:
-                raise UserError(f"{written}: must be at least {rule['low']:g}")
-            if rule["above"] is not None and not number > rule["above"]:
-                raise UserError(f"{written}: must be greater than {rule['above']:g}")
-            if high is not None and not number <= high:
-                raise UserError(f"{written}: must be at most {high:g}")
+            if problem := _range_problem(number, item):
+                raise UserError(f"{written}: must be {problem}")
+
+
+def _range_problem(value: Any, item: Any) -> str:
+    """Return the limit that a value violates, such as "at least 1"; "" if there is none.
+
+    Args:
+        value: value of the option, or an item of its list.
+        item: dataclass field of the option.
+    """
+    low = item.metadata["low"]
+    above = item.metadata["above"]
+    high = item.metadata["high"]
+    if high is None and item.type in (int, list[int]):
+        high = MAX_WHOLE
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if low is not None and not value >= low:
+        return f"at least {low:g}"
+    if above is not None and not value > above:
+        return f"greater than {above:g}"
+    if high is not None and not value <= high:
+        return f"at most {high:g}"
+    return ""

@@ -1,6 +1,7 @@
-"""Every option, as typed dataclasses with defaults, help and ranges.
+"""Every option, as typed dataclasses with defaults, help and allowed ranges.
 
-They are the only list of options. `vidrobust.config` fills them and refuses what does not fit.
+This file is the only list of options. `vidrobust.config` fills the dataclasses and refuses values
+that do not fit. `--help` prints the help texts, `docs/` quotes the keys.
 """
 
 from dataclasses import dataclass, field
@@ -16,8 +17,17 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field with its help line and what its values may be: low <= value <= high, value > above,
-    or a choice.
+    """Return a dataclass field with a help text and limits on its values.
+
+    The limits of a list hold for each of its items.
+
+    Args:
+        default: default value; a list is copied for each configuration.
+        help: text that `--help` prints.
+        low: smallest allowed value.
+        high: largest allowed value; None: MAX_WHOLE of `load.py` for integers, no limit for floats.
+        above: the value must be greater than this.
+        choices: allowed values of a text option; () allows any text.
     """
     metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, list):
@@ -25,388 +35,524 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+# The order of sections and options below is the order of --help, of config.yaml and of the hash of
+# a configuration (config_sha). New options are added, existing ones are never moved.
+
+
 @dataclass
 class MotionShapes:
-    seed: int = option(0, "seed of the drawing", low=0)
-    train_per_class: int = option(40, "training videos of each of the eight classes", low=1)
+    """Options `data.motionshapes.*` of the built-in synthetic data set."""
+
+    seed: int = option(0, "random seed of the generated videos", low=0)
+    train_per_class: int = option(40, "training videos in each of the eight classes", low=1)
     test_per_class: int = option(
-        16, "test videos of each class, in each of the two test lists", low=1
+        16, "test videos in each class, in each of the two test splits", low=1
     )
-    frames: int = option(40, "frames of a video", low=8)
+    frames: int = option(40, "frames per video", low=8)
     size: int = option(48, "height and width of a video, pixels", low=24)
+    # Textures are a spurious cue: they predict the class in training, not on the second test split.
     textures: int = option(
-        14, "size of the texture pool; the first eight belong to the classes", low=9
+        14, "number of textures; the first eight are the textures of the eight classes", low=9
     )
     texture_correlation: float = option(
-        0.7, "share of training clips whose foreground texture is their class's", low=0, high=1
+        0.7,
+        "fraction of training videos whose shape has the texture of its class",
+        low=0,
+        high=1,
     )
     shape_correlation: float = option(
-        0.8, "share of training clips whose shape is their class's", low=0, high=1
+        0.8, "fraction of training videos that show the shape of their class", low=0, high=1
     )
     background_contrast: float = option(
-        0.3, "contrast of the background's texture; 1: as the shape's", low=0, high=1
+        0.3,
+        "contrast of the background texture relative to that of the shape; 1: equal",
+        low=0,
+        high=1,
     )
 
 
 @dataclass
 class DataConfig:
-    name: str = option("ucf101", "format of the data set (docs/data.md)")
-    root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
+    """Options `data.*`: the data set, and how clips are read from it."""
+
+    # Where the data set is.
+    name: str = option(
+        "ucf101",
+        "format of the data set: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder,"
+        " image_folder, class_folder, cifar10, cifar100, torchvision:NAME, motionshapes",
+    )
+    root: str = option("datasets/ucf101", "folder of the data set; ${oc.env:VAR} is replaced")
     twins: str = option(
         "",
-        "folder of the textures of its files, what datasets/prepare.py texture wrote; for "
-        "method.negatives.names=[texture]",
+        "folder of texture versions of the files, written by datasets/prepare.py texture; needed by"
+        " method.negatives.names=[texture] and eval.bias=[texture]",
     )
     manifest: str = option(
-        "", "what datasets/prepare.py scan wrote; empty: files are taken as they are"
+        "",
+        "manifest written by datasets/prepare.py scan; empty: files are used without a scan",
     )
     fold: int = option(
         1,
-        "which official split: 1, 2, 3 (UCF101, HMDB51); 2 is texture-swapped (motionshapes)",
+        "official split 1, 2 or 3 (UCF101, HMDB51); motionshapes: 2 is the texture-swapped test"
+        " split",
         low=1,
     )
     validation: float = option(
         0.0,
-        "share of the training list held out, whole sources at a time, and evaluated on instead of"
-        " the test list",
+        "fraction of the training split held out by source video; evaluation uses it instead of the"
+        " test split",
         low=0,
         high=0.9,
     )
-    frames: int = option(16, "frames of a clip, T; 1 for an image", low=1, high=2**16)
-    stride: int = option(2, "source frames from one sampled frame to the next", low=1)
-    sampling: str = option("random", "training clips (docs/data.md)")
+    # Which frames a clip takes.
+    frames: int = option(16, "frames per clip, T; 1 for images", low=1, high=2**16)
+    stride: int = option(2, "distance between sampled frames, in source frames", low=1)
+    sampling: str = option("random", "sampler of training clips (docs/data.md)")
     policy: str = option(
         "repeat_last",
-        "what a video shorter than a clip does",
+        "what to do with a video shorter than a clip",
         choices=("repeat_last", "loop", "error"),
     )
+    # Pixels.
     short_side: int = option(
         128,
-        "evaluation's short side, pixels, of which data.size is the central crop",
+        "evaluation: frames are resized to this shorter side, pixels, before the center crop of"
+        " data.size",
         low=8,
         high=2**14,
     )
-    size: int = option(
-        112, "height and width of the crop the model sees, pixels", low=8, high=2**14
-    )
+    size: int = option(112, "height and width of the model's input, pixels", low=8, high=2**14)
     series: str = option(
         "",
-        "folders of frames with several series of images: which is the video, such as img_ or"
+        "frame folders that hold several image series: which one is the video, such as img_ or"
         " img_*.jpg",
     )
+    # Decoding.
     backend: str = option(
         "auto",
-        "decoder of videos; auto: the manifest's, or else pyav",
+        "video decoder; auto: the one named in the manifest, otherwise pyav",
         choices=("auto", "pyav", "decord", "torchcodec"),
     )
     timeout_s: float = option(
         60.0,
-        "seconds that reading a sample may take before its video is bad; 0: no limit",
+        "seconds to wait for one sample before its video counts as bad; 0: no limit",
         low=0,
         high=10**6,
     )
     workers: int = option(
-        2, "loader processes of each rank; 0 decodes in the training process", low=0
+        2, "data-loading processes per rank; 0 decodes in the training process", low=0
     )
     motionshapes: MotionShapes = field(default_factory=MotionShapes)
 
 
 @dataclass
 class AugmentConfig:
+    """Options `augment.*`: random changes of each training clip."""
+
+    # Geometry: either a random resized crop (scale), or a shifted center crop (shift).
     scale: list[float] = option(
-        [0.2, 1.0], "area of the random resized crop: from, to", above=0, high=1
+        [0.2, 1.0],
+        "random resized crop: smallest and largest area, as a fraction of the frame",
+        above=0,
+        high=1,
     )
     shift: int = option(
         0,
-        "pixels of data.size by which the evaluation's centre crop is moved, at most, each way, "
-        "black beyond the frame; 0: a random resized crop",
+        "shift the center crop of the evaluation by up to this many pixels of data.size in each"
+        " direction, filled with black, instead of a random resized crop; 0: random resized crop",
         low=0,
     )
     original_shift: int = option(
         0,
-        "advcl, air: the same of the view beside the augmented ones, which is then mirrored as "
-        "well; 0: as an evaluation sees it",
+        "advcl, AIR: as augment.shift, for the additional view without color augmentation; this"
+        " view is then also flipped at random; 0: the evaluation's center crop",
         low=0,
     )
     flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    # Colors.
     jitter: list[float] = option(
-        [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue jitter", low=0
+        [0.4, 0.4, 0.4, 0.1],
+        "color jitter: strengths of brightness, contrast, saturation and hue",
+        low=0,
     )
-    jitter_prob: float = option(0.8, "probability of jitter", low=0, high=1)
+    jitter_prob: float = option(0.8, "probability of color jitter", low=0, high=1)
     gray: float = option(0.2, "probability of grayscale", low=0, high=1)
     blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
     solarize: float = option(
-        0.0, "probability of solarising: inverting what is brighter than 0.5", low=0, high=1
+        0.0, "probability of solarization, which inverts pixels brighter than 0.5", low=0, high=1
     )
+    # Motion as a positive view: see docs/methods.md.
     motion: float = option(
         0.0,
-        "probability that a view shows its temporal differences alone: motion, no appearance",
+        "probability that a view is replaced by its temporal differences: motion without"
+        " appearance",
         low=0,
         high=1,
     )
     fade: bool = option(
-        False, "whether all but the flip weaken to nothing over the run, in twenty stages (DynACL)"
+        False,
+        "reduce all augmentations except the flip to zero over the run, in twenty stages (DynACL)",
     )
+    # Corruptions as augmentation.
     corruptions: list[str] = option(
         [],
-        "corruptions of which a training clip gets one: names or sets as in eval.corruption.names;"
-        " empty: none",
+        "apply one of these corruptions to a training clip: names or sets, as in"
+        " eval.corruption.names; empty: none",
     )
-    corruption_prob: float = option(0.5, "probability that a training clip gets one", low=0, high=1)
+    corruption_prob: float = option(
+        0.5, "probability that a training clip is corrupted", low=0, high=1
+    )
     corruption_severities: list[int] = option(
-        [1, 2, 3], "at one of which severities", low=1, high=5
+        [1, 2, 3], "severities to choose from, each 1 to 5", low=1, high=5
     )
 
 
 @dataclass
 class ModelConfig:
-    backbone: str = option("r2plus1d_18", "backbone")
+    """Options `model.*`: the backbone, and the projector on top of it."""
+
+    backbone: str = option("r2plus1d_18", "architecture of the backbone")
     width: int = option(
-        0, "channels of the first stage, where the trunk has the option; 0: its default", low=0
+        0,
+        "channels of the first stage, if the backbone has this option; 0: the backbone's default",
+        low=0,
     )
     stem: str = option(
-        "", "resnets: imagenet or cifar; empty: its default", choices=("", "imagenet", "cifar")
+        "",
+        "first layers of a ResNet: imagenet or cifar; empty: the backbone's default",
+        choices=("", "imagenet", "cifar"),
     )
     weights: str = option(
-        "", "trunk weights to start from: a backbone.pt or a checkpoint; empty: random"
+        "",
+        "initial backbone weights: a backbone.pt or a checkpoint; empty: random initialization",
     )
-    hidden: int = option(512, "width of the projector's hidden layer; 0: a linear projector", low=0)
+    # The projector.
+    hidden: int = option(
+        512, "width of the projector's hidden layers; 0: a linear projector", low=0
+    )
     head_norm: bool = option(
         False,
-        "a batch norm in the projector, behind its hidden layer, as ACL and its successors "
-        "have it; BYOL's and SimSiam's have theirs anyway",
+        "batch norm after each hidden layer of the projector, as in ACL and its successors; byol"
+        " and simsiam always have it",
     )
     head_layers: int = option(
-        0, "linear layers of a projector with norms: 2, simsiam 3; 0: the method's own", low=0
+        0,
+        "linear layers of a projector with batch norm; 0: the method's default, 3 for simsiam and 2"
+        " otherwise",
+        low=0,
     )
     head_norm_out: bool = option(
-        False, "head_norm: another norm at the projector's end (ACL's code)"
+        False, "with head_norm: also a batch norm after the projector's last layer (ACL's code)"
     )
-    dim: int = option(128, "width of the embedding the contrastive loss sees", low=1)
+    dim: int = option(128, "dimension of the projected embedding that the loss uses", low=1)
 
 
 @dataclass
 class AdversaryConfig:
-    name: str = option("none", "how adversarial views are made and paired")
+    """Options `method.adversary.*`: adversarial views, and the loss on them."""
+
+    # The threat model.
+    name: str = option("none", "method of adversarial training: how views are attacked and paired")
     threats: list[str] = option(
         [],
-        "what the perturbation may be, as linf-4/255 (docs/threat_models.md); "
-        "empty: the method's own",
+        "threat models of the attack, such as linf-4/255 (docs/threat_models.md); empty: the"
+        " method's default",
     )
     combine: str = option(
         "average",
-        "several threats: the loss is averaged over them, each clip takes the worst, or "
-        "each has a norm branch",
+        "with several threats: average the loss over threats, use the worst threat for each clip,"
+        " or give each threat its own batch-norm branch",
         choices=("average", "worst", "branches"),
     )
     selector: bool = option(
         False,
-        "combine=branches: the model learns which branch a clip should go through, for "
-        "eval.branch=select (simclr, supcon, supervised)",
+        "with combine=branches: also train a classifier that selects the branch for a clip, for"
+        " eval.branch=select (simclr, supcon, supervised)",
     )
-    steps: int = option(-1, "steps of the attack; -1: the method's own", low=-1)
+    # The attack.
+    steps: int = option(-1, "steps of the attack; -1: the method's default", low=-1)
     step: float = option(
-        0.0, "size of a step as a share of eps; 0: the method's own", low=0, high=2
+        0.0, "step size, as a fraction of eps; 0: the method's default", low=0, high=2
     )
     start: str = option(
-        "", "where the attack begins; empty: the method's own", choices=("", "clip", "random")
+        "",
+        "start of the attack: the clip itself or a random point within eps; empty: the method's"
+        " default",
+        choices=("", "clip", "random"),
     )
     schedule: str = option(
         "constant",
-        "of eps over the run: constant; linear: climbs during warmup; curriculum: "
-        "climbs to the end; adaptive: drawn, as likely as its loss is large",
+        "eps over the run; constant; linear: increases from 0 during the warm-up; curriculum:"
+        " increases until the end; adaptive: sampled with a probability proportional to its loss",
         choices=("constant", "linear", "curriculum", "adaptive"),
     )
     warmup: float = option(
-        0.1, "schedule=linear: share of the run in which eps climbs from 0", low=0, high=1
-    )
-    first: float = option(0.25, "schedule=curriculum: share of eps at the beginning", low=0, high=1)
-    momentum: float = option(
-        0.0,
-        "momentum of the adversarial branches' norm statistics; 0: the method's own",
+        0.1,
+        "schedule=linear: fraction of the run in which eps increases from 0 to its full value",
         low=0,
         high=1,
     )
+    first: float = option(
+        0.25,
+        "schedule=curriculum: eps at the start, as a fraction of its full value",
+        low=0,
+        high=1,
+    )
+    momentum: float = option(
+        0.0,
+        "momentum of batch-norm statistics in the adversarial branches; 0: the method's default",
+        low=0,
+        high=1,
+    )
+    # Options of single adversaries.
     alpha: float = option(1.0, "clae, taro: weight of the adversarial loss", low=0)
     faithful: bool = option(
         False,
-        "clae as published: eps of the normalised clip (0.03 by default), nothing clamped, "
-        "the attack moves norm statistics",
+        "clae: as released: eps in units of the normalized clip (paper: 0.03), no clamping to"
+        " [0, 1], and the attack updates batch-norm statistics",
     )
     regularizer: float = option(
-        1 / 256, "rocl: weight of the loss between x_adv and x2, 1 / lambda", low=0
+        1 / 256,
+        "rocl: weight of the loss between x_adv and x2, 1 / lambda in the paper",
+        low=0,
     )
     pairing: str = option(
-        "ds", "acl: two streams, both views adversarial, or one", choices=("ds", "a2a", "a2s")
+        "ds",
+        "acl: dual stream (ds), adversarial-to-adversarial (a2a) or adversarial-to-standard (a2s)",
+        choices=("ds", "a2a", "a2s"),
     )
     key_encoder: bool = option(
         True,
-        "dynacl: the second view goes through a momentum encoder, as released; "
-        "eval.average then measures that; false: both through the model",
+        "dynacl: embed the second view by a momentum encoder, as in the released code;"
+        " eval.average then measures that encoder; false: embed both views by the model",
     )
     gamma: float = option(
-        2.0, "deacl: weight of the similarity of adversarial and clean features", low=0
+        2.0, "deacl: weight of the similarity between adversarial and clean features", low=0
     )
     clusters: list[int] = option(
-        [2, 10, 50, 100, 500], "advcl: k-means clusters of the teacher's features", low=2
+        [2, 10, 50, 100, 500],
+        "advcl: numbers of k-means clusters of the teacher's features, one set of pseudo-labels"
+        " each",
+        low=2,
     )
-    ce_weight: float = option(0.2, "advcl: weight of the pseudo-labels' cross-entropy", low=0)
+    ce_weight: float = option(
+        0.2, "advcl: weight of the cross-entropy with the pseudo-labels", low=0
+    )
     radius: float = option(
-        8.0, "advcl: frequencies that the high-frequency view lacks, cycles a frame", low=0
+        8.0,
+        "advcl: cut-off of the high-pass filter of the high-frequency view, cycles per frame",
+        low=0,
     )
+    # A-InfoNCE (Yu et al. 2022): asymmetric pairs and hard negatives, with any contrastive method.
     asymmetry: float = option(
         0.5,
-        "A-InfoNCE: weight of a clean anchor's loss with an adversarial positive, and 1 "
-        "less it of an adversarial anchor's (0.2 there); 0.5: as without",
+        "A-InfoNCE: weight of the loss of a clean anchor with an adversarial positive; the reverse"
+        " pair has 1 minus this weight (paper: 0.2); 0.5: symmetric, off",
         low=0,
         high=1,
     )
     pair_weight: float = option(
-        1.0, "asymmetry: factor of both (1 there with rocl; 0.7 to 1.2 with advcl)", above=0
+        1.0,
+        "A-InfoNCE with asymmetry: factor of both weights (paper: 1 with rocl, 0.7 to 1.2 with"
+        " advcl)",
+        above=0,
     )
     hardness: float = option(
         0.0,
-        "A-InfoNCE: beta, by which hard negatives count more in adversarial losses (1 "
-        "there); 0: all alike, as without",
+        "A-InfoNCE: beta, which gives hard negatives more weight in adversarial losses (paper: 1);"
+        " 0: equal weights, off",
         low=0,
     )
     debias: float = option(
-        0.12, "hardness: share of the negatives that is taken to be false", low=0, high=0.99
+        0.12,
+        "A-InfoNCE with hardness: assumed fraction of false negatives among the negatives",
+        low=0,
+        high=0.99,
     )
-    sir: float = option(0.0, "acl, dynacl: weight of AIR's term of clean views (0.5 there)", low=0)
+    # AIR (Xu et al. 2023): invariance terms added to acl and dynacl.
+    sir: float = option(0.0, "acl, dynacl: weight of AIR's term on clean views (paper: 0.5)", low=0)
     air: float = option(
-        0.0, "acl, dynacl: weight of AIR's term of adversarial views (0.5 there)", low=0
+        0.0, "acl, dynacl: weight of AIR's term on adversarial views (paper: 0.5)", low=0
     )
     air_kl: bool = option(
         False,
-        "sir, air: the paper's divergences; false: the released code's sums, which have q for "
-        "log q",
+        "AIR: true: the KL divergence of the paper; false: the sum in the released code, which has"
+        " q where the paper has log q",
     )
-    beta: float = option(6.0, "trades: weight of the divergence from the clean prediction", low=0)
-    replays: int = option(4, "free: steps on the same batch, the perturbation going on", low=1)
+    # Supervised comparators.
+    beta: float = option(
+        6.0, "trades: weight of the divergence from the prediction for the clean clip", low=0
+    )
+    replays: int = option(
+        4, "free: updates per batch; the perturbation is kept from one to the next", low=1
+    )
 
 
 @dataclass
 class FalseNegativesConfig:
-    rule: str = option("none", "which negatives are taken for false (docs/methods.md)")
+    """Options `method.false_negatives.*`: detection and treatment of false negatives."""
+
+    # Detection.
+    rule: str = option("none", "rule that detects false negatives (docs/methods.md)")
     action: str = option(
-        "eliminate", "what becomes of them", choices=("eliminate", "attract", "downweight")
+        "eliminate",
+        "what to do with false negatives: drop them from the denominator, use them as positives, or"
+        " reduce their weight",
+        choices=("eliminate", "attract", "downweight"),
     )
-    siblings: bool = option(True, "clips of the same source are found besides, whatever the rule")
+    siblings: bool = option(
+        True, "with any rule: clips cut from the same source video are also false negatives"
+    )
     encoder: str = option(
         "own",
-        "whose embeddings are looked at; moco's keys are momentum",
+        "embeddings that the rule compares: the model's own, or those of a momentum encoder; moco's"
+        " keys always come from the momentum encoder",
         choices=("own", "momentum"),
     )
+    # Parameters of the rules.
     threshold: float = option(
         0.7,
-        "cosine similarity above which (fixed, topk_threshold, adaptive_threshold's end)",
+        "fixed, topk_threshold: cosine similarity above which a negative is false;"
+        " adaptive_threshold: its final value",
         low=-1,
         high=1,
     )
-    start: float = option(0.95, "adaptive_threshold: where the threshold begins", low=-1, high=1)
-    k: int = option(10, "topk, topk_threshold: so many of each anchor", low=1)
+    start: float = option(
+        0.95, "adaptive_threshold: threshold at the end of the warm-up", low=-1, high=1
+    )
+    k: int = option(
+        10, "topk, topk_threshold: number of most similar negatives of each anchor", low=1
+    )
     rate: float = option(
         0.0,
-        "quantile, adaptive_rate: share of an anchor's negatives; 0: 1 / classes, or 0.05 without"
-        " labels",
+        "quantile: fraction of an anchor's negatives that is false; adaptive_rate: its final value;"
+        " 0: 1 / classes, or 0.05 if the number of classes is unknown",
         low=0,
         high=1,
     )
     over: str = option(
-        "anchor", "quantile: of each anchor, or of the whole batch", choices=("anchor", "batch")
+        "anchor",
+        "quantile: take the fraction per anchor, or over the whole batch",
+        choices=("anchor", "batch"),
     )
     warmup: float = option(
-        0.1, "adaptive rules: share of the run in which nothing is found", low=0, high=1
+        0.1,
+        "adaptive_threshold, adaptive_rate: fraction of the run before detection starts",
+        low=0,
+        high=1,
     )
-    sigmas: float = option(2.5, "mean_std: standard deviations above the mean", low=0)
-    clusters: int = option(0, "cluster: how many; 0: as many as classes", low=0)
+    sigmas: float = option(
+        2.5, "mean_std: threshold, in standard deviations above the mean similarity", low=0
+    )
+    clusters: int = option(
+        0, "cluster: number of k-means clusters; 0: the number of classes", low=0
+    )
 
 
 @dataclass
 class NegativesConfig:
+    """Options `method.negatives.*`: additional negatives with diminished semantics."""
+
     names: list[str] = option(
         [],
-        "negatives of diminished semantics, made of each video's first view "
-        "(docs/methods.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse, "
-        "tube_shuffle, texture (of data.twins); empty: none",
+        "additional non-semantic negatives, made from the first view of each video"
+        " (docs/methods.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse,"
+        " tube_shuffle, texture (from data.twins); empty: none",
     )
-    count: int = option(1, "so many of each, but of texture one", low=0)
+    count: int = option(1, "negatives of each kind per video; always one of texture", low=0)
     alpha: float = option(
         2.0,
-        "factor of their similarity in the loss (simclr, supcon, moco, plain), or weight of "
-        "their term (byol, simsiam); 0: no negatives",
+        "factor of their similarity in the loss (simclr, supcon, moco, plain), or weight of their"
+        " loss term (byol, simsiam); 0: no additional negatives",
         low=0,
     )
+    # Shapes of the pieces.
     patch_px: list[int] = option(
-        [16, 72], "side of a patch, from and to, in a frame of 224 pixels; scaled for others", low=1
+        [16, 72],
+        "smallest and largest patch side, pixels of a 224-pixel frame; scaled for other sizes",
+        low=1,
     )
-    turn: bool = option(False, "flip patches and turn them by right angles at random")
-    tube: int = option(4, "tube: frames of one", low=1)
-    grid: int = option(4, "tube_shuffle: tubes a side", low=2)
+    turn: bool = option(False, "flip patches and rotate them by multiples of 90 degrees at random")
+    tube: int = option(4, "tube: frames per tube", low=1)
+    grid: int = option(4, "tube_shuffle: grid cells along each side of the frame", low=2)
 
 
 @dataclass
 class MethodConfig:
-    name: str = option("simclr", "what is learned (docs/methods.md)")
+    """Options `method.*`: the learning method and its loss."""
+
+    name: str = option("simclr", "learning method (docs/methods.md)")
+    # Contrastive losses.
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
-    clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
+    clips_per_video: int = option(2, "views per video, which are positives of each other", low=2)
     chunk: int = option(
-        0, "simclr, supcon: anchors of the loss at a time, which saves memory; 0: all", low=0
+        0,
+        "simclr, supcon: compute the loss for this many anchors at a time to save memory; 0: all at"
+        " once",
+        low=0,
     )
     joint_views: bool = option(
         False,
-        "simclr, supcon: all views are one pass, one batch for the norms (SimCLR's, "
-        "SupCon's and ACL's code), not a pass each (CLAE's)",
+        "simclr, supcon: embed all views in one forward pass with shared batch statistics"
+        " (SimCLR's, SupCon's and ACL's code); false: one pass per view (CLAE's code)",
     )
     loss_scale: float = option(
         1.0,
-        "simclr, supcon: factor of the contrastive loss; SupCon's code has temperature / "
-        "0.07, on which its learning rates count",
+        "simclr, supcon: factor of the contrastive loss; SupCon's code uses temperature / 0.07,"
+        " which its learning rates assume",
         above=0,
     )
+    # Momentum encoders.
     momentum: float = option(
         0.99,
-        "momentum encoder: share of it that a step keeps (moco, byol, dynacl, detection)",
+        "moco, byol, dynacl, false_negatives.encoder=momentum: momentum of the momentum encoder",
         low=0,
         high=1,
     )
-    momentum_climbs: bool = option(True, "along a cosine to 1 (BYOL); false: it stays (MoCo)")
-    queue: int = option(4096, "moco: keys that are kept as negatives", low=1)
+    momentum_climbs: bool = option(
+        True,
+        "increase the momentum to 1 along a cosine (BYOL); false: constant (MoCo)",
+    )
+    queue: int = option(4096, "moco: number of keys kept as negatives", low=1)
     norm: str = option(
         "shuffle",
-        "batch norms on several ranks: moco's keys in shuffled batches, statistics of all ranks"
-        " together, or of each rank's own",
+        "batch norm on several ranks; shuffle: moco's keys in batches mixed over ranks; sync:"
+        " statistics over all ranks; own: statistics of each rank alone",
         choices=("shuffle", "sync", "own"),
     )
+    # Pseudo-labels of the supervised method (DynACL++).
     clusters: int = option(
         0,
-        "supervised: k-means clusters of the trunk's first features in place of labels; 0: labels",
+        "supervised: use this many k-means clusters of the initial backbone's features as"
+        " pseudo-labels; 0: labels",
         low=0,
     )
     clusters_from: str = option(
         "",
-        "clusters: the norm branch of model.weights whose features are clustered (clean "
-        "in DynACL++); empty: that which the trunk begins with",
+        "with clusters: batch-norm branch of model.weights whose features are clustered (DynACL++:"
+        " clean); empty: the branch that training starts from",
     )
     clusters_metric: str = option(
         "cosine",
-        "clusters: of unit features, or of features as they are",
+        "with clusters: cosine clusters normalized features, euclidean clusters raw features",
         choices=("cosine", "euclidean"),
     )
     head_first: float = option(
         0.0,
-        "supervised: share of the run in which the head is trained alone, on clean clips",
+        "supervised: fraction of the run in which only the head is trained, on clean clips",
         low=0,
         high=1,
     )
+    # Teachers.
     teacher: str = option(
-        "", "distill, advcl: a training checkpoint, or the backbone.pt of one with the same model.*"
+        "",
+        "distill, advcl: teacher: a training checkpoint, or its backbone.pt if its model.* options"
+        " are the same",
     )
     student: str = option(
         "teacher",
-        "distill: weights it begins with, unless model.weights are given: the teacher's "
-        "(DeACL's code) or random",
+        "distill: initial weights of the student, unless model.weights is set: the teacher's"
+        " (DeACL's code) or random",
         choices=("teacher", "random"),
     )
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
@@ -417,170 +563,222 @@ class MethodConfig:
 
 @dataclass
 class OptimConfig:
+    """Options `optim.*`: the optimizer and its learning rate."""
+
     name: str = option("sgd", "optimizer")
     lr: float = option(
-        0.1, "peak learning rate for the whole (global) batch; never rescaled", above=0
+        0.1,
+        "peak learning rate for the global batch; never rescaled by batch size or ranks",
+        above=0,
     )
     momentum: float = option(0.9, "momentum (sgd, lars)", low=0, high=1)
     weight_decay: float = option(1e-4, "weight decay", low=0)
+    # Norm weights and biases.
     decay_norms: bool = option(
-        False, "norms and biases decay as well, as in the SGD of most papers' code"
+        False,
+        "apply weight decay to norm weights and biases too, as the SGD of most papers' code does",
     )
     lars_exclude: bool = option(
         True,
-        "lars: norms and biases take plain steps (SimCLR's code); false: their rate is "
-        "adapted as all others' (ACL's, RoCL's)",
+        "lars: no layer-wise rate for norm weights and biases (SimCLR's code); false: adapt their"
+        " rate like all others (ACL's and RoCL's code)",
     )
-    schedule: str = option("cosine", "learning rate over the run")
+    # The learning rate over the run.
+    schedule: str = option("cosine", "schedule of the learning rate")
     milestones: list[float] = option(
         [0.6, 0.8],
-        "schedule=step: shares of the run, behind the warm-up, at which the "
-        "rate is multiplied by gamma",
+        "schedule=step: fractions of the run after the warm-up at which the rate is multiplied by"
+        " optim.gamma",
         low=0,
         high=1,
     )
-    gamma: float = option(0.1, "schedule=step: factor of the rate at each milestone", above=0)
+    gamma: float = option(
+        0.1, "schedule=step: factor of the learning rate at each milestone", above=0
+    )
     head_lr: float = option(
         0.0,
-        "constant rate while the head is trained alone (method.head_first), before the "
-        "schedule begins; 0: no rate of its own",
+        "constant learning rate while only the head is trained (method.head_first), before the"
+        " schedule starts; 0: use the schedule from the start",
         low=0,
     )
     fix_predictor: bool = option(
-        False, "byol, simsiam: the predictor's rate stays at lr (SimSiam's code)"
+        False, "byol, simsiam: keep the predictor's learning rate at optim.lr (SimSiam's code)"
     )
-    warmup: float = option(0.1, "share of the run in which the rate climbs linearly", low=0, high=1)
-    clip_norm: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
+    warmup: float = option(
+        0.1,
+        "fraction of the run in which the learning rate increases linearly to its peak",
+        low=0,
+        high=1,
+    )
+    clip_norm: float = option(0.0, "maximum norm of the gradient; 0: no clipping", low=0)
 
 
 @dataclass
 class TrainConfig:
-    batch_size: int = option(64, "videos in a batch over all ranks", low=1)
-    epochs: int = option(100, "passes over the training list", low=1)
-    max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
+    """Options `train.*`: length, precision and checkpoints of a run."""
+
+    batch_size: int = option(64, "videos per global batch, over all ranks", low=1)
+    epochs: int = option(100, "passes over the training split", low=1)
+    max_steps: int = option(0, "stop after this many steps; 0: only train.epochs decides", low=0)
+    # Precision and speed.
     amp: str = option(
-        "auto", "bf16 autocast; auto: on GPUs that have it", choices=("auto", "bf16", "fp32")
+        "auto",
+        "automatic mixed precision: bf16, fp32, or auto (bf16 on GPUs that support it)",
+        choices=("auto", "bf16", "fp32"),
     )
     average: float = option(
         0.0,
-        "momentum of a running average of the weights, which checkpoints hold for "
-        "eval.average; 0: none",
+        "momentum of a running average of the weights, saved in checkpoints for eval.average; 0:"
+        " none",
         low=0,
         high=1,
     )
     channels_last: bool = option(
-        False, "weights with channels last in memory, which GPUs may like in bf16"
+        False, "store weights in channels-last memory format, which can be faster in bf16 on GPUs"
     )
-    compile: bool = option(False, "torch.compile of the trunk; needs a C++ compiler")
+    compile: bool = option(False, "compile the backbone with torch.compile; needs a C++ compiler")
+    # Logs, checkpoints and faults.
     log_every: int = option(10, "steps between log lines", low=1)
     checkpoint_every: int = option(200, "steps between checkpoints", low=1)
     max_bad: float = option(
         0.05,
-        "share of the videos that may be bad, and replaced, before the run stops",
+        "stop when more than this fraction of the training videos was bad and had to be replaced",
         low=0,
         high=1,
     )
-    keep: int = option(2, "how many step_*.pt are kept besides last.pt", low=1)
+    keep: int = option(2, "number of step_*.pt files to keep in addition to last.pt", low=1)
 
 
 @dataclass
 class CorruptionConfig:
+    """Options `eval.corruption.*`: accuracy on corrupted test videos."""
+
     names: list[str] = option(
         [],
-        "corruptions after which accuracy is measured: names, or imagenet-c, mini-kinetics-c,"
-        " ssv2-c, ucf101-p, quick, all (docs/corruptions.md); empty: none",
+        "corruptions to measure accuracy under: names, or imagenet-c, mini-kinetics-c, ssv2-c,"
+        " ucf101-p, quick, all (docs/corruptions.md); empty: none",
     )
-    severities: list[int] = option([1, 2, 3, 4, 5], "at which severities", low=1, high=5)
+    severities: list[int] = option(
+        [1, 2, 3, 4, 5], "severities to measure, each 1 to 5", low=1, high=5
+    )
     place: str = option(
         "source",
-        "source: frames as in the file, before crop and resize; view: the crop that the model sees",
+        "what is corrupted; source: frames of the file, before resize and crop; view: the model's"
+        " input",
         choices=("source", "view"),
     )
     baseline: str = option(
-        "", "summary.json of another model's corruptions, to which mCE is relative; empty: none"
+        "",
+        "summary.json of another model, to which mCE is relative (mean corruption error); empty:"
+        " none",
     )
 
 
 @dataclass
 class ShiftConfig:
+    """Options `eval.shift.*`: accuracy on another data set with some of the same classes."""
+
     name: str = option(
         "",
-        "format of another data set, on whose videos of the same classes accuracy is measured: "
-        "hmdb51, class_folder, ...; empty: none",
+        "format of another data set: measure accuracy on its test videos of the shared classes:"
+        " hmdb51, class_folder, ...; empty: none",
     )
-    root: str = option("", "its folder; empty: data.root, of which another fold has other videos")
-    fold: int = option(1, "its official split", low=1)
+    root: str = option(
+        "", "folder of that data set; empty: data.root, for another fold of the same data set"
+    )
+    fold: int = option(1, "official split of that data set", low=1)
 
 
 @dataclass
 class EvalConfig:
-    enabled: bool = option(True, "measure at the end of training")
-    name: str = option("pgd", "folder of the results, under the run's eval/")
-    batch_size: int = option(32, "clips in an evaluation batch", low=1)
-    clips: int = option(3, "clips of a video for kNN, probe and features", low=1)
+    """Options `eval.*`: what is measured, and under which attacks."""
+
+    enabled: bool = option(True, "evaluate at the end of training")
+    name: str = option("pgd", "name of the results folder, below eval/ in the run's folder")
+    batch_size: int = option(32, "clips per evaluation batch", low=1)
+    # Clips and classifiers.
+    clips: int = option(3, "clips per video for kNN, linear probe and features", low=1)
     sampling: str = option(
-        "uniform", "which clips; uniform: over the whole length, dense: back to back"
+        "uniform",
+        "positions of these clips; uniform: over the whole video; dense: consecutive clips",
     )
-    knn_k: int = option(20, "neighbours that vote", low=1)
-    knn_temperature: float = option(0.1, "temperature of the votes", above=0)
-    probe_l2: float = option(1e-3, "L2 penalty of the linear probe on standardised features", low=0)
-    suite: str = option("pgd", "autoattack, one of its versions, or one attack")
+    knn_k: int = option(20, "kNN: number of neighbors", low=1)
+    knn_temperature: float = option(
+        0.1, "kNN: temperature of the votes, exp(similarity / temperature)", above=0
+    )
+    probe_l2: float = option(1e-3, "linear probe: L2 penalty, on standardized features", low=0)
+    # Attacks.
+    suite: str = option("pgd", "attack suite: autoattack, one of its versions, or a single attack")
     threats: list[str] = option(
         ["linf-0", "linf-0.5/255", "linf-1/255", "linf-2/255", "linf-4/255"],
-        "budgets: [support[k][@place]-]norm-eps, as linf-4/255, flicker-linf-8/255, frames4-l2-0.5,"
-        " patch30-linf-1; empty: no attack",
+        "threat models [support[k][@place]-]norm-eps, such as linf-4/255, flicker-linf-8/255,"
+        " frames4-l2-0.5, patch30-linf-1 (docs/threat_models.md); empty: no attack",
     )
-    steps: int = option(20, "steps of a single attack such as pgd", low=1)
-    restarts: int = option(1, "restarts of a single attack; the best of a sample counts", low=1)
+    steps: int = option(20, "single attacks such as pgd: number of steps", low=1)
+    restarts: int = option(
+        1, "single attacks: number of restarts; the strongest result per clip counts", low=1
+    )
     queries: int = option(
-        5000, "queries of a single black-box attack, forward passes a clip", low=4
+        5000, "single black-box attacks: number of queries, forward passes per clip", low=4
     )
     effort: float = option(
-        1.0, "share of AutoAttack's steps and queries; below 1 it is not AutoAttack", above=0
+        1.0,
+        "factor of AutoAttack's steps and queries; results below 1 are not AutoAttack's",
+        above=0,
     )
     unit: str = option(
         "clip",
-        "clip: one centre clip a video is attacked; video: its source frames, through the average"
-        " of eval.clips clips and eval.crops crops",
+        "what is attacked; clip: the center clip of each video; video: the source frames, through"
+        " the average prediction over eval.clips clips and eval.crops crops",
         choices=("clip", "video"),
     )
     crops: int = option(
-        1, "unit=video: crops of each clip, 1 (centre) or 3 (along the longer side)", low=1, high=3
+        1, "unit=video: crops per clip, 1 (center) or 3 (along the longer side)", low=1, high=3
     )
     h264: int = option(
         0,
-        "CRF of an H.264 round trip after which accuracy is told as well, such as 23; 0: none",
+        "also report accuracy after an H.264 round trip with this CRF, such as 23; 0: none",
         low=0,
         high=51,
     )
     checks: int = option(
-        8, "clips on which model and attack are checked before a number is believed; 0: none", low=0
+        8,
+        "number of clips on which model and attack are checked before results count; 0: no checks",
+        low=0,
     )
+    # Which weights and batch-norm branch are measured.
     average: bool = option(
         False,
-        "measure not the last weights but their average: of train.average, or dynacl's "
-        "momentum encoder",
+        "evaluate the average of the weights instead of the last ones: that of train.average, or"
+        " dynacl's momentum encoder",
     )
     branch: str = option(
         "clean",
-        "norm branch that is evaluated: clean, adv, adv2, ..., or all of them: average, or select,"
-        " by the model's own selector",
+        "batch-norm branch to evaluate: clean, adv, adv2, ...; average: mean over all branches;"
+        " select: the branch that the model's own selector chooses",
     )
 
-    limit: int = option(0, "attack only so many test videos, evenly over the list; 0: all", low=0)
+    # Further measurements.
+    limit: int = option(
+        0, "attack only this many test videos, evenly spaced in the test split; 0: all", low=0
+    )
     sensitivity: int = option(
         0,
-        "test clips on which it is measured, without labels, how far an attack moves their"
-        " representation and whose it becomes (docs/methods.md); 0: none, or at least 2",
+        "number of test clips on which to measure, without labels, how far an attack moves their"
+        " features (docs/methods.md), at least 2; 0: none",
         low=0,
     )
-    sensitivity_eps: list[float] = option([0.05], "at which Linf budgets", above=0, high=1)
-    pictures: int = option(2, "clips drawn in the report, beside their adversarial twins", low=0)
+    sensitivity_eps: list[float] = option(
+        [0.05], "Linf budgets of the sensitivity measurement, each in (0, 1]", above=0, high=1
+    )
+    pictures: int = option(
+        2, "number of clips shown in the report together with their attacked versions", low=0
+    )
     bias: list[str] = option(
         [],
-        "what a model looks at: accuracy on clips that lack a cue, or whose cues disagree"
-        " (docs/methods.md): patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse,"
-        " tube_shuffle, background, motion, conflict, swapped, swapped_frozen; empty: none",
+        "cue bias: accuracy on clips without a cue, or with conflicting cues (docs/methods.md):"
+        " patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse, tube_shuffle,"
+        " background, motion, conflict, swapped, swapped_frozen; empty: none",
     )
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
@@ -588,12 +786,18 @@ class EvalConfig:
 
 @dataclass
 class Config:
+    """All options: a few of the whole run, and a section for each part of it."""
+
     seed: int = option(
-        0, "seed of weights, sampling, augmentation and attacks", low=0, high=2**63 - 1
+        0,
+        "random seed of weights, sampling, augmentation and attacks",
+        low=0,
+        high=2**63 - 1,
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = option("auto", "device: auto, cpu, cuda, cuda:1, mps")
     deterministic: bool = option(
-        False, "deterministic kernels: slower on a GPU; CPU runs are exact without it"
+        False,
+        "use deterministic kernels: slower on a GPU; runs on a CPU are reproducible without it",
     )
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

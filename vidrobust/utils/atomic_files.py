@@ -13,11 +13,13 @@ from vidrobust.utils.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write: a kill leaves `path` as it was, or with all that was written.
+    """Open a file for writing that replaces `path` at once, after the block.
 
-    A write that fails, on a full disk for one, leaves nothing beside it.
+    If the process is killed, `path` keeps its old content or has all of the new one. A write that
+    fails, for example on a full disk, leaves no partial file behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # same folder: os.replace is atomic only within a file system
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -28,13 +30,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        # report the file that the caller asked for, not the partial one
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
 
 
 def is_held(path: Path) -> bool:
-    """Return whether another process holds a file of `held`. Not for a file that this one holds."""
+    """Return whether another process holds the lock of `held` on a file.
+
+    Do not call this for a file that the current process holds.
+    """
+    # closing the file releases every lock that this process has on it
     with suppress(OSError), open(path, "a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,11 +53,16 @@ def is_held(path: Path) -> bool:
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Return the JSON object that a file holds.
 
-    Raises UserError, with the remedy, where it holds anything else.
+    Args:
+        path: the file.
+        remedy: what the user should do if the file holds anything else, for the message.
+
+    Raises:
+        UserError: if the file holds anything else.
     """
     try:
         value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):  # of text that is no UTF-8, too
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path}: damaged, or not written by this program; {remedy}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object; {remedy}")
@@ -58,9 +70,12 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file of rows, without lines that a kill has cut."""
+    """Return the JSON objects of a .jsonl file.
+
+    Incomplete lines, which a killed process may leave, are skipped.
+    """
     rows = []
-    # not splitlines: a name may hold a separator of Unicode's
+    # not splitlines(): a name in a row may hold a Unicode line separator
     for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
@@ -73,11 +88,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def held(path: Path, refusal: str) -> Iterator[TextIO]:
-    """A file in a folder, to append to, which no other process holds: who holds it has the folder.
+    """Lock a folder by a file in it, and open that file for appending.
 
-    Raises UserError where another does: refusal, of the folder {}. A lock of this kind ends with
-    its process, however that is killed, and its loading processes do not have it; closing any other
-    handle of the file loses it. Some file systems have none: nobody is refused there.
+    The lock ends with the process, however that ends, and is not inherited by data-loading
+    processes. Closing any other handle of the file also releases it. On file systems without locks,
+    no process is refused.
+
+    Args:
+        path: the file in the folder.
+        refusal: message if another process holds the lock; `{}` stands for the folder.
+
+    Raises:
+        UserError: if another process holds the lock.
     """
     with open(path, "a") as file:
         try:
@@ -85,5 +107,5 @@ def held(path: Path, refusal: str) -> Iterator[TextIO]:
         except (BlockingIOError, PermissionError):
             raise UserError(refusal.format(path.parent)) from None
         except OSError:
-            pass
+            pass  # a file system without locks
         yield file

@@ -1,4 +1,4 @@
-"""Collectives, which do nothing on a single process."""
+"""Process groups and collectives, which do nothing in a single process."""
 
 import os
 import signal
@@ -18,14 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.stopping import end_with_parent
 
-_CAUSE_WAIT_S = 3.0  # how long the others wait for the words of a rank that has ended
+_CAUSE_WAIT_S = 3.0  # seconds to wait until a rank that has ended reports why
 
 
 def start(device: str) -> torch.device:
-    """Join the process group that torchrun announces, if any; returns this rank's device.
+    """Join the process group if torchrun started this process.
 
-    device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps. NCCL on CUDA, gloo elsewhere.
-    Raises UserError for a device that this machine does not have.
+    The backend is NCCL on CUDA devices, and gloo on all others.
+
+    Args:
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        UserError: for a device that this machine does not have.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,24 +42,27 @@ def start(device: str) -> torch.device:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-        backend, timeout = "nccl" if device.startswith("cuda") else "gloo", timedelta(minutes=30)
-        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        dist.init_process_group(
-            backend, store=store, rank=number, world_size=count, timeout=timeout
-        )
-        _ranks.store = dist.PrefixStore(_store_prefix(), store)
-        _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
-        _gloo()  # now that all ranks are at the same place
-        # read now: a store that rank 0 holds, as without torchrun, ends with it
-        found = [_ranks.store.get(f"process {rank}").decode().split(" ") for rank in range(count)]
-        _ranks.processes = [(host, int(pid)) for host, pid in found]
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
+        _join(backend="nccl" if device.startswith("cuda") else "gloo")
     return torch.device(device)
 
 
+def _join(backend: str) -> None:
+    """Join the process group, and exchange the process ids of all ranks."""
+    timeout = timedelta(minutes=30)
+    store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timeout)
+    _ranks.store = dist.PrefixStore(_store_prefix(), store)
+    _ranks.store.set(f"process {number}", f"{socket.gethostname()} {os.getpid()}")
+    _gloo()  # created by all ranks together, so here
+    # Read all now: without torchrun the store belongs to rank 0, and ends with it.
+    entries = [_ranks.store.get(f"process {other}").decode().split(" ") for other in range(count)]
+    _ranks.processes = [(host, int(pid)) for host, pid in entries]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # no rank outlives a launcher that was killed
+
+
 def _require(device: str) -> None:
-    """Refuse a device that is not there, before anything is built for it."""
+    """Raise UserError for a missing device, before anything is built for it."""
     kind, _, number = device.partition(":")
     counts = {
         "cpu": 1,
@@ -68,22 +79,27 @@ def _require(device: str) -> None:
 
 
 def stop() -> None:
-    """Leave the process group. The others learn that this rank has ended by itself."""
+    """Leave the process group, and record that this rank was not killed."""
     if dist.is_initialized():
         with suppress(RuntimeError, ValueError):  # the store may have ended with its process
             _ranks.store.set(f"left {rank()}", "1")
+            # if the store is rank 0's, rank 0 waits for the others, which still read it
             if rank() == 0 and not _launcher_holds_store():
                 left = [f"left {number}" for number in range(world())]
-                _ranks.store.wait(left, timedelta(seconds=_CAUSE_WAIT_S))  # they still read it
+                _ranks.store.wait(left, timedelta(seconds=_CAUSE_WAIT_S))
         _patient.clear()
         dist.destroy_process_group()
 
 
 class _Ranks:
-    """The store that all ranks reach, and (host, process) of each rank.
+    """State that all ranks share.
 
-    The store lives as long as the launcher, or as rank 0 where the launcher is not torchrun, or is
-    that of torch 2.4.
+    The store ends with the launcher. It ends with rank 0 if the launcher is not torchrun, or is the
+    torchrun of torch 2.4.
+
+    Attributes:
+        store: key-value store that all ranks can reach; None before they have met.
+        processes: (host, process id) of each rank.
     """
 
     store: Any = None
@@ -94,6 +110,7 @@ _ranks = _Ranks()
 
 
 def _store_prefix() -> str:
+    # torchrun restarts the ranks with the same store
     return f"vidrobust {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
@@ -102,16 +119,20 @@ def _launcher_holds_store() -> bool:
 
 
 def first_to_tell(message: str) -> bool:
-    """Return whether this rank is to report why the run ends.
+    """Return whether this rank should report why the run ends, so that only one does.
 
-    One rank does, the first that asks. Ranks that have not met, and whose launcher has no store for
-    them, all do.
+    The first rank that asks reports. Without a shared store all ranks report: before they have met,
+    and if the launcher has no store for them.
+
+    Args:
+        message: the reason that this rank would report.
     """
     store = _ranks.store
     with suppress(RuntimeError, ValueError, KeyError):
         if store is None and _launcher_holds_store():
-            # a refusal before the ranks have met, of options for one
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            # the ranks have not met yet, for example because an option was refused
+            address = os.environ["MASTER_ADDR"]
+            port = int(os.environ["MASTER_PORT"])
             server = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
             store = dist.PrefixStore(_store_prefix(), server)
         if store is not None:
@@ -121,33 +142,39 @@ def first_to_tell(message: str) -> bool:
 
 
 def lost_rank() -> str:
-    """Wait for why other ranks have ended, and return it; "" where another rank has reported it.
+    """Wait for the reason why other ranks have ended, and return it.
 
-    A rank of this machine whose process is gone, and that has said nothing, was killed.
+    A rank on this machine was killed if its process is gone and it has not left the group.
+
+    Returns:
+        The reason; "" if another rank has reported one.
     """
     deadline = time.monotonic() + _CAUSE_WAIT_S
     while time.monotonic() < deadline:
         with suppress(RuntimeError, ValueError):
             if _ranks.store.check(["cause"]):
                 return ""
-        gone = killed_ranks()
-        if gone:
-            return f"{' and '.join(gone)} was killed, by a person, a scheduler or for memory"
+        killed = killed_ranks()
+        if killed:
+            return f"{' and '.join(killed)} was killed, by a person, a scheduler or for memory"
         time.sleep(0.1)
     return "another rank has ended, or its machine cannot be reached"
 
 
 def killed_ranks() -> list[str]:
-    """Return the ranks of this machine that have ended without leaving the group."""
-    found = []
+    """Return the ranks on this machine that have ended without leaving the group."""
+    killed = []
     for number, (host, pid) in enumerate(_ranks.processes):
         if host == socket.gethostname() and not _is_alive(pid) and not _has_left(number):
-            found.append(f"rank {number} (process {pid})")
-    return found
+            killed.append(f"rank {number} (process {pid})")
+    return killed
 
 
 def _has_left(number: int) -> bool:
-    """Return whether a rank has said so; rank 0 takes the store along only when it is killed."""
+    """Return whether a rank has recorded that it left the group.
+
+    The record may be lost with the store, but only if rank 0 was killed.
+    """
     with suppress(RuntimeError, ValueError):
         return bool(_ranks.store.check([f"left {number}"]))
     return False
@@ -157,26 +184,30 @@ def _is_alive(pid: int) -> bool:
     with suppress(OSError):
         os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat")
+        # a process that its parent has not waited for is a zombie (Z) or dead (X), not alive
         return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
 
 
 def rank() -> int:
+    """Return the number of this rank; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
+    """Return the number of ranks; 1 in a single process."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
+    """Wait for all ranks, for at most the timeout of the process group."""
     if world() > 1:
         dist.barrier()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let all ranks leave the block together: what one of them refuses in it, all refuse."""
+    """Make all ranks leave the block together: an exception in one of them is raised in all."""
     refusal: Exception | None = None
     try:
         yield
@@ -190,15 +221,16 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Rank 0 goes through the block before the others enter it: what it writes there, they find.
+    """Let rank 0 run the block before all other ranks, so that they can read what it writes.
 
-    What rank 0 refuses, the others refuse without entering; what one of them refuses, all do.
+    An exception of rank 0 is raised in the others too, without running the block. An exception of
+    any other rank is then raised in all.
     """
     if world() == 1:
         yield
         return
     if rank() > 0:
-        _share(None)
+        _share(None)  # waits for rank 0
     refusal: Exception | None = None
     try:
         yield
@@ -211,7 +243,7 @@ def main_first() -> Iterator[None]:
 
 
 def _share(refusal: Exception | None) -> None:
-    """Wait for all ranks, then raise this rank's refusal, or that of another as a UserError."""
+    """Wait for all ranks, then raise this rank's exception, or another rank's as a UserError."""
     refusals: list[str | None] = [None] * world()
     dist.all_gather_object(
         refusals, None if refusal is None else str(refusal) or repr(refusal), group=_gloo()
@@ -223,53 +255,57 @@ def _share(refusal: Exception | None) -> None:
             raise UserError(text)
 
 
-_patient: list[Any] = []
+_patient: list[Any] = []  # the group of `_gloo`, once it is created
 
 
 def patient_barrier() -> None:
-    """A barrier for work whose length differs between ranks by hours, as attacks' does: it waits
-    for a month.
+    """Wait for all ranks, for up to a month.
+
+    For work such as attacks, whose duration can differ between ranks by hours.
     """
     if world() > 1:
         dist.barrier(_gloo())
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Overwrite the tensors, which may lie on any device, with those of rank 0."""
+    """Overwrite tensors, on any device, by those of rank 0."""
     if world() > 1:
         for tensor in tensors:
-            here = tensor.detach().cpu()  # NCCL takes no tensor of the CPU's
-            dist.broadcast(here, 0, _gloo())
-            tensor.data.copy_(here)
+            on_cpu = tensor.detach().cpu()  # gloo's device, which every tensor can reach
+            dist.broadcast(on_cpu, 0, _gloo())
+            tensor.data.copy_(on_cpu)
 
 
 def _gloo() -> Any:
-    """A group of all ranks on gloo, whatever the device is; made once, by all ranks together."""
+    """Return a gloo group of all ranks, for any device; the first call is made by all together."""
     if not _patient:
         _patient.append(dist.new_group(backend="gloo", timeout=timedelta(days=30)))
     return _patient[0]
 
 
 def here(rows: int) -> slice:
-    """Where this rank's rows, of which each rank has as many, stand among those that `gather`
-    gives.
+    """Return the slice of this rank's rows in the result of `gather`.
+
+    Args:
+        rows: number of rows per rank, which must be the same on all.
     """
     return slice(rank() * rows, (rank() + 1) * rows)
 
 
 def gather(x: Tensor) -> Tensor:
-    """(N, ...) of each rank -> (world * N, ...) in order of rank, with the gradient of every rank's
-    loss.
+    """Return the rows (N, ...) of all ranks as (world * N, ...), in order of rank.
 
-    The gradient of a rank's rows is the sum over the losses of all ranks; together with the mean
-    over ranks that DistributedDataParallel takes, the step equals one process's on the whole batch.
+    Gradients flow back to the rows of each rank, summed over the losses of all ranks.
+    DistributedDataParallel then averages over ranks. A training step is therefore the same as in
+    one process with the whole batch.
     """
     return _Gather.apply(x) if world() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
-    """torch's own differentiable all_gather is deprecated; this one needs no more than all_gather
-    and all_reduce.
+    """Differentiable all_gather, from all_gather and all_reduce only.
+
+    torch's own differentiable all_gather is deprecated.
     """
 
     @staticmethod
@@ -286,11 +322,13 @@ class _Gather(torch.autograd.Function):
 
 
 def parallel(module: nn.Module, alike: Iterable[str] = (), skips: bool = False) -> nn.Module:
-    """The module under DistributedDataParallel where there are several ranks, or as it is.
+    """Wrap a module in DistributedDataParallel; return it unchanged in a single process.
 
-    alike: beginnings of the names of buffers that are the same on all ranks without its help, such
-    as a queue of gathered keys; rank 0 need not send them before each forward pass. skips: some
-    weights are in no loss of some steps.
+    Args:
+        module: the module.
+        alike: prefixes of the names of buffers that are the same on all ranks anyway, such as a
+            queue of gathered keys. Rank 0 does not send them before each forward pass.
+        skips: whether some weights have no gradient in some steps.
     """
     if world() == 1:
         return module
@@ -300,8 +338,11 @@ def parallel(module: nn.Module, alike: Iterable[str] = (), skips: bool = False) 
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank: what one of them must stop for, all stop for, at the same
-    step.
+    """Return whether a flag is set on any rank, so that all ranks stop at the same step.
+
+    Args:
+        flag: flag of this rank.
+        device: device of the process group's tensors.
     """
     if world() == 1:
         return flag
@@ -311,16 +352,19 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def merged(items: dict[int, str]) -> dict[int, str]:
-    """The items of all ranks in one dictionary."""
+    """Return the items of all ranks in one dictionary."""
     if world() == 1:
         return items
     parts: list[Any] = [None] * world()
     dist.all_gather_object(parts, items)
-    return {key: value for part in parts for key, value in part.items()}
+    result: dict[int, str] = {}
+    for part in parts:
+        result |= part
+    return result
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean of a detached tensor over ranks."""
+    """Return the mean of a tensor over ranks, without gradient."""
     if world() == 1:
         return x
     total = x.detach().clone()

@@ -1,4 +1,4 @@
-"""UserError, and look-up by name with suggestions."""
+"""UserError, and lookup by name with suggestions."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,17 +10,17 @@ Value = TypeVar("Value")
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line: it names the thing and says what to do.
+    """A mistake that the user can correct; its message is one line with value and remedy.
 
     The tools print it without a traceback and exit with status 1. Line ends and control characters
-    of names and values in the message are escaped; beyond 1,500 characters it is shortened.
+    in names and values are escaped. A message of more than 1,500 characters is shortened.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(visible(message), 1500))
 
 
-# options of SlowFast's configuration files that have another name here
+# options of PySlowFast's config files -> vidrobust's option of the same meaning
 _SLOWFAST = {
     "TRAIN.DATASET": "data.name",
     "TEST.DATASET": "data.name",
@@ -58,7 +58,7 @@ _SLOWFAST = {
     "CONTRASTIVE.MOMENTUM": "method.momentum",
     "CONTRASTIVE.QUEUE_LEN": "method.queue",
 }
-# and those that are no option here, with what to use
+# options of PySlowFast's config files -> what replaces them on the command line
 _SLOWFAST_OTHERS = {
     "OUTPUT_DIR": "--output-dir",
     "NUM_GPUS": "torchrun --nproc_per_node",
@@ -68,10 +68,10 @@ _SLOWFAST_OTHERS = {
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the nearest known name.
+    """Return a suggestion for an unknown name, such as `"; did you mean 'x'?"`.
 
-    The whole list is returned when nothing is near and it is short. Names are compared without
-    regard to case, and SlowFast's options are known by theirs.
+    PySlowFast's options have fixed suggestions. Otherwise the nearest known name is suggested,
+    ignoring case. If no name is near, a short list of known names is returned whole.
     """
     if name in _SLOWFAST_OTHERS:
         return f"; use {_SLOWFAST_OTHERS[name]}"
@@ -85,9 +85,15 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def lookup(registry: Mapping[str, Value], name: str, key: str) -> Value:
-    """The entry `name` of a family's dictionary; `key` is the option that named it.
+    """Return an entry of a registry.
 
-    Raises UserError with the nearest known name.
+    Args:
+        registry: entries by name.
+        name: name of the entry.
+        key: option that holds the name, for the message.
+
+    Raises:
+        UserError: for an unknown name; it suggests the nearest known one.
     """
     if name not in registry:
         raise UserError(f"{key}: unknown name {name!r}{nearest(name, list(registry))}")

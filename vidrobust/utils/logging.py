@@ -13,24 +13,27 @@ from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.text import visible
 
 log = logging.getLogger("vidrobust")
-to_file = logging.getLogger(
-    "vidrobust.file"
-)  # for log.txt alone: the live bar shows it on a terminal
+# lines for log.txt only: on a terminal the progress bar shows the same
+to_file = logging.getLogger("vidrobust.file")
 
 
 def start_logging(out: Path | None, *, quiet: bool = False) -> None:
-    """Log to stderr and, given a run's folder, to its log.txt. quiet: nothing to stderr (ranks
-    above 0).
+    """Start logging to stderr and, if there is a run's folder, to its log.txt.
+
+    Args:
+        out: folder of the run, or None.
+        quiet: log nothing to stderr; for ranks above 0.
     """
     stop_logging()
     log.setLevel(logging.INFO)
     log.propagate = False
     form = _OneLine("[%(asctime)s] %(levelname).1s %(message)s", "%m/%d %H:%M:%S")
     if quiet:
-        log.addHandler(logging.NullHandler())  # or Python prints warnings by itself
+        log.addHandler(logging.NullHandler())  # without a handler Python prints warnings itself
     else:
         console = _Console()
         console.setFormatter(form)
+        # lines of `to_file` reach stderr only if there is no terminal, and so no progress bar
         console.addFilter(lambda record: record.name == "vidrobust" or not sys.stderr.isatty())
         log.addHandler(console)
     if out is not None:
@@ -40,18 +43,19 @@ def start_logging(out: Path | None, *, quiet: bool = False) -> None:
 
 
 def to_console() -> bool:
-    """Whether log lines reach stderr."""
+    """Return whether log lines are written to stderr."""
     return any(isinstance(handler, _Console) for handler in log.handlers)
 
 
 def stop_logging() -> None:
+    """Close and remove all handlers of the package's logger."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
 
 
 class _OneLine(logging.Formatter):
-    """A name in a message is shown as text: an escape sequence in it would reach the terminal."""
+    """Escapes control characters: a file name with them could send commands to the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         record.message = visible(record.message)
@@ -59,7 +63,10 @@ class _OneLine(logging.Formatter):
 
 
 class _File(logging.FileHandler):
-    """log.txt; a full disk costs its lines, and is reported by what has to be written."""
+    """Handler of log.txt. On a full disk it drops lines without an error.
+
+    The run itself reports the full disk when it writes a file that it needs.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
         if not isinstance(sys.exc_info()[1], OSError):
@@ -67,20 +74,21 @@ class _File(logging.FileHandler):
 
 
 class _Console(logging.Handler):
-    """Lines above the live bar, if there is one."""
+    """Writes lines above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # a terminal that is gone ends no run
+        with suppress(OSError):  # a closed terminal must not end the run
             tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Metrics:
-    """metrics.jsonl and TensorBoard, one row a logged step. A resumed run drops rows from `start`
-    on first.
+    """Writes metrics.jsonl and TensorBoard files, one row per logged step.
+
+    Rows of step `start` and later, which a resumed run writes again, are dropped first.
     """
 
     def __init__(self, out: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         path = out / "metrics.jsonl"
         if path.exists():
@@ -91,6 +99,7 @@ class Metrics:
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Write a row with "step" and "split"; TensorBoard gets its floats."""
         self.file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if isinstance(value, float):
@@ -102,19 +111,19 @@ class Metrics:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl, without lines that a kill has cut."""
+    """Return the rows of a run's metrics.jsonl, without incomplete lines."""
     path = out / "metrics.jsonl"
-    return (
-        [row for row in read_rows(path) if type(row.get("step")) is int] if path.is_file() else []
-    )
+    if not path.is_file():
+        return []
+    return [row for row in read_rows(path) if type(row.get("step")) is int]
 
 
 def logged_steps(out: Path) -> int:
-    """Return how many steps the metrics of a run's folder have rows of; 0 where there are none."""
+    """Return the number of steps that a run has logged: the last step's number plus 1."""
     return 1 + max((row["step"] for row in read_metrics(out)), default=-1)
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`."""
+    """Return a duration as hours, minutes and seconds, such as `1:02:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

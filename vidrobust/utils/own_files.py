@@ -1,14 +1,16 @@
-"""The files that --overwrite may delete."""
+"""Files that --overwrite may delete, and folders in which it deletes nothing."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from vidrobust.utils.errors import UserError
 
-# rows of an evaluation, a file per rank, and what they are of
+# Files of rows: NAME.jsonl, a NAME.rankN.jsonl per rank, and NAME.identity.json, the options and
+# weights that the rows belong to.
 _STREAMS = ("results", "timing", "corruptions", "bias", "shift")
-# files of an evaluation, relative to its folder
+# patterns of the files that an evaluation writes, relative to its folder
 EVALUATION_FILES = (
     "identity.json",
     *(f"{stem}.jsonl" for stem in _STREAMS),
@@ -34,16 +36,16 @@ EVALUATION_FILES = (
 
 
 def require_deletable(folder: Path, reads: Mapping[str, str], option: str) -> None:
-    """Refuse a folder in which --overwrite deletes nothing, whoever has written there.
+    """Refuse a folder in which --overwrite must not delete anything.
 
     Args:
         folder: the folder.
-        reads: option -> path of the data and weights that must not lie inside.
-        option: what names the folder on the command line.
+        reads: option -> path of data or weights, which must not be inside the folder.
+        option: command-line option that names the folder.
 
     Raises:
-        UserError: for a link, the working directory and what is above it, and a folder that holds
-            what the run reads.
+        UserError: for a link, for the working directory and its parents, and for a folder that
+            contains files which the run reads.
     """
     if folder.is_symlink():
         raise UserError(
@@ -65,16 +67,17 @@ def require_deletable(folder: Path, reads: Mapping[str, str], option: str) -> No
 
 
 def delete_files(folder: Path, patterns: Sequence[str]) -> None:
-    """Delete the files of a folder that the patterns name, and the folders that they leave empty.
+    """Delete a folder's files that match the patterns, and subfolders that become empty.
 
-    Never links.
+    Links are never deleted or followed.
     """
     parents = set()
-    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+    # a list: the folder must not change while it is searched
+    for path in list(chain.from_iterable(map(folder.glob, patterns))):
         if path.is_symlink() or not path.is_file() or path.parent.is_symlink():
             continue
         path.unlink()
         parents.add(path.parent)
     for parent in parents - {folder}:
-        with suppress(OSError):  # somebody else's files are in it
+        with suppress(OSError):  # it still holds files of the user
             parent.rmdir()

@@ -1,4 +1,4 @@
-"""Seed torch's global generator."""
+"""Seed torch's global random-number generator."""
 
 import os
 
@@ -6,15 +6,18 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed torch's global generator (weights, dropout); deterministic: documented flags for exact
-    GPU runs.
+    """Seed torch's global generator, which weights and dropout use.
+
+    Args:
+        seed: the seed.
+        deterministic: also set the flags that torch documents for reproducible GPU runs.
     """
     torch.manual_seed(seed)
     if deterministic:
+        # cuBLAS requires a fixed workspace for reproducible results
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     elif torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = (
-            True  # clips have one size: the fastest kernels are worth finding
-        )
+        # all clips have the same size, so searching for the fastest kernels pays off
+        torch.backends.cudnn.benchmark = True

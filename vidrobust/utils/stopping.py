@@ -1,10 +1,10 @@
-"""Handle stop signals in tools, training steps and loader processes.
+"""Handle stop signals in tools, training steps and data-loading processes.
 
-A scheduler, a terminal and torchrun send them to the whole process group. Only the process that
-owns the work answers: it finishes the step, writes, and exits with EXIT_STOPPED. Its loader
-processes ignore them and end with it.
+A scheduler, a terminal and torchrun send stop signals to the whole process group. Only the main
+process reacts: it finishes the training step, writes its state, and exits with EXIT_STOPPED. Its
+data-loading processes ignore the signals and end with it.
 
-This file imports the standard library alone: tools call it before they import torch.
+This file imports only the standard library, because tools use it before they import torch.
 """
 
 import ctypes
@@ -18,91 +18,96 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_STOPPED = (
-    130  # exit status of a run that was asked to stop and has written its state: start it again
-)
+# Exit status of a run that was asked to stop and has written its state. The same command resumes.
+EXIT_STOPPED = 130
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
-# A second Ctrl-C counts from then on. A launcher that forwards signals repeats one at once.
-_AGAIN_S = 1.0
-_PR_SET_PDEATHSIG = 1
+# A second Ctrl-C counts only after this many seconds, because a launcher that forwards signals
+# repeats the first one at once.
+_REPEAT_S = 1.0
+_PR_SET_PDEATHSIG = 1  # prctl's option, from <linux/prctl.h>
 _POLL_S = 0.5
 
 
 class StopAsked(KeyboardInterrupt):
-    """A stop signal arrived where no training step has to be finished."""
+    """Raised by a stop signal that arrives outside of training steps."""
 
 
-class _Stops:
-    """The first stop signal of this process: its number and when it came."""
+class _FirstStop:
+    """First stop signal of this process.
+
+    Attributes:
+        number: number of the signal; 0 before any has arrived.
+        time_s: time of its arrival on the monotonic clock, seconds.
+    """
 
     number = 0
-    at_s = 0.0
+    time_s = 0.0
 
 
-_stops = _Stops()
+_first_stop = _FirstStop()
 
 
 def exit_on_stop_signals() -> None:
-    """Let a stop signal end this process at once with EXIT_STOPPED: nothing has begun.
+    """Let a stop signal end this process at once with EXIT_STOPPED.
 
-    For the seconds in which a tool imports packages, where an exception would come out of the
-    middle of an import. The caller goes on to `cli.run`, where `raise_on_stop_signals` takes over
-    before the work begins.
+    For the seconds in which a tool imports packages, before any work has started. An exception
+    would break off an import in the middle. `cli.common.run` then calls `raise_on_stop_signals`
+    before the work starts.
     """
     _install(_exit)
 
 
 def raise_on_stop_signals() -> None:
-    """Let the first stop signal raise StopAsked from now on, in the main thread.
+    """Let the first stop signal raise StopAsked in the main thread from now on.
 
-    Later ones are ignored, because a process that is already ending would lose what it writes; a
-    second Ctrl-C is not.
+    Later signals are ignored, so that a process which is already ending can still write its files.
+    A second Ctrl-C does interrupt it.
     """
-    _stops.number = 0
+    _first_stop.number = 0
     _install(_raise)
 
 
 def restore_stop_signals() -> None:
-    """Give stop signals their usual meaning again, after `raise_on_stop_signals`.
+    """Restore the default reaction to stop signals, after `raise_on_stop_signals`.
 
-    A process that was asked to stop goes on ignoring the repetitions.
+    A process that was asked to stop keeps ignoring repeated signals.
     """
-    if _stops.number:
+    if _first_stop.number:
         ignore_stop_signals()
-    else:
-        for number in STOP_SIGNALS if _in_main_thread() else ():
-            if signal.getsignal(number) is _raise:
-                signal.signal(
-                    number,
-                    signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
-                )
+        return
+    for number in STOP_SIGNALS if _in_main_thread() else ():
+        if signal.getsignal(number) is _raise:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
 
 
 def ignore_stop_signals() -> None:
-    """Ignore stop signals from now on: what is left to do takes seconds."""
+    """Ignore stop signals from now on, for the last seconds of a process."""
     _install(lambda number, frame: None)
 
 
 @contextmanager
 def noted_stop_signals() -> Iterator[list[int]]:
-    """Yield a list that fills when a stop signal arrives.
+    """Collect stop signals instead of reacting to them.
 
-    A second Ctrl-C raises KeyboardInterrupt.
+    Yields:
+        A list that receives the number of the first stop signal. A second Ctrl-C raises
+        KeyboardInterrupt.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if _is_repeated(number):
-            if number == signal.SIGINT and time.monotonic() - _stops.at_s > _AGAIN_S:
+            if _is_second_interrupt(number):
                 raise KeyboardInterrupt
             return
-        asked.append(number)
+        signals.append(number)
 
-    _stops.number = 0
+    _first_stop.number = 0
     before = _install(note)
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -110,7 +115,7 @@ def noted_stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def held_stop_signals() -> Iterator[None]:
-    """Hold stop signals back while processes start, so that they begin with them blocked."""
+    """Block stop signals while child processes start, which inherit the blocked signals."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -122,16 +127,16 @@ def held_stop_signals() -> Iterator[None]:
 
 
 def leave_stops_to_parent() -> None:
-    """Ignore stop signals in this process, but for a SIGTERM that its parent sends."""
+    """Ignore stop signals in this process, except a SIGTERM from its parent."""
     others = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
     for number in others:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # torch's DataLoader terminates a worker that does not end. Only the siginfo says who has
-        # sent the signal.
+        # torch's DataLoader sends SIGTERM to a worker that does not end by itself. A handler cannot
+        # see the sender of a signal, but sigwaitinfo can, in a thread that waits for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
-        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_on_parents_term, args=(os.getppid(),), daemon=True).start()
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if hasattr(signal, "pthread_sigmask"):
@@ -139,12 +144,16 @@ def leave_stops_to_parent() -> None:
 
 
 def end_with_parent(number: int = signal.SIGKILL) -> None:
-    """Send `number` to this process as soon as its parent has ended, however that ended."""
+    """Send a signal to this process as soon as its parent has ended, even if it was killed.
+
+    Args:
+        number: the signal.
+    """
     parent = os.getppid()
-    # The kernel's death signal follows the thread that forked, so a loader in a thread needs the
-    # slower way.
+    # The kernel sends its death signal when the forking *thread* ends. A process forked by another
+    # thread than the main one polls its parent instead.
     if sys.platform == "linux" and _forked_by_main_thread and _set_death_signal(number):
-        if os.getppid() != parent:  # it ended before the request was in place
+        if os.getppid() != parent:  # the parent ended before the request was in place
             os.kill(os.getpid(), number)
         return
     threading.Thread(target=_end_without_parent, args=(parent, number), daemon=True).start()
@@ -163,6 +172,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _set_death_signal(number: int) -> bool:
+    """Ask Linux to send a signal when the parent ends; return whether it agreed."""
     try:
         return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) == 0
     except (OSError, AttributeError):
@@ -175,7 +185,7 @@ def _end_without_parent(parent: int, number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def _end_when_parent_says(parent: int) -> None:
+def _end_on_parents_term(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
@@ -183,36 +193,39 @@ def _end_when_parent_says(parent: int) -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     try:
-        if os.environ.get("RANK", "0") == "0":  # of several ranks, one says so
+        if os.environ.get("RANK", "0") == "0":  # one message, not one per rank
             os.write(2, b"stopped: nothing has begun\n")
-    finally:  # also where stderr is a terminal that is gone
+    finally:  # the write fails if the terminal of stderr is closed
         os._exit(EXIT_STOPPED)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    again = number == signal.SIGINT and time.monotonic() - _stops.at_s > _AGAIN_S
-    if not _is_repeated(number) or again:
+    if not _is_repeated(number) or _is_second_interrupt(number):
         raise StopAsked
 
 
+def _is_second_interrupt(number: int) -> bool:
+    """Return whether this is a Ctrl-C long enough after the first stop signal."""
+    return number == signal.SIGINT and time.monotonic() - _first_stop.time_s > _REPEAT_S
+
+
 def _is_repeated(number: int) -> bool:
-    """Return whether a stop signal came before this one, which is noted if it is the first."""
-    if _stops.number:
+    """Return whether an earlier stop signal was noted; note this one if not."""
+    if _first_stop.number:
         return True
-    _stops.number = number
-    _stops.at_s = time.monotonic()
+    _first_stop.number = number
+    _first_stop.time_s = time.monotonic()
     return False
 
 
 def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Set the handler of all stop signals; return the earlier ones."""
+    """Set the handler of all stop signals; return the earlier handlers by signal."""
     before: dict[int, Any] = {}
     for number in STOP_SIGNALS if _in_main_thread() else ():
         earlier = signal.getsignal(number)
-        # nohup ignores SIGHUP for its program, which is to outlive the terminal
-        if earlier is None or (
-            earlier == signal.SIG_IGN and number == getattr(signal, "SIGHUP", 0)
-        ):
+        # nohup ignores SIGHUP so that its program outlives the terminal
+        outlives_terminal = earlier == signal.SIG_IGN and number == getattr(signal, "SIGHUP", 0)
+        if earlier is None or outlives_terminal:
             continue
         before[number] = earlier
         signal.signal(number, handler)

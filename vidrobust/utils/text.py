@@ -1,23 +1,24 @@
 """Show user input and file names as safe one-line text.
 
-Anything may stand in a name, and not all of it is text.
+File names and option values may hold any character, and bytes that are not text.
 """
 
 from typing import Any
 
-_BYTES = range(0xDC80, 0xDD00)  # how Python writes bytes that are no UTF-8 (PEP 383)
+# surrogates by which Python represents bytes that are not UTF-8 (PEP 383)
+_BYTES = range(0xDC80, 0xDD00)
 
 
 def visible(text: object) -> str:
-    """Return text in one line that any terminal and file takes.
+    """Return text as one line that any terminal and file accepts.
 
-    Characters without a shape become escapes, as \\x1b: controls (ESC among them), separators that
-    break lines, marks that turn the direction of text, and lone surrogates.
+    Characters without a visible shape are escaped, such as \\x1b: control characters (ESC among
+    them), line separators, marks that change the direction of text, and lone surrogates.
     """
-    found = str(text)
-    if found.isprintable():
-        return found
-    return "".join(char if char.isprintable() else _escaped(char) for char in found)
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    return "".join(char if char.isprintable() else _escaped(char) for char in plain)
 
 
 def _escaped(char: str) -> str:
@@ -26,14 +27,15 @@ def _escaped(char: str) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """Return the text, or its beginning and end where it is longer than `limit` characters."""
+    """Return the text, or its start and end if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     middle = f" ... ({len(text)} characters) ... "
     kept = limit - len(middle)
+    # two thirds of the start, one third of the end
     return text[: kept - kept // 3] + middle + text[len(text) - kept // 3 :]
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """Return a value for a message: one line, shortened."""
+    """Return a value for a message: one line of at most `limit` characters."""
     return shortened(visible(value), limit)

@@ -285,7 +285,7 @@ def test_a_bad_file_is_bad_in_every_copy_and_the_others_are_made(tmp_path):
         cwd=tmp_path,
     )
     assert (
-        done.returncode == 1 and "2 copies are not whole; the first: 1 of 12 files" in done.stderr
+        done.returncode == 1 and "2 copies are incomplete; the first: 1 of 12 files" in done.stderr
     )
     for name in ("contrast", "freeze"):
         sizes = sorted(

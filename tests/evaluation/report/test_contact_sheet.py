@@ -51,9 +51,9 @@ def test_the_command_line_draws_corruptions_of_a_video(tmp_path):
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr
     Image.new("RGB", (32, 32)).save(tmp_path / "one.jpg")
     for words, reason in (
-        (["v.avi", "--output", "no.gif"], "no.gif: a picture is a .png or a .jpg"),
+        (["v.avi", "--output", "no.gif"], "no.gif: must be a .png or a .jpg"),
         (["v.avi", "--output", "nowhere/no.png"], "there is no folder nowhere"),
-        (["one.jpg", "--output", "no.png"], "one.jpg is one image: set data.frames=1"),
+        (["one.jpg", "--output", "no.png"], "one.jpg is one image; set data.frames=1"),
     ):
         done = tool("visualize", "--video", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr
@@ -115,8 +115,11 @@ def test_the_command_line_draws_negatives_and_cues(tmp_path):
     assert done.stdout == "sheet.png: of 8 frames: patch, shuffle, texture, swapped\n", done.stderr
     assert Image.open(tmp_path / "sheet.png").size == (2 * 6 * 32 + 6, 3 * 44)
     for more, reason in (
-        (["eval.bias=[swapped]"], "swapped is of two clips: --other FILE, of another class"),
-        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: needs images"),
+        (
+            ["eval.bias=[swapped]"],
+            "swapped needs a second clip, of another class: add --other FILE",
+        ),
+        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
         (

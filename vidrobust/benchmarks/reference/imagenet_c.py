@@ -1,10 +1,16 @@
-"""The formulas of ImageNet-C's fifteen corruptions, from `imagecorruptions`.
+"""ImageNet-C's fifteen corruptions, as the package `imagecorruptions` implements them.
 
-For tools/benchmark.py, which times ours beside them: numpy, scipy, scikit-image and OpenCV, an
-image at a time, lengths in pixels whatever its size. That package does not import with a current
-setuptools. Frost needs its photographs; here a blurred noise of their size stands in.
-elastic_transform is not that package's, which has no affine map and another table: it is the one of
-ImageNet-C's own script (make_imagenet_c.py, Hendrycks and Dietterich 2019).
+tools/benchmark.py compares our corruptions with them. They use NumPy, SciPy, scikit-image and
+OpenCV, take one image at a time, and have lengths in pixels that do not scale with the image. They
+are copied because the package does not import with current versions of setuptools. There are two
+differences:
+
+- frost needs the package's photographs; they are replaced by blurred noise of the same size.
+- elastic_transform is that of ImageNet-C's own script (make_imagenet_c.py, Hendrycks and
+  Dietterich 2019). The package has no affine map and other parameters.
+
+Each function takes an image (H, W, 3) uint8, a severity 1 to 5 and a random generator, and returns
+an image with values 0 to 255.
 """
 
 import io
@@ -25,7 +31,7 @@ def _gaussian(x: np.ndarray, sigma: float, **options: object) -> np.ndarray:
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle, enlarged to the size of the whole."""
+    """Return the center of an image, enlarged to the image's size."""
     height, width = x.shape[:2]
     tall, wide = math.ceil(height / factor), math.ceil(width / factor)
     top, left = (height - tall) // 2, (width - wide) // 2
@@ -36,7 +42,7 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _smeared(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """A sum of copies, each rolled one pixel farther, its edge repeated."""
+    """Return motion blur: a weighted sum of copies, each shifted by one pixel more."""
     width = 2 * radius + 1
     weights = np.exp(-(np.arange(width) ** 2) / (2 * sigma**2))
     total = np.zeros_like(x, dtype=np.float32)
@@ -44,6 +50,7 @@ def _smeared(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.nda
         dy = -math.ceil(i * math.sin(math.radians(degrees)) - 0.5)
         dx = -math.ceil(i * math.cos(math.radians(degrees)) - 0.5)
         moved = np.roll(x, (dy, dx), (0, 1))
+        # the pixels that np.roll moved in from the other side are replaced by the edge
         if dx:
             moved[:, slice(dx, None) if dx < 0 else slice(dx)] = (
                 moved[:, dx - 1 : dx] if dx < 0 else moved[:, dx : dx + 1]
@@ -58,14 +65,8 @@ def _smeared(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.nda
 
 def gaussian_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     x = x / 255.0
-    return (
-        np.clip(
-            x + random.normal(size=x.shape, scale=(0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]),
-            0,
-            1,
-        )
-        * 255
-    )
+    scale = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
+    return np.clip(x + random.normal(size=x.shape, scale=scale), 0, 1) * 255
 
 
 def shot_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
@@ -74,19 +75,18 @@ def shot_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 def impulse_noise(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
-    share = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
-    return np.clip(util.random_noise(x / 255.0, mode="s&p", amount=share), 0, 1) * 255
+    amount = (0.03, 0.06, 0.09, 0.17, 0.27)[severity - 1]
+    return np.clip(util.random_noise(x / 255.0, mode="s&p", amount=amount), 0, 1) * 255
 
 
 def defocus_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     radius, soft = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
-    at = np.arange(-max(8, radius), max(8, radius) + 1)
-    disk = (np.add.outer(at**2, at**2) <= radius**2).astype(np.float32)
+    # a disk with soft edges as the kernel
+    offsets = np.arange(-max(8, radius), max(8, radius) + 1)
+    disk = (np.add.outer(offsets**2, offsets**2) <= radius**2).astype(np.float32)
     disk = cv2.GaussianBlur(disk / disk.sum(), (3, 3) if radius <= 8 else (5, 5), soft)
-    return (
-        np.clip(np.stack([cv2.filter2D(x[..., c] / 255.0, -1, disk) for c in range(3)], -1), 0, 1)
-        * 255
-    )
+    channels = [cv2.filter2D(x[..., c] / 255.0, -1, disk) for c in range(3)]
+    return np.clip(np.stack(channels, -1), 0, 1) * 255
 
 
 def glass_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
@@ -95,6 +95,7 @@ def glass_blur(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     ]
     x = (_gaussian(x / 255.0, sigma) * 255).astype(np.uint8)
     height, width = x.shape[:2]
+    # swap each pixel with a random one nearby
     for _ in range(rounds):
         for h in range(height - reach, reach, -1):
             for w in range(width - reach, reach, -1):
@@ -129,10 +130,12 @@ def snow(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
         (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
     )[severity - 1]
     x = x.astype(np.float32) / 255
+    # flakes: bright spots of noise, blurred along a random direction
     layer = _zoomed(random.normal(size=x.shape[:2], loc=loc, scale=scale), zoom)
     layer[layer < threshold] = 0
     layer = _smeared(np.clip(layer, 0, 1), radius, sigma, random.uniform(-135, -45))
     layer = (np.round(layer * 255).astype(np.uint8) / 255.0)[..., None]
+    # whiten the image, then add the flakes
     gray = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
     x = kept * x + (1 - kept) * np.maximum(x, gray * 1.5 + 0.5)
     x[: layer.shape[0], : layer.shape[1]] += layer + np.rot90(layer, k=2)
@@ -141,7 +144,7 @@ def snow(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 def frost(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     kept, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
-    # by Pillow: OpenCV decodes no PNG in a process that has loaded decord
+    # Pillow, because OpenCV cannot decode PNG files in a process that has loaded decord
     photo = np.asarray(Image.open(io.BytesIO(_PHOTO.tobytes())))[..., ::-1]
     picture = cv2.resize(photo, None, fx=1.1, fy=1.1, interpolation=cv2.INTER_CUBIC)
     top, left = (random.randint(0, picture.shape[i] - x.shape[i]) for i in (0, 1))
@@ -149,7 +152,7 @@ def frost(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
     return np.clip(kept * x + ice * cut, 0, 255)
 
 
-# read at each call, as that package reads its files
+# an encoded file, because the package also reads its photographs at each call
 _PHOTO = cv2.imencode(
     ".png",
     cv2.GaussianBlur(
@@ -167,20 +170,23 @@ def fog(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 def _plasma(size: int, decay: float, random: Random) -> np.ndarray:
+    """Return a plasma fractal by the diamond-square algorithm, values 0 to 1."""
     side = 1 << (size - 1).bit_length()
     heights, step, noise = np.zeros((side, side)), side, 100.0
     while step >= 2:
         half = step // 2
+        # squares: centers from the four corners
         corners = heights[::step, ::step]
         total = corners + np.roll(corners, -1, 0)
         total = total + np.roll(total, -1, 1)
         heights[half::step, half::step] = total / 4 + noise * random.uniform(
             -noise, noise, total.shape
         )
-        centres = heights[half::step, half::step]
-        above = centres + np.roll(centres, 1, 0) + corners + np.roll(corners, -1, 1)
+        # diamonds: midpoints of the edges from two corners and two centers
+        centers = heights[half::step, half::step]
+        above = centers + np.roll(centers, 1, 0) + corners + np.roll(corners, -1, 1)
         heights[::step, half::step] = above / 4 + noise * random.uniform(-noise, noise, above.shape)
-        left = centres + np.roll(centres, 1, 1) + corners + np.roll(corners, -1, 0)
+        left = centers + np.roll(centers, 1, 1) + corners + np.roll(corners, -1, 0)
         heights[half::step, ::step] = left / 4 + noise * random.uniform(-noise, noise, left.shape)
         step, noise = half, noise / decay
     heights -= heights.min()
@@ -200,54 +206,46 @@ def contrast(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
 
 
 def elastic_transform(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
-    """Bend a frame as ImageNet-C's make_imagenet_c.py does, with its 244 pixels for 224."""
-    strength, smooth, affine = (
-        244 * np.array(c)
-        for c in (
-            (2, 2, 0.05, 0.07, 0.12),
-            (0.7, 0.08, 0.01, 0.01, 0.01),
-            (0.1, 0.2, 0.02, 0.02, 0.02),
-        )
-    )
+    """Deform an image as ImageNet-C's make_imagenet_c.py does.
+
+    Lengths are fractions of 244 pixels, as in the script, which has images of 224.
+    """
+    strength = 244 * (2, 2, 0.05, 0.07, 0.12)[severity - 1]
+    smooth = 244 * (0.7, 0.08, 0.01, 0.01, 0.01)[severity - 1]
+    affine = 244 * (0.1, 0.2, 0.02, 0.02, 0.02)[severity - 1]
     x = x.astype(np.float32) / 255
     height, width = x.shape[:2]
-    centre, third = np.array([height, width], np.float32) // 2, min(height, width) // 3
+    # a random affine map
+    centre = np.array([height, width], np.float32) // 2
+    third = min(height, width) // 3
     points = np.array(
         [centre + third, [centre[0] + third, centre[1] - third], centre - third], np.float32
     )
-    moved = points + random.uniform(
-        -affine[severity - 1], affine[severity - 1], points.shape
-    ).astype(np.float32)
+    moved = points + random.uniform(-affine, affine, points.shape).astype(np.float32)
     matrix = cv2.getAffineTransform(points, moved)
     x = cv2.warpAffine(x, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-    dy, dx = (
-        (
-            _gaussian(
-                random.uniform(-1, 1, (height, width)),
-                smooth[severity - 1],
-                mode="reflect",
-                truncate=3,
-            )
-            * strength[severity - 1]
-        )[..., None]
-        for _ in range(2)
-    )
+    # then a smooth random displacement of each pixel
+    displacements = []
+    for _ in range(2):
+        noise = random.uniform(-1, 1, (height, width))
+        displacement = _gaussian(noise, smooth, mode="reflect", truncate=3) * strength
+        displacements.append(displacement[..., None])
+    dy, dx = displacements
     across, down, channel = np.meshgrid(np.arange(width), np.arange(height), np.arange(3))
-    at = (
+    coordinates = (
         np.reshape(down + dy, (-1, 1)),
         np.reshape(across + dx, (-1, 1)),
         np.reshape(channel, (-1, 1)),
     )
-    return (
-        np.clip(ndimage.map_coordinates(x, at, order=1, mode="reflect").reshape(x.shape), 0, 1)
-        * 255
-    )
+    moved_x = ndimage.map_coordinates(x, coordinates, order=1, mode="reflect").reshape(x.shape)
+    return np.clip(moved_x, 0, 1) * 255
 
 
 def pixelate(x: np.ndarray, severity: int, random: Random) -> np.ndarray:
-    share, (height, width) = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1], x.shape[:2]
+    factor = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
+    height, width = x.shape[:2]
     small = Image.fromarray(x).resize(
-        (int(width * share), int(height * share)), Image.Resampling.BOX
+        (int(width * factor), int(height * factor)), Image.Resampling.BOX
     )
     return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
 
