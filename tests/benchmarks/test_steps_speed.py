@@ -57,7 +57,7 @@ def test_the_loss_of_claes_public_code_equals_ours():
     views = 0.2 + 0.6 * views  # so that nothing is clamped
     theirs = public_clae(model, views[:, 0], views[:, 1], 0.5, 0.02)
     adversary = Adversary(one_step(0.02).threats)  # keeps norms in eval mode
-    ours = AdversarialSimCLR(model, 0.5, adversary, pairing=partial(clae, alpha=1.0))(
+    ours = AdversarialSimCLR(model, LossSettings(0.5), adversary, pairing=partial(clae, alpha=1.0))(
         views, ids, ids
     )["loss"].mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)

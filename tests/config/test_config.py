@@ -170,7 +170,7 @@ def test_every_option_is_read_by_some_code():
         section, _, name = key.rpartition(".")
         generated = section == "data.motionshapes" and f'spec["{name}"]' in code
         rule_argument = section == "method.false_negatives" and any(
-            name in arguments for arguments in RULE_OPTIONS.values()
+            name in rule.arguments for rule in RULES.values()
         )
         assert generated or rule_argument or f".{name}" in code, key
 

@@ -13,8 +13,8 @@ from vidrobust import config
 from vidrobust.benchmarks.steps import measure_as_configured
 from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.data.isolation import in_children
-from vidrobust.training.loop import use_bf16
 from vidrobust.utils import distributed
+from vidrobust.utils.amp import use_bf16
 from vidrobust.views import NEGATIVES
 from vidrobust.views.negatives import SPATIAL, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.texture_synthesis import patches_of, show, synthesize

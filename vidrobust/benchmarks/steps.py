@@ -23,9 +23,9 @@ from vidrobust.methods.build import build_method
 from vidrobust.methods.registry import ADVERSARIES, METHODS, steps_of
 from vidrobust.methods.spec import Cost
 from vidrobust.models import Model, configured_backbone
-from vidrobust.training.loop import use_bf16
 from vidrobust.training.setup import arrange as arrange_as_configured
 from vidrobust.utils import distributed
+from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError, lookup
 
 Step = Callable[[], Tensor]  # returns the loss to backpropagate

@@ -58,6 +58,7 @@ def _names() -> dict[str, str]:
         if method.adversaries
     ]
     names["method.adversary.name"] = f"none; {'; '.join(by_method)}"
+    names["data.name"] = ", ".join([*FORMATS, "torchvision:NAME"])
     return names
 
 

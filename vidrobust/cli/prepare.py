@@ -254,8 +254,8 @@ def copy(
     )
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
-    # the files of motionshapes have the layout of UCF101; a copy is not generated again
-    format_name = "ucf101" if cfg.data.name == "motionshapes" else cfg.data.name
+    # copies of a built-in data set are files in the layout of another format
+    format_name = find_format(cfg.data.name).copies_as or cfg.data.name
     # parse the copy's own lists
     copied = dataclasses.replace(cfg.data, root=str(output), name=format_name)
     if {record.uid for record in all_records(copied)} != {record.uid for record in records}:

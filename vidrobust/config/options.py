@@ -76,11 +76,7 @@ class DataConfig:
     """Options `data.*`: the data set, and how clips are read from it."""
 
     # Where the data set is.
-    name: str = option(
-        "ucf101",
-        "format of the data set: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder,"
-        " image_folder, class_folder, cifar10, cifar100, torchvision:NAME, motionshapes",
-    )
+    name: str = option("ucf101", "format of the data set (docs/data.md)")
     root: str = option("datasets/ucf101", "folder of the data set; ${oc.env:VAR} is replaced")
     twins: str = option(
         "",

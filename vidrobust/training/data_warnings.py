@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from vidrobust.data import Batch, Failure
-from vidrobust.training.run import Run
+from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.logging import log
 
 
-def count_bad_videos(run: Run, replaced: list[Failure]) -> None:
+def count_bad_videos(run: TrainingRun, replaced: list[Failure]) -> None:
     """Record videos that did not decode on any rank; each is logged once.
 
     Args:
@@ -41,7 +41,7 @@ def warn_unchanged_negatives(views: Tensor, negatives: Tensor) -> None:
 class UnusualVideos:
     """Videos of the first epoch whose clips repeat frames, or whose frames had several sizes."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainingRun) -> None:
         """Begin with none."""
         self.run = run
         self._seen: set[int] = set()

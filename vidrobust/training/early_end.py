@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vidrobust import checkpoint
 from vidrobust.checkpoint import NonFinite
 from vidrobust.data import Batch
-from vidrobust.training.run import Run
 from vidrobust.training.step_guard import StepGuard
+from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 
 def save_completed_steps(
-    run: Run, guard: StepGuard, *, all_ranks_alive: bool = False
+    run: TrainingRun, guard: StepGuard, *, all_ranks_alive: bool = False
 ) -> Path | None:
     """Write the state after the last completed step, if that is new.
 
@@ -47,7 +47,7 @@ def save_completed_steps(
         return None
 
 
-def leave(run: Run, guard: StepGuard, batch: Batch | None, loader_error: str) -> NoReturn:
+def leave(run: TrainingRun, guard: StepGuard, batch: Batch | None, loader_error: str) -> NoReturn:
     """Save the completed steps, on all ranks at once, and end the run.
 
     Args:
@@ -87,7 +87,7 @@ def leave(run: Run, guard: StepGuard, batch: Batch | None, loader_error: str) ->
 
 
 def refuse_non_finite(
-    run: Run, guard: StepGuard, loss: Tensor, norm: Tensor, batch: Batch
+    run: TrainingRun, guard: StepGuard, loss: Tensor, norm: Tensor, batch: Batch
 ) -> NoReturn:
     """Undo the step on all ranks, write the state before it and what repeats it, and end the run.
 
@@ -127,7 +127,7 @@ def refuse_non_finite(
     )
 
 
-def _write_event(run: Run, step: int, event: str, batch: Batch) -> None:
+def _write_event(run: TrainingRun, step: int, event: str, batch: Batch) -> None:
     """Append a row to metrics.jsonl from which the step can be repeated.
 
     A step is a function of this row and of the state before it: --resume repeats it. Every rank
@@ -153,7 +153,7 @@ def _write_event(run: Run, step: int, event: str, batch: Batch) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def broken_kernels(run: Run) -> list[str]:
+def broken_kernels(run: TrainingRun) -> list[str]:
     """Return the convolutions whose weight gradient bf16 has spoilt, if nothing else is wrong.
 
     A gradient that is not finite at the output of a layer spoils everything before it as well. If

@@ -22,10 +22,10 @@ from vidrobust.training.early_end import Stopped, leave, refuse_non_finite, save
 from vidrobust.training.optim import learning_rate, set_rate
 from vidrobust.training.pass_counter import PassCounter
 from vidrobust.training.progress import Progress
-from vidrobust.training.run import Run
 from vidrobust.training.run_folder import open_output
 from vidrobust.training.setup import build_run
 from vidrobust.training.step_guard import StepGuard
+from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
@@ -69,7 +69,7 @@ def train(
         return _train(run)
 
 
-def _train(run: Run) -> Path:
+def _train(run: TrainingRun) -> Path:
     """Train a run whose folder is open, and return its last checkpoint."""
     checkpoints = run.out / "checkpoints"
     if run.main:
@@ -93,7 +93,7 @@ def _train(run: Run) -> Path:
     return checkpoints / "last.pt"
 
 
-def _log_start(run: Run) -> None:
+def _log_start(run: TrainingRun) -> None:
     cfg = run.cfg
     size = sum(p.numel() for p in run.method.parameters() if p.requires_grad) / 1e6
     log.info(
@@ -104,7 +104,7 @@ def _log_start(run: Run) -> None:
         log.warning(note)
 
 
-def _steps(run: Run, stop_signals: list[int]) -> None:
+def _steps(run: TrainingRun, stop_signals: list[int]) -> None:
     """Take the steps of a run. One that fails is undone, and the state before it is saved."""
     guard = StepGuard(run.method, run.optimizer, run.average, run.start)
     try:
@@ -122,7 +122,7 @@ def _steps(run: Run, stop_signals: list[int]) -> None:
         raise
 
 
-def _guarded_steps(run: Run, stop_signals: list[int], guard: StepGuard) -> None:
+def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) -> None:
     """Take the steps `start` to `total`; rank 0 also writes the log and the checkpoints."""
     cfg = run.cfg
     method = run.method
@@ -176,12 +176,12 @@ def _guarded_steps(run: Run, stop_signals: list[int], guard: StepGuard) -> None:
                         run.save(done)
 
 
-def _progress_of(run: Run) -> Progress:
+def _progress_of(run: TrainingRun) -> Progress:
     every = run.cfg.train.log_every
     return Progress(run.out, run.start, run.total, run.per_epoch, every, run.device, run.main)
 
 
-def _sampler_of(run: Run) -> TrainBatches:
+def _sampler_of(run: TrainingRun) -> TrainBatches:
     """Return the indices of the batches of this rank."""
     cfg = run.cfg
     return TrainBatches(
@@ -195,7 +195,7 @@ def _sampler_of(run: Run) -> TrainBatches:
     )
 
 
-def _next_batch(batches: Iterator[Batch], run: Run) -> tuple[Batch | None, str]:
+def _next_batch(batches: Iterator[Batch], run: TrainingRun) -> tuple[Batch | None, str]:
     """Return the next batch, or None and the reason why the loader of this rank has ended."""
     try:
         with worker_deaths(run.dataset):
@@ -211,7 +211,7 @@ def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tens
     return views, batch.index.to(device), batch.labels.to(device)
 
 
-def _with_negatives(views: Tensor, run: Run, batch: Batch, *, warn: bool) -> Tensor:
+def _with_negatives(views: Tensor, run: TrainingRun, batch: Batch, *, warn: bool) -> Tensor:
     """Return the views, followed by non-semantic negatives of the first one.
 
     Args:
@@ -229,7 +229,7 @@ def _with_negatives(views: Tensor, run: Run, batch: Batch, *, warn: bool) -> Ten
 
 
 def _update(
-    run: Run,
+    run: TrainingRun,
     guard: StepGuard,
     forward: nn.Module,
     inputs: tuple[Tensor, Tensor, Tensor, float],

@@ -9,7 +9,7 @@ from vidrobust import checkpoint, config
 from vidrobust.data import records_sha
 from vidrobust.methods.registry import fixed_options
 from vidrobust.methods.revisions import changed_since
-from vidrobust.training.run import Run
+from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils.errors import UserError
 
 # options of the model and the optimizer that decide what is in a checkpoint
@@ -26,7 +26,7 @@ _FIXED = (
 )
 
 
-def restore(run: Run, path: Path) -> None:
+def restore(run: TrainingRun, path: Path) -> None:
     """Put a run back into the state in which a checkpoint was written.
 
     Raises:
@@ -58,7 +58,7 @@ def restore(run: Run, path: Path) -> None:
         )
 
 
-def _require_same_run(run: Run, state: dict[str, Any], path: Path) -> None:
+def _require_same_run(run: TrainingRun, state: dict[str, Any], path: Path) -> None:
     if state["manifest_sha"] != records_sha(run.records):
         raise UserError(
             f"{path} was trained on another list of videos; train anew in another --output-dir"
@@ -67,7 +67,7 @@ def _require_same_run(run: Run, state: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path} is of an earlier revision: {what}")
 
 
-def _changed_options(run: Run, state: dict[str, Any], path: Path) -> list[str]:
+def _changed_options(run: TrainingRun, state: dict[str, Any], path: Path) -> list[str]:
     """Return the options that differ from the checkpoint's; refuse those that must not."""
     changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
     prefixes = tuple(f"{key}=" for key in (*_FIXED, *fixed_options()))
@@ -80,7 +80,7 @@ def _changed_options(run: Run, state: dict[str, Any], path: Path) -> list[str]:
     return changed
 
 
-def _load_state(run: Run, state: dict[str, Any], path: Path) -> None:
+def _load_state(run: TrainingRun, state: dict[str, Any], path: Path) -> None:
     """Load weights, optimizer, generators and the list of bad videos."""
     saved = {f"model.{key}": value for key, value in state["model"].items()} | state["method"]
     current = run.method.state_dict()

@@ -21,8 +21,8 @@ from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.training.ema import Average
 from vidrobust.training.optim import build_optimizer, learning_rate
 from vidrobust.training.resume import restore
-from vidrobust.training.run import Run
 from vidrobust.training.teacher import read_teacher
+from vidrobust.training.training_run import TrainingRun
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
@@ -30,7 +30,9 @@ from vidrobust.utils.seeds import seed_everything
 from vidrobust.views import NegativeSpec, count_numbers, require_room
 
 
-def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path | None) -> Run:
+def build_run(
+    cfg: config.Config, out: Path, device: torch.device, resume: Path | None
+) -> TrainingRun:
     """Return data, model and optimizer as the next step needs them.
 
     Nothing is written. `total_steps` and `learning_rate` are called here so that their refusals
@@ -66,7 +68,7 @@ def build_run(cfg: config.Config, out: Path, device: torch.device, resume: Path 
     # Data, optimizer and the average of the weights
     dataset = _training_clips(cfg, records, method, total, negatives, twins=twins)
     optimizer = build_optimizer(method, cfg.optim)
-    run = Run(cfg, out, device, records, dataset, method, optimizer, 0, total, negatives)
+    run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, negatives)
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
     run.notes += _notes(cfg)

@@ -211,4 +211,4 @@ def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_
             tiny_config(ucf, *[word for word in words if not word.startswith(key)])
     words[2] = f"model.weights={tmp_path}/first/backbone.pt"
     with pytest.raises(UserError, match="has no batch-norm branches; give the folder of the run"):
-        _train(_cfg(ucf, *words), tmp_path / "fourth")
+        train_state(tiny_config(ucf, *words), tmp_path / "fourth")

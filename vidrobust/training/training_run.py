@@ -1,4 +1,4 @@
-"""Run: what the training loop works on."""
+"""TrainingRun: what the training loop works on."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from vidrobust.views import NegativeSpec
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A training run.
 
     Attributes:
