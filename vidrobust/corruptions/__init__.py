@@ -1,4 +1,4 @@
-"""Natural corruptions of clips. Usable alone: imports nothing else of the package."""
+"""Natural corruptions of clips, usable alone: no import from the rest of the package."""
 
 from vidrobust.corruptions.catalogue import (
     BENCHMARKS,

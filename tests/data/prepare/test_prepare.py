@@ -323,7 +323,7 @@ def test_what_corrupt_refuses(tmp_path):
     for words, reason in (
         (["--output", "c"], "corrupt needs eval.corruption.names="),
         (["eval.corruption.names=[fog]"], "corrupt needs --output FOLDER"),
-        (["--output", "c", "eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
+        (["--output", "c", "eval.corruption.names=[fogg]"], "unknown corruption 'fogg'"),
         (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "--quality 60"),
     ):
         done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)

@@ -363,7 +363,7 @@ def test_baselines(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
+        (["eval.corruption.names=[fogg]"], "eval.corruption.names: unknown corruption 'fogg'"),
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
         (["eval.corruption.severities=[2,2]"], "list different ones"),
         (["eval.corruption.severities=[]"], "at least one"),

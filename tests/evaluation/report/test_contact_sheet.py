@@ -45,7 +45,7 @@ def test_the_tool_draws_a_video(tmp_path):
     for words, reason in (
         (["data.frames=40"], "are not all within its 9 frames"),
         (["data.frames=4", "--frame", "4"], "frame 4 of a clip of 4"),
-        (["eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
+        (["eval.corruption.names=[fogg]"], "unknown corruption 'fogg'"),
     ):
         done = tool("visualize", "--video", "v.avi", "--output", "no.png", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr
