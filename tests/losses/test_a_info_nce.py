@@ -66,6 +66,7 @@ def test_hard_denominator_matches_its_formula(beta, tau, floor):
     positives, ignore = torch.zeros(6, 6, dtype=torch.bool), torch.rand(6, 6) < 0.2
     positives[torch.arange(6), torch.arange(6).roll(3)] = True
     positives[2, 0] = True
+    ignore.fill_diagonal_(False)  # every anchor keeps a negative, which the loop below needs
     output = hard_denominator(logits, positives, ignore, beta=beta, tau=tau, floor=floor)
     s = logits.tolist()
     negative = [[not (positives[i, j] or ignore[i, j]) for j in range(6)] for i in range(6)]
