@@ -119,7 +119,7 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
         (
             ["method.negatives.names=[shuffle]", "data.frames=1"],
-            "shuffle changes nothing of a clip of one frame",
+            "shuffle changes nothing in a clip of one frame",
         ),
     ):
         keys = {word.split("=")[0] for word in more}
