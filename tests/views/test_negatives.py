@@ -3,12 +3,16 @@
 Channel 0 is the row, channel 1 the column, channel 2 the frame.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
 from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
-from vidrobust.views.negatives import SPATIAL, TEMPORAL, patch_sides
+from vidrobust.views.negatives import SPATIAL, TEMPORAL, Numbers, count_numbers, patch_sides
+
+SIZES = [(1, 28, 28), (2, 16, 24), (7, 33, 20), (16, 112, 112)]
 
 
 def clips(b=3, t=6, h=28, w=28):
@@ -188,6 +192,26 @@ def test_negatives_of_a_clip_are_the_same_alone_and_in_a_batch(name, dtype):
         "all pixels come from the same clip"
     )
     assert name == "reverse" or not torch.equal(together[:, 0], together[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, size) for name, size in product(NEGATIVES, SIZES) if size[0] > 1 or name in SPATIAL],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"turn": True, "tube": 3, "grid": 2}, {"patch_px": (40, 60), "tube": 100}]
+)
+def test_each_kind_takes_as_many_random_numbers_as_it_declares(name, size, options):
+    spec = NegativeSpec((name,), **options)
+    declared = NEGATIVES[name].count_numbers(spec, *size)
+    served = Numbers(torch.rand(2, declared + 10))
+    NEGATIVES[name].make(torch.rand(2, 3, *size), served, spec)
+    assert served.taken == declared
+    both = NegativeSpec((name, "patch"), 3, **options)
+    assert count_numbers(both, *size) == 3 * (
+        declared + NEGATIVES["patch"].count_numbers(both, *size)
+    )
 
 
 def test_patches_come_uniformly_from_the_whole_frame():

@@ -172,24 +172,90 @@ def tube_shuffle(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
     return _take(x, times.transpose(1, 2) * height * width + pixels)
 
 
-Negative = Callable[[Tensor, Numbers, NegativeSpec], Tensor]
-SPATIAL: dict[str, Negative] = {"patch": patch, "patch_frames": patch_frames, "tube": tube}
-TEMPORAL: dict[str, Negative] = {
-    "shuffle": shuffle,
-    "freeze": freeze,
-    "loop": loop,
-    "reverse": reverse,
-    "tube_shuffle": tube_shuffle,
-}
-NEGATIVES: dict[str, Negative] = SPATIAL | TEMPORAL
+# ------------------------------------------------------------------ registry
 
-# kind of negative -> the options of `method.negatives` that it uses, apart from count and alpha
-NEGATIVE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "patch": ("patch_px", "turn"),
-    "patch_frames": ("patch_px", "turn"),
-    "tube": ("patch_px", "turn", "tube"),
-    "tube_shuffle": ("grid",),
+Negative = Callable[[Tensor, Numbers, NegativeSpec], Tensor]
+
+
+@dataclass(frozen=True)
+class NegativeKind:
+    """Describe a kind of negatives, an entry of NEGATIVES.
+
+    Attributes:
+        make: (clips, numbers, spec) -> negatives of the same shape.
+        count_numbers: (spec, T, H, W) -> how many random numbers `make` takes per clip.
+        temporal: only the order of frames changes, so that nothing changes in a single frame.
+        options: of `method.negatives` that it uses, apart from count and alpha.
+        require_room: (spec, size) -> None; raises ValueError if frames with a shorter side of
+            `size` pixels have no such negatives. None: all frames have.
+    """
+
+    make: Negative
+    count_numbers: Callable[[NegativeSpec, int, int, int], int]
+    temporal: bool = False
+    options: tuple[str, ...] = ()
+    require_room: Callable[[NegativeSpec, int], object] | None = None
+
+
+def _count_for_patches(
+    spec: NegativeSpec, size: tuple[int, int, int], every: int, *, shift: bool
+) -> int:
+    """Return how many random numbers `_patches` takes for clips of size (T, H, W).
+
+    It takes one for the side of the patches, and one per cell for each of its tables.
+    """
+    frames, height, width = size
+    low, _ = patch_sides(spec.patch_px, min(height, width))
+    tables = 2 + shift + 3 * spec.turn  # top, left; shift in time; three flags
+    return 1 + tables * _rounds(frames, every) * _cells_across(height, width, low) ** 2
+
+
+def _require_patches(spec: NegativeSpec, size: int) -> None:
+    """Raise ValueError if the patches do not fit frames of `size` pixels."""
+    patch_sides(spec.patch_px, size)
+
+
+def _require_grid(spec: NegativeSpec, size: int) -> None:
+    """Raise ValueError if the grid has more cells than frames of `size` pixels have pixels."""
+    if spec.grid > size:
+        raise ValueError(f"grid={spec.grid}: must be at most the side of a frame, {size} pixels")
+
+
+NEGATIVES: dict[str, NegativeKind] = {
+    "patch": NegativeKind(
+        patch,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), t, shift=False),
+        options=("patch_px", "turn"),
+        require_room=_require_patches,
+    ),
+    "patch_frames": NegativeKind(
+        patch_frames,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), 1, shift=False),
+        options=("patch_px", "turn"),
+        require_room=_require_patches,
+    ),
+    "tube": NegativeKind(
+        tube,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), min(spec.tube, t), shift=True),
+        options=("patch_px", "turn", "tube"),
+        require_room=_require_patches,
+    ),
+    "shuffle": NegativeKind(shuffle, lambda spec, t, h, w: t, temporal=True),
+    "freeze": NegativeKind(freeze, lambda spec, t, h, w: 1, temporal=True),
+    "loop": NegativeKind(loop, lambda spec, t, h, w: 1, temporal=True),
+    "reverse": NegativeKind(reverse, lambda spec, t, h, w: 0, temporal=True),
+    "tube_shuffle": NegativeKind(
+        tube_shuffle,
+        lambda spec, t, h, w: t * spec.grid**2,
+        temporal=True,
+        options=("grid",),
+        require_room=_require_grid,
+    ),
 }
+SPATIAL = {name: kind for name, kind in NEGATIVES.items() if not kind.temporal}
+TEMPORAL = {name: kind for name, kind in NEGATIVES.items() if kind.temporal}
+# kind of negative -> the options of `method.negatives` that it uses, apart from count and alpha
+NEGATIVE_OPTIONS = {name: kind.options for name, kind in NEGATIVES.items()}
 
 
 # ------------------------------------------------------------------ use
@@ -227,9 +293,8 @@ def count_numbers(spec: NegativeSpec, frames: int, height: int, width: int) -> i
         ValueError: clips of this shape have no such negatives, see `require_room`.
     """
     require_room(spec, frames, min(height, width))
-    numbers = Numbers(torch.empty(0, 2**40))  # of no clip, as many as may be
-    _made(torch.empty(0, 1, frames, height, width), spec, numbers)
-    return numbers.taken
+    kinds = [NEGATIVES[name] for name in spec.names]
+    return spec.count * sum(kind.count_numbers(spec, frames, height, width) for kind in kinds)
 
 
 def draw_numbers(
@@ -251,7 +316,8 @@ def draw_numbers(
 
 def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
     """Return all negatives (B, names * count, C, T, H, W)."""
-    parts = [NEGATIVES[name](x, numbers, spec) for name in spec.names for _ in range(spec.count)]
+    kinds = [NEGATIVES[name] for name in spec.names]
+    parts = [kind.make(x, numbers, spec) for kind in kinds for _ in range(spec.count)]
     return torch.stack(parts, 1) if parts else x.new_empty(len(x), 0, *x.shape[1:])
 
 
@@ -268,10 +334,9 @@ def require_room(spec: NegativeSpec, frames: int, size: int) -> None:
             f"{idle[0]} changes nothing in a clip of one frame; set data.frames above 1, or use"
             " patch or texture"
         )
-    if any(name in SPATIAL for name in spec.names):
-        patch_sides(spec.patch_px, size)
-    if "tube_shuffle" in spec.names and spec.grid > size:
-        raise ValueError(f"grid={spec.grid}: must be at most the side of a frame, {size} pixels")
+    for name, kind in NEGATIVES.items():
+        if name in spec.names and kind.require_room is not None:
+            kind.require_room(spec, size)
 
 
 def patch_sides(patch_px: tuple[int, int], size: int) -> tuple[int, int]:
@@ -309,9 +374,8 @@ def _patches(x: Tensor, numbers: Numbers, spec: NegativeSpec, *, every: int, shi
     _, _, frames, height, width = x.shape
     low, high = patch_sides(spec.patch_px, min(height, width))
     sides = low + numbers.below(high + 1 - low)
-    rounds = -(-frames // every)
-    # enough cells for the smallest patch; larger patches leave some numbers unused
-    across = -(-max(height, width) // low)
+    rounds = _rounds(frames, every)
+    across = _cells_across(height, width, low)
     shape = (rounds, across, across)
     tables = [numbers.below(side - sides + 1, *shape) for side in (height, width)]  # top and left
     if shift:
@@ -320,6 +384,20 @@ def _patches(x: Tensor, numbers: Numbers, spec: NegativeSpec, *, every: int, shi
     if spec.turn:  # transposed, turned upside down, mirrored
         tables += [numbers.below(2, *shape) for _ in range(3)]
     return _take(x, _source(torch.stack(tables), sides, every, (frames, height, width), shift))
+
+
+def _rounds(frames: int, every: int) -> int:
+    """Return how often new crops are sampled, every so many frames."""
+    return -(-frames // every)
+
+
+def _cells_across(height: int, width: int, low: int) -> int:
+    """Return the cells per side of the grid of crops.
+
+    The grid is large enough for the smallest patches, of `low` pixels. Larger patches leave some of
+    its random numbers unused.
+    """
+    return -(-max(height, width) // low)
 
 
 def _source(
