@@ -10,8 +10,10 @@ from vidrobust.corruptions import (
     BENCHMARKS,
     CORRUPTIONS,
     INDEX_MAPS,
+    OVER_TIME,
     SEVERITIES,
     Corrupt,
+    CorruptionSpec,
     corrupt,
     expand,
 )
@@ -95,6 +97,25 @@ def test_random_parameters_are_shared_by_frames_except_in_the_listed_corruptions
 def test_index_maps_leave_a_single_frame_unchanged(name):
     clip = smooth_clip(1, 40, 40)
     assert all((corrupt(clip, name, s, rng()) == clip).all() for s in SEVERITIES)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_entries_declare_whether_they_change_a_single_frame(name):
+    clip = smooth_clip(1, 40, 40)
+    changes = any((corrupt(clip, name, s, rng()) != clip).any() for s in SEVERITIES)
+    assert changes != CORRUPTIONS[name].over_time
+    assert (name in OVER_TIME) == CORRUPTIONS[name].over_time
+
+
+def test_a_new_corruption_needs_one_entry_only(monkeypatch):
+    def darken(clip, severity, rng, fps):
+        return clip // np.uint8(severity * fps)
+
+    monkeypatch.setitem(CORRUPTIONS, "darken", CorruptionSpec(darken))
+    clip = smooth_clip(2, 32, 32)
+    assert (corrupt(clip, "darken", 2, rng(), fps=3.0) == clip // 6).all()
+    assert (Corrupt(["darken"], severities=(2,))(clip, rng(), fps=3.0) == clip // 6).all()
+    assert (CORRUPTIONS["fog"](clip, 3, rng()) == corrupt(clip, "fog", 3, rng())).all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

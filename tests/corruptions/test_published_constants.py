@@ -86,11 +86,8 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def _module(name):
-    function = CORRUPTIONS[name]
+    function = CORRUPTIONS[name].index_map or CORRUPTIONS[name].function
     function = function.func if isinstance(function, functools.partial) else function
-    if name in INDEX_MAPS:
-        function = INDEX_MAPS[name]
-        function = function.func if isinstance(function, functools.partial) else function
     return sys.modules[function.__module__]
 
 

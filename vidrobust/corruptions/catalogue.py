@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,16 @@ from vidrobust.corruptions.digital import (
 )
 from vidrobust.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from vidrobust.corruptions.temporal import (
-    INDEX_MAPS,
+    IndexMap,
+    box_jumble,
+    frame_drop,
     frame_rate,
+    freeze,
+    jumble,
     mapped,
+    reverse_sampling,
     rotate,
+    sampling,
     static_rotate,
     static_translate,
     temporal_blur,
@@ -53,51 +60,112 @@ from vidrobust.corruptions.weather import fog, frost, rain, snow, spatter
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
+
+@dataclass(frozen=True)
+class CorruptionSpec:
+    """Describe a corruption, an entry of CORRUPTIONS; calling it corrupts a clip.
+
+    Attributes:
+        function: (clip, severity, rng) -> clip; it may also take fps.
+        consecutive: it needs consecutive frames, even if the clip itself skips frames.
+        over_time: it leaves a clip of one frame unchanged.
+        index_map: for corruptions that only choose frames, the map (frames, severity, rng) ->
+            (frames,) that `function` applies.
+    """
+
+    function: Corruption
+    consecutive: bool = False
+    over_time: bool = False
+    index_map: IndexMap | None = None
+
+    @property
+    def takes_fps(self) -> bool:
+        """Return whether the corruption depends on the frame rate of the video."""
+        return "fps" in inspect.signature(self.index_map or self.function).parameters
+
+    def __call__(
+        self, clip: np.ndarray, severity: int, rng: np.random.Generator, **options: Any
+    ) -> np.ndarray:
+        """Return the corrupted clip, without checking the arguments as `corrupt` does.
+
+        Args:
+            clip: (T, H, W, 3) uint8.
+            severity: 1 to 5.
+            rng: decides everything that is random.
+            options: of the function, such as fps.
+        """
+        return self.function(clip, severity, rng, **options)
+
+
+def _choose_frames(index_map: IndexMap) -> CorruptionSpec:
+    """Return the entry of a corruption that only chooses frames."""
+    return CorruptionSpec(mapped(index_map), over_time=True, index_map=index_map)
+
+
 # Some tables differ between benchmarks. The plain name has the table of ImageNet-C and
 # Mini-Kinetics-C; names with a suffix have the table of another benchmark.
-INDEX_MAPS["frame_rate_ssv2"] = functools.partial(frame_rate, rates=(10, 8, 6, 4, 2))
-
-# name -> (clip (T, H, W, 3) uint8, severity 1 to 5, rng) -> clip
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frost,
-    "fog": fog,
-    "rain": rain,
-    "spatter": spatter,
-    "brightness": brightness,
-    "contrast": contrast,
-    "saturate": saturate,
-    "elastic_transform": elastic_transform,
-    "pixelate": pixelate,
-    "jpeg_compression": jpeg_compression,
-    **{name: mapped(choose) for name, choose in INDEX_MAPS.items()},
-    "temporal_blur": temporal_blur,
-    "static_translate": static_translate,
-    "translate": translate,
-    "static_rotate": static_rotate,
-    "rotate": rotate,
-    "h264_crf": h264_crf,
-    "h264_abr": h264_abr,
-    "h265_crf": h265_crf,
-    "h265_abr": h265_abr,
-    "mpeg1": mpeg1,
-    "mpeg2": mpeg2,
-    "bit_error": bit_error,
-    "packet_loss": packet_loss,
-    "shot_noise_p": functools.partial(shot_noise, photons=(250, 100, 50, 30, 15)),
-    "speckle_noise_p": functools.partial(speckle_noise, sigmas=(0.15, 0.2, 0.25, 0.3, 0.35)),
-    "contrast_kinetics": functools.partial(contrast, kept=(0.5, 0.4, 0.3, 0.2, 0.1)),
-    "temporal_blur_ssv2": functools.partial(temporal_blur, frames=(1, 2, 3, 4, 6)),
+CORRUPTIONS: dict[str, CorruptionSpec] = {
+    "gaussian_noise": CorruptionSpec(gaussian_noise),
+    "shot_noise": CorruptionSpec(shot_noise),
+    "impulse_noise": CorruptionSpec(impulse_noise),
+    "speckle_noise": CorruptionSpec(speckle_noise),
+    "gaussian_blur": CorruptionSpec(gaussian_blur),
+    "defocus_blur": CorruptionSpec(defocus_blur),
+    "glass_blur": CorruptionSpec(glass_blur),
+    "motion_blur": CorruptionSpec(motion_blur),
+    "zoom_blur": CorruptionSpec(zoom_blur),
+    "snow": CorruptionSpec(snow),
+    "frost": CorruptionSpec(frost),
+    "fog": CorruptionSpec(fog),
+    "rain": CorruptionSpec(rain),
+    "spatter": CorruptionSpec(spatter),
+    "brightness": CorruptionSpec(brightness),
+    "contrast": CorruptionSpec(contrast),
+    "saturate": CorruptionSpec(saturate),
+    "elastic_transform": CorruptionSpec(elastic_transform),
+    "pixelate": CorruptionSpec(pixelate),
+    "jpeg_compression": CorruptionSpec(jpeg_compression),
+    "frame_rate": _choose_frames(frame_rate),
+    "sampling": _choose_frames(sampling),
+    "reverse_sampling": _choose_frames(reverse_sampling),
+    "jumble": _choose_frames(jumble),
+    "box_jumble": _choose_frames(box_jumble),
+    "freeze": _choose_frames(freeze),
+    "frame_drop": _choose_frames(frame_drop),
+    "frame_rate_ssv2": _choose_frames(functools.partial(frame_rate, rates=(10, 8, 6, 4, 2))),
+    "temporal_blur": CorruptionSpec(temporal_blur, consecutive=True, over_time=True),
+    "static_translate": CorruptionSpec(static_translate),
+    "translate": CorruptionSpec(translate),
+    "static_rotate": CorruptionSpec(static_rotate),
+    "rotate": CorruptionSpec(rotate),
+    "h264_crf": CorruptionSpec(h264_crf, consecutive=True),
+    "h264_abr": CorruptionSpec(h264_abr, consecutive=True),
+    "h265_crf": CorruptionSpec(h265_crf, consecutive=True),
+    "h265_abr": CorruptionSpec(h265_abr, consecutive=True),
+    "mpeg1": CorruptionSpec(mpeg1, consecutive=True),
+    "mpeg2": CorruptionSpec(mpeg2, consecutive=True),
+    "bit_error": CorruptionSpec(bit_error, consecutive=True),
+    "packet_loss": CorruptionSpec(packet_loss, consecutive=True),
+    "shot_noise_p": CorruptionSpec(functools.partial(shot_noise, photons=(250, 100, 50, 30, 15))),
+    "speckle_noise_p": CorruptionSpec(
+        functools.partial(speckle_noise, sigmas=(0.15, 0.2, 0.25, 0.3, 0.35))
+    ),
+    "contrast_kinetics": CorruptionSpec(
+        functools.partial(contrast, kept=(0.5, 0.4, 0.3, 0.2, 0.1))
+    ),
+    "temporal_blur_ssv2": CorruptionSpec(
+        functools.partial(temporal_blur, frames=(1, 2, 3, 4, 6)), consecutive=True, over_time=True
+    ),
 }
+
+# corruptions that only choose frames, as maps for a whole video
+INDEX_MAPS: dict[str, IndexMap] = {
+    name: spec.index_map for name, spec in CORRUPTIONS.items() if spec.index_map is not None
+}
+# corruptions that leave a clip of one frame unchanged
+OVER_TIME = tuple(name for name, spec in CORRUPTIONS.items() if spec.over_time)
+# corruptions that need consecutive frames even if the clip itself skips frames
+CONSECUTIVE = tuple(name for name, spec in CORRUPTIONS.items() if spec.consecutive)
 
 _IMAGENET_C = [
     "gaussian_noise",
@@ -130,23 +198,6 @@ _SHARED_C = [
     "h265_crf",
     "h265_abr",
 ]
-
-# corruptions that leave a clip of one frame unchanged
-OVER_TIME = (*INDEX_MAPS, "temporal_blur", "temporal_blur_ssv2")
-
-# corruptions that need consecutive frames even if the clip itself skips frames
-CONSECUTIVE = (
-    "temporal_blur",
-    "temporal_blur_ssv2",
-    "h264_crf",
-    "h264_abr",
-    "h265_crf",
-    "h265_abr",
-    "mpeg1",
-    "mpeg2",
-    "bit_error",
-    "packet_loss",
-)
 
 # Names of the corruptions in each published set. The name of a set is accepted wherever names of
 # corruptions are.
@@ -250,7 +301,9 @@ def corrupt(
     # A legacy RandomState would sample other numbers, or fail inside the corruption.
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng is {type(rng).__name__}: pass numpy.random.default_rng(seed)")
-    return CORRUPTIONS[name](clip, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
+    corruption = CORRUPTIONS[name]
+    options = {"fps": fps} if corruption.takes_fps else {}
+    return corruption(clip, severity, rng, **options)
 
 
 def map_frames(
@@ -268,12 +321,8 @@ def map_frames(
     Returns:
         (frames,) int64, indices of frames.
     """
-    return INDEX_MAPS[name](frames, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
-
-
-def _takes_fps(name: str) -> bool:
-    function = INDEX_MAPS.get(name, CORRUPTIONS[name])
-    return "fps" in inspect.signature(function).parameters
+    options = {"fps": fps} if CORRUPTIONS[name].takes_fps else {}
+    return INDEX_MAPS[name](frames, severity, rng, **options)
 
 
 @dataclass(frozen=True)

@@ -133,17 +133,6 @@ def frame_drop(frames: int, severity: int, rng: np.random.Generator) -> np.ndarr
     return np.maximum.accumulate(np.where(arrived, np.arange(frames), 0))
 
 
-INDEX_MAPS: dict[str, IndexMap] = {
-    "frame_rate": frame_rate,
-    "sampling": sampling,
-    "reverse_sampling": reverse_sampling,
-    "jumble": jumble,
-    "box_jumble": box_jumble,
-    "freeze": freeze,
-    "frame_drop": frame_drop,
-}
-
-
 def mapped(choose: IndexMap) -> Callable[..., np.ndarray]:
     """Return the corruption that applies an index map to all frames of a clip."""
 
