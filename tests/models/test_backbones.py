@@ -6,6 +6,7 @@ import torchvision
 
 from vidrobust.config import Model as ModelConfig
 from vidrobust.models import BACKBONES, build_backbone, build_model
+from vidrobust.models.backbone import BackboneParts
 from vidrobust.utils.errors import UserError
 
 SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}}
@@ -81,6 +82,26 @@ def test_slowfast_uses_every_frame_in_one_pathway_and_every_fourth_in_the_other(
     backbone.eval()(x)
     slow, fast = inputs[0]
     assert torch.equal(slow, fast[:, :, [0, 4]]) and fast.shape[2] == 8
+
+
+def test_a_new_backbone_needs_one_entry_only(monkeypatch):
+    def pooled(width=5):
+        network = torch.nn.Sequential(
+            torch.nn.Conv3d(3, width, 1),
+            torch.nn.BatchNorm3d(width),
+            torch.nn.AdaptiveAvgPool3d(1),
+            torch.nn.Flatten(1),
+        )
+        return BackboneParts(network, width, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    monkeypatch.setitem(BACKBONES, "pooled", pooled)
+    cfg = ModelConfig(backbone="pooled", width=7, hidden=8, dim=6)
+    model = build_model(cfg, "projector", branches=("adv",))
+    with model.use_branch("adv"):
+        assert model(torch.rand(2, 3, 2, 8, 8)).shape == (2, 6)
+    assert model.backbone.dim == 7
+    with pytest.raises(UserError, match="model.stem: backbone pooled has no such option"):
+        build_model(ModelConfig(backbone="pooled", stem="cifar"), "projector")
 
 
 def test_slowfast_builds_without_warnings():
