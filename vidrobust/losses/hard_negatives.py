@@ -22,9 +22,8 @@ def hard_denominator(
 
     which corrects for a fraction tau of false negatives. The weight w_ij = exp(beta s_ij) / m_j
     prefers hard negatives. m_j is the sum of exp(beta s_jk) over the negatives k of row j, divided
-    by the number of all columns. As in the released code, the weight is divided by the mean of the
-    candidate's row, not by that of the anchor's row (Yu et al., ECCV 2022,
-    github.com/yqy2001/A-InfoNCE).
+    by the number of all columns. The released code also divides by the mean of the candidate's row,
+    not by that of the anchor's row (Yu et al., ECCV 2022, github.com/yqy2001/A-InfoNCE).
 
     Args:
         logits: (N, M), similarity / temperature, of all anchors of this rank and all candidates;

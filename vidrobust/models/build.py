@@ -82,6 +82,7 @@ def build_model(
     model = Model(backbone, _build_head(cfg, head, backbone.dim, classes))
     if branches:
         add_branches(model if branched_head else backbone, branches, momentum=momentum)
+    # Built last, because it has one output per branch.
     if selector:
         backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))
     return model

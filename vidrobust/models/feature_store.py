@@ -132,7 +132,9 @@ class DiskStore:
         # Through JSON once, so that the header compares equal to one that was read.
         self.header = json.loads(json.dumps({"identity": identity, "models": models}))
         folder.mkdir(parents=True, exist_ok=True)
-        self.stored_indices = {index for part in self._parts() for index in part.indices}
+        self.stored_indices: set[int] = set()
+        for part in self._parts():
+            self.stored_indices.update(part.indices)
         # Wait until every rank has read the files that the others will append to.
         distributed.patient_barrier()
         self.files: list[BinaryIO] | None = None

@@ -26,8 +26,12 @@ def evaluation_mode(*models: nn.Module, branch: str = "clean") -> Iterator[None]
 
     At the end of the context, every flag of every module and parameter is restored.
     """
-    modes = [(m, m.training) for model in models for m in model.modules()]
-    flags = [(p, p.requires_grad) for model in models for p in model.parameters()]
+    # Remember each module and parameter: parts of a model may have had other flags than the rest.
+    modes: list[tuple[nn.Module, bool]] = []
+    flags: list[tuple[nn.Parameter, bool]] = []
+    for model in models:
+        modes += [(module, module.training) for module in model.modules()]
+        flags += [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for model in models:
         model.eval().requires_grad_(False)
     try:
@@ -146,6 +150,7 @@ def _append(
     """
     features = [_features(model, clips, len(batch.uids)) for model in models]
     rows = rows_of(batch, [part.shape[2] for part in features])
+    # Rows of videos that decoded come first, in the order of their features; failures follow.
     new = [place for place, row in enumerate(rows[: len(batch.uids)]) if row["index"] not in done]
     store.append(
         [row for row in rows if row["index"] not in done], [part[new] for part in features]

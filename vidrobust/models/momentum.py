@@ -40,6 +40,7 @@ class MomentumEncoder(nn.Module):
     def follow(self, model: Model, progress: float) -> None:
         """Move the weights one step towards a model; progress: fraction of training done."""
         m = self.at(progress)
+        # Parameters only: norms keep the statistics of this encoder's own forward passes.
         for slow, fast in zip(self.model.parameters(), model.parameters(), strict=True):
             slow.lerp_(fast, 1 - m)
 

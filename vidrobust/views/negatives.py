@@ -317,7 +317,9 @@ def draw_numbers(
 def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
     """Return all negatives (B, names * count, C, T, H, W)."""
     kinds = [NEGATIVES[name] for name in spec.names]
-    parts = [kind.make(x, numbers, spec) for kind in kinds for _ in range(spec.count)]
+    parts: list[Tensor] = []
+    for kind in kinds:
+        parts += [kind.make(x, numbers, spec) for _ in range(spec.count)]
     return torch.stack(parts, 1) if parts else x.new_empty(len(x), 0, *x.shape[1:])
 
 

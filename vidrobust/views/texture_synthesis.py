@@ -247,11 +247,11 @@ class _Examples:
         norms = candidates.square().sum(1)
         softness = _SOFT * self.spread.clamp(min=1e-9)
 
-        def best(_: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
+        def best(_: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
             # squared distance up to a constant, plus the deviation from the guide
             off_guide = self._guide_cost(self.light[self.whole], rows, columns, -1)
-            cost = norms - 2 * wanted @ candidates.T + off_guide
-            return self.whole[_fairly(cost.flatten(0, 1) / softness)].view(wanted.shape[:2])
+            cost = norms - 2 * targets @ candidates.T + off_guide
+            return self.whole[_fairly(cost.flatten(0, 1) / softness)].view(targets.shape[:2])
 
         return self._by_quarters(places, best)
 
@@ -261,14 +261,15 @@ class _Examples:
         A continuation extends what the pixel itself or one of its eight neighbours shows.
         """
 
-        def best(places: Tensor, rows: Tensor, columns: Tensor, wanted: Tensor) -> Tensor:
+        def best(places: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+            # If a neighbour shows some pixel, then this pixel should show the one next to that.
             height, width = places.shape
             continuations = []
             for down, right in _AROUND:
                 neighbours = places[((rows + down) % height)[:, None], (columns + right) % width]
                 continuations.append(self.moved(neighbours, -down, -right))
             candidates = torch.stack(continuations)
-            distance = (self.surroundings[candidates] - wanted).square().sum(-1)
+            distance = (self.surroundings[candidates] - targets).square().sum(-1)
             distance += self._guide_cost(self.light[candidates], rows, columns, 0)
             return candidates.gather(0, distance.argmin(0, keepdim=True))[0]
 
@@ -328,8 +329,8 @@ class _Examples:
             rows = torch.arange(top, places.shape[0], 2)
             columns = torch.arange(left, places.shape[1], 2)
             shown = F.pad(self.colors[:, places][None], (_REACH,) * 4, mode="circular")
-            wanted = F.conv2d(shown, self.kernel)[0].permute(1, 2, 0)[rows[:, None], columns]
-            places[rows[:, None], columns] = best(places, rows, columns, wanted)
+            targets = F.conv2d(shown, self.kernel)[0].permute(1, 2, 0)[rows[:, None], columns]
+            places[rows[:, None], columns] = best(places, rows, columns, targets)
         return places
 
 
