@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidrobust import checkpoint
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.models import add_branches, build_backbone, build_model
 from vidrobust.utils.errors import UserError
 
@@ -73,7 +73,7 @@ def test_a_write_killed_in_the_middle_leaves_the_old_one(tmp_path):
 
 def test_another_architecture_is_told_by_prefix():
     small, large = (
-        build_model(Model(backbone="r2plus1d_10", width=w, hidden=8, dim=8), "projector")
+        build_model(ModelConfig(backbone="r2plus1d_10", width=w, hidden=8, dim=8), "projector")
         for w in (4, 8)
     )
     with pytest.raises(
@@ -83,7 +83,7 @@ def test_another_architecture_is_told_by_prefix():
     assert str(caught.value).startswith("c.pt is of another architecture") and "\n" not in str(
         caught.value
     )
-    other = build_model(Model(backbone="resnet18", width=4, hidden=8, dim=8), "projector")
+    other = build_model(ModelConfig(backbone="resnet18", width=4, hidden=8, dim=8), "projector")
     with pytest.raises(
         UserError, match=r"missing backbone.trunk.bn1 \(5\).*unexpected backbone.trunk.0"
     ):
@@ -91,9 +91,9 @@ def test_another_architecture_is_told_by_prefix():
 
 
 def test_a_plain_state_fills_both_branches():
-    plain = build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+    plain = build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     branched = add_branches(
-        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+        build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     )
     checkpoint.load_state(branched, plain.state_dict(), "c.pt")
     for branch in ("clean", "adv"):
@@ -121,7 +121,7 @@ def test_trunk_weights_are_found_under_the_prefixes_of_other_code(tmp_path, pref
 
 def test_trunk_weights_of_a_training_checkpoint_are_its_clean_branch(tmp_path):
     model = add_branches(
-        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+        build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     ).train()
     with model.use_branch("adv"):
         model(torch.rand(4, 3, 1, 16, 16))

@@ -25,6 +25,7 @@ from tests.helpers import (
     tool,
 )
 from vidrobust import config
+from vidrobust.cli.document import Table
 from vidrobust.corruptions import BENCHMARKS, CORRUPTIONS
 
 PAGES = [
@@ -41,6 +42,17 @@ def _commands(page: Path) -> list[str]:
     return [
         " ".join(line.split()) for line in lines if re.search(r"tools/|datasets/prepare.py", line)
     ]
+
+
+OVERVIEW = REPO / "docs/results/README.md"
+RESULTS = sorted(REPO.glob("docs/results/*.md"))
+# pages that begin with a question and its answer
+ANSWERS = [*RESULTS, *sorted(REPO.glob("docs/benchmarks*.md"))]
+
+
+def _paragraph(page: Path) -> str:
+    """Return the first paragraph after the heading of a page, as one line."""
+    return " ".join(page.read_text().split("\n\n")[1].split())
 
 
 COMMANDS = sorted({command for page in PAGES for command in _commands(page)})
@@ -215,6 +227,58 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_to_sections_name_a_heading_of_their_page():
+    for page in PAGES:
+        for target, section in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            text = (page.parent / target if target else page).read_text()
+            headings = re.findall(r"(?m)^#+ (.*)$", text)
+            anchors = [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
+            assert section in anchors, f"{page.name}: {target}#{section}"
+
+
+@pytest.mark.parametrize("page", ANSWERS, ids=lambda page: page.name)
+def test_pages_of_results_are_short(page):
+    assert len(page.read_text().splitlines()) <= (100 if page == OVERVIEW else 150)
+
+
+@pytest.mark.parametrize("page", ANSWERS, ids=lambda page: page.name)
+def test_pages_of_results_begin_with_a_question_and_a_sentence_that_answers_it(page):
+    assert re.match(r"# .*\?\n\n", page.read_text())
+    # prose, not a table, list, picture, command or generated part
+    assert re.match(r"[A-Z].*\.$", _paragraph(page))
+
+
+def test_the_overview_of_results_quotes_every_page():
+    studies = json.loads(OVERVIEW.with_suffix(".json").read_text())["studies"]
+    pages = []
+    for question, answer, _, _, link in studies["rows"]:
+        page = OVERVIEW.parent / re.search(r"\((.*)\)", link)[1]
+        assert page.read_text().startswith(f"# {question}\n")
+        assert _paragraph(page).startswith(answer)
+        pages.append(page)
+    assert sorted([*pages, OVERVIEW]) == RESULTS
+
+
+def test_a_table_of_results_writes_numbers_as_its_formats_say():
+    table = Table(
+        columns=["arm", "clean", "n", "broken by"],
+        rows=[["a", [44.52, 4.0], 1500, {"PGD": 3, "FAB": 1}], ["b", 3.0, None, {}]],
+        format="{:.1f} ± {:.1f}",
+        formats={"n": "{:,}"},
+        bold={"a": ["clean"]},
+        missing="-",
+    )
+    lines = table.markdown().splitlines()
+    assert lines[2] == "| a | **44.5 ± 4.0** | 1,500 | PGD 3, FAB 1 |"
+    assert lines[3] == "| b | 3.0 | - | - |"
+
+
+def test_a_table_of_results_refuses_numbers_that_do_not_fit_the_format():
+    table = Table(columns=["arm", "clean"], rows=[["a", [1, 2, 3]]], format="{} ± {}")
+    with pytest.raises(ValueError, match="does not fit"):
+        table.markdown()
 
 
 def test_nothing_is_left_to_fill_in():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import one_step, tool
-from tests.methods.adversarial.test_view_batch import TINY
+from tests.methods.helpers import TINY
 from vidrobust import config
 from vidrobust.benchmarks.steps import (
     TIMED,
@@ -18,7 +18,7 @@ from vidrobust.benchmarks.steps import (
     measure_steps,
     public_clae,
 )
-from vidrobust.methods import AdversarialSimCLR, Adversary, clae
+from vidrobust.methods import AdversarialSimCLR, Adversary, LossSettings, clae
 from vidrobust.models import add_branches, build_model
 from vidrobust.training.pass_counter import PassCounter
 
@@ -59,7 +59,7 @@ def test_the_public_step_of_clae_is_claes():
     views = 0.2 + 0.6 * views  # nothing is clamped
     theirs = public_clae(model, views[:, 0], views[:, 1], 0.5, 0.02)
     adversary = Adversary(one_step(0.02).threats)  # norms as they are, in eval mode
-    ours = AdversarialSimCLR(model, 0.5, adversary, pairing=partial(clae, alpha=1.0))(
+    ours = AdversarialSimCLR(model, LossSettings(0.5), adversary, pairing=partial(clae, alpha=1.0))(
         views, ids, ids
     )["loss"].mean()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)

@@ -5,7 +5,7 @@ import pytest
 from tests.helpers import REPO
 from vidrobust import config
 from vidrobust.methods import build_method
-from vidrobust.methods.false_negatives.rules import RULE_OPTIONS
+from vidrobust.methods.false_negatives.rules import RULES
 from vidrobust.utils.errors import UserError
 
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
@@ -97,7 +97,7 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ),
         (
             "eval: {threats: [linf-0, linf-0]}",
-            r"eval.threats=\[linf-0,linf-0\]: list different budgets",
+            r"eval.threats=\[linf-0,linf-0\]: must list each budget once",
         ),
         ("eval: {threats: [linf-1, roof-l2-1]}", "eval.threats: no threat model l2 x roof"),
         ("eval: {threats: [l2+3]}", "'l2[+]3' is no threat model"),
@@ -107,8 +107,8 @@ def test_environment_variables_in_paths(tmp_path, monkeypatch):
         ("eval: {crops: 3}", "crops are of eval.unit=video"),
         ("optim: {lr: 0}", "optim.lr=0.0: must be greater than 0"),
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
-        ("data: {size: 200}", "data.size=200 is larger than data.short_side=128"),
-        ("augment: {scale: [0.9, 0.1]}", "two areas, from and to"),
+        ("data: {size: 200}", "data.size=200: must be at most data.short_side=128"),
+        ("augment: {scale: [0.9, 0.1]}", "must be two areas, from and to"),
         ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
         (
             "method: {adversary: {name: clae, threats: [frames17-linf-1]}}",
@@ -171,7 +171,7 @@ def test_every_option_is_read_by_some_code():
         section, _, name = key.rpartition(".")
         drawn = section == "data.motionshapes" and f'spec["{name}"]' in code
         ruled = section == "method.false_negatives" and any(
-            name in taken for taken in RULE_OPTIONS.values()
+            name in rule.arguments for rule in RULES.values()
         )
         assert drawn or ruled or f".{name}" in code, key
 

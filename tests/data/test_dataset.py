@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import counting_video, read_numbers, same_batch, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     ClipDataset,
     ClipSpec,
@@ -23,16 +23,16 @@ from vidrobust.data import (
 from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=0)
 
 
 def _batches(ucf, workers, start=0, stop=4, rank=0, world=1):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=7)
     return list(batch_loader(dataset, TrainBatches(8, 4, 7, start, stop, rank, world), workers))
 
 
-def test_the_same_batches_for_any_number_of_workers(ucf):
+def test_batches_do_not_depend_on_the_number_of_workers(ucf):
     for a, b in zip(_batches(ucf, 0), _batches(ucf, 3), strict=True):
         assert same_batch(a, b)
 
@@ -42,7 +42,7 @@ def test_the_same_batches_after_a_resume_in_mid_epoch(ucf):
     assert all(same_batch(a, b) for a, b in zip(whole[1:], resumed, strict=True))
 
 
-def test_ranks_share_the_batch_of_one_process(ucf):
+def test_ranks_divide_the_batch_of_a_single_process(ucf):
     parts = [_batches(ucf, 0, rank=rank, world=2) for rank in (0, 1)]
     for whole, first, second in zip(_batches(ucf, 0), *parts, strict=True):
         assert torch.equal(whole.clips, torch.cat([first.clips, second.clips]))
@@ -50,10 +50,10 @@ def test_ranks_share_the_batch_of_one_process(ucf):
 
 def test_epochs_and_seeds_differ(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=7)
     assert not torch.equal(dataset[0, 0]["clips"], dataset[1, 0]["clips"])
     assert not torch.equal(dataset[0, 0]["draws"][0], dataset[0, 0]["draws"][1])
-    other = train_dataset(CFG, Augment(), records, clips=2, seed=8)
+    other = train_dataset(CFG, AugmentConfig(), records, clips=2, seed=8)
     assert not torch.equal(dataset[0, 0]["draws"], other[0, 0]["draws"])
 
 
@@ -69,10 +69,10 @@ def test_evaluation_drops_and_pads_nothing():
     assert [i for b in EvalBatches([5, 1, 2, 0], 3) for _, i in b] == [5, 1, 2, 0]
 
 
-def test_samples_hold_the_frames_that_they_say(ucf):
-    """Through sampler, decoder, resize and crop: the pixels count."""
+def test_samples_contain_the_frames_that_they_claim(ucf):
+    """The pixels are checked after sampler, decoder, resize and crop."""
     records, _ = ucf101(ucf, "test", 1)
-    cfg = Data(frames=3, stride=4, short_side=32, size=32, workers=0)
+    cfg = DataConfig(frames=3, stride=4, short_side=32, size=32, workers=0)
     batch = next(iter(batch_loader(eval_dataset(cfg, records, 2), EvalBatches([0, 3], 2), 0)))
     assert batch.clips.shape == (2, 2, 3, 32, 32, 3) and batch.clips.dtype == torch.uint8
     assert batch.start.tolist() == [[0, 11], [0, 11]] and batch.labels.tolist() == [0, 1]
@@ -109,7 +109,7 @@ def test_a_broken_file_is_a_failure_in_the_batch(tmp_path, workers):
 
 def test_policy_error_makes_a_short_video_a_failure(ucf):
     records, _ = ucf101(ucf, "test", 1)
-    failure = eval_dataset(Data(frames=16, stride=2, policy="error"), records, 1)[0, 0]
+    failure = eval_dataset(DataConfig(frames=16, stride=2, policy="error"), records, 1)[0, 0]
     assert "has 20 frames, a clip spans 31" in failure.reason and records[0].path in failure.reason
 
 
@@ -120,7 +120,7 @@ def test_images_are_clips_of_one_frame(tmp_path):
     pixels[..., 1] = 200
     Image.fromarray(pixels).save(tmp_path / "i.png")
     data = eval_dataset(
-        Data(frames=1, stride=1, short_side=32, size=32),
+        DataConfig(frames=1, stride=1, short_side=32, size=32),
         [Record("i", str(tmp_path / "i.png"), 3)],
         1,
     )
@@ -129,7 +129,7 @@ def test_images_are_clips_of_one_frame(tmp_path):
     assert sample["clips"][0, 0, 5, 5].tolist() == [0, 200, 0]
 
 
-def test_the_same_samples_with_and_without_a_watchdog(ucf):
+def test_samples_do_not_depend_on_the_time_limit(ucf):
     records, _ = ucf101(ucf, "train", 1)
     spec, view = ClipSpec(3, 2, 2), AugmentSpec(size=24)
     plain = ClipDataset(records, spec, random_clips, view, seed=3)
@@ -144,10 +144,10 @@ def test_the_same_samples_with_and_without_a_watchdog(ucf):
     )  # a sample is its own, not a window on the child's memory
 
 
-def test_no_sample_has_the_randomness_of_another(ucf):
-    """Over epochs, videos and views, whichever worker drew them."""
+def test_every_sample_has_its_own_random_numbers(ucf):
+    """Over epochs, videos and views, whichever worker sampled them."""
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(jitter_prob=1), records, clips=2, seed=7)
+    dataset = train_dataset(CFG, AugmentConfig(jitter_prob=1), records, clips=2, seed=7)
     draws = torch.cat(
         [
             batch.draws.flatten(0, 1)
@@ -158,10 +158,10 @@ def test_no_sample_has_the_randomness_of_another(ucf):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
+def test_a_data_set_can_be_pickled_for_spawned_processes(ucf, train):
     records, _ = ucf101(ucf, "train", 1)
     dataset = (
-        train_dataset(CFG, Augment(), records, 2, 7)
+        train_dataset(CFG, AugmentConfig(), records, 2, 7)
         if train
         else eval_dataset(CFG, records, 2, "dense")
     )
@@ -169,18 +169,19 @@ def test_a_data_set_travels_to_processes_that_are_not_forked(ucf, train):
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1, 3]["clips"], sample["clips"])
 
 
-def test_a_system_that_cannot_fork_says_what_to_set(ucf, monkeypatch):
+def test_a_system_that_cannot_fork_is_refused_with_the_remedy(ucf, monkeypatch):
     monkeypatch.delattr(os, "fork")
     with pytest.raises(UserError, match="set data.timeout_s=0"):
-        train_dataset(CFG, Augment(), ucf101(ucf, "train", 1)[0], 2, 7)
+        train_dataset(CFG, AugmentConfig(), ucf101(ucf, "train", 1)[0], 2, 7)
 
 
 def test_records_are_kept_as_one_array(ucf):
-    """A list of objects would be copied, page by page, into every worker (PyTorch's issue
-    13246).
+    """A list of objects would be copied, memory page by memory page, into every worker.
+
+    See PyTorch issue 13246.
     """
     records, _ = ucf101(ucf, "train", 1)
-    kept = train_dataset(CFG, Augment(), records * 1000, 2, 7).records
+    kept = train_dataset(CFG, AugmentConfig(), records * 1000, 2, 7).records
     assert [kept[i] for i in (0, 7, 4242, len(kept) - 1)] == [
         records[i % 8] for i in (0, 7, 4242, 7999)
     ]
@@ -190,16 +191,17 @@ def test_records_are_kept_as_one_array(ucf):
         kept[8000]
 
 
-def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
-    """The same boxes and colours, then one of the corruptions on some of the clips; any number of
-    workers.
+def test_corruptions_are_sampled_last_and_change_nothing_else(ucf):
+    """Boxes and colours are the same, and some of the clips have one of the corruptions.
+
+    The number of workers does not matter.
     """
     records, _ = ucf101(ucf, "train", 1)
-    augment = Augment(
+    augment = AugmentConfig(
         corruptions=["contrast", "brightness"], corruption_prob=0.5, corruption_severities=[5]
     )
     plain, corrupted = (
-        train_dataset(CFG, a, records, clips=2, seed=7) for a in (Augment(), augment)
+        train_dataset(CFG, a, records, clips=2, seed=7) for a in (AugmentConfig(), augment)
     )
     pairs = [(plain[e, i], corrupted[e, i]) for e in range(4) for i in range(8)]
     assert all(
@@ -218,11 +220,12 @@ def test_corruptions_are_drawn_last_and_change_nothing_else(ucf):
 
 
 def test_fading_augmentations_are_a_function_of_the_epoch(ucf):
-    """The first epoch is that of a run without, the last of twenty is nearly the whole frame
-    without colours.
+    """The first epoch equals that of a run without fading.
+
+    The last of twenty shows nearly the whole frame, without colour changes.
     """
     records, _ = ucf101(ucf, "train", 1)
-    augment = Augment(scale=[0.1, 1.0], jitter_prob=1.0)
+    augment = AugmentConfig(scale=[0.1, 1.0], jitter_prob=1.0)
     plain = train_dataset(CFG, augment, records, 2, 7, 20)
     fading = train_dataset(CFG, dataclasses.replace(augment, fade=True), records, 2, 7, 20)
     first = [(plain[0, i], fading[0, i]) for i in range(8)]

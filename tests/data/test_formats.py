@@ -14,7 +14,7 @@ from vidrobust.data import (
 from vidrobust.utils.errors import UserError
 
 
-def test_ucf101_labels_are_ranks_and_test_lists_take_them_from_the_folder(ucf):
+def test_ucf101_labels_are_ranks_and_test_lists_use_the_folder(ucf):
     train, classes = ucf101(ucf, "train", 1)
     test, _ = ucf101(ucf, "test", 1)
     assert classes == ["Alpha", "Beta"]  # ids 3 and 6
@@ -94,7 +94,7 @@ def test_list_files_split_from_the_right(tmp_path, separator):
     assert path_label_list(tmp_path, "test", 1)[0] == records
 
 
-def test_list_files_take_absolute_paths_and_class_names(tmp_path):
+def test_list_files_may_have_absolute_paths_and_class_names(tmp_path):
     path = counting_video(tmp_path / "b.avi", 5)
     (tmp_path / "train.txt").write_text(f"{path} 0\n")
     (tmp_path / "test.txt").write_text(f"{path} 1\n")
@@ -124,7 +124,7 @@ def test_list_files_take_absolute_paths_and_class_names(tmp_path):
         ("", "b.avi 0\n", "lists no video"),
     ],
 )
-def test_list_mistakes(tmp_path, train, test, message):
+def test_mistakes_in_lists_are_refused_by_line(tmp_path, train, test, message):
     counting_video(tmp_path / "b.avi", 5)
     (tmp_path / "train.txt").write_text(train)
     (tmp_path / "test.txt").write_text(test)
@@ -155,14 +155,14 @@ def test_a_folder_per_class(tmp_path):
         ("A 1\n", "expected `id ClassName`"),
     ],
 )
-def test_class_lists_that_are_wrong(tmp_path, text, message):
+def test_wrong_class_lists_are_refused(tmp_path, text, message):
     root = tiny_ucf101(tmp_path)
     (root / "ucfTrainTestlist/classInd.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         ucf101(root, "train", 1)
 
 
-def test_a_folder_says_what_it_leaves_out(tmp_path, caplog):
+def test_files_left_out_of_a_folder_are_reported(tmp_path, caplog):
     for split in ("train", "test"):
         counting_video(tmp_path / split / "a" / "x.avi", 5)
     (tmp_path / "train/a/x.swf").touch()
@@ -200,7 +200,7 @@ def _tiny_hmdb(root, top="hmdb51_org"):
     return names
 
 
-def test_hmdb51_takes_tags_one_and_two_and_any_character(tmp_path):
+def test_hmdb51_reads_tags_one_and_two_and_any_character(tmp_path):
     names = _tiny_hmdb(tmp_path)
     train, classes = hmdb51(tmp_path, "train", 1)
     test, _ = hmdb51(tmp_path, "test", 1)
@@ -255,7 +255,7 @@ def _kinetics(root, train, val):
     (root / "validate.csv").write_text(header + "".join(f"{row},validate\n" for row in val))
 
 
-def test_kinetics_finds_downloads_by_official_names_and_counts_what_is_gone(tmp_path, caplog):
+def test_kinetics_finds_downloads_by_official_names_and_counts_missing_ones(tmp_path, caplog):
     train = ["tap dancing,-_a,0,10", '"throwing, discus",b_c,35.0,45.0', "tap dancing,gone0,1,11"]
     _kinetics(tmp_path, train, ["tap dancing,vvv,7,17"])
     _touch(tmp_path / "train/tap dancing/-_a_000000_000010.mp4")
@@ -280,7 +280,7 @@ def test_kinetics_finds_downloads_by_official_names_and_counts_what_is_gone(tmp_
         ("tap,a,1,2", "lists no video"),
     ],
 )
-def test_kinetics_mistakes(tmp_path, row, message):
+def test_mistakes_in_kinetics_lists_are_refused(tmp_path, row, message):
     _kinetics(tmp_path, [row], [])
     with pytest.raises(UserError, match=message):
         kinetics(tmp_path, "train", 1)
@@ -305,7 +305,7 @@ def test_lists_may_leave_videos_unlabelled(tmp_path):
     assert record.label == -1 and classes == []
 
 
-def test_hidden_files_and_dangling_links_are_no_videos_and_links_are_followed(tmp_path, caplog):
+def test_hidden_files_and_dangling_links_are_skipped_and_links_are_followed(tmp_path, caplog):
     for split in ("train", "test"):
         counting_video(tmp_path / split / "a" / "x.avi", 5)
         counting_video(tmp_path / "pool" / split / "y.avi", 5)
@@ -337,7 +337,7 @@ def test_kinetics_follows_links_to_folders(tmp_path):
     assert record.uid == "tap/a_000001_000002.mp4"
 
 
-def test_videomaes_lines_without_a_label(tmp_path):
+def test_lines_of_videomae_without_a_label_are_read(tmp_path):
     _touch(tmp_path / "a b.avi")
     _touch(tmp_path / "c 0")
     for name in ("train.txt", "test.txt"):
@@ -356,7 +356,7 @@ def test_a_file_under_two_spellings_is_listed_twice(tmp_path, other):
         path_label_list(tmp_path, "train", 1)
 
 
-def test_a_file_by_its_absolute_path_is_the_same(tmp_path, monkeypatch):
+def test_an_absolute_path_and_a_relative_one_are_the_same_file(tmp_path, monkeypatch):
     """The root is relative, as on a command line."""
     _touch(tmp_path / "a.avi")
     monkeypatch.chdir(tmp_path)
@@ -365,7 +365,7 @@ def test_a_file_by_its_absolute_path_is_the_same(tmp_path, monkeypatch):
         path_label_list(Path("."), "train", 1)
 
 
-def test_two_lists_of_one_name_are_refused(tmp_path):
+def test_two_lists_with_the_same_name_are_refused(tmp_path):
     _touch(tmp_path / "a.avi")
     for name in ("train.txt", "train.csv", "test.txt"):
         (tmp_path / name).write_text("a.avi 0\n")
@@ -373,7 +373,7 @@ def test_two_lists_of_one_name_are_refused(tmp_path):
         path_label_list(tmp_path, "train", 1)
 
 
-def test_classes_of_one_name_are_refused(tmp_path):
+def test_classes_with_the_same_name_are_refused(tmp_path):
     _touch(tmp_path / "a.avi")
     (tmp_path / "train.txt").write_text("a.avi 0\n")
     (tmp_path / "classes.txt").write_text("run\nwalk\nrun\n")
@@ -381,7 +381,7 @@ def test_classes_of_one_name_are_refused(tmp_path):
         path_label_list(tmp_path, "train", 1)
 
 
-def test_spaces_around_names_are_none(tmp_path):
+def test_spaces_around_names_are_removed(tmp_path):
     root = tiny_ucf101(tmp_path / "ucf")
     path = root / "ucfTrainTestlist/trainlist01.txt"
     records, _ = ucf101(root, "train", 1)

@@ -1,4 +1,4 @@
-"""Lists as people and programs write them: read as meant, or refused by line."""
+"""Lists as people and programs write them: read correctly, or refused by line."""
 
 import time
 import unicodedata
@@ -44,7 +44,7 @@ def _touch(path):
     path.touch()
 
 
-def _told(parser, root, split="train"):
+def _parsed_or_refused(parser, root, split="train"):
     """Return (records, ""), or ([], the message of a refusal), one short printable line."""
     began = time.process_time()
     try:
@@ -53,13 +53,13 @@ def _told(parser, root, split="train"):
         message = str(error)
         assert message.isprintable() and 0 < len(message) <= 1500, message
         assert str(root) in message
-        found = []
+        records_found = []
     else:
-        found, message = records, ""
+        records_found, message = records, ""
         assert all(-1 <= record.label < len(classes) for record in records)
         assert len({record.uid for record in records}) == len(records)
     assert time.process_time() - began < SECONDS
-    return found, message
+    return records_found, message
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,9 @@ def videos(tmp_path_factory):
         (b"a.mp4,100,0\n", "line 1: three columns, 'a.mp4', 100 and 0"),
         (b"a.mp4 0 1\n", "line 1: three columns, 'a.mp4', 0 and 1"),
         (b"nowhere.mp4 0 -1\n", "line 1: nowhere.mp4 is not under"),
-        (b'"a, one.mp4",0\n', "its quotes are taken as part of the name, write it without"),
-        (b"'a.mp4' 0\n", "its quotes are taken as part of the name, write it without"),
-        (b"x\\a.mp4,0\n", "its backslashes are taken as part of the name, write / between folders"),
+        (b'"a, one.mp4",0\n', "its quotes are read as part of the name, write it without"),
+        (b"'a.mp4' 0\n", "its quotes are read as part of the name, write it without"),
+        (b"x\\a.mp4,0\n", "its backslashes are read as part of the name, write / between folders"),
         ("caf\u0065\u0301s.mp4 0\n".encode(), "its accents are decomposed (Unicode form NFD)"),
         (
             "cafe\u0301.mp4".encode(),
@@ -98,7 +98,7 @@ def videos(tmp_path_factory):
             "train.txt, line 2: not a text file in UTF-8 (byte 0xe9); save",
         ),
         ("a.mp4 0\n".encode("utf-16"), "not UTF-8, but UTF-16; save the list as UTF-8"),
-        ("a.mp4 0\n".encode("utf-16-le"), "line 1: not a text file (it holds a null character)"),
+        ("a.mp4 0\n".encode("utf-16-le"), "line 1: not a text file (it contains a null character)"),
         ("a.mp4 \u0663\n".encode(), "line 1: expected a path and an integer label"),
         (b"a.mp4 0.5\n", "line 1: expected a path and an integer label"),
         (
@@ -117,9 +117,9 @@ def videos(tmp_path_factory):
         (b"a.mp4 0 -2\n", "three columns"),
     ],
 )
-def test_lists_that_fuzzers_found_are_refused_by_line(videos, text, reason):
+def test_bad_lists_found_by_fuzzing_are_refused_by_line(videos, text, reason):
     (videos / "train.txt").write_bytes(text)
-    records, message = _told(path_label_list, videos)
+    records, message = _parsed_or_refused(path_label_list, videos)
     assert not records and reason in message
 
 
@@ -141,13 +141,13 @@ def test_lists_that_fuzzers_found_are_refused_by_line(videos, text, reason):
         (b"A.MP4 0\n", [("A.MP4", 0)]),
     ],
 )
-def test_lists_are_read_as_they_are_meant(videos, text, expected):
+def test_unusual_lists_are_read_correctly(videos, text, expected):
     (videos / "train.txt").write_bytes(text)
-    records, message = _told(path_label_list, videos)
+    records, message = _parsed_or_refused(path_label_list, videos)
     assert [(record.uid, record.label) for record in records] == expected, message
 
 
-def test_labels_may_be_as_large_as_a_list_is_long_or_as_classes_are_named(tmp_path):
+def test_labels_may_be_as_large_as_the_list_or_the_number_of_named_classes(tmp_path):
     _touch(tmp_path / "a.mp4")
     (tmp_path / "train.txt").write_text("a.mp4 9999\n")
     assert len(path_label_list(tmp_path, "train", 1)[1]) == 10_000
@@ -191,7 +191,7 @@ def test_files_are_found_in_another_unicode_form_and_counted(tmp_path, caplog, o
     assert caplog.text.count("2 listed files have names of another Unicode form (NFC or NFD)") == 1
 
 
-def test_a_name_that_several_files_share_but_for_case_or_form_is_refused(tmp_path):
+def test_an_ambiguous_name_is_refused(tmp_path):
     _touch(tmp_path / "A.mp4")
     _touch(tmp_path / "a.MP4")
     (tmp_path / "train.txt").write_text("a.mp4 0\n")
@@ -252,10 +252,10 @@ _TEXTS = st.one_of(st.lists(_PIECES, max_size=8).map("".join), st.text(max_size=
 @example(b", 0")
 @example(b"-1")
 @example(b"0 0 0 0")
-def test_any_list_is_read_or_told(videos, content):
+def test_any_list_is_read_or_refused(videos, content):
     (videos / "train.txt").write_bytes(content)
     for parser in (path_label_list, frame_list):
-        _told(parser, videos)
+        _parsed_or_refused(parser, videos)
 
 
 @FUZZ
@@ -268,17 +268,17 @@ def test_any_list_is_read_or_told(videos, content):
 @example("\u0663 Run".encode(), b"")
 @example(b"1  \t", b"")
 @example(b"1 a/b", b"a/b/x.avi 1")
-def test_any_list_of_ucf101_is_read_or_told(videos, classes, content):
+def test_any_list_of_ucf101_is_read_or_refused(videos, classes, content):
     (videos / "ucfTrainTestlist/classInd.txt").write_bytes(classes)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_bytes(content)
-    _told(ucf101, videos)
+    _parsed_or_refused(ucf101, videos)
 
 
-def test_long_class_lists_take_no_time(videos):
+def test_long_class_lists_are_read_fast(videos):
     text = "".join(f"{i} class{i}\n" for i in range(1, 30_001))
     (videos / "ucfTrainTestlist/classInd.txt").write_text(text)
     (videos / "ucfTrainTestlist/trainlist01.txt").write_text("class1/x.avi 1\n")
-    assert "class1/x.avi is not under" in _told(ucf101, videos)[1]
+    assert "class1/x.avi is not under" in _parsed_or_refused(ucf101, videos)[1]
 
 
 @pytest.mark.parametrize(
@@ -298,11 +298,11 @@ def test_class_names_may_hold_any_character(tmp_path, name):
 @FUZZ
 @given(_TEXTS)
 @example(b"film_run_1.avi\t1")
-def test_any_list_of_hmdb51_is_read_or_told(videos, content):
+def test_any_list_of_hmdb51_is_read_or_refused(videos, content):
     lists = videos / "splits"
     lists.mkdir(exist_ok=True)
     (lists / "run_test_split1.txt").write_bytes(content)
-    _told(hmdb51, videos)
+    _parsed_or_refused(hmdb51, videos)
 
 
 def test_apple_double_files_beside_lists_and_videos_are_left_out(tmp_path):
@@ -341,10 +341,10 @@ _HEAD = b"label,youtube_id,time_start,time_end\n"
 )
 def test_lists_of_kinetics_are_refused_by_line(tmp_path, text, reason):
     (tmp_path / "train.csv").write_bytes(text)
-    assert reason in _told(kinetics, tmp_path)[1]
+    assert reason in _parsed_or_refused(kinetics, tmp_path)[1]
 
 
-def test_names_that_are_no_utf8_on_disk_are_no_videos_of_kinetics(tmp_path):
+def test_files_whose_names_are_not_utf8_are_not_videos_of_kinetics(tmp_path):
     (tmp_path / "train.csv").write_bytes(_HEAD + "caf\u00e9,a,1,2\n".encode())
     _touch(tmp_path / "train/caf\udce9/a_000001_000002.mp4")
     ((record,), classes) = kinetics(tmp_path, "train", 1)
@@ -354,7 +354,7 @@ def test_names_that_are_no_utf8_on_disk_are_no_videos_of_kinetics(tmp_path):
 @pytest.mark.parametrize(
     "other", ["train/tap/a_000001_000002.mkv", "train/again/a_000001_000002.mp4"]
 )
-def test_two_files_of_one_stem_are_refused_by_name(tmp_path, other):
+def test_two_files_with_the_same_stem_are_refused_by_name(tmp_path, other):
     (tmp_path / "train.csv").write_bytes(_HEAD + b"tap,a,1,2\n")
     _touch(tmp_path / "train/tap/a_000001_000002.mp4")
     _touch(tmp_path / "train/tap/other.mp4")
@@ -370,10 +370,10 @@ def test_two_files_of_one_stem_are_refused_by_name(tmp_path, other):
 
 @FUZZ
 @given(_TEXTS)
-def test_any_list_of_kinetics_is_read_or_told(videos, content):
+def test_any_list_of_kinetics_is_read_or_refused(videos, content):
     (videos / "train.csv").write_bytes(_HEAD + content)
     try:
-        _told(kinetics, videos)
+        _parsed_or_refused(kinetics, videos)
     finally:
         (videos / "train.csv").unlink()
 
@@ -396,7 +396,7 @@ def test_files_and_folders_of_any_name_are_read_from_folders(tmp_path_factory, n
     _touch(root / "train/run" / f"{name}x.mp4")
     _touch(root / "train" / f"{name}y" / "z.mp4")
     _touch(root / "train/run" / f"{name}.swf")
-    records, message = _told(video_folder, root)
+    records, message = _parsed_or_refused(video_folder, root)
     if name.startswith("."):
         assert "lists no video" in message
     else:

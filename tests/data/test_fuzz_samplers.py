@@ -1,4 +1,4 @@
-"""Samplers against a double loop over clips and frames, for any video and specification."""
+"""Clip samplers compared with a double loop over clips and frames, for random videos and specs."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 def _strided(start: int, num_frames: int, spec: ClipSpec) -> list[int]:
-    """The frames of one clip, one by one."""
+    """Return the frames of one clip, one by one."""
     frames = []
     for t in range(spec.frames):
         index = start + t * spec.stride
@@ -37,7 +37,7 @@ def _strided(start: int, num_frames: int, spec: ClipSpec) -> list[int]:
 
 
 def _sample(sampler, num_frames: int, spec: ClipSpec, seed: int) -> list[list[int]] | None:
-    """The clips; None where the video is refused, which must be one that is too short."""
+    """Return the clips, or None if the video is refused, which must then be too short."""
     try:
         clips = sampler(num_frames, spec, np.random.default_rng(seed))
     except ValueError as error:
@@ -147,7 +147,7 @@ def test_interval_pairs_are_two_strided_clips(num_frames, spec, seed, name):
 
 @FUZZ
 @given(st.integers(-(2**40), 0), SPECS, st.sampled_from([*TRAIN_SAMPLERS, *EVAL_SAMPLERS]))
-def test_a_video_without_frames_has_no_clip(num_frames, spec, name):
+def test_a_video_without_frames_is_refused(num_frames, spec, name):
     sampler = TRAIN_SAMPLERS.get(name) or EVAL_SAMPLERS[name]
     with pytest.raises(ValueError, match="has no clip|two clips of a video"):
         sampler(num_frames, spec, np.random.default_rng(0))

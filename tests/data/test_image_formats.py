@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import tiny_cifar10
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     FORMATS,
     DecodeError,
@@ -24,7 +24,7 @@ def _images(folder, count, size=(40, 30), first=0):
         Image.new("RGB", size, (first + n, 100, 200)).save(folder / f"img_{n + 1}.png")
 
 
-def test_frame_lists_take_as_many_frames_as_they_say(tmp_path):
+def test_frame_lists_use_as_many_frames_as_they_list(tmp_path):
     _images(tmp_path / "frames/clip one", 12)
     for split in ("train", "val"):
         (tmp_path / f"{split}.txt").write_text("frames/clip one 11 0\n")
@@ -64,15 +64,15 @@ def test_image_folders_are_clips_of_one_frame(tmp_path):
 
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
     tiny_cifar10(tmp_path, monkeypatch)
-    train, classes = build_records(Data(name="cifar10", root=str(tmp_path)), "train")
-    test, _ = build_records(Data(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
+    train, classes = build_records(DataConfig(name="cifar10", root=str(tmp_path)), "train")
+    test, _ = build_records(DataConfig(name="torchvision:CIFAR10", root=str(tmp_path)), "test")
     assert (len(train), len(test), classes) == (15, 3, list("abcdefghij"))
     assert [r.label for r in test] == [5, 6, 7] and train[4].uid == "train/000004"
     frames = read_frames(test[1].path, np.array([0]))
     assert frames.shape == (1, 32, 32, 3) and frames[0, 3, 3].tolist() == [6, 5, 0]
 
 
-def test_any_torchvision_data_set_by_name(tmp_path):
+def test_any_torchvision_data_set_is_read_by_name(tmp_path):
     for split in ("train", "valid", "test"):
         _images(tmp_path / "country211" / split / "AD", 2)
         _images(tmp_path / "country211" / split / "ZW", 1, first=9)
@@ -81,7 +81,7 @@ def test_any_torchvision_data_set_by_name(tmp_path):
     assert read_frames(records[2].path, np.array([0]))[0, 0, 0].tolist() == [9, 100, 200]
 
 
-def test_a_torchvision_data_set_that_is_not_there_says_how_to_fetch_it(tmp_path):
+def test_a_missing_torchvision_data_set_is_reported_with_the_way_to_download_it(tmp_path):
     with pytest.raises(UserError, match=r"holds no CIFAR100 .*CIFAR100\('.*', download=True\)"):
         FORMATS["cifar100"](tmp_path, "train", 1)
     with pytest.raises(UserError, match="torchvision has no such data set; did you mean 'CIFAR10'"):
@@ -91,7 +91,7 @@ def test_a_torchvision_data_set_that_is_not_there_says_how_to_fetch_it(tmp_path)
 def test_a_torchvision_data_set_of_one_list_is_held_out_in_part(tmp_path):
     for name in ("A", "B"):
         _images(tmp_path / "eurosat/2750" / name, 5)
-    cfg = Data(name="torchvision:EuroSAT", root=str(tmp_path))
+    cfg = DataConfig(name="torchvision:EuroSAT", root=str(tmp_path))
     assert len(build_records(cfg, "train")[0]) == 10
     with pytest.raises(UserError, match="data.validation holds out a part of it"):
         build_records(cfg, "test")
@@ -99,7 +99,7 @@ def test_a_torchvision_data_set_of_one_list_is_held_out_in_part(tmp_path):
     assert len(build_records(cfg, "test")[0]) == 3
 
 
-def test_a_torchvision_data_set_with_splits_of_other_names_is_told(tmp_path):
+def test_a_torchvision_data_set_with_unknown_split_names_is_refused(tmp_path):
     with pytest.raises(UserError, match="no train split is known of it .*Unknown value 'train'"):
         torchvision_images("EMNIST", tmp_path, "train", 1)
 

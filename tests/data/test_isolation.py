@@ -65,7 +65,7 @@ def test_calls_run_in_one_other_process_and_come_back(child):
         ("exit", "it exited with 3"),
     ],
 )
-def test_a_death_is_told_and_the_next_call_works(child, how, said):
+def test_a_death_is_reported_and_the_next_call_works(child, how, said):
     pid, _ = child("work")
     with pytest.raises(ChildDied) as death:
         child(how)
@@ -74,7 +74,7 @@ def test_a_death_is_told_and_the_next_call_works(child, how, said):
 
 
 @pytest.mark.parametrize("how", ["crash", "abort"])
-def test_a_crash_is_told_by_the_parent_alone(child, tmp_path, how):
+def test_only_the_parent_reports_a_crash(child, tmp_path, how):
     with open(tmp_path / "stacks.txt", "w+") as stacks:
         faulthandler.enable(stacks)
         try:
@@ -85,7 +85,7 @@ def test_a_crash_is_told_by_the_parent_alone(child, tmp_path, how):
         assert stacks.seek(0) == 0 and stacks.read() == ""
 
 
-def test_what_the_function_raises_comes_back_and_the_process_stays(child):
+def test_an_exception_of_the_function_is_raised_and_the_process_stays(child):
     pid, _ = child("work")
     with pytest.raises(KeyError, match="key"):
         child("raise", "key")
@@ -112,7 +112,7 @@ def test_close_leaves_no_process():
     assert not _alive(pid)
 
 
-def test_nobody_has_to_close_it_but_who_forked_it():
+def test_only_the_process_that_started_a_child_ends_it():
     child = Child(_behave, 1)
     pid, _ = child("work")
     other = os.fork()
@@ -126,13 +126,13 @@ def test_nobody_has_to_close_it_but_who_forked_it():
 
 
 def test_a_child_ends_with_its_parent():
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
     middle = os.fork()
     if middle == 0:
-        os.write(there, str(Child(_behave, 1)("work")[0]).encode())
+        os.write(write_end, str(Child(_behave, 1)("work")[0]).encode())
         os._exit(0)
     os.waitpid(middle, 0)
-    pid = int(os.read(here, 20))
+    pid = int(os.read(read_end, 20))
     for _ in range(100):
         if not _alive(pid) or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
             return
@@ -140,21 +140,21 @@ def test_a_child_ends_with_its_parent():
     raise AssertionError("the child lives on")
 
 
-def test_jobs_run_side_by_side_and_bad_ones_harm_no_other():
+def test_jobs_run_in_parallel_and_a_bad_job_does_not_harm_others():
     jobs = [("work", n) for n in range(20)]
     jobs[3], jobs[7], jobs[11] = ("crash", 3), ("hang", 7), ("exit", 11)
-    found = dict(in_children(_behave_of, jobs, workers=3, timeout_s=0.4))
-    assert set(found) == set(jobs)
-    assert [n for (how, n), result in found.items() if isinstance(result, ChildDied)] in (
+    results = dict(in_children(_behave_of, jobs, workers=3, timeout_s=0.4))
+    assert set(results) == set(jobs)
+    assert [n for (how, n), result in results.items() if isinstance(result, ChildDied)] in (
         [3, 7, 11],
         [3, 11, 7],
         [11, 3, 7],
     )
-    assert all(found[job][1] == job[1] for job in jobs if job[0] == "work")
-    assert len({result[0] for result in found.values() if not isinstance(result, ChildDied)}) >= 3
+    assert all(results[job][1] == job[1] for job in jobs if job[0] == "work")
+    assert len({result[0] for result in results.values() if not isinstance(result, ChildDied)}) >= 3
 
 
-def test_jobs_that_are_left_early_leave_no_process():
+def test_abandoned_jobs_leave_no_process():
     jobs = in_children(_pid, range(50), workers=2, timeout_s=5)
     pids = {next(jobs)[1] for _ in range(4)}
     jobs.close()
@@ -168,7 +168,7 @@ def _stop_itself(seconds):
 
 
 def _killed_until(path, times):
-    """Be killed from outside, as for want of memory, the first `times` times."""
+    """Be killed from outside, as when memory runs out, the first `times` times."""
     with open(path, "a") as file:
         file.write("x")
     if os.path.getsize(path) <= times:
@@ -176,19 +176,19 @@ def _killed_until(path, times):
     return os.getpid()
 
 
-def test_a_process_that_is_stopped_ends_after_its_time():
-    """As one that waits for a file system that never answers: no alarm of its own would ring."""
+def test_a_child_that_is_suspended_is_killed_at_its_time_limit():
+    """It is like a process that waits for a file system: an alarm of its own would not ring."""
     child = Child(_stop_itself, 0.4)
     with pytest.raises(ChildDied, match=r"no answer within 0.4 s"):
         child(1)
     child.close()
 
 
-def test_a_child_that_is_killed_reads_again(tmp_path):
+def test_a_call_whose_child_is_killed_is_tried_again(tmp_path):
     child = Child(_killed_until, 20)
     assert child(tmp_path / "once", 1) == child.pid
     with pytest.raises(
-        ChildDied, match=r"its process was killed twice \(SIGKILL\), as for want of memory"
+        ChildDied, match=r"its process was killed twice \(SIGKILL\), perhaps because memory ran out"
     ):
         child(tmp_path / "always", 9)
     child.close()
@@ -198,19 +198,22 @@ def _killed_job(job):
     return _killed_until(*job)
 
 
-def test_a_job_whose_child_is_killed_is_done_once_more(tmp_path):
+def test_a_job_whose_child_is_killed_is_tried_once_more(tmp_path):
     jobs = [
         (str(tmp_path / "once"), 1),
         (str(tmp_path / "always"), 9),
         (str(tmp_path / "never"), 0),
     ]
-    found = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
-    assert isinstance(found[jobs[0]], int) and isinstance(found[jobs[2]], int)
-    assert "killed twice" in str(found[jobs[1]])
+    results = dict(in_children(_killed_job, jobs, workers=2, timeout_s=20))
+    assert isinstance(results[jobs[0]], int) and isinstance(results[jobs[2]], int)
+    assert "killed twice" in str(results[jobs[1]])
 
 
-def test_a_pause_of_all_processes_is_no_time():
-    """A laptop that sleeps, a job that its scheduler suspends: sound videos were bad afterwards."""
+def test_a_pause_of_all_processes_does_not_count_as_time():
+    """A laptop may sleep, and a scheduler may suspend a job.
+
+    Good videos must not be bad afterwards.
+    """
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.data.test_isolation import Child, _sleep\n"
@@ -235,7 +238,7 @@ def _sleep(seconds):
     return seconds
 
 
-def test_a_child_is_replaced_before_what_it_leaks_matters(monkeypatch):
+def test_a_child_is_replaced_before_its_leaks_matter(monkeypatch):
     monkeypatch.setattr(child_module, "_CALLS", 3)
     child = Child(_behave, 20)
     pids = [child("work", n)[0] for n in range(7)]
@@ -243,7 +246,7 @@ def test_a_child_is_replaced_before_what_it_leaks_matters(monkeypatch):
     child.close()
 
 
-def test_relative_paths_are_the_callers(tmp_path, monkeypatch):
+def test_relative_paths_are_relative_to_the_callers_folder(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     child = Child(_folder_of, 20)
@@ -262,8 +265,9 @@ def _folder_of(path):
     reason="needs Linux and two cores",
 )
 def test_a_child_runs_on_the_cores_of_its_caller():
-    """The process that forks it may have begun on all of them: a rank bound to its own left
-    them.
+    """The process that forks it may have started on other cores.
+
+    A rank that is bound to its own cores must not leave them.
     """
     child_module.start_nursery()
     every = os.sched_getaffinity(0)
@@ -276,7 +280,7 @@ def test_a_child_runs_on_the_cores_of_its_caller():
         child.close()
 
 
-def test_large_results_travel_through_memory_that_both_sides_hold():
+def test_large_results_are_returned_in_shared_memory():
     child = Child(_fill, 20, shared=1000)
     assert child(7) == "done" and (child.memory == 7).all()
     before = len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""Loader processes where shared memory is short, as in Docker's 64 MB."""
+"""Loader processes with little shared memory, such as the 64 MB of Docker."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import REPO, same_batch
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     TrainBatches,
@@ -24,20 +24,20 @@ from vidrobust.data import loader as workers
 from vidrobust.data.loader import worker_deaths
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=1)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=1)
 
 
 def _dataset(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    return train_dataset(CFG, Augment(), records, 2, 7)
+    return train_dataset(CFG, AugmentConfig(), records, 2, 7)
 
 
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
-    said = []
-    monkeypatch.setattr(workers.log, "warning", said.append)
-    return said
+    warnings = []
+    monkeypatch.setattr(workers.log, "warning", warnings.append)
+    return warnings
 
 
 def test_batches_travel_through_pipes_where_shared_memory_is_short(ucf, short, monkeypatch):
@@ -58,18 +58,19 @@ def test_corrupted_clips_travel_through_pipes_as_well(ucf, short):
     dataset.work = [(0, [("clean", 0), *((name, 3) for name in expand(["contrast", "fog"]))])] * 3
     through_pipes = list(corrupted_loader(dataset, 1))
     assert len(short) == 1 and len(through_pipes) == 3
-    assert all(isinstance(clip, torch.Tensor) for found in through_pipes for clip in found.clips)
+    assert all(isinstance(clip, torch.Tensor) for result in through_pipes for clip in result.clips)
 
 
-def test_enough_shared_memory_is_used_without_a_word(ucf, monkeypatch):
-    said = []
-    monkeypatch.setattr(workers.log, "warning", said.append)
+def test_enough_shared_memory_is_used_without_a_warning(ucf, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(workers.log, "warning", warnings.append)
     assert (
-        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes and not said
+        not batch_loader(_dataset(ucf), TrainBatches(8, 4, 7, 0, 6), 2).through_pipes
+        and not warnings
     )
 
 
-def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
+def test_the_need_for_shared_memory_counts_all_ranks_of_a_machine(ucf, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     dataset, batches = _dataset(ucf), TrainBatches(8, 4, 7, 0, 6)
     assert not batch_loader(dataset, batches, 1).through_pipes
@@ -90,7 +91,7 @@ def test_ranks_share_the_memory_of_their_machine(ucf, monkeypatch):
     ],
     ids=["refused", "bus error"],
 )
-def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message):
+def test_full_shared_memory_is_reported_with_the_remedy(ucf, message):
     dataset = _dataset(ucf)
     with (
         pytest.raises(UserError, match="memory /dev/shm is full .*--shm-size=8g") as error,
@@ -100,7 +101,7 @@ def test_shared_memory_that_fills_up_later_is_named_with_the_remedy(ucf, message
     assert "\n" not in str(error.value) and "memory short" not in str(error.value)
 
 
-def test_a_bug_in_a_worker_is_no_death(ucf):
+def test_an_exception_in_a_worker_is_not_reported_as_a_death(ucf):
     with pytest.raises(RuntimeError, match="a bug"), worker_deaths(_dataset(ucf)):
         raise RuntimeError(
             "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: a bug"
@@ -110,19 +111,19 @@ def test_a_bug_in_a_worker_is_no_death(ucf):
 SCRIPT = """
 import sys
 from pathlib import Path
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from vidrobust.utils.logging import start_logging
 start_logging(None)
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-cfg = Data(frames=16, stride=1, short_side=112, size=112)
-data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
+cfg = DataConfig(frames=16, stride=1, short_side=112, size=112)
+data = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7)
 print(sum(len(batch.uids) for batch in batch_loader(data, TrainBatches(8, 8, 7, 0, 8), 2)))
 """
 
 
-def test_a_real_64_mb_are_survived(ucf):
-    """As `docker run` gives them, in a mount namespace."""
+def test_a_run_survives_64_mb_of_shared_memory(ucf):
+    """A mount namespace gives as much as `docker run` does."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
         pytest.skip("this system permits no mount")

@@ -1,6 +1,4 @@
-"""Files that hang or crash, workers that die, memory that grows, Ctrl-C: what may happen while data
-loads.
-"""
+"""Faults while data loads: files that hang or crash, dying workers, growing memory, Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -14,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import REPO, children_begin_with, counting_video, same_batch
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     BACKENDS,
     ClipDataset,
@@ -33,11 +31,11 @@ from vidrobust.data.decoding.pyav import PyAV
 from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
-CFG = Data(frames=2, stride=3, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=2, stride=3, short_side=32, size=24, workers=0)
 
 
 class Misbehaves(PyAV):
-    """Files whose names say so hang, or crash, in their decoder."""
+    """A reader that hangs or crashes on files whose names say so."""
 
     def frames(self, indices):
         if "hang" in Path(self.path).name:
@@ -78,7 +76,7 @@ def test_one_file_that_hangs_and_one_that_crashes_are_failures(misbehaving, work
     assert reasons[1].endswith("crash.avi: the decoder crashed (SIGSEGV)")
 
 
-def test_a_file_that_hangs_costs_its_time_once(misbehaving):
+def test_a_file_that_hangs_is_tried_only_once(misbehaving):
     dataset = _dataset(misbehaving)
     assert isinstance(dataset[0, 0], dict)  # the process that reads has started
     began = time.perf_counter()
@@ -86,7 +84,7 @@ def test_a_file_that_hangs_costs_its_time_once(misbehaving):
     assert time.perf_counter() - began < 2
 
 
-def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
+def test_bad_videos_are_replaced_by_others_chosen_by_the_key(misbehaving):
     batches = [
         list(
             batch_loader(
@@ -106,7 +104,7 @@ def test_bad_videos_are_replaced_by_others_drawn_from_the_key(misbehaving):
     )  # each once an epoch, or more
 
 
-def test_where_every_video_is_bad_no_batch_is_made_up(tmp_path):
+def test_if_every_video_is_bad_there_is_no_batch(tmp_path):
     records = [Record(str(i), str(tmp_path / f"{i}.avi"), 0) for i in range(5)]
     sample = _dataset(records, replace=True)[0, 2]
     assert sample.uid == "2" and "no such file" in sample.reason
@@ -120,7 +118,7 @@ def test_a_video_that_the_manifest_calls_bad_is_not_opened(misbehaving):
 @pytest.mark.parametrize("timeout_s", [0, 20])
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_memory_and_open_files_do_not_grow_over_fifty_epochs(ucf, backend, timeout_s):
-    """Over 600 opens, in this process and in its reader."""
+    """Over 600 files are opened; both this process and its reader are checked."""
     records, _ = ucf101(ucf, "train", 1)
     records += ucf101(ucf, "test", 1)[0]
     options = {"backend": backend, "timeout_s": timeout_s}
@@ -141,7 +139,7 @@ def _resident_mb(pid):
     )
 
 
-def test_a_worker_that_dies_is_told_with_the_file_that_it_read(tmp_path, monkeypatch):
+def test_the_death_of_a_worker_is_reported_with_the_file_it_read(tmp_path, monkeypatch):
     class KillsItself(PyAV):
         def frames(self, indices):
             if "killer" in Path(self.path).name:
@@ -188,16 +186,16 @@ def _raises_once(error):
 
 
 def test_ctrl_c_leaves_no_process(ucf):
-    """Workers and their readers, stopped as a terminal does it: a signal to the whole group."""
+    """Workers and readers are stopped as in a terminal: by a signal to the whole group."""
     script = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import TrainBatches, batch_loader, train_dataset, ucf101
 from pathlib import Path
 records, _ = ucf101(Path(sys.argv[1]), "train", 1)
-cfg = Data(frames=2, stride=3, short_side=32, size=24)
-data = train_dataset(cfg, Augment(), records, clips=2, seed=7)
+cfg = DataConfig(frames=2, stride=3, short_side=32, size=24)
+data = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7)
 try:
     for step, batch in enumerate(batch_loader(data, TrainBatches(8, 4, 7, 0, 10**6), 2)):
         print(step, flush=True)
@@ -227,17 +225,17 @@ except KeyboardInterrupt:
 
 
 def _session(leader):
-    """Processes of a session that are not zombies."""
-    found = []
+    """Return the processes of a session that are not zombies."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
-def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
+def test_a_replacement_is_found_even_if_most_videos_are_bad(tmp_path):
     good = counting_video(tmp_path / "good.avi", 12)
     records = [
         Record(str(i), str(good if i in (3, 41) else tmp_path / f"{i}.avi"), i) for i in range(80)
@@ -253,7 +251,7 @@ def test_a_place_is_found_even_where_most_videos_are_bad(tmp_path):
 
 def test_a_reader_ends_with_its_data_set(ucf):
     records, _ = ucf101(ucf, "train", 1)
-    dataset = train_dataset(CFG, Augment(), records, 2, 7)
+    dataset = train_dataset(CFG, AugmentConfig(), records, 2, 7)
     assert dataset[0, 0]
     pid = dataset._reader[1].pid
     os.kill(pid, 0)

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import counting_video, cut, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     BACKENDS,
     ClipDataset,
@@ -43,7 +43,7 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path):
         read_manifest(tmp_path / "none")
 
 
-def test_the_hash_is_of_what_files_hold(tmp_path):
+def test_the_hash_depends_on_the_content_of_files(tmp_path):
     shas = []
     for folder, count in (("a", 10), ("b", 10), ("c", 11)):
         counting_video(tmp_path / folder / "v.avi", count)
@@ -53,12 +53,12 @@ def test_the_hash_is_of_what_files_hold(tmp_path):
 
 
 def _with_manifest(tmp_path):
-    """A tiny UCF101 with a cut training video and an empty test video, and its manifest."""
+    """Return a tiny UCF101 with a truncated training and an empty test video, and its manifest."""
     root = tiny_ucf101(tmp_path / "data")
     cut(root / "videos/Alpha/v_Alpha_g02_c01.avi", 0.9)
     (root / "videos/Alpha/v_Alpha_g01_c01.avi").write_bytes(b"")
     (root / "videos/Beta/v_Beta_g06_c01.avi").write_bytes(b"")
-    cfg = Data(
+    cfg = DataConfig(
         name="ucf101",
         root=str(root),
         manifest=str(root / "m.jsonl"),
@@ -83,7 +83,7 @@ def test_training_leaves_bad_videos_out_and_clamps_to_what_decodes(tmp_path, cap
     frames = {record.uid: record.frames for record in records}
     cut = frames.pop("Alpha/v_Alpha_g02_c01.avi")
     assert set(frames.values()) == {20} and 0 < cut < 20
-    dataset = train_dataset(cfg, Augment(), records, clips=2, seed=0)
+    dataset = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=0)
     assert all(dataset[epoch, index]["start"].max() <= cut for epoch in range(5) for index in [0])
 
 
@@ -95,7 +95,7 @@ def test_evaluation_keeps_bad_videos_as_failures(tmp_path):
     assert samples[3].reason.endswith("v_Beta_g06_c01.avi: the file is empty (manifest)")
 
 
-def test_a_manifest_says_which_decoder_reads_a_file(tmp_path, monkeypatch):
+def test_the_manifest_decides_which_decoder_reads_a_file(tmp_path, monkeypatch):
     used = []
 
     class Spy(PyAV):
@@ -121,10 +121,10 @@ def test_a_manifest_says_which_decoder_reads_a_file(tmp_path, monkeypatch):
 
 def test_results_name_their_manifest(tmp_path):
     _, cfg = _with_manifest(tmp_path)
-    known, _ = build_records(cfg, "test")
+    scanned, _ = build_records(cfg, "test")
     cfg.manifest = ""
     plain, _ = build_records(cfg, "test")
-    assert records_sha(known) != records_sha(plain)
+    assert records_sha(scanned) != records_sha(plain)
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):
@@ -151,7 +151,7 @@ def test_a_list_that_promises_more_frames_than_there_are_makes_a_bad_video(tmp_p
     assert first.bad == "5 frames are listed, 3 decode" and not second.bad and second.frames == 2
 
 
-def test_when_every_video_is_bad_training_says_so(tmp_path):
+def test_training_on_bad_videos_only_is_refused(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     for path in root.rglob("*.avi"):
         path.write_bytes(b"")
@@ -159,10 +159,12 @@ def test_when_every_video_is_bad_training_says_so(tmp_path):
     with pytest.raises(
         UserError, match=r"every training video is bad; .*m.jsonl.bad.txt has the reasons"
     ):
-        build_records(Data(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train")
+        build_records(
+            DataConfig(name="ucf101", root=str(root), manifest=str(root / "m.jsonl")), "train"
+        )
 
 
-def test_files_outside_the_root_are_known_by_their_whole_path(tmp_path):
+def test_files_outside_the_root_are_listed_by_absolute_path(tmp_path):
     path = counting_video(tmp_path / "elsewhere" / "v.avi", 10)
     (tmp_path / "root").mkdir()
     (row,) = scan([str(path)], tmp_path / "root", tmp_path / "m.jsonl")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from vidrobust.config import Data, MotionShapes
+from vidrobust.config import DataConfig, MotionShapes
 from vidrobust.data import build_records, make_motionshapes, read_frames
 from vidrobust.data.motionshapes import CLASSES, _motion
 from vidrobust.utils.errors import UserError
@@ -19,10 +19,10 @@ def shapes(tmp_path_factory):
 
 
 def _data(root, fold=1):
-    return Data(name="motionshapes", root=str(root), fold=fold, motionshapes=SMALL)
+    return DataConfig(name="motionshapes", root=str(root), fold=fold, motionshapes=SMALL)
 
 
-def test_it_reads_as_ucf101_does(shapes):
+def test_motionshapes_is_read_as_ucf101(shapes):
     train, classes = build_records(_data(shapes), "train")
     assert classes == sorted(CLASSES) and len(train) == 80
     assert len(build_records(_data(shapes), "test")[0]) == 24
@@ -31,7 +31,7 @@ def test_it_reads_as_ucf101_does(shapes):
     assert read_frames(train[0].path, np.arange(12)).shape == (12, 32, 32, 3)
 
 
-def test_texture_goes_with_the_class_as_configured(shapes):
+def test_texture_correlates_with_the_class_as_configured(shapes):
     rows = list(csv.DictReader(open(shapes / "attributes.csv")))
     train = [row for row in rows if row["split"] == "train"]
     share = np.mean([row["texture_class"] == row["class"] for row in train])
@@ -49,7 +49,7 @@ def test_the_same_seed_draws_the_same_pixels_and_another_does_not(shapes, tmp_pa
     assert any((shapes / name).read_bytes() != (other / name).read_bytes() for name in names)
 
 
-def test_a_second_call_reuses_it_and_other_options_are_refused(shapes):
+def test_a_second_call_reuses_the_data_set_and_other_options_are_refused(shapes):
     before = {p: p.stat().st_mtime_ns for p in shapes.rglob("*")}
     make_motionshapes(shapes, **asdict(SMALL))
     assert before == {p: p.stat().st_mtime_ns for p in shapes.rglob("*")}
@@ -57,7 +57,7 @@ def test_a_second_call_reuses_it_and_other_options_are_refused(shapes):
         make_motionshapes(shapes, **(asdict(SMALL) | {"texture_correlation": 0.1}))
 
 
-def test_an_interrupted_drawing_counts_for_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_drawing_leaves_nothing_that_is_used(tmp_path, monkeypatch):
     from vidrobust.data import motionshapes as synthetic
 
     def stop(*args, **kwargs):
@@ -72,7 +72,7 @@ def test_an_interrupted_drawing_counts_for_nothing(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "d/motionshapes.json").read_text())["seed"] == 0
 
 
-def test_two_runs_may_draw_it_at_once(tmp_path, monkeypatch):
+def test_two_runs_may_draw_the_data_set_at_once(tmp_path, monkeypatch):
     from vidrobust.data import motionshapes as synthetic
 
     draw = synthetic._draw_all

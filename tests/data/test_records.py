@@ -19,8 +19,8 @@ def test_the_sha_depends_on_order_and_labels(ucf):
 
 
 def test_the_sha_depends_on_what_a_manifest_says():
-    plain, known = Record("a", "/a", 0), Record("a", "/a", 0, frames=7, backend="pyav")
-    assert len({records_sha([r]) for r in (plain, known, Record("a", "/a", 0, bad="cut"))}) == 3
+    plain, scanned = Record("a", "/a", 0), Record("a", "/a", 0, frames=7, backend="pyav")
+    assert len({records_sha([r]) for r in (plain, scanned, Record("a", "/a", 0, bad="cut"))}) == 3
     assert records_sha([plain]) == records_sha([Record("a", "/elsewhere/a", 0, group="g")])
 
 
@@ -56,12 +56,12 @@ def test_records_without_a_group_are_held_out_one_by_one():
     assert len(split_by_group(records, 0.2)[1]) == 10
 
 
-def test_names_that_are_no_text_are_held_out_like_others():
+def test_names_that_are_not_valid_text_are_held_out_like_others():
     records = [Record(os.fsdecode(b"\xff%d.avi" % i), f"/{i}", 0) for i in range(20)]
     assert len(split_by_group(records, 0.25)[1]) == 5
 
 
-def test_one_source_cannot_be_broken_up():
+def test_a_single_source_is_not_split():
     with pytest.raises(UserError, match="data.validation=0.2: 3 videos of 1 sources"):
         split_by_group(_clips(["g"]), 0.2)
 

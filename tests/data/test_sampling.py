@@ -14,7 +14,7 @@ from vidrobust.data import (
 
 
 class Fixed:
-    """A generator that draws what it is told to."""
+    """A generator that returns given numbers."""
 
     def __init__(self, *draws):
         self.draws = list(draws)
@@ -30,7 +30,7 @@ class Fixed:
 
 
 def drawn(clips, num_frames=12):
-    """Clips as the docstrings draw them, a string a clip."""
+    """Return clips as the diagrams in docstrings show them, one string per clip."""
     return [
         " ".join("x" if n in clip else "." for n in range(num_frames)) for clip in clips.tolist()
     ]
@@ -48,7 +48,7 @@ def drawn(clips, num_frames=12):
         (interval_pairs, interval_pairs(12, ClipSpec(3, 2, 2), Fixed(5, 1))),
     ],
 )
-def test_the_examples_drawn_in_docstrings_are_true(sampler, clips):
+def test_the_diagrams_in_docstrings_are_correct(sampler, clips):
     for line in drawn(clips):
         assert line in sampler.__doc__
 
@@ -100,21 +100,21 @@ def test_dense_clips_stand_back_to_back_anywhere_they_fit():
 
 
 @pytest.mark.parametrize("density", ["uniform", "decreasing"])
-def test_intervals_have_their_density(density):
-    """Against the closed form, four standard deviations; room is 9."""
+def test_intervals_follow_the_configured_density(density):
+    """Compared with the closed form, within four standard deviations; room is 9."""
     spec, draws, rng = ClipSpec(2, 1, 2), 4000, np.random.default_rng()
     starts = np.array([interval_pairs(11, spec, rng, density)[:, 0] for _ in range(draws)])
-    found = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
+    counts = np.bincount(np.abs(starts[:, 0] - starts[:, 1]), minlength=10)
     weight = np.ones(10) if density == "uniform" else np.arange(10, 0, -1)
     expected = draws * weight / weight.sum()
-    assert (np.abs(found - expected) < 4 * np.sqrt(expected) + 1).all(), found
+    assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 1).all(), counts
     first = (starts[:, 0] < starts[:, 1]).sum() / (starts[:, 0] != starts[:, 1]).sum()
     assert 0.45 < first < 0.55  # either clip comes first
     longest = starts[np.abs(starts[:, 0] - starts[:, 1]) == 9]
     assert set(longest.ravel().tolist()) == {0, 9}
 
 
-def test_interval_pairs_are_pairs():
+def test_interval_pairs_need_two_clips():
     with pytest.raises(ValueError, match="two clips of a video, not 3"):
         interval_pairs(30, ClipSpec(4, 2, 3), np.random.default_rng())
 
@@ -140,7 +140,7 @@ def test_policy_error_and_empty_video_raise():
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"clips": 0}, {"policy": "wrap"}])
-def test_a_spec_is_checked(bad):
+def test_invalid_clip_specs_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         ClipSpec(**bad)
 
@@ -160,17 +160,18 @@ def test_property_indices_are_within_the_video_and_in_order(name):
     for _ in range(200):
         n, (frames, stride, clips) = int(rng.integers(1, 60)), rng.integers(1, 9, 3).tolist()
         spec = ClipSpec(frames, stride, 2 if name.startswith("interval") else clips)
-        found = sampler(n, spec, rng)
-        assert found.shape == (spec.clips, frames) and found.dtype == np.int64, (n, spec)
-        assert found.min() >= 0 and found.max() < n, (n, spec)
-        assert (np.diff(found, axis=1) >= 0).all(), (n, spec)
+        indices = sampler(n, spec, rng)
+        assert indices.shape == (spec.clips, frames) and indices.dtype == np.int64, (n, spec)
+        assert indices.min() >= 0 and indices.max() < n, (n, spec)
+        assert (np.diff(indices, axis=1) >= 0).all(), (n, spec)
         if n >= spec.span and name != "segment":
-            assert (np.diff(found, axis=1) == stride).all(), (n, spec)
+            assert (np.diff(indices, axis=1) == stride).all(), (n, spec)
 
 
 def test_halves_are_rounded_to_even():
-    """As a float's rounding does; of 3 clips in a room of 1 and of 3 the middle one begins at a
-    half.
+    """Rounding is that of floating-point numbers.
+
+    Of 3 clips in a room of 1 or 3, the middle one would start at a half.
     """
     for num_frames, starts in ((2, [0, 0, 1]), (4, [0, 2, 3]), (6, [0, 2, 5]), (8, [0, 4, 7])):
         assert uniform_clips(num_frames, ClipSpec(1, 1, 3))[:, 0].tolist() == starts

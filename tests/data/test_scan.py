@@ -44,7 +44,7 @@ def _h264(path, **options):
 
 
 def _noisy(path, codec, **container):
-    """Frames that count under noise, so that they and not the header are most of the file."""
+    """Return numbered frames under noise, so that most bytes of the file are frames, not header."""
     noise = np.random.default_rng(0).integers(-40, 41, (COUNT, 64, 64, 3))
     frames = np.clip(counting_frames(COUNT).astype(int) + noise, 0, 255).astype(np.uint8)
     with av.open(str(path), "w", options=container) as out:
@@ -67,7 +67,7 @@ def _no_frames(path):
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """Files that are wrong, each in its way."""
+    """Return files that are wrong, each in its own way."""
     top = tmp_path_factory.mktemp("faults")
     rng = np.random.default_rng(0)  # of fresh ones FFmpeg takes 1 in 150 for sound, or for an image
     cut(_noisy(top / "cut.avi", "mpeg4"), 0.6)
@@ -118,14 +118,14 @@ def scanned(faults, tmp_path_factory):
         ("no_images", "the folder holds no image"),
     ],
 )
-def test_a_file_without_frames_is_bad_and_says_why(scanned, name, reason):
+def test_a_file_without_frames_is_bad_with_a_reason(scanned, name, reason):
     row = scanned[0][name]
     assert row["frames"] == 0 and row["reason"] and reason in row["reason"], row
 
 
 @pytest.mark.parametrize("name", ["cut.avi", "cut_over_reporting.mp4"])
-def test_what_is_left_of_a_cut_file_is_counted_and_reads(faults, scanned, name):
-    """What the container declares is never believed."""
+def test_the_remaining_frames_of_a_truncated_file_are_counted_and_read(faults, scanned, name):
+    """The number that the container declares is never trusted."""
     row = scanned[0][name]
     assert 0 < row["frames"] < COUNT and re.search(
         "declares 40 frames|decodes up to", row["reason"]
@@ -151,15 +151,15 @@ def test_the_list_of_bad_files_names_each_with_its_reason(scanned):
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 def test_property_flipped_bits_never_make_a_reader_hang_or_lie(tmp_path, codec):
-    """Whatever is flipped: as many frames as the manifest says can be read, in one size."""
+    """Whichever bits are flipped, the frames that a manifest promises can be read, in one size."""
     suffix = ".avi" if codec == "mpeg4" else ".mp4"
     seed = int(np.random.default_rng().integers(2**31))
     rng = np.random.default_rng(seed)
     whole = encode(tmp_path / f"whole{suffix}", counting_frames(COUNT), codec).read_bytes()
     for trial in range(12):
         content = np.frombuffer(whole, np.uint8).copy()
-        at = rng.integers(0, len(content), int(rng.integers(1, 60)))
-        content[at] ^= (1 << rng.integers(0, 8, len(at))).astype(np.uint8)
+        positions = rng.integers(0, len(content), int(rng.integers(1, 60)))
+        content[positions] ^= (1 << rng.integers(0, 8, len(positions))).astype(np.uint8)
         (tmp_path / f"{trial:02d}{suffix}").write_bytes(content.tobytes())
     paths = [str(path) for path in sorted(tmp_path.glob(f"[0-9]*{suffix}"))]
     rows = scan(paths, tmp_path, tmp_path / "m.jsonl", timeout_s=10)
@@ -200,7 +200,7 @@ def test_a_probe_that_hangs_or_crashes_ends_as_a_bad_file(tmp_path, monkeypatch)
     ]
 
 
-def test_what_is_noted_of_a_good_file(tmp_path):
+def test_the_row_of_a_good_file_describes_it(tmp_path):
     wide = np.repeat(counting_frames(15), 2, axis=2)
     _h264(tmp_path / "h.mkv")
     encode(tmp_path / "turned.mp4", wide, "mpeg4", quarter_turns=1)
@@ -210,7 +210,7 @@ def test_what_is_noted_of_a_good_file(tmp_path):
         r["path"]: r
         for r in scan([str(p) for p in tmp_path.iterdir()], tmp_path, tmp_path / "m.jsonl")
     }
-    known = {
+    expected = {
         "frames": 40,
         "fps": 25.0,
         "width": 64,
@@ -219,7 +219,7 @@ def test_what_is_noted_of_a_good_file(tmp_path):
         "backend": "pyav",
         "reason": "",
     }
-    assert known.items() <= rows["h.mkv"].items()
+    assert expected.items() <= rows["h.mkv"].items()
     turned = rows["turned.mp4"]
     assert (turned["frames"], turned["width"], turned["height"]) == (15, 128, 64) and abs(
         turned["rotation"]
@@ -250,7 +250,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     assert row["frames"] == 30 and row["reason"] == ""
 
 
-def test_files_that_are_gone_and_strange_names_are_rows_like_others(tmp_path):
+def test_missing_files_and_strange_names_have_rows_like_others(tmp_path):
     names = [
         "tab\there.avi",
         "new\nline.avi",
@@ -298,16 +298,18 @@ def test_a_damaged_manifest_is_made_anew(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["v.avi", "train.csv", "."])
-def test_nothing_but_a_manifest_is_written_over(tmp_path, name):
+def test_only_a_manifest_is_overwritten(tmp_path, name):
     path = counting_video(tmp_path / "v.avi", 10)
     (tmp_path / "train.csv").write_text("v.avi 0\n")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="not written over|is a folder"):
+    with pytest.raises(UserError, match="not overwritten|is a folder"):
         scan([str(path)], tmp_path, tmp_path / name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path, monkeypatch):
+def test_a_manifest_that_cannot_be_written_is_reported_before_the_first_probe(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(scan.__globals__, "in_children", lambda *arguments: pytest.fail("probed"))
     with pytest.raises(OSError):
         scan(
@@ -315,7 +317,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_first_probe(tmp_path,
         )
 
 
-def test_a_frame_that_is_replaced_is_seen_by_the_next_scan(tmp_path):
+def test_the_next_scan_notices_a_replaced_frame(tmp_path):
     folder = tmp_path / "clip"
     folder.mkdir()
     for n in range(3):
@@ -360,17 +362,17 @@ def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):
     ]
 
 
-def test_a_scan_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_an_interrupted_scan_continues_where_it_was(tmp_path, monkeypatch):
     probed = _counted_probes(monkeypatch, tmp_path)
     paths = [str(counting_video(tmp_path / "v" / f"{n}.avi", 10)) for n in range(6)]
-    seen = []
+    first_probed = []
 
     def interrupted(*arguments):
-        for found in in_children(*arguments):
-            seen.append(found)
-            if len(seen) == 3:
+        for result in in_children(*arguments):
+            first_probed.append(result)
+            if len(first_probed) == 3:
                 raise KeyboardInterrupt
-            yield found
+            yield result
 
     in_children = scan.__globals__["in_children"]
     monkeypatch.setitem(scan.__globals__, "in_children", interrupted)

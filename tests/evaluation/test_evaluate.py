@@ -98,7 +98,7 @@ def test_options_without_effect_are_told(trained, tmp_path, monkeypatch):
     assert told.count("no effect with eval.suite=fmn: eval.queries, eval.effort") == 1
     assert list(summary["median_norm"]) == ["linf"]
     assert (
-        "Median smallest change that breaks a video which is right: linf"
+        "Median smallest change that breaks a correctly classified video: linf"
         in (tmp_path / "report.md").read_text()
     )
 
@@ -110,7 +110,7 @@ def test_clean_accuracy_after_h264_stands_beside_the_others(trained, tmp_path):
         config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with"
     )
     assert 0 <= summary["clean_acc_h264"] <= 1
-    assert " after H.264); robust to all" in (tmp_path / "with/report.md").read_text()
+    assert " after H.264). Robust accuracy against all" in (tmp_path / "with/report.md").read_text()
 
 
 def test_checks_look_at_clips_from_all_over_the_list(trained, tmp_path, monkeypatch):
@@ -159,9 +159,7 @@ def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_pat
         "sensitivity"
     ]["n"] == 3
     report = (tmp_path / "report.md").read_text()
-    assert (
-        "## Geometry" in report and "## How far it can be moved" in report and "nan" not in report
-    )
+    assert "## Geometry" in report and "## Sensitivity" in report and "nan" not in report
     with pytest.raises(UserError, match="eval.sensitivity=1: distances between clips need two"):
         config.loads(config.to_yaml(cfg), ["eval.sensitivity=1"])
 

@@ -9,15 +9,21 @@ from torch import nn
 
 from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import corrupted_videos, eval_dataset, source_videos, ucf101
-from vidrobust.evaluation import Suite, evaluate_bias, evaluate_corruptions, evaluate_robust
+from vidrobust.evaluation import (
+    MeasureSettings,
+    Suite,
+    evaluate_bias,
+    evaluate_corruptions,
+    evaluate_robust,
+)
 from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.results import rank_files
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
+CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 CPU = torch.device("cpu")
 SMALL = [parse_threat("linf-1/255")]
 
@@ -45,6 +51,10 @@ def _robust(records, out, net, indices=(0, 1, 2, 3), threats=SMALL, cfg=CFG, **o
     return evaluate_robust(net, dataset, list(indices), list(threats), out, **(settings | options))
 
 
+def _settings(net, out, *, batch_size=4, identity=""):
+    return MeasureSettings(net, out, batch_size, workers=0, device=CPU, identity=identity)
+
+
 def _corruptions(
     records,
     out,
@@ -57,24 +67,22 @@ def _corruptions(
 ):
     out.mkdir(exist_ok=True)
     videos = corrupted_videos(CFG, records, 1, "uniform", options.pop("place", "view"), seed)
-    settings = {"batch_size": 4, "workers": 0, "device": CPU}
     return evaluate_corruptions(
-        net, videos, list(indices), list(names), list(severities), out, **(settings | options)
+        _settings(net, out, **options), videos, list(indices), list(names), list(severities)
     )
 
 
 def _bias(records, out, net, indices=(0, 1, 2, 3), names=("freeze",), seed=0, **options):
     out.mkdir(exist_ok=True)
-    settings = {"others": {}, "batch_size": 4, "workers": 0, "device": CPU}
+    others = options.pop("others", {})
     return evaluate_bias(
-        net,
+        _settings(net, out, **options),
         lambda: eval_dataset(CFG, records, 1),
         None,
         list(indices),
         list(names),
-        out,
         seed=seed,
-        **(settings | options),
+        others=others,
     )
 
 
@@ -169,7 +177,7 @@ def test_the_probe_takes_no_random_numbers_of_the_model(records, tmp_path):
 def test_another_suite_seed_list_or_protocol_is_refused_by_name(records, tmp_path):
     net = _model(0)
     rows = _robust(records, tmp_path, net)
-    wider = Data(**(vars(CFG) | {"stride": 3}))
+    wider = DataConfig(**(vars(CFG) | {"stride": 3}))
     for options, told in (
         ({"suite": Suite("apgd-ce", steps=5)}, r"suite \(pgd-2x1, here apgd-ce-5x1\)"),
         ({"seed": 1}, r"seed \(0, here 1\)"),

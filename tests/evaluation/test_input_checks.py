@@ -46,8 +46,8 @@ def test_videos_that_are_not_there(records, tmp_path, evaluate, indices, told):
     [
         ({"names": ("foo",)}, "foo"),
         ({"names": ("clean",)}, "clean"),
-        ({"names": ("fog", "fog")}, "each once"),
-        ({"severities": (6,)}, r"severities=\[6\]: whole numbers of 1 to 5"),
+        ({"names": ("fog", "fog")}, "list each name once"),
+        ({"severities": (6,)}, r"severities=\[6\]: must be whole numbers from 1 to 5"),
         ({"severities": (1.5,)}, "severities="),
         ({"severities": ()}, "severities="),
         ({"severities": (1, 1)}, "severities="),
@@ -69,7 +69,7 @@ def test_a_table_of_no_corruptions_says_so(records, tmp_path):
     [
         (("foo",), "foo"),
         (("texture",), "the videos' textures are missing"),
-        (("freeze",) * 2, "different"),
+        (("freeze",) * 2, "list each name once"),
     ],
 )
 def test_cues_that_are_none(records, tmp_path, names, told):

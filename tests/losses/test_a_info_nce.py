@@ -7,12 +7,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import TINY, attack
-from tests.methods.test_build import load
+from tests.methods.helpers import TINY, attack, load
 from vidrobust.losses.air import air, regularizer, sir
 from vidrobust.losses.hard_negatives import hard_denominator
 from vidrobust.losses.info_nce import Asymmetry, Hardness
-from vidrobust.methods import AdversarialSimCLR, a2s, acl, clae, dynacl, nt_xent, rocl
+from vidrobust.methods import (
+    AdversarialSimCLR,
+    LossSettings,
+    ViewSettings,
+    a2s,
+    acl,
+    clae,
+    dynacl,
+    nt_xent,
+    rocl,
+)
 from vidrobust.methods.build import build_method
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
@@ -108,8 +117,8 @@ def test_asymmetry_and_hardness_change_only_losses_with_adversarial_views(pairin
     views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)
     model = add_branches(build_model(TINY, "projector")).eval()
     results = []
-    for options in ({}, {"hard": Hardness(1.0, 0.12, 0.1)}, {"asymmetry": (0.4, 1.6)}):
-        method = AdversarialSimCLR(model, T, attack(), pairing=pairing, **options)
+    for options in ({}, {"hardness": Hardness(1.0, 0.12, 0.1)}, {"asymmetry": (0.4, 1.6)}):
+        method = AdversarialSimCLR(model, LossSettings(T, **options), attack(), pairing=pairing)
         make, kept = method.adversary.views, []
         method.adversary.views = lambda net, aim, x, p, make=make, kept=kept: (
             kept.append(make(net, aim, x, p)) or kept[0]
@@ -164,9 +173,13 @@ def test_air_is_added_to_the_loss_of_both_streams():
     views, ids = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4)
     model = add_branches(build_model(TINY, "projector")).eval()
     extra = partial(regularizer, temperature=T, clean=0.5, adversarial=0.5)
-    plain = AdversarialSimCLR(model, T, attack(), pairing=dynacl)(views[:, :2], ids, ids)
+    plain = AdversarialSimCLR(model, LossSettings(T), attack(), pairing=dynacl)(
+        views[:, :2], ids, ids
+    )
     pairing = partial(dynacl, invariance=extra)
-    method = AdversarialSimCLR(model, T, attack(), pairing=pairing, original=True)
+    method = AdversarialSimCLR(
+        model, LossSettings(T), attack(), pairing=pairing, views=ViewSettings(original=True)
+    )
     ours = method(views, ids, ids)
     assert torch.allclose(ours["loss"], 2 * plain["loss"] + ours["loss_invariance"], atol=1e-5), (
         "the invariance term is not halved"
@@ -182,16 +195,18 @@ def test_air_is_added_to_the_loss_of_both_streams():
 
 def test_a_info_nce_and_air_are_built_from_the_configuration():
     a = "method.adversary."
-    results = build_method(load(a + "name=rocl", a + "asymmetry=0.2", a + "hardness=1"), 3)
-    assert results.asymmetry == (0.2, 0.8) and results.hard == Hardness(1, 0.12, math.exp(-2))
+    method = build_method(load(a + "name=rocl", a + "asymmetry=0.2", a + "hardness=1"), 3)
+    assert method.loss.asymmetry == (0.2, 0.8) and method.loss.hardness == Hardness(
+        1, 0.12, math.exp(-2)
+    )
     overrides = ["name=advcl", "asymmetry=0.2", "pair_weight=0.7", "hardness=1"]
-    results = build_method(load(*(a + word for word in overrides)), 3)
-    assert results.asymmetry == pytest.approx((0.28, 1.12)) and results.hard.floor == 1
+    method = build_method(load(*(a + override for override in overrides)), 3)
+    assert method.loss.asymmetry == pytest.approx((0.28, 1.12)) and method.loss.hardness.floor == 1
     with pytest.raises(
-        UserError, match="method.chunk=4: method.adversary.hardness weighs negatives by the rows"
+        UserError, match="method.chunk=4: method.adversary.hardness weights negatives by all"
     ):
         build_method(load(a + "name=rocl", a + "hardness=1", "method.chunk=4"), 3)
-    assert build_method(load(a + "name=rocl"), 3).asymmetry is None
+    assert build_method(load(a + "name=rocl"), 3).loss.asymmetry is None
     assert build_method(load(a + "name=dynacl", a + "air=0.5"), 3).pairing.keywords[
         "invariance"
     ].keywords == {

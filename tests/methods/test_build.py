@@ -2,33 +2,24 @@
 
 import pytest
 
+from tests.methods.helpers import load
 from vidrobust import config
 from vidrobust.methods import (
     ADVERSARIES,
     METHODS,
-    RULES,
     build_method,
     require_branch,
     unmeasured,
     without_effect,
 )
-from vidrobust.methods.false_negatives.rules import RULE_OPTIONS
 from vidrobust.models.branch_norm import BranchNorm
 from vidrobust.utils.errors import UserError
 
 FN = "method.false_negatives."
 
 
-def load(*words: str) -> config.Config:
-    return config.loads("", ["model.backbone=resnet18", "model.width=8", "data.frames=1", *words])
-
-
-def test_every_rule_says_what_it_takes():
-    assert RULE_OPTIONS.keys() == RULES.keys()
-
-
 def test_entries_name_options_and_adversaries_that_exist():
-    known = {key for key, _ in config.options(config.Method)}
+    known = {key for key, _ in config.options(config.MethodConfig)}
     for spec in METHODS.values():
         assert spec.options | spec.fixed <= known and set(spec.adversaries) <= ADVERSARIES.keys()
         assert set(spec.refuses) <= {"false_negatives", "negatives"}
@@ -70,7 +61,7 @@ def test_branches_are_those_that_are_trained(words, known):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([A + "name=acl", A + "selector=true"], "selector: it chooses among branches"),
+        ([A + "name=acl", A + "selector=true"], "selector: it chooses among norm branches"),
         ([A + "name=rcol"], "adversary.name: unknown name 'rcol'; did you mean 'rocl'"),
         (["method.name=byol", A + "name=clae"], "adversary.name=clae: byol takes taro"),
         (["method.name=moco", A + "name=rocl"], "adversary.name=rocl: moco takes clae"),
@@ -84,15 +75,15 @@ def test_branches_are_those_that_are_trained(words, known):
         ([A + "name=clae", A + "faithful=true", A + "schedule=linear"], "CLAE as published"),
         (
             [A + "name=rocl", "method.clips_per_video=3"],
-            "clips_per_video=3: rocl is of two clips a video",
+            "clips_per_video=3: rocl needs two clips per video",
         ),
-        ([A + "name=acl", A + "pairing=a2s", A + "air=0.5"], "AIR's terms are of two streams"),
-        ([A + "name=advcl", A + "clusters=[]"], "one granularity at least"),
+        ([A + "name=acl", A + "pairing=a2s", A + "air=0.5"], "AIR's terms compare two streams"),
+        ([A + "name=advcl", A + "clusters=[]"], "at least one granularity"),
         (["method.name=supervised", A + "name=free", A + "combine=branches"], "without branches"),
         ([A + "name=acl", A + "pairing=a2a", A + "combine=branches"], "a2a has no clean stream"),
         (
             [A + "name=clae", A + "steps=0"],
-            "steps=0: an attack takes one step at least; method.adversary.name=none",
+            "steps=0: an attack takes at least one step; method.adversary.name=none",
         ),
     ],
 )
@@ -181,7 +172,7 @@ def test_options_without_effect(words, idle):
             ],
             "an anchor has 9 negatives",
         ),
-        ([FN + "rule=cluster", FN + "clusters=1"], "clusters=1: .*one cluster takes all"),
+        ([FN + "rule=cluster", FN + "clusters=1"], "clusters=1: .*with one cluster all"),
     ],
 )
 def test_rules_that_would_take_everything(words, reason):

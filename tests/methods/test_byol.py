@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from vidrobust.config import Config, Model
+from tests.methods.helpers import cosine
+from vidrobust.config import Config, ModelConfig
 from vidrobust.methods import BYOL, MomentumEncoder, build_method
 from vidrobust.models import normed_mlp
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def built(name: str, **options) -> BYOL:
@@ -31,10 +32,6 @@ def batch(request):
         torch.arange(4),
         torch.zeros(4, dtype=torch.long),
     )
-
-
-def cosine(a, b):
-    return float((a * b).detach().sum() / a.norm() / b.norm())
 
 
 @pytest.mark.parametrize("name", ["byol", "simsiam"])

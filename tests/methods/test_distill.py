@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import ascend, assert_same, attack
-from tests.training.test_loop import _cfg, _train
-from vidrobust.config import Model
+from tests.methods.helpers import ascend, assert_same, attack
+from tests.training.helpers import tiny_config, train_state
+from vidrobust.config import ModelConfig
 from vidrobust.methods import Distill
 from vidrobust.models import build_backbone, build_model
 from vidrobust.training.teacher import read_teacher
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
+TINY = ModelConfig(backbone="r2plus1d_10", width=8)  # of four channels, all but one may be dead
 ADVERSARY = "method.adversary."
 
 
@@ -27,7 +27,7 @@ def batch(request):
 
 def student(adversary=None, width=8):
     method = Distill(build_model(TINY, "none"), adversary, 1.5)
-    method.learn_from(build_backbone("r2plus1d_10", width=width))
+    method.set_teacher(build_backbone("r2plus1d_10", width=width))
     return method.train()
 
 
@@ -68,21 +68,21 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     """Of another width, by the checkpoint's own configuration; on clips of another shape it is
     refused.
     """
-    _train(_cfg(ucf, "model.width=6"), tmp_path / "teacher")
+    train_state(tiny_config(ucf, "model.width=6"), tmp_path / "teacher")
     distill = ["method.name=distill", f"{ADVERSARY}name=deacl", f"{ADVERSARY}steps=1"]
     path = tmp_path / "teacher"
     with pytest.raises(
-        UserError, match="method.student=teacher: the teacher's trunk is of another architecture"
+        UserError, match="method.student=teacher: the teacher's backbone has another architecture"
     ):
-        _train(_cfg(ucf, *distill, f"method.teacher={path}"), tmp_path / "refused")
+        train_state(tiny_config(ucf, *distill, f"method.teacher={path}"), tmp_path / "refused")
     distill.append("method.student=random")
-    state = _train(_cfg(ucf, *distill, f"method.teacher={path}"), tmp_path / "student")
+    state = train_state(tiny_config(ucf, *distill, f"method.teacher={path}"), tmp_path / "student")
     assert "map.weight" in state["method"] and any(
         key.startswith("teacher.") for key in state["method"]
     )
     same = [*distill[:-1], f"method.teacher={path}/backbone.pt", "model.width=6"]
     steps = ["train.max_steps=1", "optim.lr=1e-9"]
-    begun = _train(_cfg(ucf, *same, *steps), tmp_path / "other")["model"]
+    begun = train_state(tiny_config(ucf, *same, *steps), tmp_path / "other")["model"]
     taught = torch.load(path / "backbone.pt")
     weights = {
         key: value for key, value in taught.items() if "running" not in key and "num" not in key
@@ -90,30 +90,38 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     assert all(
         torch.allclose(begun[f"backbone.trunk.{key}"], value) for key, value in weights.items()
     )
-    _train(_cfg(ucf, *same, *steps, f"model.weights={path}/backbone.pt"), tmp_path / "given")
+    train_state(
+        tiny_config(ucf, *same, *steps, f"model.weights={path}/backbone.pt"), tmp_path / "given"
+    )
     with pytest.raises(
         UserError,
         match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16",
     ):
-        read_teacher(str(path), _cfg(ucf, "data.frames=3"))
+        read_teacher(str(path), tiny_config(ucf, "data.frames=3"))
     kept = min((tmp_path / "student/checkpoints").glob("step_*.pt"))
     (tmp_path / "moved").mkdir()
     shutil.copy(path / "checkpoints/last.pt", tmp_path / "moved/t.pt")
     again = [*distill, "train.epochs=3"]
-    _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/moved/t.pt"), tmp_path / "on", kept)
-    _train(_cfg(ucf, "model.width=6", "seed=5"), tmp_path / "stranger")
+    train_state(
+        tiny_config(ucf, *again, f"method.teacher={tmp_path}/moved/t.pt"), tmp_path / "on", kept
+    )
+    train_state(tiny_config(ucf, "model.width=6", "seed=5"), tmp_path / "stranger")
     with pytest.raises(
         UserError,
         match="a resume cannot change the teacher, and method.teacher=.*stranger has other",
     ):
-        _train(_cfg(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept)
+        train_state(
+            tiny_config(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept
+        )
     with pytest.raises(
         UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built as"
     ):
-        read_teacher(f"{path}/backbone.pt", _cfg(ucf))
+        read_teacher(f"{path}/backbone.pt", tiny_config(ucf))
     with pytest.raises(
         UserError, match="method.teacher: no checkpoint nowhere; give the folder of a trained run"
     ):
-        read_teacher("nowhere", _cfg(ucf))
+        read_teacher("nowhere", tiny_config(ucf))
     with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
-        _train(_cfg(ucf, "method.name=distill", "method.student=random"), tmp_path / "none")
+        train_state(
+            tiny_config(ucf, "method.name=distill", "method.student=random"), tmp_path / "none"
+        )

@@ -5,12 +5,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vidrobust.config import Config, Model, loads
-from vidrobust.methods import Adversary, InstDisc, SupCon, build_method, plain, uel
+from vidrobust.config import Config, ModelConfig, loads
+from vidrobust.methods import (
+    Adversary,
+    InstDisc,
+    LossSettings,
+    SupCon,
+    build_method,
+    plain,
+    require_options,
+    uel,
+)
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def dot(a, b):
@@ -70,7 +79,7 @@ def test_their_projector_may_be_linear():
     head = build_method(cfg, 3).model.head
     assert len(head) == 1 and head(torch.zeros(2, 32)).shape == (2, 8)
     with pytest.raises(UserError, match="model.hidden=0: the projector of byol has a hidden layer"):
-        loads("", ["model.hidden=0", "method.name=byol"])
+        require_options(loads("", ["model.hidden=0", "method.name=byol"]))
 
 
 @pytest.mark.parametrize("name", ["plain", "uel"])
@@ -94,7 +103,7 @@ def test_with_an_adversary_both_terms_are_this_loss(name):
 
 
 def test_supcon_is_its_double_loop_also_for_a_label_seen_once():
-    method = SupCon(add_branches(build_model(TINY, "projector")), 0.3).eval()
+    method = SupCon(add_branches(build_model(TINY, "projector")), LossSettings(0.3)).eval()
     views, labels = torch.rand(5, 2, 3, 2, 16, 16), torch.tensor([0, 1, 0, 2, 1])
     found = method(views, torch.arange(5), labels)["loss"]
     z, y = torch.cat([method.model(views[:, v]) for v in (0, 1)]), labels.repeat(2)

@@ -8,21 +8,22 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.adversarial.test_view_batch import assert_same
-from vidrobust.config import Config, Model
+from tests.methods.helpers import assert_same
+from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
-from vidrobust.methods import MoCo, MomentumEncoder, Removal, build_method
+from vidrobust.methods import MoCo, MoCoSettings, MomentumEncoder, Removal, build_method
 from vidrobust.methods.false_negatives.rules import fixed
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
-def moco(size: int = 12, momentum: float = 0.9, **options) -> MoCo:
+def moco(size: int = 12, momentum: float = 0.9, removal=None, **options) -> MoCo:
     model = build_model(TINY, "projector")
-    return MoCo(model, 0.2, MomentumEncoder(model, momentum, climbs=False), size, 8, **options)
+    encoder = MomentumEncoder(model, momentum, climbs=False)
+    return MoCo(model, encoder, MoCoSettings(0.2, size, 8, **options), removal)
 
 
 def records(count: int) -> list[Record]:
@@ -81,12 +82,9 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
     model = add_branches(build_model(replace(TINY, hidden=64), "projector"))
     method = MoCo(
         model,
-        0.2,
         MomentumEncoder(model, 0.9, climbs=False),
-        12,
-        8,
+        MoCoSettings(0.2, 12, 8, alpha=0.7),
         adversary=one_step(0.02),
-        alpha=0.7,
     )
     query, keys, queue = (
         copy.deepcopy(model),
@@ -214,7 +212,9 @@ def test_it_is_built_as_configured():
     cfg.method.name, cfg.method.queue, cfg.method.norm, cfg.train.batch_size = "moco", 16, "own", 8
     cfg.method.false_negatives.rule = "topk"
     method = build_method(cfg, 3)
-    assert isinstance(method, MoCo) and method.queue.shape == (16, 8) and not method.shuffle
+    assert (
+        isinstance(method, MoCo) and method.queue.shape == (16, 8) and not method.settings.shuffle
+    )
     assert method.removal is not None and method.removal.siblings
     cfg.train.batch_size = 17
     with pytest.raises(UserError, match="method.queue=16 is less than the 17 keys of a batch"):
@@ -236,7 +236,7 @@ def test_keys_of_several_ranks_are_computed_in_mixed_batches(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "gather", lambda sent: answers.pop(0))
-    found = method._mixed(x[4:])
+    found = method._shuffled_keys(x[4:])
     for row, place in enumerate(range(4, 8)):
         half = halves[order.tolist().index(place) // 4]
         assert torch.allclose(found[row], x[place] - half)

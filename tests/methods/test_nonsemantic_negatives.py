@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.adversarial.test_view_batch import T, ascend, assert_same, attack, branched
+from tests.methods.helpers import T, ascend, assert_same, attack, branched
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.losses.cosine import cosines
 from vidrobust.methods import (
     BYOL,
@@ -22,12 +22,15 @@ from vidrobust.methods import (
     AdversarialSimCLR,
     Adversary,
     InstDisc,
+    LossSettings,
     MoCo,
+    MoCoSettings,
     MomentumEncoder,
     SimCLR,
     a2a,
     acl,
     build_method,
+    build_negatives,
     clae,
     plain,
     rocl,
@@ -37,7 +40,7 @@ from vidrobust.models import build_model
 from vidrobust.utils.errors import UserError
 from vidrobust.views import NegativeSpec
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
 ALPHA = 1.5
 exact = pytest.mark.usefixtures("exact")
 
@@ -50,11 +53,6 @@ def batch(request):
         torch.arange(4),
         torch.zeros(4, dtype=torch.long),
     )
-
-
-def pushing(method):
-    method.alpha_negatives = ALPHA
-    return method
 
 
 def extended(z, ids, t, stop=False):
@@ -96,7 +94,11 @@ def test_mocos_logits_are_the_published_ones(batch):
     """
     views, ids, labels = batch
     model = build_model(TINY, "projector")
-    method = pushing(MoCo(model, T, MomentumEncoder(model, 0.9, climbs=False), 12, 8))
+    method = MoCo(
+        model,
+        MomentumEncoder(model, 0.9, climbs=False),
+        MoCoSettings(T, 12, 8, alpha_negatives=ALPHA),
+    )
     method.encoder.start_from(model)
     with torch.no_grad():
         for p in method.model.parameters():
@@ -131,7 +133,7 @@ def test_mocos_logits_are_the_published_ones(batch):
 @exact
 def test_simclr_pushes_both_views_from_the_negatives_of_the_first(batch):
     views, ids, labels = batch
-    method = pushing(SimCLR(build_model(TINY, "projector"), T))
+    method = SimCLR(build_model(TINY, "projector"), LossSettings(T, alpha_negatives=ALPHA))
     twin = copy.deepcopy(method.model)
     z = torch.cat([twin(views[:, 0]), twin(views[:, 1])])
     found = method(views, ids, labels)
@@ -145,8 +147,11 @@ def test_simclr_pushes_both_views_from_the_negatives_of_the_first(batch):
 def test_clae_meets_them_in_its_attack_and_its_loss(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = pushing(
-        AdversarialSimCLR(copy.deepcopy(model), T, one_step(0.02), pairing=partial(clae, alpha=0.7))
+    method = AdversarialSimCLR(
+        copy.deepcopy(model),
+        LossSettings(T, alpha_negatives=ALPHA),
+        one_step(0.02),
+        pairing=partial(clae, alpha=0.7),
     )
     ours = method(views, ids, labels)["loss"]
     z1, z2, t = model(views[:, 0]), model(views[:, 1]), embedded(model, views)
@@ -169,7 +174,9 @@ def test_rocl_and_acl_meet_them(batch, pairing):
     views, ids, labels = batch
     model, two = (build_model(TINY, "projector") if pairing is rocl else branched()), ids.repeat(2)
     adversary = attack(branches=("clean",)) if pairing is rocl else attack()
-    method = pushing(AdversarialSimCLR(copy.deepcopy(model), T, adversary, pairing=pairing))
+    method = AdversarialSimCLR(
+        copy.deepcopy(model), LossSettings(T, alpha_negatives=ALPHA), adversary, pairing=pairing
+    )
     ours = method(views, ids, labels)["loss"]
     x1, x2 = views[:, 0], views[:, 1]
     t = embedded(model, views)
@@ -203,7 +210,7 @@ def test_rocl_and_acl_meet_them(batch, pairing):
 @exact
 def test_plain_has_them_in_its_one_direction(batch):
     views, ids, labels = batch
-    method = pushing(InstDisc(build_model(TINY, "projector"), T, plain))
+    method = InstDisc(build_model(TINY, "projector"), LossSettings(T, alpha_negatives=ALPHA), plain)
     twin = copy.deepcopy(method.model)
     a, b = (F.normalize(twin(views[:, v]), dim=1) for v in (0, 1))
     t = F.normalize(embedded(twin, views), dim=2)
@@ -225,8 +232,11 @@ def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial
     adversary = Adversary(
         [ThreatModel("linf", 0.0)], branches=("clean",)
     )  # it leaves clips as they are
-    kind = TARO(model, nn.Linear(8, 8), adversary, target, weight=0.5) if adversarial else None
-    method = pushing(kind or BYOL(model, nn.Linear(8, 8), target))
+    if adversarial:
+        predictor, settings = nn.Linear(8, 8), {"weight": 0.5, "alpha_negatives": ALPHA}
+        method = TARO(model, predictor, adversary, target, **settings)
+    else:
+        method = BYOL(model, nn.Linear(8, 8), target, alpha_negatives=ALPHA)
     method.prepare([])
     kept = copy.deepcopy(method)
     parts = method(views, ids, labels)
@@ -263,9 +273,10 @@ def test_without_weight_or_number_there_are_none(name, option):
     cfg = Config(model=TINY)
     cfg.data.frames, cfg.method.name, cfg.method.queue = 4, name, 64
     cfg.method.negatives.names = ["patch", "shuffle"]
-    assert build_method(cfg, 5).negatives == NegativeSpec(("patch", "shuffle"))
+    build_method(cfg, 5)  # takes them
+    assert build_negatives(cfg.method.negatives) == (NegativeSpec(("patch", "shuffle")), False)
     setattr(cfg.method.negatives, option, 0)
-    assert build_method(cfg, 5).negatives.names == ()
+    assert build_negatives(cfg.method.negatives)[0].names == ()
 
 
 @pytest.mark.parametrize("name", ["simclr", "simsiam", "moco", "byol"])
@@ -294,15 +305,16 @@ def test_norms_that_are_measured_do_not_see_them(batch, name):
 def test_nothing_clean_is_embedded_for_the_log_alone(batch):
     """a2a has no clean stream, and so no cosine of it."""
     views, ids, labels = batch
-    method = pushing(
-        AdversarialSimCLR(
-            build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=a2a
-        )
+    method = AdversarialSimCLR(
+        build_model(TINY, "projector"),
+        LossSettings(T, alpha_negatives=ALPHA),
+        attack(branches=("clean",)),
+        pairing=a2a,
     )
     assert "negative_cosine" not in method(views, ids, labels)
-    assert "negative_cosine" in pushing(SimCLR(build_model(TINY, "projector"), T))(
-        views, ids, labels
-    )
+    assert "negative_cosine" in SimCLR(
+        build_model(TINY, "projector"), LossSettings(T, alpha_negatives=ALPHA)
+    )(views, ids, labels)
 
 
 @pytest.mark.parametrize("name", ["uel", "supervised", "distill"])
@@ -320,8 +332,8 @@ def test_methods_without_a_place_for_them_refuse_them(name):
             {"names": ["patches"]},
             "method.negatives.names: unknown name 'patches'; did you mean 'patch'",
         ),
-        ({"patch_px": [16]}, "two sides"),
-        ({"names": ["patch", "patch"]}, "list different ones"),
+        ({"patch_px": [16]}, "must be two sides"),
+        ({"names": ["patch", "patch"]}, "must list each name once"),
     ],
 )
 def test_what_is_no_negative_is_refused(change, reason):

@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
-from tests.methods.test_build import load
-from tests.training.test_loop import _cfg, _train
+from tests.methods.helpers import load
+from tests.training.helpers import tiny_config, train_state
 from vidrobust import checkpoint, config
 from vidrobust.evaluation.evaluate import load_method
+from vidrobust.methods import require_options
 from vidrobust.methods.revisions import REVISION, changed_since
 from vidrobust.utils.errors import UserError
 
@@ -52,7 +53,7 @@ def as_before(path, drop=("key_encoder",)):
 def test_a_dynacl_run_without_a_momentum_encoder(ucf, tmp_path):
     words = [A + "name=dynacl", A + "steps=1", "train.checkpoint_every=1", "train.keep=9"]
     old = ["train.average=0.9", "eval.average=true", A + "key_encoder=false"]
-    _train(_cfg(ucf, *words, *old), tmp_path / "old")
+    train_state(tiny_config(ucf, *words, *old), tmp_path / "old")
     path = tmp_path / "old/checkpoints/step_00000002.pt"
     as_before(path)
     state = checkpoint.read_checkpoint(path)
@@ -62,12 +63,12 @@ def test_a_dynacl_run_without_a_momentum_encoder(ucf, tmp_path):
     with pytest.raises(
         UserError, match="is of an earlier revision: dynacl's second view goes through a momentum"
     ):
-        _train(_cfg(ucf, *words, "eval.average=true"), tmp_path / "new", path)
-    assert _train(_cfg(ucf, *words, *old), tmp_path / "on", path)["step"] == 4
+        train_state(tiny_config(ucf, *words, "eval.average=true"), tmp_path / "new", path)
+    assert train_state(tiny_config(ucf, *words, *old), tmp_path / "on", path)["step"] == 4
 
 
 def test_an_advcl_run_whose_projector_has_branches_is_measured_as_before(ucf, tmp_path):
-    _train(_cfg(ucf), tmp_path / "teacher")
+    train_state(tiny_config(ucf), tmp_path / "teacher")
     words = [
         A + "name=advcl",
         A + "clusters=[2]",
@@ -76,7 +77,7 @@ def test_an_advcl_run_whose_projector_has_branches_is_measured_as_before(ucf, tm
         "model.head_norm=true",
         "train.max_steps=1",
     ]
-    state = _train(_cfg(ucf, *words), tmp_path / "new")
+    state = train_state(tiny_config(ucf, *words), tmp_path / "new")
     norms = [key for key in state["model"] if key.startswith("head.1.")]
     for key in norms:
         value = state["model"].pop(key)
@@ -94,7 +95,7 @@ def test_dynacls_momentum_encoder_is_what_is_measured(ucf, tmp_path):
         "method.momentum=0.5",
         "method.momentum_climbs=false",
     ]
-    state = _train(_cfg(ucf, *words, "eval.average=true"), tmp_path)
+    state = train_state(tiny_config(ucf, *words, "eval.average=true"), tmp_path)
     slow = {
         k.removeprefix("slow.model."): v
         for k, v in state["method"].items()
@@ -108,6 +109,6 @@ def test_dynacls_momentum_encoder_is_what_is_measured(ucf, tmp_path):
     with pytest.raises(
         UserError, match="dynacl has a momentum encoder, which eval.average measures"
     ):
-        _cfg(ucf, *words, "train.average=0.9")
+        require_options(tiny_config(ucf, *words, "train.average=0.9"))
     with pytest.raises(UserError, match="only a run with train.average keeps an average"):
-        _cfg(ucf, *words, A + "key_encoder=false", "eval.average=true")
+        require_options(tiny_config(ucf, *words, A + "key_encoder=false", "eval.average=true"))

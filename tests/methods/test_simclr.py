@@ -6,11 +6,19 @@ import torch
 
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Config, Model
-from vidrobust.methods import AdversarialSimCLR, Adversary, SimCLR, build_method, clae, nt_xent
+from vidrobust.config import Config, ModelConfig
+from vidrobust.methods import (
+    AdversarialSimCLR,
+    Adversary,
+    LossSettings,
+    SimCLR,
+    build_method,
+    clae,
+    nt_xent,
+)
 from vidrobust.models import add_branches, build_model
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
@@ -23,7 +31,7 @@ def batch(request):
 
 
 def test_simclr_is_nt_xent_of_its_two_views(batch):
-    method = SimCLR(build_model(TINY, "projector"), 0.5)
+    method = SimCLR(build_model(TINY, "projector"), LossSettings(0.5))
     views, ids, labels = batch
     z = torch.cat([method.model(views[:, 0]), method.model(views[:, 1])])
     expected = nt_xent(z, torch.cat([ids, ids]), 0.5)
@@ -33,16 +41,16 @@ def test_simclr_is_nt_xent_of_its_two_views(batch):
 
 def test_labels_are_not_looked_at(batch):
     views, ids, labels = batch
-    method = SimCLR(build_model(TINY, "projector"), 0.5).eval()
+    method = SimCLR(build_model(TINY, "projector"), LossSettings(0.5)).eval()
     assert torch.equal(method(views, ids, labels)["loss"], method(views, ids, labels + 3)["loss"])
 
 
 def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
     """Loss, gradients and clean statistics."""
-    plain = SimCLR(build_model(TINY, "projector"), 0.5)
+    plain = SimCLR(build_model(TINY, "projector"), LossSettings(0.5))
     branched = add_branches(copy.deepcopy(plain.model))
     with_clae = AdversarialSimCLR(
-        branched, 0.5, one_step(8 / 255), pairing=partial(clae, alpha=0.0)
+        branched, LossSettings(0.5), one_step(8 / 255), pairing=partial(clae, alpha=0.0)
     )
     losses = [method(*batch)["loss"] for method in (plain, with_clae)]
     assert torch.equal(*losses)
@@ -65,7 +73,9 @@ def test_the_adversarial_term_is_the_papers(batch):
     x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))
     pairing = partial(clae, alpha=alpha)
-    method = AdversarialSimCLR(copy.deepcopy(model), 0.5, one_step(eps), pairing=pairing)
+    method = AdversarialSimCLR(
+        copy.deepcopy(model), LossSettings(0.5), one_step(eps), pairing=pairing
+    )
     ours = method(views, ids, labels)["loss"]
     z1, z2 = model(x1), model(x2)
     with model.use_branch("adv"):

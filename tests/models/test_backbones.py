@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from vidrobust.config import Model as ModelConfig
+from vidrobust.config import ModelConfig
 from vidrobust.models import BACKBONES, build_backbone, build_model
 from vidrobust.models.backbone import BackboneParts
 from vidrobust.utils.errors import UserError

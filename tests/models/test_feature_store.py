@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.helpers import counting_video
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import Record, eval_dataset
 from vidrobust.evaluation import DiskStore, extract
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
 CPU = torch.device("cpu")
-CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
+CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
 N = 11
 
 
@@ -164,7 +164,7 @@ def test_no_batch_is_kept_in_memory(tmp_path, monkeypatch, on_disk):
     for n in range(count):
         (tmp_path / f"{n}.avi").symlink_to(path)
         records.append(Record(f"{n}.avi", str(tmp_path / f"{n}.avi"), n % 2))
-    cfg = Data(frames=4, stride=2, short_side=64, size=64, workers=1)
+    cfg = DataConfig(frames=4, stride=2, short_side=64, size=64, workers=1)
     dataset = eval_dataset(cfg, records, 2)
     usage = []
 
@@ -191,7 +191,7 @@ def _shared_bytes():
 def test_videos_shorter_than_a_clip_are_counted_once(tmp_path, caplog):
     paths = [counting_video(tmp_path / f"{n}.avi", frames) for n, frames in enumerate((3, 40, 5))]
     records = [Record(path.name, str(path), 0) for path in paths]
-    cfg = Data(frames=8, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
+    cfg = DataConfig(frames=8, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
     dataset = eval_dataset(cfg, records, 2)
     with caplog.at_level("WARNING", "vidrobust"):
         (features,) = extract([_mean_colour], dataset, CPU, batch_size=4, workers=0, title="test")

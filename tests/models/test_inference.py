@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from tests.helpers import tiny_ucf101
-from vidrobust.config import Data, Model
+from vidrobust.config import DataConfig, ModelConfig
 from vidrobust.data import eval_dataset, ucf101
 from vidrobust.evaluation import evaluation_mode, extract
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
+CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 CPU = torch.device("cpu")
 
 
@@ -53,7 +53,7 @@ def test_failures_are_listed_separately_and_nothing_but_failures_is_refused(tmp_
 
 def test_evaluation_mode_restores_every_flag():
     model = add_branches(
-        build_model(Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
+        build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     ).train()
     model.backbone.trunk[0].eval()
     model.head[0].weight.requires_grad_(False)

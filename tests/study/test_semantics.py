@@ -1,4 +1,4 @@
-"""Paper C's study: options of a data set, and what its report says of cues and shift."""
+"""The study of Ge et al. 2021: options of a data set, and cues and shift in the report."""
 
 import json
 import os
@@ -26,7 +26,7 @@ arms:
 """
 
 
-def test_a_data_set_has_options_of_its_own(tmp_path):
+def test_options_of_a_data_set_apply_to_its_runs(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     assert (
         tool(
@@ -40,15 +40,15 @@ def test_a_data_set_has_options_of_its_own(tmp_path):
     (tmp_path / "study.yaml").write_text(PAGE)
     done = tool("study", "--cfg", "study.yaml", "--output-dir", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out/study.json").read_text())["clips"]
+    arms = json.loads((tmp_path / "out/study.json").read_text())["clips"]
     for arm in ("moco", "texture"):
         summary = json.loads(
             (tmp_path / f"out/clips/{arm}/seed0/eval/study/summary.json").read_text()
         )
         views = summary["bias"]["views"]
-        assert found[arm]["acc freeze"]["mean"] == views["freeze"]["acc"]
-        assert found[arm].get("bias swapped", {"mean": None})["mean"] == views["swapped"]["bias"]
-        assert found[arm]["shift"]["mean"] == summary["shift"]["acc"]
+        assert arms[arm]["acc freeze"]["mean"] == views["freeze"]["acc"]
+        assert arms[arm].get("bias swapped", {"mean": None})["mean"] == views["swapped"]["bias"]
+        assert arms[arm]["shift"]["mean"] == summary["shift"]["acc"]
     text = (tmp_path / "out/study.md").read_text()
     assert (
         "| arm | shift | clean | texture | freeze | swapped |" in text
@@ -56,10 +56,8 @@ def test_a_data_set_has_options_of_its_own(tmp_path):
     )
 
 
-def test_what_an_evaluation_would_refuse_is_told_before_training(tmp_path):
-    """A slash at the end of a folder, as a shell writes it, is not one inside the name of its
-    textures.
-    """
+def test_options_that_the_evaluation_refuses_are_reported_before_training(tmp_path):
+    """A slash at the end of the data set's folder does not end up in the folder of its textures."""
     root = tiny_ucf101(tmp_path / "data")
     (tmp_path / "base.yaml").write_text(config.to_yaml(config.loads("", tiny(f"data.root={root}"))))
     (tmp_path / "study.yaml").write_text(PAGE)
@@ -74,7 +72,7 @@ def test_what_an_evaluation_would_refuse_is_told_before_training(tmp_path):
     assert not (tmp_path / "outputs/study/clips").exists()
 
 
-def test_ranks_that_are_refused_go_on_to_the_next_arm_together(tmp_path):
+def test_all_ranks_continue_with_the_next_arm_after_an_error(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (tmp_path / "base.yaml").write_text(
         config.to_yaml(config.loads("", tiny(f"data.root={root}", "device=cpu")))
@@ -107,13 +105,13 @@ def test_ranks_that_are_refused_go_on_to_the_next_arm_together(tmp_path):
     assert (tmp_path / "outputs/study/clips/plain/seed0/eval/study/summary.json").is_file()
 
 
-def test_options_of_a_data_set_that_is_not_there_are_refused(tmp_path):
+def test_options_of_an_unknown_data_set_are_refused(tmp_path):
     (tmp_path / "study.yaml").write_text(PAGE.replace("options: {clips:", "options: {clip:"))
     with pytest.raises(UserError, match="options: no data set 'clip'; did you mean 'clips'"):
         read_study(tmp_path / "study.yaml")
 
 
-def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
+def test_the_config_file_has_the_arms_of_ge_et_al_2021_with_alpha_1_to_3(tmp_path):
     study = read_study(REPO / "configs/study_semantics.yaml")
     runs = plan(study, tmp_path, roots={"cifar10": "/c", "ucf101": "/u"})
     assert len(runs) == 3 * (7 + 13 + 13)
@@ -122,7 +120,7 @@ def test_the_page_is_papers_c_with_alpha_1_to_3(tmp_path):
     assert by_name["ucf101", "freeze_3"].method.negatives.names == ["freeze"]
     assert by_name["ucf101", "temporal_2"].method.negatives.alpha == 2
     assert {cfg.method.temperature for cfg in by_name.values()} == {0.2}, (
-        "the published alphas are of this one"
+        "the published values of alpha are for this temperature"
     )
     drawn = by_name["motionshapes", "moco"]
     assert drawn.data.motionshapes.texture_correlation == 0.9 and drawn.data.twins.endswith(

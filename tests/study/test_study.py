@@ -1,4 +1,4 @@
-"""A study is run once however often it is started, and its table is that of its runs."""
+"""A study repeats no finished run, and its tables summarise its runs."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def page(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
-def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
+def test_finished_runs_are_not_repeated_and_a_stopped_study_continues(page):
     folder = page.parent
     words = ("--cfg", page, "--output-dir", "out")
     first = tool("study", *words, "--seeds", "0", "--arms", "simclr,supcon", cwd=folder)
@@ -65,20 +65,20 @@ def test_it_is_run_once_and_goes_on_where_it_was_stopped(page):
     assert len(list(folder.glob("out/*/*/*/eval/study/summary.json"))) == 6
     simclr = {p: t for p, t in kept.items() if "/simclr/" in str(p)}
     assert all(p.stat().st_mtime_ns == t for p, t in simclr.items()), "not trained again"
-    found = json.loads((folder / "out/study.json").read_text())["clips"]
+    arms = json.loads((folder / "out/study.json").read_text())["clips"]
     values = [
         json.loads((folder / f"out/clips/fixed/seed{s}/eval/study/summary.json").read_text())
         for s in (0, 1)
     ]
-    assert found["fixed"]["clean"]["values"] == [v["clean_acc"] for v in values]
-    assert found["fixed"]["uniformity"]["values"] == [
+    assert arms["fixed"]["clean"]["values"] == [v["clean_acc"] for v in values]
+    assert arms["fixed"]["uniformity"]["values"] == [
         v["geometry"]["trained"]["uniformity"] for v in values
     ]
-    assert found["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
+    assert arms["fixed"]["mpc"]["values"] == [v["corruption"]["mpc"] for v in values]
     part = tool("study", *words, "--seeds", "0", "--arms", "simclr", cwd=folder)
     assert (
         part.returncode == 0
-        and json.loads((folder / "out/study.json").read_text())["clips"] == found
+        and json.loads((folder / "out/study.json").read_text())["clips"] == arms
     ), "all is kept"
     text = (folder / "out/study.md").read_text()
     assert "Not finished" not in text and "| fixed | 2 | " in text and "linf-4/255" in text
@@ -95,7 +95,8 @@ def test_other_options_are_refused_before_anything_is_trained(page):
     again = tool("study", *words, "--arms", "simclr,supcon", "optim.lr=0.01", cwd=folder)
     assert (
         again.returncode == 1
-        and "holds a run with other options (in brackets): optim.lr=0.01 (0.1)" in again.stderr
+        and "holds a run with other options (its values in brackets): optim.lr=0.01 (0.1)"
+        in again.stderr
     )
     assert not (folder / "out/clips/supcon").exists() and "Traceback" not in again.stderr
     done = tool("study", *words, "--arms", "simclr", "--dry-run", cwd=folder)
@@ -112,8 +113,9 @@ def test_other_options_are_refused_before_anything_is_trained(page):
 
 
 def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
-    """Runs at a budget of 0 (0.8) and two more: accuracy at the first, and half of it at the
-    second.
+    """Return runs with three budgets: accuracy 0.8 at 0, a given one, and half of that.
+
+    robust: name of an arm -> the given accuracy, by seed.
     """
     space = {
         "alignment": 0.5,
@@ -126,7 +128,7 @@ def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
         "margin_quantiles": [0.0] * 5,
         "margin_histogram": [1.0] * 40,
     }
-    made = []
+    runs = []
     for name, values in robust.items():
         for seed, value in enumerate(values):
             curve = [
@@ -157,11 +159,11 @@ def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
                 "classifier": "own head" if name == "sup" else "linear probe",
                 "warnings": ["a doubt"] if value == 0.4 else [],
             }
-            made.append((Arm("d", name, seed, config.Config(), Path()), summary))
-    return made
+            runs.append((Arm("d", name, seed, config.Config(), Path()), summary))
+    return runs
 
 
-def test_means_intervals_and_the_gap_by_hand(tmp_path):
+def test_means_intervals_and_gaps_match_numbers_computed_by_hand(tmp_path):
     study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup", "worse"])
     runs = _runs(
         {
@@ -171,31 +173,31 @@ def test_means_intervals_and_the_gap_by_hand(tmp_path):
             "worse": [0.1, 0.1, 0.1],
         }
     )
-    found = summarise(study, runs)["d"]
-    spread = found["fnr"]["robust linf-0.01"]
+    arms = summarise(study, runs)["d"]
+    spread = arms["fnr"]["robust linf-0.01"]
     assert spread["mean"] == pytest.approx(0.5) and spread["std"] == pytest.approx(0.1)
-    assert spread["half"] == pytest.approx(4.303 * 0.1 / math.sqrt(3)) and found["fnr"]["n"] == 3
-    assert found["fnr"]["gap_closed"]["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
-    assert found["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
-    assert found["csl"]["gap_closed"] == {} and "sup" not in found["sup"]["gap_closed"]
-    apart = found["fnr"]["difference"]["robust linf-0.01"]
-    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and found["csl"]["difference"] == {}, (
-        "seed by seed"
+    assert spread["half"] == pytest.approx(4.303 * 0.1 / math.sqrt(3)) and arms["fnr"]["n"] == 3
+    assert arms["fnr"]["gap_closed"]["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
+    assert arms["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
+    assert arms["csl"]["gap_closed"] == {} and "sup" not in arms["sup"]["gap_closed"]
+    apart = arms["fnr"]["difference"]["robust linf-0.01"]
+    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and arms["csl"]["difference"] == {}, (
+        "differences are taken seed by seed"
     )
-    assert found["fnr"]["success linf-0.02"]["mean"] == pytest.approx(1 - 0.25 / 0.8)
+    assert arms["fnr"]["success linf-0.02"]["mean"] == pytest.approx(1 - 0.25 / 0.8)
     assert (
-        found["fnr"]["fn_removed first"]["mean"] == 0
-        and found["fnr"]["fn_removed last"]["mean"] == 0.25
+        arms["fnr"]["fn_removed first"]["mean"] == 0
+        and arms["fnr"]["fn_removed last"]["mean"] == 0.25
     )
     assert (
-        found["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5)
-        and "fn_precision first" not in found["fnr"]
+        arms["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5)
+        and "fn_precision first" not in arms["fnr"]
     )
     alone = summarise(study, [run for run in runs if run[0].name != "csl"])["d"]["fnr"]
     assert alone["difference"] == {} and alone["gap_closed"] == {}
 
 
-def test_what_a_report_says(tmp_path):
+def test_the_report_has_options_warnings_and_tables(tmp_path):
     study = Study(
         arms={"csl": [], "fnr": ["a=b", "c=d"]},
         datasets={},
@@ -215,9 +217,9 @@ def test_what_a_report_says(tmp_path):
     )
     write_study(study, runs, tmp_path, 3, ["g=h"])
     text = (tmp_path / "study.md").read_text()
-    assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the page.\n")
-    assert "all runs: `e=f`." in text and "Its own options: `i=j`." in text, (
-        "g is the command line's"
+    assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the study.\n")
+    assert "all runs: `e=f`." in text and "Options of this data set: `i=j`." in text, (
+        "g is overridden on the command line"
     )
     assert "command line: `g=h`." in text and "| fnr | `a=b` `c=d` |" in text
     assert "50 test videos, pgd-3x1; chance 10.0 %." in text
@@ -232,9 +234,11 @@ def test_what_a_report_says(tmp_path):
         in text
     )
     assert "| fnr | 0.0 ± 0.0 [0.0] | 25.0 ± 0.0 [0.0] | - | 50.0 ± 24.8 [10.0] | - | - |" in text
-    assert "| fnr | sup | 50 | 50 |" in text and "linf-0 " not in text, "a budget of 0 is clean"
+    assert "| fnr | sup | 50 | 50 |" in text and "linf-0 " not in text, (
+        "a budget of 0 is clean accuracy"
+    )
     assert (
-        "of worse is above csl's at no budget" in text
+        "of worse is above that of csl at no budget" in text
         and "| sup | worse |" not in text
         and "| worse | sup" not in text
     )
@@ -250,7 +254,7 @@ def test_what_a_report_says(tmp_path):
     )
 
 
-def test_one_seed_and_many():
+def test_intervals_of_one_seed_and_of_many():
     study = Study(arms={}, datasets={}, baseline="csl")
     one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"]["clean"]
     assert one["half"] is None and one["values"] == [0.8]
@@ -258,7 +262,7 @@ def test_one_seed_and_many():
     assert many["half"] == pytest.approx(1.96 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20))
 
 
-def test_later_options_win_and_seeds_come_first(page):
+def test_later_options_replace_earlier_ones_and_runs_are_ordered_by_seed(page):
     study = dataclasses.replace(read_study(page), common=["train.epochs=3", "optim.lr=0.5"])
     study = dataclasses.replace(study, arms={"a": ["optim.lr=0.2"], "b": []})
     runs = plan(study, Path("out"), ["train.epochs=7"], {"clips": "/elsewhere"})
@@ -276,7 +280,7 @@ def test_later_options_win_and_seeds_come_first(page):
     ]
 
 
-def test_an_arm_that_fails_leaves_the_others(page):
+def test_a_failing_arm_does_not_stop_the_others(page):
     folder = page.parent
     page.write_text(
         page.read_text().replace("simclr: []", 'simclr: ["method.name=moco", "method.queue=64"]')
@@ -308,28 +312,28 @@ def test_an_arm_that_fails_leaves_the_others(page):
     ("text", "reason"),
     [
         ("- a", "a study is a mapping"),
-        ("arms: {a: []}", "datasets is a mapping"),
-        ("arms: {}\ndatasets: {d: p}", "arms is a mapping of names, with one at least"),
-        ("arms: {a: [1]}\ndatasets: {d: p}", "a: a list of key=value"),
+        ("arms: {a: []}", "datasets: must be a mapping"),
+        ("arms: {}\ndatasets: {d: p}", "arms: must be a mapping of names, at least one"),
+        ("arms: {a: [1]}\ndatasets: {d: p}", "a: must be a list of key=value"),
         ("arms: {a: []}\ndatasets: {d: p}\nbaseline: aa", "no arm 'aa'; did you mean 'a'"),
         ("arms: {a: []}\ndatasets: {d: p}\nskip: {d: [b]}", "no arm 'b'"),
         ("arms: {a: []}\ndatasets: {d: p}\nskip: {e: [a]}", "skip: no data set 'e'"),
         (
             "arms: {a: []}\ndatasets: {d: p}\nskip: {d: a}",
-            "skip is a mapping of data sets to lists of arms",
+            "skip: must be a mapping of data sets to lists of arms",
         ),
-        ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, one at least"),
+        ("arms: {a: []}\ndatasets: {d: p}\nseeds: [x]", "whole numbers, at least one"),
         ("arm: {a: []}", "unknown key 'arm'; did you mean 'arms'"),
         ("arms: [", "study.yaml: "),
     ],
 )
-def test_pages_that_are_none(tmp_path, text, reason):
+def test_invalid_config_files_are_refused(tmp_path, text, reason):
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError, match=reason):
         read_study(tmp_path / "study.yaml")
 
 
-def test_an_arm_learns_from_the_run_of_another_with_its_seed(page):
+def test_an_arm_in_braces_is_replaced_by_its_run_with_the_same_seed(page):
     study = dataclasses.replace(
         read_study(page), arms={"a": [], "b": ["method.name=distill", "method.teacher={a}"]}
     )
@@ -342,7 +346,7 @@ def test_an_arm_learns_from_the_run_of_another_with_its_seed(page):
     ]
 
 
-def test_a_trained_run_is_measured_again_under_another_name(page):
+def test_a_trained_run_can_be_measured_again_under_another_name(page):
     folder = page.parent
     words = ("--cfg", page, "--output-dir", "out", "--seeds", "0", "--arms", "simclr")
     assert tool("study", *words, cwd=folder).returncode == 0
@@ -362,8 +366,8 @@ def test_a_trained_run_is_measured_again_under_another_name(page):
     assert done.returncode == 1 and "holds a run with other options" in done.stderr
 
 
-def test_a_figure_without_anything_to_show_is_not_drawn(tmp_path):
-    """And a space of accuracies where nothing is attacked."""
+def test_an_empty_figure_is_not_drawn(tmp_path):
+    """Without attacks, alignment and uniformity are coloured by clean accuracy."""
     study = Study(arms={"csl": []}, datasets={}, page=Path("configs/study_x.yaml"))
     runs = _runs({"csl": [0.2, 0.3]})
     for _, summary in runs:
@@ -377,7 +381,7 @@ def test_a_figure_without_anything_to_show_is_not_drawn(tmp_path):
     )
 
 
-def test_an_arm_that_learns_from_another_needs_it(page):
+def test_an_arm_that_starts_from_another_needs_that_run(page):
     text = page.read_text()
     page.write_text(
         text.replace(
@@ -389,32 +393,32 @@ def test_an_arm_that_learns_from_another_needs_it(page):
     assert "--arms simclr,student" in done.stderr and not (page.parent / "out").exists()
 
 
-def test_nothing_to_run_is_said(page):
+def test_an_empty_study_is_an_error(page):
     page.write_text(page.read_text() + "skip:\n  clips: [simclr]\n")
     done = tool("study", "--cfg", page, "--output-dir", "out", "--arms", "simclr", cwd=page.parent)
     assert done.returncode == 1 and "nothing to run: " in done.stderr
 
 
-def test_parts_of_a_study(page):
+def test_the_command_line_chooses_a_part_of_a_study(page):
     study = read_study(page)
     part = chosen(study, "", "fixed,simclr", "3")
     assert list(part.arms) == ["simclr", "fixed"] and part.seeds == [3] and part.comparators == []
     for words, reason in (
-        (("x", "", ""), "--datasets x: the study has clips"),
+        (("x", "", ""), "--datasets x: unknown; the study has clips"),
         (("", "", "a"), "--seeds a"),
     ):
         with pytest.raises(UserError, match=reason):
             chosen(study, *words)
     with pytest.raises(UserError, match="--data clip: no such data set; did you mean 'clips'"):
         plan(study, Path("out"), [], {"clip": "x"})
-    with pytest.raises(UserError, match="no study"):
+    with pytest.raises(UserError, match="no such study"):
         read_study(page.parent / "none.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/study_*.yaml")), ids=lambda p: p.stem)
-def test_every_page_plans_and_starts_with_its_command(path):
+def test_every_config_file_has_matched_runs_and_states_its_command(path):
     runs = plan(read_study(path), Path("out"))
-    if path.stem == "study_susceptibility":  # METHODS section 1.4: each rule
+    if path.stem == "study_susceptibility":  # Gupta et al. 2022 and ours: each rule
         rules = [
             {r.cfg.method.false_negatives.rule for r in runs if r.dataset == d}
             for d in ("cifar10", "ucf101")
@@ -426,10 +430,12 @@ def test_every_page_plans_and_starts_with_its_command(path):
         in path.read_text().split("\nseeds")[0]
     )
     for dataset in {run.dataset for run in runs}:
-        here = [r for r in runs if r.dataset == dataset]
-        matched = {(r.cfg.train.epochs, r.cfg.train.batch_size, r.cfg.model.backbone) for r in here}
-        assert len(matched) == 1, "the comparison is matched"
+        dataset_runs = [r for r in runs if r.dataset == dataset]
+        matched = {
+            (r.cfg.train.epochs, r.cfg.train.batch_size, r.cfg.model.backbone) for r in dataset_runs
+        }
+        assert len(matched) == 1, "all arms have the same budget of training"
         augmented = {
-            str(r.cfg.augment) for r in here if r.name != "deacl"
-        }  # whose recipe is a crop and a flip
+            str(r.cfg.augment) for r in dataset_runs if r.name != "deacl"
+        }  # deacl's recipe only crops and flips
         assert len(augmented) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.test_loop import _cfg, _equal, _train
+from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint
 from vidrobust.evaluation import load_method
 from vidrobust.training.ema import Average
@@ -28,20 +28,20 @@ def test_it_is_its_formula_and_counts_are_copied():
 
 def test_it_is_resumed_bitwise_and_measured(ucf, tmp_path):
     words = ["train.average=0.5", "train.checkpoint_every=1", "train.keep=9"]
-    cfg = _cfg(ucf, *words)
-    whole = _train(cfg, tmp_path / "whole")
-    resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt")
-    assert all(_equal(whole[key], resumed[key]) for key in whole) and "average" in whole
-    last = load_method(cfg, whole, 2).model.state_dict()
-    mean = load_method(_cfg(ucf, *words, "eval.average=true"), whole, 2).model.state_dict()
-    assert (
-        _equal(last, whole["model"]) and _equal(mean, whole["average"]) and not _equal(last, mean)
+    cfg = tiny_config(ucf, *words)
+    whole = train_state(cfg, tmp_path / "whole")
+    resumed = train_state(
+        cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt"
     )
-    plain = _train(_cfg(ucf), tmp_path / "plain")
-    assert _equal(plain["model"], whole["model"]), "training does not see it"
+    assert all(equal(whole[key], resumed[key]) for key in whole) and "average" in whole
+    last = load_method(cfg, whole, 2).model.state_dict()
+    mean = load_method(tiny_config(ucf, *words, "eval.average=true"), whole, 2).model.state_dict()
+    assert equal(last, whole["model"]) and equal(mean, whole["average"]) and not equal(last, mean)
+    plain = train_state(tiny_config(ucf), tmp_path / "plain")
+    assert equal(plain["model"], whole["model"]), "training does not see it"
     with pytest.raises(
         UserError, match="eval.average: the checkpoint was trained without train.average"
     ):
         checkpoint.weights(plain, average=True)
     with pytest.raises(UserError, match="was trained without train.average; set it to 0"):
-        _train(cfg, tmp_path / "late", tmp_path / "plain/checkpoints/last.pt")
+        train_state(cfg, tmp_path / "late", tmp_path / "plain/checkpoints/last.pt")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint, config
 from vidrobust.data import TrainBatches, ucf101
 from vidrobust.training.loop import NonFinite, train
@@ -18,43 +19,28 @@ from vidrobust.utils.errors import UserError
 ADV = ["method.adversary.name=clae", "method.adversary.threats=[linf-4/255]"]
 
 
-def _cfg(ucf, *words):
-    return config.loads("", tiny(f"data.root={ucf}", *words))
-
-
-def _train(cfg, out, resume=None):
-    out.mkdir(exist_ok=True)
-    return checkpoint.read_checkpoint(train(cfg, out, resume))
-
-
-def _equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 @pytest.mark.parametrize("words", [ADV, ["method.name=supervised"]], ids=["clae", "supervised"])
 def test_resume_in_mid_epoch_is_bitwise(ucf, tmp_path, words, optimizer):
     """4 steps equal 3 + resume + 1; an epoch has 2."""
-    cfg = _cfg(ucf, *words, f"optim.name={optimizer}", "train.checkpoint_every=1", "train.keep=9")
-    whole = _train(cfg, tmp_path / "whole")
-    resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt")
+    cfg = tiny_config(
+        ucf, *words, f"optim.name={optimizer}", "train.checkpoint_every=1", "train.keep=9"
+    )
+    whole = train_state(cfg, tmp_path / "whole")
+    resumed = train_state(
+        cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt"
+    )
     assert whole["step"] == resumed["step"] == 4
     for key in whole:
-        assert _equal(whole[key], resumed[key]), key
+        assert equal(whole[key], resumed[key]), key
     assert (tmp_path / "whole/backbone.pt").read_bytes() == (
         tmp_path / "resumed/backbone.pt"
     ).read_bytes()
 
 
 def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
-    cfg = _cfg(ucf, *ADV, "train.checkpoint_every=1")
-    state = _train(cfg, tmp_path)
+    cfg = tiny_config(ucf, *ADV, "train.checkpoint_every=1")
+    state = train_state(cfg, tmp_path)
     assert set(state) == {
         "format",
         "method_revision",
@@ -91,27 +77,27 @@ def test_the_run_leaves_what_the_design_says(ucf, tmp_path):
 
 
 def test_workers_do_not_change_the_weights(ucf, tmp_path):
-    a, b = (_train(_cfg(ucf, f"data.workers={n}"), tmp_path / str(n)) for n in (0, 2))
-    assert _equal(a["model"], b["model"])
+    a, b = (train_state(tiny_config(ucf, f"data.workers={n}"), tmp_path / str(n)) for n in (0, 2))
+    assert equal(a["model"], b["model"])
 
 
 def test_a_resumed_run_logs_each_step_once(ucf, tmp_path):
-    cfg = _cfg(ucf, "train.checkpoint_every=2", "train.keep=9")
-    _train(cfg, tmp_path)
-    _train(cfg, tmp_path, tmp_path / "checkpoints/step_00000002.pt")
+    cfg = tiny_config(ucf, "train.checkpoint_every=2", "train.keep=9")
+    train_state(cfg, tmp_path)
+    train_state(cfg, tmp_path, tmp_path / "checkpoints/step_00000002.pt")
     assert [json.loads(line)["step"] for line in open(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_pretrained_trunk_weights_are_where_training_starts(ucf, tmp_path):
-    _train(_cfg(ucf), tmp_path / "first")
-    cfg = _cfg(
+    train_state(tiny_config(ucf), tmp_path / "first")
+    cfg = tiny_config(
         ucf,
         f"model.weights={tmp_path / 'first/backbone.pt'}",
         "optim.lr=1e-30",
         "train.max_steps=1",
         *ADV,
     )
-    state = _train(cfg, tmp_path / "second")
+    state = train_state(cfg, tmp_path / "second")
     trunk = torch.load(tmp_path / "first/backbone.pt", weights_only=True)
     for key, value in trunk.items():
         if "running" not in key and "tracked" not in key:
@@ -121,7 +107,7 @@ def test_pretrained_trunk_weights_are_where_training_starts(ucf, tmp_path):
 
 
 def test_bf16_trains(ucf, tmp_path):
-    state = _train(_cfg(ucf, "train.amp=bf16", *ADV), tmp_path)
+    state = train_state(tiny_config(ucf, "train.amp=bf16", *ADV), tmp_path)
     assert all(torch.isfinite(v).all() for v in state["model"].values())
     assert state["model"]["head.0.weight"].dtype == torch.float32
 
@@ -140,7 +126,7 @@ def test_a_non_finite_loss_stops_and_leaves_the_last_good_checkpoint(ucf, tmp_pa
     with pytest.raises(
         NonFinite, match=r"loss is nan at step 2; batch: \w+/v_.*last good checkpoint: .*00002.pt"
     ) as e:
-        _train(_cfg(ucf, "train.checkpoint_every=1"), tmp_path)
+        train_state(tiny_config(ucf, "train.checkpoint_every=1"), tmp_path)
     assert "\n" not in str(e.value) and str(e.value).count(".avi") == 4
     state = checkpoint.read_checkpoint(tmp_path)
     assert state["step"] == 2 and all(torch.isfinite(v).all() for v in state["model"].values())
@@ -162,12 +148,12 @@ def test_a_non_finite_gradient_stops_before_the_weights_move(ucf, tmp_path, monk
 
     monkeypatch.setattr(SimCLR, "forward", steep)
     with pytest.raises(NonFinite, match="gradient norm is nan at step 0.*none yet"):
-        _train(_cfg(ucf), tmp_path)
+        train_state(tiny_config(ucf), tmp_path)
 
 
 def test_a_bad_training_video_stops_the_run_and_loses_nothing(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
-    cfg = _cfg(root, "train.checkpoint_every=100", "train.epochs=3")
+    cfg = tiny_config(root, "train.checkpoint_every=100", "train.epochs=3")
     victim = root / "videos/Beta/v_Beta_g02_c01.avi"
     content = victim.read_bytes()
     victim.write_bytes(content[:700])
@@ -177,19 +163,19 @@ def test_a_bad_training_video_stops_the_run_and_loses_nothing(tmp_path):
             r"1 of 8 training videos are bad \(train.max_bad=0.05\); the last: .*v_Beta_g02_c01.avi"
         ),
     ):
-        _train(cfg, tmp_path / "out")
+        train_state(cfg, tmp_path / "out")
     saved = list((tmp_path / "out").glob("checkpoints/step_*.pt"))
     victim.write_bytes(content)
-    state = _train(cfg, tmp_path / "out", saved[0] if saved else None)
+    state = train_state(cfg, tmp_path / "out", saved[0] if saved else None)
     assert state["step"] == 6
-    assert _equal(state["model"], _train(cfg, tmp_path / "clean")["model"])
+    assert equal(state["model"], train_state(cfg, tmp_path / "clean")["model"])
 
 
 def test_resume_refuses_another_list_or_architecture(ucf, tmp_path):
-    _train(_cfg(ucf), tmp_path / "a")
+    train_state(tiny_config(ucf), tmp_path / "a")
     other = tiny_ucf101(tmp_path / "other", ("Gamma", "Delta"))
     with pytest.raises(UserError, match="another list of videos"):
-        _train(_cfg(other), tmp_path / "b", tmp_path / "a")
+        train_state(tiny_config(other), tmp_path / "b", tmp_path / "a")
     for word in (
         "model.width=8",
         "optim.name=adamw",
@@ -197,13 +183,15 @@ def test_resume_refuses_another_list_or_architecture(ucf, tmp_path):
         "method.adversary.name=clae",
     ):
         with pytest.raises(UserError, match=f"a resume cannot change {word}"):
-            _train(_cfg(ucf, word), tmp_path / "b", tmp_path / "a")
+            train_state(tiny_config(ucf, word), tmp_path / "b", tmp_path / "a")
 
 
 def test_a_resume_takes_the_new_options_of_the_optimizer(ucf, tmp_path):
-    _train(_cfg(ucf), tmp_path / "a")
+    train_state(tiny_config(ucf), tmp_path / "a")
     words = ["train.epochs=3", "optim.weight_decay=0.5", "optim.momentum=0.1"]
-    groups = _train(_cfg(ucf, *words), tmp_path / "a", tmp_path / "a")["optimizer"]["param_groups"]
+    groups = train_state(tiny_config(ucf, *words), tmp_path / "a", tmp_path / "a")["optimizer"][
+        "param_groups"
+    ]
     assert [g["weight_decay"] for g in groups] == [0.5, 0] and [g["momentum"] for g in groups] == [
         0.1,
         0.1,
@@ -212,8 +200,8 @@ def test_a_resume_takes_the_new_options_of_the_optimizer(ucf, tmp_path):
 
 
 def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):
-    cfg = _cfg(ucf, "train.checkpoint_every=1")
-    whole = _train(cfg, tmp_path)
+    cfg = tiny_config(ucf, "train.checkpoint_every=1")
+    whole = train_state(cfg, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "last.pt",
         "step_00000003.pt",
@@ -222,8 +210,8 @@ def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):
     shutil.copy(
         tmp_path / "checkpoints/step_00000003.pt", tmp_path / "checkpoints/step_00000002.pt"
     )
-    longer = _cfg(ucf, "train.checkpoint_every=1", "train.max_steps=3")
-    state = _train(longer, tmp_path, tmp_path / "checkpoints/step_00000003.pt")
+    longer = tiny_config(ucf, "train.checkpoint_every=1", "train.max_steps=3")
+    state = train_state(longer, tmp_path, tmp_path / "checkpoints/step_00000003.pt")
     assert state["step"] == 3 and whole["step"] == 4  # complete at once, and last.pt says so
     assert (
         sorted(p.name for p in (tmp_path / "checkpoints").glob("step*"))[-1] == "step_00000003.pt"
@@ -231,8 +219,10 @@ def test_a_resume_from_an_older_step_drops_what_came_after(ucf, tmp_path):
 
 
 def test_a_completed_run_can_be_resumed_into_another_folder(ucf, tmp_path):
-    whole = _train(_cfg(ucf), tmp_path / "a")
-    assert _equal(whole["model"], _train(_cfg(ucf), tmp_path / "b", tmp_path / "a")["model"])
+    whole = train_state(tiny_config(ucf), tmp_path / "a")
+    assert equal(
+        whole["model"], train_state(tiny_config(ucf), tmp_path / "b", tmp_path / "a")["model"]
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -240,7 +230,7 @@ def test_a_bad_video_is_replaced_counted_and_said_once(tmp_path, workers):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"")
     words = ["train.log_every=3", "train.max_bad=0.2", f"data.workers={workers}"]
-    state = _train(_cfg(root, *words), tmp_path / "out")
+    state = train_state(tiny_config(root, *words), tmp_path / "out")
     rows = [json.loads(line) for line in open(tmp_path / "out/metrics.jsonl")]
     assert (
         sum(row["failed_reads"] for row in rows) >= 2
@@ -249,9 +239,9 @@ def test_a_bad_video_is_replaced_counted_and_said_once(tmp_path, workers):
     assert (tmp_path / "out/log.txt").read_text().count(
         "v_Beta_g02_c01.avi: the file is empty"
     ) == 1
-    assert _equal(
+    assert equal(
         state["model"],
-        _train(_cfg(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"],
+        train_state(tiny_config(root, *words[:2], "data.workers=1"), tmp_path / "again")["model"],
     )
 
 
@@ -260,10 +250,10 @@ def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
     for n in (1, 2, 3):
         (root / f"videos/Beta/v_Beta_g{n:02d}_c01.avi").write_bytes(b"")
     words = ["train.log_every=1", "train.max_bad=0.5", "train.epochs=4"]
-    _train(_cfg(root, *words), tmp_path / "whole")
+    train_state(tiny_config(root, *words), tmp_path / "whole")
     counts = [json.loads(line)["bad_videos"] for line in open(tmp_path / "whole/metrics.jsonl")]
-    _train(_cfg(root, *words, "train.max_steps=4"), tmp_path / "part")
-    _train(_cfg(root, *words), tmp_path / "part", tmp_path / "part")
+    train_state(tiny_config(root, *words, "train.max_steps=4"), tmp_path / "part")
+    train_state(tiny_config(root, *words), tmp_path / "part", tmp_path / "part")
     assert [
         json.loads(line)["bad_videos"] for line in open(tmp_path / "part/metrics.jsonl")
     ] == counts
@@ -272,7 +262,7 @@ def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
         UserError, match="3 of 8 training videos are bad"
     ):  # known before the first step
         words = ["train.log_every=1", "train.max_bad=0.2", "train.epochs=5"]
-        _train(_cfg(root, *words), tmp_path / "less", tmp_path / "whole")
+        train_state(tiny_config(root, *words), tmp_path / "less", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -280,10 +270,10 @@ def test_a_resumed_run_remembers_its_bad_videos(tmp_path):
     [["data.backend=torchcodec"], ["data.sampling=interval_uniform", "method.name=supervised"]],
 )
 def test_a_start_that_fails_in_the_data_deletes_nothing(ucf, tmp_path, words, monkeypatch):
-    _train(_cfg(ucf), tmp_path / "out")
+    train_state(tiny_config(ucf), tmp_path / "out")
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(UserError, match="does not import|draws pairs of clips"):
-        train(_cfg(ucf, *words), tmp_path / "out", overwrite=True)
+        train(tiny_config(ucf, *words), tmp_path / "out", overwrite=True)
     assert (tmp_path / "out/checkpoints/last.pt").is_file() and (
         tmp_path / "out/backbone.pt"
     ).is_file()
@@ -293,8 +283,11 @@ def test_batches_larger_than_the_data_set_are_refused(ucf):
     with pytest.raises(
         UserError, match=r"train.batch_size=9 is larger than the data set \(8 videos\)"
     ):
-        total_steps(_cfg(ucf, "train.batch_size=9"), 8)
-    assert total_steps(_cfg(ucf), 8) == 4 and total_steps(_cfg(ucf, "train.max_steps=3"), 8) == 3
+        total_steps(tiny_config(ucf, "train.batch_size=9"), 8)
+    assert (
+        total_steps(tiny_config(ucf), 8) == 4
+        and total_steps(tiny_config(ucf, "train.max_steps=3"), 8) == 3
+    )
 
 
 def _start(ucf, out, *words):
@@ -339,7 +332,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(ucf, tmp_path):
     process.wait()
     assert checkpoint.read_checkpoint(killed)["step"] < 30
     assert _start(ucf, killed).wait(300) == 0
-    assert _equal(*(checkpoint.read_checkpoint(d) for d in (whole, killed)))
+    assert equal(*(checkpoint.read_checkpoint(d) for d in (whole, killed)))
     steps = [
         [json.loads(line)["step"] for line in open(d / "metrics.jsonl")] for d in (whole, killed)
     ]

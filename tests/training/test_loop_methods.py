@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny, tiny_ucf101
-from tests.training.test_loop import _cfg, _equal, _train
+from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint, config
 from vidrobust.methods import build_method
 from vidrobust.training.loop import NonFinite
@@ -41,12 +41,14 @@ KEEPING = {
 @pytest.mark.parametrize("kind", KEEPING)
 def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
     """Queue, momentum encoder, clusters, and the counts of an epoch that was cut in two."""
-    cfg = _cfg(ucf, *KEEPING[kind], "train.checkpoint_every=1", "train.keep=9")
-    whole = _train(cfg, tmp_path / "whole")
+    cfg = tiny_config(ucf, *KEEPING[kind], "train.checkpoint_every=1", "train.keep=9")
+    whole = train_state(cfg, tmp_path / "whole")
     rows = (tmp_path / "whole/metrics.jsonl").read_text()
-    resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt")
+    resumed = train_state(
+        cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000003.pt"
+    )
     for key in whole:
-        assert _equal(whole[key], resumed[key]), key
+        assert equal(whole[key], resumed[key]), key
     told = [
         [json.loads(line) for line in text.splitlines() if "train_epoch" in line]
         for text in (rows, (tmp_path / "resumed/metrics.jsonl").read_text())
@@ -73,13 +75,17 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
     with pytest.raises(
         UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"
     ):
-        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out")
+        train_state(tiny_config(root, *words, "train.max_bad=0.3"), tmp_path / "out")
     with pytest.raises(UserError, match="3 of 8 training videos are bad"):
-        _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+        train_state(
+            tiny_config(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out"
+        )
     for path, content in zip(bad, mended, strict=True):
         path.unlink()
         path.write_bytes(content)
-    state = _train(_cfg(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out")
+    state = train_state(
+        tiny_config(root, *words, "train.max_bad=0.3"), tmp_path / "out", tmp_path / "out"
+    )
     assert state["bad_videos"] == {} and state["step"] == 8
 
 
@@ -138,8 +144,8 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
     """In clips a video; docs/methods.md says the same."""
     if "method.teacher=teacher" in words:
         monkeypatch.chdir(tmp_path)
-        _train(_cfg(ucf, "train.max_steps=1"), tmp_path / "teacher")
-    _train(_cfg(ucf, *words, "train.max_steps=1"), tmp_path)
+        train_state(tiny_config(ucf, "train.max_steps=1"), tmp_path / "teacher")
+    train_state(tiny_config(ucf, *words, "train.max_steps=1"), tmp_path)
     (row,) = [
         json.loads(line)
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -151,12 +157,12 @@ def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, m
 def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch):
     words = [f"{NEGATIVES}names=[shuffle]", "train.max_steps=1"]
     monkeypatch.setattr("vidrobust.training.loop.negatives", lambda x, spec, rngs: 1 - x[:, None])
-    _train(_cfg(ucf, *words), tmp_path / "moving")
+    train_state(tiny_config(ucf, *words), tmp_path / "moving")
     assert "own negative" not in (tmp_path / "moving/log.txt").read_text()
     monkeypatch.setattr(
         "vidrobust.training.loop.negatives", lambda x, spec, rngs: x[:, None].clone()
     )
-    _train(_cfg(ucf, *words), tmp_path / "still")
+    train_state(tiny_config(ucf, *words), tmp_path / "still")
     assert (
         "4 of 4 clips of the first batch are their own negative"
         in (tmp_path / "still/log.txt").read_text()
@@ -164,7 +170,9 @@ def test_clips_that_are_their_own_negatives_are_told(ucf, tmp_path, monkeypatch)
 
 
 def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
-    _train(_cfg(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path)
+    train_state(
+        tiny_config(ucf, f"{ADVERSARY}name=clae", f"{ADVERSARY}schedule=curriculum"), tmp_path
+    )
     rows = [
         json.loads(line)
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -176,7 +184,10 @@ def test_a_schedule_can_be_seen_in_the_log(ucf, tmp_path):
 
 
 def test_clusters_of_random_features_are_told(ucf, tmp_path):
-    _train(_cfg(ucf, "method.name=supervised", "method.clusters=2", "train.max_steps=1"), tmp_path)
+    train_state(
+        tiny_config(ucf, "method.name=supervised", "method.clusters=2", "train.max_steps=1"),
+        tmp_path,
+    )
     assert (
         "pseudo-labels are clusters of the features of random weights"
         in (tmp_path / "log.txt").read_text()
@@ -187,8 +198,8 @@ def test_clusters_of_random_features_are_told(ucf, tmp_path):
 def test_a_run_that_diverges_says_so_with_an_adversary(ucf, tmp_path, name):
     words = ["method.name=supervised"] if name in ("pgd", "trades", "free") else []
     with pytest.raises(NonFinite, match="at step [01]; batch: "):
-        _train(
-            _cfg(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"),
+        train_state(
+            tiny_config(ucf, *words, f"{ADVERSARY}name={name}", "optim.lr=1e30", "optim.warmup=0"),
             tmp_path,
         )
 
@@ -202,21 +213,24 @@ def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
         f"{ADVERSARY}selector=true",
         "eval.branch=adv2",
     ]
-    state = _train(_cfg(ucf, *words), tmp_path / "first")
+    state = train_state(tiny_config(ucf, *words), tmp_path / "first")
     trunk = checkpoint.trunk_state(str(tmp_path / "first"))
     key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
     plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
     assert torch.equal(trunk[plain], state["model"][key]) and not any(
         "selector" in key for key in trunk
     )
-    assert _equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
-    _train(_cfg(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"), tmp_path / "second")
+    assert equal(trunk, torch.load(tmp_path / "first/backbone.pt"))
+    train_state(
+        tiny_config(ucf, f"model.weights={tmp_path}/first", "train.max_steps=1"),
+        tmp_path / "second",
+    )
 
 
 def test_channels_last_changes_the_order_in_memory_alone(ucf, tmp_path):
     words = ("train.max_steps=1", "optim.lr=0.001")
     plain, last = (
-        _train(_cfg(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
+        train_state(tiny_config(ucf, f"train.channels_last={kind}", *words), tmp_path / kind)
         for kind in ("false", "true")
     )
     for key, value in plain["model"].items():
@@ -245,10 +259,10 @@ def test_a_compiled_trunk_is_the_same_through_every_branch(ucf, tmp_path, monkey
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend="eager"))
     words = [f"{ADVERSARY}name=clae", "train.max_steps=2"]
     plain, compiled = (
-        _train(_cfg(ucf, *words, f"train.compile={kind}"), tmp_path / kind)
+        train_state(tiny_config(ucf, *words, f"train.compile={kind}"), tmp_path / kind)
         for kind in ("false", "true")
     )
-    assert _equal(plain["model"], compiled["model"])
+    assert equal(plain["model"], compiled["model"])
 
 
 def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
@@ -256,9 +270,9 @@ def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
 
     told, whole = [], SimCLR.forward
     monkeypatch.setattr(
-        SimCLR, "forward", lambda self, *args: told.append(self.progress) or whole(self, *args)
+        SimCLR, "forward", lambda self, *args: told.append(args[-1]) or whole(self, *args)
     )
-    _train(_cfg(ucf), tmp_path)
+    train_state(tiny_config(ucf), tmp_path)
     assert told == [0, 0.25, 0.5, 0.75]
 
 
@@ -282,11 +296,11 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
             f"{REMOVAL}clusters=2",
             f"{REMOVAL}sigmas=0.3",
         ]
-        states = [_train(_cfg(ucf, *words), tmp_path / f"{rule}_1")]
+        states = [train_state(tiny_config(ucf, *words), tmp_path / f"{rule}_1")]
         with monkeypatch.context() as patch:
             patch.setattr(start, "build_records", turned)
-            states.append(_train(_cfg(ucf, *words), tmp_path / f"{rule}_2"))
-        assert _equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
+            states.append(train_state(tiny_config(ucf, *words), tmp_path / f"{rule}_2"))
+        assert equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
 
 
 @pytest.mark.parametrize(
@@ -300,7 +314,7 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
 def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reason):
     words = [word if word.startswith("data.") else f"{NEGATIVES}{word}" for word in words]
     with pytest.raises(UserError, match=reason):
-        _train(_cfg(ucf, *words), tmp_path / "out")
+        train_state(tiny_config(ucf, *words), tmp_path / "out")
 
 
 def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
@@ -311,7 +325,7 @@ def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
         return x[:, None]
 
     monkeypatch.setattr("vidrobust.training.loop.negatives", negatives)
-    _train(_cfg(ucf, f"{NEGATIVES}names=[patch]"), tmp_path / "out")
+    train_state(tiny_config(ucf, f"{NEGATIVES}names=[patch]"), tmp_path / "out")
     drawn = [number for batch in seen for number in batch]
     assert len(seen) == 4 and len(set(drawn)) == len(drawn) == 16, "two epochs of eight videos"
 
@@ -319,7 +333,7 @@ def test_negatives_differ_from_epoch_to_epoch(ucf, tmp_path, monkeypatch):
 def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf, tmp_path):
     words = [f"{NEGATIVES}names=[patch,tube_shuffle]"]
     runs = {
-        name: _train(_cfg(ucf, *more), tmp_path / name)
+        name: train_state(tiny_config(ucf, *more), tmp_path / name)
         for name, more in {
             "here": words,
             "workers": [*words, "data.workers=2"],
@@ -332,8 +346,8 @@ def test_negatives_are_the_same_for_any_number_of_workers_and_none_are_none(ucf,
     def weights(name):
         return runs[name]["model"]
 
-    assert _equal(weights("here"), weights("workers"))
-    assert _equal(weights("alpha"), weights("plain")) and _equal(weights("count"), weights("plain"))
-    assert not _equal(weights("here"), weights("plain"))
+    assert equal(weights("here"), weights("workers"))
+    assert equal(weights("alpha"), weights("plain")) and equal(weights("count"), weights("plain"))
+    assert not equal(weights("here"), weights("plain"))
     rows = [json.loads(line) for line in (tmp_path / "here/metrics.jsonl").read_text().splitlines()]
     assert all(-1 <= row["negative_cosine"] <= 1 for row in rows if row["split"] == "train")

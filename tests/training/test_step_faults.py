@@ -281,7 +281,7 @@ def test_config_yaml_is_written_whole_or_not_at_all(ucf, tmp_path, monkeypatch):
 
 def _spoil_gradients(monkeypatch, kinds):
     """Make the weight gradients of layers of these kinds NaN, as a faulty kernel does."""
-    whole = loop._clip
+    whole = loop._clip_gradients
 
     def clip(method, limit):
         for module in method.modules():
@@ -293,7 +293,7 @@ def _spoil_gradients(monkeypatch, kinds):
                 module.weight.grad[0] = float("nan")
         return whole(method, limit)
 
-    monkeypatch.setattr(loop, "_clip", clip)
+    monkeypatch.setattr(loop, "_clip_gradients", clip)
 
 
 def test_a_kernel_that_spoils_weight_gradients_under_bf16_is_named_with_the_remedy(

@@ -21,11 +21,15 @@ from vidrobust.methods import (
     Adversary,
     Distill,
     InstDisc,
+    LossSettings,
     Method,
     MoCo,
+    MoCoSettings,
     MomentumEncoder,
     Removal,
+    RuleNeeds,
     SupCon,
+    ViewSettings,
     a2s,
     acl,
     clae,
@@ -129,8 +133,8 @@ def method(kind: str) -> Method:
     }
     removal = Removal(
         rules.get(kind, functools.partial(quantile, rate=0.3)),
-        whole_batch=kind in rules,
         action="attract" if kind == "moco with removal" else "eliminate",
+        needs=RuleNeeds(whole_batch=kind in rules),
     )
     adversary = one_step(0.05)
     if kind in ("rocl", "acl", "a2s", "air", "dynacl", "a_infonce", "taro", "deacl", "pgd"):
@@ -139,10 +143,8 @@ def method(kind: str) -> Method:
         encoder = MomentumEncoder(model, 0.9)
         return MoCo(
             model,
-            0.3,
             encoder,
-            20,
-            6,
+            MoCoSettings(0.3, 20, 6),
             removal if "removal" in kind else None,
             adversary=adversary if "clae" in kind else None,
         )
@@ -160,23 +162,23 @@ def method(kind: str) -> Method:
         found = Distill(model, adversary)
         # of the student's own weights it would teach that the gradient at a clip is 0, whose signs
         # are chance
-        found.learn_from(_Norms(seed=1))
+        found.set_teacher(_Norms(seed=1))
         return found
     if kind == "threats":
         adversary = Adversary([ThreatModel("linf", 0.05), ThreatModel("l2", 0.5)], combine="worst")
     if kind in ("plain", "uel"):
-        return InstDisc(model, 0.3, {"plain": plain, "uel": uel}[kind], adversary)
+        return InstDisc(model, LossSettings(0.3), {"plain": plain, "uel": uel}[kind], adversary)
     if kind == "supcon":
-        return SupCon(model, 0.3)
+        return SupCon(model, LossSettings(0.3))
     clips, chunk = 3 if kind == "three clips" else 2, 3 if kind == "chunks" else 0
     if kind == "dynacl":
         return AdversarialSimCLR(
-            model, 0.3, adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9)
+            model, LossSettings(0.3), adversary, pairing=dynacl, slow=MomentumEncoder(model, 0.9)
         )
     if kind == "a_infonce":
         hard = Hardness(1.0, 0.12, 0.1)
         return AdversarialSimCLR(
-            model, 0.3, adversary, pairing=rocl, asymmetry=(0.2, 0.8), hard=hard
+            model, LossSettings(0.3, asymmetry=(0.2, 0.8), hardness=hard), adversary, pairing=rocl
         )
     has_adversary = kind in ("rocl", "acl", "a2s", "air", "threats") or "clae" in kind
     air = functools.partial(
@@ -185,13 +187,11 @@ def method(kind: str) -> Method:
     pairings = {"rocl": rocl, "acl": acl, "a2s": a2s, "air": air}
     return AdversarialSimCLR(
         model,
-        0.3,
+        LossSettings(0.3, chunk=chunk),
         adversary if has_adversary else None,
         removal if "removal" in kind else None,
         pairing=pairings.get(kind, clae),
-        clips=clips,
-        chunk=chunk,
-        original=kind == "air",
+        views=ViewSettings(clips=clips, original=kind == "air"),
     )
 
 

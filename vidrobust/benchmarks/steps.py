@@ -76,7 +76,7 @@ def configured(cfg: config.Config, name: str, adversary: str, device: torch.devi
     own = replace(cfg.method, name=name, adversary=replace(cfg.method.adversary, name=adversary))
     method = build_method(replace(cfg, method=own), 10)
     if method.wants_teacher:
-        method.learn_from(configured_backbone(cfg.model))
+        method.set_teacher(configured_backbone(cfg.model))
     method = method.to(device).train()
     if isinstance(method, AdvCL):
         method.pseudo.labels = torch.zeros(

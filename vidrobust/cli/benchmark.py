@@ -39,9 +39,9 @@ from vidrobust.cli import common
 from vidrobust.data import read_frames
 from vidrobust.data.isolation import in_children
 from vidrobust.evaluation.natural.corruption import check_corruptions
-from vidrobust.training.loop import use_bf16
 from vidrobust.training.setup import arrange
 from vidrobust.utils import distributed
+from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.logging import start_logging
 from vidrobust.views import NEGATIVES, NegativeSpec

@@ -17,12 +17,12 @@ if _old := versions.too_old():  # before what follows fails in a way that explai
 import torch.distributed as dist
 
 from vidrobust import checkpoint, config
-from vidrobust.data import EVAL_SAMPLERS, TRAIN_SAMPLERS, DecodeError, find_format
+from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.methods import METHODS, RULES, require_branch, require_method
+from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
-from vidrobust.training.loop import Stopped
+from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
@@ -51,6 +51,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 def _names() -> dict[str, str]:
     """Return option -> its names, for --help."""
     names = {key: ", ".join(family) for key, family in FAMILIES.items()}
+    names["data.name"] = ", ".join([*FORMATS, "torchvision:NAME"])
     takes = [f"{name}: {', '.join(m.adversaries)}" for name, m in METHODS.items() if m.adversaries]
     names["method.adversary.name"] = f"none; {'; '.join(takes)}"
     return names
@@ -112,7 +113,7 @@ def check_names(cfg: config.Config) -> None:
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
         lookup(family, config.get(cfg, key), key)
-    require_method(cfg.method)
+    require_options(cfg)
     require_branch(cfg)
 
 

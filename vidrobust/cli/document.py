@@ -4,6 +4,10 @@
 
 A generated part of a Markdown file lies between `<!-- generated: NAME -->` and `<!-- end -->`. A
 test compares every part with what this command would write.
+
+NAME is an entry of `PARTS` below, or a JSON file under docs/ and one of its tables:
+`<!-- generated: results/attacks_cifar10 threats -->` writes the table `threats` of
+docs/results/attacks_cifar10.json. `Table` describes the fields of such a table.
 """
 
 import argparse
@@ -12,15 +16,19 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from vidrobust.data import FORMATS, find_format
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
 from vidrobust.methods.spec import Cost
 from vidrobust.study.arm_table import spread_of
 
 REPO = Path(__file__).resolve().parents[2]
-_PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: ([\w/ ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_FIELD = re.compile(r"\{[^}]*\}")  # a replacement field of a format string
 
 
 def tree() -> str:
@@ -48,6 +56,14 @@ def _in_order(folder: Path) -> list[Path]:
 def _first_line(path: Path) -> str:
     line = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
     return re.sub(r":( python)? (tools|datasets)/.*", ".", line)  # how a command is called
+
+
+def formats() -> str:
+    """Return the table of the formats of data sets."""
+    lines = ["| `data.name` | what it reads under `data.root` |", "|---|---|"]
+    for name in [*FORMATS, "torchvision:NAME"]:
+        lines.append(f"| `{name}` | {find_format(name).help} |")
+    return "\n".join(lines) + "\n"
 
 
 def method_costs() -> str:
@@ -89,6 +105,67 @@ def method_options() -> str:
     return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of results, as a JSON file under docs/ holds it.
+
+    Attributes:
+        columns: headings.
+        rows: one list of cells per row. A cell is a text, a number, a list of numbers (such as a
+            mean and half of its interval), an object of names and numbers, or null.
+        format: format string of the cells that hold numbers, one field for each of them.
+        formats: column -> format string, where it differs from `format`.
+        bold: first cell of a row -> columns whose cell in this row is bold.
+        missing: text of null and of an empty object.
+    """
+
+    columns: list[str]
+    rows: list[list[Any]]
+    format: str = "{}"
+    formats: dict[str, str] = field(default_factory=dict)
+    bold: dict[str, list[str]] = field(default_factory=dict)
+    missing: str = ""
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [_row(self.columns), "|" + "---|" * len(self.columns)]
+        for cells in self.rows:
+            texts = [
+                self._cell(column, cell) for column, cell in zip(self.columns, cells, strict=True)
+            ]
+            for column in self.bold.get(texts[0], []):
+                index = self.columns.index(column)
+                texts[index] = f"**{texts[index]}**"
+            lines.append(_row(texts))
+        return "\n".join(lines) + "\n"
+
+    def _cell(self, column: str, cell: Any) -> str:
+        if isinstance(cell, str):
+            return cell
+        if cell is None or cell == {}:
+            return self.missing
+        if isinstance(cell, dict):
+            return ", ".join(f"{name} {number}" for name, number in cell.items())
+        numbers = cell if isinstance(cell, list) else [cell]
+        template = self.formats.get(column, self.format)
+        # a value without its interval or range is written by the first field alone
+        if len(numbers) == 1:
+            template = _FIELD.findall(template)[0]
+        elif len(_FIELD.findall(template)) != len(numbers):
+            raise ValueError(f"{column}: {template!r} does not fit {numbers}")
+        return template.format(*numbers)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(file: str, name: str) -> str:
+    """Return one table of a JSON file under docs/, such as ("results/demo", "runs")."""
+    tables = json.loads((REPO / f"docs/{file}.json").read_text())
+    return Table(**tables[name]).markdown()
+
+
 def released_methods() -> str:
     """Return the table of methods before and after they became as released, from its JSON file.
 
@@ -123,6 +200,7 @@ def _code(names: Iterable[str]) -> str:
 # name of a part, or path of a whole file -> its text
 PARTS: dict[str, Callable[[], str]] = {
     "tree": tree,
+    "formats": formats,
     "method_costs": method_costs,
     "method_options": method_options,
     "released_methods": released_methods,
@@ -135,7 +213,14 @@ def written(path: Path) -> str:
     name = path.relative_to(REPO).as_posix()
     if name in FILES:
         return FILES[name]()
-    return _PART.sub(lambda part: part[1] + PARTS[part[2]]() + part[4], path.read_text())
+    return _PART.sub(lambda part: part[1] + _generated(part[2]) + part[4], path.read_text())
+
+
+def _generated(name: str) -> str:
+    if name in PARTS:
+        return PARTS[name]()
+    file, table_name = name.split()
+    return table(file, table_name)
 
 
 def documents() -> list[Path]:

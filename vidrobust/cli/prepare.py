@@ -25,7 +25,7 @@ from pathlib import Path
 
 from vidrobust import config
 from vidrobust.cli import common
-from vidrobust.data import Encoding, Record, all_records, is_image, reencode, scan
+from vidrobust.data import Encoding, Record, all_records, find_format, is_image, reencode, scan
 from vidrobust.data.prepare.reencode import CODECS
 from vidrobust.data.prepare.texture_twins import KINDS
 from vidrobust.data.scan import notes
@@ -183,8 +183,8 @@ def copy(
     )
     for path, reason in failed[:20]:
         log.warning(f"{path}: {reason}")
-    # what is drawn for motionshapes lies in files as UCF101's do
-    reads = "ucf101" if cfg.data.name == "motionshapes" else cfg.data.name
+    # copies of a built-in data set are files in the layout of another format
+    reads = find_format(cfg.data.name).copies_as or cfg.data.name
     small = dataclasses.replace(cfg.data, root=str(output), name=reads)
     if {record.uid for record in all_records(small)} != {record.uid for record in records}:
         raise UserError(f"the lists in {output} do not name what those in {root} do; compare them")

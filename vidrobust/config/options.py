@@ -49,12 +49,8 @@ class MotionShapes:
 
 
 @dataclass
-class Data:
-    name: str = option(
-        "ucf101",
-        "format: ucf101, hmdb51, kinetics, list, folder, frames, frame_folder, image_folder,"
-        " class_folder, cifar10, cifar100, torchvision:NAME, motionshapes",
-    )
+class DataConfig:
+    name: str = option("ucf101", "format of the data set (docs/data.md)")
     root: str = option("datasets/ucf101", "folder that holds the data set; ${oc.env:VAR} works")
     twins: str = option(
         "",
@@ -116,7 +112,7 @@ class Data:
 
 
 @dataclass
-class Augment:
+class AugmentConfig:
     scale: list[float] = option(
         [0.2, 1.0], "area of the random resized crop: from, to", above=0, high=1
     )
@@ -163,7 +159,7 @@ class Augment:
 
 
 @dataclass
-class Model:
+class ModelConfig:
     backbone: str = option("r2plus1d_18", "backbone")
     width: int = option(
         0, "channels of the first stage, where the trunk has the option; 0: its default", low=0
@@ -190,7 +186,7 @@ class Model:
 
 
 @dataclass
-class Adversary:
+class AdversaryConfig:
     name: str = option("none", "how adversarial views are made and paired")
     threats: list[str] = option(
         [],
@@ -291,7 +287,7 @@ class Adversary:
 
 
 @dataclass
-class FalseNegatives:
+class FalseNegativesConfig:
     rule: str = option("none", "which negatives are taken for false (docs/methods.md)")
     action: str = option(
         "eliminate", "what becomes of them", choices=("eliminate", "attract", "downweight")
@@ -328,7 +324,7 @@ class FalseNegatives:
 
 
 @dataclass
-class Negatives:
+class NegativesConfig:
     names: list[str] = option(
         [],
         "negatives of diminished semantics, made of each video's first view "
@@ -351,7 +347,7 @@ class Negatives:
 
 
 @dataclass
-class Method:
+class MethodConfig:
     name: str = option("simclr", "what is learned (docs/methods.md)")
     temperature: float = option(0.5, "temperature of the contrastive loss", above=0)
     clips_per_video: int = option(2, "views of a video, positives of each other", low=2)
@@ -414,13 +410,13 @@ class Method:
         choices=("teacher", "random"),
     )
     predictor: int = option(512, "byol, simsiam: width of the predictor's hidden layer", low=1)
-    adversary: Adversary = field(default_factory=Adversary)
-    false_negatives: FalseNegatives = field(default_factory=FalseNegatives)
-    negatives: Negatives = field(default_factory=Negatives)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    false_negatives: FalseNegativesConfig = field(default_factory=FalseNegativesConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
 
 
 @dataclass
-class Optim:
+class OptimConfig:
     name: str = option("sgd", "optimizer")
     lr: float = option(
         0.1, "peak learning rate for the whole (global) batch; never rescaled", above=0
@@ -458,7 +454,7 @@ class Optim:
 
 
 @dataclass
-class Train:
+class TrainConfig:
     batch_size: int = option(64, "videos in a batch over all ranks", low=1)
     epochs: int = option(100, "passes over the training list", low=1)
     max_steps: int = option(0, "stop after so many steps; 0: epochs decide", low=0)
@@ -488,7 +484,7 @@ class Train:
 
 
 @dataclass
-class Corruption:
+class CorruptionConfig:
     names: list[str] = option(
         [],
         "corruptions after which accuracy is measured: names, or imagenet-c, mini-kinetics-c,"
@@ -506,7 +502,7 @@ class Corruption:
 
 
 @dataclass
-class Shift:
+class ShiftConfig:
     name: str = option(
         "",
         "format of another data set, on whose videos of the same classes accuracy is measured: "
@@ -517,7 +513,7 @@ class Shift:
 
 
 @dataclass
-class Eval:
+class EvalConfig:
     enabled: bool = option(True, "measure at the end of training")
     name: str = option("pgd", "folder of the results, under the run's eval/")
     batch_size: int = option(32, "clips in an evaluation batch", low=1)
@@ -586,8 +582,8 @@ class Eval:
         " (docs/methods.md): patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse,"
         " tube_shuffle, background, motion, conflict, swapped, swapped_frozen; empty: none",
     )
-    corruption: Corruption = field(default_factory=Corruption)
-    shift: Shift = field(default_factory=Shift)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
 
 
 @dataclass
@@ -599,10 +595,10 @@ class Config:
     deterministic: bool = option(
         False, "deterministic kernels: slower on a GPU; CPU runs are exact without it"
     )
-    data: Data = field(default_factory=Data)
-    augment: Augment = field(default_factory=Augment)
-    model: Model = field(default_factory=Model)
-    method: Method = field(default_factory=Method)
-    optim: Optim = field(default_factory=Optim)
-    train: Train = field(default_factory=Train)
-    eval: Eval = field(default_factory=Eval)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

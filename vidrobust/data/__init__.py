@@ -1,6 +1,6 @@
-"""Files on disk become clips."""
+"""Turn files on disk into batches of clips."""
 
-# Before anything that may load decord: the other order crashes in native code.
+# torch comes before anything that may load decord: the other order crashes in native code.
 import torch  # noqa: F401
 
 from vidrobust.data.attack_source import Source, SourceVideos
@@ -30,6 +30,7 @@ from vidrobust.data.dataset import (
 )
 from vidrobust.data.decoding.images import is_image
 from vidrobust.data.decoding.read_frames import BACKENDS, DecodeError, open_video, read_frames
+from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
     frame_folder,
@@ -81,6 +82,7 @@ __all__ = [
     "Encoding",
     "EvalBatches",
     "Failure",
+    "FormatSpec",
     "Record",
     "Source",
     "SourceVideos",

@@ -1,8 +1,9 @@
-"""The source frames of a video as one tensor, from which all its clips are cut."""
+"""Read the source frames of a video, from which all its clips are cut, as one array."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,14 @@ from vidrobust.data.sampling import ClipSpec, Sampler
 
 @dataclass(frozen=True)
 class Source:
-    """The frames that a video's clips show, each once: frames (F, H, W, 3) uint8, the shorter side
-    `short_side`.
+    """The frames that the clips of a video show, each frame once. Clips that overlap share frames.
 
-    clips: (K, T), which of them each clip takes. Clips that overlap share frames.
+    Attributes:
+        record: the video.
+        index: its position in the records.
+        frames: (F, H, W, 3) uint8; the shorter side has `short_side` pixels.
+        clips: (K, T) positions in `frames` of the frames of each clip.
+        fps: frames per second of the video.
     """
 
     record: Record
@@ -30,7 +35,14 @@ class Source:
 
 @dataclass(frozen=True)
 class _SourceReader:
-    """What a child needs to read any record's frames."""
+    """Settings that a child process needs to read the frames of any record.
+
+    Attributes:
+        spec: the clips of a video.
+        sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
+        short_side: pixels of the shorter side of the frames.
+        backend: a name of BACKENDS.
+    """
 
     spec: ClipSpec
     sample_clips: Sampler
@@ -38,18 +50,26 @@ class _SourceReader:
     backend: str
 
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return (frames (F, H, W, 3), which of them each clip takes (K, T), fps)."""
+        """Return (frames (F, H, W, 3), positions of each clip in them (K, T), fps)."""
         with open_record(record, self.backend) as video:
             indices = self.sample_clips(video.num_frames, self.spec, np.random.default_rng(0))
+            # A frame that several clips show is decoded once.
             unique, position = np.unique(indices, return_inverse=True)
-            found = frames_of(video, record.path, unique, short_side=self.short_side)
-            return found, position.reshape(indices.shape), float(video.fps)
+            frames = frames_of(video, record.path, unique, short_side=self.short_side)
+            return frames, position.reshape(indices.shape), float(video.fps)
 
 
 class SourceVideos:
-    """`videos[index]` -> a Source, or a Failure.
+    """Map-style data set: `videos[index]` is a Source, or a Failure.
 
-    spec: the clips of a video, placed by `sample_clips`. timeout_s: as `ClipDataset` has it.
+    Args:
+        records: the videos.
+        spec: number, length and stride of the clips of a video.
+        sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
+        short_side: pixels of the shorter side of the frames.
+        size: height and width of the crop that the model receives, in pixels.
+        backend: a name of BACKENDS.
+        timeout_s: seconds that reading a video may take, in a child process; 0: no limit.
     """
 
     def __init__(
@@ -77,11 +97,12 @@ class SourceVideos:
 
     def __getitem__(self, index: int) -> Source | Failure:
         record = self.records[index]
-        alone = self._child is None or in_memory(record.path)
+        # Images in memory need no child process: nothing is decoded that could crash.
+        read: Callable[[Record], Any] | None = self._child
+        if read is None or in_memory(record.path):
+            read = self.reader.read
         try:
-            frames, clips, fps = (
-                self.reader.read(record) if alone or self._child is None else self._child(record)
-            )
+            frames, clips, fps = read(record)
         except (DecodeError, ChildDied, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)

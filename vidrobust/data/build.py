@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -11,10 +10,9 @@ from vidrobust import config
 from vidrobust.corruptions import Corrupt, MissingEncoder, expand, require_encoders
 from vidrobust.data.attack_source import SourceVideos
 from vidrobust.data.corrupted import CorruptedVideos, Place
-from vidrobust.data.dataset import (
-    ClipDataset,
-)
+from vidrobust.data.dataset import ClipDataset
 from vidrobust.data.decoding.pyav import require_backend
+from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
     frame_folder,
@@ -42,108 +40,181 @@ from vidrobust.data.sampling import (
     ClipSpec,
     Policy,
 )
-from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.data.scan import apply_manifest
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.views import AugmentSpec
 
 log = logging.getLogger("vidrobust")
 
-FORMATS: dict[str, Callable[[Path, str, int], Parsed]] = {
-    "ucf101": ucf101,
-    "hmdb51": hmdb51,
-    "kinetics": kinetics,
-    "list": path_label_list,
-    "folder": video_folder,
-    "frames": frame_list,
-    "frame_folder": frame_folder,
-    "class_folder": class_folder,
-    "image_folder": image_folder,
-    "cifar10": functools.partial(torchvision_images, "CIFAR10"),
-    "cifar100": functools.partial(torchvision_images, "CIFAR100"),
-    "motionshapes": ucf101,  # drawn on first use, then read as UCF101 is
+
+def _draw_motionshapes(root: Path, cfg: config.DataConfig) -> None:
+    """Draw the built-in synthetic data set with the configured options, unless it exists."""
+    make_motionshapes(root, **asdict(cfg.motionshapes))
+
+
+# The formats by the values of data.name. To add one, write a parser in formats.py, an entry here,
+# and a test; --help and the table in docs/data.md are derived from the entry.
+FORMATS: dict[str, FormatSpec] = {
+    "ucf101": FormatSpec(
+        ucf101,
+        "`videos/<class>/*.avi` (or `UCF-101/`), `ucfTrainTestlist/` with the official lists;"
+        " `data.fold=1..3`",
+        folds=(1, 2, 3),
+    ),
+    "hmdb51": FormatSpec(
+        hmdb51,
+        "`videos/<class>/*.avi` (or `hmdb51_org/`),"
+        " `testTrainMulti_7030_splits/*_test_split<fold>.txt`",
+        folds=(1, 2, 3),
+    ),
+    "kinetics": FormatSpec(
+        kinetics,
+        "`train.csv`, `val.csv` (or `validate.csv`) as published; `<id>_<start>_<end>.mp4`, or"
+        " `<id>.mp4`, in any folder below",
+    ),
+    "list": FormatSpec(
+        path_label_list,
+        "`train.csv` and `test.csv` (or `.txt`, or `val`), lines `path label`; optionally"
+        " `classes.txt`",
+    ),
+    "folder": FormatSpec(
+        video_folder, "`train/<class>/<video>` and `test/<class>/<video>` (or `val`)"
+    ),
+    "frames": FormatSpec(frame_list, "lists as `list`, lines `folder n_frames label`"),
+    "frame_folder": FormatSpec(
+        frame_folder, "`train/<class>/<clip>/<image>`: a folder of frames is a clip"
+    ),
+    "class_folder": FormatSpec(
+        class_folder,
+        "`<class>/<image or video>`, one list: another data set for `eval.shift`, or with"
+        " `data.validation`",
+        other_split="train",
+    ),
+    "image_folder": FormatSpec(
+        image_folder, "`train/<class>/<image>`: an image is a clip of one frame"
+    ),
+    "cifar10": FormatSpec(
+        functools.partial(torchvision_images, "CIFAR10"),
+        "what torchvision.datasets has downloaded there",
+    ),
+    "cifar100": FormatSpec(
+        functools.partial(torchvision_images, "CIFAR100"),
+        "what torchvision.datasets has downloaded there",
+    ),
+    "motionshapes": FormatSpec(
+        ucf101,  # drawn in the layout of UCF101
+        "nothing: it is drawn there on first use (below)",
+        folds=(1, 2, 3),
+        draw=_draw_motionshapes,
+        copies_as="ucf101",  # read as motionshapes, a copy would be refused for its options
+        second_cues=texture_classes,
+    ),
 }
+# names of the formats in which data.fold chooses one of several official splits
+FOLDED = tuple(name for name, spec in FORMATS.items() if spec.folds)
 
 
-FOLDED = ("ucf101", "hmdb51", "motionshapes")  # formats in which data.fold chooses a split
+def find_format(name: str) -> FormatSpec:
+    """Return the format of a data.name: an entry of FORMATS, or one for `torchvision:NAME`.
 
-
-def find_format(name: str) -> Callable[[Path, str, int], Parsed]:
-    """The parser of a data.name: an entry of FORMATS, or of `torchvision:NAME`. UserError for an
-    unknown one.
+    Raises UserError for an unknown name.
     """
     kind, _, inner = name.partition(":")
     if kind == "torchvision" and inner:
-        return functools.partial(torchvision_images, inner)
+        return FormatSpec(
+            functools.partial(torchvision_images, inner),
+            "any classification data set of torchvision.datasets that has training and test splits,"
+            " or one list, by its class's name, such as `torchvision:SVHN`",
+        )
     return lookup(FORMATS, name, "data.name")
 
 
-def build_records(cfg: config.Data, split: str) -> Parsed:
-    """(records, classes) of split "train" or "test" of the configured data set, with what its
-    manifest knows.
+def build_records(cfg: config.DataConfig, split: str) -> Parsed:
+    """Return the records and classes of one split, with what the manifest says about the files.
 
-    With data.validation, "train" is the rest of the training list and "test" the part held out.
-    Training videos that the manifest calls bad are left out, and said; test videos stay, and fail.
+    With data.validation, "train" is the rest of the training list and "test" the held-out part.
+    Training videos that the manifest calls bad are left out, and a warning counts them. Bad test
+    videos stay, and fail when they are read.
+
+    Args:
+        cfg: the configured data set.
+        split: "train" or "test".
+
+    Returns:
+        (records, names of the classes).
     """
+    # With data.validation, "train" and "test" are parts of the training list, split by groups.
     if cfg.validation:
         listed, classes = _parse(cfg, "train", cfg.fold)
         records = split_by_group(listed, cfg.validation)[split == "test"]
     else:
         records, classes = _parse(cfg, split, cfg.fold)
     if cfg.manifest:
-        root, manifest = Path(cfg.root).expanduser(), Path(cfg.manifest).expanduser()
+        root = Path(cfg.root).expanduser()
+        manifest = Path(cfg.manifest).expanduser()
         records = apply_manifest(records, manifest, root)
         bad = [record for record in records if record.bad]
         if bad:
-            what = "left out" if split == "train" else "not read, and wrong where predictions count"
+            if split == "train":
+                consequence = "left out"
+            else:
+                consequence = "not read, and count as wrong predictions"
             log.warning(
-                f"{len(bad)} of {len(records)} {split} videos are bad by {manifest} and {what}, "
-                f"first {bad[0].uid}: {bad[0].bad}"
+                f"{len(bad)} of {len(records)} {split} videos are bad according to {manifest} and"
+                f" {consequence}, first {bad[0].uid}: {bad[0].bad}"
             )
+        # A test video that does not decode counts against a model, and is not left out.
         if split == "train":
             records = [record for record in records if not record.bad]
             if not records:
                 raise UserError(
-                    f"by {manifest} every training video is bad; {manifest}.bad.txt has the reasons"
+                    f"data.manifest={manifest}: every training video is bad; {manifest}.bad.txt has"
+                    " the reasons"
                 )
     return records, classes
 
 
-def all_records(cfg: config.Data) -> list[Record]:
-    """The records of both splits, and of every fold there is, each file once."""
-    found: dict[str, Record] = {}
+def all_records(cfg: config.DataConfig) -> list[Record]:
+    """Return the records of both splits and of every fold, each file once.
+
+    Lists that are missing or wrong are counted in a warning. UserError is raised if none is left.
+    """
+    records_by_path: dict[str, Record] = {}
     refused: list[UserError] = []
-    for fold in (
-        (cfg.fold, *(n for n in (1, 2, 3) if n != cfg.fold)) if cfg.name in FOLDED else (cfg.fold,)
-    ):
+    # The configured fold comes first, so that the result begins with its files.
+    other_folds = (fold for fold in find_format(cfg.name).folds if fold != cfg.fold)
+    folds = [cfg.fold, *other_folds]
+    for fold in folds:
         for split in ("train", "test"):
             try:
                 records, _ = _parse(cfg, split, fold)
             except UserError as error:
                 refused.append(error)
             else:
-                found |= {record.path: record for record in records}
-    if not found:
+                records_by_path |= {record.path: record for record in records}
+    if not records_by_path:
         raise refused[0]
     if refused:
         log.warning(f"lists left out: {len(refused)}, first: {refused[0]}")
-    return list(found.values())
+    return list(records_by_path.values())
 
 
-def _parse(cfg: config.Data, split: str, fold: int) -> Parsed:
-    parser = find_format(cfg.name)
+def _parse(cfg: config.DataConfig, split: str, fold: int) -> Parsed:
+    """Return the records and classes of one split of one fold, without the manifest."""
+    spec = find_format(cfg.name)
+    # A root such as `a:b` is made absolute, as FFmpeg would read "a:" as a protocol.
     root = Path(file_path(Path(cfg.root).expanduser()))
-    if cfg.name == "motionshapes":
-        make_motionshapes(root, **asdict(cfg.motionshapes))
-    records, classes = parser(require_root(root, cfg.name), split, fold)
+    if spec.draw is not None:
+        spec.draw(root, cfg)
+    records, classes = spec.parse(require_root(root, cfg.name), split, fold)
     if cfg.series:
         records = [replace(record, series=cfg.series) for record in records]
     return records, classes
 
 
-def train_dataset(
-    cfg: config.Data,
-    augment: config.Augment,
+def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
+    cfg: config.DataConfig,
+    augment: config.AugmentConfig,
     records: list[Record],
     clips: int,
     seed: int,
@@ -153,66 +224,102 @@ def train_dataset(
     twins: bool = False,
     numbers: int = 0,
 ) -> ClipDataset:
-    """Random, augmented clips: `clips` of each video, by the sampler data.sampling; bad videos are
-    replaced.
+    """Return random, augmented clips; a video that does not decode is replaced by another one.
 
-    epochs: of the run, over which augmentations weaken where augment.fade says so. original: the
-    last clip is the first one's frames as an evaluation sees them, or moved by
-    augment.original_shift. twins: of data.twins, for the first clip. numbers: for negatives. Raises
-    UserError where a video has no twin.
+    Args:
+        cfg: the data options; data.sampling names the sampler of the clips.
+        augment: the augmentation options.
+        records: the training videos.
+        clips: number of clips of each video.
+        seed: seed of the run.
+        epochs: number of epochs over which augmentations weaken if augment.fade is set.
+        original: whether the last clip shows the first one's frames as an evaluation sees them, or
+            moved by augment.original_shift.
+        twins: whether the texture twin of the first clip, from data.twins, is added.
+        numbers: random numbers per video from which negatives are made.
+
+    Returns:
+        A ClipDataset over the records.
+
+    Raises:
+        UserError: a video has no twin, the sampler does not fit the number of clips, or an encoder
+            that a corruption needs is missing.
     """
-    b, c, s, h = augment.jitter
-    view = AugmentSpec(
+    view = _augmented(cfg, augment)
+    # Interval samplers return two clips; an original is a copy of one of them.
+    if cfg.sampling.startswith("interval_") and clips - original != 2:
+        raise UserError(
+            f"data.sampling={cfg.sampling} draws pairs of clips, and this method takes"
+            f" {clips - original} per video; choose another sampler"
+        )
+    sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
+    corrupt = _corruption(augment)
+    original_view = _original(cfg, augment) if original else None
+    twin_files = _twins(cfg, records) if twins else None
+    return ClipDataset(
+        records,
+        _clip_spec(cfg, clips),
+        sampler,
+        view,
+        seed=seed,
+        backend=cfg.backend,
+        timeout_s=cfg.timeout_s,
+        replace=True,
+        corrupt=corrupt,
+        fade=epochs if augment.fade else 0,
+        original=original_view,
+        twins=twin_files,
+        numbers=numbers,
+    )
+
+
+def _clip_spec(cfg: config.DataConfig, clips: int) -> ClipSpec:
+    """Return the configured clips; raise UserError if the configured decoder does not load."""
+    require_backend(cfg.backend)
+    policy = cast(Policy, cfg.policy)  # the configuration has checked the name
+    return ClipSpec(cfg.frames, cfg.stride, clips, policy)
+
+
+def _augmented(cfg: config.DataConfig, augment: config.AugmentConfig) -> AugmentSpec:
+    """Return the view of a training clip."""
+    brightness, contrast, saturation, hue = augment.jitter
+    return AugmentSpec(
         size=cfg.size,
         scale=(augment.scale[0], augment.scale[1]),
         flip=augment.flip,
-        jitter=(b, c, s, h),
+        jitter=(brightness, contrast, saturation, hue),
         jitter_prob=augment.jitter_prob,
         gray=augment.gray,
         blur=augment.blur,
         solarize=augment.solarize,
         motion=augment.motion,
         shift=augment.shift,
+        # a shift moves the evaluation's centre crop, and replaces the random resized crop
         center=cfg.size / cfg.short_side if augment.shift else 0.0,
     )
-    if cfg.sampling.startswith("interval_") and clips - original != 2:
-        raise UserError(
-            f"data.sampling={cfg.sampling} draws pairs of clips; a method of {clips} view needs"
-            " another one"
-        )
-    sampler = lookup(TRAIN_SAMPLERS, cfg.sampling, "data.sampling")
+
+
+def _corruption(augment: config.AugmentConfig) -> Corrupt | None:
+    """Return the corruption of training clips, or None; its encoders must be there."""
     try:
         require_encoders(expand(augment.corruptions))
     except MissingEncoder as error:
         raise UserError(f"augment.corruptions: {error}") from None
-    corrupt = (
-        Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
-        if augment.corruptions
-        else None
-    )
-    return _dataset(
-        cfg,
-        records,
-        clips,
-        sampler,
-        view,
-        seed,
-        replace=True,
-        corrupt=corrupt,
-        fade=epochs if augment.fade else 0,
-        original=_original(cfg, augment) if original else None,
-        twins=_twins(cfg, records) if twins else None,
-        numbers=numbers,
-    )
+    if not augment.corruptions:
+        return None
+    return Corrupt(augment.corruptions, augment.corruption_severities, augment.corruption_prob)
 
 
-def _centre(cfg: config.Data) -> AugmentSpec:
-    """What an evaluation sees of a clip."""
+def _centre(cfg: config.DataConfig) -> AugmentSpec:
+    """Return the view of an evaluation: the centre crop of a clip."""
     return AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
 
 
-def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
-    """Return the view beside the augmented ones: the centre, where it is not shifted."""
+def _original(cfg: config.DataConfig, augment: config.AugmentConfig) -> AugmentSpec:
+    """Return the view of the clip that accompanies the augmented ones.
+
+    It is the evaluation's centre crop, possibly shifted and flipped.
+    """
     return replace(
         _centre(cfg),
         shift=augment.original_shift,
@@ -223,11 +330,12 @@ def _original(cfg: config.Data, augment: config.Augment) -> AugmentSpec:
     )
 
 
-def _twins(cfg: config.Data, records: list[Record]) -> Twins:
+def _twins(cfg: config.DataConfig, records: list[Record]) -> Twins:
+    """Return the texture twins of the data set; raise UserError if a record has none."""
     if not cfg.twins:
         raise UserError(
             "data.twins is empty: texture, of method.negatives.names or eval.bias, needs the folder"
-            " that datasets/prepare.py texture has written"
+            " that datasets/prepare.py texture writes; set data.twins to it"
         )
     twins = Twins(cfg.root, cfg.twins)
     twins.require(records)
@@ -235,18 +343,40 @@ def _twins(cfg: config.Data, records: list[Record]) -> Twins:
 
 
 def eval_dataset(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> ClipDataset:
-    """Centre crops of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
-    view = _centre(cfg)
-    return _dataset(cfg, records, clips, lookup(EVAL_SAMPLERS, sampling, "eval.sampling"), view, 0)
+    """Return centre crops of clips, neither augmented nor replaced.
+
+    Args:
+        cfg: the data options.
+        records: the videos.
+        clips: number of clips of each video.
+        sampling: a name of EVAL_SAMPLERS.
+    """
+    sampler = lookup(EVAL_SAMPLERS, sampling, "eval.sampling")
+    return ClipDataset(
+        records,
+        _clip_spec(cfg, clips),
+        sampler,
+        _centre(cfg),
+        backend=cfg.backend,
+        timeout_s=cfg.timeout_s,
+    )
 
 
 def texture_twins(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> ClipDataset:
-    """`eval_dataset` of the records' texture twins in data.twins. Raises UserError where a video
-    has none.
+    """Return `eval_dataset` of the records' texture twins in data.twins.
+
+    Args:
+        cfg: the data options.
+        records: the videos.
+        clips: number of clips of each video.
+        sampling: a name of EVAL_SAMPLERS.
+
+    Raises:
+        UserError: a video has no twin.
     """
     twins = _twins(cfg, records)
     return eval_dataset(
@@ -254,31 +384,49 @@ def texture_twins(
     )
 
 
-def doubt_of_twins(cfg: config.Data) -> str:
-    """What speaks against data.twins being the textures of this data set; "" for nothing."""
+def doubt_of_twins(cfg: config.DataConfig) -> str:
+    """Return why data.twins may be the textures of another data set; "" for no doubt."""
     return Twins(cfg.root, cfg.twins).doubt()
 
 
-def second_cues(cfg: config.Data, records: list[Record], classes: list[str]) -> dict[int, int]:
-    """index -> the class that another cue of a video stands for, where that is known: the texture
-    of motionshapes.
+def second_cues(
+    cfg: config.DataConfig, records: list[Record], classes: list[str]
+) -> dict[int, int]:
+    """Return the class that a second cue of each video suggests, where the format knows it.
+
+    In motionshapes it is the class that the texture of the shape belongs to.
+
+    Args:
+        cfg: the data options.
+        records: the videos.
+        classes: names of the classes.
+
+    Returns:
+        Index of a record -> label of the class.
     """
-    if cfg.name != "motionshapes":
+    find_cues = find_format(cfg.name).second_cues
+    if find_cues is None:
         return {}
-    known = texture_classes(Path(cfg.root).expanduser())
+    cue_class = find_cues(Path(cfg.root).expanduser())
     return {
-        i: classes.index(known[record.uid])
+        i: classes.index(cue_class[record.uid])
         for i, record in enumerate(records)
-        if known[record.uid] in classes
+        if cue_class[record.uid] in classes
     }
 
 
 def source_videos(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
 ) -> SourceVideos:
-    """The source frames of `clips` clips of each video, by the sampler of EVAL_SAMPLERS."""
-    require_backend(cfg.backend)
-    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
+    """Return the source frames of clips, from which an attack cuts the clips itself.
+
+    Args:
+        cfg: the data options.
+        records: the videos.
+        clips: number of clips of each video.
+        sampling: a name of EVAL_SAMPLERS.
+    """
+    spec = _clip_spec(cfg, clips)
     return SourceVideos(
         records,
         spec,
@@ -291,13 +439,19 @@ def source_videos(
 
 
 def corrupted_videos(
-    cfg: config.Data, records: list[Record], clips: int, sampling: str, place: str, seed: int
+    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str, place: str, seed: int
 ) -> CorruptedVideos:
-    """`clips` clips of each video, as `eval_dataset` cuts them, to be corrupted; its `work` is
-    empty as yet.
+    """Return clips, cut as `eval_dataset` cuts them, to be corrupted; its `work` is still empty.
+
+    Args:
+        cfg: the data options.
+        records: the videos.
+        clips: number of clips of each video.
+        sampling: a name of EVAL_SAMPLERS.
+        place: "source" or "view", where corruptions are applied; see `CorruptedVideos`.
+        seed: seed of the corruptions.
     """
-    require_backend(cfg.backend)
-    spec = ClipSpec(cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy))
+    spec = _clip_spec(cfg, clips)
     return CorruptedVideos(
         records,
         [],
@@ -308,40 +462,4 @@ def corrupted_videos(
         seed=seed,
         backend=cfg.backend,
         timeout_s=cfg.timeout_s,
-    )
-
-
-def _dataset(
-    cfg: config.Data,
-    records: list[Record],
-    clips: int,
-    sampler: ClipSampler,
-    view: AugmentSpec,
-    seed: int,
-    *,
-    replace: bool = False,
-    corrupt: Corrupt | None = None,
-    fade: int = 0,
-    original: AugmentSpec | None = None,
-    twins: Twins | None = None,
-    numbers: int = 0,
-) -> ClipDataset:
-    require_backend(cfg.backend)
-    spec = ClipSpec(
-        cfg.frames, cfg.stride, clips, cast(Policy, cfg.policy)
-    )  # config checks the name
-    return ClipDataset(
-        records,
-        spec,
-        sampler,
-        view,
-        seed=seed,
-        backend=cfg.backend,
-        timeout_s=cfg.timeout_s,
-        replace=replace,
-        corrupt=corrupt,
-        fade=fade,
-        original=original,
-        twins=twins,
-        numbers=numbers,
     )

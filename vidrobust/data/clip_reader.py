@@ -18,9 +18,12 @@ from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
 
-# Streams of the run's seed, so that none draws what another has drawn.
-SAMPLE_STREAM, ORDER_STREAM, REPLACE_STREAM, NEGATIVE_STREAM = 0, 1, 2, 3
-# Whole frames wait to be resized in at most so many bytes: 16 frames of 8K video are 1.6 GB.
+# Independent streams of random numbers from the seed of the run, one per purpose.
+SAMPLE_STREAM = 0
+ORDER_STREAM = 1
+REPLACE_STREAM = 2
+NEGATIVE_STREAM = 3
+# Bytes of crops that wait to be resized: 16 frames of 8K video would be 1.6 GB.
 _WAITING_BYTES = 2**25
 
 Sample = dict[str, Any]
@@ -30,21 +33,21 @@ Sample = dict[str, Any]
 class ClipReader:
     """Read the clips of records; a sample is a pure function of (seed, epoch, index).
 
-    It holds no record, so that it travels to the process that reads.
+    The reader holds no record, so that it is cheap to send to the process that reads.
 
-    Args:
+    Attributes:
         spec: the clips of a video, V of them.
         sample_clips: (num_frames, spec, rng) -> (V, T) frame indices.
-        view: how a clip is cropped and coloured.
-        seed: of the run.
+        view: how a clip is cropped and augmented.
+        seed: seed of the run.
         backend: a name of BACKENDS.
-        corrupt: what a clip may become of natural corruptions, drawn after everything else.
-        fade: epochs over which the view's augmentations weaken (`faded`); 0: they stay.
-        original: how the last of the V clips shows the frames of the first, neither augmented nor
-            corrupted; None: it is a clip like the others.
-        twins: where texture twins lie; the first clip's, at the same frames under the same draw,
-            then comes behind the V clips.
-        numbers: how many random numbers come with each sample, which decide its negatives.
+        corrupt: natural corruptions of training clips, sampled after everything else; None: none.
+        fade: number of epochs over which the view's augmentations weaken (`faded`); 0: they do not.
+        original: view of the last of the V clips, which shows the frames of the first one, neither
+            augmented nor corrupted; None: the last clip is like the others.
+        twins: where texture twins are. The twin of the first clip, with the same frames and the
+            same view parameters, then follows the V clips.
+        numbers: how many random numbers come with each sample; they decide its negatives.
     """
 
     spec: ClipSpec
@@ -60,17 +63,27 @@ class ClipReader:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """The shape of a sample's clips: (V, T, S, S, 3), and one clip more with twins."""
+        """Return the shape of the clips of a sample: (V, T, S, S, 3), with twins (V + 1, ...)."""
         clips = self.spec.clips + (self.twins is not None)
         return clips, self.spec.frames, self.view.size, self.view.size, 3
 
     def draw_clips(
         self, epoch: int, index: int, num_frames: int
     ) -> tuple[np.ndarray, np.random.Generator]:
-        """Return (frame indices (V, T), the generator that then draws the views) of a sample."""
+        """Return the random frame indices of a sample.
+
+        Args:
+            epoch: epoch of the run.
+            index: index of the record.
+            num_frames: number of frames of its video.
+
+        Returns:
+            (frame indices (V, T), the generator from which the views are sampled next).
+        """
         rng = np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, index])
         if self.original is None:
             return self.sample_clips(num_frames, self.spec, rng), rng
+        # The original shows the frames of the first clip, so one clip less is sampled.
         clips = self.sample_clips(num_frames, replace(self.spec, clips=self.spec.clips - 1), rng)
         return np.concatenate([clips, clips[:1]]), rng
 
@@ -78,13 +91,14 @@ class ClipReader:
         """Read the sample of a record.
 
         Args:
-            memory: bytes that the clips are written to, as many as `shape` has or more.
+            memory: bytes to write the clips to, at least as many as `shape` needs.
             record: the video.
-            epoch: of the run.
-            index: of the record in its list.
+            epoch: epoch of the run.
+            index: index of the record in its list.
 
         Returns:
-            The sample without its clips, as arrays: torch would send tensors by way of files.
+            The sample without its clips, or a Failure. Values are arrays, because torch would send
+            tensors to the parent process by way of files.
         """
         out = memory[: int(np.prod(self.shape))].reshape(self.shape)
         try:
@@ -97,19 +111,22 @@ class ClipReader:
                     lambda h, w: self._draw_views(epoch, h, w, rng),
                     out,
                 )
-                fps, frames, resized = video.fps, video.num_frames, video.resized
+                fps = video.fps
+                frames = video.num_frames
+                resized = video.resized
             if self.twins is not None:
                 twin = self._read_twin(
                     self.twins(record.path), indices, draws[0], size, frames, out
                 )
                 draws = [*draws, twin]
+            # Corruptions come last, so that their random numbers change neither frames nor views.
             self._corrupt(out, len(indices), rng, fps)
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
-        numbers = np.random.default_rng([self.seed, NEGATIVE_STREAM, epoch, index])
+        negative_rng = np.random.default_rng([self.seed, NEGATIVE_STREAM, epoch, index])
         return {
             "draws": np.array([draw.columns for draw in draws], np.float32),
-            "numbers": numbers.random(self.numbers, np.float32),
+            "numbers": negative_rng.random(self.numbers, np.float32),
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
@@ -123,17 +140,19 @@ class ClipReader:
     def _draw_views(
         self, epoch: int, height: int, width: int, rng: np.random.Generator
     ) -> list[ViewDraw]:
-        """Draw the views of the V clips, of frames of `height` x `width` pixels."""
+        """Return random view parameters of the V clips.
+
+        Args:
+            epoch: epoch of the run.
+            height: height of the frames, in pixels.
+            width: width of the frames, in pixels.
+            rng: source of randomness.
+        """
         view = faded(self.view, epoch, self.fade) if self.fade else self.view
-        drawn = [
-            draw_view(view, height, width, rng)
-            for _ in range(self.spec.clips - (self.original is not None))
-        ]
-        return (
-            drawn
-            if self.original is None
-            else [*drawn, draw_view(self.original, height, width, rng)]
-        )
+        if self.original is None:
+            return [draw_view(view, height, width, rng) for _ in range(self.spec.clips)]
+        augmented = [draw_view(view, height, width, rng) for _ in range(self.spec.clips - 1)]
+        return [*augmented, draw_view(self.original, height, width, rng)]
 
     def _read_twin(
         self,
@@ -144,11 +163,25 @@ class ClipReader:
         frames: int,
         out: np.ndarray,
     ) -> ViewDraw:
-        """Read the texture of the first clip into the last place of `out`; return its draw."""
+        """Read the texture twin of the first clip into the last place of `out`.
+
+        Args:
+            path: the twin's file.
+            indices: (V, T) frame indices of the sample.
+            first: view parameters of the first clip.
+            size: (height, width) of the video's frames.
+            frames: number of frames of the video.
+            out: (V + 1, T, S, S, 3) clips of the sample.
+
+        Returns:
+            The view parameters of the twin.
+        """
         with open_video(path, backend=self.backend) as twin:
-            # a frame that is missing shifts those behind it
+            # In a folder, a missing frame shifts all that follow.
             if os.path.isdir(path) and twin.num_frames != frames:
-                raise DecodeError(f"{path}: a texture of {twin.num_frames} frames, of {frames}")
+                raise DecodeError(
+                    f"{path}: the texture has {twin.num_frames} frames, the video {frames}"
+                )
             (draw,), _ = _take_views(
                 twin,
                 path,
@@ -159,17 +192,28 @@ class ClipReader:
         return draw
 
     def _corrupt(self, out: np.ndarray, clips: int, rng: np.random.Generator, fps: float) -> None:
-        """Corrupt the clips in place, but for an original; a twin gets what the first clip gets."""
+        """Corrupt the clips in place, except an original; a twin is corrupted as the first clip.
+
+        Args:
+            out: (V, T, S, S, 3) uint8, or V + 1 clips with a twin.
+            clips: number of clips without the twin, V.
+            rng: source of randomness.
+            fps: frames per second of the video.
+        """
         if self.corrupt is None:
             return
-        twins_rng = copy.deepcopy(rng)
-        drawn = clips - (self.original is not None)
-        for v in (*range(drawn), *range(clips, len(out))):
-            out[v] = self.corrupt(out[v], rng if v < drawn else twins_rng, fps / self.spec.stride)
+        # A copy of the generator gives the twin the same corruption as the first clip.
+        twin_rng = copy.deepcopy(rng)
+        num_augmented = clips - (self.original is not None)
+        clip_fps = fps / self.spec.stride
+        for v in range(num_augmented):
+            out[v] = self.corrupt(out[v], rng, clip_fps)
+        for v in range(clips, len(out)):
+            out[v] = self.corrupt(out[v], twin_rng, clip_fps)
 
 
 def repeats_frames(indices: np.ndarray) -> bool:
-    """Return whether a clip of (V, T) frame indices shows a frame twice: its video is too short."""
+    """Return whether a clip of (V, T) indices shows a frame twice: the video is too short."""
     return any(len(np.unique(clip)) < len(clip) for clip in indices)
 
 
@@ -180,31 +224,34 @@ def _take_views(
     draw: Callable[[int, int], list[ViewDraw]],
     out: np.ndarray,
 ) -> tuple[list[ViewDraw], tuple[int, int]]:
-    """Decode frames (V, T), cut out and resize each clip's box into `out` (V, T, size, size, 3).
+    """Decode the frames of clips, and cut out and resize the box of each clip.
 
-    A frame is decoded once, in order, however many clips show it, and only boxes are kept of it, a
-    bounded number of bytes at a time.
+    A frame is decoded once, in order, however many clips show it. Only boxes are kept, a bounded
+    number of bytes at a time.
 
     Args:
         video: an open file.
         path: its path, for messages.
         indices: (V, T) frame indices.
-        draw: (height, width) of the frames -> a draw per clip.
-        out: where the clips go.
+        draw: (height, width) of the frames -> view parameters of each clip.
+        out: (V, T, S, S, 3) uint8; the clips are written here.
 
     Returns:
-        The draws, and (height, width).
+        The view parameters, and (height, width) of the frames.
     """
     unique, position = np.unique(indices, return_inverse=True)
+    # For each unique frame, the positions v * T + t in the clips that show it.
     order = np.argsort(position, axis=None, kind="stable")
     places = np.split(order, np.cumsum(np.bincount(position.ravel()))[:-1])
     frames = checked_frames(video, path, unique)
+    # The parameters of the views depend on the size of the frames, known only now.
     first = next(frames)
     height, width = first.shape[:2]
     draws = draw(height, width)
-    boxes = [_Boxes(one, out[v], _WAITING_BYTES // len(draws)) for v, one in enumerate(draws)]
-    for frame, shown in zip(itertools.chain([first], frames), places, strict=True):
-        for place in shown.tolist():
+    most_bytes = _WAITING_BYTES // len(draws)
+    boxes = [_Boxes(draw, clip, most_bytes) for draw, clip in zip(draws, out, strict=False)]
+    for frame, frame_places in zip(itertools.chain([first], frames), places, strict=True):
+        for place in frame_places.tolist():
             v, t = divmod(place, indices.shape[1])
             boxes[v].add(frame, t)
     for box in boxes:
@@ -213,7 +260,15 @@ def _take_views(
 
 
 class _Boxes:
-    """The boxes of one clip's frames, resized together: a call per frame costs more."""
+    """The boxes cut from the frames of one clip.
+
+    Several are resized at a time, because one call per frame is slower.
+
+    Args:
+        draw: view parameters of the clip.
+        out: (T, S, S, 3) uint8; the resized boxes are written here.
+        most_bytes: bytes of boxes that may wait to be resized.
+    """
 
     def __init__(self, draw: ViewDraw, out: np.ndarray, most_bytes: int) -> None:
         self.draw = draw
@@ -223,22 +278,31 @@ class _Boxes:
         self.times: list[int] = []
 
     def add(self, frame: np.ndarray, time: int) -> None:
-        """Cut the box out of a frame (H, W, 3), which is number `time` of the clip."""
+        """Cut the box out of a frame.
+
+        Args:
+            frame: (H, W, 3) uint8.
+            time: its position in the clip.
+        """
         if len(self.times) == len(self.waiting):
             self.resize()
-        d, into = self.draw, self.waiting[len(self.times)]
-        top, left = max(d.top, 0), max(d.left, 0)
-        inside = frame[top : d.top + d.height, left : d.left + d.width]
-        if inside.shape != into.shape:
-            into[:] = 0
-            into = into[top - d.top :, left - d.left :][: inside.shape[0], : inside.shape[1]]
-        into[:] = inside
+        draw = self.draw
+        box = self.waiting[len(self.times)]
+        top = max(draw.top, 0)
+        left = max(draw.left, 0)
+        inside = frame[top : draw.top + draw.height, left : draw.left + draw.width]
+        # A shifted box may reach beyond the frame; it is black there.
+        if inside.shape != box.shape:
+            box[:] = 0
+            box = box[top - draw.top :, left - draw.left :][: inside.shape[0], : inside.shape[1]]
+        box[:] = inside
         self.times.append(time)
 
     def resize(self) -> None:
-        """Resize the boxes that wait into the clip."""
+        """Resize the boxes that wait, and write them to the clip."""
         times: list[int] | slice = self.times
-        if self.times == list(range(self.times[0], self.times[-1] + 1)):  # the faster way to write
+        # Writing to a slice is faster than to a list of indices.
+        if self.times == list(range(self.times[0], self.times[-1] + 1)):
             times = slice(self.times[0], self.times[-1] + 1)
         self.out[times] = resize(self.waiting[: len(self.times)], *self.out.shape[1:3])
         self.times = []

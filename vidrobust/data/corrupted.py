@@ -1,5 +1,6 @@
 """Decode each video once and corrupt it under many conditions."""
 
+import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,19 +21,23 @@ from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
 from vidrobust.views import AugmentSpec, draw_view
 
-Condition = tuple[str, int]  # a name of CORRUPTIONS and a severity; CLEAN
+Condition = tuple[str, int]  # (a name of CORRUPTIONS, severity 1 to 5), or CLEAN
 CLEAN: Condition = ("clean", 0)
 Place = Literal["source", "view"]
-_LARGEST = (
-    256  # pixels of the shorter side: larger frames are shrunk first, as Mini-Kinetics-C does
-)
-_CORRUPT = 3  # a stream of the run's seed (clip_reader.py has the others)
+# Pixels of the shorter side; larger frames are shrunk before they are corrupted, as in
+# Mini-Kinetics-C.
+_LARGEST = 256
+_CORRUPT = 3  # stream of random numbers from the seed of the run; clip_reader.py has the others
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A video under some conditions: of each its clips (K, T, size, size, 3) uint8, or why there
-    are none.
+    """A video under some conditions.
+
+    Attributes:
+        index: position of the record in its list.
+        conditions: the conditions.
+        clips: for each condition, clips (K, T, size, size, 3) uint8, or why there are none.
     """
 
     index: int
@@ -42,31 +47,45 @@ class Corrupted:
 
 @dataclass(frozen=True)
 class _Read:
-    """What the conditions show of a video: frames (F, H, W, 3); of clip k, clips[k] (T,) are frames
-    of the video.
+    """The frames of a video that some conditions need; indexing by frame numbers of the video.
 
-    reason: why the frames end before the last that was asked for. Indexing raises DecodeError for
-    those.
+    Attributes:
+        frames: (F, H, W, 3) uint8, each frame once.
+        numbers: (F,) the frames' numbers in the video, sorted.
+        clips: (K, T) frame numbers of the video in each clip.
+        count: number of frames of the video.
+        fps: frames per second of the video.
+        reason: why the frames end before the last one asked for; empty: they do not. Indexing a
+            later frame raises DecodeError with it.
     """
 
     frames: np.ndarray
-    numbers: np.ndarray  # (F,), of the frames in the video
+    numbers: np.ndarray
     clips: np.ndarray
     count: int
     fps: float
     reason: str = ""
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the frames (n, H, W, 3) with some frame numbers of the video."""
         if self.reason and numbers.max() > self.numbers[-1]:
             raise DecodeError(self.reason)
         return self.frames[np.searchsorted(self.numbers, numbers)]
 
 
 class _ConditionReader:
-    """Read a video once, and corrupt its clips condition by condition; it travels to a child.
+    """Read a video once and corrupt its clips, one condition at a time; runs in a child process.
 
-    Encoders run there as well: they crash and hang as decoders do, and use FFmpeg, whose threads a
-    forked worker of the loader would wait for (isolation.py).
+    Encoders run in that process, too. They may crash and hang as decoders do, and use FFmpeg, whose
+    threads a forked worker of the loader would wait for (isolation.py).
+
+    Args:
+        spec: the clips of a video, K of them.
+        sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
+        view: the centre crop of an evaluation.
+        place: where corruptions are applied; see `CorruptedVideos`.
+        seed: seed of the corruptions.
+        backend: a name of BACKENDS.
     """
 
     def __init__(
@@ -84,140 +103,188 @@ class _ConditionReader:
         self.place = place
         self.seed = seed
         self.backend = backend
-        self._kept: tuple[int, _Read | Failure] | None = None  # the last video
+        # (index, frames) of the last video: its conditions come in several calls.
+        self._kept: tuple[int, _Read | Failure] | None = None
 
     def conditions(
-        self, record: Record, index: int, wanted: list[Condition], group: list[Condition]
+        self, record: Record, index: int, all_conditions: list[Condition], group: list[Condition]
     ) -> list[np.ndarray | Failure]:
-        """Return the clips (K, T, size, size, 3) of each condition of a group, or why there are
-        none.
+        """Return clips (K, T, size, size, 3) for each condition of a group, or why there are none.
 
         Args:
             record: the video.
-            index: of the record, which its random numbers depend on.
-            wanted: all conditions that will be asked for of it: it is decoded once for them.
-            group: those that are asked for now.
+            index: index of the record; the random numbers depend on it.
+            all_conditions: every condition that will be asked of this video, which is decoded once
+                for all.
+            group: the conditions asked for in this call.
         """
         if self._kept is None or self._kept[0] != index:
-            self._kept = None  # two videos at once may be too many
-            self._kept = index, self._read_or_fail(record, index, wanted)
-        found = self._kept[1]
-        if isinstance(found, Failure):
-            return [found for _ in group]
-        return [self._condition(found, record, index, condition) for condition in group]
+            self._kept = None  # free the memory of the last video first
+            self._kept = index, self._read_or_fail(record, index, all_conditions)
+        video = self._kept[1]
+        if isinstance(video, Failure):
+            return [video for _ in group]
+        return [self._condition(video, record, index, condition) for condition in group]
 
     def _read_or_fail(
-        self, record: Record, index: int, wanted: list[Condition]
+        self, record: Record, index: int, all_conditions: list[Condition]
     ) -> "_Read | Failure":
+        """Decode what some conditions need of a video; return a Failure if it does not decode.
+
+        Args:
+            record: the video.
+            index: index of the record.
+            all_conditions: the conditions.
+        """
         try:
-            return self.read(record, index, wanted)
+            return self.read(record, index, all_conditions)
         except (DecodeError, ValueError) as error:
             reason = str(error) if isinstance(error, DecodeError) else f"{record.path}: {error}"
             return Failure(index, record.uid, record.label, reason)
 
-    def read(self, record: Record, index: int, wanted: list[Condition]) -> _Read:
-        """Decode what some conditions show of a video."""
+    def read(self, record: Record, index: int, all_conditions: list[Condition]) -> _Read:
+        """Decode what some conditions need of a video.
+
+        Args:
+            record: the video.
+            index: index of the record.
+            all_conditions: the conditions.
+
+        Raises:
+            DecodeError: no frame decodes.
+        """
         with open_record(record, self.backend) as video:
-            count, fps = video.num_frames, float(video.fps)
+            count = video.num_frames
+            fps = float(video.fps)
             clips = self.sample_clips(count, self.spec, np.random.default_rng(0))
-            shown = [clips.ravel()]
-            for name, severity in wanted:
+            # Collect the frames that the clips show, and others that some corruptions need.
+            needed = [clips.ravel()]
+            for name, severity in all_conditions:
                 if name in CONSECUTIVE:
-                    shown += [np.arange(clip.min(), clip.max() + 1) for clip in clips]
+                    needed += [np.arange(clip.min(), clip.max() + 1) for clip in clips]
                 elif name in INDEX_MAPS:
-                    shown.append(self._mapped(index, (name, severity), count, fps)[clips].ravel())
-            numbers = np.unique(np.concatenate(shown))
-            frames, reason = [], ""
+                    needed.append(self._mapped(index, (name, severity), count, fps)[clips].ravel())
+            numbers = np.unique(np.concatenate(needed))
+            frames = []
+            reason = ""
             try:
                 for frame in checked_frames(video, record.path, numbers):
                     frames.append(self._prepared(frame))
             except DecodeError as error:
-                reason = str(error)  # what comes before is there
+                reason = str(error)  # conditions that need only earlier frames still work
         if not frames:
             raise DecodeError(reason)
         return _Read(np.stack(frames), numbers[: len(frames)], clips, count, fps, reason)
 
     def _condition(
-        self, found: _Read, record: Record, index: int, condition: Condition
+        self, video: _Read, record: Record, index: int, condition: Condition
     ) -> np.ndarray | Failure:
-        """Return the clips of one condition; it fails alone: by a frame that only it needs, or an
-        encoder.
+        """Return the clips of one condition, or why there are none.
+
+        A condition may fail alone: a frame that only it needs does not decode, or an encoder fails.
+
+        Args:
+            video: the decoded frames.
+            record: the video.
+            index: index of the record.
+            condition: the corruption and its severity.
         """
         try:
-            return self._clips(found, index, condition)
-        except Exception as error:  # encoders raise whatever they like
-            reason = (
-                str(error)
-                if isinstance(error, DecodeError)
-                else f"{record.path}: {condition[0]}: {error!r}"
-            )
+            return self._clips(video, index, condition)
+        except Exception as error:  # encoders raise errors of any type
+            reason = f"{record.path}: {condition[0]}: {error!r}"
+            if isinstance(error, DecodeError):
+                reason = str(error)
             return Failure(index, record.uid, record.label, reason)
 
     def _prepared(self, frame: np.ndarray) -> np.ndarray:
-        """One frame as the corruptions get it."""
+        """Return a frame as the corruptions receive it."""
         if self.place == "view":
             return self._cut(frame[None])[0]
         height, width = frame.shape[:2]
         shrink = _LARGEST / min(height, width)
-        return (
-            resize(frame[None], round(height * shrink), round(width * shrink)).numpy()[0]
-            if shrink < 1
-            else frame
-        )
+        if shrink >= 1:
+            return frame
+        return resize(frame[None], round(height * shrink), round(width * shrink)).numpy()[0]
 
     def _cut(self, frames: np.ndarray) -> np.ndarray:
-        """The centre crop that the model sees, as `eval_dataset` cuts it."""
+        """Return the centre crop that the model receives, cut as `eval_dataset` cuts it."""
         draw = draw_view(self.view, frames.shape[1], frames.shape[2], np.random.default_rng(0))
         box = frames[:, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
         return resize(np.ascontiguousarray(box), self.view.size, self.view.size).numpy()
 
     def _rng(self, index: int, condition: Condition) -> np.random.Generator:
+        """Return the generator of a video and condition, whatever the order of calls."""
         name, severity = condition
         return np.random.default_rng(
             [self.seed, _CORRUPT, index, zlib.crc32(name.encode()), severity]
         )
 
     def _mapped(self, index: int, condition: Condition, count: int, fps: float) -> np.ndarray:
+        """Return the frame that is shown in place of each frame of a video, (count,).
+
+        Args:
+            index: index of the record.
+            condition: a corruption of INDEX_MAPS and its severity.
+            count: number of frames of the video.
+            fps: frames per second of the video.
+        """
         return map_frames(*condition, count, self._rng(index, condition), fps)
 
-    def _clips(self, found: _Read, index: int, condition: Condition) -> np.ndarray:
-        """(K, T, size, size, 3) of a video under one condition."""
+    def _clips(self, video: _Read, index: int, condition: Condition) -> np.ndarray:
+        """Return the clips (K, T, size, size, 3) of a video under one condition.
+
+        Args:
+            video: the decoded frames.
+            index: index of the record.
+            condition: the corruption and its severity.
+        """
         name, severity = condition
-        made = []
-        chosen = (
-            self._mapped(index, condition, found.count, found.fps) if name in INDEX_MAPS else None
+        clips = []
+        index_map = (
+            self._mapped(index, condition, video.count, video.fps) if name in INDEX_MAPS else None
         )
-        for clip in found.clips:
+        for clip in video.clips:
             if condition == CLEAN:
-                frames = found[clip]
-            elif chosen is not None:
-                frames = found[chosen[clip]]
+                frames = video[clip]
+            elif index_map is not None:
+                frames = video[index_map[clip]]
+            # Codecs and blurs over time need the consecutive frames that the clip spans.
             elif name in CONSECUTIVE:
-                span = found[np.arange(clip.min(), clip.max() + 1)]
-                frames = corrupt(span, name, severity, self._rng(index, condition), found.fps)[
-                    clip - clip.min()
-                ]
+                span = video[np.arange(clip.min(), clip.max() + 1)]
+                rng = self._rng(index, condition)
+                span = corrupt(span, name, severity, rng, video.fps)
+                frames = span[clip - clip.min()]
             else:
-                frames = corrupt(
-                    found[clip], name, severity, self._rng(index, condition), found.fps
-                )
-            made.append(frames if self.place == "view" else self._cut(frames))
-        return np.stack(made)
+                rng = self._rng(index, condition)
+                frames = corrupt(video[clip], name, severity, rng, video.fps)
+            clips.append(frames if self.place == "view" else self._cut(frames))
+        return np.stack(clips)
 
 
 class CorruptedVideos(IterableDataset):
-    """Yields `Corrupted` of each (index of a record, conditions) in `work`; loop over it by
-    `corrupted_loader`.
+    """Iterable data set that yields a `Corrupted` for each entry of `work`.
 
-    A worker gets whole videos, and decodes each once for all that `work` asks of it. place:
-    "source", corruptions change the frames as they are in the file, before crop and resize (256
-    pixels at most); "view": the crop that the model sees. Index maps (INDEX_MAPS) choose among all
-    frames of the video, codecs and blurs over time get the consecutive frames that a clip spans,
-    all others the frames that it shows. One seed a video, corruption and severity: clips of a video
-    share its draw. timeout_s: seconds that reading, and each condition, may take.
+    A worker receives whole videos, and decodes each once for all that `work` asks of it. Index maps
+    (INDEX_MAPS) choose among all frames of the video. Codecs and blurs over time receive the
+    consecutive frames that a clip spans. All other corruptions receive the frames that the clip
+    shows. There is one seed per video, corruption and severity, so that the clips of a video share
+    random parameters. Loop over it through `corrupted_loader`.
+
+    Args:
+        records: the videos.
+        work: (index of a record, conditions), in any order; one video may occur several times.
+        spec: the clips of a video, K of them.
+        sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
+        view: the centre crop of an evaluation.
+        place: "source" corrupts the frames of the file (at most 256 pixels on the shorter side)
+            before crop and resize; "view" corrupts the crop that the model receives.
+        seed: seed of the corruptions.
+        backend: a name of BACKENDS.
+        timeout_s: seconds that reading, and each condition, may take; 0: no limit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (public class, whose signature stays)
         self,
         records: Sequence[Record],
         work: Sequence[tuple[int, list[Condition]]],
@@ -235,19 +302,23 @@ class CorruptedVideos(IterableDataset):
         self.spec = spec
         self.reader = _ConditionReader(spec, sample_clips, view, place, seed, backend)
         self.timeout_s = timeout_s
-        self.reading = torch.full((0, 2), -1)  # as ClipDataset has it
+        self.reading = torch.full((0, 2), -1)  # as in ClipDataset
 
     def __iter__(self) -> Iterator[Corrupted]:
         worker = get_worker_info()
+        # Each worker takes every n-th video, with all of its conditions.
         videos = list(dict.fromkeys(index for index, _ in self.work))
-        mine = set(videos if worker is None else videos[worker.id :: worker.num_workers])
+        assigned = set(videos if worker is None else videos[worker.id :: worker.num_workers])
         conditions: dict[int, list[list[Condition]]] = {}
         for index, group in self.work:
-            if index in mine:
+            if index in assigned:
                 conditions.setdefault(index, []).append(group)
-        most = max((len(group) for groups in conditions.values() for group in groups), default=0)
-        watched = self.timeout_s and hasattr(os, "fork")
-        child = Child(self.reader.conditions, self.timeout_s * (1 + most)) if watched else None
+        group_sizes = [len(group) for index, group in self.work if index in assigned]
+        child = None
+        if self.timeout_s and hasattr(os, "fork"):
+            # One call reads the video and corrupts it under one group of conditions.
+            limit_s = self.timeout_s * (1 + max(group_sizes, default=0))
+            child = Child(self.reader.conditions, limit_s)
         for index, groups in conditions.items():
             if worker is not None:
                 self.reading[worker.id] = torch.tensor([os.getpid(), index])
@@ -256,31 +327,39 @@ class CorruptedVideos(IterableDataset):
     def _video(
         self, child: Child | None, index: int, groups: list[list[Condition]]
     ) -> Iterator[Corrupted]:
+        """Yield the results of one video.
+
+        Args:
+            child: the process that reads, or None to read in this one.
+            index: index of the record.
+            groups: groups of conditions; each becomes one `Corrupted`.
+        """
         record = self.records[index]
         read = self.reader.conditions if child is None or in_memory(record.path) else child
-        wanted = [condition for group in groups for condition in group]
+        all_conditions = list(itertools.chain.from_iterable(groups))
         unreadable: Failure | None = None
         for number, group in enumerate(groups):
-            found: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]
+            results: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]
             if not unreadable:
                 try:
-                    found = read(record, index, wanted, group)
+                    results = read(record, index, all_conditions, group)
                 except ChildDied as death:
                     failure = Failure(index, record.uid, record.label, f"{record.path}: {death}")
-                    found = [failure for _ in group]
-                    # the first call reads the video: what ends it would end those that follow
+                    results = [failure for _ in group]
+                    # The first call reads the video. If that ends the child, so would the others.
                     unreadable = None if number else failure
             clips = [
-                part if isinstance(part, Failure) else torch.from_numpy(part) for part in found
+                result if isinstance(result, Failure) else torch.from_numpy(result)
+                for result in results
             ]
             yield Corrupted(index, group, clips)
 
 
 def corrupted_loader(dataset: CorruptedVideos, workers: int) -> BatchLoader:
-    """A DataLoader that yields `Corrupted`. Loop over it inside `worker_deaths`."""
+    """Return a DataLoader that yields `Corrupted`. Loop over it inside `worker_deaths`."""
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
-        start_nursery()  # which workers then share
+        start_nursery()  # before the workers are forked, so that they share it
     conditions = max((len(group) for _, group in dataset.work), default=0)
     clip_bytes = dataset.spec.frames * dataset.reader.view.size**2 * 3
     return BatchLoader(

@@ -1,10 +1,11 @@
-"""ClipDataset and its batches. A sample is a function of (seed, epoch, index).
+"""ClipDataset and its batches: a sample is a pure function of (seed, epoch, index).
 
-The loader's keys are (epoch, index), so workers need no state: 0 or 8 of them, before or after a
-resume, on one rank or four, the same sample comes out. Files are read in a child process that may
-crash or hang (`isolation.py`). A file that does not decode becomes a `Failure`; whoever reads the
-batch decides what that means (training counts the video that replaced it, evaluation writes a
-failed row).
+The loader's keys are (epoch, index), so workers need no state. The same sample results from 0 or 8
+workers, before or after a resume, on one rank or four.
+
+Files are read in a child process, because decoders may crash or hang (`isolation.py`). A file that
+does not decode becomes a `Failure`. The reader of the batch decides what follows: training counts
+the video that replaced it, evaluation writes a failed row.
 """
 
 import itertools
@@ -33,19 +34,28 @@ from vidrobust.utils.errors import UserError
 from vidrobust.views import AugmentSpec
 
 Key = tuple[int, int]  # epoch, index
-_REPLACEMENTS = 100  # bad videos in a row, after which it is not the video's fault
+# After this many bad videos in a row the fault is not in the videos, and the failure is returned.
+_REPLACEMENTS = 100
 
 
 @dataclass
 class Batch:
-    """B videos, V clips of each; with twins, V + 1 clips and draws.
+    """B videos with V clips each; with twins, V + 1 clips and random view parameters each.
 
-    clips (B, V, T, H, W, 3) uint8 for `to_float`, draws (B, V, DRAW_COLUMNS) for `apply_draws`,
-    numbers (B, n) for `negatives`, labels (B,), index (B,) into the records, start (B, V) first
-    source frame of each clip, fps (B,). `failed` are videos that have no place in the batch;
-    `replaced` are those whose place another video has taken, which `index` and `uids` name.
-    `repeats` and `resized` are videos (their index) whose clips show a frame twice, as they are too
-    short, and whose frames had several sizes.
+    Attributes:
+        clips: (B, V, T, H, W, 3) uint8; `to_float` converts them on the device.
+        draws: (B, V, DRAW_COLUMNS) float32, random parameters of the views, for `apply_draws`.
+        numbers: (B, n) float32, random numbers in [0, 1) for `negatives`.
+        labels: (B,) int64 class labels.
+        index: (B,) int64 positions in the records.
+        start: (B, V) first source frame of each clip.
+        fps: (B,) float32 frames per second.
+        uids: names of the B videos.
+        failed: videos that did not decode and have no place in the batch.
+        replaced: videos that did not decode and whose place another video took, which `index` and
+            `uids` name.
+        repeats: indices of videos that are shorter than a clip, so that a clip shows a frame twice.
+        resized: indices of videos whose frames have several sizes.
     """
 
     clips: Tensor
@@ -63,15 +73,23 @@ class Batch:
 
 
 class ClipDataset(Dataset):
-    """Map-style: `dataset[epoch, index]` -> a sample, or a Failure.
+    """Map-style data set: `dataset[epoch, index]` is a sample, or a Failure.
 
-    sample_clips, view, corrupt, fade, original, twins, numbers: as in `ClipReader`. timeout_s:
-    seconds that reading a file may take, in a child process; 0 reads in this one, without a
-    watchdog. replace: a video that fails is replaced by another one, drawn from (seed, epoch,
-    index), and told in "replaced".
+    Args:
+        records: the videos.
+        spec: number, length and stride of the clips of a video.
+        sample_clips: (num_frames, spec, rng) -> (V, T) frame indices.
+        view: how a clip is cropped and augmented.
+        seed: seed of the run.
+        backend: a name of BACKENDS.
+        timeout_s: seconds that reading a file may take, in a child process; 0 reads in this
+            process, without a time limit.
+        replace: whether a video that fails is replaced by another one, chosen at random from (seed,
+            epoch, index), and reported in "replaced".
+        corrupt: see `ClipReader`, and also for fade, original, twins and numbers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (public class, whose signature stays)
         self,
         records: Sequence[Record],
         spec: ClipSpec,
@@ -90,7 +108,8 @@ class ClipDataset(Dataset):
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError(
-                "data.timeout_s: this system cannot fork a process to watch; set data.timeout_s=0"
+                f"data.timeout_s={timeout_s:g}: this system cannot fork the process that a time"
+                " limit needs; set data.timeout_s=0"
             )
         self.records = _Packed(records)
         self.reader = ClipReader(
@@ -107,66 +126,75 @@ class ClipDataset(Dataset):
         )
         self.timeout_s = timeout_s
         self.replace = replace
-        self.reading = torch.full(
-            (0, 2), -1
-        )  # a row a worker: its process, and the record it reads
+        # One row per worker: the id of its process, and the index of the record that it reads.
+        self.reading = torch.full((0, 2), -1)
         self._reader: tuple[int, Child] | None = None
-        self._hopeless: dict[int, Failure] = {}  # those that cost a child, so that they do it once
+        # Videos that ended a child process: they are not tried again.
+        self._hopeless: dict[int, Failure] = {}
 
     @property
     def spec(self) -> ClipSpec:
-        """The clips of a video."""
+        """Return which clips are taken from a video."""
         return self.reader.spec
 
     @property
     def twins(self) -> Twins | None:
-        """Where the texture twins lie."""
+        """Return where the texture twins are, or None."""
         return self.reader.twins
 
     def notes(self, repeats: int, resized: int, videos: int) -> list[str]:
-        """Return a line about videos that are too short for a clip, and one about frames of several
-        sizes.
+        """Return lines that report videos shorter than a clip, or with frames of several sizes.
 
         Args:
-            repeats: videos whose clips show a frame twice.
-            resized: videos whose frames had several sizes.
-            videos: of which these are counted.
+            repeats: number of videos whose clips show a frame twice.
+            resized: number of videos whose frames have several sizes.
+            videos: number of videos among which these were counted.
         """
-        found = []
+        lines = []
         if repeats:
-            found.append(
+            lines.append(
                 f"{repeats} of {videos} videos are shorter than a clip ({self.spec.span} frames)"
                 f" and show frames twice (data.policy={self.spec.policy}); lower data.frames or"
                 " data.stride"
             )
         if resized:
-            found.append(
+            lines.append(
                 f"{resized} of {videos} videos have frames of several sizes, resized to the first"
                 " of each clip"
             )
-        return found
+        return lines
 
     def draw_clips(
         self, epoch: int, index: int, num_frames: int
     ) -> tuple[np.ndarray, np.random.Generator]:
-        """As `ClipReader.draw_clips`."""
+        """Return the random frame indices of a sample; see `ClipReader.draw_clips`.
+
+        Args:
+            epoch: epoch of the run.
+            index: index of the record.
+            num_frames: number of frames of its video.
+
+        Returns:
+            (frame indices (V, T), the generator from which the views are sampled next).
+        """
         return self.reader.draw_clips(epoch, index, num_frames)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: Key) -> Sample | Failure:
+        """Return the sample of a key, or a Failure if it and its replacements do not decode."""
         epoch, index = key
         worker = get_worker_info()
+        # If this worker dies, its parent reads here which file was being read.
         if worker is not None:
             self.reading[worker.id] = torch.tensor([os.getpid(), index])
         sample = self._read(epoch, index)
         if isinstance(sample, dict) or not self.replace:
             return sample
-        rng, replaced = (
-            np.random.default_rng([self.reader.seed, REPLACE_STREAM, epoch, index]),
-            [sample],
-        )
+        # The replacement is random, but a function of the key: any worker finds the same one.
+        rng = np.random.default_rng([self.reader.seed, REPLACE_STREAM, epoch, index])
+        replaced = [sample]
         others = (other for other in rng.permutation(len(self)).tolist() if other != index)
         for other in itertools.islice(others, _REPLACEMENTS):
             sample = self._read(epoch, other)
@@ -176,10 +204,11 @@ class ClipDataset(Dataset):
         return replaced[0]
 
     def __getstate__(self) -> dict[str, Any]:
+        # A child process belongs to the process that started it.
         return self.__dict__ | {"_reader": None}
 
     def _read(self, epoch: int, index: int) -> Sample | Failure:
-        """Read a sample, by way of the child unless there is no time limit, or no file."""
+        """Read a sample: in the child process, unless there is no time limit or no file to read."""
         record = self.records[index]
         size = int(np.prod(self.reader.shape))
         if not self.timeout_s or in_memory(record.path):
@@ -187,9 +216,8 @@ class ClipDataset(Dataset):
             return self._with_clips(self.reader.read(memory, record, epoch, index), memory)
         if index in self._hopeless:
             return self._hopeless[index]
-        if (
-            self._reader is None or self._reader[0] != os.getpid()
-        ):  # a fork copies the reader of its parent
+        # A forked worker has a copy of its parent's reader, and needs one of its own.
+        if self._reader is None or self._reader[0] != os.getpid():
             self._reader = os.getpid(), Child(self.reader.read, self.timeout_s, size)
         child = self._reader[1]
         try:
@@ -200,9 +228,11 @@ class ClipDataset(Dataset):
             )
             return self._hopeless[index]
         assert child.memory is not None
+        # The next call overwrites the shared memory.
         return self._with_clips(sample, child.memory.copy())
 
     def _with_clips(self, sample: Sample | Failure, memory: np.ndarray) -> Sample | Failure:
+        """Return the sample as tensors, with the clips that lie in memory."""
         if isinstance(sample, Failure):
             return sample
         arrays = {"clips": memory.reshape(self.reader.shape)}
@@ -213,8 +243,8 @@ class ClipDataset(Dataset):
 class _Packed(Sequence[Record]):
     """Records as one array of bytes.
 
-    Workers share it with their parent; a list of objects they would copy bit by bit, by counting
-    references.
+    Workers share the array with their parent. A list of objects would gradually be copied into
+    every worker, because counting references writes to the objects.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -231,35 +261,57 @@ class _Packed(Sequence[Record]):
 
 
 def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default_collate) -> Batch:
-    """Samples and failures -> Batch. A batch of failures only has B = 0. join: stacks tensors."""
+    """Return the Batch of some samples and failures; with failures only, B = 0.
+
+    Args:
+        samples: samples and Failures of a ClipDataset.
+        join: stacks a list of tensors. In a worker, default_collate writes directly to shared
+            memory, which torch.stack would not.
+    """
     failed = [s for s in samples if isinstance(s, Failure)]
     good = [s for s in samples if not isinstance(s, Failure)]
 
-    def stack(name: str) -> Tensor:
-        # default_collate, and not stack: in a worker it writes to shared memory at once
-        return join([s[name] for s in good]) if good else torch.empty(0)
-
     return Batch(
-        clips=stack("clips"),
-        draws=stack("draws"),
-        numbers=stack("numbers"),
+        clips=_stacked(good, "clips", join),
+        draws=_stacked(good, "draws", join),
+        numbers=_stacked(good, "numbers", join),
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
-        start=stack("start"),
+        start=_stacked(good, "start", join),
         fps=torch.tensor([s["fps"] for s in good], dtype=torch.float32),
         uids=[s["uid"] for s in good],
         failed=failed,
-        replaced=[failure for s in good for failure in s["replaced"]],
+        replaced=list(itertools.chain.from_iterable(s["replaced"] for s in good)),
         repeats=[s["index"] for s in good if s["repeats"]],
         resized=[s["index"] for s in good if s["resized"]],
     )
 
 
-class TrainBatches(Sampler[list[Key]]):
-    """Keys of the training batches from step `start` to step `stop`, this rank's share of each.
+def _stacked(samples: list[Sample], name: str, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Return one field of some samples as one tensor; an empty one without samples.
 
-    Every epoch is its own permutation, drawn from (seed, epoch), and drops the remainder that fills
-    no batch. `batch_size` is global and must divide by `world`.
+    Args:
+        samples: the samples.
+        name: the field.
+        join: stacks a list of tensors.
+    """
+    return join([sample[name] for sample in samples]) if samples else torch.empty(0)
+
+
+class TrainBatches(Sampler[list[Key]]):
+    """Keys of the training batches from step `start` to step `stop`, for one rank.
+
+    Every epoch has its own random order, a function of (seed, epoch). Videos at its end that do not
+    fill a batch are dropped.
+
+    Args:
+        size: number of videos.
+        batch_size: number of videos in a batch over all ranks; divisible by `world`.
+        seed: seed of the run.
+        start: first step.
+        stop: step after the last one.
+        rank: rank of this process.
+        world: number of processes.
     """
 
     def __init__(
@@ -272,27 +324,39 @@ class TrainBatches(Sampler[list[Key]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.stop = stop
+        self.rank = rank
+        self.world = world
         self.per_epoch = size // batch_size
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        share = self.batch_size // self.world
-        order, drawn = np.empty(0, np.int64), -1
+        per_rank = self.batch_size // self.world
+        order = np.empty(0, np.int64)
+        order_epoch = -1  # the epoch whose order that is
         for step in range(self.start, self.stop):
             epoch, batch = divmod(step, self.per_epoch)
-            if epoch != drawn:
+            if epoch != order_epoch:
                 rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch])
-                order, drawn = rng.permutation(self.size), epoch
-            first = batch * self.batch_size + self.rank * share
-            yield [(epoch, int(i)) for i in order[first : first + share]]
+                order = rng.permutation(self.size)
+                order_epoch = epoch
+            first = batch * self.batch_size + self.rank * per_rank
+            yield [(epoch, int(i)) for i in order[first : first + per_rank]]
 
 
 class EvalBatches(Sampler[list[Key]]):
-    """Keys of evaluation batches in the order of the records, nothing padded, nothing dropped."""
+    """Keys of evaluation batches in the order of the records; nothing is padded or dropped.
+
+    Args:
+        indices: indices of the records.
+        batch_size: number of videos in a batch.
+    """
 
     def __init__(self, indices: list[int], batch_size: int) -> None:
         self.batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
@@ -307,14 +371,20 @@ class EvalBatches(Sampler[list[Key]]):
 def batch_loader(
     dataset: ClipDataset, batches: Sampler[list[Key]] | list[list[Key]], workers: int
 ) -> BatchLoader:
-    """A DataLoader over keys; it yields `Batch`.
+    """Return a DataLoader that yields a `Batch` for each list of keys.
 
-    It draws nothing from torch's global generator, which a resumed run must find as it was, and its
-    workers leave stop signals to the process that owns them. Loop over it inside `worker_deaths`.
+    It uses no random number of torch's global generator, which a resumed run must find unchanged.
+    Its workers leave stop signals to the process that owns them. Loop over it inside
+    `worker_deaths`.
+
+    Args:
+        dataset: the data set.
+        batches: the keys of each batch.
+        workers: number of worker processes; 0 reads in this process.
     """
     dataset.reading = torch.full((workers, 2), -1, dtype=torch.int64).share_memory_()
     if dataset.timeout_s:
-        start_nursery()  # which workers then share
+        start_nursery()  # before the workers are forked, so that they share it
     videos = len(next(iter(batches), []))
     return BatchLoader(
         dataset,

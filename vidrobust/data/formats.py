@@ -1,8 +1,8 @@
 """Parse data set layouts into records, one function per format.
 
-A parser is `parser(root, split, fold) -> (records, classes)` with split "train" or "test". Labels
-are ranks 0..K-1 into `classes`; every listed file exists. A list that is wrong is refused with the
-line that is wrong.
+A parser is called as `parser(root, split, fold)`, with split "train" or "test", and returns
+(records, classes). Labels are 0..K-1, positions in `classes`. Every listed file exists. An error in
+a list is reported with the file and the line.
 """
 
 import csv
@@ -35,6 +35,7 @@ from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
 log = logging.getLogger("vidrobust")
+# how to run without a test list; ends several messages
 _WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"
 VIDEO_SUFFIXES = {
     ".avi",
@@ -57,40 +58,50 @@ VIDEO_SUFFIXES = {
 
 
 def ucf101(root: Path, split: str, fold: int) -> Parsed:
-    """UCF101 and everything in its layout: `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt`.
+    """Read UCF101, or a data set in its layout.
 
-    The ids of classInd start at 1 and may have gaps (a restricted list); a label is a class's rank
-    among them. A test list has no labels: the folder is the class. Names are matched without regard
-    to case, because UCF101 itself spells HandstandPushups in two ways. Clips of one gNN were cut
-    from one source: their group.
+    The lists are `classInd.txt`, `trainlist0N.txt` and `testlist0N.txt`. The ids of classInd.txt
+    start at 1 and may have gaps (a restricted list); the label of a class is its rank among the
+    ids. Test lists have no labels: the folder is the class. Names are matched without regard to
+    case, because UCF101 itself spells HandstandPushups in two ways. The group of a clip is its gNN:
+    clips of one gNN were cut from one source.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: number N of the official split.
     """
     lists = _first_folder(root, ("ucfTrainTestlist", "annotations", "."), "classInd.txt")
     ids = _class_ids(lists / "classInd.txt")
     classes = [ids[i] for i in sorted(ids)]
-    rank = {plain_name(name): label for label, name in enumerate(classes)}
+    label_of = {plain_name(name): label for label, name in enumerate(classes)}
     path = lists / f"{split}list{fold:02d}.txt"
     if not path.is_file():
         raise UserError(
             f"no split file {path}: data.fold={fold} is not one of this data set's splits"
         )
-    records, missing = [], Missing(_videos(root, "UCF-101"))
+    records = []
+    missing = Missing(_videos(root, "UCF-101"))
     for where, line in lines(path):
-        name, _, listed = line.rpartition(" ")
-        if not name or re.fullmatch("[0-9]+", listed) is None:
-            name, listed = line, ""
+        # A training line is `path id`, a test line is `path`; a path may hold spaces.
+        name, _, listed_id = line.rpartition(" ")
+        if not name or re.fullmatch("[0-9]+", listed_id) is None:
+            name = line
+            listed_id = ""
         name = name.rstrip(" \t")
         folder = name.split("/")[0]
-        label = rank.get(plain_name(folder))
+        label = label_of.get(plain_name(folder))
         if label is None:
             raise UserError(
                 f"{where}: class '{shown(folder)}' is not in {lists / 'classInd.txt'}; "
                 f"{odd_name(name)}correct the line, or add the class there"
             )
-        number = whole_number(listed)
-        if listed and (number is None or classes[label] != ids.get(number)):
-            expected = next(i for i, known in ids.items() if known == classes[label])
+        # A listed id must be that of the folder.
+        number = whole_number(listed_id)
+        if listed_id and (number is None or classes[label] != ids.get(number)):
+            expected = next(i for i, class_name in ids.items() if class_name == classes[label])
             raise UserError(
-                f"{where}: label {shown(listed)} is not {folder}'s; "
+                f"{where}: label {shown(listed_id)} is not {folder}'s; "
                 f"classInd.txt says {expected} (its ids start at 1)"
             )
         group = re.sub(r"_c\d+$", "", Path(name).stem).lower()
@@ -100,22 +111,30 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
 
 
 def hmdb51(root: Path, split: str, fold: int) -> Parsed:
-    """HMDB51: `<class>_test_split<N>.txt`, lines `file.avi 1` (train), `2` (test) or `0` (unused).
+    """Read HMDB51.
 
-    Classes are those that have a list of this fold, sorted. A file's name begins with the film
-    it was cut from: its group.
+    Its lists are `<class>_test_split<N>.txt`, with lines `file.avi 1` (train), `2` (test) or `0`
+    (unused). Classes are those that have a list of this fold, sorted. The name of a file begins
+    with the film that it was cut from, which is its group.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: number N of the official split.
     """
     pattern = f"*_test_split{fold}.txt"
-    tops = [root / name for name in ("testTrainMulti_7030_splits", "splits", "annotations", ".")]
-    found = next(filter(None, (_lists_in(top, pattern) for top in tops)), None)
-    if found is None:
+    folders = [root / name for name in ("testTrainMulti_7030_splits", "splits", "annotations", ".")]
+    lists = next(filter(None, (_lists_in(folder, pattern) for folder in folders)), None)
+    if lists is None:
         raise UserError(
-            f"no {pattern} in {tops[0]}: the official lists of HMDB51 belong there (data.fold=1..3;"
-            " datasets/hmdb51/README.md)"
+            f"no {pattern} in {folders[0]}: the official lists of HMDB51 belong there"
+            " (data.fold=1..3; datasets/hmdb51/README.md)"
         )
-    classes = [path.name.removesuffix(pattern[1:]) for path in found]
-    records, missing = [], Missing(_videos(root, "hmdb51_org"))
-    for label, (name, path) in enumerate(zip(classes, found, strict=True)):
+    classes = [path.name.removesuffix(pattern[1:]) for path in lists]
+    records = []
+    missing = Missing(_videos(root, "hmdb51_org"))
+    split_tag = "1" if split == "train" else "2"
+    for label, (name, path) in enumerate(zip(classes, lists, strict=True)):
         for where, line in lines(path):
             file, _, tag = line.rpartition(" ")
             if tag not in ("0", "1", "2"):
@@ -123,73 +142,94 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
                     f"{where}: expected a file and 1 (train), 2 (test) or 0 (unused), "
                     f"found '{shown(line)}'"
                 )
-            if tag == ("1" if split == "train" else "2"):
+            if tag == split_tag:
                 uid = f"{name}/{file.strip()}"
+                # File names are <film>_<class>_<attributes>.avi.
                 group = re.split(
                     f"_{re.escape(name)}_", Path(uid).stem, maxsplit=1, flags=re.IGNORECASE
                 )[0]
                 records.append(Record(uid, file_path(missing.find(uid, where)), label, group))
     missing.refuse()
-    return checked(records, found[0].parent), classes
+    return checked(records, lists[0].parent), classes
 
 
 def kinetics(root: Path, split: str, fold: int) -> Parsed:
-    """Kinetics: official csv files (label, youtube_id, time_start, ...) and files
-    `<id>_<start>_<end>.mp4`.
+    """Read Kinetics: official csv files, and clips that are named by id and times.
 
-    split "test" is the validation list where there is one, as its papers have it. Files may lie in
-    folders a split or a class, or none, and be called by their id alone. YouTube removes videos:
-    those that are not there are left out, and said. Classes are those of the training list, sorted.
-    The group is the YouTube id.
+    The lists have columns label, youtube_id, time_start, ...; a clip is
+    `<youtube_id>_<start>_<end>.mp4`. split "test" is the validation list if there is one, as in the
+    papers. Files may lie in folders by split or by class, or in none, and may be named by their id
+    alone. YouTube removes videos: those that are missing are left out, and a warning counts them.
+    Classes are those of the training list, sorted. The group is the YouTube id.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
     """
     stems = ("train",) if split == "train" else ("val", "validate", "validation", "test")
     train = _kinetics_csv(_kinetics_list(root, ("train",)))
     path = _kinetics_list(root, stems)
     classes = sorted({row["label"] for _, row in train})
-    rank = {name: label for label, name in enumerate(classes)}
-    top = next((root / stem for stem in stems if (root / stem).is_dir()), _videos(root, "videos"))
-    files: dict[str, list[Path]] = {}
-    for file in files_below(top):
+    label_of = {name: label for label, name in enumerate(classes)}
+    folder = next(
+        (root / stem for stem in stems if (root / stem).is_dir()), _videos(root, "videos")
+    )
+    # All videos below the folder, by name without suffix.
+    files_by_stem: dict[str, list[Path]] = {}
+    for file in files_below(folder):
         if file.suffix.lower() in VIDEO_SUFFIXES:
-            files.setdefault(file.stem, []).append(file)
+            files_by_stem.setdefault(file.stem, []).append(file)
     records: list[Record] = []
-    lost = []
+    missing = []  # names of listed clips without a file
+    # Match each line with a file: by id and times, or by the id alone.
     for where, row in train if split == "train" else _kinetics_csv(path):
-        if row["label"] not in rank:
+        if row["label"] not in label_of:
             raise UserError(f"{where}: class '{shown(row['label'])}' is not in the training list")
-        source, span = row["youtube_id"], (row["time_start"], row["time_end"])
-        stem = f"{source}_{int(float(span[0])):06d}_{int(float(span[1])):06d}"
-        named = files.get(stem) or files.get(source, [])
-        if len(named) > 1:
+        youtube_id = row["youtube_id"]
+        start = int(float(row["time_start"]))
+        end = int(float(row["time_end"]))
+        stem = f"{youtube_id}_{start:06d}_{end:06d}"
+        candidates = files_by_stem.get(stem) or files_by_stem.get(youtube_id, [])
+        if len(candidates) > 1:
             raise UserError(
-                f"{where}: {named[0]} and {named[1]} are both {named[0].stem}; remove or rename one"
+                f"{where}: {candidates[0]} and {candidates[1]} are both {candidates[0].stem};"
+                " remove or rename one"
             )
-        if not named:
-            lost.append(stem)
+        if not candidates:
+            missing.append(stem)
             continue
-        uid = named[0].relative_to(top).as_posix()
-        records.append(Record(uid, file_path(named[0]), rank[row["label"]], source))
-    if lost:
-        listed = len(lost) + len(records)
-        first = shown(lost[0])
-        log.warning(f"{path}: {len(lost)} of {listed} videos are not under {top}, first {first}")
+        uid = candidates[0].relative_to(folder).as_posix()
+        records.append(Record(uid, file_path(candidates[0]), label_of[row["label"]], youtube_id))
+    if missing:
+        listed = len(missing) + len(records)
+        first = shown(missing[0])
+        log.warning(
+            f"{path}: {len(missing)} of {listed} videos are not under {folder}, first {first}"
+        )
     return checked(records, path), classes
 
 
 def path_label_list(root: Path, split: str, fold: int) -> Parsed:
-    """`train.csv|txt` and `test.csv|txt` (or `val`) under root: a line is `path label`, paths
-    relative to root.
+    """Read `train.csv|txt` and `test.csv|txt` (or `val`), with lines `path label`.
 
-    The separator is a space, a comma or a tab; the line is split from the right, so paths may hold
-    spaces. Label -1 is a video without one. `classes.txt`, a name a line, is optional: without it
-    classes are called by their numbers. VideoMAE's lines for pretraining, `path 0 -1`, are read;
-    others of three columns are refused.
+    Paths are relative to root. The separator is a space, a comma or a tab. Lines are split from the
+    right, so paths may contain spaces. Label -1 is a video without a label. `classes.txt`, one name
+    per line, is optional: without it, classes are named by their numbers. VideoMAE's lines for
+    pre-training, `path 0 -1`, are accepted; other lines of three columns are refused.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
     """
     missing = Missing(root)
 
     def entry(line: str, where: str) -> _Entry:
+        """Parse a line `path label`, or `path 0 -1`."""
         name, label = _split_right(line, where, "a path and an integer label from 0")
         columns = _integer_column(name)
+        # A path may end in a number: it is a path if there is such a file.
         if columns is None or missing.has(name):
             return _Entry(where, name, label)
         if (columns[1], label) == (0, -1):
@@ -205,10 +245,19 @@ def path_label_list(root: Path, split: str, fold: int) -> Parsed:
 
 
 def frame_list(root: Path, split: str, fold: int) -> Parsed:
-    """Lists as `path_label_list`, but of folders of frames: a line is `folder n_frames label`."""
+    """Read lists of folders of frames, with lines `folder n_frames label`.
+
+    Everything else is as in `path_label_list`.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
+    """
     form = "a folder, its number of frames and a label"
 
     def entry(line: str, where: str) -> _Entry:
+        """Parse a line `folder n_frames label`."""
         text, label = _split_right(line, where, form)
         name, count = _split_right(text, where, form)
         return _Entry(where, name, label, count)
@@ -217,27 +266,51 @@ def frame_list(root: Path, split: str, fold: int) -> Parsed:
 
 
 def video_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<split>/<class>/<video>`, split train and test (or val); classes are the training
-    folders, sorted.
+    """Read `root/<split>/<class>/<video>`, with splits train and test (or val).
+
+    Classes are the folders in train, sorted.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
     """
     return _foldered(root, split, VIDEO_SUFFIXES)
 
 
 def image_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<split>/<class>/<image>`, as torchvision's ImageFolder: each image is a clip of one
-    frame.
+    """Read `root/<split>/<class>/<image>`, as torchvision's ImageFolder does.
+
+    An image is a clip of one frame.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
     """
     return _foldered(root, split, IMAGE_SUFFIXES)
 
 
 def frame_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<split>/<class>/<clip>/<image>`: a folder of frames is a clip."""
+    """Read `root/<split>/<class>/<clip>/<image>`; a folder of frames is a clip.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        fold: unused: this layout has one split.
+    """
     return _foldered(root, split, None)
 
 
 def class_folder(root: Path, split: str, fold: int) -> Parsed:
-    """`root/<class>/<image or video>`, one list, all of it "train": as ImageNet-Sketch, -R and -A
-    come.
+    """Read `root/<class>/<image or video>`, one list, all of it "train".
+
+    ImageNet-Sketch, -R and -A come in this layout.
+
+    Args:
+        root: folder of the data set.
+        split: "train"; "test" raises UserError.
+        fold: unused: this layout has one split.
     """
     if split != "train":
         raise UserError(
@@ -247,7 +320,8 @@ def class_folder(root: Path, split: str, fold: int) -> Parsed:
     for name in classes:
         _refuse_clips(root / name)
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    records, skipped = [], []
+    records = []
+    skipped = []
     for label, name in enumerate(classes):
         for file in files_below(root / name):
             if file.suffix.lower() in suffixes:
@@ -260,23 +334,32 @@ def class_folder(root: Path, split: str, fold: int) -> Parsed:
 
 
 def _refuse_clips(folder: Path) -> None:
-    """Raise UserError for a class whose folders hold the frames of clips: each would be a video."""
-    clips = []
-    for inner in _folders(folder):
-        names = [file.stem for file in inner.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    """Raise UserError for a class whose folders hold the frames of clips.
+
+    Each frame would become a video of its own.
+    """
+    clip_folders = []
+    for subfolder in _folders(folder):
+        names = [file.stem for file in subfolder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
         if len(names) > 1 and all(re.search(r"\d", name) for name in names):
-            clips.append(inner)
-    if len(clips) > 1:  # one may be a folder for all images, as Tiny ImageNet has
+            clip_folders.append(subfolder)
+    # A single folder may hold all images of the class, as in Tiny ImageNet.
+    if len(clip_folders) > 1:
         raise UserError(
-            f"data.name=class_folder: {clips[0]} and {len(clips) - 1} more folders hold numbered"
-            " images, the frames of clips, and each image would be a video; set"
+            f"data.name=class_folder: {clip_folders[0]} and {len(clip_folders) - 1} more folders"
+            " hold numbered images, the frames of clips, and each image would be a video; set"
             " data.name=frame_folder and put the classes below train/"
         )
 
 
 def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
-    """A classification data set of torchvision.datasets by its class's name, in the root that
-    torchvision is given.
+    """Read a classification data set of torchvision.datasets.
+
+    Args:
+        name: name of its class, such as "CIFAR10".
+        root: the folder that torchvision is given as root.
+        split: "train" or "test".
+        fold: unused.
     """
     from torchvision import datasets
 
@@ -286,6 +369,7 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
             f" set{nearest(name, datasets.__all__)}"
         )
     try:
+        # torchvision raises a different error for an unknown split than for missing files.
         images = torchvision_dataset(name, split, str(root))
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -297,14 +381,15 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
             f'{root} holds no {name} ({" ".join(str(error).split())}); python -c "from'
             f" torchvision.datasets import {name}; {name}('{root}', download=True)\" fetches it"
         ) from None
-    known = next(
+    # Most data sets hold their labels in one of these attributes; otherwise every image is read.
+    targets = next(
         (getattr(images, key) for key in ("targets", "labels", "_labels") if hasattr(images, key)),
         None,
     )
     try:
-        labels = [
-            int(label) for label in (known if known is not None else (label for _, label in images))
-        ]
+        if targets is None:
+            targets = (label for _, label in images)
+        labels = [int(label) for label in targets]
     except (TypeError, ValueError):
         raise UserError(f"data.name=torchvision:{name}: its targets are not classes") from None
     classes = [str(c) for c in getattr(images, "classes", range(max(labels) + 1))]
@@ -317,7 +402,14 @@ def torchvision_images(name: str, root: Path, split: str, fold: int) -> Parsed:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of a list. frames: None where the format has no such column."""
+    """A line of a list.
+
+    Attributes:
+        where: the file and the line, for messages.
+        name: path of the video, as listed.
+        label: its label; -1 for none.
+        frames: its number of frames; None if the format has no such column.
+    """
 
     where: str
     name: str
@@ -331,14 +423,15 @@ def _listed(
     """Return the records of `train|test.csv|txt`.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         split: "train" or "test".
-        entry: reads a line: (text, where it stands) -> _Entry.
-        missing: looks the files up.
+        entry: parses a line: (text, file and line) -> _Entry.
+        missing: finds the listed files.
         form: what a line looks like, for messages.
     """
     train = _list_file(root, ("train",), form)
     path = train if split == "train" else _list_file(root, ("test", "val"), form)
+    # The training list is always read: it decides what the classes are.
     rows = {}
     for file in dict.fromkeys((train, path)):
         rows[file] = [entry(line, where) for where, line in lines(file)]
@@ -346,11 +439,10 @@ def _listed(
         raise UserError(f"{train} lists no video; write lines {form}")
     names = root / "classes.txt"
     classes = [line for _, line in lines(names)] if names.is_file() else None
+    # A class that stands twice would have two labels.
     for name, count in Counter(classes or ()).items():
         if count > 1:
-            raise UserError(
-                f"{names}: class '{shown(name)}' stands {count} times; each stands once"
-            )
+            raise UserError(f"{names}: class '{shown(name)}' stands {count} times; list it once")
     for listed in rows.values():
         _check_counts(listed, named=bool(classes))
     classes = _classes_of(rows[train], train, classes)
@@ -368,20 +460,21 @@ def _listed(
     return checked(records, path), classes
 
 
-# without classes.txt a label may be as large, or as large as the list is long: each is a class
+# Without classes.txt, the largest label gives the number of classes. A label up to this number, or
+# up to the length of the list, is plausible; a larger one is not a label.
 _MANY_CLASSES = 10_000
 
 
 def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> list[str]:
-    """Return the names of classes.txt, or else the numbers up to the largest label.
+    """Return the names in classes.txt, or otherwise the numbers up to the largest label.
 
     Args:
-        rows: the training list.
-        train: its path, for messages.
-        classes: the names of classes.txt; None or empty without one.
+        rows: lines of the training list.
+        train: path of the training list, for messages.
+        classes: the names in classes.txt; None or empty without it.
 
     Raises:
-        UserError: for labels that are too large to be classes, or that look 1-based.
+        UserError: labels are too large to be classes, or look 1-based.
     """
     labels = [row.label for row in rows]
     for row in rows:
@@ -390,16 +483,18 @@ def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> l
                 f"{row.where}: label {row.label} is out of range: classes are numbers from 0, and "
                 "-1 is a video without a label"
             )
-    known = [label for label in labels if label >= 0] or [-1]
+    # Labels other than -1, which is a video without a label.
+    class_labels = [label for label in labels if label >= 0] or [-1]
     limit = max(_MANY_CLASSES, len(rows))
     for row in rows:
+        # A number of frames in the last column would otherwise give thousands of classes.
         if not classes and row.label >= limit:
             raise UserError(
                 f"{row.where}: label {row.label} is too large for a list of {len(rows)} lines "
                 f"without classes.txt (at most {limit - 1}); number classes from 0, or name them "
                 "in classes.txt"
             )
-    if min(known) == 1 and (not classes or max(labels) >= len(classes)):
+    if min(class_labels) == 1 and (not classes or max(labels) >= len(classes)):
         raise UserError(
             f"{train}: labels look 1-based (smallest 1, largest {max(labels)}); "
             "subtract 1 from each"
@@ -408,11 +503,14 @@ def _classes_of(rows: list[_Entry], train: Path, classes: list[str] | None) -> l
 
 
 def _check_counts(rows: list[_Entry], *, named: bool) -> None:
-    """Raise UserError for numbers of frames below 1, and for a start and a total in their place.
+    """Raise UserError if a number of frames is below 1, or columns look like a start and a total.
 
-    named: classes.txt says that the last column is a label.
+    Args:
+        rows: lines of a list.
+        named: whether classes.txt exists, which means that the last column is a label.
     """
     counts = [row.frames for row in rows if row.frames is not None]
+    # Without class names, a VideoMAEv2 line (folder, start, total) looks like (folder, n, label).
     if counts and not named and max(counts) <= 1 and min(row.label for row in rows) > 1:
         first = rows[0]
         raise UserError(
@@ -429,47 +527,60 @@ def _check_counts(rows: list[_Entry], *, named: bool) -> None:
 
 
 def _foldered(root: Path, split: str, suffixes: set[str] | None) -> Parsed:
-    """Records of `root/<split>/<class>/`: files of these suffixes at any depth, or for None the
-    folders in it.
+    """Return the records of `root/<split>/<class>/`.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "test".
+        suffixes: suffixes of the files that are videos, at any depth; None: folders are videos.
     """
     train = root / "train"
     if not train.is_dir():
         raise UserError(f"no folder {train}: its folders are the classes, {root}/train/<class>/...")
     classes = [folder.name for folder in _folders(train)]
-    rank = _ranks(classes)
-    top = (
-        train
-        if split == "train"
-        else next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
-    )
+    label_of = _ranks(classes)
+    candidates = ("train",) if split == "train" else ("test", "val")
+    top = next((root / name for name in candidates if (root / name).is_dir()), None)
     if top is None:
         raise UserError(
             f"no folder {root / 'test'} (or val): evaluation reads its videos there;"
             f" {_WITHOUT_TEST}"
         )
     records: list[Record] = []
-    skipped, empty = [], []
+    skipped = []
+    empty_classes = []
     for folder in _folders(top):
-        label = rank.get(folder.name, rank.get(composed(folder.name)))
+        label = label_of.get(folder.name, label_of.get(composed(folder.name)))
         if label is None:
             raise UserError(f"{folder}: class '{shown(folder.name)}' has no folder in {train}")
+        # Hidden entries are skipped; other files that are not videos are reported.
         before = len(records)
-        inner = files_below(folder) if suffixes else sorted(folder.iterdir())
-        for entry in inner:
+        entries = files_below(folder) if suffixes else sorted(folder.iterdir())
+        for entry in entries:
             if is_hidden(entry.name):
                 continue
             if _is_clip(entry, suffixes):
                 records.append(Record(entry.relative_to(top).as_posix(), file_path(entry), label))
             else:
                 skipped.append(entry)
-        empty += [folder.name] if len(records) == before else []
+        if len(records) == before:
+            empty_classes.append(folder.name)
     _warn_of_skipped(top, skipped, suffixes)
-    if empty:
-        log.warning(f"{top}: {len(empty)} classes have no video, first {shown(empty[0])}")
+    if empty_classes:
+        log.warning(
+            f"{top}: {len(empty_classes)} classes have no video, first {shown(empty_classes[0])}"
+        )
     return checked(records, top), classes
 
 
 def _warn_of_skipped(top: Path, skipped: list[Path], suffixes: set[str] | None) -> None:
+    """Log how many files are left out, if any.
+
+    Args:
+        top: the folder that was read.
+        skipped: the files that are left out.
+        suffixes: suffixes that the format takes; None: it takes folders of frames.
+    """
     if skipped:
         kept = ", ".join(sorted(suffixes)) if suffixes else "folders of frames"
         first = shown(skipped[0], 300)
@@ -479,14 +590,17 @@ def _warn_of_skipped(top: Path, skipped: list[Path], suffixes: set[str] | None) 
 
 
 def _is_clip(entry: Path, suffixes: set[str] | None) -> bool:
-    """Return whether this is a file of these suffixes, or for None a folder."""
+    """Return whether an entry is a file with one of the suffixes, or for None a folder."""
     if suffixes is None:
         return os.path.isdir(entry)
     return entry.suffix.lower() in suffixes and os.path.isfile(entry)
 
 
 def _ranks(classes: list[str]) -> Mapping[str, int]:
-    """Return the label of each class by its name, and by its name with accents composed."""
+    """Return the label of each class by its name, and by its name with composed accents.
+
+    The composed form is left out where two classes share it.
+    """
     plain = [composed(name) for name in classes]
     count = Counter(plain)
     others = {name: label for label, name in enumerate(plain) if count[name] == 1}
@@ -494,21 +608,26 @@ def _ranks(classes: list[str]) -> Mapping[str, int]:
 
 
 def _folders(top: Path) -> list[Path]:
+    """Return the folders inside a folder, sorted, without hidden ones."""
     entries = (entry for entry in top.iterdir() if not is_hidden(entry.name))
     return sorted(entry for entry in entries if os.path.isdir(entry))
 
 
 def _lists_in(folder: Path, pattern: str) -> list[Path]:
-    """Return the lists of a folder, sorted; macOS leaves hidden files of the same names."""
+    """Return the lists in a folder, sorted.
+
+    Hidden files are left out: macOS leaves some with the names of the lists.
+    """
     return sorted(path for path in folder.glob(pattern) if not is_hidden(path.name))
 
 
 def _videos(root: Path, name: str) -> Path:
-    """Where the videos lie: `videos`, the folder of the official archive, or the root itself."""
+    """Return the folder of the videos: `videos`, the official archive's folder, or the root."""
     return next((root / folder for folder in ("videos", name) if (root / folder).is_dir()), root)
 
 
 def _kinetics_list(root: Path, stems: tuple[str, ...]) -> Path:
+    """Return the path of the first official list that exists; raise UserError for none."""
     for stem in stems:
         for folder in (root, root / "annotations"):
             if (folder / f"{stem}.csv").is_file():
@@ -520,35 +639,36 @@ def _kinetics_list(root: Path, stems: tuple[str, ...]) -> Path:
 
 
 def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """("file, line 3", row) of an official csv."""
+    """Return ("file, line 3", row) of each line of an official csv file."""
     rows = []
-    needed = {"label", "youtube_id", "time_start", "time_end"}
+    columns = {"label", "youtube_id", "time_start", "time_end"}
     table = csv.DictReader(io.StringIO(read_list(path), newline=""))
     try:
-        if not needed <= set(table.fieldnames or ()):
-            raise UserError(f"{path}: an official list has the columns {', '.join(sorted(needed))}")
+        if not columns <= set(table.fieldnames or ()):
+            raise UserError(
+                f"{path}: an official list has the columns {', '.join(sorted(columns))}"
+            )
         for row in table:
             where = f"{path}, line {table.line_num}"
             times = f"{row['time_start']} {row['time_end']}"
-            if (
-                not (row["label"] or "").strip()
-                or not row["youtube_id"]
-                or not _TIMES.fullmatch(times)
-            ):
-                found = ",".join(map(str, row.values()))
-                raise UserError(f"{where}: times and label expected, found '{shown(found)}'")
-            rows.append((where, row | {"label": row["label"].strip()}))
-    except csv.Error as error:  # such as a quote that is never closed
+            label = (row["label"] or "").strip()
+            if not label or not row["youtube_id"] or not _TIMES.fullmatch(times):
+                text = ",".join(map(str, row.values()))
+                raise UserError(f"{where}: times and label expected, found '{shown(text)}'")
+            rows.append((where, row | {"label": label}))
+    except csv.Error as error:  # for example, a quote that is never closed
         raise UserError(
-            f"{path}, line {table.line_num}: not a table ({error}); mend the line"
+            f"{path}, line {table.line_num}: not a table ({error}); correct the line"
         ) from None
     return rows
 
 
+# time_start and time_end in seconds, joined by a space
 _TIMES = re.compile(r"[0-9]{1,9}(\.[0-9]*)? [0-9]{1,9}(\.[0-9]*)?")
 
 
 def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
+    """Return the first of some folders that contains a file; raise UserError for none."""
     for name in names:
         if (root / name / file).is_file():
             return root / name
@@ -558,6 +678,7 @@ def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:
 
 
 def _class_ids(path: Path) -> dict[int, str]:
+    """Return the class names of a classInd.txt by their ids."""
     ids: dict[int, str] = {}
     names: set[str] = set()
     for where, line in lines(path):
@@ -567,7 +688,9 @@ def _class_ids(path: Path) -> dict[int, str]:
         if number is None or number < 0 or not name:
             raise UserError(f"{where}: expected `id ClassName`, found '{shown(line)}'")
         if number in ids or plain_name(name) in names:
-            raise UserError(f"{where}: '{shown(line)}' repeats an id or a name; each stands once")
+            raise UserError(
+                f"{where}: '{shown(line)}' repeats an id or a name; remove or correct the line"
+            )
         ids[number] = name
         names.add(plain_name(name))
     if not ids:
@@ -576,42 +699,50 @@ def _class_ids(path: Path) -> dict[int, str]:
 
 
 def _list_file(root: Path, stems: tuple[str, ...], form: str) -> Path:
+    """Return the path of a list; raise UserError if there is none, or two with the same name.
+
+    Args:
+        root: folder of the data set.
+        stems: possible names without suffix.
+        form: what a line looks like, for the message.
+    """
     for stem in stems:
-        found = [root / f"{stem}{suffix}" for suffix in (".csv", ".txt")]
-        found = [path for path in found if path.is_file()]
-        if len(found) > 1:
-            raise UserError(f"{root}: {found[0].name} and {found[1].name}; remove or rename one")
-        if found:
-            return found[0]
+        paths = [root / f"{stem}{suffix}" for suffix in (".csv", ".txt")]
+        paths = [path for path in paths if path.is_file()]
+        if len(paths) > 1:
+            raise UserError(f"{root}: {paths[0].name} and {paths[1].name}; remove or rename one")
+        if paths:
+            return paths[0]
     names = " or ".join(f"{stem}.csv|txt" for stem in stems)
     without = f"; {_WITHOUT_TEST}" if "test" in stems else ""
     raise UserError(f"no {names} in {root}: this format reads its lines {form}{without}")
 
 
 def _split_right(line: str, where: str, form: str) -> tuple[str, int]:
-    """Return what stands before the last integer of a line, and the integer.
+    """Return the text before the last integer of a line, and the integer.
 
     Args:
         line: the text.
-        where: the list and the line, for the message.
-        form: what is expected there.
+        where: the file and the line, for the message.
+        form: what a line should look like, for the message.
 
     Raises:
-        UserError: where the line does not end in an integer.
+        UserError: the line does not end in an integer.
     """
     columns = _integer_column(line)
     if columns is None:
         hint = odd_name(line)
         raise UserError(
-            f"{where}: expected {form} (no header line), found '{shown(line)}'; {hint}mend the line"
+            f"{where}: expected {form} (no header line), found '{shown(line)}'; "
+            f"{hint}correct the line"
         )
     return columns
 
 
 def _integer_column(line: str) -> tuple[str, int] | None:
-    """Return what stands before an integer at the end of a line, and the integer, or None.
+    """Return the text before an integer at the end of a line, and the integer; None without one.
 
-    Spaces and tabs, and one comma among them, stand between the two.
+    Spaces, tabs, and at most one comma separate the two.
     """
     start = max(map(line.rfind, (" ", "\t", ",")))
     number = whole_number(line[start + 1 :])

@@ -1,13 +1,13 @@
 """Call a function in a child process that may crash or hang.
 
-Native decoders do both, and one that hangs may hold Python's lock, so nothing inside its process
-can stop it: the caller watches the time, and kills.
+Native decoders do both. A decoder that hangs may hold Python's lock, so nothing inside its process
+can stop it. The caller therefore watches the time from outside, and kills the process.
 
-Children are not forked from the caller. FFmpeg starts threads in whoever uses it, and a child that
-is forked from such a process may wait for ever for a thread that it does not have (PyAV 19 in
-`reformat`). So one clean process, the nursery, uses nothing of the package and forks all children,
-in milliseconds. It is a copy of the caller as long as that has started no thread, and otherwise a
-Python of its own:
+Children are not forked from the caller. FFmpeg starts threads in the process that uses it. A child
+forked from such a process has copies of its locks but not its threads, and may wait for one of them
+for ever (PyAV 19 does in `reformat`). So one clean process, the nursery, never decodes anything and
+forks all children, in milliseconds each. It is a fork of the caller if that has started no thread
+yet, and otherwise a new Python process:
 
     caller --(a socket: file descriptors)--> nursery --fork--> child <--(a pipe: calls)--> caller
 """
@@ -36,38 +36,45 @@ import numpy as np
 from vidrobust.utils.stopping import STOP_SIGNALS, end_with_parent, held_stop_signals
 
 Job = TypeVar("Job")
-NO_ANSWER = "no answer"
-_LONGEST_S = 10**6
-# A clock that ticks no more often than this lets a pause of all processes count as two ticks.
+NO_ANSWER = "no answer"  # manifests hold messages that begin so; a later scan tries again
+_LONGEST_S = 10**6  # largest time limit
+# Callers wait in ticks of at most this many seconds, so that a pause of the whole machine counts as
+# two ticks against the time limit.
 _TICK_S = 0.25
-# PyAV leaks about 0.5 KB per file: a child is replaced before that is a megabyte.
+# A child is replaced after this many calls: PyAV leaks about 0.5 KB per file, so 1 MB by then.
 _CALLS = 2000
 # Seconds that the nursery has for its imports on a busy machine, and for its answers.
 _START_S = 120.0
+# Seconds between two checks of the nursery for children whose caller has ended.
 _CHECK_S = 2.0
 _STATUS = struct.Struct("i")
 
 
 class ChildDied(Exception):
-    """The child ended in the middle of a call; the message says how.
+    """Report that a child ended in the middle of a call; the message says how.
 
-    killed: whether by a SIGKILL of somebody else, as the kernel does when memory runs out.
+    Args:
+        message: how it ended.
+        killed: whether another process killed it by SIGKILL, as the kernel does when memory runs
+            out.
     """
 
-    killed = False
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 class Child:
-    """Call a function in another process, one call at a time; after a death the next call starts
-    anew.
+    """Call a function in another process, one call at a time.
 
-    A child that somebody kills (SIGKILL) is not the fault of its call, which is made once more.
+    After a death the next call starts a new process. If another process killed the child (SIGKILL),
+    that is not the fault of the call, which is tried once more.
 
     Args:
-        function: what is called; it and its arguments travel pickled.
-        timeout_s: seconds that a call may take, pauses of the whole machine not counted.
-        shared: bytes of memory that both sides hold, for large results; `memory` here, and the
-            function's first argument there. 0: none.
+        function: the function to call; it and its arguments are pickled.
+        timeout_s: seconds that a call may take; pauses of the whole machine do not count.
+        shared: bytes of memory that both processes share, for large results: `memory` in this
+            process, and the function's first argument in the child. 0: none.
     """
 
     def __init__(self, function: Callable[..., Any], timeout_s: float, shared: int = 0) -> None:
@@ -85,7 +92,8 @@ class Child:
         """Return function(*arguments).
 
         Raises:
-            ChildDied: the call took too long, or ended the process; and what the function raises.
+            ChildDied: the call took too long, or ended the process.
+            Exception: whatever the function raises.
         """
         try:
             return self._call(arguments)
@@ -98,24 +106,26 @@ class Child:
             raise _twice(death) from None
 
     def _call(self, arguments: tuple[Any, ...]) -> Any:
+        """Return function(*arguments); raise ChildDied if the call ends the process."""
         self.send(*arguments)
         while not _answered([self]):
             pass
         return self.receive()
 
     def send(self, *arguments: Any) -> None:
-        """Begin a call; `receive` has its result."""
+        """Begin a call; `receive` returns its result."""
+        # Replace a child that has leaked memory, or whose relative paths mean other files.
         if self.pid and (self.calls >= _CALLS or self.folder != _folder()):
             self.close()
         if not self.pid:
             self._start()
         self.calls += 1
         self.spent = 0.0
-        with contextlib.suppress(OSError):  # it died while idle: `receive` notices
+        with contextlib.suppress(OSError):  # if it died while idle, `receive` notices
             self.pipe.send(arguments)
 
     def receive(self) -> Any:
-        """Return the result of a call that has ended, or whose time is over."""
+        """Return the result of a call that has ended, or has used up its time."""
         if self.spent >= self.timeout_s and not self.pipe.poll():
             self._kill()
             self._reap()
@@ -135,34 +145,41 @@ class Child:
             self._reap()
 
     def _kill(self) -> None:
+        """Send SIGKILL to the process, unless it has ended."""
         if _readable(0, self.status):
-            return  # it has ended, and its pid may be another process's by now
+            return  # it has ended, and its pid may belong to another process by now
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def __del__(self) -> None:
-        if self.owner == os.getpid():  # and not a copy of it in a process that was forked later
+        # A copy in a process that was forked later must not end the child of the owner.
+        if self.owner == os.getpid():
             self.close()
-        shared = getattr(self, "_shared", None)  # missing where the arguments were refused
+        # The attribute is missing if __init__ refused its arguments.
+        shared = getattr(self, "_shared", None)
         if shared is not None:
-            os.close(shared)  # every copy in a process that was forked has its own
+            os.close(shared)  # each forked copy has a descriptor of its own
 
     def _start(self) -> None:
+        """Have the nursery fork a child, and send it the function."""
         self.folder = _folder()
         size = 0 if self.memory is None else len(self.memory)
         try:
-            order = pickle.dumps((self.folder, self.function, size))
+            setup = pickle.dumps((self.folder, self.function, size))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise TypeError(
-                "what a child calls must be defined in a module, not as a lambda or inside a"
-                f" function ({error})"
+                "the function of a child must be defined at the top level of a module, not as a"
+                f" lambda or inside a function ({error})"
             ) from None
-        self.pipe, self.status, self.pid = _nursery.fork(self._shared)
+        pipe, status, pid = _nursery.fork(self._shared)
+        self.pipe = pipe
+        self.status = status
+        self.pid = pid
         self.owner = os.getpid()
         self.calls = 0
-        with contextlib.suppress(OSError):  # it died: its answer says so
-            self.pipe.send_bytes(order)
-        # its imports are not the time of a call
+        with contextlib.suppress(OSError):  # if it died, the missing answer shows that below
+            self.pipe.send_bytes(setup)
+        # Wait until it is ready, so that its imports do not count as time of the first call.
         if not self.pipe.poll(_START_S):
             self.close()
             raise ChildDied(f"{NO_ANSWER} within {_START_S:g} s of its start")
@@ -172,73 +189,74 @@ class Child:
             raise self._death() from None
 
     def _death(self) -> ChildDied:
+        """Return how the process ended, as an error to raise."""
         status = self._reap()
         if status is None:  # the nursery was killed, and all of its children with it
-            death = ChildDied("its process was lost, as for want of memory; lower data.workers")
-            death.killed = True
-            return death
+            message = "its process was lost, perhaps because memory ran out; lower data.workers"
+            return ChildDied(message, killed=True)
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
             return ChildDied(f"it exited with {code}")
-        death = ChildDied(f"the decoder crashed ({signal.Signals(-code).name})")
-        death.killed = -code == signal.SIGKILL
-        return death
+        message = f"the decoder crashed ({signal.Signals(-code).name})"
+        return ChildDied(message, killed=-code == signal.SIGKILL)
 
     def _reap(self) -> int | None:
-        """Wait for the end of the process; return its status, None where the nursery is gone
-        too.
-        """
+        """Wait for the end of the process; return its status, or None if the nursery ended too."""
         self.pipe.close()
         self.pid = 0
-        found = os.read(self.status, _STATUS.size) if _readable(_START_S, self.status) else b""
+        report = os.read(self.status, _STATUS.size) if _readable(_START_S, self.status) else b""
         os.close(self.status)
-        return _STATUS.unpack(found)[0] if len(found) == _STATUS.size else None
+        return _STATUS.unpack(report)[0] if len(report) == _STATUS.size else None
 
 
 def in_children(
     function: Callable[[Job], Any], jobs: Sequence[Job], workers: int, timeout_s: float
 ) -> Iterator[tuple[Job, Any]]:
-    """Call function(job) for each job, `workers` at a time, and yield them as they end.
+    """Call function(job) for each job, `workers` at a time, and yield the results as they arrive.
 
-    A job whose child somebody kills is done once more. What a function raises is raised.
+    A job whose child another process killed is tried once more. Exceptions of the function are
+    raised.
 
     Args:
-        function: called in children, with a time limit each.
-        jobs: its arguments; they and the function travel pickled.
-        workers: children.
-        timeout_s: seconds a call may take.
+        function: the function to call in child processes.
+        jobs: its arguments; they and the function are pickled.
+        workers: number of child processes.
+        timeout_s: seconds that a call may take.
 
-    Returns:
-        An iterator of (job, result), or (job, ChildDied) of a call that ended its child.
+    Yields:
+        (job, result), or (job, ChildDied) for a call that ended its child.
     """
-    left = list(reversed(list(enumerate(jobs))))
-    again: set[int] = set()
+    remaining = list(reversed(list(enumerate(jobs))))
+    tried_again: set[int] = set()
     children = [Child(function, timeout_s) for _ in range(min(workers, len(jobs)))]
     idle = list(children)
     busy: dict[Child, tuple[int, Job]] = {}
     try:
-        while left or busy:
+        while remaining or busy:
             ended: list[tuple[Child, int, Job, Any]] = []
-            while left and idle:
+            # Give a job to each idle child.
+            while remaining and idle:
                 child = idle.pop()
-                number, job = left.pop()
+                number, job = remaining.pop()
                 try:
                     child.send(job)
                     busy[child] = number, job
                 except ChildDied as death:  # at its start
                     ended.append((child, number, job, death))
+            # Collect the calls that have ended within the next tick.
             for child in _answered(list(busy)) if busy else ():
                 number, job = busy.pop(child)
                 try:
                     ended.append((child, number, job, child.receive()))
                 except ChildDied as death:
                     ended.append((child, number, job, death))
+            # Yield their results, but try a job again once if its child was killed.
             for child, number, job, result in ended:
                 idle.append(child)
                 killed = isinstance(result, ChildDied) and result.killed
-                if killed and number not in again:
-                    again.add(number)
-                    left.append((number, job))
+                if killed and number not in tried_again:
+                    tried_again.add(number)
+                    remaining.append((number, job))
                 else:
                     yield job, _twice(result) if killed else result
     finally:
@@ -247,11 +265,11 @@ def in_children(
 
 
 def _answered(children: Sequence[Child]) -> list[Child]:
-    """Wait a tick at most; return the children that have answered, died, or used up their time."""
+    """Wait one tick at most; return the children that have answered, died, or run out of time."""
     tick = min(_TICK_S, *(child.timeout_s / 4 for child in children))
     began = time.monotonic()
     ready = connection.wait([child.pipe for child in children], tick)
-    # after a pause of all processes the clock has gone on, and the children have not
+    # After a pause of the whole machine the clock is ahead of the work: count two ticks at most.
     elapsed = min(time.monotonic() - began, 2 * tick)
     for child in children:
         child.spent += elapsed
@@ -259,15 +277,20 @@ def _answered(children: Sequence[Child]) -> list[Child]:
 
 
 def _readable(seconds: float | None, *files: int) -> list[int]:
-    """Wait until one of some descriptors can be read; return those that can. None: no limit."""
-    poll = select.poll()  # select takes no descriptor above 1023
+    """Wait until one of several descriptors can be read; return those that can.
+
+    Args:
+        seconds: time limit; None: no limit.
+        files: file descriptors.
+    """
+    poll = select.poll()  # select.select accepts no descriptor above 1023
     for file in files:
         poll.register(file, select.POLLIN)
     return [file for file, _ in poll.poll(None if seconds is None else 1000 * seconds)]
 
 
 def _folder() -> str:
-    """Return the working directory, "" where it was deleted."""
+    """Return the working directory; "" if it was deleted."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -275,32 +298,34 @@ def _folder() -> str:
 
 
 def _twice(death: ChildDied) -> ChildDied:
+    """Return the error for a call whose child was killed twice."""
     return ChildDied(
-        "its process was killed twice (SIGKILL), as for want of memory; lower data.workers"
+        "its process was killed twice (SIGKILL), perhaps because memory ran out; lower data.workers"
         f" ({death})"
     )
 
 
 def _shared_file(size: int) -> int:
-    """Return the descriptor of a file of `size` bytes that has no name and lies in memory.
+    """Return the descriptor of a nameless file of `size` bytes in memory.
 
-    Not in /dev/shm, of which containers have 64 MB.
+    It is not in /dev/shm, which has only 64 MB in containers.
     """
     if hasattr(os, "memfd_create"):
-        made = os.memfd_create("vidrobust")
+        descriptor = os.memfd_create("vidrobust")
     else:
         with tempfile.TemporaryFile() as file:
-            made = os.dup(file.fileno())
-    os.ftruncate(made, size)
-    return made
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 def _mapped(file: int, size: int) -> np.ndarray:
+    """Return the memory of a shared file as an array (size,) uint8."""
     return np.frombuffer(mmap.mmap(file, size), np.uint8)
 
 
 class _Nursery:
-    """The caller's side of the process that forks children; started once, and shared with forks."""
+    """The caller's side of the process that forks children; started once, shared with forks."""
 
     def __init__(self) -> None:
         self.control: socket.socket | None = None
@@ -308,23 +333,37 @@ class _Nursery:
         self.owner = 0
 
     def start(self) -> None:
-        """Start the process, unless it is there; its imports take seconds and go on meanwhile."""
+        """Start the process if it is not running.
+
+        Its imports take seconds; they go on in the background.
+        """
         if self.control is not None:
             return
         kind = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM)
-        self.control, there = socket.socketpair(socket.AF_UNIX, kind)
-        self.adopt(_forked(there, self.control) if _is_clean() else _spawned(there), self.control)
-        there.close()
+        self.control, remote = socket.socketpair(socket.AF_UNIX, kind)
+        # A fork starts faster, but is safe only while this process has no threads of its own.
+        pid = _forked(remote, self.control) if _is_clean() else _spawned(remote)
+        self.adopt(pid, self.control)
+        remote.close()
 
     def adopt(self, pid: int, control: socket.socket) -> None:
-        """Use a process that serves at the other end of a socket, until this process ends."""
+        """Use a process that serves at the other end of a socket, until this process ends.
+
+        Args:
+            pid: its process id.
+            control: this process's end of the socket.
+        """
         self.pid = pid
         self.owner = os.getpid()
         self.control = control
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the process, which its owner waits for, so that a command leaves none behind."""
+        """End the process, and wait for it.
+
+        Only the process that started it does so, so that a command leaves no process behind.
+        """
+        # Closing the socket ends it; a fork of this process may keep the socket open.
         atexit.unregister(self.stop)
         if self.control is None or self.owner != os.getpid():
             return
@@ -333,38 +372,45 @@ class _Nursery:
         deadline = time.monotonic() + 1
         with contextlib.suppress(ChildProcessError):
             while not os.waitpid(self.pid, os.WNOHANG)[0]:
-                if time.monotonic() > deadline:  # a process that was forked here holds the socket
+                if time.monotonic() > deadline:
                     os.kill(self.pid, signal.SIGKILL)
                 time.sleep(0.005)
 
     def fork(self, shared: int | None) -> tuple[connection.Connection, int, int]:
-        """Return (pipe, status, pid) of a new child; status: a descriptor that its end is written
-        to.
+        """Return (pipe, status, pid) of a new child.
+
+        Its exit status is written to the descriptor `status` when it ends.
+
+        Args:
+            shared: descriptor of the memory shared with the child, or None.
         """
-        for last in (False, True):
+        # If the nursery is gone, the first try fails, and the second one starts a new nursery.
+        for is_last_try in (False, True):
             self.start()
-            here, there = Pipe()
+            local, remote = Pipe()
             status, report = os.pipe()
-            passed = [there.fileno(), report, *([] if shared is None else [shared])]
+            passed = [remote.fileno(), report]
+            if shared is not None:
+                passed.append(shared)
             try:
                 assert self.control is not None
                 socket.send_fds(self.control, [_STATUS.pack(os.getpid())], passed)
-                there.close()
+                remote.close()
                 os.close(report)
                 report = -1
-                if not here.poll(_START_S):
+                if not local.poll(_START_S):
                     raise ConnectionError(f"no answer within {_START_S:g} s")
-                return here, status, int(here.recv())
+                return local, status, int(local.recv())
             except (OSError, EOFError) as error:
-                here.close()
+                local.close()
                 os.close(status)
                 if report >= 0:
-                    there.close()
+                    remote.close()
                     os.close(report)
-                self.control = None  # it is gone: another one, once
-                if last:
+                self.control = None  # the next `start` then starts a new nursery
+                if is_last_try:
                     raise RuntimeError(
-                        f"the process that starts readers is not there ({error!r})"
+                        f"the process that starts readers does not answer ({error!r})"
                     ) from error
         raise AssertionError
 
@@ -375,67 +421,70 @@ def _is_clean() -> bool:
 
 
 def _threads() -> int:
-    """Return how many threads this process has, 0 where the system does not say."""
+    """Return the number of threads of this process; 0 where the system does not say."""
     try:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return 0
 
 
-_THREADS_AT_IMPORT = _threads()  # those of numpy's BLAS survive a fork, as it sees to that
+# numpy's BLAS may have threads already; it makes sure itself that a fork is safe.
+_THREADS_AT_IMPORT = _threads()
 
 
-def _forked(there: socket.socket, here: socket.socket) -> int:
-    """Return the pid of a nursery that is a copy of this process: nothing is imported again."""
+def _forked(remote: socket.socket, local: socket.socket) -> int:
+    """Return the pid of a nursery forked from this process: nothing has to be imported again.
+
+    Args:
+        remote: the nursery's end of the control socket.
+        local: this process's end, which the nursery closes.
+    """
     with held_stop_signals():
         pid = os.fork()
         if pid:
             return pid
         try:
-            here.close()
-            serve_nursery(there.detach())
+            local.close()
+            serve_nursery(remote.detach())
         finally:
             os._exit(1)
 
 
-def _spawned(there: socket.socket) -> int:
-    """Return the pid of a nursery that begins anew; its imports take seconds."""
-    there.set_inheritable(True)
-    begin = (
+def _spawned(remote: socket.socket) -> int:
+    """Return the pid of a nursery in a new Python process; its imports take seconds."""
+    remote.set_inheritable(True)
+    code = (
         f"import sys; sys.path[:] = {json.dumps(sys.path)}; "
-        f"from vidrobust.data import isolation; isolation.serve_nursery({there.fileno()})"
+        f"from vidrobust.data import isolation; isolation.serve_nursery({remote.fileno()})"
     )
-    # each child runs in one thread: the loader's workers are the parallelism
-    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", begin]
-    return os.posix_spawn(sys.executable, command, os.environ | single, setsigmask=STOP_SIGNALS)
+    # Each child runs in one thread: the loader's worker processes provide the parallelism.
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    return os.posix_spawn(sys.executable, command, os.environ | one_thread, setsigmask=STOP_SIGNALS)
 
 
 _nursery = _Nursery()
 
 
 def start_nursery() -> None:
-    """Start the process that forks children, before workers that will share it are forked."""
+    """Start the process that forks children.
+
+    Call it before forking workers, which then share the process.
+    """
     _nursery.start()
 
 
 def serve_nursery(control: int) -> NoReturn:
-    """Fork a child per request until all callers are gone; the main function of the nursery."""
-    for ignored in STOP_SIGNALS:  # sent to the whole group, and meant for the caller
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    import vidrobust.data  # noqa: F401  (what children need, imported once)
+    """Fork a child per request until all callers are gone; the main function of the nursery.
 
-    gc.collect()
-    gc.freeze()  # a collection would write to, and so copy, what children share
-    wake, waking = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(waking, False)
-    signal.set_wakeup_fd(waking)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    Args:
+        control: descriptor of the socket from which requests are read.
+    """
+    wake = _prepare_nursery()
     requests = socket.socket(fileno=control)
-    children: dict[int, tuple[int, int]] = {}  # pid -> (where its status goes, its caller)
+    children: dict[int, tuple[int, int]] = {}  # pid -> (descriptor for its status, its caller)
     while True:
+        # Wait for a request, or for the end of a child (SIGCHLD writes to the pipe `wake`).
         ready = _readable(_CHECK_S if children else None, requests.fileno(), wake)
         if wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -443,45 +492,74 @@ def serve_nursery(control: int) -> NoReturn:
         _report_deaths(children)
         if not ready:
             _kill_orphans(children)
-        if requests.fileno() not in ready:
-            continue
-        try:
-            asked, passed, _, _ = socket.recv_fds(requests, _STATUS.size, 3)
-        except OSError:
-            asked, passed = b"", []
-        if not asked:
-            os._exit(0)  # nobody is left; children die with this process
-        caller = _STATUS.unpack(asked)[0]
-        try:
-            pid = os.fork()
-        except OSError:  # no memory, or too many processes: the caller sees the pipe close
-            for number in passed:
-                os.close(number)
-            continue
-        if pid == 0:
-            requests.close()
-            for report, _ in children.values():
-                os.close(report)
-            _serve(passed, caller)
-        children[pid] = passed[1], caller
-        for number in (passed[0], *passed[2:]):
+        if requests.fileno() in ready:
+            _answer_request(requests, children)
+
+
+def _prepare_nursery() -> int:
+    """Import what children need and set up signals; return a descriptor that SIGCHLD writes to."""
+    # Stop signals are sent to the whole process group, but are meant for the caller.
+    for ignored in STOP_SIGNALS:
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    import vidrobust.data  # noqa: F401  (what children need, imported once)
+
+    # A garbage collection would write to, and so copy, memory that children share.
+    gc.collect()
+    gc.freeze()
+    wake, waking = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return wake
+
+
+def _answer_request(requests: socket.socket, children: dict[int, tuple[int, int]]) -> None:
+    """Fork a child for the next request; end the nursery if no caller is left.
+
+    Args:
+        requests: the socket from which requests are read.
+        children: pid -> (descriptor for its status, its caller), to which the child is added.
+    """
+    try:
+        request, passed, _, _ = socket.recv_fds(requests, _STATUS.size, 3)
+    except OSError:
+        request = b""
+        passed = []
+    if not request:
+        os._exit(0)  # no caller is left; children end with this process
+    caller = _STATUS.unpack(request)[0]
+    try:
+        pid = os.fork()
+    except OSError:  # no memory, or too many processes: the caller sees the pipe close
+        for number in passed:
             os.close(number)
+        return
+    if pid == 0:
+        requests.close()
+        for report, _ in children.values():
+            os.close(report)
+        _serve(passed, caller)
+    children[pid] = passed[1], caller
+    for number in (passed[0], *passed[2:]):
+        os.close(number)
 
 
 def _report_deaths(children: dict[int, tuple[int, int]]) -> None:
-    """Write the status of each child that has ended to its caller."""
+    """Write the exit status of each child that has ended to its caller."""
     while children:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
         report, _ = children.pop(pid)
-        with contextlib.suppress(OSError):  # its caller is gone
+        with contextlib.suppress(OSError):  # its caller may be gone
             os.write(report, _STATUS.pack(status))
         os.close(report)
 
 
 def _kill_orphans(children: dict[int, tuple[int, int]]) -> None:
-    """End children that hang while their caller has ended; idle ones end by themselves."""
+    """Kill children that hang although their caller has ended; idle ones end by themselves."""
     for pid, (_, caller) in children.items():
         try:
             os.kill(caller, 0)
@@ -492,30 +570,38 @@ def _kill_orphans(children: dict[int, tuple[int, int]]) -> None:
 
 
 def _serve(passed: list[int], caller: int) -> NoReturn:
-    """Answer calls until the caller is gone; the main function of a child."""
+    """Answer calls until the caller is gone; the main function of a child.
+
+    Args:
+        passed: descriptors of the pipe, of the exit status, and of shared memory if there is any.
+        caller: process id of the caller.
+    """
     try:
         end_with_parent()
-        if hasattr(os, "sched_setaffinity"):  # the nursery may have begun on other cores
+        # Run on the caller's cores; the nursery may have started on others.
+        if hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, os.sched_getaffinity(caller))
         faulthandler.disable()  # the caller reports a crash, in one line
+        # Undo the signal handling of the nursery.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(passed[1])
         import torch
 
         torch.set_num_threads(1)
+        # Report the pid, receive the function, and report that everything is ready.
         pipe = connection.Connection(passed[0])
         pipe.send(os.getpid())
         folder, function, size = pickle.loads(pipe.recv_bytes())
         if folder:
-            os.chdir(folder)  # relative paths are the caller's
+            os.chdir(folder)  # relative paths then mean the caller's files
         pipe.send(None)
-        first = [_mapped(passed[2], size)] if size else []
+        shared = [_mapped(passed[2], size)] if size else []
         while True:
             arguments = pipe.recv()
             try:
-                answer = (False, function(*first, *arguments))
+                answer = (False, function(*shared, *arguments))
             except Exception as error:
                 answer = (True, error)
             pipe.send(answer)

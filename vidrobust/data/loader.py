@@ -1,6 +1,6 @@
 """Worker processes of the data loader.
 
-How they start and end, how batches reach the parent, and what is reported when one dies.
+They start and end here, send their batches to the parent, and are reported if they die.
 """
 
 import gc
@@ -26,14 +26,18 @@ from vidrobust.utils.stopping import end_with_parent, held_stop_signals, leave_s
 
 log = logging.getLogger("vidrobust")
 
-SHARED_MEMORY = "/dev/shm"  # where torch puts the tensors that a worker sends
+SHARED_MEMORY = "/dev/shm"  # torch puts the tensors that a worker sends here
+# advice in messages about full shared memory, and words by which such errors are recognised
 _REMEDY = "give the container more, docker run --shm-size=8g, or lower data.workers"
 _NO_ROOM = ("shared memory", "shm", "Bus error", "No space left on device")
 
 
 class Reads(Protocol):
-    """A data set whose workers say what they read: a row a worker, its process and the index of the
-    record.
+    """A data set whose workers report what they are reading.
+
+    Attributes:
+        reading: (workers, 2) int64 in shared memory; a row holds the id of the worker's process and
+            the index of the record that it reads; -1 for none.
     """
 
     reading: Tensor
@@ -45,15 +49,15 @@ class Reads(Protocol):
 class BatchLoader(DataLoader):
     """A DataLoader whose workers leave stop signals to their owner and end with it.
 
-    Batches travel through shared memory. Where that has no room for those under way (Docker gives
-    64 MB), they travel through pipes, which takes a copy more.
+    Batches travel through shared memory. If it has no room for the batches under way (Docker gives
+    64 MB), they travel through pipes, which costs one more copy.
 
     Args:
-        dataset: as DataLoader's; its items, or batches, hold tensors.
-        batch_bytes: size of a batch; 0: unknown, shared memory is used.
-        collate_fn: as DataLoader's, with an option `join`: what stacks tensors (torch's own uses
-            shared memory).
-        options: DataLoader's others.
+        dataset: as in DataLoader; its items, or batches, contain tensors.
+        batch_bytes: size of a batch in bytes; 0: unknown, and shared memory is used.
+        collate_fn: as in DataLoader, with an option `join`: the function that stacks tensors
+            (torch's default uses shared memory).
+        options: further options of DataLoader.
     """
 
     def __init__(
@@ -66,19 +70,26 @@ class BatchLoader(DataLoader):
         super().__init__(dataset, collate_fn=collate_fn, worker_init_fn=start_worker, **options)
 
     def __iter__(self) -> Any:
+        # A stop signal while workers are forked would reach some of them unprepared.
         with held_stop_signals():
             batches = super().__iter__()
         return map(_as_tensors, batches) if self.through_pipes else batches
 
 
 def _is_short(batch_bytes: int, workers: int) -> bool:
-    """Return whether shared memory has no room for the batches under way, and warn if so."""
+    """Return whether shared memory has no room for the batches under way; log a warning if so.
+
+    Args:
+        batch_bytes: size of a batch in bytes.
+        workers: number of worker processes of this rank.
+    """
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # a system that keeps shared memory elsewhere
+    except OSError:  # this system keeps shared memory elsewhere
         return False
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    under_way = 2 * workers + 2  # two of each worker, one in the step, one that is being freed
+    # Two batches of each worker, one in the training step, and one that is being freed.
+    under_way = 2 * workers + 2
     needed = ranks * under_way * batch_bytes
     if needed <= free:
         return False
@@ -91,9 +102,12 @@ def _is_short(batch_bytes: int, workers: int) -> bool:
 
 
 class _AsArrays:
-    """A collate function whose tensors become arrays.
+    """A collate function that turns the tensors of a batch into arrays.
 
-    Pickle copies arrays, and puts tensors into shared memory.
+    Pickle copies arrays, whereas it puts tensors into shared memory.
+
+    Args:
+        collate: the original function, with an option `join`; None: samples are left as they are.
     """
 
     def __init__(self, collate: Any) -> None:
@@ -105,13 +119,19 @@ class _AsArrays:
 
 
 def _as_tensors(batch: Any) -> Any:
+    """Return a batch with its arrays turned into tensors."""
     return _changed(batch, np.ndarray, torch.from_numpy)
 
 
 def _changed(value: Any, kind: type, change: Any) -> Any:
-    """Return `value` with everything of a kind in it changed.
+    """Return `value` with every object of one type in it changed.
 
-    In dataclasses, lists, tuples and dictionaries.
+    Dataclasses, lists, tuples and dictionaries are searched.
+
+    Args:
+        value: any object.
+        kind: the type to change.
+        change: applied to each object of that type.
     """
     if isinstance(value, kind):
         return change(value)
@@ -129,27 +149,29 @@ def _changed(value: Any, kind: type, change: Any) -> Any:
 
 @contextmanager
 def worker_deaths(dataset: Reads) -> Iterator[None]:
-    """Turn the death of a worker inside into a UserError that names the file it was reading.
+    """Turn the death of a worker into a UserError that names the file it was reading.
 
-    A worker that finds no shared memory is reported as that, with the remedy. What a worker's code
-    raises passes.
+    A worker that found no shared memory is reported as such, with the remedy. Exceptions raised by
+    a worker's code are raised unchanged.
     """
     try:
         yield
-    except (RuntimeError, EOFError, OSError) as error:  # the last two: while a batch was fetched
+    # EOFError and OSError occur if the worker died while a batch was fetched.
+    except (RuntimeError, EOFError, OSError) as error:
         try:
-            told = _death(dataset, error)
-        except RuntimeError as later:  # torch's SIGCHLD handler raises wherever this process is
-            told = _death(dataset, later)
-        if told is None:
+            report = _death(dataset, error)
+        except RuntimeError as later:  # torch's SIGCHLD handler may raise at any line of Python
+            report = _death(dataset, later)
+        if report is None:
             raise
-        raise told from None
+        raise report from None
 
 
 def _death(dataset: Reads, error: Exception) -> UserError | None:
-    """Return how to report a worker that died; None where an error says something else."""
+    """Return how to report a worker that died; None if the error has another cause."""
     message = str(error)
     names_worker = "DataLoader worker" in message
+    # An exception in the code of a worker is "Caught ... in DataLoader worker process N".
     reported = message.startswith("Caught ") and names_worker
     if names_worker and any(sign in message for sign in _NO_ROOM):
         return UserError(
@@ -170,14 +192,21 @@ def _death(dataset: Reads, error: Exception) -> UserError | None:
 
 
 def _last_line(message: str) -> str:
+    """Return the last line of a message that is not blank."""
     return message.strip().splitlines()[-1] if message.strip() else ""
 
 
 def _dead_readers(dataset: Reads, error: str) -> list[int]:
-    """What the workers read that are dead, or named in an error; one that has closed its pipe has a
-    second to die.
+    """Return the indices that dead workers, or workers named in an error, were reading.
+
+    A worker that has closed its pipe is given one second to die.
+
+    Args:
+        dataset: the data set whose workers they are.
+        error: text of the error.
     """
-    deadline, rows = time.monotonic() + 1, [row for row in dataset.reading.tolist() if row[0] > 0]
+    deadline = time.monotonic() + 1
+    rows = [row for row in dataset.reading.tolist() if row[0] > 0]
     while True:
         alive = {child.pid for child in multiprocessing.active_children()}
         dead = [index for pid, index in rows if pid not in alive or str(pid) in error]
@@ -187,17 +216,21 @@ def _dead_readers(dataset: Reads, error: str) -> list[int]:
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a loader's process, before it reads anything."""
+    """Prepare the process of a worker, before it reads anything."""
     leave_stops_to_parent()
     end_with_parent()
-    sys.excepthook = _tell_unless_left
-    # a collection would write to, and so copy, every object that is shared with the parent
+    sys.excepthook = _report_unless_abandoned
+    # A garbage collection would write to, and so copy, every object shared with the parent.
     gc.freeze()
 
 
-def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Of a worker's threads: that the loader's owner stopped in the middle of taking a batch is no
-    news.
+def _report_unless_abandoned(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print an error in a thread of a worker, unless the parent merely stopped receiving batches.
+
+    Args:
+        kind: type of the error.
+        error: the error.
+        trace: its traceback.
     """
     if not isinstance(error, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)

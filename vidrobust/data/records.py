@@ -1,4 +1,4 @@
-"""Record: one video or image with its label; checks of lists of records."""
+"""Records of videos and images, and checks of lists of records."""
 
 import codecs
 import hashlib
@@ -21,12 +21,20 @@ log = logging.getLogger("vidrobust")
 class Record:
     """One video or image.
 
-    uid: its path relative to the data set's videos, unique in it. label: in 0..K-1, or -1 for none.
-    group: what it was cut from, shared by clips of one source; empty where the format does not say.
-    From a manifest: `frames` that are decodable (0: not scanned), the `backend` that decodes them,
-    and why the file is `bad` (empty: it is not). `seekable`: whether its times say which frame is
-    which (None: not scanned); `verified`: decoders besides PyAV that show the same frames.
-    `series`: of a folder of images, the beginning of the names that are the video.
+    The fields from `frames` on come from a manifest, except `series`.
+
+    Attributes:
+        uid: path relative to the data set's videos; unique in the data set.
+        path: path of the file, of a folder of frames, or `torchvision:...`.
+        label: class label in 0..K-1; -1 for none.
+        group: the source that the video was cut from, shared by clips of one source; empty where
+            the format does not say.
+        frames: number of frames that decode; 0: not scanned.
+        backend: name of the decoder that decodes them.
+        bad: why the file is bad; empty: it is not.
+        seekable: whether the times in the file identify its frames; None: not scanned.
+        verified: decoders other than PyAV that show the same frames.
+        series: for a folder of images, the beginning of the names that are the video.
     """
 
     uid: str
@@ -41,12 +49,20 @@ class Record:
     series: str = ""
 
 
+# (records, names of the classes), what a parser of a format returns
 Parsed = tuple[list[Record], list[str]]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A record that did not decode, and why (one line that names the file)."""
+    """A record that did not decode.
+
+    Attributes:
+        index: position of the record in its list.
+        uid: its name.
+        label: its class label.
+        reason: why, in one line that names the file.
+    """
 
     index: int
     uid: str
@@ -55,27 +71,34 @@ class Failure:
 
 
 def records_sha(records: list[Record]) -> str:
-    """First 16 hex digits of a SHA-256: which list, in which order, with which manifest a result
-    belongs to.
+    """Return the first 16 hex digits of a SHA-256 of a list of records.
+
+    It identifies the list, its order, and its manifest, to which a result belongs.
     """
-    lines = "".join(
-        f"{r.uid} {r.label}"
-        + (f" {r.frames} {r.backend}" if r.frames else "")
-        + (" bad" if r.bad else "")
-        + (f" {r.series}" if r.series else "")
-        + "\n"
-        for r in records
-    )
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:16]
+    text = "".join(_identity(record) for record in records)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _identity(record: Record) -> str:
+    """Return the hashed line of a record; fields without a value add nothing."""
+    line = f"{record.uid} {record.label}"
+    if record.frames:
+        line += f" {record.frames} {record.backend}"
+    if record.bad:
+        line += " bad"
+    if record.series:
+        line += f" {record.series}"
+    return line + "\n"
 
 
 def shared_sources(train: list[Record], test: list[Record]) -> list[str]:
-    """Test records whose video is a training record, or a clip of the same source and class is:
-    uids.
+    """Return the uids of test records that are, or share source and class with, a training record.
 
-    Of the same class, because HMDB51's official lists share films between their parts, not scenes.
+    The class must be the same, because HMDB51's official lists share films between training and
+    test, but not scenes.
     """
     files = {record.path for record in train}
+    # A record without a group has no source that it could share.
     sources = {(record.group, record.label) for record in train if record.group}
     return [
         record.uid
@@ -85,31 +108,42 @@ def shared_sources(train: list[Record], test: list[Record]) -> list[str]:
 
 
 def split_by_group(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """(the rest, about `share` of the records), no group in both; a record without a group is one
-    of its own.
+    """Return (the rest, about a fraction `share` of the records), without breaking a group.
 
-    Groups are taken in the order of a hash of their names: the same ones whatever the order of the
-    list. Raises UserError when one of the two would be empty.
+    A record without a group is a group of its own. Groups are chosen in the order of a hash of
+    their names, so that the order of the list does not matter.
+
+    Args:
+        records: the records.
+        share: fraction of the records to split off, in (0, 1).
+
+    Raises:
+        UserError: one of the two parts would be empty.
     """
     sizes = Counter(record.group or record.uid for record in records)
-    left, taken = share * len(records), set()
+    remaining = share * len(records)  # how many records to take yet
+    taken = set()
     for name in sorted(sizes, key=lambda name: hashlib.sha256(os.fsencode(name)).digest()):
-        if sizes[name] > 2 * left:  # less would be missing without it than too much with it
+        # Stop if the part is nearer to its size without this group than with it.
+        if sizes[name] > 2 * remaining:
             break
         taken.add(name)
-        left -= sizes[name]
+        remaining -= sizes[name]
     rest = [record for record in records if (record.group or record.uid) not in taken]
     if not taken or not rest:
         raise UserError(
-            f"data.validation={share:g}: {len(records)} videos of {len(sizes)} sources have no such"
-            " part without breaking a source up; choose another share"
+            f"data.validation={share:g}: {len(records)} videos of {len(sizes)} sources cannot be"
+            " split so without breaking up a source; choose another fraction"
         )
     return rest, [record for record in records if (record.group or record.uid) in taken]
 
 
 def require_labels(records: list[Record], what: str) -> None:
-    """Raises UserError when some record has no label; what: who does not go without, in the
-    singular.
+    """Raise UserError if some record has no label.
+
+    Args:
+        records: the records.
+        what: what needs the labels, in the singular, for the message.
     """
     without = [record.uid for record in records if record.label < 0]
     if without:
@@ -120,7 +154,7 @@ def require_labels(records: list[Record], what: str) -> None:
 
 
 def require_root(root: Path, name: str) -> Path:
-    """The root of a data set, or a UserError that says what belongs there."""
+    """Return the root of a data set; raise UserError with a hint if it is not a folder."""
     if root.is_file():
         raise UserError(
             f"{root} is a file; data.root is a folder (data.name={name}; datasets/README.md says"
@@ -135,25 +169,29 @@ def require_root(root: Path, name: str) -> Path:
 
 
 class Missing:
-    """Finds listed files, and collects those that are not there: one message for all.
+    """Find listed files, and collect those that are missing, to report them in one message.
 
-    A name is the file of that name. Else it is the only one that differs from it in case (UCF101's
-    own lists do) or in its Unicode form (macOS writes an accent as a character of its own).
+    A name means the file of that name. If there is none, it means the only file that differs from
+    it in case or in Unicode form. UCF101's own lists differ in case from its files. macOS writes an
+    accent as a character of its own.
+
+    Args:
+        top: the folder to which listed names are relative.
     """
 
     def __init__(self, top: Path) -> None:
         self.top = top
         self.folders: dict[Path, set[str]] = {}
         self.alike: dict[Path, dict[str, list[str]]] = {}
-        self.lost: list[tuple[str, str, str]] = []  # line, name, what may be wrong with it
+        self.lost: list[tuple[str, str, str]] = []  # file and line, name, hint
         self.other_forms: list[str] = []
 
     def find(self, name: str, where: str) -> Path:
-        """Return the path of a listed file; one that is not there is remembered for `refuse`.
+        """Return the path of a listed file; a missing one is remembered for `refuse`.
 
         Args:
-            name: as the list has it, relative to `top` or absolute.
-            where: the list and the line, for the message.
+            name: the listed name, relative to `top` or absolute.
+            where: the file and the line, for the message.
         """
         path, reason = self._located(name)
         if path is None:
@@ -168,33 +206,36 @@ class Missing:
         return self._located(name)[0] is not None
 
     def _located(self, name: str) -> tuple[Path | None, str]:
-        """Return the path of a name, or None and what may be wrong with the name."""
+        """Return (path, "") of a name, or (None, a hint what may be wrong with the name)."""
         parts = Path(name).parts
+        # Only names below the top are searched for other spellings.
         if not parts or Path(name).is_absolute() or ".." in parts:
             path = self.top / name
             return (path, "") if parts and os.path.exists(path) else (None, odd_name(name))
+        # Go down folder by folder. Each folder is listed once, which is faster than one call per
+        # file.
         path = self.top
         for part in parts:
             if part not in self._names(path):
-                known = self._alike(path).get(plain_name(part), [])
-                # of several the one in the same case counts, if there is one such
-                same_case = [entry for entry in known if composed(entry) == composed(part)]
-                known = same_case if len(same_case) == 1 else known
-                if len(known) > 1:
-                    names = ", ".join(map(repr, known))
+                candidates = self._alike(path).get(plain_name(part), [])
+                # Of several candidates, one in the same case is preferred.
+                same_case = [entry for entry in candidates if composed(entry) == composed(part)]
+                candidates = same_case if len(same_case) == 1 else candidates
+                if len(candidates) > 1:
+                    names = ", ".join(map(repr, candidates))
                     return None, f"{names} differ from it in case or Unicode form alone; "
-                if not known:
+                if not candidates:
                     return None, odd_name(name)
-                part = known[0]
+                part = candidates[0]
             path = path / part
         return path, ""
 
     def _names(self, folder: Path) -> set[str]:
-        """Return what is in a folder; each folder is listed once."""
+        """Return the names in a folder without dangling links; each folder is listed once."""
         if folder not in self.folders:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            there = (e for e in entries if not e.is_symlink() or os.path.exists(e.path))
-            self.folders[folder] = {entry.name for entry in there}
+            existing = (e for e in entries if not e.is_symlink() or os.path.exists(e.path))
+            self.folders[folder] = {entry.name for entry in existing}
         return self.folders[folder]
 
     def _alike(self, folder: Path) -> dict[str, list[str]]:
@@ -206,7 +247,7 @@ class Missing:
         return self.alike[folder]
 
     def refuse(self) -> None:
-        """Raise UserError where a file is missing; log how many names have another Unicode form."""
+        """Raise UserError if a file is missing; otherwise warn of names in another Unicode form."""
         if self.lost:
             where, name, reason = self.lost[0]
             others = f" (and {len(self.lost) - 1} more)" if len(self.lost) > 1 else ""
@@ -222,45 +263,52 @@ class Missing:
 
 
 def composed(name: str) -> str:
-    """Return a name with its accents composed, Unicode form NFC."""
+    """Return a name with its accents composed (Unicode form NFC)."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def plain_name(name: str) -> str:
-    """Return a name in lower case with its accents composed: names that look alike share it."""
+    """Return a name in lower case with composed accents: names that look alike share it."""
     return composed(name).lower()
 
 
 def odd_name(name: str) -> str:
-    """Return what in a name often keeps its file from being found, as a clause; "" for nothing."""
+    """Return a clause about what often keeps a listed name from matching a file; "" for nothing."""
     name = name.strip()
     if name[:1] in ("'", '"') or name[-1:] in ("'", '"'):
-        return "its quotes are taken as part of the name, write it without; "
+        return "its quotes are read as part of the name, write it without; "
     if "\\" in name:
-        return "its backslashes are taken as part of the name, write / between folders; "
+        return "its backslashes are read as part of the name, write / between folders; "
     if composed(name) != name:
         return "its accents are decomposed (Unicode form NFD), write them as the file's name does; "
     return ""
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is no data: hidden, or a folder that macOS or a file server leaves."""
+    """Return whether a name is hidden, or a folder that macOS or a file server leaves behind."""
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
 def file_path(path: Path) -> str:
-    """Return a path as text that FFmpeg takes for a file: it reads `a:b.avi` as protocol a."""
+    """Return a path as text that FFmpeg reads as a file.
+
+    FFmpeg would read `a:b.avi` as protocol a, so such a path is made absolute.
+    """
     text = str(path)
     return os.path.abspath(text) if ":" in text.split(os.sep)[0] else text
 
 
 def whole_number(text: str) -> int | None:
-    """Return an integer of at most 18 ASCII digits; None for other text."""
+    """Return the integer of at most 18 ASCII digits that a text holds; None for other text."""
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def read_list(path: Path) -> str:
-    """Return the text of a list. Raises UserError, with the line, for what is no UTF-8."""
+    """Return the text of a list.
+
+    Raises UserError, with the line, for a file that is not UTF-8 text.
+    """
+    # Windows editors write a byte-order mark, which "utf-8-sig" removes.
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}: not UTF-8, but UTF-16; save the list as UTF-8")
@@ -275,17 +323,17 @@ def read_list(path: Path) -> str:
     if "\0" in text:
         number = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(
-            f"{path}, line {number}: not a text file (it holds a null character); "
+            f"{path}, line {number}: not a text file (it contains a null character); "
             "save the list as UTF-8"
         )
     return text
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ("file, line 3", text) of each line that is not blank.
+    """Yield ("file, line 3", text) for each line that is not blank.
 
-    Lines end with LF, CR LF or CR. Other characters at which Python splits, such as U+2028, may be
-    part of a file's name.
+    Lines end with LF, CR LF or CR. Other characters at which Python splits lines, such as U+2028,
+    may be part of a file name.
     """
     text = read_list(path).replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(text.split("\n"), 1):
@@ -294,42 +342,52 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def checked(records: list[Record], source: Path) -> list[Record]:
+    """Return the records; raise UserError if there is none, or if one is listed twice.
+
+    Args:
+        records: the records of a list.
+        source: the list, for messages.
+    """
     if not records:
         raise UserError(
             f"{source} lists no video; fill it, or choose another data.fold or data.root"
         )
-    seen: set[str] = set()
+    listed: set[str] = set()
     for record in records:
+        # Two names may mean one file, as "a/../b.avi" and "b.avi" do.
         path = os.path.abspath(record.path)
-        if record.uid in seen or path in seen:
+        if record.uid in listed or path in listed:
             raise UserError(f"{source}: {record.uid} is listed twice; remove one of the lines")
-        seen |= {record.uid, path}
+        listed |= {record.uid, path}
     return records
 
 
 def files_below(top: Path) -> Iterator[Path]:
-    """Yield the files at any depth, sorted by folder; hidden ones are left out.
+    """Yield the files at any depth below a folder, sorted by folder, without hidden ones.
 
-    Links are followed, but for those that lead back to a folder above them.
+    Links are followed, except those that lead back to a folder above them.
     """
-    # (folders yet to be read or files to be given, the real paths of the folders above them)
-    waiting: list[tuple[Path, bool, tuple[str, ...]]] = [(top, True, ())]
-    while waiting:
-        place, is_folder, above = waiting.pop()
+    # A stack of (path, whether it is a folder to list, real paths of the folders above it). A file
+    # is yielded when it is taken from the stack.
+    stack: list[tuple[Path, bool, tuple[str, ...]]] = [(top, True, ())]
+    while stack:
+        path, is_folder, above = stack.pop()
         if not is_folder:
-            yield place
+            yield path
             continue
-        real = os.path.realpath(place)
+        # A link back to a folder above would make an endless loop.
+        real = os.path.realpath(path)
         if real in above:
             continue
-        with os.scandir(place) as entries:
+        with os.scandir(path) as entries:
             names = [(e.name, _is_folder(e)) for e in entries if not is_hidden(e.name)]
         inside = (*above, real)
-        waiting += [(place / name, folder, inside) for name, folder in sorted(names, reverse=True)]
+        stack += [(path / name, folder, inside) for name, folder in sorted(names, reverse=True)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; False for a link to itself."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:
         return False

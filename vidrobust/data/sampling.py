@@ -1,8 +1,7 @@
-"""Clip samplers: pure functions on integers.
+"""Clip samplers: pure functions from a number of frames to the frame indices of clips.
 
-A sampler gets the number of frames of a video and a ClipSpec and returns the indices of the frames
-that each clip takes, an int64 array (clips, T) in units of source frames. Nothing here opens a
-file.
+A sampler receives the number of frames of a video and a ClipSpec. It returns the indices of the
+frames of each clip, an int64 array (clips, T) in units of source frames. Nothing here opens a file.
 
     frames=4, stride=3:   |x . . x . . x . . x|   span: (frames - 1) * stride + 1 = 10
 """
@@ -19,10 +18,17 @@ Policy = Literal["repeat_last", "loop", "error"]
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What clips to take: T `frames`, `stride` source frames apart, `clips` of them from one video.
+    """Number and shape of the clips that are taken from one video.
 
-    policy: what a video shorter than the span of a clip does. Raises ValueError for a count that
-    is no whole number, or below 1.
+    Raises ValueError for a count that is not a whole number or is below 1, and for an unknown
+    policy.
+
+    Attributes:
+        frames: number of frames of a clip, T.
+        stride: source frames from one frame of a clip to the next.
+        clips: number of clips.
+        policy: what happens if the video is shorter than the span of a clip: "repeat_last" repeats
+            its last frame, "loop" starts again at its first frame, "error" raises ValueError.
     """
 
     frames: int = 16
@@ -38,44 +44,62 @@ class ClipSpec:
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if self.policy not in ("repeat_last", "loop", "error"):
-            raise ValueError(f"policy={self.policy!r}: repeat_last, loop or error")
+            raise ValueError(f"policy={self.policy!r}: must be repeat_last, loop or error")
 
     @property
     def span(self) -> int:
-        """Source frames from the first to the last frame of a clip, both included."""
+        """Return the number of source frames from the first to the last frame, inclusive."""
         return (self.frames - 1) * self.stride + 1
 
 
 def random_clips(num_frames: int, spec: ClipSpec, rng: np.random.Generator) -> np.ndarray:
-    """Clips that start anywhere they fit, independently of each other -> (clips, T) int64.
+    """Return clips that start anywhere they fit, independently of each other.
 
         num_frames=12, frames=3, stride=2, clips=2
         . . x . x . x . . . . .
         . . . . . . . x . x . x
 
-    Raises ValueError when num_frames < 1, or when the video is shorter than a clip and policy is
-    "error".
+    Args:
+        num_frames: number of frames of the video, at least 1.
+        spec: the clips.
+        rng: source of randomness.
+
+    Returns:
+        (clips, T) int64 frame indices.
+
+    Raises:
+        ValueError: num_frames < 1, or the video is too short and policy is "error".
     """
     starts = rng.integers(0, max(num_frames - spec.span, 0) + 1, size=spec.clips)
     return _frames_from(starts, num_frames, spec)
 
 
 def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
-    """Clips at even distances, the first and the last touching both ends -> (clips, T) int64.
+    """Return clips at even distances, the first and the last one at the ends of the video.
 
         num_frames=12, frames=3, stride=2
-        clips=1:  . . . x . x . x . . . .      one clip is the centre
+        clips=1:  . . . x . x . x . . . .      one clip is in the centre
         clips=3:  x . x . x . . . . . . .
                   . . . . x . x . x . . .      (rounded half to even)
                   . . . . . . . x . x . x
 
-    Raises ValueError as `random_clips` does.
+    Args:
+        num_frames: number of frames of the video, at least 1.
+        spec: the clips.
+
+    Returns:
+        (clips, T) int64 frame indices.
+
+    Raises:
+        ValueError: num_frames < 1, or the video is too short and policy is "error".
     """
+    # Number of possible starts, less one; a short video starts at its first frame.
     room = max(num_frames - spec.span, 0)
     if spec.clips == 1:
         return _frames_from(np.array([room // 2]), num_frames, spec)
-    # whole numbers throughout: as floats some halves are none, as those of 15 clips in a room of 29
+    # Integers only: in floating point some halves are inexact, as for 15 clips in a room of 29.
     starts, rest = np.divmod(room * np.arange(spec.clips, dtype=np.int64), spec.clips - 1)
+    # Round half to even: up if the rest is above a half, or a half beside an odd start.
     starts += (2 * rest > spec.clips - 1) | ((2 * rest == spec.clips - 1) & (starts % 2 == 1))
     return _frames_from(starts, num_frames, spec)
 
@@ -83,23 +107,30 @@ def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
 def segment_clips(
     num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """One frame of each of T equal segments of the video (TSN, Wang et al. 2016) -> (clips, T)
-    int64.
+    """Return clips of one frame from each of T equal segments of the video (TSN, Wang et al. 2016).
 
-    A random frame of each segment, drawn anew for each clip, or without rng the middle one.
-    `stride` has no meaning here; `policy` says what happens when there are fewer frames than
-    segments.
+    With rng, each clip takes a random frame of each segment; without, the middle one. `stride` has
+    no meaning here. `policy` decides what happens if there are fewer frames than segments.
 
         num_frames=12, frames=3   segments |. . . .|. . . .|. . . .|
         without rng                         . . x . . . x . . . x .
         with rng, for example               x . . . . . x . . . . x
 
-    Raises ValueError when num_frames < 1, or when num_frames < T and policy is "error".
+    Args:
+        num_frames: number of frames of the video, at least 1.
+        spec: the clips.
+        rng: source of randomness; None: the middle frames.
+
+    Returns:
+        (clips, T) int64 frame indices.
+
+    Raises:
+        ValueError: num_frames < 1, or the video is too short and policy is "error".
     """
     _check(num_frames, spec.frames, spec)
     if num_frames < spec.frames:
         return _wrapped(np.tile(np.arange(spec.frames), (spec.clips, 1)), num_frames, spec)
-    # whole numbers throughout: a rounded quotient moves an edge, as of 122 frames in 14 segments
+    # Integers only: a rounded quotient would move an edge, as for 122 frames in 14 segments.
     edges = num_frames * np.arange(spec.frames + 1, dtype=np.int64) // spec.frames
     if rng is None:
         return np.tile((edges[:-1] + edges[1:]) // 2, (spec.clips, 1))
@@ -109,18 +140,28 @@ def segment_clips(
 def dense_clips(
     num_frames: int, spec: ClipSpec, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Clips back to back, the block of them anywhere it fits, or without rng in the middle ->
-    (clips, T) int64.
+    """Return clips back to back; their block starts anywhere it fits, or without rng in the middle.
 
         num_frames=12, frames=2, stride=2, clips=3     (a clip spans 3 frames)
         . x . x . . . . . . . .
         . . . . x . x . . . . .
         . . . . . . . x . x . .
 
-    A video too short for the block has them overlap evenly, as `uniform_clips`. Raises ValueError
-    as it does.
+    If the video is too short for the block, the clips overlap evenly, as in `uniform_clips`.
+
+    Args:
+        num_frames: number of frames of the video, at least 1.
+        spec: the clips.
+        rng: source of randomness; None: the block is in the middle.
+
+    Returns:
+        (clips, T) int64 frame indices.
+
+    Raises:
+        ValueError: num_frames < 1, or the video is too short and policy is "error".
     """
     room = num_frames - spec.clips * spec.span
+    # The block does not fit.
     if room < 0:
         return uniform_clips(num_frames, spec)
     first = room // 2 if rng is None else int(rng.integers(0, room + 1))
@@ -133,24 +174,37 @@ def interval_pairs(
     rng: np.random.Generator,
     density: Literal["uniform", "decreasing"] = "decreasing",
 ) -> np.ndarray:
-    """Two clips of one video; the interval between their starts is drawn first (CVRL, Qian et al.
-    2021) -> (2, T).
+    """Return two clips of a video; the interval between their starts is sampled first.
 
-    The interval t has a density that is uniform over 0..room or falls linearly, proportional to
-    room + 1 - t, where room is the last start; then the earlier clip starts anywhere that leaves t
-    behind it, and the two come in random order.
+    This follows CVRL (Qian et al. 2021). Let room be the last possible start. The interval t is in
+    0..room, with a density that is uniform, or decreases linearly in proportion to room + 1 - t.
+    Then the earlier clip starts at a random place in 0..room - t, and the two clips come in random
+    order.
 
-        num_frames=12, frames=3, stride=2   (room 7), t = 5 drawn, then the start from 0..2
+        num_frames=12, frames=3, stride=2   (room 7), t = 5 sampled, then the start from 0..2
         . x . x . x . . . . . .
         . . . . . . x . x . x .
 
-    Two independent starts (`random_clips`) have an interval that falls in the same way, but for t =
-    0, which is half as likely. Raises ValueError as `random_clips` does, and when spec.clips is not
-    2.
+    Two independent starts (`random_clips`) have an interval whose density decreases in the same
+    way, except that t = 0 is half as likely.
+
+    Args:
+        num_frames: number of frames of the video, at least 1.
+        spec: the clips, two of them.
+        rng: source of randomness.
+        density: "uniform" or "decreasing".
+
+    Returns:
+        (2, T) int64 frame indices.
+
+    Raises:
+        ValueError: num_frames < 1, or the video is too short and policy is "error"; or spec.clips
+            is not 2.
     """
     if spec.clips != 2:
         raise ValueError(f"interval pairs are two clips of a video, not {spec.clips}")
     room = max(num_frames - spec.span, 0)
+    # Unnormalised probability of each interval.
     weight = np.ones(room + 1) if density == "uniform" else np.arange(room + 1, 0, -1.0)
     interval = int(rng.choice(room + 1, p=weight / weight.sum()))
     first = int(rng.integers(0, room - interval + 1))
@@ -158,20 +212,22 @@ def interval_pairs(
     return _frames_from(rng.permutation(starts), num_frames, spec)
 
 
+# (num_frames, spec, rng) -> frame indices (clips, T)
 Sampler = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
 
 
-def _nothing_drawn(
+def _without_rng(
     sampler: Callable[[int, ClipSpec], np.ndarray],
     num_frames: int,
     spec: ClipSpec,
     rng: np.random.Generator,
 ) -> np.ndarray:
+    """Call a sampler that uses no random numbers, with the signature of one that does."""
     return sampler(num_frames, spec)
 
 
-# samplers of training clips and of evaluation clips, by the names of data.sampling and
-# eval.sampling
+# Samplers of training clips, by the values of data.sampling, and of evaluation clips, by those of
+# eval.sampling.
 TRAIN_SAMPLERS: dict[str, Sampler] = {
     "random": random_clips,
     "segment": segment_clips,
@@ -180,7 +236,7 @@ TRAIN_SAMPLERS: dict[str, Sampler] = {
     "interval_decreasing": functools.partial(interval_pairs, density="decreasing"),
 }
 EVAL_SAMPLERS: dict[str, Sampler] = {
-    name: functools.partial(_nothing_drawn, sampler)
+    name: functools.partial(_without_rng, sampler)
     for name, sampler in (
         ("uniform", uniform_clips),
         ("segment", segment_clips),
@@ -190,9 +246,14 @@ EVAL_SAMPLERS: dict[str, Sampler] = {
 
 
 def _frames_from(starts: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndarray:
-    """(clips,) first frames -> (clips, T) indices, all of them within the video by the policy.
+    """Return the indices (clips, T) of clips from their first frames, inside the video.
 
     A video of 5 frames and a clip of 4 frames at stride 2: repeat_last 0 2 4 4, loop 0 2 4 1.
+
+    Args:
+        starts: (clips,) first frame of each clip.
+        num_frames: number of frames of the video.
+        spec: the clips.
     """
     _check(num_frames, spec.span, spec)
     indices = (
@@ -202,6 +263,7 @@ def _frames_from(starts: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndar
 
 
 def _check(num_frames: int, needed: int, spec: ClipSpec) -> None:
+    """Raise ValueError if the video has no frame, or fewer than needed and policy is "error"."""
     if num_frames < 1:
         raise ValueError(f"a video of {num_frames} frames has no clip")
     if spec.policy == "error" and num_frames < needed:
@@ -209,4 +271,5 @@ def _check(num_frames: int, needed: int, spec: ClipSpec) -> None:
 
 
 def _wrapped(indices: np.ndarray, num_frames: int, spec: ClipSpec) -> np.ndarray:
+    """Return indices moved inside the video: modulo its length, or down to its last frame."""
     return indices % num_frames if spec.policy == "loop" else np.minimum(indices, num_frames - 1)

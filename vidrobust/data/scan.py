@@ -1,17 +1,19 @@
 """Probe every file once and write a manifest.
 
-A manifest is a text file. Its first line is {"format": 1, "sha": ...}, the hash of what follows;
-then a line a file:
+A manifest is a text file. Its first line is {"format": 1, "sha": ...}, with the hash of the rest.
+Then follows one line per file:
 
     {"path": "a/v.avi", "frames": 120, "fps": 25.0, "width": 320, "height": 240, "rotation": 0,
      "backend": "pyav", "reason": "", "seekable": true, "verified": [], "streams": 1,
      "bytes": 81234, "mtime_ns": ...}
 
-`frames` counts what decodes from the first frame on, 0 is a bad file; `reason` is why it is bad, or
-what is wrong with a file that is used as far as it goes. `seekable`: whether the times in the file
-say which frame is which; where they do not, frames are counted from the first. `verified`: decoders
-that show the same frames as PyAV. `streams`: videos in the file, of which the one is read that a
-player shows. Paths are relative to the data set's root where they lie in it.
+- path: relative to the root of the data set if the file is in it, otherwise absolute.
+- frames: number of frames that decode from the first frame on; 0 is a bad file.
+- reason: why a file is bad, or what is wrong with a file that is used as far as it decodes.
+- seekable: whether the times in the file identify its frames; otherwise, frames are counted from
+  the first one.
+- verified: decoders other than PyAV that show the same frames.
+- streams: number of videos in the file; the one that a player shows is read.
 """
 
 import dataclasses
@@ -58,20 +60,20 @@ from vidrobust.utils.errors import UserError
 
 log = logging.getLogger("vidrobust")
 Row = dict[str, Any]
-_WRITE_EVERY_S = 30.0
+_WRITE_EVERY_S = 30.0  # a killed scan loses at most this much work
 _HEAD = b'{"format": '  # how every manifest begins
-_STAMP = ("bytes", "mtime_ns")
+_STAMP = ("bytes", "mtime_ns")  # the keys of a row that hold the state of its file
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a probe looks for; it is called with a path, in a child process.
+    """A function that probes one path, with its settings; it is called in a child process.
 
-    Args:
-        backend: a decoder beside PyAV that runs will use, and whose frames are therefore compared
-            with PyAV's; "" for none.
-        series: of folders of frames, the names that are the video, as `frame_files` takes them.
-        counts: of folders of frames, how many images a list promises.
+    Attributes:
+        backend: decoder other than PyAV that runs will use, and whose frames are compared with
+            those of PyAV; "" for none.
+        series: for folders of frames, the names that are the video, as in `frame_files`.
+        counts: for folders of frames, how many images a list promises, by path.
     """
 
     backend: str = ""
@@ -79,8 +81,9 @@ class Probe:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str) -> Row:
-        """Return a row, with the state that the file had before: what is being written is read
-        again.
+        """Return the row of a file, with the size and time that it had before it was read.
+
+        A file that is being written meanwhile is therefore read again by the next scan.
         """
         before = dict(zip(_STAMP, stamp(path), strict=True))
         row = probe(path, backend=self.backend, series=self.series, count=self.counts.get(path, 0))
@@ -98,59 +101,80 @@ def scan(
     series: str = "",
     counts: Mapping[str, int] | None = None,
 ) -> list[Row]:
-    """Probe files, and write a manifest, and `<manifest>.bad.txt` with the files that have a
-    reason.
+    """Probe files, and write a manifest and a list of the files that are bad.
 
-    Files of an earlier manifest that have kept size and time are not read again, but for those that
-    timed out. Each probe runs in a child process, which is killed after timeout_s: its file is bad.
-    A scan that is interrupted writes what it has, and goes on.
+    The list is `<manifest>.bad.txt`; it also names files that are read only in part.
+
+    Files of an earlier manifest whose size and time have not changed are not read again, except
+    those that timed out. Each probe runs in a child process, which is killed after timeout_s; its
+    file is then bad. An interrupted scan writes what it has; the next one goes on from there.
 
     Args:
         paths: the files, or folders of frames.
-        root: of the data set.
+        root: root of the data set.
         manifest: the file to write.
-        workers: files at a time.
-        timeout_s: seconds that a file may take.
-        backend: as in `Probe`, and series and counts as well.
+        workers: number of files probed at a time.
+        timeout_s: seconds that probing a file may take.
+        backend: see `Probe`, and also for series and counts.
 
     Returns:
         The rows of the files, sorted by path.
 
     Raises:
-        UserError: nothing to scan, or a manifest that cannot be written.
+        UserError: there is nothing to scan, or the manifest cannot be written.
     """
-    look = Probe(backend if backend in CHECKED else "", series, counts or {})
-    found = {
+    settings = Probe(backend if backend in CHECKED else "", series, counts or {})
+    path_of = {
         _key(path, root): path for path in sorted(set(paths)) if not path.startswith(TORCHVISION)
     }
-    if not found:
+    if not path_of:
         raise UserError("nothing to scan: torchvision's data sets are arrays in memory")
+    # Keep the rows of an earlier manifest that still describe their files.
     rows = {
         key: row
         for key, row in _earlier(manifest).items()
-        if key in found and stamp(found[key]) == _stamp_of(row) and _still_true(row, look)
+        if key in path_of and stamp(path_of[key]) == _stamp_of(row) and _still_true(row, settings)
     }
-    _write(manifest, rows)  # where it cannot be written is told now
-    fresh = [key for key in found if key not in rows]
-    tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
+    _write(manifest, rows)  # a manifest that cannot be written is reported now, not after hours
+    _probe_missing(path_of, rows, settings, manifest, workers, timeout_s)
+    return [rows[key] for key in path_of]
+
+
+def _probe_missing(
+    path_of: Mapping[str, str],
+    rows: dict[str, Row],
+    settings: Probe,
+    manifest: Path,
+    workers: int,
+    timeout_s: float,
+) -> None:
+    """Probe the files that have no row yet, and write the manifest from time to time.
+
+    Args:
+        path_of: key of a row -> path of its file.
+        rows: the rows by key, to which new ones are added.
+        settings: what to probe.
+        manifest: the file to write.
+        workers: number of files probed at a time.
+        timeout_s: seconds that probing a file may take.
+    """
+    key_of = {path: key for key, path in path_of.items() if key not in rows}
+    tqdm.monitor_interval = 0  # tqdm must start no thread, because children are forked
     written = time.monotonic()
     bar = tqdm(
-        total=len(found),
+        total=len(path_of),
         initial=len(rows),
         desc="scan",
         unit="file",
         mininterval=0.1 if sys.stderr.isatty() else 30,
     )
     try:
-        keys = {found[key]: key for key in fresh}
-        for path, answer in in_children(look, [found[key] for key in fresh], workers, timeout_s):
-            if isinstance(answer, ChildDied):  # a limit, memory: another scan may fare better
-                answer = (
-                    _bad(str(answer))
-                    | dict(zip(_STAMP, stamp(path), strict=True))
-                    | {"retry": True}
-                )
-            rows[keys[path]] = {"path": keys[path], **answer}
+        for path, answer in in_children(settings, list(key_of), workers, timeout_s):
+            # The child ran out of time or memory: the next scan tries the file again.
+            if isinstance(answer, ChildDied):
+                state = dict(zip(_STAMP, stamp(path), strict=True))
+                answer = _bad(str(answer)) | state | {"retry": True}
+            rows[key_of[path]] = {"path": key_of[path], **answer}
             bar.update()
             if time.monotonic() - written > _WRITE_EVERY_S:
                 _write(manifest, rows)
@@ -158,63 +182,62 @@ def scan(
     finally:
         _write(manifest, rows)
         bar.close()
-    return [rows[key] for key in found]
 
 
 def notes(rows: Iterable[Row], backend: str = "") -> list[str]:
-    """Return lines about files that are read in an unusual way, each with how many there are.
+    """Return lines about files that are read in an unusual way, each with the number of such files.
 
     Args:
-        rows: of a scan.
+        rows: the rows of a scan.
         backend: the decoder that runs will use.
     """
     videos = [row for row in rows if row["backend"] == "pyav" and row["frames"]]
     several = [row["path"] for row in videos if row.get("streams", 1) > 1]
     counted = [row["path"] for row in videos if not row.get("seekable", True)]
-    refused = [
-        row["path"]
-        for row in videos
-        if backend in CHECKED and backend not in row.get("verified", ())
-    ]
-    found = (
+    refused = []
+    if backend in CHECKED:
+        refused = [row["path"] for row in videos if backend not in row.get("verified", ())]
+    findings = (
         (several, "hold several videos; the one that a player shows is read"),
         (
             counted,
-            (
-                "have times that do not say which frame is which; frames are counted from the"
-                " first: slower"
-            ),
+            "have times that do not say which frame is which; frames are counted from the first:"
+            " slower",
         ),
         (refused, f"are refused with data.backend={backend}, which shows other frames than PyAV"),
     )
     return [
-        f"{len(paths)} of {len(videos)} videos {what}; first: {paths[0]}"
-        for paths, what in found
+        f"{len(paths)} of {len(videos)} videos {text}; first: {paths[0]}"
+        for paths, text in findings
         if paths
     ]
 
 
-def _still_true(row: Row, look: Probe) -> bool:
-    """Return whether a row answers what is asked now, of a file that has not changed."""
-    if (
-        row.get("retry")
-        or row["reason"].startswith(NO_ANSWER)
-        or row.get("series", "") != look.series
-    ):
+def _still_true(row: Row, settings: Probe) -> bool:
+    """Return whether a row of an unchanged file answers everything that this scan asks.
+
+    Args:
+        row: a row of an earlier manifest.
+        settings: what this scan probes.
+    """
+    if row.get("retry") or row["reason"].startswith(NO_ANSWER):
         return False
-    video = row["backend"] == "pyav"
-    return not video or (
-        "seekable" in row and (not look.backend or look.backend in row.get("compared", []))
-    )
+    if row.get("series", "") != settings.series:
+        return False
+    if row["backend"] != "pyav":  # not a video
+        return True
+    if "seekable" not in row:  # a manifest of an earlier version
+        return False
+    return not settings.backend or settings.backend in row.get("compared", [])
 
 
 def probe(path: str, *, backend: str = "", series: str = "", count: int = 0) -> Row:
-    """Decode all of a file, and say what is in it. May hang or crash: `scan` calls it in a child.
+    """Decode a whole file and return its row. It may hang or crash, so `scan` calls it in a child.
 
     Args:
         path: a video, an image or a folder of frames.
-        backend: as in `Probe`, and series as well.
-        count: how many images a list promises, 0 for none.
+        backend: see `Probe`, and also for series.
+        count: how many images a list promises; 0 for none.
     """
     try:
         if Path(path).is_dir() or Path(path).suffix.lower() in IMAGE_SUFFIXES:
@@ -225,35 +248,36 @@ def probe(path: str, *, backend: str = "", series: str = "", count: int = 0) -> 
             row |= {"compared": [backend], "verified": [backend] if same else []}
         return row
     except Exception as error:
-        return _bad(
-            str(error).removeprefix(f"{path}: ")
-            if isinstance(error, DecodeError)
-            else one_line(error)
-        )
+        if isinstance(error, DecodeError):
+            return _bad(str(error).removeprefix(f"{path}: "))
+        return _bad(one_line(error))
 
 
 def _probe_video(path: str) -> Row:
-    """Decode every frame by PyAV, up to the first that does not decode."""
-    with open_video(
-        path, frames=1
-    ) as video:  # refuses what is no video, in the words that a run uses
+    """Decode every frame with PyAV, up to the first one that does not decode."""
+    # A file that is not a video is refused here, with the same message as in a run.
+    with open_video(path, frames=1) as video:
         assert isinstance(video, PyAV)
-        hidden, timeline = video.hidden_packets + video.repeated, video.timeline
-    count, corrupt, odd, first, reasons = 0, 0, 0, None, []
+        hidden = video.hidden_packets + video.repeated
+        timeline = video.timeline
+    count = 0
+    corrupt = 0
+    odd = 0  # frames with another size or orientation than the first one
+    first = None
+    reasons = []
     times: list[int | None] = []
     with open_container(path) as container:
         stream = video_stream(container)
-        fps, declared = float(stream.average_rate or 0), declared_frames(container)
+        fps = float(stream.average_rate or 0)
+        declared = declared_frames(container)
         streams = len(video_streams(container))
         try:
             for frame in decoded(container, stream):
                 size = frame.width, frame.height, orientation(frame)
                 first = first or size
-                count, corrupt, odd = (
-                    count + 1,
-                    corrupt + bool(frame.is_corrupt),
-                    odd + (size != first),
-                )
+                count += 1
+                corrupt += bool(frame.is_corrupt)
+                odd += size != first
                 times.append(frame.pts)
         except av.error.FFmpegError as error:
             reasons.append(f"decodes up to frame {count} of {declared or '?'} ({error.strerror})")
@@ -268,11 +292,12 @@ def _probe_video(path: str) -> Row:
         reasons.append(f"{odd} of {count} frames have another size, and are resized")
     if corrupt:
         reasons.append(f"{corrupt} of {count} frames are damaged")
-    width, height, how = first
-    row = _row(count, fps, width, height, how.degrees, "pyav", "; ".join(reasons))
+    width, height, upright = first
+    row = _row(count, fps, width, height, upright.degrees, "pyav", "; ".join(reasons))
+    # The frames that decode must have the times that the container lists, in the same order.
     seekable = timeline is not None and timeline[0][:count] == times
     return row | {
-        "mirrored": how.mirrored,
+        "mirrored": upright.mirrored,
         "seekable": seekable,
         "verified": [],
         "streams": streams,
@@ -280,8 +305,17 @@ def _probe_video(path: str) -> Row:
 
 
 def _probe_images(path: str, series: str, count: int) -> Row:
+    """Read every image of a folder, or one image, up to the first one that does not decode.
+
+    Args:
+        path: an image or a folder.
+        series: see `Probe`.
+        count: how many images a list promises; 0 for none.
+    """
     files = frame_files(Path(path), series, count) if Path(path).is_dir() else [Path(path)]
-    shape, odd, reason = None, 0, ""
+    shape = None
+    odd = 0  # images with another size than the first one
+    reason = ""
     count = 0
     for file in files:
         try:
@@ -294,17 +328,18 @@ def _probe_images(path: str, series: str, count: int) -> Row:
         count += 1
     if shape is None:
         return _bad(reason or "the folder holds no image")
-    several = pages(str(files[0]))
-    told = [
+    num_pages = pages(str(files[0]))
+    reasons = [
         reason,
         f"{odd} of {count} frames have another size, and are resized" if odd else "",
         missing_numbers(files),
-        f"the first of {several} pictures is read" if several > 1 else "",
+        f"the first of {num_pages} pictures is read" if num_pages > 1 else "",
     ]
-    return _row(count, 0.0, shape[1], shape[0], 0, "auto", "; ".join(filter(None, told)))
+    return _row(count, 0.0, shape[1], shape[0], 0, "auto", "; ".join(filter(None, reasons)))
 
 
 def _only_frame(path: str) -> tuple[int, int]:
+    """Return the (height, width) of an image; raise DecodeError if it does not decode."""
     with open_video(path) as video:
         height, width = next(iter(video.frames(np.array([0])))).shape[:2]
         return height, width
@@ -313,6 +348,17 @@ def _only_frame(path: str) -> tuple[int, int]:
 def _row(
     frames: int, fps: float, width: int, height: int, rotation: int, backend: str, reason: str
 ) -> Row:
+    """Return the row of a file, without its path, size and time.
+
+    Args:
+        frames: number of frames that decode.
+        fps: frames per second.
+        width: width of the frames, pixels.
+        height: height of the frames, pixels.
+        rotation: rotation that the file asks for, degrees counter-clockwise.
+        backend: decoder of the file.
+        reason: what is wrong with it; empty for nothing.
+    """
     return {
         "frames": frames,
         "fps": round(fps, 3),
@@ -325,41 +371,50 @@ def _row(
 
 
 def _bad(reason: str) -> Row:
+    """Return the row of a file that does not decode."""
     return _row(0, 0.0, 0, 0, 0, "", reason)
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Row], str]:
-    """(rows by path, hash). Raises UserError for a file that is no manifest, or whose rows do not
-    have its hash.
+    """Return the rows of a manifest by path, and its hash.
+
+    Raises UserError for a file that is not a manifest, or whose rows do not match its hash.
     """
     if not path.is_file():
         raise UserError(
-            f"no manifest {path}; python datasets/prepare.py scan makes one, data.manifest= does"
-            " without"
+            f"no manifest {path}; python datasets/prepare.py scan makes one, or set"
+            " data.manifest= to run without"
         )
     try:
         head, *lines = path.read_text().splitlines()
-        sha, form = json.loads(head)["sha"], json.loads(head)["format"]
+        header = json.loads(head)
+        sha = header["sha"]
+        version = header["format"]
         rows = {row["path"]: row for row in map(json.loads, lines)}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"{path} is not a manifest; python datasets/prepare.py scan makes one"
         ) from None
-    if form != 1 or sha != _sha(rows):
+    if version != 1 or sha != _sha(rows):
         raise UserError(
-            f"{path} was changed or cut after its scan (its hash does not fit); scan again"
+            f"{path} was changed or cut after its scan (its hash does not match); scan again"
         )
     return rows, sha
 
 
 def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Record]:
-    """The records with what the manifest knows of their files.
+    """Return records with what a manifest says about their files.
 
-    Raises UserError when one is not in it, or has another size than it had: the manifest is of
-    other data.
+    Args:
+        records: the records.
+        manifest: path of the manifest.
+        root: root of the data set.
+
+    Raises:
+        UserError: a file is not in the manifest, or has another size than in it.
     """
     rows, _ = read_manifest(manifest)
-    known = []
+    updated = []
     for record in records:
         if record.path.startswith(TORCHVISION):
             raise UserError(
@@ -373,14 +428,15 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
             )
         if _resized(record.path, row):
             raise UserError(f"{record.path} has changed since {manifest} was written; scan again")
+        # A file is bad if it does not decode, or decodes fewer frames than its list promises.
         if not row["frames"]:
-            known.append(dataclasses.replace(record, bad=row["reason"]))
+            updated.append(dataclasses.replace(record, bad=row["reason"]))
             continue
         if record.frames > row["frames"]:
             bad = f"{record.frames} frames are listed, {row['frames']} decode"
-            known.append(dataclasses.replace(record, bad=bad))
+            updated.append(dataclasses.replace(record, bad=bad))
             continue
-        known.append(
+        updated.append(
             dataclasses.replace(
                 record,
                 frames=record.frames or row["frames"],
@@ -389,12 +445,13 @@ def apply_manifest(records: list[Record], manifest: Path, root: Path) -> list[Re
                 verified=tuple(row.get("verified", ())),
             )
         )
-    return known
+    return updated
 
 
 def _earlier(manifest: Path) -> dict[str, Row]:
-    """Rows of a manifest that is there; a damaged one has none. Any other file is refused: it would
-    be written over.
+    """Return the rows of an existing manifest; none if it is missing or damaged.
+
+    Raises UserError for any other file, which would be overwritten.
     """
     if manifest.is_dir():
         raise UserError(f"{manifest} is a folder; name the file to write")
@@ -404,16 +461,17 @@ def _earlier(manifest: Path) -> dict[str, Row]:
         head = file.read(len(_HEAD))
     if head and head != _HEAD:
         raise UserError(
-            f"{manifest} is there and is no manifest: it is not written over; name another file"
+            f"{manifest} exists and is not a manifest: it is not overwritten; name another file"
         )
     try:
         return read_manifest(manifest)[0]
     except UserError as error:
-        log.warning(f"{error}: every file is read")
+        log.warning(f"{error}: every file is read again")
         return {}
 
 
 def _write(manifest: Path, rows: dict[str, Row]) -> None:
+    """Write a manifest, and its `.bad.txt` with one line per file that has a reason."""
     rows = dict(sorted(rows.items()))
     with replacing(manifest) as file:
         file.write((json.dumps({"format": 1, "sha": _sha(rows)}) + "\n").encode())
@@ -421,18 +479,14 @@ def _write(manifest: Path, rows: dict[str, Row]) -> None:
     wrong = [row for row in rows.values() if row["reason"]]
     with replacing(manifest.with_name(manifest.name + ".bad.txt")) as file:
         for row in wrong:
-            name = json.dumps(row["path"], ensure_ascii=False)[
-                1:-1
-            ]  # a name may hold a tab, or be no UTF-8
-            file.write(
-                f"{name}\t{row['frames']} frames\t{row['reason']}\n".encode(
-                    errors="surrogateescape"
-                )
-            )
+            # A name may contain a tab, or bytes that are not UTF-8.
+            name = json.dumps(row["path"], ensure_ascii=False)[1:-1]
+            line = f"{name}\t{row['frames']} frames\t{row['reason']}\n"
+            file.write(line.encode(errors="surrogateescape"))
 
 
 def _sha(rows: dict[str, Row]) -> str:
-    """Of what the files hold, not of when they were written."""
+    """Return the hash of rows: of what the files hold, not of when they were written."""
     lines = (
         json.dumps({k: v for k, v in row.items() if k != "mtime_ns"})
         for _, row in sorted(rows.items())
@@ -441,27 +495,32 @@ def _sha(rows: dict[str, Row]) -> str:
 
 
 def _key(path: str, root: Path) -> str:
+    """Return the path of a file in a manifest: relative to the root if the file is below it."""
     inside = os.path.relpath(path, root)
     return os.path.abspath(path) if inside.startswith("..") else Path(inside).as_posix()
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """(bytes, of all its files for a folder; time of the last change), (-1, 0) where nothing is, or
-    may be seen.
+    """Return (size in bytes, time of the last change in ns); (-1, 0) if the path is not accessible.
+
+    The size of a folder is that of its files, and its time the latest one of its files and itself.
     """
     try:
-        own = os.stat(path)
-        if not S_ISDIR(own.st_mode):
-            return own.st_size, own.st_mtime_ns
-        inner = [entry.stat() for entry in os.scandir(path)]
+        state = os.stat(path)
+        if not S_ISDIR(state.st_mode):
+            return state.st_size, state.st_mtime_ns
+        entries = [entry.stat() for entry in os.scandir(path)]
     except OSError:
         return -1, 0
-    return sum(state.st_size for state in inner), max(state.st_mtime_ns for state in (own, *inner))
+    return sum(entry.st_size for entry in entries), max(
+        entry.st_mtime_ns for entry in (state, *entries)
+    )
 
 
 def _resized(path: str, row: Row) -> bool:
-    """Whether a file has another size than its row says, by one call of the system; a folder is not
-    looked into.
+    """Return whether a file has another size than its row says.
+
+    One system call answers it; the files in a folder are not checked.
     """
     try:
         now = os.stat(path)
@@ -471,4 +530,5 @@ def _resized(path: str, row: Row) -> bool:
 
 
 def _stamp_of(row: Row) -> tuple[int, int]:
+    """Return the (size in bytes, time in ns) that a row holds."""
     return row["bytes"], row["mtime_ns"]

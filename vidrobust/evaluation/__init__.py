@@ -12,6 +12,7 @@ from vidrobust.evaluation.report.markdown import rewrite_report
 from vidrobust.evaluation.representation.features import write_features
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
+from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils.intervals import wilson
@@ -20,6 +21,7 @@ __all__ = [
     "SUITES",
     "DiskStore",
     "Features",
+    "MeasureSettings",
     "MicroBatches",
     "Suite",
     "bias_table",

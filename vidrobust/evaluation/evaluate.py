@@ -46,6 +46,7 @@ from vidrobust.evaluation.report.markdown import read_summary, write_report
 from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
+from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Model, add_branches, branch_names
@@ -180,7 +181,7 @@ def check_evaluation(cfg: config.Config) -> None:
     other_records(cfg, classes, known + test)
 
 
-def build_lists(cfg: config.Data) -> tuple[list[Record], list[Record], list[str]]:
+def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:
     """(training records, test records, classes) that an evaluation may use; warns of what makes its
     numbers doubtful.
 
@@ -349,18 +350,10 @@ def _corruptions(
         f" {len(c.severities)}"
     )
     videos = corrupted_videos(cfg.data, test, views, cfg.eval.sampling, c.place, cfg.seed)
-    rows = evaluate_corruptions(
-        predict,
-        videos,
-        indices,
-        names,
-        c.severities,
-        out,
-        batch_size=cfg.eval.batch_size,
-        workers=cfg.data.workers,
-        device=device,
-        identity=checkpoint_name,
+    settings = MeasureSettings(
+        predict, out, cfg.eval.batch_size, cfg.data.workers, device, checkpoint_name
     )
+    rows = evaluate_corruptions(settings, videos, indices, names, c.severities)
     return corruption_table(rows, c.severities, classes) | {
         "place": c.place,
         "views": f"{views}x1",
@@ -391,19 +384,17 @@ def _bias(
         if "texture" in cfg.eval.bias
         else None
     )
+    settings = MeasureSettings(
+        predict, out, cfg.eval.batch_size, cfg.data.workers, device, checkpoint_name
+    )
     rows = evaluate_bias(
-        predict,
+        settings,
         lambda: eval_dataset(cfg.data, test, cfg.eval.clips, cfg.eval.sampling),
         twins,
         indices,
         cfg.eval.bias,
-        out,
         seed=cfg.seed,
         others=second_cues(cfg.data, test, classes),
-        batch_size=cfg.eval.batch_size,
-        workers=cfg.data.workers,
-        device=device,
-        identity=checkpoint_name,
     )
     return bias_table(rows, classes) | {"views_of": f"{cfg.eval.clips}x1"}
 

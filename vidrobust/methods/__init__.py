@@ -2,33 +2,35 @@
 
 from vidrobust.losses.info_nce import info_nce, nt_xent
 from vidrobust.methods.adversarial.acl import a2a, a2s, acl
-from vidrobust.methods.adversarial.advcl import AdvCL, high_pass
+from vidrobust.methods.adversarial.advcl import AdvCL, AdvCLSettings, high_pass
 from vidrobust.methods.adversarial.adversarial_training import AdversarialTraining, Free, Trades
 from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary
 from vidrobust.methods.adversarial.clae import clae, clae_published
 from vidrobust.methods.adversarial.dynacl import dynacl
-from vidrobust.methods.adversarial.eps_schedule import Budget
+from vidrobust.methods.adversarial.eps_schedule import EpsSchedule
 from vidrobust.methods.adversarial.rocl import rocl
 from vidrobust.methods.adversarial.taro import TARO
 from vidrobust.methods.adversarial.view_batch import ViewBatch
 from vidrobust.methods.base import Method
-from vidrobust.methods.build import build_adversary, build_method
+from vidrobust.methods.build import build_adversary, build_method, build_negatives
 from vidrobust.methods.byol import BYOL
 from vidrobust.methods.distill import Distill
-from vidrobust.methods.false_negatives.removal import Masks, Removal
-from vidrobust.methods.false_negatives.rules import RULES, Pairs, detect
+from vidrobust.methods.false_negatives.removal import FalseNegatives, Masks, Removal
+from vidrobust.methods.false_negatives.rules import RULES, Pairs, RuleNeeds, detect
 from vidrobust.methods.instance_discrimination import InstDisc, plain, uel
-from vidrobust.methods.moco import MoCo
+from vidrobust.methods.moco import MoCo, MoCoSettings
 from vidrobust.methods.pseudo_labels import PseudoLabels, k_means
 from vidrobust.methods.registry import (
     ADVERSARIES,
     METHODS,
     require_branch,
     require_method,
+    require_options,
+    skips_weights,
     unmeasured,
     without_effect,
 )
-from vidrobust.methods.simclr import AdversarialSimCLR, SimCLR, SupCon
+from vidrobust.methods.simclr import AdversarialSimCLR, LossSettings, SimCLR, SupCon, ViewSettings
 from vidrobust.methods.supervised import Supervised
 from vidrobust.models.momentum import MomentumEncoder
 
@@ -39,31 +41,38 @@ __all__ = [
     "RULES",
     "TARO",
     "AdvCL",
+    "AdvCLSettings",
     "AdversarialSimCLR",
     "AdversarialTraining",
     "AdversarialView",
     "Adversary",
-    "Budget",
     "Distill",
+    "EpsSchedule",
+    "FalseNegatives",
     "Free",
     "InstDisc",
+    "LossSettings",
     "Masks",
     "Method",
     "MoCo",
+    "MoCoSettings",
     "MomentumEncoder",
     "Pairs",
     "PseudoLabels",
     "Removal",
+    "RuleNeeds",
     "SimCLR",
     "SupCon",
     "Supervised",
     "Trades",
     "ViewBatch",
+    "ViewSettings",
     "a2a",
     "a2s",
     "acl",
     "build_adversary",
     "build_method",
+    "build_negatives",
     "clae",
     "clae_published",
     "detect",
@@ -75,7 +84,9 @@ __all__ = [
     "plain",
     "require_branch",
     "require_method",
+    "require_options",
     "rocl",
+    "skips_weights",
     "uel",
     "unmeasured",
     "without_effect",

@@ -6,78 +6,91 @@ from torch import Tensor, nn
 
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines
+from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.models import Backbone, Model
 from vidrobust.utils.errors import UserError
-from vidrobust.views import NegativeSpec
 
 
 class Method(nn.Module):
-    """`method(views, ids, labels) -> {"loss": (B,), ...}` around the model that it trains.
+    """Base class: `method(views, ids, labels, progress)` returns {"loss": (B,), ...}.
 
-    views (B, `views` + M, C, T, H, W) in [0, 1], ids (B,) one a video, labels (B,). The M behind
-    the views are negatives of the first one: its texture `twin`, and what `negatives` says. Losses
-    are per video: the caller reduces. Entries other than "loss" are its parts, for the log. What
-    else a method keeps (a queue, a momentum encoder) is in its state dict.
+    Losses are per video; the caller averages them. Entries other than "loss" are its parts, for the
+    log. Everything that a method keeps between steps (a queue, a momentum encoder) is in its state
+    dict.
+
+    Attributes:
+        views: V, clips per video that `forward` takes in front of the non-semantic negatives.
+        original: the last of the V clips shows the frames of the first one without augmentation.
+        model: the backbone and head that are trained.
+        replays: optimizer steps per batch.
+        wants_teacher: `set_teacher` must be called before `prepare`.
+        starts_as_teacher: the backbone begins with the teacher's weights, unless others are given.
+        alike: prefixes of buffers that are equal on all ranks without being synchronised, because
+            each rank computes them from gathered data.
+        adversary: makes adversarial views, or None.
+        removal: of false negatives, or None.
+        pseudo: pseudo-labels of the features of `backbone_to_cluster`, or None.
     """
 
-    views: int  # clips of each video
-    original: bool = False  # whether the last of them shows the frames of the first, not augmented
+    views: int
+    original: bool = False
     model: Model
-    skips: bool = False  # whether some weights have no gradient in some steps
-    replays: int = 1  # how often a batch is taken in a row, each time with a step of the optimizer
-    progress: float = 0.0  # the share of training done, set before each step
-    negatives: NegativeSpec = NegativeSpec()  # of diminished semantics (paper C)
-    twin: bool = False  # whether a texture twin, which the loader brings, comes before them
-    alpha_negatives: float = 1.0  # how much they count
-    wants_teacher: bool = False  # `learn_from` one before `prepare`
-    # buffers that all ranks keep alike, by what they gather or were given
+    replays: int = 1
+    wants_teacher: bool = False
+    starts_as_teacher: bool = False
     alike = ("removal.", "queue", "position", "steps", "pseudo.", "teacher.")
 
     def __init__(self, removal: Removal | None = None) -> None:
+        """Set the removal of false negatives; subclasses set everything else."""
         super().__init__()
+        self.adversary: Adversary | None = None
         self.removal = removal
-        self.pseudo: PseudoLabels | None = (
-            None  # what is made of the features that `looks_with` gives
-        )
+        self.pseudo: PseudoLabels | None = None
 
-    def learn_from(self, teacher: Backbone) -> None:
-        """Keep a trained trunk as the teacher: in eval mode, without gradient."""
+    def set_teacher(self, teacher: Backbone) -> None:
+        """Keep a trained backbone as the teacher, in eval mode and without gradient."""
         self.teacher = teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Method":
+        """Set train or eval mode of everything but the teacher, which stays in eval mode."""
         super().train(mode)
         if hasattr(self, "teacher"):
             self.teacher.eval()
         return self
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Before the first step, the model's weights loaded: learn what may be known of the videos.
+        """Get ready for the first step, once the model's weights are loaded.
 
-        records: a video's index is its id. Raises UserError for what does not fit them, and for a
-        teacher that lacks.
+        Args:
+            records: the training videos; a video's id is its index in this list.
+
+        Raises:
+            UserError: for a missing teacher, and for options that do not fit the videos.
         """
         if self.wants_teacher and not hasattr(self, "teacher"):
             raise UserError(
                 "method.teacher is empty, and this method learns from one; set a checkpoint"
             )
         if self.removal is not None:
-            self.removal.know(records)
+            self.removal.set_videos(records)
 
-    def looks_with(self) -> Backbone | None:
-        """The trunk whose features of all videos the method wants to cluster before the first step;
-        None: no wish.
-        """
+    def backbone_to_cluster(self) -> Backbone | None:
+        """Return the backbone whose features of all videos become pseudo-labels, or None."""
         return None
 
     def start_epoch(self) -> None:
-        """Before the first step of an epoch."""
+        """Do what an epoch begins with."""
         if self.removal is not None:
             self.removal.start_epoch()
 
     def report(self, last: bool = False) -> dict[str, float]:
-        """What the log shall say of the epoch that has ended; last: the run has, too."""
+        """Return numbers of the epoch that has ended, for the log.
+
+        Args:
+            last: it was the last epoch of the run.
+        """
         return {} if self.removal is None else self.removal.report(last)
 
 

@@ -8,16 +8,17 @@ from vidrobust import config
 from vidrobust.attacks import parse_threat
 from vidrobust.losses.air import Invariance, regularizer
 from vidrobust.methods.adversarial.adversary import Adversary
-from vidrobust.methods.adversarial.eps_schedule import Budget
+from vidrobust.methods.adversarial.eps_schedule import EpsSchedule
 from vidrobust.methods.adversarial.view_batch import Pairing
 from vidrobust.methods.base import Method
 from vidrobust.methods.false_negatives.removal import Removal
-from vidrobust.methods.false_negatives.rules import RULE_OPTIONS, RULES
+from vidrobust.methods.false_negatives.rules import RULES
 from vidrobust.methods.registry import (
     METHODS,
     adversary_spec,
     branches_of,
-    require_method,
+    has_key_encoder,
+    require_options,
     shows_original,
     steps_of,
 )
@@ -26,7 +27,7 @@ from vidrobust.models import Model, build_model
 from vidrobust.models.momentum import MomentumEncoder
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.views import NEGATIVES, NegativeSpec
+from vidrobust.views import NegativeSpec
 
 
 def build_method(cfg: config.Config, classes: int) -> Method:
@@ -39,39 +40,57 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     Raises:
         UserError: for an unknown name, and for options that the method does not take.
     """
+    require_options(cfg)
     options = cfg.method
-    require_method(options)
+    spec = METHODS[options.name]
     adversary = adversary_spec(options.adversary)
-    own_build = None if adversary is None else adversary.build
-    build = own_build or METHODS[options.name].build
+    build = spec.build if adversary is None or adversary.build is None else adversary.build
     method = build(
         Parts(
             options=options,
             classes=classes,
             batch_size=cfg.train.batch_size,
             dim=cfg.model.dim,
-            model=partial(_model, cfg),
+            model=partial(_model, cfg, spec.head),
             momentum=partial(_momentum, options),
             removal=partial(_removal, cfg, classes),
             attack=partial(build_adversary, options.adversary),
             pairing=partial(_pairing, options),
             uses_original=shows_original(options.adversary),
+            key_encoder=has_key_encoder(options.adversary),
         )
     )
-    one_sided = options.adversary.name == "acl" and options.adversary.pairing != "ds"
-    method.skips = one_sided or (options.name == "supervised" and options.head_first > 0)
-    method.negatives, method.twin = _negatives(options.negatives)
-    method.alpha_negatives = options.negatives.alpha
     together = options.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method
 
 
-def build_adversary(options: config.Adversary, *branches: str) -> Adversary | None:
+def build_negatives(options: config.NegativesConfig) -> tuple[NegativeSpec, bool]:
+    """Return the configured non-semantic negatives.
+
+    Args:
+        options: `method.negatives.*`.
+
+    Returns:
+        (negatives that are made of views, whether the loader also brings texture twins).
+    """
+    names = options.names if options.alpha and options.count else []
+    spec = NegativeSpec(
+        tuple(name for name in names if name != "texture"),
+        options.count,
+        (options.patch_px[0], options.patch_px[1]),
+        options.turn,
+        options.tube,
+        options.grid,
+    )
+    return spec, "texture" in names
+
+
+def build_adversary(options: config.AdversaryConfig, *branches: str) -> Adversary | None:
     """Return the configured adversary, or None for `none`.
 
     Args:
         options: `method.adversary.*`.
-        branches: norm branches of its views; none: all that the model has.
+        branches: norm branches of its views; without any, all branches of the model.
     """
     spec = adversary_spec(options)
     if spec is None:
@@ -84,7 +103,7 @@ def build_adversary(options: config.Adversary, *branches: str) -> Adversary | No
         train_mode=spec.train_mode,
         combine=options.combine,
         branches=branches or branches_of(options) or ("clean",),
-        budget=Budget(options.schedule, warmup=options.warmup, first=options.first),
+        budget=EpsSchedule(options.schedule, warmup=options.warmup, first=options.first),
     )
 
 
@@ -103,18 +122,18 @@ def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
     )
 
 
-def _momentum(options: config.Method, model: Model) -> MomentumEncoder:
+def _momentum(options: config.MethodConfig, model: Model) -> MomentumEncoder:
     return MomentumEncoder(model, options.momentum, climbs=options.momentum_climbs)
 
 
-def _pairing(options: config.Method) -> Pairing | None:
+def _pairing(options: config.MethodConfig) -> Pairing | None:
     spec = adversary_spec(options.adversary)
     if spec is None or spec.pairing is None:
         return None
     return spec.pairing(options.adversary, _invariance(options))
 
 
-def _invariance(options: config.Method) -> Invariance | None:
+def _invariance(options: config.MethodConfig) -> Invariance | None:
     """Return AIR's loss, or None where its weights are 0."""
     a = options.adversary
     if not (a.sir or a.air):
@@ -131,59 +150,37 @@ def _invariance(options: config.Method) -> Invariance | None:
 def _removal(cfg: config.Config, classes: int, negatives: int) -> Removal | None:
     """Return the removal of false negatives, or None.
 
-    negatives: how many negatives an anchor has at most.
+    Args:
+        cfg: the configuration.
+        classes: K of the data set.
+        negatives: of an anchor, at most.
+
+    Raises:
+        UserError: for an unknown rule, and for numbers that do not fit the batch or the data set.
     """
     options = cfg.method.false_negatives
     if options.rule == "none":
         return None
-    rule = lookup(RULES, options.rule, "method.false_negatives.rule")
-    arguments = RULE_OPTIONS[options.rule]
-    if "k" in arguments and options.k >= negatives:
+    spec = lookup(RULES, options.rule, "method.false_negatives.rule")
+    needs = spec.needs(options)
+    if "k" in spec.arguments and options.k >= negatives:
         raise UserError(
             f"method.false_negatives.k={options.k}: an anchor has {negatives} negatives; choose"
             " fewer"
         )
-    clusters = 0
-    if options.rule == "cluster":
-        clusters = options.clusters or classes
-        if clusters < 2:
-            raise UserError(
-                f"method.false_negatives.clusters={options.clusters}: the data set has {classes} "
-                "classes, and one cluster takes all negatives for false; say how many, two at least"
-            )
-    values = {argument: getattr(options, key) for key, argument in arguments.items()}
-    over_batch = options.rule == "quantile" and options.over == "batch"
+    clusters = options.clusters or classes if needs.clusters else 0
+    if needs.clusters and clusters < 2:
+        raise UserError(
+            f"method.false_negatives.clusters={options.clusters}: the data set has {classes} "
+            "classes, and with one cluster all negatives are false; set at least 2"
+        )
+    values = {argument: getattr(options, key) for key, argument in spec.arguments.items()}
     return Removal(
-        partial(rule, **values),
+        partial(spec.rule, **values),
         options.action,
-        siblings=options.siblings and options.rule != "sibling",
-        uses_labels=options.rule == "oracle",
-        needs_groups=options.rule == "sibling",
-        whole_batch=options.rule == "mean_std" or over_batch,
-        k=clusters,
+        siblings=options.siblings and not needs.groups,  # such a rule detects them itself
+        needs=needs,
+        clusters=clusters,
         dim=cfg.model.dim,
         classes=classes,
     )
-
-
-def _negatives(options: config.Negatives) -> tuple[NegativeSpec, bool]:
-    """Return (negatives that are made of views, whether there are texture twins besides)."""
-    for name in options.names:
-        lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")
-    if len(set(options.names)) != len(options.names):
-        raise UserError(
-            f"method.negatives.names=[{','.join(options.names)}]: list different ones; count makes "
-            "more"
-        )
-    if len(options.patch_px) != 2:
-        raise UserError(f"method.negatives.patch_px={options.patch_px}: two sides, from and to")
-    names = options.names if options.alpha and options.count else []
-    spec = NegativeSpec(
-        tuple(name for name in names if name != "texture"),
-        options.count,
-        (options.patch_px[0], options.patch_px[1]),
-        options.turn,
-        options.tube,
-        options.grid,
-    )
-    return spec, "texture" in names

@@ -1,6 +1,7 @@
 """BYOL (Grill et al. 2020) and SimSiam (Chen and He 2021)."""
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,14 @@ from vidrobust.models.momentum import MomentumEncoder
 
 
 class BYOL(Method):
-    """Each view predicts the others, the mean over all ordered pairs v != w of views.
+    """BYOL and SimSiam: each view predicts the others; the loss is the mean over ordered pairs.
 
     With a momentum encoder, whose embeddings are the targets, this is BYOL: twice the mean of
-    2 - 2 cos(predictor(z_v), target_w), the sum of both directions of two views. Without one the
-    targets are the model's own embeddings, their gradient stopped, which is SimSiam: the mean of
-    -cos. Both are the scales that the papers' learning rates count on. Nothing is pushed away:
-    there are no false negatives. Non-semantic negatives (Ge et al. 2021) add `alpha_negatives`
-    times the mean cosine of the predictions with their targets, on the same scale as 2 - 2 cos.
-    `taro.py` has its adversary.
+    2 - 2 cos(predictor(z_v), target_w), which for two views is the sum of both directions. Without
+    one, the targets are the model's own embeddings without gradient, which is SimSiam: the mean of
+    -cos. These are the scales that the papers' learning rates are made for. There are no negatives,
+    and so no false negatives. Non-semantic negatives (Ge et al. 2021) add their mean cosine with
+    the predictions, on the same scale.
     """
 
     def __init__(
@@ -33,76 +33,118 @@ class BYOL(Method):
         target: MomentumEncoder | None = None,
         *,
         clips: int = 2,
+        alpha_negatives: float = 1.0,
     ) -> None:
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and projector.
+            predictor: (B, D) -> (B, D).
+            target: momentum encoder of the targets (BYOL); None: SimSiam.
+            clips: V, views per video.
+            alpha_negatives: weight of the term of non-semantic negatives.
+        """
         super().__init__()
-        self.model, self.predictor, self.target, self.views = model, predictor, target, clips
+        self.model = model
+        self.predictor = predictor
+        self.target = target
+        self.views = clips
+        self.alpha_negatives = alpha_negatives
 
     def prepare(self, records: Sequence[Record]) -> None:
+        """Start the momentum encoder from the model."""
         if self.target is not None:
             self.target.start_from(self.model)
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels
-        are not looked at.
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, V + M, C, T, H, W) in [0, 1]: V clips, followed by M non-semantic negatives.
+            ids: (B,), not used.
+            labels: (B,), not used.
+            progress: fraction of training done.
         """
         z = [self.model(views[:, v]) for v in range(self.views)]
+        self.follow(progress)
+        targets = [self.target_of(views[:, v], z_v) for v, z_v in enumerate(z)]
+        predictions = [self.predictor(z_v) for z_v in z]
+        negatives = self.embed_negatives(views)
+        loss = self.pair_loss(predictions, targets, negatives)
+        return {"loss": loss} | negative_cosine(predictions[0], negatives)
+
+    def follow(self, progress: float) -> None:
+        """Update the momentum encoder, in training."""
         if self.target is not None and self.training:
-            self.target.follow(self.model, self.progress)
-        targets = [self._target(views[:, v], each) for v, each in enumerate(z)]
-        predicted = [self.predictor(each) for each in z]
-        pushed = self._embed_negatives(views)
-        clean = self._losses(predicted, targets, pushed)
-        return {"loss": clean} | negative_cosine(predicted[0], pushed)
+            self.target.follow(self.model, progress)
 
-    def _losses(
-        self, predicted: Sequence[Tensor], targets: Sequence[Tensor], pushed: Tensor | None
-    ) -> Tensor:
-        """(B, D) of each view and (B, M, D) of negatives -> (B,)."""
-        cosine, scale = _pairs(predicted, targets), 0.5 if self.target is None else 2.0
-        loss = -cosine if self.target is None else scale * (2 - 2 * cosine)
-        if pushed is None:
-            return loss
-        near = cosines(predicted, pushed).mean(1).view(len(predicted), -1).mean(0)
-        return loss + scale * self.alpha_negatives * near
+    def target_of(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:
+        """Return the target (B, D) of a view, without gradient.
 
-    @torch.no_grad()
-    def _embed_negatives(self, views: Tensor) -> Tensor | None:
-        """The targets (B, M, D) of negatives; running statistics of norms stay those of views."""
-        encoder = self.model if self.target is None else self.target
-        with frozen_statistics(self.model):
-            found = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
-        return torch.stack(found, 1) if found else None
-
-    def _target(self, x: Tensor, z: Tensor, branch: str = "clean") -> Tensor:
+        Args:
+            x: the view, (B, C, T, H, W) in [0, 1].
+            z: its embedding (B, D), which is the target without a momentum encoder.
+            branch: norm branch of the view.
+        """
         if self.target is None:
             return z.detach()
         with self.target.model.use_branch(branch):
             return self.target(x)
 
+    @torch.no_grad()
+    def embed_negatives(self, views: Tensor) -> Tensor | None:
+        """Return the targets (B, M, D) of non-semantic negatives, or None.
 
-def _pairs(predicted: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """The cosine of each prediction with each other view's target, (B, D) each -> (B,), their
-    mean.
-    """
-    losses = [
-        similarity(predicted[v], targets[w])
-        for v in range(len(predicted))
-        for w in range(len(targets))
-        if v != w
-    ]
-    return torch.stack(losses).mean(0)
+        Running statistics of norms remain those of views, because evaluation uses them for views.
+        """
+        encoder = self.model if self.target is None else self.target
+        with frozen_statistics(self.model):
+            z = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
+        return torch.stack(z, 1) if z else None
+
+    def pair_loss(
+        self, predictions: Sequence[Tensor], targets: Sequence[Tensor], negatives: Tensor | None
+    ) -> Tensor:
+        """Return the loss (B,).
+
+        Args:
+            predictions: (B, D) of each view.
+            targets: (B, D) of each view.
+            negatives: targets (B, M, D) of non-semantic negatives, or None.
+        """
+        cosine = _mean_cosine(predictions, targets)
+        if self.target is None:
+            scale, loss = 0.5, -cosine
+        else:
+            scale, loss = 2.0, 2.0 * (2 - 2 * cosine)
+        if negatives is None:
+            return loss
+        similarity_of_view = cosines(predictions, negatives).mean(1).view(len(predictions), -1)
+        return loss + scale * self.alpha_negatives * similarity_of_view.mean(0)
+
+
+def _mean_cosine(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Return the mean cosine (B,) of each prediction with the target of each other view."""
+    pairs = permutations(range(len(predictions)), 2)
+    return torch.stack([similarity(predictions[v], targets[w]) for v, w in pairs]).mean(0)
 
 
 def build_parts(parts: Parts) -> tuple[Model, nn.Module, MomentumEncoder | None]:
     """Return (model, predictor, momentum encoder of BYOL's targets), with fresh weights."""
-    byol = parts.options.name == "byol"
-    model = parts.model("normed_projector" if byol else "simsiam_projector")
-    target = parts.momentum(model) if byol else None
+    model = parts.model()
+    target = parts.momentum(model) if parts.options.name == "byol" else None
     return model, normed_mlp(parts.dim, parts.options.predictor, parts.dim), target
 
 
 def _build(parts: Parts) -> BYOL:
-    return BYOL(*build_parts(parts), clips=parts.options.clips_per_video)
+    options = parts.options
+    return BYOL(
+        *build_parts(parts),
+        clips=options.clips_per_video,
+        alpha_negatives=options.negatives.alpha,
+    )
 
 
 _REFUSES = {"false_negatives": "has no negatives"}
@@ -110,6 +152,7 @@ SPEC = MethodSpec(
     build=_build,
     help="BYOL",
     cost=Cost(forward=2, learned=(1, 1)),
+    head="normed_projector",
     options=frozenset({"clips_per_video", "predictor", "momentum", "momentum_climbs"}),
     adversaries=("taro",),
     refuses=_REFUSES,
@@ -119,6 +162,7 @@ SIMSIAM = MethodSpec(
     build=_build,
     help="SimSiam",
     cost=Cost(learned=(1, 1)),
+    head="simsiam_projector",
     options=frozenset({"clips_per_video", "predictor"}),
     adversaries=("taro",),
     refuses=_REFUSES,

@@ -13,12 +13,13 @@ from vidrobust.models import Backbone, Model
 
 
 class Distill(Method):
-    """-cos(f(x), f_T(x)) of one view of a video; with an adversary, DeACL: - gamma cos(f(x_adv),
-    f(x)) besides.
+    """Distillation of a teacher; with an adversary it is DeACL.
 
-    x_adv raises -cos(f(x_adv), f_T(x)); gamma is 2. Clean and adversarial clips are one pass, of
-    one norm branch. f is the trunk itself, followed by a linear map only where the teacher's
-    features are of another size. The teacher is in eval mode and has no gradient.
+    The loss is -cos(f(x), f_T(x)) of one view per video, and with an adversary also
+    -gamma cos(f(x_adv), f(x)), where x_adv maximises -cos(f(x_adv), f_T(x)). f is the backbone
+    itself, followed by a linear map only where the teacher's features are of another size. Clean
+    and adversarial clips are one pass of one norm branch. The teacher is in eval mode and has no
+    gradient.
     """
 
     views = 1
@@ -27,49 +28,78 @@ class Distill(Method):
     map: nn.Module
 
     def __init__(
-        self, model: Model, adversary: Adversary | None = None, gamma: float = 2.0
+        self,
+        model: Model,
+        adversary: Adversary | None = None,
+        gamma: float = 2.0,
+        *,
+        starts_as_teacher: bool = False,
     ) -> None:
+        """Set the parts of the method.
+
+        Args:
+            model: the student, without a head.
+            adversary: makes adversarial clips; None: plain distillation.
+            gamma: weight of the adversarial term.
+            starts_as_teacher: the student begins with the teacher's weights, as in DeACL's code.
+        """
         super().__init__()
-        self.model, self.adversary, self.gamma = model, adversary, gamma
+        self.starts_as_teacher = starts_as_teacher
+        self.model = model
+        self.adversary = adversary
+        self.gamma = gamma
 
-    def learn_from(self, teacher: Backbone) -> None:
-        super().learn_from(teacher)
-        same = teacher.dim == self.model.backbone.dim
-        self.map = nn.Identity() if same else nn.Linear(self.model.backbone.dim, teacher.dim)
+    def set_teacher(self, teacher: Backbone) -> None:
+        """Keep the teacher, and build the linear map if its features are of another size."""
+        super().set_teacher(teacher)
+        same_size = teacher.dim == self.model.backbone.dim
+        self.map = nn.Identity() if same_size else nn.Linear(self.model.backbone.dim, teacher.dim)
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 1, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels are
-        not looked at.
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, 1, C, T, H, W) in [0, 1].
+            ids: (B,), not used.
+            labels: (B,), not used.
+            progress: fraction of training done.
         """
         x = views[:, 0]
         with torch.no_grad():
-            aim = self.teacher(x)
+            target = self.teacher(x)
 
         def make_loss(model: Model) -> Loss:
-            return lambda v: -similarity(self.map(model(v)), aim)
+            return lambda x: -similarity(self.map(model(x)), target)
 
-        made = (
-            []
-            if self.adversary is None
-            else self.adversary.views(self.model, make_loss, x, self.progress)
-        )
-        f, *moved = together(self.model, [x], made)
-        clean = -similarity(self.map(f), aim)
+        adv_views = []
+        if self.adversary is not None:
+            adv_views = self.adversary.views(self.model, make_loss, x, progress)
+        features, *adv_features = together(self.model, [x], adv_views)
+        clean = -similarity(self.map(features), target)
         if self.adversary is None:
             return {"loss": clean}
-        adv = average([-similarity(f_adv, f) for f_adv in moved])
-        self.adversary.budget.saw(1 + adv)
+        adv = average([-similarity(each, features) for each in adv_features])
+        self.adversary.budget.record(1 + adv)  # the schedule takes losses that are not negative
         return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}
 
 
 def _build(parts: Parts) -> Distill:
-    return Distill(parts.model("none"), parts.attack(), parts.options.adversary.gamma)
+    options = parts.options
+    return Distill(
+        parts.model(),
+        parts.attack(),
+        options.adversary.gamma,
+        starts_as_teacher=options.student == "teacher",
+    )
 
 
 SPEC = MethodSpec(
     build=_build,
     help="a teacher's features",
     cost=Cost(forward=1, learned=(1,)),
+    head="none",
     options=frozenset({"teacher", "student"}),
     adversaries=("deacl",),
     refuses={"false_negatives": "has no negatives", "negatives": "learns from a teacher"},

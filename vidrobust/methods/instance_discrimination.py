@@ -12,7 +12,7 @@ from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.clae import clae
 from vidrobust.methods.adversarial.view_batch import Pairing
 from vidrobust.methods.false_negatives.removal import Masks
-from vidrobust.methods.simclr import AdversarialSimCLR
+from vidrobust.methods.simclr import AdversarialSimCLR, LossSettings
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.utils import distributed
@@ -22,18 +22,26 @@ PairLoss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 
 
 class InstDisc(AdversarialSimCLR):
-    """Two views of a video, compared by `plain` or `uel`; the adversary is CLAE's."""
+    """Instance discrimination of two views by `plain` or `uel`; its adversary is CLAE's."""
 
     def __init__(
         self,
         model: Model,
-        temperature: float,
+        loss: LossSettings,
         pair_loss: PairLoss,
         adversary: Adversary | None = None,
         pairing: Pairing = clae,
     ) -> None:
-        """Set the loss of a pair of views, and the adversary."""
-        super().__init__(model, temperature, adversary, pairing=pairing)
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and projector.
+            loss: of its settings, the temperature and `alpha_negatives` are used.
+            pair_loss: (B, D), (B, D), temperature, logits of more negatives or None -> (B,).
+            adversary: makes adversarial views.
+            pairing: pairs clean and adversarial views.
+        """
+        super().__init__(model, loss, adversary, pairing=pairing)
         self.pair_loss = pair_loss
 
     def contrast(
@@ -47,16 +55,29 @@ class InstDisc(AdversarialSimCLR):
         adversarial: Sequence[int] = (),
         extra: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of the two views for each of them, (2 * B,)."""
-        own = None if extra is None else extra[: len(ids)]
-        return self.pair_loss(z[0], z[1], self.temperature, own).repeat(2)
+        """Return the loss of the two views for each of them, (2 * B,).
+
+        Args:
+            z: two embeddings (B, D) of each video.
+            ids: (B,).
+            labels: (B,), not used.
+            masks: not used; false negatives are not removed.
+            stop: not used.
+            adversarial: not used.
+            extra: (2 * B, M) logits of more negatives.
+        """
+        first_view = None if extra is None else extra[: len(ids)]
+        return self.pair_loss(z[0], z[1], self.loss.temperature, first_view).repeat(2)
 
 
 def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
-    """-log softmax over the batch, in one direction -> (B,): anchors a (B, D), candidates b (B, D),
-    of any norm.
+    """Return -log softmax over the batch, in one direction, (B,).
 
-    extra: (B, M) logits of more negatives.
+    Args:
+        a: anchors (B, D) of any norm.
+        b: candidates (B, D) of any norm; those of all ranks are compared.
+        temperature: divides similarities.
+        extra: (B, M) logits of more negatives.
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = (F.normalize(full_precision(z), dim=1) for z in (a, b))
@@ -67,20 +88,28 @@ def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None)
 
 
 def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
-    """-log P_ii' - sum over j of log(1 - P_ij) -> (B,), the mean of both views as anchors i.
+    """Return UEL's loss (Ye et al. 2019), (B,): -log P_ii' - sum over j of log(1 - P_ij).
 
-    a, b (B, D) of any norm. P_ij: the softmax over all other rows of both views; i' is the other
-    view of i, j every row but these two. No gradient reaches the second factor of a similarity, as
-    the released code has it. extra: nothing; UEL takes no other negatives (`require_used`).
+    P_ij is the softmax of row i over all other rows of both views. i' is the other view of i, and j
+    is every row but these two. The loss is the mean over both views as anchors i. No gradient
+    reaches the second factor of a similarity, as in the released code.
+
+    Args:
+        a: embeddings (B, D) of one view, of any norm.
+        b: embeddings (B, D) of the other view.
+        temperature: divides similarities.
+        extra: not used; UEL refuses other negatives (`UEL.refuses`).
     """
     with torch.autocast(a.device.type, enabled=False):
         z = F.normalize(full_precision(torch.cat([a, b])), dim=1)
         everyone = distributed.gather(z.detach())
         number = torch.arange(len(everyone), device=z.device)
-        own = number[distributed.here(len(z))]
-        itself, positives = own[:, None] == number, own.roll(len(a))[:, None] == number
+        rows = number[distributed.here(len(z))]
+        itself = rows[:, None] == number
+        positives = rows.roll(len(a))[:, None] == number
         log_p = (z / temperature @ everyone.T).masked_fill(itself, -torch.inf).log_softmax(1)
-        log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))  # near P = 1 it has no end
+        # log(1 - P) is -inf at P = 1
+        log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
         wrong = log_not.masked_fill(itself | positives, 0).sum(1)
         return -(log_p.masked_fill(~positives, 0).sum(1) + wrong).view(2, -1).mean(0)
 
@@ -91,9 +120,10 @@ def _build(parts: Parts, pair_loss: PairLoss) -> InstDisc:
         raise UserError(
             f"method.clips_per_video={options.clips_per_video}: {options.name} compares two views"
         )
-    model = parts.model("projector")
+    model = parts.model()
     pairing = parts.pairing() or clae
-    return InstDisc(model, options.temperature, pair_loss, parts.attack(), pairing)
+    loss = LossSettings(options.temperature, alpha_negatives=options.negatives.alpha)
+    return InstDisc(model, loss, pair_loss, parts.attack(), pairing)
 
 
 PLAIN = MethodSpec(

@@ -1,6 +1,7 @@
 """MoCo v2: a queue of keys from a momentum encoder (He et al. 2020, Chen et al. 2020)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,50 +21,103 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
 
-class MoCo(Method):
-    """The first view asks, the others are its keys: positives now, and in the queue negatives of
-    later batches.
+@dataclass(frozen=True)
+class MoCoSettings:
+    """Settings of MoCo.
 
-    The queue keeps the id of each key, so that neither a video's own earlier keys nor, with
-    `removal`, false negatives among the others are pushed away. With more than two clips a video, a
-    query has several positives (Feichtenhofer et al. 2021). shuffle: with several ranks, keys are
-    computed in batches mixed over them, so that norms give nothing away. adversary: L(q) + alpha
-    L(q_adv), where x_adv raises the loss of the first view against its keys and the queue (an
-    extension of CLAE, METHODS section 2.4); q_adv goes through the adversarial norm branch.
-    Negatives of diminished semantics (paper C; METHODS section 3.1) go through the momentum encoder
-    as keys do, with the factor `alpha_negatives` on their similarity, and are not enqueued.
+    Attributes:
+        temperature: divides similarities.
+        queue: K, keys that are kept as negatives.
+        dim: D of embeddings.
+        clips: V, views per video: a query and V - 1 keys.
+        shuffle: with several ranks, keys are computed in batches mixed over them, so that batch
+            statistics do not tell which key belongs to a query.
+        detect_on_keys: false negatives are detected from keys, not from queries.
+        alpha: weight of the adversarial query.
+        alpha_negatives: factor of the similarity of non-semantic negatives.
+    """
+
+    temperature: float
+    queue: int
+    dim: int
+    clips: int = 2
+    shuffle: bool = True
+    detect_on_keys: bool = False
+    alpha: float = 1.0
+    alpha_negatives: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What a query is compared with: B queries, V - 1 own keys, K keys of the queue.
+
+    Attributes:
+        keys: (V - 1, B, D) unit vectors.
+        queue: (K, D) unit vectors.
+        positives: (B, V - 1 + K) bool.
+        ignore: (B, V - 1 + K) bool.
+        weights: (B, V - 1 + K), or None.
+        negatives: keys (B, M, D) of non-semantic negatives, or None.
+    """
+
+    keys: Tensor
+    queue: Tensor
+    positives: Tensor
+    ignore: Tensor
+    weights: Tensor | None
+    negatives: Tensor | None
+
+
+class MoCo(Method):
+    """MoCo v2: the first view is the query, the others are its keys.
+
+    Keys are positives of their query, and negatives of later batches in a queue. The queue keeps
+    the id of each key, so that neither earlier keys of the same video nor false negatives are
+    pushed away. With more than two clips per video, a query has several positives (Feichtenhofer et
+    al. 2021).
+
+    With an adversary the loss is L(q) + alpha L(q_adv), where x_adv raises the loss of the first
+    view against its keys and the queue (an extension of CLAE, Ho and Vasconcelos 2020), and q_adv
+    goes through the adversarial norm branch. Non-semantic negatives (Ge et al. 2021) go through the
+    momentum encoder as keys do and are not enqueued.
     """
 
     queue: Tensor
-    queue_ids: Tensor
-    position: Tensor
-    steps: Tensor
+    queue_ids: Tensor  # video of each key, -1 for the random ones at the beginning
+    position: Tensor  # of the oldest key
+    steps: Tensor  # seed of the shuffle
 
     def __init__(
         self,
         model: Model,
-        temperature: float,
         encoder: MomentumEncoder,
-        size: int,
-        dim: int,
+        settings: MoCoSettings,
         removal: Removal | None = None,
-        *,
-        clips: int = 2,
-        shuffle: bool = True,
-        detect_on_keys: bool = False,
         adversary: Adversary | None = None,
-        alpha: float = 1.0,
     ) -> None:
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and projector.
+            encoder: computes keys.
+            settings: of the loss and the queue.
+            removal: of false negatives in the queue.
+            adversary: makes adversarial queries.
+        """
         super().__init__(removal)
-        self.model, self.temperature, self.encoder = model, temperature, encoder
-        self.views, self.shuffle, self.detect_on_keys = clips, shuffle, detect_on_keys
-        self.adversary, self.alpha = adversary, alpha
-        self.register_buffer("queue", F.normalize(torch.randn(size, dim), dim=1))
-        self.register_buffer("queue_ids", torch.full((size,), -1))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))  # of the oldest
+        self.model = model
+        self.encoder = encoder
+        self.settings = settings
+        self.views = settings.clips
+        self.adversary = adversary
+        keys = F.normalize(torch.randn(settings.queue, settings.dim), dim=1)
+        self.register_buffer("queue", keys)
+        self.register_buffer("queue_ids", torch.full((settings.queue,), -1))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def prepare(self, records: Sequence[Record]) -> None:
+        """Start the momentum encoder from the model, and learn what is known of the videos."""
         if len(self.queue) > len(records):
             raise UserError(
                 f"method.queue={len(self.queue)} is larger than the data set ({len(records)}"
@@ -72,109 +126,143 @@ class MoCo(Method):
         self.encoder.start_from(self.model)
         super().prepare(records)
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, V + M, C, T, H, W) in [0, 1], ids (B,) -> {"loss": (B,), and its parts}; labels
-        are not seen.
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, V + M, C, T, H, W) in [0, 1]: V clips, followed by M non-semantic negatives.
+            ids: (B,), one per video.
+            labels: (B,), not used.
+            progress: fraction of training done.
         """
         query = self.model(views[:, 0])
         if self.training:
-            self.encoder.follow(self.model, self.progress)
+            self.encoder.follow(self.model, progress)
         keys = self._keys(views[:, 1 : self.views])
-        pushed = (
-            self._keys(views[:, self.views :]).transpose(0, 1)
-            if views.shape[1] > self.views
-            else None
-        )
-        masks = self._masks(F.normalize(full_precision(query.detach()), dim=1), keys, ids)
-        queue = self.queue.clone()  # it changes before the backward pass
-
-        def losses(query: Tensor) -> Tensor:
-            with torch.autocast(query.device.type, enabled=False):
-                query = F.normalize(full_precision(query), dim=1)
-                own = torch.einsum("bd,vbd->bv", query, keys)
-                positives, ignore, weights = masks
-                extra = (
-                    None
-                    if pushed is None
-                    else self.alpha_negatives * cosines([query], pushed) / self.temperature
-                )
-                return info_nce(
-                    torch.cat([own, query @ queue.T], 1) / self.temperature,
-                    positives,
-                    ignore,
-                    extra,
-                    weights,
-                )
-
-        loss = losses(query)
-        parts = (
-            {"loss": loss}
-            if self.adversary is None
-            else self._with_adversary(self.adversary, loss, losses, views)
-        )
+        negatives = self._embed_negatives(views)
+        candidates = self._candidates(query, keys, ids, negatives, progress)
+        loss = self.query_loss(query, candidates)
+        parts = {"loss": loss}
+        if self.adversary is not None:
+            parts = self._with_adversary(self.adversary, loss, candidates, views[:, 0], progress)
         if self.training:
             self._enqueue(keys, ids)
-        return parts | negative_cosine(query, pushed)
+        return parts | negative_cosine(query, negatives)
+
+    def query_loss(self, query: Tensor, candidates: _Candidates) -> Tensor:
+        """Return the loss (B,) of queries (B, D) of any norm."""
+        temperature = self.settings.temperature
+        with torch.autocast(query.device.type, enabled=False):
+            query = F.normalize(full_precision(query), dim=1)
+            own = torch.einsum("bd,vbd->bv", query, candidates.keys)
+            logits = torch.cat([own, query @ candidates.queue.T], 1) / temperature
+            extra = None
+            if candidates.negatives is not None:
+                similarities = cosines([query], candidates.negatives)
+                extra = self.settings.alpha_negatives * similarities / temperature
+            return info_nce(
+                logits, candidates.positives, candidates.ignore, extra, candidates.weights
+            )
 
     def _with_adversary(
-        self, adversary: Adversary, clean: Tensor, losses: Callable[[Tensor], Tensor], views: Tensor
+        self,
+        adversary: Adversary,
+        clean: Tensor,
+        candidates: _Candidates,
+        x: Tensor,
+        progress: float,
     ) -> dict[str, Tensor]:
-        """CLAE with the queue's negatives: the adversarial view of the first one asks as well."""
+        """Return CLAE's loss with the negatives of the queue, and its parts.
 
-        def asked(v: Tensor) -> Tensor:
-            return losses(self.model(v))
+        Args:
+            adversary: makes adversarial queries.
+            clean: the loss (B,) of clean queries.
+            candidates: of both.
+            x: clips (B, C, T, H, W) of the queries.
+            progress: fraction of training done.
+        """
 
-        made = adversary.views(self.model, lambda model: asked, views[:, 0], self.progress)
-        adv = average([through(self.model, view, asked) for view in made])
-        adversary.budget.saw(adv)
-        return {"loss": clean + self.alpha * adv, "loss_clean": clean, "loss_adv": adv}
+        def loss(x: Tensor) -> Tensor:
+            return self.query_loss(self.model(x), candidates)
+
+        adv_views = adversary.views(self.model, lambda model: loss, x, progress)
+        adv = average([through(self.model, view, loss) for view in adv_views])
+        adversary.budget.record(adv)
+        whole = clean + self.settings.alpha * adv
+        return {"loss": whole, "loss_clean": clean, "loss_adv": adv}
+
+    # Keys
 
     def _keys(self, views: Tensor) -> Tensor:
-        """views (B, V - 1, ...) -> (V - 1, B, D) unit vectors, each view in a pass of its own."""
-        keys = [self._mixed(views[:, v]) for v in range(views.shape[1])]
+        """Return unit keys (V, B, D) of views (B, V, ...), each view in a pass of its own."""
+        keys = [self._shuffled_keys(views[:, v]) for v in range(views.shape[1])]
         return F.normalize(full_precision(torch.stack(keys)), dim=2)
 
-    def _mixed(self, x: Tensor) -> Tensor:
-        """The keys of a batch, computed in batches of all ranks' videos."""
-        if not self.shuffle or distributed.world() == 1:
+    def _shuffled_keys(self, x: Tensor) -> Tensor:
+        """Return the keys (B, D) of clips, computed in batches that are mixed over all ranks."""
+        if not self.settings.shuffle or distributed.world() == 1:
             return self.encoder(x)
-        everything = distributed.gather(x)
+        everyone = distributed.gather(x)
         generator = torch.Generator().manual_seed(int(self.steps))  # the same on all ranks
-        order = torch.randperm(len(everything), generator=generator).to(x.device)
-        here = distributed.here(len(x))
-        mixed = distributed.gather(self.encoder(everything[order[here]]))
-        return mixed[order.argsort()[here]]
+        order = torch.randperm(len(everyone), generator=generator).to(x.device)
+        rows = distributed.here(len(x))
+        shuffled = distributed.gather(self.encoder(everyone[order[rows]]))
+        return shuffled[order.argsort()[rows]]
 
-    def _masks(
-        self, query: Tensor, keys: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Positives, ignored pairs and weights of the (B, V - 1 + K) logits.
+    def _embed_negatives(self, views: Tensor) -> Tensor | None:
+        """Return the keys (B, M, D) of non-semantic negatives, or None."""
+        if views.shape[1] == self.views:
+            return None
+        return self._keys(views[:, self.views :]).transpose(0, 1)
 
-        An anchor's own keys of earlier steps count neither way.
+    def _candidates(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        ids: Tensor,
+        negatives: Tensor | None,
+        progress: float,
+    ) -> _Candidates:
+        """Return what queries are compared with, false negatives removed.
+
+        Keys of the query's own video in the queue are neither positives nor negatives.
         """
-        found = Masks()
+        masks = Masks()
         if self.removal is not None:
             if self.training:
                 self.removal.remember(keys[0], ids)
-            seen = keys[0] if self.detect_on_keys else query
-            found = self.removal(seen, self.queue, (ids, self.queue_ids), self.progress)
+            anchors = F.normalize(full_precision(query.detach()), dim=1)
+            if self.settings.detect_on_keys:
+                anchors = keys[0]
+            masks = self.removal(anchors, self.queue, (ids, self.queue_ids), progress)
         own = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
-        ignored = ids[:, None] == self.queue_ids
-        attracted = torch.zeros_like(ignored) if found.attract is None else found.attract
-        ignored = ignored if found.ignore is None else ignored | found.ignore
-        weights = found.weights
+        ignore = ids[:, None] == self.queue_ids
+        attract = torch.zeros_like(ignore) if masks.attract is None else masks.attract
+        ignore = ignore if masks.ignore is None else ignore | masks.ignore
+        weights = masks.weights
         if weights is not None:
             weights = torch.cat([torch.ones_like(own, dtype=weights.dtype), weights], 1)
-        return torch.cat([~own, attracted], 1), torch.cat([own, ignored], 1), weights
+        return _Candidates(
+            keys,
+            self.queue.clone(),  # the queue changes before the backward pass
+            torch.cat([~own, attract], 1),
+            torch.cat([own, ignore], 1),
+            weights,
+            negatives,
+        )
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Replace the oldest of the queue by the keys of all ranks, view by view."""
-        fresh = torch.cat([distributed.gather(key) for key in keys])
-        names = distributed.gather(ids).repeat(len(keys))
-        at = (self.position + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
-        self.queue[at], self.queue_ids[at] = fresh, names
-        self.position.add_(len(fresh)).remainder_(len(self.queue))
+        new_keys = torch.cat([distributed.gather(key) for key in keys])
+        new_ids = distributed.gather(ids).repeat(len(keys))
+        offsets = torch.arange(len(new_keys), device=new_keys.device)
+        places = (self.position + offsets) % len(self.queue)
+        self.queue[places] = new_keys
+        self.queue_ids[places] = new_ids
+        self.position.add_(len(new_keys)).remainder_(len(self.queue))
         self.steps += 1
 
 
@@ -185,21 +273,20 @@ def _build(parts: Parts) -> MoCo:
         raise UserError(
             f"method.queue={options.queue} is less than the {keys} keys of a batch; raise it"
         )
-    model = parts.model("projector")
+    model = parts.model()
     removal = parts.removal(options.queue)
-    return MoCo(
-        model,
-        options.temperature,
-        parts.momentum(model),
-        options.queue,
-        parts.dim,
-        removal,
+    settings = MoCoSettings(
+        temperature=options.temperature,
+        queue=options.queue,
+        dim=parts.dim,
         clips=options.clips_per_video,
         shuffle=options.norm == "shuffle",
         detect_on_keys=options.false_negatives.encoder == "momentum",
-        adversary=parts.attack(),
         alpha=options.adversary.alpha,
+        alpha_negatives=options.negatives.alpha,
     )
+    encoder = parts.momentum(model)
+    return MoCo(model, encoder, settings, removal, parts.attack())
 
 
 SPEC = MethodSpec(

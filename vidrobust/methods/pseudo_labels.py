@@ -11,22 +11,34 @@ from vidrobust.utils.errors import UserError
 
 
 class PseudoLabels(nn.Module):
-    """A label of each video at each granularity of `counts` (ClusterFit, as AdvCL and DynACL++ have
-    it; METHODS 4.3).
+    """A label of each video at each granularity, as ClusterFit (Yan et al. 2020) makes them.
 
-    They are found once, before the first step, and kept in checkpoints. -1: a video that did not
-    decode. option: what configures the counts, for errors. unit: features are normalised first.
+    AdvCL and DynACL++ use them. They are computed once, before the first step, and kept in
+    checkpoints. A video that did not decode has the label -1.
     """
 
-    labels: Tensor
+    labels: Tensor  # (videos, G)
 
     def __init__(self, counts: Sequence[int], option: str, *, unit: bool = True) -> None:
+        """Set the granularities.
+
+        Args:
+            counts: clusters at each of G granularities.
+            option: the key that configures the counts, for errors.
+            unit: features are normalised before they are clustered.
+        """
         super().__init__()
-        self.counts, self.option, self.unit = tuple(counts), option, unit
+        self.counts = tuple(counts)
+        self.option = option
+        self.unit = unit
         self.register_buffer("labels", torch.empty(0, len(self.counts), dtype=torch.long))
 
-    def know(self, videos: int) -> None:
-        """Room for so many videos. Raises UserError for more clusters than videos."""
+    def set_videos(self, videos: int) -> None:
+        """Make room for the labels of this many videos, -1 each.
+
+        Raises:
+            UserError: for more clusters than videos.
+        """
         if max(self.counts) > videos:
             raise UserError(
                 f"{self.option}: {max(self.counts)} clusters of {videos} videos; choose fewer"
@@ -34,10 +46,16 @@ class PseudoLabels(nn.Module):
         self.labels = torch.full((videos, len(self.counts)), -1, device=self.labels.device)
 
     def cluster(self, features: Tensor, index: Tensor) -> None:
-        """features (M, D) of the videos `index` (M,). Raises UserError for more clusters than
-        videos that decode.
+        """Compute the labels.
+
+        Args:
+            features: (M, D), of the videos that decode.
+            index: (M,), which videos they are.
+
+        Raises:
+            UserError: for more clusters than videos that decode.
         """
-        self.know(len(self.labels))
+        self.set_videos(len(self.labels))
         if max(self.counts) > len(index):
             raise UserError(
                 f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos"
@@ -49,52 +67,62 @@ class PseudoLabels(nn.Module):
             self.labels[index.to(self.labels.device), column] = k_means(points, k)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, G) labels of the videos ids (B,)."""
+        """Return the labels (B, G) of the videos ids (B,)."""
         return self.labels[ids]
 
 
 @torch.no_grad()
 def k_means(x: Tensor, k: int, *, iterations: int = 20, seed: int = 0) -> Tensor:
-    """(N,) in 0..k-1: the cluster of each row of x (N, D), unit vectors, by cosine similarity.
+    """Return the cluster of each row, (N,) in 0..k-1, by cosine similarity.
 
-    k-means++ from `seed`, then Lloyd's iterations until nothing moves; a cluster that loses its
-    last member starts again at the row that is farthest from its own centre. Raises ValueError for
-    k above N.
+    k-means++ from `seed`, then Lloyd's iterations until no row changes its cluster. A cluster that
+    loses its last member starts again at the row that is farthest from its own centre.
+
+    Args:
+        x: (N, D) unit vectors.
+        k: clusters, 1 to N.
+        iterations: of Lloyd's algorithm, at most.
+        seed: of k-means++.
+
+    Raises:
+        ValueError: for k above N.
     """
     if not 1 <= k <= len(x):
         raise ValueError(f"{k} clusters of {len(x)} samples: choose 1 to {len(x)}")
-    centres = x[_spread(x, k, seed)]
+    centres = x[_initial_centres(x, k, seed)]
     labels = torch.full((len(x),), -1, device=x.device)
     for _ in range(iterations):
-        nearest, found = (x @ centres.T).max(1)
-        if torch.equal(found, labels):
+        similarity, nearest = (x @ centres.T).max(1)
+        if torch.equal(nearest, labels):
             break
-        labels = found
+        labels = nearest
         sums = torch.zeros_like(centres).index_add_(0, labels, x)
         empty = torch.bincount(labels, minlength=k) == 0
-        sums[empty] = x[nearest.argsort()[: int(empty.sum())]]
+        sums[empty] = x[similarity.argsort()[: int(empty.sum())]]
         centres = torch.nn.functional.normalize(sums, dim=1)
     return labels
 
 
-def _spread(x: Tensor, k: int, seed: int) -> Tensor:
-    """k rows, each drawn by its squared distance from those before (Arthur and Vassilvitskii 2007).
+def _initial_centres(x: Tensor, k: int, seed: int) -> Tensor:
+    """Return the indices of k rows by greedy k-means++ (Arthur and Vassilvitskii 2007).
 
-    Of several that are drawn, the one that leaves the least distance is taken.
+    Each is sampled in proportion to its squared distance from those before. Of several samples, the
+    one that leaves the smallest sum of distances is taken.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
+    # of unit vectors, half the squared distance
     distance = (1 - x @ x[chosen[0]]).clamp(min=0)
     for _ in range(k - 1):
         weights = distance.cpu().double()
         weights[chosen] = 0
-        if not weights.any():  # no more different rows than centres
+        if not weights.any():  # fewer different rows than centres
             weights[:] = 1
             weights[chosen] = 0
-        tried = min(2 + int(math.log(k)), int((weights > 0).sum()))
-        drawn = torch.multinomial(weights, tried, generator=generator).to(x.device)
-        left = torch.minimum(distance, (1 - x[drawn] @ x.T).clamp(min=0))
-        best = int(left.sum(1).argmin())
-        chosen.append(int(drawn[best]))
-        distance = left[best]
+        trials = min(2 + int(math.log(k)), int((weights > 0).sum()))
+        samples = torch.multinomial(weights, trials, generator=generator).to(x.device)
+        distances = torch.minimum(distance, (1 - x[samples] @ x.T).clamp(min=0))
+        best = int(distances.sum(1).argmin())
+        chosen.append(int(samples[best]))
+        distance = distances[best]
     return torch.tensor(chosen, device=x.device)

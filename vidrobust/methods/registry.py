@@ -21,10 +21,10 @@ from vidrobust.methods.adversarial import (
     rocl,
     taro,
 )
-from vidrobust.methods.false_negatives.rules import RULE_OPTIONS
+from vidrobust.methods.false_negatives.rules import RULES
 from vidrobust.methods.spec import AdversarySpec, MethodSpec
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.views.negatives import NEGATIVE_OPTIONS
+from vidrobust.views.negatives import NEGATIVE_OPTIONS, NEGATIVES
 
 METHODS: dict[str, MethodSpec] = {
     "simclr": simclr.SPEC,
@@ -53,66 +53,113 @@ ADVERSARIES: dict[str, AdversarySpec] = {
 }
 # options that every method has
 _SHARED = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"}
+_NORMED_HEADS = ("normed_projector", "simsiam_projector")
 
 
-def adversary_spec(options: config.Adversary) -> AdversarySpec | None:
+def adversary_spec(options: config.AdversaryConfig) -> AdversarySpec | None:
     """Return the entry of the configured adversary, or None where there is none."""
     if options.name == "none":
         return None
     return lookup({"none": None, **ADVERSARIES}, options.name, "method.adversary.name")
 
 
-def branches_of(options: config.Adversary) -> tuple[str, ...]:
+def branches_of(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the names of the adversarial norm branches."""
     spec = adversary_spec(options)
     return () if spec is None else spec.branches(options)
 
 
-def shows_original(options: config.Adversary) -> bool:
+def shows_original(options: config.AdversaryConfig) -> bool:
     """Return whether an adversary also takes the clip before its augmentation."""
     spec = adversary_spec(options)
     return spec is not None and spec.uses_original(options)
 
 
-def steps_of(options: config.Adversary) -> int:
+def has_key_encoder(options: config.AdversaryConfig) -> bool:
+    """Return whether a momentum encoder embeds the second of two views."""
+    spec = adversary_spec(options)
+    return spec is not None and spec.key_encoder(options)
+
+
+def skips_weights(options: config.MethodConfig) -> bool:
+    """Return whether some weights have no gradient in some steps."""
+    spec = adversary_spec(options.adversary)
+    by_adversary = spec is not None and spec.skips_weights(options.adversary)
+    return by_adversary or METHODS[options.name].skips_weights(options)
+
+
+def steps_of(options: config.AdversaryConfig) -> int:
     """Return the steps of the attack: the method's own unless the options set them."""
     spec = ADVERSARIES[options.name]
     return spec.steps if options.steps < 0 or "steps" not in spec.attack else options.steps
 
 
-def require_method(options: config.Method) -> None:
+# What is refused
+
+
+def require_options(cfg: config.Config) -> None:
+    """Check the options of the method, and those that depend on it.
+
+    Args:
+        cfg: its method, model, optimizer and averages are checked.
+
+    Raises:
+        UserError: for an unknown method or adversary, and for options that they do not take.
+    """
+    require_method(cfg.method)
+    _require_head(cfg)
+    _require_average(cfg)
+
+
+def require_method(options: config.MethodConfig) -> None:
     """Raise UserError for an unknown method or adversary, and for options they do not take."""
     spec = lookup(METHODS, options.name, "method.name")
     if options.negatives.names and (why := spec.refuses.get("negatives")):
         names = ",".join(options.negatives.names)
         raise UserError(f"method.negatives.names=[{names}]: {options.name} {why}; leave it empty")
+    _require_negatives(options.negatives)
     rule = options.false_negatives.rule
     if rule != "none" and (why := spec.refuses.get("false_negatives")):
         raise UserError(f"method.false_negatives.rule={rule}: {options.name} {why}; set none")
-    _require_adversary(options)
+    if rule in RULES and (why := RULES[rule].refusal(options.false_negatives)):
+        raise UserError(why)
+    adversary = adversary_spec(options.adversary)
+    if adversary is not None:
+        _require_adversary(options, adversary)
 
 
-def _require_adversary(options: config.Method) -> None:
-    a, key = options.adversary, "method.adversary"
-    spec = adversary_spec(a)
-    if spec is None:
-        return
-    if a.name not in METHODS[options.name].adversaries:
-        known = METHODS[options.name].adversaries
-        remedy = f"takes {', '.join(known)}" if known else "has no adversarial views; set none"
+def _require_negatives(options: config.NegativesConfig) -> None:
+    for name in options.names:
+        lookup({**NEGATIVES, "texture": None}, name, "method.negatives.names")
+    if len(set(options.names)) != len(options.names):
+        raise UserError(
+            f"method.negatives.names=[{','.join(options.names)}]: must list each name once; count"
+            " makes more of each"
+        )
+    if len(options.patch_px) != 2:
+        raise UserError(
+            f"method.negatives.patch_px={options.patch_px}: must be two sides, from and to"
+        )
+
+
+def _require_adversary(options: config.MethodConfig, spec: AdversarySpec) -> None:
+    a = options.adversary
+    key = "method.adversary"
+    method = METHODS[options.name]
+    if a.name not in method.adversaries:
+        names = ", ".join(method.adversaries)
+        remedy = f"takes {names}" if names else "has no adversarial views; set none"
         raise UserError(f"{key}.name={a.name}: {options.name} {remedy}")
     if reason := spec.refusal(options):
         raise UserError(reason)
     if not a.steps:
         raise UserError(
-            f"{key}.steps=0: an attack takes one step at least; {key}.name=none trains without"
+            f"{key}.steps=0: an attack takes at least one step; {key}.name=none trains without"
         )
-    if a.selector and (
-        a.combine != "branches" or options.name not in ("simclr", "supcon", "supervised")
-    ):
+    if a.selector and (a.combine != "branches" or "selector" not in method.takes):
+        takers = ", ".join(name for name, each in METHODS.items() if "selector" in each.takes)
         raise UserError(
-            f"{key}.selector: it chooses among branches of simclr, supcon, supervised; set "
-            "combine=branches"
+            f"{key}.selector: it chooses among norm branches of {takers}; set combine=branches"
         )
     if a.faithful and not _takes_faithful(options):
         raise UserError(
@@ -121,37 +168,74 @@ def _require_adversary(options: config.Method) -> None:
         )
     if spec.two_clips and options.clips_per_video != 2:
         raise UserError(
-            f"method.clips_per_video={options.clips_per_video}: {a.name} is of two clips a video"
+            f"method.clips_per_video={options.clips_per_video}: {a.name} needs two clips per video"
         )
-    two_streams = a.name == "dynacl" or (a.name == "acl" and a.pairing == "ds")
-    if (a.sir or a.air) and not two_streams:
+    if (a.sir or a.air) and not spec.takes_air(a):
         raise UserError(
-            f"{key}.sir, air: AIR's terms are of two streams; set acl with pairing=ds, or dynacl"
+            f"{key}.sir, air: AIR's terms compare two streams; set acl with pairing=ds, or dynacl"
         )
     if not a.clusters:
-        raise UserError(f"{key}.clusters=[]: one granularity at least")
+        raise UserError(f"{key}.clusters=[]: name at least one granularity")
 
 
-def _takes_faithful(options: config.Method) -> bool:
+def _takes_faithful(options: config.MethodConfig) -> bool:
     """Return whether CLAE's published form, one step within one Linf budget, is what is set."""
     a = options.adversary
+    if "faithful" not in ADVERSARIES[a.name].options or options.name == "moco":
+        return False
     one_step = a.steps in (-1, 1) and not a.step and a.start != "random"
     one_budget = len(a.threats) <= 1 and all(name.startswith("linf-") for name in a.threats)
-    plain = a.schedule == "constant" and a.combine != "branches"
-    return a.name == "clae" and options.name != "moco" and one_step and one_budget and plain
+    return one_step and one_budget and a.schedule == "constant" and a.combine != "branches"
+
+
+def _require_head(cfg: config.Config) -> None:
+    """Raise UserError for options of a projector or predictor that the method does not have."""
+    name, model = cfg.method.name, cfg.model
+    normed_by_method = METHODS[name].head in _NORMED_HEADS
+    if model.hidden == 0 and normed_by_method:
+        raise UserError(
+            f"model.hidden=0: the projector of {name} has a hidden layer; set its width"
+        )
+    if model.head_norm and not model.hidden:
+        raise UserError(
+            "model.head_norm: a projector without a hidden layer (model.hidden=0) has no place for"
+            " a norm"
+        )
+    for option in ("head_layers", "head_norm_out"):
+        if getattr(model, option) and not (model.head_norm or normed_by_method):
+            raise UserError(f"model.{option}: of projectors with norms; set model.head_norm=true")
+    if model.head_layers == 1:
+        raise UserError("model.head_layers=1: a projector with norms has at least two layers")
+    if cfg.optim.fix_predictor and "predictor" not in METHODS[name].options:
+        takers = " and ".join(key for key, each in METHODS.items() if "predictor" in each.options)
+        raise UserError(f"optim.fix_predictor: {name} has no predictor; of {takers}")
+
+
+def _require_average(cfg: config.Config) -> None:
+    """Raise UserError for an average of weights that is not kept, and for two of them."""
+    keyed = has_key_encoder(cfg.method.adversary)
+    if cfg.eval.average and not (cfg.train.average or keyed):
+        raise UserError("eval.average: only a run with train.average keeps an average; set both")
+    if cfg.train.average and keyed:
+        name = cfg.method.adversary.name
+        raise UserError(
+            f"train.average={cfg.train.average:g}: {name} has a momentum encoder, which "
+            "eval.average measures; set 0, or method.adversary.key_encoder=false"
+        )
 
 
 def require_branch(cfg: config.Config) -> None:
     """Raise UserError for an eval.branch that a model with this adversary does not have."""
-    options, branch = cfg.method.adversary, cfg.eval.branch
-    known = ["clean", *branches_of(options)]
-    if len(known) > 1:
-        known.append("average")
+    options = cfg.method.adversary
+    branch = cfg.eval.branch
+    branches = ["clean", *branches_of(options)]
+    if len(branches) > 1:
+        branches.append("average")
     if options.selector:
-        known.append("select")
-    if branch not in known:
+        branches.append("select")
+    if branch not in branches:
         raise UserError(
-            f"eval.branch={branch}: a model trained so has {', '.join(known)}; set one of them"
+            f"eval.branch={branch}: a model trained so has {', '.join(branches)}; set one of them"
         )
 
 
@@ -176,7 +260,10 @@ def fixed_options() -> list[str]:
         keys |= method.fixed
     for adversary in ADVERSARIES.values():
         keys |= {f"adversary.{key}" for key in adversary.fixed}
-    return [f"method.{key}" for key, _ in config.options(config.Method) if key in keys]
+    return [f"method.{key}" for key, _ in config.options(config.MethodConfig) if key in keys]
+
+
+# What has no effect
 
 
 def without_effect(cfg: config.Config) -> list[str]:
@@ -187,7 +274,7 @@ def without_effect(cfg: config.Config) -> list[str]:
     """
     default = config.Config()
     used = _used_options(cfg.method)
-    idle = [f"method.{key}" for key, _ in config.options(config.Method) if key not in used]
+    idle = [f"method.{key}" for key, _ in config.options(config.MethodConfig) if key not in used]
     idle += _switched_off(cfg)
     return [key for key in idle if config.get(cfg, key) != config.get(default, key)]
 
@@ -208,7 +295,7 @@ def _switched_off(cfg: config.Config) -> list[str]:
     return [key for key, needed in switches.items() if not needed]
 
 
-def _used_options(options: config.Method) -> set[str]:
+def _used_options(options: config.MethodConfig) -> set[str]:
     """Return the keys of `method.*` that have an effect as the method is configured."""
     used = _SHARED | METHODS[options.name].options
     if options.clusters:
@@ -219,7 +306,7 @@ def _used_options(options: config.Method) -> set[str]:
     return used
 
 
-def _used_by_negatives(options: config.Negatives) -> set[str]:
+def _used_by_negatives(options: config.NegativesConfig) -> set[str]:
     used = set()
     for name in options.names:
         used |= {f"negatives.{key}" for key in ("alpha", *NEGATIVE_OPTIONS.get(name, ()))}
@@ -228,19 +315,20 @@ def _used_by_negatives(options: config.Negatives) -> set[str]:
     return used
 
 
-def _used_by_removal(options: config.FalseNegatives) -> set[str]:
+def _used_by_removal(options: config.FalseNegativesConfig) -> set[str]:
     if options.rule == "none":
         return set()
-    keys = ("action", "siblings", "encoder", *RULE_OPTIONS[options.rule])
+    rule = RULES[options.rule]
+    keys = ["action", "siblings", "encoder", *rule.arguments]
+    if rule.needs(options).clusters:
+        keys.append("clusters")
     used = {f"false_negatives.{key}" for key in keys}
-    if options.rule == "cluster":
-        used.add("false_negatives.clusters")
     if options.encoder == "momentum":
         used |= {"momentum", "momentum_climbs"}
     return used
 
 
-def _used_by_adversary(options: config.Method) -> set[str]:
+def _used_by_adversary(options: config.MethodConfig) -> set[str]:
     a = options.adversary
     spec = adversary_spec(a)
     if spec is None:
@@ -254,10 +342,6 @@ def _used_by_adversary(options: config.Method) -> set[str]:
         keys.add("warmup")
     if a.schedule == "curriculum":
         keys.add("first")
-    keys |= a_info_nce.used_options(options)
-    used = {f"adversary.{key}" for key in keys}
-    if a.name == "advcl":
-        used.add("teacher")
-    if a.name == "dynacl" and a.key_encoder:
-        used |= {"momentum", "momentum_climbs"}
-    return used
+    if "a_info_nce" in METHODS[options.name].takes:
+        keys |= a_info_nce.used_options(a, mixed=spec.mixed(a))
+    return {f"adversary.{key}" for key in keys} | spec.uses(a)

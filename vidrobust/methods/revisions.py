@@ -1,12 +1,12 @@
 """Changes of methods between revisions, for checks at a resume."""
 
-from vidrobust.config import Method
+from vidrobust.config import MethodConfig
 
 # 1: until issue 24; 2: methods as their authors released them (docs/fidelity.md)
 REVISION = 2
 
 
-def changed_since(method: Method, revision: int) -> str:
+def changed_since(method: MethodConfig, revision: int) -> str:
     """Return what changed in a configured method since a revision, and what to do; or nothing."""
     if revision >= 2:
         return ""
@@ -20,7 +20,7 @@ def changed_since(method: Method, revision: int) -> str:
     return f"{what}; train anew in another --output-dir" if what else ""
 
 
-def _changed_in_2(method: Method) -> str:
+def _changed_in_2(method: MethodConfig) -> str:
     a = method.adversary
     released = "as its authors released it"
     if a.sir or a.air:

@@ -1,11 +1,13 @@
 """SimCLR (Chen et al. 2020) and SupCon (Khosla et al. 2020) on clips."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidrobust import config
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines, full_precision
 from vidrobust.losses.info_nce import Asymmetry, Hardness, nt_xent
@@ -14,73 +16,105 @@ from vidrobust.methods.adversarial.adversary import (
     AdversarialView,
     Adversary,
     frozen_statistics,
-    selection,
+    selector_loss,
 )
 from vidrobust.methods.adversarial.clae import clae
 from vidrobust.methods.adversarial.view_batch import Pairing, ViewBatch
 from vidrobust.methods.base import Method, negative_cosine
-from vidrobust.methods.false_negatives.removal import Found, Masks, Removal
+from vidrobust.methods.false_negatives.removal import FalseNegatives, Masks, Removal
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model
 from vidrobust.models.momentum import MomentumEncoder, SplitEncoder
 from vidrobust.utils import distributed
 
 
-class SimCLR(Method):
-    """The views of a video are positives of each other, those of other videos negatives.
+@dataclass(frozen=True)
+class LossSettings:
+    """Settings of the contrastive loss.
 
-    On video, views are clips of a video that are sampled independently in time (Feichtenhofer et
-    al. 2021).
+    Attributes:
+        temperature: divides similarities.
+        chunk: anchors per part of the loss, which saves memory; 0: all at once.
+        scale: factor of the loss.
+        alpha_negatives: factor of the similarity of non-semantic negatives.
+        asymmetry: weights of clean and adversarial anchors (A-InfoNCE); None: all alike.
+        hardness: of negatives in losses with adversarial views (A-InfoNCE); None: all alike.
+    """
+
+    temperature: float
+    chunk: int = 0
+    scale: float = 1.0
+    alpha_negatives: float = 1.0
+    asymmetry: tuple[float, float] | None = None
+    hardness: Hardness | None = None
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The views of a video.
+
+    Attributes:
+        clips: V, augmented clips.
+        joint: all views are one batch for the norms, as in the code of SimCLR, SupCon and ACL;
+            otherwise each view is a pass of its own, as in CLAE's code.
+        original: the first clip before augmentation comes behind the V clips.
+    """
+
+    clips: int = 2
+    joint: bool = False
+    original: bool = False
+
+
+class SimCLR(Method):
+    """SimCLR (Chen et al. 2020): views of a video attract, views of other videos repel.
+
+    On video, views are clips that are sampled independently in time (Feichtenhofer et al. 2021).
     """
 
     def __init__(
         self,
         model: Model,
-        temperature: float,
+        loss: LossSettings,
         removal: Removal | None = None,
         *,
-        clips: int = 2,
-        chunk: int = 0,
+        views: ViewSettings = ViewSettings(),
         detector: MomentumEncoder | None = None,
-        joint: bool = False,
-        scale: float = 1.0,
     ) -> None:
         """Set the parts of the method.
 
         Args:
             model: backbone and projector.
-            temperature: divides similarities.
+            loss: settings of the contrastive loss.
             removal: of false negatives; None: all other videos are negatives.
-            clips: V, views per video.
-            chunk: anchors of the loss at a time, which saves memory; 0: all.
+            views: clips per video, and whether they share a pass.
             detector: embeds the views in which false negatives are detected; None: the model.
-            joint: all views are one batch for the norms, as in the code of SimCLR, SupCon and ACL;
-                otherwise each view is a pass of its own, as in CLAE's.
-            scale: factor of the contrastive losses.
         """
         super().__init__(removal)
         self.model = model
-        self.temperature = temperature
-        self.clips = clips
-        self.views = clips
-        self.chunk = chunk
+        self.loss = loss
+        self.clips = views.clips
+        self.joint = views.joint
+        self.original = views.original
+        self.views = views.clips + views.original
         self.detector = detector
-        self.joint = joint
-        self.scale = scale
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
         """Return {"loss": (B,), and its parts for the log}.
 
         Args:
-            views: (B, V + M, C, T, H, W) in [0, 1]; the M behind the V views are negatives.
+            views: (B, V + M, C, T, H, W) in [0, 1]: V clips, followed by M non-semantic negatives.
             ids: (B,), one per video.
             labels: (B,), not used.
+            progress: fraction of training done.
         """
         clips = [views[:, v] for v in range(self.clips)]
-        self.follow(self.detector)
+        self.follow(self.detector, progress)
         negatives = self.embed_negatives(views)
         z = self.embed(clips)
-        masks = self.false_negative_masks(self.detect(self.embeddings_to_detect_in(clips, z), ids))
+        detected = self.detect(self.embeddings_to_detect_in(clips, z), ids, progress)
+        masks = self.false_negative_masks(detected)
         extra = self.negative_logits(z, negatives)
         loss = self.contrast(z, ids, labels, masks, extra=extra).view(len(z), -1).mean(0)
         return {"loss": loss} | negative_cosine(z[0], negatives)
@@ -91,10 +125,10 @@ class SimCLR(Method):
             return list(self.model(torch.cat(list(clips))).chunk(len(clips)))
         return [self.model(x) for x in clips]
 
-    def follow(self, encoder: MomentumEncoder | None) -> None:
+    def follow(self, encoder: MomentumEncoder | None, progress: float) -> None:
         """Update a momentum encoder, in training."""
         if encoder is not None and self.training:
-            encoder.follow(self.model, self.progress)
+            encoder.follow(self.model, progress)
 
     # False negatives (Gupta et al. 2022)
 
@@ -106,16 +140,25 @@ class SimCLR(Method):
             return z
         return [self.detector(x) for x in clips]
 
-    def detect(self, z: Sequence[Tensor], ids: Tensor) -> Found | None:
-        """Detect false negatives among all views of all ranks; None without removal."""
+    def detect(self, z: Sequence[Tensor], ids: Tensor, progress: float) -> FalseNegatives | None:
+        """Detect false negatives among all views of all ranks.
+
+        Args:
+            z: embeddings (B, D) of each view.
+            ids: (B,).
+            progress: fraction of training done.
+
+        Returns:
+            The false negatives, or None without removal.
+        """
         if self.removal is None:
             return None
-        everything = full_precision(torch.cat(list(z)).detach())
+        all_views = full_precision(torch.cat(list(z)).detach())
         keys = ids.repeat(len(z))
         if self.training:
-            self.removal.remember(everything[: len(ids)], ids)
+            self.removal.remember(all_views[: len(ids)], ids)
         sides = keys, distributed.gather(keys)
-        return self.removal.look(everything, distributed.gather(everything), sides, self.progress)
+        return self.removal.detect(all_views, distributed.gather(all_views), sides, progress)
 
     @torch.no_grad()
     def embed_for_detection(self, x: Tensor) -> Tensor:
@@ -124,44 +167,50 @@ class SimCLR(Method):
             return self.model(x)
 
     def false_negative_masks(
-        self, found: Found | None, views: Sequence[int] | None = None
+        self, detected: FalseNegatives | None, views: Sequence[int] | None = None
     ) -> Masks:
         """Return the masks of the loss.
 
         Args:
-            found: what `detect` returned for the V clean views.
-            views: of each row of the loss, the clean view whose place it takes; None: all V. A rule
-                of ranks would find others in a longer list, so that it is asked once.
+            detected: what `detect` returned for the V clean views.
+            views: of each row of the loss, the clean view whose place it takes; None: all V. The
+                rule is applied once, to the clean views: a rule of ranks would find others in a
+                longer list.
         """
-        if self.removal is None or found is None:
+        if self.removal is None or detected is None:
             return Masks()
         if views is None or tuple(views) == tuple(range(self.clips)):
-            return self.removal.masks(found)
-        return self.removal.masks(found.at(views, self.clips))
+            return self.removal.masks(detected)
+        return self.removal.masks(detected.at(views, self.clips))
 
     # Non-semantic negatives (Ge et al. 2021)
 
     def embed_negatives(self, views: Tensor) -> Tensor | None:
         """Return the embeddings (B, M, D) of non-semantic negatives, with gradient, or None.
 
-        Each is a pass of its own. Running statistics of norms stay those of views, which are what
-        is evaluated.
+        Each is a pass of its own. Running statistics of norms remain those of views, because
+        evaluation uses them for views.
         """
         with frozen_statistics(self.model):
-            found = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
-        return torch.stack(found, 1) if found else None
+            z = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
+        return torch.stack(z, 1) if z else None
 
     def negative_logits(
         self, z: Sequence[Tensor], negatives: Tensor | None, *, stop: bool = False
     ) -> Tensor | None:
-        """Return the logits (V * B, M) of anchors with their video's negatives, or None.
+        """Return the logits (V * B, M) of anchors with the negatives of their video, or None.
 
-        stop: no gradient reaches the negatives.
+        Args:
+            z: embeddings (B, D) of V views.
+            negatives: (B, M, D), or None.
+            stop: no gradient reaches the negatives.
         """
         if negatives is None:
             return None
-        found = cosines(z, negatives.detach() if stop else negatives)
-        return found * self.alpha_negatives / self.temperature
+        similarities = cosines(z, negatives.detach() if stop else negatives)
+        return similarities * self.loss.alpha_negatives / self.loss.temperature
+
+    # The loss
 
     def contrast(
         self,
@@ -185,21 +234,21 @@ class SimCLR(Method):
             adversarial: which of z are adversarial, for A-InfoNCE.
             extra: (V * B, M) logits of more negatives.
         """
-        return self.scale * nt_xent(
+        return self.loss.scale * nt_xent(
             torch.cat(list(z)),
             self.positive_keys(ids, labels).repeat(len(z)),
-            self.temperature,
+            self.loss.temperature,
             masks.ignore,
             extra,
             attract=masks.attract,
             weights=masks.weights,
-            chunk=self.chunk,
+            chunk=self.loss.chunk,
             stop=stop,
             **self.a_info_nce(len(z), ids, adversarial),
         )
 
     def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
-        """Return A-InfoNCE's arguments of the loss: none without an adversary."""
+        """Return the arguments of A-InfoNCE for `nt_xent`: none, as all views are clean."""
         return {}
 
     def positive_keys(self, ids: Tensor, labels: Tensor) -> Tensor:
@@ -223,94 +272,74 @@ class AdversarialSimCLR(SimCLR):
     def __init__(
         self,
         model: Model,
-        temperature: float,
+        loss: LossSettings,
         adversary: Adversary | None = None,
         removal: Removal | None = None,
         *,
         pairing: Pairing = clae,
-        clips: int = 2,
-        chunk: int = 0,
+        views: ViewSettings = ViewSettings(),
         detector: MomentumEncoder | None = None,
-        asymmetry: tuple[float, float] | None = None,
-        hard: Hardness | None = None,
-        original: bool = False,
-        joint: bool = False,
         slow: MomentumEncoder | None = None,
-        scale: float = 1.0,
     ) -> None:
-        """Set the parts of the method; those not listed are SimCLR's.
+        """Set the parts of the method.
 
         Args:
             model: backbone and projector, with the norm branches of the adversary.
-            temperature: divides similarities.
+            loss: settings of the contrastive loss.
             adversary: makes adversarial views; None: SimCLR.
             removal: of false negatives.
             pairing: pairs clean and adversarial views.
-            clips: V, views per video.
-            chunk: anchors of the loss at a time.
+            views: clips per video.
             detector: embeds the views in which false negatives are detected.
-            asymmetry: A-InfoNCE's weights of clean and adversarial anchors.
-            hard: A-InfoNCE's hard negatives, in losses with adversarial views.
-            original: the first clip before augmentation comes behind the V views.
-            joint: all views are one batch for the norms.
             slow: embeds the second of two views (DynACL).
-            scale: factor of the contrastive losses.
         """
-        super().__init__(
-            model,
-            temperature,
-            removal,
-            clips=clips,
-            chunk=chunk,
-            detector=detector,
-            joint=joint,
-            scale=scale,
-        )
+        super().__init__(model, loss, removal, views=views, detector=detector)
         self.adversary = adversary
         self.pairing = pairing
-        self.original = original
-        self.views = clips + original
-        self.asymmetry = asymmetry
-        self.hard = hard
         self.slow = slow
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
         """Return {"loss": (B,), and its parts for the log}, as `SimCLR.forward`.
 
-        The last of the V views is the original clip where the pairing uses it.
+        Args:
+            views: (B, V + M, C, T, H, W) in [0, 1]; where the pairing uses it, the last of the V
+                views is the original clip.
+            ids: (B,), one per video.
+            labels: (B,).
+            progress: fraction of training done.
         """
         if self.adversary is None:
-            return super().forward(views, ids, labels)
-        self.follow(self.detector)
+            return super().forward(views, ids, labels, progress)
+        self.follow(self.detector, progress)
         batch = ViewBatch(
             self,
             self.adversary,
             [views[:, v] for v in range(self.clips)],
             ids,
             labels,
+            progress,
             original=views[:, self.clips] if self.original else None,
             negatives=self.embed_negatives(views),
             joint=self.joint_encoder(),
         )
         parts = self.pairing(batch)
-        self.follow(self.slow)  # after the batch is embedded, as in the released code
-        if batch.knows(0):
+        self.follow(self.slow, progress)  # after the batch is embedded, as in the released code
+        if batch.is_embedded(0):
             parts |= negative_cosine(batch.z(0), batch.negatives)
-        self.adversary.budget.saw(parts["loss_adv"])
-        made = [AdversarialView(view.x[: len(ids)], view.branch) for view in batch.made]
-        chosen = selection(self.model, batch.views[0], made)
-        if chosen is None:
-            return parts
-        return parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
+        self.adversary.budget.record(parts["loss_adv"])
+        return parts | self.selector_part(batch, parts["loss"])
 
-    def joint_encoder(self) -> Model | SplitEncoder | None:
-        """Return what embeds all views in one pass, or None where each view is a pass."""
-        if self.slow is not None:
-            return SplitEncoder(self.model, self.slow)
-        return self.model if self.joint else None
+    def selector_part(self, batch: ViewBatch, loss: Tensor) -> dict[str, Tensor]:
+        """Return {"loss": with that of the norm selector, "loss_selector"}; {} without one."""
+        # an attack on several views at once has them behind each other; the first is compared
+        firsts = [AdversarialView(v.x[: len(batch.ids)], v.branch) for v in batch.adv_views]
+        choice = selector_loss(self.model, batch.views[0], firsts)
+        return {} if choice is None else {"loss": loss + choice, "loss_selector": choice}
 
     def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
-        """Return A-InfoNCE's arguments of the loss.
+        """Return the arguments of A-InfoNCE (Yu et al. 2022) for `nt_xent`.
 
         Args:
             count: V, embeddings of each video.
@@ -320,10 +349,16 @@ class AdversarialSimCLR(SimCLR):
         if not adversarial:
             return {}
         asymmetric = None
-        if self.asymmetry is not None:
+        if self.loss.asymmetry is not None:
             which = torch.tensor([v in adversarial for v in range(count)], device=ids.device)
-            asymmetric = Asymmetry(which.repeat_interleave(len(ids)), *self.asymmetry)
-        return {"asymmetric": asymmetric, "hard": self.hard}
+            asymmetric = Asymmetry(which.repeat_interleave(len(ids)), *self.loss.asymmetry)
+        return {"asymmetric": asymmetric, "hard": self.loss.hardness}
+
+    def joint_encoder(self) -> Model | SplitEncoder | None:
+        """Return what embeds all views in one pass, or None where each view is a pass."""
+        if self.slow is not None:
+            return SplitEncoder(self.model, self.slow)
+        return self.model if self.joint else None
 
     def prepare(self, records: Sequence[Record]) -> None:
         """Start momentum encoders from the model, and learn what is known of the videos."""
@@ -344,38 +379,45 @@ class SupCon(AdversarialSimCLR):
         return labels
 
 
+def loss_settings(options: config.MethodConfig) -> LossSettings:
+    """Return the configured settings of the contrastive loss."""
+    return LossSettings(
+        options.temperature,
+        options.chunk,
+        options.loss_scale,
+        options.negatives.alpha,
+        asymmetry_of(options),
+        hardness_of(options),
+    )
+
+
 def _build(parts: Parts, kind: type[AdversarialSimCLR]) -> AdversarialSimCLR:
     options = parts.options
-    model = parts.model("projector")
-    removal = options.false_negatives
-    detects_slowly = removal.rule != "none" and removal.encoder == "momentum"
-    slow = options.adversary.name == "dynacl" and options.adversary.key_encoder
+    model = parts.model()
+    rule = options.false_negatives
+    detects_slowly = rule.rule != "none" and rule.encoder == "momentum"
     return kind(
         model,
-        options.temperature,
+        loss_settings(options),
         parts.attack(),
         parts.removal(options.clips_per_video * (parts.batch_size - 1)),
         pairing=parts.pairing() or clae,
-        clips=options.clips_per_video,
-        chunk=options.chunk,
+        views=ViewSettings(options.clips_per_video, options.joint_views, parts.uses_original),
         detector=parts.momentum(model) if detects_slowly else None,
-        asymmetry=asymmetry_of(options),
-        hard=hardness_of(options),
-        original=parts.uses_original,
-        joint=options.joint_views,
-        slow=parts.momentum(model) if slow else None,
-        scale=options.loss_scale,
+        slow=parts.momentum(model) if parts.key_encoder else None,
     )
 
 
 # adversaries that pair the views of a batch
 _PAIRED = ("clae", "rocl", "acl", "dynacl")
 _OPTIONS = frozenset({"temperature", "clips_per_video", "chunk", "joint_views", "loss_scale"})
+_TAKES = frozenset({"selector", "a_info_nce"})
 SPEC = MethodSpec(
     build=lambda parts: _build(parts, AdversarialSimCLR),
     help="SimCLR",
     cost=Cost(learned=(1, 1)),
     options=_OPTIONS,
+    takes=_TAKES,
     adversaries=(*_PAIRED, "advcl"),
 )
 SUPCON = MethodSpec(
@@ -383,6 +425,7 @@ SUPCON = MethodSpec(
     help="SupCon: positives by label",
     cost=Cost(learned=(1, 1)),
     options=_OPTIONS,
+    takes=_TAKES,
     adversaries=_PAIRED,
     needs_labels=lambda options: True,
     refuses={"false_negatives": "has positives by label"},

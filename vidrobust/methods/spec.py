@@ -24,10 +24,13 @@ from vidrobust.models.momentum import MomentumEncoder
 class Cost:
     """Passes of the model in a training step, over one clip per video.
 
-    forward: passes without gradient, of one batch each. attack: passes of one step of the attack,
-    forward and backward to the input, on `together` batches at once. learned: passes forward and
-    backward to the weights, each of so many batches at once, which share batch statistics.
-    train_mode: the attack's norms use the statistics of the batch.
+    Attributes:
+        forward: passes without gradient, of one batch each.
+        attack: passes of one step of the attack, forward and backward to the input.
+        together: batches in each pass of the attack.
+        learned: batches in each pass forward and backward to the weights; the batches of a pass
+            share their statistics.
+        train_mode: the attack's norms use batch statistics.
     """
 
     forward: int = 0
@@ -37,9 +40,10 @@ class Cost:
     train_mode: bool = False
 
     def passes(self, steps: int) -> tuple[int, int, int]:
-        """Return the passes of a whole step: forward, backward, and backward to the input alone.
+        """Return the passes of a whole step: forward, backward, and backward to the input only.
 
-        steps: of the attack.
+        Args:
+            steps: of the attack.
         """
         to_input = self.attack * self.together * steps
         learned = sum(self.learned)
@@ -50,15 +54,23 @@ class Cost:
 class Parts:
     """What the configuration gives to a method that is built (`methods/build.py`).
 
-    options: `method.*`. classes: of the data set. batch_size: over all ranks. dim: of embeddings.
-    model: (head, classes of a linear head) -> a model with fresh weights and the norm branches that
-    the adversary needs. momentum: model -> its momentum encoder. removal: (negatives of an anchor)
-    -> removal of false negatives, or None. attack: names of norm branches -> the adversary, or
-    None; no names: the branches that the model has. pairing: () -> the adversary's, or None.
-    uses_original: whether views include the clip before augmentation.
+    Attributes:
+        options: `method.*`.
+        classes: of the data set.
+        batch_size: over all ranks.
+        dim: of embeddings.
+        model: (classes of a linear head) -> a model with fresh weights, the head of the method's
+            entry, and the norm branches that the adversary needs.
+        momentum: model -> its momentum encoder.
+        removal: (negatives of an anchor) -> removal of false negatives, or None.
+        attack: names of norm branches -> the adversary, or None; no names: the branches that the
+            model has.
+        pairing: () -> the adversary's, or None.
+        uses_original: views include the clip before augmentation.
+        key_encoder: a momentum encoder embeds the second of two views.
     """
 
-    options: config.Method
+    options: config.MethodConfig
     classes: int
     batch_size: int
     dim: int
@@ -68,17 +80,26 @@ class Parts:
     attack: Callable[..., Adversary | None]
     pairing: Callable[[], Pairing | None]
     uses_original: bool
+    key_encoder: bool
 
 
 @dataclass(frozen=True)
 class MethodSpec:
     """A method: an entry of METHODS.
 
-    build: `Parts` -> the method. help: a phrase for tables. options: keys of `method.*` that it
-    uses, besides `name` and `norm`. adversaries: names of ADVERSARIES that it takes. needs_labels:
-    whether every video must have a label. refuses: "false_negatives" or "negatives", option groups
-    that it does not take, and why. fixed: keys of `method.*` that decide what is in a checkpoint,
-    so that a resume may not change them. cost: of a step without an adversary.
+    Attributes:
+        build: `Parts` -> the method.
+        help: a phrase for tables.
+        cost: of a step without an adversary.
+        options: keys of `method.*` that it uses, in addition to `name` and `norm`.
+        adversaries: names of ADVERSARIES that it takes.
+        head: of its model, as `build_model` names it.
+        takes: optional features that it takes: "selector" of norm branches, "a_info_nce".
+        needs_labels: options -> every video must have a label.
+        skips_weights: options -> some weights have no gradient in some steps.
+        refuses: "false_negatives" or "negatives", option groups that it does not take, and why.
+        fixed: keys of `method.*` that decide what is in a checkpoint, so that a resume may not
+            change them.
     """
 
     build: Callable[[Parts], Method]
@@ -86,7 +107,10 @@ class MethodSpec:
     cost: Cost
     options: frozenset[str] = frozenset()
     adversaries: tuple[str, ...] = ()
-    needs_labels: Callable[[config.Method], bool] = lambda options: False
+    head: str = "projector"
+    takes: frozenset[str] = frozenset()
+    needs_labels: Callable[[config.MethodConfig], bool] = lambda options: False
+    skips_weights: Callable[[config.MethodConfig], bool] = lambda options: False
     refuses: Mapping[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
 
@@ -98,18 +122,35 @@ _ATTACK = frozenset({"threats", "combine", "selector", "steps", "step", "start",
 class AdversarySpec:
     """An adversary: an entry of ADVERSARIES. Its values are defaults of `method.adversary.*`.
 
-    help: a phrase for tables. costs: of a step, by `method.name`; "": of all others. variants:
-    options in words -> the cost with them. build: in
-    place of the method's own. options: keys of `method.adversary.*` that it uses besides those of
-    `attack`, the keys that its attack uses. pairing: (options, AIR's loss or None) -> how a
-    contrastive method pairs clean and adversarial views; None: the method does it itself. threat,
-    steps, step (a fraction of eps; None: 2.5 / steps), random_start: of the attack. train_mode: the
-    attack's norms use the statistics of the batch. branches: options -> names of the norm branches
-    of adversarial views; () for the clean one. branched_head: the norms of the projector have
-    branches too. momentum: of the statistics of such branches. two_clips: it needs two clips per
-    video. uses_original: options -> whether views include the clip before augmentation. measured:
-    the eval.branch of its paper's numbers; "": any. fixed: keys of `method.adversary.*` that a
-    resume may not change. refusal: `method.*` -> why these options do not go together, or "".
+    Attributes:
+        help: a phrase for tables.
+        costs: of a step, by `method.name`; "": of all others.
+        variants: options in words -> the cost with them.
+        build: `Parts` -> the method, in place of the method's own `build`.
+        options: keys of `method.adversary.*` that it uses, in addition to those of `attack`.
+        attack: keys of `method.adversary.*` that its attack uses.
+        uses: options -> keys of `method.*` that it uses.
+        pairing: (options, AIR's loss or None) -> how a contrastive method pairs clean and
+            adversarial views; None: the method does it itself.
+        threat: budget of the attack.
+        steps: of the attack.
+        step: of the attack, a fraction of eps; None: 2.5 / steps.
+        random_start: the attack begins at a random point of the budget.
+        train_mode: the attack's norms use batch statistics.
+        branches: options -> names of the norm branches of adversarial views; () for the clean one.
+        branched_head: the norms of the projector have branches too.
+        momentum: of the statistics of such branches.
+        two_clips: it needs two clips per video.
+        uses_original: options -> views include the clip before augmentation.
+        key_encoder: options -> a momentum encoder embeds the second of two views, which
+            `eval.average` measures.
+        takes_air: options -> it has the two streams that AIR's terms compare.
+        mixed: options -> its losses compare clean with adversarial views, as A-InfoNCE's asymmetry
+            needs.
+        skips_weights: options -> some weights have no gradient in some steps.
+        measured: the `eval.branch` of its paper's numbers; "": any.
+        fixed: keys of `method.adversary.*` that a resume may not change.
+        refusal: `method.*` -> why these options do not go together, or "".
     """
 
     help: str
@@ -118,27 +159,32 @@ class AdversarySpec:
     build: Callable[[Parts], Method] | None = None
     options: frozenset[str] = frozenset()
     attack: frozenset[str] = _ATTACK
-    pairing: Callable[[config.Adversary, Invariance | None], Pairing] | None = None
+    uses: Callable[[config.AdversaryConfig], frozenset[str]] = lambda options: frozenset()
+    pairing: Callable[[config.AdversaryConfig, Invariance | None], Pairing] | None = None
     threat: str = "linf-8/255"
     steps: int = 1
     step: float | None = None
     random_start: bool = False
     train_mode: bool = False
-    branches: Callable[[config.Adversary], tuple[str, ...]] = lambda options: ()
+    branches: Callable[[config.AdversaryConfig], tuple[str, ...]] = lambda options: ()
     branched_head: bool = True
     momentum: float = 0.1
     two_clips: bool = False
-    uses_original: Callable[[config.Adversary], bool] = lambda options: False
+    uses_original: Callable[[config.AdversaryConfig], bool] = lambda options: False
+    key_encoder: Callable[[config.AdversaryConfig], bool] = lambda options: False
+    takes_air: Callable[[config.AdversaryConfig], bool] = lambda options: False
+    mixed: Callable[[config.AdversaryConfig], bool] = lambda options: False
+    skips_weights: Callable[[config.AdversaryConfig], bool] = lambda options: False
     measured: str = ""
     fixed: frozenset[str] = frozenset()
-    refusal: Callable[[config.Method], str] = lambda options: ""
+    refusal: Callable[[config.MethodConfig], str] = lambda options: ""
 
     def cost(self, method: str) -> Cost:
         """Return the cost of a step with a method."""
         return self.costs.get(method, self.costs[""])
 
 
-def branch_per_threat(options: config.Adversary) -> tuple[str, ...]:
+def branch_per_threat(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the names of norm branches: one, or one per threat with combine=branches."""
     if options.combine == "branches":
         numbers = (0, *range(2, len(options.threats) + 1))
@@ -146,6 +192,6 @@ def branch_per_threat(options: config.Adversary) -> tuple[str, ...]:
     return ("adv",)
 
 
-def branch_per_threat_only(options: config.Adversary) -> tuple[str, ...]:
+def branch_per_threat_only(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the same names for an adversary whose views share the clean norms otherwise."""
     return branch_per_threat(options) if options.combine == "branches" else ()

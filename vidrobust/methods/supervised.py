@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidrobust import config
 from vidrobust.data import Record
 from vidrobust.losses.cosine import full_precision
 from vidrobust.methods.adversarial.adversary import in_mode
@@ -16,63 +17,94 @@ from vidrobust.models import Backbone, Model
 
 
 class Supervised(Method):
-    """Cross-entropy on one augmented clip of a video.
-
-    clusters: of k-means on the features of the trunk as training begins, in place of labels; 0:
-    labels. head_first: the share of the run in which only the head is trained, on clean clips:
-    DynACL++ (Luo et al., ICLR 2023) finetunes so, with TRADES after it. unit: features are
-    normalised before they are clustered.
-    """
+    """Cross-entropy of one augmented clip per video."""
 
     views = 1
 
     def __init__(
-        self, model: Model, clusters: int = 0, head_first: float = 0.0, *, unit: bool = True
+        self, model: Model, pseudo: PseudoLabels | None = None, head_first: float = 0.0
     ) -> None:
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and linear head.
+            pseudo: labels from clusters of the features with which training begins; None: the
+                labels of the data set.
+            head_first: fraction of the run in which only the head is trained, on clean clips.
+                DynACL++ (Luo et al., ICLR 2023) finetunes in this way, with TRADES afterwards.
+        """
         super().__init__()
-        self.model, self.head_first = model, head_first
-        self.pseudo = PseudoLabels([clusters], "method.clusters", unit=unit) if clusters else None
+        self.model = model
+        self.head_first = head_first
+        self.pseudo = pseudo
 
     def prepare(self, records: Sequence[Record]) -> None:
+        """Make room for pseudo-labels."""
         if self.pseudo is not None:
-            self.pseudo.know(len(records))
+            self.pseudo.set_videos(len(records))
 
-    def looks_with(self) -> Backbone | None:
+    def backbone_to_cluster(self) -> Backbone | None:
+        """Return the backbone whose features become pseudo-labels, or None with labels."""
         return None if self.pseudo is None else self.model.backbone
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 1, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), and its parts}."""
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, 1, C, T, H, W) in [0, 1].
+            ids: (B,), for pseudo-labels.
+            labels: (B,), -1 for none.
+            progress: fraction of training done.
+        """
         labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]
-        if self.training and self.progress < self.head_first:
+        if self.training and progress < self.head_first:
             with torch.no_grad(), in_mode(self.model.backbone, False):
                 features = self.model.backbone(views[:, 0])
             return {"loss": cross_entropy(self.model.head(features), labels)}
-        return self.losses(views[:, 0], labels)
+        return self.losses(views[:, 0], labels, progress)
 
-    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """x (B, C, T, H, W), labels (B,), -1 for none -> as `forward`."""
+    def losses(self, x: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log} while the whole model is trained.
+
+        Args:
+            x: (B, C, T, H, W) in [0, 1].
+            labels: (B,), -1 for none.
+            progress: fraction of training done.
+        """
         return {"loss": cross_entropy(self.model(x), labels)}
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K), (B,) -> (B,), in full precision; 0 where there is no label."""
+    """Return the cross-entropy (B,) in full precision, 0 where the label is -1."""
     return F.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=-1)
+
+
+def pseudo_labels_of(options: config.MethodConfig) -> PseudoLabels | None:
+    """Return the configured pseudo-labels, or None with labels."""
+    if not options.clusters:
+        return None
+    unit = options.clusters_metric == "cosine"
+    return PseudoLabels([options.clusters], "method.clusters", unit=unit)
 
 
 def _build(parts: Parts) -> Supervised:
     options = parts.options
-    model = parts.model("linear", options.clusters or parts.classes)
-    unit = options.clusters_metric == "cosine"
-    return Supervised(model, options.clusters, options.head_first, unit=unit)
+    model = parts.model(options.clusters or parts.classes)
+    return Supervised(model, pseudo_labels_of(options), options.head_first)
 
 
 SPEC = MethodSpec(
     build=_build,
     help="cross-entropy",
     cost=Cost(),
+    head="linear",
+    takes=frozenset({"selector"}),
     options=frozenset({"clusters", "head_first"}),
     adversaries=("pgd", "trades", "fast", "free"),
     needs_labels=lambda options: not options.clusters,
+    skips_weights=lambda options: options.head_first > 0,
     refuses={"false_negatives": "has no negatives", "negatives": "learns from labels"},
     fixed=frozenset({"clusters"}),
 )

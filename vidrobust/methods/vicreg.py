@@ -16,8 +16,8 @@ from vidrobust.utils import distributed
 class VICReg(Method):
     """Views of a video have close embeddings, whose dimensions vary over the batch and differ.
 
-    Nothing is pushed away, so that there are no false negatives. With more than two views, the
-    loss is the mean over all pairs.
+    There are no negatives, and so no false negatives. With more than two views, the loss is the
+    mean over all pairs.
     """
 
     def __init__(
@@ -29,19 +29,30 @@ class VICReg(Method):
         variance: float = 25.0,
         covariance: float = 1.0,
     ) -> None:
-        """Set the weights of the three terms, by default those of the released code."""
+        """Set the weights of the three terms, by default those of the released code.
+
+        Args:
+            model: backbone and projector.
+            clips: V, views per video.
+            invariance: weight of the invariance term.
+            variance: weight of the variance term.
+            covariance: weight of the covariance term.
+        """
         super().__init__()
         self.model = model
         self.views = clips
         self.weights = (invariance, variance, covariance)
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
         """Return {"loss": (B,), and its three terms}.
 
         Args:
             views: (B, V, C, T, H, W) in [0, 1].
             ids: (B,), not used.
             labels: (B,), not used.
+            progress: fraction of training done, not used.
         """
         embeddings = [full_precision(self.model(views[:, v])) for v in range(self.views)]
         pairs = [vicreg_terms(a, b) for a, b in combinations(embeddings, 2)]
@@ -83,7 +94,7 @@ def _off_diagonal(z: Tensor) -> Tensor:
 
 
 def _build(parts: Parts) -> VICReg:
-    return VICReg(parts.model("projector"), clips=parts.options.clips_per_video)
+    return VICReg(parts.model(), clips=parts.options.clips_per_video)
 
 
 _WHY = "has no negatives"

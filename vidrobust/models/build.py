@@ -47,7 +47,7 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     return Backbone(build(**options))
 
 
-def configured_backbone(cfg: config.Model) -> Backbone:
+def configured_backbone(cfg: config.ModelConfig) -> Backbone:
     """Build the backbone that the configuration names, with fresh weights."""
     options = {"width": cfg.width, "stem": cfg.stem}
     # 0 and "" stand for the default of the backbone.
@@ -55,7 +55,7 @@ def configured_backbone(cfg: config.Model) -> Backbone:
 
 
 def build_model(
-    cfg: config.Model,
+    cfg: config.ModelConfig,
     head: str,
     classes: int = 0,
     *,
@@ -88,7 +88,7 @@ def build_model(
     return model
 
 
-def _build_head(cfg: config.Model, head: str, dim: int, classes: int) -> nn.Module:
+def _build_head(cfg: config.ModelConfig, head: str, dim: int, classes: int) -> nn.Module:
     """Build a head by name; dim: the number of features of the backbone."""
 
     def normed(norm_out: str, layers: int = 2) -> nn.Module:

@@ -3,12 +3,17 @@
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from vidrobust.study.plan import Arm, Study
 
+# Runs of a study with their summaries.
 Runs = Sequence[tuple[Arm, dict[str, Any]]]
-# 97.5 % points of Student's t by degrees of freedom; beyond, the normal's
+# Measures of a run; None where one could not be computed.
+Measures = dict[str, float | None]
+
+# 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
 _T = (
     12.706,
     4.303,
@@ -25,58 +30,79 @@ _T = (
     2.160,
     2.145,
 )
+_NORMAL = 1.96  # that of the normal distribution, for more degrees of freedom
 
 
 def summarise(study: Study, runs: Runs) -> dict[str, Any]:
-    """data set -> arm -> {"n", measure -> {"mean", "std", "half", "values"}, "difference",
-    "gap_closed"}.
+    """Summarise the runs of a study by data set and arm.
 
-    half: half the width of a 95 % interval of the mean over seeds by Student's t, None for one
-    seed. Measures: probe, clean, `robust THREAT`, `success THREAT` (the share of videos that are
-    right which the attack breaks), mpc, rpc, `acc NAME` and `bias NAME` of what a model looks at,
-    shift (accuracy on another data set), those of geometry, and of the removal of false negatives
-    in the first and the last epoch; accuracies and shares are fractions. difference: measure -> the
-    same of the arm's value less the baseline's, seed by seed. gap_closed: comparator -> threat ->
-    100 (RA - RA_baseline) / (RA_comparator - RA_baseline) of the means (METHODS section 1.4), None
-    where the comparator is not above the baseline. Clean accuracy, a budget of 0, is no gap.
+    Accuracies and fractions are between 0 and 1. The measures are:
+
+    - probe, clean, shift: accuracy of the linear probe, of the attacked classifier, and on another
+      data set.
+    - robust THREAT: robust accuracy. success THREAT: fraction of the correctly classified videos
+      that the attack breaks.
+    - mpc, rpc: accuracy under corruptions, absolute and relative.
+    - acc NAME, bias NAME: accuracy and bias of a view of eval.bias.
+    - the measures of geometry.
+    - fn_removed, fn_precision, fn_recall, each for the first and the last epoch: removal of false
+      negatives.
+
+    Args:
+        study: names the baseline and the comparators.
+        runs: the runs and their summaries.
+
+    Returns:
+        Data set -> arm -> a dict with these keys:
+
+        - n: number of seeds.
+        - measure -> what `spread_of` returns for its values over seeds.
+        - difference: measure -> the same of the arm's value minus the baseline's, seed by seed.
+        - gap_closed: comparator -> threat -> 100 (RA - RA_baseline) / (RA_comparator -
+          RA_baseline), where RA is the mean robust accuracy. None if the comparator is not above
+          the baseline. A budget of 0 has no gap, as it is clean accuracy.
     """
-    found: dict[str, Any] = {}
-    for dataset in dict.fromkeys(arm.dataset for arm, _ in runs):
-        measured: dict[str, dict[int, dict[str, float | None]]] = {}
-        for arm, summary in runs:
-            if arm.dataset == dataset:
-                measured.setdefault(arm.name, {})[arm.seed] = _measures(summary)
-        table = {
-            name: {"n": len(seeds)} | _spreads(list(seeds.values()))
-            for name, seeds in measured.items()
-        }
-        base = measured.get(study.baseline, {})
-        for name, row in table.items():
-            seeds = measured[name]
-            both = [
-                _less(seeds[seed], base[seed])
-                for seed in seeds
-                if seed in base and name != study.baseline
-            ]
-            row["difference"] = _spreads(both)
-            row["gap_closed"] = {
-                other: _gap(table, study.baseline, other, name)
-                for other in study.comparators
-                if other in table and base and name not in (other, study.baseline)
-            }
-        found[dataset] = table
-    return found
-
-
-def _measures(summary: dict[str, Any]) -> dict[str, float | None]:
-    geometry, corruption, clean = (
-        summary["geometry"]["trained"],
-        summary["corruption"],
-        summary["clean_acc"],
-    )
-    epochs, views = summary["removal"], (summary.get("bias") or {"views": {}})["views"]
-    shift = summary.get("shift")
     return {
+        dataset: _summarise_dataset(study, runs, dataset)
+        for dataset in dict.fromkeys(arm.dataset for arm, _ in runs)
+    }
+
+
+def _summarise_dataset(study: Study, runs: Runs, dataset: str) -> dict[str, Any]:
+    """Return arm -> its entry in `summarise`, for one data set."""
+    by_arm: dict[str, dict[int, Measures]] = {}
+    for arm, summary in runs:
+        if arm.dataset == dataset:
+            by_arm.setdefault(arm.name, {})[arm.seed] = _measures(summary)
+    table = {
+        name: {"n": len(seeds)} | _spreads(list(seeds.values())) for name, seeds in by_arm.items()
+    }
+    baseline = by_arm.get(study.baseline, {})
+    for name, row in table.items():
+        # Differences are taken between runs with the same seed: they share random numbers, so
+        # that a difference may vary less than the runs.
+        common_seeds = [seed for seed in by_arm[name] if seed in baseline]
+        if name == study.baseline:
+            common_seeds = []
+        row["difference"] = _spreads(
+            [_difference(by_arm[name][seed], baseline[seed]) for seed in common_seeds]
+        )
+        comparators = study.comparators if baseline and name != study.baseline else ()
+        row["gap_closed"] = {
+            comparator: _gap(table, study.baseline, comparator, name)
+            for comparator in comparators
+            if comparator in table and comparator != name
+        }
+    return table
+
+
+def _measures(summary: dict[str, Any]) -> Measures:
+    """Return the measures of a run, as named in `summarise`."""
+    clean = summary["clean_acc"]
+    corruption = summary["corruption"]
+    shift = summary.get("shift")
+    views = (summary.get("bias") or {"views": {}})["views"]
+    measures = {
         "probe": summary["representation"]["trained_probe"]["acc"],
         "clean": clean,
         **{f"robust {c['threat']}": c["robust_acc"] for c in summary["curve"]},
@@ -89,30 +115,40 @@ def _measures(summary: dict[str, Any]) -> dict[str, float | None]:
         "shift": shift and shift["acc"],
         **{f"acc {name}": view["acc"] for name, view in views.items()},
         **{f"bias {name}": view["bias"] for name, view in views.items() if "bias" in view},
-        **{key: value for key, value in geometry.items() if not isinstance(value, list)},
-        **{
-            f"{key} {when}": epochs[at].get(key)
-            for when, at in (("first", 0), ("last", -1))
-            if epochs
-            for key in ("fn_removed", "fn_precision", "fn_recall")
-        },
     }
+    # Quantiles and histograms of the geometry are lists, which have no mean over seeds.
+    for key, value in summary["geometry"]["trained"].items():
+        if not isinstance(value, list):
+            measures[key] = value
+    epochs = summary["removal"]
+    if epochs:
+        for when, epoch in (("first", epochs[0]), ("last", epochs[-1])):
+            for key in ("fn_removed", "fn_precision", "fn_recall"):
+                measures[f"{key} {when}"] = epoch.get(key)
+    return measures
 
 
-def _spreads(measured: list[dict[str, float | None]]) -> dict[str, Any]:
-    """measure -> its spread over runs, of those that have it."""
-    keys = dict.fromkeys(key for run in measured for key in run)
-    known = {
-        key: [value for run in measured if (value := run.get(key)) is not None] for key in keys
-    }
-    return {key: spread_of(values) for key, values in known.items() if values}
+def _spreads(runs: Sequence[Measures]) -> dict[str, Any]:
+    """Return measure -> what `spread_of` returns for the runs that have it."""
+    spreads = {}
+    for key in dict.fromkeys(chain.from_iterable(runs)):
+        values = [value for run in runs if (value := run.get(key)) is not None]
+        if values:
+            spreads[key] = spread_of(values)
+    return spreads
 
 
 def spread_of(values: list[float]) -> dict[str, Any]:
-    """Return mean, std, half the width of a 95 % interval of the mean, and the values."""
-    mean, n = statistics.fmean(values), len(values)
+    """Return mean, std, half and values of some values.
+
+    `half` is half the width of a 95 % interval of the mean, by Student's t. For one value std and
+    half are None.
+    """
+    mean = statistics.fmean(values)
+    # n values have n - 1 degrees of freedom, and _T begins with 1.
+    n = len(values)
     std = statistics.stdev(values) if n > 1 else None
-    t = _T[n - 2] if 1 < n <= len(_T) + 1 else 1.96
+    t = _T[n - 2] if 1 < n <= len(_T) + 1 else _NORMAL
     return {
         "mean": mean,
         "std": std,
@@ -121,19 +157,31 @@ def spread_of(values: list[float]) -> dict[str, Any]:
     }
 
 
-def _less(a: dict[str, float | None], b: dict[str, float | None]) -> dict[str, float | None]:
+def _difference(a: Measures, b: Measures) -> Measures:
+    """Return measure -> a's value minus b's, for the measures that both have."""
     return {
-        key: one - other
-        for key in a
-        if (one := a[key]) is not None and (other := b.get(key)) is not None
+        key: value - other
+        for key, value in a.items()
+        if value is not None and (other := b.get(key)) is not None
     }
 
 
-def _gap(
-    table: dict[str, Any], baseline: str, comparator: str, name: str
-) -> dict[str, float | None]:
-    gaps: dict[str, float | None] = {}
-    for key in (key for key in table[name] if key.startswith("robust ") and not key.endswith("-0")):
-        low, high, own = (table[arm][key]["mean"] for arm in (baseline, comparator, name))
-        gaps[key.removeprefix("robust ")] = 100 * (own - low) / (high - low) if high > low else None
+def _gap(table: dict[str, Any], baseline: str, comparator: str, name: str) -> Measures:
+    """Return threat -> the gap between baseline and comparator that an arm closes, per cent.
+
+    Args:
+        table: arm -> measures.
+        baseline: name of the baseline.
+        comparator: name of the comparator.
+        name: name of the arm.
+    """
+    gaps: Measures = {}
+    for key in table[name]:
+        # A threat of budget 0 ends with -0.
+        if not key.startswith("robust ") or key.endswith("-0"):
+            continue
+        low = table[baseline][key]["mean"]
+        high = table[comparator][key]["mean"]
+        acc = table[name][key]["mean"]
+        gaps[key.removeprefix("robust ")] = 100 * (acc - low) / (high - low) if high > low else None
     return gaps

@@ -12,29 +12,41 @@ from vidrobust.study.arm_table import Runs
 
 
 def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
-    """Robust accuracy against eps, a line an arm, its interval as a band: of the first family of
-    threats.
+    """Draw robust accuracy by budget: a line per arm, with its interval as a band.
+
+    Only the first family of threats is drawn.
+
+    Args:
+        path: the picture.
+        runs: runs of one data set.
+        table: what `summarise` returns for this data set.
+
+    Returns:
+        Whether there was anything to draw.
     """
     curve = runs[0][1]["curve"]
-    first = [c for c in curve if (c["kind"], c["norm"]) == (curve[0]["kind"], curve[0]["norm"])]
-    if not any(c["eps"] > 0 for c in first):
+    # Threats of one family differ only in their budget, so that they form one curve.
+    family = [c for c in curve if (c["kind"], c["norm"]) == (curve[0]["kind"], curve[0]["norm"])]
+    if not any(c["eps"] > 0 for c in family):
         return False
-    linf = first[0]["norm"] == "linf"
+    is_linf = family[0]["norm"] == "linf"
+    eps = [255 * c["eps"] if is_linf else c["eps"] for c in family]
     figure, axes = _figure()
     for number, (name, row) in enumerate(table.items()):
-        spreads = [row[f"robust {c['threat']}"] for c in first]
-        eps = [255 * c["eps"] if linf else c["eps"] for c in first]
+        spreads = [row[f"robust {c['threat']}"] for c in family]
         means = np.array([100 * s["mean"] for s in spreads])
         half = np.array([100 * (s["half"] or 0) for s in spreads])
-        axes.plot(eps, means, markersize=4, label=drawing.label(name), **_style(number))
-        low, high = (means - half).clip(0, 100), (means + half).clip(0, 100)
-        axes.fill_between(eps, low, high, color=_style(number)["color"], alpha=0.1, linewidth=0)
+        style = _style(number)
+        axes.plot(eps, means, markersize=4, label=drawing.label(name), **style)
+        low = (means - half).clip(0, 100)
+        high = (means + half).clip(0, 100)
+        axes.fill_between(eps, low, high, color=style["color"], alpha=0.1, linewidth=0)
     axes.axhline(
         100 * runs[0][1]["chance"], color="gray", linestyle=":", linewidth=1, label="chance"
     )
-    what = f"{first[0]['kind']} budget"
+    budget = f"{family[0]['kind']} budget"
     axes.set(
-        xlabel=f"{what}, /255" if linf else what,
+        xlabel=f"{budget}, /255" if is_linf else budget,
         ylabel="robust accuracy, %",
         ylim=(0, None),
         xlim=(0, None),
@@ -43,26 +55,37 @@ def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
 
 
 def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
-    """Alignment against uniformity, a point a run, coloured by robust accuracy at the middle budget
-    above 0, or, where there is none, by clean accuracy.
+    """Draw alignment against uniformity, a point per run.
+
+    The colour is the robust accuracy at the middle budget above 0, or the clean accuracy if there
+    is no such budget.
+
+    Args:
+        path: the picture.
+        runs: runs of one data set.
+        table: what `summarise` returns for this data set.
+
+    Returns:
+        Whether there was anything to draw.
     """
     figure, axes = _figure()
     threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
-    middle = f"robust {threats[len(threats) // 2]}" if threats else "clean"
-    of_arm = {
-        name: [
-            row[key]["values"] if key in row else [] for key in ("uniformity", "alignment", middle)
-        ]
+    accuracy = f"robust {threats[len(threats) // 2]}" if threats else "clean"
+    keys = ("uniformity", "alignment", accuracy)
+    by_arm = {
+        name: [row[key]["values"] if key in row else [] for key in keys]
         for name, row in table.items()
     }
-    top = max((100 * value for _, _, color in of_arm.values() for value in color), default=0) or 1
+    # All arms share one colour scale, which ends at the largest accuracy.
+    top = 100 * max((max(accs, default=0) for _, _, accs in by_arm.values()), default=0) or 1
     dots = None
-    for number, (name, (uniform, align, color)) in enumerate(of_arm.items()):
-        if uniform and len(uniform) == len(align) == len(color):
+    for number, (name, (uniform, align, accs)) in enumerate(by_arm.items()):
+        # An arm is left out if some of its runs have no value for one of the three.
+        if uniform and len(uniform) == len(align) == len(accs):
             dots = axes.scatter(
                 uniform,
                 align,
-                c=[100 * value for value in color],
+                c=[100 * value for value in accs],
                 cmap="viridis",
                 vmin=0,
                 vmax=top,
@@ -71,26 +94,37 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
             )
     if dots is None:
         return False
-    figure.colorbar(dots, ax=axes, label=drawing.label(f"{middle}, %"))
+    figure.colorbar(dots, ax=axes, label=drawing.label(f"{accuracy}, %"))
     axes.set(xlabel="uniformity (lower: more uniform)", ylabel="alignment (lower: closer)")
-    axes.locator_params(nbins=5)  # of small differences each label is long
+    axes.locator_params(nbins=5)  # labels of small differences are long, and would overlap
     return _save(figure, axes, path)
 
 
 def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
-    """Histograms of samples' margins, an outline an arm, over all seeds."""
+    """Draw histograms of the margins of samples, an outline per arm, over all seeds.
+
+    Args:
+        path: the picture.
+        runs: runs of one data set.
+        table: what `summarise` returns for this data set.
+
+    Returns:
+        Whether there was anything to draw.
+    """
     figure, axes = _figure()
-    edges, seen = np.linspace(-1, 1, 41), np.zeros(40)
+    # The bins of margin_histogram.
+    edges = np.linspace(-1, 1, 41)
+    all_arms = np.zeros(40)
     for number, name in enumerate(table):
-        counts = [
+        histograms = [
             summary["geometry"]["trained"]["margin_histogram"]
             for arm, summary in runs
             if arm.name == name
         ]
-        known = [np.array(c) for c in counts if c is not None]
-        if known:
-            total = np.sum(known, axis=0)
-            seen += total
+        counts = [np.array(histogram) for histogram in histograms if histogram is not None]
+        if counts:
+            total = np.sum(counts, axis=0)
+            all_arms += total
             style = _style(number)
             axes.stairs(
                 total / total.sum(),
@@ -100,30 +134,34 @@ def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
                 linestyle=style["linestyle"],
             )
     axes.axvline(0, color="gray", linewidth=0.8)
-    filled = np.flatnonzero(seen)
+    filled = np.flatnonzero(all_arms)
     if not len(filled):
         return False
     axes.set_xlim(edges[filled[0]] - 0.05, edges[filled[-1] + 1] + 0.05)
     axes.set(
         xlabel="margin of a sample (above 0: nearer to its own class)",
-        ylabel="share of test samples",
+        ylabel="fraction of test samples",
     )
     return _save(figure, axes, path)
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colour, line and marker of the arm with that number, so that twenty differ, also in grey."""
-    line, marker = ("-", "--")[number // 10 % 2], "osD^vP*Xd<>hpH8"[number % 15]
+    """Return colour, line and marker of an arm; twenty arms differ, also in grey."""
+    # Lines are dashed from the eleventh arm on, as there are ten colours.
+    line = ("-", "--")[number // 10 % 2]
+    marker = "osD^vP*Xd<>hpH8"[number % 15]
     return {"color": f"C{number % 10}", "linestyle": line, "marker": marker}
 
 
 def _figure() -> tuple[Figure, Any]:
+    """Return a figure and its axes."""
     figure = Figure(figsize=(7.5, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
 def _save(figure: Figure, axes: Any, path: Path) -> bool:
+    """Add a legend beside the axes, write the figure, and return True."""
     if axes.get_legend_handles_labels()[0]:
         figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     drawing.save(figure, path)

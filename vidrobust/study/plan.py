@@ -14,13 +14,22 @@ from vidrobust.utils.text import shown
 
 @dataclass(frozen=True)
 class Study:
-    """arms: name -> options that make it. datasets: name -> a page beside the study's. common:
-    options of all runs, options: data set -> those of its runs alone.
+    """Describe a study: arms x data sets x seeds.
 
-    baseline: the arm whose gap to the comparators others close. skip: data set -> arms that are not
-    for it. Options are `key=value` words; a data set's lie over `common`, an arm's over these, and
-    the command line's over all. `{arm}` in one is the folder of the run of that arm with the same
-    data set and seed, as a teacher's.
+    Options are `key=value` overrides. Later ones replace earlier ones, in this order: those of all
+    runs, of the data set, of the arm, of the command line. `{arm}` in an option is replaced by the
+    folder of that arm's run with the same data set and seed, for example a teacher's.
+
+    Attributes:
+        arms: name of an arm -> its options.
+        datasets: name of a data set -> its config file, relative to that of the study.
+        seeds: seeds of the runs.
+        common: options of all runs.
+        baseline: name of the arm that others are compared with.
+        comparators: names of arms whose gap to the baseline the others may close.
+        skip: name of a data set -> arms that are not run on it.
+        options: name of a data set -> options of its runs.
+        page: config file of the study.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -36,8 +45,15 @@ class Study:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run: an arm on a data set with a seed, in a folder of its own. needs: folders of runs
-    that it begins from.
+    """Describe one run of a study: an arm on a data set with a seed.
+
+    Attributes:
+        dataset: name of the data set.
+        name: name of the arm.
+        seed: seed of the run.
+        cfg: configuration of the run.
+        folder: folder of the run.
+        needs: folders of the runs that this one starts from.
     """
 
     dataset: str
@@ -48,155 +64,236 @@ class Arm:
     needs: tuple[Path, ...] = ()
 
 
+# --- Reading ---
+
+
 def read_study(path: str | Path) -> Study:
-    """Raises UserError for a page that is none, and for arms and data sets that it names and that
-    are not.
+    """Read a study from its config file, or from the name of one in `configs/`.
+
+    Raises:
+        UserError: if there is no such file. Also for an unknown key, a value of another type, and
+            the name of an unknown arm or data set.
     """
     path = find_config(path)
     if not path.exists():
-        raise UserError(f"no study {path}")
-    # references in it are resolved by the run's configuration, not here
-    page = read_page(path, str(path), "a study")
-    known = [item.name for item in fields(Study) if item.name != "page"]
-    for key in page:
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{shown(key)}'{nearest(key, known)}")
-    _check_forms(page, path)
-    for key in ("arms", "datasets"):
-        for name in page[key]:
-            if name in ("", ".", "..") or "/" in name or not name.isprintable():
-                raise UserError(
-                    f"{path}: {key}: '{shown(name)}' is no name of a folder; choose another"
-                )
-    study = Study(**({"page": path} | page))
-    for key, named in (("skip", study.skip), ("options", study.options)):
-        for name in named:
-            if name not in study.datasets:
-                near = nearest(name, list(study.datasets))
-                raise UserError(f"{path}: {key}: no data set '{shown(name)}'{near}")
-    for name in [
-        study.baseline,
-        *study.comparators,
-        *(name for arms in study.skip.values() for name in arms),
-    ]:
-        if name and name not in study.arms:
-            raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
+        raise UserError(f"{path}: no such study; give the path of its config file")
+    # References such as ${data.root} are resolved by the configuration of each run, not now.
+    content = read_page(path, str(path), "a study")
+    keys = [item.name for item in fields(Study) if item.name != "page"]
+    for key in content:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key '{shown(key)}'{nearest(key, keys)}")
+    _check_types(content, path)
+    _check_folder_names(content, path)
+    study = Study(**({"page": path} | content))
+    _check_references(study, path)
     return study
 
 
-def _check_forms(page: Mapping[str, Any], path: Path) -> None:
-    """Refuse values of a study's page that are not of the type that its key takes."""
+def _check_types(content: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a value of another type than its key needs.
+
+    Args:
+        content: content of the config file.
+        path: the config file.
+    """
     for key in ("arms", "datasets"):
-        if not isinstance(page.get(key), dict) or not page[key]:
-            raise UserError(f"{path}: {key} is a mapping of names, with one at least")
-    for name, config_page in page["datasets"].items():
-        if not isinstance(config_page, str):
+        if not isinstance(content.get(key), dict) or not content[key]:
+            raise UserError(f"{path}: {key}: must be a mapping of names, at least one")
+    for name, config_file in content["datasets"].items():
+        if not isinstance(config_file, str):
             raise UserError(
-                f"{path}: datasets: {shown(name)}={shown(config_page)}: write its config file"
+                f"{path}: datasets: {shown(name)}={shown(config_file)}: must be a config file"
             )
-    options = page.get("options", {})
+    options = content.get("options", {})
     if not isinstance(options, dict):
         raise UserError(
-            f"{path}: options={shown(options)}: a mapping of data sets to lists of key=value"
+            f"{path}: options={shown(options)}: must be a mapping of data sets to lists of"
+            " key=value"
         )
-    common = {"common": page.get("common", [])}
-    # an arm may have the name of a data set
-    for name, words in [*page["arms"].items(), *options.items(), *common.items()]:
-        if not _is_texts(words):
-            raise UserError(f"{path}: {shown(name)}: a list of key=value, not '{shown(words)}'")
-    skip = page.get("skip", {})
-    if not isinstance(skip, dict) or not all(map(_is_texts, skip.values())):
+    common = {"common": content.get("common", [])}
+    # A list of pairs, not a merged mapping, as an arm may have the name of a data set.
+    for name, overrides in [*content["arms"].items(), *options.items(), *common.items()]:
+        if not _is_list_of_text(overrides):
+            raise UserError(
+                f"{path}: {shown(name)}: must be a list of key=value, not '{shown(overrides)}'"
+            )
+    skip = content.get("skip", {})
+    if not isinstance(skip, dict) or not all(map(_is_list_of_text, skip.values())):
         raise UserError(
-            f"{path}: skip is a mapping of data sets to lists of arms, not '{shown(skip)}'"
+            f"{path}: skip: must be a mapping of data sets to lists of arms, not '{shown(skip)}'"
         )
-    if not _is_texts(page.get("comparators", [])):
-        raise UserError(f"{path}: comparators={shown(page['comparators'])}: a list of arms")
-    if not isinstance(page.get("baseline", ""), str):
-        raise UserError(f"{path}: baseline={shown(page['baseline'])}: the name of an arm")
-    seeds = page.get("seeds", [0])
-    sound = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not sound or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds={shown(seeds)}: different whole numbers, one at least")
+    if not _is_list_of_text(content.get("comparators", [])):
+        raise UserError(
+            f"{path}: comparators={shown(content['comparators'])}: must be a list of arms"
+        )
+    if not isinstance(content.get("baseline", ""), str):
+        raise UserError(
+            f"{path}: baseline={shown(content['baseline'])}: must be the name of an arm"
+        )
+    _check_seeds(content.get("seeds", [0]), path)
 
 
-def _is_texts(value: Any) -> bool:
+def _is_list_of_text(value: Any) -> bool:
+    """Return whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _check_seeds(seeds: Any, path: Path) -> None:
+    """Raise UserError for anything but a list of different whole numbers."""
+    # type() and not isinstance(): True is an int, and no seed.
+    is_valid = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not is_valid or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"{path}: seeds={shown(seeds)}: must be different whole numbers, at least one"
+        )
+
+
+def _check_folder_names(content: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for an arm or data set whose name cannot be that of a folder."""
+    for key in ("arms", "datasets"):
+        for name in content[key]:
+            if name in ("", ".", "..") or "/" in name or not name.isprintable():
+                raise UserError(
+                    f"{path}: {key}: '{shown(name)}' cannot be the name of a folder; choose another"
+                )
+
+
+def _check_references(study: Study, path: Path) -> None:
+    """Raise UserError for names of arms and data sets that the study does not have."""
+    for key, by_dataset in (("skip", study.skip), ("options", study.options)):
+        for name in by_dataset:
+            if name not in study.datasets:
+                near = nearest(name, list(study.datasets))
+                raise UserError(f"{path}: {key}: no data set '{shown(name)}'{near}")
+    arms = [study.baseline, *study.comparators]
+    for skipped in study.skip.values():
+        arms += skipped
+    for name in arms:
+        if name and name not in study.arms:
+            raise UserError(f"{path}: no arm '{shown(name)}'{nearest(name, list(study.arms))}")
+
+
+# --- Runs ---
 
 
 def plan(
     study: Study, out: Path, overrides: Sequence[str] = (), roots: Mapping[str, str] | None = None
 ) -> list[Arm]:
-    """All runs, seed by seed, so that a study that is stopped has whole comparisons.
+    """List all runs of a study.
 
-    roots: data set -> its folder. Raises UserError for options that the configuration refuses.
+    They are ordered by seed, so that a study that is stopped early has complete comparisons.
+
+    Args:
+        study: the study.
+        out: folder of the study.
+        overrides: options of the command line.
+        roots: name of a data set -> its folder.
+
+    Raises:
+        UserError: for options that the configuration refuses, and for unknown data sets in `roots`.
     """
     for name in roots or {}:
         if name not in study.datasets:
             raise UserError(f"--data {name}: no such data set{nearest(name, list(study.datasets))}")
+    # Seeds are the outer loop, so that all arms of a seed come before the next seed.
     runs = []
     for seed in study.seeds:
-        for dataset, page in study.datasets.items():
-            # a slash at its end would stand inside ${data.root}_texture
-            root = (
-                [f"data.root={roots[dataset].rstrip('/') or '/'}"]
-                if roots and dataset in roots
-                else []
-            )
-            for name, options in study.arms.items():
-                if name in study.skip.get(dataset, ()):
-                    continue
-                words = _over(
-                    study.common,
-                    study.options.get(dataset, ()),
-                    options,
-                    root,
-                    [f"seed={seed}"],
-                    overrides,
-                )
-                needs = []
-                for other in study.arms:
-                    if any(f"{{{other}}}" in word for word in words):
-                        needs.append(_folder(out, dataset, other, seed))
-                        words = [word.replace(f"{{{other}}}", str(needs[-1])) for word in words]
-                cfg = config.load(study.page.parent / page, words)
-                runs.append(
-                    Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs))
-                )
+        for dataset in study.datasets:
+            for name in study.arms:
+                if name not in study.skip.get(dataset, ()):
+                    root = (roots or {}).get(dataset)
+                    runs.append(_plan_run(study, out, overrides, root, (dataset, name, seed)))
     return runs
 
 
+def _plan_run(
+    study: Study,
+    out: Path,
+    overrides: Sequence[str],
+    root: str | None,
+    run: tuple[str, str, int],
+) -> Arm:
+    """Return one run of a study.
+
+    Args:
+        study: the study.
+        out: folder of the study.
+        overrides: options of the command line.
+        root: folder of the data set; None: that of its config file.
+        run: data set, arm and seed.
+    """
+    dataset, name, seed = run
+    # A slash at the end of the folder would end up inside ${data.root}_texture.
+    root_option = [] if root is None else [f"data.root={root.rstrip('/') or '/'}"]
+    options = _override(
+        study.common,
+        study.options.get(dataset, ()),
+        study.arms[name],
+        root_option,
+        [f"seed={seed}"],
+        overrides,
+    )
+    # `{arm}` stands for the folder of a run that must exist before this one.
+    needs = []
+    for other in study.arms:
+        if any(f"{{{other}}}" in option for option in options):
+            folder = _folder(out, dataset, other, seed)
+            needs.append(folder)
+            options = [option.replace(f"{{{other}}}", str(folder)) for option in options]
+    cfg = config.load(study.page.parent / study.datasets[dataset], options)
+    return Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs))
+
+
 def chosen(study: Study, datasets: str, arms: str, seeds: str) -> Study:
-    """The part of a study that comma-separated lists name; an empty list: all of it. Raises
-    UserError for others.
+    """Return the part of a study that the command line asks for.
+
+    Args:
+        study: the whole study.
+        datasets: comma-separated names of data sets; "" for all.
+        arms: comma-separated names of arms; "" for all.
+        seeds: comma-separated seeds; "" for all. They need not be seeds of the study.
+
+    Raises:
+        UserError: for names that the study does not have, and for seeds that are not numbers.
     """
     parts: dict[str, Any] = {}
-    for key, words, known in (("datasets", datasets, study.datasets), ("arms", arms, study.arms)):
-        names = [word for word in words.split(",") if word]
+    for key, text, items in (("datasets", datasets, study.datasets), ("arms", arms, study.arms)):
+        names = [name for name in text.split(",") if name]
         for name in names:
-            if name not in known:
-                raise UserError(f"--{key} {name}: the study has {', '.join(known)}")
-        parts[key] = {name: known[name] for name in known if not names or name in names}
-    numbers = [word for word in seeds.split(",") if word]
-    if not all(word.isascii() and word.isdigit() and len(word) < 19 for word in numbers):
-        raise UserError(f"--seeds {seeds}: whole numbers, as 0,1,2")
-    parts["seeds"] = [int(word) for word in numbers] or study.seeds
-    kept = parts["arms"]
+            if name not in items:
+                raise UserError(f"--{key} {name}: unknown; the study has {', '.join(items)}")
+        parts[key] = {name: items[name] for name in items if not names or name in names}
+    numbers = [number for number in seeds.split(",") if number]
+    # The length keeps seeds within 64 bits.
+    if not all(n.isascii() and n.isdigit() and len(n) < 19 for n in numbers):
+        raise UserError(f"--seeds {seeds}: must be whole numbers, such as 0,1,2")
+    parts["seeds"] = [int(number) for number in numbers] or study.seeds
+    kept_arms = parts["arms"]
     return replace(
         study,
         **parts,
-        baseline=study.baseline if study.baseline in kept else "",
-        comparators=[name for name in study.comparators if name in kept],
+        baseline=study.baseline if study.baseline in kept_arms else "",
+        comparators=[name for name in study.comparators if name in kept_arms],
     )
 
 
 def _folder(out: Path, dataset: str, arm: str, seed: int) -> Path:
+    """Return the folder of a run.
+
+    Args:
+        out: folder of the study.
+        dataset: name of the data set.
+        arm: name of the arm.
+        seed: seed of the run.
+    """
     return out / dataset / arm / f"seed{seed}"
 
 
-def _over(*layers: Sequence[str]) -> list[str]:
-    """Options, of which later layers replace earlier ones."""
-    found: dict[str, str] = {}
+def _override(*layers: Sequence[str]) -> list[str]:
+    """Merge lists of options, of which later ones replace earlier ones."""
+    by_key: dict[str, str] = {}
     for layer in layers:
-        for word in layer:
-            found |= {word.split("=", 1)[0]: word}
-    return list(found.values())
+        for option in layer:
+            by_key[option.split("=", 1)[0]] = option
+    return list(by_key.values())

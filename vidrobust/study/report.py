@@ -23,302 +23,366 @@ _GEOMETRY = (
     "effective_rank",
 )
 
+# Arm -> measure -> spread, as `summarise` returns them for a data set.
+Table = dict[str, dict[str, Any]]
+
+
+# --- Files ---
+
 
 def write_study(
     study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """out/study.json, study.md and the figures, of the runs there are; returns what `summarise`
-    finds.
+    """Write out/study.json, study.md and the figures of the finished runs.
 
-    Where the command line asks for another eval.name, it stands in each file's name
-    (`report_name`). missing: runs of the study's page that are not there, which the report says.
-    overrides: the command line's options. Raises UserError as `markdown.repeatable` does.
+    If the command line asks for another eval.name, the names of the files contain it
+    (`report_name`).
+
+    Args:
+        study: the study.
+        runs: the finished runs and their summaries.
+        out: folder of the study.
+        missing: number of runs that are not finished; the report states it.
+        overrides: options of the command line.
+
+    Returns:
+        What `summarise` returns.
+
+    Raises:
+        UserError: as `markdown.repeatable` does.
     """
-    again = "the same command, which runs nothing again that is finished"
-    with markdown.repeatable(out / f"{report_name(study, overrides)}.md", again):
+    command = "the same command, which repeats no finished run"
+    with markdown.repeatable(out / f"{report_name(study, overrides)}.md", command):
         return _write_study(study, runs, out, missing, overrides)
 
 
 def _write_study(
     study: Study, runs: Runs, out: Path, missing: int, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the files of a study."""
-    found = summarise(study, runs)
+    """Write the files of a study; see `write_study`."""
+    tables = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     name = report_name(study, overrides)
-    tail = name.removeprefix("study")
+    suffix = name.removeprefix("study")
+    # The numbers come first, so that a figure that fails loses none of them.
     with replacing(out / f"{name}.json") as file:
-        file.write((json.dumps(found, indent=2) + "\n").encode())
+        file.write((json.dumps(tables, indent=2) + "\n").encode())
     lines = [f"# {markdown.escape(study.page.stem)}: {len(runs)} runs", ""]
-    lines += (
-        [f"Not finished: {missing} of {missing + len(runs)} runs of the page.", ""]
-        if missing
-        else []
-    )
+    if missing:
+        lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the study.", ""]
     lines += _options(study, overrides)
-    for dataset, table in found.items():
-        here = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
-        files = {
-            kind: f"{dataset}_{kind}{tail}.png"
-            for kind, draw in _FIGURES.items()
-            if draw(out / f"{dataset}_{kind}{tail}.png", here, table)
-        }
-        lines += [
-            *_heading(study, dataset, here, overrides),
-            *_section(study, here, table),
-            *(markdown.image(f"{dataset}: {kind}", file) + "\n" for kind, file in files.items()),
-        ]
+    for dataset, table in tables.items():
+        dataset_runs = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
+        lines += _heading(study, dataset, dataset_runs, overrides)
+        lines += _section(study, dataset_runs, table)
+        for kind, draw in _FIGURES.items():
+            picture = f"{dataset}_{kind}{suffix}.png"
+            if draw(out / picture, dataset_runs, table):
+                lines.append(markdown.image(f"{dataset}: {kind}", picture) + "\n")
     markdown.write(out / f"{name}.md", lines)
-    return found
+    return tables
 
 
 def report_name(study: Study, overrides: Sequence[str]) -> str:
-    """Of the files that `write_study` writes: study, or study_NAME where another eval.name is asked
-    for.
+    """Return the name of the files that `write_study` writes.
+
+    It is "study", or "study_NAME" if the command line asks for another eval.name.
     """
+    # An option that the study itself sets is no other name.
     asked = [
-        word for word in overrides if word.startswith("eval.name=") and word not in study.common
+        option
+        for option in overrides
+        if option.startswith("eval.name=") and option not in study.common
     ]
     return f"study_{asked[-1].split('=', 1)[1]}" if asked else "study"
 
 
+# --- Options, data set and warnings ---
+
+
 def _options(study: Study, overrides: Sequence[str]) -> list[str]:
-    common = _kept(study.common, overrides)
+    """Return the options of all runs, and a table of those of each arm."""
+    common = _without_overridden(study.common, overrides)
     lines = [f"Options of all runs: {_code(common)}.", ""] if common else []
-    lines += [f"Over all, from the command line: {_code(overrides)}.", ""] if overrides else []
-    arms = ([name, _code(words) or "-"] for name, words in study.arms.items())
-    return [*lines, *markdown.table(["arm", "its options"], *arms), ""]
+    if overrides:
+        lines += [f"Overridden on the command line: {_code(overrides)}.", ""]
+    arms = ([name, _code(options) or "-"] for name, options in study.arms.items())
+    return [*lines, *markdown.table(["arm", "options of the arm"], *arms), ""]
 
 
-def _kept(words: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    over = {word.split("=", 1)[0] for word in overrides}
-    return [word for word in words if word.split("=", 1)[0] not in over]
+def _without_overridden(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the options that the command line does not replace."""
+    overridden = {option.split("=", 1)[0] for option in overrides}
+    return [option for option in options if option.split("=", 1)[0] not in overridden]
 
 
-def _code(words: Sequence[str]) -> markdown.Markup:
-    return markdown.Markup(" ".join(markdown.code(word) for word in words))
+def _code(options: Sequence[str]) -> markdown.Markup:
+    """Return options as code spans."""
+    return markdown.Markup(" ".join(markdown.code(option) for option in options))
 
 
 def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -> list[str]:
-    """The data set, its options, what was attacked, and each warning of the evaluations, once, with
-    its runs.
+    """Return the heading of a data set: its options, what was attacked, and warnings.
+
+    Args:
+        study: the study.
+        dataset: name of the data set.
+        runs: its runs.
+        overrides: options of the command line.
     """
+    lines = [f"## {markdown.escape(dataset)}", ""]
+    options = _without_overridden(study.options.get(dataset, ()), overrides)
+    if options:
+        lines += [f"Options of this data set: {_code(options)}.", ""]
     first = runs[0][1]
-    attacked: dict[str, list[str]] = {}
-    doubts: dict[str, list[str]] = {}
-    for arm, summary in runs:
-        attacked.setdefault(summary["classifier"], []).append(arm.name)
-        for line in summary["warnings"]:
-            doubts.setdefault(line, []).append(f"{arm.name} {arm.seed}")
-    whose = "; ".join(
-        f"the {what} of {', '.join(dict.fromkeys(names))}" for what, names in attacked.items()
-    )
-    own = _kept(study.options.get(dataset, ()), overrides)
-    lines = [
-        f"## {markdown.escape(dataset)}",
-        "",
-        *([f"Its own options: {_code(own)}.", ""] if own else []),
-    ]
     suite = first["suite"] or "not attacked"
     verb = "Attacked" if first["suite"] else "Classified by"
-    measured = f"{first['n']} test videos, {suite}; chance {100 * first['chance']:.1f} %."
-    lines += [f"{measured} {verb}: {markdown.escape(whose)}.", ""]
-    concerned = {
-        line: "all runs" if len(names) == len(runs) else ", ".join(names)
-        for line, names in doubts.items()
-    }
-    lines += (
-        [
-            "Warnings, and the runs (arm and seed) that they are of:",
-            "",
-            *(f"- {markdown.escape(f'{line}: {names}')}" for line, names in concerned.items()),
-            "",
-        ]
-        if doubts
-        else []
+    lines += [
+        (
+            f"{first['n']} test videos, {suite}; chance {100 * first['chance']:.1f} %."
+            f" {verb}: {markdown.escape(_classifiers(runs))}."
+        ),
+        "",
+    ]
+    return lines + _warnings(runs)
+
+
+def _classifiers(runs: Runs) -> str:
+    """Return which classifier was attacked, of which arms."""
+    arms: dict[str, list[str]] = {}
+    for arm, summary in runs:
+        arms.setdefault(summary["classifier"], []).append(arm.name)
+    return "; ".join(
+        f"the {classifier} of {', '.join(dict.fromkeys(names))}"
+        for classifier, names in arms.items()
     )
-    return lines
 
 
-def _section(study: Study, runs: Runs, table: dict[str, Any]) -> list[str]:
+def _warnings(runs: Runs) -> list[str]:
+    """Return each warning of the evaluations once, with the runs that have it."""
+    runs_by_warning: dict[str, list[str]] = {}
+    for arm, summary in runs:
+        for warning in summary["warnings"]:
+            runs_by_warning.setdefault(warning, []).append(f"{arm.name} {arm.seed}")
+    if not runs_by_warning:
+        return []
+    lines = ["Warnings, each with its runs (arm and seed):", ""]
+    for warning, names in runs_by_warning.items():
+        concerned = "all runs" if len(names) == len(runs) else ", ".join(names)
+        lines.append(f"- {markdown.escape(f'{warning}: {concerned}')}")
+    return [*lines, ""]
+
+
+# --- Tables of a data set ---
+
+
+def _section(study: Study, runs: Runs, table: Table) -> list[str]:
+    """Return the tables of a data set.
+
+    Args:
+        study: the study.
+        runs: runs of the data set.
+        table: arm -> measures.
+    """
     threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
-    shares = {
+    accuracies = {
         "probe": "probe",
         "clean": "clean",
         **{f"robust {t}": t for t in threats},
         "mpc": "mpc",
     }
+    # Accuracies, and their differences from the baseline.
     lines = [
         (
-            "Accuracies, per cent: mean over seeds ± half of its 95 % interval (Student's t, which"
-            " for two seeds is 9 times their standard deviation), [standard deviation]. probe:"
-            " linear probe over all clips; clean: of what is attacked; then by budget; mpc: mean"
-            " after corruptions."
+            "Accuracies, per cent: mean over seeds ± half of its 95 % interval [standard"
+            " deviation]. The interval is by Student's t; for two seeds, half of it is 9 times"
+            " their standard deviation. probe: linear probe over all clips; clean: the attacked"
+            " classifier; then its robust accuracy by budget; mpc: mean under corruptions."
         ),
         "",
-        *_rows(table, {"n": "seeds"} | shares, 100, 1),
+        *_rows(table, {"n": "seeds"} | accuracies, 100, 1),
         "",
     ]
-    apart = {name: row["difference"] for name, row in table.items() if row["difference"]}
-    if apart:
+    differences = {name: row["difference"] for name, row in table.items() if row["difference"]}
+    if differences:
         baseline = markdown.escape(study.baseline)
         lines += [
-            f"Less {baseline}'s of the same seed, points:",
+            f"Difference from {baseline} with the same seed, percentage points:",
             "",
-            *_rows(apart, shares, 100, 1),
+            *_rows(differences, accuracies, 100, 1),
             "",
         ]
-    lines += (
-        [
-            "Of videos that are right, those that the attack breaks, per cent:",
+    # Success of the attacks.
+    if threats:
+        lines += [
+            "Correctly classified videos that the attack breaks, per cent:",
             "",
             *_rows(table, {f"success {t}": t for t in threats}, 100, 1),
             "",
         ]
-        if threats
-        else []
-    )
+    # Geometry, and what is left under corruptions.
     lines += [
         (
             "Geometry of test features (docs/methods.md; a collapsed representation has a low rank"
-            " and a uniformity near 0), and rpc, the share of clean accuracy that corruptions"
-            " leave:"
+            " and a uniformity near 0). rpc: fraction of clean accuracy that is left under"
+            " corruptions."
         ),
         "",
         *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3),
         "",
     ]
-    return lines + _looks(table) + _removal(table) + _gaps(study, table)
+    return lines + _cues(table) + _removal(table) + _gaps(study, table)
 
 
-def _looks(table: dict[str, Any]) -> list[str]:
-    """Accuracies where a cue is taken away, biases, and shift; none where none was measured."""
-    names = dict.fromkeys(
-        key for row in table.values() for key in row if key.startswith(("acc ", "bias "))
-    )
+def _cues(table: Table) -> list[str]:
+    """Return the tables of cues, biases and shift; no lines if none was measured."""
+    # Columns of all views that some arm was measured on, in the order of first appearance.
+    names: dict[str, None] = {}
+    for row in table.values():
+        names |= dict.fromkeys(key for key in row if key.startswith(("acc ", "bias ")))
     shift = {"shift": "shift"} if any("shift" in row for row in table.values()) else {}
     if not names and not shift:
         return []
-    accs = {key: key.removeprefix("acc ") for key in names if key.startswith("acc ")}
+    accuracies = {key: key.removeprefix("acc ") for key in names if key.startswith("acc ")}
     lines = [
         (
-            "What it looks at (docs/methods.md): accuracy, per cent, on clips that lack a cue;"
-            " shift: on another data set's videos of the same classes:"
+            "Cues that the model uses (docs/methods.md): accuracy, per cent, on clips without a"
+            " cue. shift: on another data set's videos of the same classes."
         ),
         "",
-        *_rows(table, shift | accs, 100, 1),
+        *_rows(table, shift | accuracies, 100, 1),
         "",
     ]
     biases = {key: key.removeprefix("bias ") for key in names if key.startswith("bias ")}
-    return lines + (
-        [
+    if biases:
+        lines += [
             (
                 "Bias toward the first of two cues that disagree, 0 to 1, on the videos where they"
-                " do (a run's report says how many):"
+                " do (the report of a run has their number):"
             ),
             "",
             *_rows(table, biases, 1, 2),
             "",
         ]
-        if biases
-        else []
-    )
+    return lines
 
 
-def _removal(table: dict[str, Any]) -> list[str]:
+def _removal(table: Table) -> list[str]:
+    """Return the table of the removal of false negatives; no lines if no arm removes any."""
     removing = {name: row for name, row in table.items() if "fn_removed last" in row}
-    keys = {
-        f"fn_{what} {when}": f"{what}, {when} epoch"
-        for what in ("removed", "precision", "recall")
-        for when in ("first", "last")
-    }
-    return (
-        [
-            (
-                "False negatives, per cent: share of negatives found, how many of these have the"
-                " same label (precision), how many of those with the same label are found (recall):"
-            ),
-            "",
-            *_rows(removing, keys, 100, 1),
-            "",
-        ]
-        if removing
-        else []
-    )
+    if not removing:
+        return []
+    columns = {}
+    for measure in ("removed", "precision", "recall"):
+        for when in ("first", "last"):
+            columns[f"fn_{measure} {when}"] = f"{measure}, {when} epoch"
+    return [
+        (
+            "False negatives, per cent. removed: fraction of negatives that are detected as false;"
+            " precision: fraction of these that have the same label; recall: fraction of the"
+            " negatives with the same label that are detected."
+        ),
+        "",
+        *_rows(removing, columns, 100, 1),
+        "",
+    ]
 
 
-def _gaps(study: Study, table: dict[str, Any]) -> list[str]:
-    """Rows of arms that are neither baseline nor comparator, and a sentence for a comparator
-    without a gap.
+def _gaps(study: Study, table: Table) -> list[str]:
+    """Return the table of the gaps that arms close.
+
+    It has a row per arm that is neither baseline nor comparator. A sentence names each comparator
+    that is not above the baseline.
     """
-    lines, rows = [], []
-    for other in study.comparators:
+    lines: list[str] = []
+    rows: list[list[str]] = []
+    for comparator in study.comparators:
         closed = {
-            name: row["gap_closed"][other]
+            name: row["gap_closed"][comparator]
             for name, row in table.items()
-            if other in row["gap_closed"]
+            if comparator in row["gap_closed"]
         }
-        if any(value is not None for gaps in closed.values() for value in gaps.values()):
-            rows += [
-                [
-                    name,
-                    other,
-                    *(
-                        _gap(value, table[other]["difference"][f"robust {key}"])
-                        for key, value in gaps.items()
-                    ),
-                ]
-                for name, gaps in closed.items()
-                if name not in study.comparators
-            ]
+        if any(_has_value(gaps) for gaps in closed.values()):
+            # Whether the gap itself is certain: the comparator's difference from the baseline.
+            gap = table[comparator]["difference"]
+            for name, gaps in closed.items():
+                if name not in study.comparators:
+                    cells = [_gap(value, gap[f"robust {key}"]) for key, value in gaps.items()]
+                    rows.append([name, comparator, *cells])
+        # No gap at any budget; without a baseline `closed` is empty, and nothing is said.
         elif closed:
-            names = [markdown.escape(name) for name in (other, study.baseline)]
+            comparator_name = markdown.escape(comparator)
             lines += [
                 (
-                    f"The mean robust accuracy of {names[0]} is above {names[1]}'s at no budget: "
-                    "it leaves no gap to "
-                    "close."
+                    f"The mean robust accuracy of {comparator_name} is above that of"
+                    f" {markdown.escape(study.baseline)} at no budget: there is no gap to close."
                 ),
                 "",
             ]
     if not rows:
         return lines
-    titles = next(closed for row in table.values() for closed in row["gap_closed"].values())
     return [
         *lines,
         (
-            "Gap to the comparator's robust accuracy that is closed, per cent; - where the"
-            " comparator is not above the baseline, in brackets where one seed or an interval that"
-            " holds 0 leaves the gap in doubt:"
+            "Gap between the robust accuracies of baseline and comparator that the arm closes, per"
+            " cent. -: the comparator is not above the baseline. In brackets: the gap is in doubt,"
+            " as there is one seed, or its interval includes 0."
         ),
         "",
-        *markdown.table(["arm", "comparator", *titles], *rows),
+        *markdown.table(["arm", "comparator", *_gap_titles(table)], *rows),
         "",
     ]
 
 
+def _has_value(gaps: dict[str, float | None]) -> bool:
+    """Return whether the comparator is above the baseline at some budget."""
+    return any(value is not None for value in gaps.values())
+
+
+def _gap_titles(table: Table) -> list[str]:
+    """Return the threats of the gaps, which are the same for all arms and comparators."""
+    for row in table.values():
+        for gaps in row["gap_closed"].values():
+            return list(gaps)
+    return []
+
+
 def _gap(closed: float | None, gap: dict[str, Any]) -> str:
+    """Format a closed gap; `gap` is the spread of the gap itself."""
     if closed is None:
         return "-"
+    # Certain if the interval of the comparator's difference from the baseline is above 0.
     certain = gap["half"] is not None and gap["mean"] > gap["half"]
     return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 
-def _rows(
-    table: dict[str, dict[str, Any]], keys: dict[str, str], scale: float, digits: int
-) -> list[str]:
-    """A table of arm -> spreads by measure; keys: measure -> title of its column."""
+def _rows(table: Table, columns: dict[str, str], scale: float, digits: int) -> list[str]:
+    """Return a table with a row per arm.
+
+    Args:
+        table: arm -> measure -> its spread, or a count.
+        columns: measure -> title of its column.
+        scale: factor of the numbers, such as 100 for per cent.
+        digits: digits after the decimal point.
+    """
     rows = (
-        [name, *(_cell(row.get(key), scale, digits) for key in keys)] for name, row in table.items()
+        [name, *(_cell(row.get(key), scale, digits) for key in columns)]
+        for name, row in table.items()
     )
-    return markdown.table(["arm", *keys.values()], *rows)
+    return markdown.table(["arm", *columns.values()], *rows)
 
 
-def _cell(found: Any, scale: float, digits: int) -> str:
-    """A spread, a count, or nothing."""
-    if not isinstance(found, dict):
-        return "-" if found is None else str(found)
-    mean = f"{scale * found['mean']:.{digits}f}"
-    if found["half"] is None:
+def _cell(value: Any, scale: float, digits: int) -> str:
+    """Format a spread, a count or a missing value.
+
+    Args:
+        value: what `spread_of` returns, a count, or None.
+        scale: factor of the numbers of a spread.
+        digits: digits after the decimal point.
+    """
+    if not isinstance(value, dict):
+        return "-" if value is None else str(value)
+    mean = f"{scale * value['mean']:.{digits}f}"
+    if value["half"] is None:
         return mean
-    return f"{mean} ± {scale * found['half']:.{digits}f} [{scale * found['std']:.{digits}f}]"
+    return f"{mean} ± {scale * value['half']:.{digits}f} [{scale * value['std']:.{digits}f}]"

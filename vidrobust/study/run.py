@@ -13,7 +13,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, read_metrics
 
-# what may differ between two commands of the same study
+# Options that may differ between two commands of the same study: they change no result.
 _FREE = (
     "data.root=",
     "data.twins=",
@@ -27,59 +27,76 @@ _FREE = (
 
 
 def require_same(arm: Arm) -> None:
-    """Raises UserError where the folder of a run holds one with other options.
+    """Refuse a folder that holds a run with other options.
 
-    What is evaluated may differ where its name does, eval.name: a trained run can be measured
-    again.
+    Options of the evaluation may differ if eval.name does: a trained run can be measured again
+    under another name.
+
+    Raises:
+        UserError: with the options that differ.
     """
-    page = arm.folder / "config.yaml"
-    if page.is_file():
-        there = config.load(page)
-        free = _FREE if there.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
-        changed = [line for line in config.differences(there, arm.cfg) if not line.startswith(free)]
-        if changed:
-            raise UserError(
-                f"{arm.folder} holds a run with other options (in brackets): {', '.join(changed)};"
-                " set --output-dir"
-            )
+    config_file = arm.folder / "config.yaml"
+    if not config_file.is_file():
+        return
+    existing = config.load(config_file)
+    # Under another eval.name the evaluation is another one, and may have other options.
+    free = _FREE if existing.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
+    changed = [line for line in config.differences(existing, arm.cfg) if not line.startswith(free)]
+    if changed:
+        raise UserError(
+            f"{arm.folder} holds a run with other options (its values in brackets):"
+            f" {', '.join(changed)}; set --output-dir"
+        )
 
 
 def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
-    """Those that are measured, with their summaries, and in them `removal`, an epoch's log of false
-    negatives each.
+    """Return the runs that have been measured, with their summaries.
+
+    The entry `removal` of a summary is the log of false negatives, one row per epoch.
     """
     return [
-        (arm, read_summary(_summary(arm)) | {"removal": _removal(arm)})
+        (arm, read_summary(_summary_of(arm)) | {"removal": _removal(arm)})
         for arm in arms
-        if _summary(arm).is_file()
+        if _summary_of(arm).is_file()
     ]
 
 
 def run_arm(arm: Arm) -> dict[str, Any]:
-    """Its summary. What is there already is not done again: a finished run is read, one that was
-    killed goes on.
+    """Train and evaluate a run, and return its summary.
 
-    Raises UserError as `require_same` does, and what training and evaluation raise.
+    Finished work is not repeated: a finished run is read, and a killed one continues.
+
+    Raises:
+        UserError: as `require_same`, training and evaluation do.
     """
     with distributed.together():
         require_same(arm)
-    done = _summary(arm)
-    if not done.is_file():
+    summary = _summary_of(arm)
+    if not summary.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
-        if not (arm.folder / "backbone.pt").is_file():  # which training leaves at its end
-            distributed.start(arm.cfg.device)
-            with distributed.main_first():
-                check_evaluation(arm.cfg)
-            with distributed.together():
-                sound = checkpoint.newest_sound(arm.folder / "checkpoints")
-            train(arm.cfg, arm.folder, sound[0] if sound else None, overwrite=sound is None)
-        evaluate(arm.cfg, checkpoint.read_checkpoint(arm.folder), done.parent)
-    return read_summary(done)
+        # Training writes backbone.pt last.
+        if not (arm.folder / "backbone.pt").is_file():
+            _train(arm)
+        evaluate(arm.cfg, checkpoint.read_checkpoint(arm.folder), summary.parent)
+    return read_summary(summary)
 
 
-def _summary(arm: Arm) -> Path:
+def _train(arm: Arm) -> None:
+    """Train a run, from its newest sound checkpoint if there is one."""
+    distributed.start(arm.cfg.device)
+    # What the evaluation would refuse is refused before the training, which may take days.
+    with distributed.main_first():
+        check_evaluation(arm.cfg)
+    with distributed.together():
+        newest = checkpoint.newest_sound(arm.folder / "checkpoints")
+    train(arm.cfg, arm.folder, newest[0] if newest else None, overwrite=newest is None)
+
+
+def _summary_of(arm: Arm) -> Path:
+    """Return the path of a run's summary.json."""
     return arm.folder / "eval" / arm.cfg.eval.name / "summary.json"
 
 
 def _removal(arm: Arm) -> list[dict[str, float]]:
+    """Return the rows of metrics.jsonl that summarise an epoch."""
     return [row for row in read_metrics(arm.folder) if row.get("split") == "train_epoch"]

@@ -56,14 +56,14 @@ class LARS(Optimizer):
                 p.sub_(group["lr"] * velocity)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], config.Optim], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], config.OptimConfig], Optimizer]] = {
     "sgd": lambda groups, cfg: SGD(groups, lr=cfg.lr, momentum=cfg.momentum),
     "adamw": lambda groups, cfg: AdamW(groups, lr=cfg.lr),
     "lars": lambda groups, cfg: LARS(groups, lr=cfg.lr, momentum=cfg.momentum),
 }
 
 # share of the schedule done (0 to 1) -> share of the peak rate
-SCHEDULES: dict[str, Callable[[float, config.Optim], float]] = {
+SCHEDULES: dict[str, Callable[[float, config.OptimConfig], float]] = {
     "cosine": lambda done, cfg: 0.5 * (1 + math.cos(math.pi * done)),
     "linear": lambda done, cfg: 1 - done,
     "constant": lambda done, cfg: 1.0,
@@ -71,7 +71,7 @@ SCHEDULES: dict[str, Callable[[float, config.Optim], float]] = {
 }
 
 
-def build_optimizer(model: nn.Module, cfg: config.Optim) -> Optimizer:
+def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
     """Return the configured optimizer over two groups: weights, and norms and biases.
 
     The second group decays only with `cfg.decay_norms`, and LARS adapts its rate only without
@@ -85,7 +85,7 @@ def build_optimizer(model: nn.Module, cfg: config.Optim) -> Optimizer:
     return lookup(OPTIMIZERS, cfg.name, "optim.name")(groups if fixed else groups[:2], cfg)
 
 
-def _groups(params: Sequence[nn.Parameter], cfg: config.Optim) -> list[dict[str, Any]]:
+def _groups(params: Sequence[nn.Parameter], cfg: config.OptimConfig) -> list[dict[str, Any]]:
     """Return the groups of weights, and of norms and biases."""
     weights, rest = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
     decay = cfg.weight_decay if cfg.decay_norms else 0.0
@@ -103,7 +103,7 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def learning_rate(step: int, total: int, cfg: config.Optim, head_first: float = 0.0) -> float:
+def learning_rate(step: int, total: int, cfg: config.OptimConfig, head_first: float = 0.0) -> float:
     """Return the rate of step 0 to total - 1: a linear climb over the `warmup` share, then the
     schedule.
 

@@ -20,7 +20,7 @@ from tests.helpers import (
     read_numbers,
     with_not_coded,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     ClipSpec,
     DecodeError,
@@ -50,14 +50,14 @@ needs_odd_files = pytest.mark.skipif(not ODD.is_dir(), reason="needs ../shared/d
 
 
 def _check_every_read(path, count, first=0, manifest=None):
-    """Every frame alone, all in one batch, and clips after seeks, with and without a manifest."""
+    """Read every frame alone, all in one batch, and after seeks, with and without a manifest."""
     record = Record(path.name, str(path), 0)
-    known = [record]
+    scanned = [record]
     if manifest is not None:
         scan([str(path)], path.parent, manifest)
-        known += apply_manifest([record], manifest, path.parent)
-    for each in known:
-        for wanted in (
+        scanned += apply_manifest([record], manifest, path.parent)
+    for each in scanned:
+        for indices in (
             *([n] for n in range(count)),
             [40, 42, 44],
             list(range(count)),
@@ -65,12 +65,12 @@ def _check_every_read(path, count, first=0, manifest=None):
         ):
             with open_record(each) as video:
                 assert video.num_frames == count
-                shown = read_numbers(np.stack(list(video.frames(np.array(wanted)))))
-            assert shown == [first + n for n in wanted], (path.name, each.seekable, wanted)
+                shown = read_numbers(np.stack(list(video.frames(np.array(indices)))))
+            assert shown == [first + n for n in indices], (path.name, each.seekable, indices)
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
-def test_pictures_that_are_not_coded_are_no_frames(tmp_path, suffix):
+def test_pictures_that_are_not_coded_do_not_count_as_frames(tmp_path, suffix):
     path = with_not_coded(tmp_path / f"v{suffix}", counting_frames(90), every=7)
     with av.open(str(path)) as container:
         packets = sum(packet.size > 0 for packet in container.demux(video=0))
@@ -98,12 +98,12 @@ def test_pictures_that_are_not_coded_are_no_frames(tmp_path, suffix):
         ("vp9", bytes([0b10000100, 0b11000001]), 1),  # a superframe
     ],
 )
-def test_what_a_packet_shows_is_read_from_its_bytes(codec, packet, frames):
+def test_the_number_of_frames_in_a_packet_is_read_from_its_bytes(codec, packet, frames):
     assert _shows(codec, packet) == frames
 
 
-def test_hidden_frames_of_vp8_are_no_frames(tmp_path):
-    """As an encoder's reference frames are: decoded, and never shown."""
+def test_hidden_frames_of_vp8_do_not_count_as_frames(tmp_path):
+    """An encoder's reference frames are decoded, but never shown."""
     numbers = np.arange(102)
     hidden = numbers % 8 == 7
     shown = numbers - np.cumsum(hidden)
@@ -132,8 +132,8 @@ def test_hidden_frames_of_vp8_are_no_frames(tmp_path):
         assert read_numbers(read_frames(path, np.array([number]))) == [kept[number]]
 
 
-def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
-    """As `ffmpeg -ss 2 -c copy` cuts: pictures shown before the first key frame need others."""
+def test_leading_pictures_after_a_cut_do_not_count_as_frames(tmp_path):
+    """After `ffmpeg -ss 2 -c copy`, pictures shown before the first key frame need others."""
     options = {
         "x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"
     }
@@ -152,7 +152,7 @@ def test_leading_pictures_after_a_cut_are_no_frames(tmp_path):
 
 
 def _remux(source, target, changed):
-    """Copy the packets of a file; changed(number, packet) gives those to write in one's place."""
+    """Copy the packets of a file; changed(number, packet) returns the packets to write instead."""
     with av.open(str(source)) as whole, av.open(str(target), "w") as out:
         copy = out.add_stream_from_template(whole.streams.video[0])
         for number, packet in enumerate(p for p in whole.demux(video=0) if p.size):
@@ -163,8 +163,8 @@ def _remux(source, target, changed):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_pictures_before_the_first_key_frame_are_no_frames(tmp_path, suffix):
-    """Of a file whose first packet was lost: nothing can be decoded up to the next key frame."""
+def test_pictures_before_the_first_key_frame_do_not_count_as_frames(tmp_path, suffix):
+    """If the first packet was lost, nothing can be decoded up to the next key frame."""
     whole = encode(
         tmp_path / f"whole{suffix}",
         counting_frames(100),
@@ -175,8 +175,8 @@ def test_pictures_before_the_first_key_frame_are_no_frames(tmp_path, suffix):
     _check_every_read(lost, 80, first=20, manifest=tmp_path / "m.jsonl")
 
 
-def test_an_avi_of_variable_rate_is_whole(tmp_path):
-    """It has an entry of no bytes where a frame is repeated, and its header counts them."""
+def test_an_avi_of_variable_rate_is_not_called_truncated(tmp_path):
+    """Where a frame is repeated, the file has an entry of zero bytes, which its header counts."""
     times = [0, 40, 200, 240, 600, 640, *range(680, 4200, 40)]
     path = encode(tmp_path / "v.avi", counting_frames(len(times)), "mpeg4", times=times)
     with av.open(str(path)) as container:
@@ -185,8 +185,8 @@ def test_an_avi_of_variable_rate_is_whole(tmp_path):
     _check_every_read(path, len(times), manifest=tmp_path / "m.jsonl")
 
 
-def test_a_packet_of_no_bytes_is_not_the_end(tmp_path):
-    """As Theora has them where nothing moves: a repeated frame, which players drop."""
+def test_a_packet_of_zero_bytes_is_not_the_end(tmp_path):
+    """Theora has such packets where nothing moves: a repeated frame, which players drop."""
 
     def with_empty(number, packet):
         if number % 10 != 9:
@@ -205,7 +205,7 @@ def test_a_packet_of_no_bytes_is_not_the_end(tmp_path):
 
 
 def test_frames_have_the_size_of_the_first_that_decodes(tmp_path):
-    """Not that of the container's header, which an encoder may have written otherwise."""
+    """The size in the container's header may be wrong."""
     whole = encode(tmp_path / "w.mp4", counting_frames(40), "libx264")
     path = tmp_path / "v.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w") as out:
@@ -226,8 +226,8 @@ def test_frames_have_the_size_of_the_first_that_decodes(tmp_path):
 
 
 @needs_ucf101_mini
-def test_the_count_without_a_manifest_is_what_decodes():
-    """Of 31 files a packet holds two pictures, and of one the last of them is never shown."""
+def test_the_count_without_a_manifest_is_the_number_that_decodes():
+    """In 31 real files a packet holds two pictures, and in one the last of them is never shown."""
     folder = SHARED / "ucf101_mini/videos"
     last = folder / "WallPushups/v_WallPushups_g10_c02.avi"
     for path in [*sorted(folder.rglob("*.avi"))[::3], last]:
@@ -264,7 +264,7 @@ def test_a_decoder_that_shows_other_frames_is_refused(backend, name):
         read_frames(ODD / name, np.array([3]), backend=backend)
 
 
-def test_a_decoder_is_tried_against_the_frames_themselves(tmp_path, monkeypatch):
+def test_a_decoder_is_compared_with_the_frames_of_pyav(tmp_path, monkeypatch):
     path = encode(tmp_path / "v.mp4", counting_frames(60), "mpeg4", options={"g": "12"})
 
     class Late(BACKENDS["pyav"]):
@@ -293,7 +293,7 @@ def test_a_scan_remembers_which_decoder_was_tried(tmp_path):
 
 
 def _two_streams(path, first, second, default):
-    """Two videos in one file; default: the number of the one that a player shows."""
+    """Write two videos into one file; default: the number of the one that a player shows."""
     with av.open(str(path), "w") as out:
         streams = []
         for number, frames in enumerate((first, second)):
@@ -319,7 +319,7 @@ def test_the_stream_that_a_player_shows_is_read(tmp_path, suffix):
     assert probe(str(path))["streams"] == 2
 
 
-def test_an_attached_picture_is_no_video():
+def test_an_attached_picture_is_not_read_as_a_video():
     if not ODD.is_dir():
         pytest.skip("needs ../shared/data/odd_files")
     with pytest.raises(DecodeError, match="only an attached picture, which is no video"):
@@ -328,7 +328,7 @@ def test_an_attached_picture_is_no_video():
 
 
 def _oriented(path, matrix):
-    """An MP4 whose display matrix is (a, b, c, d), in units of 1."""
+    """Write an MP4 whose display matrix is (a, b, c, d), in units of 1."""
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :16, :, 0] = 255  # a red top
     frames[:, :, :24, 2] = 255  # a blue left
@@ -338,9 +338,9 @@ def _oriented(path, matrix):
     one = 0x10000
     still = struct.pack(">9I", one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
     a, b, c, d = (round(value * one) % 2**32 for value in matrix)
-    at = content.index(still, content.index(b"tkhd"))
-    asked = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 0x40000000)
-    path.write_bytes(content[:at] + asked + content[at + len(still) :])
+    position = content.index(still, content.index(b"tkhd"))
+    new_matrix = struct.pack(">9I", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path.write_bytes(content[:position] + new_matrix + content[position + len(still) :])
     return path, frames
 
 
@@ -361,8 +361,8 @@ _MATRICES = {
 def test_a_display_matrix_turns_and_mirrors(tmp_path, kind):
     matrix, shown = _MATRICES[kind]
     path, frames = _oriented(tmp_path / "v.mp4", matrix)
-    found = read_frames(path, np.array([1]))
-    assert np.abs(found[0].astype(int) - shown(frames[1])).mean() < 4
+    upright = read_frames(path, np.array([1]))
+    assert np.abs(upright[0].astype(int) - shown(frames[1])).mean() < 4
     row = probe(str(path))
     assert (row["frames"], row["reason"]) == (3, "")
     assert row["mirrored"] == (np.linalg.det(np.reshape(matrix, (2, 2))) < 0)
@@ -370,7 +370,7 @@ def test_a_display_matrix_turns_and_mirrors(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", _MATRICES)
 def test_every_frame_is_contiguous(tmp_path, kind):
-    """torch takes no negative strides: consumers of turned frames failed one by one."""
+    """torch accepts no negative strides, so rotated frames would fail where they are used."""
     path, _ = _oriented(tmp_path / "v.mp4", _MATRICES[kind][0])
     with open_video(path) as video:
         for frame in video.frames(np.arange(3)):
@@ -379,7 +379,7 @@ def test_every_frame_is_contiguous(tmp_path, kind):
 
 
 @needs_odd_files
-def test_mirrored_files_have_their_corner_where_a_player_has_it():
+def test_mirrored_files_are_shown_as_in_a_player():
     for name, corner in (("mir_h.mp4", (0, -1)), ("mir_v.mp4", (-1, 0)), ("zero.mp4", (0, 0))):
         frame = read_frames(ODD / name, np.array([5]))[0]
         red, green, blue = frame[corner].astype(int)
@@ -393,7 +393,7 @@ def _images(folder, names, size=(8, 8)):
     return folder
 
 
-def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
+def test_one_series_of_images_is_chosen_or_the_option_is_required(tmp_path):
     folder = _images(tmp_path / "v", [f"img_{n:05d}.png" for n in range(6)])
     _images(
         folder,
@@ -420,7 +420,7 @@ def test_one_series_of_images_is_chosen_or_asked_for(tmp_path):
         assert len(list(video.frames(np.arange(6)))) == 6
 
 
-def test_masks_beside_frames_are_another_series(tmp_path):
+def test_masks_next_to_frames_are_another_series(tmp_path):
     folder = _images(tmp_path / "v", [f"{n:05d}.png" for n in range(5)])
     _images(folder, [f"{n:05d}.jpg" for n in range(5)])
     with pytest.raises(DecodeError, match="2 series of images"):
@@ -439,7 +439,7 @@ def test_the_option_chooses_a_series(tmp_path):
     for split in ("train", "test"):
         folder = _images(tmp_path / split / "a" / "clip", [f"img_{n}.png" for n in range(4)])
         _images(folder, [f"flow_x_{n}.png" for n in range(3)])
-    cfg = Data(name="frame_folder", root=str(tmp_path), series="img_")
+    cfg = DataConfig(name="frame_folder", root=str(tmp_path), series="img_")
     (record,), _ = build_records(cfg, "train")
     with open_record(record) as video:
         assert video.num_frames == 4
@@ -448,7 +448,7 @@ def test_the_option_chooses_a_series(tmp_path):
     assert "series" in scan([record.path], tmp_path, tmp_path / "n.jsonl")[0]["reason"]
 
 
-def test_frames_of_clips_are_no_videos_of_a_class_folder(tmp_path):
+def test_a_class_folder_refuses_the_frames_of_clips(tmp_path):
     for clip in ("v1", "v2"):
         _images(tmp_path / "a" / clip, [f"{n}.png" for n in range(5)])
     with pytest.raises(
@@ -459,7 +459,7 @@ def test_frames_of_clips_are_no_videos_of_a_class_folder(tmp_path):
     assert len(class_folder(tmp_path / "tiny", "train", 1)[0]) == 5
 
 
-def test_a_scan_says_which_files_are_read_in_an_unusual_way(tmp_path):
+def test_a_scan_reports_files_that_are_read_in_an_unusual_way(tmp_path):
     plain = encode(tmp_path / "a.mp4", counting_frames(40), "mpeg4")
     odd = with_not_coded(tmp_path / "b.mp4", counting_frames(40), every=7)
     rows = scan([str(plain), str(odd)], tmp_path, tmp_path / "m.jsonl")
@@ -472,27 +472,27 @@ def test_a_scan_says_which_files_are_read_in_an_unusual_way(tmp_path):
 
 
 @needs_odd_files
-def test_one_image_each_of_two_series_are_no_video(tmp_path):
+def test_one_image_each_of_two_series_is_refused(tmp_path):
     folder = _images(tmp_path / "v", ["rgb_1.png", "depth_1.png"])
     with pytest.raises(DecodeError, match="2 series of images"):
         frame_files(folder)
 
 
-def test_numbers_that_are_missing_are_told_by_a_scan(tmp_path):
+def test_a_scan_reports_missing_numbers(tmp_path):
     folder = _images(tmp_path / "v", [f"f_{n}.png" for n in (1, 2, 5, 6, 10)])
     assert probe(str(folder))["reason"] == "numbers are missing after f_2.png and 1 more"
     every_second = _images(tmp_path / "w", [f"f_{n}.png" for n in (1, 3, 5)])
     assert probe(str(every_second))["reason"] == ""
 
 
-def test_names_of_one_number_have_an_order(tmp_path):
+def test_names_with_equal_numbers_have_a_fixed_order(tmp_path):
     folder = _images(tmp_path / "v", ["f_1.png", "f_01.png", "f_2.png"])
     for files in ([*folder.iterdir()], [*folder.iterdir()][::-1]):
         names = [file.name for file in sorted(files, key=_in_order)]
         assert names == ["f_01.png", "f_1.png", "f_2.png"]
 
 
-def test_an_animation_is_its_first_picture_and_a_scan_says_so(tmp_path):
+def test_the_first_picture_of_an_animation_is_read_and_reported(tmp_path):
     frames = [Image.fromarray(frame) for frame in counting_frames(4)]
     frames[0].save(tmp_path / "v.webp", save_all=True, append_images=frames[1:], lossless=True)
     row = probe(str(tmp_path / "v.webp"))
@@ -533,7 +533,7 @@ def test_slow_motion_is_resized_with_all_its_frames(tmp_path, name, codec):
 @pytest.mark.parametrize(
     "fps", [Fraction(120000, 1001), Fraction(240000, 1001), Fraction(95, 1), Fraction(700, 9)]
 )
-def test_odd_rates_are_written(tmp_path, fps):
+def test_unusual_frame_rates_can_be_written(tmp_path, fps):
     path = tmp_path / "in" / "v.mkv"
     path.parent.mkdir()
     with av.open(str(path), "w") as out:
@@ -553,7 +553,7 @@ def test_odd_rates_are_written(tmp_path, fps):
     assert read_numbers(read_frames(tmp_path / "out/v.mkv", np.arange(12))) == list(range(12))
 
 
-def test_what_an_encoder_cannot_write_is_not_blamed_on_the_source(tmp_path, monkeypatch):
+def test_an_encoder_error_is_not_blamed_on_the_source(tmp_path, monkeypatch):
     path = encode(tmp_path / "in.mp4", counting_frames(5), "libx264")
     monkeypatch.setitem(reencode.__globals__, "_rate", lambda fps: Fraction(10**9, 7))
     done, reason = reencode.__globals__["_encode"](
@@ -564,7 +564,7 @@ def test_what_an_encoder_cannot_write_is_not_blamed_on_the_source(tmp_path, monk
     )
 
 
-def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+def test_a_name_with_a_colon_is_read_as_a_file(tmp_path, monkeypatch):
     encode(tmp_path / "v.mp4", counting_frames(5), "mpeg4").rename(tmp_path / "concat:v.mp4")
     monkeypatch.chdir(tmp_path)
     for backend in ("pyav", "decord"):
@@ -581,10 +581,10 @@ def test_frames_of_absurd_sizes_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bytes_kept", [1, 3 * 40 * 40 * 3, 2**25])
-def test_clips_are_the_same_however_few_frames_wait_to_be_resized(
+def test_clips_do_not_depend_on_how_many_frames_are_resized_at_once(
     tmp_path, monkeypatch, bytes_kept
 ):
-    """All boxes of an 8K clip at once were 1.6 GB."""
+    """All boxes of an 8K clip at once would take 1.6 GB."""
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     view = AugmentSpec(size=16, scale=(0.4, 0.9))
     reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
@@ -605,7 +605,7 @@ _ORIENTED = {
 
 
 def _write_oriented(path, picture, first, later):
-    """40 frames of one picture, whose orientation changes at frame 20."""
+    """Write 40 frames of one picture, whose orientation changes at frame 20."""
     with av.open(str(path) + ".mp4", "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width = picture.shape[:2]
@@ -619,11 +619,11 @@ def _write_oriented(path, picture, first, later):
         for number, packet in enumerate(packets):
             kind = _ORIENTED[first if number < 20 else later][0]
             message = b"" if kind is None else bytes([0, 0, 0, 7, 6, 47, 3, kind, 0, 9, 0x80])
-            made = av.Packet(message + bytes(packet))
-            made.pts, made.dts, made.time_base = packet.pts, packet.dts, packet.time_base
-            made.duration, made.is_keyframe = packet.duration, packet.is_keyframe
-            made.stream = stream
-            container.mux(made)
+            patched = av.Packet(message + bytes(packet))
+            for name in ("pts", "dts", "time_base", "duration", "is_keyframe"):
+                setattr(patched, name, getattr(packet, name))
+            patched.stream = stream
+            container.mux(patched)
 
 
 @pytest.mark.parametrize(
@@ -631,20 +631,20 @@ def _write_oriented(path, picture, first, later):
     [("as stored", "upside down"), ("mirrored", "turned by 180"), ("turned by 180", "mirrored")],
 )
 def test_an_orientation_may_change_within_a_file(tmp_path, first, later):
-    """FFmpeg's angle is the same before and after, so it does not decide."""
+    """FFmpeg's angle is the same before and after, so the angle alone does not decide."""
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[:32, :32], picture[32:, :32] = (250, 240, 30), (30, 60, 220)
     path = tmp_path / "v.mp4"
     _write_oriented(path, picture, first, later)
-    for asked in ([3, 30], [30], [39], [0]):
-        for number, frame in zip(asked, read_frames(path, np.array(asked)), strict=True):
+    for indices in ([3, 30], [30], [39], [0]):
+        for number, frame in zip(indices, read_frames(path, np.array(indices)), strict=True):
             expected = _ORIENTED[first if number < 20 else later][1](picture)
-            assert np.abs(frame.astype(int) - expected).mean() < 5, (asked, number)
+            assert np.abs(frame.astype(int) - expected).mean() < 5, (indices, number)
     assert probe(str(path))["reason"].startswith("20 of 40 frames have another size")
 
 
 def test_motion_jpeg_with_exif_is_read_as_it_is_shown(tmp_path):
-    """PyAV 18 has no name for such side data, and called the file bad."""
+    """PyAV 18 has no name for such side data; the file must still be read."""
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :32] = 250
     exif = Image.Exif()
@@ -676,7 +676,7 @@ def test_motion_jpeg_with_exif_is_read_as_it_is_shown(tmp_path):
         ([0, 1, 2], 9, 0),
     ],
 )
-def test_frames_that_an_avi_repeats(monkeypatch, times, declared, repeated):
+def test_repeated_frames_of_an_avi_do_not_count(monkeypatch, times, declared, repeated):
     index = [SimpleNamespace(timestamp=time, size=1) for time in times]
     container = SimpleNamespace(format=SimpleNamespace(name="avi"))
     monkeypatch.setattr(decoders, "declared_frames", lambda *_: declared)
@@ -684,8 +684,8 @@ def test_frames_that_an_avi_repeats(monkeypatch, times, declared, repeated):
     assert decoders.PyAV.repeated.fget(video) == repeated
 
 
-def test_a_file_that_decodes_to_nothing_is_left_to_counting(tmp_path, monkeypatch):
-    """Seeks give up, so that counting says what is wrong."""
+def test_seeks_give_up_if_nothing_decodes(tmp_path, monkeypatch):
+    """Counting then reports what is wrong."""
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     video = decoders.PyAV(str(path))
     monkeypatch.setattr(decoders.PyAV, "_from_the_start", lambda *_: iter(()))
@@ -693,12 +693,12 @@ def test_a_file_that_decodes_to_nothing_is_left_to_counting(tmp_path, monkeypatc
     video.close()
 
 
-def test_a_reader_alone_weakens_no_augmentation(tmp_path):
+def test_a_reader_without_fade_weakens_no_augmentation(tmp_path):
     path = encode(tmp_path / "v.mp4", counting_frames(40), "mpeg4")
     view = AugmentSpec(size=16, scale=(0.2, 0.4))
     reader = ClipReader(ClipSpec(8, 3, 2, "loop"), random_clips, view)
-    found = []
+    memories = []
     for each in (reader, replace(reader, fade=0), replace(reader, fade=10)):
-        found.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
-        each.read(found[-1], Record("v", str(path), 0), 9, 0)
-    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+        memories.append(np.zeros(int(np.prod(reader.shape)), np.uint8))
+        each.read(memories[-1], Record("v", str(path), 0), 9, 0)
+    assert np.array_equal(memories[0], memories[1]) and not np.array_equal(memories[0], memories[2])

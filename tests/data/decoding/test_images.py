@@ -36,6 +36,6 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
     assert read_frames(tmp_path / "i.jpg", np.array([0])).shape == (1, 40, 20, 3)
 
 
-def test_an_empty_folder_is_no_video(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(DecodeError, match=f"{tmp_path}: the folder holds 0 images of 1"):
         read_frames(tmp_path, np.array([0]))

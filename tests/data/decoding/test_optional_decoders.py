@@ -12,7 +12,7 @@ from tests.helpers import (
     encode,
     has_backend,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import eval_dataset, ucf101
 from vidrobust.data.decoding.pyav import (
     misleads,
@@ -26,7 +26,7 @@ _HAS_TORCHCODEC = has_backend("torchcodec")
 
 
 def _alone(code, *arguments):
-    """Run code in a Python of its own, as imports are once a process."""
+    """Run code in a Python process of its own, because imports happen once per process."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=REPO
     )
@@ -34,15 +34,15 @@ def _alone(code, *arguments):
     return done.stdout
 
 
-def test_nothing_imports_what_torchvision_has_removed():
-    """torchvision.io reads no video any more, and pytorchvideo.transforms does not import."""
+def test_nothing_imports_modules_that_torchvision_removed():
+    """torchvision.io no longer reads videos, and pytorchvideo.transforms does not import."""
     for path in sorted((REPO / "vidrobust").rglob("*.py")):
         assert not re.search(
             r"torchvision\.io|torchvision import io|pytorchvideo\.transforms", path.read_text()
         ), path
 
 
-def test_decord_is_imported_after_torch_and_only_where_it_is_asked_for(tmp_path):
+def test_decord_is_imported_after_torch_and_only_on_request(tmp_path):
     code = """
 import sys
 import numpy as np
@@ -55,36 +55,37 @@ print(read_frames(sys.argv[1], np.array([3]), backend="decord").shape)
     assert _alone(code, counting_video(tmp_path / "v.avi", 10)) == "(1, 64, 64, 3)\n"
 
 
-def test_without_decord_everything_else_works_and_a_run_is_told_before_it_begins(tmp_path, ucf):
+def test_without_decord_everything_else_works_and_a_run_that_needs_it_is_refused(tmp_path, ucf):
     code = """
 import sys
 sys.modules["decord"] = None
 import numpy as np
 from pathlib import Path
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import read_frames, train_dataset, ucf101
 from vidrobust.utils.errors import UserError
 assert read_frames(sys.argv[1], np.array([3])).shape == (1, 64, 64, 3)
 try:
-    train_dataset(Data(backend="decord"), Augment(), ucf101(Path(sys.argv[2]), "train", 1)[0], 2, 0)
+    records = ucf101(Path(sys.argv[2]), "train", 1)[0]
+    train_dataset(DataConfig(backend="decord"), AugmentConfig(), records, 2, 0)
 except UserError as error:
     print(error)
 """
-    said = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
+    output = _alone(code, counting_video(tmp_path / "v.avi", 10), ucf)
     assert (
-        said.startswith("data.backend=decord: decord does not import")
-        and "set data.backend=pyav" in said
+        output.startswith("data.backend=decord: decord does not import")
+        and "set data.backend=pyav" in output
     )
 
 
 @pytest.mark.skipif(_HAS_TORCHCODEC, reason="torchcodec is installed")
 def test_torchcodec_says_what_it_needs(ucf):
     with pytest.raises(UserError, match="torchcodec does not import .*n FFmpeg that it finds"):
-        eval_dataset(Data(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)
+        eval_dataset(DataConfig(backend="torchcodec"), ucf101(ucf, "test", 1)[0], 1)
 
 
 def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
-    """It imports, and fails at its first use: every video was called bad."""
+    """It imports, but fails at its first use: without the check, every video would look bad."""
 
     def load(source):
         raise RuntimeError(
@@ -100,7 +101,7 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
     assert (
         str(refused.value)
         == "data.backend=torchcodec: torchcodec does not import (it finds no FFmpeg libraries of a"
-        " version that it takes); install an FFmpeg that it finds, or set data.backend=pyav"
+        " supported version); install an FFmpeg that it finds, or set data.backend=pyav"
     )
 
 
@@ -108,7 +109,7 @@ def test_torchcodec_without_libraries_is_refused_before_a_run(monkeypatch):
     ("codec", "backend", "reason"),
     [("libx265", "decord", "HEVC"), ("libx265", "torchcodec", ""), ("libx264", "decord", "")],
 )
-def test_what_misleads_a_decoder_is_known(tmp_path, codec, backend, reason):
+def test_known_causes_of_wrong_frames_are_recognised(tmp_path, codec, backend, reason):
     options = {"bf": "2"} | ({"x265-params": "log-level=none"} if codec == "libx265" else {})
     path = encode(tmp_path / "v.mkv", counting_frames(20, 128), codec, options=options)
     with open_container(str(path)) as container:

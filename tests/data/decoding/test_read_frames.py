@@ -102,7 +102,7 @@ _REFUSED = {  # what these decoders read wrong, as trying them showed
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """A video of 90 frames that count, of each kind."""
+    """Return a video of 90 numbered frames of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
     return {
         name: encode(folder / f"{i}{suffix}", counting_frames(90), codec, **more)
@@ -112,30 +112,30 @@ def videos(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_frames_asked_for_are_the_frames_read(videos, kind, backend):
+def test_the_requested_frames_are_read(videos, kind, backend):
     path, rng = videos[kind], np.random.default_rng()
     if (backend, kind) in _REFUSED:
         with pytest.raises(DecodeError, match="use PyAV"):
             read_frames(path, np.array([0]), backend=backend)
         return
     for _ in range(6):
-        wanted = rng.integers(0, 90, 12)  # any order, repeats
-        assert read_numbers(read_frames(path, wanted, backend=backend)) == wanted.tolist()
-    for wanted in ([89, 0, 89, 45], [89], [24, 25, 26], list(range(90))):
+        indices = rng.integers(0, 90, 12)  # any order, repeats
+        assert read_numbers(read_frames(path, indices, backend=backend)) == indices.tolist()
+    for indices in ([89, 0, 89, 45], [89], [24, 25, 26], list(range(90))):
         assert (
-            read_numbers(read_frames(path, np.array(wanted), backend=backend, short_side=40))
-            == wanted
+            read_numbers(read_frames(path, np.array(indices), backend=backend, short_side=40))
+            == indices
         )
 
 
-def test_a_file_whose_frames_change_size_is_read_in_one(tmp_path):
-    """Two broadcasts behind each other, as recordings are: always the size of the first."""
+def test_frames_of_several_sizes_are_read_at_one_size(tmp_path):
+    """Recordings may hold two broadcasts one after the other; the size of the first is used."""
     small = encode(tmp_path / "a.ts", counting_frames(20, 64), "libx264")
     large = encode(tmp_path / "b.ts", counting_frames(20, 128, first=20), "libx264")
     (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
-    for wanted in ([30], [2, 30]):
-        frames = read_frames(tmp_path / "both.ts", np.array(wanted))
-        assert frames.shape[1:] == (64, 64, 3) and read_numbers(frames) == wanted
+    for indices in ([30], [2, 30]):
+        frames = read_frames(tmp_path / "both.ts", np.array(indices))
+        assert frames.shape[1:] == (64, 64, 3) and read_numbers(frames) == indices
     assert (
         probe(str(tmp_path / "both.ts"))["reason"]
         == "20 of 40 frames have another size, and are resized"
@@ -145,32 +145,34 @@ def test_a_file_whose_frames_change_size_is_read_in_one(tmp_path):
 @pytest.mark.parametrize("kind", ["mpeg4", "h264 with B-frames"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_read_gives_the_same_pixels_every_time(videos, kind, backend):
-    """decord's issue 195: one in a hundred reads of an AVI was another."""
-    wanted = np.array([38, 3, 38, 38, 80])
-    first = read_frames(videos[kind], wanted, backend=backend)
+    """In decord issue 195, one of a hundred reads of an AVI differed."""
+    indices = np.array([38, 3, 38, 38, 80])
+    first = read_frames(videos[kind], indices, backend=backend)
     assert all(
-        np.array_equal(read_frames(videos[kind], wanted, backend=backend), first) for _ in range(60)
+        np.array_equal(read_frames(videos[kind], indices, backend=backend), first)
+        for _ in range(60)
     )
 
 
-def test_key_frames_that_are_none_are_not_believed(tmp_path):
-    """An index that calls every frame a key frame, as remuxed H.263 has: seeks would land on what
-    needs others.
+def test_false_key_frames_are_not_trusted(tmp_path):
+    """An index may call every frame a key frame, as in remuxed H.263.
+
+    A seek would then end at a frame that needs others.
     """
     path = encode(tmp_path / "v.avi", counting_frames(90), "mpeg4", options={"g": "30"})
     content = bytearray(path.read_bytes())
     index = content.index(b"idx1") + 8
     for entry in range(90):
-        at = index + 16 * entry
-        assert content[at : at + 4] == b"00dc"
-        content[at + 4] |= 0x10
+        position = index + 16 * entry
+        assert content[position : position + 4] == b"00dc"
+        content[position + 4] |= 0x10
     path.write_bytes(content)
-    for wanted in ([50], [20, 77]):
-        assert read_numbers(read_frames(path, np.array(wanted))) == wanted
+    for indices in ([50], [20, 77]):
+        assert read_numbers(read_frames(path, np.array(indices))) == indices
 
 
 @pytest.mark.parametrize("kind", ["h264 with B-frames", "h264 in mp4, short groups"])
-def test_the_times_of_a_trimmed_video_are_of_what_is_shown(videos, kind, tmp_path):
+def test_the_times_of_a_trimmed_video_are_those_of_shown_frames(videos, kind, tmp_path):
     path = trim(videos[kind], tmp_path / "t.mp4", 13)
     with open_video(path) as video:
         stamps, keys = video.timeline
@@ -194,30 +196,30 @@ def test_a_trimmed_video_begins_where_a_player_begins(videos, kind, backend, cou
     row = probe(str(path))
     assert row["frames"] == len(shown) and row["reason"] == ""
     for frames in (0, len(shown)):
-        for wanted in ([0], [5], [40], [len(shown) - 1], [0, 9, 30, 50]):
+        for indices in ([0], [5], [40], [len(shown) - 1], [0, 9, 30, 50]):
             try:
-                found = read_numbers(
-                    read_frames(path, np.array(wanted), backend=backend, frames=frames)
+                numbers = read_numbers(
+                    read_frames(path, np.array(indices), backend=backend, frames=frames)
                 )
             except DecodeError as error:
                 assert backend in ("decord", "torchcodec") and "trimmed by an edit list" in str(
                     error
                 )
             else:
-                assert found == [shown[n] for n in wanted]
+                assert numbers == [shown[n] for n in indices]
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_the_number_of_frames_is_that_which_decode(videos, kind):
+def test_the_number_of_frames_is_the_number_that_decodes(videos, kind):
     with open_video(videos[kind]) as video:
         assert video.num_frames == 90
 
 
-def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos, monkeypatch):
+def test_frames_are_found_by_seeks_where_these_help_and_otherwise_counted(videos, monkeypatch):
     counted = []
     original = PyAV._counted
     monkeypatch.setattr(
-        PyAV, "_counted", lambda self, wanted: counted.append(wanted) or original(self, wanted)
+        PyAV, "_counted", lambda self, indices: counted.append(indices) or original(self, indices)
     )
     for kind in (
         "mpeg4 in mp4, short groups",
@@ -233,7 +235,7 @@ def test_seeks_are_made_where_they_help_and_frames_counted_where_they_lie(videos
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(50, 33), (35, 64), (34, 46)])
-def test_odd_sizes_and_one_frame(tmp_path, backend, size):
+def test_odd_sizes_and_videos_of_one_frame_are_read(tmp_path, backend, size):
     frames = (
         np.random.default_rng(0)
         .integers(0, 256, (1, 1, 1, 3), np.uint8)
@@ -242,9 +244,9 @@ def test_odd_sizes_and_one_frame(tmp_path, backend, size):
     )
     options = {"qp": "0"}
     path = encode(tmp_path / "v.mp4", frames, "libx264", pix_fmt="yuv444p", options=options)
-    found = read_frames(path, np.array([0, 0]), backend=backend)
-    assert found.shape == (2, *size, 3)
-    assert np.abs(found.astype(int) - frames).max() <= 3
+    frames_read = read_frames(path, np.array([0, 0]), backend=backend)
+    assert frames_read.shape == (2, *size, 3)
+    assert np.abs(frames_read.astype(int) - frames).max() <= 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -253,16 +255,16 @@ def test_a_rotated_video_is_read_upright(tmp_path, backend, turns):
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :16, :20] = 255  # the corner at the top left
     path = encode(tmp_path / "v.mp4", frames, "libx264", quarter_turns=turns)
-    found = read_frames(path, np.array([0, 2]), backend=backend)
+    frames_read = read_frames(path, np.array([0, 2]), backend=backend)
     assert (
-        np.abs(found[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3
+        np.abs(frames_read[1].astype(int) - np.rot90(frames[2], -turns)).mean() < 3
     )  # players turn clockwise
     shrunk = read_frames(path, np.array([1]), backend=backend, short_side=24)
     assert shrunk.shape[1:3] == ((36, 24) if turns % 2 else (24, 36))
 
 
-def test_ten_bits_are_as_true_as_eight(tmp_path):
-    """Colours differ between frames of smooth colour by rounding alone."""
+def test_ten_bit_colours_are_as_accurate_as_eight_bit_ones(tmp_path):
+    """Frames of smooth colour differ from their source by rounding alone."""
     y, x = np.mgrid[0:64, 0:64]
     frames = np.stack([2 * x + 60, 2 * y + 60, 190 - x - y], -1)[None].repeat(3, 0).astype(np.uint8)
     for pix_fmt in ("yuv420p", "yuv420p10le"):
@@ -281,7 +283,7 @@ def test_short_side_keeps_the_aspect(tmp_path, backend):
     assert frames.shape == (2, 28, 56, 3) and frames.dtype == np.uint8
 
 
-def test_an_open_video_says_what_it_is(tmp_path):
+def test_an_open_video_reports_its_frames_and_rate(tmp_path):
     with open_video(counting_video(tmp_path / "v.avi", 30)) as video:
         assert (video.num_frames, video.fps, video.backend) == (30, 25.0, "pyav")
 
@@ -289,11 +291,11 @@ def test_an_open_video_says_what_it_is(tmp_path):
 @needs_ucf101_mini
 def test_decoders_agree_on_real_video():
     for path in sorted((SHARED / "ucf101_mini/videos").rglob("*.avi"))[::30]:
-        wanted = np.arange(3, 60, 4)
-        a, b = (read_frames(path, wanted, backend=name) for name in ("decord", "pyav"))
+        indices = np.arange(3, 60, 4)
+        a, b = (read_frames(path, indices, backend=name) for name in ("decord", "pyav"))
         assert np.array_equal(a, b)
         a, b = (
-            read_frames(path, wanted, backend=name, short_side=128) for name in ("decord", "pyav")
+            read_frames(path, indices, backend=name, short_side=128) for name in ("decord", "pyav")
         )
         assert np.abs(a.astype(int) - b).mean() < 1
 
@@ -324,7 +326,9 @@ def _broken(tmp_path, kind):
         ("truncated", "cut short: its header declares 60 frames"),
     ],
 )
-def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kind, reason, backend):
+def test_a_broken_file_raises_a_one_line_decode_error_with_its_name(
+    tmp_path, kind, reason, backend
+):
     path = _broken(tmp_path, kind)
     with pytest.raises(DecodeError, match=reason) as caught:
         read_frames(path, np.array([0]), backend=backend)
@@ -332,7 +336,7 @@ def test_a_broken_file_is_a_decode_error_of_one_line_that_names_it(tmp_path, kin
 
 
 @pytest.mark.parametrize("wanted", [3, 50])
-def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, wanted):
+def test_a_decoder_that_returns_no_frame_means_a_damaged_file(tmp_path, monkeypatch, wanted):
     monkeypatch.setattr(PyAV, "_from_the_start", lambda self: iter(()))
     with pytest.raises(
         DecodeError, match=f"frame {wanted} of 60 cannot be decoded: the file is damaged"
@@ -340,7 +344,7 @@ def test_a_decoder_that_shows_nothing_is_a_damaged_file(tmp_path, monkeypatch, w
         read_frames(counting_video(tmp_path / "v.avi", 60), np.array([wanted]))
 
 
-def test_a_truncated_mp4_without_its_index(tmp_path):
+def test_a_truncated_mp4_without_its_index_is_refused(tmp_path):
     path = counting_video(tmp_path / "v.mp4", 60, codec="libx264")
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(DecodeError, match="cut short"):
@@ -356,7 +360,7 @@ def test_frames_outside_the_video_are_refused(tmp_path, backend, wanted):
         )
 
 
-def test_widths_that_decord_cannot_read_are_told(tmp_path):
+def test_widths_that_decord_cannot_read_are_refused(tmp_path):
     for width in (16, 48):
         path = counting_video(tmp_path / f"{width}.avi", 10, size=width)
         assert read_frames(path, np.array([3])).shape == (1, width, width, 3)
@@ -377,8 +381,9 @@ def test_odd_files_decode_or_fail_with_a_reason():
 
 @pytest.mark.parametrize("look", ["scan", "read", "compare"])
 def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
-    """PyAV ties a frame to its side data in a cycle: a scan of a 4K video kept 100 frames, 1.2
-    GB.
+    """PyAV ties a frame to its side data in a reference cycle.
+
+    A scan of a 4K video kept 100 frames, 1.2 GB.
     """
     path = str(counting_video(tmp_path / "v.mp4", 60))
     gc.collect()
@@ -396,8 +401,8 @@ def test_frames_are_freed_as_soon_as_they_are_read(tmp_path, look):
     assert kept <= 3
 
 
-def test_frames_outside_a_video_are_named(tmp_path):
+def test_frames_outside_a_video_are_named_in_the_message(tmp_path):
     path = counting_video(tmp_path / "v.avi", 9)
-    for asked, said in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
-        with pytest.raises(DecodeError, match=f"asked for, {said}, are not all within its 9"):
-            read_frames(path, np.array(asked))
+    for indices, range_text in (([3, 12, 5], "3 to 12"), ([-1, 2], "-1 to 2"), ([], "none")):
+        with pytest.raises(DecodeError, match=f"asked for, {range_text}, are not all within its 9"):
+            read_frames(path, np.array(indices))

@@ -108,7 +108,7 @@ def test_resize_then_train_on_the_small_files(tmp_path):
         (["scan", "--timeout", "inf"], "--timeout"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, words, message):
+def test_mistakes_are_reported_in_one_line(tmp_path, words, message):
     tiny_ucf101(tmp_path / "data", train=1, test=1)
     given = [] if any(word.startswith("data.root=") for word in words) else ["data.root=data"]
     done = tool("prepare", *words, *given, cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_mistakes_are_one_line(tmp_path, words, message):
     ), done.stderr
 
 
-def test_resize_says_what_it_could_not_make(tmp_path):
+def test_resize_reports_files_that_it_could_not_copy(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"x")
     done = tool("prepare", "resize", f"data.root={root}", "--output", "small", cwd=tmp_path)
@@ -125,8 +125,8 @@ def test_resize_says_what_it_could_not_make(tmp_path):
     assert sum(path.stat().st_size > 0 for path in (tmp_path / "small").rglob("*.avi")) == 11
 
 
-def test_ctrl_c_keeps_what_is_scanned_and_leaves_no_process(tmp_path):
-    """As a terminal does it: a signal to the whole group, while every probe takes its time."""
+def test_ctrl_c_keeps_scanned_rows_and_leaves_no_process(tmp_path):
+    """As in a terminal: a signal to the whole process group, while every probe is slow."""
     script = """
 import runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -189,7 +189,7 @@ def test_the_real_videos_are_whole(tmp_path):
     )
 
 
-def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
+def test_there_is_one_corrupted_copy_per_corruption_and_severity(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     words = [
         "eval.corruption.names=[contrast,reverse_sampling]",
@@ -207,8 +207,13 @@ def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    found = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
-    assert found == ["c/contrast/1", "c/contrast/5", "c/reverse_sampling/1", "c/reverse_sampling/5"]
+    copies = sorted(p.relative_to(tmp_path).as_posix() for p in (tmp_path / "c").glob("*/*"))
+    assert copies == [
+        "c/contrast/1",
+        "c/contrast/5",
+        "c/reverse_sampling/1",
+        "c/reverse_sampling/5",
+    ]
     name = "videos/Alpha/v_Alpha_g01_c01.avi"
     pale = [
         read_frames(folder / name, np.arange(20)).std((1, 2, 3)).mean()
@@ -235,7 +240,7 @@ def test_corrupted_copies_are_data_sets_a_corruption_and_severity(tmp_path):
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
 
 
-def test_corrupted_copies_of_drawn_videos_are_read_as_ucf101s(tmp_path):
+def test_corrupted_copies_of_motionshapes_are_read_as_ucf101(tmp_path):
     drawn = [
         f"data.motionshapes.{word}"
         for word in ("train_per_class=2", "test_per_class=1", "frames=8", "size=24")
@@ -318,7 +323,7 @@ def test_corrupted_images_and_folders_of_frames(tmp_path):
     assert read_numbers(back) == [4, 2, 0, 4, 2, 0]
 
 
-def test_what_corrupt_refuses(tmp_path):
+def test_corrupt_refuses_wrong_options(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     for words, reason in (
         (["--output", "c"], "corrupt needs eval.corruption.names="),
@@ -333,21 +338,23 @@ def test_what_corrupt_refuses(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_textures_are_twins_that_training_pushes_away_from(tmp_path):
+def test_written_textures_are_used_as_negatives_in_training(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     words = [f"data.root={root}", "--output", "t", "--workers", 2]
     done = tool("prepare", "texture", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     name = "videos/Beta/v_Beta_g06_c01.avi"
-    made, source = (read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root))
-    assert made.shape == source.shape == (20, 64, 64, 3)
+    texture, source = (
+        read_frames(folder / name, np.arange(20)) for folder in (tmp_path / "t", root)
+    )
+    assert texture.shape == source.shape == (20, 64, 64, 3)
     assert (
-        abs(made[0].mean() - source[0].mean()) < 60
-        and abs(made[0].astype(int) - source[0]).mean() > 20
+        abs(texture[0].mean() - source[0].mean()) < 60
+        and abs(texture[0].astype(int) - source[0]).mean() > 20
     )
     (tmp_path / "t" / name).unlink()  # as after an interruption
     assert tool("prepare", "texture", *words, cwd=tmp_path).returncode == 0
-    assert (read_frames(tmp_path / "t" / name, np.arange(20)) == made).all()
+    assert (read_frames(tmp_path / "t" / name, np.arange(20)) == texture).all()
     again = tool("prepare", "texture", *words, "--kind", "still", cwd=tmp_path)
     assert again.returncode == 1 and "holds files of another encoding" in again.stderr
     words = ["method.negatives.names=[texture,patch]", f"data.root={root}"]
@@ -391,9 +398,11 @@ def test_textures_of_images_and_folders_of_frames(tmp_path):
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-    made = [
+    textures = [
         np.asarray(Image.open(tmp_path / f"images_t/{split}/a/003.png"))
         for split in ("train", "test")
     ]
-    assert made[0].shape == (32, 32, 3) and (made[0] != made[1]).any(), "each file draws its own"
+    assert textures[0].shape == (32, 32, 3) and (textures[0] != textures[1]).any(), (
+        "each file draws its own"
+    )
     assert read_frames(tmp_path / "frames_t/test/a/clip", np.arange(6)).shape == (6, 32, 32, 3)

@@ -1,4 +1,4 @@
-"""What a folder of copies says of itself."""
+"""The mark in a folder of copies."""
 
 import json
 
@@ -21,7 +21,7 @@ def _claim(*args):
         pass
 
 
-def test_a_folder_of_copies_goes_on_with_the_same_and_refuses_others(tmp_path):
+def test_a_folder_of_copies_continues_with_equal_options_and_refuses_others(tmp_path):
     sources = _files(tmp_path / "a", {f"{i}.avi": 100 + i for i in range(40)})
     _claim(tmp_path / "out", {"short_side": 8}, sources)
     mark = read_mark(tmp_path / "out")
@@ -41,13 +41,13 @@ def test_a_folder_of_copies_goes_on_with_the_same_and_refuses_others(tmp_path):
         _claim(tmp_path / "a", {"short_side": 8}, sources)
 
 
-def test_a_mark_from_before_sources_were_remembered_is_any_data_sets(tmp_path):
+def test_a_mark_without_sources_fits_any_data_set(tmp_path):
     (tmp_path / "prepared.json").write_text(json.dumps({"short_side": 8}))
     _claim(tmp_path, {"short_side": 8}, {})
     assert same_sources({}, {}) and read_mark(tmp_path / "nowhere") is None
 
 
-def test_half_of_the_files_make_a_data_set_and_of_few_any_may_change():
+def test_half_of_the_files_identify_a_data_set_and_of_few_any_may_change():
     sizes = {str(i): i for i in range(8)}
     assert same_sources(sizes, {str(i): i for i in range(4)})
     assert not same_sources(sizes, {str(i): i for i in range(3)})
@@ -59,7 +59,7 @@ def test_a_folder_of_frames_has_the_size_of_its_files(tmp_path):
     assert size_of(tmp_path / "f") == 7 and size_of(tmp_path / "none") == -1
 
 
-def test_where_another_process_writes_it_is_refused_until_that_is_killed(tmp_path):
+def test_a_folder_is_refused_while_another_process_writes_to_it(tmp_path):
     with (
         another_process(lambda: claim(tmp_path / "out", {"short_side": 8}, {})),
         pytest.raises(

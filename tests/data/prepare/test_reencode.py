@@ -15,7 +15,7 @@ from tests.helpers import (
     read_numbers,
     tiny_ucf101,
 )
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import (
     Encoding,
     Record,
@@ -68,8 +68,8 @@ def test_the_result_is_small_and_shows_the_same_frames(tmp_path, codec, suffix):
         reencode(_records(source), tmp_path / "a", tmp_path / "b", Encoding(32, 6, codec, 3)) == []
     )
     result = tmp_path / "b" / source.name
-    found = _frames(result)
-    assert found.shape == (30, 32, 64, 3) and read_numbers(found) == list(range(30))
+    result_frames = _frames(result)
+    assert result_frames.shape == (30, 32, 64, 3) and read_numbers(result_frames) == list(range(30))
     assert probe(str(result))["fps"] == 25.0
     assert _key_frames(result) == list(range(0, 30, 1 if codec == "mjpeg" else 6))
 
@@ -86,7 +86,7 @@ def test_frames_are_never_enlarged_and_sizes_are_even(tmp_path):
     assert _frames(tmp_path / "c/v.mkv").shape == (5, 34, 20, 3)
 
 
-def test_what_is_turned_is_written_upright(tmp_path):
+def test_rotated_videos_are_written_upright(tmp_path):
     top = tmp_path / "a"
     top.mkdir()
     wide = np.repeat(counting_frames(8, size=64), 2, axis=2)
@@ -99,9 +99,10 @@ def test_what_is_turned_is_written_upright(tmp_path):
     assert np.abs(small - after).mean() < 8
 
 
-def test_odd_sources_become_what_can_be_read_by_number(tmp_path):
-    """B-frames in an AVI, varying frame rate: re-encoded, every decoder and every seek finds the
-    same frames.
+def test_unusual_sources_become_files_that_can_be_read_by_number(tmp_path):
+    """After re-encoding, every decoder and every seek finds the same frames.
+
+    The sources are an AVI with B-frames and a video of varying frame rate.
     """
     top = tmp_path / "a"
     top.mkdir()
@@ -115,32 +116,32 @@ def test_odd_sources_become_what_can_be_read_by_number(tmp_path):
     assert reencode(_records(*sources), top, tmp_path / "b", Encoding(64)) == []
     for source in sources:
         for backend in ("pyav", "decord"):
-            wanted = np.array([3, 17, 18, 39])
+            indices = np.array([3, 17, 18, 39])
             assert (
-                read_numbers(read_frames(tmp_path / "b" / source.name, wanted, backend=backend))
-                == wanted.tolist()
+                read_numbers(read_frames(tmp_path / "b" / source.name, indices, backend=backend))
+                == indices.tolist()
             )
 
 
-def test_the_source_is_never_touched_and_lists_come_along(tmp_path):
+def test_the_source_is_unchanged_and_lists_are_copied(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
     before = _state(root)
-    records, _ = build_records(Data(name="ucf101", root=str(root)), "train")
+    records, _ = build_records(DataConfig(name="ucf101", root=str(root)), "train")
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     assert _state(root) == before
-    small, classes = build_records(Data(name="ucf101", root=str(tmp_path / "b")), "train")
+    small, classes = build_records(DataConfig(name="ucf101", root=str(tmp_path / "b")), "train")
     assert [r.uid for r in small] == [r.uid for r in records] and classes == ["Alpha", "Beta"]
     assert _frames(small[3].path).shape == (20, 32, 32, 3)
 
 
-def test_a_second_call_makes_what_is_missing_and_nothing_else(tmp_path):
+def test_a_second_call_makes_only_missing_copies(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
-    records, _ = build_records(Data(name="ucf101", root=str(root)), "train")
+    records, _ = build_records(DataConfig(name="ucf101", root=str(root)), "train")
     reencode(records, root, tmp_path / "b", Encoding(32))
-    made = sorted((tmp_path / "b").rglob("*.avi"))
+    copies = sorted((tmp_path / "b").rglob("*.avi"))
     whole = _state(tmp_path / "b")
-    made[0].unlink()
-    _partial(made[0]).write_bytes(b"of a call that was killed")
+    copies[0].unlink()
+    _partial(copies[0]).write_bytes(b"of a call that was killed")
     assert reencode(records, root, tmp_path / "b", Encoding(32)) == []
     after = _state(tmp_path / "b")
     videos = [path for path in whole if path.suffix == ".avi" and ".partial" not in path.name]
@@ -151,7 +152,7 @@ def test_a_second_call_makes_what_is_missing_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["a/small", ".", "a"])
-def test_source_and_result_lie_apart(tmp_path, where):
+def test_source_and_result_must_not_contain_each_other(tmp_path, where):
     path = counting_video(tmp_path / "a/v.avi", 5)
     with pytest.raises(UserError, match="lie in each other"):
         reencode(_records(path), tmp_path / "a", tmp_path / where, Encoding())
@@ -174,7 +175,7 @@ def _short(path, **options):
     return row | {"frames": row["frames"] - 1} if ".partial" in path else row
 
 
-def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch):
+def test_files_that_do_not_decode_or_encode_are_reported_and_empty(tmp_path, monkeypatch):
     good, bad = counting_video(tmp_path / "a/good.avi", 9), tmp_path / "a/bad.avi"
     bad.write_bytes(b"no video")
     records = _records(good, bad, tmp_path / "a/gone.avi")
@@ -205,14 +206,14 @@ def test_what_does_not_decode_or_encode_is_told_and_empty(tmp_path, monkeypatch)
 def test_a_bad_video_is_bad_in_the_result_and_its_list_still_fits(tmp_path):
     root = tiny_ucf101(tmp_path / "a")
     (root / "videos/Alpha/v_Alpha_g02_c01.avi").write_bytes(b"x")
-    records = all_records(Data(name="ucf101", root=str(root)))
+    records = all_records(DataConfig(name="ucf101", root=str(root)))
     assert len(reencode(records, root, tmp_path / "b", Encoding(32))) == 1
-    cfg = Data(name="ucf101", root=str(tmp_path / "b"), manifest=str(tmp_path / "m.jsonl"))
+    cfg = DataConfig(name="ucf101", root=str(tmp_path / "b"), manifest=str(tmp_path / "m.jsonl"))
     scan([record.path for record in all_records(cfg)], tmp_path / "b", tmp_path / "m.jsonl")
     assert len(build_records(cfg, "train")[0]) == 7
 
 
-def test_damage_in_the_source_is_told(tmp_path, caplog):
+def test_damage_in_the_source_is_reported(tmp_path, caplog):
     frames = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
     (tmp_path / "a").mkdir()
     path = encode(tmp_path / "a/v.avi", frames, "mpeg4")
@@ -257,7 +258,7 @@ def test_names_that_a_copy_cannot_have_are_refused_before_anything_is_written(tm
     assert not (tmp_path / "b").exists()
 
 
-def test_one_target_that_cannot_be_made_stops_no_other(tmp_path):
+def test_a_copy_that_cannot_be_made_does_not_stop_others(tmp_path):
     paths = [counting_video(tmp_path / f"a/{n}/v.avi", 5) for n in range(3)]
     long = counting_video(tmp_path / "a" / f"{'n' * 250}.avi", 5)
     (tmp_path / "b").mkdir()

@@ -1,4 +1,4 @@
-"""Texture twins: what they are made of, and how the loader pairs them with their files."""
+"""Texture twins: how they are made, and how the loader pairs them with their files."""
 
 import json
 import shutil
@@ -9,21 +9,19 @@ import torch
 from PIL import Image
 
 from tests.helpers import counting_frames, counting_video, read_numbers, same_batch, tiny_ucf101
-from vidrobust.config import Augment, Data
+from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import Failure, Record, TrainBatches, batch_loader, train_dataset, ucf101
 from vidrobust.data.prepare.texture_twins import Twins, texture_frames, twin_draw
 from vidrobust.utils.errors import UserError
 from vidrobust.views import DRAW_COLUMNS
 from vidrobust.views.augment import ViewDraw
 
-CFG = Data(frames=3, stride=2, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=3, stride=2, short_side=32, size=24, workers=0)
 
 
 @pytest.fixture
 def paired(tmp_path):
-    """A data set, and one of other sizes under the same names with the same numbers in its
-    frames.
-    """
+    """Return a data set and one of other frame sizes, with equal names and frame numbers."""
     root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
     for c, name in enumerate(("Alpha", "Beta")):
         for i in range(6):
@@ -38,16 +36,17 @@ def paired(tmp_path):
 
 def _dataset(root, twins, records=None, **options):
     records = records or ucf101(root, "train", 1)[0]
-    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(twins)})
-    whole = Augment(scale=[1.0, 1.0], jitter_prob=0.5)
+    cfg = DataConfig(**vars(CFG) | {"root": str(root), "twins": str(twins)})
+    whole = AugmentConfig(scale=[1.0, 1.0], jitter_prob=0.5)
     return train_dataset(cfg, whole, records, clips=2, seed=7, twins=True, **options)
 
 
 @pytest.mark.parametrize("kind", ["still", "moving"])
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
-    """Frame n of the clip is 40 n, and noise that is the same in all: its texture is 40 n, or 40 *
-    count // 2.
+    """Frame n of the clip is grey level 40 n, plus the same noise in every frame.
+
+    Its texture is 40 n if it moves, and 40 * (count // 2) if it is still.
     """
     noise = np.random.default_rng(0).integers(0, 30, (40, 50, 3))
     clip = np.stack([40 * n + noise for n in range(count)]).astype(np.uint8)
@@ -58,17 +57,17 @@ def test_a_texture_has_as_many_frames_as_its_clip(kind, count):
             list(texture_frames(iter(clip), count, rng, kind=kind, patch_px=96, size=size))
         )
 
-    made = texture(0)
-    assert made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
-    numbers = made.reshape(count, -1).min(1) // 40
+    frames_made = texture(0)
+    assert frames_made.shape == (count, 40, 40, 3) and texture(0, 24).shape == (count, 24, 24, 3)
+    numbers = frames_made.reshape(count, -1).min(1) // 40
     assert numbers.tolist() == (list(range(count)) if kind == "moving" else [count // 2] * count)
-    assert (made == texture(0)).all() and (made != texture(1)).any()
-    assert kind == "still" or (np.diff(made.astype(int), axis=0) == 40).all(), (
+    assert (frames_made == texture(0)).all() and (frames_made != texture(1)).any()
+    assert kind == "still" or (np.diff(frames_made.astype(int), axis=0) == 40).all(), (
         "each place keeps its noise"
     )
 
 
-def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
+def test_the_twin_shows_the_frames_of_the_first_clip_under_its_view(paired):
     dataset = _dataset(*paired)
     for index in range(4):
         sample = dataset[0, index]
@@ -86,20 +85,22 @@ def test_the_twin_shows_the_frames_of_the_first_clip_under_its_draw(paired):
     )
 
 
-def test_views_are_drawn_as_without_twins(paired):
+def test_views_are_the_same_as_without_twins(paired):
     records, _ = ucf101(paired[0], "train", 1)
-    plain = train_dataset(CFG, Augment(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7)
+    plain = train_dataset(
+        CFG, AugmentConfig(scale=[1.0, 1.0], jitter_prob=0.5), records, clips=2, seed=7
+    )
     for index in range(3):
         a, b = plain[1, index], _dataset(*paired)[1, index]
         assert torch.equal(a["clips"], b["clips"][:2]) and torch.equal(a["draws"], b["draws"][:2])
 
 
-def test_workers_and_children_bring_the_same(paired):
-    here, there = (
+def test_twins_do_not_depend_on_workers_and_child_processes(paired):
+    in_process, by_workers = (
         [*batch_loader(_dataset(*paired), TrainBatches(8, 4, 7, 0, 3), workers)]
         for workers in (0, 2)
     )
-    assert all(same_batch(a, b) for a, b in zip(here, there, strict=True))
+    assert all(same_batch(a, b) for a, b in zip(in_process, by_workers, strict=True))
     watched = _dataset(*paired)
     watched.timeout_s = 0.0
     assert torch.equal(_dataset(*paired)[0, 1]["clips"], watched[0, 1]["clips"])
@@ -126,11 +127,11 @@ def test_a_twin_that_is_too_short_or_broken_is_a_bad_video(paired):
         (0, "not all within its 3 frames"),
         (1, "twins/videos/Alpha/v_Alpha_g02_c01.avi"),
     ):
-        found = dataset[0, index]
-        assert isinstance(found, Failure) and reason in found.reason
+        sample = dataset[0, index]
+        assert isinstance(sample, Failure) and reason in sample.reason
 
 
-def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
+def test_a_folder_of_frames_whose_twin_misses_a_frame_is_a_bad_video(tmp_path):
     for top in ("data", "twins"):
         (tmp_path / top / "v").mkdir(parents=True)
         for n in range(9):
@@ -141,11 +142,14 @@ def test_a_folder_of_frames_whose_twin_lacks_one_is_a_bad_video(tmp_path):
     dataset.replace = False
     assert not isinstance(dataset[0, 0], Failure)
     (tmp_path / "twins/v/03.png").unlink()
-    found = dataset[0, 0]
-    assert isinstance(found, Failure) and "twins/v: a texture of 8 frames, of 9" in found.reason
+    sample = dataset[0, 0]
+    assert (
+        isinstance(sample, Failure)
+        and "twins/v: the texture has 8 frames, the video 9" in sample.reason
+    )
 
 
-def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
+def test_a_box_keeps_its_shape_and_fraction_of_the_area_in_a_twin_of_another_size():
     draw = ViewDraw(10, 60, 100, 150)
     assert twin_draw(draw, (240, 320), (240, 320)) is draw
     assert twin_draw(draw, (240, 320), (120, 80)) == ViewDraw(6, 10, 35, 53)
@@ -166,16 +170,16 @@ def test_a_draw_keeps_its_shape_and_share_in_a_twin_of_another_size():
             assert small.left >= 0 and small.left + small.width <= size[1] and small.width > 0
 
 
-def test_a_twin_gets_the_corruption_of_its_clip(paired):
+def test_a_twin_is_corrupted_as_its_clip_is(paired):
     root, twins = paired
     records, _ = ucf101(root, "train", 1)
-    cfg = Data(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
+    cfg = DataConfig(**vars(CFG) | {"root": str(root), "twins": str(root.parent / "same")})
     (root.parent / "same").symlink_to(twins)
     shutil.rmtree(twins)
     shutil.copytree(root, twins)  # each is its own twin, but for what is drawn
-    changed = Augment(corruptions=["gaussian_noise", "fog"], corruption_prob=0.7)
+    changed = AugmentConfig(corruptions=["gaussian_noise", "fog"], corruption_prob=0.7)
     dataset = train_dataset(cfg, changed, records, clips=2, seed=7, twins=True)
-    plain = train_dataset(cfg, Augment(), records, clips=2, seed=7, twins=True)
+    plain = train_dataset(cfg, AugmentConfig(), records, clips=2, seed=7, twins=True)
     changes = 0
     for index in range(8):
         clips = dataset[0, index]["clips"]
@@ -199,14 +203,15 @@ def test_a_file_is_never_its_own_twin(tmp_path):
         Twins(f"{tmp_path}/lists", f"{tmp_path}/t").require([Record("a", f"{tmp_path}/v/a.avi", 0)])
 
 
-def test_copies_that_are_no_textures_are_refused_and_what_nobody_says_is_told(paired, caplog):
+def test_copies_that_are_not_textures_are_refused_and_doubtful_ones_are_reported(paired, caplog):
     root, twins = paired
     _dataset(root, twins)
-    assert "was not made by prepare.py texture: its files are taken as they are" in caplog.text
+    assert "was not made by prepare.py texture: its files are used as they are" in caplog.text
     mark, files = twins / "prepared.json", sorted((root / "videos").rglob("*.avi"))
     mark.write_text(json.dumps({"short_side": 16}))
     with pytest.raises(
-        UserError, match="holds copies, and no textures; datasets/prepare.py texture makes them"
+        UserError,
+        match="holds copies that are not textures; datasets/prepare.py texture makes them",
     ):
         _dataset(root, twins)
     sizes = {str(file.relative_to(root)): file.stat().st_size for file in files}
@@ -234,7 +239,7 @@ def test_paths_mirror_the_data_set():
     assert twins("/data/ucf/videos/a.avi") == "/made/videos/a.avi"
 
 
-def test_arrays_have_no_twins():
+def test_data_sets_in_memory_have_no_twins():
     with pytest.raises(UserError, match="torchvision's data sets are arrays"):
         Twins("a", "b").require([Record("0", "torchvision:CIFAR10:train:0:root", 0)])
 

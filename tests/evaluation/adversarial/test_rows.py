@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.helpers import tiny_ucf101
 from vidrobust.attacks import ThreatModel, parse_threat
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import eval_dataset, source_videos, ucf101
 from vidrobust.evaluation import Suite, evaluate_robust, robust_curve
 from vidrobust.evaluation.adversarial.curve import median_norms, robust_to_all, suite_warnings
@@ -17,7 +17,7 @@ from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.utils.errors import UserError
 
-CFG = Data(frames=2, stride=2, short_side=20, size=16, workers=0)
+CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
 THREATS = [ThreatModel("linf", eps) for eps in EPS]
 
@@ -254,7 +254,7 @@ def test_pictures_are_kept_threat_by_threat(root, tmp_path):
 
 def _sources(root, clips=3, frames=2):
     records, _ = ucf101(root, "test", 1)
-    return source_videos(Data(**(vars(CFG) | {"frames": frames})), records, clips)
+    return source_videos(DataConfig(**(vars(CFG) | {"frames": frames})), records, clips)
 
 
 @pytest.mark.parametrize("crops", [1, 3])

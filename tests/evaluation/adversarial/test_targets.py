@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.helpers import counting_frames, counting_video, read_numbers
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import Failure, Record, Source, source_videos
 from vidrobust.evaluation.adversarial.targets import crop_places, through_clips, video_units
 
-CFG = Data(frames=4, stride=3, short_side=32, size=32, workers=0)
+CFG = DataConfig(frames=4, stride=3, short_side=32, size=32, workers=0)
 CPU = torch.device("cpu")
 
 
@@ -42,7 +42,7 @@ def test_short_videos_repeat_their_last_frame_and_share_it(videos):
 
 @pytest.mark.parametrize("timeout_s", [0.0, 20.0])
 def test_a_bad_video_is_a_failure(videos, timeout_s):
-    found = source_videos(Data(**(vars(CFG) | {"timeout_s": timeout_s})), videos, 2)
+    found = source_videos(DataConfig(**(vars(CFG) | {"timeout_s": timeout_s})), videos, 2)
     assert isinstance(found[3], Failure) and "is empty" in found[3].reason
     (unit,) = video_units(lambda x: x, found, [[3]], 1, CPU)
     assert unit.uids == [] and unit.failed[0].uid == "3"
@@ -98,5 +98,5 @@ def test_crops_lie_along_the_longer_side():
 def test_counting_frames_survive_the_short_side(videos):
     """The helper's board is read after the resize that the unit makes."""
     assert read_numbers(counting_frames(5)) == list(range(5))
-    found = source_videos(Data(**(vars(CFG) | {"short_side": 48, "size": 40})), videos, 1)[0]
+    found = source_videos(DataConfig(**(vars(CFG) | {"short_side": 48, "size": 40})), videos, 1)[0]
     assert found.frames.shape[1:3] == (48, 48) and read_numbers(found.frames) == [15, 18, 21, 24]

@@ -1,4 +1,4 @@
-"""What a model looks at, told of models made by hand: they follow one cue and nothing else."""
+"""Measure the cues of models that are made by hand to follow a single cue."""
 
 import json
 
@@ -9,47 +9,44 @@ from PIL import Image
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
-from vidrobust.config import Data
+from vidrobust.config import DataConfig
 from vidrobust.data import Record, eval_dataset, ucf101
 from vidrobust.data.motionshapes import write_video
-from vidrobust.evaluation import bias_table, check_bias, evaluate_bias
+from vidrobust.evaluation import MeasureSettings, bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias import ALONE, PAIRED, conflict, partners_of
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 
-CFG = Data(frames=4, stride=2, short_side=32, size=24, workers=0)
+CFG = DataConfig(frames=4, stride=2, short_side=32, size=24, workers=0)
 CLASSES = ["a", "b"]
 
 
 @pytest.fixture
 def clips(tmp_path, monkeypatch):
-    """Four test videos of two classes, clips that a test fills in by hand, and where rows go."""
+    """Return four test videos of two classes, and the folder of the rows."""
     records, _ = ucf101(tiny_ucf101(tmp_path / "data"), "test", 1)
     return records, tmp_path / "out"
 
 
 def _rows(records, out, predict, names, *, others=None, seed=0, clips=1, cfg=CFG):
     out.mkdir(exist_ok=True)
-    where = list(range(len(records)))
+    settings = MeasureSettings(predict, out, batch_size=3, workers=0, device=torch.device("cpu"))
     return evaluate_bias(
-        predict,
+        settings,
         lambda: eval_dataset(cfg, records, clips),
         None,
-        where,
+        list(range(len(records))),
         names,
-        out,
         seed=seed,
         others=others or {},
-        batch_size=3,
-        workers=0,
-        device=torch.device("cpu"),
     )
 
 
-def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):
-    """Frames that count change all the time: 0 where anything moves, by looks where the mean says
-    so.
+def test_only_a_classifier_of_motion_loses_accuracy_without_motion(clips):
+    """Every frame of the videos differs from the one before, so that a still clip shows no motion.
+
+    The first classifier predicts class 0 if anything moves, the second always.
     """
     records, out = clips
     records = [Record(r.uid, r.path, 0) for r in records]
@@ -75,31 +72,38 @@ def test_a_classifier_of_motion_needs_it_and_one_of_looks_does_not(clips):
 
 
 @pytest.mark.parametrize(("follows", "bias"), [("own", 1.0), ("other", 0.0), ("neither", None)])
-def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, follows, bias):
+def test_bias_is_1_or_0_for_classifiers_that_follow_one_cue(clips, monkeypatch, follows, bias):
     records, out = clips
     assert [r.label for r in records] == [0, 0, 1, 1]
-    # a pair becomes a clip whose corner says both classes
-    seen = {}
+    # A "swapped" view is replaced by the mean brightness of its two clips, which identifies them.
+    label_of_code = {}
     monkeypatch.setitem(
-        PAIRED, "swapped", lambda x, other, rngs: torch.stack([_code(x), _code(other)], 1)
+        PAIRED,
+        "swapped",
+        lambda x, other_class, rngs: torch.stack([_code(x), _code(other_class)], 1),
     )
 
     def _code(x):
         return x.flatten(1).mean(1)
 
     def predict(x):
-        if x.ndim == 2:  # a pair
-            own, other = (
-                torch.tensor([seen[round(float(v), 5)] for v in side]) for side in x.unbind(1)
+        if x.ndim == 2:  # the brightness of a pair
+            own_class, other_class = (
+                torch.tensor([label_of_code[round(float(v), 5)] for v in side])
+                for side in x.unbind(1)
             )
-            answer = {"own": own, "other": other, "neither": torch.full_like(own, 2)}[follows]
+            answer = {
+                "own": own_class,
+                "other": other_class,
+                "neither": torch.full_like(own_class, 2),
+            }[follows]
             return torch.nn.functional.one_hot(answer, 3).float()
         return torch.zeros(len(x), 3)
 
     dataset = eval_dataset(CFG, records, 1)
     for i, record in enumerate(records):
         clip = dataset[0, i]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
-        seen[round(float(_code(clip)), 5)] = record.label
+        label_of_code[round(float(_code(clip)), 5)] = record.label
     entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"][
         "swapped"
     ]
@@ -111,8 +115,10 @@ def test_bias_is_1_and_0_of_classifiers_that_follow_one_cue(clips, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", ["swapped", "swapped_frozen"])
-def test_a_classifier_of_backgrounds_and_one_of_what_moves_are_told_apart(tmp_path, name):
-    """Class 0: a red square moves before dark gray; class 1: a blue one before light gray."""
+def test_swapped_backgrounds_distinguish_classifiers_of_backgrounds_and_of_moving_objects(
+    tmp_path, name
+):
+    """In class 0 a red square moves before dark gray, in class 1 a blue one before light gray."""
     records = []
     for i in range(4):
         label = i % 2
@@ -123,7 +129,7 @@ def test_a_classifier_of_backgrounds_and_one_of_what_moves_are_told_apart(tmp_pa
         records.append(Record(f"{i}", str(tmp_path / f"{i}.avi"), label))
 
     def by_background(x):
-        lightness = x[:, :, :, :4].mean((1, 2, 3, 4))  # of the upper rows, where nothing moves
+        lightness = x[:, :, :, :4].mean((1, 2, 3, 4))  # of the upper rows, in which nothing moves
         return torch.stack([-(lightness - 60 / 255).abs(), -(lightness - 160 / 255).abs()], 1)
 
     def by_square(x):
@@ -136,7 +142,7 @@ def test_a_classifier_of_backgrounds_and_one_of_what_moves_are_told_apart(tmp_pa
         assert views["clean"]["acc"] == 1 and views[name]["bias"] == bias
 
 
-def test_known_second_cues_of_whole_clips_are_told(clips):
+def test_unchanged_clips_show_a_bias_where_their_second_cue_is_known(clips):
     records, out = clips
     rows = _rows(
         records,
@@ -148,23 +154,23 @@ def test_known_second_cues_of_whole_clips_are_told(clips):
     entry = bias_table(rows, CLASSES)["views"]["clean"]
     assert entry["cues"] == ["motion", "texture"]
     assert (entry["own"], entry["other"], entry["bias"]) == (0.5, 0.5, 0.5), (
-        "0 and 3 have cues that disagree"
+        "the cues of 0 and 3 disagree"
     )
 
 
-def test_partners_are_of_another_class_and_drawn(clips):
+def test_partners_are_drawn_from_other_classes_and_reproducible(clips):
     records, _ = clips
-    dataset, drawn = eval_dataset(CFG, records, 1), set()
+    dataset, partners_of_0 = eval_dataset(CFG, records, 1), set()
     for seed in range(20):
-        found = partners_of(dataset, [0, 1, 2, 3], seed)
-        assert all(records[i].label != records[j].label for i, j in found.items())
-        drawn.add(found[0])
-    assert drawn == {2, 3} and partners_of(dataset, [0, 1, 2, 3], 3) == partners_of(
+        partners = partners_of(dataset, [0, 1, 2, 3], seed)
+        assert all(records[i].label != records[j].label for i, j in partners.items())
+        partners_of_0.add(partners[0])
+    assert partners_of_0 == {2, 3} and partners_of(dataset, [0, 1, 2, 3], 3) == partners_of(
         dataset, [0, 1, 2, 3], 3
     )
 
 
-def test_it_goes_on_where_it_was_killed(clips):
+def test_a_killed_measurement_continues_with_the_same_rows(clips):
     records, out = clips
     calls = []
 
@@ -182,7 +188,7 @@ def test_it_goes_on_where_it_was_killed(clips):
     assert _rows(records, out.parent / "alone", predict, names) == whole
 
 
-def test_a_video_that_does_not_decode_is_wrong_and_told(clips):
+def test_a_video_that_does_not_decode_counts_as_wrong_and_is_reported(clips):
     records, out = clips
     broken = [Record("x", str(out.parent / "none.avi"), 1), *records[:2]]
     rows = _rows(
@@ -191,14 +197,14 @@ def test_a_video_that_does_not_decode_is_wrong_and_told(clips):
     table = bias_table(rows, CLASSES)
     assert [row["predicted"] for row in rows if row["name"] == "freeze"] == [None, 0, 0]
     assert all(row["predicted"] is None for row in rows if row["name"] == "swapped"), (
-        "nor is its partner's pair shown"
+        "a video has no prediction if its partner does not decode"
     )
     assert (
         table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
     )
 
 
-def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_decode(clips):
+def test_a_video_with_nan_logits_counts_as_wrong_and_is_no_decoding_failure(clips):
     records, out = clips
     clip = eval_dataset(CFG, records, 1)[0, 1]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
 
@@ -218,7 +224,7 @@ def test_a_video_of_nan_logits_is_wrong_and_told_apart_from_one_that_does_not_de
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_the_model_has_no_logit_for_is_refused(clips, label):
+def test_a_label_without_a_logit_is_refused(clips, label):
     records, out = clips
     changed = [Record(records[0].uid, records[0].path, label), *records[1:]]
     with pytest.raises(
@@ -227,18 +233,18 @@ def test_a_label_that_the_model_has_no_logit_for_is_refused(clips, label):
         _rows(changed, out, lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1), [])
 
 
-def test_conflicts_have_ones_shapes_and_the_others_colours():
+def test_cue_conflict_images_have_the_shapes_of_one_image_and_the_colours_of_the_other():
     x, y = torch.zeros(2, 3, 1, 32, 32), torch.rand(2, 3, 1, 32, 32) * 0.5
     x[:, :, :, 8:24, 8:24] = 1  # a bright square
     y[:, 1:] = 0  # shades of red
     rngs = [np.random.default_rng(i) for i in range(2)]
-    made = conflict(x, y, rngs)
-    assert made.shape == x.shape and made[:, 1:].max() < 0.01, "red alone"
-    inner, outer = made[:, 0, 0, 10:22, 10:22].mean(), made[:, 0, 0, :6].mean()
+    images = conflict(x, y, rngs)
+    assert images.shape == x.shape and images[:, 1:].max() < 0.01, "only red"
+    inner, outer = images[:, 0, 0, 10:22, 10:22].mean(), images[:, 0, 0, :6].mean()
     assert inner > outer + 0.1, "brighter where the square is"
 
 
-def test_shape_and_texture_are_told_apart_by_cue_conflict(tmp_path):
+def test_cue_conflict_distinguishes_classifiers_of_shape_and_of_texture(tmp_path):
     """Class 0 is bright on the left and red, class 1 bright above and blue."""
     records = []
     for i in range(8):
@@ -256,7 +262,7 @@ def test_shape_and_texture_are_told_apart_by_cue_conflict(tmp_path):
     def by_texture(x):
         return x[:, ::2].mean((2, 3, 4))
 
-    one = Data(frames=1, short_side=32, size=32, workers=0)
+    one = DataConfig(frames=1, short_side=32, size=32, workers=0)
     for predict, bias in ((by_shape, 1.0), (by_texture, 0.0)):
         rows = _rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one)
         views = bias_table(rows, CLASSES)["views"]
@@ -272,24 +278,24 @@ def _cfg(*words):
     ("words", "reason"),
     [
         (["eval.bias=[shufle]"], "eval.bias: unknown name 'shufle'; did you mean 'shuffle'"),
-        (["eval.bias=[freeze]", "data.frames=1"], "eval.bias=freeze: it is of clips"),
-        (["eval.bias=[swapped]", "data.frames=1"], "eval.bias=swapped: it is of clips"),
-        (["eval.bias=[conflict]"], "it is of images"),
+        (["eval.bias=[freeze]", "data.frames=1"], "eval.bias=freeze: needs clips"),
+        (["eval.bias=[swapped]", "data.frames=1"], "eval.bias=swapped: needs clips"),
+        (["eval.bias=[conflict]"], "needs images"),
         (["eval.bias=[texture]"], "data.twins is empty"),
-        (["eval.bias=[patch,patch]"], "list different ones"),
+        (["eval.bias=[patch,patch]"], "list each name once"),
         (
             ["eval.bias=[conflict]", "data.frames=1", "data.size=8", "data.short_side=8"],
-            "have no texture; 9 at least",
+            "are too small for a texture; use at least 9",
         ),
         (["eval.bias=[swapped]", "eval.limit=1"], "two classes are needed"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(words, reason):
+def test_views_that_the_clips_cannot_have_are_refused(words, reason):
     with pytest.raises(UserError, match=reason.replace("[", r"\[")):
         check_bias(_cfg(*words), [Record("a", "a.avi", 0), Record("b", "b.avi", 1)])
 
 
-def test_one_class_has_no_cue_that_disagrees():
+def test_cues_cannot_disagree_with_a_single_class():
     with pytest.raises(UserError, match="two classes are needed"):
         check_bias(_cfg("eval.bias=[swapped]"), [Record("a", "a.avi", 0)])
 
@@ -297,18 +303,18 @@ def test_one_class_has_no_cue_that_disagrees():
 @pytest.mark.parametrize("name", ALONE)
 def test_every_view_keeps_the_shape_of_its_clips(name):
     x = torch.rand(2, 3, 4, 24, 24)
-    made = ALONE[name](x, [np.random.default_rng(i) for i in range(2)])
+    view = ALONE[name](x, [np.random.default_rng(i) for i in range(2)])
     assert (
-        made.shape == x.shape and made.min() >= 0 and made.max() <= 1 and not torch.equal(made, x)
+        view.shape == x.shape and view.min() >= 0 and view.max() <= 1 and not torch.equal(view, x)
     )
 
 
-def test_the_report_says_what_was_found(clips):
+def test_the_report_lists_accuracies_and_biases(clips):
     records, out = clips
     rows = _rows(records, out, lambda x: x.flatten(1)[:, :2], ["freeze", "swapped"])
     text = "\n".join(bias_lines(bias_table(rows, CLASSES) | {"views_of": "1x1"}))
     for part in (
-        "## What it looks at",
+        "## Cues that the model uses",
         "| freeze | one frame | ",
         "| swapped | what moves, not background | ",
         "* freeze: ",
@@ -317,7 +323,7 @@ def test_the_report_says_what_was_found(clips):
     assert bias_lines(None) == []
 
 
-def test_the_tools_measure_it(tmp_path):
+def test_the_command_line_measures_cues(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     assert (
         tool("prepare", "texture", f"data.root={root}", "--output", "t", cwd=tmp_path).returncode
@@ -339,7 +345,7 @@ def test_the_tools_measure_it(tmp_path):
     assert set(summary["bias"]["views"]) == {"clean", "texture", "freeze", "swapped"}
     assert summary["clean_acc"] == summary["bias"]["views"]["clean"]["acc"]
     report = (tmp_path / "out/eval/pgd/report.md").read_text()
-    assert "## What it looks at" in report and "are they of this data set?" not in report
+    assert "## Cues that the model uses" in report and "are they of this data set?" not in report
     mark = json.loads((tmp_path / "t/prepared.json").read_text())
     mark["sources"] = {name: size + 1 for name, size in mark["sources"].items()}
     (tmp_path / "t/prepared.json").write_text(json.dumps(mark))

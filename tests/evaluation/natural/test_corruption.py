@@ -45,7 +45,10 @@ def run(trained, out, *words):
 
 
 def rows(**predicted):
-    """Four videos: labels 0 0 1 1; predicted: name -> four lists of a prediction a severity."""
+    """Return rows of four videos with the labels 0, 0, 1, 1.
+
+    predicted: name of a corruption -> four lists, each with a prediction per severity.
+    """
     return [
         {"index": i, "label": i // 2, "kind": kind, "name": name, "predicted": answers[i]}
         for i in range(4)
@@ -59,49 +62,51 @@ FOG = [[0, 0], [0, 1], [0, 0], [0, None]]  # 2 of 4, 1 of 4
 BLUR = [[0, 0], [0, 0], [1, 1], [0, 0]]  # 3 of 4 twice
 
 
-def test_the_table_by_hand():
-    found = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
-    assert found["clean_acc"] == 0.75 and found["n"] == 4
-    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+def test_the_table_matches_numbers_computed_by_hand():
+    table = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
+    assert table["clean_acc"] == 0.75 and table["n"] == 4
+    fog, blur = table["corruptions"]["fog"], table["corruptions"]["blur"]
     assert fog["acc"] == [0.5, 0.25] and blur["acc"] == [0.75, 0.75]
     assert fog["mean_acc"] == 0.375 and fog["gamma_a"] == 0.625 and fog["gamma_r"] == 0.5
     assert blur["gamma_a"] == blur["gamma_r"] == 1 and fog["kind"] == "corruption"
-    assert found["mpc"] == 0.5625 and found["rpc"] == 0.75
-    assert found["gamma_a"] == np.mean([0.625, 1]) and found["gamma_r"] == np.mean([0.5, 1])
-    assert found["mce"] is None and found["relative_mce"] is None
-    assert found["per_class"] == {
+    assert table["mpc"] == 0.5625 and table["rpc"] == 0.75
+    assert table["gamma_a"] == np.mean([0.625, 1]) and table["gamma_r"] == np.mean([0.5, 1])
+    assert table["mce"] is None and table["relative_mce"] is None
+    assert table["per_class"] == {
         "a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
         "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2},
     }
 
 
-def test_errors_relative_to_a_baseline_by_hand():
+def test_errors_relative_to_a_baseline_match_numbers_computed_by_hand():
     baseline = {
         "clean_acc": 0.5,
         "severities": [2, 4],
         "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
     }
-    found = relative_to(
+    relative = relative_to(
         corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline
     )
-    fog, blur = found["corruptions"]["fog"], found["corruptions"]["blur"]
+    fog, blur = relative["corruptions"]["fog"], relative["corruptions"]["blur"]
     assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(
         100 * 0.5 / 1.25
     )
     assert (
         fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
     )
-    assert found["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
-    own = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
-    assert relative_to(own, own)["mce"] == relative_to(own, own)["relative_mce"] == 100
-    some = relative_to(
+    assert relative["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
+    table = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
+    assert relative_to(table, table)["mce"] == relative_to(table, table)["relative_mce"] == 100
+    one_severity = relative_to(
         corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline
     )
-    assert some["mce"] == pytest.approx(100 * 0.75 / 0.75), "a part of the baseline's severities"
-    assert relative_to(own, None)["mce"] is None and own["mce"] is None
+    assert one_severity["mce"] == pytest.approx(100 * 0.75 / 0.75), (
+        "the baseline may have more severities"
+    )
+    assert relative_to(table, None)["mce"] is None and table["mce"] is None
 
 
-def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
+def test_a_shifted_data_set_is_in_the_table_but_in_no_mean():
     with_shift = corruption_table(
         rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES
     )
@@ -113,17 +118,17 @@ def test_a_shifted_data_set_stands_beside_corruptions_and_is_in_no_mean():
     assert [with_shift[key] for key in same] == [without[key] for key in same]
 
 
-def test_where_nothing_is_right_there_is_no_share():
+def test_relative_measures_are_none_if_no_clean_video_is_correct():
     wrong = [[1], [1], [0], [0]]
-    found = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
+    table = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
     assert (
-        found["rpc"] is None
-        and found["gamma_r"] is None
-        and found["corruptions"]["fog"]["gamma_r"] is None
+        table["rpc"] is None
+        and table["gamma_r"] is None
+        and table["corruptions"]["fog"]["gamma_r"] is None
     )
 
 
-def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
+def test_an_evaluation_with_corruptions_and_without_attacks(trained, tmp_path):
     summary = run(trained, tmp_path)
     table = summary["corruption"]
     assert list(table["corruptions"]) == ["contrast", "sampling", "h264_crf"] and table[
@@ -142,7 +147,7 @@ def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
         "6 videos corrupted" in text
         and "| h264_crf |" in text
         and "mPC" in text
-        and "How robust it is" not in text
+        and "Adversarial robustness" not in text
     )
     for picture in ("corruptions.png", "corruption_curves.png"):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
@@ -150,7 +155,7 @@ def test_an_evaluation_of_corruptions_alone(trained, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the gradient is 0")  # two steps of training may end anywhere
-def test_with_attacks_both_are_in_one_report(trained, tmp_path):
+def test_attacks_and_corruptions_are_in_one_report(trained, tmp_path):
     summary = run(trained, tmp_path, "eval.threats=[linf-0,linf-8/255]")
     assert (
         summary["clean_acc"]
@@ -160,30 +165,30 @@ def test_with_attacks_both_are_in_one_report(trained, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert (
         "attacked and corrupted" in text
-        and "How robust it is" in text
-        and "Under corruptions" in text
+        and "Adversarial robustness" in text
+        and "## Corruptions" in text
     )
 
 
 def test_the_logits_of_clips_are_averaged():
-    """Two clips that say 0, one that says 1 more loudly: their mean says 0, the largest 1."""
+    """Two clips prefer class 0, and one prefers 1 more strongly: the mean prefers 0."""
     logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
     clips = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 1, 8, 8, 3)
-    found = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
+    corrupted = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
     predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
-    assert module._classify(predict, found, torch.device("cpu")) == [0, None]
+    assert module._classify(predict, corrupted, torch.device("cpu")) == [0, None]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_condition_of_nan_logits_has_no_prediction_and_its_reason(value):
+def test_a_condition_with_nan_logits_has_no_prediction_but_a_reason(value):
     clips = torch.arange(2, dtype=torch.uint8).view(2, 1, 1, 1, 1).expand(2, 1, 8, 8, 3)
-    found = Corrupted(0, [("clean", 0), ("fog", 1), ("fog", 2)], [clips, clips + 2, clips])
+    corrupted = Corrupted(0, [("clean", 0), ("fog", 1), ("fog", 2)], [clips, clips + 2, clips])
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [value, 1.0]])
     predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
     record = Record("a.avi", "/a.avi", 1)
-    answers = module._classify(predict, found, torch.device("cpu"), record)
+    answers = module._classify(predict, corrupted, torch.device("cpu"), record)
     assert answers == [1, None, 1]
-    clean, fog = module._rows(found, record, answers)
+    clean, fog = module._rows(corrupted, record, answers)
     assert clean["error"] is None
     assert (
         fog["error"]
@@ -192,31 +197,29 @@ def test_a_condition_of_nan_logits_has_no_prediction_and_its_reason(value):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_the_model_has_no_logit_for_is_refused(label):
+def test_a_label_without_a_logit_is_refused(label):
     clips = torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)
-    found = Corrupted(0, [("clean", 0)], [clips])
+    corrupted = Corrupted(0, [("clean", 0)], [clips])
     with pytest.raises(
         UserError,
         match=f"label={label} of a.avi: the model has classes 0 to 1; leave the video out",
     ):
         module._classify(
             lambda x: torch.zeros(len(x), 2),
-            found,
+            corrupted,
             torch.device("cpu"),
             Record("a.avi", "/a", label),
         )
 
 
-def test_outputs_that_are_no_logits_are_refused():
-    found = Corrupted(0, [("clean", 0)], [torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)])
+def test_outputs_that_are_not_logits_are_refused():
+    corrupted = Corrupted(0, [("clean", 0)], [torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)])
     with pytest.raises(UserError, match="give lambda x: model"):
-        module._classify(lambda x: (torch.zeros(len(x), 2),), found, torch.device("cpu"))
+        module._classify(lambda x: (torch.zeros(len(x), 2),), corrupted, torch.device("cpu"))
 
 
-def test_a_head_of_nan_is_reported_in_the_summary_and_no_class_is_right(
-    trained, tmp_path, monkeypatch
-):
-    """Features are sound, so that nothing before the head refuses the model."""
+def test_a_classifier_of_nan_is_reported_and_has_accuracy_0(trained, tmp_path, monkeypatch):
+    """The features are finite, so that kNN and the probe do not refuse the model."""
     monkeypatch.setattr(
         MODULE, "_classifier", lambda *_: lambda x: torch.full((len(x), 2), torch.nan)
     )
@@ -229,27 +232,27 @@ def test_a_head_of_nan_is_reported_in_the_summary_and_no_class_is_right(
         == 0
     )
     assert summary["bias"]["views"]["clean"]["acc"] == 0
-    told = [
+    warnings = [
         line
         for line in summary["warnings"]
         if "count as wrong, as the model gives NaN or infinity" in line
     ]
-    assert len(told) == 3, "attacks, corruptions and cues"
+    assert len(warnings) == 3, "one each for attacks, corruptions and cues"
     assert summary["failed"] == [], "every video decodes"
     assert "the model gives NaN or infinity" in (tmp_path / "report.md").read_text()
 
 
 def test_clips_of_a_video_are_averaged(trained, tmp_path):
-    """Its clean accuracy is then the head's, over the same views."""
+    """The clean accuracy is that of the head over the same views."""
     summary = run(trained, tmp_path, "eval.unit=video", "eval.clips=3")
     assert summary["clean_acc"] == summary["representation"]["head"]["acc"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_after_any_row_it_goes_on_with_the_same_bytes(
+def test_an_evaluation_killed_after_any_row_continues_to_the_same_files(
     trained, tmp_path, monkeypatch, workers
 ):
-    words = ["eval.batch_size=2", f"data.workers={workers}"]  # a batch a corruption
+    words = ["eval.batch_size=2", f"data.workers={workers}"]  # one corruption per batch
     run(trained, tmp_path / "whole", *words)
     real = module._rows
     for stop in (1, 5, 14):
@@ -302,7 +305,7 @@ def test_a_bad_video_counts_as_wrong_everywhere(trained, tmp_path):
     )
 
 
-def test_what_changes_nothing_of_an_image_is_told():
+def test_corruptions_without_effect_are_reported():
     names = ["fog", "freeze", "temporal_blur"]
     assert without_effect(names, 1, images=True) == [
         "images: nothing changes under freeze, temporal_blur"
@@ -313,7 +316,7 @@ def test_what_changes_nothing_of_an_image_is_told():
     assert without_effect(names, 4, images=False) == without_effect(["fog"], 1, images=True) == []
 
 
-def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path):
+def test_a_codec_without_encoder_is_refused_before_any_work(monkeypatch, trained, tmp_path):
     def missing(names):
         raise MissingEncoder(f"this PyAV has no encoder for {names[-1]}: install it")
 
@@ -325,7 +328,9 @@ def test_a_codec_without_encoder_is_refused_first(monkeypatch, trained, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_baselines(trained, tmp_path, monkeypatch):
+def test_a_baseline_gives_relative_errors_and_must_match_the_evaluation(
+    trained, tmp_path, monkeypatch
+):
     first = run(trained, tmp_path / "a")
     path = tmp_path / "a/summary.json"
     with monkeypatch.context() as patch:
@@ -339,9 +344,12 @@ def test_baselines(trained, tmp_path, monkeypatch):
     folder = run(trained, tmp_path / "b", f"eval.corruption.baseline={path.parent}")
     assert folder["corruption"]["mce"] == second["corruption"]["mce"]
     for words, reason in (
-        (["eval.corruption.names=[contrast,fog]"], "lacks fog: measure it"),
-        (["eval.corruption.severities=[1,2]"], "lacks severity 2: measure it"),
-        (["eval.corruption.place=view"], "was measured with eval.corruption.place=source"),
+        (["eval.corruption.names=[contrast,fog]"], "has no fog; measure the baseline"),
+        (["eval.corruption.severities=[1,2]"], "has no severity 2; measure the baseline"),
+        (
+            ["eval.corruption.place=view"],
+            "was measured with eval.corruption.place=source, not view",
+        ),
         (["eval.limit=3"], "was measured on other videos: n 6, here 3"),
         (["eval.unit=video"], "was measured on other videos: unit clip, here video"),
     ):
@@ -365,7 +373,7 @@ def test_baselines(trained, tmp_path, monkeypatch):
     [
         (["eval.corruption.names=[fogg]"], "eval.corruption.names: unknown corruption 'fogg'"),
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
-        (["eval.corruption.severities=[2,2]"], "list different ones"),
+        (["eval.corruption.severities=[2,2]"], "must list at least one, each once"),
         (["eval.corruption.severities=[]"], "at least one"),
         (["eval.corruption.place=air"], "choose one of source, view"),
     ],

@@ -11,7 +11,7 @@ from vidrobust.evaluation.report.contact_sheet import cue_sheet, cues
 from vidrobust.views import NegativeSpec
 
 
-def test_a_row_a_corruption_with_the_clip_first():
+def test_the_sheet_has_a_row_per_corruption_with_the_clean_frame_first():
     clip = counting_frames(5, 32)
     sheet = np.asarray(contact_sheet(clip, ["contrast", "fog", "freeze"], frame=2, seed=4))
     assert sheet.shape == (12 + 2 * 44, 2 * 6 * 32 + 6, 3)
@@ -20,11 +20,11 @@ def test_a_row_a_corruption_with_the_clip_first():
         assert (sheet[top : top + 32, left : left + 32] == clip[2]).all()
         strongest = corrupt(clip, name, 5, np.random.default_rng(4))[2]
         assert (sheet[top : top + 32, left + 160 : left + 192] == strongest).all()
-    with pytest.raises(ValueError, match="frame 5 of a clip of 5"):
+    with pytest.raises(ValueError, match="frame=5: the clip has frames 0 to 4"):
         contact_sheet(clip, ["fog"], frame=5)
 
 
-def test_the_tool_draws_a_video(tmp_path):
+def test_the_command_line_draws_corruptions_of_a_video(tmp_path):
     counting_video(tmp_path / "v.avi", 9)
     done = tool(
         "visualize",
@@ -44,7 +44,7 @@ def test_the_tool_draws_a_video(tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 500
     for words, reason in (
         (["data.frames=40"], "are not all within its 9 frames"),
-        (["data.frames=4", "--frame", "4"], "frame 4 of a clip of 4"),
+        (["data.frames=4", "--frame", "4"], "frame=4: the clip has frames 0 to 3"),
         (["eval.corruption.names=[fogg]"], "unknown corruption 'fogg'"),
     ):
         done = tool("visualize", "--video", "v.avi", "--output", "no.png", *words, cwd=tmp_path)
@@ -61,36 +61,38 @@ def test_the_tool_draws_a_video(tmp_path):
 
 
 @pytest.mark.parametrize("frames", [1, 8])
-def test_what_a_clip_becomes(frames):
-    """Each as it is made for a loss or a bias: frames in their order, patches of the size said."""
+def test_views_of_a_clip_keep_its_shape_and_frames(frames):
+    """The views are those of losses and biases: frames in order, patches of the given size."""
     clip, other = counting_frames(frames, 32), counting_frames(frames, 32, first=500)
     names = ["patch", "texture", *([*ALONE, "swapped"] if frames > 1 else ["conflict"])]
-    made = cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other)
-    assert list(made) == list(dict.fromkeys(names)) and all(
-        c.shape == clip.shape for c in made.values()
+    views = cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other)
+    assert list(views) == list(dict.fromkeys(names)) and all(
+        c.shape == clip.shape for c in views.values()
     )
     assert all(
         (a == b).all()
         for a, b in zip(
-            made.values(),
+            views.values(),
             cues(clip, names, NegativeSpec(patch_px=(28, 28)), seed=3, other=other).values(),
             strict=True,
         )
     )
     if frames > 1:
         assert (
-            read_numbers(made["reverse"]) == [*range(8)][::-1]
-            and len({*read_numbers(made["freeze"])}) == 1
+            read_numbers(views["reverse"]) == [*range(8)][::-1]
+            and len({*read_numbers(views["freeze"])}) == 1
         )
-        assert sorted(read_numbers(made["shuffle"])) == [*range(8)]
-    sheet = np.asarray(cue_sheet({"as it is": clip} | made, blocks=1))
+        assert sorted(read_numbers(views["shuffle"])) == [*range(8)]
+    sheet = np.asarray(cue_sheet({"as it is": clip} | views, blocks=1))
     shown = min(frames, 6)
-    assert sheet.shape == ((1 + len(made)) * 44, shown * 32, 3)
-    assert (sheet[12:44, -32:] == clip[-1]).all() and (sheet[-32:, :32] == made[names[-1]][0]).all()
+    assert sheet.shape == ((1 + len(views)) * 44, shown * 32, 3)
+    assert (sheet[12:44, -32:] == clip[-1]).all() and (
+        sheet[-32:, :32] == views[names[-1]][0]
+    ).all()
     assert PAIRED.keys() & set(names)
 
 
-def test_the_tool_draws_negatives_and_cues(tmp_path):
+def test_the_command_line_draws_negatives_and_cues(tmp_path):
     counting_video(tmp_path / "v.avi", 9)
     counting_video(tmp_path / "w.avi", 9, first=600)
     words = (
@@ -114,7 +116,7 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
     assert Image.open(tmp_path / "sheet.png").size == (2 * 6 * 32 + 6, 3 * 44)
     for more, reason in (
         (["eval.bias=[swapped]"], "swapped is of two clips: --other FILE, of another class"),
-        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
+        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: needs images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
         (
@@ -131,8 +133,8 @@ def test_the_tool_draws_negatives_and_cues(tmp_path):
         )
 
 
-def test_a_damaged_video_is_drawn_as_far_as_its_manifest_knows(tmp_path):
-    """A folder of one class: a file that is cut short, and a scan of it."""
+def test_a_damaged_video_is_drawn_up_to_the_frames_of_its_manifest(tmp_path):
+    """The folder has one class: a video that is cut short, and the scan of it."""
     path = counting_video(tmp_path / "train/a/v.avi", 60)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
     words = (

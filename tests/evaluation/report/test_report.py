@@ -14,13 +14,13 @@ from tests.helpers import REPO, tiny, tool
 from vidrobust.data.motionshapes import write_video
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
-from vidrobust.evaluation.report.markdown import _shown, rewrite_report, write_report
+from vidrobust.evaluation.report.markdown import _frames_to_show, rewrite_report, write_report
 from vidrobust.evaluation.summary import learned_nothing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import start_logging, stop_logging, to_file
 from vidrobust.utils.text import visible
 
-# names of files and classes that break tables, HTML, formulas, terminals and encodings
+# Names of files and classes that could break tables, HTML, formulas, terminals or encodings.
 NASTY = (
     "a|b",
     "<img src=x onerror=alert(1)>",
@@ -44,22 +44,22 @@ NASTY = (
         (4, [0, 1, 2, 3], [0, 1, 2, 3]),
         (24, range(24), [0, 3, 7, 10, 13, 16, 20, 23]),
         (24, [], [0, 3, 7, 10, 13, 16, 20, 23]),
-        (24, [5, 6], [0, 3, 5, 6, 7, 10, 13, 16]),  # the picture is of what was changed
+        (24, [5, 6], [0, 3, 5, 6, 7, 10, 13, 16]),  # changed frames are always shown
         (24, range(4, 14), [4, 5, 7, 8, 9, 10, 12, 13]),
     ],
 )
-def test_a_picture_shows_the_frames_that_were_changed(frames, changed, expected):
+def test_a_picture_shows_changed_frames_first(frames, changed, expected):
     difference = np.full((3, frames, 2, 2), 1e-8)
     difference[1, list(changed), 0, 1] = -0.01
-    assert _shown(difference).tolist() == expected
+    assert _frames_to_show(difference).tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("trained", "random", "told"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)]
+    ("trained", "random", "warns"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)]
 )
-def test_a_model_that_learned_nothing_is_told(trained, random, told):
+def test_a_model_no_better_than_random_weights_gives_a_warning(trained, random, warns):
     lines = learned_nothing({"trained_probe": {"acc": trained}, "random_probe": {"acc": random}})
-    assert bool(lines) == told and all(
+    assert bool(lines) == warns and all(
         f"({100 * trained:.1f} %) is not above" in line for line in lines
     )
 
@@ -88,7 +88,7 @@ def test_a_name_in_a_table_stays_one_cell_of_plain_text(name):
         ("-", "-"),
     ],
 )
-def test_names_are_escaped_and_ordinary_text_is_left_as_it_is(name, shown):
+def test_markup_in_names_is_escaped_and_ordinary_text_is_unchanged(name, shown):
     assert markdown.escape(name) == shown
 
 
@@ -110,7 +110,7 @@ def test_a_figure_shows_any_name(name, tmp_path):
     assert "$" not in name or axes.title.get_text().count(r"\$") == name.count("$")
 
 
-def test_the_log_shows_control_characters_and_bytes_that_are_no_text(tmp_path, capsys):
+def test_the_log_escapes_control_characters_and_undecodable_bytes(tmp_path, capsys):
     start_logging(tmp_path)
     try:
         for name in NASTY:
@@ -133,13 +133,13 @@ def test_visible_text_is_one_line(text, shown):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """An evaluation of classes and videos with nasty names."""
+    """Return the folder of an evaluation whose classes and videos have hostile names."""
     top = tmp_path_factory.mktemp("nasty")
     for number, name in enumerate(("$a$|<img onerror>", "b\x1b[31m", os.fsdecode(b"caf\xe9"))):
         folder = top / "data" / name
         folder.mkdir(parents=True)
-        # black, gray and white clips: any weights tell them apart, and the larger budget breaks
-        # them
+        # Black, gray and white clips: a probe separates them under any weights, and the larger
+        # budget breaks them.
         for index in range(6):
             frames = np.full((16, 48, 48, 3), 20 * index // 6 + 110 * number, np.uint8)
             write_video(folder / f"$v{index}$_|{index}.avi", frames)
@@ -157,7 +157,7 @@ def evaluated(tmp_path_factory):
     return top
 
 
-def test_an_evaluation_of_nasty_names_is_reported(evaluated):
+def test_an_evaluation_with_hostile_names_is_reported(evaluated):
     out = evaluated / "out/eval/pgd"
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "<img" not in text and "\x1b" not in text and r"$a$\|&lt;img onerror&gt;" in text
@@ -167,7 +167,7 @@ def test_an_evaluation_of_nasty_names_is_reported(evaluated):
     }
 
 
-def test_a_report_that_failed_is_written_again_without_the_data(evaluated, monkeypatch):
+def test_a_failed_report_can_be_written_again_without_the_data(evaluated, monkeypatch):
     out = evaluated / "out/eval/pgd"
     first = (out / "report.md").read_bytes()
     summary = json.loads((out / "summary.json").read_text())
@@ -188,7 +188,7 @@ def test_a_report_that_failed_is_written_again_without_the_data(evaluated, monke
     assert (out / "report.md").read_bytes() == first
 
 
-def test_a_report_in_a_locale_without_utf_8(evaluated):
+def test_the_report_is_the_same_in_a_locale_without_utf_8(evaluated):
     out = evaluated / "out/eval/pgd"
     first = (out / "report.md").read_bytes()
     env = {
@@ -211,7 +211,7 @@ def test_a_report_in_a_locale_without_utf_8(evaluated):
 
 
 @pytest.mark.parametrize("what", ["nothing", "no summary", "no classes"])
-def test_only_the_report_of_a_finished_evaluation_is_written_again(tmp_path, what):
+def test_rewriting_the_report_needs_a_finished_evaluation(tmp_path, what):
     if what != "nothing":
         (tmp_path / "identity.json").write_text("{}")
     if what == "no classes":

@@ -1,4 +1,4 @@
-"""Every measure against a plain loop, on fresh random features."""
+"""Compare every measure with a plain loop, on random features."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def distance(a, b, order=2.0):
     return max(gaps) if order == math.inf else sum(g**order for g in gaps) ** (1 / order)
 
 
-def test_alignment_and_uniformity(blocks):
+def test_alignment_and_uniformity_match_plain_loops(blocks):
     x, y = 3 * torch.randn(9, 4), torch.randn(9, 4)
     assert alignment(x, y) == pytest.approx(
         statistics.fmean(distance(unit(a), unit(b)) ** 2 for a, b in zip(x, y, strict=True)),
@@ -52,11 +52,11 @@ def test_alignment_and_uniformity(blocks):
     assert alignment(x, 2 * x) == pytest.approx(0, abs=1e-9) and uniformity(
         x[:1].repeat(4, 1)
     ) == pytest.approx(0, abs=1e-5)
-    with pytest.raises(ValueError, match="1 samples: at least 2"):
+    with pytest.raises(ValueError, match="1 samples: at least 2 are needed"):
         uniformity(x[:1])
 
 
-def test_tolerance_is_the_similarity_within_classes():
+def test_tolerance_is_the_mean_similarity_within_classes():
     x, labels = torch.randn(12, 5), torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 4, 4, 0])
     similar = [
         sum(p * q for p, q in zip(unit(x[i]), unit(x[j]), strict=True))
@@ -70,7 +70,7 @@ def test_tolerance_is_the_similarity_within_classes():
         tolerance(x, labels - 1)
 
 
-def test_margins():
+def test_margins_match_plain_loops():
     x, labels = torch.randn(15, 4), torch.tensor([2, 5, 9] * 5)
     rows = [unit(v) for v in x]
     centroids = {
@@ -80,29 +80,29 @@ def test_margins():
         ]
         for c in (2, 5, 9)
     }
-    found = margins(x, labels)
+    result = margins(x, labels)
     between = [distance(centroids[a], centroids[b]) for a, b in ((2, 5), (2, 9), (5, 9))]
-    assert found.centroid_min == pytest.approx(min(between), abs=1e-5)
-    assert found.centroid_mean == pytest.approx(statistics.fmean(between), abs=1e-5)
-    own = [distance(r, centroids[int(y)]) for r, y in zip(rows, labels, strict=True)]
-    other = [
+    assert result.centroid_min == pytest.approx(min(between), abs=1e-5)
+    assert result.centroid_mean == pytest.approx(statistics.fmean(between), abs=1e-5)
+    own_distances = [distance(r, centroids[int(y)]) for r, y in zip(rows, labels, strict=True)]
+    other_distances = [
         min(distance(r, c) for k, c in centroids.items() if k != y)
         for r, y in zip(rows, labels, strict=True)
     ]
-    assert found.sample.tolist() == pytest.approx(
-        [o - m for o, m in zip(other, own, strict=True)], abs=1e-5
+    assert result.sample.tolist() == pytest.approx(
+        [o - m for o, m in zip(other_distances, own_distances, strict=True)], abs=1e-5
     )
-    assert found.radius == pytest.approx(statistics.fmean(own), abs=1e-5)
+    assert result.radius == pytest.approx(statistics.fmean(own_distances), abs=1e-5)
     mean = [statistics.fmean(col) for col in zip(*rows, strict=True)]
     spread = sum(5 * distance(c, mean) ** 2 for c in centroids.values())
-    assert found.fisher == pytest.approx(spread / sum(o**2 for o in own), rel=1e-4)
+    assert result.fisher == pytest.approx(spread / sum(o**2 for o in own_distances), rel=1e-4)
     with pytest.raises(ValueError, match="without a label"):
         margins(x, labels - 3)
     with pytest.raises(ValueError, match="the 3 samples are of 1"):
         margins(x[:3], torch.zeros(3, dtype=torch.long))
 
 
-def test_classes_that_lie_apart_have_larger_margins():
+def test_well_separated_classes_have_larger_margins():
     labels = torch.arange(4).repeat(20)
     tight, loose = (torch.eye(4)[labels] + s * torch.randn(80, 4) for s in (0.05, 0.8))
     a, b = margins(tight, labels), margins(loose, labels)
@@ -110,12 +110,14 @@ def test_classes_that_lie_apart_have_larger_margins():
     assert tolerance(tight, labels) > tolerance(loose, labels)
 
 
-def test_effective_rank():
+def test_effective_rank_counts_directions():
     x = torch.zeros(40, 6)
     x[:20, 0], x[20:, 0] = 1, -1
     assert effective_rank(x) == pytest.approx(1, abs=1e-6) and effective_rank(torch.ones(5, 3)) == 0
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4)
-    assert effective_rank(signs) == pytest.approx(4, abs=1e-6), "four directions, all alike"
+    assert effective_rank(signs) == pytest.approx(4, abs=1e-6), (
+        "four directions with equal variance"
+    )
     y = torch.randn(30, 5)
     s = torch.linalg.svdvals(y - y.mean(0))
     p = (s / s.sum()).tolist()
@@ -123,12 +125,12 @@ def test_effective_rank():
 
 
 @pytest.mark.parametrize("shape", [(50, 6, 4), (7, 20, 30)], ids=["many samples", "few samples"])
-def test_linear_cka(shape):
+def test_linear_cka_matches_plain_loops(shape):
     n, d, e = shape
     x, y = torch.randn(n, d), torch.randn(n, e)
     cx, cy = x - x.mean(0), y - y.mean(0)
     cross = sum(float((cx[:, i] * cy[:, j]).sum()) ** 2 for i in range(d) for j in range(e))
-    own = [
+    norms = [
         math.sqrt(
             sum(
                 float((z[:, i] * z[:, j]).sum()) ** 2
@@ -138,7 +140,7 @@ def test_linear_cka(shape):
         )
         for z in (cx, cy)
     ]
-    assert linear_cka(x, y) == pytest.approx(cross / (own[0] * own[1]), rel=1e-3)
+    assert linear_cka(x, y) == pytest.approx(cross / (norms[0] * norms[1]), rel=1e-3)
     assert (
         math.isnan(linear_cka(torch.full((n, d), 0.1), y))
         and effective_rank(torch.full((n, d), 0.1)) == 0
@@ -151,21 +153,21 @@ def test_linear_cka(shape):
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
-def test_universal_quantile_and_relative_displacement(blocks, order):
+def test_universal_quantile_and_relative_displacement_match_plain_loops(blocks, order):
     features, moved = torch.randn(11, 3), torch.rand(6) * 4
     pairs = [distance(features[i], features[j], order) for i in range(11) for j in range(i)]
     expected = [statistics.fmean(p <= float(m) for p in pairs) for m in moved]
     assert universal_quantile(moved, features, order=order).tolist() == pytest.approx(
         expected, abs=1e-6
     )
-    found = relative_displacement(moved, features, order=order)
+    displacement = relative_displacement(moved, features, order=order)
     middle = sorted(pairs)[(len(pairs) - 1) // 2]
-    assert found.tolist() == pytest.approx([float(m) / middle for m in moved], rel=1e-4)
+    assert displacement.tolist() == pytest.approx([float(m) / middle for m in moved], rel=1e-4)
     ends = universal_quantile(torch.tensor([1e9, 0.0]), features, order=order)
     assert ends.tolist() == [1, 0]
 
 
-def test_breakaway_risk_and_neighbours(blocks):
+def test_breakaway_risk_and_neighbour_accuracy_match_plain_loops(blocks):
     features, index = torch.randn(10, 3), torch.tensor([7, 0, 3, 3])
     attacked = features[index] + 0.9 * torch.randn(4, 3)
     nearer = [
@@ -188,23 +190,27 @@ def test_breakaway_risk_and_neighbours(blocks):
     assert neighbour_accuracy(features, features, torch.arange(10)) == 1
 
 
-def test_overlap():
+def test_overlap_matches_plain_loops():
     x, y, a, b = torch.randn(4, 6, 3).unbind(0)
-    found = overlap_margin(x, y, a, b)
+    margin = overlap_margin(x, y, a, b)
     for i in range(6):
         expected = (distance(x[i], b[i]) - distance(x[i], a[i])) / distance(x[i], y[i])
-        assert float(found[i]) == pytest.approx(expected, rel=1e-4)
-    assert overlap_risk(found) == statistics.fmean(float(m) < 0 for m in found)
-    assert overlap_margin(x, y, x, y).tolist() == pytest.approx([1] * 6), "nothing has moved"
-    assert overlap_risk(overlap_margin(x, y, y, x)) == 1, "each became the other"
+        assert float(margin[i]) == pytest.approx(expected, rel=1e-4)
+    assert overlap_risk(margin) == statistics.fmean(float(m) < 0 for m in margin)
+    assert overlap_margin(x, y, x, y).tolist() == pytest.approx([1] * 6), (
+        "the samples have not moved"
+    )
+    assert overlap_risk(overlap_margin(x, y, y, x)) == 1, "each sample became the other"
     joined = overlap_margin(
         torch.cat([x[:1], x]), torch.cat([x[:1], y]), torch.cat([a[:1], a]), torch.cat([b[:1], b])
     )
-    assert math.isnan(joined[0]) and overlap_risk(joined) == overlap_risk(found), "x and y are one"
+    assert math.isnan(joined[0]) and overlap_risk(joined) == overlap_risk(margin), (
+        "the first pair has equal features"
+    )
 
 
-def test_small_distances_between_long_vectors_are_not_lost():
-    """More than 25 rows, of which torch.cdist would make products."""
+def test_small_distances_between_long_vectors_are_exact():
+    """By default torch.cdist uses matrix products for more than 25 rows, which are less exact."""
     x = 1 + 1e-3 * torch.randn(60, 512)
     moved = (x[1:] - x[:-1]).norm(dim=1)
     exact = universal_quantile(moved.double(), x.double())
@@ -216,22 +222,22 @@ def test_small_distances_between_long_vectors_are_not_lost():
 def test_a_summary_describes_features_with_and_without_classes():
     features, labels = torch.randn(12, 3, 5), torch.arange(3).repeat(4)
     views = torch.randn(4, 2, 5)
-    found, x = describe(features, labels, views), features[:, 1]
-    assert found["alignment"] == alignment(views[:, 0], views[:, 1])
-    assert found["uniformity"] == uniformity(x) and found["tolerance"] == tolerance(x, labels)
+    measures, x = describe(features, labels, views), features[:, 1]
+    assert measures["alignment"] == alignment(views[:, 0], views[:, 1])
+    assert measures["uniformity"] == uniformity(x) and measures["tolerance"] == tolerance(x, labels)
     sample = margins(x, labels).sample
-    assert found["margin_mean"] == pytest.approx(float(sample.mean()))
-    assert found["margin_negative"] == pytest.approx(float((sample < 0).float().mean()))
+    assert measures["margin_mean"] == pytest.approx(float(sample.mean()))
+    assert measures["margin_negative"] == pytest.approx(float((sample < 0).float().mean()))
     edges = [-math.inf, *(i / 20 - 1 for i in range(1, 40)), math.inf]
-    assert found["margin_histogram"] == [
+    assert measures["margin_histogram"] == [
         sum(lo <= float(s) < hi for s in sample) for lo, hi in itertools.pairwise(edges)
     ]
-    assert found["margin_quantiles"][2] == pytest.approx(float(sample.quantile(0.5)))
+    assert measures["margin_quantiles"][2] == pytest.approx(float(sample.quantile(0.5)))
     one = describe(features[:, :1], torch.zeros(12, dtype=torch.long))
     assert (
         one["alignment"] is one["tolerance"] is one["margin_quantiles"] is None
         and one["uniformity"] < 0
     )
     assert set(describe(features[:1], labels[:1]).values()) == {None}, (
-        "of one video there is nothing to compare"
+        "a single video cannot be compared with others"
     )

@@ -9,10 +9,10 @@ from vidrobust.utils.errors import UserError
 
 
 @pytest.mark.parametrize("at_once", [1, 130, 2**24])
-def test_votes_are_their_double_loop(monkeypatch, at_once):
-    monkeypatch.setattr(knn, "_SIMILARITIES", at_once)  # a video, two, all of them
+def test_votes_match_a_plain_loop(monkeypatch, at_once):
+    monkeypatch.setattr(knn, "_SIMILARITIES", at_once)  # one video at a time, two, or all of them
     queries, gallery, labels = torch.randn(5, 3, 8), torch.randn(20, 8), torch.randint(4, (20,))
-    found = knn_scores(queries, gallery, labels, 4, k=6, temperature=0.2)
+    votes_by_video = knn_scores(queries, gallery, labels, 4, k=6, temperature=0.2)
     for i in range(5):
         total = torch.zeros(4)
         for clip in queries[i]:
@@ -24,10 +24,10 @@ def test_votes_are_their_double_loop(monkeypatch, at_once):
             for s, y in sorted(similar, reverse=True)[:6]:
                 votes[y] += math.exp(s / 0.2)
             total += votes / votes.sum()
-        assert torch.allclose(found[i], total / 3, atol=1e-5)
+        assert torch.allclose(votes_by_video[i], total / 3, atol=1e-5)
 
 
-def test_k_larger_than_the_gallery_takes_all_and_tiny_temperatures_do_not_overflow():
+def test_large_k_uses_the_whole_gallery_and_tiny_temperatures_do_not_overflow():
     scores = knn_scores(
         torch.randn(2, 1, 4), torch.randn(3, 4), torch.tensor([0, 1, 1]), 2, k=99, temperature=1e-3
     )
@@ -36,22 +36,22 @@ def test_k_larger_than_the_gallery_takes_all_and_tiny_temperatures_do_not_overfl
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["queries", "gallery"])
-def test_features_that_are_no_numbers_are_refused_with_the_clips(where, value):
-    """One of them in the gallery would be every query's nearest."""
+def test_non_finite_features_are_refused_with_the_names_of_the_clips(where, value):
+    """A NaN in the gallery would be the nearest neighbour of every query."""
     queries, gallery, labels = torch.randn(5, 2, 8), torch.randn(20, 8), torch.randint(4, (20,))
     if where == "queries":
         queries[3, 1, 2] = value
     else:
         gallery[[7, 19], 0] = value
-    told = {
+    message = {
         "queries": "features of the queries: NaN or infinite for q3;",
         "gallery": "features of the gallery: NaN or infinite for g3, g9;",
     }[where]
     names = (
         [f"q{i}" for i in range(5)],
         [f"g{i}" for i in range(10)],
-    )  # two clips of each in the gallery
-    with pytest.raises(UserError, match=told):
+    )  # the gallery has two clips per name
+    with pytest.raises(UserError, match=message):
         knn_scores(queries, gallery, labels, 4, names=names)
     with pytest.raises(
         UserError, match="NaN or infinite for row 3;" if where == "queries" else "row 7, row 19;"
@@ -69,7 +69,7 @@ def test_votes_do_not_depend_on_the_length_of_features(scale):
     )
 
 
-def test_features_of_zeros_have_no_direction_and_finite_votes():
+def test_zero_features_have_finite_votes():
     votes = knn_scores(
         torch.zeros(1, 1, 4), torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]), 2, k=2
     )

@@ -10,7 +10,7 @@ def _objective(weight, bias, x, y, l2):
     return F.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
 
 
-def test_it_is_the_minimum_and_the_standardisation_is_folded_in():
+def test_the_probe_is_the_minimum_with_the_standardisation_folded_in():
     torch.manual_seed(0)
     features, y = (
         torch.randn(200, 5) * torch.tensor([1, 10, 100, 0.1, 1]) + 50,
@@ -27,7 +27,7 @@ def test_it_is_the_minimum_and_the_standardisation_is_folded_in():
     assert torch.allclose(layer(features), expected, atol=1e-3)
 
 
-def test_it_separates_what_is_separable_and_cannot_what_is_not():
+def test_the_probe_separates_separable_classes_and_not_noise():
     torch.manual_seed(0)
     y = torch.arange(4).repeat(50)
     good = F.one_hot(y, 4).float() + 0.1 * torch.randn(200, 4)
@@ -38,7 +38,7 @@ def test_it_separates_what_is_separable_and_cannot_what_is_not():
     assert (fit_probe(noise, labels, 4)(test).argmax(1) == labels).float().mean() < 0.32
 
 
-def test_it_is_deterministic_and_bears_constant_features():
+def test_the_probe_is_deterministic_and_ignores_a_constant_feature():
     features, y = torch.randn(60, 6), torch.randint(3, (60,))
     features[:, 2] = 7.0
     a, b = fit_probe(features, y, 3), fit_probe(features, y, 3)
@@ -53,21 +53,21 @@ def _classes(n=400):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-7, 1e-12, 1e-20, 1e-25, 1e6])
-def test_it_does_not_depend_on_the_scale_of_features(scale):
+def test_the_probe_does_not_depend_on_the_scale_of_features(scale):
     features, y = _classes()
     expected = fit_probe(features, y, 4)
-    found = fit_probe(scale * features, y, 4)
+    scaled = fit_probe(scale * features, y, 4)
     accuracy = [
         (layer(x).argmax(1) == y).float().mean()
-        for layer, x in ((expected, features), (found, scale * features))
+        for layer, x in ((expected, features), (scaled, scale * features))
     ]
     assert accuracy[0] > 0.95
     assert abs(accuracy[0] - accuracy[1]) < 0.01
-    assert torch.allclose(found(scale * features), expected(features), atol=0.05)
+    assert torch.allclose(scaled(scale * features), expected(features), atol=0.05)
 
 
-def test_a_small_feature_beside_large_ones_counts_as_much():
-    """The only one that separates the classes."""
+def test_small_and_large_features_count_equally():
+    """Only the small feature separates the classes."""
     torch.manual_seed(0)
     y = torch.arange(2).repeat(200)
     features = torch.randn(400, 6)
@@ -87,8 +87,8 @@ def test_constant_features_are_ignored(constant):
     assert torch.allclose(layer.weight[:, :4], expected.weight, atol=1e-3)
 
 
-def test_rounding_around_a_constant_is_ignored():
-    """One unit in the last place of 1: its weight would be ten million."""
+def test_rounding_errors_around_a_constant_are_ignored():
+    """Its weight would be ten million, for changes of one unit in the last place of 1."""
     features, y = _classes()
     noise = 1 + 2.0**-23 * torch.randint(0, 2, (400, 1))
     layer = fit_probe(torch.cat([features, noise], 1), y, 4)
@@ -96,12 +96,12 @@ def test_rounding_around_a_constant_is_ignored():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_features_that_are_no_numbers_are_refused_with_the_clips(value):
+def test_non_finite_features_are_refused_with_the_names_of_the_clips(value):
     features, y = _classes()
     features[[5, 399], 2] = value
     with pytest.raises(
         UserError,
-        match="features of the probe: NaN or infinite for v2, v199; look for what overflows",
+        match="features of the probe: NaN or infinite for v2, v199; find what overflows",
     ):
         fit_probe(features, y, 4, names=[f"v{i}" for i in range(200)])
     with pytest.raises(UserError, match="NaN or infinite for row 5, row 399;"):

@@ -26,14 +26,14 @@ def linear(x: torch.Tensor) -> tuple[torch.Tensor, nn.Module]:
     return weight, nn.Sequential(nn.Flatten(1), nn.Linear(*weight.shape))
 
 
-def test_the_gradient_norm_of_a_linear_loss_is_its_weights(clips):
+def test_the_gradient_norm_of_a_linear_loss_is_the_norm_of_its_weights(clips):
     weight = torch.randn(clips[0].numel())
-    found = gradient_norm(lambda v: v.flatten(1) @ weight, clips)
-    assert torch.allclose(found, weight.norm().expand(4), rtol=1e-4) and not clips.requires_grad
+    norms = gradient_norm(lambda v: v.flatten(1) @ weight, clips)
+    assert torch.allclose(norms, weight.norm().expand(4), rtol=1e-4) and not clips.requires_grad
 
 
-def test_a_linear_encoder_is_moved_as_far_as_it_can_be(clips):
-    """One output: |w| . eps, from inside of [0, 1]."""
+def test_a_linear_encoder_is_moved_as_far_as_the_budget_allows(clips):
+    """With one output and clips well inside [0, 1], the largest displacement is eps |w|_1."""
     weight = torch.randn(clips[0].numel(), 1)
     encode = lambda v: v.flatten(1) @ weight  # noqa: E731
     x_adv = displace(encode, clips, ThreatModel("linf", 0.05), steps=10, step_size=None)
@@ -44,16 +44,18 @@ def test_a_linear_encoder_is_moved_as_far_as_it_can_be(clips):
     )
 
 
-def test_pairs_that_the_budget_can_join_overlap_and_others_do_not(clips):
+def test_only_pairs_within_reach_of_the_budget_overlap(clips):
     encode = lambda v: v.flatten(1)  # noqa: E731
     near, far = (clips + 0.01).clamp(0, 1), 1 - clips
     for other, joined in ((near, True), (far, False)):
-        found = overlap(encode, clips, other, ThreatModel("linf", 0.05), steps=20, step_size=0.005)
-        assert ((found < 0) == joined).all()
+        margins = overlap(
+            encode, clips, other, ThreatModel("linf", 0.05), steps=20, step_size=0.005
+        )
+        assert ((margins < 0) == joined).all()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "r2plus1d_10", "slowfast_r50"])
-def test_layers_are_pooled_outputs(name):
+def test_layers_are_pooled_per_clip_and_end_with_the_features(name):
     backbone = build_backbone(name, **({} if name == "slowfast_r50" else {"width": 4})).eval()
     x = torch.rand(2, 3, 4, 32, 32)
     layers = by_layer(backbone.trunk, backbone, x)
@@ -61,46 +63,48 @@ def test_layers_are_pooled_outputs(name):
         value.shape[0] == 2 and value.ndim == 2 for value in layers.values()
     )
     last = list(layers.values())[-1]
-    assert torch.allclose(last, backbone(x), atol=1e-4), "the last one is what the trunk gives"
+    assert torch.allclose(last, backbone(x), atol=1e-4), (
+        "the last layer is the feature of the backbone"
+    )
     assert not any(module._forward_hooks for module in backbone.modules())
     one = by_layer(backbone.trunk, backbone, x[:1])
     for key, value in layers.items():
-        assert torch.allclose(one[key][0], value[0], atol=1e-3), "each clip's own"
+        assert torch.allclose(one[key][0], value[0], atol=1e-3), (
+            "the outputs of a clip do not depend on the batch"
+        )
     many = by_layer(backbone.trunk, backbone, torch.rand(6, 3, 2, 32, 32))
     assert all(found == pytest.approx(1, abs=1e-4) for found in cka_by_layer(many, many).values())
 
 
-def test_a_small_stems_pooling_is_no_layer():
+def test_the_unused_pooling_of_a_small_stem_is_not_a_layer():
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval()
     layers = by_layer(backbone.trunk, backbone, torch.rand(2, 3, 1, 16, 16))
     assert "maxpool" not in layers and "relu" in layers
 
 
-def test_a_summary_of_several_budgets():
-    """The larger the budget, the farther it moves; at nearly none, everything stays where it
-    was.
-    """
+def test_larger_budgets_move_the_representation_farther():
+    """At a tiny budget, every clip keeps its neighbours."""
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval().requires_grad_(False)
     head = nn.Linear(backbone.dim, 3).requires_grad_(False)
     clips = [
         (torch.rand(3, 3, 1, 16, 16), torch.arange(3)),
         (torch.rand(2, 3, 1, 16, 16), torch.arange(2)),
     ]
-    found = measure_sensitivity(
+    measured = measure_sensitivity(
         backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
     )
-    small, large = found["budgets"]
-    assert found["n"] == 5 and found["gradient_norm"] > 0
+    small, large = measured["budgets"]
+    assert measured["n"] == 5 and measured["gradient_norm"] > 0
     assert small["nn_top1"] == 1 and small["breakaway_risk"] == small["overlap_risk"] == 0
     assert small["overlap_margin"] == pytest.approx(1, abs=0.05)
     for key in ("universal_quantile", "relative_displacement", "breakaway_risk"):
         assert 0 <= small[key] <= large[key]
     assert large["relative_displacement"] > 10 * small["relative_displacement"]
     assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
-    assert found == measure_sensitivity(
+    assert measured == measure_sensitivity(
         backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
     )
-    text = "\n".join(geometry_lines(None, found))
+    text = "\n".join(geometry_lines(None, measured))
     assert (
         "5 clips: how far" in text and "| 25.5/255 |" in text and geometry_lines(None, None) == []
     )
@@ -128,22 +132,22 @@ def test_clips_without_finite_numbers_are_left_out_and_counted():
     x[2, :, 0, 0, 0] = 0
     black = lambda v: (v[:, 0, 0, 0, 0] == 0).unsqueeze(1)  # noqa: E731
     nan = lambda net: lambda v: torch.where(black(v), torch.nan, net(v))  # noqa: E731
-    # the root of a black pixel has no finite gradient
+    # The square root of a black pixel has an infinite gradient.
     steep = lambda net: lambda v: net(v) * (1 + v[:, :1, 0, 0, 0].sqrt())  # noqa: E731
     for classify in (nan, steep):
-        found = _sensitivity(classify, [(x[:3], y[:3]), (x[3:], y[3:])])
-        assert found["n"] == 4
-        assert found["warnings"] == [
+        measured = _sensitivity(classify, [(x[:3], y[:3]), (x[3:], y[3:])])
+        assert measured["n"] == 4
+        assert measured["warnings"] == [
             "sensitivity: 1 clips left out, no finite numbers from the model"
         ]
         assert all(
-            value == value for value in found["budgets"][0].values() if isinstance(value, float)
+            value == value for value in measured["budgets"][0].values() if isinstance(value, float)
         )
-        assert found["gradient_norm"] > 0
+        assert measured["gradient_norm"] > 0
     assert "warnings" not in _sensitivity(lambda net: net, [(x, y)])
 
 
-def test_no_finite_clip_labels_out_of_range_and_no_logits_are_refused():
+def test_non_finite_clips_labels_out_of_range_and_non_logits_are_refused():
     x, y = torch.rand(3, 3, 1, 16, 16), torch.tensor([0, 1, 2])
     with pytest.raises(UserError, match="3 have no finite numbers from the model; set it to 0"):
         _sensitivity(lambda net: lambda v: net(v) * torch.nan, [(x, y)])

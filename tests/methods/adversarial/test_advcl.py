@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import T, ascend, assert_same, attack, loop
-from tests.training.test_loop import _cfg, _equal, _train
+from tests.methods.helpers import T, ascend, assert_same, attack, loop
+from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint
-from vidrobust.config import Model
-from vidrobust.methods import AdvCL, PseudoLabels, high_pass
+from vidrobust.config import ModelConfig
+from vidrobust.methods import AdvCL, AdvCLSettings, LossSettings, PseudoLabels, high_pass
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=64, dim=8)
 ADVERSARY = "method.adversary."
 
 
@@ -31,12 +31,10 @@ def advcl(radius=2.0):
     model = add_branches(build_model(TINY, "projector"), ("adv", "adv_ce"))
     method = AdvCL(
         model,
-        T,
+        LossSettings(T),
         attack(branches=("adv",)),
         attack(branches=("adv_ce",)),
-        (2, 3),
-        weight=0.3,
-        radius=radius,
+        settings=AdvCLSettings(clusters=(2, 3), ce_weight=0.3, radius=radius),
     )
     method.pseudo.labels = torch.tensor([[0, 1], [1, 0], [-1, -1], [1, 2]])
     return method.train()
@@ -103,7 +101,7 @@ def test_pseudo_labels_are_clusters_of_features():
     truth = torch.arange(30) % 3
     features = 5 * centres[truth] + 0.1 * torch.randn(30, 16)
     found = PseudoLabels([3, 1], "method.clusters")
-    found.know(32)
+    found.set_videos(32)
     found.cluster(features, torch.arange(1, 31))
     labels = found(torch.arange(32))
     assert (
@@ -114,7 +112,7 @@ def test_pseudo_labels_are_clusters_of_features():
     with pytest.raises(
         UserError, match="^method.clusters: 500 clusters of 32 videos; choose fewer$"
     ):
-        PseudoLabels([500], "method.clusters").know(32)
+        PseudoLabels([500], "method.clusters").set_videos(32)
     with pytest.raises(
         UserError, match="^method.clusters: 3 clusters, and 2 training videos decode; choose fewer$"
     ):
@@ -122,7 +120,7 @@ def test_pseudo_labels_are_clusters_of_features():
 
 
 def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 training videos
-    _train(_cfg(ucf), tmp_path / "teacher")
+    train_state(tiny_config(ucf), tmp_path / "teacher")
     words = [
         f"{ADVERSARY}name=advcl",
         f"{ADVERSARY}steps=1",
@@ -131,25 +129,27 @@ def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 train
         f"method.teacher={tmp_path}/teacher",
         "train.checkpoint_every=1",
     ]
-    cfg = _cfg(ucf, *words)
-    whole = _train(cfg, tmp_path / "whole")
+    cfg = tiny_config(ucf, *words)
+    whole = train_state(cfg, tmp_path / "whole")
     labels = whole["method"]["pseudo.labels"]
     assert labels.shape == (8, 2) and sorted(labels[:, 1].unique().tolist()) == [0, 1, 2, 3]
     first = checkpoint.read_checkpoint(tmp_path / "whole/checkpoints/step_00000001.pt")
     assert torch.equal(first["method"]["pseudo.labels"], labels)
     (tmp_path / "teacher").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="no checkpoint"):
-        _train(cfg, tmp_path / "lost", tmp_path / "whole/checkpoints/step_00000002.pt")
+        train_state(cfg, tmp_path / "lost", tmp_path / "whole/checkpoints/step_00000002.pt")
     (tmp_path / "gone").rename(tmp_path / "teacher")
-    resumed = _train(cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt")
-    assert all(_equal(whole[key], resumed[key]) for key in whole)
+    resumed = train_state(
+        cfg, tmp_path / "resumed", tmp_path / "whole/checkpoints/step_00000002.pt"
+    )
+    assert all(equal(whole[key], resumed[key]) for key in whole)
     with pytest.raises(UserError, match="method.teacher is empty, and this method learns from one"):
-        _train(_cfg(ucf, *words[:3]), tmp_path / "none")
+        train_state(tiny_config(ucf, *words[:3]), tmp_path / "none")
 
 
 def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
     """DynACL++: the head alone first, then TRADES; the trunk stays as it was meanwhile."""
-    _train(_cfg(ucf), tmp_path / "first")
+    train_state(tiny_config(ucf), tmp_path / "first")
     words = [
         "method.name=supervised",
         "method.clusters=2",
@@ -161,7 +161,7 @@ def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
         "train.keep=9",
         "optim.weight_decay=0",
     ]
-    state = _train(_cfg(ucf, *words), tmp_path / "second")
+    state = train_state(tiny_config(ucf, *words), tmp_path / "second")
     begin = checkpoint.trunk_state(str(tmp_path / "first"))
     half = checkpoint.trunk_state(str(tmp_path / "second/checkpoints/step_00000002.pt"))
     assert all(torch.equal(value, half[key]) for key, value in begin.items()), (
@@ -177,8 +177,8 @@ def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_
     """DynACL++: the clean branch's features are clustered, and the adversarial branch is
     finetuned.
     """
-    _train(
-        _cfg(ucf, f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=1", "eval.branch=adv"),
+    train_state(
+        tiny_config(ucf, f"{ADVERSARY}name=acl", f"{ADVERSARY}steps=1", "eval.branch=adv"),
         tmp_path / "first",
     )
     seen = []
@@ -194,19 +194,21 @@ def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_
         "method.clusters_from=clean",
         "method.clusters_metric=euclidean",
     ]
-    state = _train(_cfg(ucf, *words), tmp_path / "second")
+    state = train_state(tiny_config(ucf, *words), tmp_path / "second")
     clean, adv = (
         checkpoint.trunk_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv")
     )
     norm = next(key for key in clean if key.endswith("running_mean"))
     assert not torch.equal(clean[norm], adv[norm])
-    _train(_cfg(ucf, *[word for word in words if "clusters_" not in word]), tmp_path / "third")
+    train_state(
+        tiny_config(ucf, *[word for word in words if "clusters_" not in word]), tmp_path / "third"
+    )
     raw, unit = seen
     assert torch.allclose(unit.norm(dim=1), torch.ones(len(unit)), atol=1e-5)
     assert not torch.allclose(F.normalize(raw, dim=1), unit, atol=1e-3) and state["step"] == 1
     for key in ("method.clusters=", "model.weights="):
-        with pytest.raises(UserError, match="clusters are of a trained trunk's branch"):
-            _cfg(ucf, *[word for word in words if not word.startswith(key)])
+        with pytest.raises(UserError, match="names a norm branch of trained weights"):
+            tiny_config(ucf, *[word for word in words if not word.startswith(key)])
     words[2] = f"model.weights={tmp_path}/first/backbone.pt"
     with pytest.raises(UserError, match="has no norm branches; give the folder of the run"):
-        _train(_cfg(ucf, *words), tmp_path / "fourth")
+        train_state(tiny_config(ucf, *words), tmp_path / "fourth")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import EPS, ascend, assert_same, attack, grads
+from tests.methods.helpers import EPS, ascend, assert_same, attack, grads
 from vidrobust import config
 from vidrobust.attacks import ThreatModel, contains
-from vidrobust.config import Model
+from vidrobust.config import ModelConfig
 from vidrobust.methods import (
     AdversarialTraining,
     Adversary,
@@ -24,7 +24,7 @@ from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(backbone="r2plus1d_10", width=4)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4)
 
 
 @pytest.fixture(params=[1, 3], ids=["T=1", "T=3"])
@@ -69,7 +69,7 @@ def test_fast_training_is_its_formula(batch):
     """
     views, ids, labels = batch
     net, x = model(), views[:, 0]
-    wanted = config.Adversary(name="fast", threats=[f"linf-{EPS}"])
+    wanted = config.AdversaryConfig(name="fast", threats=[f"linf-{EPS}"])
     method = AdversarialTraining(copy.deepcopy(net), build_adversary(wanted))
     torch.manual_seed(0)
     ours = method(views, ids, labels)["loss"]
@@ -229,7 +229,7 @@ def watched(*accuracies):
     """A watch after epochs with these accuracies under the training's attack and under PGD."""
     watch, rows = OverfittingWatch(), []
     for own, pgd in accuracies:
-        watch.saw(torch.tensor(own), torch.tensor(pgd))
+        watch.record(torch.tensor(own), torch.tensor(pgd))
         rows.append(watch.report())
     return watch, rows
 
@@ -258,7 +258,7 @@ def test_a_worse_epoch_is_none(caplog, last):
 def test_the_watch_sees_both_attacks_once_an_epoch_and_changes_no_training():
     """Of a linear model, FGSM and PGD break the same clips; random numbers and statistics stay."""
     views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
-    wanted = config.Adversary(name="fast", threats=["linf-0.5"], start="clip")
+    wanted = config.AdversaryConfig(name="fast", threats=["linf-0.5"], start="clip")
     found = []
     for watching in (True, False):
         torch.manual_seed(0)
@@ -272,13 +272,16 @@ def test_the_watch_sees_both_attacks_once_an_epoch_and_changes_no_training():
     (loss, drawn, norms), (alone, same, others) = found
     assert torch.equal(loss, alone) and torch.equal(drawn, same)
     assert all(torch.equal(value, others[key]) for key, value in norms.items())
-    assert AdversarialTraining(model(), build_adversary(config.Adversary(name="pgd"))).watch is None
+    assert (
+        AdversarialTraining(model(), build_adversary(config.AdversaryConfig(name="pgd"))).watch
+        is None
+    )
 
 
 def test_the_watchs_accuracies_are_those_of_the_two_attacks():
     views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
     method = AdversarialTraining(
-        model(), build_adversary(config.Adversary(name="fast", threats=["linf-1e-6"]))
+        model(), build_adversary(config.AdversaryConfig(name="fast", threats=["linf-1e-6"]))
     )
     method.train().start_epoch()
     method(views, labels, labels)

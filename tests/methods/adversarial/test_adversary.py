@@ -11,12 +11,20 @@ from torch import nn
 
 from tests.helpers import one_step
 from vidrobust.attacks import ThreatModel, contains, parse_threat
-from vidrobust.config import Model
-from vidrobust.methods import AdversarialSimCLR, AdversarialView, Adversary, Budget, acl, nt_xent
-from vidrobust.methods.adversarial.adversary import selection, worst
+from vidrobust.config import ModelConfig
+from vidrobust.methods import (
+    AdversarialSimCLR,
+    AdversarialView,
+    Adversary,
+    EpsSchedule,
+    LossSettings,
+    acl,
+    nt_xent,
+)
+from vidrobust.methods.adversarial.adversary import selector_loss, worst_views
 from vidrobust.models import add_branches, build_model, use_branch
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 IDS = torch.arange(6).repeat(2)
 
 
@@ -163,7 +171,7 @@ def test_an_attack_that_changes_nothing_is_told_once_with_its_gradient(caplog):
     "options", [{"steps": 0}, {"combine": "mean"}, {"combine": "branches", "branches": ("a", "b")}]
 )
 def test_adversaries_that_cannot_be(options):
-    with pytest.raises(ValueError, match="one step at least|1 threats have 2 branches"):
+    with pytest.raises(ValueError, match="at least one step|one branch for each of the 1 threats"):
         Adversary([ThreatModel()], **options)
 
 
@@ -182,7 +190,7 @@ def test_a_view_that_has_not_moved_teaches_no_branch():
     net, x = model(), torch.rand(4, 3, 1, 16, 16)
     net.backbone.selector = nn.Linear(net.backbone.dim, 2)
     alone, same, moved = (
-        selection(net, x, views)
+        selector_loss(net, x, views)
         for views in (
             [],
             [AdversarialView(x.clone(), "adv")],
@@ -218,7 +226,7 @@ def test_a_model_of_nan_makes_views_and_no_error():
 
 def test_the_first_views_of_a_budget_are_checked(monkeypatch):
     net, x = model(), torch.rand(2, 3, 1, 16, 16)
-    adversary = Adversary([ThreatModel("linf", 0.03)], budget=Budget("linear", warmup=0.5))
+    adversary = Adversary([ThreatModel("linf", 0.03)], budget=EpsSchedule("linear", warmup=0.5))
     aim = lambda model: lambda v: net(v).sum(1)  # noqa: E731
     monkeypatch.setattr(
         "vidrobust.methods.adversarial.adversary.pgd",
@@ -261,19 +269,28 @@ def test_the_worst_view_of_each_clip_is_taken():
     ]
     gains = torch.stack([loss(b) for b in best])
     assert torch.allclose(loss(view.x), gains.amax(0), atol=1e-5)
-    mixed = worst(
+    mixed = worst_views(
         [torch.zeros(2, 1), torch.ones(2, 1)], lambda v: torch.tensor([1.0, -1.0]) * (0.5 - v[:, 0])
     )
     assert mixed.tolist() == [[0.0], [1.0]]
 
 
 def test_schedules():
-    assert [Budget().share(p) for p in (0, 0.5)] == [1, 1]
-    assert [Budget("linear", warmup=0.2).share(p) for p in (0, 0.1, 0.2, 0.9)] == [0, 0.5, 1, 1]
-    assert Budget("linear", warmup=0).share(0) == 1
-    assert [Budget("curriculum", first=0.25).share(p) for p in (0, 0.5, 1)] == [0.25, 0.625, 1]
+    assert [EpsSchedule().fraction(p) for p in (0, 0.5)] == [1, 1]
+    assert [EpsSchedule("linear", warmup=0.2).fraction(p) for p in (0, 0.1, 0.2, 0.9)] == [
+        0,
+        0.5,
+        1,
+        1,
+    ]
+    assert EpsSchedule("linear", warmup=0).fraction(0) == 1
+    assert [EpsSchedule("curriculum", first=0.25).fraction(p) for p in (0, 0.5, 1)] == [
+        0.25,
+        0.625,
+        1,
+    ]
     threat, x, net = ThreatModel("linf", 0.04), torch.rand(2, 3, 1, 16, 16), model()
-    adversary = Adversary([threat], budget=Budget("curriculum", first=0.25))
+    adversary = Adversary([threat], budget=EpsSchedule("curriculum", first=0.25))
     for progress, eps in ((0, 0.01), (1, 0.04)):
         (view,) = adversary.views(net, lambda model: lambda v: net(v).sum(1), x, progress)
         assert (view.x - x).abs().max() == pytest.approx(eps, abs=1e-6)
@@ -281,21 +298,21 @@ def test_schedules():
 
 def test_the_adaptive_schedule_draws_what_has_large_losses():
     torch.manual_seed(0)
-    budget = Budget("adaptive")
-    seen = [budget.share(0.05) for _ in range(300)]
+    budget = EpsSchedule("adaptive")
+    seen = [budget.fraction(0.05) for _ in range(300)]
     assert sorted(set(seen)) == pytest.approx([i / 9 for i in range(10)])
     for _ in range(300):
-        share = budget.share(0.05)
-        budget.saw(torch.full((4,), 9.0 if share == 1 else 0.001))
+        share = budget.fraction(0.05)
+        budget.record(torch.full((4,), 9.0 if share == 1 else 0.001))
     assert float(budget.chances[9]) == pytest.approx(0.1), "looked at after a tenth of the run"
-    drawn = [budget.share(0.1) for _ in range(100)]
+    drawn = [budget.fraction(0.1) for _ in range(100)]
     assert sum(share == 1 for share in drawn) > 90
-    kept = Budget("adaptive")
+    kept = EpsSchedule("adaptive")
     kept.load_state_dict(budget.state_dict())
     torch.manual_seed(1)
-    first = [budget.share(0.15) for _ in range(5)]
+    first = [budget.fraction(0.15) for _ in range(5)]
     torch.manual_seed(1)
-    assert [kept.share(0.15) for _ in range(5)] == first, "a resumed run draws the same"
+    assert [kept.fraction(0.15) for _ in range(5)] == first, "a resumed run draws the same"
 
 
 def test_the_random_start_follows_torchs_generator():
@@ -321,10 +338,13 @@ def test_bf16_and_float32_agree(frames):
     alone.
     """
     views, ids = torch.rand(4, 2, 3, frames, 16, 16), torch.arange(4)
-    wide = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
+    wide = ModelConfig(backbone="r2plus1d_10", width=8, hidden=64, dim=8)
     model = add_branches(build_model(wide, "projector")).eval()
     method = AdversarialSimCLR(
-        model, 0.5, Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6), pairing=acl
+        model,
+        LossSettings(0.5),
+        Adversary([ThreatModel("linf", 0.02)], steps=2, step=0.6),
+        pairing=acl,
     )
     with torch.autocast("cpu", torch.bfloat16):
         half = method(views, ids, ids)["loss"]

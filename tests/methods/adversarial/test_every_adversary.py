@@ -55,7 +55,9 @@ def test_the_attack_is_led_by_a_gradient_and_moves_every_clip(
 ):
     told = []
     monkeypatch.setattr(
-        Adversary, "tell", lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm)))
+        Adversary,
+        "warn_without_effect",
+        lambda self, threat, x, x_adv, norm: told.append((x, x_adv, float(norm))),
     )
     net = made(
         method, [f"method.adversary.name={name}", *(f"method.adversary.{word}" for word in words)]
@@ -106,7 +108,7 @@ def test_with_weight_0_the_attack_is_made_and_the_clean_loss_is_left(method):
 
 def test_the_pairs_are_all_there_are():
     assert {name for _, name, _ in PAIRS} == ADVERSARIES.keys() and len(PAIRS) > 20
-    assert dataclasses.fields(config.Adversary)[0].default == "none"
+    assert dataclasses.fields(config.AdversaryConfig)[0].default == "none"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from tests.methods.adversarial.test_view_batch import EPS, TINY, T, branched
+from tests.methods.helpers import EPS, TINY, T, branched
 from vidrobust.attacks import ThreatModel
-from vidrobust.methods import AdversarialSimCLR, Adversary, nt_xent
+from vidrobust.methods import AdversarialSimCLR, Adversary, LossSettings, nt_xent
 from vidrobust.models import add_branches, build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -35,7 +35,9 @@ def test_several_threats_are_averaged_or_have_branches(batch):
     ):
         net = copy.deepcopy(model)
         method = AdversarialSimCLR(
-            net, T, Adversary(threats, combine=combine, branches=branches, train_mode=True)
+            net,
+            LossSettings(T),
+            Adversary(threats, combine=combine, branches=branches, train_mode=True),
         )
         found = method(views, ids, labels)
         found["loss"].mean().backward()
@@ -46,13 +48,15 @@ def test_several_threats_are_averaged_or_have_branches(batch):
         }
         assert used == {"clean", *branches}, combine
     one = [
-        AdversarialSimCLR(copy.deepcopy(model), T, Adversary([t], train_mode=True))(
+        AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), Adversary([t], train_mode=True))(
             views, ids, labels
         )["loss_adv"]
         for t in threats
     ]
     adversary = Adversary(threats, train_mode=True)
-    both = AdversarialSimCLR(copy.deepcopy(model), T, adversary)(views, ids, labels)["loss_adv"]
+    both = AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), adversary)(views, ids, labels)[
+        "loss_adv"
+    ]
     assert torch.allclose(both, torch.stack(one).mean(0), atol=1e-5)
 
 
@@ -62,7 +66,7 @@ def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
     threats = [ThreatModel("linf", EPS), ThreatModel("l2", 0.5)]
     model = branched().eval()
     kept = []
-    method = AdversarialSimCLR(model, T, Adversary(threats, combine="worst"))
+    method = AdversarialSimCLR(model, LossSettings(T), Adversary(threats, combine="worst"))
     make = method.adversary.views
     method.adversary.views = lambda *arguments: kept.append(make(*arguments)) or kept[-1]
     method(views, ids, labels)
@@ -91,7 +95,9 @@ def test_the_worst_of_one_threat_costs_what_it_alone_costs(batch):
         model, calls = branched(), []
         model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         method = AdversarialSimCLR(
-            model, T, Adversary([ThreatModel("linf", EPS)], combine=combine, train_mode=True)
+            model,
+            LossSettings(T),
+            Adversary([ThreatModel("linf", EPS)], combine=combine, train_mode=True),
         )
         found.append((method(views, ids, labels)["loss"], len(calls)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]

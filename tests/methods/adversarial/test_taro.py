@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.adversarial.test_view_batch import EPS, TINY, ascend, assert_same, attack
-from tests.methods.test_byol import cosine
+from tests.methods.helpers import EPS, TINY, ascend, assert_same, attack, cosine
 from vidrobust.config import Config
 from vidrobust.methods import BYOL, TARO, Adversary, build_method
 from vidrobust.methods.adversarial.taro import confusing
@@ -105,7 +104,7 @@ def test_the_attack_leaves_the_predictors_statistics_alone():
     method = built("simsiam")
     norms = {k: v.clone() for k, v in method.predictor.named_buffers()}
     both = torch.rand(8, 3, 1, 16, 16)
-    method.adversary.views(method.model, lambda model: method._toward(both), both, 0.5)
+    method.adversary.views(method.model, lambda model: method._targeted_loss(both), both, 0.5)
     assert all(torch.equal(v, norms[k]) for k, v in method.predictor.named_buffers())
     assert method.predictor.training and method.model.training
 
@@ -117,5 +116,5 @@ def test_taro_is_built_with_its_own_attack_of_two_views():
     cfg.method.name = "byol"
     assert type(build_method(cfg, 3)) is BYOL
     cfg.method.adversary.name, cfg.method.clips_per_video = "taro", 3
-    with pytest.raises(UserError, match="clips_per_video=3: taro is of two clips a video"):
+    with pytest.raises(UserError, match="clips_per_video=3: taro needs two clips per video"):
         build_method(cfg, 3)

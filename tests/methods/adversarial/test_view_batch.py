@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import one_step
+from tests.methods.helpers import EPS, TINY, T, ascend, assert_same, attack, branched, grads, loop
 from vidrobust.attacks import ThreatModel, contains
-from vidrobust.config import Model
 from vidrobust.methods import (
     AdversarialSimCLR,
-    Adversary,
     InstDisc,
+    LossSettings,
     Pairs,
     Removal,
     SimCLR,
@@ -32,14 +32,10 @@ from vidrobust.methods import (
     uel,
 )
 from vidrobust.methods.false_negatives.rules import quantile
-from vidrobust.models import add_branches, build_model
+from vidrobust.models import build_model
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(
-    backbone="r2plus1d_10", width=8, hidden=64, dim=8
-)  # of 4 channels or 8 hidden units, all may be dead
-EPS, T = 1 / 64, 0.5  # exact in single precision, as a budget and a step of 0.75 are kept
 PAIRINGS = {
     "clae": clae,
     "rocl": rocl,
@@ -60,56 +56,6 @@ def batch(request):
     )
 
 
-def branched():
-    return add_branches(build_model(TINY, "projector"))
-
-
-def attack(**options):
-    return Adversary([ThreatModel("linf", EPS)], **{"steps": 2, "step": 0.75} | options)
-
-
-def loop(z, ids, anchors=None, stop=False):
-    """NT-Xent by two loops over rows z (N, D) -> (N,); stop: the second factor of a similarity is
-    constant.
-    """
-    z = F.normalize(z, dim=1)
-    other = z.detach() if stop else z
-    found = []
-    for i in range(len(z)):
-        total = sum(torch.exp(z[i] @ other[j] / T) for j in range(len(z)) if j != i)
-        own = [j for j in range(len(z)) if j != i and ids[j] == ids[i]]
-        found.append(
-            sum(-torch.log(torch.exp(z[i] @ other[j] / T) / total) for j in own) / len(own)
-        )
-    return torch.stack(found)
-
-
-def ascend(loss, x, steps=2, size=0.75 * EPS):
-    """Signed steps from x, projected, the last iterate."""
-    moved = x.clone()
-    for _ in range(steps):
-        v = moved.detach().requires_grad_(True)
-        (g,) = torch.autograd.grad(loss(v).sum(), v)
-        moved = (x + (v.detach() + size * g.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
-    return moved
-
-
-def grads(loss, model):
-    model.zero_grad()
-    loss.mean().backward()
-    return {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(ours, theirs, model, other):
-    """Losses and gradients."""
-    assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=1e-6)
-    a, b = grads(ours, model), grads(theirs, other)
-    largest = max(g.abs().max() for g in b.values())
-    assert a.keys() == b.keys() and largest > 1e-4
-    for key in a:
-        assert torch.allclose(a[key], b[key], atol=1e-6 * largest), key
-
-
 def test_clae_as_published(batch):
     """Normalised eps, no clamp, two passes in the attack; all three passes of the branch move its
     statistics.
@@ -118,7 +64,7 @@ def test_clae_as_published(batch):
     x1, x2, two, eps, alpha = views[:, 0], views[:, 1], ids.repeat(2), 0.03, 0.7
     model = branched()
     pairing = partial(clae_published, alpha=alpha, eps=eps)
-    method = AdversarialSimCLR(copy.deepcopy(model), T, one_step(0), pairing=pairing)
+    method = AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), one_step(0), pairing=pairing)
     ours = method(views, ids, labels)
     z1, z2 = model(x1), model(x2)
     with model.use_branch("adv"):
@@ -143,7 +89,7 @@ def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
     """Behind a pass of the second loss's two, and nothing of the attack."""
     model = build_model(TINY, "projector")
     alone, seen = copy.deepcopy(model), []
-    method = AdversarialSimCLR(model, T, attack(branches=("clean",)), pairing=rocl)
+    method = AdversarialSimCLR(model, LossSettings(T), attack(branches=("clean",)), pairing=rocl)
     make = method.adversary.views
     method.adversary.views = lambda *arguments: seen.append(make(*arguments)) or seen[-1]
     method(*batch)
@@ -155,7 +101,7 @@ def test_the_norms_of_rocl_see_its_three_views_as_one_batch(batch):
 def test_further_steps_of_clae_compare_with_the_view_as_it_was(batch):
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(train_mode=False))
+    method = AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), attack(train_mode=False))
     ours = method(views, ids, labels)
     x1 = views[:, 0]
     z1, z2 = model(x1), model(views[:, 1])
@@ -181,7 +127,9 @@ def test_rocl_is_its_formula(batch):
     """
     views, ids, labels = batch
     model = build_model(TINY, "projector")
-    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(branches=("clean",)), pairing=rocl)
+    method = AdversarialSimCLR(
+        copy.deepcopy(model), LossSettings(T), attack(branches=("clean",)), pairing=rocl
+    )
     ours = method(views, ids, labels)["loss"]
     x1, x2 = views[:, 0], views[:, 1]
     model.eval()
@@ -201,9 +149,10 @@ def test_acl_is_its_formula(batch, kind):
     """
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=PAIRINGS[kind])
-    method.progress = 0.52
-    ours = method(views, ids, labels)["loss"]
+    method = AdversarialSimCLR(
+        copy.deepcopy(model), LossSettings(T), attack(), pairing=PAIRINGS[kind]
+    )
+    ours = method(views, ids, labels, 0.52)["loss"]
     z1, z2 = model(views[:, 0]), model(views[:, 1])
     with model.use_branch("adv"):
         model.eval()
@@ -223,7 +172,7 @@ def test_a2s_is_its_formula(batch):
     """
     views, ids, labels = batch
     model, two = branched(), ids.repeat(2)
-    method = AdversarialSimCLR(copy.deepcopy(model), T, attack(), pairing=a2s)
+    method = AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), attack(), pairing=a2s)
     ours = method(views, ids, labels)["loss"]
     z2 = model(views[:, 1])
     model.eval()
@@ -244,7 +193,7 @@ def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
     for removal in (None, Removal(lambda sims, pairs: torch.zeros_like(sims, dtype=torch.bool))):
         adversary = attack(branches=("clean",)) if one_norm else attack()
         method = AdversarialSimCLR(
-            copy.deepcopy(model), T, adversary, removal, pairing=PAIRINGS[kind]
+            copy.deepcopy(model), LossSettings(T), adversary, removal, pairing=PAIRINGS[kind]
         ).train()
         found.append((method(*batch)["loss"], dict(method.model.named_buffers())))
     assert torch.equal(found[0][0], found[1][0])
@@ -253,10 +202,9 @@ def test_a_rule_that_finds_nothing_changes_nothing(batch, kind):
 
 def test_dynacls_weight_climbs_in_twenty_parts_to_two_at_most():
     model, x = branched().eval(), torch.rand(4, 2, 3, 1, 16, 16)
-    method = AdversarialSimCLR(model, T, attack(), pairing=dynacl)
+    method = AdversarialSimCLR(model, LossSettings(T), attack(), pairing=dynacl)
     for progress, weight in ((0, 1), (0.049, 1), (0.05, 1 + 1 / 30), (0.999, 1 + 19 / 30)):
-        method.progress = progress
-        found = method(x, torch.arange(4), torch.arange(4))
+        found = method(x, torch.arange(4), torch.arange(4), progress)
         expected = 0.5 * ((2 - weight) * found["loss_clean"] + weight * found["loss_adv"])
         assert torch.allclose(found["loss"], expected, atol=1e-5)
 
@@ -272,9 +220,12 @@ WEIGHTLESS = {
 def test_without_weight_it_is_the_clean_objective_to_the_last_bit(batch, kind):
     """Loss, gradients and clean statistics, with the attack made."""
     model = branched()
-    plain = SimCLR(copy.deepcopy(model), T)
+    plain = SimCLR(copy.deepcopy(model), LossSettings(T))
     method = AdversarialSimCLR(
-        model, T, one_step(EPS) if kind == "published" else attack(), pairing=WEIGHTLESS[kind]
+        model,
+        LossSettings(T),
+        one_step(EPS) if kind == "published" else attack(),
+        pairing=WEIGHTLESS[kind],
     )
     ours, theirs = method(*batch)["loss"], plain(*batch)["loss"]
     assert torch.equal(ours, theirs)
@@ -295,7 +246,10 @@ def test_the_attack_has_a_gradient_and_the_clean_norms_do_not_see_it(batch, kind
     alone, x_published = copy.deepcopy(model), []
     model.register_forward_pre_hook(lambda module, inputs: x_published.append(inputs[0].detach()))
     method = AdversarialSimCLR(
-        model, T, one_step(EPS) if kind == "published" else attack(), pairing=PAIRINGS[kind]
+        model,
+        LossSettings(T),
+        one_step(EPS) if kind == "published" else attack(),
+        pairing=PAIRINGS[kind],
     )
     moved = []
     if kind != "published":
@@ -331,7 +285,7 @@ def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_ad
     views, ids, labels = batch
     rule = partial(quantile, rate=0.4)
     method = AdversarialSimCLR(
-        branched().eval(), T, attack(), Removal(rule), pairing=PAIRINGS[kind]
+        branched().eval(), LossSettings(T), attack(), Removal(rule), pairing=PAIRINGS[kind]
     )
     seen = []
     losses = method.contrast
@@ -356,7 +310,9 @@ def test_what_is_found_between_clean_views_is_masked_in_the_attack_and_in_the_ad
 def test_plain_and_uel_take_clae_in_their_own_loss(batch, pair):
     views, ids, labels = batch
     model = branched()
-    method = InstDisc(copy.deepcopy(model), T, pair, one_step(EPS), partial(clae, alpha=0.5))
+    method = InstDisc(
+        copy.deepcopy(model), LossSettings(T), pair, one_step(EPS), partial(clae, alpha=0.5)
+    )
     ours = method(views, ids, labels)["loss"]
     x1 = views[:, 0]
     z1, z2 = model(x1), model(views[:, 1])

@@ -7,26 +7,29 @@ import pytest
 import torch
 
 from tests.helpers import one_step
-from vidrobust.config import Config, Model
+from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
 from vidrobust.methods import (
     RULES,
     AdversarialSimCLR,
+    LossSettings,
     MomentumEncoder,
     Pairs,
     Removal,
+    RuleNeeds,
     SimCLR,
     SupCon,
+    ViewSettings,
     build_method,
     detect,
     nt_xent,
 )
-from vidrobust.methods.false_negatives.removal import Found
+from vidrobust.methods.false_negatives.removal import FalseNegatives
 from vidrobust.methods.false_negatives.rules import fixed, quantile, top_k
 from vidrobust.models import add_branches, build_model
 from vidrobust.utils.errors import UserError
 
-TINY = Model(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
+TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 
 def records(labels, groups=None) -> list[Record]:
@@ -49,16 +52,23 @@ def batch(request):
 
 def known(removal: Removal, ids, labels, groups=None) -> Removal:
     by_id = [int(labels[ids.tolist().index(i)]) for i in range(len(ids))]
-    removal.know(records(by_id, groups))
+    removal.set_videos(records(by_id, groups))
     return removal
 
 
 def test_a_rule_that_finds_nothing_is_simclr_to_the_last_bit(batch):
     views, ids, labels = batch
-    plain = SimCLR(build_model(TINY, "projector"), 0.5, clips=views.shape[1])
+    plain = SimCLR(
+        build_model(TINY, "projector"), LossSettings(0.5), views=ViewSettings(clips=views.shape[1])
+    )
     for action in ("eliminate", "attract", "downweight"):
         removal = known(Removal(lambda s, p: fixed(s, p, 1.1), action), ids, labels)
-        method = SimCLR(copy.deepcopy(plain.model), 0.5, removal=removal, clips=views.shape[1])
+        method = SimCLR(
+            copy.deepcopy(plain.model),
+            LossSettings(0.5),
+            removal=removal,
+            views=ViewSettings(clips=views.shape[1]),
+        )
         losses = [m(views, ids, labels)["loss"] for m in (copy.deepcopy(plain), method)]
         assert torch.equal(*losses)
 
@@ -66,9 +76,18 @@ def test_a_rule_that_finds_nothing_is_simclr_to_the_last_bit(batch):
 def test_oracle_attraction_is_supcon_to_the_last_bit(batch):
     views, ids, labels = batch
     clips = views.shape[1]
-    supcon = SupCon(build_model(TINY, "projector"), 0.5, clips=clips)
-    removal = known(Removal(RULES["oracle"], "attract", uses_labels=True), ids, labels)
-    method = SimCLR(copy.deepcopy(supcon.model), 0.5, removal=removal, clips=clips)
+    supcon = SupCon(
+        build_model(TINY, "projector"), LossSettings(0.5), views=ViewSettings(clips=clips)
+    )
+    removal = known(
+        Removal(RULES["oracle"].rule, "attract", needs=RuleNeeds(labels=True)), ids, labels
+    )
+    method = SimCLR(
+        copy.deepcopy(supcon.model),
+        LossSettings(0.5),
+        removal=removal,
+        views=ViewSettings(clips=clips),
+    )
     losses = [m(views, ids, labels)["loss"] for m in (supcon, method)]
     assert torch.equal(*losses)
     for loss in losses:
@@ -81,7 +100,9 @@ def test_oracle_attraction_is_supcon_to_the_last_bit(batch):
 def test_what_is_found_reaches_the_loss(batch, action):
     views, ids, labels = batch
     clips = views.shape[1]
-    method = SimCLR(build_model(TINY, "projector"), 0.5, clips=clips).eval()
+    method = SimCLR(
+        build_model(TINY, "projector"), LossSettings(0.5), views=ViewSettings(clips=clips)
+    ).eval()
     method.removal = known(Removal(lambda s, p: quantile(s, p, 0.3), action), ids, labels)
     z = torch.cat([method.model(views[:, v]) for v in range(clips)]).detach()
     unit = torch.nn.functional.normalize(z, dim=1)
@@ -108,15 +129,18 @@ def test_what_is_found_reaches_the_loss(batch, action):
 
 def test_labels_are_seen_by_the_oracle_alone(batch):
     views, ids, labels = batch
-    for name, rule in RULES.items():
+    for name, spec in RULES.items():
         if name in ("cluster", "sibling", "adaptive_threshold"):
             continue
         losses = []
         for told in (labels, labels.flip(0) + 7):
-            removal = known(Removal(rule, uses_labels=name == "oracle"), ids, told)
+            removal = known(Removal(spec.rule, needs=RuleNeeds(labels=name == "oracle")), ids, told)
             torch.manual_seed(0)
             method = SimCLR(
-                build_model(TINY, "projector"), 0.5, removal=removal, clips=views.shape[1]
+                build_model(TINY, "projector"),
+                LossSettings(0.5),
+                removal=removal,
+                views=ViewSettings(clips=views.shape[1]),
             )
             losses.append(method(views, ids, told)["loss"])
         assert torch.equal(*losses) == (name != "oracle"), name
@@ -125,7 +149,7 @@ def test_labels_are_seen_by_the_oracle_alone(batch):
 def test_siblings_go_besides_and_unknown_groups_are_nobodys(batch):
     views, ids, _ = batch
     removal = Removal(lambda s, p: fixed(s, p, 1.1), siblings=True)
-    removal.know(records([0] * 6, ["a", "a", "", "", "b", "c"]))
+    removal.set_videos(records([0] * 6, ["a", "a", "", "", "b", "c"]))
     keys = ids.repeat(views.shape[1])
     found = removal(torch.randn(len(keys), 8), torch.randn(len(keys), 8), (keys, keys), 0.5).ignore
     for i, a in enumerate(keys.tolist()):
@@ -145,7 +169,13 @@ def test_the_adversary_meets_the_same_masks(batch):
     model = add_branches(build_model(TINY, "projector"))
     rule = lambda s, p: quantile(s, p, 0.4)  # noqa: E731
     removal = known(Removal(rule), ids, labels)
-    method = AdversarialSimCLR(copy.deepcopy(model), 0.5, one_step(0.02), removal, clips=clips)
+    method = AdversarialSimCLR(
+        copy.deepcopy(model),
+        LossSettings(0.5),
+        one_step(0.02),
+        removal,
+        views=ViewSettings(clips=clips),
+    )
     ours = method(views, ids, labels)
     z = [model(views[:, v]) for v in range(clips)]
     pair = ids.repeat(2)
@@ -173,7 +203,13 @@ def test_a_momentum_encoder_looks_for_them(batch):
     detector = MomentumEncoder(other, 1.0).eval()
     seen = []
     removal = known(Removal(lambda s, p: seen.append(s) or fixed(s, p)), ids, labels)
-    SimCLR(model, 0.5, removal=removal, clips=views.shape[1], detector=detector)(views, ids, labels)
+    SimCLR(
+        model,
+        LossSettings(0.5),
+        removal=removal,
+        detector=detector,
+        views=ViewSettings(clips=views.shape[1]),
+    )(views, ids, labels)
     unit = torch.nn.functional.normalize(
         torch.cat([detector(views[:, v]) for v in range(views.shape[1])]), dim=1
     )
@@ -182,7 +218,7 @@ def test_a_momentum_encoder_looks_for_them(batch):
 
 def test_the_log_has_rate_precision_and_recall():
     removal = Removal(lambda s, p: s > 0.5)
-    removal.know(records([0, 0, 1, -1]))
+    removal.set_videos(records([0, 0, 1, -1]))
     ids = torch.arange(4)
     z = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [-1.0, 0.0]])
     removal(z, z, (ids, ids), 0.5)  # 0, 1 and 2 take each other for the same; only 0 and 1 are
@@ -191,24 +227,24 @@ def test_the_log_has_rate_precision_and_recall():
     )
     assert removal.report() == {}, "once an epoch"
     apart = Removal(lambda s, p: s > 0.5)
-    apart.know(records([0, 1, 2, 3]))
+    apart.set_videos(records([0, 1, 2, 3]))
     apart(z, z, (ids, ids), 0.5)
     assert apart.report()["fn_precision"] == 0, "all are of other classes"
     one_class = Removal(lambda s, p: s > 0.5)
-    one_class.know(records([0, 0, 0, 0]))
+    one_class.set_videos(records([0, 0, 0, 0]))
     one_class(z, z, (ids, ids), 0.5)
     assert one_class.report()["fn_precision"] == 1, "class 0 is a class"
     blind = Removal(lambda s, p: s > 0.5)
     blind(z, z, (ids, ids), 0.5)
     assert blind.report() == {"fn_removed": 0.5}, "nothing is known of these videos"
-    blind.know(records([-1] * 4))
+    blind.set_videos(records([-1] * 4))
     blind(z, z, (ids, ids), 0.5)
     assert blind.report() == {"fn_removed": 0.5}, "their labels are not known"
 
 
 def test_clusters_are_made_of_what_is_remembered():
-    removal = Removal(RULES["cluster"], k=2, dim=2)
-    removal.know(records([-1] * 5))
+    removal = Removal(RULES["cluster"].rule, clusters=2, dim=2)
+    removal.set_videos(records([-1] * 5))
     ids, z = torch.arange(4), torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.1], [-1.0, 0.0]])
     removal.remember(z, ids)
     assert not removal(z, z, (ids, ids), 0.5).ignore.any(), "no clusters in the first epoch"
@@ -216,22 +252,27 @@ def test_clusters_are_made_of_what_is_remembered():
     found = removal(z, z, (ids, ids), 0.5).ignore
     assert found[0].tolist() == [False, True, False, False] and removal.clusters[4] == -1
     state = copy.deepcopy(removal.state_dict())
-    again = Removal(RULES["cluster"], k=2, dim=2)
-    again.know(records([-1] * 5))
+    again = Removal(RULES["cluster"].rule, clusters=2, dim=2)
+    again.set_videos(records([-1] * 5))
     again.load_state_dict(state)
     assert torch.equal(again(z, z, (ids, ids), 0.5).ignore, found)
 
 
 def test_more_clusters_than_videos_is_refused():
     with pytest.raises(UserError, match=r"clusters=9: the data set has 5 videos; choose fewer"):
-        Removal(RULES["cluster"], k=9, dim=2).know(records([0] * 5))
+        Removal(RULES["cluster"].rule, clusters=9, dim=2).set_videos(records([0] * 5))
 
 
 def test_similarities_are_float32_under_autocast(batch):
     views, ids, labels = batch
     seen = []
     removal = known(Removal(lambda s, p: seen.append(s) or fixed(s, p)), ids, labels)
-    method = SimCLR(build_model(TINY, "projector"), 0.5, removal=removal, clips=views.shape[1])
+    method = SimCLR(
+        build_model(TINY, "projector"),
+        LossSettings(0.5),
+        removal=removal,
+        views=ViewSettings(clips=views.shape[1]),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss = method(views, ids, labels)["loss"]
     assert seen[0].dtype == loss.dtype == torch.float32 and loss.isfinite().all()
@@ -241,8 +282,14 @@ def test_the_momentum_encoder_follows_in_training_alone_and_starts_from_the_mode
     views, ids, labels = batch
     model, other = build_model(TINY, "projector"), build_model(TINY, "projector")
     detector = MomentumEncoder(other, 0.5, climbs=False)
-    removal = Removal(RULES["quantile"])
-    method = SimCLR(model, 0.5, removal=removal, clips=views.shape[1], detector=detector)
+    removal = Removal(RULES["quantile"].rule)
+    method = SimCLR(
+        model,
+        LossSettings(0.5),
+        removal=removal,
+        detector=detector,
+        views=ViewSettings(clips=views.shape[1]),
+    )
     before = [p.clone() for p in detector.model.parameters()]
     method.eval()(views, ids, labels)
     assert all(torch.equal(a, b) for a, b in zip(before, detector.model.parameters(), strict=True))
@@ -266,9 +313,13 @@ def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
         torch.arange(4),
         torch.zeros(4, dtype=torch.long),
     )
-    removal = known(Removal(RULES["oracle"], uses_labels=True), ids, labels)
+    removal = known(Removal(RULES["oracle"].rule, needs=RuleNeeds(labels=True)), ids, labels)
     method = AdversarialSimCLR(
-        add_branches(build_model(TINY, "projector")), 0.5, one_step(0.02), removal, clips=3
+        add_branches(build_model(TINY, "projector")),
+        LossSettings(0.5),
+        one_step(0.02),
+        removal,
+        views=ViewSettings(clips=3),
     )
     assert (method(views, ids, labels)["loss_adv"] > 0.01).all()
 
@@ -278,25 +329,31 @@ def test_siblings_need_groups(groups):
     with pytest.raises(
         UserError, match="rule=sibling: no two videos of the data set are known to be cut"
     ):
-        Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], groups))
-    Removal(RULES["sibling"], needs_groups=True).know(records([0, 1], ["a", "a"]))
+        Removal(RULES["sibling"].rule, needs=RuleNeeds(groups=True)).set_videos(
+            records([0, 1], groups)
+        )
+    Removal(RULES["sibling"].rule, needs=RuleNeeds(groups=True)).set_videos(
+        records([0, 1], ["a", "a"])
+    )
 
 
 def test_too_much_and_nothing_are_told(caplog):
     """Once where it is more than half, and at the end of the run where it is nothing."""
     ids, x = torch.arange(6), torch.eye(6)
-    much = Removal(lambda s, p: p.others)
+    much = Removal(lambda s, p: p.negatives)
     for _ in range(2):
         much(x, x, (ids, ids), 0.0)
         assert much.report()["fn_removed"] == pytest.approx(4 / 5)
-    assert [r.message[:40] for r in caplog.records] == ["80% of an epoch's negatives were taken f"]
+    assert [r.message[:65] for r in caplog.records] == [
+        "method.false_negatives: 80% of an epoch's negatives were treated a"[:65]
+    ]
     caplog.clear()
-    nothing = Removal(lambda s, p: torch.zeros_like(p.others))
+    nothing = Removal(lambda s, p: torch.zeros_like(p.negatives))
     for last in (False, True):
         nothing(x, x, (ids, ids), 0.0)
         assert nothing.report(last)["fn_removed"] == 0
         assert len(caplog.records) == int(last)
-    assert "no negative of the last epoch was taken for false" in caplog.text
+    assert "no negative of the last epoch was treated as false" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -324,17 +381,16 @@ def test_options_reach_their_rule(rule, options, told):
     for key, value in options.items():
         setattr(wanted, key, value)
     removal = build_method(cfg, 5).removal
-    assert removal.rule.func is RULES[rule] and removal.rule.keywords == told
+    assert removal.rule.func is RULES[rule].rule and removal.rule.keywords == told
     assert (removal.action, removal.siblings, removal.classes, removal.dim) == (
         "attract",
         False,
         5,
         8,
     )
-    assert removal.k == (4 if rule == "cluster" else 0) and removal.uses_labels == (
-        rule == "oracle"
-    )
-    assert removal.whole_batch == (rule in ("mean_std", "quantile"))
+    assert removal.cluster_count == (4 if rule == "cluster" else 0)
+    assert removal.needs.labels == (rule == "oracle")
+    assert removal.needs.whole_batch == (rule in ("mean_std", "quantile"))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +401,7 @@ def test_a_view_that_stands_for_another_has_its_false_negatives(rule):
     videos, clips, places = 5, 2, (0, 1, 0)
     ids = torch.arange(videos).repeat(clips)
     z = torch.nn.functional.normalize(torch.randn(len(ids), 4), dim=1)
-    found = Removal(rule).look(z, z, (ids, ids), 1.0)
+    found = Removal(rule).detect(z, z, (ids, ids), 1.0)
     again = found.at(places, clips)
     for a, i in ((a, i) for a in range(3) for i in range(videos)):
         for b, j in ((b, j) for b in range(3) for j in range(videos)):
@@ -353,8 +409,8 @@ def test_a_view_that_stands_for_another_has_its_false_negatives(rule):
                 (a * videos + i, b * videos + j),
                 (places[a] * videos + i, places[b] * videos + j),
             )
-            assert again.false[at] == found.false[there] and again.others[at] == (i != j)
-    assert found.false.any()
+            assert again.mask[at] == found.mask[there] and again.negatives[at] == (i != j)
+    assert found.mask.any()
 
 
 def test_pairs_of_several_ranks_are_picked_rank_by_rank():
@@ -362,5 +418,5 @@ def test_pairs_of_several_ranks_are_picked_rank_by_rank():
         torch.rand(4, 12) < 0.3
     )  # two clips of two videos, and those of three ranks in the columns
     others = torch.ones_like(mask)
-    picked = Found(mask, torch.rand(4, 12), others).at((1,), 2).false
+    picked = FalseNegatives(mask, torch.rand(4, 12), others).at((1,), 2).mask
     assert torch.equal(picked, mask[2:, [2, 3, 6, 7, 10, 11]])

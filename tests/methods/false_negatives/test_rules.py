@@ -70,7 +70,7 @@ def test_fixed_and_top_k_and_both():
     assert torch.equal(top_k_threshold(s[:12], one_view, 5, 0.3), (over & most)[:12]), (
         "both, of one view"
     )
-    assert torch.equal(top_k(s, pairs, 999), pairs.others), "all there are"
+    assert torch.equal(top_k(s, pairs, 999), pairs.negatives), "all there are"
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.37, 1.0])
@@ -132,17 +132,17 @@ def test_what_is_known_of_videos(rule, known):
     s, pairs = expected.batch
     side = getattr(pairs, known)[0]
     assert torch.equal(
-        RULES[rule](s, pairs), expected(lambda i, j: side[i] == side[j] and side[i] >= 0)
+        RULES[rule].rule(s, pairs), expected(lambda i, j: side[i] == side[j] and side[i] >= 0)
     )
     with pytest.raises(ValueError, match=f"needs {known}, and there are none"):
-        RULES[rule](s, Pairs(pairs.ids))
+        RULES[rule].rule(s, Pairs(pairs.ids))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_own_views_are_never_found_and_a_negative_is_always_left(rule):
     s, pairs = expected.batch
-    found = detect(RULES[rule], s, pairs, pairs.others & (torch.rand_like(s) < 0.5))
-    assert not (found & ~pairs.others).any() and (pairs.others & ~found).any(1).all()
+    found = detect(RULES[rule].rule, s, pairs, pairs.negatives & (torch.rand_like(s) < 0.5))
+    assert not (found & ~pairs.negatives).any() and (pairs.negatives & ~found).any(1).all()
     everything = detect(lambda s, p: torch.ones_like(s, dtype=torch.bool), s, pairs)
     for i in range(len(s)):
         least = min(others_of(pairs, i), key=lambda j: s[i, j])
@@ -155,15 +155,15 @@ def test_one_video_has_no_negatives_and_nan_finds_nothing():
         lambda s, p: torch.ones_like(s, dtype=torch.bool), torch.ones(2, 2), one
     ).any()
     s, pairs = expected.batch
-    assert not detect(RULES["fixed"], s * torch.nan, pairs).any()
+    assert not detect(RULES["fixed"].rule, s * torch.nan, pairs).any()
 
 
 def test_nobodys_are_not_looked_at():
     """A queue begins with vectors that are no video's."""
     ids = (torch.arange(3), torch.tensor([-1, -1, 5, -1, 6]))
-    assert Pairs(ids).others.sum(0).tolist() == [0, 0, 3, 0, 3]
+    assert Pairs(ids).negatives.sum(0).tolist() == [0, 0, 3, 0, 3]
     for rule in ("topk", "quantile", "mean_std"):
-        found = detect(RULES[rule], torch.rand(3, 5), Pairs(ids))
+        found = detect(RULES[rule].rule, torch.rand(3, 5), Pairs(ids))
         assert not found[:, [0, 1, 3]].any() and (found[:, [2, 4]].sum(1) < 2).all(), rule
 
 

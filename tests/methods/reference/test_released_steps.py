@@ -13,19 +13,22 @@ from torch import nn
 from tests.methods.reference import released
 from tests.methods.reference.released import EPS, T
 from vidrobust.attacks import ThreatModel
-from vidrobust.config import Model, Optim
+from vidrobust.config import ModelConfig, OptimConfig
 from vidrobust.losses.air import regularizer
 from vidrobust.losses.info_nce import Hardness
 from vidrobust.methods import (
     BYOL,
     TARO,
+    AdvCLSettings,
     AdversarialSimCLR,
     Adversary,
     Distill,
     InstDisc,
+    LossSettings,
     MomentumEncoder,
     SimCLR,
     SupCon,
+    ViewSettings,
     acl,
     dynacl,
     rocl,
@@ -39,7 +42,7 @@ from vidrobust.training.optim import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("exact")
 
-TINY = Model(backbone="r2plus1d_10", width=8, hidden=64, dim=8, head_norm=True)
+TINY = ModelConfig(backbone="r2plus1d_10", width=8, hidden=64, dim=8, head_norm=True)
 STEPS, SIZE = 2, EPS / 4
 LARS, SGD = ("lars", 5.0, 1e-6), ("sgd", 0.5, 1e-4)
 STEP = {"lars": released.lars_step, "sgd": released.sgd_step}
@@ -91,7 +94,9 @@ def assert_released(method, ours, theirs, module, optimizer=SGD, departs=()):
         assert torch.allclose(p.grad, other[key].grad, atol=1e-7), key
     name, lr, decay = optimizer
     stepped = STEP[name](other.values(), lr, decay)
-    options = Optim(name=name, lr=lr, weight_decay=decay, decay_norms=True, lars_exclude=False)
+    options = OptimConfig(
+        name=name, lr=lr, weight_decay=decay, decay_norms=True, lars_exclude=False
+    )
     build_optimizer(method, options).step()
     for (key, p), wanted in zip(mine.items(), stepped, strict=True):
         assert torch.allclose(p, wanted, atol=1e-7), key
@@ -113,7 +118,11 @@ def test_simclr_of_supcontrast(batch, temperature):
     """Both views are one batch; the factor T / 0.07."""
     views, ids, labels = batch
     scale = temperature / 0.07
-    method = SimCLR(build_model(TINY, "projector"), temperature, joint=True, scale=scale)
+    method = SimCLR(
+        build_model(TINY, "projector"),
+        LossSettings(temperature, scale=scale),
+        views=ViewSettings(joint=True),
+    )
     other = copy.deepcopy(method)
     loss = released.simclr(other.model, views, ids, temperature, scale)
     assert_released(method, method(views[:, :2], ids, labels)["loss"].mean(), loss, other)
@@ -121,7 +130,11 @@ def test_simclr_of_supcontrast(batch, temperature):
 
 def test_supcon(batch):
     views, ids, labels = batch
-    method = SupCon(build_model(TINY, "projector"), 0.1, joint=True, scale=0.1 / 0.07)
+    method = SupCon(
+        build_model(TINY, "projector"),
+        LossSettings(0.1, scale=0.1 / 0.07),
+        views=ViewSettings(joint=True),
+    )
     other = copy.deepcopy(method)
     loss = released.simclr(other.model, views, labels, 0.1, 0.1 / 0.07)
     assert_released(method, method(views[:, :2], ids, labels)["loss"].mean(), loss, other)
@@ -130,7 +143,7 @@ def test_supcon(batch):
 def test_a_pass_a_view_departs_from_it(batch):
     """Our default, CLAE's arrangement, changes the batches of norms, and so the loss."""
     views, ids, labels = batch
-    method = SimCLR(build_model(TINY, "projector"), T)
+    method = SimCLR(build_model(TINY, "projector"), LossSettings(T))
     loss = released.simclr(copy.deepcopy(method.model), views, ids)
     departure = abs(float(method(views[:, :2], ids, labels)["loss"].mean() - loss))
     assert 1e-5 < departure < 1
@@ -161,7 +174,7 @@ def test_uel_and_its_attack(batch):
     """CLAE's step on UEL's criterion: the adversarial clip and both losses."""
     views, ids, labels = batch
     adversary = Adversary([ThreatModel("linf", EPS)], train_mode=True)
-    method = InstDisc(branched(), T, uel, adversary)
+    method = InstDisc(branched(), LossSettings(T), uel, adversary)
     made, other = seen_clips(method), copy.deepcopy(method)
     net, x1 = other.model, views[:, 0]
     z = [net(views[:, v]) for v in (0, 1)]
@@ -181,7 +194,7 @@ def test_uel_and_its_attack(batch):
 ROCL = {
     "plain": ({}, {}),
     "IP": ({"positives": (0.2, 0.8)}, {"asymmetry": (0.2, 0.8)}),
-    "HN": ({"hard": (1.0, 0.12)}, {"hard": Hardness(1.0, 0.12, torch.e ** (-1 / T))}),
+    "HN": ({"hard": (1.0, 0.12)}, {"hardness": Hardness(1.0, 0.12, torch.e ** (-1 / T))}),
 }
 ROCL["IP and HN"] = tuple(ROCL["IP"][i] | ROCL["HN"][i] for i in (0, 1))
 
@@ -191,7 +204,10 @@ def test_rocl_and_its_asymmetric_variants(batch, kind):
     views, ids, labels = batch
     theirs, ours = ROCL[kind]
     method = AdversarialSimCLR(
-        build_model(TINY, "projector"), T, attack(branches=("clean",)), pairing=rocl, **ours
+        build_model(TINY, "projector"),
+        LossSettings(T, **ours),
+        attack(branches=("clean",)),
+        pairing=rocl,
     )
     made, other = seen_clips(method), copy.deepcopy(method)
     loss, x_adv = released.rocl(other.model, views, ids, STEPS, SIZE, **theirs)
@@ -202,7 +218,9 @@ def test_rocl_and_its_asymmetric_variants(batch, kind):
 
 def test_acl_one_batch_of_both_views(batch):
     views, ids, labels = batch
-    method = AdversarialSimCLR(branched(), T, attack(), pairing=acl, joint=True)
+    method = AdversarialSimCLR(
+        branched(), LossSettings(T), attack(), pairing=acl, views=ViewSettings(joint=True)
+    )
     made, other = seen_clips(method), copy.deepcopy(method)
     loss, x_adv, *_ = released.acl(other.model, views, ids, STEPS, SIZE, other.model)
     found = method(views[:, :2], ids, labels)["loss"].mean()
@@ -214,17 +232,20 @@ def test_dynacl_has_a_momentum_encoder_in_both_streams_and_in_the_attack(batch):
     views, ids, labels = batch
     model = branched()
     method = AdversarialSimCLR(
-        model, T, attack(), pairing=dynacl, slow=MomentumEncoder(model, 0.9, climbs=False)
+        model,
+        LossSettings(T),
+        attack(),
+        pairing=dynacl,
+        slow=MomentumEncoder(model, 0.9, climbs=False),
     )
     with torch.no_grad():
         for p in method.model.parameters():
             p.mul_(1.1)
-    method.progress = 0.52
     made, other = seen_clips(method), copy.deepcopy(method)
     encode = SplitEncoder(other.model, other.slow).train()
     loss, x_adv, *_ = released.acl(encode, views, ids, STEPS, SIZE, other.model, weight=1 + 10 / 30)
     other.slow.follow(other.model, 0.52)
-    found = method(views[:, :2], ids, labels)["loss"].mean()
+    found = method(views[:, :2], ids, labels, 0.52)["loss"].mean()
     assert_same_clips(made, x_adv)
     assert torch.equal(method.slow.model.head[0].weight, other.slow.model.head[0].weight), (
         "behind the batch"
@@ -239,8 +260,13 @@ def test_air(batch, progress):
     views, ids, labels = batch
     extra = partial(regularizer, temperature=T, clean=0.5, adversarial=0.5)
     pairing = partial(dynacl, invariance=extra)
-    method = AdversarialSimCLR(branched(), T, attack(), pairing=pairing, original=True, joint=True)
-    method.progress = progress
+    method = AdversarialSimCLR(
+        branched(),
+        LossSettings(T),
+        attack(),
+        pairing=pairing,
+        views=ViewSettings(original=True, joint=True),
+    )
     made, other = seen_clips(method), copy.deepcopy(method)
     weight = 1 + int(20 * progress) / 20 * 2 / 3
     half, x_adv, z, a = released.acl(
@@ -248,7 +274,7 @@ def test_air(batch, progress):
     )
     clean, adversarial = released.air_terms(z, a, other.model(views[:, 2]))
     loss = 2 * half + 0.5 * clean + 0.5 * adversarial
-    found = method(views, ids, labels)["loss"].mean()
+    found = method(views, ids, labels, progress)["loss"].mean()
     assert_same_clips(made, x_adv)
     assert_released(method, found, loss, other, LARS)
 
@@ -260,7 +286,12 @@ def test_advcl(batch):
         TINY, "projector", branches=("adv", "adv_ce"), momentum=0.1, branched_head=False
     )
     adversaries = [attack(branches=(name,), train_mode=True) for name in ("adv", "adv_ce")]
-    method = AdvCL(model, T, *adversaries, (2, 3), radius=5.0, scale=T / 0.07)
+    method = AdvCL(
+        model,
+        LossSettings(T, scale=T / 0.07),
+        *adversaries,
+        settings=AdvCLSettings(clusters=(2, 3), radius=5.0),
+    )
     method.pseudo.labels = torch.stack([labels % 2, labels], 1)
     made, made_ce, other = (
         seen_clips(method),
@@ -304,7 +335,7 @@ def test_taro_chooses_otherwise_in_eval_mode():
     """Why the mode matters: on fresh weights few choices are the same."""
     method = TARO(build_model(TINY, "projector"), nn.Linear(8, 8), attack(branches=("clean",)))
     x = torch.rand(24, 3, 1, 16, 16)
-    trained = method._chosen(x)
+    trained = method._target_clips(x)
     features = method.eval().model.backbone(x)
     z = method.predictor(method.model.head(features))
     assert not torch.equal(trained, confusing(features, features, z, slice(0, 24)))
@@ -317,7 +348,7 @@ def test_deacl(batch):
     with torch.no_grad():
         for p in method.model.parameters():
             p.mul_(1.05)
-    method.learn_from(teacher)
+    method.set_teacher(teacher)
     assert isinstance(teacher, Backbone)
     made, other = seen_clips(method), copy.deepcopy(method)
     loss, x_adv = released.deacl(other.model, other.teacher, views[:, 0], STEPS, SIZE)

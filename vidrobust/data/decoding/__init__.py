@@ -1,1 +1,1 @@
-"""Frames of a video or an image, by frame number."""
+"""Read frames of a video or an image by frame number."""

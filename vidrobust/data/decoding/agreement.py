@@ -1,8 +1,8 @@
 """Check that a decoder shows the same frames as PyAV.
 
-Decoders number frames differently after seeks, in ways that nothing in a file gives away. So the
-question is put to the frames themselves: a few are read as a loader reads them, and compared with
-what PyAV decodes from the first frame on.
+Decoders number frames differently after seeks, and nothing in a file reveals it. So the frames
+themselves are compared: a few are read as a loader reads them, and compared with the frames that
+PyAV decodes from the first one on.
 """
 
 import contextlib
@@ -28,27 +28,28 @@ from vidrobust.data.decoding.pyav import (
     video_stream,
 )
 
-_THUMB_PX = 32  # frames are compared at this size
-_PARTS = 8  # of the video, of each of which one frame is read
-_TOLERANCE = 4.0  # mean grey levels by which decoders may differ in a frame
-_TIE = 0.25  # and by which another frame may come nearer than the one asked for
+_THUMB_PX = 32  # height and width at which frames are compared
+_PARTS = 8  # one frame is read from each of so many parts of the video
+_TOLERANCE = 4.0  # mean difference, in grey levels, that two decoders may have in a frame
+_TIE = 0.25  # grey levels by which another frame may be nearer than the one asked for
 
+# opens a file: (path, number of frames, seekable)
 Reader = Callable[[str, int, bool | None], Video]
 
 
 def disagreement(backend: str, reader: Reader, path: str) -> str:
-    """Return why a decoder is not to be used for a file, in words that follow its name.
+    """Return why a decoder must not be used for a file, as words that follow its name.
 
-    The frames that differ most from their neighbours are asked for, alone and in one batch, from
-    readers that are fresh as in a loader. The answer is kept as long as the file does not change.
+    The frames that differ most from their neighbours are read, alone and in one batch, each time
+    from a new reader, as in a loader. The answer is cached as long as the file does not change.
 
     Args:
-        backend: the decoder's name.
+        backend: name of the decoder.
         reader: opens a file with it.
         path: a video file.
 
     Returns:
-        "" where it shows the frames that PyAV shows.
+        "" if the decoder shows the same frames as PyAV.
 
     Raises:
         DecodeError: PyAV cannot read the file either.
@@ -59,19 +60,29 @@ def disagreement(backend: str, reader: Reader, path: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _disagreement(backend: str, reader: Reader, path: str, size: int, changed_ns: int) -> str:
+    """Return the answer of `disagreement`.
+
+    Args:
+        backend: name of the decoder.
+        reader: opens a file with it.
+        path: a video file.
+        size: its size in bytes, a key of the cache.
+        changed_ns: time of its last change, a key of the cache.
+    """
     with open_container(path) as container:
-        if known := misleads(container, backend):
-            return f"reads other frames of such a file ({known})"
-    shown = _thumbnails(path)
-    if not len(shown):
+        if cause := misleads(container, backend):
+            return f"reads other frames of such a file ({cause})"
+    thumbnails = _thumbnails(path)
+    if not len(thumbnails):
         raise DecodeError(f"{path}: no frame decodes")
-    telling = _telling(shown)
+    test_frames = _test_frames(thumbnails)
     try:
-        for asked in (telling, *([number] for number in telling)):
-            video = reader(path, len(shown), None)
+        # All test frames in one batch, then each of them alone.
+        for requested in (test_frames, *([number] for number in test_frames)):
+            video = reader(path, len(thumbnails), None)
             try:
-                for number, frame in zip(asked, video.frames(np.array(asked)), strict=True):
-                    if not _is_frame(_thumbnail(frame), number, shown):
+                for number, frame in zip(requested, video.frames(np.array(requested)), strict=True):
+                    if not _is_frame(_thumbnail(frame), number, thumbnails):
                         return f"reads another frame than number {number} of it"
             finally:
                 video.close()
@@ -82,46 +93,62 @@ def _disagreement(backend: str, reader: Reader, path: str, size: int, changed_ns
             .removeprefix(f"{backend} ")
             .removesuffix("; use PyAV")
         )
-    except Exception as error:  # native decoders raise whatever they like
+    except Exception as error:  # native decoders raise errors of any type
         return f"fails at it ({one_line(error)})"
     return ""
 
 
 def _thumbnails(path: str) -> np.ndarray:
-    """Return every frame that PyAV shows, small and grey, (N, S, S)."""
-    found = []
+    """Return every frame that PyAV shows, small and grey: (N, S, S) float32."""
+    thumbnails = []
     with open_container(path) as container, contextlib.suppress(av.error.FFmpegError):
         for frame in decoded(container, video_stream(container)):
             small = frame.reformat(
                 _THUMB_PX, _THUMB_PX, "rgb24", interpolation="AREA", **ONE_THREAD
             )
-            found.append(_grey(turned(small.to_ndarray(), orientation(frame))))
-    return np.array(found, np.float32)
+            thumbnails.append(_grey(turned(small.to_ndarray(), orientation(frame))))
+    return np.array(thumbnails, np.float32)
 
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    """Return a frame (H, W, 3) uint8, small and grey: (S, S) float32."""
     whole: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
     small = whole.reformat(_THUMB_PX, _THUMB_PX, "rgb24", interpolation="AREA", **ONE_THREAD)
     return _grey(small.to_ndarray())
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
+    """Return the mean over the channels of (H, W, 3) pixels."""
     return pixels.astype(np.float32).mean(2)
 
 
-def _telling(shown: np.ndarray) -> list[int]:
-    """Return frame numbers, rising: the ends, and of each part the frame that differs most."""
-    steps = np.abs(np.diff(shown, axis=0)).mean((1, 2))
-    # a frame tells an error by one only where it differs from both of its neighbours
+def _test_frames(thumbnails: np.ndarray) -> list[int]:
+    """Return the numbers of the frames to compare, sorted.
+
+    They are the first and the last frame, and from each part of the video the one that differs most
+    from its neighbours.
+
+    Args:
+        thumbnails: (N, S, S) all frames, small and grey.
+    """
+    steps = np.abs(np.diff(thumbnails, axis=0)).mean((1, 2))
+    # A frame reveals a shift by one only if it differs from both of its neighbours.
     apart = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
-    edges = np.linspace(0, len(shown), min(_PARTS, len(shown)) + 1).astype(int)
+    edges = np.linspace(0, len(thumbnails), min(_PARTS, len(thumbnails)) + 1).astype(int)
     best = [low + int(apart[low:high].argmax()) for low, high in itertools.pairwise(edges)]
+    # Also the frame that differs most of all, except the first and the last one.
     inner = apart.copy()
     inner[[0, -1]] = -1
-    return sorted({0, len(shown) - 1, int(inner.argmax()), *best})
+    return sorted({0, len(thumbnails) - 1, int(inner.argmax()), *best})
 
 
-def _is_frame(seen: np.ndarray, number: int, shown: np.ndarray) -> bool:
-    """Return whether a thumbnail is that of the frame: near it, and no other is nearer."""
-    distances = np.abs(shown - seen).mean((1, 2))
+def _is_frame(thumbnail: np.ndarray, number: int, thumbnails: np.ndarray) -> bool:
+    """Return whether a thumbnail shows a frame: it is near that frame, and no other is much nearer.
+
+    Args:
+        thumbnail: (S, S) the thumbnail.
+        number: number of the frame.
+        thumbnails: (N, S, S) all frames, small and grey.
+    """
+    distances = np.abs(thumbnails - thumbnail).mean((1, 2))
     return bool(distances[number] <= min(_TOLERANCE, distances.min() + _TIE))

@@ -1,4 +1,4 @@
-"""Read images, folders of frames and torchvision's data sets like videos."""
+"""Read images, folders of frames and data sets of torchvision as if they were videos."""
 
 import functools
 import itertools
@@ -12,37 +12,43 @@ import numpy as np
 from vidrobust.data.decoding.pyav import DecodeError, one_line
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff"}
-TORCHVISION = "torchvision:"
+TORCHVISION = "torchvision:"  # how the paths of images in data sets of torchvision begin
 
 
 class Image:
-    """One frame."""
+    """A video of one frame: an image file."""
 
-    backend, num_frames, fps, resized = "image", 1, 0.0, 0
+    backend = "image"
+    num_frames = 1
+    fps = 0.0
+    resized = 0
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the one frame; see `Video.frames`."""
         yield _read_image(self.path)
 
     def close(self) -> None:
+        """Do nothing: no file is kept open."""
         pass
 
 
 class FrameFolder:
-    """Read a folder of images, in the order of the numbers in their names, as one video.
+    """Read a folder of images as one video, in the order of the numbers in their names.
 
-    All frames that are read get the size of the first of them; `resized` counts those that had
-    another one, as crops of a tracker have.
+    All frames of one read get the size of the first of them. `resized` counts those that had
+    another size, as the crops of a tracker do.
 
     Args:
         path: the folder.
-        frames: how many images there are, from a list or a manifest; 0 counts them.
+        frames: number of images, from a list or a manifest; 0 counts them.
         series: which of several series of images is the video: the beginning of its names.
     """
 
-    backend, fps = "frames", 0.0
+    backend = "frames"
+    fps = 0.0
 
     def __init__(self, path: str, frames: int = 0, series: str = "") -> None:
         self.files = frame_files(Path(path), series, frames)
@@ -54,6 +60,7 @@ class FrameFolder:
             )
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the frames of some indices; see `Video.frames`."""
         size: tuple[int, ...] | None = None
         for number in indices:
             frame = _read_image(str(self.files[number]))
@@ -64,19 +71,19 @@ class FrameFolder:
             yield frame
 
     def close(self) -> None:
+        """Do nothing: no file is kept open."""
         pass
 
 
 def is_image(path: str) -> bool:
-    """Whether a record's path is one image, which is all there is of it: by its name, nothing is
-    read.
-    """
+    """Return whether a record is a single image, judging by its path; nothing is read."""
     return path.startswith(TORCHVISION) or Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def in_memory(path: str) -> bool:
-    """Whether an image is part of an array that its torchvision data set holds: no file is read for
-    it.
+    """Return whether an image is part of an array that its torchvision data set holds in memory.
+
+    No file is read for such an image.
     """
     if not path.startswith(TORCHVISION):
         return False
@@ -85,32 +92,50 @@ def in_memory(path: str) -> bool:
 
 
 class TorchvisionImage:
-    """Image `number` of a torchvision data set: "torchvision:CIFAR10:<split>:<number>:<root>"."""
+    """An image of a torchvision data set, as a video of one frame.
 
-    backend, num_frames, fps, resized = "image", 1, 0.0, 0
+    Args:
+        path: "torchvision:CIFAR10:<split>:<number>:<root>".
+    """
+
+    backend = "image"
+    num_frames = 1
+    fps = 0.0
+    resized = 0
 
     def __init__(self, path: str) -> None:
         _, name, split, number, root = path.split(":", 4)
         self.image = torchvision_dataset(name, split, root)[int(number)][0]
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the one frame; see `Video.frames`."""
         yield np.asarray(self.image.convert("RGB"))
 
     def close(self) -> None:
+        """Do nothing: no file is kept open."""
         pass
 
 
 @functools.lru_cache(maxsize=4)
 def torchvision_dataset(name: str, split: str, root: str) -> Any:
-    """Data set `name` of torchvision.datasets, opened once a process; nothing is downloaded.
+    """Return a data set of torchvision.datasets, opened once per process; nothing is downloaded.
 
-    split: "train" or "test"; what the data set calls it is found. A data set of one list is all
-    "train". Raises ValueError when it has no such split.
+    Data sets name their splits differently; the right name is found. A data set with a single list
+    is all "train".
+
+    Args:
+        name: name of its class.
+        split: "train" or "test".
+        root: the folder that torchvision is given as root.
+
+    Raises:
+        ValueError: the data set has no such split.
     """
     import inspect
 
     from torchvision import datasets
 
+    # The parameters of its constructor show how a data set names its splits.
     kind = getattr(datasets, name)
     parameters = inspect.signature(kind).parameters
     if "train" in parameters:
@@ -119,94 +144,110 @@ def torchvision_dataset(name: str, split: str, root: str) -> Any:
         return kind(root)
     if "split" not in parameters:
         raise ValueError("it has one list, and data.validation holds out a part of it")
-    problem: ValueError | None = None
-    for called in (
-        ("train", "trainval", "train-standard") if split == "train" else ("test", "val", "valid")
-    ):
+    names = ("test", "val", "valid")
+    if split == "train":
+        names = ("train", "trainval", "train-standard")
+    first_error: ValueError | None = None
+    for split_name in names:
         try:
-            return kind(root, split=called)
+            return kind(root, split=split_name)
         except ValueError as error:
-            problem = problem or error
-    raise ValueError(str(problem))
+            first_error = first_error or error
+    raise ValueError(str(first_error))
 
 
 def frame_files(folder: Path, series: str = "", count: int = 0) -> list[Path]:
-    """Return the images of a folder that are one video, `img_2.jpg` before `img_10.jpg`.
+    """Return the images of a folder that are one video, with `img_2.jpg` before `img_10.jpg`.
+
+    Images whose names differ only in the last number are one series, such as `img_*.jpg` or
+    `flow_x_*.jpg`. Hidden files are left out.
 
     Args:
-        folder: its images, hidden files left out, are series of names that differ in their last
-            number: `img_*.jpg`, `flow_x_*.jpg`.
-        series: the series that is wanted, as `img_*.jpg`, or the beginning of its name alone; ""
-            where one series is all there is.
-        count: how many images a list promises: of several series, the one that has as many.
+        folder: a folder of images.
+        series: the series to read, as `img_*.jpg` or the beginning of its name; "" if there is only
+            one.
+        count: how many images a list promises; of several series, the one with as many is read.
 
     Raises:
-        DecodeError: several series, such as optical flow beside RGB, and nothing that chooses one;
-            or none of that name.
+        DecodeError: there are several series, such as optical flow and RGB, and nothing to choose
+            one by; or there is none of that name.
     """
-    found: dict[str, list[Path]] = {}
+    files_by_series: dict[str, list[Path]] = {}
     for file in folder.iterdir():
         if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".":
+            # The last number of a name is replaced by "*".
             name = re.sub(r"\d+(?=\D*$)", "*", file.stem) + file.suffix.lower()
-            found.setdefault(name, []).append(file)
-    chosen = {name: files for name, files in found.items() if series in ("", name)}
-    chosen = chosen or {name: files for name, files in found.items() if name.startswith(series)}
-    images = [file for files in chosen.values() for file in files]
+            files_by_series.setdefault(name, []).append(file)
+    chosen = {name: files for name, files in files_by_series.items() if series in ("", name)}
+    chosen = chosen or {
+        name: files for name, files in files_by_series.items() if name.startswith(series)
+    }
+    images = list(itertools.chain.from_iterable(chosen.values()))
+    # Of several series, a list chooses the only one that has as many images as it promises.
     fitting = [files for files in chosen.values() if len(files) == count]
     if len(chosen) > 1 and len(fitting) == 1:
         return sorted(fitting[0], key=_in_order)
-    # names that share nothing are one series, but not rgb_1.png and depth_1.png
-    named = all(re.fullmatch(r"\D*\*\D*", name) for name in chosen)
-    several = len(chosen) > 1 and (len(chosen) < len(images) or named)
-    if found and (several or not chosen):
-        listed = ", ".join(f"{name} ({len(files)})" for name, files in sorted(found.items())[:6])
-        what = (
-            f"{len(found)} series of images" if several else f"no series data.series={series}, but"
+    # Names that have nothing in common, each a series of one image, are one video in alphabetical
+    # order. rgb_1.png and depth_1.png are two series, however: each name has exactly one number.
+    all_numbered = all(re.fullmatch(r"\D*\*\D*", name) for name in chosen)
+    several = len(chosen) > 1 and (len(chosen) < len(images) or all_numbered)
+    if files_by_series and (several or not chosen):
+        listed = ", ".join(
+            f"{name} ({len(files)})" for name, files in sorted(files_by_series.items())[:6]
         )
-        raise DecodeError(f"{folder}: holds {what}: {listed}; set data.series to one of them")
+        problem = f"no series data.series={series}, but"
+        if several:
+            problem = f"{len(files_by_series)} series of images"
+        raise DecodeError(f"{folder}: holds {problem}: {listed}; set data.series to one of them")
     return sorted(images, key=_in_order)
 
 
 def _in_order(file: Path) -> tuple[list[int | str], str]:
-    """Sort by the numbers in a name; f_01 and f_1 by their names, not as the disk has them."""
+    """Return a key that sorts files by the numbers in their names.
+
+    Names with equal numbers, such as f_01 and f_1, are sorted as text, so that the order does not
+    depend on the disk.
+    """
     parts = re.split(r"(\d+)", file.name)
     return [int(part) if part.isdecimal() else part for part in parts], file.name
 
 
 def missing_numbers(files: Sequence[Path]) -> str:
-    """Return what says that the numbers of a series have gaps; "" where all steps are alike."""
-    found = [re.findall(r"\d+", file.stem) for file in files]
-    if not all(found):
+    """Return a clause about gaps in the numbers of a series; "" if all steps are equal."""
+    digits = [re.findall(r"\d+", file.stem) for file in files]
+    if not all(digits):
         return ""
-    numbers = [int(digits[-1]) for digits in found]
+    numbers = [int(parts[-1]) for parts in digits]
     steps = [after - before for before, after in itertools.pairwise(numbers)]
+    # A folder that holds every n-th frame has no gaps: the smallest step is the usual one.
     usual = min(steps, default=1)
-    lost = [file for file, step in zip(files, steps, strict=False) if step > usual]
-    if not lost or usual < 1:
+    before_gap = [file for file, step in zip(files, steps, strict=False) if step > usual]
+    if not before_gap or usual < 1:
         return ""
-    return f"numbers are missing after {lost[0].name}" + (
-        f" and {len(lost) - 1} more" if lost[1:] else ""
-    )
+    more = f" and {len(before_gap) - 1} more" if len(before_gap) > 1 else ""
+    return f"numbers are missing after {before_gap[0].name}{more}"
 
 
 def pages(path: str) -> int:
-    """Return how many pictures an image file holds, as an animation; 1 where it does not say."""
+    """Return how many pictures an image file holds, as an animation does; 1 if unknown."""
     from PIL import Image as Pillow
 
     try:
         with Pillow.open(path) as image:
             return int(getattr(image, "n_frames", 1))
-    except Exception:  # whatever a damaged file makes of it; reading it says so
+    except Exception:  # a damaged file may raise anything; reading it reports the damage
         return 1
 
 
 def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a frame (H, W, 3) uint8 resized to (height, width, 3)."""
     from PIL import Image as Pillow
 
     return np.asarray(Pillow.fromarray(frame).resize((width, height), Pillow.Resampling.BILINEAR))
 
 
 def _read_image(path: str) -> np.ndarray:
+    """Return an image, upright: (H, W, 3) uint8 RGB; raise DecodeError if it cannot be read."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 
@@ -215,11 +256,12 @@ def _read_image(path: str) -> np.ndarray:
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range")
-            if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip to the lowest 8
+            # Of 16 bits keep the upper 8; Pillow would clip the values at 255.
+            if upright.mode.startswith("I"):
                 upright = Pillow.fromarray(
                     (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
                 )
-            # contiguous whatever the turn: views of negative strides break torch
+            # A rotation may give a view with negative strides, which breaks torch.
             return np.ascontiguousarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(f"{path}: no such file") from None

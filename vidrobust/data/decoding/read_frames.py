@@ -1,8 +1,8 @@
 """Read frames by number from a video, an image or a folder of frames.
 
-A file is opened, read and closed for every sample: readers that are kept open leak (decord's issues
-157, 208). A decoder yields the frames one by one, so that cropping never holds more than one whole
-frame.
+A file is opened, read and closed for every sample, because readers that are kept open leak memory
+(decord issues 157 and 208). A decoder yields frames one by one, so that cropping never holds more
+than one whole frame.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,15 +36,15 @@ from vidrobust.utils.errors import lookup
 
 __all__ = ["BACKENDS", "DecodeError", "Video", "open_record", "open_video", "read_frames", "resize"]
 
-# decoders of video files: (path, decodable frames or 0, seekable or None) -> Video. "auto" is the
-# one that a manifest names, or else PyAV.
+# Decoders of video files: (path, number of decodable frames or 0, seekable or None) -> Video.
+# "auto" is the one that the manifest names, otherwise PyAV.
 BACKENDS: dict[str, Callable[[str, int, bool | None], Video]] = {
     "auto": PyAV,
     "pyav": PyAV,
     "decord": Decord,
     "torchcodec": TorchCodec,
 }
-# decoders whose frame numbers are checked against PyAV's before they are used for a file
+# Decoders whose frame numbers are compared with PyAV's before they are used for a file.
 CHECKED = ("decord", "torchcodec")
 
 
@@ -61,15 +61,17 @@ def read_frames(
     Args:
         path: a video, an image or a folder of frames.
         indices: (T,) int, each in [0, number of frames), in any order, repeats allowed.
-        short_side: pixels of the shorter side after decoding, aspect kept; None keeps the size.
-        backend: a name of BACKENDS; images, folders of frames and GIFs have their own reader.
-        frames: how many frames are decodable, from a manifest; 0 counts what a player shows.
+        short_side: pixels of the shorter side after decoding, aspect ratio kept; None keeps the
+            size.
+        backend: a name of BACKENDS; images, folders of frames and GIFs have readers of their own.
+        frames: number of frames that decode, from a manifest; 0 counts the frames that a player
+            shows.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
 
     Raises:
-        DecodeError: and nothing else.
+        DecodeError: the file cannot be read; no other exception is raised.
     """
     with open_video(path, backend=backend, frames=frames) as video:
         return frames_of(video, path, indices, short_side=short_side)
@@ -78,14 +80,28 @@ def read_frames(
 def frames_of(
     video: Video, path: str | Path, indices: np.ndarray, *, short_side: int | None = None
 ) -> np.ndarray:
-    """Read frames of an open video; arguments and errors as in `read_frames`."""
+    """Read frames of an open video.
+
+    Args:
+        video: an open file.
+        path: its path, for messages.
+        indices: (T,) int, each in [0, number of frames), in any order, repeats allowed.
+        short_side: pixels of the shorter side, aspect ratio kept; None keeps the size.
+
+    Returns:
+        (T, H, W, 3) uint8, RGB.
+
+    Raises:
+        DecodeError: an index is outside the video, or a frame does not decode.
+    """
     unique, position = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-    # one by one: all frames of a large video at their own size are gigabytes
-    found = [_shrunk(frame, short_side) for frame in checked_frames(video, path, unique)]
-    return np.stack(found)[position]
+    # Shrink one frame at a time: all frames of a large video at full size would take gigabytes.
+    small = [_shrunk(frame, short_side) for frame in checked_frames(video, path, unique)]
+    return np.stack(small)[position]
 
 
 def _shrunk(frame: np.ndarray, short_side: int | None) -> np.ndarray:
+    """Return a frame (H, W, 3) with a shorter side of `short_side` pixels; unchanged for None."""
     if not short_side:
         return frame
     height, width = frame.shape[:2]
@@ -106,13 +122,14 @@ def open_video(
     """Open a file for one sample: `with open_video(path) as video: video.frames(indices)`.
 
     Args:
-        path: as in `read_frames`, and backend and frames as well.
-        seekable: whether the times in the file say which frame is which; None: not known.
-        verified: decoders that a scan has found to show the frames that PyAV shows.
-        series: of a folder of frames, the beginning of the names that are wanted.
+        path: see `read_frames`, and also for backend and frames.
+        seekable: whether the times in the file identify its frames; None: unknown.
+        verified: decoders that, according to a scan, show the same frames as PyAV.
+        series: for a folder of frames, the beginning of the names that are the video.
 
     Raises:
-        DecodeError: and nothing else.
+        DecodeError: the file cannot be read; no other exception is raised, except those of
+            encoders.
     """
     path = str(path)
     try:
@@ -123,20 +140,20 @@ def open_video(
             video.close()
     except (DecodeError, EncodeError):
         raise
-    except Exception as error:  # native decoders raise whatever they like
+    except Exception as error:  # native decoders raise errors of any type
         raise DecodeError(f"{path}: {one_line(error)}") from error
 
 
 @contextmanager
 def open_record(record: Record, backend: str = "auto") -> Iterator[Video]:
-    """Open a record's file with what its manifest knows of it.
+    """Open the file of a record, with what its manifest says about it.
 
     Args:
-        record: a bad one is refused.
+        record: the video; a bad one is refused.
         backend: a name of BACKENDS; "auto" is the one that the manifest names.
 
     Raises:
-        DecodeError: and nothing else.
+        DecodeError: the file cannot be read, or is bad according to the manifest.
     """
     if record.bad:
         raise DecodeError(f"{record.path}: {record.bad} (manifest)")
@@ -152,15 +169,23 @@ def open_record(record: Record, backend: str = "auto") -> Iterator[Video]:
 
 
 def checked_frames(video: Video, path: str | Path, unique: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of sorted, unique indices, one each; DecodeError for indices outside the video, or
-    missing frames.
+    """Yield the frames of some indices, exactly one for each.
+
+    Args:
+        video: an open file.
+        path: its path, for messages.
+        unique: (n,) int, sorted and unique.
+
+    Raises:
+        DecodeError: an index is outside the video, or a frame is missing.
     """
     if unique.size == 0 or unique[0] < 0 or unique[-1] >= video.num_frames:
-        asked = f"{unique[0]} to {unique[-1]}" if unique.size else "none"
+        requested = f"{unique[0]} to {unique[-1]}" if unique.size else "none"
         raise DecodeError(
-            f"{path}: the frames asked for, {asked}, are not all within its {video.num_frames}"
+            f"{path}: the frames asked for, {requested}, are not all within its {video.num_frames}"
             " frames"
         )
+    # A decoder that stops early must not pass for one that has read everything.
     count = 0
     for frame in video.frames(unique):
         count += 1
@@ -173,7 +198,16 @@ def checked_frames(video: Video, path: str | Path, unique: np.ndarray) -> Iterat
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> Tensor:
-    """(T, H, W, 3) uint8 -> (T, height, width, 3) uint8, bilinear, antialiased."""
+    """Resize frames bilinearly, with antialiasing.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        height: new height, in pixels.
+        width: new width, in pixels.
+
+    Returns:
+        (T, height, width, 3) uint8.
+    """
     if frames.shape[1:3] == (height, width):
         return torch.from_numpy(frames)
     return tvf.resize(
@@ -189,24 +223,33 @@ def _open(
     verified: tuple[str, ...],
     series: str,
 ) -> Video:
+    """Return the reader of a file.
+
+    Args:
+        path: a video, an image, a folder of frames, or an image of a torchvision data set.
+        backend: a name of BACKENDS.
+        frames: number of frames that decode; 0: unknown.
+        seekable: whether times identify frames; None: unknown.
+        verified: decoders that show the same frames as PyAV.
+        series: for a folder of frames, the beginning of the names that are the video.
+    """
     if path.startswith(TORCHVISION):
         return TorchvisionImage(path)
-    place = Path(path)
-    if place.is_dir():
+    file = Path(path)
+    if file.is_dir():
         return FrameFolder(path, frames, series)
-    if not place.is_file():
+    if not file.is_file():
         raise DecodeError(f"{path}: no such file")
-    if place.stat().st_size == 0:
+    if file.stat().st_size == 0:
         raise DecodeError(f"{path}: the file is empty")
     if is_image(path):
         return Image(path)
-    if place.suffix.lower() == ".gif":
+    if file.suffix.lower() == ".gif":
         return PyAV(path, frames, seekable)
     reader = lookup(BACKENDS, backend, "data.backend")
-    if (
-        backend in CHECKED
-        and backend not in verified
-        and (reason := disagreement(backend, reader, path))
-    ):
-        raise DecodeError(f"{path}: {backend} {reason}; use PyAV (data.backend=auto)")
+    # A decoder that a scan has not verified for this file is checked now.
+    if backend in CHECKED and backend not in verified:
+        reason = disagreement(backend, reader, path)
+        if reason:
+            raise DecodeError(f"{path}: {backend} {reason}; use PyAV (data.backend=auto)")
     return reader(path, frames, seekable)

@@ -1,1 +1,1 @@
-"""Copies of a data set: resized, corrupted, or texture twins."""
+"""Make copies of a data set: resized, corrupted, or as texture twins."""

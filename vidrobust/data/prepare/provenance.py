@@ -10,14 +10,15 @@ from vidrobust.utils.atomic_files import held, read_json, replacing
 from vidrobust.utils.errors import UserError
 
 MARK = "prepared.json"
-_REMEMBERED = 16  # sources whose sizes are kept
-_FEW = 4
+_REMEMBERED = 16  # number of sources whose sizes are kept, about
+_FEW = 4  # sizes of fewer sources do not identify a data set
 
 
 def read_mark(folder: str | Path) -> dict[str, Any] | None:
-    """Return the options of the copies, and `sources`, name -> bytes of some of their files.
+    """Return the options with which a folder's copies were made.
 
-    None where there is no mark. Raises UserError for a mark that is damaged.
+    `sources` in it holds the sizes in bytes of some source files, by name. The result is None if
+    there is no prepared.json. Raises UserError if it is damaged.
     """
     mark = Path(folder).expanduser() / MARK
     if not mark.is_file():
@@ -25,18 +26,24 @@ def read_mark(folder: str | Path) -> dict[str, Any] | None:
     remedy = "delete the folder, and make it again with datasets/prepare.py"
     options = read_json(mark, remedy)
     if not isinstance(options.get("sources", {}), dict):
-        raise UserError(f"{mark}: damaged: its sources are no JSON object; {remedy}")
+        raise UserError(f"{mark}: damaged: its sources are not a JSON object; {remedy}")
     return options
 
 
 @contextmanager
 def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> Iterator[None]:
-    """Make a folder for copies, or go on in one that holds the same; until the context ends it is
-    this process's.
+    """Create a folder for copies, or continue in one with the same options.
 
-    sources: name of a copy in the folder -> the file that it is of. Raises UserError where there
-    are other files, copies that were made otherwise, or copies of other files, and where another
-    process writes.
+    Inside the context the folder belongs to this process.
+
+    Args:
+        output: the folder.
+        options: how the copies are made.
+        sources: name of a copy in the folder -> its source file.
+
+    Raises:
+        UserError: the folder holds other files, copies made with other options, or copies of other
+            files; or another process is writing to it.
     """
     _begin(output, options, sources)
     with held(
@@ -46,23 +53,29 @@ def claim(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> 
 
 
 def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) -> None:
-    """Make the folder with its mark, where it has none of the same."""
-    there = read_mark(output)
-    if there is not None:
-        sizes = there.pop("sources", {})
-        if there != options:
+    """Create the folder with its mark, unless it holds an equal one.
+
+    Args:
+        output: the folder.
+        options: how the copies are made.
+        sources: name of a copy in the folder -> its source file.
+    """
+    # Continue in a folder only if it holds copies with the same options, of the same files.
+    existing = read_mark(output)
+    if existing is not None:
+        sizes = existing.pop("sources", {})
+        if existing != options:
             differ = (
-                f"{key}={there.get(key)}, not {options.get(key)}"
-                for key in sorted({*there, *options})
-                if there.get(key) != options.get(key)
+                f"{key}={existing.get(key)}, not {options.get(key)}"
+                for key in sorted({*existing, *options})
+                if existing.get(key) != options.get(key)
             )
             raise UserError(
                 f"{output} holds files of another encoding ({'; '.join(differ)}); give another"
                 " --output, or delete it"
             )
-        if not same_sources(
-            sizes, {name: size_of(sources[name]) for name in sizes if name in sources}
-        ):
+        sizes_now = {name: size_of(sources[name]) for name in sizes if name in sources}
+        if not same_sources(sizes, sizes_now):
             raise UserError(
                 f"{output} holds copies of another data set's files; give another --output, or"
                 " delete it"
@@ -71,28 +84,32 @@ def _begin(output: Path, options: dict[str, Any], sources: Mapping[str, str]) ->
     if output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output} holds other files; give an empty folder as --output")
     output.mkdir(parents=True, exist_ok=True)
+    # Remember the sizes of about _REMEMBERED files, evenly spaced in the sorted list of names.
     names = sorted(sources)
-    some = names[:: -(-len(names) // _REMEMBERED) or 1]
+    step = -(-len(names) // _REMEMBERED) or 1
+    sizes = {name: size_of(sources[name]) for name in names[::step]}
     with replacing(output / MARK) as file:
-        file.write(
-            json.dumps(
-                options | {"sources": {name: size_of(sources[name]) for name in some}}
-            ).encode()
-        )
+        file.write(json.dumps(options | {"sources": sizes}).encode())
 
 
-def same_sources(sizes: Mapping[str, int], there: Mapping[str, int]) -> bool:
-    """Whether half of the files that a mark remembers are there with their sizes. Of few, any may
-    have changed.
+def same_sources(sizes: Mapping[str, int], sizes_now: Mapping[str, int]) -> bool:
+    """Return whether at least half of the remembered files still have their sizes.
+
+    Of very few files any may have changed, so the answer is then yes.
+
+    Args:
+        sizes: remembered size of some files, in bytes, by name.
+        sizes_now: size of the files now.
     """
-    return len(sizes) < _FEW or 2 * sum(
-        there.get(name) == size for name, size in sizes.items()
-    ) >= len(sizes)
+    if len(sizes) < _FEW:
+        return True
+    unchanged = sum(sizes_now.get(name) == size for name, size in sizes.items())
+    return 2 * unchanged >= len(sizes)
 
 
 def size_of(path: str | Path) -> int:
-    """Bytes of a file, or of those in a folder of frames; -1 where there is none."""
-    place = Path(path)
-    if place.is_dir():
-        return sum(file.stat().st_size for file in place.iterdir())
-    return place.stat().st_size if place.is_file() else -1
+    """Return the size in bytes of a file, or of the files in a folder; -1 if there is none."""
+    entry = Path(path)
+    if entry.is_dir():
+        return sum(file.stat().st_size for file in entry.iterdir())
+    return entry.stat().st_size if entry.is_file() else -1

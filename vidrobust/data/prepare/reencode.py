@@ -1,4 +1,4 @@
-"""Re-encode a data set so that clips decode fast."""
+"""Re-encode a data set so that clips decode fast, or write it corrupted or as textures."""
 
 import contextlib
 import hashlib
@@ -36,13 +36,22 @@ CODECS = ("mpeg4", "libx264", "mjpeg")
 
 @dataclass(frozen=True)
 class Encoding:
-    """short_side: pixels, never enlarged. gop: frames from one key frame to the next.
+    """The options with which copies of files are made.
 
-    quality: the quantiser of mpeg4 and mjpeg (1 best, 31 worst), the CRF of libx264 (0 best, 51
-    worst). corruption: a name of CORRUPTIONS, which changes each video as a whole, at `severity`,
-    drawn from `seed` and the file's name; empty: none. texture: a kind of `texture_frames`, made of
-    patches of `patch_px`, `short_side` then being the side of the texture; empty: none. Raises
-    UserError for a value out of range.
+    Raises UserError for a value out of range.
+
+    Attributes:
+        short_side: pixels of the shorter side, never enlarged; of a texture, its side.
+        gop: frames from one key frame to the next.
+        codec: a name of CODECS.
+        quality: quantiser of mpeg4 and mjpeg (1 best, 31 worst), or CRF of libx264 (0 best, 51
+            worst).
+        corruption: a name of CORRUPTIONS, applied to each video as a whole; empty: none. Its random
+            parameters depend on `seed` and the name of the file.
+        severity: severity of the corruption, 1 to 5; 0 without one.
+        seed: seed of corruptions and textures.
+        texture: a kind of `texture_frames`; empty: none.
+        patch_px: side in pixels of the patches from which a texture is made.
     """
 
     short_side: int = 128
@@ -63,39 +72,53 @@ class Encoding:
             ("quality", best, worst),
             ("patch_px", 9, 4096),
         ):
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                # options of datasets/prepare.py
                 option = "--patch" if name == "patch_px" else f"--{name.replace('_', '-')}"
-                of = f" with {self.codec}" if name == "quality" else ""
-                raise UserError(f"{option} {getattr(self, name)}: from {low} to {high}{of}")
+                condition = f" with {self.codec}" if name == "quality" else ""
+                raise UserError(f"{option} {value}: must be from {low} to {high}{condition}")
         if self.codec not in CODECS:
-            raise UserError(f"codec={self.codec}: one of {', '.join(CODECS)}")
+            raise UserError(f"codec={self.codec}: must be one of {', '.join(CODECS)}")
         if self.corruption and (
             self.corruption not in CORRUPTIONS or self.severity not in SEVERITIES
         ):
             raise UserError(
-                f"corruption={self.corruption} at severity {self.severity}: a known one, 1 to 5"
+                f"corruption={self.corruption} at severity {self.severity}: must be a name of"
+                " docs/corruptions.md, at severity 1 to 5"
             )
         if self.texture not in ("", *KINDS):
-            raise UserError(f"texture={self.texture}: one of {', '.join(KINDS)}")
+            raise UserError(f"texture={self.texture}: must be one of {', '.join(KINDS)}")
 
     def __str__(self) -> str:
-        """What two calls that fill one folder must share."""
+        """Return as JSON the options that two calls which fill one folder must share."""
         fields = asdict(self)
+        # Options without effect are left out, so that they may differ.
         unused = [] if self.corruption else ["corruption", "severity"]
         unused += [] if self.texture else ["texture", "patch_px"]
         unused += [] if self.corruption or self.texture else ["seed"]
         return json.dumps({name: value for name, value in fields.items() if name not in unused})
 
     def change(self, frames: np.ndarray, name: str, fps: float = 25.0) -> np.ndarray:
-        """The corruption, which there must be, of a video's frames (T, H, W, 3) uint8. name: the
-        file's.
+        """Return the frames of a video under the corruption; there must be one.
+
+        Args:
+            frames: (T, H, W, 3) uint8, the whole video.
+            name: name of the file, which the random parameters depend on.
+            fps: frames per second of the video.
         """
         return corrupt(frames, self.corruption, self.severity, self._rng(name), fps)
 
     def texture_of(
         self, frames: Iterator[np.ndarray], count: int, name: str
     ) -> Iterator[np.ndarray]:
-        """The texture, which there must be, of the `count` frames of the file of that name."""
+        """Yield the texture of a file; there must be a kind of texture.
+
+        Args:
+            frames: the `count` frames of the file, (H, W, 3) uint8 each.
+            count: number of frames.
+            name: name of the file, which the random parameters depend on.
+        """
         return texture_frames(
             frames,
             count,
@@ -106,6 +129,7 @@ class Encoding:
         )
 
     def _rng(self, name: str) -> np.random.Generator:
+        """Return the generator of a file; it does not depend on the order of the files."""
         words = (zlib.crc32(part.encode()) for part in (name, self.corruption or self.texture))
         return np.random.default_rng([self.seed, *words, self.severity])
 
@@ -119,21 +143,60 @@ def reencode(
     workers: int = 2,
     timeout_s: float = 600,
 ) -> list[tuple[str, str]]:
-    """Write every record's file small under `output`, where its name is what it is under `root`;
-    lists are copied.
+    """Write a small copy of every record's file under `output`, with the same relative path.
 
-    A result is decoded before it counts: it has as many frames as the source decodes. Files that
-    are there, and not older than their source, are not made again, so that an interrupted call goes
-    on. The source is only read. Returns (path, reason) of what cannot be made; an empty file stands
-    in its place, so that the lists still fit: what is bad in the source is bad in the result.
-    Raises UserError, before anything is written, for files that a copy could not name (absolute
-    paths in a list, files outside `root`), where `output` holds copies of other files, and where
-    another process writes it.
+    Lists are copied. A result is decoded before it counts: it must have as many frames as the
+    source decodes. Copies that exist and are not older than their source are not made again, so
+    that an interrupted call can be continued. The source is only read.
+
+    If a copy cannot be made, an empty file takes its place, so that the lists still fit: what is
+    bad in the source is bad in the result.
+
+    Args:
+        records: the videos and images.
+        root: root of the data set.
+        output: root of the copies.
+        encoding: how copies are made.
+        workers: number of files encoded at a time.
+        timeout_s: seconds that a file may take.
+
+    Returns:
+        (path, reason) of each file that could not be copied.
+
+    Raises:
+        UserError: nothing is written. Either a file cannot have the same relative path (absolute
+            paths in a list, files outside `root`), or `output` holds copies of other files, or
+            another process is writing to it.
     """
-    root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
-    real, target = root.resolve(), output.resolve()
+    root = Path(os.path.abspath(root))
+    output = Path(os.path.abspath(output))
+    places = _places(records, root, output)
+    # Options that copies in one folder must share: the encoding, and the series of images read.
+    series_names = sorted({record.series for record in records if record.series})
+    options = json.loads(str(encoding)) | ({"series": series_names} if series_names else {})
+    with claim(output, options, {places[record.path]: record.path for record in records}):
+        _copy_lists(root, output)
+        series = {record.path: (record.series, record.frames) for record in records}
+        jobs = [
+            (path, str(output / place), encoding, place, *series[path])
+            for path, place in places.items()
+            if _is_due(path, output / place)
+        ]
+        return _encode_all(jobs, encoding, workers, timeout_s)
+
+
+def _places(records: list[Record], root: Path, output: Path) -> dict[str, str]:
+    """Return the relative path of each record's file, by its path; raise UserError if it has none.
+
+    Args:
+        records: the videos and images.
+        root: root of the data set.
+        output: root of the copies; neither folder may contain the other.
+    """
+    real = root.resolve()
+    target = output.resolve()
     if real == target or real in target.parents or target in real.parents:
-        raise UserError(f"{output} and {root} lie in each other; write somewhere else")
+        raise UserError(f"--output {output}: it and {root} lie in each other; write somewhere else")
     places = {
         record.path: os.path.relpath(os.path.abspath(record.path), root) for record in records
     }
@@ -147,52 +210,64 @@ def reencode(
                 f"{record.uid}: a copy cannot have this name; list files relative to {root}, and"
                 " inside it"
             )
+    return places
+
+
+def _copy_lists(root: Path, output: Path) -> None:
+    """Copy the lists of a data set, but not those that a scan has written."""
+    for file in files_below(root):
+        if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
+            place = output / file.relative_to(root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+
+
+# (source, target, encoding, name of the file, and for a folder of images its series and how many
+# images a list promises)
+Job = tuple[str, str, Encoding, str, str, int]
+
+
+def _encode_all(
+    jobs: list[Job], encoding: Encoding, workers: int, timeout_s: float
+) -> list[tuple[str, str]]:
+    """Make copies in child processes; return (path, reason) of each that could not be made.
+
+    Args:
+        jobs: the copies to make.
+        encoding: how copies are made.
+        workers: number of child processes.
+        timeout_s: seconds that a copy may take.
+    """
     failed = []
-    chosen = sorted({record.series for record in records if record.series})
-    options = json.loads(str(encoding)) | ({"series": chosen} if chosen else {})
-    with claim(output, options, {places[record.path]: record.path for record in records}):
-        for file in files_below(root):
-            if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
-                place = output / file.relative_to(root)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, place)
-        series = {record.path: (record.series, record.frames) for record in records}
-        jobs = [
-            (path, str(output / place), encoding, place, *series[path])
-            for path, place in places.items()
-            if _is_due(path, output / place)
-        ]
-        tqdm.monitor_interval = 0  # no thread of tqdm's own: children are forked
-        title = "texture" if encoding.texture else encoding.corruption or "re-encode"
-        with tqdm(
-            total=len(jobs), desc=title, unit="file", mininterval=0.1 if sys.stderr.isatty() else 30
-        ) as bar:
-            for (path, made, *_), answer in in_children(_encode, jobs, workers, timeout_s):
-                bar.update()
-                done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
-                if not done:
-                    failed.append((path, reason))
-                    _stand_in(path, Path(made))
-                elif reason:
-                    log.warning(f"used as far as it decodes: {path}: {reason}")
+    tqdm.monitor_interval = 0  # tqdm must start no thread, because children are forked
+    title = "texture" if encoding.texture else encoding.corruption or "re-encode"
+    interval_s = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=len(jobs), desc=title, unit="file", mininterval=interval_s) as bar:
+        for (path, target, *_), answer in in_children(_encode, jobs, workers, timeout_s):
+            bar.update()
+            done, reason = (False, str(answer)) if isinstance(answer, ChildDied) else answer
+            if not done:
+                failed.append((path, reason))
+                _stand_in(path, Path(target))
+            elif reason:
+                log.warning(f"used as far as it decodes: {path}: {reason}")
     return failed
 
 
 def _is_due(source: str, target: Path) -> bool:
-    """Whether a result is missing, empty as one that failed, or older than its source."""
+    """Return whether a copy is missing, empty (it failed before), or older than its source."""
     size, made_ns = stamp(str(target))
     return size < 1 or made_ns < stamp(source)[1]
 
 
-def _encode(job: tuple[str, str, Encoding, str, str, int]) -> tuple[bool, str]:
-    """Write one file beside its target, in a child, verify it and rename it.
+def _encode(job: Job) -> tuple[bool, str]:
+    """Write one copy under a temporary name, verify it, and rename it; runs in a child process.
 
     Args:
-        job: (source, target, encoding, name of the file, and of a folder of images its series and
-            how many a list promises).
+        job: see `Job`.
 
     Returns:
-        (whether it is there, what is wrong).
+        (whether the copy exists, what is wrong with the source or why there is no copy).
     """
     source, target, encoding, name, series, count = job
     reason = ""
@@ -200,18 +275,20 @@ def _encode(job: tuple[str, str, Encoding, str, str, int]) -> tuple[bool, str]:
     try:
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
+        # A folder of frames, an image, or a video, which is decoded again to verify it.
         if Path(source).is_dir():
             _shrink_folder(frame_files(Path(source), series, count), partial, encoding, name)
         elif Path(source).suffix.lower() in IMAGE_SUFFIXES:
             _shrink_images([Path(source)], [partial], encoding, name)
         else:
             written, reason = _encode_video(source, partial, encoding, name)
+            # The copy must decode completely before it takes its place.
             decoded = probe(str(partial))["frames"]
             if decoded != written:
                 return False, f"{decoded} frames of the result decode, the source has {written}"
         _remove(Path(target))
         os.replace(partial, target)
-    except Exception as error:  # encoders and decoders raise whatever they like
+    except Exception as error:  # encoders and decoders raise errors of any type
         with contextlib.suppress(OSError):  # a full disk needs the room
             _remove(partial)
         return False, _reason(error, source)
@@ -219,7 +296,7 @@ def _encode(job: tuple[str, str, Encoding, str, str, int]) -> tuple[bool, str]:
 
 
 def _reason(error: Exception, source: str) -> str:
-    """Return why a file could not be made, in one line."""
+    """Return in one line why a file could not be copied."""
     if isinstance(error, DecodeError):
         return str(error).removeprefix(f"{source}: ")
     if isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError):
@@ -228,8 +305,9 @@ def _reason(error: Exception, source: str) -> str:
 
 
 def _partial(target: Path) -> Path:
-    """What a file is called while it is made: hidden, so that no format reads it, and never too
-    long.
+    """Return the temporary path of a file while it is made.
+
+    It is hidden, so that no format reads it. It is a hash, so that it is never too long.
     """
     return target.with_name(
         f".partial-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}{target.suffix}"
@@ -237,8 +315,11 @@ def _partial(target: Path) -> Path:
 
 
 def _stand_in(source: str, target: Path) -> None:
-    """An empty file, or folder, for one that could not be made; nothing of it is left."""
-    with contextlib.suppress(OSError):  # where even that cannot be written the reason has said so
+    """Put an empty file or folder in the place of a copy that could not be made.
+
+    Nothing partial is left. Errors are ignored: the reason has been reported already.
+    """
+    with contextlib.suppress(OSError):
         _remove(_partial(target))
         _remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +327,7 @@ def _stand_in(source: str, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -253,34 +335,50 @@ def _remove(path: Path) -> None:
 
 
 def _encode_video(source: str, target: Path, encoding: Encoding, name: str) -> tuple[int, str]:
-    """All frames that decode, upright, evenly spaced at the mean rate -> (how many, what is wrong
-    with the source).
+    """Write all frames of a video that decode, upright and evenly spaced at the mean frame rate.
+
+    Args:
+        source: path of the video.
+        target: path of the copy.
+        encoding: how the copy is made.
+        name: name of the file, which random parameters depend on.
+
+    Returns:
+        (number of frames written, what is wrong with the source).
     """
-    found = probe(source)
-    if found["backend"] != "pyav" or not found["frames"]:
-        raise DecodeError(found["reason"] or f"{found['backend']} alone decodes it")
-    rate = _rate(found["fps"])
-    with open_video(source, frames=found["frames"], seekable=found["seekable"]) as video:
-        frames = video.frames(np.arange(found["frames"]))
+    row = probe(source)
+    if row["backend"] != "pyav" or not row["frames"]:
+        raise DecodeError(row["reason"] or f"only {row['backend']} decodes it")
+    rate = _rate(row["fps"])
+    with open_video(source, frames=row["frames"], seekable=row["seekable"]) as video:
+        frames = video.frames(np.arange(row["frames"]))
         if encoding.texture:
-            frames = encoding.texture_of(frames, int(found["frames"]), name)
+            frames = encoding.texture_of(frames, int(row["frames"]), name)
         elif encoding.corruption:
             frames = iter(encoding.change(_shrunk(frames, encoding.short_side), name, float(rate)))
         with _Writer(target, _container(source), encoding, rate) as writer:
             for pixels in frames:
                 writer.add(pixels)
-    return int(found["frames"]), found["reason"]
+    return int(row["frames"]), row["reason"]
 
 
 def _rate(fps: float) -> Fraction:
-    """Return a frame rate that encoders take, 25 for none: MPEG-4 holds its numerator in 16
-    bits.
+    """Return a frame rate that encoders accept; 25 for a source without one.
+
+    MPEG-4 stores the numerator of the time base in 16 bits.
     """
     return 1 / (1 / Fraction(min(fps or 25, 65535))).limit_denominator(65535)
 
 
 class _Writer:
-    """A video file that is written frame by frame; what fails is an EncodeError."""
+    """A video file that is written frame by frame; its failures are EncodeErrors.
+
+    Args:
+        target: path of the file.
+        container: FFmpeg's name of the container.
+        encoding: codec, quality and key frames.
+        rate: frames per second.
+    """
 
     def __init__(self, target: Path, container: str, encoding: Encoding, rate: Fraction) -> None:
         self.encoding = encoding
@@ -292,7 +390,7 @@ class _Writer:
         codec: Any = stream.codec_context
         codec.thread_count = 1
         codec.gop_size = encoding.gop
-        codec.max_b_frames = 0  # the container's time stamps then say where every frame is
+        codec.max_b_frames = 0  # time stamps then identify every frame
         stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
         if encoding.codec == "libx264":
             stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
@@ -314,7 +412,7 @@ class _Writer:
                 self.out.close()
 
     def add(self, pixels: np.ndarray) -> None:
-        """Write a frame (H, W, 3) uint8; the first one gives the size."""
+        """Write a frame (H, W, 3) uint8; the first one decides the size."""
         stream = self.stream
         if self.count == 0:
             height, width = _size(
@@ -331,23 +429,32 @@ class _Writer:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        """Turn errors of the encoder in the context into EncodeErrors."""
         try:
             yield
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or str(error)
+            text = getattr(error, "strerror", None) or str(error)
             raise EncodeError(
                 f"{self.encoding.codec} cannot write the copy at {float(self.rate):g} frames/s"
-                f" ({said})"
+                f" ({text})"
             ) from error
 
 
 def _resized(pixels: np.ndarray, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
+    """Return a frame resized and in another pixel format.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        width: new width, in pixels.
+        height: new height, in pixels.
+        pix_fmt: FFmpeg's name of the pixel format.
+    """
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
     return frame.reformat(width, height, pix_fmt, interpolation="AREA", **ONE_THREAD)
 
 
 def _shrunk(frames: Iterator[np.ndarray], short_side: int) -> np.ndarray:
-    """All frames at the size they are written in: a corruption sees a video as a whole."""
+    """Return all frames at the size at which they are written, for corruptions of whole videos."""
     first = next(frames)
     height, width = _size(first.shape[0], first.shape[1], short_side, even=True)
     return np.stack(
@@ -356,51 +463,75 @@ def _shrunk(frames: Iterator[np.ndarray], short_side: int) -> np.ndarray:
 
 
 def _container(source: str) -> str:
+    """Return FFmpeg's name of the container of a copy."""
     return {".avi": "avi", ".mkv": "matroska", ".webm": "matroska"}.get(
         Path(source).suffix.lower(), "mp4"
     )
 
 
 def _size(height: int, width: int, short_side: int, *, even: bool) -> tuple[int, int]:
-    scale, step = min(1.0, short_side / min(height, width)), 2 if even else 1
-    return max(step, step * round(height * scale / step)), max(
-        step, step * round(width * scale / step)
-    )
+    """Return the (height, width) of a copy.
+
+    Args:
+        height: height of the source, in pixels.
+        width: width of the source, in pixels.
+        short_side: largest shorter side, in pixels.
+        even: whether height and width must be even.
+    """
+    scale = min(1.0, short_side / min(height, width))
+    step = 2 if even else 1
+    new_height = max(step, step * round(height * scale / step))
+    new_width = max(step, step * round(width * scale / step))
+    return new_height, new_width
 
 
 def _shrink_images(
     sources: Sequence[Path], targets: Sequence[Path], encoding: Encoding, name: str
 ) -> None:
-    """Images that are the frames of one clip; a corruption and a texture need them to be of one
-    size.
+    """Write copies of images that are the frames of one clip.
+
+    A corruption or a texture needs images of one size.
+
+    Args:
+        sources: the images.
+        targets: paths of the copies.
+        encoding: how the copies are made.
+        name: name of the clip, which random parameters depend on.
     """
-    small, formats = [], []
+    small = []
+    formats = []
     for source in sources:
         with open_video(source) as image, Image.open(source) as original:
             pixels = Image.fromarray(next(iter(image.frames(np.array([0])))))
             formats.append(original.format)
-        height, width = _size(pixels.height, pixels.width, encoding.short_side, even=False)
-        small.append(
-            np.asarray(
-                pixels
-                if encoding.texture
-                else pixels.resize((width, height), Image.Resampling.BICUBIC)
-            )
-        )
+        # A texture is made of patches at full resolution.
+        if not encoding.texture:
+            height, width = _size(pixels.height, pixels.width, encoding.short_side, even=False)
+            pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        small.append(np.asarray(pixels))
     changed: Iterable[np.ndarray] = small
     if encoding.texture:
         changed = encoding.texture_of(iter(small), len(small), name)
     elif encoding.corruption:
         changed = encoding.change(np.stack(small), name)
-    for made, target, kind in zip(changed, targets, formats, strict=True):
-        options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-        Image.fromarray(made).save(target, format=kind, **options)
+    # Each copy keeps the file format of its source, whatever its suffix.
+    for copy, target, file_format in zip(changed, targets, formats, strict=True):
+        options = {"quality": 95} if file_format in ("JPEG", "WEBP") else {}
+        Image.fromarray(copy).save(target, format=file_format, **options)
 
 
 def _shrink_folder(files: Sequence[Path], target: Path, encoding: Encoding, name: str) -> None:
+    """Write copies of the images of a folder.
+
+    Args:
+        files: the images.
+        target: the folder of the copies.
+        encoding: how the copies are made.
+        name: name of the folder, which random parameters depend on.
+    """
     target.mkdir()
     if encoding.corruption or encoding.texture:
         _shrink_images(files, [target / file.name for file in files], encoding, name)
-    else:  # one by one: without a corruption nothing needs them all in memory
+    else:  # one at a time: without a corruption they need not all be in memory
         for file in files:
             _shrink_images([file], [target / file.name], encoding, name)

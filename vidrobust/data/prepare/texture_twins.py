@@ -1,4 +1,4 @@
-"""Texture twins: per file a copy that shows only its texture (Ge et al. 2021)."""
+"""Texture twins: for each file a copy that shows only its texture (Ge et al. 2021)."""
 
 import itertools
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidrobust.data.decoding.images import TORCHVISION
 from vidrobust.data.prepare.provenance import read_mark, same_sources, size_of
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
@@ -29,53 +30,71 @@ def texture_frames(
     patch_px: int,
     size: int,
 ) -> Iterator[np.ndarray]:
-    """The `count` frames (H, W, 3) uint8 of a clip -> as many of its texture, (S, S, 3), S =
-    min(size, H, W).
+    """Yield the texture of a clip, as many frames as the clip has.
 
-    The examples are two patches, the central one and a random one, of `patch_px` pixels
-    (`patch_side`). kind: "still": of the middle frame, and all frames are alike; "moving": of all
-    frames, and what moves in them goes on moving. No more of the clip is held than its patches.
-    Raises ValueError for frames of less than 9 pixels a side.
+    The examples of the texture are two patches, the central one and a random one. No more of the
+    clip is kept than its patches.
+
+    Args:
+        frames: the `count` frames of the clip, (H, W, 3) uint8 each.
+        count: number of frames.
+        rng: source of randomness.
+        kind: "still" takes the patches from the middle frame, and all frames are equal; "moving"
+            takes them from every frame, and what moves in them goes on moving.
+        patch_px: side of the patches, in pixels (see `patch_side`).
+        size: side S of the texture in pixels, or the shorter side of the frames if that is smaller.
+
+    Yields:
+        Arrays (S, S, 3) uint8.
+
+    Raises:
+        ValueError: the frames have fewer than 9 pixels a side.
     """
     first = next(frames)
     short = min(first.shape[:2])
-    side, seed = patch_side(patch_px, short), int(rng.integers(2**63))
+    side = patch_side(patch_px, short)
+    seed = int(rng.integers(2**63))
     kept: list[list[np.ndarray]] = [[], []]
     for number, frame in enumerate(itertools.chain([first], frames)):
         if kind == "moving" or number == count // 2:
-            found = patches_of(
-                frame[None], side, np.random.default_rng(seed)
-            )  # the same places in each frame
-            for patches, patch in zip(kept, found, strict=True):
+            # The same seed gives the same places in every frame.
+            pair = patches_of(frame[None], side, np.random.default_rng(seed))
+            for patches, patch in zip(kept, pair, strict=True):
                 patches.append(patch[0].copy())
     examples = [np.stack(patches) for patches in kept]
-    made = show(examples, synthesize(examples, min(size, short), rng))
-    yield from made if kind == "moving" else itertools.repeat(next(made), count)
+    textures = show(examples, synthesize(examples, min(size, short), rng))
+    yield from textures if kind == "moving" else itertools.repeat(next(textures), count)
 
 
 class Twins:
-    """Where the twins of a data set's files lie. Called with a record's path, it gives the path of
-    its twin.
+    """Locate the texture twins of a data set.
+
+    Called with the path of a record, it returns the path of the twin.
+
+    Args:
+        root: root of the data set.
+        twins: folder of the twins, in which they have the same relative paths.
     """
 
     def __init__(self, root: str, twins: str) -> None:
-        self.root, self.twins = (
-            os.path.abspath(Path(folder).expanduser()) for folder in (root, twins)
-        )
+        self.root = os.path.abspath(Path(root).expanduser())
+        self.twins = os.path.abspath(Path(twins).expanduser())
 
     def __call__(self, path: str) -> str:
+        """Return the path of the twin of a file of the data set."""
         return os.path.join(self.twins, os.path.relpath(os.path.abspath(path), self.root))
 
     def require(self, records: Sequence[Record]) -> None:
-        """Raises UserError where a record has none, or would be its own."""
-        if any(record.path.startswith("torchvision:") for record in records):
+        """Raise UserError if a record has no twin, or would be its own twin."""
+        if any(record.path.startswith(TORCHVISION) for record in records):
             raise UserError(
-                "data.twins: torchvision's data sets are arrays, and have no textures; unpack them"
+                "data.twins: torchvision's data sets are arrays, and have no textures; save them"
                 " as a folder of images (data.name=image_folder)"
             )
         if os.path.realpath(self.root) == os.path.realpath(self.twins):
             raise UserError(
-                f"data.twins={self.twins} is data.root: the files are not their own textures"
+                f"data.twins={self.twins}: is data.root, but the files are not their own textures;"
+                " set it to the folder that datasets/prepare.py texture writes"
             )
         if not os.path.isdir(self.twins):
             raise UserError(
@@ -84,6 +103,7 @@ class Twins:
             )
         if doubt := self.doubt():
             log.warning(doubt)
+        # A path that leaves the folder of the twins belongs to a file outside the data set.
         outside = next(
             (r for r in records if os.path.relpath(self(r.path), self.twins).startswith("..")), None
         )
@@ -100,23 +120,26 @@ class Twins:
             )
 
     def doubt(self) -> str:
-        """What speaks against these being the textures of the data set; "" for nothing. Raises
-        UserError for copies.
+        """Return why the twins may be the textures of another data set; "" for no doubt.
+
+        Raises UserError if the folder holds copies that are not textures.
         """
         mark = read_mark(self.twins)
         if mark is None:
             return (
-                f"data.twins={self.twins} was not made by prepare.py texture: its files are taken"
+                f"data.twins={self.twins} was not made by prepare.py texture: its files are used"
                 " as they are"
             )
         if "texture" not in mark:
             raise UserError(
-                f"data.twins={self.twins} holds copies, and no textures; datasets/prepare.py"
+                f"data.twins={self.twins} holds copies that are not textures; datasets/prepare.py"
                 " texture makes them"
             )
-        sizes, copied = mark.get("sources", {}), (read_mark(self.root) or {}).get("sources", {})
-        there = {name: size_of(os.path.join(self.root, name)) for name in sizes}
-        if not same_sources(sizes, there) and not same_sources(sizes, copied):
+        # Textures may be of the data set, or of the files that the data set is a resized copy of.
+        sizes = mark.get("sources", {})
+        sizes_in_root = {name: size_of(os.path.join(self.root, name)) for name in sizes}
+        sizes_copied = (read_mark(self.root) or {}).get("sources", {})
+        if not same_sources(sizes, sizes_in_root) and not same_sources(sizes, sizes_copied):
             return (
                 f"data.twins={self.twins}: textures of files that have other sizes than those in"
                 f" {self.root}: are they of this data set?"
@@ -125,23 +148,37 @@ class Twins:
 
 
 def twin_draw(draw: ViewDraw, source: tuple[int, int], twin: tuple[int, int]) -> ViewDraw:
-    """The draw of a view of frames of `source` (height, width), for a twin that has another size.
+    """Return the view of a twin that corresponds to a view of its source.
 
-    Its box has the shape of the draw's, as a texture would be known by its stretching, and the same
-    share of the area (paper C draws both boxes so, METHODS section 3.3) or what fits of it; it lies
-    as far between the edges.
+    The box keeps the aspect ratio of the source's box, because stretching would give a texture
+    away. It covers the same fraction of the area, as for the two boxes of Ge et al. 2021, or as
+    much of it as fits. It lies at the same relative distance from the edges.
+
+    Args:
+        draw: view parameters for the source.
+        source: (height, width) of the source's frames.
+        twin: (height, width) of the twin's frames.
     """
     if source == twin:
         return draw
-    larger = math.sqrt(twin[0] * twin[1] / (source[0] * source[1]))
-    larger = min(larger, twin[0] / draw.height, twin[1] / draw.width)
-    height, width = (max(1, round(side * larger)) for side in (draw.height, draw.width))
-    top = _moved(draw.top, source[0] - draw.height, twin[0] - height, larger)
-    left = _moved(draw.left, source[1] - draw.width, twin[1] - width, larger)
+    # The scale that keeps the fraction of the area, unless the box would not fit.
+    scale = math.sqrt(twin[0] * twin[1] / (source[0] * source[1]))
+    scale = min(scale, twin[0] / draw.height, twin[1] / draw.width)
+    height = max(1, round(draw.height * scale))
+    width = max(1, round(draw.width * scale))
+    top = _moved(draw.top, source[0] - draw.height, twin[0] - height, scale)
+    left = _moved(draw.left, source[1] - draw.width, twin[1] - width, scale)
     return replace(draw, top=top, left=left, height=height, width=width)
 
 
-def _moved(place: int, room: int, twins_room: int, larger: float) -> int:
-    """Return where a box begins in a twin: as far between the edges, or as far beyond them."""
+def _moved(place: int, room: int, twins_room: int, scale: float) -> int:
+    """Return where a box begins in a twin: as far between the edges, or as far beyond them.
+
+    Args:
+        place: first row or column of the box in the source; may be outside the frame.
+        room: last first row or column at which the box lies inside the source.
+        twins_room: the same for the twin.
+        scale: size of the twin's box in units of the source's box.
+    """
     beyond = min(place, 0) + max(place - room, 0)
-    return round((place - beyond) / max(1, room) * twins_room + beyond * larger)
+    return round((place - beyond) / max(1, room) * twins_room + beyond * scale)

@@ -1,7 +1,12 @@
-"""Measure which cues a model uses: shape, texture, background, motion."""
+"""Measure which cues a model uses: shape, texture, background, motion.
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+Each test video is classified unchanged and as several views: clips from which a cue was removed, or
+clips whose two cues belong to different classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidrobust import config
-from vidrobust.attacks import Predict, finite_logits
+from vidrobust.attacks import finite_logits
 from vidrobust.data import Batch, ClipDataset, Record, batch_loader, texture_twins, worker_deaths
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
@@ -24,6 +29,7 @@ from vidrobust.evaluation.results import (
     require_label,
     unfinished,
 )
+from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.models.inference import evenly, to_clips
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
@@ -34,43 +40,62 @@ from vidrobust.views.negatives import TEMPORAL
 from vidrobust.views.texture_synthesis import patch_side, patches_of, show, synthesize
 
 _STEM, CLEAN = "bias", "clean"
-_PARTNER, _VIEW = 4, 5  # streams of the seed
+# Second entries of the seed sequence: the choice of partners and the views use separate streams.
+_PARTNER, _VIEW = 4, 5
+_PATCH_PX = 96  # side of the texture patch in a frame of 224 pixels
+_LEAST_PX = 9  # smallest patch from which a texture can be synthesised
 Rngs = Sequence[np.random.Generator]
 
 
+# --- Views ---
+
+
 def conflict(x: Tensor, other: Tensor, rngs: Rngs) -> Tensor:
-    """The shapes of images x in the texture of others, (B, C, 1, H, W): cue conflict (Geirhos et
-    al. 2019's kind).
+    """Return images with the shapes of x in the texture of `other`.
+
+    Such images have a cue conflict, as in Geirhos et al. 2019.
+
+    Args:
+        x: images that provide the shapes, (B, C, 1, H, W) in [0, 1].
+        other: images that provide the textures, of the same shape.
+        rngs: one generator per image.
+
+    Returns:
+        Images of the shape, type and device of x.
     """
-    made = []
-    for a, b, rng in zip(x.cpu(), other.cpu(), rngs, strict=True):
-        size = a.shape[-1]
-        image = (b.permute(1, 2, 3, 0) * 255).round().byte().numpy()
-        examples = patches_of(image, patch_side(96, size), rng)
-        places = synthesize(examples, size, rng, a[:, 0].mean(0).numpy())
-        made.append(torch.from_numpy(next(show(examples, places))))
-    return (torch.stack(made).permute(0, 3, 1, 2)[:, :, None].float() / 255).to(x)
+    images = []
+    for shape_image, texture_image, rng in zip(x.cpu(), other.cpu(), rngs, strict=True):
+        size = shape_image.shape[-1]
+        pixels = (texture_image.permute(1, 2, 3, 0) * 255).round().byte().numpy()
+        examples = patches_of(pixels, patch_side(_PATCH_PX, size), rng)
+        # The texture follows the lightness of the shape image.
+        lightness = shape_image[:, 0].mean(0).numpy()
+        places = synthesize(examples, size, rng, lightness)
+        images.append(torch.from_numpy(next(show(examples, places))))
+    return (torch.stack(images).permute(0, 3, 1, 2)[:, :, None].float() / 255).to(x)
 
 
 def _negative(name: str) -> Callable[[Tensor, Rngs], Tensor]:
+    """Return the view that makes the negative `name` with its default options."""
     spec = NegativeSpec((name,))
     return lambda x, rngs: negatives(x, spec, draw_numbers(spec, x.shape[2:], rngs))[:, 0]
 
 
-# what a clip alone becomes, and what a clip and one of another class become, whose cues then
-# disagree
+# Views made from one clip: a cue is removed.
 ALONE: dict[str, Callable[[Tensor, Rngs], Tensor]] = {
     **{name: _negative(name) for name in NEGATIVES},
     "background": lambda x, rngs: background(x),
     "motion": lambda x, rngs: differences(x),
 }
+# Views made from a clip and a clip of another class: their cues disagree.
 PAIRED: dict[str, Callable[[Tensor, Tensor, Rngs], Tensor]] = {
     "conflict": conflict,
     "swapped": lambda x, other, rngs: swapped(x, other),
     "swapped_frozen": lambda x, other, rngs: swapped_frozen(x, other),
 }
+# Views that need clips of more than one frame.
 _MOVING = {*TEMPORAL, "background", "motion", "swapped", "swapped_frozen"}
-# what of a video a prediction of its class follows, and what of it one of the other class does
+# View -> (cue followed by a prediction of the video's class, cue followed by one of the other).
 CUES = {
     "conflict": ("shape", "texture"),
     "swapped": ("what moves", "background"),
@@ -79,281 +104,419 @@ CUES = {
 }
 
 
+# --- Checks ---
+
+
 def check_bias(cfg: config.Config, test: list[Record]) -> None:
-    """Raises UserError for an unknown name of eval.bias, and for one that clips, or test videos, do
-    not have.
+    """Refuse names in eval.bias that are unknown, or that these clips or test videos cannot have.
+
+    Raises:
+        UserError: with the name and the remedy.
     """
     names = cfg.eval.bias
     classes = len({test[i].label for i in evenly(len(test), cfg.eval.limit)})
     _require_cues(names, cfg.data.frames, cfg.data.size, classes)
     if "texture" in names:
+        # Finding the texture twins of the videos raises if one is missing.
         texture_twins(cfg.data, test, 1)
 
 
 def _require_cues(names: Sequence[str], frames: int, size: int, classes: int) -> None:
-    """Raise UserError for names that stand twice, are unknown, or that clips of this shape lack.
+    """Refuse names that are listed twice, unknown, or impossible for clips of this shape.
 
     Args:
-        names: of eval.bias.
-        frames: of a clip, T.
-        size: of its sides, pixels.
-        classes: how many the videos have.
+        names: names of eval.bias.
+        frames: number of frames per clip, T.
+        size: side of a frame in pixels.
+        classes: number of different classes among the videos.
+
+    Raises:
+        UserError: with the name and the remedy.
     """
     for name in names:
         require_cue(name, frames, size)
         if name in PAIRED and classes < 2:
             raise UserError(f"eval.bias={name}: two classes are needed for two cues to disagree")
     if len(set(names)) < len(names):
-        raise UserError(f"eval.bias=[{','.join(names)}]: list different ones")
+        raise UserError(f"eval.bias=[{','.join(names)}]: list each name once")
 
 
 def require_cue(name: str, frames: int, size: int) -> None:
-    """Raises UserError for a name that eval.bias does not know, and for one that clips of this
-    shape do not have.
+    """Refuse a name that eval.bias does not know, or that clips of this shape cannot have.
+
+    Args:
+        name: a name of eval.bias.
+        frames: number of frames per clip, T.
+        size: side of a frame in pixels.
+
+    Raises:
+        UserError: with the name and the remedy.
     """
     lookup({**ALONE, **PAIRED, "texture": None}, name, "eval.bias")
     if frames == 1 and name in _MOVING:
-        raise UserError(f"eval.bias={name}: it is of clips, and these have one frame")
+        raise UserError(f"eval.bias={name}: needs clips, and these have one frame")
     if frames > 1 and name == "conflict":
+        raise UserError("eval.bias=conflict: needs images (data.frames=1); for clips use swapped")
+    if name == "conflict" and size < _LEAST_PX:
         raise UserError(
-            "eval.bias=conflict: it is of images (data.frames=1); swapped is that of clips"
+            f"eval.bias=conflict: images of {size} pixels are too small for a texture; use at"
+            f" least {_LEAST_PX}"
         )
-    if name == "conflict" and size < 9:
-        raise UserError(f"eval.bias=conflict: images of {size} pixels have no texture; 9 at least")
+
+
+# --- Measurement ---
+
+
+@dataclass(frozen=True)
+class _View:
+    """Describe one view: its name, its clips, and the class of its second cue.
+
+    Attributes:
+        name: name of ALONE or PAIRED, "texture" or CLEAN.
+        dataset: test videos; they decide labels and names in the rows.
+        source: videos whose clips are shown: `dataset`, or its texture twins.
+        partners: index of a video -> index of the video that provides its other cue.
+            Empty unless the view is in PAIRED.
+        second_classes: index of a video -> class that its second cue stands for.
+        seed: seed of all random numbers.
+    """
+
+    name: str
+    dataset: ClipDataset
+    source: ClipDataset
+    partners: dict[int, int]
+    second_classes: dict[int, int]
+    seed: int
 
 
 def evaluate_bias(
-    predict: Predict,
+    settings: MeasureSettings,
     videos: Callable[[], ClipDataset],
     twins: ClipDataset | None,
     indices: list[int],
     names: Sequence[str],
-    out: Path,
     *,
     seed: int,
     others: dict[int, int],
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    identity: str = "",
 ) -> list[Row]:
-    """Classify videos as they are and with cues taken away -> their rows; every rank calls it.
+    """Classify videos unchanged and with cues removed, and return their rows.
 
-    Streams a row per video and name to out/bias.jsonl; goes on where it was killed; under torchrun
-    each rank takes a part. A video that does not decode, or on which the model gives NaN, has no
-    prediction, and the reason.
+    Every rank must call this function. Under torchrun each rank measures a part of the videos.
 
-    A folder is of one model, list of videos, protocol and seed (out/bias.identity.json); another is
-    refused. Other
-    videos and names may be added: rows that are there stay.
+    One row per video and name is appended to out/bias.jsonl as soon as it is known. A call that
+    was killed can be repeated, and continues where it stopped. If a video does not decode, or the
+    model returns NaN for it, its row has no prediction and gives the reason.
+
+    A folder belongs to one model, list of videos, protocol and seed (out/bias.identity.json).
+    Later calls may add videos and names: existing rows are kept.
 
     Args:
-        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode, averaged over a
-            video's clips.
-        videos: called for a data set of the test clips.
-        twins: the videos' textures, for the name "texture".
-        indices: of the videos.
-        names: of ALONE, PAIRED or "texture". A PAIRED one takes a partner of another class, drawn
-            from (seed, index).
-        out: the folder; it exists.
-        seed: of all random numbers.
-        others: index -> the class that another cue of a video, as it is, stands for.
-        batch_size: clips at a time.
-        workers: processes that load.
-        device: where clips go.
-        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
+        settings: the model, how to run it, and the folder of the rows. The logits of a video's
+            clips are averaged.
+        videos: returns a new data set of the test clips each time it is called.
+        twins: texture twins of the videos; needed for the name "texture".
+        indices: indices of the videos to measure.
+        names: names of ALONE or PAIRED, or "texture". A PAIRED view combines each video with a
+            partner of another class, drawn from (seed, index).
+        seed: seed of all random numbers.
+        others: index of a video -> class that its second cue stands for in the unchanged clip.
+
+    Returns:
+        One row per name and video, "clean" first.
 
     Raises:
-        UserError: for a folder of something else, for what is no logits, and for labels out of
-            range.
+        UserError: for a folder of another measurement, outputs that are not logits, and labels
+            out of range.
     """
     dataset = videos()
-    require_work(indices, len(dataset.records), batch_size)
+    require_work(indices, len(dataset.records), settings.batch_size)
     classes = len({record.label for record in dataset.records})
     _require_cues(names, dataset.spec.frames, dataset.reader.view.size, classes)
     if "texture" in names and twins is None:
-        raise UserError("eval.bias=texture: the videos' textures are missing; give twins")
-    own_folder(
-        out,
-        _STEM,
-        {
-            "model": identify_model(predict, dataset, device, identity),
-            "videos": videos_of(dataset),
-            "protocol": protocol_of(dataset),
-            "seed": seed,
-        },
-    )
-    at_once = max(1, batch_size // dataset.spec.clips)
+        raise UserError("eval.bias=texture: the videos' textures are missing; pass twins")
+    _claim_folder(settings, dataset, seed)
+
+    # Work is divided into groups, one view of a batch of whole videos each. A resumed call skips
+    # finished groups, and the ranks take the unfinished ones in turn.
+    at_once = max(1, settings.batch_size // dataset.spec.clips)
     parts = [indices[i : i + at_once] for i in range(0, len(indices), at_once)]
-    groups = [[(index, name) for index in part] for name in (CLEAN, *names) for part in parts]
-    left, _ = unfinished(out, _STEM, "name", groups)
-    todo = left[distributed.rank() :: distributed.world()]
-    bounded = MicroBatches(predict, batch_size)
-    with appending(out, _STEM) as append:
+    groups = [[(index, name) for index in part] for name, part in product((CLEAN, *names), parts)]
+    unfinished_groups, _ = unfinished(settings.out, _STEM, "name", groups)
+    todo = unfinished_groups[distributed.rank() :: distributed.world()]
+
+    predict = MicroBatches(settings.predict, settings.batch_size)
+    with appending(settings.out, _STEM) as append:
         for name in (CLEAN, *names):
-            mine = [[index for index, _ in groups[n]] for n in todo if groups[n][0][1] == name]
+            # This rank's groups of this view.
+            todo_parts = [
+                [index for index, _ in groups[number]]
+                for number in todo
+                if groups[number][0][1] == name
+            ]
             partners = partners_of(dataset, indices, seed) if name in PAIRED else {}
-            source = twins if name == "texture" and twins is not None else dataset
-            labels = (
-                {i: dataset.records[j].label for i, j in partners.items()} if partners else others
+            view = _View(
+                name,
+                dataset,
+                twins if name == "texture" and twins is not None else dataset,
+                partners,
+                _second_classes(name, dataset, partners, others),
+                seed,
             )
-            seen = _batches(source, mine, workers)
-            beside = (
-                _batches(videos(), [[partners[i] for i in part] for part in mine], workers)
-                if partners
-                else None
-            )
-            for part in mine:
-                batch = next(seen)
-                other = next(beside) if beside is not None else None
-                append(
-                    _rows(
-                        name,
-                        part,
-                        batch,
-                        other,
-                        partners,
-                        dataset,
-                        labels if name in (CLEAN, *PAIRED) else {},
-                        bounded,
-                        seed,
-                        device,
-                    )
-                )
-    rows = merged(out, _STEM, "name", groups)
-    # rows that were there may be of a call that asked for other cues
+            partner_videos = videos() if partners else None
+            for rows in _measure_view(view, todo_parts, partner_videos, predict, settings):
+                append(rows)
+
+    rows = merged(settings.out, _STEM, "name", groups)
+    # Clean rows of an earlier call may hold the second cues that were asked for then.
     return [
         row | {"other": others.get(row["index"])} if row["name"] == CLEAN else row for row in rows
     ]
 
 
+def _claim_folder(settings: MeasureSettings, dataset: ClipDataset, seed: int) -> None:
+    """Refuse a folder that holds rows of another model, list of videos, protocol or seed."""
+    identity = {
+        "model": identify_model(settings.predict, dataset, settings.device, settings.identity),
+        "videos": videos_of(dataset),
+        "protocol": protocol_of(dataset),
+        "seed": seed,
+    }
+    own_folder(settings.out, _STEM, identity)
+
+
 def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict[int, int]:
-    """Return index -> the index of a video of another class of the list, drawn from (seed,
-    index).
+    """Draw a partner of another class for each video.
+
+    Args:
+        dataset: all videos; partners are drawn from all of them.
+        indices: indices of the videos that need a partner.
+        seed: with the index, it decides the partner.
+
+    Returns:
+        Index of a video -> index of its partner.
     """
     labels = np.array([record.label for record in dataset.records])
-    found = {}
+    partners = {}
     for index in indices:
         choices = np.flatnonzero(labels != dataset.records[index].label)
         rng = np.random.default_rng([seed, _PARTNER, index])
-        found[index] = int(choices[rng.integers(len(choices))])
-    return found
+        partners[index] = int(choices[rng.integers(len(choices))])
+    return partners
 
 
-def _batches(dataset: ClipDataset, parts: Sequence[Sequence[int]], workers: int) -> Any:
+def _second_classes(
+    name: str, dataset: ClipDataset, partners: dict[int, int], others: dict[int, int]
+) -> dict[int, int]:
+    """Return index of a video -> class that its second cue stands for in this view.
+
+    Args:
+        name: name of the view.
+        dataset: test videos.
+        partners: index of a video -> index of its partner.
+        others: the classes of the second cues of unchanged clips.
+    """
+    if partners:
+        return {index: dataset.records[partner].label for index, partner in partners.items()}
+    return others if name in (CLEAN, *PAIRED) else {}
+
+
+def _measure_view(
+    view: _View,
+    parts: Sequence[Sequence[int]],
+    partner_videos: ClipDataset | None,
+    predict: MicroBatches,
+    settings: MeasureSettings,
+) -> Iterator[list[Row]]:
+    """Yield the rows of each part of the videos.
+
+    Args:
+        view: the view to measure.
+        parts: indices of the videos, batch by batch.
+        partner_videos: a data set to read partners from; None if the view has no partners.
+        predict: the model.
+        settings: workers and device.
+    """
+    batches = _batches(view.source, parts, settings.workers)
+    partner_batches = None
+    if partner_videos is not None:
+        partner_parts = [[view.partners[index] for index in part] for part in parts]
+        partner_batches = _batches(partner_videos, partner_parts, settings.workers)
+    for part in parts:
+        batch = next(batches)
+        partner_batch = None if partner_batches is None else next(partner_batches)
+        yield _rows(view, part, batch, partner_batch, predict, settings.device)
+
+
+def _batches(dataset: ClipDataset, parts: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
+    """Load the videos of each part as one batch."""
     with worker_deaths(dataset):
-        yield from batch_loader(
-            dataset, [[(0, index) for index in part] for part in parts], workers
-        )
+        keys = [[(0, index) for index in part] for part in parts]
+        yield from batch_loader(dataset, keys, workers)
 
 
 @torch.no_grad()
 def _rows(
-    name: str,
+    view: _View,
     part: Sequence[int],
     batch: Batch,
-    other: Batch | None,
-    partners: dict[int, int],
-    dataset: ClipDataset,
-    labels: dict[int, int],
+    partner_batch: Batch | None,
     predict: MicroBatches,
-    seed: int,
     device: torch.device,
 ) -> list[Row]:
-    """A row a video of the part; a video that does not decode, or whose partner does not, has no
-    prediction.
+    """Return one row per video of the part.
+
+    A row has no prediction if its video or its video's partner does not decode.
     """
-    errors = {
-        failure.index: failure.reason
-        for found in (batch, other)
-        if found
-        for failure in found.failed
-    }
-    at = {index: row for row, index in enumerate(batch.index.tolist())}
-    beside = {} if other is None else {index: row for row, index in enumerate(other.index.tolist())}
-    whole = [i for i in part if i in at and (other is None or partners[i] in beside)]
-    answers: dict[int, int] = {}
-    if whole:
-        clips = dataset.spec.clips
-        x = to_clips(batch, device).unflatten(0, (-1, clips))[[at[i] for i in whole]].flatten(0, 1)
-        rngs = [np.random.default_rng([seed, _VIEW, i, k]) for i in whole for k in range(clips)]
-        if other is not None:
-            y = (
-                to_clips(other, device)
-                .unflatten(0, (-1, clips))[[beside[partners[i]] for i in whole]]
-                .flatten(0, 1)
-            )
-            x = PAIRED[name](x, y, rngs)
-        elif name in ALONE:
-            x = ALONE[name](x, rngs)
+    records = view.dataset.records
+    errors = {failure.index: failure.reason for failure in batch.failed}
+    decoded = set(batch.index.tolist())
+    if partner_batch is None:
+        shown = [index for index in part if index in decoded]
+    else:
+        errors |= {failure.index: failure.reason for failure in partner_batch.failed}
+        decoded_partners = set(partner_batch.index.tolist())
+        shown = [
+            index for index in part if index in decoded and view.partners[index] in decoded_partners
+        ]
+
+    predictions: dict[int, int] = {}
+    if shown:
+        x = _make_clips(view, shown, batch, partner_batch, device)
         logits = logits_of(predict(x), len(x))
-        for i in whole:
-            require_label(dataset.records[i].uid, dataset.records[i].label, logits.shape[1])
-        finite = finite_logits(logits).view(len(whole), clips).all(1).tolist()
-        predicted = logits.view(len(whole), clips, -1).mean(1).argmax(1).tolist()
-        answers = {i: answer for i, answer, ok in zip(whole, predicted, finite, strict=True) if ok}
-        lost = [i for i, ok in zip(whole, finite, strict=True) if not ok]
-        reason = f"NaN or infinite logits as {name}"
-        errors |= {i: fault(dataset.records[i].uid, reason) for i in lost}
+        for index in shown:
+            require_label(records[index].uid, records[index].label, logits.shape[1])
+        # A video is classified by the mean of its clips' logits, if all of them are finite.
+        by_clip = (len(shown), view.dataset.spec.clips)
+        finite = finite_logits(logits).view(by_clip).all(1).tolist()
+        classes = logits.view(*by_clip, -1).mean(1).argmax(1).tolist()
+        for index, predicted, is_finite in zip(shown, classes, finite, strict=True):
+            if is_finite:
+                predictions[index] = predicted
+            else:
+                errors[index] = fault(records[index].uid, f"NaN or infinite logits as {view.name}")
     return [
         {
-            "index": i,
-            "uid": dataset.records[i].uid,
-            "label": dataset.records[i].label,
-            "name": name,
-            "predicted": answers.get(i),
-            "other": labels.get(i),
-            "error": errors.get(i) or errors.get(partners.get(i, -1)),
+            "index": index,
+            "uid": records[index].uid,
+            "label": records[index].label,
+            "name": view.name,
+            "predicted": predictions.get(index),
+            "other": view.second_classes.get(index),
+            "error": errors.get(index) or errors.get(view.partners.get(index, -1)),
         }
-        for i in part
+        for index in part
     ]
 
 
-def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """What rows of `evaluate_bias` say; accuracies are fractions, and a video that does not decode
-    is wrong.
+def _make_clips(
+    view: _View,
+    shown: Sequence[int],
+    batch: Batch,
+    partner_batch: Batch | None,
+    device: torch.device,
+) -> Tensor:
+    """Return the clips of the view, (len(shown) * K, C, T, H, W), K clips per video.
 
-    n, and views: name -> acc, ci95, per_class (class -> acc), kept (acc over that of the videos as
-    they are, None where that is 0), and where two cues disagree: cues (what is followed where the
-    answer is the video's class, and where it is the other), apart (how many videos), own and other
-    (shares of these that are answered so), and bias = own / (own + other) with bias_ci95: the shape
-    bias of Geirhos et al. 2019 for "conflict"; None where neither was answered.
+    Args:
+        view: the view to make.
+        shown: indices of videos that decoded, and whose partners did.
+        batch: holds the videos.
+        partner_batch: holds their partners; None if the view has none.
+        device: device that the clips are moved to.
     """
-    found: dict[str, Any] = {}
+    clips = view.dataset.spec.clips
+    x = _clips_of(batch, shown, clips, device)
+    # One generator per clip: the result does not depend on how videos are batched.
+    rngs = [
+        np.random.default_rng([view.seed, _VIEW, index, clip])
+        for index, clip in product(shown, range(clips))
+    ]
+    if partner_batch is not None:
+        partners = [view.partners[index] for index in shown]
+        return PAIRED[view.name](x, _clips_of(partner_batch, partners, clips, device), rngs)
+    if view.name in ALONE:
+        return ALONE[view.name](x, rngs)
+    return x
+
+
+def _clips_of(batch: Batch, indices: Sequence[int], clips: int, device: torch.device) -> Tensor:
+    """Return the clips of some videos of a batch, (len(indices) * clips, C, T, H, W)."""
+    places = {index: place for place, index in enumerate(batch.index.tolist())}
+    by_video = to_clips(batch, device).unflatten(0, (-1, clips))
+    return by_video[[places[index] for index in indices]].flatten(0, 1)
+
+
+# --- Summary ---
+
+
+def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
+    """Summarise rows of `evaluate_bias`.
+
+    Accuracies are fractions. A video that does not decode counts as wrong.
+
+    Args:
+        rows: rows of all views.
+        classes: names of the classes.
+
+    Returns:
+        n: number of videos. failed: why videos do not decode. warnings: present if the model gave
+        NaN. views: name of the view -> a dict with these keys:
+
+        - acc, ci95: accuracy and its 95 % Wilson interval.
+        - per_class: class -> accuracy.
+        - kept: acc divided by the accuracy on unchanged videos; None if that is 0.
+
+        Where two cues disagree, a view also has:
+
+        - cues: the cue that a prediction of the video's class follows, and the other cue.
+        - apart: number of videos whose two cues disagree.
+        - own, other: fractions of these videos that are classified by the one and the other cue.
+        - bias, bias_ci95: own / (own + other) and its interval; None if both are 0. For
+          "conflict" this is the shape bias of Geirhos et al. 2019.
+    """
+    views: dict[str, Any] = {}
     for name in dict.fromkeys(row["name"] for row in rows):
-        here = [row for row in rows if row["name"] == name]
-        right = [row["predicted"] == row["label"] for row in here]
-        entry: dict[str, Any] = {
-            "acc": sum(right) / len(here),
-            "ci95": list(wilson(sum(right), len(here))),
-            "per_class": _per_class(here, classes),
-        }
-        apart = [row for row in here if row["other"] is not None and row["other"] != row["label"]]
-        if apart:
-            own = sum(row["predicted"] == row["label"] for row in apart)
-            other = sum(row["predicted"] == row["other"] for row in apart)
-            entry |= {
-                "cues": list(CUES[name]),
-                "apart": len(apart),
-                "own": own / len(apart),
-                "other": other / len(apart),
-                "bias": own / (own + other) if own + other else None,
-                "bias_ci95": list(wilson(own, own + other)) if own + other else None,
-            }
-        found[name] = entry
-    clean = found[CLEAN]["acc"]
-    for entry in found.values():
-        entry["kept"] = entry["acc"] / clean if clean else None
+        view_rows = [row for row in rows if row["name"] == name]
+        views[name] = _view_entry(name, view_rows, classes)
+    clean_acc = views[CLEAN]["acc"]
+    for entry in views.values():
+        entry["kept"] = entry["acc"] / clean_acc if clean_acc else None
     table = {
         "n": sum(row["name"] == CLEAN for row in rows),
-        "views": found,
+        "views": views,
         "failed": decoding_failures(rows),
     }
     warnings = model_faults(rows)
     return table | {"warnings": warnings} if warnings else table
 
 
+def _view_entry(name: str, rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the entry of one view in `bias_table`, without `kept`."""
+    hits = sum(row["predicted"] == row["label"] for row in rows)
+    entry: dict[str, Any] = {
+        "acc": hits / len(rows),
+        "ci95": list(wilson(hits, len(rows))),
+        "per_class": _per_class(rows, classes),
+    }
+    # Only videos whose two cues stand for different classes can show a bias.
+    disagreeing = [row for row in rows if row["other"] is not None and row["other"] != row["label"]]
+    if not disagreeing:
+        return entry
+    own_hits = sum(row["predicted"] == row["label"] for row in disagreeing)
+    other_hits = sum(row["predicted"] == row["other"] for row in disagreeing)
+    either = own_hits + other_hits
+    return entry | {
+        "cues": list(CUES[name]),
+        "apart": len(disagreeing),
+        "own": own_hits / len(disagreeing),
+        "other": other_hits / len(disagreeing),
+        "bias": own_hits / either if either else None,
+        "bias_ci95": list(wilson(own_hits, either)) if either else None,
+    }
+
+
 def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, float]:
+    """Return class name -> accuracy on the rows of that class."""
     by_label: dict[int, list[bool]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row["predicted"] == row["label"])

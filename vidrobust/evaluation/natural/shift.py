@@ -1,10 +1,14 @@
-"""Measure accuracy on another data set, over the shared classes."""
+"""Measure accuracy on another data set, over the shared classes.
+
+"Own" is the data set that the model was trained on, "other" the shifted one. A concept is a meaning
+that classes of both share; it may have several classes on a side.
+"""
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import Predict, finite_logits
-from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.data import FORMATS, Record, build_records, eval_dataset, records_sha
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.results import decoding_failures, fault, model_faults
@@ -26,8 +30,8 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.logging import log
 
-# concept -> classes of UCF101 and of HMDB51: the twelve of UCF-HMDB full (Chen et al., ICCV 2019),
-# and two of ours
+# Concept -> (classes of UCF101, classes of HMDB51): the twelve of UCF-HMDB full (Chen et al. 2019),
+# and two added here, dive and handstand.
 UCF_HMDB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "climb": (("RockClimbingIndoor", "RopeClimbing"), ("climb",)),
     "fencing": (("Fencing",), ("fencing",)),
@@ -46,9 +50,19 @@ UCF_HMDB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# --- Shared classes ---
+
+
 @dataclass(frozen=True)
 class Shared:
-    """concepts; own and other: class number -> concept number, of the classes that have one."""
+    """Map the classes of two data sets to the concepts that they share.
+
+    Attributes:
+        concepts: names of the concepts.
+        own: class number of the own data set -> concept number.
+        other: class number of the other data set -> concept number.
+            Classes without a concept are in neither.
+    """
 
     concepts: list[str]
     own: dict[int, int]
@@ -56,36 +70,85 @@ class Shared:
 
 
 def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
-    """Which classes mean the same: those of the same name, but for case and punctuation, or else
-    those of UCF_HMDB.
+    """Find the classes of two data sets that mean the same.
 
-    By that table a concept may have several classes on a side. Nothing shared gives no concepts.
+    Classes match if their names are equal apart from case and punctuation. Otherwise UCF_HMDB
+    decides; by that table a concept may have several classes on a side. If nothing is shared, there
+    are no concepts.
+
+    Args:
+        own: class names of the own data set.
+        other: class names of the other data set.
     """
-    sides = _keys(own), _keys(other)
-    hmdb = {_plain(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
-    of_ucf = {_plain(name): _plain(theirs) for ucf, (theirs,) in UCF_HMDB.values() for name in ucf}
-
-    def meaning(key: str, beside: Sequence[str]) -> str | None:
-        if key in beside or any(of_ucf.get(name) == key for name in beside):
-            return key
-        return of_ucf[key] if of_ucf.get(key) in beside else None
-
-    left, right = ([meaning(key, beside) for key in keys] for keys, beside in (sides, sides[::-1]))
-    shared = [key for key in dict.fromkeys(left) if key is not None]
-    number = {key: n for n, key in enumerate(shared)}
-    names = [hmdb.get(key) or own[left.index(key)] for key in shared]
+    own_keys = _keys(own)
+    other_keys = _keys(other)
+    hmdb_of_ucf = _hmdb_of_ucf()
+    own_concepts = [_concept_of(key, other_keys, hmdb_of_ucf) for key in own_keys]
+    other_concepts = [_concept_of(key, own_keys, hmdb_of_ucf) for key in other_keys]
+    concepts = [key for key in dict.fromkeys(own_concepts) if key is not None]
+    number = {key: n for n, key in enumerate(concepts)}
+    # A concept of the table has the table's name, any other that of the own class.
+    table_names = {_plain(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
+    names = [table_names.get(key) or own[own_concepts.index(key)] for key in concepts]
     return Shared(
         names,
-        *(
-            {i: number[key] for i, key in enumerate(side) if key is not None}
-            for side in (left, right)
-        ),
+        {i: number[key] for i, key in enumerate(own_concepts) if key is not None},
+        {i: number[key] for i, key in enumerate(other_concepts) if key is not None},
     )
 
 
+def _hmdb_of_ucf() -> dict[str, str]:
+    """Return class of UCF101 -> its class of HMDB51, both without case and punctuation."""
+    table = {}
+    for ucf_names, (hmdb_name,) in UCF_HMDB.values():
+        for ucf_name in ucf_names:
+            table[_plain(ucf_name)] = _plain(hmdb_name)
+    return table
+
+
+def _concept_of(key: str, other_keys: Sequence[str], hmdb_of_ucf: Mapping[str, str]) -> str | None:
+    """Return the concept of a class: its own key, or the key of its HMDB51 class.
+
+    Args:
+        key: key of the class.
+        other_keys: keys of the other data set's classes.
+        hmdb_of_ucf: key of a UCF101 class -> key of its HMDB51 class.
+
+    Returns:
+        None if the other data set has no class of this meaning.
+    """
+    # The same name on both sides, or an HMDB51 class whose UCF101 class is on the other side.
+    if key in other_keys or any(hmdb_of_ucf.get(name) == key for name in other_keys):
+        return key
+    # A UCF101 class whose HMDB51 class is on the other side.
+    return hmdb_of_ucf[key] if hmdb_of_ucf.get(key) in other_keys else None
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    """Return the strings by which class names are compared.
+
+    A name is compared without case and punctuation. If that leaves nothing, or makes two names
+    equal, the name itself is its key.
+    """
+    plain = [_plain(name) for name in names]
+    return [
+        key if key and plain.count(key) == 1 else name
+        for key, name in zip(plain, names, strict=True)
+    ]
+
+
+def _plain(name: str) -> str:
+    """Return a name without case and punctuation."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
 def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
-    """(N, K) logits -> (N,) the concept whose best class is highest, of the classes that have
-    one.
+    """Return the predicted concepts, (N,): those whose best class has the highest logit.
+
+    Args:
+        logits: (N, K), one per class of the own data set.
+        own: class number -> concept number; classes without a concept are ignored.
+        concepts: number of concepts.
     """
     best = logits.new_full((len(logits), concepts), -torch.inf)
     for label, concept in own.items():
@@ -93,73 +156,116 @@ def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
     return best.argmax(1)
 
 
+# --- Videos of the other data set ---
+
+
 def other_records(
     cfg: config.Config, classes: Sequence[str], known: Sequence[Record] = ()
 ) -> tuple[list[Record], Shared]:
-    """The test videos of eval.shift that have a concept, their label now its number; none where no
-    shift is named.
+    """Return the test videos of eval.shift whose class has a concept, labelled by concept.
 
-    At most eval.limit of them, evenly over the list. known: the own training and test videos. Warns
-    of classes that only their spelling tells apart. Raises UserError where fewer than two classes
-    are shared, and for a list that has videos of `known`.
+    At most eval.limit videos are returned, spread evenly over the list; none if eval.shift.name is
+    empty. Classes whose names differ only in spelling are left out with a warning.
+
+    Args:
+        cfg: its data, eval.shift and eval.limit options are used.
+        classes: class names of the own data set.
+        known: own training and test videos, none of which may be in the other data set.
+
+    Raises:
+        UserError: if fewer than two classes are shared, and if a video is one of `known`.
     """
-    wanted = cfg.eval.shift
-    if not wanted.name:
+    name = cfg.eval.shift.name
+    if not name:
         return [], Shared([], {}, {})
-    root = wanted.root or cfg.data.root
-    if wanted.name == "motionshapes" and not Path(root).expanduser().is_dir():
-        raise UserError(f"eval.shift.root={root}: no such folder")  # which else would be drawn
-    data = config.Data(
+    root = cfg.eval.shift.root or cfg.data.root
+    records, other_classes = _read_records(cfg, root)
+    shared = shared_classes(classes, other_classes)
+    _warn_of_ambiguous_names(cfg, classes, other_classes, shared)
+
+    kept = [record for record in records if record.label in shared.other]
+    if not kept:
+        raise UserError(
+            f"eval.shift.name={name}: no video of {root} ({', '.join(other_classes[:3])}, ...) has"
+            f" a class of {cfg.data.name} ({', '.join(classes[:3])}, ...); name the folders as the"
+            " classes"
+        )
+    if len(shared.concepts) < 2:
+        raise UserError(
+            f"eval.shift.name={name}: only {shared.concepts[0]} is shared with {cfg.data.name}, and"
+            " any answer among one class is correct; at least two shared classes are needed"
+        )
+    _refuse_known_videos(kept, known)
+    kept = [kept[i] for i in evenly(len(kept), cfg.eval.limit)]
+    return [replace(record, label=shared.other[record.label]) for record in kept], shared
+
+
+def _read_records(cfg: config.Config, root: str) -> tuple[list[Record], list[str]]:
+    """Read the list of eval.shift from a folder, and return its videos and class names."""
+    shift = cfg.eval.shift
+    spec = FORMATS.get(shift.name)  # None for torchvision:NAME, and for names refused below
+    if spec is not None and spec.draw is not None and not Path(root).expanduser().is_dir():
+        # reading a built-in data set would render its videos into a folder that does not exist
+        raise UserError(f"eval.shift.root={root}: no such folder")
+    data = config.DataConfig(
         **vars(cfg.data)
         | {
-            "name": wanted.name,
+            "name": shift.name,
             "root": root,
-            "fold": wanted.fold,
+            "fold": shift.fold,
             "validation": 0.0,
             "manifest": "",
             "twins": "",
         }
     )
     try:
-        records, theirs = build_records(data, "train" if wanted.name == "class_folder" else "test")
+        return build_records(data, spec.other_split if spec else "test")
     except UserError as error:
-        told = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
-        raise UserError(
-            told + ("" if wanted.root else "; eval.shift.root is empty, which is data.root")
-        ) from None
-    shared = shared_classes(classes, theirs)
-    plain, meant = [_plain(name) for name in theirs], {_plain(name) for name in classes}
-    alike = [
+        # The message names options of data; the user set those of eval.shift.
+        message = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
+        if not shift.root:
+            message += "; eval.shift.root is empty, so data.root was used"
+        raise UserError(message) from None
+
+
+def _warn_of_ambiguous_names(
+    cfg: config.Config, classes: Sequence[str], other_classes: Sequence[str], shared: Shared
+) -> None:
+    """Warn of classes left out because their names differ from each other only in spelling.
+
+    Args:
+        cfg: names the own data set.
+        classes: class names of the own data set.
+        other_classes: class names of the other data set.
+        shared: what `shared_classes` returns for them.
+    """
+    plain = [_plain(name) for name in other_classes]
+    own_plain = {_plain(name) for name in classes}
+    ambiguous = [
         name
-        for i, name in enumerate(theirs)
-        if i not in shared.other and plain.count(plain[i]) > 1 and plain[i] in meant
+        for i, name in enumerate(other_classes)
+        if i not in shared.other and plain.count(plain[i]) > 1 and plain[i] in own_plain
     ]
-    if alike:
+    if ambiguous:
         log.warning(
-            f"eval.shift: {', '.join(alike)} are left out, which spelling alone tells apart; name"
-            f" them as {cfg.data.name} does"
+            f"eval.shift: {', '.join(ambiguous)} are left out, as their names differ only in"
+            f" spelling; name them as in {cfg.data.name}"
         )
-    kept = [record for record in records if record.label in shared.other]
-    if not kept:
+
+
+def _refuse_known_videos(records: Sequence[Record], known: Sequence[Record]) -> None:
+    """Raise UserError if a video is also one of the own training or test videos."""
+    # Links to a file are resolved; copies of it are not detected.
+    known_paths = {os.path.realpath(record.path) for record in known}
+    leaked = [record.uid for record in records if os.path.realpath(record.path) in known_paths]
+    if leaked:
         raise UserError(
-            f"eval.shift.name={wanted.name}: no video of {root} ({', '.join(theirs[:3])}, ...) is"
-            f" of a class of {cfg.data.name} ({', '.join(classes[:3])}, ...); name folders as its"
-            " classes are"
+            f"eval.shift: {len(leaked)} of {len(records)} videos are in the own training or test"
+            f" split, first {leaked[0]}; set eval.shift.root or eval.shift.fold to other videos"
         )
-    if len(shared.concepts) < 2:
-        raise UserError(
-            f"eval.shift.name={wanted.name}: {shared.concepts[0]} alone is shared with"
-            f" {cfg.data.name}, and any answer among one class is right; two at least"
-        )
-    own = {os.path.realpath(record.path) for record in known}
-    seen = [record.uid for record in kept if os.path.realpath(record.path) in own]
-    if seen:
-        raise UserError(
-            f"eval.shift: {len(seen)} of {len(kept)} videos are of the own training or test list,"
-            f" first {seen[0]}; set eval.shift.root, or another eval.shift.fold, to other videos"
-        )
-    kept = [kept[i] for i in evenly(len(kept), cfg.eval.limit)]
-    return [replace(record, label=shared.other[record.label]) for record in kept], shared
+
+
+# --- Measurement ---
 
 
 def evaluate_shift(
@@ -172,73 +278,99 @@ def evaluate_shift(
     *,
     identity: str = "",
 ) -> dict[str, Any] | None:
-    """Return what a summary says of `other_records`, or None; writes out/shift.jsonl.
+    """Measure accuracy on the videos of `other_records`, and write out/shift.jsonl.
 
-    dataset, n, concepts; acc and ci95 on its videos, answered among the shared classes, the logits
-    of a video's clips averaged; own_acc, own_n: the same on the test videos of these classes;
-    per_class; failed; warnings, if there are some. Accuracies are fractions; a video that does not
-    decode, or on which the model gives NaN, is wrong. Rows that are there are read, and not made
-    again, if they are of the same model, videos and protocol (out/shift.identity.json); a call that
-    was killed goes on with the logits it has written. Every rank calls it, and they share the
-    videos.
+    Every rank must call this function; the ranks share the videos. The logits of a video's clips
+    are averaged, and the answer is the best of the shared classes. A video counts as wrong if it
+    does not decode, or if the model returns NaN for it.
+
+    Existing rows of the same model, videos and protocol (out/shift.identity.json) are read, not
+    measured again. A call that was killed can be repeated, and continues with the logits written so
+    far.
 
     Args:
-        cfg: its data, eval.shift and eval options.
-        predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits, in evaluation mode.
-        others: of `other_records`.
-        test: the own test videos.
-        out: the folder; it exists.
-        device: where clips go.
-        identity: a name of the model, such as its checkpoint's hash; empty: see `identify_model`.
+        cfg: its data, eval.shift and eval options are used.
+        predict: maps clips (B, 3, T, H, W) in [0, 1] to logits (B, K), in evaluation mode.
+        others: what `other_records` returns.
+        test: test videos of the own data set.
+        out: folder that receives the rows; it must exist.
+        device: device that the clips are moved to.
+        identity: name of the model, such as the hash of its checkpoint; empty: see
+            `identify_model`.
+
+    Returns:
+        None if there are no videos; otherwise a dict. Accuracies are fractions.
+
+        - dataset, n, concepts: name, number of videos, names of the shared classes.
+        - chance: accuracy of guessing among the shared classes.
+        - acc, ci95, per_class: accuracy on the other data set, its 95 % interval, and by class.
+        - own_acc, own_n: the same accuracy on the own test videos of these classes.
+        - failed: why videos do not decode. warnings: present if the model gave NaN.
 
     Raises:
-        UserError: for a folder of something else, and for a model of fewer classes than the data
-            set.
+        UserError: for a folder of another measurement, and for a model with fewer classes than the
+            data set.
     """
     records, shared = others
     if not records:
         return None
-    own = [
+    own_records = [
         replace(record, label=shared.own[record.label])
         for record in test
         if record.label in shared.own
     ]
     path = out / "shift.jsonl"
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
-    asked = {
+    folder_identity = {
         "model": identify_model(predict, dataset, device, identity),
-        "videos": records_sha(records + own),
+        "videos": records_sha(records + own_records),
         "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
     }
-    own_folder(out, "shift", asked)
-    if _kept(path, len(records), len(own)) is None:
+    own_folder(out, "shift", folder_identity)
+    if _read_finished(path, len(records), len(own_records)) is None:
         log.info(
             f"shift: {len(records)} videos of {cfg.eval.shift.name}, {len(shared.concepts)} shared"
             " classes"
         )
         bounded = MicroBatches(predict, cfg.eval.batch_size)
-        partial = out / "shift.partial"  # logits, so that a killed measurement goes on
+        partial = out / "shift.partial"  # holds logits, so that a killed measurement can continue
         rows = []
-        for of, part in (("other", records), ("own", own)):
+        for of, part in (("other", records), ("own", own_records)):
             if part:
-                store = DiskStore(partial, of, 1, asked)
+                store = DiskStore(partial, of, 1, folder_identity)
                 title = "shift" if of == "other" else "own videos of shared classes"
-                found_rows = _rows(cfg, bounded, part, shared, device, store, title)
-                rows += [row | {"of": of} for row in found_rows]
+                part_rows = _rows(cfg, bounded, part, shared, device, store, title)
+                rows += [row | {"of": of} for row in part_rows]
         with distributed.together():
             if distributed.rank() == 0:
                 with replacing(path) as file:
                     file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
                 shutil.rmtree(partial)
-    found = _kept(path, len(records), len(own))
-    assert found is not None
-    hits, own_hits = (
-        [row["predicted"] == row["label"] for row in found[of]] for of in ("other", "own")
-    )
+    measured = _read_finished(path, len(records), len(own_records))
+    assert measured is not None
+    return _summarise(cfg, records, shared, measured)
+
+
+def _summarise(
+    cfg: config.Config,
+    records: list[Record],
+    shared: Shared,
+    measured: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Return what `evaluate_shift` returns.
+
+    Args:
+        cfg: names the other data set.
+        records: videos of the other data set, labelled by concept.
+        shared: the concepts.
+        measured: rows of the "other" and the "own" videos.
+    """
+    hits = [row["predicted"] == row["label"] for row in measured["other"]]
+    own_hits = [row["predicted"] == row["label"] for row in measured["own"]]
     by_class: dict[str, list[bool]] = {}
     for record, hit in zip(records, hits, strict=True):
         by_class.setdefault(shared.concepts[record.label], []).append(hit)
-    warnings = model_faults(found["other"] + found["own"])
+    warnings = model_faults(measured["other"] + measured["own"])
     return {
         "dataset": cfg.eval.shift.name,
         "n": len(records),
@@ -246,27 +378,32 @@ def evaluate_shift(
         "chance": 1 / len(shared.concepts),
         "acc": sum(hits) / len(hits),
         "ci95": list(wilson(sum(hits), len(hits))),
-        "own_n": len(own),
-        "own_acc": sum(own_hits) / len(own_hits) if own else None,
-        "per_class": {name: sum(found) / len(found) for name, found in sorted(by_class.items())},
-        "failed": decoding_failures(found["other"]),
+        "own_n": len(own_hits),
+        "own_acc": sum(own_hits) / len(own_hits) if own_hits else None,
+        "per_class": {
+            name: sum(class_hits) / len(class_hits) for name, class_hits in sorted(by_class.items())
+        },
+        "failed": decoding_failures(measured["other"]),
         **({"warnings": warnings} if warnings else {}),
     }
 
 
-def _kept(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] | None:
-    """Return the rows of shift.jsonl by what they are of.
+def _read_finished(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] | None:
+    """Read the rows of a finished measurement.
 
-    None where there are none, or not all of them.
+    Args:
+        path: shift.jsonl.
+        others: number of videos of the other data set.
+        own: number of own videos.
+
+    Returns:
+        "other" and "own" -> their rows; None if there are no rows, or not all of them.
     """
     rows = read_rows(path) if path.is_file() else []
-    found = {of: [row for row in rows if row.get("of") == of] for of in ("other", "own")}
-    whole = all({"predicted", "label", "error"} <= row.keys() for row in rows)
-    return (
-        found
-        if whole and rows and (len(found["other"]), len(found["own"])) == (others, own)
-        else None
-    )
+    by_side = {of: [row for row in rows if row.get("of") == of] for of in ("other", "own")}
+    is_whole = all({"predicted", "label", "error"} <= row.keys() for row in rows)
+    has_all = (len(by_side["other"]), len(by_side["own"])) == (others, own)
+    return by_side if is_whole and rows and has_all else None
 
 
 def _rows(
@@ -278,9 +415,23 @@ def _rows(
     store: DiskStore,
     title: str,
 ) -> list[dict[str, Any]]:
-    """uid, label and predicted, numbers of concepts, and error; in the order of the records."""
+    """Classify videos among the shared classes.
+
+    Args:
+        cfg: its data and eval options are used.
+        predict: the model.
+        records: the videos, labelled by concept.
+        shared: the concepts.
+        device: device that the clips are moved to.
+        store: where logits are written as they are computed.
+        title: title of the progress bar.
+
+    Returns:
+        A row per video, in the order of the records: uid, label and predicted (concept numbers),
+        and error.
+    """
     dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling)
-    (found,) = extract(
+    (outputs,) = extract(
         [predict],
         dataset,
         device,
@@ -289,64 +440,52 @@ def _rows(
         title=title,
         store=store,
     )
-    logits = found.features
+    logits = outputs.features  # (videos, clips, K)
     if max(shared.own) >= logits.shape[-1]:
         raise UserError(
-            f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, and the "
-            f"model gives {logits.shape[-1]} logits; take a model of the data set's classes"
+            f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, but the "
+            f"model gives {logits.shape[-1]} logits; use a model of the data set's classes"
         )
     answers = among(logits.mean(1), shared.own, len(shared.concepts)).tolist()
     finite = finite_logits(logits.flatten(0, 1)).view(logits.shape[:2]).all(1).tolist()
-    index = found.index.tolist()
-    predicted = {i: answer for i, answer, ok in zip(index, answers, finite, strict=True) if ok}
-    errors = {failure.index: failure.reason for failure in found.failed}
-    lost = [i for i, ok in zip(index, finite, strict=True) if not ok]
-    errors |= {i: fault(records[i].uid, "NaN or infinite logits") for i in lost}
+    predictions: dict[int, int] = {}
+    errors = {failure.index: failure.reason for failure in outputs.failed}
+    for index, answer, is_finite in zip(outputs.index.tolist(), answers, finite, strict=True):
+        if is_finite:
+            predictions[index] = answer
+        else:
+            errors[index] = fault(records[index].uid, "NaN or infinite logits")
     return [
         {
             "uid": record.uid,
             "label": record.label,
-            "predicted": predicted.get(i),
+            "predicted": predictions.get(i),
             "error": errors.get(i),
         }
         for i, record in enumerate(records)
     ]
 
 
-def _keys(names: Sequence[str]) -> list[str]:
-    """What names are compared by; those that punctuation alone tells apart, or that are nothing
-    else, by themselves.
-    """
-    plain = [_plain(name) for name in names]
-    return [
-        key if key and plain.count(key) == 1 else name
-        for key, name in zip(plain, names, strict=True)
-    ]
+# --- Report ---
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
-
-
-def shift_lines(found: dict[str, Any] | None) -> list[str]:
-    """A section of report.md, none for None."""
-    if not found:
+def shift_lines(summary: dict[str, Any] | None) -> list[str]:
+    """Return the section of report.md, or no lines for None."""
+    if not summary:
         return []
-    low, high = found["ci95"]
-    own = (
-        "-"
-        if found["own_acc"] is None
-        else f"{100 * found['own_acc']:.1f} % (n = {found['own_n']})"
-    )
-    classes = "; ".join(f"{name} {100 * acc:.0f}" for name, acc in found["per_class"].items())
+    low, high = summary["ci95"]
+    own = "-"
+    if summary["own_acc"] is not None:
+        own = f"{100 * summary['own_acc']:.1f} % (n = {summary['own_n']})"
+    classes = "; ".join(f"{name} {100 * acc:.0f}" for name, acc in summary["per_class"].items())
     return [
-        f"## On {found['dataset']}",
+        f"## Shift: accuracy on {summary['dataset']}",
         "",
         (
-            f"{found['n']} videos of the {len(found['concepts'])} classes that it shares, answered"
-            f" among them (chance {100 * found['chance']:.1f} %): {100 * found['acc']:.1f} %"
-            f" ({100 * low:.1f} to {100 * high:.1f}). On the own test videos of these classes:"
-            f" {own}."
+            f"{summary['n']} videos of the {len(summary['concepts'])} shared classes, classified"
+            f" among these (chance {100 * summary['chance']:.1f} %): {100 * summary['acc']:.1f} %"
+            f" (95 % interval {100 * low:.1f} to {100 * high:.1f}). Own test videos of these"
+            f" classes: {own}."
         ),
         "",
         f"By class, %: {classes}.",

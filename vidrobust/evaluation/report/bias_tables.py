@@ -5,40 +5,43 @@ from typing import Any
 from vidrobust.evaluation.natural.bias import CLEAN
 from vidrobust.evaluation.report.tables import escape, table
 
+# Name of a view -> what its clips show.
 _SHOWN = {
-    CLEAN: "as it is",
-    "patch": "patches in another order",
-    "patch_frames": "patches, drawn for each frame",
-    "tube": "tubes from anywhere",
-    "texture": "its texture",
+    CLEAN: "the unchanged clip",
+    "patch": "patches from other places",
+    "patch_frames": "patches from other places, new ones in each frame",
+    "tube": "tubes from other places and times",
+    "texture": "the clip's texture",
     "shuffle": "frames in another order",
     "freeze": "one frame",
-    "loop": "a quarter, looped",
-    "reverse": "backward",
-    "tube_shuffle": "cells, each in an order of its own",
+    "loop": "a quarter of the clip, repeated",
+    "reverse": "frames backward",
+    "tube_shuffle": "cells of a grid, each with its frames in another order",
     "background": "background alone",
     "motion": "temporal differences alone",
-    "conflict": "its shapes in another's texture",
+    "conflict": "the image's shapes in another's texture",
     "swapped": "what moves, before another background",
-    "swapped_frozen": "a frame of that",
+    "swapped_frozen": "one frame of swapped",
 }
-_CLASSES = 5  # that lose most, and least, are named
+_CLASSES = 5  # classes named at each end: those that lose most, and those that lose least
 
 
-def bias_lines(found: dict[str, Any] | None) -> list[str]:
-    """A section of report.md, none for None."""
-    if not found:
+def bias_lines(summary: dict[str, Any] | None) -> list[str]:
+    """Return the section of report.md about cues, or no lines for None."""
+    if not summary:
         return []
-    rows = [
+    views = summary["views"]
+    accuracies = [
         [
             name,
             _SHOWN[name],
             f"{_percent(e['acc'])} ({_percent(e['ci95'][0])} to {_percent(e['ci95'][1])})",
             "-" if e["kept"] is None else f"{e['kept']:.2f}",
         ]
-        for name, e in found["views"].items()
+        for name, e in views.items()
     ]
-    cues = [
+    # Only views with two cues that disagree have a bias.
+    biases = [
         [
             name,
             f"{e['cues'][0]}, not {e['cues'][1]}",
@@ -47,46 +50,68 @@ def bias_lines(found: dict[str, Any] | None) -> list[str]:
             _percent(e["other"]),
             _with_interval(e),
         ]
-        for name, e in found["views"].items()
+        for name, e in views.items()
         if "bias" in e
     ]
     lines = [
-        "## What it looks at",
+        "## Cues that the model uses",
         "",
-        f"{found['views_of']} views (clips x crops) of {found['n']} videos.",
+        (
+            f"Accuracy on {summary['n']} videos, {summary['views_of']} views (clips x crops) of"
+            " each; 95 % Wilson intervals."
+        ),
         "",
-        *table(["clips", "what they show", "accuracy, %", "of that of whole clips"], *rows),
+        *table(
+            ["clips", "what they show", "accuracy, %", "relative to unchanged clips"], *accuracies
+        ),
         "",
     ]
-    if cues:
-        titles = ["clips", "bias toward", "videos", "answered so, %", "the other, %", "bias"]
-        lines += ["Two cues that say different classes:", "", *table(titles, *cues), ""]
-    return lines + _by_class(found["views"])
+    if biases:
+        titles = [
+            "clips",
+            "bias toward",
+            "videos",
+            "classified by this cue, %",
+            "by the other, %",
+            "bias",
+        ]
+        lines += [
+            "Videos whose two cues belong to different classes:",
+            "",
+            *table(titles, *biases),
+            "",
+        ]
+    return lines + _by_class(views)
 
 
 def _by_class(views: dict[str, Any]) -> list[str]:
-    """Which classes need what was taken away, and which do not."""
-    whole, lines = views[CLEAN]["per_class"], []
+    """Return a list of the classes that need a removed cue most, and least, by view."""
+    clean = views[CLEAN]["per_class"]
+    lines = []
     for name, entry in views.items():
-        if name != CLEAN:
-            lost = sorted(whole, key=lambda c: entry["per_class"][c] - whole[c])
-            said = [
-                f"{escape(c)} {_percent(whole[c])} to {_percent(entry['per_class'][c])}"
-                for c in lost
-            ]
-            some = (
-                said if len(said) <= 2 * _CLASSES else [*said[:_CLASSES], "...", *said[-_CLASSES:]]
-            )
-            lines.append(f"* {name}: {'; '.join(some)}")
-    return ["By class, from those that lose most:", "", *lines, ""] if lines else []
+        if name == CLEAN:
+            continue
+        # A loss is negative, so that the largest loss comes first.
+        losses = {c: entry["per_class"][c] - acc for c, acc in clean.items()}
+        changes = [
+            f"{escape(c)} {_percent(clean[c])} to {_percent(entry['per_class'][c])}"
+            for c in sorted(clean, key=losses.__getitem__)
+        ]
+        if len(changes) > 2 * _CLASSES:
+            changes = [*changes[:_CLASSES], "...", *changes[-_CLASSES:]]
+        lines.append(f"* {name}: {'; '.join(changes)}")
+    title = "Accuracy by class, %, on unchanged clips and on these, largest loss first:"
+    return [title, "", *lines, ""] if lines else []
 
 
 def _with_interval(entry: dict[str, Any]) -> str:
+    """Format a bias and its 95 % interval."""
     if entry["bias"] is None:
         return "-"
     low, high = entry["bias_ci95"]
     return f"{entry['bias']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _percent(fraction: float) -> str:
+    """Format a fraction in per cent."""
+    return f"{100 * fraction:.1f}"

@@ -10,44 +10,28 @@ from matplotlib.figure import Figure
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 
+# Value of eval.corruption.place -> where corruptions were applied.
 _PLACES = {
     "source": "on the frames of the file, before crop and resize",
-    "view": "on the crop that the model sees",
+    "view": "on the crop that the model receives",
 }
 
 
+# --- Text ---
+
+
 def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
-    """A section of report.md, none for None; writes out/corruptions.png and
-    out/corruption_curves.png.
+    """Return the section of report.md about corruptions, or no lines for None.
+
+    It also draws out/corruptions.png and out/corruption_curves.png.
     """
     if not table:
         return []
     _draw_heat_map(out / "corruptions.png", table)
     _draw_curves(out / "corruption_curves.png", table)
-    severities = table["severities"]
-    relative = table["mce"] is not None
-    titles = [
-        "corruption",
-        *(f"{s}" for s in severities),
-        "mean",
-        "gamma_a",
-        "gamma_r",
-        *(["CE"] if relative else []),
-    ]
-    rows = [
-        [
-            name,
-            *map(_percent, entry["acc"]),
-            _percent(entry["mean_acc"]),
-            _share(entry["gamma_a"]),
-            _share(entry["gamma_r"]),
-            *([_number(entry["ce"])] if relative else []),
-        ]
-        for name, entry in table["corruptions"].items()
-    ]
     low, high = table["ci95"]
     return [
-        "## Under corruptions",
+        "## Corruptions",
         "",
         (
             f"Accuracy in per cent at each severity, {_PLACES[table['place']]}; {table['views']}"
@@ -55,21 +39,13 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
         ),
         "",
         (
-            f"Clean: {_percent(table['clean_acc'])} ({_percent(low)} to {_percent(high)}), n ="
-            f" {table['n']}."
+            f"Clean: {_percent(table['clean_acc'])} (95 % interval {_percent(low)} to"
+            f" {_percent(high)}), n = {table['n']}."
         ),
         "",
-        f"mPC {_percent(table['mpc'])}, rPC {_share(table['rpc'])}, gamma_a"
-        f" {_share(table['gamma_a'])}, gamma_r {_share(table['gamma_r'])}"
-        + (
-            f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])},"
-            f" relative to {markdown.escape(table.get('baseline'))}"
-            if relative
-            else ""
-        )
-        + ".",
+        _means(table),
         "",
-        *markdown.table(titles, *rows),
+        *_by_corruption(table),
         "",
         "![accuracy by corruption and severity](corruptions.png)",
         "",
@@ -86,21 +62,69 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _means(table: dict[str, Any]) -> str:
+    """Return the sentence of means over corruptions."""
+    means = (
+        f"mPC {_percent(table['mpc'])}, rPC {_fraction(table['rpc'])}, gamma_a"
+        f" {_fraction(table['gamma_a'])}, gamma_r {_fraction(table['gamma_r'])}"
+    )
+    if table["mce"] is not None:
+        means += (
+            f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])},"
+            f" relative to {markdown.escape(table.get('baseline'))}"
+        )
+    return f"{means}."
 
 
-def _share(value: float | None) -> str:
+def _by_corruption(table: dict[str, Any]) -> list[str]:
+    """Return the table with a row per corruption; the column CE only with a baseline."""
+    has_baseline = table["mce"] is not None
+    titles = [
+        "corruption",
+        *(f"{severity}" for severity in table["severities"]),
+        "mean",
+        "gamma_a",
+        "gamma_r",
+        *(["CE"] if has_baseline else []),
+    ]
+    rows = [
+        [
+            name,
+            *map(_percent, entry["acc"]),
+            _percent(entry["mean_acc"]),
+            _fraction(entry["gamma_a"]),
+            _fraction(entry["gamma_r"]),
+            *([_number(entry["ce"])] if has_baseline else []),
+        ]
+        for name, entry in table["corruptions"].items()
+    ]
+    return markdown.table(titles, *rows)
+
+
+def _percent(fraction: float) -> str:
+    """Format a fraction in per cent."""
+    return f"{100 * fraction:.1f}"
+
+
+def _fraction(value: float | None) -> str:
+    """Format a fraction with three digits."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:
+    """Format a number that is in per cent already."""
     return "-" if value is None else f"{value:.1f}"
 
 
+# --- Figures ---
+
+
 def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
-    names, severities = list(table["corruptions"]), table["severities"]
+    """Draw a cell per corruption and severity, with the accuracy in it."""
+    names = list(table["corruptions"])
+    severities = table["severities"]
     acc = 100 * np.array([table["corruptions"][name]["acc"] for name in names])
+    # Figures grow with the number of cells, so that text keeps its size.
     figure = Figure(
         figsize=(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1),
         dpi=150,
@@ -121,15 +145,16 @@ def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
             ha="center",
             va="center",
             fontsize=7,
-            color="white" if value < 60 else "black",
+            color="white" if value < 60 else "black",  # readable on dark and on light cells
         )
     figure.colorbar(image, ax=axes, fraction=0.05)
     drawing.save(figure, path)
 
 
 def _draw_curves(path: Path, table: dict[str, Any]) -> None:
-    """A small panel a corruption, from the clean accuracy on."""
-    names, across = list(table["corruptions"]), 5
+    """Draw accuracy by severity, a small panel per corruption; severity 0 is clean."""
+    names = list(table["corruptions"])
+    across = 5
     down = -(-len(names) // across)
     figure = Figure(figsize=(2.1 * across, 1.6 * down + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -141,6 +166,7 @@ def _draw_curves(path: Path, table: dict[str, Any]) -> None:
         axes.set_title(name, fontsize=8)
         axes.set(ylim=(0, 102), xticks=[0, *table["severities"]])
         axes.grid(alpha=0.3)
+    # The last row of panels may not be full.
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel("severity", fontsize=8)

@@ -11,19 +11,20 @@ from vidrobust.utils.text import visible
 
 
 def label(text: object) -> str:
-    """Return text that matplotlib draws as it is: two dollar signs would make a formula of it."""
+    """Return text that matplotlib draws unchanged: it takes text between dollars for a formula."""
     return visible(text).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all.
 
-    Letters that the font has not are drawn as boxes, without a warning.
+    Characters that the font does not have are drawn as boxes, without a warning.
     """
-    drawn = io.BytesIO()
+    # Drawn into memory first: an error while drawing leaves no file.
+    picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
-        figure.savefig(drawn, format=path.suffix.removeprefix("."))
+        figure.savefig(picture, format=path.suffix.removeprefix("."))
     with replacing(path) as file:
-        file.write(drawn.getvalue())
+        file.write(picture.getvalue())

@@ -4,18 +4,20 @@ from typing import Any
 
 from vidrobust.evaluation.report.tables import table
 
+# (title of the row, key in the summary); in brackets what a lower or higher value means.
 _ROWS = (
     ("alignment: distance of augmented views (lower: closer)", "alignment"),
     ("uniformity (lower: spread more evenly; 0: all in one place)", "uniformity"),
     ("effective rank (higher: more dimensions used)", "effective_rank"),
     ("tolerance: similarity within a class (higher: tighter)", "tolerance"),
-    ("between centroids: least (higher: farther apart)", "centroid_min"),
-    ("between centroids: mean (higher: farther apart)", "centroid_mean"),
+    ("between centroids: smallest distance (higher: farther apart)", "centroid_min"),
+    ("between centroids: mean distance (higher: farther apart)", "centroid_mean"),
     ("within a class: mean radius (lower: tighter)", "radius"),
-    ("Fisher ratio: between over within classes (higher: apart)", "fisher"),
+    ("Fisher ratio: scatter between over within classes (higher: farther apart)", "fisher"),
     ("margin of a sample: mean (higher: nearer to its own class)", "margin_mean"),
-    ("share of samples of negative margin (lower)", "margin_negative"),
+    ("fraction of samples with a negative margin (lower: fewer)", "margin_negative"),
 )
+# Key in the summary -> title of the column; in brackets which values are more robust.
 _COLUMNS = {
     "universal_quantile": "universal quantile (lower)",
     "relative_displacement": "relative displacement (lower)",
@@ -30,51 +32,63 @@ _COLUMNS = {
 def geometry_lines(
     geometry: dict[str, Any] | None, sensitivity: dict[str, Any] | None
 ) -> list[str]:
-    """Sections of report.md, none for None."""
+    """Return the sections of report.md about geometry and sensitivity; no lines for None."""
     lines: list[str] = []
     if geometry:
-        rows = [
-            [title, *(_number(geometry[side][key]) for side in ("trained", "random"))]
-            for title, key in _ROWS
-        ]
-        lines += [
-            "## Geometry",
-            "",
-            *table(["on test features, normalised", "trained", "random weights"], *rows),
-            "",
-        ]
+        lines += _geometry_section(geometry)
     if sensitivity:
-        rows = [
-            [f"{255 * b['eps']:.3g}/255", *(_number(b[key]) for key in _COLUMNS)]
-            for b in sensitivity["budgets"]
-        ]
-        layers = list(sensitivity["budgets"][0]["cka"])
-        cka = [
-            [f"{255 * b['eps']:.3g}/255", *(_number(b["cka"][name]) for name in layers)]
-            for b in sensitivity["budgets"]
-        ]
-        lines += [
-            "## How far it can be moved",
-            "",
-            (
-                f"{sensitivity['n']} clips: how far an attack on the representation, without"
-                " labels, moves them (docs/methods.md; in brackets what is better)."
-            ),
-            "",
-            *table(["Linf", *_COLUMNS.values()], *rows),
-            "",
-            "Linear CKA of clean with attacked clips, layer by layer (1: nothing moved):",
-            "",
-            *table(["Linf", *layers], *cka),
-            "",
-            (
-                "With labels: the gradient of the classifier's cross-entropy by the pixels has a"
-                f" median L2 norm of {_number(sensitivity['gradient_norm'])}."
-            ),
-            "",
-        ]
+        lines += _sensitivity_section(sensitivity)
     return lines
 
 
+def _geometry_section(geometry: dict[str, Any]) -> list[str]:
+    """Return the section about geometry, with a column per model."""
+    rows = [
+        [title, *(_number(geometry[side][key]) for side in ("trained", "random"))]
+        for title, key in _ROWS
+    ]
+    return [
+        "## Geometry",
+        "",
+        *table(["normalised features of test videos", "trained", "random weights"], *rows),
+        "",
+    ]
+
+
+def _sensitivity_section(sensitivity: dict[str, Any]) -> list[str]:
+    """Return the section about sensitivity, with a row per budget."""
+    budgets = sensitivity["budgets"]
+    measures = [[_size(b["eps"]), *(_number(b[key]) for key in _COLUMNS)] for b in budgets]
+    # All budgets measure the same layers.
+    layers = list(budgets[0]["cka"])
+    cka = [[_size(b["eps"]), *(_number(b["cka"][name]) for name in layers)] for b in budgets]
+    return [
+        "## Sensitivity",
+        "",
+        (
+            f"{sensitivity['n']} clips: how far an attack without labels moves their"
+            " representation (docs/methods.md). Brackets say which values are better."
+        ),
+        "",
+        *table(["Linf", *_COLUMNS.values()], *measures),
+        "",
+        "Linear CKA of clean and attacked clips by layer (1: the representation did not move):",
+        "",
+        *table(["Linf", *layers], *cka),
+        "",
+        (
+            "With labels: the gradient of the classifier's cross-entropy with respect to the pixels"
+            f" has a median L2 norm of {_number(sensitivity['gradient_norm'])}."
+        ),
+        "",
+    ]
+
+
+def _size(eps: float) -> str:
+    """Format a budget in units of 1/255."""
+    return f"{255 * eps:.3g}/255"
+
+
 def _number(value: float | None) -> str:
+    """Format a number with three digits."""
     return "-" if value is None else f"{value:.3f}"

@@ -20,11 +20,24 @@ from vidrobust.utils.atomic_files import read_json
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
+_FRAMES = 8  # largest number of frames in the picture of a clip
+_VISIBLE = 1e-5  # smaller changes of a pixel are rounding errors of float32
+
+# Value of eval.unit -> what is attacked.
+_UNITS = {
+    "clip": "the centre clip of each video is attacked",
+    "video": "the source frames of each video are attacked, through the average over its views",
+}
+
+
+# --- Entry points ---
+
 
 def rewrite_report(out: Path) -> None:
-    """Write the report of a finished evaluation again, from its files alone.
+    """Write the report of a finished evaluation again, from the files in its folder alone.
 
-    Raises UserError where the folder holds none, and where its files are damaged.
+    Raises:
+        UserError: if the folder holds no finished evaluation, or its files are damaged.
     """
     if not (out / "summary.json").is_file():
         raise UserError(
@@ -33,6 +46,7 @@ def rewrite_report(out: Path) -> None:
     write_report(out, read_summary(out / "summary.json"), classes_of(out))
 
 
+# Entries that every summary.json has, and their types.
 _PARTS: dict[str, type | tuple[type, ...]] = {
     "dataset": str,
     "split": str,
@@ -50,20 +64,32 @@ _PARTS: dict[str, type | tuple[type, ...]] = {
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return what a summary.json holds. Raises UserError, with the remedy, where it is damaged."""
+    """Read a summary.json.
+
+    Raises:
+        UserError: if it is damaged, with the remedy.
+    """
     remedy = "delete it and evaluate again, which keeps the rows"
     summary = read_json(path, remedy)
     for key, kind in _PARTS.items():
         if key not in summary or not isinstance(summary[key], kind):
-            raise UserError(f"{path}: damaged, its {key} is missing or of another kind; {remedy}")
+            raise UserError(f"{path}: damaged, its {key} is missing or of another type; {remedy}")
     return summary
 
 
 def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
-    """Write out/report.md and its pictures: curve.png (of threats with several budgets), one a clip
-    of clips/*.npz, corruptions.png and corruption_curves.png.
+    """Write out/report.md and its pictures.
 
-    Raises UserError as `markdown.repeatable` does.
+    The pictures are curve.png (for threats with several budgets), one per file of clips/*.npz,
+    corruptions.png and corruption_curves.png.
+
+    Args:
+        out: folder of the evaluation.
+        summary: contents of its summary.json.
+        classes: names of the classes.
+
+    Raises:
+        UserError: as `markdown.repeatable` does.
     """
     with markdown.repeatable(out / "report.md", "tools/test_net.py --report-only"):
         _write_report(out, summary, classes)
@@ -71,7 +97,8 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
 
 def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
     """Write the report and its pictures."""
-    drawn = _draw_curves(out / "curve.png", summary)
+    # Pictures come first, as the text links to those that exist.
+    has_curve = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
     title = (
         f"{summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}".rstrip()
@@ -80,11 +107,11 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
         f"# {markdown.escape(title)}",
         "",
         (
-            f"{summary['checkpoint']}; norm branch {markdown.code(summary['branch'])}; chance "
-            f"{_percent(summary['chance'])}."
+            f"Checkpoint: {summary['checkpoint']}; norm branch {markdown.code(summary['branch'])};"
+            f" chance {_percent(summary['chance'])}."
         ),
         "",
-        "## What was learned",
+        "## Representation",
         "",
         (
             f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test"
@@ -97,7 +124,7 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
         ),
         "",
         *(_attack_lines(out, summary) if summary["curve"] else []),
-        *(["![robust accuracy](curve.png)", ""] if drawn else []),
+        *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
         *corruption_lines(out, summary["corruption"]),
         *shift_lines(summary.get("shift")),
@@ -109,76 +136,92 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
     markdown.write(out / "report.md", lines)
 
 
+# --- Text ---
+
+
 def _done(summary: dict[str, Any]) -> str:
+    """Return what was done with the videos, for the title."""
     done = {
         "attacked": summary["curve"],
         "corrupted": summary["corruption"],
-        "shown in part": summary.get("bias"),
-        "compared": summary.get("shift"),
+        "shown without cues": summary.get("bias"),
+        "compared with another data set": summary.get("shift"),
     }
-    return " and ".join(name for name, found in done.items() if found)
+    return " and ".join(name for name, result in done.items() if result)
+
+
+def _representation_rows(accuracies: dict[str, Any]) -> list[list[str]]:
+    """Return a row per classifier: accuracy with trained and with random weights."""
+    rows = [
+        [
+            title,
+            _accuracy_cell(accuracies, f"trained_{key}"),
+            _accuracy_cell(accuracies, f"random_{key}"),
+        ]
+        for title, key in (("linear probe", "probe"), ("kNN", "knn"))
+    ]
+    if "head" in accuracies:
+        rows.append(["own head", _accuracy_cell(accuracies, "head"), ""])
+    return rows
+
+
+def _accuracy_cell(accuracies: dict[str, Any], name: str) -> str:
+    """Format an accuracy and its interval; empty for a classifier that was not measured."""
+    if name not in accuracies:
+        return ""
+    low, high = accuracies[name]["ci95"]
+    return f"{_percent(accuracies[name]['acc'])} ({_percent(low)} to {_percent(high)})"
 
 
 def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:
+    """Return the section about attacks."""
+    after_h264 = ""
+    if summary["clean_acc_h264"] is not None:
+        after_h264 = f" ({_percent(summary['clean_acc_h264'])} after H.264)"
     return [
-        "## How robust it is",
+        "## Adversarial robustness",
         "",
         (
             f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} (views"
-            f" {summary['views']['attack']}); every adversarial clip measured from its pixels."
+            f" {summary['views']['attack']}). Perturbations are measured on the pixels of every"
+            " adversarial clip."
         ),
         "",
         *_threat_rows(summary["curve"]),
         "",
         (
-            "Clean accuracy of what is attacked:"
-            f" {_percent(summary['clean_acc'])}{_through(summary)}; robust to all of these threats:"
+            f"Clean accuracy of the attacked classifier: {_percent(summary['clean_acc'])}"
+            f"{after_h264}. Robust accuracy against all of these threats:"
             f" {_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after"
-            " rounding). A video broken at a budget counts as broken at the larger ones of its"
-            " threat and is not attacked again; its change stays as large as it was."
+            " rounding). A video broken at one budget counts as broken at larger budgets of the"
+            " same threat. It is not attacked again, and its perturbation keeps its size."
         ),
         "",
-        *_median_rows(summary["median_norm"]),
-        *_attack_rows(summary["curve"], timings(out)),
+        *_median_lines(summary["median_norm"]),
+        *_attack_table(summary["curve"], timings(out)),
     ]
 
 
-def _representation_rows(found: dict[str, Any]) -> list[list[str]]:
-    def cell(name: str) -> str:
-        if name not in found:
-            return ""
-        low, high = found[name]["ci95"]
-        return f"{_percent(found[name]['acc'])} ({_percent(low)} to {_percent(high)})"
-
-    rows = [
-        [title, cell(f"trained_{key}"), cell(f"random_{key}")]
-        for title, key in (("linear probe", "probe"), ("kNN", "knn"))
-    ]
-    return rows + ([["own head", cell("head"), ""]] if "head" in found else [])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-_UNITS = {
-    "clip": "one centre clip a video is attacked",
-    "video": "the source frames of a video are attacked, through the average over its views",
-}
+def _percent(fraction: float) -> str:
+    """Format a fraction in per cent."""
+    return f"{100 * fraction:.1f} %"
 
 
 def _size(norm: str, size: float) -> str:
+    """Format the size of a perturbation, in units of 1/255 for Linf."""
     return f"{size * 255:.3g}/255" if norm == "linf" and 0 < size < 1 else f"{size:.3g}"
 
 
 def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
-    coded = any(c["robust_acc_h264"] is not None for c in curve)
+    """Return the table of robust accuracy, with a row per threat."""
+    # The column of H.264 is left out where it was not measured.
+    has_h264 = any(c["robust_acc_h264"] is not None for c in curve)
     titles = [
         "threat",
         "robust accuracy",
         "95 % interval",
         "after rounding to uint8",
-        *(["after H.264"] if coded else []),
+        *(["after H.264"] if has_h264 else []),
         "largest change before rounding",
     ]
     rows = [
@@ -187,7 +230,7 @@ def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
             _percent(c["robust_acc"]),
             f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
             _percent(c["robust_acc_uint8"]),
-            *([_percent(c["robust_acc_h264"])] if coded else []),
+            *([_percent(c["robust_acc_h264"])] if has_h264 else []),
             _size(c["norm"], c["max_measured"]),
         ]
         for c in curve
@@ -195,39 +238,36 @@ def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
     return markdown.table(titles, *rows)
 
 
-def _through(summary: dict[str, Any]) -> str:
-    after = summary["clean_acc_h264"]
-    return "" if after is None else f" ({_percent(after)} after H.264)"
-
-
-def _median_rows(norms: dict[str, float | None] | None) -> list[str]:
-    """What half of the videos that are right break at."""
-    found = [
-        f"{kind}"
-        f" {'beyond the largest budget' if size is None else _size(kind.rpartition('-')[2], size)}"
-        for kind, size in (norms or {}).items()
+def _median_lines(norms: dict[str, float | None] | None) -> list[str]:
+    """Return a sentence with the change that breaks half of the correctly classified videos."""
+    medians = []
+    for kind, size in (norms or {}).items():
+        # The kind of a threat ends with its norm.
+        norm = kind.rpartition("-")[2]
+        text = "beyond the largest budget" if size is None else _size(norm, size)
+        medians.append(f"{kind} {text}")
+    if not medians:
+        return []
+    return [
+        f"Median smallest change that breaks a correctly classified video: {'; '.join(medians)}.",
+        "",
     ]
-    return (
-        [f"Median smallest change that breaks a video which is right: {'; '.join(found)}.", ""]
-        if found
-        else []
-    )
 
 
-def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
-    """Which attack broke what, and what it cost."""
-    rows = [
-        [
-            c["threat"],
-            name,
-            str(c["killed_by"].get(name, 0)),
-            str(forward),
-            str(backward),
-            f"{seconds.get(c['threat'], {}).get(name, 0.0):.1f}",
-        ]
-        for c in curve
-        for name, (forward, backward) in c["passes"].items()
-    ]
+def _attack_table(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
+    """Return the table of what each attack broke, and what it cost.
+
+    Args:
+        curve: entries of the threats.
+        seconds: threat -> attack -> seconds.
+    """
+    rows = []
+    for c in curve:
+        threat = c["threat"]
+        for name, (forward, backward) in c["passes"].items():
+            broken = c["killed_by"].get(name, 0)
+            duration = seconds.get(threat, {}).get(name, 0.0)
+            rows.append([threat, name, str(broken), str(forward), str(backward), f"{duration:.1f}"])
     titles = [
         "threat",
         "attack",
@@ -239,20 +279,23 @@ def _attack_rows(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float
     return [*markdown.table(titles, *rows), ""] if rows else []
 
 
+# --- Figure of robust accuracy ---
+
+
 def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
-    """A panel a threat that has several budgets; False when none has."""
+    """Draw a panel per kind of threat with several budgets; return whether there is one."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for c in summary["curve"]:
         kinds.setdefault((c["norm"], c["kind"]), []).append(c)
     several = {kind: curve for kind, curve in kinds.items() if len(curve) > 1}
     if not several:
+        # A report that is written again may have had a curve before.
         path.unlink(missing_ok=True)
         return False
     figure = Figure(figsize=(5 * len(several), 3.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, ((norm, name), curve) in zip(
-        figure.subplots(1, len(several), squeeze=False)[0], several.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(several), squeeze=False)[0]
+    for axes, ((norm, name), curve) in zip(panels, several.items(), strict=True):
         _draw_curve(axes, summary, curve, norm, name)
     drawing.save(figure, path)
     return True
@@ -261,6 +304,15 @@ def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
 def _draw_curve(
     axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]], norm: str, name: str
 ) -> None:
+    """Draw robust accuracy by budget.
+
+    Args:
+        axes: the panel.
+        summary: the summary, for the title and the accuracy of chance.
+        curve: entries of the threats of this kind.
+        norm: norm of the threats.
+        name: kind of the threats.
+    """
     unit = 255 if norm == "linf" else 1
     eps = [unit * c["eps"] for c in curve]
     axes.fill_between(
@@ -292,40 +344,61 @@ def _draw_curve(
     axes.legend(fontsize=8)
 
 
-def _shown(difference: np.ndarray, most: int = 8) -> np.ndarray:
-    """At most `most` frames of (C, T, H, W), evenly, those first that are changed: the others tell
-    little.
+# --- Pictures of adversarial clips ---
+
+
+def _frames_to_show(difference: np.ndarray, most: int = _FRAMES) -> np.ndarray:
+    """Choose at most `most` frames, spread evenly, changed frames first.
+
+    Frames without a change show nothing about the attack; they only fill the remaining places.
+
+    Args:
+        difference: adversarial clip minus clip, (C, T, H, W).
+        most: largest number of frames.
+
+    Returns:
+        Numbers of the frames, in order.
     """
-    changed = np.flatnonzero(
-        np.abs(difference).max((0, 2, 3)) > 1e-5
-    )  # by more than float32 cannot hold
-    evenly = [
-        at[np.linspace(0, len(at) - 1, min(most, len(at))).round().astype(int)]
-        for at in (changed, np.arange(difference.shape[1]))
-    ]
-    kept = list(dict.fromkeys(np.concatenate(evenly).tolist()))[:most]
+    changed = np.flatnonzero(np.abs(difference).max((0, 2, 3)) > _VISIBLE)
+    every = np.arange(difference.shape[1])
+    candidates = np.concatenate([_spread_evenly(changed, most), _spread_evenly(every, most)])
+    kept = list(dict.fromkeys(candidates.tolist()))[:most]
     return np.array(sorted(kept))
 
 
+def _spread_evenly(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Return at most `most` of the numbers, spread evenly."""
+    places = np.linspace(0, len(numbers) - 1, min(most, len(numbers)))
+    return numbers[places.round().astype(int)]
+
+
 def _draw_clip(path: Path, classes: list[str]) -> Path:
-    """A clip, its adversarial twin and the amplified difference, at most eight frames side by
-    side.
+    """Draw a clip, its adversarial twin and their amplified difference, frame by frame.
+
+    Args:
+        path: the .npz file of the clip; the picture is written next to it.
+        classes: names of the classes.
+
+    Returns:
+        Path of the picture.
     """
     with np.load(path) as saved:
-        clip, twin = saved["clip"] / 255.0, saved["adversarial"].astype(np.float64)
-        said = {
-            k: drawing.label(_class_name(classes, int(saved[k])))
-            for k in ("label", "clean_pred", "adv_pred")
-        }
-        uid, threat = str(saved["uid"]), str(saved["threat"])
+        clip = saved["clip"] / 255.0
+        twin = saved["adversarial"].astype(np.float64)
+        clean_class = drawing.label(_class_name(classes, int(saved["clean_pred"])))
+        adv_class = drawing.label(_class_name(classes, int(saved["adv_pred"])))
+        uid = str(saved["uid"])
+        threat = str(saved["threat"])
     difference = twin - clip
-    frames = _shown(difference)
+    frames = _frames_to_show(difference)
+    # The largest difference is drawn as black or white, and none as gray.
     gain = 0.5 / max(float(np.abs(difference).max()), 1e-9)
     rows = [
-        (f"clip\n{said['clean_pred']}", clip),
-        (f"adversarial\n{said['adv_pred']}", twin),
+        (f"clip\n{clean_class}", clip),
+        (f"adversarial\n{adv_class}", twin),
         (f"difference\nx {gain:.3g}", 0.5 + gain * difference),
     ]
+
     figure = Figure(figsize=(1.3 * len(frames) + 1.2, 4.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(3, len(frames), squeeze=False)
@@ -336,13 +409,14 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
         line[0].set_ylabel(title, fontsize=9)
     for axes, t in zip(grid[0], frames, strict=True):
         axes.set_title(f"frame {t}", fontsize=8)
-    across = int(9 * figure.get_figwidth())  # characters
+    across = int(9 * figure.get_figwidth())  # characters that fit into a line
     heading = textwrap.wrap(visible(f"{uid}  ({threat})"), across)
     figure.suptitle("\n".join(drawing.label(line) for line in heading), fontsize=10)
-    target = path.with_suffix(".png")
-    drawing.save(figure, target)
-    return target
+    picture = path.with_suffix(".png")
+    drawing.save(figure, picture)
+    return picture
 
 
 def _class_name(classes: list[str], number: int) -> str:
+    """Return the name of a class, or its number if it has no name."""
     return classes[number] if 0 <= number < len(classes) else f"class {number}"

@@ -1,6 +1,6 @@
 """Format Markdown tables.
 
-Names of videos and classes come from strangers' files: they are shown, never markup.
+Names of videos and classes come from users' files. They are shown, and never read as markup.
 """
 
 import re
@@ -14,57 +14,67 @@ from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
+# Characters that Markdown may read; a closing bracket only where a link could follow.
 _MARKUP = re.compile(r"[\\`*|~]|\](?=[(\[:])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 class Markup(str):
-    """Text that is Markdown already, and that `table` leaves as it is."""
+    """Mark text that is already Markdown, and that `table` must not escape."""
 
     __slots__ = ()
 
 
 def escape(text: object) -> str:
-    """Return text that a renderer shows as it is.
+    """Return text that a renderer shows unchanged, as one line.
 
-    No markup, no HTML, no control characters, one line.
+    Markup, HTML and control characters are escaped.
     """
     if isinstance(text, Markup):
         return text
     plain = _MARKUP.sub(lambda match: f"\\{match[0]}", visible(text))
     for character, entity in _HTML.items():
         plain = plain.replace(character, entity)
-    # underscores mean emphasis only where a word begins or ends with them
+    # Underscores mean emphasis only where a word begins or ends with them.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", plain)
 
 
 def code(text: object) -> Markup:
-    """Return text as a code span, also inside of a table."""
+    """Return text as a code span that can also be used in a table."""
     plain = visible(text).replace("|", "\\|")
+    # A fence must be longer than any run of backticks inside.
     fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
     pad = " " if plain.startswith("`") or plain.endswith("`") else ""
     return Markup(f"{fence}{pad}{plain}{pad}{fence}")
 
 
 def image(title: object, path: str) -> str:
-    """Return a picture beside the report; path: relative to it."""
+    """Return a picture; its path is relative to the report."""
     return f"![{escape(title)}]({quote(path, errors='surrogateescape')})"
 
 
 def table(titles: Sequence[str], *rows: Sequence[str]) -> list[str]:
-    """Lines of a table: titles, a rule, rows of as many cells.
+    """Return the lines of a table: titles, a rule, and rows with as many cells.
 
-    Cells are escaped, but for Markup.
+    Cells are escaped unless they are Markup.
     """
-    shown = [[escape(cell) for cell in cells] for cells in (titles, *rows)]
-    return [f"| {' | '.join(cells)} |" for cells in (shown[0], ["---"] * len(titles), *shown[1:])]
+    escaped = [[escape(cell) for cell in cells] for cells in (titles, *rows)]
+    lines = [escaped[0], ["---"] * len(titles), *escaped[1:]]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 @contextmanager
 def repeatable(path: Path, command: str) -> Iterator[None]:
-    """Turn any error inside into a UserError that names the command which repeats the report.
+    """Turn any error in the block into a UserError that names the command to repeat the report.
 
-    The numbers are on the disk by then, and what reads them again is cheap.
+    The numbers are already on the disk at that point, and reading them again is cheap.
+
+    Args:
+        path: the report.
+        command: the command that writes it again.
+
+    Raises:
+        UserError: for any error that is neither a UserError nor an OSError.
     """
     try:
         yield
@@ -75,13 +85,12 @@ def repeatable(path: Path, command: str) -> Iterator[None]:
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         raise UserError(
             f"{path}: the numbers are safe, but the report failed ({error!r} in {place}); write it "
-            "again "
-            f"with {command}"
+            f"again with {command}"
         ) from error
 
 
 def write(path: Path, lines: Sequence[str]) -> None:
-    """Write a report whole or not at all, as UTF-8 whatever the locale is."""
+    """Write a report whole or not at all, as UTF-8 in any locale."""
     text = "\n".join(lines).rstrip() + "\n"
     with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vidrobust import checkpoint, config
-from vidrobust.data import build_records, eval_dataset, records_sha
+from vidrobust.data import Record, build_records, eval_dataset, records_sha
 from vidrobust.evaluation.evaluate import load_method
+from vidrobust.models import Model
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils import distributed
@@ -31,21 +33,73 @@ def write_features(
     per_video: bool = False,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Extract the trunk's features of a split into `path` (.npz); returns (rows, dim).
+    """Extract the backbone's features of a split into an .npz file.
 
-    features (N, D) float32, labels, uids, clip_index, start_frame, fps (N,), meta (a JSON string).
-    N counts clips in the order of the list, `eval.clips` of each video, or videos (means over
-    clips, clip_index -1, start_frame of the first) with per_video. Features are written to
-    `<path>.partial/` as they are computed: an extraction that was killed goes on, and under
-    torchrun the ranks share the work. Raises UserError when `path` holds other features (overwrite:
-    they are replaced), and, after writing those that do, when videos do not decode.
+    The file holds, for N rows in the order of the list:
+
+    - features: (N, D) float32.
+    - labels, uids, clip_index, start_frame, fps: (N,).
+    - meta: a JSON string that says what the features were computed from.
+
+    A row is a clip, `eval.clips` of each video. With per_video, a row is a video: features are
+    means over its clips, clip_index is -1, and start_frame is that of the first clip.
+
+    Features are written to `<path>.partial/` as they are computed. A killed extraction can be
+    repeated, and continues where it stopped. Under torchrun the ranks share the work.
+
+    Args:
+        cfg: configuration of the run.
+        state: checkpoint of the run.
+        path: the file to write.
+        split: "train" or "test".
+        per_video: whether to average the features of each video.
+        overwrite: whether to replace a file that holds other features.
+
+    Returns:
+        (number of rows, feature dimension).
+
+    Raises:
+        UserError: if `path` holds other features. Also if videos do not decode, after the others
+            were written.
     """
     device = distributed.start(cfg.device)
     with distributed.main_first():
         records, classes = build_records(cfg.data, split)
     seed_everything(cfg.seed, cfg.deterministic)
     method = load_method(cfg, state, len(classes))
-    meta = {
+    meta = _describe(cfg, state, records, classes, split, per_video=per_video)
+    if path.is_file() and not overwrite and _read_meta(path) != meta:
+        raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
+    features = _extract(cfg, method.model.to(device), records, path, meta, device)
+    if features.failed:
+        raise UserError(
+            f"{len(features.failed)} of {len(records)} videos do not decode and have no rows in"
+            f" {path}; the first: {features.failed[0].reason}"
+        )
+    videos, clips, dim = features.features.shape
+    return videos * (1 if per_video else clips), dim
+
+
+def _describe(
+    cfg: config.Config,
+    state: dict[str, Any],
+    records: list[Record],
+    classes: list[str],
+    split: str,
+    *,
+    per_video: bool,
+) -> dict[str, Any]:
+    """Return the `meta` of a file of features.
+
+    Args:
+        cfg: configuration of the run.
+        state: checkpoint of the run.
+        records: videos of the split.
+        classes: names of the classes.
+        split: name of the split.
+        per_video: whether rows are videos.
+    """
+    return {
         "dataset": cfg.data.name,
         "split": split,
         "fold": cfg.data.fold,
@@ -62,22 +116,44 @@ def write_features(
         "weights_sha": checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average)),
         "manifest_sha": records_sha(records),
     }
-    there = _meta(path)
-    if path.is_file() and not overwrite and there != meta:
-        raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
-    model = method.model.to(device)
+
+
+def _extract(
+    cfg: config.Config,
+    model: Model,
+    records: list[Record],
+    path: Path,
+    meta: dict[str, Any],
+    device: torch.device,
+) -> Features:
+    """Compute the features of all clips, and write them to a file.
+
+    Args:
+        cfg: its data and eval options are used.
+        model: the model, on the device.
+        records: the videos.
+        path: the file to write.
+        meta: what the features are computed from.
+        device: device of the model.
+
+    Returns:
+        The features, and the videos that do not decode.
+    """
+    split = meta["split"]
     partial = path.with_name(f"{path.name}.partial")
-    # options that change features, and that files of earlier versions do not name
+    # These options also change features, but `meta` does not name them: files of earlier versions
+    # have no such entries.
     identity = meta | {
         name: getattr(cfg.data, name) for name in ("policy", "short_side", "series", "backend")
     }
-    with ExitStack() as folder:
+    with ExitStack() as lock:
+        # Only one process may write to the folder; the first rank holds it for all.
         with distributed.together():
             if distributed.rank() == 0:
                 partial.mkdir(parents=True, exist_ok=True)
-                folder.enter_context(held(partial / ".lock", _EXTRACTS))
+                lock.enter_context(held(partial / ".lock", _EXTRACTS))
         with evaluation_mode(model, branch=cfg.eval.branch):
-            (found,) = extract(
+            (features,) = extract(
                 [model.backbone],
                 eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling),
                 device,
@@ -86,50 +162,44 @@ def write_features(
                 title=split,
                 store=DiskStore(partial, split, 1, identity),
             )
-        distributed.patient_barrier()  # no rank reads the parts any more
+        distributed.patient_barrier()  # no rank reads the partial files any more
         with distributed.together():
             if distributed.rank() == 0:
-                _write(path, found, meta)
+                _write(path, features, meta)
                 shutil.rmtree(partial)
-    if found.failed:
-        raise UserError(
-            f"{len(found.failed)} of {len(records)} videos do not decode and have no rows in"
-            f" {path}; the first: {found.failed[0].reason}"
-        )
-    videos, clips, dim = found.features.shape
-    return videos * (1 if per_video else clips), dim
+    return features
 
 
-def _write(path: Path, found: Features, meta: dict[str, Any]) -> None:
-    """Write features to a file, all of it or nothing."""
-    videos, clips, _ = found.features.shape
+def _write(path: Path, features: Features, meta: dict[str, Any]) -> None:
+    """Write features to a file, whole or not at all."""
+    videos, clips, _ = features.features.shape
     per_video = meta["per_video"]
-    rows = 1 if per_video else clips
-    features = found.features.mean(1) if per_video else found.features.flatten(0, 1)
+    rows = 1 if per_video else clips  # per video
+    values = features.features.mean(1) if per_video else features.features.flatten(0, 1)
+    failed = [{"uid": failure.uid, "reason": failure.reason} for failure in features.failed]
     with replacing(path) as file:
         np.savez(
             file,
-            features=features.numpy().astype(np.float32, copy=False),
-            labels=found.labels.repeat_interleave(rows).numpy(),
-            uids=np.repeat(np.array(found.uids), rows),
+            features=values.numpy().astype(np.float32, copy=False),
+            labels=features.labels.repeat_interleave(rows).numpy(),
+            uids=np.repeat(np.array(features.uids), rows),
             clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
-            start_frame=found.start[:, :rows].flatten().numpy(),
-            fps=found.fps.repeat_interleave(rows).numpy(),
-            meta=json.dumps(
-                meta | {"failed": [{"uid": f.uid, "reason": f.reason} for f in found.failed]}
-            ),
+            start_frame=features.start[:, :rows].flatten().numpy(),
+            fps=features.fps.repeat_interleave(rows).numpy(),
+            meta=json.dumps(meta | {"failed": failed}),
         )
 
 
-def _meta(path: Path) -> object:
-    """What a file of features says about itself, but for videos that failed; None if it is no such
-    file.
+def _read_meta(path: Path) -> object:
+    """Return the `meta` of a file of features, without the videos that failed.
+
+    None for any other file.
     """
     try:
         with np.load(path) as saved:
-            found = json.loads(str(saved["meta"]))
-            found.pop("failed", None)
-            return found
+            meta = json.loads(str(saved["meta"]))
+            meta.pop("failed", None)
+            return meta
     except (
         OSError,
         ValueError,

@@ -6,25 +6,30 @@ from torch import Tensor
 
 from vidrobust.utils.errors import UserError
 
-_SHOWN = 5
+_SHOWN = 5  # rows that a message names
 
 
 def require_finite(features: Tensor, what: str, names: Sequence[str] | None = None) -> None:
-    """Raise UserError for NaN and infinity.
+    """Refuse features that are NaN or infinite.
 
     Args:
-        features: (N, ...), a row per clip or video.
-        what: the message's subject, in the plural.
-        names: of the rows, or of the videos of which each has several rows one after the other;
-            None: their numbers.
+        features: (N, ...), one row per clip or video.
+        what: subject of the message, in the plural.
+        names: names of the rows, or names of videos with N / len(names) consecutive rows each.
+            None: rows are named by their number.
+
+    Raises:
+        UserError: with the first rows and the remedy.
     """
-    bad = (~features.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-    if not bad:
+    bad_rows = (~features.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if not bad_rows:
         return
-    each = max(len(features) // len(names), 1) if names else 1
-    lost = list(dict.fromkeys(names[row // each] if names else f"row {row}" for row in bad))
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    remedy = "look for what overflows in the model, or leave these videos out"
-    if len(bad) == len(features):
-        remedy = "these are all; the weights may be NaN, take a checkpoint before the run diverged"
-    raise UserError(f"{what}: NaN or infinite for {', '.join(lost[:_SHOWN])}{more}; {remedy}")
+    rows_per_name = max(len(features) // len(names), 1) if names else 1
+    bad_names = [names[row // rows_per_name] if names else f"row {row}" for row in bad_rows]
+    bad_names = list(dict.fromkeys(bad_names))
+    more = f" and {len(bad_names) - _SHOWN} more" if len(bad_names) > _SHOWN else ""
+    remedy = "find what overflows in the model, or leave these videos out"
+    if len(bad_rows) == len(features):
+        # Single bad rows point at single videos; only bad rows point at the weights.
+        remedy = "no row is finite: the weights may be NaN, use a checkpoint before the divergence"
+    raise UserError(f"{what}: NaN or infinite for {', '.join(bad_names[:_SHOWN])}{more}; {remedy}")

@@ -1,8 +1,7 @@
 """Geometry of features: alignment, uniformity, margins, effective rank, CKA.
 
-N samples, D feature, K classes. Functions of features alone; nothing here sees a model
-(sensitivity.py does). Features are taken as they are unless a function says that it normalises
-them.
+Shapes: N samples, D feature dimension, K classes. All functions take features; `sensitivity.py` has
+those that also need the model. Features are used unnormalised unless a function says otherwise.
 """
 
 from dataclasses import dataclass
@@ -11,50 +10,72 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK = 2**24  # distances at a time, 64 MiB
+_BLOCK = 2**24  # distances computed at a time, 64 MiB
+_CONSTANT = 1e-9  # of a norm: smaller deviations are rounding errors
+_SAMPLES = 8192  # largest number of samples whose pairwise distances are in memory at once
+
+
+# --- Alignment and uniformity ---
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
-    """Mean |x_i - y_i|^2 over positive pairs (N, D), (N, D), normalised (Wang and Isola 2020, alpha
-    = 2).
+    """Return the mean |x_i - y_i|^2 over positive pairs of normalised features.
+
+    Wang and Isola 2020, with alpha = 2. x and y have shape (N, D).
     """
     return float((F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean())
 
 
 def uniformity(x: Tensor, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |x_i - x_j|^2) over pairs i < j of (N, D), normalised (Wang and
-    Isola 2020, t = 2).
+    """Return the log of the mean of exp(-t |x_i - x_j|^2) over pairs i < j of normalised features.
 
-    Lower is more uniform. Raises ValueError for fewer than two samples.
+    Wang and Isola 2020, with t = 2. Lower is more uniform. x has shape (N, D).
+
+    Raises:
+        ValueError: for fewer than two samples.
     """
     _require(x, 2)
     x = F.normalize(x, dim=1)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for at, rows in _row_blocks(x):
+    for first, rows in _row_blocks(x):
+        # |a - b|^2 = 2 - 2 a.b for vectors of length 1
         kernel = torch.exp(-t * (2 - 2 * rows @ x.T).clamp(min=0)).double()
-        total += kernel.triu(at + 1).sum()
+        total += kernel.triu(first + 1).sum()
     return float(torch.log(2 * total / (len(x) * (len(x) - 1))))
 
 
+# --- Classes ---
+
+
 def tolerance(x: Tensor, labels: Tensor) -> float:
-    """Mean cosine similarity of pairs i != j of a class (Wang and Liu 2021); NaN where no class has
-    two samples.
+    """Return the mean cosine similarity of pairs i != j within a class (Wang and Liu 2021).
+
+    NaN if no class has two samples. x has shape (N, D), labels (N,).
+
+    Raises:
+        ValueError: for samples without a label.
     """
     x = F.normalize(x, dim=1)
     sums = torch.zeros(_classes(labels), x.shape[1], device=x.device).index_add_(0, labels, x)
     counts = torch.bincount(labels, minlength=len(sums))
     pairs = float((counts * (counts - 1)).sum())
+    # |sum of a class|^2 is the sum over all its pairs, of which i = j are subtracted.
     return float(sums.square().sum() - x.square().sum()) / pairs if pairs else float("nan")
 
 
 @dataclass(frozen=True)
 class Margins:
-    """Distances on normalised features, to centroids, the means of the K classes that have samples.
+    """Distances of normalised features to class centroids.
 
-    centroid_min, centroid_mean: between the centroids of two classes. sample (N,): distance to the
-    nearest centroid of another class less that to the own one; negative where a sample is on the
-    wrong side. radius: mean distance of a sample to its own centroid. fisher: trace of the scatter
-    between classes over that within.
+    A centroid is the mean of a class; only classes with samples have one.
+
+    Attributes:
+        centroid_min: smallest distance between two centroids.
+        centroid_mean: mean distance between two centroids.
+        sample: margin of each sample, (N,): its distance to the nearest centroid of another class
+            minus that to its own. Negative for samples on the wrong side.
+        radius: mean distance of a sample to its own centroid.
+        fisher: trace of the scatter between classes divided by that within classes.
     """
 
     centroid_min: float
@@ -65,146 +86,212 @@ class Margins:
 
 
 def margins(x: Tensor, labels: Tensor) -> Margins:
-    """Class margins of features (N, D) with labels (N,) in 0..K-1 (paper A, figure 1; METHODS
-    section 1.4).
+    """Return the class margins of features (N, D) with labels (N,) in 0..K-1.
 
-    Raises ValueError for fewer than two classes, and for samples without a label.
+    See Gupta et al. 2022, figure 1.
+
+    Raises:
+        ValueError: for fewer than two classes, and for samples without a label.
     """
     _classes(labels)
+    # Classes are renumbered, so that each has samples.
     present, labels = labels.unique(return_inverse=True)
     if len(present) < 2:
-        raise ValueError(f"margins between classes: the {len(x)} samples are of {len(present)}")
+        raise ValueError(
+            f"margins need at least two classes: the {len(x)} samples are of {len(present)}"
+        )
     x = F.normalize(x, dim=1)
     counts = torch.bincount(labels).to(x.dtype)
-    centroids = (
-        torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, labels, x)
-        / counts[:, None]
-    )
+    sums = torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, labels, x)
+    centroids = sums / counts[:, None]
+
     between = torch.pdist(centroids)
     distances = _distances(x, centroids)
     own = distances.gather(1, labels[:, None])[:, 0]
-    nearest = distances.scatter(1, labels[:, None], torch.inf).amin(1)
-    within = (x - centroids[labels]).square().sum()
-    spread = (counts * (centroids - x.mean(0)).square().sum(1)).sum()
+    nearest_other = distances.scatter(1, labels[:, None], torch.inf).amin(1)
+    within_scatter = (x - centroids[labels]).square().sum()
+    between_scatter = (counts * (centroids - x.mean(0)).square().sum(1)).sum()
     return Margins(
         float(between.min()),
         float(between.mean()),
-        nearest - own,
+        nearest_other - own,
         float(own.mean()),
-        float(spread / within),
+        float(between_scatter / within_scatter),
     )
 
 
-def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values of centred features (N, D), as shares (Roy and
-    Vetterli 2007).
+# --- Dimension and similarity of representations ---
 
-    1 to min(N - 1, D); 0 where all samples are the same.
+
+def effective_rank(x: Tensor) -> float:
+    """Return exp of the entropy of the normalised singular values of centred features (N, D).
+
+    Roy and Vetterli 2007. The singular values are divided by their sum. From 1 to min(N - 1, D), or
+    0 if all samples are equal.
+
+    Raises:
+        ValueError: for fewer than two samples.
     """
     _require(x, 2)
     x = x.double()
     values = torch.linalg.svdvals(x - x.mean(0))
-    if not values.max() > 1e-9 * x.norm():
+    if not values.max() > _CONSTANT * x.norm():
         return 0.0
-    shares = values / values.sum()
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    fractions = values / values.sum()
+    return float(torch.exp(-torch.special.xlogy(fractions, fractions).sum()))
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """|Y'X|_F^2 / (|X'X|_F |Y'Y|_F) of centred (N, D), (N, E) of the same samples (Kornblith et al.
-    2019) -> 0 to 1.
+    """Return the linear CKA of two representations of the same samples, from 0 to 1.
 
-    1 for representations that differ by a rotation and a scale; NaN where one of them is constant.
+    |Y'X|_F^2 / (|X'X|_F |Y'Y|_F) of centred X and Y (Kornblith et al. 2019). It is 1 for
+    representations that differ by a rotation and a scale, and NaN if one of them is constant.
+
+    Args:
+        x: first representation, (N, D).
+        y: second representation, (N, E).
+
+    Raises:
+        ValueError: if the numbers of samples differ.
     """
     if len(x) != len(y):
         raise ValueError(
-            f"CKA of {len(x)} and {len(y)} samples: both representations are of the same ones"
+            f"CKA of {len(x)} and {len(y)} samples: both representations must be of the same ones"
         )
-    wholes = [z.double() for z in (x, y)]
-    x, y = (z - z.mean(0) for z in wholes)
-    if any(not z.norm() > 1e-9 * whole.norm() for z, whole in zip((x, y), wholes, strict=True)):
-        return float("nan")
-    if len(x) < max(x.shape[1], y.shape[1]):  # the same by Gram matrices, (N, N) instead of (D, E)
-        gx, gy = x @ x.T, y @ y.T
-        return float((gx * gy).sum() / (gx.norm() * gy.norm()))
+    originals = [z.double() for z in (x, y)]
+    x, y = (z - z.mean(0) for z in originals)
+    for centred, original in zip((x, y), originals, strict=True):
+        if not centred.norm() > _CONSTANT * original.norm():
+            return float("nan")
+    if len(x) < max(x.shape[1], y.shape[1]):
+        # The same value from Gram matrices, which are (N, N) instead of (D, E).
+        gram_x = x @ x.T
+        gram_y = y @ y.T
+        return float((gram_x * gram_y).sum() / (gram_x.norm() * gram_y.norm()))
     return float((y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
-def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
-    """Where each of the distances moved (M,) lies among those of all pairs of features (N, D) ->
-    (M,), 0 to 1.
+# --- Displacement by an attack ---
 
-    The share of pairs i < j with |f_i - f_j| <= moved (Petrov and Kwiatkowska 2022; METHODS section
-    4.11). moved:
-    |f(x_adv) - f(x)| in the same norm, order 1, 2 or inf.
+
+def universal_quantile(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
+    """Return the quantile of distances among those of all pairs of features, (M,), 0 to 1.
+
+    It is the fraction of pairs i < j with |f_i - f_j| <= moved (Petrov and Kwiatkowska 2022).
+
+    Args:
+        moved: distances |f(x_adv) - f(x)| in the norm of `order`, (M,).
+        features: clean features, (N, D).
+        order: order of the norm: 1, 2 or inf.
+
+    Raises:
+        ValueError: for fewer than two samples.
     """
     _require(features, 2)
     sorted_moved, place = moved.sort()
     below = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
-    for at, rows in _row_blocks(features):
+    # Pairs are counted block by block, as all their distances may not fit in memory.
+    for first, rows in _row_blocks(features):
         distances = _distances(rows, features, order)
-        later = torch.ones_like(distances, dtype=torch.bool).triu(at + 1)
-        pairs = distances[later].sort().values
+        is_later = torch.ones_like(distances, dtype=torch.bool).triu(first + 1)
+        pairs = distances[is_later].sort().values
         below += torch.searchsorted(pairs, sorted_moved, right=True)
-    found = torch.empty_like(moved)
-    found[place] = below.to(moved.dtype) * 2 / (len(features) * (len(features) - 1))
-    return found
+    quantiles = torch.empty_like(moved)
+    quantiles[place] = below.to(moved.dtype) * 2 / (len(features) * (len(features) - 1))
+    return quantiles
 
 
 def relative_displacement(moved: Tensor, features: Tensor, *, order: float = 2.0) -> Tensor:
-    """moved (M,) over the median distance of pairs of features (N, D) -> (M,) ("normalised" there).
+    """Return distances divided by the median distance between features, (M,).
 
-    All pairs of at most 8,192 samples, evenly: their distances are in memory at once.
+    Petrov and Kwiatkowska 2022 call it normalised. The median is over all pairs of at most 8,192
+    samples, spread evenly, as their distances are in memory at once.
+
+    Args:
+        moved: distances |f(x_adv) - f(x)| in the norm of `order`, (M,).
+        features: clean features, (N, D).
+        order: order of the norm: 1, 2 or inf.
+
+    Raises:
+        ValueError: for fewer than two samples.
     """
     _require(features, 2)
-    features = features[:: -(-len(features) // 8192)]
+    every = -(-len(features) // _SAMPLES)
+    features = features[::every]
     distances = _distances(features, features, order)
-    later = torch.ones_like(distances, dtype=torch.bool).triu(1)
-    return moved / distances[later].median()
+    is_later = torch.ones_like(distances, dtype=torch.bool).triu(1)
+    return moved / distances[is_later].median()
 
 
 def breakaway_risk(attacked: Tensor, features: Tensor, index: Tensor) -> float:
-    """The mean share of other samples that are nearer to f(x_adv) than f(x) is (Petrov and
-    Kwiatkowska 2022).
+    """Return the mean fraction of other samples that are nearer to f(x_adv) than f(x) is.
 
-    attacked (M, D): f(x_adv); features (N, D): clean ones of all candidates; index (M,): which of
-    them each x is. A tie is nearer: a constant encoder recognises nothing. By its definition, not
-    by the released line, which counts the last batch alone (METHODS section 13). Raises ValueError
-    for features that are not finite.
+    Petrov and Kwiatkowska 2022. A tie counts as nearer, so that a constant encoder, which
+    recognises nothing, has the risk 1. This follows the paper's definition; the released code
+    counts only the last batch.
+
+    Args:
+        attacked: features f(x_adv), (M, D).
+        features: clean features of all candidates, (N, D).
+        index: which of the candidates each x is, (M,).
+
+    Raises:
+        ValueError: for features that are not finite, and for fewer than two candidates.
     """
     _require(features, 2)
     return float(_nearer(attacked, features, index).double().mean()) / (len(features) - 1)
 
 
 def neighbour_accuracy(attacked: Tensor, features: Tensor, index: Tensor, k: int = 1) -> float:
-    """The share of attacked samples whose own clean representation is among the k nearest to
-    f(x_adv); there k = 1, 5.
+    """Return the fraction of attacked samples with f(x) among the k features nearest to f(x_adv).
 
-    Arguments, ties and errors as in `breakaway_risk`.
+    Petrov and Kwiatkowska 2022 use k = 1 and k = 5. Ties are as in `breakaway_risk`.
+
+    Args:
+        attacked: features f(x_adv), (M, D).
+        features: clean features of all candidates, (N, D).
+        index: which of the candidates each x is, (M,).
+        k: number of neighbours.
+
+    Raises:
+        ValueError: for features that are not finite.
     """
     return float((_nearer(attacked, features, index) < k).double().mean())
 
 
 def _nearer(attacked: Tensor, features: Tensor, index: Tensor) -> Tensor:
-    """(M,): how many other samples are at least as near to f(x_adv) as f(x) is."""
+    """Count, for each attacked sample, the other samples at least as near to it as its own, (M,).
+
+    Args:
+        attacked: features f(x_adv), (M, D).
+        features: clean features of all candidates, (N, D).
+        index: which of the candidates each x is, (M,).
+
+    Raises:
+        ValueError: for features that are not finite.
+    """
     if not (attacked.isfinite().all() and features.isfinite().all()):
-        raise ValueError("features that are not finite: nothing is near or far")
+        raise ValueError("features that are not finite have no neighbours; leave them out")
+    at_once = _rows_per_block(features)
     counts = []
-    for rows, places in zip(
-        attacked.split(_rows(features)), index.split(_rows(features)), strict=True
-    ):
+    for rows, own in zip(attacked.split(at_once), index.split(at_once), strict=True):
         distances = _distances(rows, features)
-        counts.append((distances <= distances.gather(1, places[:, None])).sum(1) - 1)
+        # The sample's own feature is always counted, and subtracted.
+        counts.append((distances <= distances.gather(1, own[:, None])).sum(1) - 1)
     return torch.cat(counts)
 
 
 def overlap_margin(x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor) -> Tensor:
-    """(B,): (|f(x) - f(y->x)| - |f(x) - f(x->y)|) / |f(x) - f(y)| of pairs of samples; NaN where x
-    and y are one.
+    """Return (|f(x) - f(y->x)| - |f(x) - f(x->y)|) / |f(x) - f(y)| of pairs of samples, (B,).
 
-    x, y (B, D): clean features; x_to_y: those of x attacked toward y, y_to_x: of y toward x.
-    Negative: what y became is nearer to x than what x became, so that the two overlap;
-    `overlap_risk` is the share of those (Petrov and Kwiatkowska 2022; METHODS section 4.11).
+    Petrov and Kwiatkowska 2022. A negative margin means an overlap: y, attacked toward x, is nearer
+    to x than x attacked toward y. NaN if x and y have the same feature.
+
+    Args:
+        x: clean features of the first samples, (B, D).
+        y: clean features of the second samples, (B, D).
+        x_to_y: features of x attacked toward y, (B, D).
+        y_to_x: features of y attacked toward x, (B, D).
     """
     apart = (x - y).norm(dim=1)
     margin = ((x - y_to_x).norm(dim=1) - (x - x_to_y).norm(dim=1)) / apart
@@ -212,25 +299,40 @@ def overlap_margin(x: Tensor, y: Tensor, x_to_y: Tensor, y_to_x: Tensor) -> Tens
 
 
 def overlap_risk(margin: Tensor) -> float:
-    """The share of pairs whose `overlap_margin` is negative, of those that have one; NaN where none
-    has.
+    """Return the fraction of pairs with a negative `overlap_margin`, (B,).
+
+    NaN margins are not counted; the risk is NaN if there are no others.
     """
     return float((margin[~margin.isnan()] < 0).double().mean())
+
+
+# --- Summary ---
 
 
 def describe(
     features: Tensor, labels: Tensor, views: Tensor | None = None
 ) -> dict[str, float | list[float] | None]:
-    """These measures of a data set's features (N, K, D), K clips of each of N videos, as a summary
-    has them.
+    """Return the measures of a data set's features that a summary holds.
 
-    Alignment between two augmented views of each of some videos (M, 2, D), None without; all else
-    of the clip in the middle, None for one video. margin_quantiles: of the samples' margins, at
-    .05, .25, .5, .75 and .95; margin_histogram: their counts in 40 bins of equal width from -1 to
-    1, the ends open. None, as all that needs classes, where there are fewer than two.
+    All but alignment are of the middle clip of each video. They are None for a single video, and
+    those of classes are None for fewer than two classes.
+
+    Args:
+        features: features of N videos with K clips each, (N, K, D).
+        labels: classes of the videos, (N,).
+        views: features of two augmented views of some videos, for the alignment, (M, 2, D).
+            Without them the alignment is None.
+
+    Returns:
+        The measures of this module by name, and about the margins of samples:
+
+        - margin_mean, margin_negative: their mean, and the fraction below 0.
+        - margin_quantiles: at .05, .25, .5, .75 and .95.
+        - margin_histogram: counts in 40 bins of equal width from -1 to 1. The outer bins also
+          count what lies beyond.
     """
     x = features[:, features.shape[1] // 2].float()
-    found: dict[str, float | list[float] | None] = {
+    measures: dict[str, float | list[float] | None] = {
         "alignment": None if views is None else alignment(*views.float().unbind(1)),
         "uniformity": None,
         "effective_rank": None,
@@ -245,51 +347,65 @@ def describe(
         "margin_histogram": None,
     }
     if len(x) > 1:
-        found |= {
-            "uniformity": uniformity(x),
-            "effective_rank": effective_rank(F.normalize(x, dim=1)),
-        }
+        measures["uniformity"] = uniformity(x)
+        measures["effective_rank"] = effective_rank(F.normalize(x, dim=1))
     if len(labels.unique()) < 2:
-        return found
-    m = margins(x, labels)
-    quantiles = torch.quantile(
-        m.sample, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=x.device)
-    )
-    return found | {
+        return measures
+    by_class = margins(x, labels)
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=x.device)
+    quantiles = torch.quantile(by_class.sample, levels)
+    return measures | {
         "tolerance": tolerance(x, labels),
-        "centroid_min": m.centroid_min,
-        "centroid_mean": m.centroid_mean,
-        "radius": m.radius,
-        "fisher": m.fisher,
-        "margin_mean": float(m.sample.mean()),
-        "margin_negative": float((m.sample < 0).float().mean()),
+        "centroid_min": by_class.centroid_min,
+        "centroid_mean": by_class.centroid_mean,
+        "radius": by_class.radius,
+        "fisher": by_class.fisher,
+        "margin_mean": float(by_class.sample.mean()),
+        "margin_negative": float((by_class.sample < 0).float().mean()),
         "margin_quantiles": quantiles.tolist(),
-        "margin_histogram": torch.histc(m.sample.clamp(-1, 1).cpu(), 40, -1, 1).tolist(),
+        "margin_histogram": torch.histc(by_class.sample.clamp(-1, 1).cpu(), 40, -1, 1).tolist(),
     }
 
 
+# --- Helpers ---
+
+
 def _classes(labels: Tensor) -> int:
+    """Return the number of classes, one more than the largest label.
+
+    Raises:
+        ValueError: for samples without a label.
+    """
     if len(labels) and int(labels.min()) < 0:
         raise ValueError("samples without a label: leave them out")
     return int(labels.max()) + 1 if len(labels) else 0
 
 
 def _require(x: Tensor, least: int) -> None:
+    """Raise ValueError for fewer than `least` samples."""
     if len(x) < least:
-        raise ValueError(f"{len(x)} samples: at least {least}")
-
-
-def _rows(x: Tensor) -> int:
-    return max(1, _BLOCK // len(x))
+        raise ValueError(f"{len(x)} samples: at least {least} are needed")
 
 
 def _distances(x: Tensor, y: Tensor, order: float = 2.0) -> Tensor:
-    """By differences: products, which are faster, lose distances that are small beside the
-    vectors.
+    """Return the distances of all x to all y, (N, M).
+
+    They are computed from differences. Matrix products would be faster, but lose distances that are
+    small compared with the vectors.
     """
     return torch.cdist(x, y, p=order, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def _rows_per_block(x: Tensor) -> int:
+    """Return for how many samples the distances to all of x fit in memory."""
+    return max(1, _BLOCK // len(x))
+
+
 def _row_blocks(x: Tensor) -> list[tuple[int, Tensor]]:
-    """(the first row's number, rows) of blocks whose distances to all of x fit in memory."""
-    return [(at, x[at : at + _rows(x)]) for at in range(0, len(x), _rows(x))]
+    """Split x into blocks of rows whose distances to all of x fit in memory.
+
+    Returns:
+        (number of the first row, rows) of each block.
+    """
+    at_once = _rows_per_block(x)
+    return [(first, x[first : first + at_once]) for first in range(0, len(x), at_once)]

@@ -15,8 +15,12 @@ from vidrobust.utils.intervals import wilson
 
 @dataclass
 class Representation:
-    """Predictions by classifier (N,), for the N test videos that decoded, and the probe on the
-    trained features.
+    """Hold the predictions of several classifiers for the test videos.
+
+    Attributes:
+        asked: features of the N test videos that decoded, under the trained weights.
+        predictions: name of a classifier -> predicted classes, (N,).
+        probe: the linear probe on features of the trained weights.
     """
 
     asked: Features
@@ -24,54 +28,62 @@ class Representation:
     probe: nn.Linear | None = None
 
     def accuracies(self) -> dict[str, Any]:
-        """{classifier: {acc, ci95, n}}; a video that did not decode is a miss."""
+        """Return name of a classifier -> acc, ci95 and n.
+
+        A video that did not decode counts as wrong.
+        """
         n = len(self.asked.uids) + len(self.asked.failed)
-        found = {}
+        table = {}
         for name, predicted in self.predictions.items():
             hits = int((predicted == self.asked.labels).sum())
-            found[name] = {"acc": hits / n, "ci95": list(wilson(hits, n)), "n": n}
-        return found
+            table[name] = {"acc": hits / n, "ci95": list(wilson(hits, n)), "n": n}
+        return table
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a test video: uid, label, a prediction a classifier, error."""
-        rows = [
-            {
-                "uid": uid,
-                "label": int(self.asked.labels[i]),
-                **{k: int(v[i]) for k, v in self.predictions.items()},
-            }
-            for i, uid in enumerate(self.asked.uids)
-        ]
+        """Return one row per test video: uid, label, the prediction of each classifier, error."""
+        decoded = []
+        for i, uid in enumerate(self.asked.uids):
+            predicted = {name: int(classes[i]) for name, classes in self.predictions.items()}
+            label = int(self.asked.labels[i])
+            decoded.append({"uid": uid, "label": label, **predicted, "error": None})
         failed = [
             {"uid": f.uid, "label": f.label, **dict.fromkeys(self.predictions), "error": f.reason}
             for f in self.asked.failed
         ]
-        return [row | {"error": None} for row in rows] + failed
+        return decoded + failed
 
 
 def measure_representation(
     gallery: list[Features],
     queries: list[Features],
     classes: int,
-    cfg: config.Eval,
+    cfg: config.EvalConfig,
     device: torch.device,
     head: nn.Module | None = None,
 ) -> Representation:
-    """Fit on all clips of the training videos, ask the test videos; a video's logits or votes are
-    averaged over clips.
+    """Classify the test videos by kNN, by a linear probe, and by the model's own head.
 
-    gallery, queries: features under the trained and under the random weights, of training and test
-    videos. device: where the features go, if its memory takes them. head: the model's own
-    classifier on `device`, if it has one.
+    kNN and the probe use all clips of the training videos. The logits or votes of a test video's
+    clips are averaged.
+
+    Args:
+        gallery: features of the training videos, under the trained and the random weights.
+        queries: features of the test videos, under the trained and the random weights.
+        classes: number of classes.
+        cfg: options of kNN and of the probe.
+        device: device of the computation, if its memory is large enough.
+        head: the model's own classifier on `device`, if it has one.
     """
-    found = Representation(queries[0])
-    for name, seen, asked in zip(("trained", "random"), gallery, queries, strict=True):
-        here = _room_for(seen.features, device)
-        clips, videos = seen.features.flatten(0, 1).to(here), asked.features.to(here)
-        labels = seen.labels.repeat_interleave(seen.features.shape[1]).to(here)
-        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=seen.uids).requires_grad_(
-            False
-        )
+    result = Representation(queries[0])
+    for name, train, test in zip(("trained", "random"), gallery, queries, strict=True):
+        # The training clips are the samples of the probe, and the gallery of kNN.
+        roomy = _device_with_room(train.features, device)
+        clips = train.features.flatten(0, 1).to(roomy)
+        labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
+        videos = test.features.to(roomy)
+
+        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=train.uids)
+        probe.requires_grad_(False)  # attacks need the gradient of the pixels only
         votes = knn_scores(
             videos,
             clips,
@@ -79,20 +91,23 @@ def measure_representation(
             classes,
             k=cfg.knn_k,
             temperature=cfg.knn_temperature,
-            names=(asked.uids, seen.uids),
+            names=(test.uids, train.uids),
         )
-        found.predictions[f"{name}_probe"] = probe(videos).mean(1).argmax(1).cpu()
-        found.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
-        found.probe = found.probe or probe
+        result.predictions[f"{name}_probe"] = probe(videos).mean(1).argmax(1).cpu()
+        result.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
+        # The first probe is that of the trained weights, which is attacked later.
+        result.probe = result.probe or probe
     if head is not None:
         with torch.no_grad():
-            found.predictions["head"] = head(queries[0].features.to(device)).mean(1).argmax(1).cpu()
-    return found
+            logits = head(queries[0].features.to(device)).mean(1)
+            result.predictions["head"] = logits.argmax(1).cpu()
+    return result
 
 
-def _room_for(features: Tensor, device: torch.device) -> torch.device:
-    """`device`, unless it is a GPU without memory for the features and three copies (standardised,
-    normalised, a gradient's): then the CPU.
+def _device_with_room(features: Tensor, device: torch.device) -> torch.device:
+    """Return `device`, or the CPU if it is a GPU with too little free memory.
+
+    The features need room four times: raw, standardised, normalised, and for a gradient.
     """
     if device.type == "cuda" and 4 * features.nbytes > torch.cuda.mem_get_info(device)[0]:
         return torch.device("cpu")

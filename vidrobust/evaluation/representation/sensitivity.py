@@ -1,7 +1,8 @@
 """Measure how far small perturbations move features, by layer.
 
-Without labels (Petrov and Kwiatkowska 2022; METHODS section 4.11), on clips. encode: (B, C, T, H,
-W) in [0, 1] -> (B, D), in eval mode (`evaluation_mode`). B clips, D feature.
+The measures need no labels (Petrov and Kwiatkowska 2022). `encode` maps clips (B, C, T, H, W) in
+[0, 1] to features (B, D), in evaluation mode (`evaluation_mode`). Shapes: B clips, D feature
+dimension.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,9 +33,13 @@ from vidrobust.utils.errors import UserError
 Encode = Callable[[Tensor], Tensor]
 
 
+# --- Attacks on the representation ---
+
+
 def gradient_norm(loss: Loss, x: Tensor) -> Tensor:
-    """(B,): the L2 norm of each sample's loss by its pixels: how steep it is at x."""
+    """Return the L2 norm of the gradient of each sample's loss with respect to its pixels, (B,)."""
     x = x.detach().requires_grad_(True)
+    # Samples do not interact, so that the gradient of the sum holds the gradient of each loss.
     (gradient,) = torch.autograd.grad(loss(x).sum(), x)
     return gradient.flatten(1).norm(dim=1)
 
@@ -48,11 +53,20 @@ def displace(
     step_size: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """x_adv like x (B, C, T, H, W): x pushed as far from its representation as PGD gets within the
-    threat.
+    """Return x_adv: x pushed as far from its representation as PGD gets within the threat.
 
-    The published setting is Linf 0.05, 25 steps of 0.001, from a random start. step_size None: 2.5
-    eps / steps.
+    Petrov and Kwiatkowska 2022 use Linf 0.05 and 25 steps of 0.001, from a random start.
+
+    Args:
+        encode: the encoder.
+        x: clean clips, (B, C, T, H, W) in [0, 1].
+        threat: the allowed perturbations.
+        steps: number of steps of PGD.
+        step_size: step size in units of the norm; None: 2.5 eps / steps.
+        generator: generator of the random start.
+
+    Returns:
+        Clips of the shape of x.
     """
     return pgd(
         push_away(encode, x), x, threat, steps=steps, step_size=step_size, generator=generator
@@ -69,8 +83,16 @@ def overlap(
     step_size: float | None = 0.001,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(B,): `geometry.overlap_margin` of pairs x, y (B, C, T, H, W), each attacked toward the
-    other.
+    """Attack the samples of each pair toward each other; return `geometry.overlap_margin`, (B,).
+
+    Args:
+        encode: the encoder.
+        x: first samples of the pairs, (B, C, T, H, W) in [0, 1].
+        y: second samples, of the same shape.
+        threat: the allowed perturbations.
+        steps: number of steps of PGD.
+        step_size: step size in units of the norm; None: 2.5 eps / steps.
+        generator: generator of the random starts.
     """
     x_to_y = pgd(
         pull_toward(encode, y), x, threat, steps=steps, step_size=step_size, generator=generator
@@ -82,46 +104,77 @@ def overlap(
         return geometry.overlap_margin(*(encode(v).float() for v in (x, y, x_to_y, y_to_x)))
 
 
+# --- Layers ---
+
+
 def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
-    """Outputs of a trunk's children, in the order they run, averaged over time and space -> name ->
-    (B, D).
+    """Return the outputs of a network's layers, averaged over time and space.
 
-    encode runs the trunk. A child that runs on frames, B * T of them, is averaged over them too;
-    the two pathways of one that has two are joined; children of a list of modules count each, and
-    what does nothing (a small stem's pooling) does not.
+    The layers are the children of the network, in the order in which they run. Each child in a list
+    of modules is a layer of its own. Children that do nothing, such as the pooling of a small stem,
+    are left out. The outputs of a child that runs on frames, B * T of them, are averaged over the
+    frames. The two pathways of a child that has two are concatenated.
+
+    Args:
+        trunk: the network whose children are the layers.
+        encode: runs the network.
+        x: clips, (B, C, T, H, W) in [0, 1].
+
+    Returns:
+        Name of a layer -> its pooled outputs, (B, D).
     """
-    found: dict[str, Tensor] = {}
-
-    def pooled(output: Any) -> Tensor:
-        if isinstance(output, list | tuple):
-            return torch.cat([pooled(part) for part in output], 1)
-        flat = output.float().flatten(2).mean(2) if output.ndim > 2 else output.float()
-        return flat.view(len(x), -1, flat.shape[1]).mean(1)
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, output: found.__setitem__(name, pooled(output))
-
-    named = [
-        (f"{name}.{number}", part) if isinstance(child, nn.ModuleList) else (name, child)
-        for name, child in trunk.named_children()
-        for number, part in enumerate(child if isinstance(child, nn.ModuleList) else [child])
-        if not isinstance(part, nn.Identity)
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_hook(partial(_keep_output, outputs, name, len(x)))
+        for name, layer in _layers(trunk)
     ]
-    handles = [child.register_forward_hook(keep(name)) for name, child in named]
     try:
         with torch.no_grad():
             encode(x)
     finally:
+        # A hook that is left behind would run in every later call of the network.
         for handle in handles:
             handle.remove()
-    return found
+    return outputs
+
+
+def _layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return (name, module) of the layers of a network, as in `by_layer`."""
+    layers = []
+    for name, child in network.named_children():
+        if isinstance(child, nn.ModuleList):
+            layers += [(f"{name}.{number}", part) for number, part in enumerate(child)]
+        else:
+            layers.append((name, child))
+    return [(name, layer) for name, layer in layers if not isinstance(layer, nn.Identity)]
+
+
+def _keep_output(
+    outputs: dict[str, Tensor], name: str, clips: int, module: nn.Module, inputs: Any, output: Any
+) -> None:
+    """Store the pooled output of a layer: a forward hook, after its first three arguments."""
+    outputs[name] = _pooled(output, clips)
+
+
+def _pooled(output: Any, clips: int) -> Tensor:
+    """Average an output over time, space and frames, (B, D); `clips` is B."""
+    if isinstance(output, list | tuple):
+        return torch.cat([_pooled(pathway, clips) for pathway in output], 1)
+    # Dimensions after the channels are time and space, if the layer has them.
+    flat = output.float().flatten(2).mean(2) if output.ndim > 2 else output.float()
+    # The first dimension is B, or B * T for a layer that runs on frames.
+    return flat.view(clips, -1, flat.shape[1]).mean(1)
 
 
 def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
-    """`geometry.linear_cka` of the layers that both have, as clean against attacked, or a model
-    against another.
+    """Return `geometry.linear_cka` of each layer that both have.
+
+    a and b are outputs of `by_layer`: of clean and attacked clips, or of two models.
     """
     return {name: geometry.linear_cka(a[name], b[name]) for name in a if name in b}
+
+
+# --- Measurement ---
 
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -130,74 +183,75 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def measure_sensitivity(
     backbone: Backbone, classify: Predict, clips: Batches, eps: Sequence[float], *, seed: int
 ) -> dict[str, Any]:
-    """Measure how a backbone's representation gives way at some Linf budgets.
+    """Measure how far attacks within several Linf budgets move a backbone's representation.
 
-    Medians over samples; pairs are of a sample and its successor in a batch. Attacks as published
-    (Petrov and Kwiatkowska 2022): 25 steps of 0.001 away, 10 toward, from random starts. Clips on
-    which logits, representation or gradient are NaN or infinite are left out, and `warnings` says
-    how many. Memory holds the pixels of one batch at a time.
+    Most measures are medians over samples. Pairs are a sample and its neighbour in the batch.
+    Attacks are those of Petrov and Kwiatkowska 2022: 25 steps of 0.001 away from the clean
+    representation, or 10 toward another one, from random starts.
+
+    Clips are left out if their logits, representation or gradient are NaN or infinite. Memory holds
+    the pixels of one batch at a time.
 
     Args:
-        backbone: in evaluation mode.
-        classify: logits, for the steepness of their cross-entropy.
-        clips: gives, each time it is called, the same batches of (x (B, C, T, H, W), labels (B,));
-            every sample is a candidate for being another's neighbour.
-        eps: Linf budgets, from small to large.
-        seed: of the random starts.
+        backbone: the encoder, in evaluation mode.
+        classify: returns logits; used for the gradient of their cross-entropy.
+        clips: returns the same batches each time it is called: x (B, C, T, H, W) and labels (B,).
+            Every sample is a candidate neighbour of the others.
+        eps: Linf budgets, in increasing order.
+        seed: seed of the random starts.
 
     Returns:
-        What a summary says: n, gradient_norm, and budgets, an entry each.
+        - n: number of measured clips.
+        - gradient_norm: median norm of the gradient.
+        - budgets: a dict of measures per budget.
+        - warnings: how many clips were left out, if any were.
 
     Raises:
-        UserError: for what is no logits, labels out of range, and fewer than two clips with finite
-            numbers.
+        UserError: for outputs that are not logits, labels out of range, and fewer than two clips
+            with finite numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    masks, steep, seen = _sound(backbone, classify, clips)
-    clean, layers = seen.joined()
-    places, budgets = torch.arange(len(clean), device=clean.device), []
+    # The clean clips decide which ones are measured, at all budgets.
+    masks, gradient_norms, clean_outputs = _measure_clean(backbone, classify, clips)
+    clean, layers = clean_outputs.joined()
+    budgets = []
     for budget in eps:
-        threat, between = ThreatModel("linf", budget), []
-        moved_clips = _Measured()
-        for (batch, _), good in zip(clips(), masks, strict=True):
-            x = batch if good.all() else batch[good]
-            if not len(x):
-                continue
-            moved_clips.add(backbone, displace(backbone, x, threat, generator=generator))
-            if len(x) > 1:
-                between.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
-        attacked, attacked_layers = moved_clips.joined()
-        moved = (attacked - clean).norm(dim=1)
-        margin = torch.cat(between) if between else clean.new_empty(0)
-        budgets.append(
-            {
-                "eps": budget,
-                "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
-                "relative_displacement": float(
-                    geometry.relative_displacement(moved, clean).median()
-                ),
-                "breakaway_risk": geometry.breakaway_risk(attacked, clean, places),
-                "nn_top1": geometry.neighbour_accuracy(attacked, clean, places, 1),
-                "nn_top5": geometry.neighbour_accuracy(attacked, clean, places, 5),
-                "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
-                "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
-                "cka": cka_by_layer(layers, attacked_layers),
-            }
-        )
-    lost = sum(int((~good).sum()) for good in masks)
-    left_out = [f"sensitivity: {lost} clips left out, {MODEL_FAULT}"]
-    found = {"n": len(clean), "gradient_norm": float(torch.cat(steep).median()), "budgets": budgets}
-    return found | ({"warnings": left_out} if lost else {})
+        threat = ThreatModel("linf", budget)
+        attacked, margins = _attack_all(backbone, clips, masks, threat, generator)
+        budgets.append({"eps": budget} | _compare(clean, layers, attacked, margins))
+    measured = {
+        "n": len(clean),
+        "gradient_norm": float(torch.cat(gradient_norms).median()),
+        "budgets": budgets,
+    }
+    left_out = sum(int((~mask).sum()) for mask in masks)
+    if left_out:
+        measured["warnings"] = [f"sensitivity: {left_out} clips left out, {MODEL_FAULT}"]
+    return measured
 
 
-def _sound(
+def _measure_clean(
     backbone: Backbone, classify: Predict, clips: Batches
-) -> tuple[list[Tensor], list[Tensor], "_Measured"]:
-    """Return of each batch (which clips have finite numbers, their gradient norms), and measure
-    them.
+) -> tuple[list[Tensor], list[Tensor], "_Outputs"]:
+    """Run clean clips through the model, and find those with finite numbers.
+
+    Args:
+        backbone: the encoder.
+        classify: returns logits.
+        clips: the batches, as in `measure_sensitivity`.
+
+    Returns:
+        By batch: masks of the clips with finite numbers; the gradient norms of these clips; and the
+        outputs of the backbone for them.
+
+    Raises:
+        UserError: as `measure_sensitivity` does.
     """
-    masks, steep, seen = [], [], _Measured()
+    masks = []
+    gradient_norms = []
+    clean = _Outputs()
     for x, labels in clips():
+        # Logits and representation must be finite, and so must the gradient.
         with torch.no_grad():
             try:
                 logits = checked_output(called(classify, x), len(x))
@@ -205,28 +259,96 @@ def _sound(
             except ValueError as error:
                 raise UserError(f"eval.sensitivity: {error}") from None
             encoded = called(backbone, x, "the backbone")
-            good = finite_logits(logits) & encoded.flatten(1).isfinite().all(1)
+            is_finite = finite_logits(logits) & encoded.flatten(1).isfinite().all(1)
         norms = gradient_norm(partial(_cross_entropy, classify, labels), x)
-        good &= norms.isfinite()
-        masks.append(good)
-        if good.any():
-            steep.append(norms[good])
-            seen.add(backbone, x if good.all() else x[good])
-    lost = sum(int((~good).sum()) for good in masks)
-    if lost and sum(int(good.sum()) for good in masks) < 2:
+        is_finite &= norms.isfinite()
+        masks.append(is_finite)
+        if is_finite.any():
+            gradient_norms.append(norms[is_finite])
+            clean.add(backbone, _kept(x, is_finite))
+    left_out = sum(int((~mask).sum()) for mask in masks)
+    if left_out and sum(int(mask.sum()) for mask in masks) < 2:
         raise UserError(
-            f"eval.sensitivity: distances need two clips, and {lost} have {MODEL_FAULT}; set it"
+            f"eval.sensitivity: distances need two clips, but {left_out} have {MODEL_FAULT}; set it"
             " to 0"
         )
-    return masks, steep, seen
+    return masks, gradient_norms, clean
+
+
+def _attack_all(
+    backbone: Backbone,
+    clips: Batches,
+    masks: Sequence[Tensor],
+    threat: ThreatModel,
+    generator: torch.Generator,
+) -> tuple["_Outputs", list[Tensor]]:
+    """Attack all clips within one budget.
+
+    Args:
+        backbone: the encoder.
+        clips: the batches, as in `measure_sensitivity`.
+        masks: the clips of each batch that are measured.
+        threat: the budget.
+        generator: generator of the random starts.
+
+    Returns:
+        Outputs of the backbone for the attacked clips; overlap margins of the pairs, by batch.
+    """
+    attacked = _Outputs()
+    margins = []
+    for (batch, _), mask in zip(clips(), masks, strict=True):
+        x = _kept(batch, mask)
+        if not len(x):
+            continue
+        attacked.add(backbone, displace(backbone, x, threat, generator=generator))
+        # A pair is a clip and the one before it; the first clip is paired with the last.
+        if len(x) > 1:
+            margins.append(overlap(backbone, x, x.roll(1, 0), threat, generator=generator))
+    return attacked, margins
+
+
+def _compare(
+    clean: Tensor,
+    layers: dict[str, Tensor],
+    attacked_outputs: "_Outputs",
+    margins: Sequence[Tensor],
+) -> dict[str, Any]:
+    """Return the measures of one budget.
+
+    Args:
+        clean: representations of the clean clips, (N, D).
+        layers: name of a layer -> its outputs for the clean clips, (N, D_l).
+        attacked_outputs: outputs for the attacked clips, in the same order.
+        margins: overlap margins of the pairs, by batch; none if no batch has two clips.
+    """
+    attacked, attacked_layers = attacked_outputs.joined()
+    index = torch.arange(len(clean), device=clean.device)
+    moved = (attacked - clean).norm(dim=1)
+    margin = torch.cat(list(margins)) if margins else clean.new_empty(0)
+    return {
+        "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
+        "relative_displacement": float(geometry.relative_displacement(moved, clean).median()),
+        "breakaway_risk": geometry.breakaway_risk(attacked, clean, index),
+        "nn_top1": geometry.neighbour_accuracy(attacked, clean, index, 1),
+        "nn_top5": geometry.neighbour_accuracy(attacked, clean, index, 5),
+        "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
+        "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
+        "cka": cka_by_layer(layers, attacked_layers),
+    }
+
+
+def _kept(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the clips of the mask, without a copy if these are all."""
+    return x if mask.all() else x[mask]
 
 
 def _cross_entropy(classify: Predict, labels: Tensor, x: Tensor) -> Tensor:
+    """Return the cross-entropy of each sample, (B,)."""
     return F.cross_entropy(checked_output(classify(x), len(x)).float(), labels, reduction="none")
 
 
-class _Measured:
-    """Representations of clips, and outputs of the layers, batch by batch."""
+class _Outputs:
+    """Collect a backbone's outputs batch by batch: representations, and those of its layers."""
 
     def __init__(self) -> None:
         self.encoded: list[Tensor] = []
@@ -234,11 +356,11 @@ class _Measured:
 
     @torch.no_grad()
     def add(self, backbone: Backbone, x: Tensor) -> None:
+        """Run a batch of clips through the backbone, and keep its outputs."""
         self.encoded.append(backbone(x).float())
         self.layers.append(by_layer(backbone.trunk, backbone, x))
 
     def joined(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return representations (N, D), and name -> outputs (N, D_l) of the layers."""
-        return torch.cat(self.encoded), {
-            name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]
-        }
+        """Return representations (N, D), and name of a layer -> its outputs (N, D_l)."""
+        layers = {name: torch.cat([f[name] for f in self.layers]) for name in self.layers[0]}
+        return torch.cat(self.encoded), layers

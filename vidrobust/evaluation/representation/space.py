@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import Predict
-from vidrobust.data import Record, eval_dataset, train_dataset
+from vidrobust.data import ClipDataset, Record, eval_dataset, train_dataset
 from vidrobust.evaluation.adversarial.targets import clip_units
 from vidrobust.evaluation.representation.geometry import describe
 from vidrobust.evaluation.representation.sensitivity import measure_sensitivity
@@ -20,7 +21,7 @@ from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
-ALIGNED = 1000  # test videos at most, of which two augmented views are compared
+ALIGNED = 1000  # largest number of test videos whose augmented views are compared
 
 
 def geometry_of(
@@ -30,11 +31,22 @@ def geometry_of(
     some: list[Record],
     device: torch.device,
 ) -> dict[str, Any] | None:
-    """Of the trained and of the random model: `describe` of the test videos' features, alignment of
-    views of `some`.
+    """Return the geometry of features under the trained and under the random weights.
+
+    Args:
+        cfg: its data, augment and eval options are used.
+        models: the trained and the random model, in evaluation mode.
+        queries: features of the test videos under each model.
+        some: videos of which two augmented views are compared, for the alignment.
+        device: device of the models.
+
+    Returns:
+        "trained" and "random" -> what `describe` returns; None on ranks other than the first.
     """
     if distributed.rank() > 0:
         return None
+    # The views are those of training, without corruptions. A video that does not decode is left
+    # out; training would replace it by another one.
     pairs = train_dataset(
         cfg.data, dataclasses.replace(cfg.augment, corruptions=[]), some, 2, cfg.seed
     )
@@ -49,40 +61,63 @@ def geometry_of(
         augmented=True,
     )
     return {
-        name: describe(asked.features, asked.labels, seen.features)
-        for name, asked, seen in zip(("trained", "random"), queries, views, strict=True)
+        name: describe(test.features, test.labels, pair.features)
+        for name, test, pair in zip(("trained", "random"), queries, views, strict=True)
     }
 
 
 def sensitivity_of(
     cfg: config.Config, model: Model, predict: Predict, some: list[Record], device: torch.device
 ) -> dict[str, Any] | None:
-    """How the representation of the centre clips of `some` gives way; None for none.
+    """Measure the sensitivity of the representation on the centre clips of some videos.
 
-    Raises UserError where fewer than two decode.
+    Args:
+        cfg: its data and eval options, and the seed, are used.
+        model: the trained model, in evaluation mode.
+        predict: the classifier.
+        some: the videos.
+        device: device of the model.
+
+    Returns:
+        What `measure_sensitivity` returns; None for no videos, and on ranks other than the first.
+
+    Raises:
+        UserError: if fewer than two videos decode.
     """
     if not some or distributed.rank() > 0:
         return None
     log.info(f"sensitivity of {len(some)} clips at {len(cfg.eval.sensitivity_eps)} budgets")
-    numbers = list(range(len(some)))
-    batches = [
-        numbers[i : i + cfg.eval.batch_size] for i in range(0, len(some), cfg.eval.batch_size)
-    ]
     dataset = eval_dataset(cfg.data, some, 1)
+    clips = partial(_read_clips, cfg, dataset, predict, device)
+    budgets = sorted(cfg.eval.sensitivity_eps)
+    return measure_sensitivity(model.backbone, predict, clips, budgets, seed=cfg.seed)
 
-    def clips() -> Iterator[tuple[Tensor, Tensor]]:
-        """Decode anew for each budget: the pixels of all clips would not fit."""
-        decoded = 0
-        for unit in clip_units(predict, dataset, batches, cfg.data.workers, device):
-            decoded += len(unit.uids)
-            if unit.uids:
-                yield unit.x, unit.labels
-        if decoded < 2:
-            raise UserError(
-                "eval.sensitivity: distances need two clips, and fewer of the test list decode; set"
-                " it to 0"
-            )
 
-    return measure_sensitivity(
-        model.backbone, predict, clips, sorted(cfg.eval.sensitivity_eps), seed=cfg.seed
-    )
+def _read_clips(
+    cfg: config.Config, dataset: ClipDataset, predict: Predict, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of clips and labels.
+
+    Clips are decoded again for each budget, as the pixels of all of them would not fit in memory.
+
+    Args:
+        cfg: its batch size and number of workers are used.
+        dataset: the clips.
+        predict: the classifier.
+        device: device that the clips are moved to.
+
+    Raises:
+        UserError: if fewer than two videos decode.
+    """
+    batch_size = cfg.eval.batch_size
+    numbers = list(range(len(dataset.records)))
+    batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+    decoded = 0
+    for unit in clip_units(predict, dataset, batches, cfg.data.workers, device):
+        decoded += len(unit.uids)
+        if unit.uids:
+            yield unit.x, unit.labels
+    if decoded < 2:
+        raise UserError(
+            "eval.sensitivity: distances need two clips, but fewer test videos decode; set it to 0"
+        )

@@ -25,8 +25,8 @@ def acl(
     Args:
         batch: two views.
         weight: 1 in ACL; it grows in DynACL.
-        invariance: AIR's loss of (z1, z2, a1, a2, z of the original); its code does not halve the
-            other two.
+        invariance: AIR's loss of (z1, z2, a1, a2, z of the original clip). AIR's code does not
+            halve ACL's two losses, so that they are not halved with it.
     """
     clean = batch.clean_loss()
     pairs = _both_attacked(batch)
@@ -37,8 +37,8 @@ def acl(
         return parts
     assert batch.original is not None
     z = batch.model(batch.original)
-    more = average([invariance(batch.z(0), batch.z(1), *pair, z) for pair in pairs])
-    return parts | {"loss": both + more, "loss_invariance": more}
+    terms = average([invariance(batch.z(0), batch.z(1), *pair, z) for pair in pairs])
+    return parts | {"loss": both + terms, "loss_invariance": terms}
 
 
 def a2a(batch: ViewBatch) -> dict[str, Tensor]:
@@ -51,8 +51,8 @@ def a2a(batch: ViewBatch) -> dict[str, Tensor]:
 def a2s(batch: ViewBatch) -> dict[str, Tensor]:
     """Return the loss of ACL's adversarial-to-standard variant: L(a1, z2).
 
-    a1 goes through the adversarial branch. That the attack maximises the loss that is learned is
-    our reading; the paper does not say.
+    a1 goes through the adversarial branch. The paper does not say what the attack maximises; here
+    it is the loss that is learned.
     """
 
     def make_loss(model: Model) -> Loss:
@@ -61,8 +61,8 @@ def a2s(batch: ViewBatch) -> dict[str, Tensor]:
         return lambda x: batch.loss([model(x), other], (0, 1))
 
     z2 = batch.z(1)
-    made = batch.attack(batch.views[0], make_loss)
-    pairs = [[batch.embed(view), z2] for view in made]
+    adv_views = batch.attack(batch.views[0], make_loss)
+    pairs = [[batch.embed(view), z2] for view in adv_views]
     adv = average([batch.loss(pair, (0, 1), adversarial=(0,)) for pair in pairs])
     return {"loss": adv, "loss_adv": adv}
 
@@ -71,10 +71,11 @@ def _both_attacked(batch: ViewBatch) -> list[tuple[Tensor, Tensor]]:
     """Return a1, a2 (B, D) for each threat: both views maximise NT-Xent of the pair together."""
 
     def make_loss(model: Model | SplitEncoder) -> Loss:
-        return lambda x: batch.anchors(model(x).chunk(2), (0, 1))
+        return lambda x: batch.anchor_losses(model(x).chunk(2), (0, 1))
 
     pairs = []
     for view in batch.attack(torch.cat(batch.views[:2]), make_loss, batch.joint):
+        # one pass of both where clean views are one pass, otherwise a pass each
         if batch.joint is not None:
             a1, a2 = through(batch.joint, view, batch.joint).chunk(2)
         else:
@@ -85,12 +86,12 @@ def _both_attacked(batch: ViewBatch) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _pairing(options: config.Adversary, invariance: Invariance | None) -> Pairing:
+def _pairing(options: config.AdversaryConfig, invariance: Invariance | None) -> Pairing:
     one_sided: dict[str, Pairing] = {"a2a": a2a, "a2s": a2s}
     return one_sided.get(options.pairing) or partial(acl, invariance=invariance)
 
 
-def _refusal(options: config.Method) -> str:
+def _refusal(options: config.MethodConfig) -> str:
     a = options.adversary
     if a.pairing == "a2a" and a.combine == "branches":
         return (
@@ -115,6 +116,9 @@ SPEC = AdversarySpec(
     branches=lambda options: () if options.pairing == "a2a" else branch_per_threat(options),
     two_clips=True,
     uses_original=lambda options: bool(options.sir or options.air),
+    takes_air=lambda options: options.pairing == "ds",
+    mixed=lambda options: options.pairing == "a2s",
+    skips_weights=lambda options: options.pairing != "ds",
     measured="adv",
     fixed=frozenset({"pairing"}),
     refusal=_refusal,

@@ -1,6 +1,7 @@
 """AdvCL: four views, pseudo-labels, three norm branches (Fan et al., NeurIPS 2021)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,117 +11,151 @@ from vidrobust import config
 from vidrobust.attacks import Loss
 from vidrobust.data import Record
 from vidrobust.losses.cosine import full_precision
-from vidrobust.losses.info_nce import Hardness
-from vidrobust.methods.adversarial.a_info_nce import asymmetry_of, hardness_of
 from vidrobust.methods.adversarial.adversary import Adversary
 from vidrobust.methods.adversarial.view_batch import ViewBatch, average, through
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
-from vidrobust.methods.simclr import AdversarialSimCLR
+from vidrobust.methods.simclr import (
+    AdversarialSimCLR,
+    LossSettings,
+    ViewSettings,
+    loss_settings,
+)
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts
 from vidrobust.models import Backbone, Model
 from vidrobust.utils.errors import UserError
 
 
-class AdvCL(AdversarialSimCLR):
-    """SupCon's loss over [x_adv, x1, x2, x_high], all positives of each other, + weight *
-    cross-entropy of x_ce.
+@dataclass(frozen=True)
+class AdvCLSettings:
+    """Settings of what AdvCL adds to SupCon's loss.
 
-    x is the clip of x1 before augmentation, moved by `augment.original_shift`. x_high: its frames
-    without the low frequencies of their Fourier transforms. x_adv raises the contrastive loss from
-    x (branch "adv"); x_ce raises the cross-entropy of pseudo-labels from x (branch "adv_ce"), a
-    linear head on the trunk for each granularity, averaged. The pseudo-labels are clusters of a
-    clean teacher's features.
+    Attributes:
+        clusters: of pseudo-labels, one count per granularity.
+        ce_weight: weight of the cross-entropy.
+        radius: frequencies below it are removed from the high-frequency view, in cycles per frame.
+    """
+
+    clusters: Sequence[int] = (2, 10, 50, 100, 500)
+    ce_weight: float = 0.2
+    radius: float = 8.0
+
+
+class AdvCL(AdversarialSimCLR):
+    """AdvCL: a contrastive loss over four views, and the cross-entropy of pseudo-labels.
+
+    The loss is SupCon's over [x_adv, x1, x2, x_high], all positives of each other, + ce_weight
+    times the cross-entropy of x_ce.
+
+    - x is the clip of x1 before augmentation, shifted by `augment.original_shift`.
+    - x_high: x without the low frequencies of the Fourier transform of each frame.
+    - x_adv maximises the contrastive loss, beginning at x (branch "adv").
+    - x_ce maximises the cross-entropy of pseudo-labels, beginning at x (branch "adv_ce"). There is
+      a linear head on the backbone for each granularity, and their losses are averaged.
+    - Pseudo-labels are clusters of a clean teacher's features.
     """
 
     wants_teacher = True
     teacher: Backbone
+    pseudo: PseudoLabels
 
     def __init__(
         self,
         model: Model,
-        temperature: float,
+        loss: LossSettings,
         adversary: Adversary,
         ce_adversary: Adversary,
-        counts: Sequence[int] = (2, 10, 50, 100, 500),
         removal: Removal | None = None,
         *,
-        weight: float = 0.2,
-        radius: float = 8.0,
-        chunk: int = 0,
-        asymmetry: tuple[float, float] | None = None,
-        hard: Hardness | None = None,
+        settings: AdvCLSettings = AdvCLSettings(),
         joint: bool = False,
-        scale: float = 1.0,
     ) -> None:
-        super().__init__(
-            model,
-            temperature,
-            adversary,
-            removal,
-            pairing=self._pair,
-            chunk=chunk,
-            asymmetry=asymmetry,
-            hard=hard,
-            original=True,
-            joint=joint,
-            scale=scale,
-        )
-        self.ce_adversary, self.weight, self.radius = ce_adversary, weight, radius
-        self.pseudo: PseudoLabels = PseudoLabels(counts, "method.adversary.clusters")
-        self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in self.pseudo.counts)
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and projector, with the branches "adv" and "adv_ce".
+            loss: settings of the contrastive loss.
+            adversary: makes x_adv.
+            ce_adversary: makes x_ce.
+            removal: of false negatives.
+            settings: of pseudo-labels and the high-frequency view.
+            joint: x1 and x2 are one batch for the norms.
+        """
+        views = ViewSettings(joint=joint, original=True)
+        super().__init__(model, loss, adversary, removal, pairing=self._pair, views=views)
+        self.ce_adversary = ce_adversary
+        self.settings = settings
+        self.pseudo = PseudoLabels(settings.clusters, "method.adversary.clusters")
+        self.heads = nn.ModuleList(nn.Linear(model.backbone.dim, k) for k in settings.clusters)
 
     def prepare(self, records: Sequence[Record]) -> None:
+        """Get ready for the first step, with room for pseudo-labels."""
         super().prepare(records)
-        self.pseudo.know(len(records))
+        self.pseudo.set_videos(len(records))
 
-    def looks_with(self) -> Backbone:
+    def backbone_to_cluster(self) -> Backbone:
+        """Return the teacher, whose features become pseudo-labels."""
         return self.teacher
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        parts = super().forward(views, ids, labels)
-        known = self.pseudo(ids)
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, 3 + M, C, T, H, W) in [0, 1]: x1, x2, x and M non-semantic negatives.
+            ids: (B,), one per video.
+            labels: (B,), not used.
+            progress: fraction of training done.
+        """
+        parts = super().forward(views, ids, labels, progress)
+        pseudo_labels = self.pseudo(ids)
 
         def loss(x: Tensor) -> Tensor:
-            return self._cross_entropy(self.model.backbone(x), known)
+            return self._cross_entropy(self.model.backbone(x), pseudo_labels)
 
-        made = self.ce_adversary.views(self.model, lambda model: loss, views[:, 2], self.progress)
-        ce = average([through(self.model, view, loss) for view in made])
-        self.ce_adversary.budget.saw(ce)
-        return parts | {"loss": parts["loss"] + self.weight * ce, "loss_ce": ce}
+        x = views[:, 2]
+        adv_views = self.ce_adversary.views(self.model, lambda model: loss, x, progress)
+        ce = average([through(self.model, view, loss) for view in adv_views])
+        self.ce_adversary.budget.record(ce)
+        return parts | {"loss": parts["loss"] + self.settings.ce_weight * ce, "loss_ce": ce}
 
     def _pair(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Return the contrastive loss of the four views: a pairing."""
         assert batch.original is not None
         x = batch.original
-        high = high_pass(x, self.radius)
-        like = (0, 0, 1, 0)
+        high = high_pass(x, self.settings.radius)
+        like = (0, 0, 1, 0)  # x_adv, x1, x2, x_high: which clean view each is a version of
 
         def make_loss(model: Model) -> Loss:
             with torch.no_grad(), model.use_branch("clean"):
                 others = [model(other) for other in (*batch.views, high)]
-            return lambda v: batch.loss([model(v), *others], like)
+            return lambda x: batch.loss([model(x), *others], like)
 
         clean = [batch.z(0), batch.z(1), batch.model(high)]
-        made = batch.attack(x, make_loss)
-        rows = [[batch.embed(view), *clean] for view in made]
+        adv_views = batch.attack(x, make_loss)
+        rows = [[batch.embed(view), *clean] for view in adv_views]
         adv = average([batch.loss(row, like, adversarial=(0,)) for row in rows])
         return {"loss": adv, "loss_adv": adv}
 
-    def _cross_entropy(self, features: Tensor, known: Tensor) -> Tensor:
-        """(B,): the mean over granularities; videos without a pseudo-label have none."""
-        losses = [
-            F.cross_entropy(
-                full_precision(head(features)), known[:, g], reduction="none", ignore_index=-1
-            )
-            for g, head in enumerate(self.heads)
-        ]
+    def _cross_entropy(self, features: Tensor, pseudo_labels: Tensor) -> Tensor:
+        """Return the mean over granularities, (B,), 0 for videos without a pseudo-label."""
+        losses = []
+        for g, head in enumerate(self.heads):
+            logits = full_precision(head(features))
+            target = pseudo_labels[:, g]
+            losses.append(F.cross_entropy(logits, target, reduction="none", ignore_index=-1))
         return torch.stack(losses).mean(0)
 
 
 def high_pass(x: Tensor, radius: float) -> Tensor:
-    """Return frames (..., H, W) without frequencies nearer to 0 than `radius`, in cycles a frame.
+    """Return frames without low frequencies, which may be outside of [0, 1].
 
-    It may leave [0, 1].
+    Frequencies at the radius are kept, as in the released code.
+
+    Args:
+        x: (..., H, W).
+        radius: frequencies below it are removed, in cycles per frame.
     """
     height, width = x.shape[-2:]
     rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
@@ -136,29 +171,23 @@ def _build(parts: Parts) -> AdvCL:
             "method.adversary.name=advcl: two clips a video, and the model's own eye for false "
             "negatives"
         )
-    model = parts.model("projector")
+    model = parts.model()
     first = parts.attack("adv")
     second = parts.attack("adv_ce")
     assert first is not None
     assert second is not None
     return AdvCL(
         model,
-        options.temperature,
+        loss_settings(options),
         first,
         second,
-        a.clusters,
         parts.removal(2 * (parts.batch_size - 1)),
-        weight=a.ce_weight,
-        radius=a.radius,
-        chunk=options.chunk,
-        asymmetry=asymmetry_of(options),
-        hard=hardness_of(options),
+        settings=AdvCLSettings(a.clusters, a.ce_weight, a.radius),
         joint=options.joint_views,
-        scale=options.loss_scale,
     )
 
 
-def _refusal(options: config.Method) -> str:
+def _refusal(options: config.MethodConfig) -> str:
     if options.adversary.combine == "branches":
         return (
             "method.adversary.combine=branches: advcl's branches are of its two attacks; set "
@@ -172,6 +201,8 @@ SPEC = AdversarySpec(
     costs={"": Cost(forward=3, attack=2, learned=(1, 1, 1, 1, 1), train_mode=True)},
     build=_build,
     options=frozenset({"clusters", "ce_weight", "radius"}),
+    uses=lambda options: frozenset({"teacher"}),
+    mixed=lambda options: True,
     steps=5,
     step=0.25,
     random_start=True,

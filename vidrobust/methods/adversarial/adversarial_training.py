@@ -13,235 +13,283 @@ from vidrobust.methods.adversarial.adversary import (
     Adversary,
     in_mode,
     rank_generator,
-    selection,
+    selector_loss,
 )
 from vidrobust.methods.adversarial.overfitting import OverfittingWatch
 from vidrobust.methods.adversarial.view_batch import average, through
+from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
-from vidrobust.methods.supervised import Supervised, cross_entropy
+from vidrobust.methods.supervised import Supervised, cross_entropy, pseudo_labels_of
 from vidrobust.models import Model
 from vidrobust.utils import distributed
 
 
 class AdversarialTraining(Supervised):
-    """Cross-entropy of adversarial clips: PGD training (Madry et al., ICLR 2018), and "fast", FGSM
-    from a random start with a step of 1.25 eps (Wong et al., ICLR 2020), by what the adversary's
-    steps are.
+    """Cross-entropy of adversarial clips, whose steps the adversary decides.
 
-    Where each threat has its own norm branch (Lo and Patel 2021; METHODS section 6.1), clean clips
-    are one more kind, of the clean branch, and the loss is the mean over all kinds.
+    With several steps it is PGD training (Madry et al., ICLR 2018). With one step of 1.25 eps from
+    a random start it is "fast" training by FGSM (Wong et al., ICLR 2020). Where each threat has its
+    own norm branch (Lo and Patel 2021), clean clips are one more kind, of the clean branch, and the
+    loss is the mean over all kinds.
     """
+
+    adversary: Adversary
 
     def __init__(
         self,
         model: Model,
         adversary: Adversary,
-        clusters: int = 0,
+        pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
-        *,
-        unit: bool = True,
     ) -> None:
-        super().__init__(model, clusters, head_first, unit=unit)
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and linear head.
+            adversary: makes adversarial clips.
+            pseudo: as in `Supervised`.
+            head_first: as in `Supervised`.
+        """
+        super().__init__(model, pseudo, head_first)
         self.adversary = adversary
-        # more steps than one do not overfit so; each threat of several would have to be looked at
+        # Several steps do not overfit in this way. With several threats, each would have to be
+        # compared.
         watched = adversary.steps == 1 and len(adversary.threats) == 1
         self.watch = OverfittingWatch() if watched else None
 
     def start_epoch(self) -> None:
+        """Ask the watch for a measurement."""
         super().start_epoch()
         if self.watch is not None:
-            self.watch.due = True
+            self.watch.start_epoch()
 
     def report(self, last: bool = False) -> dict[str, float]:
+        """Return numbers of the epoch that has ended, with those of the watch."""
         return super().report(last) | ({} if self.watch is None else self.watch.report())
 
-    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """x (B, C, T, H, W) in [0, 1], labels (B,) -> {"loss": (B,), and its parts}."""
+    def losses(self, x: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
 
-        def loss(v: Tensor) -> Tensor:
-            return cross_entropy(self.model(v), labels)
+        Args:
+            x: (B, C, T, H, W) in [0, 1].
+            labels: (B,), -1 for none.
+            progress: fraction of training done.
+        """
 
-        made = self.adversary.views(self.model, lambda model: loss, x, self.progress)
+        def loss(x: Tensor) -> Tensor:
+            return cross_entropy(self.model(x), labels)
+
+        adv_views = self.adversary.views(self.model, lambda model: loss, x, progress)
         if self.watch is not None and self.watch.due and self.training:
-            self._look(self.watch, made[0], x, labels)
-        losses = [through(self.model, view, loss) for view in made]
+            self._measure(self.watch, adv_views[0], x, labels)
+        losses = [through(self.model, view, loss) for view in adv_views]
         adv = average(losses)
         clean = [loss(x)] if self.adversary.combine == "branches" else []
-        return self.told(x, made, {"loss": average([*clean, *losses]), "loss_adv": adv})
+        parts = {"loss": average([*clean, *losses]), "loss_adv": adv}
+        return self.with_selector(x, adv_views, parts)
 
-    def _look(
+    def _measure(
         self, watch: OverfittingWatch, own: AdversarialView, x: Tensor, labels: Tensor
     ) -> None:
-        """Show the watch a batch under the training's attack and under ten steps of PGD, in eval
-        mode.
+        """Measure a batch under the training's attack and under ten steps of PGD, in eval mode.
+
+        Args:
+            watch: records both accuracies.
+            own: the clips under the training's attack.
+            x: the clean clips (B, C, T, H, W) in [0, 1].
+            labels: (B,), -1 for none.
         """
         adversary = self.adversary
         threat = adversary.threats[0]
-        threat = replace(threat, eps=threat.eps * adversary.budget.now)
+        threat = replace(threat, eps=threat.eps * adversary.budget.current)
         pgd = Adversary([threat], steps=10, step=0.25, random_start=True, branches=[own.branch])
 
-        def loss(v: Tensor) -> Tensor:
-            return cross_entropy(self.model(v), labels)
+        def loss(x: Tensor) -> Tensor:
+            return cross_entropy(self.model(x), labels)
 
-        # training goes on with the random numbers that it would have had
+        # training continues with the random numbers that it would have had without the measurement
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             (view,) = pgd.views(self.model, lambda model: loss, x, 1.0)
+        labelled = (labels >= 0).float()
+        accuracies = []
         with torch.no_grad(), in_mode(self.model, False):
-            right = [
-                through(self.model, each, self.model).argmax(1) == labels for each in (own, view)
-            ]
-        known = (labels >= 0).float()
-        shares = [(found * known).sum() / known.sum().clamp(min=1) for found in right]
-        watch.saw(*map(distributed.mean, shares))
+            for attacked in (own, view):
+                right = through(self.model, attacked, self.model).argmax(1) == labels
+                fraction = (right * labelled).sum() / labelled.sum().clamp(min=1)
+                accuracies.append(distributed.mean(fraction))
+        watch.record(*accuracies)
 
-    def told(
-        self, x: Tensor, made: list[AdversarialView], parts: dict[str, Tensor]
+    def with_selector(
+        self, x: Tensor, adv_views: list[AdversarialView], parts: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The parts, with the selector's; the budget is told of the adversarial loss."""
-        self.adversary.budget.saw(parts["loss_adv"])
-        chosen = selection(self.model, x, made)
-        return (
-            parts
-            if chosen is None
-            else parts | {"loss": parts["loss"] + chosen, "loss_selector": chosen}
-        )
+        """Return the parts with the loss of the norm selector, and record the adversarial loss.
+
+        Args:
+            x: the clean clips (B, C, T, H, W) in [0, 1].
+            adv_views: their adversarial views.
+            parts: of the loss.
+        """
+        self.adversary.budget.record(parts["loss_adv"])
+        choice = selector_loss(self.model, x, adv_views)
+        if choice is None:
+            return parts
+        return parts | {"loss": parts["loss"] + choice, "loss_selector": choice}
 
 
 class Trades(AdversarialTraining):
-    """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(f(x) || f(x_adv)), where x_adv raises
-    that divergence.
+    """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(f(x) || f(x_adv)).
 
-    At x itself it has no gradient: the attack begins at a random point of the budget (the released
-    code: at x + 0.001 times normal noise).
+    x_adv maximises the divergence. The divergence has no gradient at x itself, so that the attack
+    begins at a random point of the budget (in the released code at x + 0.001 times normal noise).
     """
 
     def __init__(
         self,
         model: Model,
         adversary: Adversary,
-        clusters: int = 0,
+        pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
         *,
         beta: float = 6.0,
-        unit: bool = True,
     ) -> None:
-        super().__init__(model, adversary, clusters, head_first, unit=unit)
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and linear head.
+            adversary: makes adversarial clips.
+            pseudo: as in `Supervised`.
+            head_first: as in `Supervised`.
+            beta: weight of the divergence.
+        """
+        super().__init__(model, adversary, pseudo, head_first)
         self.beta = beta
 
-    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """As `AdversarialTraining`'s."""
+    def losses(self, x: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            x: (B, C, T, H, W) in [0, 1].
+            labels: (B,), -1 for none.
+            progress: fraction of training done.
+        """
 
         def make_loss(model: Model) -> Loss:
             with torch.no_grad(), model.use_branch("clean"):
-                clean = full_precision(model(x))
-            return lambda v: divergence(clean, full_precision(model(v)))
+                clean_logits = full_precision(model(x))
+            return lambda v: divergence(clean_logits, full_precision(model(v)))
 
-        def robust(v: Tensor) -> Tensor:
-            return divergence(logits, full_precision(self.model(v)))
-
-        made = self.adversary.views(self.model, make_loss, x, self.progress)
+        adv_views = self.adversary.views(self.model, make_loss, x, progress)
         logits = full_precision(self.model(x))
         clean = cross_entropy(logits, labels)
-        adv = average([through(self.model, view, robust) for view in made])
-        return self.told(
-            x, made, {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
-        )
+        adv_logits = [through(self.model, view, self.model) for view in adv_views]
+        adv = average([divergence(logits, full_precision(each)) for each in adv_logits])
+        parts = {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
+        return self.with_selector(x, adv_views, parts)
 
 
 class Free(AdversarialTraining):
-    """Free adversarial training (Shafahi et al., NeurIPS 2019): each batch is taken `replays`
-    times, and one backward pass gives the gradient of the weights and that of the perturbation,
-    which then makes a step of eps.
+    """Free adversarial training (Shafahi et al., NeurIPS 2019).
 
-    The perturbation begins at a random point with each batch; the published code carries it over
-    from the last one.
+    Each batch is taken `replays` times. One backward pass gives the gradient of the weights and
+    that of the perturbation, which then makes a step of eps. The perturbation begins at a random
+    point with each batch; the published code continues with that of the last batch.
     """
 
     def __init__(
         self,
         model: Model,
         adversary: Adversary,
-        clusters: int = 0,
+        pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
         *,
         replays: int = 4,
-        unit: bool = True,
     ) -> None:
-        super().__init__(model, adversary, clusters, head_first, unit=unit)
-        if len(adversary.threats) != 1 or adversary.threats[0].support not in (
-            "dense",
-            "tube",
-            "flicker",
-        ):
+        """Set the parts of the method.
+
+        Args:
+            model: backbone and linear head.
+            adversary: has the threat and the schedule of eps.
+            pseudo: as in `Supervised`.
+            head_first: as in `Supervised`.
+            replays: optimizer steps per batch.
+
+        Raises:
+            ValueError: for several threats, and for a support other than dense, tube and flicker.
+        """
+        super().__init__(model, adversary, pseudo, head_first)
+        supports = [threat.support for threat in adversary.threats]
+        if len(supports) != 1 or supports[0] not in ("dense", "tube", "flicker"):
             raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
         self.replays = replays
-        self._turn = 0
+        self._replay = 0  # of the current batch
 
-    def losses(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """As `AdversarialTraining`'s, of the next of a batch's replays; the backward pass moves the
-        perturbation.
+    def losses(self, x: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts}; the backward pass also moves the perturbation.
+
+        Args:
+            x: (B, C, T, H, W) in [0, 1], the same in all replays.
+            labels: (B,), -1 for none.
+            progress: fraction of training done.
         """
-        if self._turn == 0:
+        if self._replay == 0:
             threat = self.adversary.threats[0]
-            self._threat = replace(
-                threat, eps=threat.eps * self.adversary.budget.share(self.progress)
-            )
+            eps = threat.eps * self.adversary.budget.fraction(progress)
+            self._threat = replace(threat, eps=eps)
             self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
             self._delta = self._ball.random(rank_generator(x.device))
-        self._turn = (self._turn + 1) % self.replays
+        self._replay = (self._replay + 1) % self.replays
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
-        self.adversary.verify(self._threat, x, x_adv.detach())
+        self.adversary.require_in_budget(self._threat, x, x_adv.detach())
         if torch.is_grad_enabled():
             x_adv.register_hook(self._move)
         loss = cross_entropy(self.model(x_adv), labels)
-        if self._turn == 0:  # the last of its replays
-            self.adversary.budget.saw(loss)
+        if self._replay == 0:  # the last one of this batch
+            self.adversary.budget.record(loss)
         return {"loss": loss, "loss_adv": loss}
 
     @torch.no_grad()
     def _move(self, gradient: Tensor) -> None:
+        """Take a step of eps with the perturbation."""
         ball = self._ball
-        step = ball.ascend(ball.pull(gradient, self._delta), ball.eps, self._delta)
-        before, self._delta = self._delta, ball.project(self._delta + step)
-        self.adversary.tell(self._threat.kind, before, self._delta, gradient.norm())
+        before = self._delta
+        step = ball.ascend(ball.pull(gradient, before), ball.eps, before)
+        self._delta = ball.project(before + step)
+        kind = self._threat.kind
+        self.adversary.warn_without_effect(kind, before, self._delta, gradient.norm())
 
 
-def divergence(logits: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(adversarial)) of (B, K), (B, K) -> (B,), with gradient to
-    both.
+def divergence(logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """Return KL(softmax(logits) || softmax(adv_logits)) of (B, K) each, (B,).
+
+    Gradient reaches both.
     """
-    log_p, log_q = logits.log_softmax(1), adversarial.log_softmax(1)
+    log_p = logits.log_softmax(1)
+    log_q = adv_logits.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def _common(parts: Parts) -> tuple[Model, Adversary, int, float]:
+def _shared_arguments(parts: Parts) -> tuple[Model, Adversary, PseudoLabels | None, float]:
     """Return the arguments that all methods of this file share, in order."""
     options = parts.options
-    model = parts.model("linear", options.clusters or parts.classes)
+    model = parts.model(options.clusters or parts.classes)
     adversary = parts.attack()
     assert adversary is not None
-    return model, adversary, options.clusters, options.head_first
-
-
-def _unit(parts: Parts) -> bool:
-    return parts.options.clusters_metric == "cosine"
+    return model, adversary, pseudo_labels_of(options), options.head_first
 
 
 def _build_training(parts: Parts) -> AdversarialTraining:
-    return AdversarialTraining(*_common(parts), unit=_unit(parts))
+    return AdversarialTraining(*_shared_arguments(parts))
 
 
 def _build_trades(parts: Parts) -> Trades:
-    beta = parts.options.adversary.beta
-    return Trades(*_common(parts), beta=beta, unit=_unit(parts))
+    return Trades(*_shared_arguments(parts), beta=parts.options.adversary.beta)
 
 
 def _build_free(parts: Parts) -> Free:
-    replays = parts.options.adversary.replays
-    return Free(*_common(parts), replays=replays, unit=_unit(parts))
+    return Free(*_shared_arguments(parts), replays=parts.options.adversary.replays)
 
 
-def _free_refusal(options: config.Method) -> str:
+def _free_refusal(options: config.MethodConfig) -> str:
     a = options.adversary
     supports = [parse_threat(name).support for name in a.threats]
     moved_whole = all(support in ("dense", "tube", "flicker") for support in supports)

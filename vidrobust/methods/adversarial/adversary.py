@@ -1,4 +1,4 @@
-"""Make adversarial views in training."""
+"""Adversary: make adversarial views in training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,14 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidrobust.attacks import Loss, ThreatModel, contains, pgd
 from vidrobust.losses.cosine import full_precision
-from vidrobust.methods.adversarial.eps_schedule import Budget
+from vidrobust.methods.adversarial.eps_schedule import EpsSchedule
 from vidrobust.models import Model, branch_names
 from vidrobust.utils import distributed
 from vidrobust.utils.logging import log
 
 
 class Encoder(Protocol):
-    """What an attack goes through: a Model, or two that embed half of a batch each."""
+    """What an attack differentiates: a `Model`, or a `SplitEncoder` of two models."""
 
     def use_branch(self, branch: str) -> AbstractContextManager[None]: ...
 
@@ -29,28 +29,24 @@ class Encoder(Protocol):
 
 
 EncoderType = TypeVar("EncoderType", bound=Encoder)
-MakeLoss = Callable[[Any], Loss]  # encoder as the attack uses it -> the loss that it maximises
+MakeLoss = Callable[[Any], Loss]  # encoder in the attack's mode and branch -> loss to maximise
 
 
 @dataclass(frozen=True)
 class AdversarialView:
-    """x_adv (N, C, T, H, W) in [0, 1], and the norm branch that it goes through."""
+    """An adversarial view and its norm branch.
+
+    Attributes:
+        x: (N, C, T, H, W) in [0, 1].
+        branch: name of the norm branch that it goes through.
+    """
 
     x: Tensor
     branch: str
 
 
 class Adversary(nn.Module):
-    """Makes adversarial views of clips, on the model as it is.
-
-    threats: what the perturbation may be. steps, step, random_start: of PGD, whose last iterate is
-    taken; a step is a share of eps, None is 2.5 / steps. train_mode: norms use the batch's
-    statistics in the attack, or, in eval mode, the running ones; neither moves these. combine: of
-    several threats, the loss is averaged over all views ("average"), each clip takes the view of
-    the largest loss ("worst"), or each threat has its own norm branch and the loss is averaged
-    ("branches"). branches: one, or for "branches" one a threat. budget: how eps goes through
-    training. Raises ValueError for other arguments.
-    """
+    """Makes adversarial views of clips by PGD, whose last iterate is taken."""
 
     def __init__(
         self,
@@ -62,28 +58,49 @@ class Adversary(nn.Module):
         train_mode: bool = False,
         combine: str = "average",
         branches: Sequence[str] = ("adv",),
-        budget: Budget | None = None,
+        budget: EpsSchedule | None = None,
     ) -> None:
+        """Set the attack.
+
+        Args:
+            threats: what the perturbation may be.
+            steps: PGD steps, at least 1.
+            step: step size as a fraction of eps; None: 2.5 / steps, and 1 for one step from the
+                clip itself.
+            random_start: begin at a random point of the budget, not at the clip.
+            train_mode: norms use batch statistics in the attack; otherwise running statistics.
+                Running statistics do not change in either case.
+            combine: with several threats, "average" averages the loss over all views, "worst"
+                keeps for each clip the view with the largest loss, and "branches" gives each threat
+                a norm branch and averages the loss.
+            branches: names of norm branches: one, or one per threat with "branches".
+            budget: schedule of eps; None: constant.
+
+        Raises:
+            ValueError: for other values.
+        """
         super().__init__()
         if steps < 1 or combine not in ("average", "worst", "branches"):
             raise ValueError(
-                f"steps={steps}, combine={combine!r}: one step at least; average, worst or branches"
+                f"steps={steps}, combine={combine!r}: use at least one step, and average, worst "
+                "or branches"
             )
         if combine == "branches" and len(branches) != len(threats):
             raise ValueError(
-                f"{len(threats)} threats have {len(branches)} branches; one each, where they are"
-                " combined so"
+                f"branches={list(branches)}: combine='branches' needs one branch for each of the "
+                f"{len(threats)} threats"
             )
-        self.threats, self.steps, self.step, self.random_start = (
-            tuple(threats),
-            steps,
-            step,
-            random_start,
-        )
-        self.train_mode, self.combine, self.branches = train_mode, combine, tuple(branches)
-        self.budget = budget or Budget()
-        self.verified: set[str] = set()  # threats whose first views obeyed
-        self.told: set[str] = set()  # threats whose first attack was looked at
+        self.threats = tuple(threats)
+        self.steps = steps
+        self.step = step
+        self.random_start = random_start
+        self.train_mode = train_mode
+        self.combine = combine
+        self.branches = tuple(branches)
+        self.budget = budget or EpsSchedule()
+        # kinds of threats whose first views were checked: within the budget, and with an effect
+        self._checked_budget: set[str] = set()
+        self._checked_effect: set[str] = set()
 
     @property
     def starts_at_x(self) -> bool:
@@ -91,8 +108,8 @@ class Adversary(nn.Module):
         return self.steps == 1 and not self.random_start
 
     @property
-    def chooses(self) -> bool:
-        """Whether each clip takes the worst of several views, whose losses are then compared."""
+    def takes_worst(self) -> bool:
+        """Whether each clip takes the view with the largest loss of several."""
         return self.combine == "worst" and len(self.threats) > 1
 
     def views(
@@ -104,8 +121,8 @@ class Adversary(nn.Module):
     ) -> list[AdversarialView]:
         """Return adversarial views, one per threat, or one in all where the worst is taken.
 
-        Flags and norm statistics stay as they are, and all ranks make the same passes. Warns where
-        a threat's first attack changes nothing.
+        Modes and norm statistics of the model stay as they are, and all ranks make the same passes.
+        Warns where the first attack of a threat changes nothing.
 
         Args:
             model: the encoder that is attacked.
@@ -117,119 +134,150 @@ class Adversary(nn.Module):
         Raises:
             RuntimeError: for views that exceed the budget, which is a bug.
         """
-        share = self.budget.share(progress)
-        made = []
+        fraction = self.budget.fraction(progress)
+        views = []
         for number, threat in enumerate(self.threats):
             branch = self.branches[number if self.combine == "branches" else 0]
+            scheduled = replace(threat, eps=fraction * threat.eps)
             with self.attacking(model, branch):
                 loss = make_loss(model)
-                now = replace(threat, eps=share * threat.eps)
-                made.append(AdversarialView(self._attack(loss, x, now), branch))
-            self.verify(now, x, made[-1].x)
-        if self.chooses:
-            with self.attacking(model, self.branches[0]), torch.no_grad():
-                return [AdversarialView(worst([view.x for view in made], loss), self.branches[0])]
-        return made
+                views.append(AdversarialView(self._attack(loss, x, scheduled), branch))
+            self.require_in_budget(scheduled, x, views[-1].x)
+        if self.takes_worst:
+            branch = self.branches[0]
+            with self.attacking(model, branch), torch.no_grad():
+                return [AdversarialView(worst_views([view.x for view in views], loss), branch)]
+        return views
 
-    def verify(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
-        """Once a threat: that the views obey it. Raises RuntimeError where they do not."""
-        if threat.eps and threat.kind not in self.verified:
-            self.verified.add(threat.kind)
-            if not contains(threat, x, x_adv, atol=1e-5).all() and x_adv.isfinite().all():
-                raise RuntimeError(f"adversarial clips exceed {threat}: a bug, please report it")
+    def require_in_budget(self, threat: ThreatModel, x: Tensor, x_adv: Tensor) -> None:
+        """Check the first views of each threat.
 
-    def tell(self, threat: str, x: Tensor, x_adv: Tensor, norm: Tensor) -> None:
-        """Once a threat: warn of an attack that changes nothing. norm: of its gradient, the
-        largest.
+        Args:
+            threat: the budget.
+            x: (N, C, T, H, W) in [0, 1].
+            x_adv: adversarial views of x.
+
+        Raises:
+            RuntimeError: for views that exceed the budget.
         """
-        if threat in self.told:
+        if not threat.eps or threat.kind in self._checked_budget:
             return
-        self.told.add(threat)
+        self._checked_budget.add(threat.kind)
+        # views with NaN are refused by the loss, with the step and the videos
+        if not contains(threat, x, x_adv, atol=1e-5).all() and x_adv.isfinite().all():
+            raise RuntimeError(f"adversarial clips exceed {threat}: a bug, please report it")
+
+    def warn_without_effect(self, threat: str, x: Tensor, x_adv: Tensor, norm: Tensor) -> None:
+        """Warn once per threat of a first attack that changes nothing.
+
+        Args:
+            threat: its kind.
+            x: (N, C, T, H, W) in [0, 1].
+            x_adv: adversarial views of x.
+            norm: the largest norm of the attack's gradients.
+        """
+        if threat in self._checked_effect:
+            return
+        self._checked_effect.add(threat)
         if not float(norm) or torch.equal(x_adv, x):
             log.warning(
                 f"the first attack ({threat}) changes nothing: the gradient of the attacked loss"
-                f" has norm {float(norm):.3g}; begin at random points"
-                " (method.adversary.start=random), or look for what masks gradients"
+                f" has norm {float(norm):.3g}; start at random points"
+                " (method.adversary.start=random), or look for an operation that masks gradients"
             )
 
     @contextmanager
     def attacking(self, model: Encoder, branch: str) -> Iterator[None]:
-        """The model as the attack sees it; everything is put back as it was."""
+        """Put the model into the attack's mode and branch, and back afterwards."""
         with in_mode(model, self.train_mode), model.use_branch(branch), frozen_statistics(model):
             yield
-        # weights that were cast without gradient are not those to learn
+        # Autocast caches weights that it cast while no gradient was recorded. The learning passes
+        # must not reuse these copies: no gradient would reach the weights.
         torch.clear_autocast_cache()
 
     def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
         if not threat.eps:
             return x.clone()
         step = 1.0 if self.starts_at_x and self.step is None else self.step
-        size = None if step is None else step * threat.eps
-        norms: list[Tensor] = []
-        watched = loss if threat.kind in self.told else _watching(loss, norms)
+        gradient_norms: list[Tensor] = []
+        if threat.kind not in self._checked_effect:
+            loss = _recording_gradient_norms(loss, gradient_norms)
         x_adv = pgd(
-            watched,
+            loss,
             x,
             threat,
             steps=self.steps,
-            step_size=size,
+            step_size=None if step is None else step * threat.eps,
             random_start=self.random_start,
             best=False,
             generator=rank_generator(x.device),
         )
-        if norms:
-            self.tell(threat.kind, x, x_adv, torch.stack(norms).max())
+        if gradient_norms:
+            largest = torch.stack(gradient_norms).max()
+            self.warn_without_effect(threat.kind, x, x_adv, largest)
         return x_adv
 
 
 def rank_generator(device: torch.device) -> torch.Generator | None:
-    """What the random numbers of this rank's clips come from: torch's own of one process, and else
-    others on each rank.
+    """Return the generator for the clips of this rank; None, torch's own, with one process.
 
-    torch's global generators are alike on all ranks, and go on alike.
+    torch's global generators are alike on all ranks and stay alike, so that every rank needs
+    another one for its own clips.
     """
     if distributed.world() == 1:
         return None
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())) + distributed.rank())
 
 
-def _watching(loss: Loss, norms: list[Tensor]) -> Loss:
-    """The same loss, which notes the norms of its gradients."""
+def _recording_gradient_norms(loss: Loss, norms: list[Tensor]) -> Loss:
+    """Return the same loss, which appends the norm of each of its gradients to a list."""
 
-    def watched(v: Tensor) -> Tensor:
-        if v.requires_grad:
-            v.register_hook(lambda gradient: norms.append(gradient.detach().norm()))
-        return loss(v)
+    def recording(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(lambda gradient: norms.append(gradient.detach().norm()))
+        return loss(x)
 
-    return watched
+    return recording
 
 
-def selection(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:
-    """(B,): the cross-entropy of choosing the norm branch of clean clips x and of their adversarial
-    views, averaged.
+def selector_loss(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:
+    """Return the loss (B,) of choosing the norm branch from the clean branch's features.
 
-    From the clean branch's features, which have no gradient; None for a model without a selector.
+    It is the mean cross-entropy over clean clips and their adversarial views. The features have no
+    gradient: the loss trains the selector alone.
+
+    Args:
+        model: the model.
+        x: clean clips (B, C, T, H, W) in [0, 1].
+        views: their adversarial views.
+
+    Returns:
+        The loss, or None for a model without a selector.
     """
     backbone = model.backbone
     if backbone.selector is None:
         return None
-    names, losses = branch_names(backbone), []
-    moved = (
-        (view.x, view.branch) for view in views if not torch.equal(view.x, x)
-    )  # eps may be 0 at first
+    names = branch_names(backbone)
+    # with eps 0, as at the beginning of a schedule, a view is the clean clip
+    moved = [(view.x, view.branch) for view in views if not torch.equal(view.x, x)]
+    losses = []
     for clips, branch in ((x, "clean"), *moved):
         with torch.no_grad(), in_mode(backbone, False), model.use_branch("clean"):
             features = backbone(clips)
+        logits = full_precision(backbone.selector(features))
         target = torch.full((len(clips),), names.index(branch), device=clips.device)
-        losses.append(
-            F.cross_entropy(full_precision(backbone.selector(features)), target, reduction="none")
-        )
+        losses.append(F.cross_entropy(logits, target, reduction="none"))
     return torch.stack(losses).mean(0)
 
 
-def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
-    """Of each sample the view with the largest loss. Samples that share a loss are judged with all
-    of one kind.
+def worst_views(views: Sequence[Tensor], loss: Loss) -> Tensor:
+    """Return, for each clip, the view with the largest loss.
+
+    Where samples share a loss, all of them are evaluated with the views of the same threat.
+
+    Args:
+        views: (N, C, T, H, W) each.
+        loss: (N, C, T, H, W) -> (N,).
     """
     values = torch.stack([loss(view) for view in views])
     chosen = values.argmax(0)
@@ -238,8 +286,8 @@ def worst(views: Sequence[Tensor], loss: Loss) -> Tensor:
 
 @contextmanager
 def in_mode(model: nn.Module | Encoder, train: bool) -> Iterator[None]:
-    """Train or eval mode inside; every module's mode is put back as it was."""
-    modes = [(m, m.training) for m in model.modules()]
+    """Set train or eval mode inside, and put back the mode of every module afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.train(train)
     try:
         yield
@@ -250,11 +298,11 @@ def in_mode(model: nn.Module | Encoder, train: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(model: nn.Module | Encoder) -> Iterator[None]:
-    """Norms in train mode go on using the batch's statistics, but leave the running ones alone."""
+    """Keep the running statistics of norms inside; in train mode they use batch statistics."""
     norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats and m.training
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
     ]
     for norm in norms:
         norm.track_running_stats = False

@@ -17,20 +17,24 @@ from vidrobust.models import Model
 def clae(batch: ViewBatch, alpha: float = 1.0) -> dict[str, Tensor]:
     """Return CLAE's loss L(z1, ..., zV) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020).
 
-    x_adv maximises L(f(x1), f(x_adv)) from x1 itself, where the similarity of the positive pair is
-    at its maximum, so that the negatives of the batch drive the step.
+    x_adv maximises L(f(x1), f(x_adv)), beginning at x1 itself. There the similarity of the positive
+    pair is at its maximum and has no gradient, so that the negatives of the batch drive the step.
+
+    Args:
+        batch: its first view is attacked.
+        alpha: weight of the adversarial loss.
     """
 
     def make_loss(model: Model) -> Loss:
-        if batch.adversary.starts_at_x and not batch.adversary.chooses:
+        if batch.adversary.starts_at_x and not batch.adversary.takes_worst:
             return lambda x: _with_itself(batch, model(x))
         # further steps, a random start and the worst of several compare with f(x1) as it was
         anchor = batch.embed_as_attacked(0)
         return lambda x: batch.loss([anchor, model(x)], (0, 1))
 
     clean = batch.clean_loss()
-    made = batch.attack(batch.views[0], make_loss)
-    pairs = [[batch.z(0), batch.embed(view)] for view in made]
+    adv_views = batch.attack(batch.views[0], make_loss)
+    pairs = [[batch.z(0), batch.embed(view)] for view in adv_views]
     adv = average([batch.loss(pair, (0, 1), adversarial=(1,)) for pair in pairs])
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
@@ -43,8 +47,13 @@ def _with_itself(batch: ViewBatch, z: Tensor) -> Tensor:
 def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> dict[str, Tensor]:
     """Return CLAE's loss as in its released code.
 
-    eps is of the normalised clip (0.03 as published), nothing is clamped, and all three passes of
-    the adversarial branch, two of them in the attack, update its running statistics.
+    Nothing is clamped to [0, 1], and all three passes of the adversarial branch, two of them in the
+    attack, update its running statistics.
+
+    Args:
+        batch: its first view is attacked.
+        alpha: weight of the adversarial loss.
+        eps: Linf budget of the normalised clip.
     """
     x = batch.views[0]
     clean = batch.clean_loss()
@@ -55,13 +64,13 @@ def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> d
         loss = batch.loss([anchor, batch.model(tilde)], (0, 1)).sum()
         (gradient,) = torch.autograd.grad(loss, tilde)
     x_adv = x + eps * batch.model.backbone.std * gradient.sign()
-    batch.adversary.tell("published", x, x_adv, gradient.norm())
+    batch.adversary.warn_without_effect("published", x, x_adv, gradient.norm())
     z_adv = batch.embed(AdversarialView(x_adv, "adv"))
     adv = batch.loss([batch.z(0), z_adv], (0, 1), adversarial=(1,))
     return {"loss": clean + alpha * adv, "loss_clean": clean, "loss_adv": adv}
 
 
-def _pairing(options: config.Adversary, _: Invariance | None) -> Pairing:
+def _pairing(options: config.AdversaryConfig, _: Invariance | None) -> Pairing:
     if not options.faithful:
         return partial(clae, alpha=options.alpha)
     eps = parse_threat(options.threats[0]).eps if options.threats else 0.03
@@ -81,4 +90,5 @@ SPEC = AdversarySpec(
     train_mode=True,
     branches=branch_per_threat,
     momentum=0.01,
+    mixed=lambda options: True,
 )

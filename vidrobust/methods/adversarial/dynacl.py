@@ -1,12 +1,11 @@
-"""DynACL: ACL whose adversarial stream gains weight (Luo et al., ICLR 2023); with AIR's terms,
-AIR.
-"""
+"""DynACL: ACL with a growing weight of the adversarial stream (Luo et al., ICLR 2023)."""
 
 import math
 from functools import partial
 
 from torch import Tensor
 
+from vidrobust import config
 from vidrobust.losses.air import Invariance
 from vidrobust.methods.adversarial.acl import acl
 from vidrobust.methods.adversarial.view_batch import ViewBatch
@@ -16,14 +15,22 @@ from vidrobust.methods.spec import AdversarySpec, Cost, branch_per_threat
 def dynacl(batch: ViewBatch, invariance: Invariance | None = None) -> dict[str, Tensor]:
     """Return DynACL's loss: ACL's with a growing weight of the adversarial stream.
 
-    The weight increases from 1 by 1/30 at each twentieth of the run (every 50 of 1000 epochs, 2/3
-    per run) to at most 2; the released code is one epoch ahead of it. Its augmentations, which
-    weaken meanwhile, are those of `augment.fade`. In its code the second view goes through a
-    momentum encoder, in both streams and in the attack: `batch.joint` is then a `SplitEncoder`.
-    With `invariance` it is AIR.
+    The weight starts at 1 and increases by 1/30 after each twentieth of the run (every 50 of the
+    paper's 1000 epochs), by 2/3 in the whole run; the released code is one epoch ahead of
+    the paper. `augment.fade` has its augmentations, which weaken in the same time. In the released
+    code the second view goes through a momentum encoder, in both streams and in the attack:
+    `batch.joint` is then a `SplitEncoder`.
+
+    Args:
+        batch: two views.
+        invariance: AIR's loss, with which the method is AIR; None: DynACL.
     """
     weight = min(1 + math.floor(20 * batch.progress) / 20 * 2 / 3, 2.0)
     return acl(batch, weight, invariance)
+
+
+def _uses(options: config.AdversaryConfig) -> frozenset[str]:
+    return frozenset({"momentum", "momentum_climbs"} if options.key_encoder else ())
 
 
 SPEC = AdversarySpec(
@@ -33,6 +40,7 @@ SPEC = AdversarySpec(
         "key_encoder=false, sir, air: AIR": Cost(attack=1, together=2, learned=(1, 1, 1, 1, 1)),
     },
     options=frozenset({"sir", "air", "air_kl", "key_encoder"}),
+    uses=_uses,
     pairing=lambda options, invariance: partial(dynacl, invariance=invariance),
     steps=5,
     step=0.25,
@@ -41,5 +49,7 @@ SPEC = AdversarySpec(
     two_clips=True,
     uses_original=lambda options: bool(options.sir or options.air),
     measured="adv",
+    key_encoder=lambda options: options.key_encoder,
+    takes_air=lambda options: True,
     fixed=frozenset({"key_encoder"}),
 )

@@ -1,32 +1,40 @@
-"""Detect catastrophic overfitting of one-step training (Wong et al., ICLR 2020)."""
+"""OverfittingWatch: detect catastrophic overfitting of one-step training (Wong et al. 2020)."""
 
 import torch
 from torch import Tensor, nn
 
 from vidrobust.utils.logging import log
 
-_DROP = 0.2  # of the accuracy under PGD, which the released code stops at
+_DROP = 0.2  # of the accuracy under PGD, at which the released code stops
 
 
 class OverfittingWatch(nn.Module):
-    """Accuracy under the training's own attack and under PGD, once an epoch, on its first batch.
+    """Compares the accuracy under the training's own attack with that under PGD, once per epoch.
 
-    A model that is trained by one step may come to resist that step alone: accuracy under it rises
-    while that under PGD falls to nothing, within an epoch. `report` warns of that once.
+    A model that is trained with one step may become robust to that step only: within an epoch, the
+    accuracy under it increases while that under PGD drops to nothing. `report` warns of it once.
+
+    Attributes:
+        due: the first batch of the epoch is still to be measured.
     """
 
-    best: Tensor
-    last: Tensor
+    best: Tensor  # accuracy under PGD so far
+    last: Tensor  # accuracy under the own attack and under PGD; -1: not measured
 
     def __init__(self) -> None:
+        """Begin without measurements."""
         super().__init__()
-        self.register_buffer("best", torch.zeros(()))  # accuracy under PGD so far
-        self.register_buffer("last", torch.full((2,), -1.0))  # own attack, PGD; -1: not looked at
+        self.register_buffer("best", torch.zeros(()))
+        self.register_buffer("last", torch.full((2,), -1.0))
         self.due = False
-        self.told = False
+        self._warned = False
 
-    def saw(self, own: Tensor, pgd: Tensor) -> None:
-        """Note the accuracy under the training's attack and under PGD, scalars of 0 to 1."""
+    def start_epoch(self) -> None:
+        """Ask for a measurement on the next batch."""
+        self.due = True
+
+    def record(self, own: Tensor, pgd: Tensor) -> None:
+        """Record the accuracy under the training's attack and under PGD, scalars in [0, 1]."""
         self.last.copy_(torch.stack([own, pgd]))
         self.due = False
 
@@ -35,8 +43,8 @@ class OverfittingWatch(nn.Module):
         own, pgd = self.last.tolist()
         if pgd < 0:  # the epoch began before a resume
             return {}
-        if pgd < float(self.best) - _DROP and own > pgd + _DROP and not self.told:
-            self.told = True
+        if pgd < float(self.best) - _DROP and own > pgd + _DROP and not self._warned:
+            self._warned = True
             log.warning(
                 f"catastrophic overfitting: {pgd:.0%} of a batch are right under PGD, after"
                 f" {float(self.best):.0%} before, and {own:.0%} under the one step of training;"

@@ -11,27 +11,31 @@ from vidrobust.models import Model
 
 
 def rocl(batch: ViewBatch, regularizer: float = 1 / 256) -> dict[str, Tensor]:
-    """Return RoCL's loss, NT-Xent(x1, x2, x_adv) + NT-Xent(x_adv, x2) / lambda, as released.
+    """Return RoCL's loss as released: NT-Xent(x1, x2, x_adv) + regularizer NT-Xent(x_adv, x2).
 
-    x_adv maximises NT-Xent(f(x_adv), f(x2)) from x1. All three views are positives of each other,
-    and the two positives of an anchor are added up. No gradient reaches the second factor of a
-    similarity, also in the attack. A-InfoNCE changes the first loss alone. Norms have one branch: a
-    pass of x_adv and x2 for the second loss, then one of all three for the first.
+    x_adv maximises NT-Xent(f(x_adv), f(x2)), beginning at x1. All three views are positives of each
+    other, and the losses of an anchor's two positives are summed. No gradient reaches the second
+    factor of a similarity, also in the attack. A-InfoNCE changes the first loss only. Norms have
+    one branch: x_adv and x2 are one pass for the second loss, then all three are one for the first.
+
+    Args:
+        batch: two views, the first of which is attacked.
+        regularizer: weight of the second loss.
     """
 
     def make_loss(model: Model) -> Loss:
         other = batch.embed_as_attacked(1)
         return lambda x: batch.loss([model(x), other], (0, 1), stop=True)
 
-    made = batch.attack(batch.views[0], make_loss)
+    adv_views = batch.attack(batch.views[0], make_loss)
     pairs = []
-    for view in made:
+    for view in adv_views:
         z2, z_adv = together(batch.model, [batch.views[1]], [view])
         pairs.append(batch.loss([z_adv, z2], (0, 1), stop=True))
-    z1, z2, *moved = batch.embed_together((0, 1), made)
-    triples = [[z1, z2, z_adv] for z_adv in moved]
+    z1, z2, *embedded = batch.embed_together((0, 1), adv_views)
+    triples = [[z1, z2, z_adv] for z_adv in embedded]
     losses = [batch.loss(triple, (0, 1, 0), stop=True, adversarial=(2,)) for triple in triples]
-    adv = 2 * average(losses)
+    adv = 2 * average(losses)  # the loss has the mean over two positives, RoCL's code the sum
     pair = average(pairs)
     return {"loss": adv + regularizer * pair, "loss_adv": adv, "loss_pair": pair}
 
@@ -46,4 +50,5 @@ SPEC = AdversarySpec(
     random_start=True,
     branches=branch_per_threat_only,
     two_clips=True,
+    mixed=lambda options: True,
 )

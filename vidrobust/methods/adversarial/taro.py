@@ -1,8 +1,9 @@
 """TARO: targeted attacks for BYOL and SimSiam (Kim et al., NeurIPS 2023).
 
-METHODS has the attack's target; what else is here is what the released code does
-(Kim-Minseon/TARO).
+What the paper leaves open is as in the released code (Kim-Minseon/TARO).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,15 @@ from vidrobust.utils import distributed
 
 
 class TARO(BYOL):
-    """D(x1, a1) + weight (D(a2, a1) + D(a2, x1)), D the loss of BYOL or SimSiam between two views.
+    """TARO: BYOL or SimSiam with targeted attacks.
 
-    a1 and a2 are adversarial: each view moves toward the clip of the batch that it is most
-    `confusing` with, of the same view, so that its prediction becomes that clip's embedding. Paper
-    C's negatives are in each D.
+    The loss is D(x1, a1) + weight (D(a2, a1) + D(a2, x1)), where D is the loss of BYOL or SimSiam
+    between two views. a1 and a2 are adversarial: each view moves toward the clip of the batch that
+    it is most easily confused with (`confusing`), in the same view, so that its prediction becomes
+    the embedding of that clip. Non-semantic negatives (Ge et al. 2021) are in each D.
     """
+
+    adversary: Adversary
 
     def __init__(
         self,
@@ -41,94 +45,136 @@ class TARO(BYOL):
         target: MomentumEncoder | None = None,
         *,
         weight: float = 1.0,
+        alpha_negatives: float = 1.0,
     ) -> None:
-        super().__init__(model, predictor, target)
-        self.adversary, self.weight = adversary, weight
+        """Set the parts of the method.
 
-    def forward(self, views: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """views (B, 2 + M, C, T, H, W) in [0, 1] -> {"loss": (B,), and its parts}; ids and labels
-        are not looked at.
+        Args:
+            model: backbone and projector.
+            predictor: (B, D) -> (B, D).
+            adversary: makes the adversarial views.
+            target: momentum encoder of the targets (BYOL); None: SimSiam.
+            weight: of the losses of a2.
+            alpha_negatives: weight of the term of non-semantic negatives.
+        """
+        super().__init__(model, predictor, target, alpha_negatives=alpha_negatives)
+        self.adversary = adversary
+        self.weight = weight
+
+    def forward(
+        self, views: Tensor, ids: Tensor, labels: Tensor, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": (B,), and its parts for the log}.
+
+        Args:
+            views: (B, 2 + M, C, T, H, W) in [0, 1]: two clips, followed by M non-semantic
+                negatives.
+            ids: (B,), not used.
+            labels: (B,), not used.
+            progress: fraction of training done.
         """
         both = torch.cat([views[:, 0], views[:, 1]])
-        made = self.adversary.views(
-            self.model, lambda model: self._toward(both), both, self.progress
+        adv_views = self.adversary.views(
+            self.model, lambda model: self._targeted_loss(both), both, progress
         )
         z = self.model(views[:, 0])
-        if self.target is not None and self.training:
-            self.target.follow(self.model, self.progress)
-        clean = self.predictor(z), self._target(views[:, 0], z)
-        pushed = self._embed_negatives(views)
-        pairs, others = [], []
-        for view in made:
-            first, second = (self._seen(AdversarialView(x, view.branch)) for x in view.x.chunk(2))
-            pairs.append(self._between(clean, first, pushed))
-            others.append(
-                self._between(second, first, pushed) + self._between(second, clean, pushed)
-            )
-        pair, adv = average(pairs), average(others)
-        self.adversary.budget.saw(adv)
+        self.follow(progress)
+        clean = _Embedded(self.predictor(z), self.target_of(views[:, 0], z))
+        negatives = self.embed_negatives(views)
+        pairs = []
+        others = []
+        for view in adv_views:
+            x1, x2 = view.x.chunk(2)
+            a1 = self._embed(AdversarialView(x1, view.branch))
+            a2 = self._embed(AdversarialView(x2, view.branch))
+            pairs.append(self._between(clean, a1, negatives))
+            others.append(self._between(a2, a1, negatives) + self._between(a2, clean, negatives))
+        pair = average(pairs)
+        adv = average(others)
+        self.adversary.budget.record(adv)
         parts = {"loss": pair + self.weight * adv, "loss_pair": pair, "loss_adv": adv}
-        return parts | negative_cosine(clean[0], pushed)
+        return parts | negative_cosine(clean.prediction, negatives)
 
-    def _seen(self, view: AdversarialView) -> tuple[Tensor, Tensor]:
-        """Its prediction, and the target that it is for others, (B, D) each."""
+    def _embed(self, view: AdversarialView) -> "_Embedded":
+        """Return the prediction and the target of an adversarial view."""
         z = through(self.model, view, self.model)
-        return self.predictor(z), self._target(view.x, z, view.branch)
+        return _Embedded(self.predictor(z), self.target_of(view.x, z, view.branch))
 
-    def _between(
-        self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], pushed: Tensor | None
-    ) -> Tensor:
-        """D of two views, each a prediction and a target."""
-        predicted, targets = zip(a, b, strict=True)
-        return self._losses(predicted, targets, pushed)
+    def _between(self, a: "_Embedded", b: "_Embedded", negatives: Tensor | None) -> Tensor:
+        """Return D of two views, (B,)."""
+        return self.pair_loss([a.prediction, b.prediction], [a.target, b.target], negatives)
 
-    def _toward(self, both: Tensor) -> Loss:
-        """The cosine of a clip's prediction with the embedding of that to be taken for; both: (2B,
-        C, T, H, W).
+    # The attack
+
+    def _targeted_loss(self, both: Tensor) -> Loss:
+        """Return the loss that the attack maximises.
+
+        It is the cosine of a clip's prediction with the embedding of its target clip.
+
+        Args:
+            both: (2B, C, T, H, W), the first views of all videos, then the second ones.
         """
         with torch.no_grad():
-            aim = torch.cat(
-                [distributed.gather(self.model(x))[self._chosen(x)] for x in both.chunk(2)]
-            )
-        return lambda v: similarity(self._predict(self.model(v)), aim)
+            targets = []
+            for x in both.chunk(2):
+                everyone = distributed.gather(self.model(x))
+                targets.append(everyone[self._target_clips(x)])
+            target = torch.cat(targets)
+        return lambda x: similarity(self._predict(self.model(x)), target)
 
-    def _chosen(self, x: Tensor) -> Tensor:
-        """Return which clip, of those of all ranks, each of x (B, C, T, H, W) is to be taken for.
+    def _target_clips(self, x: Tensor) -> Tensor:
+        """Return the index, among the clips of all ranks, of each clip's target (B,).
 
-        The released code chooses in training mode, each view by its own batch's statistics, and
-        attacks in eval mode.
+        The released code chooses in training mode, each view with the statistics of its own batch,
+        and attacks in eval mode.
         """
         with in_mode(self.model, self.training), frozen_statistics(self.model):
             features = self.model.backbone(x)
             z = self.model.head(features)
         with in_mode(self.predictor, self.training), frozen_statistics(self.predictor):
-            predicted = self.predictor(z)
-        everyone, predictions = distributed.gather(features), distributed.gather(predicted)
-        return confusing(features, everyone, predictions, distributed.here(len(x)))
+            predictions = self.predictor(z)
+        return confusing(
+            features,
+            distributed.gather(features),
+            distributed.gather(predictions),
+            distributed.here(len(x)),
+        )
 
     def _predict(self, z: Tensor) -> Tensor:
-        """With the predictor as the attack sees the model."""
+        """Return predictions with the predictor in the mode of the attack."""
         with in_mode(self.predictor, self.adversary.train_mode), frozen_statistics(self.predictor):
             return self.predictor(z)
 
 
-def confusing(features: Tensor, everyone: Tensor, predicted: Tensor, here: slice) -> Tensor:
-    """Which of `everyone` (M, F) each of features (B, F), its rows `here`, is most easily taken for
-    -> (B,).
+@dataclass(frozen=True)
+class _Embedded:
+    """The prediction of a view, and the target that it is for other views, (B, D) each."""
 
-    The largest norm((cos + 1) / 2) + norm(entropy), of the softmax of a candidate's prediction (M,
-    D); norm divides by the L2 norm over the candidates, in which a clip's cosine with itself counts
-    as 0. A clip is no candidate of itself, which the released code does not rule out.
+    prediction: Tensor
+    target: Tensor
+
+
+def confusing(features: Tensor, everyone: Tensor, predictions: Tensor, rows: slice) -> Tensor:
+    """Return the clip that each clip is most easily confused with, (B,) indices of M clips.
+
+    It has the largest normalize((cos + 1) / 2) + normalize(entropy), where the entropy is that of
+    the softmax of the candidate's prediction, and normalize divides by the L2 norm over candidates
+    (a clip's cosine with itself counts as 0 there). A clip is no candidate for itself, which the
+    released code does not exclude.
+
+    Args:
+        features: (B, F) of the clips of this rank.
+        everyone: (M, F) of the clips of all ranks.
+        predictions: (M, D) of the clips of all ranks.
+        rows: which of `everyone` are `features`.
     """
-    cosine = (
-        F.normalize(full_precision(features), dim=1)
-        @ F.normalize(full_precision(everyone), dim=1).T
-        + 1
-    ) / 2
-    log_p = full_precision(predicted).log_softmax(1)
+    unit = F.normalize(full_precision(features), dim=1)
+    cosine = (unit @ F.normalize(full_precision(everyone), dim=1).T + 1) / 2
+    log_p = full_precision(predictions).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     number = torch.arange(len(everyone), device=features.device)
-    itself = number[here, None] == number
+    itself = number[rows, None] == number
+    # (cos + 1) / 2 of a cosine of 0
     score = F.normalize(cosine.masked_fill(itself, 0.5), dim=1) + F.normalize(entropy, dim=0)
     return score.masked_fill(itself, -torch.inf).argmax(1)
 
@@ -137,7 +183,14 @@ def _build(parts: Parts) -> TARO:
     model, predictor, target = build_parts(parts)
     adversary = parts.attack()
     assert adversary is not None
-    return TARO(model, predictor, adversary, target, weight=parts.options.adversary.alpha)
+    return TARO(
+        model,
+        predictor,
+        adversary,
+        target,
+        weight=parts.options.adversary.alpha,
+        alpha_negatives=parts.options.negatives.alpha,
+    )
 
 
 SPEC = AdversarySpec(

@@ -1,18 +1,20 @@
 """ViewBatch: a batch as pairings of clean and adversarial views receive it.
 
-A pairing is a function of a ViewBatch: `clae.py`, `rocl.py`, `acl.py` and `dynacl.py` have them.
+A pairing is a function of a ViewBatch that returns the losses of clean and adversarial views. The
+pairings are in `clae.py`, `rocl.py`, `acl.py`, `dynacl.py` and `advcl.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vidrobust.methods.adversarial.adversary import AdversarialView, Adversary, Encoder, MakeLoss
-from vidrobust.methods.false_negatives.removal import Found
+from vidrobust.methods.false_negatives.removal import FalseNegatives
 from vidrobust.models import Model
 from vidrobust.models.momentum import SplitEncoder
 
@@ -22,53 +24,43 @@ if TYPE_CHECKING:
 Pairing = Callable[["ViewBatch"], dict[str, Tensor]]
 
 
+@dataclass(eq=False)
 class ViewBatch:
     """A batch of B videos, its clean views and their embeddings, computed once each.
 
-    views: V clean views (B, C, T, H, W) in [0, 1]. original: the first view before augmentation.
-    negatives: embeddings (B, M, D) of non-semantic negatives. joint: what embeds all views in one
-    pass, as one batch for the norms; None: each view is a pass of its own. made: adversarial views
-    of the last attack.
+    Attributes:
+        method: has the model, the loss and the removal of false negatives.
+        adversary: makes adversarial views.
+        views: V clean views (B, C, T, H, W) in [0, 1].
+        ids: (B,), one per video.
+        labels: (B,).
+        progress: fraction of training done.
+        original: the first view before augmentation, (B, C, T, H, W), or None.
+        negatives: embeddings (B, M, D) of non-semantic negatives, or None.
+        joint: embeds all views in one pass, as one batch for the norms; None: a pass per view.
+        adv_views: adversarial views of the last attack.
     """
 
-    def __init__(
-        self,
-        method: SimCLR,
-        adversary: Adversary,
-        views: list[Tensor],
-        ids: Tensor,
-        labels: Tensor,
-        *,
-        original: Tensor | None = None,
-        negatives: Tensor | None = None,
-        joint: Model | SplitEncoder | None = None,
-    ) -> None:
-        """Keep the parts of a batch.
+    method: SimCLR
+    adversary: Adversary
+    views: list[Tensor]
+    ids: Tensor
+    labels: Tensor
+    progress: float = 0.0
+    original: Tensor | None = None
+    negatives: Tensor | None = None
+    joint: Model | SplitEncoder | None = None
+    adv_views: list[AdversarialView] = field(default_factory=list, init=False)
+    _z: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _false_negatives: FalseNegatives | None = field(default=None, init=False)
+    _detected: bool = field(default=False, init=False)
 
-        Args:
-            method: has the model, the loss and the removal of false negatives.
-            adversary: makes adversarial views.
-            views: V of (B, C, T, H, W) in [0, 1].
-            ids: (B,), one per video.
-            labels: (B,).
-            original: (B, C, T, H, W).
-            negatives: (B, M, D).
-            joint: embeds the views behind each other.
-        """
-        self.method = method
-        self.model = method.model
-        self.adversary = adversary
-        self.progress = method.progress
-        self.views = views
-        self.ids = ids
-        self.labels = labels
-        self.original = original
-        self.negatives = negatives
-        self.joint = joint
-        self.made: list[AdversarialView] = []
-        self._z: dict[int, Tensor] = {}
-        self._found: Found | None = None
-        self._detected = False
+    @property
+    def model(self) -> Model:
+        """The model that is trained."""
+        return self.method.model
+
+    # Clean views
 
     def z(self, view: int) -> Tensor:
         """Return the clean embedding (B, D) of a view, with gradient."""
@@ -79,18 +71,25 @@ class ViewBatch:
             self._z[view] = self.model(self.views[view])
         return self._z[view]
 
-    def knows(self, view: int) -> bool:
+    def is_embedded(self, view: int) -> bool:
         """Return whether the clean embedding of a view is already computed."""
         return view in self._z
 
-    def detect(self) -> Found | None:
+    def clean_loss(self) -> Tensor:
+        """Return the loss (B,) of the clean views."""
+        every = range(len(self.views))
+        return self.loss([self.z(v) for v in every], every)
+
+    # False negatives
+
+    def detect(self) -> FalseNegatives | None:
         """Return the false negatives among clean views, detected once."""
         if not self._detected:
             self._detected = True
             if self.method.removal is not None:
                 z = [self._to_detect_in(view) for view in range(len(self.views))]
-                self._found = self.method.detect(z, self.ids)
-        return self._found
+                self._false_negatives = self.method.detect(z, self.ids, self.progress)
+        return self._false_negatives
 
     def _to_detect_in(self, view: int) -> Tensor:
         """Return the embedding of a view in which false negatives are detected.
@@ -100,11 +99,13 @@ class ViewBatch:
         """
         if self.method.detector is not None:
             return self.method.detector(self.views[view])
-        if self.knows(view):
+        if self.is_embedded(view):
             return self.z(view)
         return self.method.embed_for_detection(self.views[view])
 
-    def anchors(
+    # Losses
+
+    def anchor_losses(
         self,
         z: Sequence[Tensor],
         like: Sequence[int],
@@ -139,14 +140,18 @@ class ViewBatch:
         stop: bool = False,
         adversarial: Sequence[int] = (),
     ) -> Tensor:
-        """Return the mean over a video's anchors, (B,); arguments as in `anchors`."""
-        losses = self.anchors(z, like, stop=stop, adversarial=adversarial)
+        """Return the mean over the anchors of a video, (B,).
+
+        Args:
+            z: embeddings (B, D).
+            like: as in `anchor_losses`.
+            stop: no gradient reaches candidates.
+            adversarial: as in `anchor_losses`.
+        """
+        losses = self.anchor_losses(z, like, stop=stop, adversarial=adversarial)
         return losses.view(len(z), -1).mean(0)
 
-    def clean_loss(self) -> Tensor:
-        """Return the loss (B,) of the clean views."""
-        every = range(len(self.views))
-        return self.loss([self.z(v) for v in every], every)
+    # Adversarial views
 
     def attack(
         self, x: Tensor, make_loss: MakeLoss, encoder: Encoder | None = None
@@ -158,9 +163,11 @@ class ViewBatch:
             make_loss: encoder as the attack uses it -> loss(x), (N,), which the attack maximises.
             encoder: embeds x; None: the model.
         """
-        self.detect()  # with the model as it is, before the attack changes modes and branches
-        self.made = self.adversary.views(encoder or self.model, make_loss, x, self.progress)
-        return self.made
+        # before the attack changes modes and branches: false negatives are those of the clean
+        # views, embedded as in training
+        self.detect()
+        self.adv_views = self.adversary.views(encoder or self.model, make_loss, x, self.progress)
+        return self.adv_views
 
     @torch.no_grad()
     def embed_as_attacked(self, view: int) -> Tensor:
@@ -171,44 +178,53 @@ class ViewBatch:
         """Return the embedding (N, D) of an adversarial view, with gradient."""
         return through(self.model, view, self.model)
 
-    def embed_together(self, views: Sequence[int], made: Sequence[AdversarialView]) -> list[Tensor]:
+    def embed_together(
+        self, views: Sequence[int], adv_views: Sequence[AdversarialView]
+    ) -> list[Tensor]:
         """Return the embeddings of clean and adversarial views, as `together` does.
 
-        The clean ones are then those of `z`.
+        `z` returns the same embeddings of the clean views from then on.
         """
-        found = together(self.model, [self.views[v] for v in views], made)
-        self._z.update(zip(views, found, strict=False))
-        return found
+        embedded = together(self.model, [self.views[v] for v in views], adv_views)
+        self._z.update(zip(views, embedded, strict=False))
+        return embedded
 
 
 def through(
     model: Model | SplitEncoder, view: AdversarialView, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return function(x_adv), an embedding or a loss, through the view's norm branch."""
+    """Return function(view.x) with the model in the norm branch of the view.
+
+    Args:
+        model: its branch is set.
+        view: an adversarial view.
+        function: an embedding or a loss of clips, made with the model.
+    """
     with model.use_branch(view.branch):
         return function(view.x)
 
 
 def together(
-    model: Model, clips: Sequence[Tensor], made: Sequence[AdversarialView]
+    model: Model, clips: Sequence[Tensor], adv_views: Sequence[AdversarialView]
 ) -> list[Tensor]:
-    """Return embeddings (N, D) of clean clips, and behind them of adversarial views.
+    """Return the embeddings (N, D) of clean clips, followed by those of adversarial views.
 
-    Adversarial views of the clean norm branch are one pass with the clips and share their batch
-    statistics, as in the code of RoCL and DeACL, so that running statistics are of both.
+    Adversarial views of the clean norm branch are in one pass with the clips and share their batch
+    statistics, as in the code of RoCL and DeACL, so that running statistics include both.
 
     Args:
         model: the encoder.
         clips: clean clips (N, C, T, H, W) each.
-        made: adversarial views.
+        adv_views: adversarial views.
     """
-    shared = [view.x for view in made if view.branch == "clean"]
-    parts = model(torch.cat([*clips, *shared])).chunk(len(clips) + len(shared))
-    embedded = iter(parts[len(clips) :])
-    adversarial = [
-        next(embedded) if view.branch == "clean" else through(model, view, model) for view in made
-    ]
-    return [*parts[: len(clips)], *adversarial]
+    shared = [view.x for view in adv_views if view.branch == "clean"]
+    embedded = model(torch.cat([*clips, *shared])).chunk(len(clips) + len(shared))
+    embedded_shared = iter(embedded[len(clips) :])
+    adversarial = []
+    for view in adv_views:
+        in_pass = view.branch == "clean"
+        adversarial.append(next(embedded_shared) if in_pass else through(model, view, model))
+    return [*embedded[: len(clips)], *adversarial]
 
 
 def average(losses: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Remove false negatives from a loss, and count what was found."""
+"""Removal: turn detected false negatives into masks of the loss, and count them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from vidrobust.data import Record
 from vidrobust.losses.cosine import full_precision
 from vidrobust.methods.false_negatives.rules import (
+    NO_NEEDS,
     Pairs,
     Rule,
+    RuleNeeds,
     Sides,
     detect,
     keep_one,
@@ -28,7 +30,13 @@ from vidrobust.utils.logging import log
 
 @dataclass(frozen=True)
 class Masks:
-    """(N, M) each or None, as `nt_xent` takes them."""
+    """Masks of a loss, (N, M) each or None, as `nt_xent` takes them.
+
+    Attributes:
+        ignore: pairs that are neither positives nor negatives.
+        attract: pairs that are additional positives.
+        weights: in [0, 1], how much a negative counts.
+    """
 
     ignore: Tensor | None = None
     attract: Tensor | None = None
@@ -36,50 +44,52 @@ class Masks:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a rule found among N anchors and M candidates, (N, M) each.
+class FalseNegatives:
+    """False negatives among the pairs of N anchors and M candidates.
 
-    false: pairs taken for false negatives. similarities: their cosines. others: all negatives.
+    Attributes:
+        mask: (N, M) bool, pairs that the rule detects.
+        similarities: (N, M), their cosines.
+        negatives: (N, M) bool, all pairs of different videos.
     """
 
-    false: Tensor
+    mask: Tensor
     similarities: Tensor
-    others: Tensor
+    negatives: Tensor
 
-    def at(self, places: Sequence[int], clips: int) -> "Found":
-        """Return it for other rows, each of which stands for one of the clips that were looked at.
+    def at(self, places: Sequence[int], clips: int) -> "FalseNegatives":
+        """Return the false negatives of other rows, each of which stands for one of the clips.
 
         Args:
-            places: of each new view, the clip whose place it has; a clip may stand for several.
-            clips: V, of each video; rows are V x B here, and V x B on each rank behind each other
-                in the columns.
+            places: of each new view, the clip whose place it takes; several may take the same one.
+            clips: V per video; rows are V * B here, and columns are V * B of each rank in turn.
         """
-        videos = len(self.false) // clips
+        videos = len(self.mask) // clips
 
         def pick(pairs: Tensor) -> Tensor:
-            whole = pairs.view(clips, videos, -1, clips, videos)
-            part = whole[list(places)][:, :, :, list(places)]
-            return part.reshape(len(places) * videos, -1)
+            by_clip = pairs.view(clips, videos, -1, clips, videos)
+            picked = by_clip[list(places)][:, :, :, list(places)]
+            return picked.reshape(len(places) * videos, -1)
 
-        false, similarities, others = map(pick, (self.false, self.similarities, self.others))
-        return Found(keep_one(false, similarities, others), similarities, others)
+        mask = pick(self.mask)
+        similarities = pick(self.similarities)
+        negatives = pick(self.negatives)
+        # an anchor keeps a negative, also among the new columns
+        return FalseNegatives(keep_one(mask, similarities, negatives), similarities, negatives)
 
 
 class Removal(nn.Module):
-    """False negatives by a rule, made into masks of the loss.
+    """Detects false negatives by a rule and turns them into masks of the loss.
 
-    action: eliminate them from the denominator, attract them as positives (FNC), or downweight
-    them. siblings: clips of the same source are found besides. Rules see labels only where
-    `uses_labels`; for the log, what they find is compared with labels where there are any, which
-    changes nothing else. whole_batch: the rule looks at all anchors together, those of other ranks
-    too. k: clusters of embeddings (dim) remembered from one epoch for the next; 0: none.
+    Rules use labels only where they need them. For the log, detections are compared with labels
+    where there are any, which changes nothing else.
     """
 
-    groups: Tensor
-    labels: Tensor
-    clusters: Tensor
-    bank: Tensor
-    counts: Tensor
+    groups: Tensor  # (videos,) source of each, -1 unknown
+    labels: Tensor  # (videos,) label of each, -1 unknown
+    clusters: Tensor  # (videos,) cluster of each, -1 not embedded yet
+    bank: Tensor  # (videos, D) last embedding of each, 0 for none
+    counts: Tensor  # (4,) pairs, detected, false by label, detected and false
 
     def __init__(
         self,
@@ -87,160 +97,180 @@ class Removal(nn.Module):
         action: str = "eliminate",
         *,
         siblings: bool = False,
-        uses_labels: bool = False,
-        needs_groups: bool = False,
-        whole_batch: bool = False,
-        k: int = 0,
+        needs: RuleNeeds = NO_NEEDS,
+        clusters: int = 0,
         dim: int = 0,
         classes: int = 0,
     ) -> None:
+        """Set the rule and what becomes of the false negatives.
+
+        Args:
+            rule: detects false negatives.
+            action: "eliminate" them from the denominator, "attract" them as positives (Huynh et al.
+                2022), or "downweight" them.
+            siblings: also detect clips of the same source.
+            needs: what the rule needs.
+            clusters: of embeddings that are remembered from one epoch for the next; 0: none.
+            dim: D of embeddings, for clusters.
+            classes: of the data set; 0: unknown.
+        """
         super().__init__()
-        self.rule, self.action, self.siblings, self.uses_labels = (
-            rule,
-            action,
-            siblings,
-            uses_labels,
-        )
-        self.needs_groups, self.whole_batch, self.k, self.dim, self.classes = (
-            needs_groups,
-            whole_batch,
-            k,
-            dim,
-            classes,
-        )
+        self.rule = rule
+        self.action = action
+        self.siblings = siblings
+        self.needs = needs
+        self.cluster_count = clusters
+        self.dim = dim
+        self.classes = classes
+        self._warned = False  # that more than half of the negatives are detected
         for name in ("groups", "labels"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
-        self.told = False  # that much was found
-        self.register_buffer(
-            "counts", torch.zeros(4, dtype=torch.long)
-        )  # pairs, found, false, both
-        if k:
+        self.register_buffer("counts", torch.zeros(4, dtype=torch.long))
+        if clusters:
             self.register_buffer("clusters", torch.empty(0, dtype=torch.long))
             self.register_buffer("bank", torch.empty(0, 0))
 
-    def know(self, records: Sequence[Record]) -> None:
-        """Groups and labels of the videos whose index is the id, and room for an embedding of each.
+    def set_videos(self, records: Sequence[Record]) -> None:
+        """Keep the source and label of each video, and make room for an embedding of each.
 
-        Raises UserError for more clusters than videos, and where there are no groups and the rule
-        is made of them.
+        Args:
+            records: the training videos; a video's id is its index.
+
+        Raises:
+            UserError: for more clusters than videos, and where the rule needs sources and there are
+                none.
         """
         sources = [record.group for record in records if record.group]
-        if self.needs_groups and len(set(sources)) == len(sources):
+        if self.needs.groups and len(set(sources)) == len(sources):
             raise UserError(
                 "method.false_negatives.rule=sibling: no two videos of the data set are known to be"
                 " cut from the same source; choose another rule"
             )
-        if self.k > len(records):
+        if self.cluster_count > len(records):
             raise UserError(
-                f"method.false_negatives.clusters={self.k}: the data set has {len(records)} videos;"
-                " choose fewer"
+                f"method.false_negatives.clusters={self.cluster_count}: the data set has"
+                f" {len(records)} videos; choose fewer"
             )
-        names = [record.group for record in records]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(filter(None, names)))}
+        names = dict.fromkeys(sources)  # each source once, in order
+        numbers = {name: number for number, name in enumerate(names)}
+        groups = [numbers.get(record.group, -1) for record in records]
         device = self.counts.device
-        self.groups = torch.tensor([numbers.get(name, -1) for name in names], device=device)
+        self.groups = torch.tensor(groups, device=device)
         self.labels = torch.tensor([record.label for record in records], device=device)
-        if self.k:
+        if self.cluster_count:
             self.bank = torch.zeros(len(records), self.dim, device=device)
             self.clusters = torch.full((len(records),), -1, device=device)
 
     def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Masks:
-        """Return the masks of what `look` finds."""
-        return self.masks(self.look(anchors, candidates, ids, progress))
+        """Return the masks of what `detect` finds, with the same arguments."""
+        return self.masks(self.detect(anchors, candidates, ids, progress))
 
     @torch.no_grad()
-    def look(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Found:
-        """anchors (N, D), candidates (M, D) of any norm; ids of both; progress: the share of
-        training done.
+    def detect(
+        self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float
+    ) -> FalseNegatives:
+        """Return the false negatives of each anchor among the candidates.
 
-        Similarities are in full precision whatever the embeddings are: in bf16 nearly all of them
-        tie.
+        Args:
+            anchors: embeddings (N, D) of any norm.
+            candidates: embeddings (M, D) of any norm.
+            ids: of anchors (N,) and of candidates (M,), -1 unknown.
+            progress: fraction of training done.
         """
-        own = slice(None)
-        if self.whole_batch and distributed.world() > 1:
-            own = distributed.here(len(anchors))
-            anchors, ids = (
-                distributed.gather(full_precision(anchors.detach())),
-                (distributed.gather(ids[0]), ids[1]),
-            )
+        rows = slice(None)
+        if self.needs.whole_batch and distributed.world() > 1:
+            # such a rule compares all anchors with each other: take those of all ranks
+            rows = distributed.here(len(anchors))
+            anchors = distributed.gather(full_precision(anchors.detach()))
+            ids = (distributed.gather(ids[0]), ids[1])
+        # in bf16 nearly all similarities tie
         with torch.autocast(anchors.device.type, enabled=False):
             a, b = (F.normalize(full_precision(z.detach()), dim=1) for z in (anchors, candidates))
             similarities = a @ b.T
         pairs = Pairs(
             ids,
-            self._sides(self.groups, ids),
-            self._sides(self.clusters, ids) if self.k else None,
-            self._sides(self.labels, ids) if self.uses_labels else None,
+            _of_sides(self.groups, ids),
+            _of_sides(self.clusters, ids) if self.cluster_count else None,
+            _of_sides(self.labels, ids) if self.needs.labels else None,
             progress,
             self.classes,
         )
-        found = detect(
-            self.rule, similarities, pairs, sibling(similarities, pairs) if self.siblings else None
-        )
+        also = sibling(similarities, pairs) if self.siblings else None
+        mask = detect(self.rule, similarities, pairs, also)
         if self.training:
-            self._count(found[own], pairs, own)
-        return Found(found[own], similarities[own], pairs.others[own])
+            self._count(mask[rows], pairs, rows)
+        return FalseNegatives(mask[rows], similarities[rows], pairs.negatives[rows])
 
-    def masks(self, found: Found) -> Masks:
-        """Return what the loss makes of it, by the action."""
+    def masks(self, detected: FalseNegatives) -> Masks:
+        """Return the masks of the loss, by the action."""
         if self.action == "attract":
-            return Masks(attract=found.false)
+            return Masks(attract=detected.mask)
         if self.action == "downweight":
-            return Masks(weights=negative_weights(found.similarities, found.false))
-        return Masks(ignore=found.false)
+            return Masks(weights=negative_weights(detected.similarities, detected.mask))
+        return Masks(ignore=detected.mask)
+
+    # Clusters, which the rule `cluster` uses
 
     def remember(self, z: Tensor, ids: Tensor) -> None:
-        """Keep the embeddings z (N, D) of videos for the next clustering."""
-        if self.k:
-            self.bank[distributed.gather(ids)] = distributed.gather(
-                F.normalize(z.detach().float(), dim=1)
-            )
+        """Keep the embeddings z (B, D) of videos ids (B,) for the next clustering."""
+        if self.cluster_count:
+            unit = F.normalize(z.detach().float(), dim=1)
+            self.bank[distributed.gather(ids)] = distributed.gather(unit)
 
     def start_epoch(self) -> None:
-        """Cluster what is remembered; videos not seen yet have no cluster."""
-        if self.k:
-            seen = self.bank.any(1)
-            if int(seen.sum()) >= self.k:
-                self.clusters[seen] = k_means(self.bank[seen], self.k)
+        """Cluster the remembered embeddings; videos without one have no cluster."""
+        if self.cluster_count:
+            embedded = self.bank.any(1)
+            if int(embedded.sum()) >= self.cluster_count:
+                self.clusters[embedded] = k_means(self.bank[embedded], self.cluster_count)
+
+    # Statistics for the log
 
     def report(self, last: bool = False) -> dict[str, float]:
-        """Since the last call: the share of negatives found, and precision and recall where labels
-        are known.
+        """Return statistics since the last call, and warn of unlikely ones.
 
-        Warns, once, where that is more than half of them; and at the end of a run (last) where it
-        is none.
+        Args:
+            last: the run has ended.
+
+        Returns:
+            fn_removed: the fraction of negatives that were detected. Where labels are known,
+            fn_precision and fn_recall.
         """
-        pairs, found, false, both = self.counts.tolist()
+        pairs, detected, false, both = self.counts.tolist()
         self.counts.zero_()
-        rates = {"fn_removed": found / pairs} if pairs else {}
-        if found > pairs / 2 and not self.told:
-            self.told = True
+        rates = {"fn_removed": detected / pairs} if pairs else {}
+        if detected > pairs / 2 and not self._warned:
+            self._warned = True
             log.warning(
-                f"{found / pairs:.0%} of an epoch's negatives were taken for false: their"
-                " embeddings may collapse, and what predicts little looks robust; make the rule of"
-                " method.false_negatives stricter"
+                f"method.false_negatives: {detected / pairs:.0%} of an epoch's negatives were"
+                " treated as false: embeddings may collapse, and a model that predicts little"
+                " appears robust; use a stricter rule"
             )
-        if last and pairs and not found:
+        if last and pairs and not detected:
             log.warning(
-                "method.false_negatives: no negative of the last epoch was taken for false, as with"
-                " rule=none"
+                "method.false_negatives: no negative of the last epoch was treated as false; the"
+                " result is that of rule=none"
             )
-        if found and bool((self.labels >= 0).any()):
-            rates["fn_precision"] = both / found
+        if detected and bool((self.labels >= 0).any()):
+            rates["fn_precision"] = both / detected
         if false:
             rates["fn_recall"] = both / false
         return rates
 
-    def _sides(self, known: Tensor, ids: Sides) -> Sides | None:
-        """What is known of each side; an id of -1 is nobody."""
-        if not len(known):
-            return None
-        anchors, candidates = (torch.where(side >= 0, known[side.clamp(min=0)], -1) for side in ids)
-        return anchors, candidates
+    def _count(self, mask: Tensor, pairs: Pairs, rows: slice) -> None:
+        """Count the pairs of this rank's rows, over all ranks."""
+        labels = _of_sides(self.labels, pairs.ids)
+        false = torch.zeros_like(mask)
+        if labels is not None:
+            false = oracle(mask, dataclasses.replace(pairs, labels=labels))[rows]
+        negatives = pairs.negatives[rows]
+        counts = [negatives.sum(), mask.sum(), false.sum(), (false & mask).sum()]
+        self.counts += distributed.gather(torch.stack(counts)[None]).sum(0)
 
-    def _count(self, found: Tensor, pairs: Pairs, own: slice) -> None:
-        labels, others = self._sides(self.labels, pairs.ids), pairs.others[own]
-        told = None if labels is None else oracle(found, dataclasses.replace(pairs, labels=labels))
-        false = torch.zeros_like(found) if told is None else told[own]
-        here = torch.stack([others.sum(), found.sum(), false.sum(), (false & found).sum()])
-        self.counts += distributed.gather(here[None]).sum(0)
+
+def _of_sides(values: Tensor, ids: Sides) -> Sides | None:
+    """Return the values of anchors and candidates, -1 for an id of -1; None without values."""
+    if not len(values):
+        return None
+    anchors, candidates = (torch.where(side >= 0, values[side.clamp(min=0)], -1) for side in ids)
+    return anchors, candidates

@@ -1,18 +1,20 @@
 """RULES that detect false negatives (Gupta et al. 2022), as pure functions.
 
-Detection is a rule, a pure function `rule(similarities, pairs) -> (N, M) bool` over cosine
-similarities of detached, clean embeddings; METHODS section 1.4 has the table. What is found is
-eliminated from the denominator, attracted as a positive, or counted less.
+A rule is a function `rule(similarities, pairs) -> (N, M) bool` of the cosine similarities of clean
+embeddings without gradient. `Removal` eliminates what it detects from the denominator of the loss,
+attracts it as a positive, or counts it less.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from vidrobust import config
 
 Rule = Callable[[Tensor, "Pairs"], Tensor]
 Sides = tuple[Tensor, Tensor]  # of the anchors (N,), and of the candidates (M,)
@@ -20,11 +22,16 @@ Sides = tuple[Tensor, Tensor]  # of the anchors (N,), and of the candidates (M,)
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a rule may know of N anchors and M candidates besides their similarities.
+    """What a rule may know of N anchors and M candidates in addition to their similarities.
 
-    ids: one a video; equal ids are views of the same video, and never false negatives. groups,
-    clusters, labels: of each side, -1 for none; None where nothing is known. progress: the share of
-    training that is done. classes: how many there are, 0 if unknown.
+    Attributes:
+        ids: one per video, -1 unknown; views with equal ids are of the same video, and never false
+            negatives.
+        groups: source of each side, -1 unknown; None: all unknown.
+        clusters: cluster of each side, -1 unknown; None: all unknown.
+        labels: label of each side, -1 unknown; None: all unknown.
+        progress: fraction of training done.
+        classes: of the data set; 0: unknown.
     """
 
     ids: Sides
@@ -35,48 +42,74 @@ class Pairs:
     classes: int = 0
 
     @functools.cached_property
-    def others(self) -> Tensor:
-        """(N, M) bool: candidates of another video than the anchor's; nobody's, whose id is -1, are
-        not looked at.
-        """
+    def negatives(self) -> Tensor:
+        """(N, M) bool: candidates of a known video that is not the anchor's."""
         return (self.ids[0][:, None] != self.ids[1]) & (self.ids[1] >= 0)
 
 
+@dataclass(frozen=True)
+class RuleNeeds:
+    """What a rule needs.
+
+    Attributes:
+        labels: the labels of videos.
+        groups: the sources of videos, some of which must be shared.
+        whole_batch: all anchors of a batch, also those of other ranks.
+        clusters: a clustering of the embeddings of the last epoch.
+    """
+
+    labels: bool = False
+    groups: bool = False
+    whole_batch: bool = False
+    clusters: bool = False
+
+
+NO_NEEDS = RuleNeeds()
+
+
 def fixed(similarities: Tensor, pairs: Pairs, threshold: float = 0.7) -> Tensor:
-    """s > threshold; 0.7 is FNC's (Huynh et al. 2022)."""
-    return pairs.others & (similarities > threshold)
+    """Detect similarities above a threshold (0.7 in FNC, Huynh et al. 2022).
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        threshold: a cosine.
+    """
+    return pairs.negatives & (similarities > threshold)
 
 
 def top_k(similarities: Tensor, pairs: Pairs, k: int = 10) -> Tensor:
-    """The k most similar of each anchor; 10 is FNC's."""
-    others = pairs.others
-    most = (
-        similarities.masked_fill(~others, -torch.inf)
-        .topk(min(k, similarities.shape[1]), dim=1)
-        .indices
-    )
-    return torch.zeros_like(others).scatter_(1, most, True) & others
+    """Detect the k most similar negatives of each anchor (10 in FNC, Huynh et al. 2022).
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        k: per anchor.
+    """
+    negatives = pairs.negatives
+    ranked = similarities.masked_fill(~negatives, -torch.inf)
+    most_similar = ranked.topk(min(k, similarities.shape[1]), dim=1).indices
+    # an anchor with fewer than k negatives also has others among its k
+    return torch.zeros_like(negatives).scatter_(1, most_similar, True) & negatives
 
 
 def top_k_threshold(
     similarities: Tensor, pairs: Pairs, k: int = 10, threshold: float = 0.7
 ) -> Tensor:
-    """Find the k most similar of each anchor that are above the threshold: FNC's own rule.
+    """Detect the k most similar negatives of each anchor that are above a threshold: FNC's rule.
 
-    A candidate's score is its largest similarity to any view of the anchor's video, the anchor's
-    support set, so that all views of a video have the same false negatives (Huynh et al. 2022, and
-    their code).
+    The score of a candidate is its largest similarity to any view of the anchor's video, the
+    anchor's support set, so that all views of a video have the same false negatives (Huynh et al.
+    2022, and their code).
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        k: per anchor.
+        threshold: a cosine.
     """
-    score = _best_of_views(similarities, pairs.ids[0])
+    score = _largest_over_views(similarities, pairs.ids[0])
     return top_k(score, pairs, k) & fixed(score, pairs, threshold)
-
-
-def _best_of_views(similarities: Tensor, ids: Tensor) -> Tensor:
-    """Return (N, M) similarities, each the largest of all anchors with the same id."""
-    _, video = ids.unique(return_inverse=True)
-    best = similarities.new_full((int(video.max()) + 1, similarities.shape[1]), -torch.inf)
-    best.scatter_reduce_(0, video[:, None].expand_as(similarities), similarities, "amax")
-    return best[video]
 
 
 def quantile(
@@ -85,21 +118,29 @@ def quantile(
     rate: float = 0.0,
     over: Literal["anchor", "batch"] = "anchor",
 ) -> Tensor:
-    """The share `rate` of the most similar negatives of each anchor, or of the whole batch; a whole
-    number, rounded.
+    """Detect a fraction of the negatives, the most similar ones.
 
-    Of the batch, those that tie with the last are taken as well.
-
-    rate 0: 1 / classes where that is known, or else 0.05.
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        rate: the fraction; their number is rounded. 0: `default_rate`.
+        over: of the negatives of each anchor, or of the whole batch, where those that tie with the
+            last one are also detected.
     """
-    return _most_similar(similarities, pairs.others, rate or default_rate(pairs.classes), over)
+    return _most_similar(similarities, pairs.negatives, rate or default_rate(pairs.classes), over)
 
 
 def adaptive_threshold(
     similarities: Tensor, pairs: Pairs, start: float = 0.95, end: float = 0.7, warmup: float = 0.1
 ) -> Tensor:
-    """s > theta; theta falls along a cosine from `start` to `end`, and nothing is found in the
-    `warmup` share.
+    """Detect similarities above a threshold that decays along a cosine.
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        start: threshold at the end of the warm-up.
+        end: threshold at the end of training.
+        warmup: fraction of training in which nothing is detected.
     """
     if pairs.progress < warmup:
         return torch.zeros_like(similarities, dtype=torch.bool)
@@ -110,131 +151,190 @@ def adaptive_threshold(
 def adaptive_rate(
     similarities: Tensor, pairs: Pairs, rate: float = 0.0, warmup: float = 0.1
 ) -> Tensor:
-    """`quantile` of each anchor at a rate that climbs from 0 at the end of the `warmup` share to
-    `rate` at the end.
+    """Detect a fraction of the negatives of each anchor that increases linearly from 0.
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        rate: the fraction at the end of training; 0: `default_rate`.
+        warmup: fraction of training in which nothing is detected.
     """
     done = (pairs.progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
-    most = rate or default_rate(pairs.classes)
-    return _most_similar(similarities, pairs.others, most * min(max(done, 0.0), 1.0), "anchor")
+    final = rate or default_rate(pairs.classes)
+    now = final * min(max(done, 0.0), 1.0)
+    return _most_similar(similarities, pairs.negatives, now, "anchor")
 
 
 def mean_std(similarities: Tensor, pairs: Pairs, k: float = 2.5) -> Tensor:
-    """s > mean + k standard deviations of the batch's negatives: a threshold that calibrates
-    itself.
+    """Detect similarities above mean + k standard deviations of the negatives of the batch.
+
+    Args:
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        k: standard deviations.
     """
-    others = pairs.others
-    known = similarities[others]
-    if known.numel() < 2:
-        return torch.zeros_like(others)
-    return others & (similarities > known.mean() + k * known.std(correction=0))
+    negatives = pairs.negatives
+    values = similarities[negatives]
+    if values.numel() < 2:  # no spread
+        return torch.zeros_like(negatives)
+    return negatives & (similarities > values.mean() + k * values.std(correction=0))
 
 
 def cluster(similarities: Tensor, pairs: Pairs) -> Tensor:
-    """The same k-means pseudo-label (as AdvCL's and DynACL++'s)."""
-    return pairs.others & _same(pairs.clusters, "clusters")
+    """Detect negatives of the same k-means cluster, as AdvCL and DynACL++ define pseudo-labels."""
+    return pairs.negatives & _equal(pairs.clusters, "clusters")
 
 
 def oracle(similarities: Tensor, pairs: Pairs) -> Tensor:
-    """The same label: the upper bound. Attracted, it is SupCon."""
-    return pairs.others & _same(pairs.labels, "labels")
+    """Detect negatives of the same label: the upper bound. With action=attract this is SupCon."""
+    return pairs.negatives & _equal(pairs.labels, "labels")
 
 
 def sibling(similarities: Tensor, pairs: Pairs) -> Tensor:
-    """Cut from the same source (UCF101's groups, HMDB51's films), which CoCLR leaves out as
-    well.
+    """Detect negatives cut from the same source, such as UCF101's groups and HMDB51's films.
+
+    CoCLR (Han et al. 2020) also leaves them out.
     """
-    return pairs.others & _same(pairs.groups, "groups")
+    return pairs.negatives & _equal(pairs.groups, "groups")
 
 
-RULES: dict[str, Rule] = {
-    "fixed": fixed,
-    "topk": top_k,
-    "topk_threshold": top_k_threshold,
-    "quantile": quantile,
-    "adaptive_threshold": adaptive_threshold,
-    "adaptive_rate": adaptive_rate,
-    "mean_std": mean_std,
-    "cluster": cluster,
-    "oracle": oracle,
-    "sibling": sibling,
+@dataclass(frozen=True)
+class RuleSpec:
+    """A rule: an entry of RULES.
+
+    Attributes:
+        rule: the function.
+        arguments: key of `method.false_negatives.*` -> the argument of the function that it sets.
+        needs: options -> what it needs.
+        refusal: options -> why they cannot be combined, or "".
+    """
+
+    rule: Callable[..., Tensor]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    needs: Callable[[config.FalseNegativesConfig], RuleNeeds] = lambda options: NO_NEEDS
+    refusal: Callable[[config.FalseNegativesConfig], str] = lambda options: ""
+
+
+def _increasing_threshold(options: config.FalseNegativesConfig) -> str:
+    if options.start >= options.threshold:
+        return ""
+    return (
+        "method.false_negatives.start: the threshold decays from start to threshold; set a start"
+        " above it"
+    )
+
+
+RULES: dict[str, RuleSpec] = {
+    "fixed": RuleSpec(fixed, {"threshold": "threshold"}),
+    "topk": RuleSpec(top_k, {"k": "k"}),
+    "topk_threshold": RuleSpec(top_k_threshold, {"k": "k", "threshold": "threshold"}),
+    "quantile": RuleSpec(
+        quantile,
+        {"rate": "rate", "over": "over"},
+        needs=lambda options: RuleNeeds(whole_batch=options.over == "batch"),
+    ),
+    "adaptive_threshold": RuleSpec(
+        adaptive_threshold,
+        {"start": "start", "threshold": "end", "warmup": "warmup"},
+        refusal=_increasing_threshold,
+    ),
+    "adaptive_rate": RuleSpec(adaptive_rate, {"rate": "rate", "warmup": "warmup"}),
+    "mean_std": RuleSpec(
+        mean_std, {"sigmas": "k"}, needs=lambda options: RuleNeeds(whole_batch=True)
+    ),
+    "cluster": RuleSpec(cluster, needs=lambda options: RuleNeeds(clusters=True)),
+    "oracle": RuleSpec(oracle, needs=lambda options: RuleNeeds(labels=True)),
+    "sibling": RuleSpec(sibling, needs=lambda options: RuleNeeds(groups=True)),
 }
 
 
 @torch.no_grad()
 def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None = None) -> Tensor:
-    """The false negatives by `rule`, and those in `also`, (N, M) bool, with the guard: an anchor
-    keeps a negative.
+    """Return the false negatives of each anchor, with the guard of `keep_one`.
 
-    Where everything would go, the least similar negative stays. An anchor that has none to begin
-    with keeps none. NaN similarities are found by no threshold; the loss they give stops a run.
+    NaN similarities are above no threshold; the loss that they lead to stops the run.
+
+    Args:
+        rule: detects false negatives.
+        similarities: (N, M) cosines.
+        pairs: what is known of them.
+        also: (N, M) bool, more false negatives.
+
+    Returns:
+        (N, M) bool.
     """
-    others = pairs.others
-    found = rule(similarities, pairs) & others
+    negatives = pairs.negatives
+    mask = rule(similarities, pairs) & negatives
     if also is not None:
-        found |= also & others
-    return keep_one(found, similarities, others)
+        mask |= also & negatives
+    return keep_one(mask, similarities, negatives)
 
 
-def keep_one(found: Tensor, similarities: Tensor, others: Tensor) -> Tensor:
-    """Return what is found (N, M), but for the least similar of an anchor whose negatives would all
-    go.
+def keep_one(mask: Tensor, similarities: Tensor, negatives: Tensor) -> Tensor:
+    """Return the mask, but leave an anchor its least similar negative if it would lose all.
+
+    An anchor without any negatives keeps none.
+
+    Args:
+        mask: (N, M) bool, false negatives.
+        similarities: (N, M) cosines.
+        negatives: (N, M) bool, pairs of different videos.
     """
-    nothing_left = ~(others & ~found).any(1)
-    farthest = similarities.masked_fill(~others, torch.inf).argmin(1)
-    kept = torch.zeros_like(found).scatter_(1, farthest[:, None], True)
-    return found & ~(kept & nothing_left[:, None])
+    loses_all = ~(negatives & ~mask).any(1)
+    least_similar = similarities.masked_fill(~negatives, torch.inf).argmin(1)
+    kept = torch.zeros_like(mask).scatter_(1, least_similar[:, None], True)
+    return mask & ~(kept & loses_all[:, None])
 
 
-def negative_weights(similarities: Tensor, found: Tensor) -> Tensor:
-    """(N, M): 1 - confidence, where the confidence that a found pair is a false negative is its
-    similarity, 0 to 1.
+def negative_weights(similarities: Tensor, mask: Tensor) -> Tensor:
+    """Return how much each negative counts, (N, M), for the action `downweight`.
 
-    Our reading of METHODS section 1.4 (`downweight`): all others count wholly.
+    1 - similarity, clamped to [0, 1], for false negatives and 1 for all others: the similarity is
+    the confidence that a pair is a false negative.
+
+    Args:
+        similarities: (N, M) cosines.
+        mask: (N, M) bool, false negatives.
     """
-    return torch.where(found, 1 - similarities.clamp(0, 1), torch.ones_like(similarities))
+    return torch.where(mask, 1 - similarities.clamp(0, 1), torch.ones_like(similarities))
 
 
 def default_rate(classes: int) -> float:
-    """The share of negatives that are false when `classes` are as large as each other; 0.05 where
-    they are unknown.
+    """Return the fraction of negatives that are false with this many classes of equal size.
 
-    One class is none: a folder of unlabelled videos has one.
+    0.05 where the number is unknown: 0, or 1, which a folder of unlabelled videos has.
     """
     return 1 / classes if classes > 1 else 0.05
 
 
-def _most_similar(similarities: Tensor, others: Tensor, rate: float, over: str) -> Tensor:
-    ranked = similarities.masked_fill(~others, -torch.inf)
-    found = torch.zeros_like(others)
+def _largest_over_views(similarities: Tensor, ids: Tensor) -> Tensor:
+    """Return (N, M) similarities, each the largest of all anchors with the same id."""
+    _, video = ids.unique(return_inverse=True)
+    largest = similarities.new_full((int(video.max()) + 1, similarities.shape[1]), -torch.inf)
+    largest.scatter_reduce_(0, video[:, None].expand_as(similarities), similarities, "amax")
+    return largest[video]
+
+
+def _most_similar(similarities: Tensor, negatives: Tensor, rate: float, over: str) -> Tensor:
+    """Return the most similar fraction of negatives, of each anchor or of the batch."""
+    ranked = similarities.masked_fill(~negatives, -torch.inf)
+    mask = torch.zeros_like(negatives)
     if over == "batch":
-        count = round(rate * int(others.sum()))
+        count = round(rate * int(negatives.sum()))
         if not count:
-            return found
-        # (i, j) and (j, i) tie, but for roundings: both or none, whichever rank has them
-        return others & (ranked >= ranked.flatten().topk(count).values[-1] - 1e-6)
-    counts = (rate * others.sum(1, dtype=torch.float32)).round()
+            return mask
+        # (i, j) and (j, i) tie but for rounding: detect both or none, whichever rank has them
+        return negatives & (ranked >= ranked.flatten().topk(count).values[-1] - 1e-6)
+    counts = (rate * negatives.sum(1, dtype=torch.float32)).round()
     most = int(counts.max()) if len(counts) else 0
+    # of the `most` most similar of each anchor, the first `counts`
     taken = torch.arange(most, device=similarities.device) < counts[:, None]
-    return found.scatter_(1, ranked.topk(most, dim=1).indices, taken) & others
+    return mask.scatter_(1, ranked.topk(most, dim=1).indices, taken) & negatives
 
 
-def _same(sides: Sides | None, what: str) -> Tensor:
+def _equal(sides: Sides | None, what: str) -> Tensor:
+    """Return (N, M) bool: anchors and candidates with the same known value."""
     if sides is None:
         raise ValueError(f"this rule needs {what}, and there are none")
     anchors, candidates = sides
     return (anchors[:, None] == candidates) & (anchors >= 0)[:, None]
-
-
-# rule -> option of `method.false_negatives` -> the argument of the rule that it sets
-RULE_OPTIONS: dict[str, dict[str, str]] = {
-    "fixed": {"threshold": "threshold"},
-    "topk": {"k": "k"},
-    "topk_threshold": {"k": "k", "threshold": "threshold"},
-    "quantile": {"rate": "rate", "over": "over"},
-    "adaptive_threshold": {"start": "start", "threshold": "end", "warmup": "warmup"},
-    "adaptive_rate": {"rate": "rate", "warmup": "warmup"},
-    "mean_std": {"sigmas": "k"},
-    "cluster": {},
-    "oracle": {},
-    "sibling": {},
-}
