@@ -96,8 +96,8 @@ def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
     Raises:
         UserError: for an unknown optimizer.
     """
-    fixed = []
-    scheduled = []
+    fixed: list[nn.Parameter] = []
+    scheduled: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
             is_fixed = cfg.fix_predictor and name.startswith("predictor.")
