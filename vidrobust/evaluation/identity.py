@@ -145,8 +145,8 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
         if other:
             differences = " and ".join(_difference(key, held.get(key), asked[key]) for key in other)
             raise UserError(
-                f"out={out}: {stem}.jsonl holds rows of another {differences}; choose another folder,"
-                f" or delete {stem}.jsonl and {path.name}"
+                f"out={out}: {stem}.jsonl holds rows of another {differences}; choose another"
+                f" folder, or delete {stem}.jsonl and {path.name}"
             )
     distributed.patient_barrier()  # rank 0 writes only what every rank has read
     if held is None and distributed.rank() == 0:
@@ -191,7 +191,8 @@ def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     if None in states:
         log.warning(
             "this model cannot be recognised, because it has no visible module and no fixed"
-            " outputs: the rows of the folder are assumed to be its own; identity=NAME keeps models apart"
+            " outputs: the rows of the folder are assumed to be its own; identity=NAME keeps models"
+            " apart"
         )
     return True
 
