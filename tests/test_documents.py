@@ -206,7 +206,7 @@ def test_the_examples_of_the_threat_models_run():
     )
     exec(compile("\n".join(code), "threat_models.md", "exec"), names)
     assert (
-        len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
+        len(code) == 2 and names["outcome"].passes and names["curve"][0.5] >= names["curve"][8] == 0
     )
     assert names["delta"].shape == (1, 3, 16, 8, 8) and names["doubts"] == []
 
