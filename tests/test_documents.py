@@ -238,6 +238,14 @@ def test_links_to_sections_name_a_heading_of_their_page():
             assert section in anchors, f"{page.name}: {target}#{section}"
 
 
+def test_the_walks_name_files_of_the_package():
+    rows = re.findall(
+        r"(?m)^\| \d+ \| `(\w[\w/]*\.py)` \|", (REPO / "docs/architecture.md").read_text()
+    )
+    assert len(rows) == 15 + 13
+    assert [row for row in rows if not (REPO / "vidrobust" / row).is_file()] == []
+
+
 @pytest.mark.parametrize("page", ANSWERS, ids=lambda page: page.name)
 def test_pages_of_results_are_short(page):
     assert len(page.read_text().splitlines()) <= (100 if page == OVERVIEW else 150)
