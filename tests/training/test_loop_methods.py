@@ -306,9 +306,9 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["names=[patch]", "patch_px=[72,16]"], "the smallest comes first"),
+        (["names=[patch]", "patch_px=[72,16]"], "the smallest side must come first"),
         (["names=[patch]", "patch_px=[16,400]"], "as large as a frame of"),
-        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing in a clip of one frame"),
     ],
 )
 def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reason):

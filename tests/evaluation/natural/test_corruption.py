@@ -371,7 +371,7 @@ def test_a_baseline_gives_relative_errors_and_must_match_the_evaluation(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
+        (["eval.corruption.names=[fogg]"], "eval.corruption.names: unknown corruption 'fogg'"),
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
         (["eval.corruption.severities=[2,2]"], "must list at least one, each once"),
         (["eval.corruption.severities=[]"], "at least one"),
