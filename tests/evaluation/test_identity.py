@@ -296,7 +296,8 @@ def test_rows_that_nothing_says_the_model_of_are_refused(records, tmp_path, stem
     run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, checkpoint)
     with pytest.raises(
-        UserError, match=f"{stem}.jsonl holds rows, and no {stem}.identity.json says what they were"
+        UserError,
+        match=f"{stem}.jsonl holds rows, but {stem}.identity.json, which records what they were",
     ):
         run(records, tmp_path, net, identity="step 3")
 

@@ -73,7 +73,7 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
         "train.checkpoint_every=1",
     ]
     with pytest.raises(
-        UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"
+        UserError, match=r"3 of 8 training videos are bad .* deleted files of data.twins anew"
     ):
         train_state(tiny_config(root, *words, "train.max_bad=0.3"), tmp_path / "out")
     with pytest.raises(UserError, match="3 of 8 training videos are bad"):

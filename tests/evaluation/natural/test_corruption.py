@@ -235,7 +235,7 @@ def test_a_classifier_of_nan_is_reported_and_has_accuracy_0(trained, tmp_path, m
     warnings = [
         line
         for line in summary["warnings"]
-        if "count as wrong, as the model gives NaN or infinity" in line
+        if "count as wrong, because the model gives NaN or infinity" in line
     ]
     assert len(warnings) == 3, "one each for attacks, corruptions and cues"
     assert summary["failed"] == [], "every video decodes"
