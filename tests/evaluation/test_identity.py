@@ -230,8 +230,8 @@ def test_files_of_other_names_are_nobodys_rows(records, tmp_path):
     """A copy beside the rows, and what another tool calls a rank."""
     net = random_model(0)
     rows = robust_rows(records, tmp_path, net)
-    stale = [row | {"robust": None, "index": 9} for row in rows] + [
-        row | {"robust": None} for row in rows
+    stale = [row.to_json() | {"robust": None, "index": 9} for row in rows] + [
+        row.to_json() | {"robust": None} for row in rows
     ]
     text = "".join(json.dumps(row) + "\n" for row in stale)
     names = [

@@ -28,6 +28,8 @@ Dataset = ClipDataset | SourceVideos | CorruptedVideos
 _CLOSE = 1e-2  # with equal weights: another device or batch size may change outputs
 _ALIKE = 1e-4  # without weights, when only outputs distinguish models
 _OUTPUTS = 64  # outputs on the probe clip that are kept
+# function -> the name that it had in earlier revisions, whose files are still read
+_RECORDED_NAMES = {"_without_rng": "_nothing_drawn"}
 _WORDS = {
     "model": "model",
     "videos": "list of videos",
@@ -118,7 +120,8 @@ def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
         if isinstance(dataset, SourceVideos)
         else {"size": dataset.reader.view.size, "center": dataset.reader.view.center}
     )
-    return asdict(dataset.spec) | {"sampler": getattr(sampler, "__name__", "")} | view | more
+    name = getattr(sampler, "__name__", "")
+    return asdict(dataset.spec) | {"sampler": _RECORDED_NAMES.get(name, name)} | view | more
 
 
 def videos_of(dataset: Dataset) -> str:

@@ -119,7 +119,7 @@ def test_the_command_line_draws_negatives_and_cues(tmp_path):
             ["eval.bias=[swapped]"],
             "swapped needs a second clip, of another class: add --other FILE",
         ),
-        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
+        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: needs images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
         (
