@@ -7,7 +7,6 @@ from vidrobust.methods.fidelity import ENTRIES, document
 
 
 def test_the_document_is_up_to_date():
-    """python -m vidrobust.methods.fidelity > docs/fidelity.md"""
     assert (REPO / "docs/fidelity.md").read_text() == document()
 
 

@@ -68,6 +68,26 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "MoCo v2, non-semantic negatives",
+        "Chen et al. 2020 (MoCo v2); Ge et al. 2021",
+        "SongweiGe/Contrastive-Learning-with-Non-Semantic-Negatives",
+        "cifar10_moco, cifar10_moco_patch",
+        ("test_mocos_logits_are_the_published_ones",),
+        (
+            Departure(
+                "keys of the query's own video in the queue are ignored",
+                "they are positives, not negatives; at the paper's queue length there are few",
+            ),
+        ),
+    ),
+    Entry(
+        "False-negative removal",
+        "Gupta et al. 2022",
+        "the paper's description",
+        "cifar10_csl_fnr, ucf101_csl_fnr",
+        ("test_fixed_and_top_k_and_both",),
+    ),
+    Entry(
         "BYOL",
         "Grill et al. 2020",
         "the paper's formula",
@@ -80,6 +100,13 @@ ENTRIES = (
         "facebookresearch/simsiam@a7bc177",
         "cifar10_simsiam",
         ("test_byol_and_simsiam",),
+    ),
+    Entry(
+        "VICReg",
+        "Bardes et al. 2022",
+        "facebookresearch/vicreg",
+        "cifar10_vicreg",
+        ("test_its_terms_are_the_papers",),
     ),
     Entry(
         "UEL and its CLAE",
