@@ -310,8 +310,36 @@ def test_nothing_private_is_committed():
         if name.startswith("tests/files/"):  # written by the package
             assert (REPO / name).stat().st_size < 300_000, name
             continue
-        known = {".py", ".md", ".yaml", ".toml", ".json", ".png", ".jpg", ""}
-        assert Path(name).suffix in known or name == ".gitignore", name
+        assert _may_be_committed(name), name
+
+
+def _may_be_committed(name: str) -> bool:
+    """Return whether a file is source, docs or settings, and no video, weights or log."""
+    if name in ("mkdocs.yml", "vidrobust/py.typed"):
+        return True
+    if name.startswith(".github/"):
+        return Path(name).suffix in (".yml", ".md")
+    suffixes = {".py", ".md", ".yaml", ".toml", ".cff", ".json", ".png", ".jpg", ""}
+    return Path(name).suffix in suffixes
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("CITATION.cff", True),
+        (".pre-commit-config.yaml", True),
+        ("vidrobust/py.typed", True),
+        (".github/workflows/ci.yml", True),
+        (".github/pull_request_template.md", True),
+        (".github/log.txt", False),
+        ("docs/notes.yml", False),
+        ("videos/a.mp4", False),
+        ("outputs/demo/backbone.pt", False),
+        ("datasets/py.typed", False),
+    ],
+)
+def test_files_of_other_kinds_may_not_be_committed(name, allowed):
+    assert _may_be_committed(name) == allowed
 
 
 @pytest.mark.parametrize("page", ["ucf101_csl", "ucf101_csl_adv", "ucf101_supervised"])
