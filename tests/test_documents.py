@@ -2,6 +2,7 @@
 promise.
 """
 
+import importlib
 import json
 import re
 import shutil
@@ -223,6 +224,16 @@ def test_the_page_on_corruptions_names_them_all():
     assert not [name for name in (*CORRUPTIONS, *BENCHMARKS) if f"`{name}`" not in text]
 
 
+def test_the_api_page_names_functions_that_hide_behind_their_file():
+    """The site shows what a package exports, but for a name that is also a file of it."""
+    text = (REPO / "docs/api.md").read_text()
+    for package in re.findall(r"(?m)^::: vidrobust\.(\w+)$", text):
+        exported = getattr(importlib.import_module(f"vidrobust.{package}"), "__all__", [])
+        for name in exported:
+            if (REPO / f"vidrobust/{package}/{name}.py").is_file():
+                assert f"::: vidrobust.{package}.{name}.{name}\n" in text
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
@@ -315,7 +326,7 @@ def test_nothing_private_is_committed():
 
 def _may_be_committed(name: str) -> bool:
     """Return whether a file is source, docs or settings, and no video, weights or log."""
-    if name in ("mkdocs.yml", "vidrobust/py.typed"):
+    if name in ("mkdocs.yml", "docs/site.css", "vidrobust/py.typed"):
         return True
     if name.startswith(".github/"):
         return Path(name).suffix in (".yml", ".md")

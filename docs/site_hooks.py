@@ -1,0 +1,116 @@
+"""Hooks of MkDocs: pages that lie outside of docs/, links between them, and the navigation.
+
+Pages are written for GitHub, where links are relative to the file. The site also has pages of files
+outside of docs/ (`OUTSIDE`). Links to them, and to any other file of the repository, are rewritten.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+REPO = Path(__file__).parents[1]
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]+)?\)")
+
+# file of the repository -> its place among the pages of docs/
+OUTSIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
+    "datasets/README.md": "datasets/index.md",
+}
+OUTSIDE |= {
+    path.relative_to(REPO).as_posix(): f"datasets/{path.parent.name}.md"
+    for path in sorted(REPO.glob("datasets/*/README.md"))
+}
+OUTSIDE = {source: page for source, page in OUTSIDE.items() if (REPO / source).is_file()}
+_SOURCES = {page: source for source, page in OUTSIDE.items()}
+
+# section of the navigation -> beginnings of the paths of its pages; other pages are in the first
+SECTIONS = {
+    "Guide": (),
+    "Data sets": ("datasets/",),
+    "Results": ("results/",),
+    "Benchmarks": ("benchmarks",),
+    "Reference": ("api", "architecture", "fidelity", "references"),
+    "Project": ("contributing", "changelog"),
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside of docs/, and build the navigation from all pages."""
+    for source, page in OUTSIDE.items():
+        text = (REPO / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text))
+    pages = [file.src_uri for file in files.documentation_pages()]
+    config.nav = navigation(pages)
+    return files
+
+
+def navigation(pages: list[str]) -> list[Any]:
+    """Return the navigation of some pages, so that a new page appears without an entry by hand."""
+    sections: dict[str, list[str]] = {title: [] for title in SECTIONS}
+    for page in sorted(pages, key=_place):
+        if page != "index.md":
+            sections[_section(page)].append(page)
+    entries = [{title: _nested(group)} for title, group in sections.items() if group]
+    return [{"Home": "index.md"}, *entries]
+
+
+def _place(page: str) -> tuple[str, bool, str]:
+    """Return a key that sorts the index of a folder, and a page of the folder's name, first."""
+    folder, name = posixpath.split(page)
+    is_first = name in ("index.md", "README.md")
+    return folder or page.removesuffix(".md"), not is_first and bool(folder), name
+
+
+def _section(page: str) -> str:
+    for title, beginnings in SECTIONS.items():
+        if page.startswith(beginnings):
+            return title
+    return next(iter(SECTIONS))
+
+
+def _nested(pages: list[str]) -> list[Any]:
+    """Return the pages of a section, those of a folder in a section of their own.
+
+    A section that has one folder only needs no second level.
+    """
+    folders = dict.fromkeys(posixpath.dirname(page) for page in pages)
+    if len(folders) == 1:
+        return pages
+    entries: list[Any] = [page for page in pages if not posixpath.dirname(page)]
+    for folder in filter(None, folders):
+        title = folder.replace("_", " ").capitalize()
+        entries.append({title: [page for page in pages if posixpath.dirname(page) == folder]})
+    return entries
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Rewrite links that are relative to the file's place in the repository."""
+    site_path = page.file.src_uri
+    source = _SOURCES.get(site_path, f"docs/{site_path}")
+
+    def rewrite(link: re.Match[str]) -> str:
+        image, text, target, section = link[1], link[2], link[3], link[4] or ""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        target_page = OUTSIDE.get(path)
+        if path.startswith("docs/"):
+            target_page = path.removeprefix("docs/")
+            if (REPO / path).is_dir():
+                target_page += "/README.md"
+        if target_page and files.get_file_from_path(target_page):
+            relative = posixpath.relpath(target_page, posixpath.dirname(site_path) or ".")
+            return f"{image}[{text}]({relative}{section})"
+        if image or not (REPO / path).exists():
+            return link[0]  # MkDocs warns of what it does not have
+        if config.repo_url:
+            return f"[{text}]({config.repo_url.rstrip('/')}/blob/HEAD/{path}{section})"
+        return text  # a file of the repository, which the site does not have
+
+    return _LINK.sub(rewrite, markdown)
