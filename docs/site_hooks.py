@@ -46,20 +46,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside of docs/, and build the navigation from all pages."""
     for source, page in OUTSIDE.items():
         text = (REPO / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, page, content=text))
-    pages = [file.src_uri for file in files.documentation_pages()]
-    config.nav = navigation(pages)
+        added = File.generated(config, page, content=text)
+        # a page of docs/ itself comes first, such as an index
+        if added.dest_uri not in [file.dest_uri for file in files]:
+            files.append(added)
+    config.nav = navigation({file.src_uri: file.dest_uri for file in files.documentation_pages()})
     return files
 
 
-def navigation(pages: list[str]) -> list[Any]:
-    """Return the navigation of some pages, so that a new page appears without an entry by hand."""
+def navigation(pages: dict[str, str]) -> list[Any]:
+    """Return the navigation, so that a new page appears without an entry by hand.
+
+    Args:
+        pages: path of a page below docs/ -> its path in the site.
+    """
     sections: dict[str, list[str]] = {title: [] for title in SECTIONS}
+    home = []
     for page in sorted(pages, key=_place):
-        if page != "index.md":
+        if pages[page] == "index.html":
+            home.append({"Home": page})
+        else:
             sections[_section(page)].append(page)
-    entries = [{title: _nested(group)} for title, group in sections.items() if group]
-    return [{"Home": "index.md"}, *entries]
+    return [*home, *({title: _nested(group)} for title, group in sections.items() if group)]
 
 
 def _place(page: str) -> tuple[str, bool, str]:
@@ -94,7 +102,8 @@ def _nested(pages: list[str]) -> list[Any]:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite links that are relative to the file's place in the repository."""
     site_path = page.file.src_uri
-    source = _SOURCES.get(site_path, f"docs/{site_path}")
+    is_outside = page.file.abs_src_path is None  # its text comes from `on_files`
+    source = _SOURCES[site_path] if is_outside else f"docs/{site_path}"
 
     def rewrite(link: re.Match[str]) -> str:
         image, text, target, section = link[1], link[2], link[3], link[4] or ""
