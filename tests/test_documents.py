@@ -207,7 +207,7 @@ def test_the_examples_of_the_threat_models_run():
     )
     exec(compile("\n".join(code), "threat_models.md", "exec"), names)
     assert (
-        len(code) == 2 and names["found"].passes and names["curve"][0.5] >= names["curve"][8] == 0
+        len(code) == 2 and names["outcome"].passes and names["curve"][0.5] >= names["curve"][8] == 0
     )
     assert names["delta"].shape == (1, 3, 16, 8, 8) and names["doubts"] == []
 
@@ -247,6 +247,14 @@ def test_links_to_sections_name_a_heading_of_their_page():
             headings = re.findall(r"(?m)^#+ (.*)$", text)
             anchors = [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
             assert section in anchors, f"{page.name}: {target}#{section}"
+
+
+def test_the_walks_name_files_of_the_package():
+    rows = re.findall(
+        r"(?m)^\| \d+ \| `(\w[\w/]*\.py)` \|", (REPO / "docs/architecture.md").read_text()
+    )
+    assert len(rows) == 15 + 13
+    assert [row for row in rows if not (REPO / "vidrobust" / row).is_file()] == []
 
 
 @pytest.mark.parametrize("page", ANSWERS, ids=lambda page: page.name)

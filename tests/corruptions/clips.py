@@ -2,8 +2,9 @@ import numpy as np
 
 
 def smooth_clip(frames: int = 16, height: int = 64, width: int = 80, seed: int = 0) -> np.ndarray:
-    """(T, H, W, 3) uint8: blobs of colour that drift, some with an edge: real pictures are smooth,
-    sharp, and move.
+    """Return a clip (T, H, W, 3) uint8 of drifting blobs of colour, some of them with a sharp edge.
+
+    Like real pictures, it has smooth and sharp parts, and motion.
     """
     rng = np.random.default_rng(seed)
     y, x, t = np.ogrid[0 : 1 : height * 1j, 0 : width / height : width * 1j, 0 : 1 : frames * 1j]
@@ -22,10 +23,10 @@ def smooth_clip(frames: int = 16, height: int = 64, width: int = 80, seed: int =
 
 
 def still_clip(frames: int = 4, **size: int) -> np.ndarray:
-    """The same, and nothing moves."""
+    """Return the first frame of `smooth_clip` repeated, so that nothing moves."""
     return np.repeat(smooth_clip(1, **size), frames, axis=0)
 
 
 def error(clip: np.ndarray, other: np.ndarray) -> float:
-    """Mean absolute difference, of 255."""
+    """Return the mean absolute difference of two clips, on a scale of 255."""
     return float(np.abs(clip.astype(float) - other).mean())

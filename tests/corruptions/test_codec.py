@@ -11,7 +11,7 @@ from vidrobust.corruptions import MissingEncoder, codec, corrupt, h264
 
 
 @pytest.mark.parametrize("shape", [(8, 32, 48, 3), (1, 33, 31, 3), (3, 16, 17, 3)])
-def test_clips_come_back_in_order_and_shape_and_worse_with_the_rate(shape):
+def test_round_trip_keeps_shape_and_order_and_gets_worse_with_the_rate_factor(shape):
     rng = np.random.default_rng(0)
     t, h, w, _ = shape
     base = (
@@ -23,14 +23,14 @@ def test_clips_come_back_in_order_and_shape_and_worse_with_the_rate(shape):
     assert fine.shape == coarse.shape == shape and fine.dtype == np.uint8
     error = [np.abs(back.astype(int) - frames).mean() for back in (fine, coarse)]
     assert error[0] < 12 and error[0] < error[1]
-    if t > 1:  # each frame is nearest to itself
+    if t > 1:  # each frame is closest to its own original
         gray = [c.astype(float).mean((1, 2, 3)) for c in (frames, fine)]
         assert all(np.abs(gray[0] - gray[1][i]).argmin() == i for i in range(t))
     for _ in range(5):
         assert np.array_equal(fine, h264(frames, 10)), "the same bits every time"
 
 
-def test_small_noise_does_not_survive_it():
+def test_small_noise_does_not_survive_compression():
     frames = np.full((4, 32, 32, 3), 120, np.uint8)
     noise = np.random.default_rng(0).integers(0, 2, frames.shape).astype(np.uint8)
     change = h264(frames + noise, 30).astype(int) - h264(frames, 30)
@@ -38,10 +38,10 @@ def test_small_noise_does_not_survive_it():
     kept = h264(frames + noise, 0).astype(int) - h264(frames, 0)
     assert (
         np.corrcoef(kept.ravel(), noise.ravel())[0, 1] > 0.2
-    )  # at the finest rate some of it does
+    )  # some of it survives the finest rate
 
 
-def test_colours_survive_a_fine_rate():
+def test_colours_survive_the_finest_rate():
     bars = np.array(
         [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [90, 160, 30]], np.uint8
     )
@@ -62,7 +62,7 @@ CODECS = [
 
 
 @pytest.mark.parametrize(
-    ("encoder", "options", "quantiser", "most"),
+    ("encoder", "options", "quantiser", "largest_error"),
     [
         ("libx264", {"crf": "0"}, 0, 1.5),
         ("libx265", {"crf": "0"}, 0, 1.5),
@@ -71,43 +71,43 @@ CODECS = [
     ],
 )
 @pytest.mark.parametrize("size", [(8, 64, 96), (1, 33, 47), (5, 101, 77), (3, 5, 7)], ids=str)
-def test_at_the_top_quality_a_clip_comes_back(encoder, options, quantiser, most, size):
+def test_top_quality_restores_the_clip(encoder, options, quantiser, largest_error, size):
     gray = (
         smooth_clip(*size).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
-    )  # colours lose half their pixels
+    )  # gray, because chroma has half the resolution
     back = codec._decode(codec._encode(gray, encoder, 25, options, quantiser=quantiser))
-    assert back.shape == gray.shape and error(gray, back) < most
+    assert back.shape == gray.shape and error(gray, back) < largest_error
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_frames_come_back_in_order(name):
+def test_codecs_keep_the_order_of_frames(name):
     clip = counting_frames(20, 64)
     assert read_numbers(corrupt(clip, name, 1, np.random.default_rng(0)))[:8] == list(range(8))
 
 
-def test_half_the_bits_are_half_the_bits():
-    """Roughly: a second of video is little time for an encoder to find its rate."""
+def test_average_bit_rate_is_divided_by_its_table():
+    """Allow a wide tolerance: one second of video is too short for an encoder to settle."""
     clip = smooth_clip(50, 112, 112, seed=3)
     usual = codec._encode(clip, "libx264", 25, {"crf": "23"}).bytes
-    made = []
+    streams = []
     encode = codec._encode
 
     def watched(*args, **options):
-        made.append(encode(*args, **options))
-        return made[-1]
+        streams.append(encode(*args, **options))
+        return streams[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "_encode", watched)
         for severity in (1, 2, 3):
             corrupt(clip, "h264_abr", severity, np.random.default_rng(0))
-    sizes = [stream.bytes for stream in made[1::2]]
-    assert made[0].bytes == usual and sizes == sorted(sizes, reverse=True)
+    sizes = [stream.bytes for stream in streams[1::2]]
+    assert streams[0].bytes == usual and sizes == sorted(sizes, reverse=True)
     for size, divisor in zip(sizes, (2, 4, 8), strict=True):
         assert 0.3 < size * divisor / usual < 2
 
 
-def test_without_a_frame_rate_it_is_as_at_25():
-    """Images and folders of frames say 0."""
+def test_missing_frame_rate_is_treated_as_25():
+    """Images and folders of frames have a frame rate of 0."""
     for clip in (smooth_clip(1, 64, 64), smooth_clip(8, 64, 64)):
         for name in ("h264_abr", "h265_abr", "h264_crf", "bit_error"):
             usual = corrupt(clip, name, 3, np.random.default_rng(0))
@@ -115,7 +115,7 @@ def test_without_a_frame_rate_it_is_as_at_25():
                 assert (corrupt(clip, name, 3, np.random.default_rng(0), fps) == usual).all()
 
 
-def test_errors_spoil_what_comes_after_them_and_the_first_frame_is_whole():
+def test_transmission_errors_accumulate_after_an_undamaged_first_frame():
     clip = smooth_clip(40, 96, 96)
     clean = corrupt(clip, "h264_crf", 1, np.random.default_rng(0)).astype(int)
     for name in ("bit_error", "packet_loss"):
@@ -125,7 +125,7 @@ def test_errors_spoil_what_comes_after_them_and_the_first_frame_is_whole():
         assert late > np.mean([np.abs(s[:3] - clean[:3]).mean() for s in spoiled])
 
 
-def test_what_does_not_arrive_is_the_last_that_did():
+def test_lost_frame_repeats_the_last_decoded_frame():
     clip = counting_frames(12, 64)
     stream = codec._encode(clip, "libx264", 25, {"crf": "10", "tune": "zerolatency"})
     lost = stream.with_packets(
@@ -140,11 +140,11 @@ def test_what_does_not_arrive_is_the_last_that_did():
     nothing = stream.with_packets([(b"", shown) for _, shown in stream.packets])
     assert (codec._decode(nothing) == 128).all()
     noise = stream.with_packets([(bytes(range(256)), shown) for _, shown in stream.packets])
-    assert codec._decode(noise).shape == clip.shape, "garbage raises nothing"
+    assert codec._decode(noise).shape == clip.shape, "random bytes raise no error"
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_the_same_bits_whatever_memory_held(name):
+def test_codecs_are_deterministic_whatever_memory_held_before(name):
     rng = np.random.default_rng(0)
     for size in ((8, 112, 112), (6, 46, 34), (9, 56, 56), (6, 80, 64)):
         clip = smooth_clip(*size)
@@ -156,7 +156,7 @@ def test_the_same_bits_whatever_memory_held(name):
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_missing_encoder_is_named_with_what_to_install(name, monkeypatch):
+def test_missing_encoder_error_names_the_encoder_and_the_remedy(name, monkeypatch):
     def codec_of(name, mode):
         raise av.codec.codec.UnknownCodecError(name)
 
@@ -165,9 +165,10 @@ def test_a_missing_encoder_is_named_with_what_to_install(name, monkeypatch):
         corrupt(smooth_clip(2), name, 1, np.random.default_rng(0))
 
 
-def test_sizes_that_encoders_do_not_like():
-    """libx265 of less than 65 pixels wrote beyond its memory; in a child, so that a crash is a
-    failure.
+def test_small_frames_do_not_crash_libx265():
+    """libx265 wrote out of bounds for frames of less than 65 pixels.
+
+    The test runs in a child process, so that a crash is a failure.
     """
     code = (
         "import numpy as np; from vidrobust.corruptions import corrupt\nfor i in range(40):\n   "

@@ -1,4 +1,4 @@
-"""What holds for every corruption."""
+"""Test the properties that every corruption has."""
 
 import warnings
 
@@ -10,13 +10,16 @@ from vidrobust.corruptions import (
     BENCHMARKS,
     CORRUPTIONS,
     INDEX_MAPS,
+    OVER_TIME,
     SEVERITIES,
     Corrupt,
+    CorruptionSpec,
     corrupt,
     expand,
 )
 
-# a draw a frame, or a motion of what is before the lens; all others leave a still video still
+# These change from frame to frame: random parameters per frame, or motion in front of the lens.
+# All others leave a still video still.
 MOVING = {
     "gaussian_noise",
     "shot_noise",
@@ -39,8 +42,8 @@ CODED = {
     "bit_error",
     "packet_loss",
 }
-# what is published gets no worse, or becomes another thing, from some severity on
-# (docs/corruptions.md)
+# The published tables of these do not get steadily worse, or change in kind at some severity
+# (docs/corruptions.md).
 NOT_RISING = {"jumble", "box_jumble", "elastic_transform", "reverse_sampling", "spatter"}
 
 
@@ -49,19 +52,19 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_shape_type_and_source(name):
+def test_output_has_the_input_shape_and_type_and_its_own_memory(name):
     for clip in (smooth_clip(5, 45, 33), smooth_clip(1, 32, 32), smooth_clip(1, 33, 70)):
         before = clip.copy()
         for severity in (1, 5):
-            found = corrupt(clip, name, severity, rng())
-            assert found.shape == clip.shape and found.dtype == np.uint8
+            output = corrupt(clip, name, severity, rng())
+            assert output.shape == clip.shape and output.dtype == np.uint8
             assert (clip == before).all()
-            found[:] = 0  # nor does the result share its memory
+            output[:] = 0  # the output does not share memory with the clip
             assert (clip == before).all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_seed_decides_everything(name):
+def test_the_generator_decides_everything(name):
     clip = smooth_clip(6, 48, 48)
     first = [corrupt(clip, name, s, rng(3)) for s in (2, 5)]
     np.random.seed(1)
@@ -72,8 +75,8 @@ def test_a_seed_decides_everything(name):
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - NOT_RISING))
 @pytest.mark.parametrize("size", [(24, 112, 112), (36, 64, 80)], ids=str)
-def test_it_gets_worse(name, size):
-    """From the mildest to the strongest, averaged over draws."""
+def test_error_increases_with_severity(name, size):
+    """Compare severities 1, 3 and 5, averaged over seeds."""
     clip = smooth_clip(*size, seed=7)
     mild, middle, strong = (
         np.mean([error(clip, corrupt(clip, name, s, rng(seed))) for seed in range(3)])
@@ -83,37 +86,56 @@ def test_it_gets_worse(name, size):
 
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - INDEX_MAPS.keys() - CODED))
-def test_one_draw_a_video_or_one_a_frame(name):
+def test_random_parameters_are_shared_by_frames_except_in_the_listed_corruptions(name):
     clip = still_clip(4, height=48, width=64)
-    found = corrupt(clip, name, 3, rng())
-    moves = any((frame != found[0]).any() for frame in found[1:])
+    output = corrupt(clip, name, 3, rng())
+    moves = any((frame != output[0]).any() for frame in output[1:])
     assert moves == (name in MOVING)
 
 
 @pytest.mark.parametrize("name", INDEX_MAPS)
-def test_a_choice_of_frames_leaves_one_frame_as_it_is(name):
+def test_index_maps_leave_a_single_frame_unchanged(name):
     clip = smooth_clip(1, 40, 40)
     assert all((corrupt(clip, name, s, rng()) == clip).all() for s in SEVERITIES)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_entries_declare_whether_they_change_a_single_frame(name):
+    clip = smooth_clip(1, 40, 40)
+    changes = any((corrupt(clip, name, s, rng()) != clip).any() for s in SEVERITIES)
+    assert changes != CORRUPTIONS[name].over_time
+    assert (name in OVER_TIME) == CORRUPTIONS[name].over_time
+
+
+def test_a_new_corruption_needs_one_entry_only(monkeypatch):
+    def darken(clip, severity, rng, fps):
+        return clip // np.uint8(severity * fps)
+
+    monkeypatch.setitem(CORRUPTIONS, "darken", CorruptionSpec(darken))
+    clip = smooth_clip(2, 32, 32)
+    assert (corrupt(clip, "darken", 2, rng(), fps=3.0) == clip // 6).all()
+    assert (Corrupt(["darken"], severities=(2,))(clip, rng(), fps=3.0) == clip // 6).all()
+    assert (CORRUPTIONS["fog"](clip, 3, rng()) == corrupt(clip, "fog", 3, rng())).all()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize(
     ("clip", "severity", "reason"),
     [
-        (smooth_clip(2), 0, "severity 0: a whole number from 1 to 5"),
-        (smooth_clip(2), 6, "severity 6: a whole number from 1 to 5"),
-        (smooth_clip(2), 2.5, "severity 2.5: a whole number from 1 to 5"),
-        (smooth_clip(2), "3", "severity '3': a whole number"),
-        (smooth_clip(2), True, "severity True: a whole number from 1 to 5"),
-        (smooth_clip(2) / 255, 1, "a clip of float64: give a numpy array of uint8"),
+        (smooth_clip(2), 0, "severity=0: must be a whole number from 1 to 5"),
+        (smooth_clip(2), 6, "severity=6: must be a whole number from 1 to 5"),
+        (smooth_clip(2), 2.5, "severity=2.5: must be a whole number from 1 to 5"),
+        (smooth_clip(2), "3", "severity='3': must be a whole number"),
+        (smooth_clip(2), True, "severity=True: must be a whole number from 1 to 5"),
+        (smooth_clip(2) / 255, 1, "clip of type float64: must be a numpy array of uint8"),
         (
             np.zeros((2, 8, 8, 4), np.uint8),
             1,
-            r"a clip of shape \(2, 8, 8, 4\): give \(T, H, W, 3\)",
+            r"clip of shape \(2, 8, 8, 4\): must be \(T, H, W, 3\)",
         ),
         (np.zeros((8, 8, 3), np.uint8), 1, "an image is T = 1"),
-        (np.zeros((0, 8, 8, 3), np.uint8), 1, "a clip of shape"),
-        ([[[[1, 2, 3]]]], 1, "a clip of list"),
+        (np.zeros((0, 8, 8, 3), np.uint8), 1, "clip of shape"),
+        ([[[[1, 2, 3]]]], 1, "clip of type list"),
     ],
 )
 def test_bad_input_is_refused(name, clip, severity, reason):
@@ -121,7 +143,7 @@ def test_bad_input_is_refused(name, clip, severity, reason):
         corrupt(clip, name, severity, rng())
 
 
-def test_names():
+def test_benchmark_names_expand_to_their_members():
     assert len(expand(["imagenet-c"])) == 15
     assert len(expand(["mini-kinetics-c"])) == 14 and "temporal_blur_ssv2" in expand(["ssv2-c"])
     assert len(expand(["ssv2-c"])) == 14 and len(expand(["ucf101-p"])) == 18
@@ -131,24 +153,30 @@ def test_names():
         and len(expand(["fog", "imagenet-c"])) == 15
     )
     assert all(name in CORRUPTIONS for names in BENCHMARKS.values() for name in names)
-    with pytest.raises(ValueError, match="no corruption 'fogg'"):
+
+
+def test_unknown_names_and_generators_are_refused():
+    with pytest.raises(ValueError, match="unknown corruption 'fogg'"):
         expand(["fogg"])
     for wrong, reason in (
-        ("imagenet-c", "no corruption 'imagenet-c': that is a set, of gaussian_noise, "),
+        (
+            "imagenet-c",
+            "unknown corruption 'imagenet-c': it is a set; name its members, gaussian_noise, ",
+        ),
         ("gaussian-noise", "did you mean 'gaussian_noise'"),
-        ("xyz", "there are gaussian_noise, "),
-        (["fog"], "no corruption"),
+        ("xyz", "must be one of gaussian_noise, "),
+        (["fog"], "unknown corruption"),
     ):
         with pytest.raises(ValueError, match=reason):
             corrupt(smooth_clip(1), wrong, 1, rng())
     for generator in (None, 0, np.random.RandomState(0), np.random):
-        with pytest.raises(ValueError, match=r"rng is \w+: give numpy.random.default_rng"):
+        with pytest.raises(ValueError, match=r"rng is \w+: pass numpy.random.default_rng"):
             corrupt(smooth_clip(1), "fog", 1, generator)
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_views_of_memory_are_as_good_as_copies(name):
-    """Flipped, BGR read as RGB, transposed, every second frame, read-only."""
+def test_strided_and_read_only_clips_give_the_same_result_as_copies(name):
+    """Test flipped, BGR, transposed, subsampled and read-only clips."""
     clip = smooth_clip(4, 40, 48)
     fixed = clip.copy()
     fixed.flags.writeable = False
@@ -161,39 +189,39 @@ def test_views_of_memory_are_as_good_as_copies(name):
             clip[::2],
             fixed,
         ):
-            found, copied = (corrupt(x, name, 3, rng()).astype(int) for x in (view, view.copy()))
-            assert np.abs(found - copied).max() <= 1
+            output, copied = (corrupt(x, name, 3, rng()).astype(int) for x in (view, view.copy()))
+            assert np.abs(output - copied).max() <= 1
 
 
-def test_augmentation_draws_names_and_severities_and_leaves_some_clips_alone():
+def test_augmentation_samples_names_and_severities_and_leaves_some_clips_unchanged():
     clip = smooth_clip(2, 32, 32)
     augment = Corrupt(["brightness", "contrast"], severities=(1, 5), chance=0.5)
-    draws = rng()
-    found = [augment(clip, draws) for _ in range(200)]
-    untouched = sum((f == clip).all() for f in found)
+    generator = rng()
+    output = [augment(clip, generator) for _ in range(200)]
+    untouched = sum((f == clip).all() for f in output)
     assert 70 < untouched < 130
     kinds = [corrupt(clip, n, s, rng()) for n in ("brightness", "contrast") for s in (1, 5)]
-    counts = [sum((f == kind).all() for f in found) for kind in kinds]
+    counts = [sum((f == kind).all() for f in output) for kind in kinds]
     assert sum(counts) + untouched == 200 and min(counts) > 10
     again = rng()
-    assert all((a == augment(clip, again)).all() for a in found)
+    assert all((a == augment(clip, again)).all() for a in output)
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("arguments", "reason"),
     [
-        ({"names": ["fogg"]}, "no corruption"),
+        ({"names": ["fogg"]}, "unknown corruption"),
         ({"names": []}, "at least one corruption"),
-        ({"names": "fog"}, r"names 'fog': a list of them, such as \['fog'\]"),
-        ({"names": None}, "names None: a list"),
-        ({"names": [["fog"]]}, "no corruption"),
-        ({"names": ["fog"], "severities": 3}, "severities 3: a list of them"),
-        ({"names": ["fog"], "chance": "0.5"}, "chance '0.5': 0 to 1"),
-        ({"names": ["fog"], "severities": (0, 1)}, "1 to 5"),
-        ({"names": ["fog"], "severities": ()}, "each of 1 to 5"),
-        ({"names": ["fog"], "chance": 1.5}, "chance 1.5: 0 to 1"),
+        ({"names": "fog"}, r"names='fog': must be a list of names, such as \['fog'\]"),
+        ({"names": None}, "names=None: must be a list"),
+        ({"names": [["fog"]]}, "unknown corruption"),
+        ({"names": ["fog"], "severities": 3}, "severities=3: must be a list of numbers"),
+        ({"names": ["fog"], "chance": "0.5"}, "chance='0.5': must be 0 to 1"),
+        ({"names": ["fog"], "severities": (0, 1)}, "from 1 to 5"),
+        ({"names": ["fog"], "severities": ()}, "must be a list of numbers from 1 to 5"),
+        ({"names": ["fog"], "chance": 1.5}, "chance=1.5: must be 0 to 1"),
     ],
 )
-def test_augmentation_refuses(words, reason):
+def test_augmentation_refuses_invalid_arguments(arguments, reason):
     with pytest.raises(ValueError, match=reason):
-        Corrupt(**words)
+        Corrupt(**arguments)

@@ -16,13 +16,13 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def colours(count: int = 300) -> np.ndarray:
-    """(1, 1, count + 3, 3): any, and black, gray and white."""
-    found = rng(5).integers(0, 256, (1, 1, count, 3), dtype=np.uint8)
-    return np.concatenate([found, np.array([[[[0] * 3, [90] * 3, [255] * 3]]], np.uint8)], 2)
+    """Return (1, 1, count + 3, 3): random colours, then black, gray and white."""
+    output = rng(5).integers(0, 256, (1, 1, count, 3), dtype=np.uint8)
+    return np.concatenate([output, np.array([[[[0] * 3, [90] * 3, [255] * 3]]], np.uint8)], 2)
 
 
 def through_hsv(clip, change):
-    """Pixel by pixel, by the standard library."""
+    """Change a clip in HSV, pixel by pixel, with the standard library."""
     flat = [
         colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*(p / 255)))) for p in clip.reshape(-1, 3)
     ]
@@ -30,7 +30,7 @@ def through_hsv(clip, change):
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
-def test_brightness_is_the_value_of_hsv(severity):
+def test_brightness_adds_to_the_value_of_hsv(severity):
     expected = through_hsv(colours(), lambda h, s, v: (h, s, min(v + severity / 10, 1)))
     assert np.abs(corrupt(colours(), "brightness", severity, rng()) - expected).max() <= 0.51
 
@@ -39,33 +39,33 @@ def test_brightness_is_the_value_of_hsv(severity):
     ("severity", "factor", "added"),
     [(1, 0.3, 0), (2, 0.1, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)],
 )
-def test_saturate_is_the_saturation_of_hsv(severity, factor, added):
+def test_saturate_scales_the_saturation_of_hsv(severity, factor, added):
     expected = through_hsv(colours(), lambda h, s, v: (h, min(s * factor + added, 1), v))
     assert np.abs(corrupt(colours(), "saturate", severity, rng()) - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize(
-    ("name", "shares"),
+    ("name", "factors"),
     [("contrast", (0.4, 0.3, 0.2, 0.1, 0.05)), ("contrast_kinetics", (0.5, 0.4, 0.3, 0.2, 0.1))],
 )
-def test_contrast_pulls_towards_each_frames_mean(name, shares):
+def test_contrast_pulls_colours_towards_the_mean_of_their_frame(name, factors):
     clip = np.concatenate([smooth_clip(1), smooth_clip(1) // 3])
     means = clip.mean((1, 2), keepdims=True)
-    for severity, kept in enumerate(shares, 1):
+    for severity, kept in enumerate(factors, 1):
         assert (
             np.abs(corrupt(clip, name, severity, rng()) - ((clip - means) * kept + means)).max()
             <= 0.51
         )
 
 
-def test_pixelate_is_the_mean_of_blocks():
+def test_pixelate_averages_blocks():
     clip = smooth_clip(1, 64, 96)
-    found = corrupt(clip, "pixelate", 5, rng())[0]
+    output = corrupt(clip, "pixelate", 5, rng())[0]
     blocks = clip[0].reshape(16, 4, 24, 4, 3).mean((1, 3))
-    assert np.abs(found - blocks.repeat(4, 0).repeat(4, 1)).max() <= 1
+    assert np.abs(output - blocks.repeat(4, 0).repeat(4, 1)).max() <= 1
 
 
-def test_jpeg_is_pillows():
+def test_jpeg_compression_matches_pillow():
     clip = smooth_clip(2, 40, 60)
     for severity, quality in enumerate((25, 18, 15, 10, 7), 1):
         file = io.BytesIO()
@@ -75,7 +75,7 @@ def test_jpeg_is_pillows():
         ).all()
 
 
-def test_sampling_reads_where_it_is_told():
+def test_sampling_reads_the_given_source_pixels():
     clip = smooth_clip(2, 30, 44)
     y, x = torch.meshgrid(torch.arange(30.0), torch.arange(44.0), indexing="ij")
     assert (_sampled(clip, torch.stack([y, x])) == clip).all()
@@ -84,7 +84,7 @@ def test_sampling_reads_where_it_is_told():
     assert (beyond[:, 5:] == clip[:, :-5]).all() and (beyond[:, 4] == clip[:, 1]).all(), "mirrored"
 
 
-def test_an_affine_map_takes_three_points_where_they_were():
+def test_random_affine_maps_three_moved_points_back():
     affine = _random_affine(90, 120, 6, rng()).numpy()
     points = np.array([45, 60]) + 30 * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = points + rng().uniform(-6, 6, (3, 2))
@@ -93,23 +93,25 @@ def test_an_affine_map_takes_three_points_where_they_were():
     assert np.abs(_random_affine(90, 120, 0, rng()).numpy() - np.eye(2, 3)).max() < 1e-5
 
 
-def test_elastic_has_its_lengths(monkeypatch):
-    """Of 244 pixels, at a size of 224: affine moves, and the reach of the smoothing."""
-    drawn = []
+def test_elastic_transform_scales_its_published_lengths_by_244_pixels(monkeypatch):
+    """Record the affine shifts and the smoothing at a size of 224, as fractions of 244 pixels."""
+    lengths = []
     monkeypatch.setattr(
-        digital, "_random_affine", lambda h, w, most, _: drawn.append(most / 244) or torch.eye(2, 3)
+        digital,
+        "_random_affine",
+        lambda h, w, most, _: lengths.append(most / 244) or torch.eye(2, 3),
     )
     monkeypatch.setattr(
         digital,
         "gaussian_filter",
-        lambda h, w, sigma, mirror: drawn.append(sigma / 244) or (lambda noise: noise),
+        lambda h, w, sigma, mirror: lengths.append(sigma / 244) or (lambda noise: noise),
     )
     for severity in range(1, 6):
         corrupt(np.zeros((1, 224, 224, 3), np.uint8), "elastic_transform", severity, rng())
-    assert drawn == pytest.approx([0.7, 0.1, 0.08, 0.2, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02])
+    assert lengths == pytest.approx([0.7, 0.1, 0.08, 0.2, 0.01, 0.02, 0.01, 0.02, 0.01, 0.02])
 
 
-def test_elastic_bends_more_and_more_at_the_severities_that_bend():
+def test_elastic_transform_gets_worse_within_each_of_its_two_kinds():
     clip = smooth_clip(1, 112, 112)
     for kinds in ((1, 2), (3, 4, 5)):
         errors = [
@@ -120,9 +122,10 @@ def test_elastic_bends_more_and_more_at_the_severities_that_bend():
 
 
 @pytest.mark.parametrize("size", [224, 64])
-def test_elastic_moves_by_the_same_share_of_the_frame_at_any_size(size):
-    """Severity 2 of 224 pixels: smooth noise of about four pixels besides the affine map, as
-    published.
+def test_elastic_transform_moves_by_the_same_fraction_of_the_frame_at_any_size(size):
+    """At severity 2, smooth noise moves pixels of a 224-pixel frame by about four, as published.
+
+    The affine map is switched off.
     """
     ramp = np.zeros((1, size, size, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 255, size).round()
@@ -130,7 +133,7 @@ def test_elastic_moves_by_the_same_share_of_the_frame_at_any_size(size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digital, "_random_affine", lambda *_: torch.eye(2, 3))
         for seed in range(5):
-            found = corrupt(ramp, "elastic_transform", 2, rng(seed))[..., 0].astype(float)
+            output = corrupt(ramp, "elastic_transform", 2, rng(seed))[..., 0].astype(float)
             inner = slice(size // 4, 3 * size // 4)
-            moved.append((found - ramp[..., 0])[:, inner, inner].std() / 255)
+            moved.append((output - ramp[..., 0])[:, inner, inner].std() / 255)
     assert np.mean(moved) == pytest.approx(4 / 224, rel=0.35)

@@ -1,8 +1,8 @@
-"""Fingerprints of corruptions: two numbers a severity, which any change of a table or draw moves.
+"""Compare fingerprints: two numbers per severity that any change of a table or sample moves.
 
-The numbers are the same with the lowest and the newest versions that are promised. They were taken
-after the tables were compared with the published ones (test_published_constants.py), and change
-only together with docs/corruptions.md.
+The numbers are the same with the lowest and the newest supported versions of the dependencies. They
+were recorded after the tables were compared with the published ones (test_published_constants.py),
+and change only together with docs/corruptions.md.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ from vidrobust.corruptions import CORRUPTIONS, corrupt
 from vidrobust.corruptions.codec import _TO_YUV
 
 FRAMES, HEIGHT, WIDTH = 12, 64, 72
-# of severities 1 to 5: the mean change of a value, then the mean value weighted by frame, row and
-# column
+# For severities 1 to 5: the mean change of a value, then the mean value weighted by frame, row and
+# column.
 FINGERPRINTS = {
     "gaussian_noise": [16.25, 127.06, 24.23, 127.05, 35.59, 127.05, 49.06, 127.07, 65.02, 127.14],
     "shot_noise": [18.08, 127.02, 27.59, 126.65, 38.86, 125.35, 57.14, 121.41, 71.09, 116.58],
@@ -60,32 +60,32 @@ FINGERPRINTS = {
     "contrast_kinetics": [18.67, 126.79, 22.4, 126.77, 26.13, 126.71, 29.86, 126.65, 33.59, 126.6],
     "temporal_blur_ssv2": [5.55, 127.04, 6.7, 127.03, 9.32, 127.02, 12.99, 126.99, 20.31, 126.96],
 }
-# libx264 decides, of which another version may decide otherwise
+# These depend on the version of libx264, so they are compared with a tolerance.
 ENCODED = {"h264_crf", "h264_abr", "mpeg1", "mpeg2", "bit_error", "packet_loss"}
 
 
-def test_every_corruption_has_a_fingerprint_but_those_of_libx265():
-    """Its versions, of one major number, differ by half."""
+def test_every_corruption_except_libx265_has_a_fingerprint():
+    """Outputs of libx265 differ by half between its minor versions."""
     assert CORRUPTIONS.keys() - FINGERPRINTS.keys() == {"h265_crf", "h265_abr"}
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
-def test_a_corruption_stays_what_it_is(name):
+def test_fingerprint_is_unchanged(name):
     clip = drawn_clip(FRAMES, HEIGHT, WIDTH)
     place = 2.0 * np.arange(HEIGHT)[:, None, None] + np.arange(WIDTH)[None, :, None]
     weights = (place / place.mean())[None] * np.linspace(0.5, 1.5, FRAMES)[:, None, None, None]
     for severity in range(1, 6):
         change, weighted = FINGERPRINTS[name][2 * severity - 2 : 2 * severity]
-        found = corrupt(clip, name, severity, np.random.default_rng(7)).astype(float)
+        output = corrupt(clip, name, severity, np.random.default_rng(7)).astype(float)
         close = {"rel": 0.05, "abs": 0.1} if name in ENCODED else {"rel": 0, "abs": 0.02}
-        assert np.abs(found - clip).mean() == pytest.approx(change, **close), severity
-        assert (found * weights).mean() == pytest.approx(weighted, **close), severity
+        assert np.abs(output - clip).mean() == pytest.approx(change, **close), severity
+        assert (output * weights).mean() == pytest.approx(weighted, **close), severity
 
 
-def test_colours_are_coded_as_bt_601_says():
-    """ITU-R BT.601: luma of 16 to 235, chroma of 16 to 240."""
+def test_colour_conversion_follows_bt_601():
+    """Compare with ITU-R BT.601: luma from 16 to 235, chroma from 16 to 240."""
     red, green, blue = 0.299, 0.587, 0.114
     luma = np.array([red, green, blue])
     chroma = [(np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))]
-    wanted = np.stack([219 * luma, 224 * chroma[0], 224 * chroma[1]]) / 255
-    np.testing.assert_allclose(_TO_YUV.numpy(), wanted, atol=5e-6)
+    expected = np.stack([219 * luma, 224 * chroma[0], 224 * chroma[1]]) / 255
+    np.testing.assert_allclose(_TO_YUV.numpy(), expected, atol=5e-6)

@@ -10,45 +10,46 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def spread(found: np.ndarray) -> float:
-    """The standard deviation of the normal that half of the values say: what is cut at 0 and 255
-    does not count.
+def spread(output: np.ndarray) -> float:
+    """Estimate the standard deviation of a normal from its quartiles.
+
+    Values that are clipped at 0 and 255 do not affect the quartiles.
     """
-    return np.subtract(*np.quantile(found, [0.75, 0.25])) / 1.349
+    return np.subtract(*np.quantile(output, [0.75, 0.25])) / 1.349
 
 
 @pytest.mark.parametrize(("severity", "sigma"), enumerate((0.08, 0.12, 0.18, 0.26, 0.38), 1))
-def test_gaussian_noise_has_its_standard_deviation(severity, sigma):
-    found = corrupt(GRAY, "gaussian_noise", severity, rng()).astype(float)
-    assert spread(found) == pytest.approx(255 * sigma, rel=0.03) and found.mean() == pytest.approx(
-        128, abs=1
-    )
-    channels = found.reshape(-1, 3).T
-    assert np.abs(np.corrcoef(channels) - np.eye(3)).max() < 0.05, "each channel has its own"
+def test_gaussian_noise_has_the_published_standard_deviation(severity, sigma):
+    output = corrupt(GRAY, "gaussian_noise", severity, rng()).astype(float)
+    assert spread(output) == pytest.approx(
+        255 * sigma, rel=0.03
+    ) and output.mean() == pytest.approx(128, abs=1)
+    channels = output.reshape(-1, 3).T
+    assert np.abs(np.corrcoef(channels) - np.eye(3)).max() < 0.05, "channels are independent"
 
 
 @pytest.mark.parametrize(
     ("name", "photons"),
     [("shot_noise", (60, 25, 12, 5, 3)), ("shot_noise_p", (250, 100, 50, 30, 15))],
 )
-def test_shot_noise_has_poissons_moments_and_values(name, photons):
+def test_shot_noise_is_poisson_distributed(name, photons):
     for severity, c in enumerate(photons, 1):
-        value = 30 if c < 15 else 64  # so dark that white is hardly reached
-        found = corrupt(np.full_like(GRAY, value), name, severity, rng()) / 255
-        assert found.mean() == pytest.approx(value / 255, rel=0.02)
-        assert found.var() == pytest.approx(value / 255 / c, rel=0.05)
-        assert np.abs(found * c - np.rint(found * c)).max() <= c / 255 / 2 + 1e-9, "whole photons"
-    assert not corrupt(GRAY * 0, name, 5, rng()).any(), "black gives no light"
+        value = 30 if c < 15 else 64  # dark, so that few values are clipped at white
+        output = corrupt(np.full_like(GRAY, value), name, severity, rng()) / 255
+        assert output.mean() == pytest.approx(value / 255, rel=0.02)
+        assert output.var() == pytest.approx(value / 255 / c, rel=0.05)
+        assert np.abs(output * c - np.rint(output * c)).max() <= c / 255 / 2 + 1e-9, "whole photons"
+    assert not corrupt(GRAY * 0, name, 5, rng()).any(), "black stays black"
 
 
-@pytest.mark.parametrize(("severity", "share"), enumerate((0.03, 0.06, 0.09, 0.17, 0.27), 1))
-def test_impulse_noise_is_half_salt_half_pepper(severity, share):
-    found = corrupt(GRAY, "impulse_noise", severity, rng())
-    salt, pepper = (found == 255).mean(), (found == 0).mean()
-    assert salt == pytest.approx(share / 2, rel=0.08) and pepper == pytest.approx(
-        share / 2, rel=0.08
+@pytest.mark.parametrize(("severity", "fraction"), enumerate((0.03, 0.06, 0.09, 0.17, 0.27), 1))
+def test_impulse_noise_is_half_salt_half_pepper(severity, fraction):
+    output = corrupt(GRAY, "impulse_noise", severity, rng())
+    salt, pepper = (output == 255).mean(), (output == 0).mean()
+    assert salt == pytest.approx(fraction / 2, rel=0.08) and pepper == pytest.approx(
+        fraction / 2, rel=0.08
     )
-    assert ((found == 128) | (found == 0) | (found == 255)).all()
+    assert ((output == 128) | (output == 0) | (output == 255)).all()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_impulse_noise_is_half_salt_half_pepper(severity, share):
 def test_speckle_noise_grows_with_the_light(name, sigmas):
     for severity, sigma in enumerate(sigmas, 1):
         for value in (60, 120):
-            found = corrupt(np.full_like(GRAY, value), name, severity, rng()).astype(float)
-            assert spread(found) == pytest.approx(value * sigma, rel=0.06), (
-                "in whole steps of 1/255"
+            output = corrupt(np.full_like(GRAY, value), name, severity, rng()).astype(float)
+            assert spread(output) == pytest.approx(value * sigma, rel=0.06), (
+                "the tolerance covers rounding to 1/255"
             )

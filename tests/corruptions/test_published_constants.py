@@ -1,8 +1,8 @@
-"""Tables of the published corruptions, against a literal copy of their numbers.
+"""Compare the tables of the published corruptions with a literal copy of their numbers.
 
 ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021), UCF101-P
-(Schiappa et al. 2023). What the tables do is measured where no other test does: spatter's drops,
-rain's slant and streaks.
+(Schiappa et al. 2023). Effects of the tables that no other test covers are measured too: the drops
+of spatter, and the slant and streaks of rain.
 """
 
 import functools
@@ -86,30 +86,27 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def _module(name):
-    function = CORRUPTIONS[name]
+    function = CORRUPTIONS[name].index_map or CORRUPTIONS[name].function
     function = function.func if isinstance(function, functools.partial) else function
-    if name in INDEX_MAPS:
-        function = INDEX_MAPS[name]
-        function = function.func if isinstance(function, functools.partial) else function
     return sys.modules[function.__module__]
 
 
-def test_every_corruption_has_its_table_here():
+def test_every_corruption_has_a_table_in_this_file():
     assert set(TABLES) == set(CORRUPTIONS)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_table_of_a_corruption_is_the_published_one(name, monkeypatch):
+def test_table_matches_the_published_one(name, monkeypatch):
     module, tables = _module(name), []
     for reader in ("level", "pick"):
         if hasattr(module, reader):
             real = getattr(module, reader)
 
-            def spied(*args, real=real):
+            def recorded(*args, real=real):
                 tables.append(args[-1])
                 return real(*args)
 
-            monkeypatch.setattr(module, reader, spied)
+            monkeypatch.setattr(module, reader, recorded)
     if name in INDEX_MAPS:
         map_frames(name, 1, 64, rng())
     else:
@@ -192,51 +189,51 @@ SETS = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_members_of_a_benchmark(name):
+def test_benchmark_has_its_published_members(name):
     assert set(BENCHMARKS[name]) == SETS[name]
     assert len(BENCHMARKS[name]) == len(SETS[name])
 
 
-# ------------------------------------------------------------------ what the numbers do
+# ------------------------------------------------------------------ effects of the tables
 
 
 def _spatter(severity, size=224, seeds=6):
-    """(brightest value, fraction of the frame that is wet or muddy) of black frames."""
+    """Return (brightest value, fraction of wet or muddy pixels) of spatter on black frames."""
     black = np.zeros((1, size, size, 3), np.uint8)
-    found = np.concatenate(
+    output = np.concatenate(
         [corrupt(black, "spatter", severity, rng(seed)) for seed in range(seeds)]
     ).astype(float)
-    return found.max(), (found.max(-1) > 0).mean()
+    return output.max(), (output.max(-1) > 0).mean()
 
 
-def test_drops_of_spatter_are_as_bright_as_its_strength_and_cover_more_the_less_they_are_blurred():
-    """Water's strength is 0.6, 0.6 and 0.5 of turquoise, (175, 238, 238)."""
+def test_spatter_brightness_is_its_strength_and_less_blur_covers_more():
+    """The strength of water is 0.6, 0.6 and 0.5 of turquoise, (175, 238, 238)."""
     light, wet = zip(*(_spatter(severity) for severity in (1, 2, 3)), strict=True)
     assert light == tuple(round(238 * strength) for strength in (0.6, 0.6, 0.5))
     assert wet[0] < wet[1] < wet[2]
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3])
-def test_water_of_spatter_covers_what_its_threshold_leaves(severity, monkeypatch):
-    """Liquid is normal around 0.65; what a blur of 4, 3 or 2 leaves of it passes 0.69 or 0.68."""
+def test_water_of_spatter_covers_the_fraction_above_its_threshold(severity, monkeypatch):
+    """Liquid is normal around 0.65, has the deviation that its blur leaves, and is thresholded."""
     loc, sigma, blur, threshold = TABLES["spatter"][severity - 1][:4]
     deviation = sigma / (2 * math.sqrt(math.pi) * blur)
     expected = 0.5 * math.erfc((threshold - loc) / deviation / math.sqrt(2))
-    module, seen = _module("spatter"), []
+    module, wet_fractions = _module("spatter"), []
     real = module._relief
 
     def relief(wet):
-        seen.append(float(wet.float().mean()))
+        wet_fractions.append(float(wet.float().mean()))
         return real(wet)
 
     monkeypatch.setattr(module, "_relief", relief)
     for seed in range(8):
         corrupt(np.zeros((1, 224, 224, 3), np.uint8), "spatter", severity, rng(seed))
-    assert np.mean(seen) == pytest.approx(expected, rel=0.12)
+    assert np.mean(wet_fractions) == pytest.approx(expected, rel=0.12)
 
 
 def _drawn_lines(monkeypatch, severity, seed, frames=3, size=224):
-    """The lines that rain draws: (x, y, x of the lower end, y of the lower end), frame by frame."""
+    """Return the streaks of rain per frame: (x, y) of the upper end, (x, y) of the lower, value."""
     module, lines = _module("rain"), []
     real = module.ImageDraw.Draw
 
@@ -258,9 +255,7 @@ def _drawn_lines(monkeypatch, severity, seed, frames=3, size=224):
     ("severity", "area", "length"),
     [(1, 770, 10), (2, 770, 30), (3, 770, 60), (4, 500, 60), (5, 400, 80)],
 )
-def test_rain_falls_in_lines_of_its_length_one_to_so_many_pixels(
-    monkeypatch, severity, area, length
-):
+def test_rain_has_the_published_length_and_number_of_streaks(monkeypatch, severity, area, length):
     frames = _drawn_lines(monkeypatch, severity, seed=1)
     for lines in frames:
         assert len(lines) == round(224 * 224 / area)
@@ -269,20 +264,20 @@ def test_rain_falls_in_lines_of_its_length_one_to_so_many_pixels(
     assert not np.array_equal(frames[0], frames[1]), "each frame has its own drops"
 
 
-def test_the_slant_of_rain_is_one_per_video_of_up_to_ten_pixels_either_way(monkeypatch):
+def test_rain_has_one_slant_per_video_of_up_to_ten_pixels_either_way(monkeypatch):
     slants = set()
     for seed in range(120):
         frames = _drawn_lines(monkeypatch, 2, seed, frames=2)
-        found = {int(slant) for lines in frames for slant in lines[:, 2] - lines[:, 0]}
-        assert len(found) == 1, "all drops of all frames lean alike"
-        slants |= found
+        output = {int(slant) for lines in frames for slant in lines[:, 2] - lines[:, 0]}
+        assert len(output) == 1, "all streaks of all frames have one slant"
+        slants |= output
         monkeypatch.undo()
     assert slants == set(range(-10, 11))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_rain_leans_as_its_slant_and_begins_beyond_the_edge_it_leans_from(monkeypatch, sign):
-    """Upper ends lie from -slant to the width, or from 0 to the width and the slant."""
+def test_rain_starts_beyond_the_edge_that_its_slant_points_away_from(monkeypatch, sign):
+    """Upper ends lie from -slant to the width, or from 0 to the width minus the slant."""
     seed = next(s for s in range(200) if sign * int(rng(s).integers(-10, 11)) >= 8)
     lines = np.concatenate(_drawn_lines(monkeypatch, 3, seed, frames=12))
     slant = int(lines[0, 2] - lines[0, 0])
@@ -293,8 +288,8 @@ def test_rain_leans_as_its_slant_and_begins_beyond_the_edge_it_leans_from(monkey
     assert highest - 3 <= upper.max() < highest
 
 
-def test_fog_takes_the_brightest_value_of_the_whole_clip():
-    """The published code takes each frame's: docs/corruptions.md."""
+def test_fog_uses_the_brightest_value_of_the_whole_clip():
+    """The published code uses that of each frame (docs/corruptions.md)."""
     clip = np.full((2, 64, 64, 3), 60, np.uint8)
     clip[1] = 200
     alone = corrupt(clip[:1], "fog", 2, rng())[0].astype(int)
@@ -303,8 +298,8 @@ def test_fog_takes_the_brightest_value_of_the_whole_clip():
     assert together.mean() > 1.5 * alone.mean()
 
 
-def test_what_static_translate_uncovers_is_black():
-    """The published code cuts its crop out of a larger frame: docs/corruptions.md."""
-    found = corrupt(np.full((2, 224, 224, 3), 200, np.uint8), "static_translate", 5, rng(3))
-    assert set(np.unique(found)) == {0, 200}
-    assert (found[0] == found[1]).all()
+def test_static_translate_uncovers_black():
+    """The published code crops a larger frame instead (docs/corruptions.md)."""
+    output = corrupt(np.full((2, 224, 224, 3), 200, np.uint8), "static_translate", 5, rng(3))
+    assert set(np.unique(output)) == {0, 200}
+    assert (output[0] == output[1]).all()

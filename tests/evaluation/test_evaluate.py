@@ -139,7 +139,7 @@ def test_a_border_that_no_view_shows_is_told(trained, monkeypatch):
     MODULE.check_suite(config.loads(base, words))
     assert (
         len(told) == 1
-        and "the centre crop shows none: it ends 4 pixels inside; take border5" in told[0]
+        and "the centre crop shows none: it ends 4 pixels inside; use border5" in told[0]
     )
     for other in (["eval.threats=[border5-linf-1]"], ["eval.crops=3"], ["eval.unit=clip"]):
         kept = [word for word in words if word.split("=")[0] != other[0].split("=")[0]]

@@ -230,8 +230,8 @@ def test_files_of_other_names_are_nobodys_rows(records, tmp_path):
     """A copy beside the rows, and what another tool calls a rank."""
     net = random_model(0)
     rows = robust_rows(records, tmp_path, net)
-    stale = [row | {"robust": None, "index": 9} for row in rows] + [
-        row | {"robust": None} for row in rows
+    stale = [row.to_json() | {"robust": None, "index": 9} for row in rows] + [
+        row.to_json() | {"robust": None} for row in rows
     ]
     text = "".join(json.dumps(row) + "\n" for row in stale)
     names = [
@@ -296,7 +296,8 @@ def test_rows_that_nothing_says_the_model_of_are_refused(records, tmp_path, stem
     run(records, tmp_path, net, identity="step 3")
     _as_before(tmp_path, stem, checkpoint)
     with pytest.raises(
-        UserError, match=f"{stem}.jsonl holds rows, and no {stem}.identity.json says what they were"
+        UserError,
+        match=f"{stem}.jsonl holds rows, but {stem}.identity.json, which records what they were",
     ):
         run(records, tmp_path, net, identity="step 3")
 

@@ -1,6 +1,4 @@
-"""A-InfoNCE's asymmetric positives and hard negatives, and AIR's regularisers, against plain
-loops.
-"""
+"""Compare A-InfoNCE and the regularisers of AIR with their formulas written as plain loops."""
 
 import math
 from functools import partial
@@ -36,13 +34,13 @@ def unit(z):
 
 
 def kinds():
-    """Rows of which the first four are clean, and the others their adversarial views."""
+    """Return ids and kinds of eight rows: four clean ones, then their adversarial views."""
     return torch.arange(4).repeat(2), torch.arange(8) >= 4
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_asymmetric_positives_weigh_the_losses_of_mixed_pairs(stop):
-    """0.2 of a clean anchor's, 0.8 of an adversarial one's, candidates constant."""
+def test_asymmetric_positives_weight_the_losses_of_mixed_pairs(stop):
+    """Clean anchors have weight 0.2, adversarial ones 0.8; candidates get no gradient."""
     ids, adversarial = kinds()
     ids = torch.cat([ids, torch.arange(4)])  # a second clean view
     adversarial = torch.cat([adversarial, torch.zeros(4, dtype=torch.bool)])
@@ -63,80 +61,73 @@ def test_asymmetric_positives_weigh_the_losses_of_mixed_pairs(stop):
         losses.append(sum(terms) / len(terms))
     expected = torch.stack(losses)
     assert torch.allclose(ours, expected, atol=1e-12)
-    found = (torch.autograd.grad(loss.sum(), z, retain_graph=True)[0] for loss in (ours, expected))
-    assert torch.allclose(*found, atol=1e-12)
+    output = (torch.autograd.grad(loss.sum(), z, retain_graph=True)[0] for loss in (ours, expected))
+    assert torch.allclose(*output, atol=1e-12)
     chunked = nt_xent(z, ids, T, asymmetric=Asymmetry(adversarial, 0.2, 0.8), stop=stop, chunk=5)
     assert torch.allclose(chunked, ours, atol=1e-12)
 
 
 @pytest.mark.parametrize(("beta", "tau"), [(1.0, 0.12), (0.0, 0.0), (2.0, 0.5)])
 @pytest.mark.parametrize("floor", [math.exp(-1 / T), 1.0])
-def test_hard_negatives_are_their_formula(beta, tau, floor):
-    """The denominator: the mean positive, and negatives weighed by the mean of the candidate's
-    row.
-    """
+def test_hard_denominator_matches_its_formula(beta, tau, floor):
+    """Compute the mean positive, and negatives weighted by the mean of the candidate's row."""
     logits = torch.randn(6, 6, dtype=torch.float64) / T
     positives, ignore = torch.zeros(6, 6, dtype=torch.bool), torch.rand(6, 6) < 0.2
     positives[torch.arange(6), torch.arange(6).roll(3)] = True
     positives[2, 0] = True
-    found = hard_denominator(logits, positives, ignore, beta=beta, tau=tau, floor=floor)
+    ignore.fill_diagonal_(False)  # every anchor keeps a negative, which the loop below needs
+    output = hard_denominator(logits, positives, ignore, beta=beta, tau=tau, floor=floor)
     s = logits.tolist()
     negative = [[not (positives[i, j] or ignore[i, j]) for j in range(6)] for i in range(6)]
     mean = [sum(math.exp(beta * s[j][k]) for k in range(6) if negative[j][k]) / 6 for j in range(6)]
     for i in range(6):
         pos = [math.exp(s[i][j]) for j in range(6) if positives[i, j]]
         hard = [math.exp((1 + beta) * s[i][j]) / mean[j] for j in range(6) if negative[i][j]]
-        n, own = len(hard), sum(pos) / len(pos)
-        ng = max((sum(hard) - tau * n * own) / (1 - tau), n * floor)
-        assert found[i].tolist() == pytest.approx([math.log(own), math.log(ng)], abs=1e-9)
+        n, mean_positive = len(hard), sum(pos) / len(pos)
+        ng = max((sum(hard) - tau * n * mean_positive) / (1 - tau), n * floor)
+        assert output[i].tolist() == pytest.approx(
+            [math.log(mean_positive), math.log(ng)], abs=1e-9
+        )
 
 
-def test_hard_losses_are_of_that_denominator_and_gradients_are_finite():
+def test_nt_xent_uses_the_hard_denominator_and_has_finite_gradients():
     ids, _ = kinds()
     z = torch.randn(8, 5, dtype=torch.float64).requires_grad_(True)
     hard = Hardness(1.0, 0.12, math.exp(-1 / T))
     ours = nt_xent(z, ids, T, hard=hard)
     n = unit(z)
-    logits, itself = n @ n.T / T, torch.eye(8, dtype=torch.bool)
-    positives = (ids[:, None] == ids) & ~itself
-    total = hard_denominator(logits, positives, itself, beta=1.0, tau=0.12, floor=hard.floor)
+    logits, diagonal = n @ n.T / T, torch.eye(8, dtype=torch.bool)
+    positives = (ids[:, None] == ids) & ~diagonal
+    total = hard_denominator(logits, positives, diagonal, beta=1.0, tau=0.12, floor=hard.floor)
     expected = (total.logsumexp(1, keepdim=True) - logits)[positives]
     assert torch.allclose(ours, expected, atol=1e-12)
     assert torch.isfinite(torch.autograd.grad(ours.sum(), z)[0]).all()
     alone = nt_xent(z[:2], torch.zeros(2, dtype=torch.long), T, hard=hard)
     assert torch.isfinite(torch.autograd.grad(alone.sum(), z)[0]).all(), "a batch of one"
     with pytest.raises(
-        ValueError, match="chunk=3: hard negatives are weighed by the rows of all anchors"
+        ValueError, match="chunk=3: hard negatives are weighted by the rows of all anchors"
     ):
         nt_xent(z, ids, T, hard=hard, chunk=3)
 
 
-def spied(make, kept):
-    def views(*arguments):
-        kept.append(make(*arguments))
-        return kept[-1]
-
-    return views
-
-
 @pytest.mark.parametrize("pairing", [clae, rocl, acl, a2s])
 @pytest.mark.usefixtures("exact")
-def test_the_attack_and_the_clean_stream_stay_as_they_are(pairing):
-    """Only losses with adversarial views change."""
+def test_asymmetry_and_hardness_change_only_losses_with_adversarial_views(pairing):
+    """Adversarial examples and the loss of the clean stream stay the same."""
     views, ids = torch.rand(4, 2, 3, 1, 16, 16), torch.arange(4)
     model = add_branches(build_model(TINY, "projector")).eval()
-    made = []
+    results = []
     for options in ({}, {"hardness": Hardness(1.0, 0.12, 0.1)}, {"asymmetry": (0.4, 1.6)}):
         method = AdversarialSimCLR(model, LossSettings(T, **options), attack(), pairing=pairing)
         make, kept = method.adversary.views, []
         method.adversary.views = lambda net, aim, x, p, make=make, kept=kept: (
             kept.append(make(net, aim, x, p)) or kept[0]
         )
-        made.append((method(views, ids, ids), kept[0][0].x))
-    (plain, x), (hard, x_hard), (asymmetric, x_asymmetric) = made
+        results.append((method(views, ids, ids), kept[0][0].x))
+    (plain, x), (hard, x_hard), (asymmetric, x_asymmetric) = results
     assert torch.equal(x, x_hard) and torch.equal(x, x_asymmetric)
     assert not torch.allclose(plain["loss_adv"], hard["loss_adv"], rtol=1e-6)
-    mixed = pairing in (clae, rocl, a2s)  # acl's anchors are all of one kind
+    mixed = pairing in (clae, rocl, a2s)  # the pairs of acl are all of one kind
     assert mixed != torch.allclose(plain["loss_adv"], asymmetric["loss_adv"], rtol=1e-9)
     if "loss_clean" in plain:
         assert torch.equal(plain["loss_clean"], hard["loss_clean"])
@@ -147,15 +138,20 @@ def log_softmax(values):
     return [v - top for v in values]
 
 
-def test_air_is_its_formula_by_a_loop():
+def test_air_matches_its_formula():
     z1, z2, a1, a2, o = (torch.randn(5, 4) for _ in range(5))
-    like = lambda z, other: log_softmax([float(unit(z)[i] @ unit(other)[i]) / T for i in range(5)])  # noqa: E731
+
+    def like(z, other):
+        return log_softmax([float(unit(z)[i] @ unit(other)[i]) / T for i in range(5)])
+
     q1, q2 = (
         [p + c for p, c in zip(like(a, o), like(a, z), strict=True)]
         for a, z in ((a1, z1), (a2, z2))
     )
     for released in (True, False):
-        term = math.exp if released else float  # torch's kl_div is given q for log q there
+        term = (
+            math.exp if released else float
+        )  # the released code passes q to torch's kl_div in place of log q
 
         def divergence(p, q, term=term):
             return sum(math.exp(a) * (a - term(b)) for a, b in zip(p, q, strict=True))
@@ -173,7 +169,7 @@ def test_air_is_its_formula_by_a_loop():
     assert (sir(z1, z1, o, T, False).abs() < 1e-6).all() and sir(z1, z2, o, T, False).mean() > 0
 
 
-def test_airs_terms_are_added_to_the_streams():
+def test_air_is_added_to_the_loss_of_both_streams():
     views, ids = torch.rand(4, 3, 3, 1, 16, 16), torch.arange(4)
     model = add_branches(build_model(TINY, "projector")).eval()
     extra = partial(regularizer, temperature=T, clean=0.5, adversarial=0.5)
@@ -186,9 +182,9 @@ def test_airs_terms_are_added_to_the_streams():
     )
     ours = method(views, ids, ids)
     assert torch.allclose(ours["loss"], 2 * plain["loss"] + ours["loss_invariance"], atol=1e-5), (
-        "not halved"
+        "the invariance term is not halved"
     )
-    assert torch.equal(ours["loss_clean"], plain["loss_clean"]), "the original is no view"
+    assert torch.equal(ours["loss_clean"], plain["loss_clean"]), "the original clip is not a view"
     ours["loss_invariance"].mean().backward()
     assert any(
         p.grad is not None and p.grad.abs().max() > 0
@@ -197,15 +193,15 @@ def test_airs_terms_are_added_to_the_streams():
     )
 
 
-def test_they_are_built_as_configured():
+def test_a_info_nce_and_air_are_built_from_the_configuration():
     a = "method.adversary."
-    made = build_method(load(a + "name=rocl", a + "asymmetry=0.2", a + "hardness=1"), 3)
-    assert made.loss.asymmetry == (0.2, 0.8) and made.loss.hardness == Hardness(
+    method = build_method(load(a + "name=rocl", a + "asymmetry=0.2", a + "hardness=1"), 3)
+    assert method.loss.asymmetry == (0.2, 0.8) and method.loss.hardness == Hardness(
         1, 0.12, math.exp(-2)
     )
-    words = ["name=advcl", "asymmetry=0.2", "pair_weight=0.7", "hardness=1"]
-    made = build_method(load(*(a + word for word in words)), 3)
-    assert made.loss.asymmetry == pytest.approx((0.28, 1.12)) and made.loss.hardness.floor == 1
+    overrides = ["name=advcl", "asymmetry=0.2", "pair_weight=0.7", "hardness=1"]
+    method = build_method(load(*(a + override for override in overrides)), 3)
+    assert method.loss.asymmetry == pytest.approx((0.28, 1.12)) and method.loss.hardness.floor == 1
     with pytest.raises(
         UserError, match="method.chunk=4: method.adversary.hardness weights negatives by all"
     ):

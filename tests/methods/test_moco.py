@@ -190,7 +190,7 @@ def test_momentum_schedules_and_range():
     encoder = MomentumEncoder(build_model(TINY, "projector"), 0.9)
     assert [encoder.at(p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
     assert MomentumEncoder(encoder.model, 0.9, climbs=False).at(1) == 0.9
-    with pytest.raises(ValueError, match=r"momentum 1.5: 0 to 1"):
+    with pytest.raises(ValueError, match=r"momentum=1.5: must be 0 to 1"):
         MomentumEncoder(encoder.model, 1.5)
     other = build_model(TINY, "projector")
     encoder.start_from(other)

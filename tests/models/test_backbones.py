@@ -6,13 +6,14 @@ import torchvision
 
 from vidrobust.config import ModelConfig
 from vidrobust.models import BACKBONES, build_backbone, build_model
+from vidrobust.models.backbone import BackboneParts
 from vidrobust.utils.errors import UserError
 
 SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_takes_images_and_clips_of_any_length(name):
+def test_every_backbone_accepts_images_and_clips_of_any_length(name):
     backbone = build_backbone(name, **SMALL.get(name, {})).eval()
     for frames in (1, 2, 5):
         with torch.no_grad():
@@ -21,7 +22,7 @@ def test_every_backbone_takes_images_and_clips_of_any_length(name):
 
 
 @pytest.mark.parametrize("name", ["r2plus1d_10", "resnet18"])
-def test_gradients_reach_the_input_and_bf16_stays_close(name):
+def test_gradients_reach_every_input_and_bf16_features_stay_close(name):
     backbone = build_backbone(name, **SMALL[name]).eval()
     x = torch.rand(2, 3, 3, 32, 32, requires_grad=True)
     y = backbone(x)
@@ -32,17 +33,17 @@ def test_gradients_reach_the_input_and_bf16_stays_close(name):
     assert torch.nn.functional.cosine_similarity(half, y).min() > 0.98
 
 
-def test_normalisation_comes_first_and_is_no_weight():
+def test_normalisation_comes_first_and_is_not_in_the_state_dict():
     backbone = build_backbone("r2plus1d_10", width=4)
-    seen = []
-    backbone.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = []
+    backbone.trunk.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     mean = backbone.mean.expand(1, 3, 2, 32, 32)
     backbone(mean)
-    assert torch.equal(seen[0], torch.zeros_like(mean))
+    assert torch.equal(inputs[0], torch.zeros_like(mean))
     assert "mean" not in backbone.state_dict() and "std" not in backbone.state_dict()
 
 
-def test_an_image_trunk_averages_its_frames():
+def test_resnet_averages_features_over_frames():
     backbone = build_backbone("resnet18", width=4, stem="cifar").eval()
     x = torch.rand(2, 3, 4, 32, 32)
     with torch.no_grad():
@@ -58,7 +59,7 @@ def test_an_image_trunk_averages_its_frames():
         ("resnet50", torchvision.models.resnet50),
     ],
 )
-def test_torchvisions_weights_fit(name, reference):
+def test_state_dict_of_torchvision_loads_and_gives_the_same_features(name, reference):
     theirs, ours = reference(weights=None).eval(), build_backbone(name).eval()
     ours.trunk.load_state_dict(
         {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
@@ -71,25 +72,45 @@ def test_torchvisions_weights_fit(name, reference):
         assert torch.allclose(ours(x), expected, atol=1e-4)
 
 
-def test_slowfast_sees_every_frame_in_one_pathway_and_every_fourth_in_the_other():
+def test_slowfast_uses_every_frame_in_one_pathway_and_every_fourth_in_the_other():
     backbone = build_backbone("slowfast_r50")
-    seen = []
+    inputs = []
     backbone.trunk.blocks[0].register_forward_pre_hook(
-        lambda module, args: seen.append(list(args[0]))
+        lambda module, args: inputs.append(list(args[0]))
     )
     x = torch.rand(1, 3, 8, 32, 32)
     backbone.eval()(x)
-    slow, fast = seen[0]
+    slow, fast = inputs[0]
     assert torch.equal(slow, fast[:, :, [0, 4]]) and fast.shape[2] == 8
 
 
-def test_slowfast_imports_without_noise():
+def test_a_new_backbone_needs_one_entry_only(monkeypatch):
+    def pooled(width=5):
+        network = torch.nn.Sequential(
+            torch.nn.Conv3d(3, width, 1),
+            torch.nn.BatchNorm3d(width),
+            torch.nn.AdaptiveAvgPool3d(1),
+            torch.nn.Flatten(1),
+        )
+        return BackboneParts(network, width, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    monkeypatch.setitem(BACKBONES, "pooled", pooled)
+    cfg = ModelConfig(backbone="pooled", width=7, hidden=8, dim=6)
+    model = build_model(cfg, "projector", branches=("adv",))
+    with model.use_branch("adv"):
+        assert model(torch.rand(2, 3, 2, 8, 8)).shape == (2, 6)
+    assert model.backbone.dim == 7
+    with pytest.raises(UserError, match="model.stem: backbone pooled has no such option"):
+        build_model(ModelConfig(backbone="pooled", stem="cifar"), "projector")
+
+
+def test_slowfast_builds_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build_backbone("slowfast_r50")
 
 
-def test_wrong_names_options_and_shapes_are_refused():
+def test_unknown_names_options_and_shapes_are_refused():
     with pytest.raises(UserError, match="unknown name 'r2plus1d_19'; did you mean 'r2plus1d_18'"):
         build_backbone("r2plus1d_19")
     with pytest.raises(UserError, match="model.width: backbone r2plus1d_18 has no such option"):

@@ -15,7 +15,7 @@ def _small(name="r2plus1d_10"):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_norm_is_converted_shortcuts_included(name):
+def test_every_norm_including_shortcuts_is_converted(name):
     plain = _small(name)
     count = sum(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in plain.modules())
     model = add_branches(copy.deepcopy(plain))
@@ -31,7 +31,7 @@ def test_every_norm_is_converted_shortcuts_included(name):
                 assert torch.equal(model(x), expected)
 
 
-def test_each_branch_keeps_its_own_statistics():
+def test_a_forward_pass_updates_only_the_statistics_of_its_branch():
     model = add_branches(_small()).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with use_branch(model, "adv"):
@@ -41,7 +41,7 @@ def test_each_branch_keeps_its_own_statistics():
     assert moved and all(".branches.adv." in k for k in moved)
 
 
-def test_the_context_restores_nested_and_after_an_error():
+def test_contexts_restore_the_branch_when_nested_and_after_an_error():
     model = add_branches(_small())
     norm = next(m for m in model.modules() if isinstance(m, BranchNorm))
     with pytest.raises(RuntimeError), use_branch(model, "adv"):
@@ -52,7 +52,7 @@ def test_the_context_restores_nested_and_after_an_error():
     assert norm.branch == "clean"
 
 
-def test_a_model_without_branches_has_the_clean_one_only():
+def test_unknown_branches_are_refused():
     model = _small()
     with use_branch(model, "clean"):
         pass
@@ -65,7 +65,7 @@ def test_a_model_without_branches_has_the_clean_one_only():
         pass
 
 
-def test_single_branch_checkpoints_load_and_are_saved():
+def test_state_of_plain_norms_loads_and_is_saved():
     plain = _small().train()
     plain(torch.rand(4, 3, 2, 32, 32))
     model = add_branches(_small())
@@ -83,7 +83,7 @@ def test_single_branch_checkpoints_load_and_are_saved():
         assert torch.equal(fresh.eval()(x), model(x))
 
 
-def test_its_own_state_round_trips_and_converting_twice_changes_nothing():
+def test_branched_state_round_trips_and_converting_twice_changes_nothing():
     model = add_branches(_small()).train()
     with use_branch(model, "adv"):
         model(torch.rand(4, 3, 2, 32, 32))
@@ -93,10 +93,8 @@ def test_its_own_state_round_trips_and_converting_twice_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", ["average", "select"])
-def test_all_branches_at_once(kind):
-    """The mean over branches of features, or the mean that the selector weighs; the attack's
-    gradient has it all.
-    """
+def test_average_and_select_mix_the_features_of_all_branches(kind):
+    """Compare features and input gradients with a mean weighted equally or by the selector."""
     model = add_branches(_small(), ("adv", "adv2")).eval()
     model.selector = nn.Linear(model.dim, 3)
     for name in ("adv", "adv2"):
@@ -111,18 +109,18 @@ def test_all_branches_at_once(kind):
     weights = torch.full((2, 3), 1 / 3) if kind == "average" else model.selector(each[0]).softmax(1)
     expected = sum(weights[:, i, None] * each[i] for i in range(3))
     with use_branch(model, kind):
-        found = model(x)
+        mixture = model(x)
         with use_branch(model, "adv"):
-            assert torch.equal(model(x), each[1]), "one branch inside"
-        assert torch.equal(model(x), found)
-    assert torch.allclose(found, expected, atol=1e-5) and torch.equal(model(x), each[0])
+            assert torch.equal(model(x), each[1]), "a nested context of one branch"
+        assert torch.equal(model(x), mixture)
+    assert torch.allclose(mixture, expected, atol=1e-5) and torch.equal(model(x), each[0])
     (ours,), (theirs,) = (
-        torch.autograd.grad(f.sum(), x, retain_graph=True) for f in (found, expected)
+        torch.autograd.grad(f.sum(), x, retain_graph=True) for f in (mixture, expected)
     )
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_mixture_needs_a_selector_or_a_backbone():
+def test_select_needs_a_selector_and_average_needs_a_backbone():
     model = add_branches(_small())
     with pytest.raises(ValueError, match="trained without a selector"), use_branch(model, "select"):
         pass

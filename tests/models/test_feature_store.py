@@ -1,4 +1,4 @@
-"""Extraction holds no pixels and no files, goes on where it was killed, and is shared by ranks."""
+"""Test that extraction holds no pixels or files, resumes when killed, and is shared by ranks."""
 
 import json
 import os
@@ -32,7 +32,7 @@ MODELS = [_mean_colour, _corner]
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Videos of which the fifth is empty."""
+    """Return records of videos, the fifth of which is an empty file."""
     folder = tmp_path_factory.mktemp("videos")
     paths = [counting_video(folder / f"{n}.avi", 20, first=30 * n) for n in range(N)]
     paths[4].write_bytes(b"")
@@ -62,26 +62,30 @@ def _same(a, b):
         assert x.dtype == y.dtype and torch.equal(x, y), name
 
 
-def test_what_lies_on_disk_is_what_memory_held(records, tmp_path):
-    for held, stored in zip(_extract(records), _extract(records, _store(tmp_path)), strict=True):
-        _same(held, stored)
+def test_features_on_disk_equal_those_in_memory(records, tmp_path):
+    for in_memory, stored in zip(
+        _extract(records), _extract(records, _store(tmp_path)), strict=True
+    ):
+        _same(in_memory, stored)
         assert stored.features.shape[:2] == (N - 1, 3) and [f.index for f in stored.failed] == [4]
 
 
 @pytest.mark.parametrize("tail", ["none", "features", "half a row", "rows without features"])
-def test_a_killed_extraction_goes_on_with_the_same_bits(records, tmp_path, monkeypatch, tail):
+def test_a_killed_extraction_resumes_with_bitwise_identical_features(
+    records, tmp_path, monkeypatch, tail
+):
     whole = _extract(records)
     calls = []
     append = DiskStore.append
 
-    def until(self, rows, features):
+    def append_until_killed(self, rows, features):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append([row["index"] for row in rows])
         append(self, rows, features)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DiskStore, "append", until)
+        patch.setattr(DiskStore, "append", append_until_killed)
         with pytest.raises(KeyboardInterrupt):
             _extract(records, _store(tmp_path))
     if tail == "features":
@@ -97,34 +101,34 @@ def test_a_killed_extraction_goes_on_with_the_same_bits(records, tmp_path, monke
         "append",
         lambda self, rows, features: calls.append(rows) or append(self, rows, features),
     )
-    for held, stored in zip(whole, _extract(records, _store(tmp_path)), strict=True):
-        _same(held, stored)
+    for in_memory, stored in zip(whole, _extract(records, _store(tmp_path)), strict=True):
+        _same(in_memory, stored)
     assert calls[:2] == [[0, 1], [2, 3]], "two videos of three clips are a batch of six"
     assert calls[2][0]["index"] == (3 if tail == "rows without features" else 5)
 
 
-def test_a_finished_extraction_reads_no_video(records, tmp_path, monkeypatch):
+def test_a_finished_extraction_reads_no_videos(records, tmp_path, monkeypatch):
     first = _extract(records, _store(tmp_path))
     monkeypatch.setattr("vidrobust.models.inference.batch_loader", lambda *_: pytest.fail("read"))
     for before, after in zip(first, _extract(records, _store(tmp_path)), strict=True):
         _same(before, after)
 
 
-def test_files_of_something_else_are_written_anew(records, tmp_path):
+def test_files_of_another_identity_are_overwritten(records, tmp_path):
     _extract(records[:3], _store(tmp_path, "other"))
-    (found, _) = _extract(records, _store(tmp_path))
-    assert len(found.uids) == N - 1
+    (features, _) = _extract(records, _store(tmp_path))
+    assert len(features.uids) == N - 1
     header = json.loads((tmp_path / "test.rows.jsonl").read_text().splitlines()[0])
     assert header["identity"] == "this"
 
 
-def test_ranks_share_the_videos_and_find_what_one_finds(records, tmp_path, monkeypatch):
+def test_ranks_share_the_videos_and_give_the_features_of_one_rank(records, tmp_path, monkeypatch):
     alone = _extract(records, _store(tmp_path / "alone"))
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "patient_barrier", lambda: None)
     stores = {
         rank: _store(tmp_path / "shared") for rank in (1, 0)
-    }  # all ranks read before one writes
+    }  # all ranks read before any writes
     for rank, store in stores.items():
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         both = _extract(records, store)
@@ -139,21 +143,21 @@ def test_ranks_share_the_videos_and_find_what_one_finds(records, tmp_path, monke
     ]
     for a, b in zip(alone, both, strict=True):
         _same(a, b)
-    # and one process goes on with what two have left
+    # and one process resumes from the files of two
     monkeypatch.setattr(distributed, "world", lambda: 1)
     (tmp_path / "shared/test.rows.jsonl").unlink()
     for a, b in zip(alone, _extract(records, _store(tmp_path / "shared")), strict=True):
         _same(a, b)
 
 
-def test_a_list_of_failures_alone_is_refused(records, tmp_path):
-    with pytest.raises(UserError, match="no video of the list decodes .*is empty"):
+def test_videos_that_all_fail_to_decode_are_refused(records, tmp_path):
+    with pytest.raises(UserError, match="no video decodes .*is empty"):
         _extract(records[4:5], _store(tmp_path))
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_no_batch_is_kept(tmp_path, monkeypatch, on_disk):
-    """At the defaults a video took two file descriptors and 5.7 MB of shared memory, to the end."""
+def test_no_batch_is_kept_in_memory(tmp_path, monkeypatch, on_disk):
+    """Kept batches would take two file descriptors and 5.7 MB of shared memory per video."""
     count = 40
     path = counting_video(tmp_path / "v.avi", 20)
     records = []
@@ -162,39 +166,37 @@ def test_no_batch_is_kept(tmp_path, monkeypatch, on_disk):
         records.append(Record(f"{n}.avi", str(tmp_path / f"{n}.avi"), n % 2))
     cfg = DataConfig(frames=4, stride=2, short_side=64, size=64, workers=1)
     dataset = eval_dataset(cfg, records, 2)
-    held = []
+    usage = []
 
     def model(x):
-        held.append((len(os.listdir("/proc/self/fd")), _shared_bytes()))
+        usage.append((len(os.listdir("/proc/self/fd")), _shared_bytes()))
         return _mean_colour(x)
 
     store = DiskStore(tmp_path / "features", "test", 1, "") if on_disk else None
-    (found,) = extract([model], dataset, CPU, batch_size=2, workers=1, store=store)
-    assert len(found.uids) == count == len(held)
-    files, sizes = np.array(held).T
+    (features,) = extract([model], dataset, CPU, batch_size=2, workers=1, store=store)
+    assert len(features.uids) == count == len(usage)
+    files, sizes = np.array(usage).T
     batch = 2 * 4 * 64 * 64 * 3
-    assert files[5:].max() - files[5:].min() <= 30, (
-        "a constant number, whatever the loader has in flight"
-    )
+    assert files[5:].max() - files[5:].min() <= 30, "constant, apart from batches in flight"
     assert sizes[5:].max() - sizes[5:].min() < 8 * batch
     assert files[-5:].mean() - files[5:10].mean() < 8
 
 
 def _shared_bytes():
-    """Shared memory that this process maps."""
+    """Return the bytes of shared memory that this process maps."""
     with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss_Shmem"))
 
 
-def test_videos_that_are_too_short_for_a_clip_are_counted_once(tmp_path, caplog):
+def test_videos_shorter_than_a_clip_are_counted_once(tmp_path, caplog):
     paths = [counting_video(tmp_path / f"{n}.avi", frames) for n, frames in enumerate((3, 40, 5))]
     records = [Record(path.name, str(path), 0) for path in paths]
     cfg = DataConfig(frames=8, stride=2, short_side=20, size=16, workers=0, timeout_s=0.0)
     dataset = eval_dataset(cfg, records, 2)
     with caplog.at_level("WARNING", "vidrobust"):
-        (found,) = extract([_mean_colour], dataset, CPU, batch_size=4, workers=0, title="test")
-    assert found.repeats == 2
-    (line,) = dataset.notes(found.repeats, found.resized, len(found.uids))
+        (features,) = extract([_mean_colour], dataset, CPU, batch_size=4, workers=0, title="test")
+    assert features.repeats == 2
+    (line,) = dataset.notes(features.repeats, features.resized, len(features.uids))
     assert line.startswith(
         "2 of 3 videos are shorter than a clip (15 frames) and show frames twice"
     )

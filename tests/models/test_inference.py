@@ -17,32 +17,41 @@ def _mean_colour(x):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_features_are_in_the_order_of_the_records_whatever_the_batch(ucf, batch_size):
+def test_features_are_in_the_order_of_the_records_for_any_batch_size(ucf, batch_size):
     records, _ = ucf101(ucf, "test", 1)
     data = eval_dataset(CFG, records, 3)
-    twice = extract(
+    outputs = extract(
         [_mean_colour, lambda x: 2 * _mean_colour(x)], data, CPU, batch_size=batch_size, workers=0
     )
-    assert twice[0].features.shape == (4, 3, 3) and torch.allclose(
-        2 * twice[0].features, twice[1].features
+    assert outputs[0].features.shape == (4, 3, 3) and torch.allclose(
+        2 * outputs[0].features, outputs[1].features
     )
-    assert twice[0].uids == [r.uid for r in records] and twice[0].labels.tolist() == [0, 0, 1, 1]
-    assert twice[0].start.tolist() == [[0, 9 - 1, 17]] * 4 and twice[0].fps.tolist() == [25.0] * 4
+    assert outputs[0].uids == [r.uid for r in records] and outputs[0].labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert (
+        outputs[0].start.tolist() == [[0, 9 - 1, 17]] * 4 and outputs[0].fps.tolist() == [25.0] * 4
+    )
     expected = torch.stack([data[0, i]["clips"].float().mean((1, 2, 3)) / 255 for i in range(4)])
-    assert torch.allclose(twice[0].features, expected, atol=1e-6)
+    assert torch.allclose(outputs[0].features, expected, atol=1e-6)
 
 
-def test_failures_are_kept_apart_and_a_list_of_them_alone_is_refused(tmp_path):
+def test_failures_are_listed_separately_and_nothing_but_failures_is_refused(tmp_path):
     root = tiny_ucf101(tmp_path)
     records, _ = ucf101(root, "test", 1)
     open(records[1].path, "w").close()
-    (found,) = extract([_mean_colour], eval_dataset(CFG, records, 1), CPU, batch_size=2, workers=0)
-    assert found.index.tolist() == [0, 2, 3] and [f.index for f in found.failed] == [1]
-    with pytest.raises(UserError, match="no video of the list decodes .*is empty"):
+    (features,) = extract(
+        [_mean_colour], eval_dataset(CFG, records, 1), CPU, batch_size=2, workers=0
+    )
+    assert features.index.tolist() == [0, 2, 3] and [f.index for f in features.failed] == [1]
+    with pytest.raises(UserError, match="no video decodes .*is empty"):
         extract([_mean_colour], eval_dataset(CFG, records[1:2], 1), CPU, batch_size=2, workers=0)
 
 
-def test_evaluation_mode_puts_every_flag_back():
+def test_evaluation_mode_restores_every_flag():
     model = add_branches(
         build_model(ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8), "projector")
     ).train()

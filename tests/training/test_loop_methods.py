@@ -73,7 +73,7 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
         "train.checkpoint_every=1",
     ]
     with pytest.raises(
-        UserError, match=r"3 of 8 training videos are bad .* those of data.twins anew"
+        UserError, match=r"3 of 8 training videos are bad .* deleted files of data.twins anew"
     ):
         train_state(tiny_config(root, *words, "train.max_bad=0.3"), tmp_path / "out")
     with pytest.raises(UserError, match="3 of 8 training videos are bad"):
@@ -306,9 +306,9 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["names=[patch]", "patch_px=[72,16]"], "the smallest comes first"),
+        (["names=[patch]", "patch_px=[72,16]"], "the smallest side must come first"),
         (["names=[patch]", "patch_px=[16,400]"], "as large as a frame of"),
-        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing of a clip of one frame"),
+        (["names=[shuffle]", "data.frames=1"], "shuffle changes nothing in a clip of one frame"),
     ],
 )
 def test_negatives_that_clips_do_not_have_are_refused(ucf, tmp_path, words, reason):

@@ -177,7 +177,7 @@ class AugmentConfig:
     solarize: float = option(
         0.0, "probability of solarization, which inverts pixels brighter than 0.5", low=0, high=1
     )
-    # Motion as a positive view: see docs/methods.md.
+    # Motion as a positive view: see docs/negatives.md.
     motion: float = option(
         0.0,
         "probability that a view is replaced by its temporal differences: motion without"
@@ -389,7 +389,7 @@ class FalseNegativesConfig:
     """Options `method.false_negatives.*`: detection and treatment of false negatives."""
 
     # Detection.
-    rule: str = option("none", "rule that detects false negatives (docs/methods.md)")
+    rule: str = option("none", "rule that detects false negatives (docs/false_negatives.md)")
     action: str = option(
         "eliminate",
         "what to do with false negatives: drop them from the denominator, use them as positives, or"
@@ -452,7 +452,7 @@ class NegativesConfig:
     names: list[str] = option(
         [],
         "additional non-semantic negatives, made from the first view of each video"
-        " (docs/methods.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse,"
+        " (docs/negatives.md): patch, patch_frames, tube, shuffle, freeze, loop, reverse,"
         " tube_shuffle, texture (from data.twins); empty: none",
     )
     count: int = option(1, "negatives of each kind per video; always one of texture", low=0)
@@ -767,7 +767,7 @@ class EvalConfig:
     sensitivity: int = option(
         0,
         "number of test clips on which to measure, without labels, how far an attack moves their"
-        " features (docs/methods.md), at least 2; 0: none",
+        " features (docs/measures.md), at least 2; 0: none",
         low=0,
     )
     sensitivity_eps: list[float] = option(
@@ -778,7 +778,7 @@ class EvalConfig:
     )
     bias: list[str] = option(
         [],
-        "cue bias: accuracy on clips without a cue, or with conflicting cues (docs/methods.md):"
+        "cue bias: accuracy on clips without a cue, or with conflicting cues (docs/measures.md):"
         " patch, patch_frames, tube, texture, shuffle, freeze, loop, reverse, tube_shuffle,"
         " background, motion, conflict, swapped, swapped_frozen; empty: none",
     )

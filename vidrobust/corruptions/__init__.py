@@ -1,12 +1,14 @@
-"""Natural corruptions of clips. Usable alone: imports nothing else of the package."""
+"""Natural corruptions of clips, usable alone: no import from the rest of the package."""
 
 from vidrobust.corruptions.catalogue import (
     BENCHMARKS,
     CONSECUTIVE,
     CORRUPTIONS,
+    INDEX_MAPS,
     OVER_TIME,
     SEVERITIES,
     Corrupt,
+    CorruptionSpec,
     corrupt,
     expand,
     map_frames,
@@ -14,7 +16,7 @@ from vidrobust.corruptions.catalogue import (
 )
 from vidrobust.corruptions.clip import Corruption
 from vidrobust.corruptions.codec import MissingEncoder, h264
-from vidrobust.corruptions.temporal import INDEX_MAPS, IndexMap
+from vidrobust.corruptions.temporal import IndexMap
 
 __all__ = [
     "BENCHMARKS",
@@ -25,6 +27,7 @@ __all__ = [
     "SEVERITIES",
     "Corrupt",
     "Corruption",
+    "CorruptionSpec",
     "IndexMap",
     "MissingEncoder",
     "corrupt",

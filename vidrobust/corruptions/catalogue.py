@@ -1,10 +1,15 @@
-"""CORRUPTIONS and BENCHMARKS by name; corrupt a clip or a whole video."""
+"""CORRUPTIONS and BENCHMARKS by name; corrupt a clip or a whole video.
+
+Tables: ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021),
+UCF101-P (Schiappa et al. 2023).
+"""
 
 import difflib
 import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +41,16 @@ from vidrobust.corruptions.digital import (
 )
 from vidrobust.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from vidrobust.corruptions.temporal import (
-    INDEX_MAPS,
+    IndexMap,
+    box_jumble,
+    frame_drop,
     frame_rate,
+    freeze,
+    jumble,
     mapped,
+    reverse_sampling,
     rotate,
+    sampling,
     static_rotate,
     static_translate,
     temporal_blur,
@@ -49,51 +60,112 @@ from vidrobust.corruptions.weather import fog, frost, rain, snow, spatter
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# variants whose tables differ from one benchmark to the next; the plain name has ImageNet-C's and
-# Mini-Kinetics-C's
-INDEX_MAPS["frame_rate_ssv2"] = functools.partial(frame_rate, rates=(10, 8, 6, 4, 2))
 
-# name -> (clip (T, H, W, 3) uint8, severity 1 to 5, rng) -> clip
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frost,
-    "fog": fog,
-    "rain": rain,
-    "spatter": spatter,
-    "brightness": brightness,
-    "contrast": contrast,
-    "saturate": saturate,
-    "elastic_transform": elastic_transform,
-    "pixelate": pixelate,
-    "jpeg_compression": jpeg_compression,
-    **{name: mapped(choose) for name, choose in INDEX_MAPS.items()},
-    "temporal_blur": temporal_blur,
-    "static_translate": static_translate,
-    "translate": translate,
-    "static_rotate": static_rotate,
-    "rotate": rotate,
-    "h264_crf": h264_crf,
-    "h264_abr": h264_abr,
-    "h265_crf": h265_crf,
-    "h265_abr": h265_abr,
-    "mpeg1": mpeg1,
-    "mpeg2": mpeg2,
-    "bit_error": bit_error,
-    "packet_loss": packet_loss,
-    "shot_noise_p": functools.partial(shot_noise, photons=(250, 100, 50, 30, 15)),
-    "speckle_noise_p": functools.partial(speckle_noise, sigmas=(0.15, 0.2, 0.25, 0.3, 0.35)),
-    "contrast_kinetics": functools.partial(contrast, kept=(0.5, 0.4, 0.3, 0.2, 0.1)),
-    "temporal_blur_ssv2": functools.partial(temporal_blur, frames=(1, 2, 3, 4, 6)),
+@dataclass(frozen=True)
+class CorruptionSpec:
+    """Describe a corruption, an entry of CORRUPTIONS; calling it corrupts a clip.
+
+    Attributes:
+        function: (clip, severity, rng) -> clip; it may also take fps.
+        consecutive: it needs consecutive frames, even if the clip itself skips frames.
+        over_time: it leaves a clip of one frame unchanged.
+        index_map: for corruptions that only choose frames, the map (frames, severity, rng) ->
+            (frames,) that `function` applies.
+    """
+
+    function: Corruption
+    consecutive: bool = False
+    over_time: bool = False
+    index_map: IndexMap | None = None
+
+    @property
+    def takes_fps(self) -> bool:
+        """Return whether the corruption depends on the frame rate of the video."""
+        return "fps" in inspect.signature(self.index_map or self.function).parameters
+
+    def __call__(
+        self, clip: np.ndarray, severity: int, rng: np.random.Generator, **options: Any
+    ) -> np.ndarray:
+        """Return the corrupted clip, without checking the arguments as `corrupt` does.
+
+        Args:
+            clip: (T, H, W, 3) uint8.
+            severity: 1 to 5.
+            rng: decides everything that is random.
+            options: of the function, such as fps.
+        """
+        return self.function(clip, severity, rng, **options)
+
+
+def _choose_frames(index_map: IndexMap) -> CorruptionSpec:
+    """Return the entry of a corruption that only chooses frames."""
+    return CorruptionSpec(mapped(index_map), over_time=True, index_map=index_map)
+
+
+# Some tables differ between benchmarks. The plain name has the table of ImageNet-C and
+# Mini-Kinetics-C; names with a suffix have the table of another benchmark.
+CORRUPTIONS: dict[str, CorruptionSpec] = {
+    "gaussian_noise": CorruptionSpec(gaussian_noise),
+    "shot_noise": CorruptionSpec(shot_noise),
+    "impulse_noise": CorruptionSpec(impulse_noise),
+    "speckle_noise": CorruptionSpec(speckle_noise),
+    "gaussian_blur": CorruptionSpec(gaussian_blur),
+    "defocus_blur": CorruptionSpec(defocus_blur),
+    "glass_blur": CorruptionSpec(glass_blur),
+    "motion_blur": CorruptionSpec(motion_blur),
+    "zoom_blur": CorruptionSpec(zoom_blur),
+    "snow": CorruptionSpec(snow),
+    "frost": CorruptionSpec(frost),
+    "fog": CorruptionSpec(fog),
+    "rain": CorruptionSpec(rain),
+    "spatter": CorruptionSpec(spatter),
+    "brightness": CorruptionSpec(brightness),
+    "contrast": CorruptionSpec(contrast),
+    "saturate": CorruptionSpec(saturate),
+    "elastic_transform": CorruptionSpec(elastic_transform),
+    "pixelate": CorruptionSpec(pixelate),
+    "jpeg_compression": CorruptionSpec(jpeg_compression),
+    "frame_rate": _choose_frames(frame_rate),
+    "sampling": _choose_frames(sampling),
+    "reverse_sampling": _choose_frames(reverse_sampling),
+    "jumble": _choose_frames(jumble),
+    "box_jumble": _choose_frames(box_jumble),
+    "freeze": _choose_frames(freeze),
+    "frame_drop": _choose_frames(frame_drop),
+    "frame_rate_ssv2": _choose_frames(functools.partial(frame_rate, rates=(10, 8, 6, 4, 2))),
+    "temporal_blur": CorruptionSpec(temporal_blur, consecutive=True, over_time=True),
+    "static_translate": CorruptionSpec(static_translate),
+    "translate": CorruptionSpec(translate),
+    "static_rotate": CorruptionSpec(static_rotate),
+    "rotate": CorruptionSpec(rotate),
+    "h264_crf": CorruptionSpec(h264_crf, consecutive=True),
+    "h264_abr": CorruptionSpec(h264_abr, consecutive=True),
+    "h265_crf": CorruptionSpec(h265_crf, consecutive=True),
+    "h265_abr": CorruptionSpec(h265_abr, consecutive=True),
+    "mpeg1": CorruptionSpec(mpeg1, consecutive=True),
+    "mpeg2": CorruptionSpec(mpeg2, consecutive=True),
+    "bit_error": CorruptionSpec(bit_error, consecutive=True),
+    "packet_loss": CorruptionSpec(packet_loss, consecutive=True),
+    "shot_noise_p": CorruptionSpec(functools.partial(shot_noise, photons=(250, 100, 50, 30, 15))),
+    "speckle_noise_p": CorruptionSpec(
+        functools.partial(speckle_noise, sigmas=(0.15, 0.2, 0.25, 0.3, 0.35))
+    ),
+    "contrast_kinetics": CorruptionSpec(
+        functools.partial(contrast, kept=(0.5, 0.4, 0.3, 0.2, 0.1))
+    ),
+    "temporal_blur_ssv2": CorruptionSpec(
+        functools.partial(temporal_blur, frames=(1, 2, 3, 4, 6)), consecutive=True, over_time=True
+    ),
 }
+
+# corruptions that only choose frames, as maps for a whole video
+INDEX_MAPS: dict[str, IndexMap] = {
+    name: spec.index_map for name, spec in CORRUPTIONS.items() if spec.index_map is not None
+}
+# corruptions that leave a clip of one frame unchanged
+OVER_TIME = tuple(name for name, spec in CORRUPTIONS.items() if spec.over_time)
+# corruptions that need consecutive frames even if the clip itself skips frames
+CONSECUTIVE = tuple(name for name, spec in CORRUPTIONS.items() if spec.consecutive)
 
 _IMAGENET_C = [
     "gaussian_noise",
@@ -127,24 +199,8 @@ _SHARED_C = [
     "h265_abr",
 ]
 
-# those that leave a clip of one frame as it is
-OVER_TIME = (*INDEX_MAPS, "temporal_blur", "temporal_blur_ssv2")
-
-# those that need consecutive frames, where a clip skips some
-CONSECUTIVE = (
-    "temporal_blur",
-    "temporal_blur_ssv2",
-    "h264_crf",
-    "h264_abr",
-    "h265_crf",
-    "h265_abr",
-    "mpeg1",
-    "mpeg2",
-    "bit_error",
-    "packet_loss",
-)
-
-# the names of a published set; any of them may stand where names of corruptions are asked for
+# Names of the corruptions in each published set. The name of a set is accepted wherever names of
+# corruptions are.
 BENCHMARKS: dict[str, list[str]] = {
     "imagenet-c": _IMAGENET_C,
     "mini-kinetics-c": [*_SHARED_C, "temporal_blur", "frame_rate"],
@@ -169,7 +225,7 @@ BENCHMARKS: dict[str, list[str]] = {
         "box_jumble",
         "freeze",
     ],
-    # one of each kind
+    # one corruption of each kind, for a quick evaluation
     "quick": [
         "gaussian_noise",
         "defocus_blur",
@@ -185,30 +241,35 @@ BENCHMARKS: dict[str, list[str]] = {
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names of CORRUPTIONS, each once, of names of them and of BENCHMARKS. Raises ValueError for
-    any other.
+    """Replace names of sets (BENCHMARKS) by their members, and return each corruption once.
+
+    Raises ValueError for a name that is neither in CORRUPTIONS nor in BENCHMARKS.
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise ValueError(f"names {names!r}: a list of them, such as ['fog']")
-    found: dict[str, None] = {}
+        raise ValueError(f"names={names!r}: must be a list of names, such as ['fog']")
+    members: dict[str, None] = {}  # a dictionary keeps the order of the names
     for name in names:
         if not isinstance(name, str) or name not in {*BENCHMARKS, *CORRUPTIONS}:
             raise ValueError(_unknown(name, [*BENCHMARKS, *CORRUPTIONS]))
-        found |= dict.fromkeys(BENCHMARKS.get(name, [name]))
-    return list(found)
+        members |= dict.fromkeys(BENCHMARKS.get(name, [name]))
+    return list(members)
 
 
-def _unknown(name: object, known: Sequence[str]) -> str:
+def _unknown(name: object, choices: Sequence[str]) -> str:
+    """Return the message for an unknown name, with the closest name or all names."""
     if str(name) in BENCHMARKS:
-        return f"no corruption {name!r}: that is a set, of {', '.join(BENCHMARKS[str(name)])}"
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
-    return f"no corruption {name!r}; " + (
-        f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-    )
+        return (
+            f"unknown corruption {name!r}: it is a set; name its members,"
+            f" {', '.join(BENCHMARKS[str(name)])}"
+        )
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
+    if close:
+        return f"unknown corruption {name!r}; did you mean {close[0]!r}?"
+    return f"unknown corruption {name!r}; must be one of {', '.join(choices)}"
 
 
 def require_encoders(names: Sequence[str]) -> None:
-    """Raises MissingEncoder where PyAV lacks one that a corruption needs."""
+    """Raise MissingEncoder if PyAV does not have an encoder that one of the corruptions needs."""
     for name in names:
         corrupt(np.zeros((1, 16, 16, 3), np.uint8), name, 1, np.random.default_rng(0))
 
@@ -216,42 +277,69 @@ def require_encoders(names: Sequence[str]) -> None:
 def corrupt(
     clip: np.ndarray, name: str, severity: int, rng: np.random.Generator, fps: float = 25.0
 ) -> np.ndarray:
-    """The corruption `name` of a clip, (T, H, W, 3) uint8 -> the same shape; the clip stays as it
-    was.
+    """Apply a corruption to a clip, and return the corrupted copy.
 
-    severity: 1 to 5. fps: frames a second of the clip, for those that depend on it. Raises
-    ValueError for an unknown name, another severity, and what is no clip; MissingEncoder for a
-    codec that this PyAV lacks.
+    Args:
+        clip: (T, H, W, 3) uint8, RGB; it is not changed.
+        name: of CORRUPTIONS.
+        severity: 1 (mildest) to 5.
+        rng: decides everything that is random.
+        fps: frames per second of the clip, for the corruptions that depend on it.
+
+    Returns:
+        A new clip of the same shape.
+
+    Raises:
+        ValueError: unknown name, severity out of range, or a clip or generator of another type.
+        MissingEncoder: PyAV does not have the codec.
+
+    Example:
+        foggy = corrupt(clip, "fog", severity=3, rng=np.random.default_rng(0))
     """
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(_unknown(name, list(CORRUPTIONS)))
+    # A legacy RandomState would sample other numbers, or fail inside the corruption.
     if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng is {type(rng).__name__}: give numpy.random.default_rng(seed)")
-    return CORRUPTIONS[name](clip, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
+        raise ValueError(f"rng is {type(rng).__name__}: pass numpy.random.default_rng(seed)")
+    corruption = CORRUPTIONS[name]
+    options = {"fps": fps} if corruption.takes_fps else {}
+    return corruption(clip, severity, rng, **options)
 
 
 def map_frames(
     name: str, severity: int, frames: int, rng: np.random.Generator, fps: float = 25.0
 ) -> np.ndarray:
-    """(frames,): which frame of a video an index map shows in the place of each. name: of
-    INDEX_MAPS.
+    """Return which frame of a video an index map shows in place of each frame.
+
+    Args:
+        name: of INDEX_MAPS.
+        severity: 1 (mildest) to 5.
+        frames: number of frames of the video.
+        rng: decides everything that is random.
+        fps: frames per second of the video, for the maps that depend on it.
+
+    Returns:
+        (frames,) int64, indices of frames.
     """
-    return INDEX_MAPS[name](frames, severity, rng, **({"fps": fps} if _takes_fps(name) else {}))
-
-
-def _takes_fps(name: str) -> bool:
-    function = INDEX_MAPS.get(name, CORRUPTIONS[name])
-    return "fps" in inspect.signature(function).parameters
+    options = {"fps": fps} if CORRUPTIONS[name].takes_fps else {}
+    return INDEX_MAPS[name](frames, severity, rng, **options)
 
 
 @dataclass(frozen=True)
 class Corrupt:
-    """Augmentation: with a chance, one of some corruptions at one of some severities, each as
-    likely.
+    """Augment a clip by one random corruption at one random severity, with a probability.
 
-    `Corrupt(["imagenet-c"], severities=(1, 2, 3))(clip, rng)` -> a clip of the same shape; rng
-    decides everything. names: of CORRUPTIONS or BENCHMARKS. Raises ValueError for what `corrupt`
-    refuses, and a chance outside [0, 1].
+    Names and severities are equally likely. Construction raises ValueError for a name or severity
+    that `corrupt` refuses, and for a chance outside [0, 1].
+
+    Attributes:
+        names: of CORRUPTIONS or BENCHMARKS, at least one.
+        severities: 1 to 5, at least one.
+        chance: probability that a clip is corrupted, 0 to 1.
+
+    Example:
+        augment = Corrupt(["imagenet-c"], severities=(1, 2, 3), chance=0.5)
+        augmented = augment(clip, np.random.default_rng(0))
     """
 
     names: Sequence[str]
@@ -260,18 +348,25 @@ class Corrupt:
 
     def __post_init__(self) -> None:
         if not expand(self.names):
-            raise ValueError("names []: at least one corruption")
+            raise ValueError("names=[]: list at least one corruption")
         severities = self.severities if isinstance(self.severities, Sequence) else []
         if not severities or not set(severities) <= set(SEVERITIES):
-            raise ValueError(f"severities {self.severities}: a list of them, each of 1 to 5")
+            raise ValueError(f"severities={self.severities}: must be a list of numbers from 1 to 5")
         if not isinstance(self.chance, int | float) or not 0 <= self.chance <= 1:
-            raise ValueError(f"chance {self.chance!r}: 0 to 1")
+            raise ValueError(f"chance={self.chance!r}: must be 0 to 1")
 
     def __call__(self, clip: np.ndarray, rng: np.random.Generator, fps: float = 25.0) -> np.ndarray:
+        """Return the clip, or a corrupted copy of it.
+
+        Args:
+            clip: (T, H, W, 3) uint8.
+            rng: decides everything that is random.
+            fps: frames per second of the clip.
+        """
         if rng.random() >= self.chance:
             require_clip(clip)
             return clip
         names = expand(self.names)
-        return corrupt(
-            clip, names[rng.integers(len(names))], int(rng.choice(self.severities)), rng, fps
-        )
+        name = names[rng.integers(len(names))]
+        severity = int(rng.choice(self.severities))
+        return corrupt(clip, name, severity, rng, fps)

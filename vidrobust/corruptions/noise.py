@@ -1,4 +1,7 @@
-"""Sensor noise, independent per frame, with the tables of ImageNet-C."""
+"""Sensor noise, independent per frame, with the tables of ImageNet-C.
+
+Tables: Hendrycks and Dietterich 2019. All noise is sampled anew for every frame.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,13 @@ from vidrobust.corruptions.clip import each_frame, level
 
 
 def gaussian_noise(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """x + n, n normal of standard deviation .08 to .38 of the range. A draw a frame."""
+    """Return x + n, where n is normal noise.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: standard deviation of 0.08, 0.12, 0.18, 0.26 or 0.38 of the value range.
+        rng: samples the noise of every frame.
+    """
     sigma = 255 * level(clip, severity, (0.08, 0.12, 0.18, 0.26, 0.38))
     return each_frame(clip, lambda frame: frame + np.float32(sigma) * _normal(frame, rng))
 
@@ -19,7 +28,14 @@ def shot_noise(
     rng: np.random.Generator,
     photons: Sequence[float] = (60, 25, 12, 5, 3),
 ) -> np.ndarray:
-    """Poisson(c x) / c of x in [0, 1], where white is c = 60 to 3 photons. A draw a frame."""
+    """Return Poisson(c x) / c of x in [0, 1], where a white value is c photons.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: index into `photons`.
+        rng: samples the photon counts of every frame.
+        photons: c at each severity.
+    """
     c = level(clip, severity, photons)
     return each_frame(
         clip, lambda frame: rng.poisson(frame * (c / 255)).astype(np.float32) * np.float32(255 / c)
@@ -27,18 +43,23 @@ def shot_noise(
 
 
 def impulse_noise(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Salt and pepper: .03 to .27 of all values, channel by channel, become 0 or 255, evenly. A
-    draw a frame.
+    """Return the clip with salt and pepper: values set to 0 or 255, equally often.
+
+    Channels are changed independently of each other.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: a fraction of 0.03, 0.06, 0.09, 0.17 or 0.27 of all values.
+        rng: samples the changed values of every frame.
     """
-    share = level(clip, severity, (0.03, 0.06, 0.09, 0.17, 0.27))
+    fraction = level(clip, severity, (0.03, 0.06, 0.09, 0.17, 0.27))
 
-    def change(frame: np.ndarray) -> np.ndarray:
+    def add_impulses(frame: np.ndarray) -> np.ndarray:
         u = rng.random(frame.shape, dtype=np.float32)
-        return np.where(
-            u < share / 2, np.uint8(0), np.where(u > 1 - share / 2, np.uint8(255), frame)
-        )
+        salted = np.where(u > 1 - fraction / 2, np.uint8(255), frame)
+        return np.where(u < fraction / 2, np.uint8(0), salted)
 
-    return each_frame(clip, change)
+    return each_frame(clip, add_impulses)
 
 
 def speckle_noise(
@@ -47,12 +68,19 @@ def speckle_noise(
     rng: np.random.Generator,
     sigmas: Sequence[float] = (0.15, 0.2, 0.35, 0.45, 0.6),
 ) -> np.ndarray:
-    """x + x n, n normal of standard deviation .15 to .6: noise that grows with the light. A draw a
-    frame.
+    """Return x + x n, where n is normal noise: bright pixels get more of it.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: index into `sigmas`.
+        rng: samples the noise of every frame.
+        sigmas: standard deviation of n at each severity.
     """
     sigma = np.float32(level(clip, severity, sigmas))
     return each_frame(clip, lambda frame: frame + frame * (sigma * _normal(frame, rng)))
 
 
 def _normal(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sample standard normal noise of a frame's shape."""
+    # float32 is precise enough: the result is rounded to uint8
     return rng.standard_normal(frame.shape, dtype=np.float32)

@@ -16,13 +16,9 @@ from vidrobust.data.prepare.texture_twins import Twins, twin_draw
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
+from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
 
-# Independent streams of random numbers from the seed of the run, one per purpose.
-SAMPLE_STREAM = 0
-ORDER_STREAM = 1
-REPLACE_STREAM = 2
-NEGATIVE_STREAM = 3
 # Bytes of crops that wait to be resized: 16 frames of 8K video would be 1.6 GB.
 _WAITING_BYTES = 2**25
 
@@ -80,7 +76,7 @@ class ClipReader:
         Returns:
             (frame indices (V, T), the generator from which the views are sampled next).
         """
-        rng = np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, index])
+        rng = np.random.default_rng([self.seed, SeedStream.SAMPLE, epoch, index])
         if self.original is None:
             return self.sample_clips(num_frames, self.spec, rng), rng
         # The original shows the frames of the first clip, so one clip less is sampled.
@@ -123,7 +119,7 @@ class ClipReader:
             self._corrupt(out, len(indices), rng, fps)
         except DecodeError as error:
             return Failure(index, record.uid, record.label, str(error))
-        negative_rng = np.random.default_rng([self.seed, NEGATIVE_STREAM, epoch, index])
+        negative_rng = np.random.default_rng([self.seed, SeedStream.NEGATIVE, epoch, index])
         return {
             "draws": np.array([draw.columns for draw in draws], np.float32),
             "numbers": negative_rng.random(self.numbers, np.float32),

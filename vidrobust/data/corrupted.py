@@ -19,6 +19,7 @@ from vidrobust.data.isolation import Child, ChildDied, start_nursery
 from vidrobust.data.loader import BatchLoader
 from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, Sampler
+from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import AugmentSpec, draw_view
 
 Condition = tuple[str, int]  # (a name of CORRUPTIONS, severity 1 to 5), or CLEAN
@@ -27,7 +28,6 @@ Place = Literal["source", "view"]
 # Pixels of the shorter side; larger frames are shrunk before they are corrupted, as in
 # Mini-Kinetics-C.
 _LARGEST = 256
-_CORRUPT = 3  # stream of random numbers from the seed of the run; clip_reader.py has the others
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _ConditionReader:
         """Return the generator of a video and condition, whatever the order of calls."""
         name, severity = condition
         return np.random.default_rng(
-            [self.seed, _CORRUPT, index, zlib.crc32(name.encode()), severity]
+            [self.seed, SeedStream.CORRUPTION, index, zlib.crc32(name.encode()), severity]
         )
 
     def _mapped(self, index: int, condition: Condition, count: int, fps: float) -> np.ndarray:

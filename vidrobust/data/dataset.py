@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from vidrobust.corruptions import Corrupt
-from vidrobust.data.clip_reader import ORDER_STREAM, REPLACE_STREAM, ClipReader, Sample
+from vidrobust.data.clip_reader import ClipReader, Sample
 from vidrobust.data.decoding.images import in_memory
 from vidrobust.data.isolation import Child, ChildDied, start_nursery
 from vidrobust.data.loader import BatchLoader
@@ -31,6 +31,7 @@ from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import AugmentSpec
 
 Key = tuple[int, int]  # epoch, index
@@ -193,7 +194,7 @@ class ClipDataset(Dataset):
         if isinstance(sample, dict) or not self.replace:
             return sample
         # The replacement is random, but a function of the key: any worker finds the same one.
-        rng = np.random.default_rng([self.reader.seed, REPLACE_STREAM, epoch, index])
+        rng = np.random.default_rng([self.reader.seed, SeedStream.REPLACEMENT, epoch, index])
         replaced = [sample]
         others = (other for other in rng.permutation(len(self)).tolist() if other != index)
         for other in itertools.islice(others, _REPLACEMENTS):
@@ -343,7 +344,7 @@ class TrainBatches(Sampler[list[Key]]):
         for step in range(self.start, self.stop):
             epoch, batch = divmod(step, self.per_epoch)
             if epoch != order_epoch:
-                rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch])
+                rng = np.random.default_rng([self.seed, SeedStream.ORDER, epoch])
                 order = rng.permutation(self.size)
                 order_epoch = epoch
             first = batch * self.batch_size + self.rank * per_rank

@@ -65,7 +65,7 @@ _STORE = "features"
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What an evaluation measures on.
+    """The data, settings and folder of an evaluation.
 
     Attributes:
         cfg: the configuration.

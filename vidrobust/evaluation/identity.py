@@ -24,9 +24,12 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
 Dataset = ClipDataset | SourceVideos | CorruptedVideos
-_CLOSE = 1e-2  # of the largest output: what another device or batch size may change
-_ALIKE = 1e-4  # where nothing but the outputs tells models apart
-_OUTPUTS = 64  # of a model's outputs on the probe clip are remembered
+# tolerances of outputs, relative to the largest one
+_CLOSE = 1e-2  # with equal weights: another device or batch size may change outputs
+_ALIKE = 1e-4  # without weights, when only outputs distinguish models
+_OUTPUTS = 64  # outputs on the probe clip that are kept
+# function -> the name that it had in earlier revisions, whose files are still read
+_RECORDED_NAMES = {"_without_rng": "_nothing_drawn"}
 _WORDS = {
     "model": "model",
     "videos": "list of videos",
@@ -39,7 +42,7 @@ _WORDS = {
 def identify_model(
     predict: Predict, dataset: Dataset, device: torch.device, identity: str = ""
 ) -> dict[str, Any]:
-    """Return what recognises a model.
+    """Return what a model is recognised by.
 
     Args:
         predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits.
@@ -47,8 +50,8 @@ def identify_model(
         device: where the probe clip goes.
         identity: the model's name, such as the hash of its checkpoint. Empty: the hash of the
             weights of all modules that `predict` is or holds, and its outputs on one fixed clip of
-            random pixels. The outputs recognise a closure that shows no module. A random model has
-            no fixed outputs, and one that fails on the probe has none.
+            random pixels. Outputs are needed for closures without visible modules; a model with
+            random outputs, or one that fails on the clip, has none.
     """
     if identity:
         return {"name": identity}
@@ -88,9 +91,9 @@ def _outputs(predict: Predict, dataset: Dataset, device: torch.device) -> list[f
                 torch.as_tensor(predict(clip.clone())).flatten()[:_OUTPUTS].tolist()
                 for _ in range(2)
             )
-        except Exception as error:  # whatever a model raises; work that is to do raises it again
+        except Exception as error:  # any error of a model; the evaluation itself will raise it
             log.warning(
-                f"the model fails on a clip of random pixels, which would recognise it: {error!r}"
+                f"the model fails on the clip of random pixels that identifies models: {error!r}"
             )
             return None
     kept = [_rounded(value) for value in first]
@@ -110,14 +113,15 @@ def _agree(one: list[float | None], other: list[float | None], close: float) -> 
 
 
 def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
-    """Return which clips of a video are measured, and `more` that decides what a row says."""
+    """Return which clips of a video are measured, and other options that decide rows."""
     sampler = getattr(dataset.reader.sample_clips, "func", dataset.reader.sample_clips)
     view = (
         {"short_side": dataset.short_side, "size": dataset.size}
         if isinstance(dataset, SourceVideos)
         else {"size": dataset.reader.view.size, "center": dataset.reader.view.center}
     )
-    return asdict(dataset.spec) | {"sampler": getattr(sampler, "__name__", "")} | view | more
+    name = getattr(sampler, "__name__", "")
+    return asdict(dataset.spec) | {"sampler": _RECORDED_NAMES.get(name, name)} | view | more
 
 
 def videos_of(dataset: Dataset) -> str:
@@ -126,7 +130,7 @@ def videos_of(dataset: Dataset) -> str:
 
 
 def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
-    """Write out/<stem>.identity.json, or go on where it says the same. Every rank calls it.
+    """Write out/<stem>.identity.json, or check that it is the same. Every rank calls it.
 
     Args:
         out: the folder.
@@ -135,39 +139,39 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
             seed.
 
     Raises:
-        UserError: the folder holds rows of something else, with what differs and the remedy.
+        UserError: for a folder with rows of something else, with what differs and the remedy.
     """
     path = out / f"{stem}.identity.json"
     held = _held(out, stem, path, asked)
     if held is not None:
         other = [key for key in asked if not _same(key, held.get(key), asked[key])]
         if other:
-            told = " and ".join(_difference(key, held.get(key), asked[key]) for key in other)
+            differences = " and ".join(_difference(key, held.get(key), asked[key]) for key in other)
             raise UserError(
-                f"out={out}: {stem}.jsonl holds rows of another {told}; choose another folder, or "
-                f"delete {stem}.jsonl and {path.name}"
+                f"out={out}: {stem}.jsonl holds rows of another {differences}; choose another"
+                f" folder, or delete {stem}.jsonl and {path.name}"
             )
-    distributed.patient_barrier()  # every rank has read what the first is about to write
+    distributed.patient_barrier()  # rank 0 writes only what every rank has read
     if held is None and distributed.rank() == 0:
         with replacing(path) as file:
             file.write((json.dumps(asked, indent=2) + "\n").encode())
 
 
 def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what the folder's rows were measured on; None where there are none yet."""
+    """Return what existing rows were measured on, or None without rows."""
     if not any(file.stat().st_size for file in rank_files(out, stem)):
-        return None  # a call that failed before its first row leaves a folder to anyone
+        return None  # a call that failed before its first row has claimed nothing
     if path.is_file():
         return read_json(path, f"delete it and {stem}.jsonl, or choose another folder")
-    claimed = out / "identity.json"  # the command line's, which earlier versions wrote alone
+    claimed = out / "identity.json"  # of the command line; earlier versions wrote only this one
     checkpoint_name = (
         json.loads(claimed.read_text()).get("checkpoint") if claimed.is_file() else None
     )
     if checkpoint_name and asked["model"].get("name") == checkpoint_name:
         return None
     raise UserError(
-        f"out={out}: {stem}.jsonl holds rows, and no {path.name} says what they were measured "
-        f"on; choose another folder, or delete {stem}.jsonl"
+        f"out={out}: {stem}.jsonl holds rows, but {path.name}, which records what they were "
+        f"measured on, is missing; choose another folder, or delete {stem}.jsonl"
     )
 
 
@@ -189,8 +193,9 @@ def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
         return _agree(*outputs, _ALIKE if None in states else _CLOSE)
     if None in states:
         log.warning(
-            "nothing recognises this model, as it has no module within reach and no fixed outputs: "
-            "the rows of the folder are taken to be its own; identity=NAME keeps models apart"
+            "this model cannot be recognised, because it has no visible module and no fixed"
+            " outputs: the rows of the folder are assumed to be its own; identity=NAME keeps models"
+            " apart"
         )
     return True
 
@@ -200,6 +205,6 @@ def _difference(key: str, held: Any, asked: Any) -> str:
         return "model"
     if isinstance(held, dict) and isinstance(asked, dict):
         differ = [name for name in asked if held.get(name) != asked[name]]
-        told = ", ".join(f"{name} {held.get(name)}, here {asked[name]}" for name in differ)
-        return f"{_WORDS[key]} ({told})"
+        values = ", ".join(f"{name} {held.get(name)}, here {asked[name]}" for name in differ)
+        return f"{_WORDS[key]} ({values})"
     return f"{_WORDS[key]} ({held}, here {asked})"

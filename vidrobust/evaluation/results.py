@@ -1,11 +1,11 @@
 """Results on disk: claim a folder, append rows, resume, merge ranks.
 
 A folder belongs to one evaluation: of one checkpoint, with one set of options, on one list of
-videos. A row is of a video (`index`) and of one thing that was done to it: `column` names the entry
-that says which, a threat or a corruption. Work is in groups, the list of the (index, thing) pairs
-that are measured together. Every rank writes rows as they are computed, so that an evaluation goes
-on where it was killed. A row that exists stays: a call with other videos, threats or corruptions
-adds its own.
+videos. A row is the result of a video (`index`) under one condition, such as a threat or a
+corruption; `column` is the key of the condition. A group is the list of (index, condition) pairs
+that are measured together. Every rank appends rows as they are computed, so that an evaluation
+continues where it was killed. Existing rows are kept: a call with other videos or conditions adds
+its own.
 """
 
 import json
@@ -25,7 +25,7 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.own_files import EVALUATION_FILES, delete_files, require_deletable
 
-# what may differ between two runs of an evaluation
+# options that may differ between two runs of the same evaluation
 _FREE = (
     "data.workers",
     "data.timeout_s",
@@ -38,7 +38,7 @@ _FREE = (
     "eval.shift.root",
 )
 
-_LOCK = ".lock"  # whose evaluation this is
+_LOCK = ".lock"  # held by the process that evaluates
 
 
 def identify(
@@ -48,13 +48,21 @@ def identify(
     test: list[Record],
     others: list[Record],
 ) -> dict[str, str]:
-    """What two runs of an evaluation must share to be the same one. others: of another data set."""
+    """Return what two runs must have in common to be the same evaluation.
+
+    Args:
+        cfg: the configuration.
+        state: the checkpoint's.
+        train: training videos.
+        test: test videos.
+        others: videos of eval.shift.
+    """
     weights = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     return {
         "checkpoint": (
             f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}"
         ),
-        "config_sha": config.config_sha(_asked(cfg), ignore=_FREE),
+        "config_sha": config.config_sha(_evaluation_options(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
         **({"shift_sha": records_sha(others)} if others else {}),
         **({"textures": _textures(cfg.data.twins)} if "texture" in cfg.eval.bias else {}),
@@ -62,7 +70,7 @@ def identify(
 
 
 def _textures(folder: str) -> str:
-    """What datasets/prepare.py texture noted of how they were made."""
+    """Return how texture twins were made, as `datasets/prepare.py texture` recorded it."""
     return json.dumps(read_mark(folder) or {})
 
 
@@ -75,19 +83,20 @@ def claim(
     overwrite: bool,
     classes: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Make the folder, or go on in one that holds the same evaluation; until the context ends it is
-    this process's.
+    """Make the folder, or continue in one that holds the same evaluation.
+
+    Until the context ends, other processes are refused the folder.
 
     Args:
         out: the folder.
         identity: what `identify` says of this evaluation.
         cfg: its configuration.
-        overwrite: the files of another evaluation in the folder are deleted.
+        overwrite: delete the files of another evaluation in the folder.
         classes: names of the classes, for a report that is written again without the data set.
 
     Raises:
-        UserError: where it holds another evaluation, with the options that differ, where it holds
-            no evaluation, and where another process evaluates.
+        UserError: for a folder with another evaluation (with the options that differ) or with other
+            files, and while another process evaluates in it.
     """
     path = out / "identity.json"
     used = ("seed", "data.", "model.", "method.", "eval.")
@@ -96,13 +105,22 @@ def claim(
         for key, _ in config.options()
         if key.startswith(used) and key not in _FREE
     }
-    there = read_json(path, f"set eval.name=NAME, or delete {out}") if path.is_file() else {}
-    if not there and out.is_dir() and any(not _is_leftover(file) for file in out.iterdir()):
+    earlier_identity = (
+        read_json(path, f"set eval.name=NAME, or delete {out}") if path.is_file() else {}
+    )
+    if (
+        not earlier_identity
+        and out.is_dir()
+        and any(not _is_leftover(file) for file in out.iterdir())
+    ):
         raise UserError(f"{out} holds other files and no evaluation; set eval.name or --output-dir")
-    other = bool(there) and any(there.get(key) != value for key, value in identity.items())
+    other = bool(earlier_identity) and any(
+        earlier_identity.get(key) != value for key, value in identity.items()
+    )
     if other and not overwrite:
+        difference = _difference(earlier_identity, identity, options)
         raise UserError(
-            f"{out} holds another evaluation, of other {_difference(there, identity, options)}; "
+            f"{out} holds another evaluation, of other {difference}; "
             "set eval.name=NAME, or --overwrite"
         )
     if other:
@@ -113,9 +131,8 @@ def claim(
         "another process evaluates in {}; wait for it or stop it, or set eval.name=NAME",
     ):
         if other:
-            log.warning(
-                f"replacing the evaluation in {out}, which was of {there.get('checkpoint')}"
-            )
+            replaced = earlier_identity.get("checkpoint")
+            log.warning(f"replacing the evaluation in {out}, which was of {replaced}")
             delete_files(out, EVALUATION_FILES)
         with replacing(path) as file:
             file.write(
@@ -125,14 +142,15 @@ def claim(
 
 
 def _is_leftover(file: Path) -> bool:
-    """Return whether a file is what a process that was killed at its start has left."""
+    """Return whether a file was left by a process that was killed at its start."""
     return file.name == _LOCK or file.name == ".identity.json.partial"
 
 
 def classes_of(out: Path) -> list[str]:
     """Return the names of the classes of the evaluation in a folder.
 
-    Raises UserError where they are not known.
+    Raises:
+        UserError: where they are not known.
     """
     remedy = "evaluate again, without --report-only"
     if not (out / "identity.json").is_file():
@@ -147,14 +165,15 @@ def classes_of(out: Path) -> list[str]:
     return classes
 
 
-def _asked(cfg: config.Config) -> config.Config:
-    """The configuration without what only training needs."""
+def _evaluation_options(cfg: config.Config) -> config.Config:
+    """Return the configuration with only the options that an evaluation uses."""
     return config.Config(
         seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval
     )
 
 
 def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
+    """Return what differs from the evaluation in the folder, in words."""
     before = held.get("options")
     before = before if isinstance(before, dict) else {}
     differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
@@ -180,42 +199,41 @@ MODEL_FAULT = "no finite numbers from the model"
 def rank_files(out: Path, stem: str) -> list[Path]:
     """Return <stem>.jsonl and <stem>.rank<N>.jsonl, those that exist, in the order of ranks."""
     rank = re.compile(re.escape(stem) + r"(?:\.rank(\d+))?\.jsonl")
-    found = [
-        (int(name[1] or 0), path)
-        for path in out.glob("*.jsonl")
-        if (name := rank.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    numbered = []
+    for path in out.glob("*.jsonl"):
+        if name := rank.fullmatch(path.name):
+            numbered.append((int(name[1] or 0), path))
+    return [path for _, path in sorted(numbered)]
 
 
 def earlier(old: Row, new: Row) -> Row:
-    """Return the row that was there first."""
+    """Return the row that was written first."""
     return old
 
 
 def unfinished(
     out: Path, stem: str, column: str, groups: Sequence[Group], *, combine: Combine = earlier
 ) -> tuple[list[int], dict[Key, Row]]:
-    """Return (the numbers of the groups that have not all their rows, the rows that are there).
+    """Return (numbers of the groups with missing rows, existing rows by key).
 
-    Rows of all ranks are put into out/<stem>.jsonl; a line that a kill cut is left out.
+    Rows of all ranks are moved into out/<stem>.jsonl; a line that was cut by a kill is dropped.
 
     Args:
         out: the folder.
         stem: of the files.
-        column: names the entry of a row that its key has beside the video's index.
-        groups: what is asked for.
-        combine: of two rows of one key.
+        column: key of the condition in a row.
+        groups: (index, condition) pairs of the call.
+        combine: makes one row of two with the same key.
     """
     rows = _read(out, stem, column, combine)
-    distributed.patient_barrier()  # every rank has read what the first is about to rewrite
+    distributed.patient_barrier()  # rank 0 rewrites only what every rank has read
     _rewrite(out, stem, list(rows.values()))
     return [n for n, group in enumerate(groups) if any(key not in rows for key in group)], rows
 
 
 @contextmanager
 def appending(out: Path, stem: str) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """`append(rows)`, after which they are on the disk, in a file of this rank."""
+    """Open the file of this rank, and give a function that appends rows and syncs the disk."""
     with open(out / f"{stem}{suffix()}.jsonl", "a") as file:
 
         def append(rows: Sequence[Row]) -> None:
@@ -229,31 +247,32 @@ def appending(out: Path, stem: str) -> Iterator[Callable[[Sequence[Row]], None]]
 def merged(
     out: Path, stem: str, column: str, groups: Sequence[Group], *, combine: Combine = earlier
 ) -> list[Row]:
-    """Return all ranks' rows of the groups, in order, and put all rows into one file.
+    """Return the rows of the groups, in order, and move the rows of all ranks into one file.
 
     Args:
         out: the folder.
         stem: of the files.
-        column: names the entry of a row that its key has beside the video's index.
-        groups: what is asked for; rows of other calls come before theirs.
-        combine: of two rows of one key.
+        column: key of the condition in a row.
+        groups: (index, condition) pairs of the call; in the file, rows of other calls come first.
+        combine: makes one row of two with the same key.
     """
     distributed.patient_barrier()  # every rank has written
-    found = _read(out, stem, column, combine)
-    rows = [found[key] for group in groups for key in group]
-    asked = {key for group in groups for key in group}
+    by_key = _read(out, stem, column, combine)
+    keys = [key for group in groups for key in group]
+    rows = [by_key[key] for key in keys]
+    of_this_call = set(keys)
     distributed.patient_barrier()
-    _rewrite(out, stem, [row for key, row in found.items() if key not in asked] + rows)
+    _rewrite(out, stem, [row for key, row in by_key.items() if key not in of_this_call] + rows)
     return rows
 
 
 def suffix() -> str:
-    """Return what the files of a rank other than the first are called beyond their stem."""
+    """Return the suffix of this rank's files: "" on rank 0, .rank1 on rank 1."""
     return f".rank{distributed.rank()}" if distributed.rank() else ""
 
 
 def decoding_failures(rows: Sequence[Row]) -> list[str]:
-    """Return why videos do not decode, a reason a video, though its texture may be lost as well."""
+    """Return why videos do not decode, one reason per video."""
     reasons: dict[object, str] = {}
     for row in rows:
         if row.get("error") and MODEL_FAULT not in row["error"]:
@@ -262,7 +281,7 @@ def decoding_failures(rows: Sequence[Row]) -> list[str]:
 
 
 def model_faults(rows: Sequence[Row]) -> list[str]:
-    """Return a warning, or none, of videos on which the model gives no finite numbers."""
+    """Return a warning, or none, about videos on which the model gives NaN or infinity."""
     lost = {
         row.get("index", row["uid"]): row["error"]
         for row in rows
@@ -272,13 +291,13 @@ def model_faults(rows: Sequence[Row]) -> list[str]:
         return []
     n = len({row.get("index", row.get("uid")) for row in rows})
     return [
-        f"{len(lost)} of {n} videos count as wrong, as the model gives NaN or infinity on them; "
+        f"{len(lost)} of {n} videos count as wrong, because the model gives NaN or infinity; "
         f"the first: {next(iter(lost.values()))}"
     ]
 
 
 def fault(uid: str, reason: str) -> str:
-    """Return the error of a row whose video decodes, and whose numbers are not finite."""
+    """Return the error of a row whose video decodes but whose outputs are not finite."""
     return f"{uid}: {MODEL_FAULT}: {reason}"
 
 
@@ -293,23 +312,24 @@ def require_label(uid: str, label: int, classes: int) -> None:
     if not 0 <= label < classes:
         raise UserError(
             f"label={label} of {uid}: the model has classes 0 to {classes - 1}; leave the video "
-            "out, or take a model of these classes"
+            "out, or use a model with these classes"
         )
 
 
 def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]:
     """Return the rows that any rank has written."""
-    found: dict[Key, Row] = {}  # a kill between merging and clearing up leaves rows in two files
+    rows: dict[Key, Row] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in rank_files(out, stem):
         for row in read_rows(path):
             if "index" not in row or column not in row:
                 continue
             key = (row["index"], row[column])
-            found[key] = combine(found[key], row) if key in found else row
-    return found
+            rows[key] = combine(rows[key], row) if key in rows else row
+    return rows
 
 
 def _rewrite(out: Path, stem: str, rows: list[Row]) -> None:
+    """Write all rows into one file, and delete the files of other ranks."""
     if distributed.rank() == 0:
         with replacing(out / f"{stem}.jsonl") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())

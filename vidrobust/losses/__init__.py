@@ -1,1 +1,1 @@
-"""Losses on similarities and features. Each takes tensors and returns one value per sample."""
+"""Losses on similarities and features: each takes tensors and returns one value per sample."""

@@ -1,9 +1,12 @@
 """AIR: adversarial invariance of a video's views (Xu et al., NeurIPS 2023).
 
-A view's distribution is that over the batch of how like its own original it is. The released code
-(GodXuxilie/Enhancing_ACL_via_AIR) gives torch's kl_div probabilities q where that takes their
-logarithms: what it adds up is p (log p - q), by default here too. The paper's divergence is
-p (log p - log q).
+The distribution of a view is a softmax over the videos of the batch. Its logits are the
+similarities of each video's view to its own original clip. The regularisers are divergences between
+such distributions.
+
+The released code (GodXuxilie/Enhancing_ACL_via_AIR) passes probabilities q to torch's kl_div, which
+expects their logarithms. It therefore sums p (log p - q), which is also the default here. The
+divergence in the paper sums p (log p - log q).
 """
 
 from collections.abc import Callable
@@ -19,10 +22,15 @@ Invariance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """(M,): log of the softmax, over the videos of all ranks, of the cosine of each row with its
-    own row of `other`.
+    """Return the log-softmax, over the videos of all ranks, of each row's cosine with `other`.
 
-    z, other (B, D) of any norm.
+    Args:
+        z: (B, D), of any norm.
+        other: (B, D), of any norm; row i is compared with row i of z.
+        temperature: divides the cosines.
+
+    Returns:
+        (M,), for the M = world * B videos of all ranks.
     """
     with torch.autocast(z.device.type, enabled=False):
         cosine = similarity(z, other)
@@ -32,12 +40,23 @@ def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 def sir(
     z1: Tensor, z2: Tensor, original: Tensor, temperature: float, released: bool = True
 ) -> Tensor:
-    """(B,), whose mean is KL(P2 || P1), P_v the likeness of clean views and the original (standard
-    regulariser).
+    """Return the standard invariant regulariser, whose mean is KL(P2 || P1).
+
+    P_v is the softmax of the similarities of clean view v and the original clip.
+
+    Args:
+        z1: (B, D) embeddings of the first clean view.
+        z2: (B, D) of the second clean view.
+        original: (B, D) of the original clip.
+        temperature: of the softmax.
+        released: use the sum of the released code instead of the divergence.
+
+    Returns:
+        (B,), one value per video of this rank.
     """
-    return _divergence(
-        likeness(z2, original, temperature), likeness(z1, original, temperature), len(z1), released
-    )
+    log_p2 = likeness(z2, original, temperature)
+    log_p1 = likeness(z1, original, temperature)
+    return _divergence(log_p2, log_p1, len(z1), released)
 
 
 def air(
@@ -49,19 +68,29 @@ def air(
     temperature: float,
     released: bool = True,
 ) -> Tensor:
-    """(B,), whose mean is the same of adversarial views a1, a2, each P times the likeness of view
-    and clean self.
+    """Return the adversarial invariant regulariser: `sir` of adversarial views.
 
-    These products do not sum to 1: it may be negative.
+    Each distribution is multiplied by the softmax of the similarities of the adversarial view and
+    its own clean view. These products do not sum to 1, so the result may be negative.
+
+    Args:
+        a1: (B, D) embeddings of the first adversarial view.
+        a2: (B, D) of the second adversarial view.
+        z1: (B, D) of the first clean view.
+        z2: (B, D) of the second clean view.
+        original: (B, D) of the original clip.
+        temperature: of the softmax.
+        released: use the sum of the released code instead of the divergence.
+
+    Returns:
+        (B,), one value per video of this rank.
     """
-    q1, q2 = (
-        likeness(a, original, temperature) + likeness(a, z, temperature)
-        for a, z in ((a1, z1), (a2, z2))
-    )
-    return _divergence(q2, q1, len(z1), released)
+    log_q1 = likeness(a1, original, temperature) + likeness(a1, z1, temperature)
+    log_q2 = likeness(a2, original, temperature) + likeness(a2, z2, temperature)
+    return _divergence(log_q2, log_q1, len(z1), released)
 
 
-def regularizer(
+def regularizer(  # noqa: PLR0913  (five embeddings and their weights; the signature is public)
     z1: Tensor,
     z2: Tensor,
     a1: Tensor,
@@ -73,22 +102,45 @@ def regularizer(
     adversarial: float,
     released: bool = True,
 ) -> Tensor:
-    """(B,): clean * `sir` + adversarial * `air`, of embeddings (B, D); 0.5 each in the paper.
+    """Return clean * `sir` + adversarial * `air`.
 
-    released: the sums of the released code, not divergences.
+    Args:
+        z1: (B, D) embeddings of the first clean view.
+        z2: (B, D) of the second clean view.
+        a1: (B, D) of the first adversarial view.
+        a2: (B, D) of the second adversarial view.
+        original: (B, D) of the original clip.
+        temperature: of the softmax.
+        clean: weight of `sir`; paper: 0.5.
+        adversarial: weight of `air`; paper: 0.5.
+        released: use the sums of the released code instead of the divergences.
+
+    Returns:
+        (B,), one value per video of this rank.
     """
-    found = torch.zeros_like(similarity(z1, z1))
+    loss = torch.zeros_like(similarity(z1, z1))
+    # Skip a term of weight 0, which would cost a gather between ranks.
     if clean:
-        found = found + clean * sir(z1, z2, original, temperature, released)
+        loss = loss + clean * sir(z1, z2, original, temperature, released)
     if adversarial:
-        found = found + adversarial * air(a1, a2, z1, z2, original, temperature, released)
-    return found
+        loss = loss + adversarial * air(a1, a2, z1, z2, original, temperature, released)
+    return loss
 
 
-def _divergence(log_p: Tensor, log_q: Tensor, mine: int, released: bool) -> Tensor:
-    """M p log(p / q) of this rank's videos: the mean over all M is the sum of p log(p / q).
+def _divergence(log_p: Tensor, log_q: Tensor, rows: int, released: bool) -> Tensor:
+    """Return M p log(p / q) for the videos of this rank.
 
-    released: q in place of log q.
+    The mean over all M videos is the sum of p log(p / q).
+
+    Args:
+        log_p: (M,), of the videos of all ranks.
+        log_q: (M,).
+        rows: number of videos of this rank.
+        released: put q in place of log q.
+
+    Returns:
+        (rows,).
     """
-    terms = len(log_p) * log_p.exp() * (log_p - (log_q.exp() if released else log_q))
-    return terms[distributed.here(mine)]
+    second = log_q.exp() if released else log_q
+    terms = len(log_p) * log_p.exp() * (log_p - second)
+    return terms[distributed.here(rows)]

@@ -31,7 +31,7 @@ class MoCoSettings:
         dim: D of embeddings.
         clips: V, views per video: a query and V - 1 keys.
         shuffle: with several ranks, keys are computed in batches mixed over them, so that batch
-            statistics do not tell which key belongs to a query.
+            statistics do not reveal which key belongs to a query.
         detect_on_keys: false negatives are detected from keys, not from queries.
         alpha: weight of the adversarial query.
         alpha_negatives: factor of the similarity of non-semantic negatives.
@@ -49,7 +49,7 @@ class MoCoSettings:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What a query is compared with: B queries, V - 1 own keys, K keys of the queue.
+    """The candidates of B queries: V - 1 keys of their own and K keys of the queue each.
 
     Attributes:
         keys: (V - 1, B, D) unit vectors.

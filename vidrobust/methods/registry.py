@@ -1,4 +1,4 @@
-"""METHODS and ADVERSARIES by name, and what is derived from their entries."""
+"""Registry of methods and adversaries, and all that is derived from their entries."""
 
 from vidrobust import config
 from vidrobust.methods import (

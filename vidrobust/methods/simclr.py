@@ -248,7 +248,13 @@ class SimCLR(Method):
         )
 
     def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
-        """Return the arguments of A-InfoNCE for `nt_xent`: none, as all views are clean."""
+        """Return the arguments of A-InfoNCE for `nt_xent`: none, as all views are clean.
+
+        Args:
+            count: V, embeddings of each video.
+            ids: (B,).
+            adversarial: which of them are adversarial, none here.
+        """
         return {}
 
     def positive_keys(self, ids: Tensor, labels: Tensor) -> Tensor:

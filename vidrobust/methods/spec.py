@@ -1,4 +1,4 @@
-"""MethodSpec and AdversarySpec: the entries of METHODS and ADVERSARIES.
+"""MethodSpec and AdversarySpec: the entries of the registry of methods.
 
 Each method and adversary has its entry in its own file. Whatever the package says of a method is
 derived from its entry: how it is built, which options it uses, what it refuses, what a resume may
@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the configuration gives to a method that is built (`methods/build.py`).
+    """The parts that `methods/build.py` makes of the configuration, for the `build` of an entry.
 
     Attributes:
         options: `method.*`.
@@ -85,7 +85,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method: an entry of METHODS.
+    """A method: an entry of the registry.
 
     Attributes:
         build: `Parts` -> the method.
@@ -120,7 +120,7 @@ _ATTACK = frozenset({"threats", "combine", "selector", "steps", "step", "start",
 
 @dataclass(frozen=True)
 class AdversarySpec:
-    """An adversary: an entry of ADVERSARIES. Its values are defaults of `method.adversary.*`.
+    """An adversary: an entry of the registry. Its values are defaults of `method.adversary.*`.
 
     Attributes:
         help: a phrase for tables.

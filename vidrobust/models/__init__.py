@@ -1,6 +1,7 @@
 """Backbones, heads and branch norm.
 
-`build_backbone(name)` gives a Backbone: (B, C, T, H, W) in [0, 1] -> (B, dim), normalising first.
+`build_backbone(name)` returns a Backbone: clips (B, C, T, H, W) in [0, 1] -> features (B, dim). It
+normalises the clips itself.
 """
 
 from vidrobust.models.backbone import Backbone, Model

@@ -10,9 +10,14 @@ from vidrobust.models.branch_norm import branch_names, use_branch
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """module: normalised clips (B, C, T, H, W) -> (B, dim); mean, std: the RGB statistics it was
-    made for.
+class BackboneParts:
+    """Hold a network and the statistics that its inputs are normalised with.
+
+    Attributes:
+        module: normalised clips (B, C, T, H, W) -> features (B, dim).
+        dim: number of features.
+        mean: of each RGB channel, for clips in [0, 1].
+        std: standard deviation of each RGB channel.
     """
 
     module: nn.Module
@@ -22,8 +27,9 @@ class Trunk:
 
 
 def init_kaiming(module: nn.Module) -> nn.Module:
-    """He initialisation of convolutions, unit norms: what torchvision gives its own residual
-    networks.
+    """Initialise convolutions as torchvision initialises its residual networks (He et al. 2015).
+
+    Batch norms keep their initial weights of 1 and biases of 0.
     """
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.Conv3d):
@@ -32,31 +38,35 @@ def init_kaiming(module: nn.Module) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """(B, C, T, H, W) float in [0, 1], T = 1 included -> (B, dim) features. Normalisation comes
-    first.
+    """Map clips (B, C, T, H, W) in [0, 1] to features (B, dim), after normalising them.
 
-    Inside `use_branch` "average" or "select", features are the mean over norm branches, or their
-    mean weighted by the softmax of `selector`, a linear map of the clean branch's features: the
-    model itself decides, and an attack on it has all branches and the decision in its gradient
-    (METHODS section 6.1).
+    An image is a clip with T = 1.
+
+    Within `use_branch` "average", the features are the mean over norm branches. Within "select",
+    they are a weighted mean. The weights are the softmax of `selector`, a linear map of the clean
+    branch's features. The model itself chooses the branch. The gradient of an attack therefore
+    contains all branches and the choice among them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, parts: BackboneParts) -> None:
         super().__init__()
-        self.mixed = ""  # "average" or "select", or the one branch that its norms are set to
+        # "average" or "select"; empty if all norms use the same branch
+        self.mixed = ""
         self.selector: nn.Linear | None = None
-        self.dim = trunk.dim
-        self.trunk = trunk.module
-        # constants of the trunk, not weights: no checkpoint holds them
+        self.dim = parts.dim
+        # This attribute's name is part of the keys of checkpoints, so it stays.
+        self.trunk = parts.module
+        # Constants of the network rather than weights: checkpoints do not contain them.
         self.register_buffer(
-            "mean", torch.tensor(trunk.mean).view(1, -1, 1, 1, 1), persistent=False
+            "mean", torch.tensor(parts.mean).view(1, -1, 1, 1, 1), persistent=False
         )
-        self.register_buffer("std", torch.tensor(trunk.std).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(parts.std).view(1, -1, 1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, dim) of clips (B, C, T, H, W) in [0, 1]."""
         if x.ndim != 5:
             raise ValueError(
                 f"expected clips (B, C, T, H, W), got shape {tuple(x.shape)}; an image is T = 1"
@@ -65,29 +75,35 @@ class Backbone(nn.Module):
         return self._mixture(x) if self.mixed else self.trunk(x)
 
     def _mixture(self, x: Tensor) -> Tensor:
-        """The trunk on normalised clips, through all branches."""
-        found = []
+        """Return the features of normalised clips, averaged over all norm branches."""
+        features_by_branch = []
         for name in branch_names(self):
             with use_branch(self.trunk, name):
-                found.append(self.trunk(x))
-        features = torch.stack(found)  # (branches, B, dim)
+                features_by_branch.append(self.trunk(x))
+        features = torch.stack(features_by_branch)  # (branches, B, dim)
         if self.mixed == "average" or self.selector is None:
             return features.mean(0)
+        # The selector reads the features of the clean branch, which is the first one.
         return torch.einsum("bn,nbd->bd", self.selector(features[0]).softmax(1), features)
 
 
 class Model(nn.Module):
-    """A backbone and a head: clips -> embeddings (projector) or logits (linear)."""
+    """Combine a backbone and a head: clips -> embeddings (projector) or logits (linear)."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone = backbone
+        self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the head's outputs for clips (B, C, T, H, W) in [0, 1]."""
         return self.head(self.backbone(x))
 
     def use_branch(self, branch: str) -> AbstractContextManager[None]:
-        """`with model.use_branch("adv"):` the norm statistics that forward passes use, see
-        `branch_norm`.
+        """Return a context in which forward passes use one norm branch; see `branch_norm`.
+
+        Example:
+            with model.use_branch("adv"):
+                embeddings = model(clips)
         """
         return use_branch(self, branch)

@@ -1,8 +1,8 @@
 """Batch norm with separate weights and statistics per branch.
 
-Adversarial views have other statistics than clean ones, so each stream keeps its own (Xie et al.,
-AdvProp, CVPR 2020; CLAE does so everywhere, shortcuts included: METHODS section 2.1). Lo and Patel
-(2021, METHODS section 6.1) give every kind of perturbation its own.
+Adversarial views have other statistics than clean ones, so each stream has its own batch norm
+(AdvProp, Xie et al., CVPR 2020). CLAE converts every norm, shortcuts included (Ho and Vasconcelos
+2020). Lo and Patel (2021) use one branch for each kind of perturbation.
 """
 
 import copy
@@ -19,9 +19,15 @@ _BRANCH = re.compile(r"\.branches\.([^.]+)\.")
 
 
 class BranchNorm(nn.Module):
-    """One batch norm a branch; `branch` says which of them a forward pass goes through.
+    """Hold one batch norm per branch; a forward pass goes through the one named by `branch`.
 
-    Loads the state of a plain batch norm into every branch, as well as its own.
+    The state dict of a plain batch norm loads into every branch. The state dict of a BranchNorm
+    loads as usual.
+
+    Args:
+        norm: copied into every branch.
+        momentum: of the statistics of all branches but "clean".
+        names: of the branches other than "clean".
     """
 
     def __init__(self, norm: _BatchNorm, momentum: float, names: Sequence[str] = ("adv",)) -> None:
@@ -29,16 +35,17 @@ class BranchNorm(nn.Module):
         self.branch = "clean"
         self.branches = nn.ModuleDict({"clean": copy.deepcopy(norm)})
         for name in names:
-            own = copy.deepcopy(norm)
-            own.momentum = momentum
-            self.branches[name] = own
+            branch_norm = copy.deepcopy(norm)
+            branch_norm.momentum = momentum
+            self.branches[name] = branch_norm
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x by the current branch."""
         return self.branches[self.branch](x)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Called before the children load, with a state dict they share: a plain norm's entries
-        # become theirs.
+        # torch calls this before the children load, with the same dictionary. Entries of a plain
+        # norm are therefore replaced here by entries of every branch.
         plain = [key for key in state if key.startswith(prefix) and "." not in key[len(prefix) :]]
         for key in plain:
             value = state.pop(key)
@@ -50,11 +57,17 @@ class BranchNorm(nn.Module):
 def add_branches(
     model: nn.Module, names: Sequence[str] = ("adv",), *, momentum: float = 0.01
 ) -> nn.Module:
-    """Turn every batch norm of `model` into a BranchNorm, in place; all branches start from its
-    state.
+    """Replace every batch norm of a model by a BranchNorm, in place.
 
-    names: of the adversarial branches, beside "clean". momentum: of these (CLAE: 0.01); the clean
-    branch keeps its own.
+    All branches start from the state of the norm that they replace. A BranchNorm stays unchanged.
+
+    Args:
+        model: the model.
+        names: of the adversarial branches; the branch "clean" is always added.
+        momentum: of the adversarial branches (CLAE: 0.01); the clean branch keeps its own.
+
+    Returns:
+        The same model.
     """
     for name, child in model.named_children():
         if isinstance(child, BranchNorm):
@@ -67,52 +80,61 @@ def add_branches(
 
 
 def branch_names(model: nn.Module) -> tuple[str, ...]:
-    """The branches of a model, "clean" first; a model without branches has that one only."""
+    """Return the branches of a model, "clean" first; only "clean" for a model without branches."""
     norm = next((m for m in model.modules() if isinstance(m, BranchNorm)), None)
     return ("clean",) if norm is None else tuple(norm.branches)
 
 
 @contextmanager
 def use_branch(model: nn.Module, branch: str) -> Iterator[None]:
-    """Forward passes of `model` inside the context go through `branch`.
+    """Run forward passes of a model through one norm branch, within the context.
 
-    "average" and "select" are all of them at once, as a Backbone mixes them. Raises ValueError for
-    a branch the model does not have, and for "select" of one that has not learned to.
+    "average" and "select" use all branches at once; see `Backbone`. Raises ValueError for a branch
+    that the model does not have, and for "select" if the model was trained without a selector.
     """
-    known = branch_names(model)
-    mixing: list[Any] = [m for m in model.modules() if hasattr(m, "mixed")]
-    if branch not in known and (branch not in MIXTURES or not mixing):
-        raise ValueError(f"no norm branch {branch!r} in this model; it has {', '.join(known)}")
-    if branch == "select" and any(m.selector is None for m in mixing):
-        raise ValueError("this model was trained without a selector; its branches can be averaged")
+    names = branch_names(model)
+    backbones: list[Any] = [m for m in model.modules() if hasattr(m, "mixed")]
+    if branch not in names and (branch not in MIXTURES or not backbones):
+        raise ValueError(f"no norm branch {branch!r} in this model; it has {', '.join(names)}")
+    if branch == "select" and any(m.selector is None for m in backbones):
+        raise ValueError(
+            "branch 'select': this model was trained without a selector; use 'average'"
+        )
+
+    # Remember the branches before, because contexts may be nested.
     norms = [m for m in model.modules() if isinstance(m, BranchNorm)]
-    before, mixed = [norm.branch for norm in norms], [m.mixed for m in mixing]
-    for norm in norms if branch in known else ():
-        norm.branch = branch
-    for m in mixing:
+    branches_before = [norm.branch for norm in norms]
+    mixed_before = [m.mixed for m in backbones]
+    if branch in names:
+        for norm in norms:
+            norm.branch = branch
+    for m in backbones:
         m.mixed = branch if branch in MIXTURES else ""
     try:
         yield
     finally:
-        for norm, name in zip(norms, before, strict=True):
+        for norm, name in zip(norms, branches_before, strict=True):
             norm.branch = name
-        for m, name in zip(mixing, mixed, strict=True):
+        for m, name in zip(backbones, mixed_before, strict=True):
             m.mixed = name
 
 
+# ------------------------------------------------------------------ state dicts
+
+
 def branch_of(key: str) -> str | None:
-    """The branch that an entry of a state dict belongs to: `bn1.branches.adv.weight` -> `adv`."""
-    found = _BRANCH.search(key)
-    return found[1] if found else None
+    """Return the branch of a state-dict key: `bn1.branches.adv.weight` -> `adv`; else None."""
+    match = _BRANCH.search(key)
+    return match[1] if match else None
 
 
 def without_branch(key: str) -> str:
-    """`bn1.branches.adv.weight` -> `bn1.weight`."""
+    """Return a state-dict key without its branch: `bn1.branches.adv.weight` -> `bn1.weight`."""
     return _BRANCH.sub(".", key)
 
 
 def single_branch_state(model: nn.Module, branch: str = "clean") -> dict[str, Tensor]:
-    """The state dict that the model would have with plain norms holding `branch`."""
+    """Return the state dict of the same model with plain norms, taken from one branch."""
     state = model.state_dict()
     return {
         without_branch(key): value

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from vidrobust import config
-from vidrobust.models.backbone import Backbone, Model, Trunk
+from vidrobust.models.backbone import Backbone, BackboneParts, Model
 from vidrobust.models.branch_norm import add_branches, branch_names
 from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
@@ -15,8 +15,8 @@ from vidrobust.models.resnet import resnet18, resnet50
 from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.utils.errors import UserError, lookup
 
-# name -> function of the backbone's own options that returns its Trunk
-BACKBONES: dict[str, Callable[..., Trunk]] = {
+# name -> function from the options of this backbone (of width and stem) to its parts
+BACKBONES: dict[str, Callable[..., BackboneParts]] = {
     "r2plus1d_18": r2plus1d_18,
     "r2plus1d_10": r2plus1d_10,
     "slowfast_r50": slowfast_r50,
@@ -26,9 +26,17 @@ BACKBONES: dict[str, Callable[..., Trunk]] = {
 
 
 def build_backbone(name: str, **options: Any) -> Backbone:
-    """A backbone by name, with its own options (`r2plus1d_10(width)`, `resnet18(width, stem)`).
+    """Build a backbone with fresh weights.
 
-    Raises UserError for an unknown name, or an option that this backbone does not have.
+    Args:
+        name: of BACKBONES.
+        options: of this backbone, such as width and stem of resnet18.
+
+    Raises:
+        UserError: unknown name, or an option that this backbone does not have.
+
+    Example:
+        backbone = build_backbone("resnet18", width=32, stem="cifar")
     """
     build = lookup(BACKBONES, name, "model.backbone")
     for option in options:
@@ -40,10 +48,10 @@ def build_backbone(name: str, **options: Any) -> Backbone:
 
 
 def configured_backbone(cfg: config.ModelConfig) -> Backbone:
-    """The backbone that the options name, with fresh weights."""
-    return build_backbone(
-        cfg.backbone, **{k: v for k, v in {"width": cfg.width, "stem": cfg.stem}.items() if v}
-    )
+    """Build the backbone that the configuration names, with fresh weights."""
+    options = {"width": cfg.width, "stem": cfg.stem}
+    # 0 and "" stand for the default of the backbone.
+    return build_backbone(cfg.backbone, **{name: value for name, value in options.items() if value})
 
 
 def build_model(
@@ -56,35 +64,48 @@ def build_model(
     branched_head: bool = True,
     selector: bool = False,
 ) -> Model:
-    """Backbone and head with fresh weights from torch's global generator.
+    """Build a backbone and a head with fresh weights from torch's global generator.
 
-    selector: whether the backbone learns to choose among its branches.
+    Args:
+        cfg: the options `model.*`.
+        head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
+        classes: outputs of the head "linear".
+        branches: names of the adversarial norm branches; empty: plain norms.
+        momentum: of the adversarial norm branches.
+        branched_head: give the norms of the head branches too.
+        selector: let the backbone learn to choose among its branches.
 
-    head: "projector", "normed_projector" (BYOL's), "simsiam_projector", "linear" or "none".
-
-    branches: names of adversarial norm branches, with this momentum; none: plain norms.
-    branched_head: norms of the head have them too.
+    Returns:
+        The model.
     """
     backbone = configured_backbone(cfg)
-
-    def normed(norm_out: str, layers: int = 2) -> nn.Module:
-        layers = cfg.head_layers or layers
-        return normed_mlp(backbone.dim, cfg.hidden, cfg.dim, layers=layers, norm_out=norm_out)
-
-    heads: dict[str, Callable[[], nn.Module]] = {
-        "none": nn.Identity,
-        "linear": lambda: linear(backbone.dim, classes),
-        "projector": lambda: (
-            normed("affine" if cfg.head_norm_out else "")
-            if cfg.head_norm
-            else projector(backbone.dim, cfg.hidden, cfg.dim)
-        ),
-        "normed_projector": lambda: normed(""),
-        "simsiam_projector": lambda: normed("plain", layers=3),
-    }
-    model = Model(backbone, heads[head]())
+    model = Model(backbone, _build_head(cfg, head, backbone.dim, classes))
     if branches:
         add_branches(model if branched_head else backbone, branches, momentum=momentum)
+    # Built last, because it has one output per branch.
     if selector:
         backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))
     return model
+
+
+def _build_head(cfg: config.ModelConfig, head: str, dim: int, classes: int) -> nn.Module:
+    """Build a head by name; dim: the number of features of the backbone."""
+
+    def normed(norm_out: str, layers: int = 2) -> nn.Module:
+        layers = cfg.head_layers or layers
+        return normed_mlp(dim, cfg.hidden, cfg.dim, layers=layers, norm_out=norm_out)
+
+    def configured_projector() -> nn.Module:
+        if cfg.head_norm:
+            return normed("affine" if cfg.head_norm_out else "")
+        return projector(dim, cfg.hidden, cfg.dim)
+
+    # Functions, because building a head that is not used would advance the generator.
+    heads: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "linear": lambda: linear(dim, classes),
+        "projector": configured_projector,
+        "normed_projector": lambda: normed(""),
+        "simsiam_projector": lambda: normed("plain", layers=3),
+    }
+    return heads[head]()

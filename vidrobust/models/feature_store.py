@@ -1,15 +1,17 @@
 """Write features to disk as they are computed, and resume.
 
     <folder>/<name>.rows.jsonl   header, then a row per video: index, uid, label, start, fps, error
-    <folder>/<name>.<m>.f32      model m: K x D float32 per video that decoded, in the rows' order
+    <folder>/<name>.<m>.f32      model m: K x D float32 per decoded video, in the order of rows
 
-Both only ever grow at their ends: features first, then their rows. A kill leaves a tail without
-rows, or half a row, which the next run cuts off. Each rank has files of its own, `<name>.rank1...`.
-N videos, K clips of each, D feature.
+Both files only grow at their ends: first the features, then their rows. A killed run leaves
+features without rows at the end, or half a row. The next run cuts these off. Each rank has its own
+files, `<name>.rank1...`.
+
+N videos, K clips of each, D feature dimension.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,12 +29,18 @@ Row = dict[str, Any]
 
 @dataclass
 class Features:
-    """What `extract` found: features (N, K, D) of the N videos that decoded, in the order of the
-    records.
+    """Hold the features of the N videos that decoded, in the order of the records.
 
-    labels, index (N,), start (N, K) first source frame, fps (N,), uids; `failed` are the videos
-    that did not. repeats: how many are shorter than a clip, and show a frame twice; resized: how
-    many had frames of several sizes.
+    Attributes:
+        features: (N, K, D).
+        labels: (N,).
+        index: (N,), of the records.
+        start: (N, K), first source frame of each clip.
+        fps: (N,), frames per second.
+        uids: N names.
+        failed: the videos that did not decode.
+        repeats: number of videos that are shorter than a clip, and show a frame twice.
+        resized: number of videos that had frames of several sizes.
     """
 
     features: Tensor
@@ -47,15 +55,15 @@ class Features:
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> "Features":
-        """From what `dataclasses.asdict` made of it."""
+        """Restore features from the output of `dataclasses.asdict`."""
         return cls(**(kept | {"failed": [Failure(**failure) for failure in kept["failed"]]}))
 
     @classmethod
     def of_rows(cls, rows: Sequence[Row], features: np.ndarray) -> "Features":
-        """From rows of videos, and the features (N, K, D) of those without an error.
+        """Combine rows of videos with the features (N, K, D) of the rows without an error.
 
         Raises:
-            UserError: there is none.
+            UserError: no row is without an error.
         """
         good = [row for row in rows if row["error"] is None]
         failed = [
@@ -64,8 +72,8 @@ class Features:
             if row["error"]
         ]
         if not good:
-            reason = failed[0].reason if failed else "the list is empty"
-            raise UserError(f"no video of the list decodes ({reason})")
+            reason = failed[0].reason if failed else "the list of videos is empty"
+            raise UserError(f"no video decodes ({reason}); check data.root and the list of videos")
         return cls(
             torch.from_numpy(features),
             labels=torch.tensor([row["label"] for row in good]),
@@ -80,25 +88,21 @@ class Features:
 
 
 class MemoryStore:
-    """Rows and features that are kept in memory: of few videos, or of features that nobody waits
-    for.
-    """
+    """Keep rows and features in memory, for few videos or for features that need no resume."""
 
     def __init__(self, models: int) -> None:
         self.rows: list[Row] = []
         self.parts: list[list[np.ndarray]] = [[] for _ in range(models)]
 
     def done(self) -> set[int]:
-        """Return the records that need not be extracted any more."""
+        """Return the indices of records that need not be extracted any more: none."""
         return set()
 
     def append(self, rows: Sequence[Row], features: Sequence[np.ndarray]) -> None:
-        """Add rows of videos, and of each model the features (B, K, D) of those without an
-        error.
-        """
+        """Add rows of videos, and for each model the features (B, K, D) of rows without error."""
         self.rows += rows
-        for part, found in zip(self.parts, features, strict=True):
-            part.append(found)
+        for part, model_features in zip(self.parts, features, strict=True):
+            part.append(model_features)
 
     def load(self) -> list[Features]:
         """Return the features of each model, in the order of the records."""
@@ -108,56 +112,58 @@ class MemoryStore:
         return [Features.of_rows(self.rows, features) for features in whole]
 
     def close(self) -> None:
-        pass
+        """Do nothing; a DiskStore closes its files here."""
 
 
 class DiskStore:
-    """Rows and features on disk, of all ranks together.
+    """Keep rows and features on disk, from all ranks together.
 
     Args:
-        folder: where the files lie.
-        name: what they are called, such as the split.
-        models: how many models there are.
-        identity: what they are features of; files of another one are written anew.
+        folder: where the files are.
+        name: first part of the file names, such as the split.
+        models: number of models.
+        identity: what the features belong to, as JSON; files of another identity are overwritten.
     """
 
     def __init__(self, folder: Path, name: str, models: int, identity: object) -> None:
         self.folder = folder
         self.name = name
         self.models = models
+        # Through JSON once, so that the header compares equal to one that was read.
         self.header = json.loads(json.dumps({"identity": identity, "models": models}))
         folder.mkdir(parents=True, exist_ok=True)
-        self.kept = {index for part in self._parts() for index in part.indices}
-        distributed.patient_barrier()  # every rank has read what the others go on writing
+        self.stored_indices: set[int] = set()
+        for part in self._parts():
+            self.stored_indices.update(part.indices)
+        # Wait until every rank has read the files that the others will append to.
+        distributed.patient_barrier()
         self.files: list[BinaryIO] | None = None
 
     def done(self) -> set[int]:
-        """Return the records that need not be extracted any more."""
-        return self.kept
+        """Return the indices of records that need not be extracted any more."""
+        return self.stored_indices
 
     def append(self, rows: Sequence[Row], features: Sequence[np.ndarray]) -> None:
-        """Add rows of videos, and of each model the features (B, K, D) of those without an
-        error.
-        """
+        """Add rows of videos, and for each model the features (B, K, D) of rows without error."""
         if self.files is None:
             self.files = self._open(distributed.rank())
         *stores, table = self.files
-        for store, found in zip(stores, features, strict=True):
-            store.write(np.ascontiguousarray(found, np.float32).tobytes())
+        # Features first: rows without features would be taken for finished videos.
+        for store, model_features in zip(stores, features, strict=True):
+            store.write(np.ascontiguousarray(model_features, np.float32).tobytes())
             store.flush()
         table.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         table.flush()
 
     def load(self) -> list[Features]:
-        """Return the features of each model, in the order of the records, once all ranks are
-        done.
-        """
+        """Wait for all ranks, then return the features of each model in the order of records."""
         distributed.patient_barrier()
         rows: dict[int, Row] = {}
-        places: dict[int, tuple[int, int]] = {}
+        places: dict[int, tuple[int, int]] = {}  # index of a record -> (part, place in its stores)
         parts = self._parts()
         for number, part in enumerate(parts):
             for row, place in zip(part.rows(), part.places, strict=True):
+                # Two ranks may have the same video, if the number of ranks has changed.
                 if row["index"] not in rows:
                     rows[row["index"]] = row
                     places[row["index"]] = number, place
@@ -177,23 +183,25 @@ class DiskStore:
         self.files = None
 
     def _parts(self) -> list["_Part"]:
-        """The files of every rank that has some, but for those of another identity."""
+        """Read the files of every rank, except those of another identity."""
         tables = [
             self._path(0, "rows.jsonl"),
             *sorted(self.folder.glob(f"{self.name}.rank*.rows.jsonl")),
         ]
-        found = (self._read(table) for table in tables if table.is_file())
-        return [part for part in found if part is not None]
+        parts = (self._read(table) for table in tables if table.is_file())
+        return [part for part in parts if part is not None]
 
     def _path(self, rank: int, tail: str) -> Path:
+        """Return the path of a file of a rank; the names of rank 0 have no rank in them."""
         return self.folder / f"{self.name}{f'.rank{rank}' if rank else ''}.{tail}"
 
     def _read(self, table: Path) -> "_Part | None":
+        """Read the files that belong to a table of rows."""
         stem = str(table).removesuffix("rows.jsonl")
         return _Part.read(table, [Path(f"{stem}{m}.f32") for m in range(self.models)], self.header)
 
     def _open(self, rank: int) -> list[BinaryIO]:
-        """Open the files of a rank at the ends of what is whole in them."""
+        """Open the files of a rank, and cut off everything that is incomplete."""
         table = self._path(rank, "rows.jsonl")
         part = self._read(table) if table.is_file() else None
         paths = [self._path(rank, f"{m}.f32") for m in range(self.models)] + [table]
@@ -210,10 +218,15 @@ class DiskStore:
 
 @dataclass
 class _Part:
-    """The files of one rank, as far as they are whole.
+    """Hold the complete content of the files of one rank.
 
-    places: of each row the number of its features, -1 for a row with an error. sizes: bytes of the
-    stores that have rows; table_size: bytes of the whole rows.
+    Attributes:
+        table: path of the rows.
+        stores: features (n, K, D) of each model.
+        indices: record of each row.
+        places: for each row the position of its features in the stores; -1 for a row with an error.
+        sizes: bytes of each store that have rows.
+        table_size: bytes of the complete rows.
     """
 
     table: Path
@@ -225,26 +238,39 @@ class _Part:
 
     @classmethod
     def read(cls, table: Path, stores: Sequence[Path], header: object) -> "_Part | None":
-        """Read the files of a rank; None where they are of another identity."""
+        """Read the files of a rank.
+
+        Args:
+            table: path of the rows.
+            stores: paths of the features of each model.
+            header: the header that the table must have.
+
+        Returns:
+            The content, or None if the table has another header.
+        """
         part = cls(table, [])
-        found = _whole_lines(table)
-        first = next(found, None)
+        lines = _whole_lines(table)
+        first = next(lines, None)
         if first is None or first[1] != header:
             return None
         part.table_size = first[0]
-        shape: tuple[int, ...] | None = None
+
+        # Rows are valid up to the first one whose features are not completely on disk.
+        shape: tuple[int, ...] | None = None  # K, then D of each model
         good = 0
         sizes = [path.stat().st_size if path.is_file() else 0 for path in stores]
-        for end, row in found:
+        for end, row in lines:
             if row["error"] is None:
                 shape = (len(row["start"]), *row["dims"])
                 needed = [(good + 1) * 4 * shape[0] * dim for dim in shape[1:]]
                 if any(size < need for size, need in zip(sizes, needed, strict=True)):
-                    break  # its features were lost
+                    break
                 good += 1
             part.indices.append(row["index"])
             part.places.append(good - 1 if row["error"] is None else -1)
             part.table_size = end
+
+        # Map the features instead of reading them: they may not fit into memory.
         for path, dim in zip(stores, shape[1:] if shape else [0] * len(stores), strict=True):
             whole = (good, shape[0] if shape else 0, dim)
             store = (
@@ -257,15 +283,15 @@ class _Part:
         return part
 
     def rows(self) -> Iterable[Row]:
-        """Read the rows again: they are not held while features are computed."""
+        """Read the rows again, because they are not held while features are computed."""
         lines = _whole_lines(self.table)
-        next(lines)
+        next(lines)  # the header
         for _, (_, row) in zip(self.indices, lines, strict=False):
             yield row
 
 
-def _whole_lines(path: Path) -> Any:
-    """Yield (offset of its end, object) of each line, up to the first that a kill has cut."""
+def _whole_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (offset of its end, object) for each line, up to the first incomplete one."""
     end = 0
     with open(path, "rb") as file:
         for line in file:
@@ -279,22 +305,23 @@ def _whole_lines(path: Path) -> Any:
 
 
 def _gathered(stores: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the features at (store, place), in that order."""
+    """Return the features at (store, place), in the order of places."""
     if not places:
         return np.empty((0, 0, 0), np.float32)
-    found = np.empty((len(places), *stores[places[0][0]].shape[1:]), np.float32)
+    features = np.empty((len(places), *stores[places[0][0]].shape[1:]), np.float32)
     for row, (store, place) in enumerate(places):
-        found[row] = stores[store][place]
-    return found
+        features[row] = stores[store][place]
+    return features
 
 
 def rows_of(batch: Any, dims: Sequence[int]) -> list[Row]:
-    """Return rows of a batch's videos, with numbers in place of tensors: those lie in shared
-    memory.
+    """Return the rows of a batch's videos: first those that decoded, then the failures.
+
+    Rows contain numbers instead of tensors, because the tensors of a batch are in shared memory.
 
     Args:
         batch: a `Batch`.
-        dims: the widths D of the models' features.
+        dims: the number of features D of each model.
     """
     repeats = set(batch.repeats)
     resized = set(batch.resized)

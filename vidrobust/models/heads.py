@@ -4,10 +4,15 @@ from torch import nn
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """(N, dim) -> (N, out): the two-layer MLP of SimCLR and of CLAE, not normalised (METHODS
-    section 2.2).
+    """Return the two-layer MLP of SimCLR and CLAE: (N, dim) -> (N, out), not normalised.
 
-    hidden 0: one linear layer, which CLAE's Plain and UEL have.
+    See Chen et al. 2020 and Ho and Vasconcelos 2020.
+
+    Args:
+        dim: input features.
+        hidden: width of the hidden layer; 0: a single linear layer, as in the Plain and UEL
+            variants of CLAE.
+        out: width of the embedding.
     """
     if hidden == 0:
         return nn.Sequential(nn.Linear(dim, out))
@@ -17,14 +22,22 @@ def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
 def normed_mlp(
     dim: int, hidden: int, out: int, *, layers: int = 2, norm_out: str = ""
 ) -> nn.Sequential:
-    """(N, dim) -> (N, out): linear layers with batch norm and ReLU between them.
+    """Return linear layers with batch norm and ReLU between them: (N, dim) -> (N, out).
 
-    BYOL's projector and predictor have two, and so has every projector with `model.head_norm`;
-    SimSiam's projector has three, and a norm without weights at its end. norm_out: such a norm
-    ("plain"), or one with weights ("affine"), as ACL's; "": none.
+    BYOL's projector and predictor have two layers, as has every projector with `model.head_norm`.
+    SimSiam's projector has three layers, and ends with a norm without weights.
+
+    Args:
+        dim: input features.
+        hidden: width of the hidden layers.
+        out: width of the embedding.
+        layers: number of linear layers, at least 1.
+        norm_out: norm at the end: "plain" (without weights), "affine" (with weights, as in ACL) or
+            "" (none).
     """
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
+        # A bias before a batch norm has no effect, because the norm subtracts the mean.
         parts += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
         dim = hidden
     parts.append(nn.Linear(dim, out, bias=not norm_out))
@@ -34,5 +47,5 @@ def normed_mlp(
 
 
 def linear(dim: int, classes: int) -> nn.Linear:
-    """(N, dim) -> (N, classes) logits."""
+    """Return a linear classifier: (N, dim) -> (N, classes) logits."""
     return nn.Linear(dim, classes)

@@ -3,31 +3,42 @@
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from vidrobust.models.backbone import Trunk, init_kaiming
+from vidrobust.models.backbone import BackboneParts, init_kaiming
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+# statistics of ImageNet
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
 
 
-def resnet18(width: int = 64, stem: str = "imagenet") -> Trunk:
-    """8 * width features. With width 64 and the imagenet stem its state dict is torchvision's
-    without `fc`.
+def resnet18(width: int = 64, stem: str = "imagenet") -> BackboneParts:
+    """Build ResNet-18 with 8 * width features.
 
-    stem: "imagenet" (7x7, stride 2, max pool) or "cifar" (3x3, stride 1, no pool), for 32-pixel
-    images.
+    With width 64 and the imagenet stem, its state dict is torchvision's without `fc`.
+
+    Args:
+        width: channels of the first stage.
+        stem: "imagenet" (7x7, stride 2, max pool), or "cifar" (3x3, stride 1, no pool) for images
+            of 32 pixels.
     """
-    return Trunk(
-        init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem)), 8 * width, _MEAN, _STD
-    )
+    network = init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem))
+    return BackboneParts(network, 8 * width, _MEAN, _STD)
 
 
-def resnet50(stem: str = "imagenet") -> Trunk:
-    """2048 features. With the imagenet stem its state dict is torchvision's without `fc`. stem: as
-    of `resnet18`.
+def resnet50(stem: str = "imagenet") -> BackboneParts:
+    """Build ResNet-50 with 2048 features; for `stem`, see `resnet18`.
+
+    With the imagenet stem, its state dict is torchvision's without `fc`.
     """
-    return Trunk(init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem)), 2048, _MEAN, _STD)
+    network = init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem))
+    return BackboneParts(network, 2048, _MEAN, _STD)
 
 
 class _ResNet(nn.Module):
+    """Apply a ResNet to every frame, and average its features over frames.
+
+    Attribute names are torchvision's, because its checkpoints must load.
+    """
+
     def __init__(
         self,
         block: type[BasicBlock | Bottleneck],
@@ -41,14 +52,20 @@ class _ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        stages, inplanes = [], width
+        stages = []
+        inplanes = width
         for k, depth in enumerate(depths):
             stages.append(_stage(block, depth, inplanes, 2**k * width, 1 if k == 0 else 2))
             inplanes = 2**k * width * block.expansion
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.layer1 = stages[0]
+        self.layer2 = stages[1]
+        self.layer3 = stages[2]
+        self.layer4 = stages[3]
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, frames = x.shape[0], x.shape[2]
+        """Return the features (B, dim) of normalised clips (B, C, T, H, W)."""
+        batch = x.shape[0]
+        frames = x.shape[2]
         x = x.transpose(1, 2).flatten(0, 1)  # (B*T, C, H, W)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
@@ -58,7 +75,9 @@ class _ResNet(nn.Module):
 def _stage(
     block: type[BasicBlock | Bottleneck], depth: int, inplanes: int, planes: int, stride: int
 ) -> nn.Sequential:
-    shortcut, out = None, planes * block.expansion
+    """Build a stage of `depth` blocks; the first one changes the resolution and the channels."""
+    shortcut = None
+    out = planes * block.expansion
     if stride != 1 or inplanes != out:
         shortcut = nn.Sequential(
             nn.Conv2d(inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)

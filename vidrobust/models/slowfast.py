@@ -5,32 +5,36 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from vidrobust.models.backbone import Trunk
+from vidrobust.models.backbone import BackboneParts
 
 
-def slowfast_r50() -> Trunk:
-    """2304 features: 2048 of the slow pathway, 256 of the fast one. T may be anything, 1 included.
+def slowfast_r50() -> BackboneParts:
+    """Build SlowFast R50 with 2304 features, for clips of any number of frames.
 
-    The fast pathway sees every frame, the slow one every fourth. The state dict is that of
-    pytorchvideo's `slowfast_r50` without its head (blocks 0 to 4).
+    The slow pathway has 2048 features and uses every fourth frame; the fast pathway has 256 and
+    uses every frame. The state dict is that of pytorchvideo's `slowfast_r50` without its head
+    (blocks 0 to 4).
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # importing it warns about torch.jit, which no user can mend
+        # Importing pytorchvideo warns about torch.jit, which users can do nothing about.
+        warnings.simplefilter("ignore")
         from pytorchvideo.models.slowfast import create_slowfast
 
-        # blocks 5 and 6 pool with a fixed kernel and classify: they fail at T = 1 and at 112 pixels
+        # Blocks 5 and 6 classify. They pool with a fixed kernel, so they fail at T = 1 and at 112
+        # pixels.
         blocks = create_slowfast(slowfast_channel_reduction_ratio=(8,)).blocks[:5]
-    return Trunk(_SlowFast(blocks), 2048 + 256, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
+    return BackboneParts(_SlowFast(blocks), 2048 + 256, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
 
 
 class _SlowFast(nn.Module):
+    """Run both pathways, and concatenate their features averaged over time and space."""
+
     def __init__(self, blocks: nn.ModuleList) -> None:
         super().__init__()
         self.blocks = blocks
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, 2304) of normalised clips (B, C, T, H, W)."""
         pathways = [x[:, :, ::4], x]  # slow, fast
         for block in self.blocks:
             pathways = block(pathways)

@@ -223,7 +223,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
     # Geometry, and what is left under corruptions.
     lines += [
         (
-            "Geometry of test features (docs/methods.md; a collapsed representation has a low rank"
+            "Geometry of test features (docs/measures.md; a collapsed representation has a low rank"
             " and a uniformity near 0). rpc: fraction of clean accuracy that is left under"
             " corruptions."
         ),
@@ -246,7 +246,7 @@ def _cues(table: Table) -> list[str]:
     accuracies = {key: key.removeprefix("acc ") for key in names if key.startswith("acc ")}
     lines = [
         (
-            "Cues that the model uses (docs/methods.md): accuracy, per cent, on clips without a"
+            "Cues that the model uses (docs/measures.md): accuracy, per cent, on clips without a"
             " cue. shift: on another data set's videos of the same classes."
         ),
         "",

@@ -13,10 +13,9 @@ from vidrobust.utils.errors import lookup
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step is scaled layer by layer (You, Gitman, Ginsburg 2017, algorithm
-    1).
+    """SGD with momentum whose step is scaled per layer (You et al. 2017, algorithm 1).
 
-    A layer's rate is lr * trust * |w| / (|g| + weight_decay * |w|). Groups with `adapt` False
+    The rate of a layer is lr * trust * |w| / (|g| + weight_decay * |w|). Groups with `adapt` False
     (norms and biases) take plain SGD steps.
     """
 
@@ -28,6 +27,15 @@ class LARS(Optimizer):
         weight_decay: float = 0.0,
         trust: float = 1e-3,
     ) -> None:
+        """Set the options of all groups that do not set their own.
+
+        Args:
+            params: parameters or groups.
+            lr: learning rate.
+            momentum: fraction of the velocity that a step keeps.
+            weight_decay: L2 penalty.
+            trust: fraction of a layer's norm that a step may change at rate 1.
+        """
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -39,17 +47,20 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; closures are not supported."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 update = p.grad + group["weight_decay"] * p
                 if group["adapt"]:
-                    size, slope = p.norm(), p.grad.norm()
-                    ratio = group["trust"] * size / (slope + group["weight_decay"] * size)
-                    update = update * torch.where(
-                        (size > 0) & (slope > 0), ratio, torch.ones_like(ratio)
-                    )
+                    weight_norm = p.norm()
+                    gradient_norm = p.grad.norm()
+                    decay = group["weight_decay"] * weight_norm
+                    ratio = group["trust"] * weight_norm / (gradient_norm + decay)
+                    # of weights or gradients that are all 0 there is no ratio
+                    defined = (weight_norm > 0) & (gradient_norm > 0)
+                    update = update * torch.where(defined, ratio, torch.ones_like(ratio))
                 if "velocity" not in self.state[p]:
                     self.state[p]["velocity"] = torch.zeros_like(p)
                 velocity = self.state[p]["velocity"].mul_(group["momentum"]).add_(update)
@@ -62,12 +73,12 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], config.OptimConfig], Optim
     "lars": lambda groups, cfg: LARS(groups, lr=cfg.lr, momentum=cfg.momentum),
 }
 
-# share of the schedule done (0 to 1) -> share of the peak rate
+# fraction of the schedule done (0 to 1) -> fraction of the peak rate
 SCHEDULES: dict[str, Callable[[float, config.OptimConfig], float]] = {
     "cosine": lambda done, cfg: 0.5 * (1 + math.cos(math.pi * done)),
     "linear": lambda done, cfg: 1 - done,
     "constant": lambda done, cfg: 1.0,
-    "step": lambda done, cfg: cfg.gamma ** sum(done >= share for share in cfg.milestones),
+    "step": lambda done, cfg: cfg.gamma ** sum(done >= each for each in cfg.milestones),
 }
 
 
@@ -75,51 +86,69 @@ def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
     """Return the configured optimizer over two groups: weights, and norms and biases.
 
     The second group decays only with `cfg.decay_norms`, and LARS adapts its rate only without
-    `cfg.lars_exclude`. With `cfg.fix_predictor` those of a predictor are two more groups, whose
-    rate `set_rate` leaves alone.
+    `cfg.lars_exclude`. With `cfg.fix_predictor` the parameters of a predictor are two more groups,
+    whose rate `set_rate` does not change.
+
+    Args:
+        model: its parameters with gradient are optimised.
+        cfg: `optim.*`.
+
+    Raises:
+        UserError: for an unknown optimizer.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fixed = [p for name, p in trained if cfg.fix_predictor and name.startswith("predictor.")]
-    moving = [p for name, p in trained if not (cfg.fix_predictor and name.startswith("predictor."))]
-    groups = [*_groups(moving, cfg), *({**group, "fixed": True} for group in _groups(fixed, cfg))]
-    return lookup(OPTIMIZERS, cfg.name, "optim.name")(groups if fixed else groups[:2], cfg)
+    fixed: list[nn.Parameter] = []
+    scheduled: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            is_fixed = cfg.fix_predictor and name.startswith("predictor.")
+            (fixed if is_fixed else scheduled).append(p)
+    groups = _groups(scheduled, cfg)
+    if fixed:
+        groups += [{**group, "fixed": True} for group in _groups(fixed, cfg)]
+    return lookup(OPTIMIZERS, cfg.name, "optim.name")(groups, cfg)
 
 
 def _groups(params: Sequence[nn.Parameter], cfg: config.OptimConfig) -> list[dict[str, Any]]:
     """Return the groups of weights, and of norms and biases."""
-    weights, rest = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+    weights = [p for p in params if p.ndim > 1]
+    norms_and_biases = [p for p in params if p.ndim <= 1]
     decay = cfg.weight_decay if cfg.decay_norms else 0.0
-    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": cfg.weight_decay}]
-    groups.append({"params": rest, "weight_decay": decay})
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": cfg.weight_decay},
+        {"params": norms_and_biases, "weight_decay": decay},
+    ]
     if cfg.name == "lars":
         groups[1]["adapt"] = not cfg.lars_exclude
     return groups
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give all groups a learning rate, but those that are fixed."""
+    """Set the learning rate of all groups that are not fixed."""
     for group in optimizer.param_groups:
         if not group.get("fixed"):
             group["lr"] = rate
 
 
 def learning_rate(step: int, total: int, cfg: config.OptimConfig, head_first: float = 0.0) -> float:
-    """Return the rate of step 0 to total - 1: a linear climb over the `warmup` share, then the
-    schedule.
+    """Return the rate of a step: a linear increase during the warm-up, then the schedule.
 
     Args:
-        step: of the run.
+        step: 0 to total - 1.
         total: steps of the run.
         cfg: the rates.
-        head_first: the share of the run in which the head is trained alone, at `cfg.head_lr` where
-            that is not 0; the schedule then begins behind it.
+        head_first: fraction of the run in which the head is trained alone, at `cfg.head_lr` if that
+            is not 0; the schedule then begins after it.
+
+    Raises:
+        UserError: for an unknown schedule.
     """
     schedule = lookup(SCHEDULES, cfg.schedule, "optim.schedule")
-    alone = math.ceil(head_first * total) if cfg.head_lr else 0
-    if step < alone:
+    head_steps = math.ceil(head_first * total) if cfg.head_lr else 0
+    if step < head_steps:
         return cfg.head_lr
-    step, total = step - alone, total - alone
-    climb = int(cfg.warmup * total)
-    if step < climb:
-        return cfg.lr * (step + 1) / climb
-    return cfg.lr * schedule((step - climb) / max(1, total - climb), cfg)
+    step -= head_steps
+    total -= head_steps
+    warmup_steps = int(cfg.warmup * total)
+    if step < warmup_steps:
+        return cfg.lr * (step + 1) / warmup_steps
+    return cfg.lr * schedule((step - warmup_steps) / max(1, total - warmup_steps), cfg)

@@ -1,4 +1,4 @@
-"""Count the forward and backward passes of a step, in clips."""
+"""PassCounter: count the forward and backward passes of a step, in clips."""
 
 from typing import Any
 
@@ -8,23 +8,25 @@ from vidrobust.models import Backbone
 
 
 class PassCounter:
-    """Counts the passes of every Backbone in a method: the model's, a momentum encoder's, a
-    teacher's.
+    """Counts the passes of every Backbone in a method, also of momentum encoders and teachers.
 
-    A backward pass to the input alone, as an attack's, counts as one to the weights does.
+    A backward pass to the input only, as in an attack, counts like one to the weights.
     """
 
     def __init__(self, method: nn.Module) -> None:
-        self.forward = self.backward = 0
+        """Hook into all backbones of a method."""
+        self.forward = 0
+        self.backward = 0
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.register_forward_hook(self._count)
 
     def take(self) -> tuple[int, int]:
-        """(forward, backward) since the last call."""
-        found = self.forward, self.backward
-        self.forward = self.backward = 0
-        return found
+        """Return (forward, backward) since the last call."""
+        passes = self.forward, self.backward
+        self.forward = 0
+        self.backward = 0
+        return passes
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         clips = len(output)

@@ -14,7 +14,7 @@ from vidrobust.utils.logging import Metrics, duration, to_file
 
 
 class Progress:
-    """Clocks, the live bar, log lines and metrics; on ranks above 0 the clocks alone."""
+    """Clocks, a live bar, log lines and metrics.jsonl; on ranks above 0 only the clocks."""
 
     def __init__(
         self,
@@ -26,13 +26,22 @@ class Progress:
         device: torch.device,
         main: bool,
     ) -> None:
-        self.start, self.total, self.per_epoch, self.log_every, self.device = (
-            start,
-            total,
-            per_epoch,
-            log_every,
-            device,
-        )
+        """Start the clocks.
+
+        Args:
+            out: folder of the run.
+            start: steps that were done before.
+            total: steps of the whole run.
+            per_epoch: steps per epoch.
+            log_every: steps between rows.
+            device: of the model.
+            main: this is rank 0.
+        """
+        self.start = start
+        self.total = total
+        self.per_epoch = per_epoch
+        self.log_every = log_every
+        self.device = device
         self.metrics = Metrics(out, start) if main else None
         silent = not (main and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=start, disable=silent, file=sys.stderr)
@@ -48,34 +57,49 @@ class Progress:
             self.metrics.close()
 
     def _clear(self) -> None:
-        self.steps, self.data_s, self.step_s, self.failed = 0, 0.0, 0.0, 0
-        self.videos = self.forward = self.backward = 0
+        """Begin to count anew, after a row."""
+        self.steps = 0
+        self.data_s = 0.0
+        self.step_s = 0.0
+        self.failed = 0
+        self.videos = 0
+        self.forward = 0
+        self.backward = 0
 
     def data_arrived(self) -> None:
+        """Note that the loader has returned a batch."""
         self.data_s += time.perf_counter() - self.clock
 
     def passed(self, videos: int, passes: tuple[int, int]) -> None:
-        """Count the forward and backward passes, in clips, of a step of this rank over so many
-        videos.
-        """
-        self.videos, self.forward, self.backward = (
-            self.videos + videos,
-            self.forward + passes[0],
-            self.backward + passes[1],
-        )
+        """Count (forward, backward) passes, in clips, of a step of this rank."""
+        forward, backward = passes
+        self.videos += videos
+        self.forward += forward
+        self.backward += backward
 
     def step_done(
         self, step: int, rate: float, parts: dict[str, Tensor], norm: Tensor, failed: int, bad: int
     ) -> None:
         """Count a step; every `log_every` steps, and after the last one, write a row.
 
-        Losses are the step's, mean over ranks; times, and passes a video, are means, failed reads
-        sums over ranks, since the last row. failed: reads of the step that failed; bad: videos that
-        were bad so far, on any rank.
+        Losses are those of the step, means over ranks. Times and passes per video are means since
+        the last row; failed reads are sums over ranks since the last row.
+
+        Args:
+            step: number of the step.
+            rate: its learning rate.
+            parts: the loss and its parts.
+            norm: norm of the gradient.
+            failed: reads of the step that failed.
+            bad: videos that were bad so far, on any rank.
         """
-        done, total, now = step + 1, self.total, time.perf_counter()
-        self.step_s, self.clock = self.step_s + now - self.clock, now
-        self.steps, self.failed = self.steps + 1, self.failed + failed
+        done = step + 1
+        total = self.total
+        now = time.perf_counter()
+        self.step_s += now - self.clock
+        self.clock = now
+        self.steps += 1
+        self.failed += failed
         self.bar.update()
         if done % self.log_every and done < total:
             return
@@ -83,8 +107,10 @@ class Progress:
         all_failed = distributed.world() * float(
             distributed.mean(norm.new_tensor(float(self.failed)))
         )
-        data_s, step_s = self.data_s / self.steps, self.step_s / self.steps
-        forward, backward = self.forward / max(1, self.videos), self.backward / max(1, self.videos)
+        data_s = self.data_s / self.steps
+        step_s = self.step_s / self.steps
+        forward = self.forward / max(1, self.videos)
+        backward = self.backward / max(1, self.videos)
         self._clear()
         if self.metrics is None:
             return
@@ -110,11 +136,15 @@ class Progress:
         self.bar.set_postfix_str(text)
         to_file.info(f"step {done}/{total}  {text}  left {duration(left_s)}")
 
-    def epoch_done(self, step: int, found: dict[str, float]) -> None:
-        """Write what the method says of an epoch, if anything; step: its last."""
-        if self.metrics is not None and found:
-            self.metrics.write(
-                {"step": step, "epoch": step // self.per_epoch, "split": "train_epoch", **found}
-            )
-            text = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+    def epoch_done(self, step: int, values: dict[str, float]) -> None:
+        """Write the numbers that the method reports for an epoch, if any.
+
+        Args:
+            step: the last of the epoch.
+            values: by name.
+        """
+        if self.metrics is not None and values:
+            epoch = step // self.per_epoch
+            self.metrics.write({"step": step, "epoch": epoch, "split": "train_epoch", **values})
+            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             to_file.info(f"epoch {step // self.per_epoch}  {text}")

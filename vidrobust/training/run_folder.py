@@ -51,8 +51,8 @@ def check_output(
 
     Args:
         out: the folder.
-        resume: the run goes on in its own folder.
-        overwrite: the earlier run's files are to be deleted.
+        resume: the run continues in its own folder.
+        overwrite: the files of the earlier run will be deleted.
         cfg: the configuration of the run that is to be written there, which may read files of the
             folder.
 
@@ -69,12 +69,13 @@ def check_output(
     if resume or not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
-        holds, goes_on = "is in use", "--resume goes on"
+        holds = "is in use"
+        remedy = "--resume continues it"
         if _is_finished(out):
             holds = "holds a finished run"
-            goes_on = "tools/test_net.py measures it, --resume with a larger train.epochs goes on"
+            remedy = "tools/test_net.py measures it, --resume with a larger train.epochs continues"
         raise UserError(
-            f"output directory {out} {holds}; {goes_on}, --overwrite deletes it, --output-dir DIR "
+            f"output directory {out} {holds}; {remedy}, --overwrite deletes it, --output-dir DIR "
             "writes elsewhere"
         )
     require_own(out, cfg or config.Config())
@@ -86,7 +87,7 @@ def _is_finished(out: Path) -> bool:
 
 
 def require_own(out: Path, cfg: config.Config) -> None:
-    """Raise UserError for a folder that is no run's, or that holds what is not to be deleted."""
+    """Raise UserError for a folder without a run, or with files that must not be deleted."""
     described = out / "env.json"
     if not described.is_file() or not _describes_a_run(described):
         raise UserError(f"{out} is not the folder of a run (no env.json of one in it): not deleted")
@@ -132,7 +133,8 @@ def _delete_run(out: Path) -> None:
         if claimed and not folder.is_symlink():
             own = ("identity.json", ".lock")
             delete_files(folder, [name for name in EVALUATION_FILES if name not in own])
-            # beside somebody else's files they show the next evaluation that the folder is one's
+            # Next to files of somebody else, these two stay: without them the next evaluation would
+            # refuse the folder.
             if {path.name for path in folder.iterdir()} <= set(own):
                 delete_files(folder, own)
             with suppress(OSError):
@@ -155,8 +157,15 @@ def _delete_run(out: Path) -> None:
 def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[None]:
     """Make the folder of a run that is about to start, with its config.yaml and env.json.
 
-    overwrite: what an earlier run has written there is deleted, and nothing else. Until the context
-    ends the folder is this process's: another is refused with a UserError, and deletes nothing.
+    Until the context ends, other processes are refused the folder.
+
+    Args:
+        out: the folder.
+        cfg: the configuration.
+        overwrite: delete the files of an earlier run, and nothing else.
+
+    Raises:
+        UserError: for a folder where another process trains or evaluates, and as `require_own`.
     """
     described = out / "env.json"
     replaces = overwrite and out.is_dir() and any(out.iterdir())
@@ -174,7 +183,7 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
 
 
 def environment() -> dict[str, Any]:
-    """Command, code revision, versions and hardware of this process."""
+    """Return command, code revision, versions and hardware of this process."""
     revision = (
         subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

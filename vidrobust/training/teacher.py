@@ -6,37 +6,48 @@ from vidrobust.utils.errors import UserError
 
 
 def read_teacher(path: str, cfg: config.Config) -> Backbone:
-    """The trunk of a training checkpoint, as its own configuration builds it, or of a backbone.pt,
-    as `cfg.model` does.
+    """Return a trained backbone.
 
-    Raises UserError where its weights do not fit, and for a checkpoint that was trained on clips of
-    another shape.
+    Args:
+        path: a training checkpoint, which has its own configuration, or a backbone.pt, which is
+            built as `cfg.model` says.
+        cfg: the configuration of the method that learns from it.
+
+    Raises:
+        UserError: for weights that do not fit, and for a checkpoint that was trained on clips of
+            another shape.
     """
     try:
-        state, model = checkpoint.read(path), cfg.model
+        state = checkpoint.read(path)
     except UserError as error:
         raise UserError(
             f"method.teacher: {error}; give the folder of a trained run, or its backbone.pt"
         ) from None
-    if isinstance(state, dict) and "config" in state:
-        own = checkpoint.configuration(state, path)
-        model = own.model
-        shapes = [(c.data.frames, c.data.size) for c in (own, cfg)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"method.teacher={path}: trained on clips of {shapes[0][0]} frames of"
-                f" {shapes[0][1]} pixels, and these are of {shapes[1][0]} frames of {shapes[1][1]};"
-                " set data.frames and data.size as its"
-            )
+    has_config = isinstance(state, dict) and "config" in state
+    model = cfg.model
+    if has_config:
+        teacher_cfg = checkpoint.configuration(state, path)
+        _require_same_clips(path, teacher_cfg.data, cfg.data)
+        model = teacher_cfg.model
     backbone = configured_backbone(model)
     try:
         checkpoint.load_state(backbone.trunk, checkpoint.trunk_state(path), path)
     except UserError as error:
-        if model is not cfg.model:
+        if has_config:
             raise
         reason = str(error).split("; check model.*")[0]
         raise UserError(
-            f"method.teacher: {reason}; a backbone.pt is built as model.* says: give the folder of"
-            " its run, which knows its own"
+            f"method.teacher: {reason}; a backbone.pt is built with the model.* of this run: give"
+            " the folder of its own run, which holds its configuration"
         ) from None
     return backbone
+
+
+def _require_same_clips(path: str, teacher: config.DataConfig, student: config.DataConfig) -> None:
+    """Raise UserError for a teacher that was trained on clips of another shape."""
+    if (teacher.frames, teacher.size) != (student.frames, student.size):
+        raise UserError(
+            f"method.teacher={path}: trained on clips of {teacher.frames} frames of"
+            f" {teacher.size} pixels, but these have {student.frames} frames of {student.size};"
+            f" set data.frames={teacher.frames} and data.size={teacher.size}"
+        )

@@ -53,7 +53,7 @@ class TrainingRun:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which writes the log and the checkpoints."""
+        """True on rank 0, which writes the log and the checkpoints."""
         return distributed.rank() == 0
 
     @property
@@ -63,7 +63,7 @@ class TrainingRun:
 
     @property
     def too_many_bad(self) -> bool:
-        """Whether more videos are bad than `train.max_bad` allows."""
+        """True if more videos are bad than `train.max_bad` allows."""
         return len(self.bad) > self.cfg.train.max_bad * len(self.records)
 
     def changed_ns(self, index: int) -> int:

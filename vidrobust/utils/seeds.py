@@ -1,8 +1,27 @@
-"""Seed torch's global random-number generator."""
+"""Random numbers: streams from the seed of a run, and torch's global generator."""
 
 import os
+from enum import IntEnum
 
 import torch
+
+
+class SeedStream(IntEnum):
+    """Independent streams of random numbers from the seed of a run, one per purpose.
+
+    A generator is `numpy.random.default_rng([seed, stream, *numbers])`, where the numbers say what
+    it is for, such as (epoch, index), so that it does not depend on the order of calls.
+    """
+
+    SAMPLE = 0  # (epoch, index): frames and augmentation of a video
+    ORDER = 1  # (epoch): order of the videos
+    REPLACEMENT = 2  # (epoch, index): which video takes the place of a bad one
+    NEGATIVE = 3  # (epoch, index): non-semantic negatives
+    # (index, name, severity): corruptions of an evaluation. It shares its number with NEGATIVE: the
+    # rows of earlier evaluations depend on it, and generators of more numbers are other ones.
+    CORRUPTION = 3
+    PARTNER = 4  # (index): partner of a video with swapped cues
+    CUE = 5  # (index, clip): views without a cue
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

@@ -1,9 +1,9 @@
 """Augment clips: one set of random parameters per clip, shared by its frames.
 
-The box of a view is cut out and resized in the loader's worker, on uint8; flip and everything
-photometric run on the device, on a whole batch of float clips, from numbers that the worker drew.
-So a view is a pure function of the generator that drew it, wherever its halves run, and of no other
-clip of its batch.
+The work is divided. The loader's worker crops and resizes a view, on uint8. The device flips and
+changes colours, for a whole batch of float clips, by parameters that the worker has sampled. A view
+therefore depends only on the generator that sampled it: not on where its halves run, nor on the
+other clips of its batch.
 """
 
 import math
@@ -17,24 +17,37 @@ from torch.nn import functional as F
 
 from vidrobust.views.cues import differences
 
-# Columns of a draw: four factors (hue is a shift), the order in which they apply, gray (0 or 1),
-# the standard
-# deviation of the blur in pixels (0: none), flip, solarise and motion (0 or 1).
+# Columns of a view's parameters: brightness, contrast, saturation (factors) and hue (a shift); the
+# order of these four; gray (0 or 1); standard deviation of the blur in pixels (0: none); flip,
+# solarise and motion (0 or 1).
 DRAW_COLUMNS = 13
 _IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0, 0.0)
 _LARGEST_SIGMA = 2.0
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """What may be drawn. Strengths as in SimCLR (Chen et al. 2020, appendix A).
+    """Define the distribution of views. Strengths are those of SimCLR (Chen et al. 2020, app. A).
 
-    flip, jitter_prob, gray, blur, solarize, motion: probabilities. motion: the clip shows its
-    temporal differences alone: what moves, and not what it looks like. center: side of the box as a
-    share of the frame's short side, for evaluation: the centre, nothing drawn; 0: random. shift:
-    pixels of the view by which that centre is moved, at most, each way; what lies beyond the frame
-    is black. 4 of 32 pixels are CIFAR-10's usual augmentation (He et al. 2016, section 4.2).
+    Attributes:
+        size: side of a view, pixels.
+        scale: smallest and largest area of the crop, as fractions of the frame.
+        ratio: smallest and largest width / height of the crop.
+        flip: probability of a horizontal flip.
+        jitter: strengths of brightness, contrast, saturation and hue (hue in circles, up to 0.5).
+        jitter_prob: probability of the jitter.
+        gray: probability of gray.
+        blur: probability of a Gaussian blur.
+        blur_sigma: smallest and largest standard deviation of the blur, pixels.
+        solarize: probability of inverting bright pixels.
+        motion: probability that the clip shows only its temporal differences: what moves, without
+            its look.
+        center: for evaluation, side of a central crop as a fraction of the frame's short side,
+            without random parameters; 0: random crops.
+        shift: largest shift of the central crop along each axis, in pixels of the view. Beyond the
+            frame, the view is black. CIFAR-10's usual augmentation is 4 of 32 pixels (He et al.
+            2016, section 4.2).
     """
 
     size: int = 112
@@ -53,19 +66,23 @@ class AugmentSpec:
 
 
 def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
-    """What may be drawn in that epoch of so many, where augmentations weaken to nothing in twenty
-    stages.
+    """Return the augmentation of an epoch, if augmentations fade to none in twenty stages.
 
-    DynACL (Luo et al., ICLR 2023; METHODS section 4.4): the strength s falls from 1 by a twentieth
-    at a time; the least area goes to 1, jitter, the shift, and the probabilities of all but the
-    flip, to 0.
+    In DynACL (Luo et al., ICLR 2023), the strength s decreases from 1 in steps of 1/20. The
+    smallest area increases towards the largest. Jitter, shift, and all probabilities except that of
+    the flip decrease towards 0.
+
+    Args:
+        spec: the augmentation at full strength.
+        epoch: 0 to epochs - 1.
+        epochs: length of the training.
     """
     s = 1 - (20 * epoch // epochs) / 20
     b, c, saturation, hue = (s * strength for strength in spec.jitter)
-    least, most = spec.scale
+    smallest, largest = spec.scale
     return replace(
         spec,
-        scale=(least + (1 - s) * (most - least), most),
+        scale=(smallest + (1 - s) * (largest - smallest), largest),
         jitter=(b, c, saturation, hue),
         jitter_prob=s * spec.jitter_prob,
         gray=s * spec.gray,
@@ -78,9 +95,13 @@ def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """One draw: a box of the source in pixels, and the columns of what happens on the device.
+    """Hold the random parameters of a view.
 
-    The box may reach beyond the frame, where everything is black.
+    The box may reach beyond the frame, where the view is black.
+
+    Attributes:
+        top, left, height, width: the box of the source frames, in pixels.
+        columns: parameters of what happens on the device, DRAW_COLUMNS numbers.
     """
 
     top: int
@@ -91,42 +112,64 @@ class ViewDraw:
 
 
 def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generator) -> ViewDraw:
-    """Draw a view of frames of `height` x `width` pixels."""
+    """Sample the parameters of a view.
+
+    Args:
+        spec: the augmentation.
+        height: of the source frames, pixels.
+        width: of the source frames, pixels.
+        rng: samples the parameters; not used for a central crop without shift.
+
+    Returns:
+        The parameters.
+    """
     if spec.center:
         side = max(1, round(min(height, width) * min(spec.center, 1)))
         box = (height - side) // 2, (width - side) // 2, side, side
         if not spec.shift:
             return ViewDraw(*box)
-        moved = rng.integers(-spec.shift, spec.shift + 1, 2).tolist()
-        down, right = (round(pixels * side / spec.size) for pixels in moved)
+        # The shift is in pixels of the view; convert it to pixels of the source.
+        shifts = rng.integers(-spec.shift, spec.shift + 1, 2).tolist()
+        down, right = (round(pixels * side / spec.size) for pixels in shifts)
         box = box[0] + down, box[1] + right, side, side
     else:
         box = _random_box(spec, height, width, rng)
+    # The order of these samples must not change: runs are reproduced by it.
     flip = float(rng.random() < spec.flip)
-    color, solarize = _draw_color(spec, rng), float(rng.random() < spec.solarize)
+    color = _draw_color(spec, rng)
+    solarize = float(rng.random() < spec.solarize)
     motion = float(rng.random() < spec.motion) if spec.motion else 0.0
     return ViewDraw(*box, (*color, flip, solarize, motion))
 
 
 def to_float(clips: Tensor) -> Tensor:
-    """What the loader gives, uint8 (..., T, H, W, 3) -> what models take, float32 (..., 3, T, H, W)
-    in [0, 1].
+    """Convert the loader's clips to those of models.
+
+    uint8 (..., T, H, W, 3) becomes float32 (..., 3, T, H, W) in [0, 1].
     """
     return clips.movedim(-1, -4).float().div_(255).contiguous()
 
 
 @torch.no_grad()
 def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
-    """Flip, jitter, gray, blur, solarise and take differences, one draw a clip, all clips at once.
+    """Flip, jitter, gray, blur, solarise and difference all clips at once, each by its parameters.
 
-    clips: (B, 3, T, H, W) in [0, 1]; draws: (B, DRAW_COLUMNS), best on the CPU. Returns the same
-    shape, in [0, 1]. Jitter's operations are torchvision's (contrast pulls towards a frame's own
-    mean), in each clip's own order.
+    The operations of jitter are torchvision's: contrast pulls towards the mean of each frame. Each
+    clip has its own order of them.
+
+    Args:
+        clips: (B, 3, T, H, W) in [0, 1].
+        draws: (B, DRAW_COLUMNS), preferably on the CPU.
+
+    Returns:
+        (B, 3, T, H, W) in [0, 1]; the same tensor if no clip changes.
     """
     draws = draws.cpu()
     if bool((draws == draws.new_tensor(_IDENTITY)).all()):
         return clips
     clips = clips.clone()
+
+    # Jitter: at each position of the order, apply each operation to the clips that have it there.
     order = draws[:, 4:8].long()
     for position in range(4):
         for operation, change in enumerate((_brightness, _contrast, _saturation, _hue)):
@@ -137,6 +180,7 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
                 change,
                 factor,
             )
+
     gray, sigma, flip, solarize, motion = draws[:, 8:].unbind(1)
     _change(clips, gray > 0, lambda x, _: _gray(x).expand_as(x), gray)
     _change(clips, sigma > 0, _blur, sigma)
@@ -149,12 +193,22 @@ def apply_draws(clips: Tensor, draws: Tensor) -> Tensor:
 def _change(
     clips: Tensor, which: Tensor, change: Callable[[Tensor, Tensor], Tensor], value: Tensor
 ) -> None:
-    """clips[which] = change(clips[which], value[which]), value as (n, 1, 1, 1, 1)."""
+    """Replace some clips by change(clips, value), in place.
+
+    Args:
+        clips: (B, 3, T, H, W).
+        which: (B,) bool.
+        change: gets the n chosen clips, and their values as (n, 1, 1, 1, 1).
+        value: (B,).
+    """
     if which.any():
-        at = which.nonzero().flatten().to(clips.device)
-        clips[at] = change(
-            clips[at], value[which].to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1)
+        index = which.nonzero().flatten().to(clips.device)
+        clips[index] = change(
+            clips[index], value[which].to(clips.device, clips.dtype).view(-1, 1, 1, 1, 1)
         )
+
+
+# ------------------------------------------------------------------ operations on (n, 3, T, H, W)
 
 
 def _gray(x: Tensor) -> Tensor:
@@ -180,9 +234,9 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     safe = torch.where(chroma > 0, chroma, 1)
-    sector = torch.where(
-        value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
-    )
+    # hue in sixths of the circle: red is 0, green 2, blue 4
+    from_green_or_blue = torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    sector = torch.where(value == r, (g - b) / safe, from_green_or_blue)
     sector += 6 * shift
     # channel c is value - chroma * clamp(min(k, 4 - k), 0, 1), k = (offset of c + sector) mod 6
     k = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1, 1) + sector).remainder_(6)
@@ -190,14 +244,17 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian of three of the largest standard deviations a side, less where the frame's
-    reflection allows less.
+    """Blur each clip by a Gaussian of its own standard deviation in pixels.
+
+    The kernel reaches three of the largest standard deviations to each side, or less in a frame
+    that is too small to be reflected that far.
     """
     n, _, _, height, width = x.shape
     reach = min(math.ceil(3 * _LARGEST_SIGMA), min(height, width) - 1)
-    at = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.softmax(-0.5 * (at / sigma.view(-1, 1)) ** 2, dim=1)
-    planes = x.flatten(1, 2).unsqueeze(1)  # (n, 1, 3 T, H, W): each clip is a group of one channel
+    offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.softmax(-0.5 * (offsets / sigma.view(-1, 1)) ** 2, dim=1)
+    # Clips are groups of one channel, so that each gets its own kernel in one convolution.
+    planes = x.flatten(1, 2).unsqueeze(1)  # (n, 1, 3 T, H, W)
     planes = planes.transpose(0, 1)  # (1, n, 3 T, H, W)
     planes = F.pad(planes, (reach, reach, reach, reach, 0, 0), mode="reflect")
     planes = F.conv3d(planes, kernel.view(n, 1, 1, 1, -1), groups=n)
@@ -205,17 +262,21 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     return planes.view_as(x).clamp(0, 1)
 
 
+# ------------------------------------------------------------------ random parameters
+
+
 def _random_box(
     spec: AugmentSpec, height: int, width: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A box (top, left, height, width) of random area and aspect (Szegedy et al. 2015).
+    """Sample a box (top, left, height, width) of random area and ratio (Szegedy et al. 2015).
 
-    After ten misses it is the largest central one.
+    If ten boxes in a row do not fit the frame, return the largest central box.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*spec.scale)
         ratio = math.exp(rng.uniform(math.log(spec.ratio[0]), math.log(spec.ratio[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
     w = min(width, round(height * spec.ratio[1]))
@@ -224,6 +285,7 @@ def _random_box(
 
 
 def _draw_color(spec: AugmentSpec, rng: np.random.Generator) -> tuple[float, ...]:
+    """Sample the first ten columns: four factors, their order, gray and blur."""
     factors = [1.0, 1.0, 1.0, 0.0]
     if rng.random() < spec.jitter_prob:
         factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in spec.jitter[:3]]

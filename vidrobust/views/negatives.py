@@ -1,8 +1,8 @@
 """NEGATIVES: non-semantic negatives (Ge et al. 2021).
 
-A negative is a rearrangement of pixels of the augmented clip. Where they come from is decided by
-numbers that the loader draws with the clip, so that the same seed gives the same negative anywhere;
-the rest happens on the device, a whole batch at once.
+A negative is a rearrangement of the pixels of an augmented clip. Random numbers decide where the
+pixels come from. The loader samples these numbers with the clip, so that the same seed gives the
+same negative everywhere. The rearrangement runs on the device, for a whole batch at once.
 """
 
 import math
@@ -13,17 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PUBLISHED_PX = 224  # the frame for which paper C gives its patches
+_PUBLISHED_PX = 224  # side of the frames for which Ge et al. give the sides of patches
 
 
 @dataclass(frozen=True)
 class NegativeSpec:
-    """`count` negatives of each of `names`, of NEGATIVES, for each clip.
+    """Choose the negatives of each clip.
 
-    patch_px: side of a patch, from and to, in a frame of 224 pixels, scaled for others (paper C: 16
-    to 72). turn: patches are flipped and turned by right angles at random (off in the published
-    runs). tube: frames of a tube. grid: tubes a side whose frames `tube_shuffle` shuffles, each for
-    itself.
+    Attributes:
+        names: kinds of negatives, of NEGATIVES.
+        count: negatives of each kind.
+        patch_px: smallest and largest side of a patch, in pixels of a 224-pixel frame, scaled for
+            other frames (Ge et al. 2021: 16 to 72).
+        turn: flip patches, and rotate them by right angles, at random (off in the published runs).
+        tube: frames of a tube.
+        grid: cells per side whose frames `tube_shuffle` shuffles, each cell for itself.
     """
 
     names: tuple[str, ...] = ()
@@ -35,67 +39,106 @@ class NegativeSpec:
 
 
 class Numbers:
-    """Numbers in [0, 1), (B, n), of which each clip takes its next ones."""
+    """Serve random numbers (B, n) in [0, 1): each request takes the next numbers of every clip."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self.numbers, self.taken = numbers, 0
+        self.numbers = numbers
+        self.taken = 0
 
     def below(self, bound: Tensor | int, *shape: int) -> Tensor:
-        """Whole numbers from 0 to `bound` (of all clips, or (B,)), without it: (B, *shape)."""
+        """Return integers (B, *shape) from 0 to bound - 1; bound: one number, or (B,)."""
         if isinstance(bound, Tensor):
             bound = bound.view(-1, *[1] * len(shape))
-        return (
-            (self._take(shape) * bound).long().clamp(max=bound - 1)
-        )  # as a product may be rounded up
+        # clamp, because rounding may turn the product into the bound itself
+        return (self._take(shape) * bound).long().clamp(max=bound - 1)
 
     def orders(self, length: int, *shape: int) -> Tensor:
-        """Permutations of 0 .. length - 1, (B, *shape, length), none of which changes nothing: that
-        is turned round.
+        """Return permutations (B, *shape, length) of 0 to length - 1, never the identity.
+
+        The identity is replaced by the reversed order.
         """
         order = self._take((*shape, length)).argsort(-1)
         same = (order.diff(dim=-1) > 0).all(-1, keepdim=True)
         return torch.where(same, order.flip(-1), order)
 
     def _take(self, shape: tuple[int, ...]) -> Tensor:
-        first, self.taken = self.taken, self.taken + math.prod(shape)
+        """Return the next numbers as (B, *shape)."""
+        first = self.taken
+        self.taken += math.prod(shape)
         return self.numbers[:, first : self.taken].reshape(len(self.numbers), *shape)
 
 
-def patch(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """Paper C's patches (METHODS section 3.2): a grid of random p x p crops of the clip, drawn with
-    replacement.
+# ------------------------------------------------------------------ kinds of negatives
 
-    p is drawn once a clip. All frames show the same crops, so that what moves inside a patch goes
-    on moving.
+
+def patch(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
+    """Return a grid of random p x p crops of the clip, with replacement (Ge et al. 2021).
+
+    The side p is sampled once per clip. All frames show the same crops, so motion inside a patch
+    continues.
+
+    Args:
+        x: (B, C, T, H, W).
+        numbers: the random numbers of each clip.
+        spec: `patch_px` and `turn` are used.
     """
     return _patches(x, numbers, spec, every=x.shape[2], shift=False)
 
 
 def patch_frames(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """`patch`, the crops drawn anew for each frame: nothing moves on."""
+    """Return `patch` with new crops for each frame, so that no motion continues.
+
+    Args:
+        x: (B, C, T, H, W).
+        numbers: the random numbers of each clip.
+        spec: `patch_px` and `turn` are used.
+    """
     return _patches(x, numbers, spec, every=1, shift=False)
 
 
 def tube(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """`patch`, the crops drawn anew every `spec.tube` frames, in place and in time: tubes of the
-    clip.
+    """Return `patch` with new crops every few frames, from random places and times of the clip.
+
+    Args:
+        x: (B, C, T, H, W).
+        numbers: the random numbers of each clip.
+        spec: `patch_px`, `turn` and `tube` are used.
     """
     return _patches(x, numbers, spec, every=min(spec.tube, x.shape[2]), shift=True)
 
 
 def shuffle(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """The frames in another order (IIC, Tao et al. 2020, shuffles a clip for a negative)."""
+    """Return the frames in another order, as a negative of IIC (Tao et al. 2020).
+
+    Args:
+        x: (B, C, T, H, W), T at least 2.
+        numbers: the random numbers of each clip.
+        spec: unused.
+    """
     return _at_times(x, numbers.orders(x.shape[2]))
 
 
 def freeze(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """One frame all the time (IIC's other negative)."""
+    """Return one random frame, repeated: the other negative of IIC (Tao et al. 2020).
+
+    Args:
+        x: (B, C, T, H, W), T at least 2.
+        numbers: the random numbers of each clip.
+        spec: unused.
+    """
     return _at_times(x, numbers.below(x.shape[2], 1).expand(-1, x.shape[2]))
 
 
 def loop(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """A quarter of the clip, two frames at least, over and over."""
+    """Return a random quarter of the clip, at least two frames, repeated.
+
+    Args:
+        x: (B, C, T, H, W), T at least 2.
+        numbers: the random numbers of each clip.
+        spec: unused.
+    """
     frames = x.shape[2]
+    # shorter than the clip, or the negative would be the clip itself
     length = min(max(2, frames // 4), frames - 1)
     return _at_times(
         x, numbers.below(frames - length + 1, 1) + torch.arange(frames, device=x.device) % length
@@ -103,145 +146,301 @@ def loop(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
 
 
 def reverse(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """From the last frame to the first; for data where that is another meaning."""
+    """Return the frames in reversed order, for data where this changes the meaning.
+
+    Args:
+        x: (B, C, T, H, W), T at least 2.
+        numbers: unused.
+        spec: unused.
+    """
     return x.flip(2)
 
 
 def tube_shuffle(x: Tensor, numbers: Numbers, spec: NegativeSpec) -> Tensor:
-    """The frames of each cell of a grid in an order of its own."""
+    """Return the clip with the frames of each cell of a grid in an order of their own.
+
+    Args:
+        x: (B, C, T, H, W), T at least 2.
+        numbers: the random numbers of each clip.
+        spec: `grid` is used.
+    """
     _, _, frames, height, width = x.shape
     orders = numbers.orders(frames, spec.grid**2)  # (B, cells, T)
     cell = (_cells(height, spec.grid)[:, None] * spec.grid + _cells(width, spec.grid)).flatten()
     times = orders[:, cell.to(x.device)]  # (B, H W, T)
-    return _take(
-        x, times.transpose(1, 2) * height * width + torch.arange(height * width, device=x.device)
-    )
+    pixels = torch.arange(height * width, device=x.device)
+    return _take(x, times.transpose(1, 2) * height * width + pixels)
 
+
+# ------------------------------------------------------------------ registry
 
 Negative = Callable[[Tensor, Numbers, NegativeSpec], Tensor]
-SPATIAL: dict[str, Negative] = {"patch": patch, "patch_frames": patch_frames, "tube": tube}
-TEMPORAL: dict[str, Negative] = {
-    "shuffle": shuffle,
-    "freeze": freeze,
-    "loop": loop,
-    "reverse": reverse,
-    "tube_shuffle": tube_shuffle,
+
+
+@dataclass(frozen=True)
+class NegativeKind:
+    """Describe a kind of negatives, an entry of NEGATIVES.
+
+    Attributes:
+        make: (clips, numbers, spec) -> negatives of the same shape.
+        count_numbers: (spec, T, H, W) -> how many random numbers `make` takes per clip.
+        temporal: only the order of frames changes, so that nothing changes in a single frame.
+        options: of `method.negatives` that it uses, apart from count and alpha.
+        require_room: (spec, size) -> None; raises ValueError if frames with a shorter side of
+            `size` pixels have no such negatives. None: all frames have.
+    """
+
+    make: Negative
+    count_numbers: Callable[[NegativeSpec, int, int, int], int]
+    temporal: bool = False
+    options: tuple[str, ...] = ()
+    require_room: Callable[[NegativeSpec, int], object] | None = None
+
+
+def _count_for_patches(
+    spec: NegativeSpec, size: tuple[int, int, int], every: int, *, shift: bool
+) -> int:
+    """Return how many random numbers `_patches` takes for clips of size (T, H, W).
+
+    It takes one for the side of the patches, and one per cell for each of its tables.
+    """
+    frames, height, width = size
+    low, _ = patch_sides(spec.patch_px, min(height, width))
+    tables = 2 + shift + 3 * spec.turn  # top, left; shift in time; three flags
+    return 1 + tables * _rounds(frames, every) * _cells_across(height, width, low) ** 2
+
+
+def _require_patches(spec: NegativeSpec, size: int) -> None:
+    """Raise ValueError if the patches do not fit frames of `size` pixels."""
+    patch_sides(spec.patch_px, size)
+
+
+def _require_grid(spec: NegativeSpec, size: int) -> None:
+    """Raise ValueError if the grid has more cells than frames of `size` pixels have pixels."""
+    if spec.grid > size:
+        raise ValueError(f"grid={spec.grid}: must be at most the side of a frame, {size} pixels")
+
+
+NEGATIVES: dict[str, NegativeKind] = {
+    "patch": NegativeKind(
+        patch,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), t, shift=False),
+        options=("patch_px", "turn"),
+        require_room=_require_patches,
+    ),
+    "patch_frames": NegativeKind(
+        patch_frames,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), 1, shift=False),
+        options=("patch_px", "turn"),
+        require_room=_require_patches,
+    ),
+    "tube": NegativeKind(
+        tube,
+        lambda spec, t, h, w: _count_for_patches(spec, (t, h, w), min(spec.tube, t), shift=True),
+        options=("patch_px", "turn", "tube"),
+        require_room=_require_patches,
+    ),
+    "shuffle": NegativeKind(shuffle, lambda spec, t, h, w: t, temporal=True),
+    "freeze": NegativeKind(freeze, lambda spec, t, h, w: 1, temporal=True),
+    "loop": NegativeKind(loop, lambda spec, t, h, w: 1, temporal=True),
+    "reverse": NegativeKind(reverse, lambda spec, t, h, w: 0, temporal=True),
+    "tube_shuffle": NegativeKind(
+        tube_shuffle,
+        lambda spec, t, h, w: t * spec.grid**2,
+        temporal=True,
+        options=("grid",),
+        require_room=_require_grid,
+    ),
 }
-NEGATIVES: dict[str, Negative] = SPATIAL | TEMPORAL
+SPATIAL = {name: kind for name, kind in NEGATIVES.items() if not kind.temporal}
+TEMPORAL = {name: kind for name, kind in NEGATIVES.items() if kind.temporal}
+# kind of negative -> the options of `method.negatives` that it uses, apart from count and alpha
+NEGATIVE_OPTIONS = {name: kind.options for name, kind in NEGATIVES.items()}
+
+
+# ------------------------------------------------------------------ use
 
 
 @torch.no_grad()
 def negatives(x: Tensor, spec: NegativeSpec, numbers: Tensor) -> Tensor:
-    """x (B, C, T, H, W), numbers (B, `count_numbers`) in [0, 1) -> (B, names * count, C, T, H, W).
+    """Return the negatives of clips, in the order of spec.names.
 
-    In the order of the names. Raises ValueError where `require_room` does.
+    Args:
+        x: (B, C, T, H, W).
+        spec: which negatives.
+        numbers: (B, `count_numbers`) in [0, 1), such as from `draw_numbers`.
+
+    Returns:
+        (B, names * count, C, T, H, W).
+
+    Raises:
+        ValueError: clips of this shape have no such negatives, see `require_room`.
     """
     require_room(spec, x.shape[2], min(x.shape[3:]))
     return _made(x, spec, Numbers(numbers.to(x.device)))
 
 
 def count_numbers(spec: NegativeSpec, frames: int, height: int, width: int) -> int:
-    """How many numbers decide the negatives of a clip. Raises ValueError where `require_room`
-    does.
+    """Return how many random numbers decide the negatives of a clip.
+
+    Args:
+        spec: which negatives.
+        frames: of a clip, T.
+        height: of its frames, pixels.
+        width: of its frames, pixels.
+
+    Raises:
+        ValueError: clips of this shape have no such negatives, see `require_room`.
     """
     require_room(spec, frames, min(height, width))
-    numbers = Numbers(torch.empty(0, 2**40))  # of no clip, as many as may be
-    _made(torch.empty(0, 1, frames, height, width), spec, numbers)
-    return numbers.taken
+    kinds = [NEGATIVES[name] for name in spec.names]
+    return spec.count * sum(kind.count_numbers(spec, frames, height, width) for kind in kinds)
 
 
 def draw_numbers(
     spec: NegativeSpec, size: Sequence[int], rngs: Sequence[np.random.Generator]
 ) -> Tensor:
-    """The numbers of clips of `size` (T, H, W), a generator a clip: (B, `count_numbers`)."""
+    """Sample the random numbers of clips, each from its own generator.
+
+    Args:
+        spec: which negatives.
+        size: (T, H, W) of the clips.
+        rngs: one generator per clip.
+
+    Returns:
+        (B, `count_numbers`) float32 in [0, 1).
+    """
     n = count_numbers(spec, *size)
     return torch.from_numpy(np.stack([rng.random(n, np.float32) for rng in rngs]))
 
 
 def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
-    made = [NEGATIVES[name](x, numbers, spec) for name in spec.names for _ in range(spec.count)]
-    return torch.stack(made, 1) if made else x.new_empty(len(x), 0, *x.shape[1:])
+    """Return all negatives (B, names * count, C, T, H, W)."""
+    kinds = [NEGATIVES[name] for name in spec.names]
+    parts: list[Tensor] = []
+    for kind in kinds:
+        parts += [kind.make(x, numbers, spec) for _ in range(spec.count)]
+    return torch.stack(parts, 1) if parts else x.new_empty(len(x), 0, *x.shape[1:])
 
 
 def require_room(spec: NegativeSpec, frames: int, size: int) -> None:
-    """Raises ValueError for negatives that clips of `frames` frames of `size` pixels do not
-    have.
+    """Raise ValueError if clips of a shape have no negatives of the chosen kinds.
+
+    Args:
+        spec: which negatives.
+        frames: of a clip, T.
+        size: shorter side of its frames, pixels.
     """
     if frames == 1 and (idle := [name for name in spec.names if name in TEMPORAL]):
         raise ValueError(
-            f"{idle[0]} changes nothing of a clip of one frame; set data.frames, or take patch or"
-            " texture"
+            f"{idle[0]} changes nothing in a clip of one frame; set data.frames above 1, or use"
+            " patch or texture"
         )
-    if any(name in SPATIAL for name in spec.names):
-        patch_sides(spec.patch_px, size)
-    if "tube_shuffle" in spec.names and spec.grid > size:
-        raise ValueError(
-            f"a grid of {spec.grid} x {spec.grid} tubes needs as many pixels a side, not {size}"
-        )
+    for name, kind in NEGATIVES.items():
+        if name in spec.names and kind.require_room is not None:
+            kind.require_room(spec, size)
 
 
 def patch_sides(patch_px: tuple[int, int], size: int) -> tuple[int, int]:
-    """The smallest and largest patch in frames of `size` pixels; 2 pixels at least.
+    """Return the smallest and largest patch side in frames of `size` pixels, at least 2 pixels.
 
-    Raises ValueError where they are not in order, or as large as the frame, which would then be its
-    own negative.
+    Raises ValueError if the sides are not in order, or if the largest patch is as large as the
+    frame, which would then be its own negative.
     """
     low, high = (max(2, math.floor(side * size / _PUBLISHED_PX + 0.5)) for side in patch_px)
     if patch_px[0] > patch_px[1]:
         raise ValueError(
-            f"patches of {patch_px[0]} to {patch_px[1]} pixels: the smallest comes first"
+            f"patch_px=[{patch_px[0]},{patch_px[1]}]: the smallest side must come first"
         )
     if high >= size:
         raise ValueError(
-            f"patches of {high} pixels are as large as a frame of {size} (at {_PUBLISHED_PX}"
-            f" pixels: {patch_px[1]})"
+            f"patch_px=[{patch_px[0]},{patch_px[1]}]: patches of {high} pixels are as large as a"
+            f" frame of {size}; sides are for frames of {_PUBLISHED_PX} pixels, set smaller ones"
         )
     return low, high
 
 
+# ------------------------------------------------------------------ rearranging pixels
+
+
 def _patches(x: Tensor, numbers: Numbers, spec: NegativeSpec, *, every: int, shift: bool) -> Tensor:
-    """A grid of crops, drawn anew `every` so many frames; shift: of other frames than those they
-    replace, as well.
+    """Return a grid of random crops of the clip.
+
+    Args:
+        x: (B, C, T, H, W).
+        numbers: the random numbers of each clip.
+        spec: `patch_px` and `turn` are used.
+        every: number of frames after which new crops are sampled.
+        shift: take crops from other frames than those they replace.
     """
     _, _, frames, height, width = x.shape
     low, high = patch_sides(spec.patch_px, min(height, width))
     sides = low + numbers.below(high + 1 - low)
-    rounds = -(-frames // every)
-    across = -(-max(height, width) // low)
+    rounds = _rounds(frames, every)
+    across = _cells_across(height, width, low)
     shape = (rounds, across, across)
-    drawn = [numbers.below(side - sides + 1, *shape) for side in (height, width)]  # top and left
+    tables = [numbers.below(side - sides + 1, *shape) for side in (height, width)]  # top and left
     if shift:
         began = every * torch.arange(rounds, device=x.device)
-        drawn.append(numbers.below(frames - every + 1, *shape) - began[:, None, None])
+        tables.append(numbers.below(frames - every + 1, *shape) - began[:, None, None])
     if spec.turn:  # transposed, turned upside down, mirrored
-        drawn += [numbers.below(2, *shape) for _ in range(3)]
-    return _take(x, _source(torch.stack(drawn), sides, every, (frames, height, width), shift))
+        tables += [numbers.below(2, *shape) for _ in range(3)]
+    return _take(x, _source(torch.stack(tables), sides, every, (frames, height, width), shift))
+
+
+def _rounds(frames: int, every: int) -> int:
+    """Return how often new crops are sampled, every so many frames."""
+    return -(-frames // every)
+
+
+def _cells_across(height: int, width: int, low: int) -> int:
+    """Return the cells per side of the grid of crops.
+
+    The grid is large enough for the smallest patches, of `low` pixels. Larger patches leave some of
+    its random numbers unused.
+    """
+    return -(-max(height, width) // low)
 
 
 def _source(
     tables: Tensor, sides: Tensor, every: int, size: tuple[int, int, int], shift: bool
 ) -> Tensor:
-    """Where each pixel of a patched clip comes from: (B, T or 1, H W), as `_take` has it."""
+    """Return the source of each pixel of a patched clip.
+
+    Args:
+        tables: (k, B, rounds, cells, cells): top and left of each crop; then its shift in time, if
+            any; then three flags (transposed, upside down, mirrored), if any.
+        sides: (B,), sides of the patches.
+        every: number of frames of a round.
+        size: (T, H, W).
+        shift: there is a shift in time.
+
+    Returns:
+        (B, T or 1, H W), see `_take`.
+    """
     frames, height, width = size
     device = tables.device
     t = torch.arange(frames if tables.shape[2] > 1 else 1, device=device)
-    row, column = (torch.arange(n, device=device) for n in (height, width))
-    side, batch = (
-        sides[:, None, None, None],
-        torch.arange(len(sides), device=device).view(-1, 1, 1, 1),
-    )
-    rows, columns = row[:, None] // side, column // side
-    top, left, *more = tables[:, batch, (t // every)[:, None, None], rows, columns].unbind(
-        0
-    )  # (B, t, H, W)
-    down, right = row[:, None] % side, column % side
+    row = torch.arange(height, device=device)
+    column = torch.arange(width, device=device)
+
+    # Look up the crop of each pixel: its round, and its cell in the grid of the clip's patches.
+    side = sides[:, None, None, None]
+    batch = torch.arange(len(sides), device=device).view(-1, 1, 1, 1)
+    rows = row[:, None] // side
+    columns = column // side
+    crops = tables[:, batch, (t // every)[:, None, None], rows, columns]
+    top, left, *more = crops.unbind(0)  # (B, t, H, W)
+
+    # Position within the crop, transposed and mirrored where the flags say so.
+    down = row[:, None] % side
+    right = column % side
     if len(more) > 2:
-        transposed, upside, mirrored = (turn > 0 for turn in more[-3:])
+        transposed, upside_down, mirrored = (flag > 0 for flag in more[-3:])
         down, right = torch.where(transposed, right, down), torch.where(transposed, down, right)
-        down, right = (
-            torch.where(upside, side - 1 - down, down),
-            torch.where(mirrored, side - 1 - right, right),
-        )
+        down = torch.where(upside_down, side - 1 - down, down)
+        right = torch.where(mirrored, side - 1 - right, right)
+
     place = ((top + down) * width + left + right).flatten(2)
     if tables.shape[2] == 1:
         return place
@@ -250,8 +449,12 @@ def _source(
 
 
 def _take(x: Tensor, source: Tensor) -> Tensor:
-    """x (B, C, T, H, W), source (B, T or 1, H W): places in a channel's T H W pixels, or, of one
-    row, in each frame.
+    """Return the clip with each pixel read from its source.
+
+    Args:
+        x: (B, C, T, H, W).
+        source: (B, T, H W): places among the T H W pixels of a channel; or (B, 1, H W): places
+            among the H W pixels of a frame, the same in all frames.
     """
     b, c, frames = x.shape[:3]
     if source.shape[1] == 1:
@@ -260,19 +463,10 @@ def _take(x: Tensor, source: Tensor) -> Tensor:
 
 
 def _at_times(x: Tensor, times: Tensor) -> Tensor:
-    """x (B, C, T, H, W) at the frames `times` (B, T) of each clip."""
+    """Return the frames `times` (B, T) of each clip x (B, C, T, H, W)."""
     return x[torch.arange(len(x), device=x.device)[:, None], :, times].movedim(2, 1)
 
 
 def _cells(size: int, grid: int) -> Tensor:
-    """Which of `grid` cells each of `size` pixels is in."""
+    """Return which of `grid` cells each of `size` pixels is in."""
     return torch.arange(size) * grid // size
-
-
-# kind of negative -> the options of `method.negatives` that it takes besides count and alpha
-NEGATIVE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "patch": ("patch_px", "turn"),
-    "patch_frames": ("patch_px", "turn"),
-    "tube": ("patch_px", "turn", "tube"),
-    "tube_shuffle": ("grid",),
-}

@@ -328,7 +328,7 @@ def test_corrupt_refuses_wrong_options(tmp_path):
     for words, reason in (
         (["--output", "c"], "corrupt needs eval.corruption.names="),
         (["eval.corruption.names=[fog]"], "corrupt needs --output FOLDER"),
-        (["--output", "c", "eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
+        (["--output", "c", "eval.corruption.names=[fogg]"], "unknown corruption 'fogg'"),
         (["--output", "c", "eval.corruption.names=[fog]", "--quality", "60"], "--quality 60"),
     ):
         done = tool("prepare", "corrupt", f"data.root={root}", *words, cwd=tmp_path)

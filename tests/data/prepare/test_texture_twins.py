@@ -245,7 +245,7 @@ def test_data_sets_in_memory_have_no_twins():
 
 
 def test_frames_that_are_too_small_have_no_texture():
-    with pytest.raises(ValueError, match="have no patch of 9"):
+    with pytest.raises(ValueError, match="side=9: patches must be at most as large as the frames"):
         next(
             texture_frames(
                 iter(counting_frames(1, 8)),

@@ -373,7 +373,8 @@ def test_a_clip_without_finite_numbers_is_a_failed_row_and_the_others_are_measur
     assert [(r.index, r.clean_pred, r.label) for r in rows if r.index != index] == clean
     said = suite_warnings(rows, robust_curve(rows, threats))
     assert any(
-        "1 of 10 videos count as wrong, as the model gives NaN or infinity" in line for line in said
+        "1 of 10 videos count as wrong, because the model gives NaN or infinity" in line
+        for line in said
     )
 
 
@@ -401,7 +402,7 @@ def test_a_model_of_nan_has_no_video_right_and_a_warning(root, tmp_path):
     assert [c.robust_acc for c in curve] == [0, 0, 0, 0]
     assert all(row.clean_pred is None for row in rows)
     assert any(
-        "10 of 10 videos count as wrong, as the model gives NaN" in s
+        "10 of 10 videos count as wrong, because the model gives NaN" in s
         for s in suite_warnings(rows, curve)
     )
 

@@ -7,7 +7,8 @@ import pytest
 from vidrobust import config
 from vidrobust.attacks import ATTACKS, ThreatModel, parse_threat
 from vidrobust.cli import common
-from vidrobust.evaluation.adversarial.suites import SUITES, Suite, covered, require_defined
+from vidrobust.evaluation.adversarial.attack_settings import covered
+from vidrobust.evaluation.adversarial.suites import SUITES, Suite, require_defined
 from vidrobust.utils.errors import UserError
 
 KINDS = [

@@ -218,7 +218,7 @@ def test_a_video_with_nan_logits_counts_as_wrong_and_is_no_decoding_failure(clip
     assert table["views"]["clean"]["acc"] == 0.25
     assert table["failed"] == []
     assert table["warnings"] == [
-        "1 of 4 videos count as wrong, as the model gives NaN or infinity on them; the first: "
+        "1 of 4 videos count as wrong, because the model gives NaN or infinity; the first: "
         f"{records[1].uid}: no finite numbers from the model: NaN or infinite logits as clean"
     ]
 

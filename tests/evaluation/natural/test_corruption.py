@@ -235,7 +235,7 @@ def test_a_classifier_of_nan_is_reported_and_has_accuracy_0(trained, tmp_path, m
     warnings = [
         line
         for line in summary["warnings"]
-        if "count as wrong, as the model gives NaN or infinity" in line
+        if "count as wrong, because the model gives NaN or infinity" in line
     ]
     assert len(warnings) == 3, "one each for attacks, corruptions and cues"
     assert summary["failed"] == [], "every video decodes"
@@ -371,7 +371,7 @@ def test_a_baseline_gives_relative_errors_and_must_match_the_evaluation(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["eval.corruption.names=[fogg]"], "eval.corruption.names: no corruption 'fogg'"),
+        (["eval.corruption.names=[fogg]"], "eval.corruption.names: unknown corruption 'fogg'"),
         (["eval.corruption.severities=[0]"], "eval.corruption.severities=.*at least 1"),
         (["eval.corruption.severities=[2,2]"], "must list at least one, each once"),
         (["eval.corruption.severities=[]"], "at least one"),

@@ -180,7 +180,7 @@ def test_an_interrupted_measurement_continues_with_the_remaining_videos(sets, tm
 def test_a_video_with_nan_logits_counts_as_wrong_with_a_warning(sets, tmp_path):
     summary = _measure(_cfg(sets), tmp_path / "out", lambda x: torch.full((len(x), 2), torch.nan))
     assert (summary["acc"], summary["own_acc"], summary["failed"]) == (0, 0, [])
-    assert "9 of 9 videos count as wrong, as the model gives NaN" in summary["warnings"][0]
+    assert "9 of 9 videos count as wrong, because the model gives NaN" in summary["warnings"][0]
 
 
 def test_a_model_with_too_few_classes_is_refused(sets, tmp_path):

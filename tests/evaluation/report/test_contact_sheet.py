@@ -45,7 +45,7 @@ def test_the_command_line_draws_corruptions_of_a_video(tmp_path):
     for words, reason in (
         (["data.frames=40"], "are not all within its 9 frames"),
         (["data.frames=4", "--frame", "4"], "frame=4: the clip has frames 0 to 3"),
-        (["eval.corruption.names=[fogg]"], "no corruption 'fogg'"),
+        (["eval.corruption.names=[fogg]"], "unknown corruption 'fogg'"),
     ):
         done = tool("visualize", "--video", "v.avi", "--output", "no.png", *words, cwd=tmp_path)
         assert done.returncode == 1 and reason in done.stderr and "Traceback" not in done.stderr
@@ -119,12 +119,12 @@ def test_the_command_line_draws_negatives_and_cues(tmp_path):
             ["eval.bias=[swapped]"],
             "swapped needs a second clip, of another class: add --other FILE",
         ),
-        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: it is of images"),
+        (["eval.bias=[conflict]", "--other", "w.avi"], "conflict: needs images"),
         (["eval.bias=[pach]"], "eval.bias: unknown name 'pach'; did you mean 'patch'"),
         (["method.negatives.names=[pach]"], "method.negatives.names: unknown name 'pach'"),
         (
             ["method.negatives.names=[shuffle]", "data.frames=1"],
-            "shuffle changes nothing of a clip of one frame",
+            "shuffle changes nothing in a clip of one frame",
         ),
     ):
         keys = {word.split("=")[0] for word in more}

@@ -141,7 +141,9 @@ def air_terms(z, a, original):
     return (p2 * (p2.log() - p1)).sum(), (q2 * (q2.log() - q1)).sum()
 
 
-def advcl(model, heads, views, ids, known, steps, size, weight=0.2, radius=8.0, scale=T / 0.07):
+def advcl(  # noqa: PLR0913  (all that the released step takes)
+    model, heads, views, ids, known, steps, size, weight=0.2, radius=8.0, scale=T / 0.07
+):
     """AdvCL: four views, pseudo-labels (B, G); the attack is in training mode."""
     x1, x2, x = views[:, 0], views[:, 1], views[:, 2]
     side = x.shape[-1]

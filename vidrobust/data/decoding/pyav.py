@@ -3,9 +3,9 @@
 A frame number is the rank of a frame in the order in which a player shows frames, counted from 0.
 Every backend returns that frame, upright, or refuses the file.
 
-PyAV is the default. It opens and decodes faster than decord (docs/data.md), and it raises an error
-where decord hangs (decord issues 269 and 373). decord is imported where it is used, after torch:
-the other order crashes (decord issues 293 and 324).
+PyAV is the default. It opens and decodes faster than decord (docs/benchmarks_loading.md), and it
+raises an error where decord hangs (decord issues 269 and 373). decord is imported where it is used,
+after torch: the other order crashes (decord issues 293 and 324).
 """
 
 import contextlib

@@ -58,17 +58,17 @@ class AttackRow:
 
     @property
     def clean_right(self) -> bool:
-        """Whether the prediction without an attack is right."""
+        """True if the prediction without an attack is right."""
         return self.clean_pred == self.label
 
     @property
     def uint8_right(self) -> bool:
-        """Whether the prediction for the rounded adversarial clip is right."""
+        """True if the prediction for the rounded adversarial clip is right."""
         return self.uint8_pred == self.label
 
     @property
     def h264_right(self) -> bool:
-        """Whether the prediction after H.264 is right."""
+        """True if the prediction after H.264 is right."""
         return self.h264_pred == self.label
 
     @classmethod

@@ -227,7 +227,7 @@ def without(unit: Unit, error: BadSamples) -> Unit:
 
 @dataclass
 class _State:
-    """What is known of the B clips of a batch while the budgets of a family grow.
+    """Keeps the results of the B clips of a batch while the budgets of a family grow.
 
     Attributes:
         classes: K of the model.
@@ -256,7 +256,7 @@ class _State:
 
 @dataclass
 class _Spent:
-    """What the attacks of a threat cost: passes in clips, and clips outside of the budget."""
+    """Costs of the attacks of a threat: passes in clips, and clips outside of the budget."""
 
     passes: dict[str, tuple[int, int]] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)

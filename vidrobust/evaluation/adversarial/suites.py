@@ -26,7 +26,7 @@ SUITES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Suite:
-    """Which attacks are run.
+    """A choice of attacks.
 
     Attributes:
         name: of SUITES.
@@ -74,7 +74,7 @@ class Suite:
 
     @property
     def smallest(self) -> bool:
-        """Whether it is one attack that finds smallest perturbations.
+        """True if it is one attack that finds smallest perturbations.
 
         One run at the largest budget of a family then serves all its budgets.
         """

@@ -1,4 +1,4 @@
-"""What is attacked: one clip, or the source frames behind all clips of a video."""
+"""Units of attack: one clip of a video, or the source frames of all its clips."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

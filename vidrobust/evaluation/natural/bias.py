@@ -34,14 +34,13 @@ from vidrobust.models.inference import evenly, to_clips
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.intervals import wilson
+from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.cues import background, differences, swapped, swapped_frozen
 from vidrobust.views.negatives import TEMPORAL
 from vidrobust.views.texture_synthesis import patch_side, patches_of, show, synthesize
 
 _STEM, CLEAN = "bias", "clean"
-# Second entries of the seed sequence: the choice of partners and the views use separate streams.
-_PARTNER, _VIEW = 4, 5
 _PATCH_PX = 96  # side of the texture patch in a frame of 224 pixels
 _LEAST_PX = 9  # smallest patch from which a texture can be synthesised
 Rngs = Sequence[np.random.Generator]
@@ -299,7 +298,7 @@ def partners_of(dataset: ClipDataset, indices: Sequence[int], seed: int) -> dict
     partners = {}
     for index in indices:
         choices = np.flatnonzero(labels != dataset.records[index].label)
-        rng = np.random.default_rng([seed, _PARTNER, index])
+        rng = np.random.default_rng([seed, SeedStream.PARTNER, index])
         partners[index] = int(choices[rng.integers(len(choices))])
     return partners
 
@@ -428,7 +427,7 @@ def _make_clips(
     x = _clips_of(batch, shown, clips, device)
     # One generator per clip: the result does not depend on how videos are batched.
     rngs = [
-        np.random.default_rng([view.seed, _VIEW, index, clip])
+        np.random.default_rng([view.seed, SeedStream.CUE, index, clip])
         for index, clip in product(shown, range(clips))
     ]
     if partner_batch is not None:

@@ -67,7 +67,7 @@ def _sensitivity_section(sensitivity: dict[str, Any]) -> list[str]:
         "",
         (
             f"{sensitivity['n']} clips: how far an attack without labels moves their"
-            " representation (docs/methods.md). Brackets say which values are better."
+            " representation (docs/measures.md). Brackets say which values are better."
         ),
         "",
         *table(["Linf", *_COLUMNS.values()], *measures),

@@ -19,7 +19,7 @@ from vidrobust.utils.logging import log
 
 
 class Encoder(Protocol):
-    """What an attack differentiates: a `Model`, or a `SplitEncoder` of two models."""
+    """The network that an attack differentiates: a `Model`, or a `SplitEncoder` of two models."""
 
     def use_branch(self, branch: str) -> AbstractContextManager[None]: ...
 
@@ -104,12 +104,12 @@ class Adversary(nn.Module):
 
     @property
     def starts_at_x(self) -> bool:
-        """Whether the only gradient is taken at the clips themselves."""
+        """True if the only gradient is taken at the clips themselves."""
         return self.steps == 1 and not self.random_start
 
     @property
     def takes_worst(self) -> bool:
-        """Whether each clip takes the view with the largest loss of several."""
+        """True if each clip takes the view with the largest loss of several."""
         return self.combine == "worst" and len(self.threats) > 1
 
     def views(

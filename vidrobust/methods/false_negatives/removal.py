@@ -162,7 +162,14 @@ class Removal(nn.Module):
             self.clusters = torch.full((len(records),), -1, device=device)
 
     def forward(self, anchors: Tensor, candidates: Tensor, ids: Sides, progress: float) -> Masks:
-        """Return the masks of what `detect` finds, with the same arguments."""
+        """Return the masks of the false negatives.
+
+        Args:
+            anchors: as in `detect`.
+            candidates: as in `detect`.
+            ids: as in `detect`.
+            progress: fraction of training done.
+        """
         return self.masks(self.detect(anchors, candidates, ids, progress))
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ Sides = tuple[Tensor, Tensor]  # of the anchors (N,), and of the candidates (M,)
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a rule may know of N anchors and M candidates in addition to their similarities.
+    """Knowledge of N anchors and M candidates that a rule may use in addition to similarities.
 
     Attributes:
         ids: one per video, -1 unknown; views with equal ids are of the same video, and never false
@@ -49,7 +49,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class RuleNeeds:
-    """What a rule needs.
+    """Needs of a rule.
 
     Attributes:
         labels: the labels of videos.
