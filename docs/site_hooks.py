@@ -6,6 +6,7 @@ outside of docs/ (`OUTSIDE`). Links to them, and to any other file of the reposi
 
 import posixpath
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,16 @@ OUTSIDE |= {
 OUTSIDE = {source: page for source, page in OUTSIDE.items() if (REPO / source).is_file()}
 _SOURCES = {page: source for source, page in OUTSIDE.items()}
 
-# section of the navigation -> beginnings of the paths of its pages; other pages are in the first
-SECTIONS = {
-    "Guide": (),
-    "Data sets": ("datasets/",),
+# Section of the navigation -> beginnings of the paths of its pages, in this order. All other pages
+# are in the last section.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Methods": ("methods", "adversarial", "false_negatives", "negatives", "fidelity"),
+    "Robustness": ("threat", "attack", "robust", "corruption", "measures", "evaluation"),
+    "Data": ("data", "decoding", "datasets/"),
     "Results": ("results/",),
     "Benchmarks": ("benchmarks",),
-    "Reference": ("api", "architecture", "fidelity", "references"),
-    "Project": ("contributing", "changelog"),
+    "Reference": ("api", "architecture", "references"),
+    "More": ("examples", "contributing", "changelog"),
 }
 
 
@@ -62,26 +65,31 @@ def navigation(pages: dict[str, str]) -> list[Any]:
     """
     sections: dict[str, list[str]] = {title: [] for title in SECTIONS}
     home = []
-    for page in sorted(pages, key=_place):
+    for page in pages:
         if pages[page] == "index.html":
             home.append({"Home": page})
         else:
             sections[_section(page)].append(page)
-    return [*home, *({title: _nested(group)} for title, group in sections.items() if group)]
-
-
-def _place(page: str) -> tuple[str, bool, str]:
-    """Return a key that sorts the index of a folder, and a page of the folder's name, first."""
-    folder, name = posixpath.split(page)
-    is_first = name in ("index.md", "README.md")
-    return folder or page.removesuffix(".md"), not is_first and bool(folder), name
+    entries = [
+        {title: _nested(sorted(group, key=partial(_place, SECTIONS[title])))}
+        for title, group in sections.items()
+        if group
+    ]
+    return [*home, *entries]
 
 
 def _section(page: str) -> str:
     for title, beginnings in SECTIONS.items():
         if page.startswith(beginnings):
             return title
-    return next(iter(SECTIONS))
+    return list(SECTIONS)[-1]
+
+
+def _place(beginnings: tuple[str, ...], page: str) -> tuple[int, bool, str]:
+    """Return a key that sorts the pages of a section: by their beginnings, and an index first."""
+    matches = [number for number, start in enumerate(beginnings) if page.startswith(start)]
+    is_index = posixpath.basename(page) in ("index.md", "README.md")
+    return min(matches, default=len(beginnings)), not is_index, page
 
 
 def _nested(pages: list[str]) -> list[Any]:
@@ -91,7 +99,7 @@ def _nested(pages: list[str]) -> list[Any]:
     """
     folders = dict.fromkeys(posixpath.dirname(page) for page in pages)
     if len(folders) == 1:
-        return pages
+        return list(pages)
     entries: list[Any] = [page for page in pages if not posixpath.dirname(page)]
     for folder in filter(None, folders):
         title = folder.replace("_", " ").capitalize()
