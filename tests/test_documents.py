@@ -2,6 +2,7 @@
 promise.
 """
 
+import importlib
 import json
 import re
 import shutil
@@ -224,6 +225,16 @@ def test_the_page_on_corruptions_names_them_all():
     assert not [name for name in (*CORRUPTIONS, *BENCHMARKS) if f"`{name}`" not in text]
 
 
+def test_the_api_page_names_functions_that_hide_behind_their_file():
+    """The site shows what a package exports, but for a name that is also a file of it."""
+    text = (REPO / "docs/api.md").read_text()
+    for package in re.findall(r"(?m)^::: vidrobust\.(\w+)$", text):
+        exported = getattr(importlib.import_module(f"vidrobust.{package}"), "__all__", [])
+        for name in exported:
+            if (REPO / f"vidrobust/{package}/{name}.py").is_file():
+                assert f"::: vidrobust.{package}.{name}.{name}\n" in text
+
+
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
@@ -319,8 +330,36 @@ def test_nothing_private_is_committed():
         if name.startswith("tests/files/"):  # written by the package
             assert (REPO / name).stat().st_size < 300_000, name
             continue
-        known = {".py", ".md", ".yaml", ".toml", ".json", ".png", ".jpg", ""}
-        assert Path(name).suffix in known or name == ".gitignore", name
+        assert _may_be_committed(name), name
+
+
+def _may_be_committed(name: str) -> bool:
+    """Return whether a file is source, docs or settings, and no video, weights or log."""
+    if name in ("mkdocs.yml", "docs/site.css", "vidrobust/py.typed"):
+        return True
+    if name.startswith(".github/"):
+        return Path(name).suffix in (".yml", ".md")
+    suffixes = {".py", ".md", ".yaml", ".toml", ".cff", ".json", ".png", ".jpg", ""}
+    return Path(name).suffix in suffixes
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("CITATION.cff", True),
+        (".pre-commit-config.yaml", True),
+        ("vidrobust/py.typed", True),
+        (".github/workflows/ci.yml", True),
+        (".github/pull_request_template.md", True),
+        (".github/log.txt", False),
+        ("docs/notes.yml", False),
+        ("videos/a.mp4", False),
+        ("outputs/demo/backbone.pt", False),
+        ("datasets/py.typed", False),
+    ],
+)
+def test_files_of_other_kinds_may_not_be_committed(name, allowed):
+    assert _may_be_committed(name) == allowed
 
 
 @pytest.mark.parametrize("page", ["ucf101_csl", "ucf101_csl_adv", "ucf101_supervised"])

@@ -131,7 +131,7 @@ def to_yaml(cfg: Config) -> str:
 
 # Options added after results had been written. At these values they have no effect, so they must
 # not change the hash of old configurations.
-_ADDED_LATER = {"data.series": ""}
+_ADDED_LATER: dict[str, object] = {"data.series": "", "eval.precise_bn": 0}
 
 
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:

@@ -753,6 +753,12 @@ class EvalConfig:
         "batch-norm branch to evaluate: clean, adv, adv2, ...; average: mean over all branches;"
         " select: the branch that the model's own selector chooses",
     )
+    precise_bn: int = option(
+        0,
+        "number of training clips from which batch-norm statistics of the branch are recomputed"
+        " before anything is measured, with fixed weights; 0: keep the running averages",
+        low=0,
+    )
 
     # Further measurements.
     limit: int = option(

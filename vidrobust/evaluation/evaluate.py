@@ -31,7 +31,7 @@ from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, che
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
 from vidrobust.evaluation.adversarial.targets import clip_units
-from vidrobust.evaluation.loading import build_lists, load_method
+from vidrobust.evaluation.loading import build_lists, load_method, make_norms_precise
 from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
 from vidrobust.evaluation.natural.corruption import (
     check_corruptions,
@@ -50,6 +50,7 @@ from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.evaluation.summary import about, attacked, learned_nothing
 from vidrobust.methods import build_method
 from vidrobust.models import Model
+from vidrobust.models.complexity import model_complexity
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
 from vidrobust.utils import distributed
@@ -203,6 +204,8 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> dict[str, Any]:
         random: the model with random weights.
     """
     cfg, device = run.cfg, run.device
+    precise_bn = make_norms_precise(cfg, model.backbone, run.train, device)
+    complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
     with evaluation_mode(model, random, branch=cfg.eval.branch):
         # Representation
         gallery, queries = _features(run, model, random)
@@ -217,6 +220,7 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> dict[str, Any]:
             _write(run.out / "predictions.jsonl", "".join(lines))
         predict = _classifier(model, head, representation, device)
         summary = {"n": len(run.indices)} | about(cfg, representation, gallery[0], run.classes)
+        summary |= {"model": complexity.to_json(), "precise_bn": precise_bn}
         aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
         summary["geometry"] = geometry_of(cfg, [model, random], queries, aligned, device)
         moved = []

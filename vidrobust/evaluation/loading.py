@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
+
 from vidrobust import checkpoint, config
-from vidrobust.data import Record, build_records, require_labels, shared_sources
+from vidrobust.data import Record, build_records, eval_dataset, require_labels, shared_sources
 from vidrobust.methods import Method, build_method
-from vidrobust.models import add_branches, branch_names
+from vidrobust.models import Backbone, add_branches, branch_names
 from vidrobust.models.branch_norm import MIXTURES, branch_of
+from vidrobust.models.precise_bn import recompute_statistics
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
@@ -51,6 +54,36 @@ def _require_branch(branch: str, state: dict[str, Any]) -> None:
             "eval.branch=select: the checkpoint was trained without method.adversary.selector; use"
             " average"
         )
+
+
+def make_norms_precise(
+    cfg: config.Config, backbone: Backbone, train: list[Record], device: torch.device
+) -> int:
+    """Recompute batch-norm statistics as `eval.precise_bn` asks; return the number of clips used.
+
+    0 clips: the backbone is as it was. Norms of the head are not part of any measurement.
+
+    Args:
+        cfg: the configuration.
+        backbone: on the device.
+        train: training videos, whose centre clips are used.
+        device: of the backbone.
+
+    Raises:
+        UserError: no video of a batch decodes.
+    """
+    if not cfg.eval.precise_bn:
+        return 0
+    log.info(f"batch-norm statistics from {min(cfg.eval.precise_bn, len(train))} training clips")
+    return recompute_statistics(
+        backbone,
+        eval_dataset(cfg.data, train, 1),
+        device,
+        clips=cfg.eval.precise_bn,
+        branch=cfg.eval.branch,
+        batch_size=cfg.eval.batch_size,
+        workers=cfg.data.workers,
+    )
 
 
 def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:

@@ -470,8 +470,9 @@ def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
         - cues: the cue that a prediction of the video's class follows, and the other cue.
         - apart: number of videos whose two cues disagree.
         - own, other: fractions of these videos that are classified by the one and the other cue.
-        - bias, bias_ci95: own / (own + other) and its interval; None if both are 0. For
-          "conflict" this is the shape bias of Geirhos et al. 2019.
+        - bias, bias_ci95: own / (own + other) and its interval; None if both are 0.
+
+        The bias of "conflict" is the shape bias of Geirhos et al. 2019.
     """
     views: dict[str, Any] = {}
     for name in dict.fromkeys(row["name"] for row in rows):

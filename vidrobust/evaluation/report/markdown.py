@@ -111,6 +111,7 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
             f" chance {_percent(summary['chance'])}."
         ),
         "",
+        *_model_lines(summary),
         "## Representation",
         "",
         (
@@ -148,6 +149,21 @@ def _done(summary: dict[str, Any]) -> str:
         "compared with another data set": summary.get("shift"),
     }
     return " and ".join(name for name, result in done.items() if result)
+
+
+def _model_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a paragraph on size and cost of the model; earlier summaries do not have them."""
+    sentences = []
+    if "model" in summary:
+        size = f"{summary['model']['parameters'] / 1e6:.2f} M parameters"
+        flops = summary["model"]["flops_per_clip"]
+        cost = "" if flops is None else f", {flops / 1e9:.2g} GFLOPs per clip"
+        sentences.append(f"Model: {size}{cost}.")
+    if summary.get("precise_bn"):
+        sentences.append(
+            f"Batch-norm statistics: recomputed from {summary['precise_bn']} training clips."
+        )
+    return [" ".join(sentences), ""] if sentences else []
 
 
 def _representation_rows(accuracies: dict[str, Any]) -> list[list[str]]:

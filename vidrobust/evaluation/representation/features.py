@@ -12,7 +12,7 @@ import torch
 
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
-from vidrobust.evaluation.loading import load_method
+from vidrobust.evaluation.loading import load_method, make_norms_precise
 from vidrobust.models import Model
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract
@@ -66,11 +66,14 @@ def write_features(
     with distributed.main_first():
         records, classes = build_records(cfg.data, split)
     seed_everything(cfg.seed, cfg.deterministic)
-    method = load_method(cfg, state, len(classes))
+    model = load_method(cfg, state, len(classes)).model.to(device)
     meta = _describe(cfg, state, records, classes, split, per_video=per_video)
     if path.is_file() and not overwrite and _read_meta(path) != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
-    features = _extract(cfg, method.model.to(device), records, path, meta, device)
+    if cfg.eval.precise_bn:
+        train, _ = build_records(cfg.data, "train")
+        make_norms_precise(cfg, model.backbone, train, device)
+    features = _extract(cfg, model, records, path, meta, device)
     if features.failed:
         raise UserError(
             f"{len(features.failed)} of {len(records)} videos do not decode and have no rows in"
@@ -115,6 +118,8 @@ def _describe(
         "step": state["step"],
         "weights_sha": checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average)),
         "manifest_sha": records_sha(records),
+        # files of earlier versions have no such entry
+        **({"precise_bn": cfg.eval.precise_bn} if cfg.eval.precise_bn else {}),
     }
 
 
