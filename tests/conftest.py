@@ -1,9 +1,10 @@
 import os
 
-# tests run in processes beside each other, and start others: a thread each
+# Tests run in several processes and start others: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import vidrobust  # noqa: F401, I001  (before torch: it says how OpenMP's threads wait, here and in processes of tests)
+# before torch: it sets how the threads of OpenMP wait, here and in processes that tests start
+import vidrobust  # noqa: F401, I001
 import pytest
 import torch
 

@@ -38,7 +38,7 @@ needs_ucf101_mini = pytest.mark.skipif(
 
 
 def has_backend(name: str) -> bool:
-    """Whether a decoder loads here: torchcodec also needs FFmpeg's libraries."""
+    """Return whether a decoder loads here: torchcodec also needs FFmpeg's libraries."""
     try:
         require_backend(name)
     except UserError:

@@ -25,13 +25,17 @@ GLOSSARY = {
     r"\bclimbs?\b": "increases",
     # documents that lie outside of the repository
     r"\b(METHODS|DESIGN|FIDELITY|CHECKPOINTS|ANCHORS)\b(\.md)?": "docs/references.md, or nothing",
-    r"\.\./shared|/work/": "a path of the repository",
 }
+# data beside the repository, which tests use where it is present
+OUTSIDE = {r"\.\./shared|/work/": "a path of the repository"}
 # names in code that stay: keys of state dicts, options and public parameters
-CODE = re.compile(r"`[^`]*`|\b\w+\.trunk\b(\.\w+)*|\btrunk\.|momentum_climbs|climbs=|\"trunk")
+CODE = re.compile(
+    r"`[^`]*`|\btrunk\\?\.|\b\w+\.trunk\b(\.\w+)*|\btrunk\.|momentum_climbs|climbs=|\"trunk"
+)
 # docstrings begin with a verb, or name a class or a quantity
 OPENING = re.compile(r"(What|Whether|Of|As|How|Where|Which|That|To what|One whose)\b")
 SOURCES = sorted((REPO / "vidrobust").rglob("*.py"))
+TESTS = [p for p in sorted((REPO / "tests").rglob("*.py")) if p.name != "test_language.py"]
 PAGES = [
     *(REPO / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((REPO / "docs").rglob("*.md")),
@@ -55,12 +59,15 @@ def prose_of(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=lambda path: str(path.relative_to(REPO)))
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *TESTS, *PAGES], ids=lambda path: str(path.relative_to(REPO))
+)
 def test_text_uses_the_words_of_the_field(path):
+    patterns = GLOSSARY if path in TESTS else GLOSSARY | OUTSIDE
     hits = []
     for number, line in prose_of(path):
         words = CODE.sub("", line)
-        for pattern, better in GLOSSARY.items():
+        for pattern, better in patterns.items():
             if found := re.search(pattern, words):
                 hits.append(f"{path.name}:{number}: {found[0]!r}; write {better}")
     assert not hits, "\n".join(hits)

@@ -74,7 +74,7 @@ def test_file_names_are_unique():
 
 
 def test_packages_only_export():
-    """What an __init__.py defines is found by nobody."""
+    """Nobody looks for definitions in an __init__.py."""
     for path in (REPO / "vidrobust").rglob("__init__.py"):
         if path.parent.name == "vidrobust":
             continue

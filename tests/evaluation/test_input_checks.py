@@ -1,4 +1,4 @@
-"""What evaluations are asked for, and what models answer, is checked before anything is counted."""
+"""Arguments of evaluations and outputs of models are checked before anything is counted."""
 
 import logging
 

@@ -1,6 +1,4 @@
-"""A folder holds one evaluation, of one process; what is lost is told, and nothing is guarded that
-cost nothing.
-"""
+"""A folder holds one evaluation of one process, and replaced results are named in a warning."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which options a method takes, and which it refuses."""
+"""Options that methods take and refuse."""
 
 import pytest
 
@@ -203,9 +203,7 @@ def test_a_k_of_all_but_one_is_let():
     ],
 )
 def test_the_momentum_of_adversarial_branches_is_the_methods_own(words, momentum):
-    """CLAE's code has 0.01 (METHODS section 2.1); ACL's and AdvCL's leave it at the default of a
-    batch norm.
-    """
+    """CLAE's code has 0.01; ACL's and AdvCL's use the default of a batch norm."""
     norms = [m for m in build_method(load(*words), 3).modules() if isinstance(m, BranchNorm)]
     assert norms and {norm.branches["clean"].momentum for norm in norms} == {0.1}
     assert {

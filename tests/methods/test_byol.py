@@ -88,7 +88,9 @@ def test_simsiam_without_its_stop_would_move_otherwise(batch):
 class Constants(nn.Module):
     def __init__(self, targets, views):
         super().__init__()
-        self.targets, self.inputs, self.model = targets, views, nn.Module()
+        self.targets = targets
+        self.inputs = views
+        self.model = nn.Module()
         self.model.use_branch = lambda branch: contextlib.nullcontext()
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""DeACL against its formula; any trunk as teacher; teachers that do not fit."""
+"""DeACL against its formula; any backbone as teacher; teachers that do not fit."""
 
 import copy
 import shutil
@@ -65,8 +65,8 @@ def test_the_teacher_stays_as_it_is(batch):
 
 
 def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
-    """Of another width, by the checkpoint's own configuration; on clips of another shape it is
-    refused.
+    """A teacher of another width is built by its checkpoint's configuration; one trained on clips
+    of another shape is refused.
     """
     train_state(tiny_config(ucf, "model.width=6"), tmp_path / "teacher")
     distill = ["method.name=distill", f"{ADVERSARY}name=deacl", f"{ADVERSARY}steps=1"]

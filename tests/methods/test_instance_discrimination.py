@@ -52,7 +52,7 @@ def test_uel_is_its_double_loop(temperature):
 
 
 def test_no_gradient_of_uel_reaches_the_second_factor():
-    """As the released code has it; with both factors the gradient is twice as large."""
+    """The released code stops it; with both factors the gradient is twice as large."""
     a = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     z = F.normalize(torch.cat([a, b]), dim=1)

@@ -225,7 +225,7 @@ def test_it_is_built_as_configured():
 
 
 def test_keys_of_several_ranks_are_computed_in_mixed_batches(monkeypatch):
-    """Rank 1 of two, by an encoder that tells its batch's mean: norms would tell as much."""
+    """On rank 1 of two, an encoder reveals the mean of its batch, as norms would."""
     method = moco(shuffle=True)
     x, order = torch.rand(8, 3), torch.randperm(8, generator=torch.Generator().manual_seed(0))
     halves = [x[order[:4]].mean(0), x[order[4:]].mean(0)]

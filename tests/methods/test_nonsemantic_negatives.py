@@ -1,6 +1,4 @@
-"""Negatives of diminished semantics in the losses, against transcriptions of METHODS section
-3.1.
-"""
+"""Non-semantic negatives in the losses, against transcriptions of Ge et al. 2021."""
 
 import copy
 import math
@@ -56,8 +54,8 @@ def batch(request):
 
 
 def extended(z, ids, t, stop=False):
-    """NT-Xent of V views' rows z by two loops, each row with its own video's negatives t (B, M, D)
-    besides.
+    """Return NT-Xent of V views' rows z by two loops, each row also with its own video's negatives
+    t (B, M, D).
     """
     z, t = F.normalize(z, dim=1), F.normalize(t, dim=2)
     other, t = (z.detach(), t.detach()) if stop else (z, t)
@@ -188,8 +186,11 @@ def test_rocl_and_acl_meet_them(batch, pairing):
         if pairing is rocl:
             with torch.no_grad():
                 other = model(x2)
-            aim = lambda v: extended(torch.cat([model(v), other]), two, t.detach(), stop=True)  # noqa: E731
-            x_adv = ascend(aim, x1)
+
+            def attacked(v, other=other):
+                return extended(torch.cat([model(v), other]), two, t.detach(), stop=True)
+
+            x_adv = ascend(attacked, x1)
         else:
             aim = lambda v: extended(model(v), two, t.detach())  # noqa: E731
             x_adv = ascend(aim, torch.cat([x1, x2]))

@@ -66,9 +66,7 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_the_adversarial_term_is_the_papers(batch):
-    """L(z1, z2) + alpha L(z1, z_adv): a transcription of METHODS section 2.1 with za and zb
-    computed apart.
-    """
+    """L(z1, z2) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020), its two views embedded apart."""
     views, ids, labels = batch
     x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))

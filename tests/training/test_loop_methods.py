@@ -1,4 +1,4 @@
-"""What the loop tells methods, and what they keep."""
+"""The training loop and what methods receive from it and keep."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
 
 
 def test_textures_that_are_made_anew_are_read_again(tmp_path):
-    """As the message of a run that stopped for them says."""
+    """The remedy that the message of a stopped run names works."""
     root, twins = tiny_ucf101(tmp_path / "data"), tmp_path / "twins"
     tiny_ucf101(twins)
     bad = [twins / f"videos/Beta/v_Beta_g{n:02d}_c01.avi" for n in (1, 2, 3)]

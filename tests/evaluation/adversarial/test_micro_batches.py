@@ -17,7 +17,10 @@ class Small:
     """A model on a machine whose memory holds `holds` clips, and fewer with their gradient."""
 
     def __init__(self, net, holds, backward=None):
-        self.net, self.holds, self.backward, self.sizes = net, holds, backward or holds, []
+        self.net = net
+        self.holds = holds
+        self.backward = backward or holds
+        self.sizes = []
 
     def __call__(self, x):
         if len(x) > self.holds:

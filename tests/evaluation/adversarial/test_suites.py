@@ -1,4 +1,4 @@
-"""Which attacks a suite runs, and what is refused before anything is decoded."""
+"""Attacks of each suite, and refusals before anything is decoded."""
 
 import dataclasses
 

@@ -148,7 +148,7 @@ def test_a_run_clusters_once_and_goes_on_bitwise(ucf, tmp_path):  # ucf: 8 train
 
 
 def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
-    """DynACL++: the head alone first, then TRADES; the trunk stays as it was meanwhile."""
+    """DynACL++: the head alone first, then TRADES; the backbone stays as it was meanwhile."""
     train_state(tiny_config(ucf), tmp_path / "first")
     words = [
         "method.name=supervised",

@@ -256,7 +256,7 @@ def test_a_worse_epoch_is_none(caplog, last):
 
 
 def test_the_watch_sees_both_attacks_once_an_epoch_and_changes_no_training():
-    """Of a linear model, FGSM and PGD break the same clips; random numbers and statistics stay."""
+    """FGSM and PGD break the same clips of a linear model; random numbers and statistics stay."""
     views, labels = torch.rand(6, 1, 3, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
     wanted = config.AdversaryConfig(name="fast", threats=["linf-0.5"], start="clip")
     found = []

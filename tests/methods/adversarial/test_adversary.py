@@ -186,7 +186,7 @@ def test_each_threat_is_looked_at_and_a_change_that_cancels_is_told(caplog):
 
 
 def test_a_view_that_has_not_moved_teaches_no_branch():
-    """While eps climbs from 0 it is the clean clip itself."""
+    """At the beginning of a schedule eps is 0 and the view is the clean clip."""
     net, x = model(), torch.rand(4, 3, 1, 16, 16)
     net.backbone.selector = nn.Linear(net.backbone.dim, 2)
     alone, same, moved = (

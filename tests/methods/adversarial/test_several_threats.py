@@ -73,7 +73,10 @@ def test_the_worst_view_has_the_largest_loss_against_the_view_as_it_was(batch):
     x1, two = views[:, 0], ids.repeat(2)
     with model.use_branch("adv"), torch.no_grad():
         anchor = model(x1)
-        loss = lambda v: nt_xent(torch.cat([anchor, model(v)]), two, T).view(2, -1).mean(0)  # noqa: E731
+
+        def loss(v):
+            return nt_xent(torch.cat([anchor, model(v)]), two, T).view(2, -1).mean(0)
+
         each = [
             Adversary([t])
             .views(model, lambda model: lambda v: loss_of(model, anchor, two, v), x1, 0)[0]

@@ -1,4 +1,4 @@
-"""TARO against a transcription of its formula (METHODS section 4.7 and the released code)."""
+"""TARO against a transcription of its formula (Kim et al. 2023, and the released code)."""
 
 import copy
 import math

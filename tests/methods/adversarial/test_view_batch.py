@@ -1,6 +1,4 @@
-"""Pairings of clean and adversarial views against transcriptions of their formulas (METHODS
-sections 2 and 4).
-"""
+"""Pairings of clean and adversarial views against transcriptions of their formulas."""
 
 import copy
 from functools import partial

@@ -159,10 +159,10 @@ def test_siblings_go_besides_and_unknown_groups_are_nobodys(batch):
 
 @pytest.mark.usefixtures("exact")
 def test_the_adversary_meets_the_same_masks(batch):
-    """What is removed between the first two clean views is removed from the adversarial loss and
-    the attack's.
+    """False negatives of the first two clean views are removed from the adversarial loss and the
+    attack's loss.
 
-    It is found once, among all clean views.
+    They are detected once, among all clean views.
     """
     views, ids, labels = batch
     clips = views.shape[1]
