@@ -30,7 +30,7 @@ GLOSSARY = {
 OUTSIDE = {r"\.\./shared|/work/": "a path of the repository"}
 # names in code that stay: keys of state dicts, options and public parameters
 CODE = re.compile(
-    r"`[^`]*`|\btrunk\\?\.|\b\w+\.trunk\b(\.\w+)*|\btrunk\.|momentum_climbs|climbs=|\"trunk"
+    r"`[^`]*`|\btrunk\\?\.|\b\w+\\?\.trunk\b(\.\w+)*|\btrunk\.|momentum_climbs|climbs=|\"trunk"
 )
 # docstrings begin with a verb, or name a class or a quantity
 OPENING = re.compile(r"(What|Whether|Of|As|How|Where|Which|That|To what|One whose)\b")
