@@ -108,7 +108,14 @@ def _nested(pages: list[str]) -> list[Any]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links that are relative to the file's place in the repository."""
+    """Rewrite links that are relative to the file's place in the repository.
+
+    Args:
+        markdown: text of the page.
+        page: the page.
+        config: of the site; with `repo_url`, links to files without a page lead there.
+        files: all files of the site.
+    """
     site_path = page.file.src_uri
     is_outside = page.file.abs_src_path is None  # its text comes from `on_files`
     source = _SOURCES[site_path] if is_outside else f"docs/{site_path}"
