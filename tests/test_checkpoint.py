@@ -113,7 +113,7 @@ def test_backbone_weights_are_loaded_with_the_prefixes_of_other_code(tmp_path, p
         "fc.weight": torch.ones(2)
     }
     torch.save({"state_dict": state}, tmp_path / "w.pt")
-    weights = checkpoint.trunk_state(str(tmp_path / "w.pt"))
+    weights = checkpoint.backbone_state(str(tmp_path / "w.pt"))
     other = build_backbone("r2plus1d_10", width=4)
     checkpoint.load_state(other.trunk, weights, "w.pt")
     assert all(
@@ -129,7 +129,7 @@ def test_backbone_weights_of_a_plain_model_state_are_its_clean_branch(tmp_path):
         model(torch.rand(4, 3, 1, 16, 16))
     torch.save({"format": 1, "model": model.state_dict()}, tmp_path / "c.pt")
     plain = build_backbone("r2plus1d_10", width=4)
-    checkpoint.load_state(plain.trunk, checkpoint.trunk_state(str(tmp_path / "c.pt")), "c.pt")
+    checkpoint.load_state(plain.trunk, checkpoint.backbone_state(str(tmp_path / "c.pt")), "c.pt")
     assert (plain.trunk[0][1].running_mean == 0).all()  # only the adversarial branch was used
 
 
@@ -157,7 +157,7 @@ def test_other_torch_files_are_refused_by_their_content(tmp_path, content, messa
     with pytest.raises(UserError, match=message):
         checkpoint.read_checkpoint(tmp_path / "x.pt")
     with pytest.raises(UserError, match="holds no state dict"):
-        checkpoint.trunk_state(str(tmp_path / "x.pt"))
+        checkpoint.backbone_state(str(tmp_path / "x.pt"))
 
 
 def test_a_file_that_holds_a_function_is_refused(tmp_path):

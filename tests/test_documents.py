@@ -99,8 +99,9 @@ def demo(tmp_path_factory):
     return top
 
 
-def test_the_demo_leaves_what_the_readme_lists(demo):
-    listed = re.search(r"    outputs/demo/\n((?:      .*\n)+)", (REPO / "README.md").read_text())[1]
+def test_the_demo_leaves_what_the_docs_list(demo):
+    page = (REPO / "docs/running.md").read_text()
+    listed = re.search(r"    outputs/demo/\n((?:      .*\n)+)", page)[1]
     assert (
         tool(
             "extract_features", "--checkpoint", "outputs/demo", "data.workers=0", cwd=demo

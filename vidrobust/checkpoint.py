@@ -396,11 +396,11 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     module.load_state_dict(state)
 
 
-def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
+def backbone_state(path: str, branch: str = "") -> dict[str, Tensor]:
     """Load backbone weights from a file or a run's folder.
 
     The file may be a backbone.pt, a training checkpoint of this package, or any state dict. A
-    training checkpoint gives its `measured_trunk`. Prefixes that other code puts before the
+    training checkpoint gives its `measured_backbone`. Prefixes that other code puts before the
     backbone (`module.`, `encoder.`, `backbone.`, `trunk.`) are removed. Classifiers (`fc.`,
     `head.`) and branch selectors are left out.
 
@@ -415,7 +415,7 @@ def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
     state = read(path)
     if isinstance(state, dict) and state.keys() >= KEYS:
         whole = state["model"]
-        backbone = measured_trunk(state, branch)
+        backbone = measured_backbone(state, branch)
     elif branch:
         raise UserError(f"{path}: has no batch-norm branches; give the folder of the run")
     else:
@@ -436,7 +436,7 @@ def trunk_state(path: str, branch: str = "") -> dict[str, Tensor]:
     return backbone
 
 
-def measured_trunk(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
+def measured_backbone(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
     """Return the backbone weights that a training checkpoint's own configuration evaluates.
 
     These are the last weights or their average (eval.average), of the branch eval.branch. If

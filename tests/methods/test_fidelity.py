@@ -7,7 +7,6 @@ from vidrobust.methods.fidelity import ENTRIES, document
 
 
 def test_the_document_is_up_to_date():
-    """python -m vidrobust.methods.fidelity > docs/fidelity.md"""
     assert (REPO / "docs/fidelity.md").read_text() == document()
 
 
@@ -17,6 +16,6 @@ def test_pages_and_tests_that_it_names_are_there():
     pages = {path.stem for path in (REPO / "configs").glob("*.yaml")}
     for entry in ENTRIES:
         assert set(entry.tests) <= known, entry.method
-        assert all(page in pages for page in entry.page.split(", ") if "=" not in page), (
+        assert all(page in pages for page in entry.config.split(", ") if "=" not in page), (
             entry.method
         )

@@ -22,7 +22,7 @@ TINY = ModelConfig(backbone="r2plus1d_10", width=4, hidden=8, dim=8)
 
 def moco(size: int = 12, momentum: float = 0.9, removal=None, **options) -> MoCo:
     model = build_model(TINY, "projector")
-    encoder = MomentumEncoder(model, momentum, climbs=False)
+    encoder = MomentumEncoder(model, momentum, increases=False)
     return MoCo(model, encoder, MoCoSettings(0.2, size, 8, **options), removal)
 
 
@@ -82,7 +82,7 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
     model = add_branches(build_model(replace(TINY, hidden=64), "projector"))
     method = MoCo(
         model,
-        MomentumEncoder(model, 0.9, climbs=False),
+        MomentumEncoder(model, 0.9, increases=False),
         MoCoSettings(0.2, 12, 8, alpha=0.7),
         adversary=one_step(0.02),
     )
@@ -189,7 +189,7 @@ def test_several_clips_are_several_positives(batch):
 def test_momentum_schedules_and_range():
     encoder = MomentumEncoder(build_model(TINY, "projector"), 0.9)
     assert [encoder.at(p) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.95, 1.0])
-    assert MomentumEncoder(encoder.model, 0.9, climbs=False).at(1) == 0.9
+    assert MomentumEncoder(encoder.model, 0.9, increases=False).at(1) == 0.9
     with pytest.raises(ValueError, match=r"momentum=1.5: must be 0 to 1"):
         MomentumEncoder(encoder.model, 1.5)
     other = build_model(TINY, "projector")

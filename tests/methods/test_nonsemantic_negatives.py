@@ -96,7 +96,7 @@ def test_mocos_logits_are_the_published_ones(batch):
     model = build_model(TINY, "projector")
     method = MoCo(
         model,
-        MomentumEncoder(model, 0.9, climbs=False),
+        MomentumEncoder(model, 0.9, increases=False),
         MoCoSettings(T, 12, 8, alpha_negatives=ALPHA),
     )
     method.encoder.start_from(model)
@@ -228,7 +228,7 @@ def test_plain_has_them_in_its_one_direction(batch):
 def test_positives_alone_are_pushed_from_them_by_a_term(batch, name, adversarial):
     views, ids, labels = batch
     model = build_model(TINY, "normed_projector")
-    target = MomentumEncoder(model, 0.9, climbs=False) if name == "byol" else None
+    target = MomentumEncoder(model, 0.9, increases=False) if name == "byol" else None
     adversary = Adversary(
         [ThreatModel("linf", 0.0)], branches=("clean",)
     )  # it leaves clips as they are

@@ -214,7 +214,7 @@ def test_a_run_goes_on_as_it_was_measured(ucf, tmp_path):
         "eval.branch=adv2",
     ]
     state = train_state(tiny_config(ucf, *words), tmp_path / "first")
-    trunk = checkpoint.trunk_state(str(tmp_path / "first"))
+    trunk = checkpoint.backbone_state(str(tmp_path / "first"))
     key = next(key for key in state["model"] if key.endswith(".branches.adv2.running_mean"))
     plain = key.removeprefix("backbone.trunk.").replace(".branches.adv2.", ".")
     assert torch.equal(trunk[plain], state["model"][key]) and not any(

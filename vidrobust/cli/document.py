@@ -166,6 +166,14 @@ def table(file: str, name: str) -> str:
     return Table(**tables[name]).markdown()
 
 
+def methods() -> str:
+    """Return the table of methods, papers and config files."""
+    lines = ["| method | paper | config file |", "|---|---|---|"]
+    for entry in fidelity.ENTRIES:
+        lines.append(f"| {entry.method} | {entry.paper} | {_code(entry.config.split(', '))} |")
+    return "\n".join(lines) + "\n"
+
+
 def released_methods() -> str:
     """Return the table of methods before and after they became as released, from its JSON file.
 
@@ -202,6 +210,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tree": tree,
     "formats": formats,
     "method_costs": method_costs,
+    "methods": methods,
     "method_options": method_options,
     "released_methods": released_methods,
 }

@@ -312,7 +312,9 @@ def write_video(
     """
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
-        stream.height, stream.width = frames.shape[1:3]
+        height, width = frames.shape[1:3]
+        stream.height = height
+        stream.width = width
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the bytes must not depend on the number of cores
         if codec == "mpeg4":

@@ -123,7 +123,7 @@ def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
 
 
 def _momentum(options: config.MethodConfig, model: Model) -> MomentumEncoder:
-    return MomentumEncoder(model, options.momentum, climbs=options.momentum_climbs)
+    return MomentumEncoder(model, options.momentum, increases=options.momentum_climbs)
 
 
 def _pairing(options: config.MethodConfig) -> Pairing | None:

@@ -1,6 +1,6 @@
-"""Agreement with authors' code and departures from it: docs/fidelity.md.
+"""Agreement of methods with their authors' code: the entries of docs/fidelity.md.
 
-python -m vidrobust.methods.fidelity > docs/fidelity.md
+`python tools/document.py` writes the page.
 """
 
 from dataclasses import dataclass
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Departure:
-    """A difference that is kept on purpose: what, why, and the option that undoes it, if one
-    does.
+    """A difference that is kept on purpose.
+
+    Attributes:
+        what: differs.
+        why: it is kept.
+        option: that undoes it, or "".
     """
 
     what: str
@@ -19,27 +23,33 @@ class Departure:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method beside its authors' code.
+    """A method compared with its authors' code.
 
-    page: the configuration of the paper's own step. code: repository and the revision that was
-    read. tests: those in tests/methods/reference/ that compare one step, or other tests that do.
+    Attributes:
+        method: its name.
+        paper: authors and year.
+        code: repository and revision that were read.
+        config: the config file of the paper's recipe.
+        tests: that compare one step, in tests/methods/reference/ or elsewhere.
+        departures: differences that are kept.
     """
 
     method: str
     paper: str
     code: str
-    page: str
+    config: str
     tests: tuple[str, ...]
     departures: tuple[Departure, ...] = ()
 
 
 _START = Departure(
     "random starts are clipped to [0, 1]",
-    "there the first pass sees clips that are none; from the second step on both are clipped",
+    "the released code clips from the second step on, so that its first pass is on clips outside"
+    " of [0, 1]",
 )
 _ATTACK_STATISTICS = Departure(
-    "the attack moves no running statistics of norms",
-    "clips that are thrown away are not what a model is evaluated on",
+    "the attack does not update running statistics of norms",
+    "models are not evaluated on intermediate clips of an attack",
 )
 
 ENTRIES = (
@@ -58,6 +68,26 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "MoCo v2, non-semantic negatives",
+        "Chen et al. 2020 (MoCo v2); Ge et al. 2021",
+        "SongweiGe/Contrastive-Learning-with-Non-Semantic-Negatives",
+        "cifar10_moco, cifar10_moco_patch",
+        ("test_mocos_logits_are_the_published_ones",),
+        (
+            Departure(
+                "keys of the query's own video in the queue are ignored",
+                "they are positives, not negatives; at the paper's queue length there are few",
+            ),
+        ),
+    ),
+    Entry(
+        "False-negative removal",
+        "Gupta et al. 2022",
+        "the paper's description",
+        "cifar10_csl_fnr, ucf101_csl_fnr",
+        ("test_fixed_and_top_k_and_both",),
+    ),
+    Entry(
         "BYOL",
         "Grill et al. 2020",
         "the paper's formula",
@@ -72,6 +102,13 @@ ENTRIES = (
         ("test_byol_and_simsiam",),
     ),
     Entry(
+        "VICReg",
+        "Bardes et al. 2022",
+        "facebookresearch/vicreg",
+        "cifar10_vicreg",
+        ("test_its_terms_are_the_papers",),
+    ),
+    Entry(
         "UEL and its CLAE",
         "Ye et al. 2019; Ho and Vasconcelos 2020",
         "chihhuiho/CLAE@6986061",
@@ -80,7 +117,7 @@ ENTRIES = (
         (
             Departure(
                 "eps is of pixels in [0, 1], and clips stay there",
-                "budgets of all methods are alike",
+                "the budgets of all methods have the same meaning",
                 "method.adversary.faithful=true",
             ),
         ),
@@ -94,7 +131,7 @@ ENTRIES = (
         (
             Departure(
                 "the second view is embedded once in the attack, not at each step",
-                "it does not change there",
+                "it does not change during the attack",
             ),
         ),
     ),
@@ -122,8 +159,8 @@ ENTRIES = (
         (
             _START,
             Departure(
-                "weight and augmentation change with the epoch that begins",
-                "there the weight is one epoch of 1000 ahead of the augmentation",
+                "weight and augmentation change at the beginning of the same epoch",
+                "in the released code the weight is one epoch of 1000 ahead of the augmentation",
             ),
         ),
     ),
@@ -145,9 +182,9 @@ ENTRIES = (
             _START,
             _ATTACK_STATISTICS,
             Departure(
-                "pseudo-labels are of the features of the page's own teacher",
-                "networks trained on ImageNet see labels, and no video has one",
-                "method.teacher=BACKBONE.pt of any trunk",
+                "pseudo-labels come from a teacher that is trained without labels",
+                "the released code uses a network trained with ImageNet's labels",
+                "method.teacher=backbone.pt of any backbone",
             ),
         ),
     ),
@@ -158,9 +195,10 @@ ENTRIES = (
         "cifar10_taro",
         ("test_taro_on_simsiam", "test_taro_chooses_otherwise_in_eval_mode"),
         (
-            Departure("choosing targets moves no running statistics", "as for attacks"),
+            Departure("the choice of targets does not update running statistics", "as for attacks"),
             Departure(
-                "a clip is never taken for itself", "there it may be, where all others are opposite"
+                "a clip is never its own target",
+                "in the released code it may be, if all others point the opposite way",
             ),
         ),
     ),
@@ -180,8 +218,8 @@ ENTRIES = (
         ("test_pseudo_labels_finetune_without_labels",),
         (
             Departure(
-                "TRADES begins at random points, there at the images themselves",
-                "there the first gradient is 0 but for rounding",
+                "TRADES begins at random points, in the released code at the images themselves",
+                "at the images the first gradient is 0 but for rounding",
                 "method.adversary.start=clip",
             ),
         ),
@@ -192,7 +230,12 @@ ENTRIES = (
         "google-research/fnc@adf5da5",
         "method.false_negatives.rule=topk_threshold",
         ("test_fixed_and_top_k_and_both",),
-        (Departure("the loss is a mean over anchors, there twice that", "as all losses here"),),
+        (
+            Departure(
+                "the loss is the mean over anchors, in the released code twice that",
+                "all contrastive losses of this package are means",
+            ),
+        ),
     ),
     Entry(
         "CLAE",
@@ -222,32 +265,40 @@ ENTRIES = (
         (
             _ATTACK_STATISTICS,
             Departure(
-                "free begins each batch at a new random point, there at the last one's",
-                "the last batch's clips are others",
+                "free begins each batch at a new random point, the released code at the"
+                " perturbation of the last batch",
+                "the last batch has other clips",
             ),
             Departure(
-                "PGD training attacks in eval mode, fast_adversarial's in training mode",
-                "Madry et al. do so",
+                "PGD training attacks in eval mode, fast_adversarial in training mode",
+                "Madry et al. 2018 attack in eval mode",
             ),
         ),
     ),
 )
 
-_HEAD = """# Fidelity: methods beside their authors' code
+_HEAD = """# Fidelity: do methods agree with their authors' code?
 
-Generated by `python -m vidrobust.methods.fidelity`. Tests in tests/methods/reference compare one
-step with a step written anew from the description of the released code, in double precision, on
-clips of four frames and on images: the loss to 1e-9, every sign of the adversarial clips, the
-gradient, a step of the optimizer (LARS or SGD as the code has it) and the running statistics to
-1e-7. Three departures are asserted there: a pass for each view, and running statistics that
-AdvCL's attack and TARO's choice move. CLAE, PGD, fast and TRADES are compared with their formulas
-in other tests, losses to 1e-6; FNC's rule is compared with a loop; DynACL++ and free have tests
-of what they do. The formulas of A-InfoNCE, AIR, SupContrast, UEL, AdvCL's filter and TARO's
-choice were run beside the released functions themselves: losses agree to 1e-6 (RoCL's and
-A-InfoNCE's add 1e-8 inside of logarithms) or to all digits. Deviations of recipes stand in the
-pages, beside the values.
+Yes, step by step, apart from the departures below. This page is generated from
+`vidrobust/methods/fidelity.py` by `python tools/document.py`.
 
-| method | paper | code that was read | page in configs/ | departures |
+How it is tested (`tests/methods/reference/`):
+
+- One step is compared with a step written anew from the description of the released code, in
+  double precision, on clips of four frames and on images.
+- Tolerances: the loss 1e-9; all signs of the adversarial clips equal; gradient, one optimizer step
+  (LARS or SGD as in the code) and running statistics 1e-7.
+- Three departures are asserted with their size: a pass per view, and the running statistics that
+  AdvCL's attack and TARO's choice of targets update in the released code.
+- CLAE, PGD, fast and TRADES are compared with their formulas in other tests, losses to 1e-6. FNC's
+  rule is compared with a loop. DynACL++ and free have tests of their behaviour.
+- The formulas of A-InfoNCE, AIR, SupContrast, UEL, AdvCL's filter and TARO's choice were also run
+  next to the released functions: losses agree to 1e-6 (RoCL and A-InfoNCE add 1e-8 inside of
+  logarithms) or in all digits.
+
+Where a recipe deviates from the released script, its config file says so next to the value.
+
+| method | paper | code that was read | config file | departures |
 |---|---|---|---|---|
 """
 
@@ -257,7 +308,9 @@ def document() -> str:
     lines = [_HEAD.rstrip("\n")]
     for entry in ENTRIES:
         count = len(entry.departures) or "none"
-        lines.append(f"| {entry.method} | {entry.paper} | {entry.code} | {entry.page} | {count} |")
+        lines.append(
+            f"| {entry.method} | {entry.paper} | {entry.code} | {entry.config} | {count} |"
+        )
     lines += ["", "## Departures", "", "| method | what | why | option |", "|---|---|---|---|"]
     for entry in ENTRIES:
         for each in entry.departures:
@@ -266,7 +319,3 @@ def document() -> str:
     lines += ["", "## Tests", "", "| method | tests |", "|---|---|"]
     lines += [f"| {e.method} | {', '.join(f'`{test}`' for test in e.tests)} |" for e in ENTRIES]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(document(), end="")

@@ -20,16 +20,16 @@ class MomentumEncoder(nn.Module):
     Args:
         model: copied.
         momentum: m at the start, 0 to 1.
-        climbs: increase m during training.
+        increases: m increases during training; False: it is constant.
     """
 
-    def __init__(self, model: Model, momentum: float, *, climbs: bool = True) -> None:
+    def __init__(self, model: Model, momentum: float, *, increases: bool = True) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum={momentum}: must be 0 to 1")
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.momentum = momentum
-        self.climbs = climbs
+        self.increases = increases
 
     @torch.no_grad()
     def start_from(self, model: Model) -> None:
@@ -46,7 +46,7 @@ class MomentumEncoder(nn.Module):
 
     def at(self, progress: float) -> float:
         """Return the momentum at a fraction of training in 0 to 1."""
-        if not self.climbs:
+        if not self.increases:
             return self.momentum
         return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
 

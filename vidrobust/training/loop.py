@@ -89,7 +89,7 @@ def _train(run: TrainingRun) -> Path:
         if run.start >= run.total:
             log.info(f"training was complete at step {run.total}")
         last = checkpoint.read_checkpoint(checkpoints / "last.pt")
-        checkpoint.write_atomic(run.out / "backbone.pt", checkpoint.measured_trunk(last))
+        checkpoint.write_atomic(run.out / "backbone.pt", checkpoint.measured_backbone(last))
     distributed.barrier()  # every rank finds the last checkpoint
     return checkpoints / "last.pt"
 

@@ -150,7 +150,7 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
     backbone = method.model.backbone
     if weights:
         try:
-            state = checkpoint.trunk_state(weights)
+            state = checkpoint.backbone_state(weights)
         except UserError as error:
             raise UserError(f"model.weights: {error}") from None
         checkpoint.load_state(backbone.trunk, state, weights)
@@ -186,7 +186,7 @@ def _make_pseudo_labels(
     if cfg.method.clusters_from:
         weights = cfg.model.weights
         backbone = copy.deepcopy(backbone)
-        state = checkpoint.trunk_state(weights, cfg.method.clusters_from)
+        state = checkpoint.backbone_state(weights, cfg.method.clusters_from)
         checkpoint.load_state(backbone.trunk, state, weights)
     if distributed.rank() == 0:
         log.info(

@@ -31,7 +31,7 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
         model = teacher_cfg.model
     backbone = configured_backbone(model)
     try:
-        checkpoint.load_state(backbone.trunk, checkpoint.trunk_state(path), path)
+        checkpoint.load_state(backbone.trunk, checkpoint.backbone_state(path), path)
     except UserError as error:
         if has_config:
             raise

@@ -162,12 +162,12 @@ def test_pseudo_labels_finetune_without_labels(ucf, tmp_path):
         "optim.weight_decay=0",
     ]
     state = train_state(tiny_config(ucf, *words), tmp_path / "second")
-    begin = checkpoint.trunk_state(str(tmp_path / "first"))
-    half = checkpoint.trunk_state(str(tmp_path / "second/checkpoints/step_00000002.pt"))
+    begin = checkpoint.backbone_state(str(tmp_path / "first"))
+    half = checkpoint.backbone_state(str(tmp_path / "second/checkpoints/step_00000002.pt"))
     assert all(torch.equal(value, half[key]) for key, value in begin.items()), (
         "weights and statistics"
     )
-    end = checkpoint.trunk_state(str(tmp_path / "second"))
+    end = checkpoint.backbone_state(str(tmp_path / "second"))
     assert any(not torch.equal(value, end[key]) for key, value in begin.items())
     assert state["model"]["head.weight"].shape[0] == 2
     assert set(state["method"]["pseudo.labels"].flatten().tolist()) == {0, 1}
@@ -196,7 +196,7 @@ def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_
     ]
     state = train_state(tiny_config(ucf, *words), tmp_path / "second")
     clean, adv = (
-        checkpoint.trunk_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv")
+        checkpoint.backbone_state(str(tmp_path / "first"), branch) for branch in ("clean", "adv")
     )
     norm = next(key for key in clean if key.endswith("running_mean"))
     assert not torch.equal(clean[norm], adv[norm])

@@ -281,7 +281,7 @@ def test_similarities_are_float32_under_autocast(batch):
 def test_the_momentum_encoder_follows_in_training_alone_and_starts_from_the_model(batch):
     views, ids, labels = batch
     model, other = build_model(TINY, "projector"), build_model(TINY, "projector")
-    detector = MomentumEncoder(other, 0.5, climbs=False)
+    detector = MomentumEncoder(other, 0.5, increases=False)
     removal = Removal(RULES["quantile"].rule)
     method = SimCLR(
         model,

@@ -156,7 +156,7 @@ def test_byol_and_simsiam(batch, name):
     predictor = nn.Sequential(
         nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)
     )
-    slow = MomentumEncoder(model, 0.9, climbs=False) if name == "byol" else None
+    slow = MomentumEncoder(model, 0.9, increases=False) if name == "byol" else None
     method = BYOL(model, predictor, slow)
     with torch.no_grad():
         for p in method.model.parameters():
@@ -236,7 +236,7 @@ def test_dynacl_has_a_momentum_encoder_in_both_streams_and_in_the_attack(batch):
         LossSettings(T),
         attack(),
         pairing=dynacl,
-        slow=MomentumEncoder(model, 0.9, climbs=False),
+        slow=MomentumEncoder(model, 0.9, increases=False),
     )
     with torch.no_grad():
         for p in method.model.parameters():

@@ -107,7 +107,7 @@ def overlap(
 # --- Layers ---
 
 
-def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
+def by_layer(network: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
     """Return the outputs of a network's layers, averaged over time and space.
 
     The layers are the children of the network, in the order in which they run. Each child in a list
@@ -116,7 +116,7 @@ def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
     frames. The two pathways of a child that has two are concatenated.
 
     Args:
-        trunk: the network whose children are the layers.
+        network: the network whose children are the layers.
         encode: runs the network.
         x: clips, (B, C, T, H, W) in [0, 1].
 
@@ -126,7 +126,7 @@ def by_layer(trunk: nn.Module, encode: Encode, x: Tensor) -> dict[str, Tensor]:
     outputs: dict[str, Tensor] = {}
     handles = [
         layer.register_forward_hook(partial(_keep_output, outputs, name, len(x)))
-        for name, layer in _layers(trunk)
+        for name, layer in _layers(network)
     ]
     try:
         with torch.no_grad():
