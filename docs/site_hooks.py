@@ -35,13 +35,14 @@ _SOURCES = {page: source for source, page in OUTSIDE.items()}
 # Section of the navigation -> beginnings of the paths of its pages, in this order. All other pages
 # are in the last section.
 SECTIONS: dict[str, tuple[str, ...]] = {
+    "Running": ("running", "examples"),
     "Methods": ("methods", "adversarial", "false_negatives", "negatives", "fidelity"),
     "Robustness": ("threat", "attack", "robust", "corruption", "measures", "evaluation"),
     "Data": ("data", "decoding", "datasets/"),
     "Results": ("results/",),
     "Benchmarks": ("benchmarks",),
     "Reference": ("api", "architecture", "references"),
-    "More": ("examples", "contributing", "changelog"),
+    "More": ("contributing", "changelog"),
 }
 
 
@@ -108,7 +109,14 @@ def _nested(pages: list[str]) -> list[Any]:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links that are relative to the file's place in the repository."""
+    """Rewrite links that are relative to the file's place in the repository.
+
+    Args:
+        markdown: text of the page.
+        page: the page.
+        config: of the site; with `repo_url`, links to files without a page lead there.
+        files: all files of the site.
+    """
     site_path = page.file.src_uri
     is_outside = page.file.abs_src_path is None  # its text comes from `on_files`
     source = _SOURCES[site_path] if is_outside else f"docs/{site_path}"
