@@ -107,7 +107,7 @@ def test_a_stop_signal_to_the_whole_group_writes_a_checkpoint_and_leaves_no_proc
     assert process.returncode == EXIT_STOPPED, errors
     assert "Traceback" not in errors and "died" not in errors
     message = errors.strip().splitlines()[-1]
-    assert message.startswith("stopped: after step") and "--resume goes on" in message
+    assert message.startswith("stopped: after step") and "--resume continues" in message
     step = int(message.split("after step ")[1].split()[0])
     assert checkpoint.read_checkpoint(place / "out")["step"] == step
     assert_ends(process.pid)
