@@ -44,6 +44,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
     options = cfg.method
     spec = METHODS[options.name]
     adversary = adversary_spec(options.adversary)
+    # an adversary that changes the method itself builds it, such as TRADES
     build = spec.build if adversary is None or adversary.build is None else adversary.build
     method = build(
         Parts(
@@ -60,6 +61,7 @@ def build_method(cfg: config.Config, classes: int) -> Method:
             key_encoder=has_key_encoder(options.adversary),
         )
     )
+    # after the branches are added, so that all of them are synchronised
     together = options.norm == "sync" and distributed.world() > 1
     return nn.SyncBatchNorm.convert_sync_batchnorm(method) if together else method
 

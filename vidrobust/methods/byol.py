@@ -99,6 +99,7 @@ class BYOL(Method):
 
         Running statistics of norms remain those of views, because evaluation uses them for views.
         """
+        # negatives are targets, which have no gradient in either method
         encoder = self.model if self.target is None else self.target
         with frozen_statistics(self.model):
             z = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
@@ -115,6 +116,7 @@ class BYOL(Method):
             negatives: targets (B, M, D) of non-semantic negatives, or None.
         """
         cosine = _mean_cosine(predictions, targets)
+        # scale: of one similarity in the loss of a pair, so that negatives weigh like positives
         if self.target is None:
             scale, loss = 0.5, -cosine
         else:

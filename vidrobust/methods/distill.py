@@ -76,8 +76,10 @@ class Distill(Method):
         adv_views = []
         if self.adversary is not None:
             adv_views = self.adversary.views(self.model, make_loss, x, progress)
+        # one pass of both, so that running statistics are those of clean and adversarial clips
         features, *adv_features = together(self.model, [x], adv_views)
         clean = -similarity(self.map(features), target)
+        # the adversarial term compares the student with itself, without the map
         if self.adversary is None:
             return {"loss": clean}
         adv = average([-similarity(each, features) for each in adv_features])

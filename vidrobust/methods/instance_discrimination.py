@@ -66,6 +66,7 @@ class InstDisc(AdversarialSimCLR):
             adversarial: not used.
             extra: (2 * B, M) logits of more negatives.
         """
+        # one loss per pair; only the first view has negatives of its own
         first_view = None if extra is None else extra[: len(ids)]
         return self.pair_loss(z[0], z[1], self.loss.temperature, first_view).repeat(2)
 
@@ -81,6 +82,7 @@ def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None)
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = (F.normalize(full_precision(z), dim=1) for z in (a, b))
+        # the positive of an anchor is the candidate in the same place of the whole batch
         candidates = distributed.gather(b)
         number = torch.arange(len(candidates), device=a.device)
         positives = number[distributed.here(len(a)), None] == number
@@ -104,7 +106,7 @@ def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -
         z = F.normalize(full_precision(torch.cat([a, b])), dim=1)
         everyone = distributed.gather(z.detach())
         number = torch.arange(len(everyone), device=z.device)
-        rows = number[distributed.here(len(z))]
+        rows = number[distributed.here(len(z))]  # of this rank's 2B embeddings
         itself = rows[:, None] == number
         positives = rows.roll(len(a))[:, None] == number
         log_p = (z / temperature @ everyone.T).masked_fill(itself, -torch.inf).log_softmax(1)

@@ -138,6 +138,7 @@ class MoCo(Method):
             progress: fraction of training done.
         """
         query = self.model(views[:, 0])
+        # in MoCo's code too, keys are those of the encoder after its update
         if self.training:
             self.encoder.follow(self.model, progress)
         keys = self._keys(views[:, 1 : self.views])
@@ -154,6 +155,7 @@ class MoCo(Method):
     def query_loss(self, query: Tensor, candidates: _Candidates) -> Tensor:
         """Return the loss (B,) of queries (B, D) of any norm."""
         temperature = self.settings.temperature
+        # logits in full precision: in bf16, keys of a long queue differ by less than its resolution
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(full_precision(query), dim=1)
             own = torch.einsum("bd,vbd->bv", query, candidates.keys)
@@ -184,6 +186,7 @@ class MoCo(Method):
             progress: fraction of training done.
         """
 
+        # the attack and the learned loss compare with the same keys and queue
         def loss(x: Tensor) -> Tensor:
             return self.query_loss(self.model(x), candidates)
 
@@ -204,6 +207,8 @@ class MoCo(Method):
         """Return the keys (B, D) of clips, computed in batches that are mixed over all ranks."""
         if not self.settings.shuffle or distributed.world() == 1:
             return self.encoder(x)
+        # Shuffled batch norm (He et al. 2020, section 3.3). All ranks must use the same order, which
+        # therefore comes from the number of the step.
         everyone = distributed.gather(x)
         generator = torch.Generator().manual_seed(int(self.steps))  # the same on all ranks
         order = torch.randperm(len(everyone), generator=generator).to(x.device)
@@ -237,6 +242,7 @@ class MoCo(Method):
             if self.settings.detect_on_keys:
                 anchors = keys[0]
             masks = self.removal(anchors, self.queue, (ids, self.queue_ids), progress)
+        # columns: the V - 1 keys of the query, which are positives, then the queue
         own = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
         ignore = ids[:, None] == self.queue_ids
         attract = torch.zeros_like(ignore) if masks.attract is None else masks.attract
@@ -256,6 +262,7 @@ class MoCo(Method):
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Replace the oldest of the queue by the keys of all ranks, view by view."""
+        # every rank enqueues the keys of all ranks, so that queues stay equal
         new_keys = torch.cat([distributed.gather(key) for key in keys])
         new_ids = distributed.gather(ids).repeat(len(keys))
         offsets = torch.arange(len(new_keys), device=new_keys.device)
@@ -268,6 +275,7 @@ class MoCo(Method):
 
 def _build(parts: Parts) -> MoCo:
     options = parts.options
+    # a batch that is longer than the queue would overwrite its own keys
     keys = parts.batch_size * (options.clips_per_video - 1)
     if options.queue < keys:
         raise UserError(

@@ -55,7 +55,7 @@ class PseudoLabels(nn.Module):
         Raises:
             UserError: for more clusters than videos that decode.
         """
-        self.set_videos(len(self.labels))
+        self.set_videos(len(self.labels))  # videos that do not decode keep -1
         if max(self.counts) > len(index):
             raise UserError(
                 f"{self.option}: {max(self.counts)} clusters, and {len(index)} training videos"
@@ -96,6 +96,7 @@ def k_means(x: Tensor, k: int, *, iterations: int = 20, seed: int = 0) -> Tensor
         if torch.equal(nearest, labels):
             break
         labels = nearest
+        # the centre of a cluster is the direction of the sum of its unit vectors
         sums = torch.zeros_like(centres).index_add_(0, labels, x)
         empty = torch.bincount(labels, minlength=k) == 0
         sums[empty] = x[similarity.argsort()[: int(empty.sum())]]

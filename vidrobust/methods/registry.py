@@ -113,6 +113,7 @@ def require_options(cfg: config.Config) -> None:
 
 def require_method(options: config.MethodConfig) -> None:
     """Raise UserError for an unknown method or adversary, and for options they do not take."""
+    # the entry says what the method refuses, with its reason
     spec = lookup(METHODS, options.name, "method.name")
     if options.negatives.names and (why := spec.refuses.get("negatives")):
         names = ",".join(options.negatives.names)
@@ -253,6 +254,7 @@ def unmeasured(cfg: config.Config) -> str:
 
 def fixed_options() -> list[str]:
     """Return the keys of `method.*` that a resume may not change."""
+    # those of all methods, then what entries add
     keys = {"name", "adversary.name", "adversary.combine", "adversary.schedule"}
     keys |= {"adversary.selector", "false_negatives.rule", "false_negatives.encoder"}
     keys |= {"false_negatives.clusters"}
@@ -297,6 +299,7 @@ def _switched_off(cfg: config.Config) -> list[str]:
 
 def _used_options(options: config.MethodConfig) -> set[str]:
     """Return the keys of `method.*` that have an effect as the method is configured."""
+    # every group adds the keys that its own switches have turned on
     used = _SHARED | METHODS[options.name].options
     if options.clusters:
         used |= {"clusters_from", "clusters_metric"}

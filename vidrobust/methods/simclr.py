@@ -116,6 +116,7 @@ class SimCLR(Method):
         detected = self.detect(self.embeddings_to_detect_in(clips, z), ids, progress)
         masks = self.false_negative_masks(detected)
         extra = self.negative_logits(z, negatives)
+        # anchors are view by view: the mean over the views of each video is left
         loss = self.contrast(z, ids, labels, masks, extra=extra).view(len(z), -1).mean(0)
         return {"loss": loss} | negative_cosine(z[0], negatives)
 
@@ -153,9 +154,11 @@ class SimCLR(Method):
         """
         if self.removal is None:
             return None
+        # similarities in bf16 would tie
         all_views = full_precision(torch.cat(list(z)).detach())
         keys = ids.repeat(len(z))
         if self.training:
+            # the first view stands for its video in the next clustering
             self.removal.remember(all_views[: len(ids)], ids)
         sides = keys, distributed.gather(keys)
         return self.removal.detect(all_views, distributed.gather(all_views), sides, progress)
@@ -181,6 +184,7 @@ class SimCLR(Method):
             return Masks()
         if views is None or tuple(views) == tuple(range(self.clips)):
             return self.removal.masks(detected)
+        # a pairing with other views, such as [z1, z2, z_adv], where z_adv takes the place of z1
         return self.removal.masks(detected.at(views, self.clips))
 
     # Non-semantic negatives (Ge et al. 2021)
@@ -318,6 +322,7 @@ class AdversarialSimCLR(SimCLR):
         """
         if self.adversary is None:
             return super().forward(views, ids, labels, progress)
+        # false negatives are detected by the encoder of this step, before anything is embedded
         self.follow(self.detector, progress)
         batch = ViewBatch(
             self,
@@ -330,6 +335,7 @@ class AdversarialSimCLR(SimCLR):
             negatives=self.embed_negatives(views),
             joint=self.joint_encoder(),
         )
+        # the pairing embeds what it needs: some have no clean stream
         parts = self.pairing(batch)
         self.follow(self.slow, progress)  # after the batch is embedded, as in the released code
         if batch.is_embedded(0):
@@ -354,6 +360,7 @@ class AdversarialSimCLR(SimCLR):
         """
         if not adversarial:
             return {}
+        # rows are view by view, as in `contrast`
         asymmetric = None
         if self.loss.asymmetry is not None:
             which = torch.tensor([v in adversarial for v in range(count)], device=ids.device)
@@ -400,12 +407,14 @@ def loss_settings(options: config.MethodConfig) -> LossSettings:
 def _build(parts: Parts, kind: type[AdversarialSimCLR]) -> AdversarialSimCLR:
     options = parts.options
     model = parts.model()
+    # a momentum encoder that nothing uses would only cost memory
     rule = options.false_negatives
     detects_slowly = rule.rule != "none" and rule.encoder == "momentum"
     return kind(
         model,
         loss_settings(options),
         parts.attack(),
+        # an anchor's negatives are all views of the other videos
         parts.removal(options.clips_per_video * (parts.batch_size - 1)),
         pairing=parts.pairing() or clae,
         views=ViewSettings(options.clips_per_video, options.joint_views, parts.uses_original),

@@ -60,6 +60,7 @@ class Supervised(Method):
         """
         labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]
         if self.training and progress < self.head_first:
+            # eval mode: the norms of a pretrained backbone keep their statistics
             with torch.no_grad(), in_mode(self.model.backbone, False):
                 features = self.model.backbone(views[:, 0])
             return {"loss": cross_entropy(self.model.head(features), labels)}

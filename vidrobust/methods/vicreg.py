@@ -75,6 +75,7 @@ def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     with torch.autocast(a.device.type, enabled=False):
         invariance = (a - b).square().mean(1)
+        # variance and covariance are statistics of the batch of all ranks
         whole = [distributed.gather(z) for z in (a, b)]
         variance = torch.stack([_hinge(z) for z in whole]).mean()
         covariance = torch.stack([_off_diagonal(z) for z in whole]).sum()

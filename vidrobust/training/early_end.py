@@ -61,6 +61,7 @@ def leave(run: TrainingRun, guard: StepGuard, batch: Batch | None, loader_error:
         Stopped: otherwise.
     """
     step = guard.done
+    # nothing is written twice: the last regular checkpoint may be of this step
     with distributed.together():  # a full disk ends the run on all ranks
         if run.main and step > max(run.saved, run.start):
             run.save(step)

@@ -61,6 +61,7 @@ def train(
         NonFinite: for a loss or gradient that is not finite.
     """
     device = distributed.start(cfg.device)
+    # until the folder is open, only the terminal gets the log
     start_logging(None, quiet=distributed.rank() != 0)
     run = build_run(cfg, out, device, resume)
     with ExitStack() as folder:
@@ -255,15 +256,18 @@ def _update(
         NonFinite: on all ranks, where the loss or its gradient is not finite on any.
     """
     bf16 = use_bf16(run.cfg.train.amp, run.device)
+    # free adversarial training takes several steps of the optimizer per batch
     for _ in range(run.method.replays):
         with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
             parts = {name: value.mean() for name, value in forward(*inputs).items()}
         run.optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         norm = _clip_gradients(run.method, run.cfg.optim.clip_norm or math.inf)
+        # all ranks must agree: a rank that went on alone would wait for the others forever
         finite = math.isfinite(float(parts["loss"].detach())) and math.isfinite(float(norm))
         if distributed.any_rank(not finite, run.device):
             refuse_non_finite(run, guard, parts["loss"], norm, batch)
+        # from here to the end of the step, weights are neither old nor new
         guard.updating()
         run.optimizer.step()
         if run.average is not None:

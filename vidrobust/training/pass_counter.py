@@ -29,6 +29,7 @@ class PassCounter:
         return passes
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        # a gradient that reaches the output means that a backward pass runs through the backbone
         clips = len(output)
         self.forward += clips
         if output.requires_grad:

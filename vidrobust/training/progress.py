@@ -103,6 +103,7 @@ class Progress:
         self.bar.update()
         if done % self.log_every and done < total:
             return
+        # collectives: every rank calls them, also those that write nothing
         values = {name: float(distributed.mean(value.detach())) for name, value in parts.items()}
         all_failed = distributed.world() * float(
             distributed.mean(norm.new_tensor(float(self.failed)))
@@ -131,6 +132,7 @@ class Progress:
             "bad_videos": bad,
         }
         self.metrics.write(row)
+        # the mean over the whole run, as single steps vary
         left_s = (now - self.began) / (done - self.start) * (total - done)
         text = f"loss {values['loss']:.4f}  lr {rate:.2e}  data {data_s:.3f} s  step {step_s:.3f} s"
         self.bar.set_postfix_str(text)

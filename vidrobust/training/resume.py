@@ -34,6 +34,7 @@ def restore(run: TrainingRun, path: Path) -> None:
             that a resume cannot change, of damaged content, or beyond the run's last step.
     """
     state = checkpoint.read_checkpoint(path)
+    # refusals first: nothing of the run is changed by a checkpoint that does not fit
     _require_same_run(run, state, path)
     changed = _changed_options(run, state, path)
     try:

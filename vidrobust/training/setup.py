@@ -57,6 +57,7 @@ def build_run(
 
     # Model. From here on, the order of calls decides which random numbers initialise what.
     method = build_method(cfg, len(classes))
+    # non-semantic negatives are made from views by the loop, or brought by the loader (twins)
     negatives, twins = build_negatives(cfg.method.negatives)
     _require_room(negatives, cfg.data)
     _load_weights(cfg, method)
@@ -95,11 +96,13 @@ def total_steps(cfg: config.Config, videos: int) -> int:
         raise UserError(
             f"train.batch_size={size} is global: it must be a multiple of the {world} ranks"
         )
+    # one video has no negatives, and its batch norm no variance
     if size < 2 * world:
         raise UserError(
             f"train.batch_size={size}: batch norms and contrastive losses need two videos on each"
             " rank"
         )
+    # an epoch drops the videos that do not fill a batch
     steps = cfg.train.epochs * (videos // size)
     return min(steps, cfg.train.max_steps) if cfg.train.max_steps else steps
 
@@ -183,6 +186,7 @@ def _make_pseudo_labels(
     backbone = method.backbone_to_cluster()
     if backbone is None or method.pseudo is None:
         return
+    # DynACL++ clusters the features of another norm branch than it trains
     if cfg.method.clusters_from:
         weights = cfg.model.weights
         backbone = copy.deepcopy(backbone)

@@ -43,6 +43,8 @@ class StepGuard:
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the state before a step."""
+        # Tensors are looked up anew: an epoch may replace a buffer. Copies are reused where shapes
+        # stay, as copying into them is faster than allocating.
         slots = self._changing()
         values = [store[name] for store, name in slots]
         same = len(values) == len(self._copies) and all(
@@ -84,7 +86,7 @@ class StepGuard:
         for (store, name), value, kept in zip(self._slots, self._values, self._copies, strict=True):
             value.data.copy_(kept)
             store[name] = value
-        if self._several is not None:
+        if self._several is not None:  # steps of the same batch that were already taken
             optimizer, average = self._several
             self.optimizer.load_state_dict(optimizer)
             if self.average is not None:

@@ -17,7 +17,7 @@ def asymmetry_of(options: config.MethodConfig) -> tuple[float, float] | None:
         The weights, or None where both count alike.
     """
     a = options.adversary
-    if a.asymmetry == 0.5:
+    if a.asymmetry == 0.5:  # both sides alike: the plain loss, without its cost
         return None
     weight = a.pair_weight * (1 if a.name == "rocl" else 2)
     return weight * a.asymmetry, weight * (1 - a.asymmetry)

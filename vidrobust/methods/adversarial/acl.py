@@ -28,6 +28,7 @@ def acl(
         invariance: AIR's loss of (z1, z2, a1, a2, z of the original clip). AIR's code does not
             halve ACL's two losses, so that they are not halved with it.
     """
+    # the clean stream first: its embeddings are those in which false negatives are detected
     clean = batch.clean_loss()
     pairs = _both_attacked(batch)
     adv = average([batch.loss(pair, (0, 1), adversarial=(0, 1)) for pair in pairs])
@@ -35,7 +36,7 @@ def acl(
     parts = {"loss": 0.5 * both, "loss_clean": clean, "loss_adv": adv}
     if invariance is None:
         return parts
-    assert batch.original is not None
+    assert batch.original is not None  # `uses_original` of the entry
     z = batch.model(batch.original)
     terms = average([invariance(batch.z(0), batch.z(1), *pair, z) for pair in pairs])
     return parts | {"loss": both + terms, "loss_invariance": terms}

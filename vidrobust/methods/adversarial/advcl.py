@@ -114,6 +114,7 @@ class AdvCL(AdversarialSimCLR):
         def loss(x: Tensor) -> Tensor:
             return self._cross_entropy(self.model.backbone(x), pseudo_labels)
 
+        # the second attack is on the same clip, through a norm branch of its own
         x = views[:, 2]
         adv_views = self.ce_adversary.views(self.model, lambda model: loss, x, progress)
         ce = average([through(self.model, view, loss) for view in adv_views])
@@ -127,6 +128,7 @@ class AdvCL(AdversarialSimCLR):
         high = high_pass(x, self.settings.radius)
         like = (0, 0, 1, 0)  # x_adv, x1, x2, x_high: which clean view each is a version of
 
+        # the attack compares with the other three views as they are before it, without gradient
         def make_loss(model: Model) -> Loss:
             with torch.no_grad(), model.use_branch("clean"):
                 others = [model(other) for other in (*batch.views, high)]
@@ -158,6 +160,7 @@ def high_pass(x: Tensor, radius: float) -> Tensor:
         radius: frequencies below it are removed, in cycles per frame.
     """
     height, width = x.shape[-2:]
+    # frequencies in cycles per frame, 0 in the corner, as fft2 orders them
     rows, columns = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
     keep = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) >= radius
     return torch.fft.ifft2(torch.fft.fft2(full_precision(x)) * keep).real
@@ -172,6 +175,7 @@ def _build(parts: Parts) -> AdvCL:
             "negatives"
         )
     model = parts.model()
+    # each attack has its own norm branch, and both have their own schedule of eps
     first = parts.attack("adv")
     second = parts.attack("adv_ce")
     assert first is not None

@@ -84,6 +84,7 @@ class AdversarialTraining(Supervised):
             self._measure(self.watch, adv_views[0], x, labels)
         losses = [through(self.model, view, loss) for view in adv_views]
         adv = average(losses)
+        # with a branch per threat, the clean branch is trained as well
         clean = [loss(x)] if self.adversary.combine == "branches" else []
         parts = {"loss": average([*clean, *losses]), "loss_adv": adv}
         return self.with_selector(x, adv_views, parts)
@@ -110,6 +111,7 @@ class AdversarialTraining(Supervised):
         # training continues with the random numbers that it would have had without the measurement
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             (view,) = pgd.views(self.model, lambda model: loss, x, 1.0)
+        # videos without a label, as in pseudo-labels of files that do not decode, do not count
         labelled = (labels >= 0).float()
         accuracies = []
         with torch.no_grad(), in_mode(self.model, False):
@@ -179,6 +181,7 @@ class Trades(AdversarialTraining):
             return lambda v: divergence(clean_logits, full_precision(model(v)))
 
         adv_views = self.adversary.views(self.model, make_loss, x, progress)
+        # the learned loss has gradient to both predictions; in the attack the clean one is constant
         logits = full_precision(self.model(x))
         clean = cross_entropy(logits, labels)
         adv_logits = [through(self.model, view, self.model) for view in adv_views]
@@ -238,6 +241,7 @@ class Free(AdversarialTraining):
             self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
             self._delta = self._ball.random(rank_generator(x.device))
         self._replay = (self._replay + 1) % self.replays
+        # one backward pass gives both gradients: a hook moves the perturbation
         x_adv = self._ball.apply(self._delta).requires_grad_(True)
         self.adversary.require_in_budget(self._threat, x, x_adv.detach())
         if torch.is_grad_enabled():

@@ -134,6 +134,7 @@ class Adversary(nn.Module):
         Raises:
             RuntimeError: for views that exceed the budget, which is a bug.
         """
+        # asked once per step: the adaptive schedule samples, and counts what it sampled
         fraction = self.budget.fraction(progress)
         views = []
         for number, threat in enumerate(self.threats):
@@ -144,6 +145,7 @@ class Adversary(nn.Module):
                 views.append(AdversarialView(self._attack(loss, x, scheduled), branch))
             self.require_in_budget(scheduled, x, views[-1].x)
         if self.takes_worst:
+            # the loss of the last threat compares all of them: they share branch and anchors
             branch = self.branches[0]
             with self.attacking(model, branch), torch.no_grad():
                 return [AdversarialView(worst_views([view.x for view in views], loss), branch)]
@@ -196,12 +198,13 @@ class Adversary(nn.Module):
         torch.clear_autocast_cache()
 
     def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
-        if not threat.eps:
+        if not threat.eps:  # at the beginning of a schedule
             return x.clone()
         step = 1.0 if self.starts_at_x and self.step is None else self.step
         gradient_norms: list[Tensor] = []
         if threat.kind not in self._checked_effect:
             loss = _recording_gradient_norms(loss, gradient_norms)
+        # best=False: in training the last iterate is taken, and its loss is not computed
         x_adv = pgd(
             loss,
             x,

@@ -33,6 +33,7 @@ def clae(batch: ViewBatch, alpha: float = 1.0) -> dict[str, Tensor]:
         return lambda x: batch.loss([anchor, model(x)], (0, 1))
 
     clean = batch.clean_loss()
+    # one view per threat; the loss is the mean over threats
     adv_views = batch.attack(batch.views[0], make_loss)
     pairs = [[batch.z(0), batch.embed(view)] for view in adv_views]
     adv = average([batch.loss(pair, (0, 1), adversarial=(1,)) for pair in pairs])
@@ -63,6 +64,7 @@ def clae_published(batch: ViewBatch, alpha: float = 1.0, eps: float = 0.03) -> d
         tilde = x.detach().requires_grad_(True)
         loss = batch.loss([anchor, batch.model(tilde)], (0, 1)).sum()
         (gradient,) = torch.autograd.grad(loss, tilde)
+    # a step of eps in normalised values is eps * std in pixels
     x_adv = x + eps * batch.model.backbone.std * gradient.sign()
     batch.adversary.warn_without_effect("published", x, x_adv, gradient.norm())
     z_adv = batch.embed(AdversarialView(x_adv, "adv"))

@@ -28,6 +28,8 @@ def rocl(batch: ViewBatch, regularizer: float = 1 / 256) -> dict[str, Tensor]:
         return lambda x: batch.loss([model(x), other], (0, 1), stop=True)
 
     adv_views = batch.attack(batch.views[0], make_loss)
+    # the second loss has a pass of its own, before the first, as in the released code: running
+    # statistics depend on the order
     pairs = []
     for view in adv_views:
         z2, z_adv = together(batch.model, [batch.views[1]], [view])

@@ -73,12 +73,14 @@ class TARO(BYOL):
             labels: (B,), not used.
             progress: fraction of training done.
         """
+        # both views are attacked in one batch, each toward a clip of the same view
         both = torch.cat([views[:, 0], views[:, 1]])
         adv_views = self.adversary.views(
             self.model, lambda model: self._targeted_loss(both), both, progress
         )
         z = self.model(views[:, 0])
         self.follow(progress)
+        # only the first clean view is used
         clean = _Embedded(self.predictor(z), self.target_of(views[:, 0], z))
         negatives = self.embed_negatives(views)
         pairs = []

@@ -64,6 +64,7 @@ class ViewBatch:
 
     def z(self, view: int) -> Tensor:
         """Return the clean embedding (B, D) of a view, with gradient."""
+        # one pass embeds all views where they are one batch for the norms
         if view not in self._z and self.joint is not None:
             embedded = self.joint(torch.cat(self.views)).chunk(len(self.views))
             self._z.update(enumerate(embedded))
@@ -217,6 +218,7 @@ def together(
         clips: clean clips (N, C, T, H, W) each.
         adv_views: adversarial views.
     """
+    # adversarial views of other branches have statistics of their own: a pass each
     shared = [view.x for view in adv_views if view.branch == "clean"]
     embedded = model(torch.cat([*clips, *shared])).chunk(len(clips) + len(shared))
     embedded_shared = iter(embedded[len(clips) :])

@@ -123,6 +123,7 @@ class Removal(nn.Module):
         self.dim = dim
         self.classes = classes
         self._warned = False  # that more than half of the negatives are detected
+        # not persistent: they are known from the list of videos
         for name in ("groups", "labels"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self.register_buffer("counts", torch.zeros(4, dtype=torch.long))
@@ -204,7 +205,7 @@ class Removal(nn.Module):
         )
         also = sibling(similarities, pairs) if self.siblings else None
         mask = detect(self.rule, similarities, pairs, also)
-        if self.training:
+        if self.training:  # statistics of evaluation passes would mix with those of the epoch
             self._count(mask[rows], pairs, rows)
         return FalseNegatives(mask[rows], similarities[rows], pairs.negatives[rows])
 
@@ -227,7 +228,7 @@ class Removal(nn.Module):
     def start_epoch(self) -> None:
         """Cluster the remembered embeddings; videos without one have no cluster."""
         if self.cluster_count:
-            embedded = self.bank.any(1)
+            embedded = self.bank.any(1)  # in the first epoch no video is
             if int(embedded.sum()) >= self.cluster_count:
                 self.clusters[embedded] = k_means(self.bank[embedded], self.cluster_count)
 

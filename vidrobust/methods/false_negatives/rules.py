@@ -108,6 +108,7 @@ def top_k_threshold(
         k: per anchor.
         threshold: a cosine.
     """
+    # both conditions use the score of the whole video
     score = _largest_over_views(similarities, pairs.ids[0])
     return top_k(score, pairs, k) & fixed(score, pairs, threshold)
 
@@ -309,6 +310,7 @@ def default_rate(classes: int) -> float:
 
 def _largest_over_views(similarities: Tensor, ids: Tensor) -> Tensor:
     """Return (N, M) similarities, each the largest of all anchors with the same id."""
+    # number the videos, then take the maximum over the rows of each
     _, video = ids.unique(return_inverse=True)
     largest = similarities.new_full((int(video.max()) + 1, similarities.shape[1]), -torch.inf)
     largest.scatter_reduce_(0, video[:, None].expand_as(similarities), similarities, "amax")
