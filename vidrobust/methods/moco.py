@@ -207,7 +207,7 @@ class MoCo(Method):
         """Return the keys (B, D) of clips, computed in batches that are mixed over all ranks."""
         if not self.settings.shuffle or distributed.world() == 1:
             return self.encoder(x)
-        # Shuffled batch norm (He et al. 2020, section 3.3). All ranks must use the same order, so it
+        # Shuffled batch norm (He et al. 2020, section 3.3). All ranks must use the same order: it
         # comes from the number of the step.
         everyone = distributed.gather(x)
         generator = torch.Generator().manual_seed(int(self.steps))  # the same on all ranks
