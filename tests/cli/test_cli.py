@@ -50,7 +50,7 @@ def _train(place, *words):
     ("words", "message"),
     [
         (["data.framse=3"], "unknown option 'data.framse'; did you mean 'data.frames'"),
-        (["eval.name=../other"], "eval.name=../other: one folder's name"),
+        (["eval.name=../other"], "eval.name=../other: must be the name of one folder"),
         (["eval.threats=linf-4/255"], "eval.threats=linf-4/255: needs a list; write"),
         (["--dry-run", "model.backbone=r2plus1d_81"], "did you mean 'r2plus1d_18'"),
         (["--dry-run", "method.false_negatives.rule=nonee"], "did you mean 'none'"),
@@ -59,11 +59,11 @@ def _train(place, *words):
         (["augment.flip=2"], "augment.flip=2.0: must be at most 1"),
         (
             ["method.adversary.threats=[linf-8]"],
-            "method.adversary.threats: eps=8: Linf is in [0, 1] units",
+            "method.adversary.threats: eps=8: must be at most 1, as Linf 1 allows any clip",
         ),
         (["data.root=/nowhere"], "no data root /nowhere"),
         (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
-        (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml is a file"),
+        (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml: is a file"),
         (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
         (["device=cdua"], "device=cdua: choose auto, cpu, cuda"),
         (["device=cuda:77"], "device=cuda:77: this machine has"),

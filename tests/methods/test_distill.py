@@ -95,7 +95,7 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
     )
     with pytest.raises(
         UserError,
-        match="trained on clips of 2 frames of 16 pixels, and these are of 3 frames of 16",
+        match="trained on clips of 2 frames of 16 pixels, but these have 3 frames of 16",
     ):
         read_teacher(str(path), tiny_config(ucf, "data.frames=3"))
     kept = min((tmp_path / "student/checkpoints").glob("step_*.pt"))

@@ -163,14 +163,14 @@ def method(kind: str) -> Method:
         student = Distill(model, adversary)
         # With equal weights of teacher and student, the gradient at the clip would be zero up to
         # rounding, and its signs arbitrary.
-        student.learn_from(_Norms(seed=1))
+        student.set_teacher(_Norms(seed=1))
         return student
     if kind == "threats":
         adversary = Adversary([ThreatModel("linf", 0.05), ThreatModel("l2", 0.5)], combine="worst")
     if kind in ("plain", "uel"):
         return InstDisc(model, LossSettings(0.3), {"plain": plain, "uel": uel}[kind], adversary)
     if kind == "supcon":
-        return SupCon(model, 0.3)
+        return SupCon(model, LossSettings(0.3))
     return _simclr(kind, model, adversary, removal)
 
 
