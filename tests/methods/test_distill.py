@@ -114,7 +114,7 @@ def test_a_checkpoint_or_a_backbone_teaches(ucf, tmp_path):
             tiny_config(ucf, *again, f"method.teacher={tmp_path}/stranger"), tmp_path / "off", kept
         )
     with pytest.raises(
-        UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built as"
+        UserError, match="method.teacher: .* another architecture.*; a backbone.pt is built with"
     ):
         read_teacher(f"{path}/backbone.pt", tiny_config(ucf))
     with pytest.raises(

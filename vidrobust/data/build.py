@@ -103,7 +103,7 @@ FORMATS: dict[str, FormatSpec] = {
     ),
     "motionshapes": FormatSpec(
         ucf101,  # drawn in the layout of UCF101
-        "nothing: it is drawn there on first use (below)",
+        "nothing: it is generated there on first use (below)",
         folds=(1, 2, 3),
         draw=_draw_motionshapes,
         copies_as="ucf101",  # read as motionshapes, a copy would be refused for its options
