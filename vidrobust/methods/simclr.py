@@ -106,7 +106,7 @@ class SimCLR(Method):
         Args:
             views: (B, V + M, C, T, H, W) in [0, 1]: V clips, followed by M non-semantic negatives.
             ids: (B,), one per video.
-            labels: (B,), not used.
+            labels: (B,), used by SupCon.
             progress: fraction of training done.
         """
         clips = [views[:, v] for v in range(self.clips)]
@@ -177,8 +177,8 @@ class SimCLR(Method):
         Args:
             detected: what `detect` returned for the V clean views.
             views: of each row of the loss, the clean view whose place it takes; None: all V. The
-                rule is applied once, to the clean views: a rule of ranks would find others in a
-                longer list.
+                rule is applied once, to the clean views: a rule such as top-k would find others in
+                a longer list.
         """
         if self.removal is None or detected is None:
             return Masks()
@@ -232,7 +232,7 @@ class SimCLR(Method):
         Args:
             z: V embeddings (B, D) of each video.
             ids: (B,).
-            labels: (B,), not used.
+            labels: (B,), used by SupCon.
             masks: of false negatives.
             stop: no gradient reaches candidates.
             adversarial: which of z are adversarial, for A-InfoNCE.
@@ -344,8 +344,13 @@ class AdversarialSimCLR(SimCLR):
         return parts | self.selector_part(batch, parts["loss"])
 
     def selector_part(self, batch: ViewBatch, loss: Tensor) -> dict[str, Tensor]:
-        """Return {"loss": with that of the norm selector, "loss_selector"}; {} without one."""
-        # an attack on several views at once has them behind each other; the first is compared
+        """Return the loss plus that of the norm selector, and the latter; {} without a selector.
+
+        Args:
+            batch: after its attack.
+            loss: (B,), of the pairing.
+        """
+        # an attack on two views has 2B clips, of which the first B belong to the clean first view
         firsts = [AdversarialView(v.x[: len(batch.ids)], v.branch) for v in batch.adv_views]
         choice = selector_loss(self.model, batch.views[0], firsts)
         return {} if choice is None else {"loss": loss + choice, "loss_selector": choice}
@@ -423,7 +428,7 @@ def _build(parts: Parts, kind: type[AdversarialSimCLR]) -> AdversarialSimCLR:
     )
 
 
-# adversaries that pair the views of a batch
+# adversaries whose pairing is a function; AdvCL has a method of its own
 _PAIRED = ("clae", "rocl", "acl", "dynacl")
 _OPTIONS = frozenset({"temperature", "clips_per_video", "chunk", "joint_views", "loss_scale"})
 _TAKES = frozenset({"selector", "a_info_nce"})

@@ -42,7 +42,7 @@ def train(
 ) -> Path:
     """Train the configured method.
 
-    Writes the files that the README lists. On CPU, a run that was interrupted and resumed is
+    Writes the files that docs/running.md lists. On CPU, a run that was interrupted and resumed is
     bitwise identical to one that was not. Nothing is written or deleted before data, model and
     checkpoint have been checked.
 
@@ -82,7 +82,7 @@ def _train(run: TrainingRun) -> Path:
             checkpoint.drop_partial(checkpoints)
         if run.main and run.start:
             checkpoint.drop_after(checkpoints, run.start)
-            # a folder that held another run must have the last.pt of this one
+            # resumed into another folder: it must hold a last.pt before the first new step
             run.save(run.start)
     with noted_stop_signals() as stop_signals:
         _steps(run, stop_signals)
@@ -115,7 +115,7 @@ def _steps(run: TrainingRun, stop_signals: list[int]) -> None:
     try:
         _guarded_steps(run, stop_signals, guard)
     except (KeyboardInterrupt, NonFinite):
-        # a second Ctrl-C must end at once; NonFinite has saved the state already
+        # a second Ctrl-C must end at once; NonFinite has saved the state, or it cannot be saved
         raise
     except Exception as error:
         disk_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -145,6 +145,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
             unusual.add(batch)
             must_leave = bool(loader_error or stop_signals or run.too_many_bad)
             must_leave = must_leave or batch is None or bool(batch.failed)
+            # `or batch is None` never decides; it shows type checkers that there is a batch below
             if distributed.any_rank(must_leave, run.device) or batch is None:
                 leave(run, guard, batch, loader_error)
 
@@ -260,7 +261,7 @@ def _update(
     for _ in range(run.method.replays):
         with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
             parts = {name: value.mean() for name, value in forward(*inputs).items()}
-        run.optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad(set_to_none=True)  # also what attacks have left
         parts["loss"].backward()
         norm = _clip_gradients(run.method, run.cfg.optim.clip_norm or math.inf)
         # all ranks must agree: a rank that went on alone would wait for the others forever

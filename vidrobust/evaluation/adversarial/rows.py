@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,9 @@ def evaluate_robust(
     A row per video and threat is appended to out/results.jsonl as soon as it is known, and broken
     clips are saved to out/clips/*.npz. A clip that is broken under one threat, before and after
     rounding to uint8, is broken under larger budgets of the same family and is not attacked again.
-    A call that was killed can be repeated: it continues, and the rows are the same, because every
-    batch has its own generator. Under torchrun each rank takes a part of the batches.
+    A call that was killed can be repeated: it continues, and the rows are the same. Every batch has
+    its own generator, seeded by the number of the batch in the call. Under torchrun each rank takes
+    a part of the batches.
 
     A folder belongs to one model, list of videos, protocol, suite and seed
     (out/results.identity.json). Later calls may add videos and threats: existing rows are kept. A
@@ -92,7 +94,7 @@ def evaluate_robust(
     size = 1 if isinstance(dataset, SourceVideos) else settings.batch_size
     groups = [indices[i : i + size] for i in range(0, len(indices), size)]
     threats = [str(threat) for threat in attack.ordered]
-    keys = [[(index, threat) for index in group for threat in threats] for group in groups]
+    keys = [list(product(group, threats)) for group in groups]
     missing, _ = unfinished(settings.out, "results", "threat", keys)
     numbers = missing[distributed.rank() :: distributed.world()]
     _attack_groups(settings, attack, dataset, groups, numbers)
@@ -196,7 +198,8 @@ def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequenc
             unit = without(unit, error)
             results = _Results()
             columns = []
-    results.rows = [column[i] for i in range(len(unit.uids)) for column in columns]
+    for of_one_video in zip(*columns, strict=True):
+        results.rows += of_one_video
     for failure in unit.failed:
         results.rows += [AttackRow.failed(failure, threat) for threat in attack.ordered]
     return results
@@ -233,8 +236,9 @@ class _State:
         classes: K of the model.
         clean: (B,), predictions without an attack.
         clean_h264: predictions after H.264 without an attack, None each without H.264.
-        x_adv: (B, 3, T, H, W), the clips, or their adversarial twins once they are broken.
-        x_round: the same, of clips that are broken after rounding to uint8.
+        x_adv: (B, 3, T, H, W): of a broken clip, the adversarial clip that broke it; of any other,
+            the last attempt, or the clip itself before the first.
+        x_round: the same for clips after rounding to uint8.
         adv: (B,), predictions for x_adv.
         uint8_adv: (B,), predictions for x_round, rounded.
         killed_by: of each clip, the attack that broke it, "clean", or None.
@@ -449,7 +453,7 @@ def _rows_of(
         unit: the batch.
         threat: the budget.
         state: after its attacks.
-        spent: what they cost; the row of the first clip has it.
+        spent: what they cost; recorded in the row of the first clip.
         attack: settings.
     """
     measured = measure(threat, unit.x, state.x_adv).tolist()
