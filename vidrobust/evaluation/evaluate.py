@@ -350,8 +350,9 @@ def _checks(
     """
     cfg = run.cfg
     path = run.out / "checks.json"
-    if not cfg.eval.checks or _read_checks(path) is not None:
-        return _read_checks(path) or []
+    kept = _read_checks(path)
+    if kept is not None or not cfg.eval.checks:
+        return kept or []
     # evenly over the list, which is sorted by class
     some = [run.indices[i] for i in evenly(len(run.indices), cfg.eval.checks)]
     (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, run.device)

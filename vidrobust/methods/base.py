@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines
-from vidrobust.methods.adversarial.adversary import Adversary
+from vidrobust.methods.adversarial.adversary import Adversary, frozen_statistics
 from vidrobust.methods.false_negatives.removal import Removal
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.models import Backbone, Model
@@ -79,6 +80,20 @@ class Method(nn.Module):
     def backbone_to_cluster(self) -> Backbone | None:
         """Return the backbone whose features of all videos become pseudo-labels, or None."""
         return None
+
+    def embed_behind_views(self, encoder: nn.Module, views: Tensor) -> Tensor | None:
+        """Return the embeddings (B, M, D) of the non-semantic negatives behind the views, or None.
+
+        Each is a pass of its own. Running statistics of the model's norms remain those of views,
+        because evaluation uses them for views.
+
+        Args:
+            encoder: (B, C, T, H, W) -> (B, D).
+            views: (B, V + M, C, T, H, W) in [0, 1].
+        """
+        with frozen_statistics(self.model):
+            z = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
+        return torch.stack(z, 1) if z else None
 
     def start_epoch(self) -> None:
         """Do what an epoch begins with."""

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vidrobust.data import Record
 from vidrobust.losses.cosine import cosines, similarity
-from vidrobust.methods.adversarial.adversary import frozen_statistics
 from vidrobust.methods.base import Method, negative_cosine
 from vidrobust.methods.spec import Cost, MethodSpec, Parts
 from vidrobust.models import Model, normed_mlp
@@ -95,15 +94,10 @@ class BYOL(Method):
 
     @torch.no_grad()
     def embed_negatives(self, views: Tensor) -> Tensor | None:
-        """Return the targets (B, M, D) of non-semantic negatives, or None.
-
-        Running statistics of norms remain those of views, because evaluation uses them for views.
-        """
+        """Return the targets (B, M, D) of non-semantic negatives, or None."""
         # negatives are targets, which have no gradient in either method
         encoder = self.model if self.target is None else self.target
-        with frozen_statistics(self.model):
-            z = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
-        return torch.stack(z, 1) if z else None
+        return self.embed_behind_views(encoder, views)
 
     def pair_loss(
         self, predictions: Sequence[Tensor], targets: Sequence[Tensor], negatives: Tensor | None

@@ -76,7 +76,7 @@ ENTRIES = (
         (
             Departure(
                 "keys of the query's own video in the queue are ignored",
-                "they are positives, not negatives; at the paper's queue length there are few",
+                "they show the same video, so that they are not negatives",
             ),
         ),
     ),
@@ -279,7 +279,8 @@ ENTRIES = (
 
 _HEAD = """# Fidelity: do methods agree with their authors' code?
 
-Yes, step by step, apart from the departures below. This page is generated from
+Yes, step by step, apart from the departures below. BYOL, VICReg and false-negative removal are
+compared with the formulas of their papers. This page is generated from
 `vidrobust/methods/fidelity.py` by `python tools/document.py`.
 
 How it is tested (`tests/methods/reference/`):

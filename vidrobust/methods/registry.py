@@ -106,12 +106,12 @@ def require_options(cfg: config.Config) -> None:
     Raises:
         UserError: for an unknown method or adversary, and for options that they do not take.
     """
-    require_method(cfg.method)
+    _require_method(cfg.method)
     _require_head(cfg)
     _require_average(cfg)
 
 
-def require_method(options: config.MethodConfig) -> None:
+def _require_method(options: config.MethodConfig) -> None:
     """Raise UserError for an unknown method or adversary, and for options they do not take."""
     # the entry says what the method refuses, with its reason
     spec = lookup(METHODS, options.name, "method.name")

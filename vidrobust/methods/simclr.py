@@ -16,7 +16,7 @@ from vidrobust.methods.adversarial.adversary import (
     AdversarialView,
     Adversary,
     frozen_statistics,
-    selector_loss,
+    with_selector,
 )
 from vidrobust.methods.adversarial.clae import clae
 from vidrobust.methods.adversarial.view_batch import Pairing, ViewBatch
@@ -190,14 +190,8 @@ class SimCLR(Method):
     # Non-semantic negatives (Ge et al. 2021)
 
     def embed_negatives(self, views: Tensor) -> Tensor | None:
-        """Return the embeddings (B, M, D) of non-semantic negatives, with gradient, or None.
-
-        Each is a pass of its own. Running statistics of norms remain those of views, because
-        evaluation uses them for views.
-        """
-        with frozen_statistics(self.model):
-            z = [self.model(views[:, v]) for v in range(self.views, views.shape[1])]
-        return torch.stack(z, 1) if z else None
+        """Return the embeddings (B, M, D) of non-semantic negatives, with gradient, or None."""
+        return self.embed_behind_views(self.model, views)
 
     def negative_logits(
         self, z: Sequence[Tensor], negatives: Tensor | None, *, stop: bool = False
@@ -341,19 +335,9 @@ class AdversarialSimCLR(SimCLR):
         if batch.is_embedded(0):
             parts |= negative_cosine(batch.z(0), batch.negatives)
         self.adversary.budget.record(parts["loss_adv"])
-        return parts | self.selector_part(batch, parts["loss"])
-
-    def selector_part(self, batch: ViewBatch, loss: Tensor) -> dict[str, Tensor]:
-        """Return the loss plus that of the norm selector, and the latter; {} without a selector.
-
-        Args:
-            batch: after its attack.
-            loss: (B,), of the pairing.
-        """
         # an attack on two views has 2B clips, of which the first B belong to the clean first view
-        firsts = [AdversarialView(v.x[: len(batch.ids)], v.branch) for v in batch.adv_views]
-        choice = selector_loss(self.model, batch.views[0], firsts)
-        return {} if choice is None else {"loss": loss + choice, "loss_selector": choice}
+        firsts = [AdversarialView(view.x[: len(ids)], view.branch) for view in batch.adv_views]
+        return with_selector(self.model, batch.views[0], firsts, parts)
 
     def a_info_nce(self, count: int, ids: Tensor, adversarial: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of A-InfoNCE (Yu et al. 2022) for `nt_xent`.

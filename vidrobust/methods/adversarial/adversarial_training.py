@@ -13,7 +13,7 @@ from vidrobust.methods.adversarial.adversary import (
     Adversary,
     in_mode,
     rank_generator,
-    selector_loss,
+    with_selector,
 )
 from vidrobust.methods.adversarial.overfitting import OverfittingWatch
 from vidrobust.methods.adversarial.view_batch import average, through
@@ -87,7 +87,8 @@ class AdversarialTraining(Supervised):
         # with a branch per threat, the clean branch is trained as well
         clean = [loss(x)] if self.adversary.combine == "branches" else []
         parts = {"loss": average([*clean, *losses]), "loss_adv": adv}
-        return self.with_selector(x, adv_views, parts)
+        self.adversary.budget.record(parts["loss_adv"])
+        return with_selector(self.model, x, adv_views, parts)
 
     def _measure(
         self, watch: OverfittingWatch, own: AdversarialView, x: Tensor, labels: Tensor
@@ -120,22 +121,6 @@ class AdversarialTraining(Supervised):
                 fraction = (right * labelled).sum() / labelled.sum().clamp(min=1)
                 accuracies.append(distributed.mean(fraction))
         watch.record(*accuracies)
-
-    def with_selector(
-        self, x: Tensor, adv_views: list[AdversarialView], parts: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the parts with the loss of the norm selector, and record the adversarial loss.
-
-        Args:
-            x: the clean clips (B, C, T, H, W) in [0, 1].
-            adv_views: their adversarial views.
-            parts: of the loss.
-        """
-        self.adversary.budget.record(parts["loss_adv"])
-        choice = selector_loss(self.model, x, adv_views)
-        if choice is None:
-            return parts
-        return parts | {"loss": parts["loss"] + choice, "loss_selector": choice}
 
 
 class Trades(AdversarialTraining):
@@ -187,7 +172,8 @@ class Trades(AdversarialTraining):
         adv_logits = [through(self.model, view, self.model) for view in adv_views]
         adv = average([divergence(logits, full_precision(each)) for each in adv_logits])
         parts = {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
-        return self.with_selector(x, adv_views, parts)
+        self.adversary.budget.record(parts["loss_adv"])
+        return with_selector(self.model, x, adv_views, parts)
 
 
 class Free(AdversarialTraining):

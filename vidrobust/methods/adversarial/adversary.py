@@ -243,6 +243,23 @@ def _recording_gradient_norms(loss: Loss, norms: list[Tensor]) -> Loss:
     return recording
 
 
+def with_selector(
+    model: Model, x: Tensor, views: Sequence[AdversarialView], parts: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the parts of a loss with that of the norm selector, if the model has one.
+
+    Args:
+        model: the model.
+        x: clean clips (B, C, T, H, W) in [0, 1].
+        views: their adversarial views.
+        parts: "loss" (B,), and others.
+    """
+    choice = selector_loss(model, x, views)
+    if choice is None:
+        return parts
+    return parts | {"loss": parts["loss"] + choice, "loss_selector": choice}
+
+
 def selector_loss(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> Tensor | None:
     """Return the loss (B,) of choosing the norm branch from the clean branch's features.
 
