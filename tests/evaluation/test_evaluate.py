@@ -1,13 +1,12 @@
 """An evaluation that is killed goes on with the same bits, and a finished one is not done again."""
 
-import json
 import sys
 
 import pytest
 
 from tests.helpers import tiny, tiny_ucf101
 from vidrobust import checkpoint, config
-from vidrobust.evaluation import DiskStore, evaluate, load_method
+from vidrobust.evaluation import DiskStore, evaluate, load_method, read_summary
 from vidrobust.methods import build_method
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
@@ -60,9 +59,7 @@ def test_a_finished_one_is_only_drawn_again(trained, tmp_path, monkeypatch):
     (tmp_path / "report.md").unlink()
     for name in ("extract", "evaluate_robust"):
         monkeypatch.setattr(MODULE, name, _never)
-    assert (
-        evaluate(*trained, tmp_path) == first == json.loads((tmp_path / "summary.json").read_text())
-    )
+    assert evaluate(*trained, tmp_path) == first == read_summary(tmp_path / "summary.json")
     assert (tmp_path / "report.md").is_file()
 
 
@@ -96,7 +93,7 @@ def test_options_without_effect_are_told(trained, tmp_path, monkeypatch):
     ]
     summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
     assert told.count("no effect with eval.suite=fmn: eval.queries, eval.effort") == 1
-    assert list(summary["median_norm"]) == ["linf"]
+    assert list(summary.median_norm) == ["linf"]
     assert (
         "Median smallest change that breaks a correctly classified video: linf"
         in (tmp_path / "report.md").read_text()
@@ -105,11 +102,11 @@ def test_options_without_effect_are_told(trained, tmp_path, monkeypatch):
 
 def test_clean_accuracy_after_h264_stands_beside_the_others(trained, tmp_path):
     cfg, state = trained
-    assert evaluate(cfg, state, tmp_path / "without")["clean_acc_h264"] is None
+    assert evaluate(cfg, state, tmp_path / "without").clean_acc_h264 is None
     summary = evaluate(
         config.loads(config.to_yaml(cfg), ["eval.h264=30"]), state, tmp_path / "with"
     )
-    assert 0 <= summary["clean_acc_h264"] <= 1
+    assert 0 <= summary.clean_acc_h264 <= 1
     assert " after H.264). Robust accuracy against all" in (tmp_path / "with/report.md").read_text()
 
 
@@ -152,12 +149,11 @@ def test_geometry_is_told_and_sensitivity_where_it_is_asked_for(trained, tmp_pat
     words = ["eval.threats=[linf-0]", "eval.sensitivity=3", "eval.sensitivity_eps=[0.05,0.01]"]
     summary = evaluate(config.loads(config.to_yaml(cfg), words), state, tmp_path)
     assert (
-        summary["geometry"]["trained"]["uniformity"] <= 0
-        and summary["geometry"]["random"]["margin_mean"] is not None
+        summary.geometry["trained"].uniformity <= 0
+        and summary.geometry["random"].margin_mean is not None
     )
-    assert [b["eps"] for b in summary["sensitivity"]["budgets"]] == [0.01, 0.05] and summary[
-        "sensitivity"
-    ]["n"] == 3
+    assert [b.eps for b in summary.sensitivity.budgets] == [0.01, 0.05]
+    assert summary.sensitivity.n == 3
     report = (tmp_path / "report.md").read_text()
     assert "## Geometry" in report and "## Sensitivity" in report and "nan" not in report
     with pytest.raises(UserError, match="eval.sensitivity=1: distances between clips need two"):

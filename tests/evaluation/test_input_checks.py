@@ -10,7 +10,7 @@ from tests.evaluation.helpers import CFG, bias_rows, corruption_rows, random_mod
 from tests.helpers import tiny_ucf101
 from vidrobust.data import eval_dataset, ucf101
 from vidrobust.evaluation.natural.bias import partners_of
-from vidrobust.evaluation.natural.corruption import corruption_table
+from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.results import decoding_failures

@@ -33,10 +33,10 @@ def test_the_summary_and_the_report_say_how_many_clips_and_how_large_the_model_i
 ):
     cfg, state = trained
     summary = evaluate(with_options(cfg, PRECISE), state, tmp_path / "out")
-    assert summary["precise_bn"] == 6
+    assert summary.precise_bn == 6
     model = load_method(cfg, state, 2).model
-    assert summary["model"]["parameters"] == sum(p.numel() for p in model.parameters())
-    assert summary["model"]["flops_per_clip"] > 1e5
+    assert summary.model.parameters == sum(p.numel() for p in model.parameters())
+    assert summary.model.flops_per_clip > 1e5
     report = (tmp_path / "out/report.md").read_text()
     assert "recomputed from 6 training clips" in report
     assert "GFLOPs per clip" in report
@@ -45,7 +45,7 @@ def test_the_summary_and_the_report_say_how_many_clips_and_how_large_the_model_i
 def test_another_number_of_clips_is_another_evaluation(trained, tmp_path):
     cfg, state = trained
     first = evaluate(cfg, state, tmp_path / "out")
-    assert first["precise_bn"] == 0
+    assert first.precise_bn == 0
     assert "recomputed" not in (tmp_path / "out/report.md").read_text()
     with pytest.raises(UserError, match=r"of other options \(eval.precise_bn\)"):
         evaluate(with_options(cfg, PRECISE), state, tmp_path / "out")

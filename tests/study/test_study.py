@@ -4,14 +4,29 @@ import dataclasses
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import config
+from vidrobust.attacks import ThreatModel
+from vidrobust.data import Failure
+from vidrobust.evaluation import AttackRow, Summary, robust_curve
+from vidrobust.evaluation.representation.geometry import Geometry
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.methods import RULES
-from vidrobust.study import Arm, Study, plan, read_study, summarise, write_study
+from vidrobust.study import (
+    Arm,
+    ArmResult,
+    FinishedRun,
+    Study,
+    plan,
+    read_study,
+    summarise,
+    write_study,
+)
 from vidrobust.study.plan import chosen
 from vidrobust.utils.errors import UserError
 
@@ -117,50 +132,51 @@ def _runs(robust: dict[str, list[float]]) -> list[tuple[Arm, dict]]:
 
     robust: name of an arm -> the given accuracy, by seed.
     """
-    space = {
-        "alignment": 0.5,
-        "uniformity": -2.0,
-        "tolerance": 0.1,
-        "margin_mean": 0.1,
-        "radius": 0.5,
-        "fisher": 1.0,
-        "effective_rank": 3.0,
-        "margin_quantiles": [0.0] * 5,
-        "margin_histogram": [1.0] * 40,
-    }
+    space = Geometry(
+        alignment=0.5,
+        uniformity=-2.0,
+        tolerance=0.1,
+        margin_mean=0.1,
+        radius=0.5,
+        fisher=1.0,
+        effective_rank=3.0,
+        margin_quantiles=[0.0] * 5,
+        margin_histogram=[1.0] * 40,
+    )
     runs = []
     for name, values in robust.items():
         for seed, value in enumerate(values):
-            curve = [
-                {
-                    "threat": f"linf-{e}",
-                    "norm": "linf",
-                    "kind": "linf",
-                    "eps": e,
-                    "robust_acc": robust,
-                }
-                for e, robust in ((0, 0.8), (0.01, value), (0.02, value / 2))
-            ]
             removal = (
                 [{"fn_removed": 0.0}, {"fn_removed": 0.25, "fn_precision": value}]
                 if name == "fnr"
                 else []
             )
-            summary = {
-                "representation": {"trained_probe": {"acc": 0.9}},
-                "geometry": {"trained": space},
-                "corruption": None,
-                "curve": curve,
-                "clean_acc": 0.8,
-                "removal": removal,
-                "n": 50,
-                "chance": 0.1,
-                "suite": "pgd-3x1",
-                "classifier": "own head" if name == "sup" else "linear probe",
-                "warnings": ["a doubt"] if value == 0.4 else [],
-            }
-            runs.append((Arm("d", name, seed, config.Config(), Path()), summary))
+            summary = Summary(
+                dataset="d",
+                split="test",
+                branch="clean",
+                views={},
+                representation={"trained_probe": Accuracy(0.9, [], 50)},
+                geometry={"trained": space},
+                corruption=None,
+                curve=[_point(0, 0.8), _point(0.01, value), _point(0.02, value / 2)],
+                clean_acc=0.8,
+                n=50,
+                chance=0.1,
+                suite="pgd-3x1",
+                classifier="own head" if name == "sup" else "linear probe",
+                failed=[],
+                warnings=["a doubt"] if value == 0.4 else [],
+            )
+            arm = Arm("d", name, seed, config.Config(), Path())
+            runs.append(FinishedRun(arm, summary, removal))
     return runs
+
+
+def _point(eps, robust):
+    threat = ThreatModel("linf", eps)
+    (point,) = robust_curve([AttackRow.failed(Failure(0, "", 0, ""), threat)], [threat])
+    return replace(point, threat=f"linf-{eps}", robust_acc=robust)
 
 
 def test_means_intervals_and_gaps_match_numbers_computed_by_hand(tmp_path):
@@ -174,27 +190,27 @@ def test_means_intervals_and_gaps_match_numbers_computed_by_hand(tmp_path):
         }
     )
     arms = summarise(study, runs)["d"]
-    spread = arms["fnr"]["robust linf-0.01"]
-    assert spread["mean"] == pytest.approx(0.5) and spread["std"] == pytest.approx(0.1)
-    assert spread["half"] == pytest.approx(4.303 * 0.1 / math.sqrt(3)) and arms["fnr"]["n"] == 3
-    assert arms["fnr"]["gap_closed"]["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
-    assert arms["fnr"]["gap_closed"]["worse"] == {"linf-0.01": None, "linf-0.02": None}
-    assert arms["csl"]["gap_closed"] == {} and "sup" not in arms["sup"]["gap_closed"]
-    apart = arms["fnr"]["difference"]["robust linf-0.01"]
-    assert apart["values"] == pytest.approx([0.3, 0.1, 0.2]) and arms["csl"]["difference"] == {}, (
+    spread = arms["fnr"].measures["robust linf-0.01"]
+    assert spread.mean == pytest.approx(0.5) and spread.std == pytest.approx(0.1)
+    assert spread.half == pytest.approx(4.303 * 0.1 / math.sqrt(3)) and arms["fnr"].n == 3
+    assert arms["fnr"].gap_closed["sup"] == pytest.approx({"linf-0.01": 50, "linf-0.02": 50})
+    assert arms["fnr"].gap_closed["worse"] == {"linf-0.01": None, "linf-0.02": None}
+    assert arms["csl"].gap_closed == {} and "sup" not in arms["sup"].gap_closed
+    apart = arms["fnr"].difference["robust linf-0.01"]
+    assert apart.values == pytest.approx([0.3, 0.1, 0.2]) and arms["csl"].difference == {}, (
         "differences are taken seed by seed"
     )
-    assert arms["fnr"]["success linf-0.02"]["mean"] == pytest.approx(1 - 0.25 / 0.8)
+    assert arms["fnr"].measures["success linf-0.02"].mean == pytest.approx(1 - 0.25 / 0.8)
     assert (
-        arms["fnr"]["fn_removed first"]["mean"] == 0
-        and arms["fnr"]["fn_removed last"]["mean"] == 0.25
+        arms["fnr"].measures["fn_removed first"].mean == 0
+        and arms["fnr"].measures["fn_removed last"].mean == 0.25
     )
     assert (
-        arms["fnr"]["fn_precision last"]["mean"] == pytest.approx(0.5)
-        and "fn_precision first" not in arms["fnr"]
+        arms["fnr"].measures["fn_precision last"].mean == pytest.approx(0.5)
+        and "fn_precision first" not in arms["fnr"].measures
     )
-    alone = summarise(study, [run for run in runs if run[0].name != "csl"])["d"]["fnr"]
-    assert alone["difference"] == {} and alone["gap_closed"] == {}
+    alone = summarise(study, [run for run in runs if run.arm.name != "csl"])["d"]["fnr"]
+    assert alone.difference == {} and alone.gap_closed == {}
 
 
 def test_the_report_has_options_warnings_and_tables(tmp_path):
@@ -215,7 +231,12 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
             "worse": [0.1, 0.1, 0.6],
         }
     )
-    write_study(study, runs, tmp_path, 3, ["g=h"])
+    tables = write_study(study, runs, tmp_path, 3, ["g=h"])
+    numbers = json.loads((tmp_path / "study.json").read_text())["d"]
+    assert {name: ArmResult.from_json(entry) for name, entry in numbers.items()} == tables["d"]
+    assert list(numbers["fnr"])[:2] == ["n", "probe"], "measures stand beside the other keys"
+    with pytest.raises(ValueError, match="invalid value for type, expected int @ n"):
+        ArmResult.from_json(numbers["fnr"] | {"n": None})
     text = (tmp_path / "study.md").read_text()
     assert text.startswith("# study_x: 12 runs\n\nNot finished: 3 of 15 runs of the study.\n")
     assert "all runs: `e=f`." in text and "Options of this data set: `i=j`." in text, (
@@ -256,10 +277,12 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
 
 def test_intervals_of_one_seed_and_of_many():
     study = Study(arms={}, datasets={}, baseline="csl")
-    one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"]["clean"]
-    assert one["half"] is None and one["values"] == [0.8]
-    many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"]["robust linf-0.01"]
-    assert many["half"] == pytest.approx(1.96 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20))
+    one = summarise(study, _runs({"csl": [0.2]}))["d"]["csl"].measures["clean"]
+    assert one.half is None and one.values == [0.8]
+    many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"].measures[
+        "robust linf-0.01"
+    ]
+    assert many.half == pytest.approx(1.96 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20))
 
 
 def test_later_options_replace_earlier_ones_and_runs_are_ordered_by_seed(page):
@@ -370,8 +393,8 @@ def test_an_empty_figure_is_not_drawn(tmp_path):
     """Without attacks, alignment and uniformity are coloured by clean accuracy."""
     study = Study(arms={"csl": []}, datasets={}, page=Path("configs/study_x.yaml"))
     runs = _runs({"csl": [0.2, 0.3]})
-    for _, summary in runs:
-        summary["curve"] = summary["curve"][:1]
+    for run in runs:
+        run.summary.curve = run.summary.curve[:1]
     write_study(study, runs, tmp_path)
     text = (tmp_path / "study.md").read_text()
     assert (

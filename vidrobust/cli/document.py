@@ -197,8 +197,8 @@ def released_methods() -> str:
 
 def _interval(values: list[float]) -> str:
     spread = spread_of(values)
-    half = "" if spread["half"] is None else f" ± {spread['half']:.1f}"
-    return f"{spread['mean']:+.1f}{half}"
+    half = "" if spread.half is None else f" ± {spread.half:.1f}"
+    return f"{spread.mean:+.1f}{half}"
 
 
 def _code(names: Iterable[str]) -> str:

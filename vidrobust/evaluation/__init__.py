@@ -8,14 +8,17 @@ from vidrobust.evaluation.adversarial.rows import evaluate_robust
 from vidrobust.evaluation.adversarial.suites import SUITES, Suite
 from vidrobust.evaluation.evaluate import check_evaluation, evaluate
 from vidrobust.evaluation.loading import build_lists, load_method
-from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
-from vidrobust.evaluation.natural.corruption import corruption_table, evaluate_corruptions
+from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
+from vidrobust.evaluation.natural.bias_summary import bias_table
+from vidrobust.evaluation.natural.corruption import evaluate_corruptions
+from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
 from vidrobust.evaluation.report.markdown import rewrite_report
 from vidrobust.evaluation.representation.features import write_features
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.settings import MeasureSettings
+from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils.intervals import wilson
@@ -30,6 +33,7 @@ __all__ = [
     "MeasureSettings",
     "MicroBatches",
     "Suite",
+    "Summary",
     "bias_table",
     "build_lists",
     "check_bias",
@@ -46,6 +50,7 @@ __all__ = [
     "fit_probe",
     "knn_scores",
     "load_method",
+    "read_summary",
     "rewrite_report",
     "robust_curve",
     "wilson",

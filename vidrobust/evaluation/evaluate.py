@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,33 @@ from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
 from vidrobust.evaluation.adversarial.targets import clip_units
 from vidrobust.evaluation.loading import build_lists, load_method, make_norms_precise
-from vidrobust.evaluation.natural.bias import bias_table, check_bias, evaluate_bias
+from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
+from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, bias_table
 from vidrobust.evaluation.natural.corruption import (
     check_corruptions,
-    corruption_table,
     evaluate_corruptions,
-    read_baseline,
-    relative_to,
     without_effect,
 )
+from vidrobust.evaluation.natural.corruption_summary import (
+    CorruptionTable,
+    corruption_table,
+    read_baseline,
+    relative_to,
+)
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
-from vidrobust.evaluation.report.markdown import read_summary, write_report
+from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
 from vidrobust.evaluation.settings import MeasureSettings
-from vidrobust.evaluation.summary import about, attacked, learned_nothing
+from vidrobust.evaluation.summary import (
+    Summary,
+    add_attacks,
+    learned_nothing,
+    read_summary,
+    summary_of_data,
+    write_summary,
+)
 from vidrobust.methods import build_method
 from vidrobust.models import Model
 from vidrobust.models.complexity import model_complexity
@@ -105,7 +116,7 @@ class _Evaluation:
 
 def evaluate(
     cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False
-) -> dict[str, Any]:
+) -> Summary:
     """Measure a checkpoint on the test list, and return the summary. Every rank calls it.
 
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
@@ -132,7 +143,7 @@ def evaluate(
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
-    identity = identify(cfg, state, train, test, others[0])
+    identity: dict[str, Any] = identify(cfg, state, train, test, others[0])  # fields of Summary
     same_videos = {
         "manifest_sha": identity["manifest_sha"],
         "n": len(evenly(len(test), cfg.eval.limit)),
@@ -159,26 +170,27 @@ def evaluate(
 
         # 3. Measure, unless it is measured already
         summary_path = out / "summary.json"
-        if summary_path.is_file():
-            summary = read_summary(summary_path)
-        else:
-            summary = _measure(run, trained.to(device), random.to(device)) | identity
-        if summary["corruption"]:
+        kept = read_summary(summary_path) if summary_path.is_file() else None
+        summary = kept or _measure(run, trained.to(device), random.to(device))
+        summary = replace(summary, **identity)
+        if summary.corruption:
             # computed anew, because another baseline needs no measurement
-            relative = relative_to(summary["corruption"], baseline)
-            summary["corruption"] = relative | {"baseline": corruption.baseline or None}
+            relative = relative_to(summary.corruption, baseline)
+            relative = replace(relative, baseline=corruption.baseline or None)
+            summary = replace(summary, corruption=relative)
 
         # 4. Write
         with distributed.together():
             if main:
-                _write(summary_path, json.dumps(summary, indent=2) + "\n")
+                if summary != kept:
+                    write_summary(summary_path, summary)
                 (out / _OLD_FEATURES).unlink(missing_ok=True)
                 shutil.rmtree(out / _STORE, ignore_errors=True)
                 write_report(out, summary, classes)
-    if summary["failed"]:
+    if summary.failed:
         raise UserError(
-            f"videos that do not decode: {len(summary['failed'])}; those of test lists count as"
-            f" wrong in {summary_path}; the first: {summary['failed'][0]}"
+            f"videos that do not decode: {len(summary.failed)}; those of test lists count as"
+            f" wrong in {summary_path}; the first: {summary.failed[0]}"
         )
     return summary
 
@@ -195,7 +207,7 @@ def check_evaluation(cfg: config.Config) -> None:
     other_records(cfg, classes, train + test)
 
 
-def _measure(run: _Evaluation, model: Model, random: Model) -> dict[str, Any]:
+def _measure(run: _Evaluation, model: Model, random: Model) -> Summary:
     """Return the summary of all measurements.
 
     Args:
@@ -219,54 +231,55 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> dict[str, Any]:
             lines = [json.dumps(row) + "\n" for row in representation.rows()]
             _write(run.out / "predictions.jsonl", "".join(lines))
         predict = _classifier(model, head, representation, device)
-        summary = {"n": len(run.indices)} | about(cfg, representation, gallery[0], run.classes)
-        summary |= {"model": complexity.to_json(), "precise_bn": precise_bn}
+        summary = summary_of_data(cfg, len(run.indices), representation, gallery[0], run.classes)
+        summary.model = complexity
+        summary.precise_bn = precise_bn
         aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
-        summary["geometry"] = geometry_of(cfg, [model, random], queries, aligned, device)
+        summary.geometry = geometry_of(cfg, [model, random], queries, aligned, device)
         moved = []
         if cfg.eval.sensitivity:
             moved = [run.test[i] for i in evenly(len(run.test), cfg.eval.sensitivity)]
-        summary["sensitivity"] = sensitivity_of(cfg, model, predict, moved, device)
+        summary.sensitivity = sensitivity_of(cfg, model, predict, moved, device)
 
         # Shift, corruptions, bias, attacks
-        summary["shift"] = evaluate_shift(
+        summary.shift = evaluate_shift(
             cfg, predict, run.others, run.test, run.out, device, identity=run.identity
         )
-        corruption = _corruptions(run, predict)
-        bias = _bias(run, predict)
-        summary["bias"] = bias
+        summary.corruption = _corruptions(run, predict)
+        summary.bias = _bias(run, predict)
         # every measurement has a clean accuracy; that of attacks is on the attacked clips
-        summary["clean_acc"] = None
-        if bias:
-            summary["clean_acc"] = bias["views"]["clean"]["acc"]
-        if corruption:
-            summary["clean_acc"] = corruption["clean_acc"]
-        summary |= _attacks(run, predict)
-        summary["corruption"] = corruption
+        if summary.bias:
+            summary.clean_acc = summary.bias.views[CLEAN].acc
+        if summary.corruption:
+            summary.clean_acc = summary.corruption.clean_acc
+        if run.attack.threats:
+            _attack(run, predict, summary)
 
-    # Warnings and failures of all parts
-    summary["warnings"] += learned_nothing(summary["representation"])
-    for part in (corruption, bias, summary["shift"], summary["sensitivity"]):
-        summary["warnings"] += (part or {}).get("warnings", [])
-    if "texture" in cfg.eval.bias and (doubt := doubt_of_twins(cfg.data)):
-        summary["warnings"].append(doubt)
-    failed = summary["failed"]
-    for part in (corruption, bias, summary["shift"]):
-        failed += [line for line in (part or {}).get("failed", []) if line not in failed]
-    if failed:
-        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        summary["warnings"].append(
-            f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}"
-        )
+    _collect_warnings(run, summary)
     return summary
 
 
-def _attacks(run: _Evaluation, predict: Predict) -> dict[str, Any]:
-    """Return the part of the summary on attacks."""
+def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
+    """Add the warnings of all parts to those of the summary, and their failures to its failures."""
+    summary.warnings += learned_nothing(summary.representation)
+    measured = (summary.corruption, summary.bias, summary.shift)
+    for part in (*measured, summary.sensitivity):
+        summary.warnings += part.warnings if part else []
+    if "texture" in run.cfg.eval.bias and (doubt := doubt_of_twins(run.cfg.data)):
+        summary.warnings.append(doubt)
+    failed = summary.failed
+    for each in measured:
+        failed += [line for line in (each.failed if each else []) if line not in failed]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        summary.warnings.append(
+            f"{len(failed)} videos do not decode: {'; '.join(failed[:5])}{more}"
+        )
+
+
+def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
+    """Attack the videos, and write the results into the summary."""
     cfg, attack = run.cfg, run.attack
-    if not attack.threats:
-        none = dict.fromkeys(("robust_acc", "robust_acc_uint8", "ci95", "threat", "suite"))
-        return none | {"threats": [], "curve": [], "warnings": []}
     clips = eval_dataset(cfg.data, run.test, 1)
     doubts = []
     if distributed.rank() == 0:
@@ -280,11 +293,11 @@ def _attacks(run: _Evaluation, predict: Predict) -> dict[str, Any]:
     if cfg.eval.unit == "video":
         videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
     rows = evaluate_robust(run.settings(predict), attack, videos, run.indices)
-    return attacked(cfg, rows, attack, doubts)
+    add_attacks(summary, cfg, rows, attack, doubts)
 
 
-def _corruptions(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
-    """Return the part of the summary on corruptions, or None without."""
+def _corruptions(run: _Evaluation, predict: Predict) -> CorruptionTable | None:
+    """Return accuracies under corruptions, or None without."""
     cfg = run.cfg
     corruption = cfg.eval.corruption
     views = cfg.eval.clips if cfg.eval.unit == "video" else 1
@@ -305,16 +318,17 @@ def _corruptions(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
     rows = evaluate_corruptions(
         run.settings(predict), videos, run.indices, names, corruption.severities
     )
-    return corruption_table(rows, corruption.severities, run.classes) | {
-        "place": corruption.place,
-        "views": f"{views}x1",
-        "failed": decoding_failures(rows),
-        "warnings": idle + model_faults(rows),
-    }
+    return replace(
+        corruption_table(rows, corruption.severities, run.classes),
+        place=corruption.place,
+        views=f"{views}x1",
+        failed=decoding_failures(rows),
+        warnings=idle + model_faults(rows),
+    )
 
 
-def _bias(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
-    """Return the part of the summary on the cues that the model follows, or None without."""
+def _bias(run: _Evaluation, predict: Predict) -> BiasTable | None:
+    """Return accuracies on clips without a cue, or None without."""
     cfg = run.cfg
     if not cfg.eval.bias:
         return None
@@ -334,7 +348,7 @@ def _bias(run: _Evaluation, predict: Predict) -> dict[str, Any] | None:
         seed=cfg.seed,
         others=second_cues(cfg.data, run.test, run.classes),
     )
-    return bias_table(rows, run.classes) | {"views_of": f"{clips}x1"}
+    return replace(bias_table(rows, run.classes), views_of=f"{clips}x1")
 
 
 def _checks(

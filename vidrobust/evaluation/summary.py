@@ -1,29 +1,181 @@
-"""Build summary.json."""
+"""Summary: the contents of summary.json, how they are built, read and written."""
 
-from typing import Any
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from vidrobust import config
 from vidrobust.data import FOLDED
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings
 from vidrobust.evaluation.adversarial.curve import (
+    CurvePoint,
     median_norms,
     robust_curve,
     robust_to_all,
     suite_warnings,
 )
-from vidrobust.evaluation.representation.knn_and_probe import Representation
+from vidrobust.evaluation.natural.bias_summary import BiasTable
+from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
+from vidrobust.evaluation.natural.shift import Shift
+from vidrobust.evaluation.representation.geometry import Geometry
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy, Representation
+from vidrobust.evaluation.representation.sensitivity import Sensitivity
+from vidrobust.models.complexity import Complexity
 from vidrobust.models.feature_store import Features
+from vidrobust.utils.atomic_files import read_json, replacing
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
+from vidrobust.utils.typed_json import from_json
 
 
-def about(
-    cfg: config.Config, representation: Representation, gallery: Features, classes: list[str]
-) -> dict[str, Any]:
-    """Return the part of the summary on the data, the protocol and the representation.
+@dataclass(frozen=True)
+class KnnSettings:
+    """Settings of kNN: the number of neighbours and the temperature of their votes."""
+
+    k: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class LargestThreat:
+    """The largest threat of an evaluation with one family of threats; fields of `ThreatModel`."""
+
+    norm: str
+    support: str
+    k: int
+    eps: float
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """Results of an evaluation, the contents of summary.json. Accuracies are fractions.
+
+    Fields with a default may be missing in files of earlier revisions, and None or empty where
+    something was not measured.
+
+    Attributes:
+        n: test videos that are attacked and corrupted.
+        dataset: name of the data set.
+        split: which of its videos, such as "test, fold 1".
+        unit: what is attacked, a "clip" of each video or the "video".
+        branch: norm branch.
+        views: views (clips x crops) per video of "attack" and of "representation".
+        chance: accuracy of guessing.
+        classifier: what is attacked, "own head" or "linear probe".
+        representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
+            "random_knn", and "head" for a model with its own classifier.
+        knn: settings of kNN.
+        failed: why videos do not decode.
+        model: size and cost of the model.
+        precise_bn: training clips from which batch-norm statistics were recomputed.
+        geometry: "trained" and "random" -> geometry of their features; None on ranks above 0.
+        sensitivity: how far small perturbations move the representation.
+        shift: accuracy on another data set.
+        bias: accuracy on clips without a cue.
+        clean_acc: accuracy without an attack, of what is attacked; that of corruptions, or else of
+            cues, without attacks.
+        clean_acc_h264: the same after H.264.
+        robust_acc: fraction of videos that withstand every threat; with one family of threats,
+            this is the accuracy under its largest.
+        robust_acc_uint8: the same after rounding to uint8.
+        ci95: 95 % interval of robust_acc (Wilson).
+        threat: the largest threat; None for several families.
+        threats: names of the threats.
+        suite: which attacks.
+        median_norm: kind of threat -> median size of the smallest perturbations; None unless the
+            attack finds these.
+        attacks: names of the attacks that ran.
+        curve: accuracy under each threat.
+        warnings: reasons to doubt the numbers.
+        corruption: accuracy under corruptions.
+        checkpoint: step and hash of the weights.
+        config_sha: hash of the options.
+        manifest_sha: hash of the lists of videos.
+        shift_sha: hash of the list of videos of `shift`.
+        textures: how texture twins were made.
+    """
+
+    # Data and protocol
+    n: int
+    dataset: str
+    split: str
+    unit: str = "clip"
+    branch: str
+    views: dict[str, str]
+    chance: float
+    # Model and representation
+    classifier: str = "linear probe"
+    representation: dict[str, Accuracy]
+    knn: KnnSettings | None = None
+    failed: list[str]
+    model: Complexity | None = None
+    precise_bn: int = 0
+    geometry: dict[str, Geometry] | None
+    sensitivity: Sensitivity | None = None
+    # Natural changes, part 1
+    shift: Shift | None = None
+    bias: BiasTable | None = None
+    # Attacks
+    clean_acc: float | None = None
+    clean_acc_h264: float | None = None
+    robust_acc: float | None = None
+    robust_acc_uint8: float | None = None
+    ci95: list[float] | None = None
+    threat: LargestThreat | None = None
+    threats: list[str] = field(default_factory=list)
+    suite: str | None = None
+    median_norm: dict[str, float | None] | None = None
+    attacks: list[str] = field(default_factory=list)
+    curve: list[CurvePoint]
+    warnings: list[str]
+    # Natural changes, part 2
+    corruption: CorruptionTable | None
+    # What the numbers are of
+    checkpoint: str = ""
+    config_sha: str = ""
+    manifest_sha: str = ""
+    shift_sha: str = ""
+    textures: str = ""
+
+
+# --- Files ---
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a summary.json.
+
+    Raises:
+        UserError: if it is damaged, with the remedy.
+    """
+    remedy = "delete it and evaluate again, which keeps the rows"
+    try:
+        return from_json(Summary, read_json(path, remedy))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write a summary.json, whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(asdict(summary), indent=2) + "\n").encode())
+
+
+# --- Parts ---
+
+
+def summary_of_data(
+    cfg: config.Config,
+    n: int,
+    representation: Representation,
+    gallery: Features,
+    classes: list[str],
+) -> Summary:
+    """Return a summary of the data, the protocol and the representation; the rest is not measured.
 
     Args:
         cfg: the configuration.
+        n: test videos that are attacked and corrupted.
         representation: accuracies of kNN, probes and the own head.
         gallery: features of the training videos.
         classes: names.
@@ -34,30 +186,32 @@ def about(
         split += f", fold {data.fold}"
     own_head = "head" in representation.predictions
     failures = gallery.failed + representation.asked.failed
-    return {
-        "dataset": data.name,
-        "split": split,
-        "unit": e.unit,
-        "branch": e.branch,
-        "views": {
+    return Summary(
+        n=n,
+        dataset=data.name,
+        split=split,
+        unit=e.unit,
+        branch=e.branch,
+        views={
             "attack": f"{e.clips}x{e.crops}" if e.unit == "video" else "1x1",
             "representation": f"{e.clips}x1",
         },
-        "chance": 1 / len(classes),
-        "classifier": "own head" if own_head else "linear probe",
-        "representation": representation.accuracies(),
-        "knn": {
-            "k": min(e.knn_k, gallery.features.shape[0] * e.clips),
-            "temperature": e.knn_temperature,
-        },
-        "failed": [failure.reason for failure in failures],
-    }
+        chance=1 / len(classes),
+        classifier="own head" if own_head else "linear probe",
+        representation=representation.accuracies(),
+        knn=KnnSettings(min(e.knn_k, gallery.features.shape[0] * e.clips), e.knn_temperature),
+        failed=[failure.reason for failure in failures],
+        geometry=None,
+        curve=[],
+        warnings=[],
+        corruption=None,
+    )
 
 
-def learned_nothing(accuracies: dict[str, Any]) -> list[str]:
+def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
     """Return a warning, or none, of a probe that is not better than on random weights."""
-    trained = accuracies["trained_probe"]["acc"]
-    random = accuracies["random_probe"]["acc"]
+    trained = accuracies["trained_probe"].acc
+    random = accuracies["random_probe"].acc
     if trained > random:
         return []
     return [
@@ -66,12 +220,17 @@ def learned_nothing(accuracies: dict[str, Any]) -> list[str]:
     ]
 
 
-def attacked(
-    cfg: config.Config, rows: list[AttackRow], attack: AttackSettings, doubts: list[str]
-) -> dict[str, Any]:
-    """Return the part of the summary on attacks.
+def add_attacks(
+    summary: Summary,
+    cfg: config.Config,
+    rows: list[AttackRow],
+    attack: AttackSettings,
+    doubts: list[str],
+) -> None:
+    """Write the results of attacks into a summary.
 
     Args:
+        summary: changed in place.
         cfg: the configuration.
         rows: of all videos and threats, by videos.
         attack: threats and attacks.
@@ -82,27 +241,20 @@ def attacked(
     videos = rows[:: len(curve)]  # one row per video
     robust = robust_to_all(rows)
     robust_uint8 = robust_to_all(rows, lambda row: row.uint8_right)
-    clean_h264 = [row.clean_h264_pred == row.label for row in videos]
-    largest = curve[-1]
-    one_family = len(attack.families) == 1
-    threat = {
-        "norm": largest.norm,
-        "support": largest.support,
-        "k": largest.k,
-        "eps": largest.eps,
-    }
-    return {
-        "clean_acc": sum(row.clean_right for row in videos) / len(videos),
-        "clean_acc_h264": sum(clean_h264) / len(videos) if cfg.eval.h264 else None,
-        # under all threats together; with one family that is its largest
-        "robust_acc": sum(robust) / len(robust),
-        "robust_acc_uint8": sum(robust_uint8) / len(robust_uint8),
-        "ci95": list(wilson(sum(robust), len(robust))),
-        "threat": threat if one_family else None,
-        "threats": [str(each) for each in threats],
-        "suite": str(attack.suite),
-        "median_norm": median_norms(rows, threats) if attack.suite.smallest else None,
-        "attacks": sorted({name for point in curve for name in point.passes}),
-        "curve": [point.to_json() for point in curve],
-        "warnings": doubts + suite_warnings(rows, curve),
-    }
+    summary.clean_acc = sum(row.clean_right for row in videos) / len(videos)
+    if cfg.eval.h264:
+        right = [row.clean_h264_pred == row.label for row in videos]
+        summary.clean_acc_h264 = sum(right) / len(videos)
+    summary.robust_acc = sum(robust) / len(robust)
+    summary.robust_acc_uint8 = sum(robust_uint8) / len(robust_uint8)
+    summary.ci95 = list(wilson(sum(robust), len(robust)))
+    if len(attack.families) == 1:
+        largest = curve[-1]
+        summary.threat = LargestThreat(largest.norm, largest.support, largest.k, largest.eps)
+    summary.threats = [str(each) for each in threats]
+    summary.suite = str(attack.suite)
+    if attack.suite.smallest:
+        summary.median_norm = median_norms(rows, threats)
+    summary.attacks = sorted({name for point in curve for name in point.passes})
+    summary.curve = curve
+    summary.warnings += doubts + suite_warnings(rows, curve)

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,23 +17,22 @@ class Complexity:
 
     Attributes:
         parameters: number of parameters, those of all norm branches and of frozen layers included.
-        flops: floating-point operations per clip of a forward pass in eval mode. As in most papers,
+        flops_per_clip: floating-point operations of a forward pass in eval mode. As in most papers,
             a multiplication with its addition counts as one. None if they could not be counted.
         uncounted: names of operations that fvcore has no count for, such as "aten::sub"; they add
-            nothing to `flops`. Operations per element, as in activations, are never counted.
+            nothing to `flops_per_clip`. Operations per element, as in activations, are never
+            counted.
     """
 
     parameters: int
-    flops: int | None
-    uncounted: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, int | None]:
-        """Return the entry "model" of summary.json."""
-        return {"parameters": self.parameters, "flops_per_clip": self.flops}
+    flops_per_clip: int | None
+    uncounted: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """Return the operations for a log line, such as "0.12 GFLOPs per clip"; "" for None."""
-        return "" if self.flops is None else f"{self.flops / 1e9:.2g} GFLOPs per clip"
+        if self.flops_per_clip is None:
+            return ""
+        return f"{self.flops_per_clip / 1e9:.2g} GFLOPs per clip"
 
 
 def model_complexity(model: nn.Module, clip_shape: Sequence[int]) -> Complexity:
@@ -65,7 +64,7 @@ def model_complexity(model: nn.Module, clip_shape: Sequence[int]) -> Complexity:
             )
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             flops = int(analysis.total())
-            uncounted = tuple(sorted(analysis.unsupported_ops()))
+            uncounted = sorted(analysis.unsupported_ops())
         except Exception as error:  # whatever a model or the tracer raises
             log.warning(f"operations of the model could not be counted: {error!r}")
             return Complexity(parameters, None)

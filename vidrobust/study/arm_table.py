@@ -3,15 +3,88 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
+from vidrobust.evaluation.summary import Summary
 from vidrobust.study.plan import Arm, Study
+from vidrobust.utils.typed_json import from_json
 
-# Runs of a study with their summaries.
-Runs = Sequence[tuple[Arm, dict[str, Any]]]
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of a study that has been measured.
+
+    Attributes:
+        arm: the run.
+        summary: what its evaluation measured.
+        removal: rows of metrics.jsonl about false negatives, one per epoch.
+    """
+
+    arm: Arm
+    summary: Summary
+    removal: list[dict[str, float]] = field(default_factory=list)
+
+
 # Measures of a run; None where one could not be computed.
 Measures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and spread of a measure over seeds.
+
+    Attributes:
+        mean: of the values.
+        std: their standard deviation; None for one value.
+        half: half the width of a 95 % interval of the mean, by Student's t; None for one value.
+        values: one per seed.
+    """
+
+    mean: float
+    std: float | None
+    half: float | None
+    values: list[float]
+
+
+@dataclass
+class ArmResult:
+    """The result of an arm on a data set, an entry of study.json.
+
+    Attributes:
+        n: number of seeds.
+        measures: measure -> its spread over seeds, as named in `summarise`.
+        difference: measure -> spread of the arm's value minus the baseline's, seed by seed.
+        gap_closed: comparator -> threat -> 100 (RA - RA_baseline) / (RA_comparator -
+            RA_baseline), where RA is the mean robust accuracy. None if the comparator is not above
+            the baseline. A budget of 0 has no gap, as it is clean accuracy.
+    """
+
+    n: int
+    measures: dict[str, Spread]
+    difference: dict[str, Spread] = field(default_factory=dict)
+    gap_closed: dict[str, Measures] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of study.json, in which measures stand beside the other keys."""
+        entry = asdict(self)
+        return {"n": entry.pop("n"), **entry.pop("measures"), **entry}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> "ArmResult":
+        """Return the result that an entry of study.json holds.
+
+        Raises:
+            ValueError: an entry is missing or of another type.
+        """
+        own = {"n", "difference", "gap_closed"}
+        measures = {key: value for key, value in entry.items() if key not in own}
+        return from_json(cls, {key: entry.get(key) for key in own} | {"measures": measures})
+
+
+# Arm -> its result on one data set.
+Table = dict[str, ArmResult]
 
 # 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
 _T = (
@@ -33,7 +106,7 @@ _T = (
 _NORMAL = 1.96  # that of the normal distribution, for more degrees of freedom
 
 
-def summarise(study: Study, runs: Runs) -> dict[str, Any]:
+def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
     """Summarise the runs of a study by data set and arm.
 
     Accuracies and fractions are between 0 and 1. The measures are:
@@ -50,45 +123,39 @@ def summarise(study: Study, runs: Runs) -> dict[str, Any]:
 
     Args:
         study: names the baseline and the comparators.
-        runs: the runs and their summaries.
+        runs: the finished runs.
 
     Returns:
-        Data set -> arm -> a dict with these keys:
-
-        - n: number of seeds.
-        - measure -> what `spread_of` returns for its values over seeds.
-        - difference: measure -> the same of the arm's value minus the baseline's, seed by seed.
-        - gap_closed: comparator -> threat -> 100 (RA - RA_baseline) / (RA_comparator -
-          RA_baseline), where RA is the mean robust accuracy. None if the comparator is not above
-          the baseline. A budget of 0 has no gap, as it is clean accuracy.
+        Data set -> arm -> its result.
     """
     return {
         dataset: _summarise_dataset(study, runs, dataset)
-        for dataset in dict.fromkeys(arm.dataset for arm, _ in runs)
+        for dataset in dict.fromkeys(run.arm.dataset for run in runs)
     }
 
 
-def _summarise_dataset(study: Study, runs: Runs, dataset: str) -> dict[str, Any]:
-    """Return arm -> its entry in `summarise`, for one data set."""
+def _summarise_dataset(study: Study, runs: Sequence[FinishedRun], dataset: str) -> Table:
+    """Return arm -> its result on one data set."""
     by_arm: dict[str, dict[int, Measures]] = {}
-    for arm, summary in runs:
-        if arm.dataset == dataset:
-            by_arm.setdefault(arm.name, {})[arm.seed] = _measures(summary)
+    for run in runs:
+        if run.arm.dataset == dataset:
+            by_arm.setdefault(run.arm.name, {})[run.arm.seed] = _measures(run)
     table = {
-        name: {"n": len(seeds)} | _spreads(list(seeds.values())) for name, seeds in by_arm.items()
+        name: ArmResult(len(seeds), _spreads(list(seeds.values())))
+        for name, seeds in by_arm.items()
     }
     baseline = by_arm.get(study.baseline, {})
-    for name, row in table.items():
+    for name, result in table.items():
         # Differences are taken between runs with the same seed: they share random numbers, so
         # that a difference may vary less than the runs.
         common_seeds = [seed for seed in by_arm[name] if seed in baseline]
         if name == study.baseline:
             common_seeds = []
-        row["difference"] = _spreads(
+        result.difference = _spreads(
             [_difference(by_arm[name][seed], baseline[seed]) for seed in common_seeds]
         )
         comparators = study.comparators if baseline and name != study.baseline else ()
-        row["gap_closed"] = {
+        result.gap_closed = {
             comparator: _gap(table, study.baseline, comparator, name)
             for comparator in comparators
             if comparator in table and comparator != name
@@ -96,40 +163,38 @@ def _summarise_dataset(study: Study, runs: Runs, dataset: str) -> dict[str, Any]
     return table
 
 
-def _measures(summary: dict[str, Any]) -> Measures:
+def _measures(run: FinishedRun) -> Measures:
     """Return the measures of a run, as named in `summarise`."""
-    clean = summary["clean_acc"]
-    corruption = summary["corruption"]
-    shift = summary.get("shift")
-    views = (summary.get("bias") or {"views": {}})["views"]
-    measures = {
-        "probe": summary["representation"]["trained_probe"]["acc"],
-        "clean": clean,
-        **{f"robust {c['threat']}": c["robust_acc"] for c in summary["curve"]},
-        **{
-            f"success {c['threat']}": 1 - c["robust_acc"] / clean if clean else None
-            for c in summary["curve"]
-        },
-        "mpc": corruption and corruption["mpc"],
-        "rpc": corruption and corruption["rpc"],
-        "shift": shift and shift["acc"],
-        **{f"acc {name}": view["acc"] for name, view in views.items()},
-        **{f"bias {name}": view["bias"] for name, view in views.items() if "bias" in view},
-    }
+    summary = run.summary
+    clean = summary.clean_acc
+    corruption = summary.corruption
+    views = summary.bias.views if summary.bias else {}
+    measures: Measures = {"probe": summary.representation["trained_probe"].acc, "clean": clean}
+    for point in summary.curve:
+        measures[f"robust {point.threat}"] = point.robust_acc
+    for point in summary.curve:
+        measures[f"success {point.threat}"] = 1 - point.robust_acc / clean if clean else None
+    measures["mpc"] = corruption.mpc if corruption else None
+    measures["rpc"] = corruption.rpc if corruption else None
+    measures["shift"] = summary.shift.acc if summary.shift else None
+    for name, view in views.items():
+        measures[f"acc {name}"] = view.acc
+    for name, view in views.items():
+        measures[f"bias {name}"] = view.bias
+    assert summary.geometry is not None  # it is in every file
     # Quantiles and histograms of the geometry are lists, which have no mean over seeds.
-    for key, value in summary["geometry"]["trained"].items():
+    for key, value in vars(summary.geometry["trained"]).items():
         if not isinstance(value, list):
             measures[key] = value
-    epochs = summary["removal"]
-    if epochs:
-        for when, epoch in (("first", epochs[0]), ("last", epochs[-1])):
+    if run.removal:
+        for when, epoch in (("first", run.removal[0]), ("last", run.removal[-1])):
             for key in ("fn_removed", "fn_precision", "fn_recall"):
                 measures[f"{key} {when}"] = epoch.get(key)
     return measures
 
 
-def _spreads(runs: Sequence[Measures]) -> dict[str, Any]:
-    """Return measure -> what `spread_of` returns for the runs that have it."""
+def _spreads(runs: Sequence[Measures]) -> dict[str, Spread]:
+    """Return measure -> its spread over the runs that have it."""
     spreads = {}
     for key in dict.fromkeys(chain.from_iterable(runs)):
         values = [value for run in runs if (value := run.get(key)) is not None]
@@ -138,23 +203,15 @@ def _spreads(runs: Sequence[Measures]) -> dict[str, Any]:
     return spreads
 
 
-def spread_of(values: list[float]) -> dict[str, Any]:
-    """Return mean, std, half and values of some values.
-
-    `half` is half the width of a 95 % interval of the mean, by Student's t. For one value std and
-    half are None.
-    """
+def spread_of(values: list[float]) -> Spread:
+    """Return mean and spread of one or more values."""
     mean = statistics.fmean(values)
     # n values have n - 1 degrees of freedom, and _T begins with 1.
     n = len(values)
     std = statistics.stdev(values) if n > 1 else None
     t = _T[n - 2] if 1 < n <= len(_T) + 1 else _NORMAL
-    return {
-        "mean": mean,
-        "std": std,
-        "half": None if std is None else t * std / math.sqrt(n),
-        "values": values,
-    }
+    half = None if std is None else t * std / math.sqrt(n)
+    return Spread(mean, std, half, values)
 
 
 def _difference(a: Measures, b: Measures) -> Measures:
@@ -166,22 +223,22 @@ def _difference(a: Measures, b: Measures) -> Measures:
     }
 
 
-def _gap(table: dict[str, Any], baseline: str, comparator: str, name: str) -> Measures:
+def _gap(table: Table, baseline: str, comparator: str, name: str) -> Measures:
     """Return threat -> the gap between baseline and comparator that an arm closes, per cent.
 
     Args:
-        table: arm -> measures.
+        table: arm -> its result.
         baseline: name of the baseline.
         comparator: name of the comparator.
         name: name of the arm.
     """
     gaps: Measures = {}
-    for key in table[name]:
+    for key in table[name].measures:
         # A threat of budget 0 ends with -0.
         if not key.startswith("robust ") or key.endswith("-0"):
             continue
-        low = table[baseline][key]["mean"]
-        high = table[comparator][key]["mean"]
-        acc = table[name][key]["mean"]
+        low = table[baseline].measures[key].mean
+        high = table[comparator].measures[key].mean
+        acc = table[name].measures[key].mean
         gaps[key.removeprefix("robust ")] = 100 * (acc - low) / (high - low) if high > low else None
     return gaps

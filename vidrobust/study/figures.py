@@ -1,5 +1,6 @@
 """Draw the figures of a study."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidrobust.evaluation.report import drawing
-from vidrobust.study.arm_table import Runs
+from vidrobust.study.arm_table import FinishedRun, Table
 
 
-def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
+def draw_robust(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
     """Draw robust accuracy by budget: a line per arm, with its interval as a band.
 
     Only the first family of threats is drawn.
@@ -24,27 +25,27 @@ def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    curve = runs[0][1]["curve"]
+    curve = runs[0].summary.curve
     # Threats of one family differ only in their budget, so that they form one curve.
-    family = [c for c in curve if (c["kind"], c["norm"]) == (curve[0]["kind"], curve[0]["norm"])]
-    if not any(c["eps"] > 0 for c in family):
+    family = [c for c in curve if (c.kind, c.norm) == (curve[0].kind, curve[0].norm)]
+    if not any(c.eps > 0 for c in family):
         return False
-    is_linf = family[0]["norm"] == "linf"
-    eps = [255 * c["eps"] if is_linf else c["eps"] for c in family]
+    is_linf = family[0].norm == "linf"
+    eps = [255 * c.eps if is_linf else c.eps for c in family]
     figure, axes = _figure()
-    for number, (name, row) in enumerate(table.items()):
-        spreads = [row[f"robust {c['threat']}"] for c in family]
-        means = np.array([100 * s["mean"] for s in spreads])
-        half = np.array([100 * (s["half"] or 0) for s in spreads])
+    for number, (name, result) in enumerate(table.items()):
+        spreads = [result.measures[f"robust {c.threat}"] for c in family]
+        means = np.array([100 * s.mean for s in spreads])
+        half = np.array([100 * (s.half or 0) for s in spreads])
         style = _style(number)
         axes.plot(eps, means, markersize=4, label=drawing.label(name), **style)
         low = (means - half).clip(0, 100)
         high = (means + half).clip(0, 100)
         axes.fill_between(eps, low, high, color=style["color"], alpha=0.1, linewidth=0)
     axes.axhline(
-        100 * runs[0][1]["chance"], color="gray", linestyle=":", linewidth=1, label="chance"
+        100 * runs[0].summary.chance, color="gray", linestyle=":", linewidth=1, label="chance"
     )
-    budget = f"{family[0]['kind']} budget"
+    budget = f"{family[0].kind} budget"
     axes.set(
         xlabel=f"{budget}, /255" if is_linf else budget,
         ylabel="robust accuracy, %",
@@ -54,7 +55,7 @@ def draw_robust(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     return _save(figure, axes, path)
 
 
-def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
+def draw_space(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
     """Draw alignment against uniformity, a point per run.
 
     The colour is the robust accuracy at the middle budget above 0, or the clean accuracy if there
@@ -69,13 +70,13 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
         Whether there was anything to draw.
     """
     figure, axes = _figure()
-    threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
+    threats = [c.threat for c in runs[0].summary.curve if c.eps > 0]
     accuracy = f"robust {threats[len(threats) // 2]}" if threats else "clean"
     keys = ("uniformity", "alignment", accuracy)
-    by_arm = {
-        name: [row[key]["values"] if key in row else [] for key in keys]
-        for name, row in table.items()
-    }
+    by_arm = {}
+    for name, result in table.items():
+        spreads = [result.measures.get(key) for key in keys]
+        by_arm[name] = [spread.values if spread else [] for spread in spreads]
     # All arms share one colour scale, which ends at the largest accuracy.
     top = 100 * max((max(accs, default=0) for _, _, accs in by_arm.values()), default=0) or 1
     dots = None
@@ -100,7 +101,7 @@ def draw_space(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     return _save(figure, axes, path)
 
 
-def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
+def draw_margins(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
     """Draw histograms of the margins of samples, an outline per arm, over all seeds.
 
     Args:
@@ -117,9 +118,9 @@ def draw_margins(path: Path, runs: Runs, table: dict[str, Any]) -> bool:
     all_arms = np.zeros(40)
     for number, name in enumerate(table):
         histograms = [
-            summary["geometry"]["trained"]["margin_histogram"]
-            for arm, summary in runs
-            if arm.name == name
+            run.summary.geometry["trained"].margin_histogram
+            for run in runs
+            if run.arm.name == name and run.summary.geometry
         ]
         counts = [np.array(histogram) for histogram in histograms if histogram is not None]
         if counts:

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vidrobust.evaluation.report import tables as markdown
-from vidrobust.study.arm_table import Runs, summarise
+from vidrobust.study.arm_table import FinishedRun, Measures, Spread, Table, summarise
 from vidrobust.study.figures import draw_margins, draw_robust, draw_space
 from vidrobust.study.plan import Study
 from vidrobust.utils.atomic_files import replacing
@@ -23,8 +22,9 @@ _GEOMETRY = (
     "effective_rank",
 )
 
-# Arm -> measure -> spread, as `summarise` returns them for a data set.
-Table = dict[str, dict[str, Any]]
+Runs = Sequence[FinishedRun]
+# Arm -> measure -> its spread over seeds.
+Spreads = dict[str, dict[str, Spread]]
 
 
 # --- Files ---
@@ -32,7 +32,7 @@ Table = dict[str, dict[str, Any]]
 
 def write_study(
     study: Study, runs: Runs, out: Path, missing: int = 0, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> dict[str, Table]:
     """Write out/study.json, study.md and the figures of the finished runs.
 
     If the command line asks for another eval.name, the names of the files contain it
@@ -40,7 +40,7 @@ def write_study(
 
     Args:
         study: the study.
-        runs: the finished runs and their summaries.
+        runs: the finished runs.
         out: folder of the study.
         missing: number of runs that are not finished; the report states it.
         overrides: options of the command line.
@@ -58,21 +58,25 @@ def write_study(
 
 def _write_study(
     study: Study, runs: Runs, out: Path, missing: int, overrides: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, Table]:
     """Write the files of a study; see `write_study`."""
     tables = summarise(study, runs)
     out.mkdir(parents=True, exist_ok=True)
     name = report_name(study, overrides)
     suffix = name.removeprefix("study")
     # The numbers come first, so that a figure that fails loses none of them.
+    numbers = {
+        dataset: {arm: result.to_json() for arm, result in table.items()}
+        for dataset, table in tables.items()
+    }
     with replacing(out / f"{name}.json") as file:
-        file.write((json.dumps(tables, indent=2) + "\n").encode())
+        file.write((json.dumps(numbers, indent=2) + "\n").encode())
     lines = [f"# {markdown.escape(study.page.stem)}: {len(runs)} runs", ""]
     if missing:
         lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the study.", ""]
     lines += _options(study, overrides)
     for dataset, table in tables.items():
-        dataset_runs = [(arm, summary) for arm, summary in runs if arm.dataset == dataset]
+        dataset_runs = [run for run in runs if run.arm.dataset == dataset]
         lines += _heading(study, dataset, dataset_runs, overrides)
         lines += _section(study, dataset_runs, table)
         for kind, draw in _FIGURES.items():
@@ -134,12 +138,12 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
     options = _without_overridden(study.options.get(dataset, ()), overrides)
     if options:
         lines += [f"Options of this data set: {_code(options)}.", ""]
-    first = runs[0][1]
-    suite = first["suite"] or "not attacked"
-    verb = "Attacked" if first["suite"] else "Classified by"
+    first = runs[0].summary
+    suite = first.suite or "not attacked"
+    verb = "Attacked" if first.suite else "Classified by"
     lines += [
         (
-            f"{first['n']} test videos, {suite}; chance {100 * first['chance']:.1f} %."
+            f"{first.n} test videos, {suite}; chance {100 * first.chance:.1f} %."
             f" {verb}: {markdown.escape(_classifiers(runs))}."
         ),
         "",
@@ -150,8 +154,8 @@ def _heading(study: Study, dataset: str, runs: Runs, overrides: Sequence[str]) -
 def _classifiers(runs: Runs) -> str:
     """Return which classifier was attacked, of which arms."""
     arms: dict[str, list[str]] = {}
-    for arm, summary in runs:
-        arms.setdefault(summary["classifier"], []).append(arm.name)
+    for run in runs:
+        arms.setdefault(run.summary.classifier, []).append(run.arm.name)
     return "; ".join(
         f"the {classifier} of {', '.join(dict.fromkeys(names))}"
         for classifier, names in arms.items()
@@ -161,9 +165,9 @@ def _classifiers(runs: Runs) -> str:
 def _warnings(runs: Runs) -> list[str]:
     """Return each warning of the evaluations once, with the runs that have it."""
     runs_by_warning: dict[str, list[str]] = {}
-    for arm, summary in runs:
-        for warning in summary["warnings"]:
-            runs_by_warning.setdefault(warning, []).append(f"{arm.name} {arm.seed}")
+    for run in runs:
+        for warning in run.summary.warnings:
+            runs_by_warning.setdefault(warning, []).append(f"{run.arm.name} {run.arm.seed}")
     if not runs_by_warning:
         return []
     lines = ["Warnings, each with its runs (arm and seed):", ""]
@@ -182,9 +186,10 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
     Args:
         study: the study.
         runs: runs of the data set.
-        table: arm -> measures.
+        table: arm -> its result.
     """
-    threats = [c["threat"] for c in runs[0][1]["curve"] if c["eps"] > 0]
+    threats = [point.threat for point in runs[0].summary.curve if point.eps > 0]
+    measures = {name: result.measures for name, result in table.items()}
     accuracies = {
         "probe": "probe",
         "clean": "clean",
@@ -200,10 +205,10 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
             " classifier; then its robust accuracy by budget; mpc: mean under corruptions."
         ),
         "",
-        *_rows(table, {"n": "seeds"} | accuracies, 100, 1),
+        *_rows(measures, accuracies, 100, 1, {name: result.n for name, result in table.items()}),
         "",
     ]
-    differences = {name: row["difference"] for name, row in table.items() if row["difference"]}
+    differences = {name: result.difference for name, result in table.items() if result.difference}
     if differences:
         baseline = markdown.escape(study.baseline)
         lines += [
@@ -217,7 +222,7 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
         lines += [
             "Correctly classified videos that the attack breaks, per cent:",
             "",
-            *_rows(table, {f"success {t}": t for t in threats}, 100, 1),
+            *_rows(measures, {f"success {t}": t for t in threats}, 100, 1),
             "",
         ]
     # Geometry, and what is left under corruptions.
@@ -228,13 +233,13 @@ def _section(study: Study, runs: Runs, table: Table) -> list[str]:
             " corruptions."
         ),
         "",
-        *_rows(table, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3),
+        *_rows(measures, {key: key for key in (*_GEOMETRY, "rpc")}, 1, 3),
         "",
     ]
-    return lines + _cues(table) + _removal(table) + _gaps(study, table)
+    return lines + _cues(measures) + _removal(measures) + _gaps(study, table)
 
 
-def _cues(table: Table) -> list[str]:
+def _cues(table: Spreads) -> list[str]:
     """Return the tables of cues, biases and shift; no lines if none was measured."""
     # Columns of all views that some arm was measured on, in the order of first appearance.
     names: dict[str, None] = {}
@@ -267,7 +272,7 @@ def _cues(table: Table) -> list[str]:
     return lines
 
 
-def _removal(table: Table) -> list[str]:
+def _removal(table: Spreads) -> list[str]:
     """Return the table of the removal of false negatives; no lines if no arm removes any."""
     removing = {name: row for name, row in table.items() if "fn_removed last" in row}
     if not removing:
@@ -298,13 +303,13 @@ def _gaps(study: Study, table: Table) -> list[str]:
     rows: list[list[str]] = []
     for comparator in study.comparators:
         closed = {
-            name: row["gap_closed"][comparator]
-            for name, row in table.items()
-            if comparator in row["gap_closed"]
+            name: result.gap_closed[comparator]
+            for name, result in table.items()
+            if comparator in result.gap_closed
         }
         if any(_has_value(gaps) for gaps in closed.values()):
             # Whether the gap itself is certain: the comparator's difference from the baseline.
-            gap = table[comparator]["difference"]
+            gap = table[comparator].difference
             for name, gaps in closed.items():
                 if name not in study.comparators:
                     cells = [_gap(value, gap[f"robust {key}"]) for key, value in gaps.items()]
@@ -334,55 +339,63 @@ def _gaps(study: Study, table: Table) -> list[str]:
     ]
 
 
-def _has_value(gaps: dict[str, float | None]) -> bool:
+def _has_value(gaps: Measures) -> bool:
     """Return whether the comparator is above the baseline at some budget."""
     return any(value is not None for value in gaps.values())
 
 
 def _gap_titles(table: Table) -> list[str]:
     """Return the threats of the gaps, which are the same for all arms and comparators."""
-    for row in table.values():
-        for gaps in row["gap_closed"].values():
+    for result in table.values():
+        for gaps in result.gap_closed.values():
             return list(gaps)
     return []
 
 
-def _gap(closed: float | None, gap: dict[str, Any]) -> str:
+def _gap(closed: float | None, gap: Spread) -> str:
     """Format a closed gap; `gap` is the spread of the gap itself."""
     if closed is None:
         return "-"
     # Certain if the interval of the comparator's difference from the baseline is above 0.
-    certain = gap["half"] is not None and gap["mean"] > gap["half"]
+    certain = gap.half is not None and gap.mean > gap.half
     return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 
-def _rows(table: Table, columns: dict[str, str], scale: float, digits: int) -> list[str]:
+def _rows(
+    table: Spreads,
+    columns: dict[str, str],
+    scale: float,
+    digits: int,
+    seeds: dict[str, int] | None = None,
+) -> list[str]:
     """Return a table with a row per arm.
 
     Args:
-        table: arm -> measure -> its spread, or a count.
+        table: arm -> measure -> its spread.
         columns: measure -> title of its column.
         scale: factor of the numbers, such as 100 for per cent.
         digits: digits after the decimal point.
+        seeds: arm -> number of seeds, for a column in front.
     """
-    rows = (
-        [name, *(_cell(row.get(key), scale, digits) for key in columns)]
-        for name, row in table.items()
-    )
-    return markdown.table(["arm", *columns.values()], *rows)
+    rows = []
+    for name, spreads in table.items():
+        cells = [_cell(spreads.get(key), scale, digits) for key in columns]
+        rows.append([name, *([str(seeds[name])] if seeds else []), *cells])
+    titles = ["arm", *(["seeds"] if seeds else []), *columns.values()]
+    return markdown.table(titles, *rows)
 
 
-def _cell(value: Any, scale: float, digits: int) -> str:
-    """Format a spread, a count or a missing value.
+def _cell(spread: Spread | None, scale: float, digits: int) -> str:
+    """Format a spread, or a missing one.
 
     Args:
-        value: what `spread_of` returns, a count, or None.
-        scale: factor of the numbers of a spread.
+        spread: of a measure.
+        scale: factor of its numbers.
         digits: digits after the decimal point.
     """
-    if not isinstance(value, dict):
-        return "-" if value is None else str(value)
-    mean = f"{scale * value['mean']:.{digits}f}"
-    if value["half"] is None:
+    if spread is None:
+        return "-"
+    mean = f"{scale * spread.mean:.{digits}f}"
+    if spread.half is None or spread.std is None:
         return mean
-    return f"{mean} ± {scale * value['half']:.{digits}f} [{scale * value['std']:.{digits}f}]"
+    return f"{mean} ± {scale * spread.half:.{digits}f} [{scale * spread.std:.{digits}f}]"

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vidrobust import checkpoint, config
 from vidrobust.evaluation import check_evaluation, evaluate
-from vidrobust.evaluation.report.markdown import read_summary
+from vidrobust.evaluation.summary import Summary, read_summary
+from vidrobust.study.arm_table import FinishedRun
 from vidrobust.study.plan import Arm
 from vidrobust.training.loop import train
 from vidrobust.utils import distributed
@@ -49,19 +49,16 @@ def require_same(arm: Arm) -> None:
         )
 
 
-def finished(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
-    """Return the runs that have been measured, with their summaries.
-
-    The entry `removal` of a summary is the log of false negatives, one row per epoch.
-    """
+def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
+    """Return the runs that have been measured."""
     return [
-        (arm, read_summary(_summary_of(arm)) | {"removal": _removal(arm)})
+        FinishedRun(arm, read_summary(_summary_of(arm)), _removal(arm))
         for arm in arms
         if _summary_of(arm).is_file()
     ]
 
 
-def run_arm(arm: Arm) -> dict[str, Any]:
+def run_arm(arm: Arm) -> Summary:
     """Train and evaluate a run, and return its summary.
 
     Finished work is not repeated: a finished run is read, and a killed one continues.

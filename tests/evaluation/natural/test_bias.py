@@ -1,6 +1,7 @@
 """Measure the cues of models that are made by hand to follow a single cue."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,17 +59,17 @@ def test_only_a_classifier_of_motion_loses_accuracy_without_motion(clips):
     rows = _rows(
         records, out, moves, ["freeze", "background", "shuffle", "reverse", "patch"], clips=2
     )
-    views = bias_table(rows, CLASSES)["views"]
-    acc = {name: entry["acc"] for name, entry in views.items()}
+    views = bias_table(rows, CLASSES).views
+    acc = {name: entry.acc for name, entry in views.items()}
     assert acc == {"clean": 1, "freeze": 0, "background": 0, "shuffle": 1, "reverse": 1, "patch": 1}
-    assert views["freeze"]["kept"] == 0 and views["shuffle"]["kept"] == 1
+    assert views["freeze"].kept == 0 and views["shuffle"].kept == 1
     still = _rows(
         records,
         out.parent / "looks",
         lambda x: torch.tensor([[1.0, 0]]).expand(len(x), -1),
         ["freeze"],
     )
-    assert bias_table(still, CLASSES)["views"]["freeze"]["acc"] == 1
+    assert bias_table(still, CLASSES).views["freeze"].acc == 1
 
 
 @pytest.mark.parametrize(("follows", "bias"), [("own", 1.0), ("other", 0.0), ("neither", None)])
@@ -104,14 +105,10 @@ def test_bias_is_1_or_0_for_classifiers_that_follow_one_cue(clips, monkeypatch, 
     for i, record in enumerate(records):
         clip = dataset[0, i]["clips"].float().div(255).permute(0, 4, 1, 2, 3)
         label_of_code[round(float(_code(clip)), 5)] = record.label
-    entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"])["views"][
-        "swapped"
-    ]
-    assert entry["bias"] == bias and entry["own"] + entry["other"] == (0 if bias is None else 1)
-    assert entry["apart"] > 0 and (entry["bias_ci95"] is None) == (bias is None)
-    assert bias is None or entry["bias_ci95"] == list(
-        wilson(round(bias * entry["apart"]), entry["apart"])
-    )
+    entry = bias_table(_rows(records, out, predict, ["swapped"]), [*CLASSES, "c"]).views["swapped"]
+    assert entry.bias == bias and entry.own + entry.other == (0 if bias is None else 1)
+    assert entry.apart > 0 and (entry.bias_ci95 is None) == (bias is None)
+    assert bias is None or entry.bias_ci95 == list(wilson(round(bias * entry.apart), entry.apart))
 
 
 @pytest.mark.parametrize("name", ["swapped", "swapped_frozen"])
@@ -138,8 +135,8 @@ def test_swapped_backgrounds_distinguish_classifiers_of_backgrounds_and_of_movin
 
     for predict, bias in ((by_background, 0.0), (by_square, 1.0)):
         rows = _rows(records, tmp_path / predict.__name__, predict, [name])
-        views = bias_table(rows, CLASSES)["views"]
-        assert views["clean"]["acc"] == 1 and views[name]["bias"] == bias
+        views = bias_table(rows, CLASSES).views
+        assert views["clean"].acc == 1 and views[name].bias == bias
 
 
 def test_unchanged_clips_show_a_bias_where_their_second_cue_is_known(clips):
@@ -151,11 +148,9 @@ def test_unchanged_clips_show_a_bias_where_their_second_cue_is_known(clips):
         [],
         others={0: 1, 1: 0, 2: 1, 3: 0},
     )
-    entry = bias_table(rows, CLASSES)["views"]["clean"]
-    assert entry["cues"] == ["motion", "texture"]
-    assert (entry["own"], entry["other"], entry["bias"]) == (0.5, 0.5, 0.5), (
-        "the cues of 0 and 3 disagree"
-    )
+    entry = bias_table(rows, CLASSES).views["clean"]
+    assert entry.cues == ["motion", "texture"]
+    assert (entry.own, entry.other, entry.bias) == (0.5, 0.5, 0.5), "the cues of 0 and 3 disagree"
 
 
 def test_partners_are_drawn_from_other_classes_and_reproducible(clips):
@@ -199,9 +194,7 @@ def test_a_video_that_does_not_decode_counts_as_wrong_and_is_reported(clips):
     assert all(row["predicted"] is None for row in rows if row["name"] == "swapped"), (
         "a video has no prediction if its partner does not decode"
     )
-    assert (
-        table["views"]["freeze"]["acc"] == pytest.approx(2 / 3) and "none.avi" in table["failed"][0]
-    )
+    assert table.views["freeze"].acc == pytest.approx(2 / 3) and "none.avi" in table.failed[0]
 
 
 def test_a_video_with_nan_logits_counts_as_wrong_and_is_no_decoding_failure(clips):
@@ -215,9 +208,9 @@ def test_a_video_with_nan_logits_counts_as_wrong_and_is_no_decoding_failure(clip
     rows = _rows(records, out, predict, [])
     table = bias_table(rows, CLASSES)
     assert [row["predicted"] for row in rows] == [0, None, 0, 0]
-    assert table["views"]["clean"]["acc"] == 0.25
-    assert table["failed"] == []
-    assert table["warnings"] == [
+    assert table.views["clean"].acc == 0.25
+    assert table.failed == []
+    assert table.warnings == [
         "1 of 4 videos count as wrong, because the model gives NaN or infinity; the first: "
         f"{records[1].uid}: no finite numbers from the model: NaN or infinite logits as clean"
     ]
@@ -265,9 +258,9 @@ def test_cue_conflict_distinguishes_classifiers_of_shape_and_of_texture(tmp_path
     one = DataConfig(frames=1, short_side=32, size=32, workers=0)
     for predict, bias in ((by_shape, 1.0), (by_texture, 0.0)):
         rows = _rows(records, tmp_path / predict.__name__, predict, ["conflict"], cfg=one)
-        views = bias_table(rows, CLASSES)["views"]
-        assert views["clean"]["acc"] == 1 and views["conflict"]["bias"] == bias
-        assert views["conflict"]["cues"] == ["shape", "texture"]
+        views = bias_table(rows, CLASSES).views
+        assert views["clean"].acc == 1 and views["conflict"].bias == bias
+        assert views["conflict"].cues == ["shape", "texture"]
 
 
 def _cfg(*words):
@@ -312,7 +305,7 @@ def test_every_view_keeps_the_shape_of_its_clips(name):
 def test_the_report_lists_accuracies_and_biases(clips):
     records, out = clips
     rows = _rows(records, out, lambda x: x.flatten(1)[:, :2], ["freeze", "swapped"])
-    text = "\n".join(bias_lines(bias_table(rows, CLASSES) | {"views_of": "1x1"}))
+    text = "\n".join(bias_lines(replace(bias_table(rows, CLASSES), views_of="1x1")))
     for part in (
         "## Cues that the model uses",
         "| freeze | one frame | ",

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from vidrobust.corruptions import MissingEncoder
 from vidrobust.data import Corrupted, Failure, Record
 from vidrobust.evaluation import evaluate
 from vidrobust.evaluation.natural import corruption as module
-from vidrobust.evaluation.natural.corruption import (
+from vidrobust.evaluation.natural.corruption import without_effect
+from vidrobust.evaluation.natural.corruption_summary import (
+    ClassAccuracy,
+    CorruptionAccuracy,
     corruption_table,
     read_baseline,
     relative_to,
-    without_effect,
 )
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
@@ -41,7 +44,7 @@ def run(trained, out, *words):
     cfg, state = trained
     given = {word.split("=")[0] for word in words}
     usual = [word for word in WORDS if word.split("=")[0] not in given]
-    return evaluate(config.loads(config.to_yaml(cfg), [*usual, *words]), state, out)
+    return asdict(evaluate(config.loads(config.to_yaml(cfg), [*usual, *words]), state, out))
 
 
 def rows(**predicted):
@@ -64,46 +67,44 @@ BLUR = [[0, 0], [0, 0], [1, 1], [0, 0]]  # 3 of 4 twice
 
 def test_the_table_matches_numbers_computed_by_hand():
     table = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
-    assert table["clean_acc"] == 0.75 and table["n"] == 4
-    fog, blur = table["corruptions"]["fog"], table["corruptions"]["blur"]
-    assert fog["acc"] == [0.5, 0.25] and blur["acc"] == [0.75, 0.75]
-    assert fog["mean_acc"] == 0.375 and fog["gamma_a"] == 0.625 and fog["gamma_r"] == 0.5
-    assert blur["gamma_a"] == blur["gamma_r"] == 1 and fog["kind"] == "corruption"
-    assert table["mpc"] == 0.5625 and table["rpc"] == 0.75
-    assert table["gamma_a"] == np.mean([0.625, 1]) and table["gamma_r"] == np.mean([0.5, 1])
-    assert table["mce"] is None and table["relative_mce"] is None
-    assert table["per_class"] == {
-        "a": {"clean_acc": 1.0, "mpc": (0.75 + 1) / 2},
-        "b": {"clean_acc": 0.5, "mpc": (0 + 0.5) / 2},
+    assert table.clean_acc == 0.75 and table.n == 4
+    fog, blur = table.corruptions["fog"], table.corruptions["blur"]
+    assert fog.acc == [0.5, 0.25] and blur.acc == [0.75, 0.75]
+    assert fog.mean_acc == 0.375 and fog.gamma_a == 0.625 and fog.gamma_r == 0.5
+    assert blur.gamma_a == blur.gamma_r == 1 and fog.kind == "corruption"
+    assert table.mpc == 0.5625 and table.rpc == 0.75
+    assert table.gamma_a == np.mean([0.625, 1]) and table.gamma_r == np.mean([0.5, 1])
+    assert table.mce is None and table.relative_mce is None
+    assert table.per_class == {
+        "a": ClassAccuracy(clean_acc=1.0, mpc=(0.75 + 1) / 2),
+        "b": ClassAccuracy(clean_acc=0.5, mpc=(0 + 0.5) / 2),
     }
 
 
 def test_errors_relative_to_a_baseline_match_numbers_computed_by_hand():
-    baseline = {
-        "clean_acc": 0.5,
-        "severities": [2, 4],
-        "corruptions": {"fog": {"acc": [0.25, 0.25]}, "blur": {"acc": [0.5, 0.25]}},
+    table = corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES)
+    accuracies = {"fog": [0.25, 0.25], "blur": [0.5, 0.25]}
+    corruptions = {
+        name: CorruptionAccuracy(acc=acc, mean_acc=0, gamma_a=0, gamma_r=0)
+        for name, acc in accuracies.items()
     }
-    relative = relative_to(
-        corruption_table(rows(clean=CLEAN, fog=FOG, blur=BLUR), [2, 4], CLASSES), baseline
-    )
-    fog, blur = relative["corruptions"]["fog"], relative["corruptions"]["blur"]
-    assert fog["ce"] == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur["ce"] == pytest.approx(
+    baseline = replace(table, clean_acc=0.5, corruptions=corruptions)
+    relative = relative_to(table, baseline)
+    fog, blur = relative.corruptions["fog"], relative.corruptions["blur"]
+    assert fog.ce == pytest.approx(100 * (0.5 + 0.75) / 1.5) and blur.ce == pytest.approx(
         100 * 0.5 / 1.25
     )
-    assert (
-        fog["relative_ce"] == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur["relative_ce"] == 0
-    )
-    assert relative["mce"] == pytest.approx((fog["ce"] + blur["ce"]) / 2)
+    assert fog.relative_ce == pytest.approx(100 * (0.25 + 0.5) / 0.5) and blur.relative_ce == 0
+    assert relative.mce == pytest.approx((fog.ce + blur.ce) / 2)
     table = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
-    assert relative_to(table, table)["mce"] == relative_to(table, table)["relative_mce"] == 100
+    assert relative_to(table, table).mce == relative_to(table, table).relative_mce == 100
     one_severity = relative_to(
         corruption_table(rows(clean=CLEAN, fog=[[0], [1], [0], [0]]), [4], CLASSES), baseline
     )
-    assert one_severity["mce"] == pytest.approx(100 * 0.75 / 0.75), (
+    assert one_severity.mce == pytest.approx(100 * 0.75 / 0.75), (
         "the baseline may have more severities"
     )
-    assert relative_to(table, None)["mce"] is None and table["mce"] is None
+    assert relative_to(table, None).mce is None and table.mce is None
 
 
 def test_a_shifted_data_set_is_in_the_table_but_in_no_mean():
@@ -111,21 +112,16 @@ def test_a_shifted_data_set_is_in_the_table_but_in_no_mean():
         rows(clean=CLEAN, fog=FOG, set_x=[[1], [1], [0], [0]]), [2, 4], CLASSES
     )
     without = corruption_table(rows(clean=CLEAN, fog=FOG), [2, 4], CLASSES)
-    assert with_shift["corruptions"]["set_x"]["kind"] == "shift" and with_shift["corruptions"][
-        "set_x"
-    ]["acc"] == [0]
+    assert with_shift.corruptions["set_x"].kind == "shift"
+    assert with_shift.corruptions["set_x"].acc == [0]
     same = ("clean_acc", "mpc", "rpc", "gamma_a", "gamma_r", "per_class")
-    assert [with_shift[key] for key in same] == [without[key] for key in same]
+    assert [getattr(with_shift, key) for key in same] == [getattr(without, key) for key in same]
 
 
 def test_relative_measures_are_none_if_no_clean_video_is_correct():
     wrong = [[1], [1], [0], [0]]
     table = corruption_table(rows(clean=wrong, fog=FOG), [1, 2], CLASSES)
-    assert (
-        table["rpc"] is None
-        and table["gamma_r"] is None
-        and table["corruptions"]["fog"]["gamma_r"] is None
-    )
+    assert table.rpc is None and table.gamma_r is None and table.corruptions["fog"].gamma_r is None
 
 
 def test_an_evaluation_with_corruptions_and_without_attacks(trained, tmp_path):

@@ -15,8 +15,8 @@ from vidrobust.evaluation.natural.shift import (
     evaluate_shift,
     other_records,
     shared_classes,
-    shift_lines,
 )
+from vidrobust.evaluation.report.shift_text import shift_lines
 from vidrobust.utils.errors import UserError
 
 
@@ -114,7 +114,7 @@ def test_accuracy_is_measured_among_shared_classes_on_both_data_sets(sets):
         )
 
     summary = measure()
-    assert (summary["n"], summary["concepts"], summary["own_n"], summary["own_acc"]) == (
+    assert (summary.n, summary.concepts, summary.own_n, summary.own_acc) == (
         5,
         ["Alpha", "Beta"],
         4,
@@ -122,11 +122,11 @@ def test_accuracy_is_measured_among_shared_classes_on_both_data_sets(sets):
     )
     (sets[1] / "beta/1.avi").unlink()
     assert measure() == summary, "rows are read, not measured again"
-    assert summary["acc"] == pytest.approx(2 / 5)
-    assert summary["per_class"] == {"Alpha": 0, "Beta": pytest.approx(2 / 3)}, (
+    assert summary.acc == pytest.approx(2 / 5)
+    assert summary.per_class == {"Alpha": 0, "Beta": pytest.approx(2 / 3)}, (
         "one video of Beta does not decode"
     )
-    assert "1.avi" in summary["failed"][0]
+    assert "1.avi" in summary.failed[0]
     assert (
         "5 videos of the 2 shared classes" in "\n".join(shift_lines(summary))
         and shift_lines(None) == []
@@ -179,8 +179,8 @@ def test_an_interrupted_measurement_continues_with_the_remaining_videos(sets, tm
 
 def test_a_video_with_nan_logits_counts_as_wrong_with_a_warning(sets, tmp_path):
     summary = _measure(_cfg(sets), tmp_path / "out", lambda x: torch.full((len(x), 2), torch.nan))
-    assert (summary["acc"], summary["own_acc"], summary["failed"]) == (0, 0, [])
-    assert "9 of 9 videos count as wrong, because the model gives NaN" in summary["warnings"][0]
+    assert (summary.acc, summary.own_acc, summary.failed) == (0, 0, [])
+    assert "9 of 9 videos count as wrong, because the model gives NaN" in summary.warnings[0]
 
 
 def test_a_model_with_too_few_classes_is_refused(sets, tmp_path):

@@ -15,7 +15,8 @@ from vidrobust.data.motionshapes import write_video
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.report.markdown import _frames_to_show, rewrite_report, write_report
-from vidrobust.evaluation.summary import learned_nothing
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
+from vidrobust.evaluation.summary import learned_nothing, read_summary
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import start_logging, stop_logging, to_file
 from vidrobust.utils.text import visible
@@ -58,7 +59,8 @@ def test_a_picture_shows_changed_frames_first(frames, changed, expected):
     ("trained", "random", "warns"), [(0.4, 0.3, False), (0.3, 0.3, True), (0.2, 0.3, True)]
 )
 def test_a_model_no_better_than_random_weights_gives_a_warning(trained, random, warns):
-    lines = learned_nothing({"trained_probe": {"acc": trained}, "random_probe": {"acc": random}})
+    accuracies = {"trained_probe": trained, "random_probe": random}
+    lines = learned_nothing({name: Accuracy(acc, [], 9) for name, acc in accuracies.items()})
     assert bool(lines) == warns and all(
         f"({100 * trained:.1f} %) is not above" in line for line in lines
     )
@@ -170,7 +172,7 @@ def test_an_evaluation_with_hostile_names_is_reported(evaluated):
 def test_a_failed_report_can_be_written_again_without_the_data(evaluated, monkeypatch):
     out = evaluated / "out/eval/pgd"
     first = (out / "report.md").read_bytes()
-    summary = json.loads((out / "summary.json").read_text())
+    summary = read_summary(out / "summary.json")
     with monkeypatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda *a, **k: 1 / 0)
         with pytest.raises(

@@ -223,21 +223,18 @@ def test_a_summary_describes_features_with_and_without_classes():
     features, labels = torch.randn(12, 3, 5), torch.arange(3).repeat(4)
     views = torch.randn(4, 2, 5)
     measures, x = describe(features, labels, views), features[:, 1]
-    assert measures["alignment"] == alignment(views[:, 0], views[:, 1])
-    assert measures["uniformity"] == uniformity(x) and measures["tolerance"] == tolerance(x, labels)
+    assert measures.alignment == alignment(views[:, 0], views[:, 1])
+    assert measures.uniformity == uniformity(x) and measures.tolerance == tolerance(x, labels)
     sample = margins(x, labels).sample
-    assert measures["margin_mean"] == pytest.approx(float(sample.mean()))
-    assert measures["margin_negative"] == pytest.approx(float((sample < 0).float().mean()))
+    assert measures.margin_mean == pytest.approx(float(sample.mean()))
+    assert measures.margin_negative == pytest.approx(float((sample < 0).float().mean()))
     edges = [-math.inf, *(i / 20 - 1 for i in range(1, 40)), math.inf]
-    assert measures["margin_histogram"] == [
+    assert measures.margin_histogram == [
         sum(lo <= float(s) < hi for s in sample) for lo, hi in itertools.pairwise(edges)
     ]
-    assert measures["margin_quantiles"][2] == pytest.approx(float(sample.quantile(0.5)))
+    assert measures.margin_quantiles[2] == pytest.approx(float(sample.quantile(0.5)))
     one = describe(features[:, :1], torch.zeros(12, dtype=torch.long))
-    assert (
-        one["alignment"] is one["tolerance"] is one["margin_quantiles"] is None
-        and one["uniformity"] < 0
-    )
-    assert set(describe(features[:1], labels[:1]).values()) == {None}, (
+    assert one.alignment is one.tolerance is one.margin_quantiles is None and one.uniformity < 0
+    assert set(vars(describe(features[:1], labels[:1])).values()) == {None}, (
         "a single video cannot be compared with others"
     )

@@ -93,14 +93,14 @@ def test_larger_budgets_move_the_representation_farther():
     measured = measure_sensitivity(
         backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
     )
-    small, large = measured["budgets"]
-    assert measured["n"] == 5 and measured["gradient_norm"] > 0
-    assert small["nn_top1"] == 1 and small["breakaway_risk"] == small["overlap_risk"] == 0
-    assert small["overlap_margin"] == pytest.approx(1, abs=0.05)
+    small, large = measured.budgets
+    assert measured.n == 5 and measured.gradient_norm > 0
+    assert small.nn_top1 == 1 and small.breakaway_risk == small.overlap_risk == 0
+    assert small.overlap_margin == pytest.approx(1, abs=0.05)
     for key in ("universal_quantile", "relative_displacement", "breakaway_risk"):
-        assert 0 <= small[key] <= large[key]
-    assert large["relative_displacement"] > 10 * small["relative_displacement"]
-    assert all(small["cka"][name] >= large["cka"][name] - 1e-6 for name in small["cka"])
+        assert 0 <= getattr(small, key) <= getattr(large, key)
+    assert large.relative_displacement > 10 * small.relative_displacement
+    assert all(small.cka[name] >= large.cka[name] - 1e-6 for name in small.cka)
     assert measured == measure_sensitivity(
         backbone, lambda v: head(backbone(v)), lambda: clips, [1e-5, 0.1], seed=0
     )
@@ -115,7 +115,7 @@ def test_larger_budgets_move_the_representation_farther():
         [0.1],
         seed=0,
     )
-    assert alone["budgets"][0]["overlap_risk"] is None
+    assert alone.budgets[0].overlap_risk is None
 
 
 def _sensitivity(classify, clips):
@@ -136,15 +136,17 @@ def test_clips_without_finite_numbers_are_left_out_and_counted():
     steep = lambda net: lambda v: net(v) * (1 + v[:, :1, 0, 0, 0].sqrt())  # noqa: E731
     for classify in (nan, steep):
         measured = _sensitivity(classify, [(x[:3], y[:3]), (x[3:], y[3:])])
-        assert measured["n"] == 4
-        assert measured["warnings"] == [
+        assert measured.n == 4
+        assert measured.warnings == [
             "sensitivity: 1 clips left out, no finite numbers from the model"
         ]
         assert all(
-            value == value for value in measured["budgets"][0].values() if isinstance(value, float)
+            value == value
+            for value in vars(measured.budgets[0]).values()
+            if isinstance(value, float)
         )
-        assert measured["gradient_norm"] > 0
-    assert "warnings" not in _sensitivity(lambda net: net, [(x, y)])
+        assert measured.gradient_norm > 0
+    assert _sensitivity(lambda net: net, [(x, y)]).warnings == []
 
 
 def test_non_finite_clips_labels_out_of_range_and_non_logits_are_refused():

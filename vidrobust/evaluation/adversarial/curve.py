@@ -4,8 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from vidrobust.attacks import BLACK_BOX, ThreatModel, weak_white_box
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
@@ -53,10 +52,6 @@ class CurvePoint:
     killed_by: dict[str, int]
     passes: dict[str, list[int]]
     rejected: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the keys and values of an entry of `curve` in summary.json."""
-        return asdict(self)
 
 
 def robust_curve(rows: Sequence[AttackRow], threats: Sequence[ThreatModel]) -> list[CurvePoint]:

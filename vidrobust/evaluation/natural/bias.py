@@ -7,7 +7,6 @@ clips whose two cues belong to different classes.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,12 @@ from vidrobust.data import Batch, ClipDataset, Record, batch_loader, texture_twi
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import logits_of, require_work
+from vidrobust.evaluation.natural.bias_summary import CLEAN
 from vidrobust.evaluation.results import (
     Row,
     appending,
-    decoding_failures,
     fault,
     merged,
-    model_faults,
     require_label,
     unfinished,
 )
@@ -33,14 +31,13 @@ from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.models.inference import evenly, to_clips
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.intervals import wilson
 from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import NEGATIVES, NegativeSpec, draw_numbers, negatives
 from vidrobust.views.cues import background, differences, swapped, swapped_frozen
 from vidrobust.views.negatives import TEMPORAL
 from vidrobust.views.texture_synthesis import patch_side, patches_of, show, synthesize
 
-_STEM, CLEAN = "bias", "clean"
+_STEM = "bias"
 _PATCH_PX = 96  # side of the texture patch in a frame of 224 pixels
 _LEAST_PX = 9  # smallest patch from which a texture can be synthesised
 Rngs = Sequence[np.random.Generator]
@@ -94,13 +91,6 @@ PAIRED: dict[str, Callable[[Tensor, Tensor, Rngs], Tensor]] = {
 }
 # Views that need clips of more than one frame.
 _MOVING = {*TEMPORAL, "background", "motion", "swapped", "swapped_frozen"}
-# View -> (cue followed by a prediction of the video's class, cue followed by one of the other).
-CUES = {
-    "conflict": ("shape", "texture"),
-    "swapped": ("what moves", "background"),
-    "swapped_frozen": ("what moves, frozen", "background"),
-    CLEAN: ("motion", "texture"),
-}
 
 
 # --- Checks ---
@@ -443,81 +433,3 @@ def _clips_of(batch: Batch, indices: Sequence[int], clips: int, device: torch.de
     places = {index: place for place, index in enumerate(batch.index.tolist())}
     by_video = to_clips(batch, device).unflatten(0, (-1, clips))
     return by_video[[places[index] for index in indices]].flatten(0, 1)
-
-
-# --- Summary ---
-
-
-def bias_table(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Summarise rows of `evaluate_bias`.
-
-    Accuracies are fractions. A video that does not decode counts as wrong.
-
-    Args:
-        rows: rows of all views.
-        classes: names of the classes.
-
-    Returns:
-        n: number of videos. failed: why videos do not decode. warnings: present if the model gave
-        NaN. views: name of the view -> a dict with these keys:
-
-        - acc, ci95: accuracy and its 95 % Wilson interval.
-        - per_class: class -> accuracy.
-        - kept: acc divided by the accuracy on unchanged videos; None if that is 0.
-
-        Where two cues disagree, a view also has:
-
-        - cues: the cue that a prediction of the video's class follows, and the other cue.
-        - apart: number of videos whose two cues disagree.
-        - own, other: fractions of these videos that are classified by the one and the other cue.
-        - bias, bias_ci95: own / (own + other) and its interval; None if both are 0.
-
-        The bias of "conflict" is the shape bias of Geirhos et al. 2019.
-    """
-    views: dict[str, Any] = {}
-    for name in dict.fromkeys(row["name"] for row in rows):
-        view_rows = [row for row in rows if row["name"] == name]
-        views[name] = _view_entry(name, view_rows, classes)
-    clean_acc = views[CLEAN]["acc"]
-    for entry in views.values():
-        entry["kept"] = entry["acc"] / clean_acc if clean_acc else None
-    table = {
-        "n": sum(row["name"] == CLEAN for row in rows),
-        "views": views,
-        "failed": decoding_failures(rows),
-    }
-    warnings = model_faults(rows)
-    return table | {"warnings": warnings} if warnings else table
-
-
-def _view_entry(name: str, rows: Sequence[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the entry of one view in `bias_table`, without `kept`."""
-    hits = sum(row["predicted"] == row["label"] for row in rows)
-    entry: dict[str, Any] = {
-        "acc": hits / len(rows),
-        "ci95": list(wilson(hits, len(rows))),
-        "per_class": _per_class(rows, classes),
-    }
-    # Only videos whose two cues stand for different classes can show a bias.
-    disagreeing = [row for row in rows if row["other"] is not None and row["other"] != row["label"]]
-    if not disagreeing:
-        return entry
-    own_hits = sum(row["predicted"] == row["label"] for row in disagreeing)
-    other_hits = sum(row["predicted"] == row["other"] for row in disagreeing)
-    either = own_hits + other_hits
-    return entry | {
-        "cues": list(CUES[name]),
-        "apart": len(disagreeing),
-        "own": own_hits / len(disagreeing),
-        "other": other_hits / len(disagreeing),
-        "bias": own_hits / either if either else None,
-        "bias_ci95": list(wilson(own_hits, either)) if either else None,
-    }
-
-
-def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, float]:
-    """Return class name -> accuracy on the rows of that class."""
-    by_label: dict[int, list[bool]] = {}
-    for row in rows:
-        by_label.setdefault(row["label"], []).append(row["predicted"] == row["label"])
-    return {classes[label]: sum(hits) / len(hits) for label, hits in sorted(by_label.items())}

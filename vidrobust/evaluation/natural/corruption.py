@@ -1,15 +1,10 @@
 """Measure accuracy under corruptions, one row per video and condition."""
 
-import json
-import statistics
 import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -36,6 +31,7 @@ from vidrobust.data import (
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of, videos_of
 from vidrobust.evaluation.input_checks import logits_of, require_work
+from vidrobust.evaluation.natural.corruption_summary import KIND
 from vidrobust.evaluation.results import (
     Key,
     Row,
@@ -48,11 +44,10 @@ from vidrobust.evaluation.results import (
 from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
-from vidrobust.utils.intervals import wilson
 from vidrobust.utils.logging import log
 from vidrobust.views import to_float
 
-_STEM, _KIND = "corruptions", "corruption"
+_STEM = "corruptions"
 
 # Name of a corruption, or of CLEAN -> the severities that are asked for.
 Severities = dict[str, list[int]]
@@ -319,7 +314,7 @@ def _rows(corrupted: Corrupted, record: Record, predicted: Sequence[int | None])
             "index": corrupted.index,
             "uid": record.uid,
             "label": record.label,
-            "kind": _KIND,
+            "kind": KIND,
             "name": name,
             "severities": severities[name],
             "predicted": answers,
@@ -327,214 +322,3 @@ def _rows(corrupted: Corrupted, record: Record, predicted: Sequence[int | None])
         }
         for name, answers in by_name.items()
     ]
-
-
-# --- Summary ---
-
-
-def corruption_table(
-    rows: Sequence[Row], severities: Sequence[int], classes: Sequence[str]
-) -> dict[str, Any]:
-    """Summarise rows of `evaluate_corruptions`.
-
-    Accuracies are fractions. With A_c the clean accuracy and A_p the accuracy under a corruption:
-
-    - gamma_a = 1 - (A_c - A_p) and gamma_r = 1 - (A_c - A_p) / A_c (Schiappa et al. 2023).
-    - mpc is the mean accuracy under corruptions, and rpc = mpc / A_c (Yi et al. 2021).
-
-    Means are over rows whose kind is "corruption": rows of a shifted data set may be present.
-
-    Args:
-        rows: rows of all videos and corruptions.
-        severities: severities of the rows' predictions.
-        classes: names of the classes.
-
-    Returns:
-        - n, clean_acc, ci95: number of videos, clean accuracy and its 95 % Wilson interval.
-        - corruptions: name -> kind, acc (by severity), mean_acc, gamma_a and gamma_r.
-        - mpc, rpc, gamma_a, gamma_r: averaged over corruptions and severities.
-        - per_class: class -> clean_acc and mpc.
-        - mce, relative_mce: None; `relative_to` sets them.
-
-        gamma_r and rpc are None if the clean accuracy is 0.
-
-    Raises:
-        ValueError: if there are no clean rows, or no others.
-    """
-    clean = [row for row in rows if row["name"] == CLEAN[0]]
-    if not clean or len(clean) == len(rows):
-        raise ValueError("no rows of corruptions, or none of clean videos: a table needs both")
-    hits = sum(row["predicted"] == [row["label"]] for row in clean)
-    clean_acc = hits / len(clean)
-
-    kinds = {row["name"]: row["kind"] for row in rows if row["name"] != CLEAN[0]}
-    table: dict[str, Any] = {
-        name: {"kind": kind, "acc": _accuracies([row for row in rows if row["name"] == name])}
-        for name, kind in kinds.items()
-    }
-    for entry in table.values():
-        mean = statistics.fmean(entry["acc"])
-        entry |= {"mean_acc": mean} | _gammas(clean_acc, mean)
-    mpc = statistics.fmean(entry["mean_acc"] for entry in table.values() if entry["kind"] == _KIND)
-    return {
-        "severities": list(severities),
-        "n": len(clean),
-        "clean_acc": clean_acc,
-        "ci95": list(wilson(hits, len(clean))),
-        "mpc": mpc,
-        "rpc": mpc / clean_acc if clean_acc else None,
-        **_gammas(clean_acc, mpc),
-        "mce": None,
-        "relative_mce": None,
-        "corruptions": table,
-        "per_class": _per_class(rows, classes),
-    }
-
-
-def _gammas(clean_acc: float, acc: float) -> dict[str, float | None]:
-    """Return absolute and relative robustness, gamma_a and gamma_r (Schiappa et al. 2023)."""
-    return {
-        "gamma_a": 1 - (clean_acc - acc),
-        "gamma_r": 1 - (clean_acc - acc) / clean_acc if clean_acc else None,
-    }
-
-
-def relative_to(table: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the table with errors relative to a baseline, in per cent.
-
-    As in Hendrycks and Dietterich 2019. `ce` of a corruption is its error summed over severities,
-    divided by the same sum of the baseline. `relative_ce` is the same for the errors' excess over
-    the clean error. `mce` and `relative_mce` are their means. All are None without a baseline, and
-    where the baseline's sum is 0.
-
-    Args:
-        table: from `corruption_table`.
-        baseline: such a table of another model.
-    """
-    entries = {name: dict(entry) for name, entry in table["corruptions"].items()}
-    for name, entry in entries.items():
-        entry |= _relative_errors(table, entry["acc"], baseline, name)
-    corruptions = [entry for entry in entries.values() if entry["kind"] == _KIND]
-    return table | {
-        "corruptions": entries,
-        "mce": _mean([entry["ce"] for entry in corruptions]),
-        "relative_mce": _mean([entry["relative_ce"] for entry in corruptions]),
-    }
-
-
-def _relative_errors(
-    table: dict[str, Any], acc: list[float], baseline: dict[str, Any] | None, name: str
-) -> dict[str, float | None]:
-    """Return ce and relative_ce of one corruption.
-
-    Args:
-        table: from `corruption_table`.
-        acc: accuracy of the corruption by severity of the table.
-        baseline: table of the baseline; it may hold more severities.
-        name: name of the corruption.
-    """
-    if baseline is None:
-        return {"ce": None, "relative_ce": None}
-    baseline_acc = dict(
-        zip(baseline["severities"], baseline["corruptions"][name]["acc"], strict=True)
-    )
-    errors = 0.0
-    baseline_errors = 0.0
-    for severity, value in zip(table["severities"], acc, strict=True):
-        errors = errors + 1 - value
-        baseline_errors = baseline_errors + 1 - baseline_acc[severity]
-    rise = errors - len(acc) * (1 - table["clean_acc"])
-    baseline_rise = baseline_errors - len(acc) * (1 - baseline["clean_acc"])
-    return {
-        "ce": 100 * errors / baseline_errors if baseline_errors else None,
-        # The rise is a difference of sums, so that a rise of 0 may come out as a rounding error.
-        "relative_ce": 100 * rise / baseline_rise if abs(baseline_rise) > 1e-9 else None,
-    }
-
-
-def _accuracies(rows: Sequence[Row]) -> list[float]:
-    """Return the accuracy at each severity; a video that did not decode counts as wrong."""
-    hits = np.array([[answer == row["label"] for answer in row["predicted"]] for row in rows])
-    return hits.mean(0).tolist()
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """Return the mean, or None if a value is missing."""
-    numbers = [value for value in values if value is not None]
-    return statistics.fmean(numbers) if len(numbers) == len(values) else None
-
-
-def _per_class(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return class name -> its clean accuracy, and its mean accuracy under corruptions."""
-    table = {}
-    for label in sorted({row["label"] for row in rows}):
-        class_rows = [row for row in rows if row["label"] == label]
-        names = dict.fromkeys(row["name"] for row in class_rows if row["kind"] == _KIND)
-        means = {
-            name: statistics.fmean(_accuracies([row for row in class_rows if row["name"] == name]))
-            for name in names
-        }
-        clean = means.pop(CLEAN[0])
-        table[classes[label]] = {"clean_acc": clean, "mpc": statistics.fmean(means.values())}
-    return table
-
-
-# --- Baseline ---
-
-
-def read_baseline(
-    path: str, names: Sequence[str], severities: Sequence[int], place: str, measured: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Read the corruption table of another evaluation.
-
-    Args:
-        path: a summary.json, or the folder that holds it; "" for no baseline.
-        names: corruptions that the table must hold.
-        severities: severities that the table must hold.
-        place: value of eval.corruption.place that it must have been measured with.
-        measured: entries that both summaries must agree on, such as n, unit and manifest_sha.
-
-    Returns:
-        The table, or None for no baseline.
-
-    Raises:
-        UserError: if there is no such table, or it differs in one of these points.
-    """
-    if not path:
-        return None
-    file = Path(path).expanduser()
-    try:
-        summary = json.loads((file / "summary.json" if file.is_dir() else file).read_text())
-        table = summary["corruption"]
-        lengths = {name: len(entry["acc"]) for name, entry in table["corruptions"].items()}
-        is_whole = set(lengths.values()) <= {len(table["severities"])} and "clean_acc" in table
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise UserError(
-            f"eval.corruption.baseline={path}: is not a summary.json of an evaluation with"
-            " corruptions"
-        )
-    missing = [name for name in names if name not in lengths]
-    missing += [f"severity {s}" for s in severities if s not in table["severities"]]
-    if missing:
-        raise UserError(
-            f"eval.corruption.baseline={path}: has no {', '.join(missing[:5])}; measure the"
-            " baseline with them"
-        )
-    if table.get("place") != place:
-        raise UserError(
-            f"eval.corruption.baseline={path}: was measured with"
-            f" eval.corruption.place={table.get('place')}, not {place}; use the same for both"
-        )
-    differences = [
-        f"{key} {summary.get(key)}, here {value}"
-        for key, value in measured.items()
-        if summary.get(key) != value
-    ]
-    if differences:
-        raise UserError(
-            f"eval.corruption.baseline={path}: was measured on other videos:"
-            f" {'; '.join(differences)}"
-        )
-    return table

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,37 @@ def _refuse_known_videos(records: Sequence[Record], known: Sequence[Record]) -> 
 # --- Measurement ---
 
 
+@dataclass(frozen=True)
+class Shift:
+    """Accuracy on another data set, the entry `shift` of summary.json.
+
+    Attributes:
+        dataset: name of the other data set.
+        n: its videos.
+        concepts: names of the shared classes.
+        chance: accuracy of guessing among the shared classes.
+        acc: accuracy on the other data set.
+        ci95: its 95 % interval (Wilson).
+        own_n: own test videos of the shared classes.
+        own_acc: accuracy on these, among the shared classes; None without any.
+        per_class: shared class -> accuracy on the other data set.
+        failed: why videos do not decode.
+        warnings: of NaN outputs.
+    """
+
+    dataset: str
+    n: int
+    concepts: list[str]
+    chance: float
+    acc: float
+    ci95: list[float]
+    own_n: int
+    own_acc: float | None
+    per_class: dict[str, float]
+    failed: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
 def evaluate_shift(
     cfg: config.Config,
     predict: Predict,
@@ -277,7 +308,7 @@ def evaluate_shift(
     device: torch.device,
     *,
     identity: str = "",
-) -> dict[str, Any] | None:
+) -> Shift | None:
     """Measure accuracy on the videos of `other_records`, and write out/shift.jsonl.
 
     Every rank must call this function; the ranks share the videos. The logits of a video's clips
@@ -299,13 +330,7 @@ def evaluate_shift(
             `identify_model`.
 
     Returns:
-        None if there are no videos; otherwise a dict. Accuracies are fractions.
-
-        - dataset, n, concepts: name, number of videos, names of the shared classes.
-        - chance: accuracy of guessing among the shared classes.
-        - acc, ci95, per_class: accuracy on the other data set, its 95 % interval, and by class.
-        - own_acc, own_n: the same accuracy on the own test videos of these classes.
-        - failed: why videos do not decode. warnings: present if the model gave NaN.
+        The accuracies, or None if there are no videos.
 
     Raises:
         UserError: for a folder of another measurement, and for a model with fewer classes than the
@@ -356,7 +381,7 @@ def _summarise(
     records: list[Record],
     shared: Shared,
     measured: dict[str, list[dict[str, Any]]],
-) -> dict[str, Any]:
+) -> Shift:
     """Return what `evaluate_shift` returns.
 
     Args:
@@ -370,22 +395,21 @@ def _summarise(
     by_class: dict[str, list[bool]] = {}
     for record, hit in zip(records, hits, strict=True):
         by_class.setdefault(shared.concepts[record.label], []).append(hit)
-    warnings = model_faults(measured["other"] + measured["own"])
-    return {
-        "dataset": cfg.eval.shift.name,
-        "n": len(records),
-        "concepts": shared.concepts,
-        "chance": 1 / len(shared.concepts),
-        "acc": sum(hits) / len(hits),
-        "ci95": list(wilson(sum(hits), len(hits))),
-        "own_n": len(own_hits),
-        "own_acc": sum(own_hits) / len(own_hits) if own_hits else None,
-        "per_class": {
+    return Shift(
+        dataset=cfg.eval.shift.name,
+        n=len(records),
+        concepts=shared.concepts,
+        chance=1 / len(shared.concepts),
+        acc=sum(hits) / len(hits),
+        ci95=list(wilson(sum(hits), len(hits))),
+        own_n=len(own_hits),
+        own_acc=sum(own_hits) / len(own_hits) if own_hits else None,
+        per_class={
             name: sum(class_hits) / len(class_hits) for name, class_hits in sorted(by_class.items())
         },
-        "failed": decoding_failures(measured["other"]),
-        **({"warnings": warnings} if warnings else {}),
-    }
+        failed=decoding_failures(measured["other"]),
+        warnings=model_faults(measured["other"] + measured["own"]),
+    )
 
 
 def _read_finished(path: Path, others: int, own: int) -> dict[str, list[dict[str, Any]]] | None:
@@ -463,31 +487,4 @@ def _rows(
             "error": errors.get(i),
         }
         for i, record in enumerate(records)
-    ]
-
-
-# --- Report ---
-
-
-def shift_lines(summary: dict[str, Any] | None) -> list[str]:
-    """Return the section of report.md, or no lines for None."""
-    if not summary:
-        return []
-    low, high = summary["ci95"]
-    own = "-"
-    if summary["own_acc"] is not None:
-        own = f"{100 * summary['own_acc']:.1f} % (n = {summary['own_n']})"
-    classes = "; ".join(f"{name} {100 * acc:.0f}" for name, acc in summary["per_class"].items())
-    return [
-        f"## Shift: accuracy on {summary['dataset']}",
-        "",
-        (
-            f"{summary['n']} videos of the {len(summary['concepts'])} shared classes, classified"
-            f" among these (chance {100 * summary['chance']:.1f} %): {100 * summary['acc']:.1f} %"
-            f" (95 % interval {100 * low:.1f} to {100 * high:.1f}). Own test videos of these"
-            f" classes: {own}."
-        ),
-        "",
-        f"By class, %: {classes}.",
-        "",
     ]

@@ -1,8 +1,6 @@
 """Tables of the cues that a model uses."""
 
-from typing import Any
-
-from vidrobust.evaluation.natural.bias import CLEAN
+from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, BiasView
 from vidrobust.evaluation.report.tables import escape, table
 
 # Name of a view -> what its clips show.
@@ -26,17 +24,17 @@ _SHOWN = {
 _CLASSES = 5  # classes named at each end: those that lose most, and those that lose least
 
 
-def bias_lines(summary: dict[str, Any] | None) -> list[str]:
+def bias_lines(bias: BiasTable | None) -> list[str]:
     """Return the section of report.md about cues, or no lines for None."""
-    if not summary:
+    if bias is None:
         return []
-    views = summary["views"]
+    views = bias.views
     accuracies = [
         [
             name,
             _SHOWN[name],
-            f"{_percent(e['acc'])} ({_percent(e['ci95'][0])} to {_percent(e['ci95'][1])})",
-            "-" if e["kept"] is None else f"{e['kept']:.2f}",
+            f"{_percent(e.acc)} ({_percent(e.ci95[0])} to {_percent(e.ci95[1])})",
+            "-" if e.kept is None else f"{e.kept:.2f}",
         ]
         for name, e in views.items()
     ]
@@ -44,21 +42,21 @@ def bias_lines(summary: dict[str, Any] | None) -> list[str]:
     biases = [
         [
             name,
-            f"{e['cues'][0]}, not {e['cues'][1]}",
-            str(e["apart"]),
-            _percent(e["own"]),
-            _percent(e["other"]),
+            f"{e.cues[0]}, not {e.cues[1]}",
+            str(e.apart),
+            _percent(e.own),
+            _percent(e.other),
             _with_interval(e),
         ]
         for name, e in views.items()
-        if "bias" in e
+        if e.cues and e.own is not None and e.other is not None
     ]
     lines = [
         "## Cues that the model uses",
         "",
         (
-            f"Accuracy on {summary['n']} videos, {summary['views_of']} views (clips x crops) of"
-            " each; 95 % Wilson intervals."
+            f"Accuracy on {bias.n} videos, {bias.views_of} views (clips x crops) of each; 95 %"
+            " Wilson intervals."
         ),
         "",
         *table(
@@ -84,17 +82,17 @@ def bias_lines(summary: dict[str, Any] | None) -> list[str]:
     return lines + _by_class(views)
 
 
-def _by_class(views: dict[str, Any]) -> list[str]:
+def _by_class(views: dict[str, BiasView]) -> list[str]:
     """Return a list of the classes that need a removed cue most, and least, by view."""
-    clean = views[CLEAN]["per_class"]
+    clean = views[CLEAN].per_class
     lines = []
     for name, entry in views.items():
         if name == CLEAN:
             continue
         # A loss is negative, so that the largest loss comes first.
-        losses = {c: entry["per_class"][c] - acc for c, acc in clean.items()}
+        losses = {c: entry.per_class[c] - acc for c, acc in clean.items()}
         changes = [
-            f"{escape(c)} {_percent(clean[c])} to {_percent(entry['per_class'][c])}"
+            f"{escape(c)} {_percent(clean[c])} to {_percent(entry.per_class[c])}"
             for c in sorted(clean, key=losses.__getitem__)
         ]
         if len(changes) > 2 * _CLASSES:
@@ -104,12 +102,12 @@ def _by_class(views: dict[str, Any]) -> list[str]:
     return [title, "", *lines, ""] if lines else []
 
 
-def _with_interval(entry: dict[str, Any]) -> str:
+def _with_interval(entry: BiasView) -> str:
     """Format a bias and its 95 % interval."""
-    if entry["bias"] is None:
+    if entry.bias is None or entry.bias_ci95 is None:
         return "-"
-    low, high = entry["bias_ci95"]
-    return f"{entry['bias']:.2f} ({low:.2f} to {high:.2f})"
+    low, high = entry.bias_ci95
+    return f"{entry.bias:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _percent(fraction: float) -> str:

@@ -1,12 +1,12 @@
 """Tables and figures of accuracy under corruptions."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 
@@ -20,27 +20,27 @@ _PLACES = {
 # --- Text ---
 
 
-def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
+def corruption_lines(out: Path, table: CorruptionTable | None) -> list[str]:
     """Return the section of report.md about corruptions, or no lines for None.
 
     It also draws out/corruptions.png and out/corruption_curves.png.
     """
-    if not table:
+    if table is None:
         return []
     _draw_heat_map(out / "corruptions.png", table)
     _draw_curves(out / "corruption_curves.png", table)
-    low, high = table["ci95"]
+    low, high = table.ci95
     return [
         "## Corruptions",
         "",
         (
-            f"Accuracy in per cent at each severity, {_PLACES[table['place']]}; {table['views']}"
+            f"Accuracy in per cent at each severity, {_PLACES[table.place]}; {table.views}"
             " views (clips x crops) of each video."
         ),
         "",
         (
-            f"Clean: {_percent(table['clean_acc'])} (95 % interval {_percent(low)} to"
-            f" {_percent(high)}), n = {table['n']}."
+            f"Clean: {_percent(table.clean_acc)} (95 % interval {_percent(low)} to"
+            f" {_percent(high)}), n = {table.n}."
         ),
         "",
         _means(table),
@@ -54,34 +54,34 @@ def corruption_lines(out: Path, table: dict[str, Any] | None) -> list[str]:
         *markdown.table(
             ["class", "clean", "mean over corruptions"],
             *(
-                [name, _percent(entry["clean_acc"]), _percent(entry["mpc"])]
-                for name, entry in table["per_class"].items()
+                [name, _percent(entry.clean_acc), _percent(entry.mpc)]
+                for name, entry in table.per_class.items()
             ),
         ),
         "",
     ]
 
 
-def _means(table: dict[str, Any]) -> str:
+def _means(table: CorruptionTable) -> str:
     """Return the sentence of means over corruptions."""
     means = (
-        f"mPC {_percent(table['mpc'])}, rPC {_fraction(table['rpc'])}, gamma_a"
-        f" {_fraction(table['gamma_a'])}, gamma_r {_fraction(table['gamma_r'])}"
+        f"mPC {_percent(table.mpc)}, rPC {_fraction(table.rpc)}, gamma_a"
+        f" {_fraction(table.gamma_a)}, gamma_r {_fraction(table.gamma_r)}"
     )
-    if table["mce"] is not None:
+    if table.mce is not None:
         means += (
-            f", mCE {_number(table['mce'])}, relative mCE {_number(table['relative_mce'])},"
-            f" relative to {markdown.escape(table.get('baseline'))}"
+            f", mCE {_number(table.mce)}, relative mCE {_number(table.relative_mce)},"
+            f" relative to {markdown.escape(table.baseline)}"
         )
     return f"{means}."
 
 
-def _by_corruption(table: dict[str, Any]) -> list[str]:
+def _by_corruption(table: CorruptionTable) -> list[str]:
     """Return the table with a row per corruption; the column CE only with a baseline."""
-    has_baseline = table["mce"] is not None
+    has_baseline = table.mce is not None
     titles = [
         "corruption",
-        *(f"{severity}" for severity in table["severities"]),
+        *(f"{severity}" for severity in table.severities),
         "mean",
         "gamma_a",
         "gamma_r",
@@ -90,13 +90,13 @@ def _by_corruption(table: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            *map(_percent, entry["acc"]),
-            _percent(entry["mean_acc"]),
-            _fraction(entry["gamma_a"]),
-            _fraction(entry["gamma_r"]),
-            *([_number(entry["ce"])] if has_baseline else []),
+            *map(_percent, entry.acc),
+            _percent(entry.mean_acc),
+            _fraction(entry.gamma_a),
+            _fraction(entry.gamma_r),
+            *([_number(entry.ce)] if has_baseline else []),
         ]
-        for name, entry in table["corruptions"].items()
+        for name, entry in table.corruptions.items()
     ]
     return markdown.table(titles, *rows)
 
@@ -119,11 +119,11 @@ def _number(value: float | None) -> str:
 # --- Figures ---
 
 
-def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
+def _draw_heat_map(path: Path, table: CorruptionTable) -> None:
     """Draw a cell per corruption and severity, with the accuracy in it."""
-    names = list(table["corruptions"])
-    severities = table["severities"]
-    acc = 100 * np.array([table["corruptions"][name]["acc"] for name in names])
+    names = list(table.corruptions)
+    severities = table.severities
+    acc = 100 * np.array([table.corruptions[name].acc for name in names])
     # Figures grow with the number of cells, so that text keeps its size.
     figure = Figure(
         figsize=(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1),
@@ -136,7 +136,7 @@ def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
     axes.set_xticks(range(len(severities)), [str(s) for s in severities])
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("severity")
-    axes.set_title(f"accuracy, %; clean {100 * table['clean_acc']:.1f}", fontsize=10)
+    axes.set_title(f"accuracy, %; clean {100 * table.clean_acc:.1f}", fontsize=10)
     for (row, column), value in np.ndenumerate(acc):
         axes.text(
             column,
@@ -151,20 +151,20 @@ def _draw_heat_map(path: Path, table: dict[str, Any]) -> None:
     drawing.save(figure, path)
 
 
-def _draw_curves(path: Path, table: dict[str, Any]) -> None:
+def _draw_curves(path: Path, table: CorruptionTable) -> None:
     """Draw accuracy by severity, a small panel per corruption; severity 0 is clean."""
-    names = list(table["corruptions"])
+    names = list(table.corruptions)
     across = 5
     down = -(-len(names) // across)
     figure = Figure(figsize=(2.1 * across, 1.6 * down + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, name in zip(panels, names, strict=False):
-        acc = [100 * value for value in (table["clean_acc"], *table["corruptions"][name]["acc"])]
-        axes.plot([0, *table["severities"]], acc, marker="o", markersize=3)
+        acc = [100 * value for value in (table.clean_acc, *table.corruptions[name].acc)]
+        axes.plot([0, *table.severities], acc, marker="o", markersize=3)
         axes.axhline(acc[0], color="gray", linestyle="--", linewidth=0.8)
         axes.set_title(name, fontsize=8)
-        axes.set(ylim=(0, 102), xticks=[0, *table["severities"]])
+        axes.set(ylim=(0, 102), xticks=[0, *table.severities])
         axes.grid(alpha=0.3)
     # The last row of panels may not be full.
     for axes in panels[len(names) :]:

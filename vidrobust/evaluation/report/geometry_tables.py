@@ -1,10 +1,10 @@
 """Tables of geometry and sensitivity of features."""
 
-from typing import Any
-
 from vidrobust.evaluation.report.tables import table
+from vidrobust.evaluation.representation.geometry import Geometry
+from vidrobust.evaluation.representation.sensitivity import Sensitivity
 
-# (title of the row, key in the summary); in brackets what a lower or higher value means.
+# (title of the row, attribute of Geometry); in brackets what a lower or higher value means.
 _ROWS = (
     ("alignment: distance of augmented views (lower: closer)", "alignment"),
     ("uniformity (lower: spread more evenly; 0: all in one place)", "uniformity"),
@@ -17,7 +17,7 @@ _ROWS = (
     ("margin of a sample: mean (higher: nearer to its own class)", "margin_mean"),
     ("fraction of samples with a negative margin (lower: fewer)", "margin_negative"),
 )
-# Key in the summary -> title of the column; in brackets which values are more robust.
+# Attribute of Displacement -> title of the column; in brackets which values are more robust.
 _COLUMNS = {
     "universal_quantile": "universal quantile (lower)",
     "relative_displacement": "relative displacement (lower)",
@@ -30,7 +30,7 @@ _COLUMNS = {
 
 
 def geometry_lines(
-    geometry: dict[str, Any] | None, sensitivity: dict[str, Any] | None
+    geometry: dict[str, Geometry] | None, sensitivity: Sensitivity | None
 ) -> list[str]:
     """Return the sections of report.md about geometry and sensitivity; no lines for None."""
     lines: list[str] = []
@@ -41,10 +41,10 @@ def geometry_lines(
     return lines
 
 
-def _geometry_section(geometry: dict[str, Any]) -> list[str]:
+def _geometry_section(geometry: dict[str, Geometry]) -> list[str]:
     """Return the section about geometry, with a column per model."""
     rows = [
-        [title, *(_number(geometry[side][key]) for side in ("trained", "random"))]
+        [title, *(_number(getattr(geometry[side], key)) for side in ("trained", "random"))]
         for title, key in _ROWS
     ]
     return [
@@ -55,18 +55,18 @@ def _geometry_section(geometry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sensitivity_section(sensitivity: dict[str, Any]) -> list[str]:
+def _sensitivity_section(sensitivity: Sensitivity) -> list[str]:
     """Return the section about sensitivity, with a row per budget."""
-    budgets = sensitivity["budgets"]
-    measures = [[_size(b["eps"]), *(_number(b[key]) for key in _COLUMNS)] for b in budgets]
+    budgets = sensitivity.budgets
+    measures = [[_size(b.eps), *(_number(getattr(b, key)) for key in _COLUMNS)] for b in budgets]
     # All budgets measure the same layers.
-    layers = list(budgets[0]["cka"])
-    cka = [[_size(b["eps"]), *(_number(b["cka"][name]) for name in layers)] for b in budgets]
+    layers = list(budgets[0].cka)
+    cka = [[_size(b.eps), *(_number(b.cka[name]) for name in layers)] for b in budgets]
     return [
         "## Sensitivity",
         "",
         (
-            f"{sensitivity['n']} clips: how far an attack without labels moves their"
+            f"{sensitivity.n} clips: how far an attack without labels moves their"
             " representation (docs/measures.md). Brackets say which values are better."
         ),
         "",
@@ -78,7 +78,7 @@ def _sensitivity_section(sensitivity: dict[str, Any]) -> list[str]:
         "",
         (
             "With labels: the gradient of the classifier's cross-entropy with respect to the pixels"
-            f" has a median L2 norm of {_number(sensitivity['gradient_norm'])}."
+            f" has a median L2 norm of {_number(sensitivity.gradient_norm)}."
         ),
         "",
     ]

@@ -8,15 +8,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import timings
-from vidrobust.evaluation.natural.shift import shift_lines
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
+from vidrobust.evaluation.report.shift_text import shift_lines
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.evaluation.results import classes_of
-from vidrobust.utils.atomic_files import read_json
+from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
@@ -46,38 +48,7 @@ def rewrite_report(out: Path) -> None:
     write_report(out, read_summary(out / "summary.json"), classes_of(out))
 
 
-# Entries that every summary.json has, and their types.
-_PARTS: dict[str, type | tuple[type, ...]] = {
-    "dataset": str,
-    "split": str,
-    "n": int,
-    "chance": (int, float),
-    "branch": str,
-    "views": dict,
-    "representation": dict,
-    "curve": list,
-    "failed": list,
-    "warnings": list,
-    "corruption": (dict, type(None)),
-    "geometry": dict,
-}
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read a summary.json.
-
-    Raises:
-        UserError: if it is damaged, with the remedy.
-    """
-    remedy = "delete it and evaluate again, which keeps the rows"
-    summary = read_json(path, remedy)
-    for key, kind in _PARTS.items():
-        if key not in summary or not isinstance(summary[key], kind):
-            raise UserError(f"{path}: damaged, its {key} is missing or of another type; {remedy}")
-    return summary
-
-
-def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
+def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
     """Write out/report.md and its pictures.
 
     The pictures are curve.png (for threats with several budgets), one per file of clips/*.npz,
@@ -85,7 +56,7 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
 
     Args:
         out: folder of the evaluation.
-        summary: contents of its summary.json.
+        summary: what it measured.
         classes: names of the classes.
 
     Raises:
@@ -95,44 +66,42 @@ def write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None
         _write_report(out, summary, classes)
 
 
-def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> None:
+def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
     """Write the report and its pictures."""
     # Pictures come first, as the text links to those that exist.
     has_curve = _draw_curves(out / "curve.png", summary)
     pictures = [_draw_clip(path, classes) for path in sorted((out / "clips").glob("*.npz"))]
-    title = (
-        f"{summary['dataset']}, {summary['split']}: {summary['n']} videos {_done(summary)}".rstrip()
-    )
+    title = f"{summary.dataset}, {summary.split}: {summary.n} videos {_done(summary)}".rstrip()
     lines = [
         f"# {markdown.escape(title)}",
         "",
         (
-            f"Checkpoint: {summary['checkpoint']}; norm branch {markdown.code(summary['branch'])};"
-            f" chance {_percent(summary['chance'])}."
+            f"Checkpoint: {summary.checkpoint}; norm branch {markdown.code(summary.branch)};"
+            f" chance {_percent(summary.chance)}."
         ),
         "",
         *_model_lines(summary),
         "## Representation",
         "",
         (
-            f"Accuracy over {summary['views']['representation']} views (clips x crops) of each test"
+            f"Accuracy over {summary.views['representation']} views (clips x crops) of each test"
             " video, logits averaged; 95 % Wilson intervals."
         ),
         "",
         *markdown.table(
             ["classifier", "trained", "random weights"],
-            *_representation_rows(summary["representation"]),
+            *_representation_rows(summary.representation),
         ),
         "",
-        *(_attack_lines(out, summary) if summary["curve"] else []),
+        *(_attack_lines(out, summary) if summary.curve else []),
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
-        *corruption_lines(out, summary["corruption"]),
-        *shift_lines(summary.get("shift")),
-        *bias_lines(summary.get("bias")),
-        *geometry_lines(summary.get("geometry"), summary.get("sensitivity")),
-        *(["## Warnings", ""] if summary["warnings"] else []),
-        *(f"- {markdown.escape(warning)}" for warning in summary["warnings"]),
+        *corruption_lines(out, summary.corruption),
+        *shift_lines(summary.shift),
+        *bias_lines(summary.bias),
+        *geometry_lines(summary.geometry, summary.sensitivity),
+        *(["## Warnings", ""] if summary.warnings else []),
+        *(f"- {markdown.escape(warning)}" for warning in summary.warnings),
     ]
     markdown.write(out / "report.md", lines)
 
@@ -140,33 +109,33 @@ def _write_report(out: Path, summary: dict[str, Any], classes: list[str]) -> Non
 # --- Text ---
 
 
-def _done(summary: dict[str, Any]) -> str:
+def _done(summary: Summary) -> str:
     """Return what was done with the videos, for the title."""
     done = {
-        "attacked": summary["curve"],
-        "corrupted": summary["corruption"],
-        "shown without cues": summary.get("bias"),
-        "compared with another data set": summary.get("shift"),
+        "attacked": summary.curve,
+        "corrupted": summary.corruption,
+        "shown without cues": summary.bias,
+        "compared with another data set": summary.shift,
     }
     return " and ".join(name for name, result in done.items() if result)
 
 
-def _model_lines(summary: dict[str, Any]) -> list[str]:
+def _model_lines(summary: Summary) -> list[str]:
     """Return a paragraph on size and cost of the model; earlier summaries do not have them."""
     sentences = []
-    if "model" in summary:
-        size = f"{summary['model']['parameters'] / 1e6:.2f} M parameters"
-        flops = summary["model"]["flops_per_clip"]
+    if summary.model:
+        size = f"{summary.model.parameters / 1e6:.2f} M parameters"
+        flops = summary.model.flops_per_clip
         cost = "" if flops is None else f", {flops / 1e9:.2g} GFLOPs per clip"
         sentences.append(f"Model: {size}{cost}.")
-    if summary.get("precise_bn"):
+    if summary.precise_bn:
         sentences.append(
-            f"Batch-norm statistics: recomputed from {summary['precise_bn']} training clips."
+            f"Batch-norm statistics: recomputed from {summary.precise_bn} training clips."
         )
     return [" ".join(sentences), ""] if sentences else []
 
 
-def _representation_rows(accuracies: dict[str, Any]) -> list[list[str]]:
+def _representation_rows(accuracies: dict[str, Accuracy]) -> list[list[str]]:
     """Return a row per classifier: accuracy with trained and with random weights."""
     rows = [
         [
@@ -181,46 +150,46 @@ def _representation_rows(accuracies: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _accuracy_cell(accuracies: dict[str, Any], name: str) -> str:
+def _accuracy_cell(accuracies: dict[str, Accuracy], name: str) -> str:
     """Format an accuracy and its interval; empty for a classifier that was not measured."""
     if name not in accuracies:
         return ""
-    low, high = accuracies[name]["ci95"]
-    return f"{_percent(accuracies[name]['acc'])} ({_percent(low)} to {_percent(high)})"
+    low, high = accuracies[name].ci95
+    return f"{_percent(accuracies[name].acc)} ({_percent(low)} to {_percent(high)})"
 
 
-def _attack_lines(out: Path, summary: dict[str, Any]) -> list[str]:
+def _attack_lines(out: Path, summary: Summary) -> list[str]:
     """Return the section about attacks."""
     after_h264 = ""
-    if summary["clean_acc_h264"] is not None:
-        after_h264 = f" ({_percent(summary['clean_acc_h264'])} after H.264)"
+    if summary.clean_acc_h264 is not None:
+        after_h264 = f" ({_percent(summary.clean_acc_h264)} after H.264)"
     return [
         "## Adversarial robustness",
         "",
         (
-            f"{summary['suite']} on the {summary['classifier']}; {_UNITS[summary['unit']]} (views"
-            f" {summary['views']['attack']}). Perturbations are measured on the pixels of every"
+            f"{summary.suite} on the {summary.classifier}; {_UNITS[summary.unit]} (views"
+            f" {summary.views['attack']}). Perturbations are measured on the pixels of every"
             " adversarial clip."
         ),
         "",
-        *_threat_rows(summary["curve"]),
+        *_threat_rows(summary.curve),
         "",
         (
-            f"Clean accuracy of the attacked classifier: {_percent(summary['clean_acc'])}"
+            f"Clean accuracy of the attacked classifier: {_percent(summary.clean_acc)}"
             f"{after_h264}. Robust accuracy against all of these threats:"
-            f" {_percent(summary['robust_acc'])} ({_percent(summary['robust_acc_uint8'])} after"
+            f" {_percent(summary.robust_acc)} ({_percent(summary.robust_acc_uint8)} after"
             " rounding). A video broken at one budget counts as broken at larger budgets of the"
             " same threat. It is not attacked again, and its perturbation keeps its size."
         ),
         "",
-        *_median_lines(summary["median_norm"]),
-        *_attack_table(summary["curve"], timings(out)),
+        *_median_lines(summary.median_norm),
+        *_attack_table(summary.curve, timings(out)),
     ]
 
 
-def _percent(fraction: float) -> str:
+def _percent(fraction: float | None) -> str:
     """Format a fraction in per cent."""
-    return f"{100 * fraction:.1f} %"
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def _size(norm: str, size: float) -> str:
@@ -228,10 +197,10 @@ def _size(norm: str, size: float) -> str:
     return f"{size * 255:.3g}/255" if norm == "linf" and 0 < size < 1 else f"{size:.3g}"
 
 
-def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
+def _threat_rows(curve: list[CurvePoint]) -> list[str]:
     """Return the table of robust accuracy, with a row per threat."""
     # The column of H.264 is left out where it was not measured.
-    has_h264 = any(c["robust_acc_h264"] is not None for c in curve)
+    has_h264 = any(c.robust_acc_h264 is not None for c in curve)
     titles = [
         "threat",
         "robust accuracy",
@@ -242,12 +211,12 @@ def _threat_rows(curve: list[dict[str, Any]]) -> list[str]:
     ]
     rows = [
         [
-            c["threat"],
-            _percent(c["robust_acc"]),
-            f"{_percent(c['ci95'][0])} to {_percent(c['ci95'][1])}",
-            _percent(c["robust_acc_uint8"]),
-            *([_percent(c["robust_acc_h264"])] if has_h264 else []),
-            _size(c["norm"], c["max_measured"]),
+            c.threat,
+            _percent(c.robust_acc),
+            f"{_percent(c.ci95[0])} to {_percent(c.ci95[1])}",
+            _percent(c.robust_acc_uint8),
+            *([_percent(c.robust_acc_h264)] if has_h264 else []),
+            _size(c.norm, c.max_measured),
         ]
         for c in curve
     ]
@@ -270,7 +239,7 @@ def _median_lines(norms: dict[str, float | None] | None) -> list[str]:
     ]
 
 
-def _attack_table(curve: list[dict[str, Any]], seconds: dict[str, dict[str, float]]) -> list[str]:
+def _attack_table(curve: list[CurvePoint], seconds: dict[str, dict[str, float]]) -> list[str]:
     """Return the table of what each attack broke, and what it cost.
 
     Args:
@@ -279,9 +248,9 @@ def _attack_table(curve: list[dict[str, Any]], seconds: dict[str, dict[str, floa
     """
     rows = []
     for c in curve:
-        threat = c["threat"]
-        for name, (forward, backward) in c["passes"].items():
-            broken = c["killed_by"].get(name, 0)
+        threat = c.threat
+        for name, (forward, backward) in c.passes.items():
+            broken = c.killed_by.get(name, 0)
             duration = seconds.get(threat, {}).get(name, 0.0)
             rows.append([threat, name, str(broken), str(forward), str(backward), f"{duration:.1f}"])
     titles = [
@@ -298,11 +267,11 @@ def _attack_table(curve: list[dict[str, Any]], seconds: dict[str, dict[str, floa
 # --- Figure of robust accuracy ---
 
 
-def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
+def _draw_curves(path: Path, summary: Summary) -> bool:
     """Draw a panel per kind of threat with several budgets; return whether there is one."""
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for c in summary["curve"]:
-        kinds.setdefault((c["norm"], c["kind"]), []).append(c)
+    kinds: dict[tuple[str, str], list[CurvePoint]] = {}
+    for c in summary.curve:
+        kinds.setdefault((c.norm, c.kind), []).append(c)
     several = {kind: curve for kind, curve in kinds.items() if len(curve) > 1}
     if not several:
         # A report that is written again may have had a curve before.
@@ -317,9 +286,7 @@ def _draw_curves(path: Path, summary: dict[str, Any]) -> bool:
     return True
 
 
-def _draw_curve(
-    axes: Any, summary: dict[str, Any], curve: list[dict[str, Any]], norm: str, name: str
-) -> None:
+def _draw_curve(axes: Any, summary: Summary, curve: list[CurvePoint], norm: str, name: str) -> None:
     """Draw robust accuracy by budget.
 
     Args:
@@ -330,31 +297,31 @@ def _draw_curve(
         name: kind of the threats.
     """
     unit = 255 if norm == "linf" else 1
-    eps = [unit * c["eps"] for c in curve]
+    eps = [unit * c.eps for c in curve]
     axes.fill_between(
         eps,
-        [100 * c["ci95"][0] for c in curve],
-        [100 * c["ci95"][1] for c in curve],
+        [100 * c.ci95[0] for c in curve],
+        [100 * c.ci95[1] for c in curve],
         alpha=0.2,
         linewidth=0,
     )
     axes.plot(
         eps,
-        [100 * c["robust_acc"] for c in curve],
+        [100 * c.robust_acc for c in curve],
         marker="o",
         label="robust accuracy, 95 % interval",
     )
     axes.plot(
         eps,
-        [100 * c["robust_acc_uint8"] for c in curve],
+        [100 * c.robust_acc_uint8 for c in curve],
         marker="x",
         linestyle=":",
         label="after rounding to uint8",
     )
-    axes.axhline(100 * summary["chance"], color="gray", linestyle="--", linewidth=1, label="chance")
+    axes.axhline(100 * summary.chance, color="gray", linestyle="--", linewidth=1, label="chance")
     budget = f"budget, {name}{', /255' if norm == 'linf' else ''}"
     axes.set(xlabel=drawing.label(budget), ylabel="accuracy, %", ylim=(0, 102), xlim=(0, None))
-    title = f"{summary['dataset']}, {summary['suite']}, n = {summary['n']}"
+    title = f"{summary.dataset}, {summary.suite}, n = {summary.n}"
     axes.set_title(drawing.label(title), fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -309,10 +309,42 @@ def overlap_risk(margin: Tensor) -> float:
 # --- Summary ---
 
 
-def describe(
-    features: Tensor, labels: Tensor, views: Tensor | None = None
-) -> dict[str, float | list[float] | None]:
-    """Return the measures of a data set's features that a summary holds.
+@dataclass
+class Geometry:
+    """The measures of this module that a summary holds; None: cannot be computed.
+
+    Attributes:
+        alignment: distance of augmented views.
+        uniformity: of all features.
+        effective_rank: of normalised features.
+        tolerance: similarity within a class.
+        centroid_min: smallest distance between two class centroids.
+        centroid_mean: mean distance between two class centroids.
+        radius: mean distance of a sample to its own centroid.
+        fisher: scatter between classes divided by that within.
+        margin_mean: mean margin of the samples.
+        margin_negative: fraction of samples with a margin below 0.
+        margin_quantiles: margins at .05, .25, .5, .75 and .95.
+        margin_histogram: counts of margins in 40 bins of equal width from -1 to 1. The outer bins
+            also count what lies beyond.
+    """
+
+    alignment: float | None = None
+    uniformity: float | None = None
+    effective_rank: float | None = None
+    tolerance: float | None = None
+    centroid_min: float | None = None
+    centroid_mean: float | None = None
+    radius: float | None = None
+    fisher: float | None = None
+    margin_mean: float | None = None
+    margin_negative: float | None = None
+    margin_quantiles: list[float] | None = None
+    margin_histogram: list[float] | None = None
+
+
+def describe(features: Tensor, labels: Tensor, views: Tensor | None = None) -> Geometry:
+    """Return the measures of a data set's features.
 
     All but alignment are of the middle clip of each video. They are None for a single video, and
     those of classes are None for fewer than two classes.
@@ -322,49 +354,29 @@ def describe(
         labels: classes of the videos, (N,).
         views: features of two augmented views of some videos, for the alignment, (M, 2, D).
             Without them the alignment is None.
-
-    Returns:
-        The measures of this module by name, and about the margins of samples:
-
-        - margin_mean, margin_negative: their mean, and the fraction below 0.
-        - margin_quantiles: at .05, .25, .5, .75 and .95.
-        - margin_histogram: counts in 40 bins of equal width from -1 to 1. The outer bins also
-          count what lies beyond.
     """
     x = features[:, features.shape[1] // 2].float()
-    measures: dict[str, float | list[float] | None] = {
-        "alignment": None if views is None else alignment(*views.float().unbind(1)),
-        "uniformity": None,
-        "effective_rank": None,
-        "tolerance": None,
-        "centroid_min": None,
-        "centroid_mean": None,
-        "radius": None,
-        "fisher": None,
-        "margin_mean": None,
-        "margin_negative": None,
-        "margin_quantiles": None,
-        "margin_histogram": None,
-    }
+    measures = Geometry()
+    if views is not None:
+        measures.alignment = alignment(*views.float().unbind(1))
     if len(x) > 1:
-        measures["uniformity"] = uniformity(x)
-        measures["effective_rank"] = effective_rank(F.normalize(x, dim=1))
+        measures.uniformity = uniformity(x)
+        measures.effective_rank = effective_rank(F.normalize(x, dim=1))
     if len(labels.unique()) < 2:
         return measures
     by_class = margins(x, labels)
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=x.device)
-    quantiles = torch.quantile(by_class.sample, levels)
-    return measures | {
-        "tolerance": tolerance(x, labels),
-        "centroid_min": by_class.centroid_min,
-        "centroid_mean": by_class.centroid_mean,
-        "radius": by_class.radius,
-        "fisher": by_class.fisher,
-        "margin_mean": float(by_class.sample.mean()),
-        "margin_negative": float((by_class.sample < 0).float().mean()),
-        "margin_quantiles": quantiles.tolist(),
-        "margin_histogram": torch.histc(by_class.sample.clamp(-1, 1).cpu(), 40, -1, 1).tolist(),
-    }
+    measures.tolerance = tolerance(x, labels)
+    measures.centroid_min = by_class.centroid_min
+    measures.centroid_mean = by_class.centroid_mean
+    measures.radius = by_class.radius
+    measures.fisher = by_class.fisher
+    measures.margin_mean = float(by_class.sample.mean())
+    measures.margin_negative = float((by_class.sample < 0).float().mean())
+    measures.margin_quantiles = torch.quantile(by_class.sample, levels).tolist()
+    bins = torch.histc(by_class.sample.clamp(-1, 1).cpu(), 40, -1, 1)
+    measures.margin_histogram = bins.tolist()
+    return measures
 
 
 # --- Helpers ---

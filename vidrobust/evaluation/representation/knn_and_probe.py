@@ -13,6 +13,21 @@ from vidrobust.models.feature_store import Features
 from vidrobust.utils.intervals import wilson
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy of a classifier on the test videos, an entry of `representation` in summary.json.
+
+    Attributes:
+        acc: fraction of right predictions.
+        ci95: its 95 % interval (Wilson).
+        n: videos; one that did not decode counts as wrong.
+    """
+
+    acc: float
+    ci95: list[float]
+    n: int
+
+
 @dataclass
 class Representation:
     """Hold the predictions of several classifiers for the test videos.
@@ -27,16 +42,13 @@ class Representation:
     predictions: dict[str, Tensor] = field(default_factory=dict)
     probe: nn.Linear | None = None
 
-    def accuracies(self) -> dict[str, Any]:
-        """Return name of a classifier -> acc, ci95 and n.
-
-        A video that did not decode counts as wrong.
-        """
+    def accuracies(self) -> dict[str, Accuracy]:
+        """Return name of a classifier -> its accuracy."""
         n = len(self.asked.uids) + len(self.asked.failed)
         table = {}
         for name, predicted in self.predictions.items():
             hits = int((predicted == self.asked.labels).sum())
-            table[name] = {"acc": hits / n, "ci95": list(wilson(hits, n)), "n": n}
+            table[name] = Accuracy(hits / n, list(wilson(hits, n)), n)
         return table
 
     def rows(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ dimension.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -180,9 +181,53 @@ def cka_by_layer(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
+@dataclass(frozen=True)
+class Displacement:
+    """Distances by which attacks within one budget move a representation.
+
+    Attributes:
+        eps: the Linf budget.
+        universal_quantile: median `geometry.universal_quantile`.
+        relative_displacement: median `geometry.relative_displacement`.
+        breakaway_risk: `geometry.breakaway_risk`.
+        nn_top1: `geometry.neighbour_accuracy` with k = 1.
+        nn_top5: the same with k = 5.
+        overlap_risk: `geometry.overlap_risk`; None if no batch has two clips.
+        overlap_margin: median `geometry.overlap_margin`; None if no batch has two clips.
+        cka: layer -> linear CKA of its clean and attacked outputs.
+    """
+
+    eps: float
+    universal_quantile: float
+    relative_displacement: float
+    breakaway_risk: float
+    nn_top1: float
+    nn_top5: float
+    overlap_risk: float | None
+    overlap_margin: float | None
+    cka: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The entry `sensitivity` of summary.json.
+
+    Attributes:
+        n: measured clips.
+        gradient_norm: median L2 norm of the gradient of the classifier's cross-entropy.
+        budgets: the measures at each budget.
+        warnings: how many clips were left out, if any were.
+    """
+
+    n: int
+    gradient_norm: float
+    budgets: list[Displacement]
+    warnings: list[str] = field(default_factory=list)
+
+
 def measure_sensitivity(
     backbone: Backbone, classify: Predict, clips: Batches, eps: Sequence[float], *, seed: int
-) -> dict[str, Any]:
+) -> Sensitivity:
     """Measure how far attacks within several Linf budgets move a backbone's representation.
 
     Most measures are medians over samples. Pairs are a sample and its neighbour in the batch.
@@ -200,12 +245,6 @@ def measure_sensitivity(
         eps: Linf budgets, in increasing order.
         seed: seed of the random starts.
 
-    Returns:
-        - n: number of measured clips.
-        - gradient_norm: median norm of the gradient.
-        - budgets: a dict of measures per budget.
-        - warnings: how many clips were left out, if any were.
-
     Raises:
         UserError: for outputs that are not logits, labels out of range, and fewer than two clips
             with finite numbers.
@@ -218,16 +257,10 @@ def measure_sensitivity(
     for budget in eps:
         threat = ThreatModel("linf", budget)
         attacked, margins = _attack_all(backbone, clips, masks, threat, generator)
-        budgets.append({"eps": budget} | _compare(clean, layers, attacked, margins))
-    measured = {
-        "n": len(clean),
-        "gradient_norm": float(torch.cat(gradient_norms).median()),
-        "budgets": budgets,
-    }
+        budgets.append(_compare(budget, clean, layers, attacked, margins))
     left_out = sum(int((~mask).sum()) for mask in masks)
-    if left_out:
-        measured["warnings"] = [f"sensitivity: {left_out} clips left out, {MODEL_FAULT}"]
-    return measured
+    warnings = [f"sensitivity: {left_out} clips left out, {MODEL_FAULT}"] if left_out else []
+    return Sensitivity(len(clean), float(torch.cat(gradient_norms).median()), budgets, warnings)
 
 
 def _measure_clean(
@@ -308,14 +341,16 @@ def _attack_all(
 
 
 def _compare(
+    eps: float,
     clean: Tensor,
     layers: dict[str, Tensor],
     attacked_outputs: "_Outputs",
     margins: Sequence[Tensor],
-) -> dict[str, Any]:
+) -> Displacement:
     """Return the measures of one budget.
 
     Args:
+        eps: the budget.
         clean: representations of the clean clips, (N, D).
         layers: name of a layer -> its outputs for the clean clips, (N, D_l).
         attacked_outputs: outputs for the attacked clips, in the same order.
@@ -325,16 +360,17 @@ def _compare(
     index = torch.arange(len(clean), device=clean.device)
     moved = (attacked - clean).norm(dim=1)
     margin = torch.cat(list(margins)) if margins else clean.new_empty(0)
-    return {
-        "universal_quantile": float(geometry.universal_quantile(moved, clean).median()),
-        "relative_displacement": float(geometry.relative_displacement(moved, clean).median()),
-        "breakaway_risk": geometry.breakaway_risk(attacked, clean, index),
-        "nn_top1": geometry.neighbour_accuracy(attacked, clean, index, 1),
-        "nn_top5": geometry.neighbour_accuracy(attacked, clean, index, 5),
-        "overlap_risk": geometry.overlap_risk(margin) if len(margin) else None,
-        "overlap_margin": float(margin.nanmedian()) if len(margin) else None,
-        "cka": cka_by_layer(layers, attacked_layers),
-    }
+    return Displacement(
+        eps=eps,
+        universal_quantile=float(geometry.universal_quantile(moved, clean).median()),
+        relative_displacement=float(geometry.relative_displacement(moved, clean).median()),
+        breakaway_risk=geometry.breakaway_risk(attacked, clean, index),
+        nn_top1=geometry.neighbour_accuracy(attacked, clean, index, 1),
+        nn_top5=geometry.neighbour_accuracy(attacked, clean, index, 5),
+        overlap_risk=geometry.overlap_risk(margin) if len(margin) else None,
+        overlap_margin=float(margin.nanmedian()) if len(margin) else None,
+        cka=cka_by_layer(layers, attacked_layers),
+    )
 
 
 def _kept(x: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from vidrobust import config
 from vidrobust.attacks import Predict
 from vidrobust.data import ClipDataset, Record, eval_dataset, train_dataset
 from vidrobust.evaluation.adversarial.targets import clip_units
-from vidrobust.evaluation.representation.geometry import describe
-from vidrobust.evaluation.representation.sensitivity import measure_sensitivity
+from vidrobust.evaluation.representation.geometry import Geometry, describe
+from vidrobust.evaluation.representation.sensitivity import Sensitivity, measure_sensitivity
 from vidrobust.models import Model
 from vidrobust.models.feature_store import Features
 from vidrobust.models.inference import extract
@@ -30,7 +29,7 @@ def geometry_of(
     queries: list[Features],
     some: list[Record],
     device: torch.device,
-) -> dict[str, Any] | None:
+) -> dict[str, Geometry] | None:
     """Return the geometry of features under the trained and under the random weights.
 
     Args:
@@ -68,7 +67,7 @@ def geometry_of(
 
 def sensitivity_of(
     cfg: config.Config, model: Model, predict: Predict, some: list[Record], device: torch.device
-) -> dict[str, Any] | None:
+) -> Sensitivity | None:
     """Measure the sensitivity of the representation on the centre clips of some videos.
 
     Args:
