@@ -128,7 +128,7 @@ class _ConditionReader:
 
     def _read_or_fail(
         self, record: Record, index: int, all_conditions: list[Condition]
-    ) -> "_Read | Failure":
+    ) -> _Read | Failure:
         """Decode what some conditions need of a video; return a Failure if it does not decode.
 
         Args:
@@ -339,8 +339,10 @@ class CorruptedVideos(IterableDataset):
         all_conditions = list(itertools.chain.from_iterable(groups))
         unreadable: Failure | None = None
         for number, group in enumerate(groups):
-            results: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]
-            if not unreadable:
+            results: list[np.ndarray | Failure]
+            if unreadable is not None:
+                results = [unreadable for _ in group]
+            else:
                 try:
                     results = read(record, index, all_conditions, group)
                 except ChildDied as death:

@@ -91,7 +91,7 @@ class Encoding:
             raise UserError(f"texture={self.texture}: must be one of {', '.join(KINDS)}")
 
     def __str__(self) -> str:
-        """Return as JSON the options that two calls which fill one folder must share."""
+        """Return, as JSON, the options that all calls that fill one folder must share."""
         fields = asdict(self)
         # Options without effect are left out, so that they may differ.
         unused = [] if self.corruption else ["corruption", "severity"]
