@@ -395,7 +395,7 @@ def doubt_of_twins(cfg: config.DataConfig) -> str:
 def second_cues(
     cfg: config.DataConfig, records: list[Record], classes: list[str]
 ) -> dict[int, int]:
-    """Return the class that a second cue of each video suggests, where the format knows it.
+    """Return the class that a second cue of each video suggests, if the format defines one.
 
     In motionshapes it is the class that the texture of the shape belongs to.
 

@@ -72,7 +72,7 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
             f"data.root={root}: holds other files ({other_files[0]}); motionshapes needs a folder"
             " of its own"
         )
-    # Draw beside the folder, then move everything there in one step.
+    # Draw in a folder next to root, then move everything there in one step.
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
     try:

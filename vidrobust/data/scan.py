@@ -17,7 +17,7 @@ Then follows one line per file:
 
 Rows of videos also have `mirrored`: whether frames are mirrored in addition to the rotation. Some
 rows have `compared`, the decoders that were compared with PyAV; `series`, the names of images that
-were read as the video; or `retry`, after which the next scan reads the file again.
+were read as the video; or `retry`, which makes the next scan read the file again.
 """
 
 import dataclasses

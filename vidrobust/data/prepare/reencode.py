@@ -393,6 +393,7 @@ class _Writer:
         codec.max_b_frames = 0  # time stamps then identify every frame
         stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
         if encoding.codec == "libx264":
+            # key frames at every `gop`-th frame only, none at cuts between scenes
             stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
         else:
             codec.qmin = encoding.quality
