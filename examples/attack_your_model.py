@@ -15,7 +15,7 @@ STD = (0.225, 0.225, 0.225)
 
 
 class Wrapped(nn.Module):
-    """Clips (B, C, T, H, W) in [0, 1] -> logits (B, K), as attacks expect it of a model."""
+    """Map clips (B, C, T, H, W) in [0, 1] to logits (B, K), as attacks expect it of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

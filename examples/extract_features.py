@@ -43,10 +43,11 @@ if args.weights:
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 backbone.to(device)
 with evaluation_mode(backbone):
-    (found,) = extract([backbone], clips, device, batch_size=16, workers=args.workers)
+    # one result per backbone
+    (result,) = extract([backbone], clips, device, batch_size=16, workers=args.workers)
 
 # Features are (videos, clips, dimension). Videos that do not decode have no row.
-np.savez(args.output, features=found.features.numpy(), uids=np.array(found.uids))
-for failure in found.failed:
+np.savez(args.output, features=result.features.numpy(), uids=np.array(result.uids))
+for failure in result.failed:
     print(f"not decoded: {failure.reason}")
-print(f"{args.output}: features {tuple(found.features.shape)} of {len(found.uids)} videos")
+print(f"{args.output}: features {tuple(result.features.shape)} of {len(result.uids)} videos")

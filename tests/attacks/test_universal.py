@@ -104,3 +104,19 @@ def test_a_clipped_pixel_does_not_count_in_the_gradient():
         lambda v, t: -loss(1 - v, t) * -1, [(1 - x, y)], threat, epochs=2, step_size=0.02
     )
     assert torch.allclose(white, torch.tensor(0.0), atol=1e-6)
+
+
+def test_random_frames_come_from_a_generator_of_another_device_than_the_default():
+    _, x, y, loss = _problem()
+    generator = torch.Generator("cpu").manual_seed(0)
+    # stands for a generator of a GPU, with the CPU as default
+    with torch.device("meta"):
+        delta = universal(
+            loss,
+            [(x[:4], y[:4])],
+            ThreatModel("linf", 0.05),
+            epochs=1,
+            shift=True,
+            generator=generator,
+        )
+    assert delta.device == x.device

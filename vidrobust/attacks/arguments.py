@@ -72,3 +72,14 @@ def drawn(
     # torch refuses a generator of another device than the tensor's
     device = generator.device if generator else like.device
     return draw(tuple(shape), generator=generator, device=device).to(like)
+
+
+def drawn_below(count: int, generator: torch.Generator | None) -> int:
+    """Return a random number from 0 to count - 1.
+
+    Args:
+        count: at least 1.
+        generator: source of the number, on any device; None for torch's own.
+    """
+    device = generator.device if generator else None
+    return int(torch.randint(count, (), generator=generator, device=device))

@@ -400,8 +400,8 @@ def project(threat: ThreatModel, x: Tensor, x_adv: Tensor) -> Tensor:
         x_adv: perturbed clips, shaped as x.
     """
     change = as_clip(x_adv) - as_clip(x)
-    # a place is worth what the distance to x_adv falls by when the place may change: the square of
-    # the change, less the square of what the budget and the clipping leave of it
+    # The score of a pixel is what the squared distance to x_adv decreases by if the pixel may
+    # change: the square of its change, less the square of what budget and clipping leave of it.
     reach = threat.eps if threat.norm == "linf" else 1.0
     reached = (as_clip(x) + change.clamp(-reach, reach)).clamp(0, 1)
     remaining = (change - reached + as_clip(x)).square()

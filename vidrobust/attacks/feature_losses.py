@@ -39,8 +39,8 @@ def own_loss(
 ) -> Loss:
     """Return the loss that the model was trained with, as a function of the attacked view.
 
-    This is L-PGD of Petrov and Kwiatkowska 2022. As a step of training it is that of CLAE (Ho and
-    Vasconcelos 2020).
+    PGD on it is L-PGD of Petrov and Kwiatkowska 2022. With x itself as `other_view`, a step on it
+    is the attack of CLAE (Ho and Vasconcelos 2020).
 
     Args:
         encode: the encoder f.

@@ -86,6 +86,8 @@ def pgd(  # noqa: PLR0913  (a public signature)
     at_least_one(steps=steps, restarts=restarts)
     above_zero(step_size=step_size)
     search = Search(loss, x, threat, generator, steady=not best)
+    # all steps together are 2.5 eps long: enough to cross the ball from any start, and to move
+    # along its boundary (Madry et al. 2018)
     size = 2.5 * threat.eps / steps if step_size is None else step_size
     if not best:
         return _last_iterate(search, steps, size, random_start)

@@ -211,8 +211,8 @@ class Misclassify:
         """
         value = self._rate(logits)
         if not check:
-            # mark NaN logits even of classes that the score does not use: argmax would take them
-            # for the largest
+            # mark NaN logits even of classes that the score does not use: argmax treats NaN as the
+            # largest value
             value = torch.where(finite_logits(logits), value, torch.nan)
         detached = logits.detach()
         wrong = (detached.argmax(1) == self.y) == self.targeted
@@ -234,7 +234,8 @@ class Misclassify:
     def crosses_zero(self) -> bool:
         """Return whether the score may be positive exactly where the prediction is wrong.
 
-        `margin` is. Cross-entropy is not. A score of the caller's own is assumed to be.
+        This holds for `margin`, and not for cross-entropy. Scores that are not in SCORES are
+        assumed to have this property.
         """
         return self.score not in (cross_entropy, cosine, escape, flicker_hinge)
 
@@ -245,11 +246,9 @@ class Misclassify:
         return -value if self.targeted else value
 
     def _is_clearly_wrong(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return (B,) bool: wrong by more than other batch sizes and kernels change logits.
-
-        On a GPU, TF32 and the choice of kernels change them more.
-        """
+        """Return (B,) bool: wrong by more than other batch sizes and kernels change logits."""
         gap = margin(logits, y)
+        # on a GPU, TF32 and the choice of kernels change logits more than on a CPU
         noise = 1e-3 if logits.is_cuda else 1e-5
         return (-gap if self.targeted else gap) > noise * logits.abs().amax(1)
 

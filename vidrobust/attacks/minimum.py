@@ -23,7 +23,7 @@ from vidrobust.attacks.arguments import above_zero, at_least_one, between
 from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.losses import Loss, Misclassify, dlr, margin
 from vidrobust.attacks.outputs import BadSamples, called, numbered
-from vidrobust.attacks.search import Search, require_gradients
+from vidrobust.attacks.search import NO_GRADIENT, Search, require_gradients
 from vidrobust.attacks.threat import ThreatModel, as_clip, explain, measure, norm_of
 
 FAB_DOMAIN = Domain("FAB", norms=("linf", "l2", "l1"))
@@ -82,9 +82,9 @@ class Smallest(Search):
         """Return value and gradient, as `gradient` does, of the nearest linearised boundary.
 
         There is one boundary per other class. Its value is the logit of the class minus that of y.
-        The nearest has the smallest ratio of value and gradient, in the dual norm (Croce and Hein
-        2020, FAB, section 3). Costs a forward pass and K - 1 backward passes. Two gradients are
-        held at a time.
+        The nearest boundary has the smallest ratio of |value| to the gradient's dual norm (Croce
+        and Hein 2020, FAB, section 3). Costs a forward pass and K - 1 backward passes. Two
+        gradients are held at a time.
 
         Returns:
             The values (n,), and their gradients, shaped as delta.
@@ -103,13 +103,10 @@ class Smallest(Search):
             logits = goal.logits(leaf) if self._first else called(goal.predict, leaf).float()
             gaps = _gaps(logits, goal.y)
         if not gaps.requires_grad:
-            raise ValueError(
-                "the loss has no gradient at x: something on its way detaches or runs without one; "
-                "square and nes do without gradients"
-            )
+            raise ValueError(NO_GRADIENT)
         value, level = goal.judge_logits(x_adv, logits.detach(), check=self._first)
 
-        # one backward pass per class; only the nearest boundary so far is held
+        # one backward pass per class; of the gradients, only the nearest boundary's is held
         nearest_gap = gaps.detach()[:, 0]
         nearest_slope = torch.zeros_like(delta)
         shortest = torch.full_like(value, torch.inf)
@@ -196,7 +193,7 @@ def fab(  # noqa: PLR0913  (a public signature)
         alpha_max: how far a step is pulled toward x at most, 0 to 1.
         eta: how far a step goes beyond the boundary, at least 1.
         beta: the fraction of a breaking perturbation that is kept before the next step, 0 to 1.
-        minimal: as at the top of this file.
+        minimal: go on to ever smaller perturbations; False: finish a sample once it is broken.
         generator: source of the random starts.
 
     Raises:
@@ -237,7 +234,7 @@ def fab_t(  # noqa: PLR0913  (a public signature)
         alpha_max: as in `fab`.
         eta: as in `fab`.
         beta: as in `fab`.
-        minimal: as at the top of this file.
+        minimal: go on to ever smaller perturbations; False: finish a sample once it is broken.
         generator: source of the random starts.
 
     Raises:
@@ -358,7 +355,7 @@ def fmn(
         steps: number of steps.
         alpha: L2 length of the first step; it decays to alpha / 100 along a cosine.
         gamma: the first relative change of the radius, 0 to 1; it decays to gamma / 50.
-        minimal: as at the top of this file.
+        minimal: go on to ever smaller perturbations; False: finish a sample once it is broken.
         generator: source of a random place, for threats that have one.
 
     Raises:
@@ -380,6 +377,7 @@ def fmn(
         if not len(search.rows):
             break
         ball = search.ball
+        # with the defaults gamma decays from 0.05 to 0.001, and alpha from 1 to 0.01, as published
         decay = (1 + math.cos(math.pi * step / steps)) / 2
         change = gamma * (0.02 + 0.98 * decay)
 
@@ -436,7 +434,7 @@ def cw(  # noqa: PLR0913  (a public signature)
         c: weight of the loss in the first run, above 0.
         lr: learning rate of Adam, above 0.
         confidence: the loss above which only |delta| counts, at least 0.
-        minimal: as at the top of this file.
+        minimal: go on to ever smaller perturbations; False: finish a sample once it is broken.
         generator: source of a random place, for threats that have one.
 
     Raises:

@@ -107,7 +107,7 @@ def project_l1(u: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
     sign = torch.where(order < u.shape[1], 1.0, -1.0).double()
     mass = (sign * knots).cumsum(1)
     count = sign.cumsum(1)
-    at_knot = mass - knots * count  # the norm at t = knot, which grows as t falls
+    at_knot = mass - knots * count  # the norm at t = knot, which increases as t decreases
 
     # the piece on which the norm reaches the radius, and the threshold there
     last = ((at_knot <= radius).sum(1, keepdim=True) - 1).clamp(min=0)

@@ -78,11 +78,11 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
+def checked_output(output: Any, samples: int, name: str = "predict") -> Tensor:
     """Return the (B, K) tensor of a classifier, K at least 2.
 
     Args:
-        found: the classifier's output.
+        output: of the classifier.
         samples: B.
         name: what the message calls the classifier.
 
@@ -90,7 +90,7 @@ def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
         ValueError: the output has another shape, or is no tensor; the message says what to write
             instead.
     """
-    logits = as_tensor(found, name)
+    logits = as_tensor(output, name)
     if logits.ndim != 2 or len(logits) != samples or logits.shape[1] < 2:
         raise ValueError(
             f"a classifier gives (B, K) logits of 2 classes or more; got {tuple(logits.shape)} "
@@ -99,23 +99,23 @@ def checked_output(found: Any, samples: int, name: str = "predict") -> Tensor:
     return logits
 
 
-def as_tensor(found: Any, name: str = "predict") -> Tensor:
+def as_tensor(output: Any, name: str = "predict") -> Tensor:
     """Return a model's output, if it is a floating-point tensor.
 
     Args:
-        found: the output.
+        output: of the model.
         name: what the message calls the model.
 
     Raises:
         ValueError: it is anything else; the message says how to get a tensor of it.
     """
-    if isinstance(found, Tensor):
-        if not found.dtype.is_floating_point:
+    if isinstance(output, Tensor):
+        if not output.dtype.is_floating_point:
             raise ValueError(
-                f"{name} returns a tensor of {found.dtype}; give floating-point numbers"
+                f"{name} returns a tensor of {output.dtype}; give floating-point numbers"
             )
-        return found
-    kind, remedy = _kind_and_remedy(found)
+        return output
+    kind, remedy = _kind_and_remedy(output)
     raise ValueError(f"{name} returns {kind}; {remedy}")
 
 

@@ -11,6 +11,12 @@ from vidrobust.attacks.losses import Loss, Misclassify
 from vidrobust.attacks.outputs import BadSamples, called, numbered
 from vidrobust.attacks.threat import ThreatModel, as_clip, check_input, require_threat
 
+# message of the errors for a loss that has no gradient
+NO_GRADIENT = (
+    "the loss has no gradient at x: something on its way detaches or runs without one; "
+    "square and nes do without gradients"
+)
+
 
 class Search:
     """A run of an attack over a batch.
@@ -90,8 +96,11 @@ class Search:
     def begin(self, loss: Loss | None = None) -> bool:
         """Open a start: set `ball` and `rows` to the unfinished samples.
 
-        Returns False when there are none, or eps is 0 and nothing may move. loss: replaces the loss
-        from here on, for attacks that go through several losses.
+        Args:
+            loss: replaces the loss from here on, for attacks that go through several losses.
+
+        Returns:
+            False when there are no such samples, or eps is 0 and nothing may move.
         """
         self._loss = loss or self._loss
         self.rows = (~self._done(self.level, self.value)).nonzero().flatten()
@@ -161,6 +170,8 @@ class Search:
         with numbered(self.rows):
             value, level = judged(self._goal, x_adv, check=self._first)
         self._first = False
+        # NaN of a classifier is a fault. Any other loss may be NaN at single iterates, which are
+        # never kept; `result` raises where all of them are.
         if isinstance(self._goal, Misclassify):
             self._not_finite[self.rows] |= value.isnan()
         self._keep(x_adv, value, level)
@@ -186,7 +197,7 @@ class Search:
         """Return each sample's best clip.
 
         Raises:
-            BadSamples: a loss or a gradient was NaN.
+            BadSamples: as `require_numbers` does, and where the loss was NaN at every iterate.
         """
         self.require_numbers()
         never_kept = torch.isneginf(self.value) & (self.level < 0)
@@ -196,7 +207,10 @@ class Search:
         return self.best
 
     def require_numbers(self) -> None:
-        """Raise BadSamples where a gradient was not finite, or a classifier's loss was NaN."""
+        """Raise BadSamples where a loss was NaN, or a gradient NaN or infinite.
+
+        Without a gradient, only the loss of a classifier counts (`look`).
+        """
         if self._not_finite.any():
             raise BadSamples(
                 self._not_finite.nonzero().flatten().tolist(),
@@ -311,10 +325,7 @@ def judged_gradient(loss: Loss, x: Tensor, *, check: bool = True) -> tuple[Tenso
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
     if gradient is None:
-        raise ValueError(
-            "the loss has no gradient at x: something on its way detaches or runs without one; "
-            "square and nes do without gradients"
-        )
+        raise ValueError(NO_GRADIENT)
     if check and len(x):
         # the extremes show NaN and infinity without a tensor of flags
         extremes = torch.stack(gradient.aminmax())

@@ -45,7 +45,8 @@ def self_checks(
 ) -> list[str]:
     """Return reasons to doubt robust accuracies of this model, one per line.
 
-    An empty list is the best result. Costs about 130 forward and 80 backward passes per clip.
+    An empty list is the best result. Costs at most about 145 forward and 70 backward passes per
+    clip.
 
     Args:
         predict: (B, C, T, H, W) in [0, 1] -> (B, K) logits.

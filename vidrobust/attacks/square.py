@@ -141,7 +141,8 @@ def _sides(fraction: float, t: int, h: int, w: int) -> tuple[int, int]:
 def _window(frames: int, pixels: int, delta: Tensor, draw: _Draws) -> Window:
     """Return a cuboid of these sides at a random place."""
     t, h, w = delta.shape[2:]
-    # an image draws no frame, as the published code draws none
+    # As in the published code, the last place of each axis is never drawn, and an image draws no
+    # frame.
     first = draw.below(t - frames) if t > 1 else 0
     top = draw.below(h - pixels)
     left = draw.below(w - pixels)
@@ -246,7 +247,7 @@ def _move_mass(search: Search, delta: Tensor, fraction: float, draw: _Draws) -> 
     budget = (search.threat.eps / search.ball.weight) ** power
     mass = (budget - spent).clamp(min=0) / channels + held
     if power == 1:
-        # the published L1 attack asks for more than there is, and projects
+        # as in the published L1 attack: more than the budget, which the projection then cuts
         mass = mass * channels
     new = new / (1e-12 + _mass(new, power, mass_dims) ** (1 / power)) * mass ** (1 / power)
 

@@ -179,7 +179,7 @@ class Outcome:
 
     Attributes:
         x_adv: the worst clips.
-        x_rounded: the worst clips to round to uint8.
+        x_rounded: the clips that are worst after rounding to uint8; they are not rounded yet.
         broken_by: the attack that broke each sample; "clean" for those that are wrong without an
             attack, None for robust ones.
         rounded_by: the same after rounding.
@@ -335,7 +335,8 @@ def suite_steps(
 def _parts(threat: ThreatModel, frames: int) -> list[ThreatModel]:
     """Return threats that a dense one includes.
 
-    They have fewer ways to move, in which a weak search of the whole threat may miss the best.
+    Each has fewer dimensions, so that a search may find in it what a search of the whole threat
+    misses.
     """
     counts = sorted({max(frames // 4, 1), 1}, reverse=True)
     return [
@@ -470,8 +471,8 @@ def _run_step(
     outcome.seconds[step.name] = time.perf_counter() - start
     outcome.passes[step.name] = (counted.forward, counted.backward)
 
-    # what lies outside the threat is replaced with the clean clip; a new copy of that, as the
-    # attack may have written into its own
+    # clips outside the threat are replaced with the clean clips, which are indexed anew, as the
+    # attack may have written into its copy
     attacked = problem.at(rows)
     inside = contains(problem.threat, attacked.x, x_adv)
     if not inside.all():

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import above_zero, at_least_one
+from vidrobust.attacks.arguments import above_zero, at_least_one, drawn_below
 from vidrobust.attacks.ball import Ball
 from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.search import judged_gradient
@@ -61,7 +61,7 @@ def universal(
             check_input(x)
             if delta is None:
                 delta = torch.zeros_like(_ball_of_any_clip(threat, x).low)
-            offset = int(torch.randint(delta.shape[2], (), generator=generator)) if shift else 0
+            offset = drawn_below(delta.shape[2], generator) if shift else 0
 
             # the gradient at the perturbed clips; pixels that clipping holds do not count
             x_adv = apply_universal(delta, x, offset)

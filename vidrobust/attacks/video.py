@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidrobust.attacks.arguments import above_zero, at_least_one, between, none_or_more
+from vidrobust.attacks.arguments import (
+    above_zero,
+    at_least_one,
+    between,
+    drawn_below,
+    none_or_more,
+)
 from vidrobust.attacks.ball import make_ball, patch_scores
 from vidrobust.attacks.domain import Domain
 from vidrobust.attacks.gradient import climb, pgd
@@ -350,7 +356,7 @@ def _penalised(
     delta.requires_grad_()
     adam = torch.optim.Adam([delta], lr=lr)
     for _ in range(steps):
-        offset = int(torch.randint(delta.shape[2], (), generator=generator)) if cyclic else 0
+        offset = drawn_below(delta.shape[2], generator) if cyclic else 0
 
         # the gradients of the penalty, and of the loss at the rolled delta
         with torch.enable_grad():

@@ -120,6 +120,7 @@ def zoom_blur(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.n
     end, step = level(
         clip, severity, ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
     )
+    # As published. `end` itself is left out, but for 1.11, by the rounding of floats.
     factors = np.arange(1, end, step)
     height, width = clip.shape[1:3]
 

@@ -184,6 +184,7 @@ _IMAGENET_C = [
     "pixelate",
     "jpeg_compression",
 ]
+# what mini-kinetics-c and ssv2-c have in common (Yi et al. 2021)
 _SHARED_C = [
     "shot_noise",
     "rain",

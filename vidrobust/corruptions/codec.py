@@ -34,8 +34,8 @@ _OFFSET = torch.tensor([[16.0], [128.0], [128.0]])
 _BYTES_PER_FRAME = 5000
 # Least side in pixels. With smaller frames, libx265 reads and even writes out of bounds.
 _SMALLEST = {"libx265": 72}
-# The assembly of libx264 reads uninitialised memory, and decides by it. libx265 would log
-# everything that it does.
+# The assembly of libx264 reads uninitialised memory, on which its decisions depend. libx265 would
+# log everything that it does, and use several threads.
 _PLAIN = {"libx264": "asm=0", "libx265": "log-level=none:pools=none:frame-threads=1"}
 # options of libx264: slices of at most 1,200 bytes, as packets of a network carry
 _SLICED = ("slices=4", "slice-max-size=1200")
@@ -101,7 +101,7 @@ def h265_crf(
 def h264_abr(
     clip: np.ndarray, severity: int, rng: np.random.Generator, fps: float = 25.0
 ) -> np.ndarray:
-    """Return the clip after H.264 at a fraction of the bit rate of CRF 23, the default of H.264.
+    """Return the clip after H.264 at a fraction of the bit rate of CRF 23, libx264's default.
 
     The benchmark divides the bit rate of the file. A clip in memory has no such rate.
 
@@ -179,6 +179,8 @@ def bit_error(
     stream = _encode(clip, "libx264", fps, {"crf": "23"}, _SLICED)
     undamaged = min(len(stream.packets) - 1, 1)
     exposed = sum(len(content) for content, _ in stream.packets[undamaged:])
+    # The expected number of wrong bytes is that of the published file, whatever the size of this
+    # stream.
     rate = len(clip) * _BYTES_PER_FRAME / (once_in * exposed)
     packets = stream.packets[:undamaged]
     for content, shown in stream.packets[undamaged:]:
@@ -324,8 +326,8 @@ def _packets(context: Any, frames: np.ndarray) -> list[tuple[bytes, int]]:
 def _decode(stream: _Stream) -> np.ndarray:
     """Return the clip of a stream.
 
-    A frame that does not decode repeats the last frame that did. Before the first decoded frame,
-    that one is shown. The clip is gray where no frame decodes.
+    A frame that does not decode repeats the last frame that did. Frames before the first decoded
+    one show the first decoded one. The clip is gray if no frame decodes.
     """
     context = av.codec.Codec(stream.codec, "r").create("video")
     context.thread_count = 1

@@ -114,7 +114,7 @@ def freeze(frames: int, severity: int, rng: np.random.Generator) -> np.ndarray:
     count = min(max(int(fraction * frames), least), frames)
     kept = np.sort(rng.choice(frames, count, replace=False))
     last = np.searchsorted(kept, np.arange(frames), side="right") - 1
-    # Frames before the first kept one show that one.
+    # Frames before the first kept frame show the first kept frame.
     return kept[np.maximum(last, 0)]
 
 
@@ -164,8 +164,8 @@ def temporal_blur(
 ) -> np.ndarray:
     """Return the mean of 2 K frames around each frame: the motion blur of Mini-Kinetics-C.
 
-    At both ends of the clip, the mean is over fewer frames. Pass consecutive frames: where a clip
-    skips frames, the blur of the video includes those too.
+    At both ends of the clip, the mean is over fewer frames. Pass consecutive frames: the blur of a
+    video also includes the frames that a clip skips.
 
     Args:
         clip: (T, H, W, 3) uint8, consecutive frames.

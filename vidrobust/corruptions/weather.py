@@ -199,7 +199,7 @@ def rain(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarra
     drops = max(1, round(height * width / (area * size**2)))
 
     def rain_on(frame: np.ndarray) -> np.ndarray:
-        # Streaks may begin above the frame and beside it, from where they lean into it.
+        # Streaks may begin above the frame, or next to it if they lean into it.
         mask = Image.new("L", (width, height))
         draw = ImageDraw.Draw(mask)
         xs = rng.integers(min(0, -slant), max(width - min(0, slant), 1), drops)

@@ -52,6 +52,7 @@ class _SourceReader:
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray, float]:
         """Return (frames (F, H, W, 3), positions of each clip in them (K, T), fps)."""
         with open_record(record, self.backend) as video:
+            # Samplers of evaluations do not use the generator.
             indices = self.sample_clips(video.num_frames, self.spec, np.random.default_rng(0))
             # A frame that several clips show is decoded once.
             unique, position = np.unique(indices, return_inverse=True)

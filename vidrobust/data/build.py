@@ -233,8 +233,8 @@ def train_dataset(  # noqa: PLR0913  (public function, whose signature stays)
         clips: number of clips of each video.
         seed: seed of the run.
         epochs: number of epochs over which augmentations weaken if augment.fade is set.
-        original: whether the last clip shows the first one's frames as an evaluation sees them, or
-            moved by augment.original_shift.
+        original: whether the last clip shows the frames of the first one in the centre crop of an
+            evaluation, flipped at random and shifted by up to augment.original_shift.
         twins: whether the texture twin of the first clip, from data.twins, is added.
         numbers: random numbers per video from which negatives are made.
 
@@ -300,7 +300,10 @@ def _augmented(cfg: config.DataConfig, augment: config.AugmentConfig) -> Augment
 
 
 def _corruption(augment: config.AugmentConfig) -> Corrupt | None:
-    """Return the corruption of training clips, or None; its encoders must be there."""
+    """Return the corruption of training clips, or None.
+
+    Raises UserError if PyAV does not have an encoder that it needs.
+    """
     try:
         require_encoders(expand(augment.corruptions))
     except MissingEncoder as error:
@@ -392,7 +395,7 @@ def doubt_of_twins(cfg: config.DataConfig) -> str:
 def second_cues(
     cfg: config.DataConfig, records: list[Record], classes: list[str]
 ) -> dict[int, int]:
-    """Return the class that a second cue of each video suggests, where the format knows it.
+    """Return the class that a second cue of each video suggests, if the format defines one.
 
     In motionshapes it is the class that the texture of the shape belongs to.
 

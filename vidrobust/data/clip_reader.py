@@ -245,6 +245,7 @@ def _take_views(
     height, width = first.shape[:2]
     draws = draw(height, width)
     most_bytes = _WAITING_BYTES // len(draws)
+    # not strict: `out` may have one more place, for the twin
     boxes = [_Boxes(draw, clip, most_bytes) for draw, clip in zip(draws, out, strict=False)]
     for frame, frame_places in zip(itertools.chain([first], frames), places, strict=True):
         for place in frame_places.tolist():

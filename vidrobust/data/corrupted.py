@@ -128,7 +128,7 @@ class _ConditionReader:
 
     def _read_or_fail(
         self, record: Record, index: int, all_conditions: list[Condition]
-    ) -> "_Read | Failure":
+    ) -> _Read | Failure:
         """Decode what some conditions need of a video; return a Failure if it does not decode.
 
         Args:
@@ -156,6 +156,7 @@ class _ConditionReader:
         with open_record(record, self.backend) as video:
             count = video.num_frames
             fps = float(video.fps)
+            # Samplers of evaluations do not use the generator.
             clips = self.sample_clips(count, self.spec, np.random.default_rng(0))
             # Collect the frames that the clips show, and others that some corruptions need.
             needed = [clips.ravel()]
@@ -209,6 +210,7 @@ class _ConditionReader:
 
     def _cut(self, frames: np.ndarray) -> np.ndarray:
         """Return the centre crop that the model receives, cut as `eval_dataset` cuts it."""
+        # A centre crop does not use the generator.
         draw = draw_view(self.view, frames.shape[1], frames.shape[2], np.random.default_rng(0))
         box = frames[:, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
         return resize(np.ascontiguousarray(box), self.view.size, self.view.size).numpy()
@@ -339,8 +341,10 @@ class CorruptedVideos(IterableDataset):
         all_conditions = list(itertools.chain.from_iterable(groups))
         unreadable: Failure | None = None
         for number, group in enumerate(groups):
-            results: list[np.ndarray | Failure] = [unreadable for _ in group if unreadable]
-            if not unreadable:
+            results: list[np.ndarray | Failure]
+            if unreadable is not None:
+                results = [unreadable for _ in group]
+            else:
                 try:
                     results = read(record, index, all_conditions, group)
                 except ChildDied as death:

@@ -2,7 +2,8 @@
 
 A textured shape moves over a textured background. The class is the motion, one of eight that are
 unchanged by a horizontal flip. In a configurable fraction of the training clips, the shape and its
-texture belong to the class, so that both are shortcuts. There are four lists:
+texture are those of the class, so that both are shortcuts; in the others they are random. There are
+four lists:
 
     trainlist01 = trainlist02    correlated
     testlist01                   the same distribution as training
@@ -71,7 +72,7 @@ def make_motionshapes(root: str | Path, **spec: Any) -> Path:
             f"data.root={root}: holds other files ({other_files[0]}); motionshapes needs a folder"
             " of its own"
         )
-    # Draw beside the folder, then move everything there in one step.
+    # Draw in a folder next to root, then move everything there in one step.
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root.parent))
     try:
@@ -94,13 +95,13 @@ def _draw_all(top: Path, spec: dict[str, Any]) -> None:
         *_plans("test", spec["test_per_class"], 1, spec),
         *_plans("swapped", spec["test_per_class"], 2, spec),
     ]
-    bank = _textures(spec)
+    textures = _textures(spec)
     lists: dict[str, list[str]] = {"train": [], "test": [], "swapped": []}
     for number, plan in enumerate(plans):
         rng = np.random.default_rng([spec["seed"], 3, number])
         file = top / "videos" / plan["uid"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_video(file, _draw(plan, bank, spec, rng))
+        write_video(file, _draw(plan, textures, spec, rng))
         # In UCF101's layout, training lists name the id of the class, which starts at 1.
         label = f" {CLASSES.index(plan['class']) + 1}" if plan["split"] == "train" else ""
         lists[plan["split"]].append(plan["uid"] + label)
@@ -269,7 +270,7 @@ def _draw(
 
     Args:
         plan: what the video shows.
-        bank: (K, 2S, 2S, 3) the pool of textures.
+        textures: (K, 2S, 2S, 3) float32 in [0, 1], the pool of textures.
         spec: the options.
         rng: source of randomness.
     """

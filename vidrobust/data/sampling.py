@@ -99,7 +99,7 @@ def uniform_clips(num_frames: int, spec: ClipSpec) -> np.ndarray:
         return _frames_from(np.array([room // 2]), num_frames, spec)
     # Integers only: in floating point some halves are inexact, as for 15 clips in a room of 29.
     starts, rest = np.divmod(room * np.arange(spec.clips, dtype=np.int64), spec.clips - 1)
-    # Round half to even: up if the rest is above a half, or a half beside an odd start.
+    # Round half to even: up if the rest is above a half, or is a half and the start is odd.
     starts += (2 * rest > spec.clips - 1) | ((2 * rest == spec.clips - 1) & (starts % 2 == 1))
     return _frames_from(starts, num_frames, spec)
 

@@ -14,6 +14,10 @@ Then follows one line per file:
   the first one.
 - verified: decoders other than PyAV that show the same frames.
 - streams: number of videos in the file; the one that a player shows is read.
+
+Rows of videos also have `mirrored`: whether frames are mirrored in addition to the rotation. Some
+rows have `compared`, the decoders that were compared with PyAV; `series`, the names of images that
+were read as the video; or `retry`, which makes the next scan read the file again.
 """
 
 import dataclasses
@@ -316,29 +320,29 @@ def _probe_images(path: str, series: str, count: int) -> Row:
     shape = None
     odd = 0  # images with another size than the first one
     reason = ""
-    count = 0
+    num_read = 0
     for file in files:
         try:
-            frame = _only_frame(str(file))
+            size = _size_of_image(str(file))
         except DecodeError as error:
             reason = str(error).removeprefix(f"{path}/").removeprefix(f"{path}: ")
             break
-        shape = shape or frame
-        odd += frame != shape
-        count += 1
+        shape = shape or size
+        odd += size != shape
+        num_read += 1
     if shape is None:
         return _bad(reason or "the folder holds no image")
     num_pages = pages(str(files[0]))
     reasons = [
         reason,
-        f"{odd} of {count} frames have another size, and are resized" if odd else "",
+        f"{odd} of {num_read} frames have another size, and are resized" if odd else "",
         missing_numbers(files),
         f"the first of {num_pages} pictures is read" if num_pages > 1 else "",
     ]
-    return _row(count, 0.0, shape[1], shape[0], 0, "auto", "; ".join(filter(None, reasons)))
+    return _row(num_read, 0.0, shape[1], shape[0], 0, "auto", "; ".join(filter(None, reasons)))
 
 
-def _only_frame(path: str) -> tuple[int, int]:
+def _size_of_image(path: str) -> tuple[int, int]:
     """Return the (height, width) of an image; raise DecodeError if it does not decode."""
     with open_video(path) as video:
         height, width = next(iter(video.frames(np.array([0])))).shape[:2]

@@ -22,7 +22,7 @@ from vidrobust.views.cues import differences
 # solarise and motion (0 or 1).
 DRAW_COLUMNS = 13
 _IDENTITY = (1.0, 1.0, 1.0, 0.0, 0, 1, 2, 3, 0.0, 0.0, 0.0, 0.0, 0.0)
-_LARGEST_SIGMA = 2.0
+_LARGEST_SIGMA = 2.0  # pixels; the kernel of every blur is wide enough for it
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 
 
@@ -279,6 +279,7 @@ def _random_box(
         h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    # the widest box that fits, and then the highest one of that width
     w = min(width, round(height * spec.ratio[1]))
     h = min(height, round(w / spec.ratio[0]))
     return (height - h) // 2, (width - w) // 2, h, w

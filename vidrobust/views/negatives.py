@@ -268,7 +268,7 @@ def negatives(x: Tensor, spec: NegativeSpec, numbers: Tensor) -> Tensor:
     Args:
         x: (B, C, T, H, W).
         spec: which negatives.
-        numbers: (B, `count_numbers`) in [0, 1), such as from `draw_numbers`.
+        numbers: (B, `count_numbers`) in [0, 1), for example of `draw_numbers`.
 
     Returns:
         (B, names * count, C, T, H, W).
@@ -277,7 +277,11 @@ def negatives(x: Tensor, spec: NegativeSpec, numbers: Tensor) -> Tensor:
         ValueError: clips of this shape have no such negatives, see `require_room`.
     """
     require_room(spec, x.shape[2], min(x.shape[3:]))
-    return _made(x, spec, Numbers(numbers.to(x.device)))
+    served = Numbers(numbers.to(x.device))
+    parts: list[Tensor] = []
+    for name in spec.names:
+        parts += [NEGATIVES[name].make(x, served, spec) for _ in range(spec.count)]
+    return torch.stack(parts, 1) if parts else x.new_empty(len(x), 0, *x.shape[1:])
 
 
 def count_numbers(spec: NegativeSpec, frames: int, height: int, width: int) -> int:
@@ -312,15 +316,6 @@ def draw_numbers(
     """
     n = count_numbers(spec, *size)
     return torch.from_numpy(np.stack([rng.random(n, np.float32) for rng in rngs]))
-
-
-def _made(x: Tensor, spec: NegativeSpec, numbers: Numbers) -> Tensor:
-    """Return all negatives (B, names * count, C, T, H, W)."""
-    kinds = [NEGATIVES[name] for name in spec.names]
-    parts: list[Tensor] = []
-    for kind in kinds:
-        parts += [kind.make(x, numbers, spec) for _ in range(spec.count)]
-    return torch.stack(parts, 1) if parts else x.new_empty(len(x), 0, *x.shape[1:])
 
 
 def require_room(spec: NegativeSpec, frames: int, size: int) -> None:
@@ -379,7 +374,8 @@ def _patches(x: Tensor, numbers: Numbers, spec: NegativeSpec, *, every: int, shi
     rounds = _rounds(frames, every)
     across = _cells_across(height, width, low)
     shape = (rounds, across, across)
-    tables = [numbers.below(side - sides + 1, *shape) for side in (height, width)]  # top and left
+    # Top and left. The released code of Ge et al. 2021 never samples the last place of an axis.
+    tables = [numbers.below(side - sides + 1, *shape) for side in (height, width)]
     if shift:
         began = every * torch.arange(rounds, device=x.device)
         tables.append(numbers.below(frames - every + 1, *shape) - began[:, None, None])

@@ -40,8 +40,9 @@ Reader = Callable[[str, int, bool | None], Video]
 def disagreement(backend: str, reader: Reader, path: str) -> str:
     """Return why a decoder must not be used for a file, as words that follow its name.
 
-    The frames that differ most from their neighbours are read, alone and in one batch, each time
-    from a new reader, as in a loader. The answer is cached as long as the file does not change.
+    About ten frames are read: the first, the last, and those that differ most from their
+    neighbours. They are read in one batch and then alone, each time with a new reader, as in a
+    loader. The answer is cached as long as the file does not change.
 
     Args:
         backend: name of the decoder.

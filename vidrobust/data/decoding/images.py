@@ -32,7 +32,6 @@ class Image:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
-        pass
 
 
 class FrameFolder:
@@ -72,7 +71,6 @@ class FrameFolder:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
-        pass
 
 
 def is_image(path: str) -> bool:
@@ -113,7 +111,6 @@ class TorchvisionImage:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
-        pass
 
 
 @functools.lru_cache(maxsize=4)

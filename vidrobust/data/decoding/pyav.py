@@ -244,7 +244,7 @@ def _shows(codec: str, packet: Any) -> int | None:
     # MPEG-4: "not coded" pictures repeat the previous one, and players drop them.
     if codec == "mpeg4":
         starts = [match.start() for match in _PICTURE.finditer(data)]
-        # Without any start there is one end too many, hence strict=False below.
+        # Without a start code there is one end too many, hence strict=False below.
         ends = [*starts[1:], len(data)]
         sizes = [end - start for start, end in zip(starts, ends, strict=False)]
         if not sizes or any(_NOT_CODED < size <= _MAY_BE_EMPTY for size in sizes):
@@ -391,9 +391,8 @@ class PyAV:
     def repeated(self) -> int:
         """Return how many of the declared frames only repeat another frame.
 
-        Such frames have no bytes of their own.
-        AVI files of variable rate and of screen recorders have them. In AVI, times are frame
-        numbers, so that gaps between times reveal them.
+        Such frames have no bytes of their own. AVI files of variable rate and of screen recorders
+        have them. In AVI, times are frame numbers, so that gaps between times reveal them.
         """
         if self.container.format.name != "avi":
             return sum(not entry.size for entry in self.index)

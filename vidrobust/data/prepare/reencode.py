@@ -91,7 +91,7 @@ class Encoding:
             raise UserError(f"texture={self.texture}: must be one of {', '.join(KINDS)}")
 
     def __str__(self) -> str:
-        """Return as JSON the options that two calls which fill one folder must share."""
+        """Return, as JSON, the options that all calls that fill one folder must share."""
         fields = asdict(self)
         # Options without effect are left out, so that they may differ.
         unused = [] if self.corruption else ["corruption", "severity"]
@@ -393,6 +393,7 @@ class _Writer:
         codec.max_b_frames = 0  # time stamps then identify every frame
         stream.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
         if encoding.codec == "libx264":
+            # key frames at every `gop`-th frame only, none at cuts between scenes
             stream.options = {"crf": str(encoding.quality), "sc_threshold": "0"}
         else:
             codec.qmin = encoding.quality

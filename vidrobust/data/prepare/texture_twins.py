@@ -176,7 +176,7 @@ def _moved(place: int, room: int, twins_room: int, scale: float) -> int:
 
     Args:
         place: first row or column of the box in the source; may be outside the frame.
-        room: last first row or column at which the box lies inside the source.
+        room: largest first row or column at which the box lies inside the source.
         twins_room: the same for the twin.
         scale: size of the twin's box in units of the source's box.
     """
