@@ -58,7 +58,7 @@ class Supervised(Method):
             labels: (B,), -1 for none.
             progress: fraction of training done.
         """
-        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]
+        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]  # one granularity
         if self.training and progress < self.head_first:
             # eval mode: the norms of a pretrained backbone keep their statistics
             with torch.no_grad(), in_mode(self.model.backbone, False):
