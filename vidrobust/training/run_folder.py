@@ -177,8 +177,8 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
             _delete_run(out)
         file.truncate(0)
         print(json.dumps(environment(), indent=2), file=file, flush=True)
-        with replacing(out / "config.yaml") as page:
-            page.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
+        with replacing(out / "config.yaml") as config_file:
+            config_file.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield
 
 
