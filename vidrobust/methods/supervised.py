@@ -78,7 +78,10 @@ class Supervised(Method):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy (B,) in full precision, 0 where the label is -1."""
+    """Return the cross-entropy (B,) in full precision, 0 where the label is -1.
+
+    Pseudo-labels are -1 for videos that did not decode. The mean over a batch counts them as 0.
+    """
     return F.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=-1)
 
 

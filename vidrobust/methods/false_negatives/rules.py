@@ -282,7 +282,8 @@ def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None =
 def keep_one(mask: Tensor, similarities: Tensor, negatives: Tensor) -> Tensor:
     """Return the mask, but leave an anchor its least similar negative if it would lose all.
 
-    An anchor without any negatives keeps none.
+    Without negatives, the loss of an anchor with one positive is constant, and moves nothing. An
+    anchor that has no negatives in any case keeps none.
 
     Args:
         mask: (N, M) bool, false negatives.
@@ -298,8 +299,8 @@ def keep_one(mask: Tensor, similarities: Tensor, negatives: Tensor) -> Tensor:
 def negative_weights(similarities: Tensor, mask: Tensor) -> Tensor:
     """Return how much each negative counts, (N, M), for the action `downweight`.
 
-    1 - similarity, clamped to [0, 1], for false negatives and 1 for all others: the similarity is
-    the confidence that a pair is a false negative.
+    The weight is 1 - similarity, clamped to [0, 1], for false negatives, and 1 for all others. The
+    similarity is read as the confidence that a pair is a false negative; this reading is ours.
 
     Args:
         similarities: (N, M) cosines.
