@@ -37,7 +37,7 @@ class AdversarialView:
     """An adversarial view and its norm branch.
 
     Attributes:
-        x: (N, C, T, H, W) in [0, 1].
+        x: (N, C, T, H, W), in [0, 1] but for those of CLAE's released form.
         branch: name of the norm branch that it goes through.
     """
 
