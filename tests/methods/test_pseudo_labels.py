@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vidrobust.methods import k_means
+from vidrobust.methods import PseudoLabels, k_means
 
 
 def test_clusters_that_lie_apart_are_found():
@@ -19,6 +19,17 @@ def test_the_same_seed_gives_the_same_labels_and_each_is_used():
     found = k_means(x, 11)
     assert torch.equal(found, k_means(x, 11)) and found.unique().numel() == 11
     assert torch.equal(k_means(x, 60).sort().values, torch.arange(60)), "a cluster a row"
+
+
+def test_raw_features_are_clustered_by_their_distance():
+    """One direction, two lengths: the cosines of all rows are nearly equal."""
+    near = torch.ones(20, 3) + 0.01 * torch.randn(20, 3)
+    pseudo = PseudoLabels([2], "method.clusters", unit=False)
+    pseudo.set_videos(40)
+    pseudo.cluster(torch.cat([near, 5 * near]), torch.arange(40))
+    labels = pseudo(torch.arange(40))[:, 0]
+    assert labels[:20].unique().numel() == labels[20:].unique().numel() == 1
+    assert labels[0] != labels[20]
 
 
 def test_rows_that_are_all_alike_and_wrong_counts():

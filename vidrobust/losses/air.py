@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vidrobust.losses.cosine import similarity
+from vidrobust.losses.cosine import full_precision, similarity
 from vidrobust.utils import distributed
 
 # embeddings (B, D) of two clean views, two adversarial ones and the original clip -> (B,)
@@ -40,9 +40,9 @@ def likeness(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 def sir(
     z1: Tensor, z2: Tensor, original: Tensor, temperature: float, released: bool = True
 ) -> Tensor:
-    """Return the standard invariant regulariser, whose mean is KL(P2 || P1).
+    """Return the standard invariant regulariser, whose mean is KL(P2 || P1) if not `released`.
 
-    P_v is the softmax of the similarities of clean view v and the original clip.
+    P_v is the softmax, over the videos, of the similarities of clean view v and the original clip.
 
     Args:
         z1: (B, D) embeddings of the first clean view.
@@ -71,7 +71,8 @@ def air(
     """Return the adversarial invariant regulariser: `sir` of adversarial views.
 
     Each distribution is multiplied by the softmax of the similarities of the adversarial view and
-    its own clean view. These products do not sum to 1, so the result may be negative.
+    its own clean view. These products do not sum to 1, so the result may be negative. As in the
+    released code, they are not normalised again.
 
     Args:
         a1: (B, D) embeddings of the first adversarial view.
@@ -118,7 +119,7 @@ def regularizer(  # noqa: PLR0913  (five embeddings and their weights; the signa
     Returns:
         (B,), one value per video of this rank.
     """
-    loss = torch.zeros_like(similarity(z1, z1))
+    loss = full_precision(z1).new_zeros(len(z1))
     # Skip a term of weight 0, which would cost a gather between ranks.
     if clean:
         loss = loss + clean * sir(z1, z2, original, temperature, released)
@@ -130,7 +131,7 @@ def regularizer(  # noqa: PLR0913  (five embeddings and their weights; the signa
 def _divergence(log_p: Tensor, log_q: Tensor, rows: int, released: bool) -> Tensor:
     """Return M p log(p / q) for the videos of this rank.
 
-    The mean over all M videos is the sum of p log(p / q).
+    The caller averages losses over the M videos, which gives the sum of p log(p / q).
 
     Args:
         log_p: (M,), of the videos of all ranks.

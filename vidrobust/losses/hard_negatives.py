@@ -22,8 +22,9 @@ def hard_denominator(
 
     which corrects for a fraction tau of false negatives. The weight w_ij = exp(beta s_ij) / m_j
     prefers hard negatives. m_j is the sum of exp(beta s_jk) over the negatives k of row j, divided
-    by the number of all columns. The released code also divides by the mean of the candidate's row,
-    not by that of the anchor's row (Yu et al., ECCV 2022, github.com/yqy2001/A-InfoNCE).
+    by the number of all columns. HCL (Robinson et al. 2021) divides by the mean of the anchor's
+    row, m_i. The mean of the candidate's row is that of the released code of A-InfoNCE (Yu et al.,
+    ECCV 2022, github.com/yqy2001/A-InfoNCE).
 
     Args:
         logits: (N, M), similarity / temperature, of all anchors of this rank and all candidates;
@@ -42,17 +43,19 @@ def hard_denominator(
     # An anchor without negatives is not masked: the gradient of logsumexp over -inf alone is NaN.
     masked = ~negatives & (count > 0)
 
+    # Sums are computed as logs: exp((1 + beta) s) may overflow before it is divided by m_j.
     # log m_j: each rank computes the rows of its own anchors, and gathers the others.
     mean = (logits * beta).masked_fill(masked, -torch.inf).logsumexp(1) - math.log(logits.shape[1])
     mean = distributed.gather(mean.clamp(min=math.log(_SMALL))[:, None])[:, 0]
 
-    # log of the weighted sum over negatives, then log exp(s+)
+    # log of sum_j w_ij exp(s_ij), as w_ij exp(s_ij) = exp((1 + beta) s_ij) / m_j; then log exp(s+)
     weighted = (logits * (1 + beta) - mean).masked_fill(masked, -torch.inf)
     weighted_sum = weighted.logsumexp(1, keepdim=True)
     positive = logits.masked_fill(~positives, -torch.inf).logsumexp(1, keepdim=True)
     positive = positive - positives.sum(1, keepdim=True, dtype=logits.dtype).log()
 
-    # Subtract the expected false negatives, and bound the result from below.
+    # Subtract the expected false negatives, and bound the result from below: the difference of two
+    # estimates may be negative. The bound of 1e-30 keeps the log finite where the floor is 0.
     total = (weighted_sum.exp() - tau * count * positive.exp()) / (1 - tau)
     total = torch.maximum(total, count * floor).clamp(min=1e-30).log()
     return torch.cat([positive, torch.where(count > 0, total, -torch.inf)], 1)

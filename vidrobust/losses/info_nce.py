@@ -130,7 +130,7 @@ def nt_xent(  # noqa: PLR0913  (one loss, whose masks are all optional; the sign
     Rows of equal id are positives of each other, and all other rows are negatives. A row is neither
     its own positive nor its own negative. The loss is computed in float32, or in float64 if z is
     float64. Over several ranks, the candidates are the M = world * N rows of all ranks, in the
-    order of ranks. Masks are then (N, M), and ids must be unique over ranks.
+    order of ranks. Masks are then (N, M), and equal ids on different ranks are positives too.
 
     Args:
         z: (N, D) embeddings of any norm.
@@ -144,7 +144,7 @@ def nt_xent(  # noqa: PLR0913  (one loss, whose masks are all optional; the sign
             similarities are computed twice; values and gradients are the same.
         stop: stop the gradient to candidates, the second factor of a similarity.
         asymmetric: treatment of pairs of a clean and an adversarial row.
-        hard: weights of hard negatives in the denominator.
+        hard: weights of hard negatives in the denominator, in place of `weights`.
 
     Returns:
         (N,), one loss per row.
@@ -215,9 +215,9 @@ def _anchor_losses(z: Tensor, candidates: Tensor, batch: _Batch, rows: slice) ->
     if batch.asymmetric is None or batch.adversarial is None:
         return _loss(z[rows], candidates, batch, rows, positives, ignore)
 
-    # Split the mean over positives: pairs of one kind, and pairs of a clean and an adversarial row,
-    # whose candidates get no gradient. The gradient of the other pairs reaches both rows, unless it
-    # is stopped for all of them.
+    # A-InfoNCE's inferior positives (Yu et al. 2022). Split the mean over positives: pairs of one
+    # kind, and pairs of a clean and an adversarial row, whose candidates get no gradient. The
+    # gradient of the other pairs reaches both rows, unless it is stopped for all of them.
     is_adversarial = batch.adversarial[batch.position[rows]]
     mixed = positives & (is_adversarial[:, None] != batch.adversarial)
     weight = torch.where(
@@ -249,13 +249,15 @@ def _loss(
         ignore: (n, M) bool.
         factors: (n, M), of the terms in the mean; None: 1.
     """
+    # s_ij / T. The anchors are divided, because they are a smaller matrix than the logits.
     logits = anchors / batch.temperature @ candidates.T
     extra = None if batch.extra is None else batch.extra[rows]
     if batch.hard is None:
         weights = None if batch.weights is None else batch.weights[rows]
         return info_nce(logits, positives, ignore, extra, weights, factors)
 
-    # The denominator of hard negatives: two terms, and the extra negatives.
+    # The denominator of hard negatives: the mean positive, the weighted negatives, and the extra
+    # negatives. Each positive has its own numerator.
     hard = batch.hard
     terms = hard_denominator(
         logits, positives, ignore, beta=hard.beta, tau=hard.tau, floor=hard.floor
@@ -271,6 +273,13 @@ class _InfoNCE(torch.autograd.Function):
 
     Autograd would keep and create twice as many (N, M) matrices. This function has two of them: the
     softmax and its gradient.
+
+    With positives P of an anchor, factors f_p (1 without `positive_weights`) and their mean f, the
+    loss is
+
+        1/|P| sum_p f_p (log total - s_p) = f log total - 1/|P| sum_p f_p s_p.
+
+    Its derivative with respect to s_j is f softmax_j - f_j / |P|, with f_j = 0 outside of P.
     """
 
     @staticmethod
@@ -294,7 +303,7 @@ class _InfoNCE(torch.autograd.Function):
             weights: (N, M) or None.
             positive_weights: (N, M) or None.
         """
-        # Numerator: the mean of the (weighted) positive logits.
+        # The second term: the mean of the positive logits, times their factors.
         wide = torch.promote_types(logits.dtype, torch.float32)
         count = positives.sum(1, dtype=wide)  # an integer sum would need eight bytes per pair
         factors = None if positive_weights is None else positive_weights.masked_fill(~positives, 0)
@@ -302,7 +311,8 @@ class _InfoNCE(torch.autograd.Function):
         numerator = weighted.masked_fill(~positives, 0).sum(1) / count
         mean_factor = None if factors is None else factors.sum(1) / count
 
-        # Denominator: exponentials relative to the largest logit, in place in one matrix.
+        # The first term. Exponentials are relative to the largest logit, so that none overflows,
+        # and are computed in place in one matrix.
         exponentials = logits.clone()
         if ignore is not None:
             exponentials.masked_fill_((~positives).logical_and_(ignore), -torch.inf)
@@ -313,7 +323,7 @@ class _InfoNCE(torch.autograd.Function):
             top = torch.maximum(top, extra.amax(1, keepdim=True))
         exponentials.sub_(top).exp_()
         if weights is not None:
-            exponentials.mul_(weights.masked_fill(positives, 1))
+            exponentials.mul_(weights.masked_fill(positives, 1))  # positives always count fully
         extra_exponentials = (extra - top).exp()
         total = exponentials.sum(1, keepdim=True) + extra_exponentials.sum(1, keepdim=True)
 

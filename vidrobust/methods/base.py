@@ -96,7 +96,10 @@ class Method(nn.Module):
         return torch.stack(z, 1) if z else None
 
     def start_epoch(self) -> None:
-        """Do what an epoch begins with."""
+        """Prepare for an epoch, before its first step; a resume within an epoch does not call it.
+
+        State that this method changes must therefore be in checkpoints.
+        """
         if self.removal is not None:
             self.removal.start_epoch()
 
@@ -110,7 +113,14 @@ class Method(nn.Module):
 
 
 def negative_cosine(z: Tensor, negatives: Tensor | None) -> dict[str, Tensor]:
-    """Return {"negative_cosine": (B,)} of anchors (B, D) with their non-semantic negatives."""
+    """Return {"negative_cosine": (B,)}, the mean cosine of anchors and their own negatives.
+
+    It is a number for the log; {} without negatives.
+
+    Args:
+        z: anchors (B, D).
+        negatives: embeddings (B, M, D) of non-semantic negatives, or None.
+    """
     if negatives is None:
         return {}
     return {"negative_cosine": cosines([z.detach()], negatives.detach()).mean(1)}

@@ -75,6 +75,7 @@ def build_negatives(options: config.NegativesConfig) -> tuple[NegativeSpec, bool
     Returns:
         (negatives that are made of views, whether the loader also brings texture twins).
     """
+    # With alpha 0 a column would still add exp(0) to the denominator: none is made.
     names = options.names if options.alpha and options.count else []
     spec = NegativeSpec(
         tuple(name for name in names if name != "texture"),
@@ -100,7 +101,7 @@ def build_adversary(options: config.AdversaryConfig, *branches: str) -> Adversar
     return Adversary(
         [parse_threat(name) for name in options.threats or [spec.threat]],
         steps=steps_of(options),
-        step=options.step or spec.step,
+        step=options.step or spec.step,  # 0 and "" stand for the adversary's own values
         random_start=spec.random_start if not options.start else options.start == "random",
         train_mode=spec.train_mode,
         combine=options.combine,

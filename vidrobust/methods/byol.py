@@ -18,11 +18,12 @@ class BYOL(Method):
     """BYOL and SimSiam: each view predicts the others; the loss is the mean over ordered pairs.
 
     With a momentum encoder, whose embeddings are the targets, this is BYOL: twice the mean of
-    2 - 2 cos(predictor(z_v), target_w), which for two views is the sum of both directions. Without
-    one, the targets are the model's own embeddings without gradient, which is SimSiam: the mean of
-    -cos. These are the scales that the papers' learning rates are made for. There are no negatives,
-    and so no false negatives. Non-semantic negatives (Ge et al. 2021) add their mean cosine with
-    the predictions, on the same scale.
+    2 - 2 cos(predictor(z_v), target_w) (Grill et al. 2020, eq. 2), which for two views is the sum
+    of both directions. Without one, the targets are the model's own embeddings without gradient,
+    which is SimSiam: the mean of -cos (Chen and He 2021, eq. 2). The learning rates of the papers
+    assume these scales. There are no negatives, and so no false negatives. Non-semantic negatives
+    (Ge et al. 2021) add their mean cosine with the predictions, times `alpha_negatives` and 2
+    (BYOL) or 1/2 (SimSiam). The paper has such a term; this form is ours.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class BYOL(Method):
             progress: fraction of training done.
         """
         z = [self.model(views[:, v]) for v in range(self.views)]
+        # the model has the weights of the last optimizer step: the same as an update after a step
         self.follow(progress)
         targets = [self.target_of(views[:, v], z_v) for v, z_v in enumerate(z)]
         predictions = [self.predictor(z_v) for z_v in z]
@@ -110,7 +112,8 @@ class BYOL(Method):
             negatives: targets (B, M, D) of non-semantic negatives, or None.
         """
         cosine = _mean_cosine(predictions, targets)
-        # scale: of one similarity in the loss of a pair, so that negatives weigh like positives
+        # scale: the coefficient of one of the two similarities of a pair of views; the mean
+        # similarity of the negatives has the same
         if self.target is None:
             scale, loss = 0.5, -cosine
         else:

@@ -70,6 +70,8 @@ class Distill(Method):
         with torch.no_grad():
             target = self.teacher(x)
 
+        # the attack moves away from the teacher, the learned term below from the student's own
+        # features of the clean clip
         def make_loss(model: Model) -> Loss:
             return lambda x: -similarity(self.map(model(x)), target)
 
@@ -79,11 +81,13 @@ class Distill(Method):
         # one pass of both, so that running statistics are those of clean and adversarial clips
         features, *adv_features = together(self.model, [x], adv_views)
         clean = -similarity(self.map(features), target)
-        # the adversarial term compares the student with itself, without the map
         if self.adversary is None:
             return {"loss": clean}
+        # the adversarial term compares the student with itself, without the map; gradient reaches
+        # both features, as in the released code
         adv = average([-similarity(each, features) for each in adv_features])
-        self.adversary.budget.record(1 + adv)  # the schedule takes losses that are not negative
+        # 1 - cos: the adaptive schedule makes probabilities of losses, which may not be negative
+        self.adversary.budget.record(1 + adv)
         return {"loss": clean + self.gamma * adv, "loss_clean": clean, "loss_adv": adv}
 
 

@@ -11,9 +11,9 @@ class Departure:
     """A difference that is kept on purpose.
 
     Attributes:
-        what: differs.
-        why: it is kept.
-        option: that undoes it, or "".
+        what: the difference.
+        why: the reason to keep it.
+        option: the option that undoes it, or "".
     """
 
     what: str
@@ -26,11 +26,11 @@ class Entry:
     """A method compared with its authors' code.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         paper: authors and year.
         code: repository and revision that were read.
         config: the config file of the paper's recipe.
-        tests: that compare one step, in tests/methods/reference/ or elsewhere.
+        tests: names of the tests that compare one step, in tests/methods/reference/ or elsewhere.
         departures: differences that are kept.
     """
 

@@ -66,13 +66,17 @@ class InstDisc(AdversarialSimCLR):
             adversarial: not used.
             extra: (2 * B, M) logits of more negatives.
         """
-        # one loss per pair; only the first view has negatives of its own
+        # One loss per pair, repeated for callers that take the mean over both views. The first view
+        # is the anchor, so that only its extra negatives count.
         first_view = None if extra is None else extra[: len(ids)]
         return self.pair_loss(z[0], z[1], self.loss.temperature, first_view).repeat(2)
 
 
 def plain(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -> Tensor:
     """Return -log softmax over the batch, in one direction, (B,).
+
+    It is the baseline of CLAE's released code. Unlike in NT-Xent, candidates are the other view
+    alone, and embeddings of the same view are no negatives.
 
     Args:
         a: anchors (B, D) of any norm.
@@ -108,9 +112,10 @@ def uel(a: Tensor, b: Tensor, temperature: float, extra: Tensor | None = None) -
         number = torch.arange(len(everyone), device=z.device)
         rows = number[distributed.here(len(z))]  # of this rank's 2B embeddings
         itself = rows[:, None] == number
+        # half a turn of [a, b] puts each row in the place of its other view
         positives = rows.roll(len(a))[:, None] == number
         log_p = (z / temperature @ everyone.T).masked_fill(itself, -torch.inf).log_softmax(1)
-        # log(1 - P) is -inf at P = 1
+        # log(1 - P) = log(-expm1(log P)), exact for small P; at P = 1 it would be -inf
         log_not = torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
         wrong = log_not.masked_fill(itself | positives, 0).sum(1)
         return -(log_p.masked_fill(~positives, 0).sum(1) + wrong).view(2, -1).mean(0)

@@ -138,7 +138,7 @@ class MoCo(Method):
             progress: fraction of training done.
         """
         query = self.model(views[:, 0])
-        # in MoCo's code too, keys are those of the encoder after its update
+        # keys are those of the encoder after its update, as in MoCo's code
         if self.training:
             self.encoder.follow(self.model, progress)
         keys = self._keys(views[:, 1 : self.views])
@@ -153,7 +153,11 @@ class MoCo(Method):
         return parts | negative_cosine(query, negatives)
 
     def query_loss(self, query: Tensor, candidates: _Candidates) -> Tensor:
-        """Return the loss (B,) of queries (B, D) of any norm."""
+        """Return the loss (B,) of queries (B, D) of any norm (He et al. 2020, eq. 1).
+
+        The M non-semantic negatives t_m of a query q add exp(alpha q . t_m / T) to the denominator
+        (Ge et al. 2021).
+        """
         temperature = self.settings.temperature
         # logits in full precision: in bf16, keys of a long queue differ by less than its resolution
         with torch.autocast(query.device.type, enabled=False):
@@ -186,7 +190,8 @@ class MoCo(Method):
             progress: fraction of training done.
         """
 
-        # the attack and the learned loss compare with the same keys and queue
+        # The attack and the learned loss compare with the same keys and queue. CLAE has no queue;
+        # keys take the place of z1, and do not depend on the norm branch of the query.
         def loss(x: Tensor) -> Tensor:
             return self.query_loss(self.model(x), candidates)
 
@@ -243,7 +248,8 @@ class MoCo(Method):
                 anchors = keys[0]
             masks = self.removal(anchors, self.queue, (ids, self.queue_ids), progress)
         # columns: the V - 1 keys of the query, which are positives, then the queue
-        own = torch.zeros(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
+        own = torch.ones(keys.shape[1], keys.shape[0], dtype=torch.bool, device=query.device)
+        # random keys at the beginning have the id -1, and are negatives of all queries
         ignore = ids[:, None] == self.queue_ids
         attract = torch.zeros_like(ignore) if masks.attract is None else masks.attract
         ignore = ignore if masks.ignore is None else ignore | masks.ignore
@@ -253,8 +259,8 @@ class MoCo(Method):
         return _Candidates(
             keys,
             self.queue.clone(),  # the queue changes before the backward pass
-            torch.cat([~own, attract], 1),
-            torch.cat([own, ignore], 1),
+            torch.cat([own, attract], 1),
+            torch.cat([~own, ignore], 1),
             weights,
             negatives,
         )

@@ -64,7 +64,8 @@ class PseudoLabels(nn.Module):
         points = features.float().to(self.labels.device)
         points = F.normalize(points, dim=1) if self.unit else points
         for column, k in enumerate(self.counts):
-            self.labels[index.to(self.labels.device), column] = k_means(points, k)
+            labels = k_means(points, k, euclidean=not self.unit)
+            self.labels[index.to(self.labels.device), column] = labels
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the labels (B, G) of the videos ids (B,)."""
@@ -72,39 +73,44 @@ class PseudoLabels(nn.Module):
 
 
 @torch.no_grad()
-def k_means(x: Tensor, k: int, *, iterations: int = 20, seed: int = 0) -> Tensor:
-    """Return the cluster of each row, (N,) in 0..k-1, by cosine similarity.
+def k_means(
+    x: Tensor, k: int, *, iterations: int = 20, seed: int = 0, euclidean: bool = False
+) -> Tensor:
+    """Return the cluster of each row, (N,) in 0..k-1.
 
     k-means++ from `seed`, then Lloyd's iterations until no row changes its cluster. A cluster that
     loses its last member starts again at the row that is farthest from its own centre.
 
     Args:
-        x: (N, D) unit vectors.
+        x: (N, D), unit vectors unless `euclidean`.
         k: clusters, 1 to N.
         iterations: of Lloyd's algorithm, at most.
         seed: of k-means++.
+        euclidean: cluster by Euclidean distance; False: by cosine similarity.
 
     Raises:
         ValueError: for k above N.
     """
     if not 1 <= k <= len(x):
         raise ValueError(f"{k} clusters of {len(x)} samples: choose 1 to {len(x)}")
-    centres = x[_initial_centres(x, k, seed)]
+    centres = x[_initial_centres(x, k, seed, euclidean)]
     labels = torch.full((len(x),), -1, device=x.device)
     for _ in range(iterations):
-        similarity, nearest = (x @ centres.T).max(1)
+        similarities = -torch.cdist(x, centres) if euclidean else x @ centres.T
+        similarity, nearest = similarities.max(1)
         if torch.equal(nearest, labels):
             break
         labels = nearest
-        # the centre of a cluster is the direction of the sum of its unit vectors
         sums = torch.zeros_like(centres).index_add_(0, labels, x)
-        empty = torch.bincount(labels, minlength=k) == 0
+        sizes = torch.bincount(labels, minlength=k)
+        empty = sizes == 0
         sums[empty] = x[similarity.argsort()[: int(empty.sum())]]
-        centres = torch.nn.functional.normalize(sums, dim=1)
+        # the centre of a cluster is its mean, or the direction of the sum of its unit vectors
+        centres = sums / sizes.clamp(min=1)[:, None] if euclidean else F.normalize(sums, dim=1)
     return labels
 
 
-def _initial_centres(x: Tensor, k: int, seed: int) -> Tensor:
+def _initial_centres(x: Tensor, k: int, seed: int, euclidean: bool) -> Tensor:
     """Return the indices of k rows by greedy k-means++ (Arthur and Vassilvitskii 2007).
 
     Each is sampled in proportion to its squared distance from those before. Of several samples, the
@@ -112,8 +118,9 @@ def _initial_centres(x: Tensor, k: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
-    # of unit vectors, half the squared distance
-    distance = (1 - x @ x[chosen[0]]).clamp(min=0)
+    first = x[chosen[0]]
+    # 1 - cosine is half the squared distance of unit vectors
+    distance = (x - first).square().sum(1) if euclidean else (1 - x @ first).clamp(min=0)
     for _ in range(k - 1):
         weights = distance.cpu().double()
         weights[chosen] = 0
@@ -122,7 +129,9 @@ def _initial_centres(x: Tensor, k: int, seed: int) -> Tensor:
             weights[chosen] = 0
         trials = min(2 + int(math.log(k)), int((weights > 0).sum()))
         samples = torch.multinomial(weights, trials, generator=generator).to(x.device)
-        distances = torch.minimum(distance, (1 - x[samples] @ x.T).clamp(min=0))
+        rows = x[samples]
+        to_rows = torch.cdist(rows, x).square() if euclidean else (1 - rows @ x.T).clamp(min=0)
+        distances = torch.minimum(distance, to_rows)
         best = int(distances.sum(1).argmin())
         chosen.append(int(samples[best]))
         distance = distances[best]

@@ -70,7 +70,7 @@ def branches_of(options: config.AdversaryConfig) -> tuple[str, ...]:
 
 
 def shows_original(options: config.AdversaryConfig) -> bool:
-    """Return whether an adversary also takes the clip before its augmentation."""
+    """Return whether views include the clip before its augmentation."""
     spec = adversary_spec(options)
     return spec is not None and spec.uses_original(options)
 
@@ -89,7 +89,10 @@ def skips_weights(options: config.MethodConfig) -> bool:
 
 
 def steps_of(options: config.AdversaryConfig) -> int:
-    """Return the steps of the attack: the method's own unless the options set them."""
+    """Return the steps of the attack: those of the options, or the adversary's own for -1.
+
+    An adversary that does not take the option, such as `fast`, keeps its own.
+    """
     spec = ADVERSARIES[options.name]
     return spec.steps if options.steps < 0 or "steps" not in spec.attack else options.steps
 

@@ -2,7 +2,8 @@
 
 from vidrobust.config import MethodConfig
 
-# 1: until issue 24; 2: methods as their authors released them (docs/fidelity.md)
+# Revision 1: before methods were compared with their authors' code. Revision 2: methods as their
+# authors released them (docs/fidelity.md). A checkpoint without a number is of revision 1.
 REVISION = 2
 
 
@@ -24,7 +25,9 @@ def _changed_in_2(method: MethodConfig) -> str:
     a = method.adversary
     released = "as its authors released it"
     if a.sir or a.air:
-        return f"AIR does not halve the contrastive losses, and has other sums, now, {released}"
+        return (
+            "AIR does not halve the contrastive losses any more, and sums other terms, " + released
+        )
     if a.name == "dynacl" and a.key_encoder:
         return f"dynacl's second view goes through a momentum encoder now, {released}"
     if a.asymmetry != 0.5 or a.hardness:

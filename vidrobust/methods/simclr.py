@@ -35,7 +35,7 @@ class LossSettings:
     Attributes:
         temperature: divides similarities.
         chunk: anchors per part of the loss, which saves memory; 0: all at once.
-        scale: factor of the loss.
+        scale: factor of the loss; temperature / 0.07 in the code of SupCon.
         alpha_negatives: factor of the similarity of non-semantic negatives.
         asymmetry: weights of clean and adversarial anchors (A-InfoNCE); None: all alike.
         hardness: of negatives in losses with adversarial views (A-InfoNCE); None: all alike.
@@ -116,7 +116,7 @@ class SimCLR(Method):
         detected = self.detect(self.embeddings_to_detect_in(clips, z), ids, progress)
         masks = self.false_negative_masks(detected)
         extra = self.negative_logits(z, negatives)
-        # anchors are view by view: the mean over the views of each video is left
+        # anchors are ordered view by view; the loss of a video is the mean over its views
         loss = self.contrast(z, ids, labels, masks, extra=extra).view(len(z), -1).mean(0)
         return {"loss": loss} | negative_cosine(z[0], negatives)
 
@@ -206,6 +206,7 @@ class SimCLR(Method):
         if negatives is None:
             return None
         similarities = cosines(z, negatives.detach() if stop else negatives)
+        # alpha is inside of the exponential: exp(alpha q . t / T), as published (Ge et al. 2021)
         return similarities * self.loss.alpha_negatives / self.loss.temperature
 
     # The loss

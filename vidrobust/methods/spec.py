@@ -187,8 +187,8 @@ class AdversarySpec:
 def branch_per_threat(options: config.AdversaryConfig) -> tuple[str, ...]:
     """Return the names of norm branches: one, or one per threat with combine=branches."""
     if options.combine == "branches":
-        numbers = (0, *range(2, len(options.threats) + 1))
-        return tuple(f"adv{number or ''}" for number in numbers)
+        # the first is "adv" in both cases, so that eval.branch=adv exists in every such model
+        return ("adv", *(f"adv{number}" for number in range(2, len(options.threats) + 1)))
     return ("adv",)
 
 

@@ -58,7 +58,7 @@ class Supervised(Method):
             labels: (B,), -1 for none.
             progress: fraction of training done.
         """
-        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]
+        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]  # one granularity
         if self.training and progress < self.head_first:
             # eval mode: the norms of a pretrained backbone keep their statistics
             with torch.no_grad(), in_mode(self.model.backbone, False):
@@ -78,7 +78,10 @@ class Supervised(Method):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy (B,) in full precision, 0 where the label is -1."""
+    """Return the cross-entropy (B,) in full precision, 0 where the label is -1.
+
+    Pseudo-labels are -1 for videos that did not decode. The mean over a batch counts them as 0.
+    """
     return F.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=-1)
 
 

@@ -14,10 +14,12 @@ from vidrobust.utils import distributed
 
 
 class VICReg(Method):
-    """Views of a video have close embeddings, whose dimensions vary over the batch and differ.
+    """VICReg: views of a video have close embeddings, which do not collapse.
 
-    There are no negatives, and so no false negatives. With more than two views, the loss is the
-    mean over all pairs.
+    The loss is the weighted sum of three terms (Bardes et al. 2022, eq. 6). The variance term keeps
+    each dimension from being constant over the batch, and the covariance term keeps dimensions from
+    being correlated. There are no negatives, and so no false negatives. With more than two views,
+    the loss is the mean over all pairs.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b: (B, D) embeddings of another view.
     """
     with torch.autocast(a.device.type, enabled=False):
-        invariance = (a - b).square().mean(1)
+        invariance = (a - b).square().mean(1)  # eq. 5, but over D
         # variance and covariance are statistics of the batch of all ranks
         whole = [distributed.gather(z) for z in (a, b)]
         variance = torch.stack([_hinge(z) for z in whole]).mean()
@@ -83,12 +85,13 @@ def vicreg_terms(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _hinge(z: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """Return the mean over dimensions of max(0, 1 - standard deviation)."""
+    """Return the mean over dimensions of max(0, 1 - standard deviation) (eq. 1 and 2)."""
+    # epsilon keeps the gradient of the root finite for a dimension that is constant
     return F.relu(1 - torch.sqrt(z.var(0) + epsilon)).mean()
 
 
 def _off_diagonal(z: Tensor) -> Tensor:
-    """Return the sum of squared covariances of different dimensions, over D."""
+    """Return the sum of squared covariances of different dimensions, over D (eq. 3 and 4)."""
     centred = z - z.mean(0)
     covariances = centred.T @ centred / (len(z) - 1)
     return (covariances.square().sum() - covariances.diagonal().square().sum()) / z.shape[1]

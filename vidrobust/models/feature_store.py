@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidrobust.data import Failure
+from vidrobust.data import Batch, Failure
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
@@ -148,7 +148,7 @@ class DiskStore:
         if self.files is None:
             self.files = self._open(distributed.rank())
         *stores, table = self.files
-        # Features first: rows without features would be taken for finished videos.
+        # Features first: rows without features would count as finished videos.
         for store, model_features in zip(stores, features, strict=True):
             store.write(np.ascontiguousarray(model_features, np.float32).tobytes())
             store.flush()
@@ -314,13 +314,13 @@ def _gathered(stores: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -
     return features
 
 
-def rows_of(batch: Any, dims: Sequence[int]) -> list[Row]:
+def rows_of(batch: Batch, dims: Sequence[int]) -> list[Row]:
     """Return the rows of a batch's videos: first those that decoded, then the failures.
 
     Rows contain numbers instead of tensors, because the tensors of a batch are in shared memory.
 
     Args:
-        batch: a `Batch`.
+        batch: videos that decoded, and those that did not.
         dims: the number of features D of each model.
     """
     repeats = set(batch.repeats)

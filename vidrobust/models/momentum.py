@@ -40,7 +40,8 @@ class MomentumEncoder(nn.Module):
     def follow(self, model: Model, progress: float) -> None:
         """Move the weights one step towards a model; progress: fraction of training done."""
         m = self.at(progress)
-        # Parameters only: norms keep the statistics of this encoder's own forward passes.
+        # Parameters only: norms keep the statistics of this encoder's own forward passes, as in
+        # MoCo's code.
         for slow, fast in zip(self.model.parameters(), model.parameters(), strict=True):
             slow.lerp_(fast, 1 - m)
 
@@ -48,6 +49,7 @@ class MomentumEncoder(nn.Module):
         """Return the momentum at a fraction of training in 0 to 1."""
         if not self.increases:
             return self.momentum
+        # Grill et al. 2020: tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2 at step k of K
         return 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
 
     @torch.no_grad()

@@ -26,7 +26,8 @@ def r2plus1d_10(width: int = 32) -> BackboneParts:
 
     The layout is that of R(2+1)D-18: a stem of stride 2 in space, then stages of stride 1, 2, 2, 2.
 
-    width: channels of the first stage; every further stage has twice as many.
+    Args:
+        width: channels of the first stage; every further stage has twice as many.
     """
     middle = max(1, width * 45 // 64)  # of the stem, in torchvision's proportion of 45 to 64
     stem = nn.Sequential(

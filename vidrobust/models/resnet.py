@@ -36,7 +36,8 @@ def resnet50(stem: str = "imagenet") -> BackboneParts:
 class _ResNet(nn.Module):
     """Apply a ResNet to every frame, and average its features over frames.
 
-    Attribute names are torchvision's, because its checkpoints must load.
+    Attribute names are torchvision's, because its checkpoints must load. As in torchvision, the
+    stride of a Bottleneck is in its 3x3 convolution, not in the first one as in the paper.
     """
 
     def __init__(

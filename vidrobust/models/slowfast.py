@@ -20,6 +20,7 @@ def slowfast_r50() -> BackboneParts:
         warnings.simplefilter("ignore")
         from pytorchvideo.models.slowfast import create_slowfast
 
+        # The fast pathway has an eighth of the slow one's channels (beta = 1/8 in the paper).
         # Blocks 5 and 6 classify. They pool with a fixed kernel, so they fail at T = 1 and at 112
         # pixels.
         blocks = create_slowfast(slowfast_channel_reduction_ratio=(8,)).blocks[:5]
@@ -35,7 +36,8 @@ class _SlowFast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, 2304) of normalised clips (B, C, T, H, W)."""
-        pathways = [x[:, :, ::4], x]  # slow, fast
+        # Slow, fast. The connections between them have a stride of 4 frames (alpha in the paper).
+        pathways = [x[:, :, ::4], x]
         for block in self.blocks:
             pathways = block(pathways)
         return torch.cat([p.mean((2, 3, 4)) for p in pathways], 1)

@@ -16,6 +16,7 @@ def count_bad_videos(run: TrainingRun, replaced: list[Failure]) -> None:
         replaced: videos of this rank's batch in whose place others were read.
     """
     new = {failure.index: failure.reason for failure in replaced if failure.index not in run.bad}
+    # every rank keeps the same list, as `train.max_bad` must end all of them at the same step
     if distributed.any_rank(bool(new), run.device):
         for index, reason in sorted(distributed.merged(new).items()):
             run.bad[index] = reason

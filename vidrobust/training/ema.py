@@ -7,7 +7,8 @@ from torch import Tensor, nn
 class Average:
     """Moves by w_avg <- momentum w_avg + (1 - momentum) w after each step.
 
-    Running statistics of norms are averaged too, as in DynACL (Luo et al., ICLR 2023).
+    Running statistics of norms are averaged too: no clip passes through the average, so that it
+    has no statistics of its own, unlike a `MomentumEncoder`.
     """
 
     def __init__(self, model: nn.Module, momentum: float) -> None:

@@ -138,7 +138,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     with _progress_of(run) as progress, worker_deaths(run.dataset):
         batches = iter(batch_loader(run.dataset, _sampler_of(run), cfg.data.workers))
         for step in range(run.start, run.total):
-            # 1. Data. All ranks leave together, before a step, so that nothing is lost.
+            # 1. Data. All ranks leave together, before a step, so that no completed step is lost.
             batch, loader_error = _next_batch(batches, run)
             progress.data_arrived()
             count_bad_videos(run, [] if batch is None else batch.replaced)

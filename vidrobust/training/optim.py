@@ -16,7 +16,9 @@ class LARS(Optimizer):
     """SGD with momentum whose step is scaled per layer (You et al. 2017, algorithm 1).
 
     The rate of a layer is lr * trust * |w| / (|g| + weight_decay * |w|). Groups with `adapt` False
-    (norms and biases) take plain SGD steps.
+    (norms and biases) take plain SGD steps. As in torch's SGD, lr is a factor of the velocity; in
+    algorithm 1 it is a factor of the update that the velocity adds. Both are the same while lr is
+    constant.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
 
 def _groups(params: Sequence[nn.Parameter], cfg: config.OptimConfig) -> list[dict[str, Any]]:
     """Return the groups of weights, and of norms and biases."""
+    # weights of linear layers and convolutions are matrices; those of norms, and biases, vectors
     weights = [p for p in params if p.ndim > 1]
     norms_and_biases = [p for p in params if p.ndim <= 1]
     decay = cfg.weight_decay if cfg.decay_norms else 0.0
@@ -143,12 +146,14 @@ def learning_rate(step: int, total: int, cfg: config.OptimConfig, head_first: fl
         UserError: for an unknown schedule.
     """
     schedule = lookup(SCHEDULES, cfg.schedule, "optim.schedule")
+    # rounded up: the head is trained alone in steps with step / total < head_first
     head_steps = math.ceil(head_first * total) if cfg.head_lr else 0
     if step < head_steps:
         return cfg.head_lr
     step -= head_steps
     total -= head_steps
     warmup_steps = int(cfg.warmup * total)
+    # the first step has a rate above 0, the last one of the warm-up the full rate
     if step < warmup_steps:
         return cfg.lr * (step + 1) / warmup_steps
     return cfg.lr * schedule((step - warmup_steps) / max(1, total - warmup_steps), cfg)

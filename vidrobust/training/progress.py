@@ -45,7 +45,8 @@ class Progress:
         self.metrics = Metrics(out, start) if main else None
         silent = not (main and sys.stderr.isatty())
         self.bar = tqdm(total=total, initial=start, disable=silent, file=sys.stderr)
-        self.began = self.clock = time.perf_counter()
+        self.began = time.perf_counter()
+        self.clock = self.began  # the end of the last step
         self._clear()
 
     def __enter__(self) -> "Progress":

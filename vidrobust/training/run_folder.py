@@ -175,10 +175,11 @@ def open_output(out: Path, cfg: config.Config, *, overwrite: bool) -> Iterator[N
     with held(described, _TRAINS) as file:
         if replaces:
             _delete_run(out)
+        # env.json is also the lock of the folder, so that it is emptied and not replaced
         file.truncate(0)
         print(json.dumps(environment(), indent=2), file=file, flush=True)
-        with replacing(out / "config.yaml") as page:
-            page.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
+        with replacing(out / "config.yaml") as config_file:
+            config_file.write(config.to_yaml(cfg).encode("utf-8", "surrogateescape"))
         yield
 
 
@@ -187,7 +188,7 @@ def environment() -> dict[str, Any]:
     revision = (
         subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parent,  # the revision of the package, not of the user's folder
             capture_output=True,
             text=True,
             check=False,

@@ -52,7 +52,7 @@ def build_run(
         records, classes = build_records(cfg.data, "train")
     seed_everything(cfg.seed, cfg.deterministic)
     total = total_steps(cfg, len(records))
-    learning_rate(0, total, cfg.optim, cfg.method.head_first)
+    learning_rate(0, total, cfg.optim, cfg.method.head_first)  # refuses an unknown schedule
     _require_for_method(cfg, records, device)
 
     # Model. From here on, the order of calls decides which random numbers initialise what.

@@ -14,8 +14,9 @@ from vidrobust.training.ema import Average
 class StepGuard:
     """Keeps what a forward pass changes: norm statistics, queues, momentum encoders, generators.
 
-    Weights change in the optimizer's step alone. A method that takes several of them a batch has
-    its weights, its optimizer and their average kept as well.
+    Weights change in the optimizer's step alone, which a failure before it leaves as they are. A
+    method that takes several optimizer steps per batch has its weights, its optimizer and their
+    average kept as well.
 
     Args:
         method: the method that is trained.
@@ -65,6 +66,7 @@ class StepGuard:
 
     def updating(self) -> None:
         """Note that weights begin to change."""
+        # with several updates per batch, weights are kept, and the step can still be undone
         self._updating = self.method.replays == 1
 
     def end(self) -> None:
@@ -77,7 +79,7 @@ class StepGuard:
     def undo(self) -> bool:
         """Put back the state after `done` steps.
 
-        Return False where an update was under way and it is lost.
+        Return False if an update was under way, which has overwritten that state.
         """
         if not self._inside:
             return True
@@ -98,9 +100,14 @@ class StepGuard:
         return True
 
     def _changing(self) -> list[tuple[dict[str, Any], str]]:
-        """Return where the tensors stand that a step changes before, or by several, updates."""
+        """Return the places of all tensors that must be kept to undo a step.
+
+        They are the buffers that a checkpoint has, and parameters without gradient, which momentum
+        encoders change in the forward pass. With several updates per batch they are also the
+        trained parameters.
+        """
         teacher: nn.Module | None = getattr(self.method, "teacher", None)
-        fixed = set() if teacher is None else set(teacher.modules())
+        fixed = set() if teacher is None else set(teacher.modules())  # it never changes
         slots: list[tuple[dict[str, Any], str]] = []
         for module in self.method.modules():
             if module in fixed:

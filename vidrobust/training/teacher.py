@@ -35,6 +35,7 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
     except UserError as error:
         if has_config:
             raise
+        # the remedy of `load_state` is replaced: model.* also decides the student's architecture
         reason = str(error).split("; check model.*")[0]
         raise UserError(
             f"method.teacher: {reason}; a backbone.pt is built with the model.* of this run: give"

@@ -96,7 +96,7 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "rng": checkpoint.rng_state(),
             "config": config.to_yaml(self.cfg),
-            "manifest_sha": records_sha(self.records),
+            "manifest_sha": records_sha(self.records),  # ids of videos are places in this list
             "bad_videos": bad,
         }
         if self.average is not None:

@@ -184,7 +184,7 @@ def test_clusters_may_be_of_another_branch_and_of_features_as_they_are(ucf, tmp_
     seen = []
     monkeypatch.setattr(
         "vidrobust.methods.pseudo_labels.k_means",
-        lambda points, k: seen.append(points) or torch.arange(len(points)) % k,
+        lambda points, k, **_: seen.append(points) or torch.arange(len(points)) % k,
     )
     words = [
         "method.name=supervised",

@@ -10,14 +10,15 @@ from vidrobust.utils.errors import UserError
 def asymmetry_of(options: config.MethodConfig) -> tuple[float, float] | None:
     """Return the weights of a clean anchor's loss with an adversarial positive, and of the reverse.
 
-    The released RoCL sums the losses of an anchor's positives, so that its weights 0.2 and 0.8 are
-    of a sum; the released AdvCL has means. Here the loss has means.
+    They are factors of terms in a mean over positives. Two of them that are alike sum to 2, so that
+    `asymmetry` and 1 - `asymmetry`, which sum to 1, are doubled. RoCL's loss is doubled as a whole
+    (`rocl`): in the released code it is a sum over two positives, with 0.2 and 0.8 as factors.
 
     Returns:
         The weights, or None where both count alike.
     """
     a = options.adversary
-    if a.asymmetry == 0.5:  # both sides alike: the plain loss, without its cost
+    if a.asymmetry == 0.5:  # the plain loss, which needs one pass over the logits instead of two
         return None
     weight = a.pair_weight * (1 if a.name == "rocl" else 2)
     return weight * a.asymmetry, weight * (1 - a.asymmetry)

@@ -25,8 +25,8 @@ def acl(
     Args:
         batch: two views.
         weight: 1 in ACL; it grows in DynACL.
-        invariance: AIR's loss of (z1, z2, a1, a2, z of the original clip). AIR's code does not
-            halve ACL's two losses, so that they are not halved with it.
+        invariance: AIR's loss of (z1, z2, a1, a2, z of the original clip). With AIR's terms the
+            other two losses are not halved, as in AIR's code.
     """
     # the clean stream first: its embeddings are those in which false negatives are detected
     clean = batch.clean_loss()
@@ -37,6 +37,7 @@ def acl(
     if invariance is None:
         return parts
     assert batch.original is not None  # `uses_original` of the entry
+    # the clean branch embeds the original clip, which the adversarial views are also compared with
     z = batch.model(batch.original)
     terms = average([invariance(batch.z(0), batch.z(1), *pair, z) for pair in pairs])
     return parts | {"loss": both + terms, "loss_invariance": terms}
@@ -71,6 +72,7 @@ def a2s(batch: ViewBatch) -> dict[str, Tensor]:
 def _both_attacked(batch: ViewBatch) -> list[tuple[Tensor, Tensor]]:
     """Return a1, a2 (B, D) for each threat: both views maximise NT-Xent of the pair together."""
 
+    # a loss per anchor, not per video: the attack is on 2B clips, each of which is an anchor
     def make_loss(model: Model | SplitEncoder) -> Loss:
         return lambda x: batch.anchor_losses(model(x).chunk(2), (0, 1))
 
@@ -111,13 +113,14 @@ SPEC = AdversarySpec(
     },
     options=frozenset({"pairing", "sir", "air", "air_kl"}),
     pairing=_pairing,
+    # 5 steps of 2/255 within 8/255, as in the released code
     steps=5,
     step=0.25,
     random_start=True,
     branches=lambda options: () if options.pairing == "a2a" else branch_per_threat(options),
     two_clips=True,
     uses_original=lambda options: bool(options.sir or options.air),
-    takes_air=lambda options: options.pairing == "ds",
+    takes_air=lambda options: options.pairing == "ds",  # a2a and a2s have one stream
     mixed=lambda options: options.pairing == "a2s",
     skips_weights=lambda options: options.pairing != "ds",
     measured="adv",

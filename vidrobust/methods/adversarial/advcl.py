@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidrobust import config
 from vidrobust.attacks import Loss
@@ -22,6 +21,7 @@ from vidrobust.methods.simclr import (
     loss_settings,
 )
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts
+from vidrobust.methods.supervised import cross_entropy
 from vidrobust.models import Backbone, Model
 from vidrobust.utils.errors import UserError
 
@@ -126,9 +126,11 @@ class AdvCL(AdversarialSimCLR):
         assert batch.original is not None
         x = batch.original
         high = high_pass(x, self.settings.radius)
-        like = (0, 0, 1, 0)  # x_adv, x1, x2, x_high: which clean view each is a version of
+        # Of x_adv, x1, x2 and x_high, the clean view whose false negatives it has. x is the clip of
+        # x1 before augmentation, so that x_adv and x_high take the place of x1.
+        like = (0, 0, 1, 0)
 
-        # the attack compares with the other three views as they are before it, without gradient
+        # the other three views do not change in the attack: they are embedded once, by clean norms
         def make_loss(model: Model) -> Loss:
             with torch.no_grad(), model.use_branch("clean"):
                 others = [model(other) for other in (*batch.views, high)]
@@ -142,18 +144,17 @@ class AdvCL(AdversarialSimCLR):
 
     def _cross_entropy(self, features: Tensor, pseudo_labels: Tensor) -> Tensor:
         """Return the mean over granularities, (B,), 0 for videos without a pseudo-label."""
-        losses = []
-        for g, head in enumerate(self.heads):
-            logits = full_precision(head(features))
-            target = pseudo_labels[:, g]
-            losses.append(F.cross_entropy(logits, target, reduction="none", ignore_index=-1))
+        losses = [
+            cross_entropy(head(features), pseudo_labels[:, g]) for g, head in enumerate(self.heads)
+        ]
         return torch.stack(losses).mean(0)
 
 
 def high_pass(x: Tensor, radius: float) -> Tensor:
     """Return frames without low frequencies, which may be outside of [0, 1].
 
-    Frequencies at the radius are kept, as in the released code.
+    Frequencies at the radius are kept, as in the released code. The mean colour is the frequency 0:
+    it is removed, so that the values have mean 0.
 
     Args:
         x: (..., H, W).
@@ -169,10 +170,9 @@ def high_pass(x: Tensor, radius: float) -> Tensor:
 def _build(parts: Parts) -> AdvCL:
     options = parts.options
     a = options.adversary
-    if options.clips_per_video != 2 or options.false_negatives.encoder == "momentum":
+    if options.false_negatives.encoder == "momentum":
         raise UserError(
-            "method.adversary.name=advcl: two clips a video, and the model's own eye for false "
-            "negatives"
+            "method.false_negatives.encoder=momentum: advcl has no momentum encoder; set own"
         )
     model = parts.model()
     # each attack has its own norm branch, and both have their own schedule of eps
@@ -185,6 +185,7 @@ def _build(parts: Parts) -> AdvCL:
         loss_settings(options),
         first,
         second,
+        # false negatives are detected between the two clean views of each video
         parts.removal(2 * (parts.batch_size - 1)),
         settings=AdvCLSettings(a.clusters, a.ce_weight, a.radius),
         joint=options.joint_views,
@@ -194,8 +195,8 @@ def _build(parts: Parts) -> AdvCL:
 def _refusal(options: config.MethodConfig) -> str:
     if options.adversary.combine == "branches":
         return (
-            "method.adversary.combine=branches: advcl's branches are of its two attacks; set "
-            "average or worst"
+            "method.adversary.combine=branches: advcl has a norm branch for each of its two "
+            "attacks, and none for each threat; set average or worst"
         )
     return ""
 
@@ -207,6 +208,8 @@ SPEC = AdversarySpec(
     options=frozenset({"clusters", "ce_weight", "radius"}),
     uses=lambda options: frozenset({"teacher"}),
     mixed=lambda options: True,
+    # 5 steps of 2/255 within 8/255 in training mode, and one norm in the projector for all
+    # branches, as in the released code
     steps=5,
     step=0.25,
     random_start=True,

@@ -87,7 +87,7 @@ class AdversarialTraining(Supervised):
         # with a branch per threat, the clean branch is trained as well
         clean = [loss(x)] if self.adversary.combine == "branches" else []
         parts = {"loss": average([*clean, *losses]), "loss_adv": adv}
-        self.adversary.budget.record(parts["loss_adv"])
+        self.adversary.budget.record(adv)
         return with_selector(self.model, x, adv_views, parts)
 
     def _measure(
@@ -104,6 +104,7 @@ class AdversarialTraining(Supervised):
         adversary = self.adversary
         threat = adversary.threats[0]
         threat = replace(threat, eps=threat.eps * adversary.budget.current)
+        # an attack that one step does not defeat; through the same norms as that of training
         pgd = Adversary([threat], steps=10, step=0.25, random_start=True, branches=[own.branch])
 
         def loss(x: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class Trades(AdversarialTraining):
         adv_logits = [through(self.model, view, self.model) for view in adv_views]
         adv = average([divergence(logits, full_precision(each)) for each in adv_logits])
         parts = {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
-        self.adversary.budget.record(parts["loss_adv"])
+        self.adversary.budget.record(adv)
         return with_selector(self.model, x, adv_views, parts)
 
 
@@ -220,10 +221,12 @@ class Free(AdversarialTraining):
             labels: (B,), -1 for none.
             progress: fraction of training done.
         """
+        # the first replay of a batch: a new perturbation, within the eps of this step
         if self._replay == 0:
             threat = self.adversary.threats[0]
             eps = threat.eps * self.adversary.budget.fraction(progress)
             self._threat = replace(threat, eps=eps)
+            # no pixel scores are needed: these supports have no place to be chosen
             self._ball: Ball = make_ball(self._threat, x, lambda: x.amax(1))
             self._delta = self._ball.random(rank_generator(x.device))
         self._replay = (self._replay + 1) % self.replays
@@ -295,6 +298,7 @@ PGD = AdversarySpec(
     help="PGD training",
     costs={"": Cost(attack=1)},
     build=_build_training,
+    # 10 steps of 2/255 within 8/255
     steps=10,
     step=0.25,
     random_start=True,
@@ -305,6 +309,7 @@ TRADES = AdversarySpec(
     costs={"": Cost(forward=1, attack=1, learned=(1, 1))},
     build=_build_trades,
     options=frozenset({"beta"}),
+    # 10 steps of 2/255 within 8/255; 0.007 within 0.031 in the released code
     steps=10,
     step=0.25,
     random_start=True,
@@ -315,7 +320,7 @@ FAST = AdversarySpec(
     costs={"": Cost(attack=1, train_mode=True)},
     build=_build_training,
     attack=frozenset({"threats", "combine", "selector", "step", "start", "schedule"}),
-    step=1.25,
+    step=1.25,  # Wong et al. 2020: 10/255 within 8/255
     random_start=True,
     train_mode=True,
     branches=branch_per_threat_only,

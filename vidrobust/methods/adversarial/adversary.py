@@ -37,7 +37,7 @@ class AdversarialView:
     """An adversarial view and its norm branch.
 
     Attributes:
-        x: (N, C, T, H, W) in [0, 1].
+        x: (N, C, T, H, W), in [0, 1] but for those of CLAE's released form.
         branch: name of the norm branch that it goes through.
     """
 
@@ -134,7 +134,7 @@ class Adversary(nn.Module):
         Raises:
             RuntimeError: for views that exceed the budget, which is a bug.
         """
-        # asked once per step: the adaptive schedule samples, and counts what it sampled
+        # once per step, for all threats: the adaptive schedule samples a new fraction at each call
         fraction = self.budget.fraction(progress)
         views = []
         for number, threat in enumerate(self.threats):
@@ -145,7 +145,8 @@ class Adversary(nn.Module):
                 views.append(AdversarialView(self._attack(loss, x, scheduled), branch))
             self.require_in_budget(scheduled, x, views[-1].x)
         if self.takes_worst:
-            # the loss of the last threat compares all of them: they share branch and anchors
+            # the loss of the last threat judges the views of all threats, which share a branch and
+            # the anchors that they are compared with
             branch = self.branches[0]
             with self.attacking(model, branch), torch.no_grad():
                 return [AdversarialView(worst_views([view.x for view in views], loss), branch)]
@@ -200,6 +201,7 @@ class Adversary(nn.Module):
     def _attack(self, loss: Loss, x: Tensor, threat: ThreatModel) -> Tensor:
         if not threat.eps:  # at the beginning of a schedule
             return x.clone()
+        # one step from the clip itself goes to the boundary, as FGSM does
         step = 1.0 if self.starts_at_x and self.step is None else self.step
         gradient_norms: list[Tensor] = []
         if threat.kind not in self._checked_effect:
@@ -222,10 +224,10 @@ class Adversary(nn.Module):
 
 
 def rank_generator(device: torch.device) -> torch.Generator | None:
-    """Return the generator for the clips of this rank; None, torch's own, with one process.
+    """Return a generator for the clips of this rank; None with one process, for torch's own.
 
-    torch's global generators are alike on all ranks and stay alike, so that every rank needs
-    another one for its own clips.
+    torch's global generators have the same state on all ranks, and must keep it. Each rank has
+    other clips, whose random starts therefore come from a generator that also depends on the rank.
     """
     if distributed.world() == 1:
         return None
@@ -264,7 +266,8 @@ def selector_loss(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> 
     """Return the loss (B,) of choosing the norm branch from the clean branch's features.
 
     It is the mean cross-entropy over clean clips and their adversarial views. The features have no
-    gradient: the loss trains the selector alone.
+    gradient: the loss trains the selector alone. Lo and Patel (2021) detect the branch with a
+    network of its own; here a linear map of the features does.
 
     Args:
         model: the model.
@@ -293,7 +296,7 @@ def selector_loss(model: Model, x: Tensor, views: Sequence[AdversarialView]) -> 
 def worst_views(views: Sequence[Tensor], loss: Loss) -> Tensor:
     """Return, for each clip, the view with the largest loss.
 
-    Where samples share a loss, all of them are evaluated with the views of the same threat.
+    The contrastive loss of a clip depends on the other clips, which are views of the same threat.
 
     Args:
         views: (N, C, T, H, W) each.

@@ -15,16 +15,18 @@ from vidrobust.methods.spec import AdversarySpec, Cost, branch_per_threat
 def dynacl(batch: ViewBatch, invariance: Invariance | None = None) -> dict[str, Tensor]:
     """Return DynACL's loss: ACL's with a growing weight of the adversarial stream.
 
-    The weight starts at 1 and increases by 1/30 after each twentieth of the run (every 50 of the
-    paper's 1000 epochs), by 2/3 in the whole run; the released code is one epoch ahead of
-    the paper. `augment.fade` has its augmentations, which weaken in the same time. In the released
-    code the second view goes through a momentum encoder, in both streams and in the attack:
+    The weight of epoch e is w = 1 + floor(e / 50) (50 / 1000) (2 / 3) in the paper's 1000 epochs:
+    it starts at 1, and increases by 1/30 after each twentieth of the run, 19 times. In the released
+    code the weight is one epoch ahead, and increases once more in the last epoch. `augment.fade`
+    has the augmentations, which weaken at the same steps. With `key_encoder` the second view goes
+    through a momentum encoder in both streams and in the attack, as in the released code:
     `batch.joint` is then a `SplitEncoder`.
 
     Args:
         batch: two views.
         invariance: AIR's loss, with which the method is AIR; None: DynACL.
     """
+    # the bound of 2 is in the released code too: 2 - w, of the clean stream, cannot be negative
     weight = min(1 + math.floor(20 * batch.progress) / 20 * 2 / 3, 2.0)
     return acl(batch, weight, invariance)
 
@@ -42,6 +44,7 @@ SPEC = AdversarySpec(
     options=frozenset({"sir", "air", "air_kl", "key_encoder"}),
     uses=_uses,
     pairing=lambda options, invariance: partial(dynacl, invariance=invariance),
+    # the attack of ACL
     steps=5,
     step=0.25,
     random_start=True,

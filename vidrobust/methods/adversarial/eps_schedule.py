@@ -68,6 +68,7 @@ class EpsSchedule(nn.Module):
         """Record the adversarial losses (B,) that the last fraction led to."""
         if self.schedule != "adaptive":
             return
+        # the mean over ranks, so that the probabilities are the same on all of them
         value = distributed.mean(loss.detach().float().mean())
         index = int(self.drawn)
         if self.losses[index] == 0:  # the first measurement at this budget
@@ -85,6 +86,7 @@ class EpsSchedule(nn.Module):
         return 1.0
 
     def _sample(self, progress: float) -> float:
+        # a checkpoint keeps `part`, so that a resume does not update the probabilities again
         part = int(progress * _GRID)
         if part != int(self.part):
             self.part.fill_(part)
@@ -96,7 +98,7 @@ class EpsSchedule(nn.Module):
         """Make the probabilities proportional to the losses."""
         losses = self.losses.clamp(min=0)
         measured = losses > 0
-        # a budget that was never sampled counts as an average one, so that it is sampled at last
+        # a budget that was never sampled counts as an average one, so that it is still sampled
         typical = losses[measured].mean() if measured.any() else 1.0
         losses = torch.where(measured, losses, typical)
         self.chances.copy_(losses / losses.sum())

@@ -9,17 +9,17 @@ _DROP = 0.2  # of the accuracy under PGD, at which the released code stops
 
 
 class OverfittingWatch(nn.Module):
-    """Compares the accuracy under the training's own attack with that under PGD, once per epoch.
+    """Compares the accuracy under the attack of training with that under PGD, once per epoch.
 
-    A model that is trained with one step may become robust to that step only: within an epoch, the
-    accuracy under it increases while that under PGD drops to nothing. `report` warns of it once.
+    A model that is trained with one step may become robust to that step only: within an epoch, its
+    accuracy under the step increases while that under PGD drops to 0. `report` warns of it once.
 
     Attributes:
         due: the first batch of the epoch is still to be measured.
     """
 
-    best: Tensor  # accuracy under PGD so far
-    last: Tensor  # accuracy under the own attack and under PGD; -1: not measured
+    best: Tensor  # largest accuracy under PGD so far
+    last: Tensor  # accuracy under the attack of training and under PGD; -1: not measured
 
     def __init__(self) -> None:
         """Begin without measurements."""
@@ -41,7 +41,8 @@ class OverfittingWatch(nn.Module):
     def report(self) -> dict[str, float]:
         """Return both accuracies of the epoch, and warn where PGD's has collapsed."""
         own, pgd = self.last.tolist()
-        if pgd < 0:  # the epoch began before a resume
+        # not measured: the epoch began before a resume, or trained the head alone
+        if pgd < 0:
             return {}
         if pgd < float(self.best) - _DROP and own > pgd + _DROP and not self._warned:
             self._warned = True

@@ -32,7 +32,8 @@ class TARO(BYOL):
     The loss is D(x1, a1) + weight (D(a2, a1) + D(a2, x1)), where D is the loss of BYOL or SimSiam
     between two views. a1 and a2 are adversarial: each view moves toward the clip of the batch that
     it is most easily confused with (`confusing`), in the same view, so that its prediction becomes
-    the embedding of that clip. Non-semantic negatives (Ge et al. 2021) are in each D.
+    the embedding of that clip. The paper finds untargeted attacks ineffective where a loss has no
+    negatives. Non-semantic negatives (Ge et al. 2021) are in each D.
     """
 
     adversary: Adversary
@@ -172,11 +173,12 @@ def confusing(features: Tensor, everyone: Tensor, predictions: Tensor, rows: sli
     """
     unit = F.normalize(full_precision(features), dim=1)
     cosine = (unit @ F.normalize(full_precision(everyone), dim=1).T + 1) / 2
+    # the D entries of a prediction are read as logits
     log_p = full_precision(predictions).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     number = torch.arange(len(everyone), device=features.device)
     itself = number[rows, None] == number
-    # (cos + 1) / 2 of a cosine of 0
+    # a clip's cosine with itself counts as 0, for which (cos + 1) / 2 is 0.5
     score = F.normalize(cosine.masked_fill(itself, 0.5), dim=1) + F.normalize(entropy, dim=0)
     return score.masked_fill(itself, -torch.inf).argmax(1)
 
@@ -203,6 +205,7 @@ SPEC = AdversarySpec(
     },
     build=_build,
     options=frozenset({"alpha"}),
+    # 10 steps of 2/255 within 8/255, as in the released code
     steps=10,
     step=0.25,
     random_start=True,

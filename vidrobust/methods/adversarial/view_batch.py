@@ -95,8 +95,9 @@ class ViewBatch:
     def _to_detect_in(self, view: int) -> Tensor:
         """Return the embedding of a view in which false negatives are detected.
 
-        The momentum encoder's if there is one, otherwise the training embedding if it is already
-        computed, otherwise one without gradient and without updating batch-norm statistics.
+        It is the momentum encoder's if there is one, otherwise the training embedding if it is
+        already computed. Otherwise the view is embedded without gradient and without updating
+        batch-norm statistics, as some pairings embed no clean view before the attack.
         """
         if self.method.detector is not None:
             return self.method.detector(self.views[view])
@@ -172,7 +173,10 @@ class ViewBatch:
 
     @torch.no_grad()
     def embed_as_attacked(self, view: int) -> Tensor:
-        """Return the embedding of a clean view in the attack's mode and branch."""
+        """Return the embedding of a clean view, for a loss that an attack maximises.
+
+        It is in the attack's mode and branch if it is called where the attack builds its loss.
+        """
         return self.model(self.views[view])
 
     def embed(self, view: AdversarialView) -> Tensor:
@@ -187,7 +191,7 @@ class ViewBatch:
         `z` returns the same embeddings of the clean views from then on.
         """
         embedded = together(self.model, [self.views[v] for v in views], adv_views)
-        self._z.update(zip(views, embedded, strict=False))
+        self._z.update(zip(views, embedded, strict=False))  # adversarial ones follow in `embedded`
         return embedded
 
 

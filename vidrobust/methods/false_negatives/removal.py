@@ -66,6 +66,7 @@ class FalseNegatives:
         """
         videos = len(self.mask) // clips
 
+        # rows and columns of the chosen clips: (V * B, W * V * B) -> (P * B, W * P * B), W ranks
         def pick(pairs: Tensor) -> Tensor:
             by_clip = pairs.view(clips, videos, -1, clips, videos)
             picked = by_clip[list(places)][:, :, :, list(places)]
@@ -221,6 +222,7 @@ class Removal(nn.Module):
 
     def remember(self, z: Tensor, ids: Tensor) -> None:
         """Keep the embeddings z (B, D) of videos ids (B,) for the next clustering."""
+        # the embeddings of all ranks, so that every rank has the same clusters
         if self.cluster_count:
             unit = F.normalize(z.detach().float(), dim=1)
             self.bank[distributed.gather(ids)] = distributed.gather(unit)

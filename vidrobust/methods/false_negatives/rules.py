@@ -1,8 +1,12 @@
 """RULES that detect false negatives (Gupta et al. 2022), as pure functions.
 
 A rule is a function `rule(similarities, pairs) -> (N, M) bool` of the cosine similarities of clean
-embeddings without gradient. `Removal` eliminates what it detects from the denominator of the loss,
-attracts it as a positive, or counts it less.
+embeddings without gradient. `Removal` eliminates the pairs that a rule detects from the denominator
+of the loss, attracts them as positives, or gives them less weight.
+
+Gupta et al. 2022 do not publish their rule. `fixed`, `top_k` and `top_k_threshold` have the numbers
+of FNC (Huynh et al. 2022). `quantile`, `adaptive_threshold`, `adaptive_rate` and `mean_std` are
+reconstructions. docs/false_negatives.md has the source of each rule.
 """
 
 import functools
@@ -154,6 +158,8 @@ def adaptive_rate(
 ) -> Tensor:
     """Detect a fraction of the negatives of each anchor that increases linearly from 0.
 
+    IFND (Chen et al. 2022) has such a ramp: early in training, similarities are not reliable yet.
+
     Args:
         similarities: (N, M) cosines.
         pairs: what is known of them.
@@ -168,6 +174,8 @@ def adaptive_rate(
 
 def mean_std(similarities: Tensor, pairs: Pairs, k: float = 2.5) -> Tensor:
     """Detect similarities above mean + k standard deviations of the negatives of the batch.
+
+    Such a threshold follows the similarities, whose range changes during training.
 
     Args:
         similarities: (N, M) cosines.
@@ -216,12 +224,12 @@ class RuleSpec:
     refusal: Callable[[config.FalseNegativesConfig], str] = lambda options: ""
 
 
-def _increasing_threshold(options: config.FalseNegativesConfig) -> str:
+def _refuse_increase(options: config.FalseNegativesConfig) -> str:
     if options.start >= options.threshold:
         return ""
     return (
-        "method.false_negatives.start: the threshold decays from start to threshold; set a start"
-        " above it"
+        f"method.false_negatives.start={options.start:g}: the threshold decays from start to"
+        f" method.false_negatives.threshold={options.threshold:g}; set a start above it"
     )
 
 
@@ -237,7 +245,7 @@ RULES: dict[str, RuleSpec] = {
     "adaptive_threshold": RuleSpec(
         adaptive_threshold,
         {"start": "start", "threshold": "end", "warmup": "warmup"},
-        refusal=_increasing_threshold,
+        refusal=_refuse_increase,
     ),
     "adaptive_rate": RuleSpec(adaptive_rate, {"rate": "rate", "warmup": "warmup"}),
     "mean_std": RuleSpec(
@@ -253,7 +261,7 @@ RULES: dict[str, RuleSpec] = {
 def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None = None) -> Tensor:
     """Return the false negatives of each anchor, with the guard of `keep_one`.
 
-    NaN similarities are above no threshold; the loss that they lead to stops the run.
+    NaN similarities are above no threshold. The loss is then NaN as well, which stops the run.
 
     Args:
         rule: detects false negatives.
@@ -274,7 +282,8 @@ def detect(rule: Rule, similarities: Tensor, pairs: Pairs, also: Tensor | None =
 def keep_one(mask: Tensor, similarities: Tensor, negatives: Tensor) -> Tensor:
     """Return the mask, but leave an anchor its least similar negative if it would lose all.
 
-    An anchor without any negatives keeps none.
+    Without negatives, the loss of an anchor with one positive is constant, and moves nothing. An
+    anchor that has no negatives in any case keeps none.
 
     Args:
         mask: (N, M) bool, false negatives.
@@ -290,8 +299,8 @@ def keep_one(mask: Tensor, similarities: Tensor, negatives: Tensor) -> Tensor:
 def negative_weights(similarities: Tensor, mask: Tensor) -> Tensor:
     """Return how much each negative counts, (N, M), for the action `downweight`.
 
-    1 - similarity, clamped to [0, 1], for false negatives and 1 for all others: the similarity is
-    the confidence that a pair is a false negative.
+    The weight is 1 - similarity, clamped to [0, 1], for false negatives, and 1 for all others. The
+    similarity is read as the confidence that a pair is a false negative; this reading is ours.
 
     Args:
         similarities: (N, M) cosines.
@@ -310,7 +319,7 @@ def default_rate(classes: int) -> float:
 
 def _largest_over_views(similarities: Tensor, ids: Tensor) -> Tensor:
     """Return (N, M) similarities, each the largest of all anchors with the same id."""
-    # number the videos, then take the maximum over the rows of each
+    # number the videos, then take the maximum over the rows (views) of each
     _, video = ids.unique(return_inverse=True)
     largest = similarities.new_full((int(video.max()) + 1, similarities.shape[1]), -torch.inf)
     largest.scatter_reduce_(0, video[:, None].expand_as(similarities), similarities, "amax")
