@@ -160,7 +160,7 @@ def _attack_groups(
             bar.update()
 
 
-# One batch
+# --- One batch ---
 
 
 @dataclass
@@ -225,7 +225,7 @@ def without(unit: Unit, error: BadSamples) -> Unit:
     )
 
 
-# One family of threats: evaluate clean, attack what is left, make the rows
+# --- One family of threats: evaluate clean, attack what is left, make the rows ---
 
 
 @dataclass
@@ -288,7 +288,8 @@ def _attack_family(
         spent = _Spent()
         clips = _clips_left(unit, threat, state)
         if clips and threat.eps > 0:
-            # an attack that finds smallest perturbations runs once for all budgets of the family
+            # An attack that finds smallest perturbations runs once, on all clips of the batch, for
+            # all budgets of the family. Its cost is counted at the budget that ran it.
             is_new = state.smallest is None
             if attack.suite.smallest:
                 clips = list(range(len(unit.uids)))

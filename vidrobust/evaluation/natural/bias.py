@@ -306,7 +306,7 @@ def _second_classes(
     """
     if partners:
         return {index: dataset.records[partner].label for index, partner in partners.items()}
-    return others if name in (CLEAN, *PAIRED) else {}
+    return others if name == CLEAN else {}
 
 
 def _measure_view(
@@ -355,6 +355,14 @@ def _rows(
     """Return one row per video of the part.
 
     A row has no prediction if its video or its video's partner does not decode.
+
+    Args:
+        view: the view to measure.
+        part: indices of the videos.
+        batch: holds the videos.
+        partner_batch: holds their partners; None if the view has none.
+        predict: the model.
+        device: device that the clips are moved to.
     """
     records = view.dataset.records
     errors = {failure.index: failure.reason for failure in batch.failed}
