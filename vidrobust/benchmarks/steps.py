@@ -30,7 +30,6 @@ from vidrobust.utils.errors import UserError, lookup
 
 Step = Callable[[], Tensor]  # returns the loss to backpropagate
 
-
 # (method.name, method.adversary.name) of the steps that are timed by default
 TIMED: tuple[tuple[str, str], ...] = (
     ("simclr", "none"),
@@ -274,7 +273,8 @@ def public_rocl(
             v = x_adv.detach().requires_grad_(True)
             broadcast_nt_xent(model(torch.cat([v, x2])), temperature).backward()
             assert v.grad is not None
-            stepped = v.detach() + 0.223 * eps * v.grad.sign()  # step size of the released code
+            # step size of the released code: 0.007 with an eps of 0.0314
+            stepped = v.detach() + 0.223 * eps * v.grad.sign()
             x_adv = torch.max(torch.min(stepped, x1 + eps), x1 - eps).clamp(0, 1)
     # the loss: all pairs of the three views, and the regularizer
     model.zero_grad()

@@ -168,7 +168,13 @@ class _NotSet(ValueError):
 
 
 def _items(node: Any, indices: list[str], name: str) -> Any:
-    """Return an item of a list, or of lists in lists; `name` is the reference, for messages."""
+    """Return an item of a list, or of lists in lists.
+
+    Args:
+        node: the list.
+        indices: an index for each level of lists.
+        name: the reference, for messages.
+    """
     for index in indices:
         # nine digits: int() of a longer text could be slow, and no list is as long
         if not isinstance(node, list) or not index.isdecimal() or int(index[:9]) >= len(node):
