@@ -380,7 +380,13 @@ def bare_pgd(
 
 
 def _art_pgd(target: _Target, steps: int, size: float) -> Callable[[], Tensor]:
-    """Return PGD by the Adversarial Robustness Toolbox, which works on NumPy arrays."""
+    """Return PGD by the Adversarial Robustness Toolbox, which works on NumPy arrays.
+
+    Args:
+        target: model, inputs and budget.
+        steps: number of steps.
+        size: step size.
+    """
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -454,7 +460,14 @@ def published_rows(
 
 
 def _autoattack_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
-    """Return the four attacks by AutoAttack's code (Croce and Hein 2020)."""
+    """Return the four attacks by AutoAttack's code (Croce and Hein 2020).
+
+    Args:
+        target: model, images and budget.
+        steps: steps of APGD and FAB.
+        queries: queries of Square.
+        targets: target classes of APGD-T and FAB-T.
+    """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
     from pyautoattack.square import SquareAttack
@@ -484,13 +497,14 @@ def _autoattack_rows(target: _Target, steps: int, queries: int, targets: int) ->
 
 
 def _torchattacks_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
-    """Return the four attacks by torchattacks."""
+    """Return the four attacks by torchattacks; arguments as in `_autoattack_rows`."""
     import torchattacks
 
     model = target.model
     shared: dict[str, Any] = {"norm": "Linf", "eps": target.eps, "seed": 0}
     attacks = {
         "APGD-CE": torchattacks.APGD(model, steps=steps, **shared),
+        # torchattacks takes the number of classes, of which all but the true one are targets
         "APGD-T": torchattacks.APGDT(model, steps=steps, n_classes=targets + 1, **shared),
         "FAB-T": torchattacks.FAB(
             model, steps=steps, multi_targeted=True, n_classes=targets + 1, **shared

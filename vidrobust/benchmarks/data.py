@@ -204,7 +204,14 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
 
 
 def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
-    """Load batches of 8 videos with our loader."""
+    """Load batches of 8 videos with our loader.
+
+    Args:
+        records: videos.
+        cfg: clips.
+        backend: decoder.
+        workers: number of data-loading processes.
+    """
     batches = batch_loader(
         _dataset(records, cfg, backend), EvalBatches(list(range(len(records))), 8), workers
     )

@@ -280,7 +280,13 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
 
 
 def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
-    """Attack the videos, and write the results into the summary."""
+    """Attack the videos, and write the results into the summary.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+        summary: changed in place.
+    """
     cfg, attack = run.cfg, run.attack
     clips = eval_dataset(cfg.data, run.test, 1)
     doubts = []
@@ -418,6 +424,11 @@ def _features(
     They are written to a folder as they are computed, and kept until the evaluation is finished: a
     call that is repeated after a kill continues with bitwise the same features. Under torchrun the
     ranks share the work.
+
+    Args:
+        run: data, settings and folder.
+        model: the trained model.
+        random: the model with random weights.
     """
     cfg = run.cfg
     path = run.out / _OLD_FEATURES

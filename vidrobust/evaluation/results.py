@@ -327,7 +327,7 @@ def require_label(uid: str, label: int, classes: int) -> None:
 
 
 def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]:
-    """Return the rows that any rank has written."""
+    """Return the rows that any rank has written, by key; arguments as in `merged`."""
     rows: dict[Key, Row] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in rank_files(out, stem):
         for row in read_rows(path):

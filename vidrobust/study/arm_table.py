@@ -135,7 +135,13 @@ def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
 
 
 def _summarise_dataset(study: Study, runs: Sequence[FinishedRun], dataset: str) -> Table:
-    """Return arm -> its result on one data set."""
+    """Return arm -> its result on one data set.
+
+    Args:
+        study: the study, which names the baseline and the comparators.
+        runs: the finished runs, also of other data sets.
+        dataset: name of the data set.
+    """
     by_arm: dict[str, dict[int, Measures]] = {}
     for run in runs:
         if run.arm.dataset == dataset:
