@@ -313,7 +313,7 @@ def measure_steps(
     Raises:
         ValueError: as `cost_of` does.
     """
-    # three views per video: no method takes more
+    # two views per video, and a third one for AdvCL, which takes an unaugmented view as well
     shape = (batch, 3, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     ways: list[_Way] = []

@@ -269,9 +269,11 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
         summary.warnings += part.warnings if part else []
     if "texture" in run.cfg.eval.bias and (doubt := doubt_of_twins(run.cfg.data)):
         summary.warnings.append(doubt)
-    failed = summary.failed
-    for each in measured:
-        failed += [line for line in (each.failed if each else []) if line not in failed]
+    failed = list(summary.failed)
+    for part in measured:
+        # a video that fails in several parts has the same reason in all of them
+        failed += [line for line in (part.failed if part else []) if line not in failed]
+    summary.failed = failed
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         summary.warnings.append(

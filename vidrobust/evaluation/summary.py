@@ -31,7 +31,7 @@ from vidrobust.utils.typed_json import from_json
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """Settings of kNN: the number of neighbours and the temperature of their votes."""
+    """Settings of kNN: the number of neighbours that vote, and the temperature of their votes."""
 
     k: int
     temperature: float
@@ -189,6 +189,7 @@ def summary_of_data(
         split += f", fold {data.fold}"
     own_head = "head" in representation.predictions
     failures = gallery.failed + representation.asked.failed
+    knn_k = min(e.knn_k, gallery.features.shape[0] * e.clips)  # no more than the gallery has
     return Summary(
         n=n,
         dataset=data.name,
@@ -202,7 +203,7 @@ def summary_of_data(
         chance=1 / len(classes),
         classifier="own head" if own_head else "linear probe",
         representation=representation.accuracies(),
-        knn=KnnSettings(min(e.knn_k, gallery.features.shape[0] * e.clips), e.knn_temperature),
+        knn=KnnSettings(knn_k, e.knn_temperature),
         failed=[failure.reason for failure in failures],
         geometry=None,
         curve=[],
