@@ -121,8 +121,9 @@ def evaluate(
 
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
-    shift.jsonl (a row per video of eval.shift and of the shared classes), summary.json, report.md
-    and its pictures. A call that was killed can be repeated: it continues, with the same summary.
+    shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
+    summary.json, report.md and its pictures. A call that was killed can be repeated: it continues,
+    with the same summary.
 
     Args:
         cfg: the configuration.
