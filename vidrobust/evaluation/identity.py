@@ -121,7 +121,8 @@ def _agree(one: list[float | None], other: list[float | None], close: float) -> 
 
 def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
     """Return which clips of a video are measured, and other options that decide rows."""
-    # samplers with options are functools.partial objects
+    # EVAL_SAMPLERS are partials of one function, so this name is the same for all of them. Values
+    # of eval.sampling are distinguished by config_sha in identity.json alone (`results.claim`).
     sampler = getattr(dataset.reader.sample_clips, "func", dataset.reader.sample_clips)
     view = (
         {"short_side": dataset.short_side, "size": dataset.size}
