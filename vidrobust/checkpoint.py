@@ -154,8 +154,7 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 def drop_after(folder: Path, step: int) -> None:
     """Delete the step_*.pt of later steps than `step`, before a run resumes from that step."""
     for path in step_files(folder):
-        number = path.stem.removeprefix("step_")
-        if number.isdigit() and int(number) > step:
+        if int(path.stem.removeprefix("step_")) > step:
             path.unlink()
 
 
@@ -345,9 +344,9 @@ def weights(state: dict[str, Any], *, average: bool) -> dict[str, Tensor]:
 def rng_state() -> dict[str, Any]:
     """Return the state of torch's global generators: the CPU's, and this rank's GPU's.
 
-    They are used by dropout and the starts of training attacks. They are the same on all ranks,
-    which use equally many random numbers. All other random numbers depend on (seed, epoch, index)
-    only.
+    Dropout, random budgets and the random starts of training attacks use them. They are the same on
+    all ranks, which use equally many random numbers: each rank draws only a seed for the starts of
+    its own clips. All other random numbers of a training run depend on (seed, epoch, index) only.
     """
     return {
         "torch": torch.get_rng_state(),

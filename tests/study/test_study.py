@@ -221,7 +221,7 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
         comparators=["sup", "worse"],
         common=["e=f", "g=0"],
         options={"d": ["i=j", "g=1"]},
-        page=Path("configs/study_x.yaml"),
+        config_file=Path("configs/study_x.yaml"),
     )
     runs = _runs(
         {
@@ -273,6 +273,15 @@ def test_the_report_has_options_warnings_and_tables(tmp_path):
         and "False negatives" not in text
         and "Gap" not in text
     )
+
+
+def test_a_gap_is_in_doubt_if_baseline_and_comparator_share_no_seed(tmp_path):
+    study = Study(arms={}, datasets={}, baseline="csl", comparators=["sup"])
+    runs = _runs({"csl": [0.2, 0.2], "sup": [0.6, 0.6], "fnr": [0.4, 0.4]})
+    seeds = {"csl": 0, "sup": 1, "fnr": 0}
+    runs = [run for run in runs if run.arm.seed == seeds[run.arm.name]]
+    write_study(study, runs, tmp_path)
+    assert "| fnr | sup | (50) | (50) |" in (tmp_path / "study.md").read_text()
 
 
 def test_intervals_of_one_seed_and_of_many():
@@ -391,7 +400,7 @@ def test_a_trained_run_can_be_measured_again_under_another_name(page):
 
 def test_an_empty_figure_is_not_drawn(tmp_path):
     """Without attacks, alignment and uniformity are coloured by clean accuracy."""
-    study = Study(arms={"csl": []}, datasets={}, page=Path("configs/study_x.yaml"))
+    study = Study(arms={"csl": []}, datasets={}, config_file=Path("configs/study_x.yaml"))
     runs = _runs({"csl": [0.2, 0.3]})
     for run in runs:
         run.summary.curve = run.summary.curve[:1]

@@ -20,6 +20,7 @@ class Table:
     points: list[Point]
     by_name: dict[str, Point] | None
     counts: dict[str, float | None] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
 
 
 TABLE = {"n": 2, "points": [{"eps": 0, "ci95": [0.5, 1]}], "by_name": None}
@@ -45,6 +46,9 @@ def test_unknown_keys_are_ignored_and_defaults_may_be_missing():
         ({"points": [{"eps": 1, "ci95": [None]}]}, r"expected float @ points\[0\].ci95\[0\]"),
         ({"points": [{"eps": 1, "ci95": [], "name": 3}]}, r"@ points\[0\].name"),
         ({"points": 3}, "expected list @ points"),
+        ({"points": {}}, "expected list @ points"),
+        ({"names": "ab"}, "expected list @ names"),
+        ({"names": ["a", 1]}, r"expected str @ names\[1\]"),
         ({"by_name": 3}, "expected a mapping @ by_name"),
         ({"counts": {"a": "b"}}, r"@ counts\['a'\]"),
     ],

@@ -31,7 +31,7 @@ from vidrobust.attacks import (
 )
 from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.data import ClipDataset, Failure, Record, build_records, eval_dataset
-from vidrobust.evaluation.evaluate import load_method
+from vidrobust.evaluation import load_method
 from vidrobust.models import build_model
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
@@ -133,7 +133,7 @@ def print_attacks(cfg: config.Config, state: dict[str, Any] | None, sizes: Attac
         " |\n|---|---|---|---|"
     )
     for row in rows:
-        _print_row(row, rows[1].median)
+        _print_row(row, rows[1].median)  # the bare loop that classifies its result, as ours does
     # published attacks, which take images only
     model, x, y = attacked(cfg, state, sizes.images, device, images=True)
     eps = half_broken(model, x, y)
@@ -228,7 +228,19 @@ def _correct_inputs(
     device: torch.device,
     images: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return up to `count` test inputs that the model classifies correctly, and their labels."""
+    """Return up to `count` test inputs that the model classifies correctly, and their labels.
+
+    Args:
+        model: the classifier.
+        dataset: the centre clip of each test video.
+        records: the test videos.
+        count: largest number of inputs.
+        device: device of model and inputs.
+        images: take the first frames of the clips, as images.
+
+    Raises:
+        UserError: if the model classifies fewer than four of the tried clips correctly.
+    """
     correct: list[Tensor] = []
     labels: list[int] = []
     # about four times as many videos as needed, evenly spaced in the test split
@@ -368,7 +380,13 @@ def bare_pgd(
 
 
 def _art_pgd(target: _Target, steps: int, size: float) -> Callable[[], Tensor]:
-    """Return PGD by the Adversarial Robustness Toolbox, which works on NumPy arrays."""
+    """Return PGD by the Adversarial Robustness Toolbox, which works on NumPy arrays.
+
+    Args:
+        target: model, inputs and budget.
+        steps: number of steps.
+        size: step size.
+    """
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -442,7 +460,14 @@ def published_rows(
 
 
 def _autoattack_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
-    """Return the four attacks by AutoAttack's code (Croce and Hein 2020)."""
+    """Return the four attacks by AutoAttack's code (Croce and Hein 2020).
+
+    Args:
+        target: model, images and budget.
+        steps: steps of APGD and FAB.
+        queries: queries of Square.
+        targets: target classes of APGD-T and FAB-T.
+    """
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
     from pyautoattack.square import SquareAttack
@@ -472,13 +497,14 @@ def _autoattack_rows(target: _Target, steps: int, queries: int, targets: int) ->
 
 
 def _torchattacks_rows(target: _Target, steps: int, queries: int, targets: int) -> list[Row]:
-    """Return the four attacks by torchattacks."""
+    """Return the four attacks by torchattacks; arguments as in `_autoattack_rows`."""
     import torchattacks
 
     model = target.model
     shared: dict[str, Any] = {"norm": "Linf", "eps": target.eps, "seed": 0}
     attacks = {
         "APGD-CE": torchattacks.APGD(model, steps=steps, **shared),
+        # torchattacks takes the number of classes, of which all but the true one are targets
         "APGD-T": torchattacks.APGDT(model, steps=steps, n_classes=targets + 1, **shared),
         "FAB-T": torchattacks.FAB(
             model, steps=steps, multi_targeted=True, n_classes=targets + 1, **shared
@@ -536,7 +562,7 @@ def costs(model: nn.Module, x: Tensor, y: Tensor, eps: float, effort: float) -> 
 
 
 class _Images(nn.Module):
-    """Classifies images (N, C, H, W) as clips of one frame."""
+    """Classify images (N, C, H, W) as clips of one frame."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import logging
 import os
 import statistics
 import time
@@ -32,14 +31,14 @@ from vidrobust.data.decoding.pyav import PyAV, require_backend
 from vidrobust.data.decoding.read_frames import open_record, open_video, resize
 from vidrobust.data.records import Record
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
 from vidrobust.views import AugmentSpec, draw_view
 
-VIEWS = 2
-log = logging.getLogger("vidrobust")
+VIEWS = 2  # clips per video, as most contrastive methods need
 
 # parts of the lower bound, in the order in which the loader does them
 _STAGES = ("open", "decode", "colour", "crop, resize")
-_REST = "child, collate, transport"
+_REST = "child, collate, transport"  # all that the loader does beyond these parts
 
 
 @contextmanager
@@ -86,7 +85,7 @@ def print_data(cfg: config.Config, *, videos: int, rounds: int, prepared: str) -
 
     Args:
         cfg: data set and clips.
-        videos: videos per round and loader.
+        videos: number of videos per round and loader.
         rounds: rounds to measure.
         prepared: root of the same data set with re-encoded files; "" for none.
     """
@@ -205,7 +204,14 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
 
 
 def _ours(records: list[Record], cfg: config.Config, backend: str, workers: int = 1) -> float:
-    """Load batches of 8 videos with our loader."""
+    """Load batches of 8 videos with our loader.
+
+    Args:
+        records: videos.
+        cfg: clips.
+        backend: decoder.
+        workers: number of data-loading processes.
+    """
     batches = batch_loader(
         _dataset(records, cfg, backend), EvalBatches(list(range(len(records))), 8), workers
     )

@@ -30,7 +30,6 @@ from vidrobust.utils.errors import UserError, lookup
 
 Step = Callable[[], Tensor]  # returns the loss to backpropagate
 
-
 # (method.name, method.adversary.name) of the steps that are timed by default
 TIMED: tuple[tuple[str, str], ...] = (
     ("simclr", "none"),
@@ -274,7 +273,8 @@ def public_rocl(
             v = x_adv.detach().requires_grad_(True)
             broadcast_nt_xent(model(torch.cat([v, x2])), temperature).backward()
             assert v.grad is not None
-            stepped = v.detach() + 0.223 * eps * v.grad.sign()  # step size of the released code
+            # step size of the released code: 0.007 with an eps of 0.0314
+            stepped = v.detach() + 0.223 * eps * v.grad.sign()
             x_adv = torch.max(torch.min(stepped, x1 + eps), x1 - eps).clamp(0, 1)
     # the loss: all pairs of the three views, and the regularizer
     model.zero_grad()
@@ -313,6 +313,7 @@ def measure_steps(
     Raises:
         ValueError: as `cost_of` does.
     """
+    # two views per video, and a third one for AdvCL, which takes an unaugmented view as well
     shape = (batch, 3, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
     views = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     ways: list[_Way] = []
@@ -340,7 +341,14 @@ def measure_steps(
 def _ways_of(
     cfg: config.Config, pair: tuple[str, str], copies: Sequence[Method], views: Tensor
 ) -> list[_Way]:
-    """Return the implementations of a method's step, each with its own copy of the method."""
+    """Return the implementations of a method's step, each with its own copy of the method.
+
+    Args:
+        cfg: options of the adversary, and the temperature.
+        pair: (method.name, method.adversary.name).
+        copies: three copies of the method: for ours, the lower bound and public code.
+        views: views of the batch (B, V, C, T, H, W), V is 3.
+    """
     name, adversary = pair
     title = name if adversary == "none" else adversary
     ours, bound, public = copies
@@ -371,7 +379,14 @@ def _own_step(method: Method, views: Tensor, ids: Tensor) -> Tensor:
 def _timed(
     step: Step, optimizer: torch.optim.Optimizer, device: torch.device, amp: bool
 ) -> tuple[float, float]:
-    """Return (seconds, peak memory in GiB) of a whole training step; no memory without a GPU."""
+    """Return (seconds, peak memory in GiB) of a whole training step.
+
+    Args:
+        step: returns the loss.
+        optimizer: optimizer of the step's model.
+        device: device of the model; the memory is 0 if it is not a GPU.
+        amp: whether to use bf16 autocast.
+    """
     on_gpu = device.type == "cuda"
     synchronize(device)
     if on_gpu:

@@ -83,8 +83,18 @@ def method_costs() -> str:
 
 
 def _cost_row(method: str, adversary: str, text: str, cost: Cost, steps: int) -> str:
+    """Return the row of a method with an adversary in the table of costs.
+
+    Args:
+        method: method.name.
+        adversary: method.adversary.name.
+        text: what they are.
+        cost: passes of a step.
+        steps: steps of the attack.
+    """
     forward, backward, to_input = cost.passes(steps)
-    # a backward pass is two forward ones, or one where it goes to the input alone
+    # A backward pass costs two forward ones, or one if it goes to the input alone. So a step of
+    # SimCLR, with two forward and two backward passes, costs 6; the table is relative to it.
     relative = (forward + 2 * (backward - to_input) + to_input) / 6
     part = f", {to_input} of them to the input" if to_input else ""
     return (
@@ -175,9 +185,9 @@ def methods() -> str:
 
 
 def released_methods() -> str:
-    """Return the table of methods before and after they became as released, from its JSON file.
+    """Return the table of methods before and after they were changed to match their released code.
 
-    A difference is the mean over seeds, with a 95 % interval by Student's t where there are some.
+    A difference is the mean over seeds; for several seeds, with a 95 % interval by Student's t.
     """
     runs = json.loads((REPO / "docs/results/released_methods.json").read_text())
     keys = {"clean": "clean", "pgd": "PGD-20", "aa": "AutoAttack"}
@@ -233,7 +243,7 @@ def _generated(name: str) -> str:
 
 
 def documents() -> list[Path]:
-    """Return all Markdown files of the repository that are ours."""
+    """Return the Markdown files that may have generated parts."""
     return [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
 
 

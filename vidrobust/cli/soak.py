@@ -29,11 +29,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vidrobust.data.motionshapes import write_video
+from vidrobust.utils.stopping import EXIT_STOPPED
+
 REPO = Path(__file__).resolve().parents[2]
-
-from vidrobust.data.motionshapes import write_video  # noqa: E402  (the package of this clone)
-from vidrobust.utils.stopping import EXIT_STOPPED  # noqa: E402
-
 MIB = 2**20
 _CLIPS = 12  # number of different files that all links point to
 # name -> number of training videos, test videos and classes
@@ -138,6 +137,14 @@ def make_links(root: Path, size: str, lists: Path | None) -> Path:
 
 
 def _write_lists(folder: Path, train: int, test: int, classes: int) -> None:
+    """Write the lists of an artificial data set.
+
+    Args:
+        folder: folder of the lists.
+        train: number of training videos.
+        test: number of test videos.
+        classes: number of classes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classInd.txt").write_text("".join(f"{c + 1} Class{c:03d}\n" for c in range(classes)))
     # one group per split, as in UCF101's official lists

@@ -67,6 +67,7 @@ class References:
         return self._text(written, key, depth)
 
     def _text(self, text: str, key: str, depth: int) -> Any:
+        """Return the value of a text with references; arguments as in `value`."""
         if len(text) > MAX_TEXT:
             raise ValueError(f"longer than {MAX_TEXT} characters; shorten it")
         if depth > MAX_CHAIN:
@@ -96,7 +97,13 @@ class References:
         return joined
 
     def _reference(self, inner: str, key: str, depth: int) -> Any:
-        """Return the value of the text between `${` and `}`."""
+        """Return the value of a reference.
+
+        Args:
+            inner: the text between `${` and `}`.
+            key: option that holds the reference.
+            depth: number of references that this one is nested in.
+        """
         call = _RESOLVER.fullmatch(inner)
         if call is None:
             return self._lookup(str(self.value(inner, key, depth + 1)).strip(), key)
@@ -168,7 +175,13 @@ class _NotSet(ValueError):
 
 
 def _items(node: Any, indices: list[str], name: str) -> Any:
-    """Return an item of a list, or of lists in lists; `name` is the reference, for messages."""
+    """Return an item of a list, or of lists in lists.
+
+    Args:
+        node: the list.
+        indices: an index for each level of lists.
+        name: the reference, for messages.
+    """
     for index in indices:
         # nine digits: int() of a longer text could be slow, and no list is as long
         if not isinstance(node, list) or not index.isdecimal() or int(index[:9]) >= len(node):

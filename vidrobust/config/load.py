@@ -76,7 +76,7 @@ def loads(
     text: str,
     overrides: Sequence[str] = (),
     source: str = "configuration",
-    page: str | Path | None = None,
+    config_file: str | Path | None = None,
 ) -> Config:
     """Load a configuration from a YAML text, such as the one stored in a checkpoint.
 
@@ -84,12 +84,12 @@ def loads(
         text: YAML text with the options.
         overrides: as in `load`; they take precedence over everything else.
         source: where the text comes from, for messages.
-        page: config file (YAML) that takes precedence over the text.
+        config_file: path or name of a config file that takes precedence over the text.
 
     Raises:
         UserError: as `load` does.
     """
-    above = _ConfigFiles().read(find_config(page)) if page else {}
+    above = _ConfigFiles().read(find_config(config_file)) if config_file else {}
     # a damaged checkpoint, or one of another program, may hold any type
     if not isinstance(text, str):
         raise UserError(f"{source}: holds no configuration; name another")

@@ -70,8 +70,8 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
 
-_OLD_FEATURES = "features.pt"  # where revisions before the feature store kept them
-_STORE = "features"
+_OLD_FEATURES = "features.pt"  # file of features of revisions before the feature store
+_STORE = "features"  # folder of the feature store
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class _Evaluation:
         attack: threats and attacks.
         train: training videos.
         test: test videos.
-        classes: names.
-        others: videos of eval.shift, and the classes that they share.
+        classes: names of the classes.
+        others: videos of eval.shift, and the classes that both data sets share.
         out: the folder.
-        device: of the models.
-        identity: name of the checkpoint, kept with rows.
+        device: device of the models.
+        identity: step and hash of the checkpoint, kept with rows.
     """
 
     cfg: config.Config
@@ -117,15 +117,17 @@ class _Evaluation:
 def evaluate(
     cfg: config.Config, state: dict[str, Any], out: Path, *, overwrite: bool = False
 ) -> Summary:
-    """Measure a checkpoint on the test list, and return the summary. Every rank calls it.
+    """Measure a checkpoint on the test split, and return the summary. Every rank calls it.
 
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
-    corruptions.jsonl (a row per video and corruption), summary.json, report.md and its pictures. A
-    call that was killed can be repeated: it continues, with the same summary.
+    corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
+    shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
+    summary.json, report.md and its pictures. A call that was killed can be repeated: it continues,
+    with the same summary.
 
     Args:
         cfg: the configuration.
-        state: the checkpoint's.
+        state: the checkpoint.
         out: the folder.
         overwrite: replace another evaluation in the folder.
 
@@ -196,10 +198,10 @@ def evaluate(
 
 
 def check_evaluation(cfg: config.Config) -> None:
-    """Refuse what `evaluate` would refuse of options and data, before days of training.
+    """Refuse options and data that `evaluate` would refuse, before days of training.
 
     Raises:
-        UserError: as `evaluate`.
+        UserError: as `evaluate` does.
     """
     check_suite(cfg)
     train, test, classes = build_lists(cfg.data)
@@ -211,7 +213,7 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> Summary:
     """Return the summary of all measurements.
 
     Args:
-        run: what is measured on.
+        run: data, settings and folder.
         model: the trained model.
         random: the model with random weights.
     """
@@ -241,13 +243,14 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> Summary:
             moved = [run.test[i] for i in evenly(len(run.test), cfg.eval.sensitivity)]
         summary.sensitivity = sensitivity_of(cfg, model, predict, moved, device)
 
-        # Shift, corruptions, bias, attacks
+        # Other measurements, of the classifier
         summary.shift = evaluate_shift(
             cfg, predict, run.others, run.test, run.out, device, identity=run.identity
         )
         summary.corruption = _corruptions(run, predict)
         summary.bias = _bias(run, predict)
-        # every measurement has a clean accuracy; that of attacks is on the attacked clips
+        # Each of these has a clean accuracy, on its own clips. The summary has that of attacks, or
+        # else of corruptions, or else of cues: a later one replaces an earlier one.
         if summary.bias:
             summary.clean_acc = summary.bias.views[CLEAN].acc
         if summary.corruption:
@@ -267,9 +270,11 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
         summary.warnings += part.warnings if part else []
     if "texture" in run.cfg.eval.bias and (doubt := doubt_of_twins(run.cfg.data)):
         summary.warnings.append(doubt)
-    failed = summary.failed
-    for each in measured:
-        failed += [line for line in (each.failed if each else []) if line not in failed]
+    failed = list(summary.failed)
+    for part in measured:
+        # a video that fails in several parts has the same reason in all of them
+        failed += [line for line in (part.failed if part else []) if line not in failed]
+    summary.failed = failed
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         summary.warnings.append(
@@ -278,7 +283,13 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
 
 
 def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
-    """Attack the videos, and write the results into the summary."""
+    """Attack the videos, and write the results into the summary.
+
+    Args:
+        run: data, settings and folder.
+        predict: the classifier.
+        summary: changed in place.
+    """
     cfg, attack = run.cfg, run.attack
     clips = eval_dataset(cfg.data, run.test, 1)
     doubts = []
@@ -297,7 +308,7 @@ def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
 
 
 def _corruptions(run: _Evaluation, predict: Predict) -> CorruptionTable | None:
-    """Return accuracies under corruptions, or None without."""
+    """Return accuracies under corruptions; None if there are no eval.corruption.names."""
     cfg = run.cfg
     corruption = cfg.eval.corruption
     views = cfg.eval.clips if cfg.eval.unit == "video" else 1
@@ -328,7 +339,7 @@ def _corruptions(run: _Evaluation, predict: Predict) -> CorruptionTable | None:
 
 
 def _bias(run: _Evaluation, predict: Predict) -> BiasTable | None:
-    """Return accuracies on clips without a cue, or None without."""
+    """Return accuracies on clips without a cue; None if eval.bias is empty."""
     cfg = run.cfg
     if not cfg.eval.bias:
         return None
@@ -357,7 +368,7 @@ def _checks(
     """Return reasons to doubt the numbers, from checks on some clips, made once per evaluation.
 
     Args:
-        run: what is measured on.
+        run: data, settings and folder.
         predict: the classifier.
         dataset: one clip per video.
         threat: the budget of the checks.
@@ -367,7 +378,7 @@ def _checks(
     kept = _read_checks(path)
     if kept is not None or not cfg.eval.checks:
         return kept or []
-    # evenly over the list, which is sorted by class
+    # spread evenly over the split, which is sorted by class
     some = [run.indices[i] for i in evenly(len(run.indices), cfg.eval.checks)]
     (unit,) = clip_units(predict, dataset, [some], cfg.data.workers, run.device)
     lines: list[str] = []
@@ -385,6 +396,7 @@ def _checks(
             )
             break
         except BadSamples as error:
+            # begin anew without these clips, as the attacks will
             unit = without(unit, error)
             reasons = "; ".join(failure.reason for failure in unit.failed)
             lines = [f"checks left out clips: {reasons}"]
@@ -415,6 +427,11 @@ def _features(
     They are written to a folder as they are computed, and kept until the evaluation is finished: a
     call that is repeated after a kill continues with bitwise the same features. Under torchrun the
     ranks share the work.
+
+    Args:
+        run: data, settings and folder.
+        model: the trained model.
+        random: the model with random weights.
     """
     cfg = run.cfg
     path = run.out / _OLD_FEATURES
@@ -456,12 +473,12 @@ def _classifier(
     Args:
         model: the trained model.
         head: its own linear head, or None.
-        representation: has the probe.
-        device: of the model.
+        representation: holds the probe.
+        device: device of the model.
     """
     if head is not None:
         return lambda x: model(x).float()
-    assert representation.probe is not None
+    assert representation.probe is not None  # `measure_representation` has fitted one
     probe = representation.probe.to(device)
     return lambda x: probe(model.backbone(x).float())
 

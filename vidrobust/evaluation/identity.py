@@ -1,7 +1,8 @@
 """Refuse to mix rows of different models, data or protocols in one folder.
 
-Beside `<stem>.jsonl` stands `<stem>.identity.json`. Threats, corruptions and videos are no part of
-it: they are columns and rows of the table, and may be added.
+`<stem>.identity.json` records what the rows of `<stem>.jsonl` were measured on: the model, the list
+of videos, the protocol and the seed. It does not record which threats, corruptions and videos of
+the list were measured: these are columns and rows of the table, and may be added.
 """
 
 import json
@@ -30,24 +31,17 @@ _ALIKE = 1e-4  # without weights, when only outputs distinguish models
 _OUTPUTS = 64  # outputs on the probe clip that are kept
 # function -> the name that it had in earlier revisions, whose files are still read
 _RECORDED_NAMES = {"_without_rng": "_nothing_drawn"}
-_WORDS = {
-    "model": "model",
-    "videos": "list of videos",
-    "protocol": "protocol",
-    "suite": "suite",
-    "seed": "seed",
-}
 
 
 def identify_model(
     predict: Predict, dataset: Dataset, device: torch.device, identity: str = ""
 ) -> dict[str, Any]:
-    """Return what a model is recognised by.
+    """Return the entries by which a model is recognised.
 
     Args:
         predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits.
         dataset: decides the shape of the probe clip.
-        device: where the probe clip goes.
+        device: device of the probe clip.
         identity: the model's name, such as the hash of its checkpoint. Empty: the hash of the
             weights of all modules that `predict` is or holds, and its outputs on one fixed clip of
             random pixels. Outputs are needed for closures without visible modules; a model with
@@ -81,7 +75,13 @@ def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _outputs(predict: Predict, dataset: Dataset, device: torch.device) -> list[float | None] | None:
-    """Return the first outputs on the probe clip, None for NaN; None where they are not fixed."""
+    """Return the first outputs on the probe clip, None for NaN; None if two calls differ.
+
+    Args:
+        predict: the model.
+        dataset: decides the shape of the clip.
+        device: device of the clip.
+    """
     size = dataset.size if isinstance(dataset, SourceVideos) else dataset.reader.view.size
     shape = (1, 3, dataset.spec.frames, size, size)
     clip = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -105,6 +105,13 @@ def _rounded(value: float) -> float | None:
 
 
 def _agree(one: list[float | None], other: list[float | None], close: float) -> bool:
+    """Return whether outputs are alike.
+
+    Args:
+        one: outputs of a model; None for NaN.
+        other: outputs of the same or another model.
+        close: tolerance, relative to the largest output in `one`.
+    """
     largest = max((abs(value) for value in one if value is not None), default=0.0)
     return len(one) == len(other) and all(
         a == b if a is None or b is None else abs(a - b) <= close * largest
@@ -114,6 +121,8 @@ def _agree(one: list[float | None], other: list[float | None], close: float) -> 
 
 def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
     """Return which clips of a video are measured, and other options that decide rows."""
+    # EVAL_SAMPLERS are partials of one function, so this name is the same for all of them. Values
+    # of eval.sampling are distinguished by config_sha in identity.json alone (`results.claim`).
     sampler = getattr(dataset.reader.sample_clips, "func", dataset.reader.sample_clips)
     view = (
         {"short_side": dataset.short_side, "size": dataset.size}
@@ -158,7 +167,17 @@ def own_folder(out: Path, stem: str, asked: Mapping[str, Any]) -> None:
 
 
 def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what existing rows were measured on, or None without rows."""
+    """Return what existing rows were measured on, or None without rows.
+
+    Args:
+        out: the folder.
+        stem: stem of the file of rows.
+        path: <stem>.identity.json.
+        asked: as in `own_folder`.
+
+    Raises:
+        UserError: if there are rows, and nothing records what they were measured on.
+    """
     if not any(file.stat().st_size for file in rank_files(out, stem)):
         return None  # a call that failed before its first row has claimed nothing
     if path.is_file():
@@ -176,11 +195,17 @@ def _held(out: Path, stem: str, path: Path, asked: Mapping[str, Any]) -> Mapping
 
 
 def _same(key: str, held: Any, asked: Any) -> bool:
-    return (
-        _same_model(held, asked)
-        if key == "model" and held
-        else held == json.loads(json.dumps(asked))
-    )
+    """Return whether an entry in the folder and that of this call are the same.
+
+    Args:
+        key: name of the entry.
+        held: its value in the folder.
+        asked: its value in this call.
+    """
+    if key == "model" and held:
+        return _same_model(held, asked)
+    # `held` was JSON, which has no tuples
+    return held == json.loads(json.dumps(asked))
 
 
 def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
@@ -201,10 +226,12 @@ def _same_model(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 
 def _difference(key: str, held: Any, asked: Any) -> str:
+    """Return which entry differs and its values, in words; arguments as in `_same`."""
     if key == "model":
-        return "model"
+        return "model"  # its hashes and outputs mean nothing to a reader
+    name_of_entry = "list of videos" if key == "videos" else key
     if isinstance(held, dict) and isinstance(asked, dict):
         differ = [name for name in asked if held.get(name) != asked[name]]
         values = ", ".join(f"{name} {held.get(name)}, here {asked[name]}" for name in differ)
-        return f"{_WORDS[key]} ({values})"
-    return f"{_WORDS[key]} ({held}, here {asked})"
+        return f"{name_of_entry} ({values})"
+    return f"{name_of_entry} ({held}, here {asked})"

@@ -11,11 +11,11 @@ from vidrobust.utils.errors import UserError
 
 
 def require_work(indices: Sequence[int], videos: int, batch_size: int) -> None:
-    """Raise UserError for a batch size that is none, and for videos that are not there, or twice.
+    """Raise UserError for a batch size below 1, and for indices out of range or listed twice.
 
     Args:
-        indices: of the videos that are asked for.
-        videos: how many there are.
+        indices: indices of the videos to measure.
+        videos: number of videos of the list.
         batch_size: clips at a time.
     """
     try:
@@ -32,14 +32,16 @@ def require_work(indices: Sequence[int], videos: int, batch_size: int) -> None:
         raise UserError(f"indices: {twice} stands twice; name each video once")
 
 
-def logits_of(found: object, samples: int) -> Tensor:
-    """Return the (B, K) float32 logits that a model gave.
+def logits_of(output: object, samples: int) -> Tensor:
+    """Return the (B, K) float32 logits that a model returned.
 
-    Raises UserError for anything else, such as probabilities, whose means over clips are others.
+    Raises UserError for anything else, such as probabilities: their mean over the clips of a video
+    may choose another class than the mean of logits.
     """
     try:
-        logits = checked_output(found, samples)
-        if not ((logits == 0) | (logits == 1)).all():  # votes of a classifier that has no scores
+        logits = checked_output(output, samples)
+        # outputs of 0 and 1 alone are votes of a classifier without scores, and are accepted
+        if not ((logits == 0) | (logits == 1)).all():
             require_logits(logits)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -19,8 +19,8 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
 
     Args:
         cfg: the configuration.
-        state: the checkpoint's.
-        classes: K of the data set.
+        state: the checkpoint.
+        classes: number of classes K of the data set.
 
     Raises:
         UserError: for another architecture, and for an eval.branch that the model was trained
@@ -28,7 +28,9 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
     """
     _require_branch(cfg.eval.branch, state)
     weights = checkpoint.weights(state, average=cfg.eval.average)
-    linear = weights.get("head.weight")  # of a linear head; a projector has head.0.weight
+    # A linear head keeps the number of its outputs, such as clusters, which may differ from K. A
+    # projector has head.0.weight instead.
+    linear = weights.get("head.weight")
     method = build_method(cfg, classes if linear is None else len(linear))
     head_branches = [branch_of(key) for key in weights if key.startswith("head.")]
     adversarial = dict.fromkeys(name for name in head_branches if name and name != "clean")
@@ -61,16 +63,16 @@ def make_norms_precise(
 ) -> int:
     """Recompute batch-norm statistics as `eval.precise_bn` asks; return the number of clips used.
 
-    0 clips: the backbone is as it was. Norms of the head are not part of any measurement.
+    With 0 clips the backbone is unchanged. Norms of the head are not part of any measurement.
 
     Args:
         cfg: the configuration.
-        backbone: on the device.
+        backbone: the backbone, on the device.
         train: training videos, whose centre clips are used.
-        device: of the backbone.
+        device: device of the backbone.
 
     Raises:
-        UserError: no video of a batch decodes.
+        UserError: if no video of a batch decodes.
     """
     if not cfg.eval.precise_bn:
         return 0

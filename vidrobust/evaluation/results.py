@@ -48,11 +48,13 @@ def identify(
     test: list[Record],
     others: list[Record],
 ) -> dict[str, str]:
-    """Return what two runs must have in common to be the same evaluation.
+    """Return the entries that two runs must have in common to be the same evaluation.
+
+    They are fields of `Summary`.
 
     Args:
         cfg: the configuration.
-        state: the checkpoint's.
+        state: the checkpoint.
         train: training videos.
         test: test videos.
         others: videos of eval.shift.
@@ -89,7 +91,7 @@ def claim(
 
     Args:
         out: the folder.
-        identity: what `identify` says of this evaluation.
+        identity: what `identify` returns for this evaluation.
         cfg: its configuration.
         overwrite: delete the files of another evaluation in the folder.
         classes: names of the classes, for a report that is written again without the data set.
@@ -150,7 +152,7 @@ def classes_of(out: Path) -> list[str]:
     """Return the names of the classes of the evaluation in a folder.
 
     Raises:
-        UserError: where they are not known.
+        UserError: if the folder does not hold them.
     """
     remedy = "evaluate again, without --report-only"
     if not (out / "identity.json").is_file():
@@ -172,9 +174,15 @@ def _evaluation_options(cfg: config.Config) -> config.Config:
     )
 
 
-def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
-    """Return what differs from the evaluation in the folder, in words."""
-    before = held.get("options")
+def _difference(earlier: dict[str, Any], identity: dict[str, str], options: dict[str, str]) -> str:
+    """Return what differs from the evaluation in the folder, in words.
+
+    Args:
+        earlier: content of the identity.json in the folder.
+        identity: what `identify` returns for this evaluation.
+        options: option -> value, of this evaluation.
+    """
+    before = earlier.get("options")
     before = before if isinstance(before, dict) else {}
     differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
     names = {
@@ -184,7 +192,9 @@ def _difference(held: dict[str, Any], identity: dict[str, str], options: dict[st
         "config_sha": f"options ({differ})" if differ else "options",
         "manifest_sha": "lists of videos",
     }
-    return " and ".join(name for key, name in names.items() if held.get(key) != identity.get(key))
+    return " and ".join(
+        name for key, name in names.items() if earlier.get(key) != identity.get(key)
+    )
 
 
 Row = dict[str, Any]
@@ -192,7 +202,7 @@ Key = tuple[int, str]
 Group = Sequence[Key]
 Combine = Callable[[Row, Row], Row]
 
-# in the error of a row: the video decodes, and the model or its gradient is NaN or infinite there
+# in the error of a row: the video decodes, but the model's outputs or gradient are NaN or infinite
 MODEL_FAULT = "no finite numbers from the model"
 
 
@@ -207,7 +217,7 @@ def rank_files(out: Path, stem: str) -> list[Path]:
 
 
 def earlier(old: Row, new: Row) -> Row:
-    """Return the row that was written first."""
+    """Return the row that was written first, the usual `combine`."""
     return old
 
 
@@ -220,7 +230,7 @@ def unfinished(
 
     Args:
         out: the folder.
-        stem: of the files.
+        stem: stem of the names of files.
         column: key of the condition in a row.
         groups: (index, condition) pairs of the call.
         combine: makes one row of two with the same key.
@@ -251,7 +261,7 @@ def merged(
 
     Args:
         out: the folder.
-        stem: of the files.
+        stem: stem of the names of files.
         column: key of the condition in a row.
         groups: (index, condition) pairs of the call; in the file, rows of other calls come first.
         combine: makes one row of two with the same key.
@@ -261,7 +271,7 @@ def merged(
     keys = [key for group in groups for key in group]
     rows = [by_key[key] for key in keys]
     of_this_call = set(keys)
-    distributed.patient_barrier()
+    distributed.patient_barrier()  # every rank has read
     _rewrite(out, stem, [row for key, row in by_key.items() if key not in of_this_call] + rows)
     return rows
 
@@ -305,9 +315,9 @@ def require_label(uid: str, label: int, classes: int) -> None:
     """Raise UserError for a label that the model has no logit for.
 
     Args:
-        uid: of the video.
+        uid: name of the video.
         label: its class.
-        classes: how many logits there are.
+        classes: number of logits.
     """
     if not 0 <= label < classes:
         raise UserError(
@@ -317,7 +327,7 @@ def require_label(uid: str, label: int, classes: int) -> None:
 
 
 def _read(out: Path, stem: str, column: str, combine: Combine) -> dict[Key, Row]:
-    """Return the rows that any rank has written."""
+    """Return the rows that any rank has written, by key; arguments as in `merged`."""
     rows: dict[Key, Row] = {}  # a kill between merging and clearing up leaves rows in two files
     for path in rank_files(out, stem):
         for row in read_rows(path):

@@ -31,7 +31,7 @@ from vidrobust.utils.typed_json import from_json
 
 @dataclass(frozen=True)
 class KnnSettings:
-    """Settings of kNN: the number of neighbours and the temperature of their votes."""
+    """Settings of kNN: the number of neighbours that vote, and the temperature of their votes."""
 
     k: int
     temperature: float
@@ -51,11 +51,11 @@ class LargestThreat:
 class Summary:
     """Results of an evaluation, the contents of summary.json. Accuracies are fractions.
 
-    Fields with a default may be missing in files of earlier revisions, and None or empty where
-    something was not measured.
+    Fields with a default may be missing in files of earlier revisions. A field is None, "" or
+    empty where its subject was not measured.
 
     Attributes:
-        n: test videos that are attacked and corrupted.
+        n: number of test videos that are attacked, corrupted and shown without cues.
         dataset: name of the data set.
         split: which of its videos, such as "test, fold 1".
         unit: what is attacked, a "clip" of each video or the "video".
@@ -73,8 +73,8 @@ class Summary:
         sensitivity: how far small perturbations move the representation.
         shift: accuracy on another data set.
         bias: accuracy on clips without a cue.
-        clean_acc: accuracy without an attack, of what is attacked; that of corruptions, or else of
-            cues, without attacks.
+        clean_acc: accuracy on the unchanged clips of the attacks. Without attacks it is that of
+            the corruptions, and without these that of the cues.
         clean_acc_h264: the same after H.264.
         robust_acc: fraction of videos that withstand every threat; with one family of threats,
             this is the accuracy under its largest.
@@ -82,9 +82,9 @@ class Summary:
         ci95: 95 % interval of robust_acc (Wilson).
         threat: the largest threat; None for several families.
         threats: names of the threats.
-        suite: which attacks.
+        suite: name of the suite with its counts, such as "pgd-20x5".
         median_norm: kind of threat -> median size of the smallest perturbations; None unless the
-            attack finds these.
+            attack finds smallest perturbations.
         attacks: names of the attacks that ran.
         curve: accuracy under each threat.
         warnings: reasons to doubt the numbers.
@@ -95,6 +95,9 @@ class Summary:
         shift_sha: hash of the list of videos of `shift`.
         textures: how texture twins were made.
     """
+
+    # The order of the fields is that of the entries in summary.json. So the corruptions come last,
+    # apart from other natural changes.
 
     # Data and protocol
     n: int
@@ -113,7 +116,7 @@ class Summary:
     precise_bn: int = 0
     geometry: dict[str, Geometry] | None
     sensitivity: Sensitivity | None = None
-    # Natural changes, part 1
+    # Another data set, and cues
     shift: Shift | None = None
     bias: BiasTable | None = None
     # Attacks
@@ -129,9 +132,9 @@ class Summary:
     attacks: list[str] = field(default_factory=list)
     curve: list[CurvePoint]
     warnings: list[str]
-    # Natural changes, part 2
+    # Corruptions
     corruption: CorruptionTable | None
-    # What the numbers are of
+    # Identity of model, options and videos, from `results.identify`
     checkpoint: str = ""
     config_sha: str = ""
     manifest_sha: str = ""
@@ -171,14 +174,14 @@ def summary_of_data(
     gallery: Features,
     classes: list[str],
 ) -> Summary:
-    """Return a summary of the data, the protocol and the representation; the rest is not measured.
+    """Return a summary with data, protocol and representation; other parts are added later.
 
     Args:
         cfg: the configuration.
-        n: test videos that are attacked and corrupted.
-        representation: accuracies of kNN, probes and the own head.
+        n: number of test videos that are attacked and corrupted.
+        representation: predictions of kNN, the probes and the model's own head.
         gallery: features of the training videos.
-        classes: names.
+        classes: names of the classes.
     """
     data, e = cfg.data, cfg.eval
     split = f"validation {data.validation:g}" if data.validation else "test"
@@ -186,6 +189,7 @@ def summary_of_data(
         split += f", fold {data.fold}"
     own_head = "head" in representation.predictions
     failures = gallery.failed + representation.asked.failed
+    knn_k = min(e.knn_k, gallery.features.shape[0] * e.clips)  # no more than the gallery has
     return Summary(
         n=n,
         dataset=data.name,
@@ -199,7 +203,7 @@ def summary_of_data(
         chance=1 / len(classes),
         classifier="own head" if own_head else "linear probe",
         representation=representation.accuracies(),
-        knn=KnnSettings(min(e.knn_k, gallery.features.shape[0] * e.clips), e.knn_temperature),
+        knn=KnnSettings(knn_k, e.knn_temperature),
         failed=[failure.reason for failure in failures],
         geometry=None,
         curve=[],
@@ -209,7 +213,7 @@ def summary_of_data(
 
 
 def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
-    """Return a warning, or none, of a probe that is not better than on random weights."""
+    """Return a warning if the probe is not better than one on random weights; otherwise []."""
     trained = accuracies["trained_probe"].acc
     random = accuracies["random_probe"].acc
     if trained > random:
@@ -232,13 +236,13 @@ def add_attacks(
     Args:
         summary: changed in place.
         cfg: the configuration.
-        rows: of all videos and threats, by videos.
+        rows: rows of all videos and threats, those of a video next to each other.
         attack: threats and attacks.
         doubts: warnings of checks before the attacks.
     """
     threats = attack.ordered
     curve = robust_curve(rows, threats)
-    videos = rows[:: len(curve)]  # one row per video
+    videos = rows[:: len(curve)]  # one row per video: clean predictions are alike in all of them
     robust = robust_to_all(rows)
     robust_uint8 = robust_to_all(rows, lambda row: row.uint8_right)
     summary.clean_acc = sum(row.clean_right for row in videos) / len(videos)

@@ -78,9 +78,9 @@ class ArmResult:
         Raises:
             ValueError: an entry is missing or of another type.
         """
-        own = {"n", "difference", "gap_closed"}
-        measures = {key: value for key, value in entry.items() if key not in own}
-        return from_json(cls, {key: entry.get(key) for key in own} | {"measures": measures})
+        others = {"n", "difference", "gap_closed"}
+        measures = {key: value for key, value in entry.items() if key not in others}
+        return from_json(cls, {key: entry.get(key) for key in others} | {"measures": measures})
 
 
 # Arm -> its result on one data set.
@@ -122,7 +122,7 @@ def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
       negatives.
 
     Args:
-        study: names the baseline and the comparators.
+        study: the study, which names the baseline and the comparators.
         runs: the finished runs.
 
     Returns:
@@ -135,7 +135,13 @@ def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
 
 
 def _summarise_dataset(study: Study, runs: Sequence[FinishedRun], dataset: str) -> Table:
-    """Return arm -> its result on one data set."""
+    """Return arm -> its result on one data set.
+
+    Args:
+        study: the study, which names the baseline and the comparators.
+        runs: the finished runs, also of other data sets.
+        dataset: name of the data set.
+    """
     by_arm: dict[str, dict[int, Measures]] = {}
     for run in runs:
         if run.arm.dataset == dataset:
@@ -181,7 +187,7 @@ def _measures(run: FinishedRun) -> Measures:
         measures[f"acc {name}"] = view.acc
     for name, view in views.items():
         measures[f"bias {name}"] = view.bias
-    assert summary.geometry is not None  # it is in every file
+    assert summary.geometry is not None  # rank 0, which writes the file, always has it
     # Quantiles and histograms of the geometry are lists, which have no mean over seeds.
     for key, value in vars(summary.geometry["trained"]).items():
         if not isinstance(value, list):
@@ -234,7 +240,7 @@ def _gap(table: Table, baseline: str, comparator: str, name: str) -> Measures:
     """
     gaps: Measures = {}
     for key in table[name].measures:
-        # A threat of budget 0 ends with -0.
+        # A threat of budget 0 ends with -0, and has no gap.
         if not key.startswith("robust ") or key.endswith("-0"):
             continue
         low = table[baseline].measures[key].mean

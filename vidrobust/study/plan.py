@@ -29,7 +29,7 @@ class Study:
         comparators: names of arms whose gap to the baseline the others may close.
         skip: name of a data set -> arms that are not run on it.
         options: name of a data set -> options of its runs.
-        page: config file of the study.
+        config_file: config file of the study.
     """
 
     arms: Mapping[str, Sequence[str]]
@@ -40,7 +40,7 @@ class Study:
     comparators: Sequence[str] = ()
     skip: Mapping[str, Sequence[str]] = field(default_factory=dict)
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    page: Path = Path("study.yaml")
+    config_file: Path = Path("study.yaml")
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def read_study(path: str | Path) -> Study:
         raise UserError(f"{path}: no such study; give the path of its config file")
     # References such as ${data.root} are resolved by the configuration of each run, not now.
     content = read_page(path, str(path), "a study")
-    keys = [item.name for item in fields(Study) if item.name != "page"]
+    keys = [item.name for item in fields(Study) if item.name != "config_file"]
     for key in content:
         if key not in keys:
             raise UserError(f"{path}: unknown key '{shown(key)}'{nearest(key, keys)}")
     _check_types(content, path)
     _check_folder_names(content, path)
-    study = Study(**({"page": path} | content))
+    study = Study(**content, config_file=path)
     _check_references(study, path)
     return study
 
@@ -241,7 +241,7 @@ def _plan_run(
             folder = _folder(out, dataset, other, seed)
             needs.append(folder)
             options = [option.replace(f"{{{other}}}", str(folder)) for option in options]
-    cfg = config.load(study.page.parent / study.datasets[dataset], options)
+    cfg = config.load(study.config_file.parent / study.datasets[dataset], options)
     return Arm(dataset, name, seed, cfg, _folder(out, dataset, name, seed), tuple(needs))
 
 

@@ -71,7 +71,7 @@ def _write_study(
     }
     with replacing(out / f"{name}.json") as file:
         file.write((json.dumps(numbers, indent=2) + "\n").encode())
-    lines = [f"# {markdown.escape(study.page.stem)}: {len(runs)} runs", ""]
+    lines = [f"# {markdown.escape(study.config_file.stem)}: {len(runs)} runs", ""]
     if missing:
         lines += [f"Not finished: {missing} of {missing + len(runs)} runs of the study.", ""]
     lines += _options(study, overrides)
@@ -308,11 +308,11 @@ def _gaps(study: Study, table: Table) -> list[str]:
             if comparator in result.gap_closed
         }
         if any(_has_value(gaps) for gaps in closed.values()):
-            # Whether the gap itself is certain: the comparator's difference from the baseline.
+            # The gap itself, which shows whether it is certain.
             gap = table[comparator].difference
             for name, gaps in closed.items():
                 if name not in study.comparators:
-                    cells = [_gap(value, gap[f"robust {key}"]) for key, value in gaps.items()]
+                    cells = [_gap(value, gap.get(f"robust {key}")) for key, value in gaps.items()]
                     rows.append([name, comparator, *cells])
         # No gap at any budget; without a baseline `closed` is empty, and nothing is said.
         elif closed:
@@ -331,7 +331,7 @@ def _gaps(study: Study, table: Table) -> list[str]:
         (
             "Gap between the robust accuracies of baseline and comparator that the arm closes, per"
             " cent. -: the comparator is not above the baseline. In brackets: the gap is in doubt,"
-            " as there is one seed, or its interval includes 0."
+            " as baseline and comparator share fewer than two seeds, or its interval includes 0."
         ),
         "",
         *markdown.table(["arm", "comparator", *_gap_titles(table)], *rows),
@@ -352,12 +352,17 @@ def _gap_titles(table: Table) -> list[str]:
     return []
 
 
-def _gap(closed: float | None, gap: Spread) -> str:
-    """Format a closed gap; `gap` is the spread of the gap itself."""
+def _gap(closed: float | None, gap: Spread | None) -> str:
+    """Format how much of a gap is closed.
+
+    Args:
+        closed: per cent of the gap; None if there is no gap.
+        gap: comparator minus baseline, seed by seed; None if they have no seed in common.
+    """
     if closed is None:
         return "-"
     # Certain if the interval of the comparator's difference from the baseline is above 0.
-    certain = gap.half is not None and gap.mean > gap.half
+    certain = gap is not None and gap.half is not None and gap.mean > gap.half
     return f"{closed:.0f}" if certain else f"({closed:.0f})"
 
 

@@ -1,9 +1,10 @@
 """Read parsed JSON into dataclasses, with every entry checked."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
+from cattrs.errors import IterableValidationError, IterableValidationNote
 
 T = TypeVar("T")
 
@@ -20,8 +21,32 @@ def _exactly(*kinds: type) -> Callable[[Any, Any], Any]:
     return take
 
 
-# cattrs alone would turn 3 into "3", and "3" into 3
+def _list_reader(kind: Any) -> Callable[[Any, Any], Any]:
+    """Return a reader of lists, such as list[str], that raises for text and objects."""
+    (item_kind,) = get_args(kind)
+
+    def take(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise TypeError
+        items = []
+        errors: list[Exception] = []
+        for index, item in enumerate(value):
+            try:
+                items.append(_CONVERTER.structure(item, item_kind))
+            except Exception as error:  # any error of a reader; the note names the place
+                note = IterableValidationNote(f"@ index {index}", index, item_kind)
+                error.__notes__ = [*getattr(error, "__notes__", []), note]
+                errors.append(error)
+        if errors:
+            raise IterableValidationError("", errors, kind)
+        return items
+
+    return take
+
+
+# cattrs alone would turn 3 into "3", "3" into 3, and "ab" into ["a", "b"]
 _CONVERTER = cattrs.Converter()
+_CONVERTER.register_structure_hook_factory(lambda kind: get_origin(kind) is list, _list_reader)
 for _kind, _accepted in ((str, (str,)), (int, (int,)), (float, (float, int)), (bool, (bool,))):
     _CONVERTER.register_structure_hook(_kind, _exactly(*_accepted))
 

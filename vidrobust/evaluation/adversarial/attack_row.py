@@ -15,25 +15,26 @@ class AttackRow:
     """The result of one video under one threat.
 
     Attributes:
-        index: of the video in the test list.
+        index: index of the video in the test split.
         uid: name of the video.
         label: its class.
         clean_pred: class that is predicted without an attack; None for a failed video.
         threat: the budget, as `eval.threats` names it.
-        eps: its size.
+        eps: size of the budget.
         adv_pred: class that is predicted for the adversarial clip.
         robust: the prediction is right, and no attack changes it.
         killed_by: the attack that changed it, "clean" if it was wrong before, "error" for a failed
             video, None if it is robust.
         uint8_pred: class that is predicted for the adversarial clip rounded to uint8.
-        uint8_killed_by: as `killed_by`, of rounded clips.
+        uint8_killed_by: as `killed_by`, for rounded clips.
         clean_h264_pred: class after an H.264 round trip without an attack; None without H.264.
         h264_pred: class after an H.264 round trip of the adversarial clip; None without H.264.
         measured: size of the perturbation in the threat's norm.
         in_budget: the perturbation is within the budget.
-        passes: attack -> [forward, backward] passes, in clips. The first row of a batch counts the
-            whole batch.
-        rejected: attack -> clips outside of the budget, which were not used; of the whole batch.
+        passes: attack -> [forward, backward] passes, in clips. The first row of a batch has those
+            of the whole batch, other rows have none: a sum over rows is the cost of the evaluation.
+        rejected: attack -> number of clips outside of the budget, which were not used; in the first
+            row of a batch, as `passes`.
         error: why the video failed, or None.
     """
 

@@ -19,9 +19,9 @@ class AttackSettings:
     Attributes:
         threats: budgets, in any order.
         suite: which attacks.
-        seed: of all random numbers.
-        pictures: broken clips that are kept per kind of threat.
-        crops: of source frames, 1 or 3.
+        seed: seed of all random numbers.
+        pictures: number of broken clips that are kept per kind of threat.
+        crops: number of crops of source frames, 1 or 3.
         h264_crf: predictions are also made after H.264 at this CRF; 0: none.
     """
 

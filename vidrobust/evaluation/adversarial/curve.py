@@ -20,20 +20,21 @@ class CurvePoint:
     Attributes:
         threat: the budget, as `eval.threats` names it.
         kind: the threat without its size.
-        norm: of the budget.
+        norm: norm of the threat.
         support: what may be changed.
         k: size of the support.
         eps: size of the budget.
-        n: videos.
+        n: number of videos.
         robust_acc: fraction of videos that no attack breaks.
         ci95: its 95 % interval (Wilson).
         robust_acc_uint8: the same after rounding to uint8.
         robust_acc_h264: the same after H.264; None without H.264.
-        max_measured: largest perturbation.
-        out_of_budget: clips outside of the budget.
-        killed_by: attack -> videos that it broke.
+        max_measured: size of the largest perturbation.
+        out_of_budget: number of adversarial clips outside of the budget.
+        killed_by: attack -> number of videos that it broke, at this budget or a smaller one. Also
+            "clean", the videos that are wrong without an attack, and "error", those that failed.
         passes: attack -> [forward, backward] passes in clips.
-        rejected: attack -> clips outside of the budget that were not used.
+        rejected: attack -> number of clips outside of the budget that were not used.
     """
 
     threat: str
@@ -65,6 +66,7 @@ def robust_curve(rows: Sequence[AttackRow], threats: Sequence[ThreatModel]) -> l
 
 
 def _point(rows: Sequence[AttackRow], threat: ThreatModel) -> CurvePoint:
+    """Return the accuracy on the rows of one threat."""
     n = len(rows)
     hits = sum(row.robust for row in rows)
     coded = [row.h264_right for row in rows if row.h264_pred is not None]
@@ -110,8 +112,8 @@ def median_norms(
 ) -> dict[str, float | None]:
     """Return the median size of the smallest perturbations, per kind of threat.
 
-    Only videos that are right without an attack count. None: more than half of them withstand the
-    largest budget.
+    Only videos that are right without an attack count. A median is None if it is beyond the largest
+    budget, and if no video counts.
 
     Args:
         rows: of all threats.
@@ -120,8 +122,11 @@ def median_norms(
     medians: dict[str, float | None] = {}
     for family in families(threats):
         largest = family[-1]
-        ours = [row for row in rows if row.threat == str(largest) and row.clean_right]
-        sizes = [math.inf if row.robust or row.measured is None else row.measured for row in ours]
+        attacked = [row for row in rows if row.threat == str(largest) and row.clean_right]
+        # a video that withstands the largest budget has a larger, unknown smallest perturbation
+        sizes = [
+            math.inf if row.robust or row.measured is None else row.measured for row in attacked
+        ]
         median = statistics.median(sizes) if sizes else math.inf
         medians[largest.kind] = None if math.isinf(median) else median
     return medians
@@ -143,6 +148,7 @@ def suite_warnings(rows: Sequence[AttackRow], curve: Sequence[CurvePoint]) -> li
             for name in point.passes
             if name.startswith("apgd-") and name[5:] not in ("ce", "dlr", "t")
         ]
+        # a suite of black-box attacks alone has no white-box attack to be compared with
         white_box_ran = any(name not in (*BLACK_BOX, *parts) for name in point.passes)
         if white_box_ran:
             lines = weak_white_box(broken_by, BLACK_BOX, parts)

@@ -12,7 +12,7 @@ from vidrobust.utils.errors import UserError
 
 
 class MicroBatches:
-    """Runs a model on at most `size` clips at a time, forward and backward.
+    """Run a model on at most `size` clips at a time, forward and backward.
 
     A batch that fits goes through as it is. A larger one is run in chunks without a graph, and
     again in chunks when its gradient is needed: one more forward pass, and the memory of one chunk.
@@ -109,7 +109,7 @@ class _Bounded(torch.autograd.Function):
             except RuntimeError as error:
                 if not _is_memory(error):
                     raise
-            del out
+            del out  # its graph, which holds the activations of the whole batch
             ctx.owner.shrink()
         return ctx.owner.fitting(lambda: _in_chunks(ctx.owner, ctx.x.detach(), gradient)), None
 

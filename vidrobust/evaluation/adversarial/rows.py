@@ -105,7 +105,13 @@ def evaluate_robust(
 def _claim_folder(
     settings: MeasureSettings, attack: AttackSettings, dataset: ClipDataset | SourceVideos
 ) -> None:
-    """Refuse a folder that holds rows of another evaluation."""
+    """Refuse a folder that holds rows of another evaluation.
+
+    Args:
+        settings: the model and the folder.
+        attack: suite, seed, crops and H.264, which decide the rows.
+        dataset: the videos.
+    """
     unit = "video" if isinstance(dataset, SourceVideos) else "clip"
     model = identify_model(settings.predict, dataset, settings.device, settings.identity)
     own_folder(
@@ -160,7 +166,7 @@ def _attack_groups(
             bar.update()
 
 
-# One batch
+# --- One batch ---
 
 
 @dataclass
@@ -183,6 +189,11 @@ def _attack_unit(unit: Unit, attack: AttackSettings, seed: np.random.SeedSequenc
 
     A clip on which the model gives no finite numbers becomes a failure. The others begin anew with
     the same random numbers, so that their rows do not depend on when the evaluation was killed.
+
+    Args:
+        unit: the batch.
+        attack: threats and attacks.
+        seed: seed of the batch.
     """
     results = _Results()
     columns: list[list[AttackRow]] = []
@@ -225,7 +236,7 @@ def without(unit: Unit, error: BadSamples) -> Unit:
     )
 
 
-# One family of threats: evaluate clean, attack what is left, make the rows
+# --- One family of threats: evaluate clean, attack what is left, make the rows ---
 
 
 @dataclass
@@ -288,7 +299,8 @@ def _attack_family(
         spent = _Spent()
         clips = _clips_left(unit, threat, state)
         if clips and threat.eps > 0:
-            # an attack that finds smallest perturbations runs once for all budgets of the family
+            # An attack that finds smallest perturbations runs once, on all clips of the batch, for
+            # all budgets of the family. Its cost is counted at the budget that ran it.
             is_new = state.smallest is None
             if attack.suite.smallest:
                 clips = list(range(len(unit.uids)))
@@ -332,6 +344,11 @@ def _clips_left(unit: Unit, threat: ThreatModel, state: _State) -> list[int]:
 
     A clip that is broken but right again after rounding is attacked further, because a larger
     budget may also break its rounded form.
+
+    Args:
+        unit: the batch.
+        threat: the budget.
+        state: results at smaller budgets.
     """
     rounding_matters = not rounds_away(threat, unit.x)
     clips = []
@@ -407,7 +424,14 @@ def _spent_by(outcome: Outcome, views: int) -> _Spent:
 
 
 def _update(state: _State, unit: Unit, clips: list[int], outcome: Outcome) -> list[int]:
-    """Take the newly broken clips of an outcome into the state, and return which they are."""
+    """Take the newly broken clips of an outcome into the state, and return which they are.
+
+    Args:
+        state: results of the batch, changed in place.
+        unit: the batch.
+        clips: which of its clips were attacked.
+        outcome: results of the attack on them.
+    """
     broken = _take(state.killed_by, outcome.broken_by, clips, state.x_adv, outcome.x_adv)
     _take(state.uint8_killed_by, outcome.rounded_by, clips, state.x_round, outcome.x_rounded)
     state.adv, _ = _predicted(unit, state.x_adv)
@@ -510,7 +534,13 @@ def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _after_h264(unit: Unit, x: Tensor, crf: int) -> Sequence[int | None]:
-    """Return predictions for clips after an H.264 round trip; None each for crf 0."""
+    """Return predictions for clips after an H.264 round trip.
+
+    Args:
+        unit: the batch, for its model and frame rates.
+        x: clips (B, 3, T, H, W) in [0, 1].
+        crf: quality of the encoder, 1 to 51; 0: no round trip, None for each clip.
+    """
     if not crf:
         return [None] * len(x)
     clips = (x * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()

@@ -20,9 +20,9 @@ class Unit:
         x: (B, 3, T, H, W) in [0, 1], what the attack may change.
         labels: (B,).
         uids: names of the videos.
-        index: of the videos in the test list.
-        fps: frame rates.
-        failed: videos that do not decode.
+        index: indices of the videos in the test split.
+        fps: frame rates of the videos.
+        failed: videos that do not decode, and videos that were left out later.
         predict: x -> (B, K) logits.
         views: clips of each video that the model receives in a pass.
     """

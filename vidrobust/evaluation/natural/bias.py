@@ -263,7 +263,13 @@ def evaluate_bias(
 
 
 def _claim_folder(settings: MeasureSettings, dataset: ClipDataset, seed: int) -> None:
-    """Refuse a folder that holds rows of another model, list of videos, protocol or seed."""
+    """Refuse a folder that holds rows of another model, list of videos, protocol or seed.
+
+    Args:
+        settings: the model and the folder.
+        dataset: test videos.
+        seed: seed of all random numbers.
+    """
     identity = {
         "model": identify_model(settings.predict, dataset, settings.device, settings.identity),
         "videos": videos_of(dataset),
@@ -306,7 +312,7 @@ def _second_classes(
     """
     if partners:
         return {index: dataset.records[partner].label for index, partner in partners.items()}
-    return others if name in (CLEAN, *PAIRED) else {}
+    return others if name == CLEAN else {}
 
 
 def _measure_view(
@@ -355,6 +361,14 @@ def _rows(
     """Return one row per video of the part.
 
     A row has no prediction if its video or its video's partner does not decode.
+
+    Args:
+        view: the view to measure.
+        part: indices of the videos.
+        batch: holds the videos.
+        partner_batch: holds their partners; None if the view has none.
+        predict: the model.
+        device: device that the clips are moved to.
     """
     records = view.dataset.records
     errors = {failure.index: failure.reason for failure in batch.failed}
@@ -429,7 +443,14 @@ def _make_clips(
 
 
 def _clips_of(batch: Batch, indices: Sequence[int], clips: int, device: torch.device) -> Tensor:
-    """Return the clips of some videos of a batch, (len(indices) * clips, C, T, H, W)."""
+    """Return the clips of some videos of a batch, (len(indices) * clips, C, T, H, W).
+
+    Args:
+        batch: holds these and other videos.
+        indices: indices of the videos, in the order of the result.
+        clips: number of clips per video.
+        device: device that the clips are moved to.
+    """
     places = {index: place for place, index in enumerate(batch.index.tolist())}
     by_video = to_clips(batch, device).unflatten(0, (-1, clips))
     return by_video[[places[index] for index in indices]].flatten(0, 1)

@@ -8,7 +8,8 @@ from vidrobust.utils.intervals import wilson
 
 CLEAN = "clean"  # the view of the unchanged clip
 
-# View -> (cue followed by a prediction of the video's class, cue followed by one of the other).
+# View -> (cue that belongs to the video's class, cue that belongs to another class). Of unchanged
+# clips, only those of motionshapes have two such cues (`data.second_cues`).
 CUES = {
     "conflict": ("shape", "texture"),
     "swapped": ("what moves", "background"),
@@ -21,17 +22,20 @@ CUES = {
 class BiasView:
     """Accuracy on one view, and its bias if its two cues disagree.
 
+    Cues disagree on a video if they belong to different classes. A prediction of one of these
+    classes follows the cue that belongs to it.
+
     Attributes:
         acc: accuracy.
         ci95: its 95 % interval (Wilson).
         per_class: class -> accuracy.
         kept: acc divided by the accuracy on unchanged videos; None if that is 0.
-        cues: the cue that a prediction of the video's class follows, and the other cue; empty if
-            no video has two cues that disagree.
+        cues: the cue that belongs to the video's class, and the other cue; empty if no video has
+            two cues that disagree.
         apart: number of videos whose two cues disagree.
-        own: fraction of these videos that are classified by the first cue.
-        other: fraction of these videos that are classified by the other cue.
-        bias: own / (own + other); None if both are 0. That of "conflict" is the shape bias of
+        own: fraction of these videos whose prediction follows the first cue.
+        other: fraction of these videos whose prediction follows the other cue.
+        bias: own / (own + other); None if both are 0. For "conflict" this is the shape bias of
             Geirhos et al. 2019.
         bias_ci95: the 95 % interval of the bias.
     """
@@ -56,8 +60,8 @@ class BiasTable:
         n: number of videos.
         views: name of the view -> its accuracies.
         failed: why videos do not decode.
-        warnings: of NaN outputs.
-        views_of: clips x crops of each video.
+        warnings: warnings of NaN outputs.
+        views_of: views per video, clips x crops.
     """
 
     n: int
@@ -89,7 +93,7 @@ def _view(name: str, rows: Sequence[Row], classes: Sequence[str], clean_acc: flo
     """Return the accuracies of one view.
 
     Args:
-        name: of the view.
+        name: name of the view.
         rows: its rows.
         classes: names of the classes.
         clean_acc: accuracy on unchanged videos.

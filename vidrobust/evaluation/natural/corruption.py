@@ -205,7 +205,13 @@ def _with_severities(row: Row, asked: Severities) -> Row:
 
 
 def _combine_rows(asked: Severities, old: Row, new: Row) -> Row:
-    """Return the old row, with the severities that only the new row has."""
+    """Return the old row, with the severities that only the new row has.
+
+    Args:
+        asked: severities by name.
+        old: the row that was written first.
+        new: another row of the same video and corruption.
+    """
     old = _with_severities(old, asked)
     new = _with_severities(new, asked)
     added = [i for i, severity in enumerate(new["severities"]) if severity not in old["severities"]]

@@ -15,21 +15,23 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.typed_json import from_json
 
-KIND = "corruption"  # kind of rows that count in means; rows of a shifted data set have another
+# Kind of the rows that count in means. A caller of `corruption_table` may add rows of a shifted
+# data set, of kind "shift", to list them with the corruptions. The package writes no such rows.
+KIND = "corruption"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionAccuracy:
-    """Accuracy under one corruption. With A_c the clean accuracy and A_p that under corruption:
+    """Accuracy under one corruption. A_c is the clean accuracy.
 
     Attributes:
         kind: KIND, or "shift" for rows of a shifted data set.
         acc: accuracy at each severity.
-        mean_acc: its mean, A_p.
-        gamma_a: 1 - (A_c - A_p) (Schiappa et al. 2023).
-        gamma_r: 1 - (A_c - A_p) / A_c (the same); None if A_c is 0.
-        ce: error relative to a baseline's, per cent (`relative_to`).
-        relative_ce: the same of the errors' excess over the clean error.
+        mean_acc: mean of `acc` over severities, A_p.
+        gamma_a: absolute robustness 1 - (A_c - A_p) (Schiappa et al. 2023).
+        gamma_r: relative robustness 1 - (A_c - A_p) / A_c (Schiappa et al. 2023); None if A_c is 0.
+        ce: error relative to that of a baseline, per cent (`relative_to`).
+        relative_ce: excess over the clean error, relative to that of a baseline, per cent.
     """
 
     kind: str = KIND
@@ -54,14 +56,14 @@ class CorruptionTable:
     """The entry `corruption` of summary.json. Accuracies are fractions.
 
     Attributes:
-        severities: of the accuracies.
+        severities: severity of each accuracy in `CorruptionAccuracy.acc`.
         n: number of videos.
         clean_acc: accuracy on unchanged videos.
-        ci95: its 95 % interval (Wilson).
+        ci95: 95 % interval of clean_acc (Wilson).
         mpc: mean accuracy over corruptions and severities (Yi et al. 2021).
-        rpc: mpc / clean_acc (the same); None if clean_acc is 0.
-        gamma_a: as of a corruption, of mpc.
-        gamma_r: as of a corruption, of mpc.
+        rpc: mpc / clean_acc (Yi et al. 2021); None if clean_acc is 0.
+        gamma_a: as in `CorruptionAccuracy`, with mpc as A_p.
+        gamma_r: as in `CorruptionAccuracy`, with mpc as A_p.
         mce: mean `ce` (Hendrycks and Dietterich 2019); None without a baseline.
         relative_mce: mean `relative_ce`; None without a baseline.
         corruptions: name -> its accuracy.
@@ -69,7 +71,7 @@ class CorruptionTable:
         place: value of eval.corruption.place.
         views: views per video, clips x crops.
         failed: why videos do not decode.
-        warnings: of corruptions without effect and NaN outputs.
+        warnings: warnings of corruptions without effect and of NaN outputs.
         baseline: file of the baseline, or None.
     """
 
@@ -100,7 +102,7 @@ def corruption_table(
 ) -> CorruptionTable:
     """Summarise rows of `evaluate_corruptions`.
 
-    Means are over rows whose kind is "corruption": rows of a shifted data set may be present.
+    Means are over rows whose kind is KIND.
 
     Args:
         rows: rows of all videos and corruptions.
@@ -228,7 +230,7 @@ def _relative_errors(
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Return the mean, or None if a value is missing."""
+    """Return the mean, or None if a value is missing; a mean over fewer would not compare."""
     numbers = [value for value in values if value is not None]
     return statistics.fmean(numbers) if len(numbers) == len(values) else None
 

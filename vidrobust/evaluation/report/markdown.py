@@ -121,13 +121,12 @@ def _done(summary: Summary) -> str:
 
 
 def _model_lines(summary: Summary) -> list[str]:
-    """Return a paragraph on size and cost of the model; earlier summaries do not have them."""
+    """Return a paragraph on size and cost of the model; none for files of earlier revisions."""
     sentences = []
     if summary.model:
         size = f"{summary.model.parameters / 1e6:.2f} M parameters"
-        flops = summary.model.flops_per_clip
-        cost = "" if flops is None else f", {flops / 1e9:.2g} GFLOPs per clip"
-        sentences.append(f"Model: {size}{cost}.")
+        cost = summary.model.text()
+        sentences.append(f"Model: {size}, {cost}." if cost else f"Model: {size}.")
     if summary.precise_bn:
         sentences.append(
             f"Batch-norm statistics: recomputed from {summary.precise_bn} training clips."

@@ -153,7 +153,18 @@ def _layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
 def _keep_output(
     outputs: dict[str, Tensor], name: str, clips: int, module: nn.Module, inputs: Any, output: Any
 ) -> None:
-    """Store the pooled output of a layer: a forward hook, after its first three arguments."""
+    """Store the pooled output of a layer.
+
+    With its first three arguments set, this is a forward hook of torch, which passes the others.
+
+    Args:
+        outputs: receives the output.
+        name: name of the layer.
+        clips: number of clips B.
+        module: the layer; not used.
+        inputs: inputs of the layer; not used.
+        output: output of the layer.
+    """
     outputs[name] = _pooled(output, clips)
 
 
