@@ -27,6 +27,7 @@ from vidrobust.study import (
     summarise,
     write_study,
 )
+from vidrobust.study.arm_table import student_t
 from vidrobust.study.plan import chosen
 from vidrobust.utils.errors import UserError
 
@@ -291,7 +292,16 @@ def test_intervals_of_one_seed_and_of_many():
     many = summarise(study, _runs({"csl": [0.1, 0.2] * 10}))["d"]["csl"].measures[
         "robust linf-0.01"
     ]
-    assert many.half == pytest.approx(1.96 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20))
+    assert many.half == pytest.approx(
+        2.093 * statistics.stdev([0.1, 0.2] * 10) / math.sqrt(20), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("freedom", "published"), [(1, 12.706), (14, 2.145), (15, 2.131), (19, 2.093), (60, 2.000)]
+)
+def test_quantiles_of_students_t_are_the_published_ones(freedom, published):
+    assert student_t(freedom) == pytest.approx(published, abs=5e-4)
 
 
 def test_later_options_replace_earlier_ones_and_runs_are_ordered_by_seed(page):

@@ -103,7 +103,7 @@ _T = (
     2.160,
     2.145,
 )
-_NORMAL = 1.96  # that of the normal distribution, for more degrees of freedom
+_NORMAL = 1.959964  # that of the normal distribution
 
 
 def summarise(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Table]:
@@ -209,14 +209,26 @@ def _spreads(runs: Sequence[Measures]) -> dict[str, Spread]:
     return spreads
 
 
+def student_t(freedom: int) -> float:
+    """Return the 97.5 % point of Student's t for `freedom` degrees of freedom, at least 1."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    # Abramowitz and Stegun 1964, 26.7.5: exact to three decimals from 15 on
+    z = _NORMAL
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
 def spread_of(values: list[float]) -> Spread:
     """Return mean and spread of one or more values."""
     mean = statistics.fmean(values)
-    # n values have n - 1 degrees of freedom, and _T begins with 1.
     n = len(values)
     std = statistics.stdev(values) if n > 1 else None
-    t = _T[n - 2] if 1 < n <= len(_T) + 1 else _NORMAL
-    half = None if std is None else t * std / math.sqrt(n)
+    half = None if std is None else student_t(n - 1) * std / math.sqrt(n)
     return Spread(mean, std, half, values)
 
 
