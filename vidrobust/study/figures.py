@@ -1,15 +1,18 @@
 """Draw the figures of a study."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from vidrobust.evaluation.report import drawing
 from vidrobust.study.arm_table import FinishedRun, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_robust(path: Path, runs: Sequence[FinishedRun], table: Table) -> bool:
@@ -156,8 +159,7 @@ def _style(number: int) -> dict[str, Any]:
 
 def _figure() -> tuple[Figure, Any]:
     """Return a figure and its axes."""
-    figure = Figure(figsize=(7.5, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(7.5, 4, dpi=150)
     return figure, figure.subplots()
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
 from vidrobust.evaluation.report import drawing
@@ -125,12 +123,7 @@ def _draw_heat_map(path: Path, table: CorruptionTable) -> None:
     severities = table.severities
     acc = 100 * np.array([table.corruptions[name].acc for name in names])
     # Figures grow with the number of cells, so that text keeps its size.
-    figure = Figure(
-        figsize=(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1),
-        dpi=150,
-        layout="constrained",
-    )
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(1.1 * len(severities) + 2.6, 0.26 * len(names) + 1.1, dpi=150)
     axes = figure.subplots()
     image = axes.imshow(acc, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(severities)), [str(s) for s in severities])
@@ -156,8 +149,7 @@ def _draw_curves(path: Path, table: CorruptionTable) -> None:
     names = list(table.corruptions)
     across = 5
     down = -(-len(names) // across)
-    figure = Figure(figsize=(2.1 * across, 1.6 * down + 0.3), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(2.1 * across, 1.6 * down + 0.3, dpi=120)
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, name in zip(panels, names, strict=False):
         acc = [100 * value for value in (table.clean_acc, *table.corruptions[name].acc)]

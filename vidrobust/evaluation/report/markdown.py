@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from vidrobust.evaluation.adversarial.curve import CurvePoint
 from vidrobust.evaluation.adversarial.rows import timings
@@ -276,8 +274,7 @@ def _draw_curves(path: Path, summary: Summary) -> bool:
         # A report that is written again may have had a curve before.
         path.unlink(missing_ok=True)
         return False
-    figure = Figure(figsize=(5 * len(several), 3.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(5 * len(several), 3.4, dpi=150)
     panels = figure.subplots(1, len(several), squeeze=False)[0]
     for axes, ((norm, name), curve) in zip(panels, several.items(), strict=True):
         _draw_curve(axes, summary, curve, norm, name)
@@ -381,8 +378,7 @@ def _draw_clip(path: Path, classes: list[str]) -> Path:
         (f"difference\nx {gain:.3g}", 0.5 + gain * difference),
     ]
 
-    figure = Figure(figsize=(1.3 * len(frames) + 1.2, 4.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = drawing.new_figure(1.3 * len(frames) + 1.2, 4.4, dpi=120)
     grid = figure.subplots(3, len(frames), squeeze=False)
     for line, (title, images) in zip(grid, rows, strict=True):
         for axes, t in zip(line, frames, strict=True):
