@@ -7,9 +7,11 @@ model, method, optimizer, rng, config, manifest_sha}. Some have more: see `_TYPE
 import hashlib
 import io
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, BinaryIO, cast
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from vidrobust import config
 from vidrobust.models.branch_norm import MIXTURES, branch_of, without_branch
+from vidrobust.models.checkpoints import Contents, Recognised, read_weights, recognise_contents
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
@@ -191,10 +194,15 @@ def read(path: str | Path) -> Any:
         else:
             reason = "torch cannot read it"
     if reason:
-        older = [p.name for p in step_files(path.parent) if p != path]
-        remedy = f"; use {older[-1]} in the same folder" if older else ""
-        raise UserError(f"{path}: not a checkpoint, or incomplete ({reason}){remedy}")
+        raise _damaged(path, reason)
     return state
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    """Return the error of a file that is no checkpoint, or that is incomplete."""
+    older = [p.name for p in step_files(path.parent) if p != path]
+    remedy = f"; use {older[-1]} in the same folder" if older else ""
+    return UserError(f"{path}: not a checkpoint, or incomplete ({reason}){remedy}")
 
 
 def _damage(path: Path) -> str:
@@ -395,44 +403,83 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
     module.load_state_dict(state)
 
 
-def backbone_state(path: str, branch: str = "") -> dict[str, Tensor]:
+def backbone_state(
+    path: str, branch: str = "", branches: Sequence[str] = ("clean",), head_key: str = ""
+) -> dict[str, Tensor]:
     """Load backbone weights from a file or a run's folder.
 
-    The file may be a backbone.pt, a training checkpoint of this package, or any state dict. A
-    training checkpoint gives its `measured_backbone`. Prefixes that other code puts before the
-    backbone (`module.`, `encoder.`, `backbone.`, `trunk.`) are removed. Classifiers (`fc.`,
-    `head.`) and branch selectors are left out.
+    The file may be a backbone.pt, a training checkpoint of this package, or a file of other code
+    in a layout of `models.checkpoints.LAYOUTS`. A training checkpoint gives its
+    `measured_backbone`. Classifiers and projectors are left out; the log says what was taken.
 
     Args:
         path: the file, or the folder of a run.
         branch: batch-norm branch to take, from a training checkpoint only; "": the branch that its
             configuration evaluates.
+        branches: of the backbone that gets the weights. A file of other code with the same ones
+            gives all; otherwise it gives one, which its layout names.
+        head_key: of the backbone that gets the weights, see `Backbone.head_key`.
 
     Raises:
         UserError: for a file that is none of these, and for a branch of a file without branches.
     """
-    state = read(path)
+    contents = read_foreign(path)
+    state = contents.value
     if isinstance(state, dict) and state.keys() >= KEYS:
-        whole = state["model"]
         backbone = measured_backbone(state, branch)
-    elif branch:
+        if len(backbone) < len(state["model"]):
+            log.info(
+                f"{path}: loaded {len(backbone)} tensors of the backbone, left out"
+                f" {len(state['model']) - len(backbone)} others"
+            )
+        return backbone
+    if branch:
         raise UserError(f"{path}: has no batch-norm branches; give the folder of the run")
-    else:
-        whole = state
-        # names under which other code stores a model's state dict
-        for name in ("state_dict", "model_state", "model"):
-            whole = whole.get(name, whole) if isinstance(whole, dict) else whole
-        if not isinstance(whole, dict) or not all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in whole.items()
-        ):
-            raise UserError(f"{path}: holds no state dict of a model")
-        backbone = _backbone_part(whole, "clean")
-    if len(backbone) < len(whole):
-        log.info(
-            f"{path}: loaded {len(backbone)} tensors of the backbone, left out"
-            f" {len(whole) - len(backbone)} others"
+    found = recognise_contents(contents, path, head_key)
+    log.info(f"{path}: {found.text()}")
+    return _for_branches(found, branches)
+
+
+def read_foreign(path: str | Path) -> Contents:
+    """Read a file of this package or of other code, or the newest checkpoint of a run's folder.
+
+    Code that the file names is not run. Objects of foreign classes are left out with a warning.
+
+    Raises:
+        UserError: for a missing or damaged file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Contents(read(path))
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    if reason := _damage(path):
+        raise _damaged(path, reason)
+    contents = read_weights(path)
+    if contents.foreign:
+        log.warning(
+            f"{path}: objects of {', '.join(contents.foreign[:5])} were not created, as only"
+            " tensors and plain values are read"
         )
-    return backbone
+    return contents
+
+
+def _for_branches(found: Recognised, branches: Sequence[str]) -> dict[str, Tensor]:
+    """Return weights for a backbone with these norm branches: all branches, or one without name."""
+    held = {name for key in found.backbone if (name := branch_of(key))}
+    if held == set(branches) or not held:
+        return found.backbone
+    chosen = found.layout.branch
+    if len(branches) > 1:
+        log.warning(
+            f"the weights have the norm branches {', '.join(sorted(held))}; {chosen} is taken for"
+            " all branches"
+        )
+    return {
+        without_branch(key): value
+        for key, value in found.backbone.items()
+        if branch_of(key) in (None, chosen)
+    }
 
 
 def measured_backbone(state: dict[str, Any], branch: str = "") -> dict[str, Tensor]:
@@ -457,10 +504,10 @@ def _backbone_part(state: dict[str, Tensor], branch: str) -> dict[str, Tensor]:
     for key, value in state.items():
         if branch_of(key) not in (None, branch):
             continue
-        while key.split(".")[0] in ("module", "encoder", "backbone", "trunk"):
-            key = key.partition(".")[2]
-        if key.split(".")[0] not in ("fc", "head", "selector"):
-            backbone[without_branch(key)] = value
+        # `network` holds a model of another package, see `Backbone.stored`
+        name = re.sub(r"^backbone\.trunk\.(network\.)?", "", key)
+        if name != key:
+            backbone[without_branch(name)] = value
     return backbone
 
 

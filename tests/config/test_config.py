@@ -108,7 +108,6 @@ def test_environment_variables_in_paths_are_replaced(tmp_path, monkeypatch):
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
         ("data: {size: 200}", "data.size=200: must be at most data.short_side=128"),
         ("augment: {scale: [0.9, 0.1]}", "must be two areas, from and to"),
-        ("eval: {branch: adv}", "only a model trained with an adversary has another branch"),
         (
             "method: {adversary: {name: clae, threats: [frames17-linf-1]}}",
             "threats: .*17 frames of a clip of 16",

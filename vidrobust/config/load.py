@@ -131,7 +131,16 @@ def to_yaml(cfg: Config) -> str:
 
 # Options added after results had been written. At these values they have no effect, so they must
 # not change the hash of old configurations.
-_ADDED_LATER: dict[str, object] = {"data.series": "", "eval.precise_bn": 0}
+_ADDED_LATER: dict[str, object] = {
+    "data.series": "",
+    "eval.classifier": "auto",
+    "eval.precise_bn": 0,
+    "model.mean": [],
+    "model.std": [],
+    "model.stem_padding": 0,
+    "model.slow_frames": "",
+    "model.dilated": False,
+}
 
 
 def config_sha(cfg: Config, ignore: Sequence[str] = ()) -> str:

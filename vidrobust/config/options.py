@@ -220,7 +220,36 @@ class ModelConfig:
     )
     weights: str = option(
         "",
-        "initial backbone weights: a backbone.pt or a checkpoint; empty: random initialization",
+        "initial backbone weights: a backbone.pt, a checkpoint, or a file of other code that"
+        " docs/models.md lists; empty: random initialization",
+    )
+    # What a file of weights may need; `model.weights` sets these where they are not set.
+    mean: list[float] = option(
+        [],
+        "means of the RGB channels, subtracted from clips in [0, 1]; empty: the backbone's default",
+    )
+    std: list[float] = option(
+        [],
+        "standard deviations of the RGB channels, by which clips are then divided; empty: the"
+        " backbone's default",
+        above=0,
+    )
+    stem_padding: int = option(
+        0,
+        "ResNets: pixels of padding of the first convolution; 0: half of its size. Weights of"
+        " solo-learn and DeACL need 2",
+        low=0,
+    )
+    slow_frames: str = option(
+        "",
+        "SlowFast: frames of the slow pathway, stride (every fourth, as in pytorchvideo) or"
+        " linspace (from the first to the last, as in PySlowFast); empty: stride",
+        choices=("", "stride", "linspace"),
+    )
+    dilated: bool = option(
+        False,
+        "r2plus1d_18: keep the number of frames in the last stage by a dilation; weights of TCLR"
+        " need it",
     )
     # The projector.
     hidden: int = option(
@@ -752,6 +781,12 @@ class EvalConfig:
         "clean",
         "batch-norm branch to evaluate: clean, adv, adv2, ...; average: mean over all branches;"
         " select: the branch that the model's own selector chooses",
+    )
+    classifier: str = option(
+        "auto",
+        "what is attacked: auto (the model's own linear head where its classes are the data set's,"
+        " otherwise the linear probe), head, probe or knn",
+        choices=("auto", "head", "probe", "knn"),
     )
     precise_bn: int = option(
         0,

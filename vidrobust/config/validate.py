@@ -75,10 +75,6 @@ def _check_evaluation(cfg: Config) -> None:
         raise UserError(
             f"eval.name={e.name}: must be the name of one folder, of letters, digits and . _ + -"
         )
-    if e.branch != "clean" and cfg.method.adversary.name == "none":
-        raise UserError(
-            f"eval.branch={e.branch}: only a model trained with an adversary has another branch"
-        )
 
 
 def _check_threats(cfg: Config) -> None:

@@ -1,5 +1,7 @@
 """R(2+1)D (Tran et al., CVPR 2018)."""
 
+from typing import Any
+
 from torch import nn
 from torchvision.models import video
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
@@ -11,14 +13,31 @@ _MEAN = (0.43216, 0.394666, 0.37645)
 _STD = (0.22803, 0.22145, 0.216989)
 
 
-def r2plus1d_18() -> BackboneParts:
+def r2plus1d_18(dilated: bool = False) -> BackboneParts:
     """Build torchvision's R(2+1)D-18: 31 M parameters, 512 features.
 
     Its state dict is torchvision's without `fc`.
+
+    Args:
+        dilated: keep the number of frames in the last stage, as `dilate_last_stage` says.
     """
     network = video.r2plus1d_18(weights=None)
     network.fc = nn.Identity()
+    if dilated:
+        dilate_last_stage(network)
     return BackboneParts(network, 512, _MEAN, _STD)
+
+
+def dilate_last_stage(network: Any) -> None:
+    """Give the last stage of a torchvision network a dilation in time in place of a stride.
+
+    TCLR (Dave et al. 2022) trains this network: the first convolution of the stage is replaced by a
+    full 3 x 3 x 3 one (tclr_pretraining/model.py of its authors).
+    """
+    first = network.layer4[0]
+    stride = (1, 2, 2)
+    first.conv1[0] = nn.Conv3d(256, 512, 3, stride, (2, 1, 1), dilation=(2, 1, 1), bias=False)
+    first.downsample[0] = nn.Conv3d(256, 512, 1, stride, bias=False)
 
 
 def r2plus1d_10(width: int = 32) -> BackboneParts:

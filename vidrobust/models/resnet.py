@@ -10,7 +10,9 @@ _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-def resnet18(width: int = 64, stem: str = "imagenet") -> BackboneParts:
+def resnet18(
+    width: int = 64, stem: str = "imagenet", stem_padding: int | None = None
+) -> BackboneParts:
     """Build ResNet-18 with 8 * width features.
 
     With width 64 and the imagenet stem, its state dict is torchvision's without `fc`.
@@ -19,17 +21,19 @@ def resnet18(width: int = 64, stem: str = "imagenet") -> BackboneParts:
         width: channels of the first stage.
         stem: "imagenet" (7x7, stride 2, max pool), or "cifar" (3x3, stride 1, no pool) for images
             of 32 pixels.
+        stem_padding: pixels around the frames before the first convolution; None: half of its
+            size. Weights of solo-learn and DeACL were trained with 2 instead of 1.
     """
-    network = init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem))
+    network = init_kaiming(_ResNet(BasicBlock, (2, 2, 2, 2), width, stem, stem_padding))
     return BackboneParts(network, 8 * width, _MEAN, _STD)
 
 
-def resnet50(stem: str = "imagenet") -> BackboneParts:
-    """Build ResNet-50 with 2048 features; for `stem`, see `resnet18`.
+def resnet50(stem: str = "imagenet", stem_padding: int | None = None) -> BackboneParts:
+    """Build ResNet-50 with 2048 features; for the options, see `resnet18`.
 
     With the imagenet stem, its state dict is torchvision's without `fc`.
     """
-    network = init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem))
+    network = init_kaiming(_ResNet(Bottleneck, (3, 4, 6, 3), 64, stem, stem_padding))
     return BackboneParts(network, 2048, _MEAN, _STD)
 
 
@@ -46,10 +50,12 @@ class _ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         width: int,
         stem: str,
+        stem_padding: int | None,
     ) -> None:
         super().__init__()
         kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1)}[stem]
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
+        padding = kernel // 2 if stem_padding is None else stem_padding
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()

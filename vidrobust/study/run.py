@@ -1,6 +1,7 @@
 """Train and evaluate one run of a study."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vidrobust import checkpoint, config
@@ -9,6 +10,7 @@ from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.study.arm_table import FinishedRun
 from vidrobust.study.plan import Arm
 from vidrobust.training.loop import train
+from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, read_metrics
@@ -41,7 +43,10 @@ def require_same(arm: Arm) -> None:
     existing = config.load(config_file)
     # Under another eval.name the evaluation is another one, and may have other options.
     free = _FREE if existing.eval.name == arm.cfg.eval.name else (*_FREE, "eval.")
-    changed = [line for line in config.differences(existing, arm.cfg) if not line.startswith(free)]
+    asked = arm.cfg
+    if Path(asked.model.weights).exists():
+        asked = with_weights_options(asked)
+    changed = [line for line in config.differences(existing, asked) if not line.startswith(free)]
     if changed:
         raise UserError(
             f"{arm.folder} holds a run with other options (its values in brackets):"
@@ -68,6 +73,7 @@ def run_arm(arm: Arm) -> Summary:
     """
     with distributed.together():
         require_same(arm)
+    arm = replace(arm, cfg=with_weights_options(arm.cfg))
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")

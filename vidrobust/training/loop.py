@@ -27,6 +27,7 @@ from vidrobust.training.run_folder import open_output
 from vidrobust.training.setup import build_run
 from vidrobust.training.step_guard import StepGuard
 from vidrobust.training.training_run import TrainingRun
+from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.amp import use_bf16
 from vidrobust.utils.errors import UserError
@@ -60,6 +61,7 @@ def train(
         Stopped: after Ctrl-C or another stop signal.
         NonFinite: for a loss or gradient that is not finite.
     """
+    cfg = with_weights_options(cfg)
     device = distributed.start(cfg.device)
     # until the folder is open, only the terminal gets the log
     start_logging(None, quiet=distributed.rank() != 0)

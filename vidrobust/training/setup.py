@@ -153,10 +153,12 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
     backbone = method.model.backbone
     if weights:
         try:
-            state = checkpoint.backbone_state(weights)
+            state = checkpoint.backbone_state(
+                weights, branches=branch_names(backbone), head_key=backbone.head_key
+            )
         except UserError as error:
             raise UserError(f"model.weights: {error}") from None
-        checkpoint.load_state(backbone.trunk, state, weights)
+        checkpoint.load_state(backbone.stored, state, weights)
     if cfg.method.teacher and method.wants_teacher:
         teacher = read_teacher(cfg.method.teacher, cfg)
         method.set_teacher(teacher)
@@ -167,7 +169,7 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
 def _start_as(student: Backbone, teacher: Backbone) -> None:
     """Give a student the weights of its teacher. Raise UserError where they do not fit."""
     try:
-        checkpoint.load_state(student.trunk, teacher.trunk.state_dict(), "the teacher")
+        checkpoint.load_state(student.stored, teacher.stored.state_dict(), "the teacher")
     except UserError:
         raise UserError(
             "method.student=teacher: the teacher's backbone has another architecture than model.*,"
@@ -191,7 +193,7 @@ def _make_pseudo_labels(
         weights = cfg.model.weights
         backbone = copy.deepcopy(backbone)
         state = checkpoint.backbone_state(weights, cfg.method.clusters_from)
-        checkpoint.load_state(backbone.trunk, state, weights)
+        checkpoint.load_state(backbone.stored, state, weights)
     if distributed.rank() == 0:
         log.info(
             f"features of {len(records)} videos, to be clustered into {list(method.pseudo.counts)}"

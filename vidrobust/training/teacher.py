@@ -31,7 +31,8 @@ def read_teacher(path: str, cfg: config.Config) -> Backbone:
         model = teacher_cfg.model
     backbone = configured_backbone(model)
     try:
-        checkpoint.load_state(backbone.trunk, checkpoint.backbone_state(path), path)
+        state = checkpoint.backbone_state(path, head_key=backbone.head_key)
+        checkpoint.load_state(backbone.stored, state, path)
     except UserError as error:
         if has_config:
             raise

@@ -1,0 +1,109 @@
+"""Layout: how a code base stores its models, and how they become weights of a backbone here."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Recognise the state dicts of a code base by their keys, and rename them.
+
+    Patterns are regular expressions that match from the beginning of a key. Keys are compared
+    after `module.`, which data-parallel training puts before each, has been removed.
+
+    Attributes:
+        name: for messages, such as "MoCo".
+        origin: the code in which the layout was read.
+        needs: patterns, each of which some key must match.
+        prefix: pattern of what stands before the backbone's keys. Other keys are left out.
+        forbids: patterns that no key may match.
+        renames: (pattern, replacement) in the order in which they are applied to the backbone's
+            keys; here a pattern may match anywhere in the key.
+        drops: patterns of keys behind the prefix that are no part of the backbone.
+        head: pattern of what stands before the classifier's `weight` and `bias`, in keys that may
+            or may not have the prefix; empty: the file has none.
+        options: the weights -> values of `model.*` that the backbone needs for them.
+        branch: norm branch that a backbone without branches gets, if the file has several.
+        normalisation: what is known about the normalisation of inputs, for the log.
+    """
+
+    name: str
+    origin: str
+    needs: tuple[str, ...]
+    prefix: str = ""
+    forbids: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    drops: tuple[str, ...] = ()
+    head: str = ""
+    options: Callable[[Weights], dict[str, Any]] = lambda weights: {}
+    branch: str = "clean"
+    normalisation: str = ""
+
+    def fits(self, weights: Weights) -> bool:
+        """Return whether a state dict has the keys of this layout."""
+        return all(_any_matches(pattern, weights) for pattern in self.needs) and not any(
+            _any_matches(pattern, weights) for pattern in self.forbids
+        )
+
+    def apply(self, weights: Weights) -> "Recognised":
+        """Return the backbone's weights, the classifier's, and what is left out."""
+        backbone: dict[str, Tensor] = {}
+        head: dict[str, Tensor] = {}
+        left_out: list[str] = []
+        for key, value in weights.items():
+            found = re.match(self.prefix, key)
+            rest = key[found.end() :] if found else ""
+            if self.head and (classifier := re.fullmatch(f"{self.head}(weight|bias)", key)):
+                head[classifier[classifier.lastindex or 0]] = value
+            elif not rest or any(re.match(pattern, rest) for pattern in self.drops):
+                left_out.append(key)
+            else:
+                for pattern, replacement in self.renames:
+                    rest = re.sub(pattern, replacement, rest)
+                backbone[rest] = value
+        return Recognised(self, backbone, head, self.options(weights), left_out)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Weights of a file in the names of this package.
+
+    Attributes:
+        layout: of the file.
+        backbone: the backbone's weights.
+        head: `weight` and `bias` of the classifier; empty without one.
+        options: values of `model.*` that the backbone needs for these weights.
+        left_out: keys that are not used.
+    """
+
+    layout: Layout
+    backbone: dict[str, Tensor]
+    head: dict[str, Tensor] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return what was taken and what was left out, in one line."""
+        line = f"recognised {self.layout.name}: {len(self.backbone)} tensors of the backbone"
+        if self.head:
+            line += f", a classifier of {len(self.head['weight'])} classes"
+        # a tensor's first name says which part of the model it belongs to
+        parts = Counter(re.split(r"[.]", key)[0] for key in self.left_out)
+        if parts:
+            line += "; left out: " + ", ".join(f"{name} ({n})" for name, n in parts.items())
+        if self.options:
+            line += "; sets " + " ".join(f"model.{key}={v}" for key, v in self.options.items())
+        if self.layout.normalisation:
+            line += f"; {self.layout.normalisation}"
+        return line
+
+
+def _any_matches(pattern: str, weights: Weights) -> bool:
+    return any(re.match(pattern, key) for key in weights)
