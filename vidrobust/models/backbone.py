@@ -65,6 +65,16 @@ class Backbone(nn.Module):
         )
         self.register_buffer("std", torch.tensor(parts.std).view(1, -1, 1, 1, 1), persistent=False)
 
+    @property
+    def stored(self) -> nn.Module:
+        """The module whose state dict has the keys that files of weights have."""
+        return getattr(self.trunk, "network", self.trunk)
+
+    @property
+    def head_key(self) -> str:
+        """Name of the classifier in files of weights; "" for backbones of this package."""
+        return getattr(self.trunk, "head_key", "")
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, dim) of clips (B, C, T, H, W) in [0, 1]."""
         if x.ndim != 5:

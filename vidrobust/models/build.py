@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18, resnet50
 from vidrobust.models.slowfast import slowfast_r50
+from vidrobust.models.sources import build_source, is_spec
 from vidrobust.utils.errors import UserError, lookup
 
 # name -> function from the options of this backbone (of width and stem) to its parts
@@ -25,11 +27,15 @@ BACKBONES: dict[str, Callable[..., BackboneParts]] = {
 }
 
 
-def build_backbone(name: str, **options: Any) -> Backbone:
+def build_backbone(
+    name: str, *, mean: tuple[float, ...] = (), std: tuple[float, ...] = (), **options: Any
+) -> Backbone:
     """Build a backbone with fresh weights.
 
     Args:
-        name: of BACKBONES.
+        name: of BACKBONES, or a spec of `sources.SOURCES`, such as "torchvision:r3d_18".
+        mean: of each RGB channel, subtracted from clips in [0, 1]; empty: the backbone's default.
+        std: by which each channel is divided then; empty: the backbone's default.
         options: of this backbone, such as width and stem of resnet18.
 
     Raises:
@@ -38,20 +44,37 @@ def build_backbone(name: str, **options: Any) -> Backbone:
     Example:
         backbone = build_backbone("resnet18", width=32, stem="cifar")
     """
+    if is_spec(name):
+        return _source_backbone(name, mean, std, options)
     build = lookup(BACKBONES, name, "model.backbone")
     for option in options:
         if option not in inspect.signature(build).parameters:
             raise UserError(
                 f"model.{option}: backbone {name} has no such option; leave it at its default"
             )
-    return Backbone(build(**options))
+    parts = build(**options)
+    return Backbone(replace(parts, mean=mean or parts.mean, std=std or parts.std))
+
+
+def _source_backbone(
+    spec: str, mean: tuple[float, ...], std: tuple[float, ...], options: dict[str, Any]
+) -> Backbone:
+    """Build the network of another package as a backbone; see `build_backbone`."""
+    if options:
+        raise UserError(
+            f"model.{next(iter(options))}: {spec} has no such option; leave it at its default"
+        )
+    model = build_source(spec)
+    mean, std = mean or model.input.unit_mean, std or model.input.unit_std
+    return Backbone(BackboneParts(model.network, model.dim, mean, std))
 
 
 def configured_backbone(cfg: config.ModelConfig) -> Backbone:
     """Build the backbone that the configuration names, with fresh weights."""
-    options = {"width": cfg.width, "stem": cfg.stem}
-    # 0 and "" stand for the default of the backbone.
-    return build_backbone(cfg.backbone, **{name: value for name, value in options.items() if value})
+    names = ("width", "stem", "stem_padding", "slow_frames", "dilated")
+    # 0, "" and false stand for the default of the backbone.
+    options = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
+    return build_backbone(cfg.backbone, mean=tuple(cfg.mean), std=tuple(cfg.std), **options)
 
 
 def build_model(

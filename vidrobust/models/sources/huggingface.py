@@ -1,0 +1,110 @@
+"""Video models of Hugging Face: VideoMAE, TimeSformer, ViViT and V-JEPA 2 through transformers."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
+from vidrobust.utils.errors import UserError
+
+# model_type -> whether it takes one number of frames and one size alone; the others interpolate
+# their position embeddings, or have none, as their authors' code does
+_FIXED = {"videomae": True, "vivit": True, "timesformer": False, "vjepa2": False}
+_PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+
+
+def names() -> Sequence[str]:
+    """Return no names, because a folder or any name on the hub may be given."""
+    return []
+
+
+def build(name: str, weights: str) -> SourceModel:
+    """Return a model for video classification.
+
+    Args:
+        name: a folder that `save_pretrained` has written, or a name on the hub.
+        weights: "": those of the folder or the hub; "random": fresh ones.
+
+    Raises:
+        UserError: for a folder or name without a video model, and for one that cannot be read.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForVideoClassification
+
+    transformers.logging.set_verbosity_error()  # what is missing is logged below, in one line
+    if weights not in ("", "random"):
+        raise UserError(f"hf:{name}@{weights}: the weights are those of {name}; leave @ out")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in _FIXED:
+            raise UserError(
+                f"hf:{name}: a model of type {config.model_type}; video models are"
+                f" {', '.join(_FIXED)}; use python: for others"
+            )
+        if weights == "random":
+            network, missing = AutoModelForVideoClassification.from_config(config), ["classifier"]
+        else:
+            network, info = AutoModelForVideoClassification.from_pretrained(
+                name, output_loading_info=True
+            )
+            missing = sorted(info["missing_keys"])
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"hf:{name}: {reason}") from None
+    head = network.classifier
+    network.classifier = nn.Identity()
+    spec = _input_spec(name, config)
+    fixed = _FIXED[config.model_type]
+    trunk = SourceTrunk(network, spec, _features, "classifier", fixed=fixed)
+    trained = not any(key.startswith("classifier") for key in missing)
+    return SourceModel(
+        trunk, head.in_features, head if trained else None, spec, weights != "random"
+    )
+
+
+def _features(network: Any, x: Tensor) -> Tensor:
+    """Return what the classifier takes, for frames (B, T, C, H, W)."""
+    return network(x).logits
+
+
+def _input_spec(name: str, config: Any) -> InputSpec:
+    """Return the input card, from the configuration and the file of the processor."""
+    from transformers.utils import cached_file
+
+    processor: dict[str, Any] = {}
+    for file in _PROCESSORS:
+        try:
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            path = None
+        if path:
+            with open(path) as text:
+                processor = json.load(text)
+            break
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", 16)
+    size = getattr(config, "image_size", None) or getattr(config, "crop_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    resize = processor.get("size", {})
+    labels = config.id2label or {}
+    named = labels and not labels.get(0, "LABEL_0").startswith("LABEL_")
+    return InputSpec(
+        frames=int(frames or 16),
+        short_side=resize.get("shortest_edge") if isinstance(resize, dict) else resize,
+        size=(height, width),
+        mean=tuple(processor.get("image_mean", (0.485, 0.456, 0.406))),
+        std=tuple(processor.get("image_std", (0.229, 0.224, 0.225))),
+        layout="BTCHW",
+        classes=tuple(labels[i] for i in range(len(labels))) if named else None,
+    )
+
+
+HUGGINGFACE = Source(
+    build,
+    names,
+    "a folder of save_pretrained or a name on the hub: VideoMAE, TimeSformer, ViViT, V-JEPA 2",
+    package="transformers",
+    extra="hf",
+)

@@ -1,0 +1,57 @@
+"""SOURCES: packages whose models are named as `SOURCE:NAME` or `SOURCE:NAME@WEIGHTS`."""
+
+import importlib.util
+
+from vidrobust.models.sources.huggingface import HUGGINGFACE
+from vidrobust.models.sources.pytorchvideo import PYTORCHVIDEO
+from vidrobust.models.sources.source_model import Source, SourceModel
+from vidrobust.models.sources.timm import TIMM
+from vidrobust.models.sources.torchvision import TORCHVISION
+from vidrobust.utils.errors import UserError, lookup
+
+SOURCES: dict[str, Source] = {
+    "torchvision": TORCHVISION,
+    "pytorchvideo": PYTORCHVIDEO,
+    "hf": HUGGINGFACE,
+    "timm": TIMM,
+}
+
+
+def is_spec(name: str) -> bool:
+    """Return whether a name is that of a model of another package."""
+    return ":" in name
+
+
+def require_spec(spec: str) -> tuple[Source, str, str]:
+    """Return source, name and weights of a spec; "" for no weights.
+
+    Raises:
+        UserError: for an unknown source or name, with the nearest one, and for a package that is
+            not installed.
+    """
+    kind, _, rest = spec.partition(":")
+    source = lookup(SOURCES, kind, f"{spec}: source")
+    name, _, weights = rest.partition("@")
+    if source.package and importlib.util.find_spec(source.package) is None:
+        raise UserError(f"{spec}: needs a package: pip install 'vidrobust[{source.extra}]'")
+    known = source.names()
+    if known:
+        lookup(dict.fromkeys(known), name, f"{spec}: model")
+    return source, name, weights
+
+
+def build_source(spec: str) -> SourceModel:
+    """Return the model that a spec such as `torchvision:r3d_18@KINETICS400_V1` names.
+
+    Raises:
+        UserError: as `require_spec`, and for a model that cannot be built.
+    """
+    source, name, weights = require_spec(spec)
+    return source.build(name, weights)
+
+
+def fresh(spec: str) -> SourceModel:
+    """Return the model that a spec names, with random weights."""
+    kind, _, rest = spec.partition(":")
+    name = rest.partition("@")[0]
+    return build_source(f"{kind}:{name}@random" if kind == "hf" else f"{kind}:{name}")

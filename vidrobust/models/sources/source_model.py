@@ -1,0 +1,143 @@
+"""SourceModel: a network of another package, as an encoder and a head."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vidrobust.models.input_spec import InputSpec
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A network of another package.
+
+    Attributes:
+        network: clips (B, C, T, H, W), normalised as `input` says -> features (B, dim). Its
+            attribute `network` is the other package's module without its head, so that the keys of
+            its state dict are those of the package's files.
+        dim: number of features.
+        head: features -> logits; None for a network without a classifier.
+        input: what the network expects.
+        trained: it has pretrained weights.
+    """
+
+    network: "SourceTrunk"
+    dim: int
+    head: nn.Linear | None
+    input: InputSpec
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package that models come from.
+
+    Attributes:
+        build: name and weights ("" for random ones) -> the model.
+        names: returns the names that exist; none if any name may.
+        help: what a name is, for messages and docs.
+        package: the other package, if it may be missing; "": it is always there.
+        extra: extra of this package that installs it.
+    """
+
+    build: Callable[[str, str], SourceModel]
+    names: Callable[[], Sequence[str]]
+    help: str
+    package: str = ""
+    extra: str = ""
+
+
+class SourceTrunk(nn.Module):
+    """Run a network of another package on clips, and check that they fit.
+
+    Args:
+        network: the other package's module.
+        input: what it expects.
+        run: network and clips in its layout -> features.
+        head_key: name of the classifier in the package's state dicts.
+        least_frames: smallest number of frames that it takes.
+        fixed: it takes `input.frames` and `input.size` only.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input: InputSpec,
+        run: Callable[[nn.Module, Tensor], Tensor],
+        head_key: str,
+        *,
+        least_frames: int = 1,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.input = input
+        self.run = run
+        self.head_key = head_key
+        self.least_frames = least_frames
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features (B, dim) of normalised RGB clips (B, C, T, H, W)."""
+        self.require_fit(x.shape[2], (x.shape[3], x.shape[4]))
+        if self.input.channels == "bgr":
+            x = x.flip(1)
+        if self.input.layout == "BTCHW":
+            x = x.transpose(1, 2)
+        return self.run(self.network, x)
+
+    def require_fit(self, frames: int, size: tuple[int, int]) -> None:
+        """Raise ValueError for clips that the network cannot take."""
+        wanted = self.input
+        if self.fixed and (frames, size) != (wanted.frames, wanted.size):
+            raise ValueError(
+                f"this network takes {wanted.frames} frames of {wanted.size[0]} pixels, not"
+                f" {frames} of {size[0]}; set data.frames={wanted.frames} and"
+                f" data.size={wanted.size[0]}"
+            )
+        if frames < self.least_frames:
+            raise ValueError(
+                f"this network takes at least {self.least_frames} frames, not {frames}; set"
+                " data.frames"
+            )
+
+
+def whole(network: nn.Module, x: Tensor) -> Tensor:
+    """Run a network that takes clips."""
+    return network(x)
+
+
+def per_frame(network: nn.Module, x: Tensor) -> Tensor:
+    """Run an image network on every frame of clips (B, C, T, H, W), and average over frames."""
+    batch, frames = x.shape[0], x.shape[2]
+    outputs = network(x.transpose(1, 2).flatten(0, 1))
+    return outputs.flatten(1).view(batch, frames, -1).mean(1)
+
+
+def cut_last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Replace the last linear layer of a classifier by the identity; return its name and itself.
+
+    Raises:
+        ValueError: the network has no linear layer.
+    """
+    linear = [
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)
+    ]
+    if not linear:
+        raise ValueError("it has no linear layer that could be its classifier")
+    name, layer = linear[-1]
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent) if parent else network, last, nn.Identity())
+    return name, layer
+
+
+def linear_of(convolution: nn.Conv3d) -> nn.Linear:
+    """Return a convolution of one pixel as the linear layer that it is on averaged features."""
+    weight = convolution.weight
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=convolution.bias is not None)
+    state = {"weight": weight.flatten(1)}
+    if convolution.bias is not None:
+        state["bias"] = convolution.bias
+    layer.load_state_dict(state)
+    return layer
