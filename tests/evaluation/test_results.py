@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers import another_process
 from vidrobust import config
+from vidrobust.evaluation.measured_model import checkpoint_name
 from vidrobust.evaluation.results import claim, identify
 from vidrobust.utils.errors import UserError
 
@@ -14,7 +15,9 @@ STATE = {"step": 3, "model": {}}
 
 def _claim(out, *words, state=STATE, overwrite=False):
     cfg = config.loads("", list(words))
-    with claim(out, identify(cfg, state, [], [], []), cfg, overwrite=overwrite):
+    with claim(
+        out, identify(cfg, checkpoint_name(cfg, state), [], [], []), cfg, overwrite=overwrite
+    ):
         pass
 
 
@@ -66,7 +69,12 @@ def test_other_files_are_left_alone(tmp_path):
 def test_where_another_process_evaluates_it_is_refused_until_that_is_killed(tmp_path):
     cfg = config.loads("", [])
     with another_process(
-        lambda: claim(tmp_path / "out", identify(cfg, STATE, [], [], []), cfg, overwrite=False)
+        lambda: claim(
+            tmp_path / "out",
+            identify(cfg, checkpoint_name(cfg, STATE), [], [], []),
+            cfg,
+            overwrite=False,
+        )
     ):
         (tmp_path / "out/results.jsonl").write_text("{}\n")
         for words in ([], ["seed=1"]):

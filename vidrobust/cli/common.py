@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +17,16 @@ if _old := versions.too_old():
     sys.exit(f"error: {'; '.join(_old)}")
 
 import torch.distributed as dist
+import yaml
 
 from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
+from vidrobust.evaluation.measured_model import OWN
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
+from vidrobust.models.sources import SOURCES, build_source, is_spec, require_spec
 from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
 from vidrobust.utils import distributed
@@ -49,6 +53,9 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
 }
 
 
+_FPS = 25  # of most videos: cards that give frames per second are turned into a stride by it
+
+
 def _names() -> dict[str, str]:
     """Return option -> names that it accepts, for --help."""
     names = {key: ", ".join(family) for key, family in FAMILIES.items()}
@@ -58,6 +65,7 @@ def _names() -> dict[str, str]:
         if method.adversaries
     ]
     names["method.adversary.name"] = f"none; {'; '.join(by_method)}"
+    names["model.backbone"] += "; " + ", ".join(f"{source}:NAME" for source in SOURCES)
     names["data.name"] = ", ".join([*FORMATS, "torchvision:NAME"])
     return names
 
@@ -87,14 +95,62 @@ def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.Argumen
     return result
 
 
-def add_checkpoint(tool_parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a tool that reads a checkpoint."""
+def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False) -> None:
+    """Add the arguments of a tool that reads a checkpoint.
+
+    Args:
+        tool_parser: gets the arguments.
+        model: the tool also takes a model of another package.
+    """
+    which = tool_parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--checkpoint", type=Path, help="a run's folder or a checkpoint file")
+    if model:
+        which.add_argument(
+            "--model",
+            metavar="SPEC",
+            help="in place of --checkpoint, a model as SOURCE:NAME: vidrobust: a backbone of this"
+            " package, for a file of other code; "
+            + "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items()),
+        )
+        tool_parser.add_argument(
+            "--weights", default="", metavar="FILE", help="weights of --model, in any known layout"
+        )
     tool_parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a run's folder or a checkpoint file"
+        "--cfg",
+        help="config file whose options override those of the checkpoint's configuration, or of the"
+        " model's input card",
     )
-    tool_parser.add_argument(
-        "--cfg", help="config file whose options override those of the checkpoint's configuration"
-    )
+
+
+def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
+    """Return the configuration for a model of another package, and the folder of its results.
+
+    Options that neither --cfg nor the command line gives follow the model's input card: number of
+    frames, stride and size.
+
+    Args:
+        args: of `add_checkpoint`, with `model`.
+
+    Raises:
+        UserError: for an unknown model and for wrong options.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{args.model}_{Path(args.weights).stem}").strip("_")
+    out = Path("outputs") / name
+    source = f"--model {args.model} and command line"
+    if args.model.startswith(OWN):
+        backbone = {"model": {"backbone": args.model.removeprefix(OWN)}}
+        return config.loads(yaml.safe_dump(backbone), args.overrides, source, args.cfg), out
+    spec = build_source(args.model).input
+    short_side = spec.short_side or min(spec.resize or spec.size)
+    stride = spec.stride or (max(1, round(_FPS / spec.fps)) if spec.fps else None)
+    data = {
+        "frames": spec.frames,
+        "size": spec.size[0],
+        "short_side": max(short_side, spec.size[0]),
+        **({"stride": stride} if stride else {}),
+    }
+    card = {"data": data, "model": {"backbone": args.model}, "method": {"name": "supervised"}}
+    return config.loads(yaml.safe_dump(card), args.overrides, source, args.cfg), out
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:
@@ -127,14 +183,16 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
 def check_names(cfg: config.Config) -> None:
     """Raise UserError for an unknown name in an option.
 
-    Names that do not go together are refused too: an adversary of another method, and a batch-norm
-    branch that the model does not have.
+    Names that do not go together are refused too, such as an adversary of another method.
     """
     find_format(cfg.data.name)
     for key, family in FAMILIES.items():
-        lookup(family, config.get(cfg, key), key)
+        name = config.get(cfg, key)
+        if key == "model.backbone" and is_spec(name):
+            require_spec(name)
+        else:
+            lookup(family, name, key)
     require_options(cfg)
-    require_branch(cfg)
 
 
 def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
@@ -147,6 +205,9 @@ def print_config(args: argparse.Namespace, cfg: config.Config) -> bool:
         UserError: as `check_names` does.
     """
     check_names(cfg)
+    # a model of other code may have norm branches that no option names; its file decides
+    if not getattr(args, "model", None):
+        require_branch(cfg)
     if args.dry_run:
         print(config.to_yaml(cfg), end="")
     return bool(args.dry_run)

@@ -24,6 +24,9 @@ from typing import Any
 from vidrobust.data import FORMATS, find_format
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
 from vidrobust.methods.spec import Cost
+from vidrobust.models.checkpoints import LAYOUTS
+from vidrobust.models.checkpoints.recognise import PLAIN
+from vidrobust.models.sources import SOURCES
 from vidrobust.study.arm_table import spread_of
 
 REPO = Path(__file__).resolve().parents[2]
@@ -63,6 +66,22 @@ def formats() -> str:
     lines = ["| `data.name` | what it reads under `data.root` |", "|---|---|"]
     for name in [*FORMATS, "torchvision:NAME"]:
         lines.append(f"| `{name}` | {find_format(name).help} |")
+    return "\n".join(lines) + "\n"
+
+
+def sources() -> str:
+    """Return the table of packages whose models are taken."""
+    lines = ["| source | name | needs |", "|---|---|---|"]
+    for name, source in SOURCES.items():
+        extra = f"`pip install 'vidrobust[{source.extra}]'`" if source.extra else ""
+        lines.append(f"| `{name}:` | {source.help} | {extra} |")
+    return "\n".join(lines) + "\n"
+
+
+def layouts() -> str:
+    """Return the table of layouts of files that are recognised."""
+    lines = ["| layout | read in |", "|---|---|"]
+    lines += [f"| {layout.name} | {layout.origin} |" for layout in (*LAYOUTS, PLAIN)]
     return "\n".join(lines) + "\n"
 
 
@@ -219,10 +238,12 @@ def _code(names: Iterable[str]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "tree": tree,
     "formats": formats,
+    "layouts": layouts,
     "method_costs": method_costs,
     "methods": methods,
     "method_options": method_options,
     "released_methods": released_methods,
+    "sources": sources,
 }
 FILES: dict[str, Callable[[], str]] = {"docs/fidelity.md": fidelity.document}
 

@@ -1,16 +1,17 @@
-"""Extract clip features of a checkpoint into a .npz file.
+"""Extract clip features of a checkpoint, or of a model of another package, into a .npz file.
 
     python tools/extract_features.py --checkpoint outputs/demo --split test [key=value ...]
+    python tools/extract_features.py --model torchvision:r3d_18 --weights my.pth [key=value ...]
 
-The configuration is that of the checkpoint. Options of --cfg FILE override it, and key=value
-overrides both.
+The configuration is that of the checkpoint, or of the model's input card. Options of --cfg FILE
+override it, and key=value overrides both.
 """
 
 import os
 from pathlib import Path
 
 from vidrobust.cli import common
-from vidrobust.evaluation import write_features
+from vidrobust.evaluation import write_features, write_source_features
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
@@ -18,7 +19,7 @@ from vidrobust.utils.logging import log, start_logging
 def main() -> None:
     """Extract the features of a split."""
     parser = common.parser(__doc__)
-    common.add_checkpoint(parser)
+    common.add_checkpoint(parser, model=True)
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument(
         "--per-video", action="store_true", help="one row per video: the mean over its clips"
@@ -29,7 +30,11 @@ def main() -> None:
     )
     args = parser.parse_intermixed_args()
     start_logging(None, quiet=not common.is_main())
-    cfg, state, folder = common.load_checkpoint(args)
+    state = None
+    if args.model:
+        cfg, folder = common.model_config(args)
+    else:
+        cfg, state, folder = common.load_checkpoint(args)
     if common.print_config(args, cfg):
         return
     # a folder, or a name that ends as one, is not a file to write
@@ -39,7 +44,12 @@ def main() -> None:
             f"--output {args.output or path}: is a folder; name a file in it, such as"
             f" {path / f'{args.split}.npz'}"
         )
-    rows, dim = write_features(
-        cfg, state, path, args.split, per_video=args.per_video, overwrite=args.overwrite
-    )
+    options = {"per_video": args.per_video, "overwrite": args.overwrite}
+    if state is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows, dim = write_source_features(
+            cfg, args.model, args.weights, path, args.split, **options
+        )
+    else:
+        rows, dim = write_features(cfg, state, path, args.split, **options)
     log.info(f"{rows} x {dim} features in {path}")

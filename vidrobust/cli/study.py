@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidrobust.cli import common
+from vidrobust.methods import require_branch
 from vidrobust.study import (
     Arm,
     Study,
@@ -45,6 +46,7 @@ def main() -> None:
     # Before anything is trained: options must be valid, and the same as those of earlier runs.
     for run in all_runs:
         common.check_names(run.cfg)
+        require_branch(run.cfg)
         require_same(run)
     if not runs:
         raise UserError(f"nothing to run: {args.cfg} skips these arms of these data sets")

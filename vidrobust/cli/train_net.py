@@ -11,6 +11,7 @@ from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.methods import unmeasured, without_effect
 from vidrobust.training import run_folder as run
 from vidrobust.training.loop import train
+from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.logging import log, start_logging
 
@@ -45,6 +46,7 @@ def main() -> None:
     if common.print_config(args, cfg):
         return
     start_logging(None, quiet=not common.is_main())
+    cfg = with_weights_options(cfg)
     # Warn about options without effect, but only about those of the command line: config files
     # share options that some methods do not use.
     overridden = {word.split("=")[0] for word in args.overrides}

@@ -6,7 +6,7 @@ from vidrobust.evaluation.adversarial.curve import CurvePoint, robust_curve
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust
 from vidrobust.evaluation.adversarial.suites import SUITES, Suite
-from vidrobust.evaluation.evaluate import check_evaluation, evaluate
+from vidrobust.evaluation.evaluate import check_evaluation, evaluate, evaluate_source
 from vidrobust.evaluation.loading import build_lists, load_method
 from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias_summary import bias_table
@@ -14,7 +14,7 @@ from vidrobust.evaluation.natural.corruption import evaluate_corruptions
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
 from vidrobust.evaluation.report.markdown import rewrite_report
-from vidrobust.evaluation.representation.features import write_features
+from vidrobust.evaluation.representation.features import write_features, write_source_features
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.settings import MeasureSettings
@@ -45,6 +45,7 @@ __all__ = [
     "evaluate_bias",
     "evaluate_corruptions",
     "evaluate_robust",
+    "evaluate_source",
     "evaluation_mode",
     "extract",
     "fit_probe",
@@ -55,4 +56,5 @@ __all__ = [
     "robust_curve",
     "wilson",
     "write_features",
+    "write_source_features",
 ]

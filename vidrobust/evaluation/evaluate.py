@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,14 @@ from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, che
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.adversarial.rows import evaluate_robust, without
 from vidrobust.evaluation.adversarial.targets import clip_units
-from vidrobust.evaluation.loading import build_lists, load_method, make_norms_precise
+from vidrobust.evaluation.loading import build_lists, make_norms_precise
+from vidrobust.evaluation.measured_model import (
+    MeasuredModel,
+    checkpoint_name,
+    load_run,
+    load_source,
+    own_head,
+)
 from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, bias_table
 from vidrobust.evaluation.natural.corruption import (
@@ -47,6 +55,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
 )
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.report.markdown import write_report
+from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
@@ -59,7 +68,6 @@ from vidrobust.evaluation.summary import (
     summary_of_data,
     write_summary,
 )
-from vidrobust.methods import build_method
 from vidrobust.models import Model
 from vidrobust.models.complexity import model_complexity
 from vidrobust.models.feature_store import DiskStore, Features
@@ -68,7 +76,6 @@ from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
-from vidrobust.utils.seeds import seed_everything
 
 _OLD_FEATURES = "features.pt"  # file of features of revisions before the feature store
 _STORE = "features"  # folder of the feature store
@@ -135,6 +142,46 @@ def evaluate(
         UserError: for a folder that holds another evaluation, and, after everything is written, for
             videos that do not decode.
     """
+    name = checkpoint_name(cfg, state)
+    return _evaluate(cfg, partial(load_run, cfg, state), name, out, overwrite=overwrite)
+
+
+def evaluate_source(
+    cfg: config.Config, spec: str, weights: str, out: Path, *, overwrite: bool = False
+) -> Summary:
+    """Measure a model of another package as `evaluate` measures a checkpoint.
+
+    Args:
+        cfg: the configuration; its `model.*` is not used but for mean and std.
+        spec: such as `torchvision:r3d_18`; see `sources.SOURCES`.
+        weights: file of weights; "": those that the spec names.
+        out: the folder.
+        overwrite: replace another evaluation in the folder.
+
+    Raises:
+        UserError: as `evaluate`, for an unknown model, and for weights that do not fit.
+    """
+    measured = load_source(cfg, spec, weights)
+    return _evaluate(cfg, lambda classes: measured, measured.name, out, overwrite=overwrite)
+
+
+def _evaluate(
+    cfg: config.Config,
+    load: Callable[[int], MeasuredModel],
+    name: str,
+    out: Path,
+    *,
+    overwrite: bool,
+) -> Summary:
+    """Measure a model; see `evaluate`.
+
+    Args:
+        cfg: the configuration.
+        load: number of classes -> the model. It is called when all else has been checked.
+        name: of its weights.
+        out: the folder.
+        overwrite: replace another evaluation in the folder.
+    """
     device = distributed.start(cfg.device)
 
     # 1. Refuse what does not fit, before anything is written
@@ -145,7 +192,7 @@ def evaluate(
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
-    identity: dict[str, Any] = identify(cfg, state, train, test, others[0])  # fields of Summary
+    identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
     same_videos = {
         "manifest_sha": identity["manifest_sha"],
         "n": len(evenly(len(test), cfg.eval.limit)),
@@ -155,10 +202,8 @@ def evaluate(
         corruption.baseline, names, corruption.severities, corruption.place, same_videos
     )
 
-    # 2. Models: the trained one, and the random weights with which its run began
-    seed_everything(cfg.seed, cfg.deterministic)
-    random = build_method(cfg, len(classes)).model
-    trained = load_method(cfg, state, len(classes)).model
+    # 2. Models: the trained one, and one with random weights
+    measured = load(len(classes))
     run = _Evaluation(
         cfg, attack, train, test, classes, others, out, device, identity["checkpoint"]
     )
@@ -173,7 +218,7 @@ def evaluate(
         # 3. Measure, unless it is measured already
         summary_path = out / "summary.json"
         kept = read_summary(summary_path) if summary_path.is_file() else None
-        summary = kept or _measure(run, trained.to(device), random.to(device))
+        summary = kept or _measure(run, measured)
         summary = replace(summary, **identity)
         if summary.corruption:
             # computed anew, because another baseline needs no measurement
@@ -209,21 +254,22 @@ def check_evaluation(cfg: config.Config) -> None:
     other_records(cfg, classes, train + test)
 
 
-def _measure(run: _Evaluation, model: Model, random: Model) -> Summary:
+def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
     """Return the summary of all measurements.
 
     Args:
         run: data, settings and folder.
-        model: the trained model.
-        random: the model with random weights.
+        measured: the trained model, and one with random weights.
     """
     cfg, device = run.cfg, run.device
+    model = measured.model.to(device)
+    models = [model, *([measured.random.to(device)] if measured.random else [])]
     precise_bn = make_norms_precise(cfg, model.backbone, run.train, device)
     complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
-    with evaluation_mode(model, random, branch=cfg.eval.branch):
+    with evaluation_mode(*models, branch=cfg.eval.branch):
         # Representation
-        gallery, queries = _features(run, model, random)
-        head = None if cfg.method.clusters else _linear_head(model, len(run.classes))
+        gallery, queries = _features(run, models)
+        head = None if cfg.method.clusters else own_head(measured, run.classes)
         representation = measure_representation(
             gallery, queries, len(run.classes), cfg.eval, device, head
         )
@@ -232,12 +278,14 @@ def _measure(run: _Evaluation, model: Model, random: Model) -> Summary:
         if distributed.rank() == 0:
             lines = [json.dumps(row) + "\n" for row in representation.rows()]
             _write(run.out / "predictions.jsonl", "".join(lines))
-        predict = _classifier(model, head, representation, device)
+        name, predict = _classifier(cfg, model, head, representation, gallery[0])
         summary = summary_of_data(cfg, len(run.indices), representation, gallery[0], run.classes)
+        summary.classifier = name
+        summary.input = measured.input
         summary.model = complexity
         summary.precise_bn = precise_bn
         aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
-        summary.geometry = geometry_of(cfg, [model, random], queries, aligned, device)
+        summary.geometry = geometry_of(cfg, models, queries, aligned, device)
         moved = []
         if cfg.eval.sensitivity:
             moved = [run.test[i] for i in evenly(len(run.test), cfg.eval.sensitivity)]
@@ -419,9 +467,7 @@ def _read_checks(path: Path) -> list[str] | None:
     return None
 
 
-def _features(
-    run: _Evaluation, model: Model, random: Model
-) -> tuple[list[Features], list[Features]]:
+def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features], list[Features]]:
     """Return the features of training and of test videos, under trained and random weights each.
 
     They are written to a folder as they are computed, and kept until the evaluation is finished: a
@@ -447,40 +493,84 @@ def _features(
     for split, records in (("train", run.train), ("test", run.test)):
         features.append(
             extract(
-                [model.backbone, random.backbone],
+                [model.backbone for model in models],
                 eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling),
                 run.device,
                 batch_size=cfg.eval.batch_size,
                 workers=cfg.data.workers,
                 title=f"{split} features",
-                store=DiskStore(run.out / _STORE, split, 2, records_sha(records)),
+                store=DiskStore(run.out / _STORE, split, len(models), records_sha(records)),
             )
         )
     return features[0], features[1]
 
 
-def _linear_head(model: Model, classes: int) -> nn.Linear | None:
-    """Return the model's own classifier, if it has one for this many classes."""
-    head = model.head
-    return head if isinstance(head, nn.Linear) and head.out_features == classes else None
-
-
 def _classifier(
-    model: Model, head: nn.Linear | None, representation: Representation, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Return what is attacked: the model's own classifier, or its backbone with the probe.
+    cfg: config.Config,
+    model: Model,
+    head: nn.Linear | None,
+    representation: Representation,
+    gallery: Features,
+) -> tuple[str, Predict]:
+    """Return the name of what is attacked, as eval.classifier says, and clips -> its logits.
 
     Args:
+        cfg: its eval options.
         model: the trained model.
         head: its own linear head, or None.
-        representation: holds the probe.
-        device: device of the model.
+        representation: has the probe.
+        gallery: features of the training videos, for kNN.
+
+    Raises:
+        UserError: for a head that the model does not have.
     """
-    if head is not None:
-        return lambda x: model(x).float()
-    assert representation.probe is not None  # `measure_representation` has fitted one
+    asked = cfg.eval.classifier
+    device = next(model.parameters()).device
+    if asked == "head" and head is None:
+        raise UserError(
+            "eval.classifier=head: the model has no linear classifier of the data set's classes;"
+            " use probe"
+        )
+    if asked == "knn":
+        clips = gallery.features.flatten(0, 1).to(device)
+        labels = gallery.labels.repeat_interleave(gallery.features.shape[1]).to(device)
+        classes = int(labels.max()) + 1
+        return "kNN", partial(_knn_logits, cfg.eval, model.backbone, clips, labels, classes)
+    if head is not None and asked != "probe":
+        return "own head", lambda x: head(model.backbone(x)).float()
+    assert representation.probe is not None
     probe = representation.probe.to(device)
-    return lambda x: probe(model.backbone(x).float())
+    return "linear probe", lambda x: probe(model.backbone(x).float())
+
+
+def _knn_logits(
+    cfg: config.EvalConfig,
+    backbone: nn.Module,
+    gallery: Tensor,
+    labels: Tensor,
+    classes: int,
+    x: Tensor,
+) -> Tensor:
+    """Return the logarithms of the votes of kNN for clips x, (B, classes).
+
+    Args:
+        cfg: eval.knn_k and eval.knn_temperature.
+        backbone: clips -> features.
+        gallery: features of the clips that vote, (M, D).
+        labels: their classes, (M,).
+        classes: number of classes.
+        x: clips, (B, 3, T, H, W).
+    """
+    votes = knn_scores(
+        backbone(x).float()[:, None],
+        gallery,
+        labels,
+        classes,
+        k=cfg.knn_k,
+        temperature=cfg.knn_temperature,
+    )
+    # classes without a vote get a finite logit, which an attack can still raise
+    return votes.clamp(min=1e-12).log()
 
 
 def _write(path: Path, text: str) -> None:

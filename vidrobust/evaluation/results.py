@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vidrobust import checkpoint, config
+from vidrobust import config
 from vidrobust.data import Record, records_sha
 from vidrobust.data.prepare.provenance import read_mark
 from vidrobust.utils import distributed
@@ -43,7 +43,7 @@ _LOCK = ".lock"  # held by the process that evaluates
 
 def identify(
     cfg: config.Config,
-    state: dict[str, Any],
+    name: str,
     train: list[Record],
     test: list[Record],
     others: list[Record],
@@ -54,16 +54,13 @@ def identify(
 
     Args:
         cfg: the configuration.
-        state: the checkpoint.
+        name: of the weights, such as `checkpoint_name` returns.
         train: training videos.
         test: test videos.
         others: videos of eval.shift.
     """
-    weights = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
     return {
-        "checkpoint": (
-            f"step {state['step']}, {'average' if cfg.eval.average else 'weights'} {weights}"
-        ),
+        "checkpoint": name,
         "config_sha": config.config_sha(_evaluation_options(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
         **({"shift_sha": records_sha(others)} if others else {}),

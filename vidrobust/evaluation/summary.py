@@ -23,6 +23,7 @@ from vidrobust.evaluation.representation.knn_and_probe import Accuracy, Represen
 from vidrobust.evaluation.representation.sensitivity import Sensitivity
 from vidrobust.models.complexity import Complexity
 from vidrobust.models.feature_store import Features
+from vidrobust.models.input_spec import InputSpec
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
@@ -62,12 +63,13 @@ class Summary:
         branch: norm branch.
         views: views (clips x crops) per video of "attack" and of "representation".
         chance: accuracy of guessing.
-        classifier: what is attacked, "own head" or "linear probe".
+        classifier: what is attacked, "own head", "linear probe" or "kNN".
         representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
             "random_knn", and "head" for a model with its own classifier.
         knn: settings of kNN.
         failed: why videos do not decode.
         model: size and cost of the model.
+        input: what a model of another package expects; None for a run of this package.
         precise_bn: training clips from which batch-norm statistics were recomputed.
         geometry: "trained" and "random" -> geometry of their features; None on ranks above 0.
         sensitivity: how far small perturbations move the representation.
@@ -113,6 +115,7 @@ class Summary:
     knn: KnnSettings | None = None
     failed: list[str]
     model: Complexity | None = None
+    input: InputSpec | None = None
     precise_bn: int = 0
     geometry: dict[str, Geometry] | None
     sensitivity: Sensitivity | None = None
@@ -187,7 +190,6 @@ def summary_of_data(
     split = f"validation {data.validation:g}" if data.validation else "test"
     if data.name in FOLDED:
         split += f", fold {data.fold}"
-    own_head = "head" in representation.predictions
     failures = gallery.failed + representation.asked.failed
     knn_k = min(e.knn_k, gallery.features.shape[0] * e.clips)  # no more than the gallery has
     return Summary(
@@ -201,7 +203,6 @@ def summary_of_data(
             "representation": f"{e.clips}x1",
         },
         chance=1 / len(classes),
-        classifier="own head" if own_head else "linear probe",
         representation=representation.accuracies(),
         knn=KnnSettings(knn_k, e.knn_temperature),
         failed=[failure.reason for failure in failures],
@@ -215,8 +216,7 @@ def summary_of_data(
 def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
     """Return a warning if the probe is not better than one on random weights; otherwise []."""
     trained = accuracies["trained_probe"].acc
-    random = accuracies["random_probe"].acc
-    if trained > random:
+    if "random_probe" not in accuracies or trained > (random := accuracies["random_probe"].acc):
         return []
     return [
         f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "

@@ -233,6 +233,10 @@ def require_branch(cfg: config.Config) -> None:
     options = cfg.method.adversary
     branch = cfg.eval.branch
     branches = ["clean", *branches_of(options)]
+    if branch != "clean" and options.name == "none":
+        raise UserError(
+            f"eval.branch={branch}: only a model trained with an adversary has another branch"
+        )
     if len(branches) > 1:
         branches.append("average")
     if options.selector:

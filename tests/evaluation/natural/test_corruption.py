@@ -217,7 +217,9 @@ def test_outputs_that_are_not_logits_are_refused():
 def test_a_classifier_of_nan_is_reported_and_has_accuracy_0(trained, tmp_path, monkeypatch):
     """The features are finite, so that kNN and the probe do not refuse the model."""
     monkeypatch.setattr(
-        MODULE, "_classifier", lambda *_: lambda x: torch.full((len(x), 2), torch.nan)
+        MODULE,
+        "_classifier",
+        lambda *_: ("own head", lambda x: torch.full((len(x), 2), torch.nan)),
     )
     words = ["eval.threats=[linf-1/255]", "eval.bias=[freeze]", "data.frames=2"]
     summary = run(trained, tmp_path, *words)

@@ -43,14 +43,15 @@ def geometry_lines(
 
 def _geometry_section(geometry: dict[str, Geometry]) -> list[str]:
     """Return the section about geometry, with a column per model."""
+    titles = [{"random": "random weights"}.get(side, side) for side in geometry]
     rows = [
-        [title, *(_number(getattr(geometry[side], key)) for side in ("trained", "random"))]
+        [title, *(_number(getattr(side, key)) for side in geometry.values())]
         for title, key in _ROWS
     ]
     return [
         "## Geometry",
         "",
-        *table(["normalised features of test videos", "trained", "random weights"], *rows),
+        *table(["normalised features of test videos", *titles], *rows),
         "",
     ]
 

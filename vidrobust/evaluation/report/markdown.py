@@ -125,6 +125,8 @@ def _model_lines(summary: Summary) -> list[str]:
         size = f"{summary.model.parameters / 1e6:.2f} M parameters"
         cost = summary.model.text()
         sentences.append(f"Model: {size}, {cost}." if cost else f"Model: {size}.")
+    if summary.input:
+        sentences.append(f"Input: {markdown.escape(summary.input.text())}.")
     if summary.precise_bn:
         sentences.append(
             f"Batch-norm statistics: recomputed from {summary.precise_bn} training clips."

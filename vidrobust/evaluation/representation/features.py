@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
 from vidrobust.evaluation.loading import load_method, make_norms_precise
+from vidrobust.evaluation.measured_model import load_source
 from vidrobust.models import Model
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, extract
@@ -62,12 +64,83 @@ def write_features(
         UserError: if `path` holds other features. Also if videos do not decode, after the others
             were written.
     """
+    sha = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
+    weights = {"step": state["step"], "weights_sha": sha}
+    return _write_features(
+        cfg,
+        lambda classes: (load_method(cfg, state, classes).model, weights),
+        path,
+        split,
+        per_video=per_video,
+        overwrite=overwrite,
+    )
+
+
+def write_source_features(
+    cfg: config.Config,
+    spec: str,
+    weights: str,
+    path: Path,
+    split: str,
+    *,
+    per_video: bool = False,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Extract the features of a model of another package, as `write_features` does of a checkpoint.
+
+    Args:
+        cfg: the configuration.
+        spec: such as `torchvision:r3d_18`.
+        weights: file of weights; "": those that the spec names.
+        path: the file to write.
+        split: "train" or "test".
+        per_video: whether to average the features of each video.
+        overwrite: whether to replace a file that holds other features.
+
+    Returns:
+        (number of rows, feature dimension).
+
+    Raises:
+        UserError: as `write_features`, and as `load_source`.
+    """
+    measured = load_source(cfg, spec, weights)
+    named = {"model": spec, "weights_sha": measured.weights_sha}
+    return _write_features(
+        cfg,
+        lambda classes: (measured.model, named),
+        path,
+        split,
+        per_video=per_video,
+        overwrite=overwrite,
+    )
+
+
+def _write_features(
+    cfg: config.Config,
+    load: Callable[[int], tuple[Model, dict[str, Any]]],
+    path: Path,
+    split: str,
+    *,
+    per_video: bool,
+    overwrite: bool,
+) -> tuple[int, int]:
+    """Extract the features of a split; see `write_features`.
+
+    Args:
+        cfg: the configuration.
+        load: number of classes -> the model, and what `meta` says of its weights.
+        path: the file to write.
+        split: "train" or "test".
+        per_video: whether to average the features of each video.
+        overwrite: whether to replace a file that holds other features.
+    """
     device = distributed.start(cfg.device)
     with distributed.main_first():
         records, classes = build_records(cfg.data, split)
     seed_everything(cfg.seed, cfg.deterministic)
-    model = load_method(cfg, state, len(classes)).model.to(device)
-    meta = _describe(cfg, state, records, classes, split, per_video=per_video)
+    model, weights = load(len(classes))
+    model = model.to(device)
+    meta = _describe(cfg, weights, records, classes, split, per_video=per_video)
     if path.is_file() and not overwrite and _read_meta(path) != meta:
         raise UserError(f"{path} holds other features; set --output FILE, or --overwrite")
     if cfg.eval.precise_bn:
@@ -85,7 +158,7 @@ def write_features(
 
 def _describe(
     cfg: config.Config,
-    state: dict[str, Any],
+    weights: dict[str, Any],
     records: list[Record],
     classes: list[str],
     split: str,
@@ -96,7 +169,7 @@ def _describe(
 
     Args:
         cfg: configuration of the run.
-        state: checkpoint of the run.
+        weights: entries about the weights.
         records: videos of the split.
         classes: names of the classes.
         split: name of the split.
@@ -115,8 +188,7 @@ def _describe(
         "size": cfg.data.size,
         "per_video": per_video,
         "classes": classes,
-        "step": state["step"],
-        "weights_sha": checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average)),
+        **weights,
         "manifest_sha": records_sha(records),
         # files of earlier versions have no such entry
         **({"precise_bn": cfg.eval.precise_bn} if cfg.eval.precise_bn else {}),

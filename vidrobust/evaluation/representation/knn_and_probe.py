@@ -87,7 +87,7 @@ def measure_representation(
         head: the model's own classifier on `device`, if it has one.
     """
     result = Representation(queries[0])
-    for name, train, test in zip(("trained", "random"), gallery, queries, strict=True):
+    for name, train, test in zip(("trained", "random"), gallery, queries, strict=False):
         # The training clips are the samples of the probe, and the gallery of kNN.
         roomy = _device_with_room(train.features, device)
         clips = train.features.flatten(0, 1).to(roomy)

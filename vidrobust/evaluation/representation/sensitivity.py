@@ -405,7 +405,7 @@ class _Outputs:
     def add(self, backbone: Backbone, x: Tensor) -> None:
         """Run a batch of clips through the backbone, and keep its outputs."""
         self.encoded.append(backbone(x).float())
-        self.layers.append(by_layer(backbone.trunk, backbone, x))
+        self.layers.append(by_layer(backbone.stored, backbone, x))
 
     def joined(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Return representations (N, D), and name of a layer -> its outputs (N, D_l)."""

@@ -61,7 +61,7 @@ def geometry_of(
     )
     return {
         name: describe(test.features, test.labels, pair.features)
-        for name, test, pair in zip(("trained", "random"), queries, views, strict=True)
+        for name, test, pair in zip(("trained", "random"), queries, views, strict=False)
     }
 
 

@@ -1,0 +1,167 @@
+"""A model that another package saved has the rows that the same weights have in a checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import tiny, tiny_ucf101, tool
+from vidrobust import checkpoint, config
+from vidrobust.evaluation import evaluate, read_summary
+from vidrobust.training.loop import train
+
+WORDS = [
+    "data.frames=2",
+    "optim.lr=0.001",
+    "data.size=32",
+    "data.short_side=36",
+    "eval.clips=1",
+    "eval.threats=[linf-0,linf-4/255]",
+    "eval.corruption.names=[contrast]",
+    "eval.corruption.severities=[3]",
+    "eval.sensitivity=0",
+]
+
+
+def export(state, tmp_path):
+    """Save a supervised run's weights as torchvision saves a ResNet."""
+    weights = {
+        key.removeprefix("backbone.trunk."): value
+        for key, value in state["model"].items()
+        if key.startswith("backbone.trunk.")
+    }
+    weights |= {f"fc.{key}": state["model"][f"head.{key}"] for key in ("weight", "bias")}
+    path = tmp_path / "mine.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A supervised ResNet-18: (folder, configuration, checkpoint, file as torchvision saves it)."""
+    top = tmp_path_factory.mktemp("sources")
+    root = tiny_ucf101(top / "data", train=3, test=3)
+    words = [word for word in tiny(f"data.root={root}", *WORDS) if "model." not in word]
+    words += ["method.name=supervised", "model.backbone=resnet18"]
+    cfg = config.loads("", words)
+    state = checkpoint.read_checkpoint(train(cfg, top / "run"))
+    return top, words, cfg, state, export(state, top)
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_the_same_weights_have_the_same_rows(run):
+    top, words, cfg, state, path = run
+    own = evaluate(cfg, state, top / "own")
+    words = [word for word in words if not word.startswith(("model.", "method."))]
+    done = tool(
+        "test_net",
+        *("--model", "torchvision:resnet18", "--weights", path, "--output-dir", "other"),
+        *words,
+        cwd=top,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recognised" in done.stderr and "a classifier of 2 classes" in done.stderr
+    summary = read_summary(top / "other/summary.json")
+    for name in ("results.jsonl", "corruptions.jsonl"):
+        assert rows(top / "other", name) == rows(top / "own", name)
+    assert summary.robust_acc == own.robust_acc and summary.clean_acc == own.clean_acc
+    assert summary.representation["trained_probe"] == own.representation["trained_probe"]
+    assert summary.representation["trained_knn"] == own.representation["trained_knn"]
+    assert summary.classifier == own.classifier == "own head"
+    assert summary.checkpoint.startswith("torchvision:resnet18, weights ")
+    assert summary.input.mean == (0.485, 0.456, 0.406)
+    text = (top / "other/report.md").read_text()
+    assert "Input: 1 frame; " in text and "mean 0.485, 0.456, 0.406" in text
+
+
+def test_the_probe_or_knn_is_attacked_where_it_is_asked_for(run):
+    top, _, cfg, state, _ = run
+    for classifier, name in (("probe", "linear probe"), ("knn", "kNN")):
+        own = evaluate(
+            config.loads(config.to_yaml(cfg), [f"eval.classifier={classifier}"]),
+            state,
+            top / f"own_{classifier}",
+        )
+        assert own.classifier == name
+        trained = own.representation["trained_probe" if classifier == "probe" else "trained_knn"]
+        assert own.clean_acc == trained.acc, "one clip of each video, so both see the same"
+        assert own.curve[1].robust_acc <= own.clean_acc
+
+
+def test_a_head_that_does_not_exist_is_refused(run):
+    words = [word for word in run[1] if not word.startswith(("model.", "method."))]
+    done = tool(
+        "test_net",
+        *("--model", "torchvision:resnet34", "--output-dir", "none", "eval.classifier=head"),
+        *words,
+        cwd=run[0],
+    )
+    assert done.returncode == 1
+    assert "torchvision:resnet34 has random weights" in done.stderr
+    assert "eval.classifier=head: the model has no linear classifier" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "torchvision:resnet19"), "did you mean"),
+        (("--model", "torchvision:resnet18", "--weights", "none.pth"), "--weights: no checkpoint"),
+        (("--model", "torchvision:r3d_18", "--weights", "mine.pth"), "is of another architecture"),
+        (("--model", "torchvision:resnet18", "eval.branch=adv"), "eval.branch=adv"),
+        ((), "one of the arguments --checkpoint --model is required"),
+    ],
+)
+def test_mistakes_are_one_line(run, arguments, said):
+    words = [word for word in run[1] if not word.startswith(("model.", "method."))]
+    done = tool("test_net", *arguments, "--output-dir", "bad", *words, cwd=run[0])
+    assert done.returncode > 0
+    line = done.stderr.strip().splitlines()[-1]
+    assert said in line and "Traceback" not in done.stderr
+    assert not (run[0] / "bad").exists()
+
+
+def test_a_file_of_acl_is_measured_in_both_of_its_norm_branches(tmp_path):
+    """Features are those of the original network; each branch has results of its own."""
+    from tests.models.checkpoints.originals import ListResNet, randomise
+
+    torch.manual_seed(0)
+    root = tiny_ucf101(tmp_path / "data", train=3, test=3)
+    original = randomise(ListResNet(2, normalised=True, width=8))
+    torch.save({"state_dict": original.state_dict()}, tmp_path / "acl.pt")
+    accuracies = []
+    for branch in ("clean", "adv"):
+        words = tiny(f"data.root={root}", *WORDS, "model.backbone=resnet18", "model.width=8")
+        words = [word for word in words if not word.startswith("model.backbone")]
+        done = tool(
+            "test_net",
+            *("--model", "vidrobust:resnet18", "--weights", "acl.pt", "--output-dir", branch),
+            f"eval.branch={branch}",
+            *words,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "recognised ACL" in done.stderr and "model.stem=cifar" in done.stderr
+        summary = read_summary(tmp_path / branch / "summary.json")
+        assert summary.branch == branch and summary.classifier == "linear probe"
+        accuracies.append(summary.geometry["trained"].uniformity)
+    assert accuracies[0] != accuracies[1]
+
+
+def test_features_of_a_source_are_those_of_the_same_checkpoint(run):
+    top, words, _, _, _ = run
+    words = [word for word in words if not word.startswith(("model.", "method."))]
+    options = ("--split", "test", "--output")
+    done = tool("extract_features", "--checkpoint", "run", *options, "own.npz", cwd=top)
+    assert done.returncode == 0, done.stderr
+    model = ("--model", "torchvision:resnet18", "--weights", "mine.pth")
+    done = tool("extract_features", *model, *options, "other.npz", *words, cwd=top)
+    assert done.returncode == 0, done.stderr
+    own, other = np.load(top / "own.npz"), np.load(top / "other.npz")
+    for name in ("features", "labels", "uids", "start_frame"):
+        assert (own[name] == other[name]).all()
+    meta = json.loads(str(other["meta"]))
+    assert meta["model"] == "torchvision:resnet18" and "step" not in meta

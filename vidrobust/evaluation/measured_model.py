@@ -1,0 +1,226 @@
+"""MeasuredModel: what an evaluation measures, of a run or of another package."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidrobust import checkpoint, config
+from vidrobust.evaluation.loading import load_method
+from vidrobust.methods import build_method
+from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
+from vidrobust.models.backbone import BackboneParts
+from vidrobust.models.branch_norm import branch_of
+from vidrobust.models.checkpoints import Recognised, recognise_contents
+from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.sources import SourceModel, build_source, fresh
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+from vidrobust.utils.seeds import seed_everything
+
+OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model that is measured, and what it is recognised by.
+
+    Attributes:
+        model: a backbone and a head.
+        random: the same with fresh weights, which shows what training adds; None: not available.
+        name: identifies the weights; kept with results.
+        weights_sha: hash of the weights.
+        input: what the model expects; None for a run of this package, whose options say it.
+    """
+
+    model: Model
+    random: Model | None
+    name: str
+    weights_sha: str
+    input: InputSpec | None = None
+
+
+def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> MeasuredModel:
+    """Return the model of a training checkpoint, and the random weights with which its run began.
+
+    Args:
+        cfg: the configuration.
+        state: the checkpoint.
+        classes: K of the data set.
+    """
+    seed_everything(cfg.seed, cfg.deterministic)
+    random = build_method(cfg, classes).model
+    model = load_method(cfg, state, classes).model
+    sha = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
+    return MeasuredModel(model, random, checkpoint_name(cfg, state), sha)
+
+
+def checkpoint_name(cfg: config.Config, state: dict[str, Any]) -> str:
+    """Return the name of the weights of a checkpoint that a configuration evaluates."""
+    average = cfg.eval.average
+    sha = checkpoint.state_sha(checkpoint.weights(state, average=average))
+    return f"step {state['step']}, {'average' if average else 'weights'} {sha}"
+
+
+def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
+    """Return a model of another package, with the weights of a file.
+
+    Args:
+        cfg: its model.mean and model.std replace those of the input card, where they are set.
+        spec: such as `torchvision:r3d_18`, or `vidrobust:resnet18` for a backbone of this package.
+        weights: the file; "": those that the spec names, or random ones.
+
+    Raises:
+        UserError: for an unknown model, and weights that cannot be read or do not fit.
+    """
+    seed_everything(cfg.seed, cfg.deterministic)
+    if spec.startswith(OWN):
+        return _load_own(cfg, spec, weights)
+    random = _backbone(cfg, fresh(spec))
+    source = build_source(spec)
+    backbone, head = _backbone(cfg, source), source.head
+    if weights:
+        found = _recognise(weights, backbone.head_key)
+        checkpoint.load_state(backbone.stored, found.backbone, weights)
+        head = _linear(found.head)
+    elif not source.trained:
+        log.warning(f"{spec} has random weights; give a file with --weights")
+        head = None
+    return _measured(cfg, backbone, random, head, spec, source.input)
+
+
+def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
+    """Return a backbone of this package with the weights of a file of other code.
+
+    The file's layout sets the options that the network needs, and its norm branches are kept.
+    """
+    if not weights:
+        raise UserError(f"--model {spec}: give a file with --weights")
+    name = spec.removeprefix(OWN)
+    found = _recognise(weights, "")
+    unset = config.ModelConfig()
+    kept = {
+        key: v for key, v in found.options.items() if getattr(cfg.model, key) == getattr(unset, key)
+    }
+    options = replace(cfg.model, backbone=name, **kept)
+    branches = dict.fromkeys(branch_of(key) for key in found.backbone)
+    networks = []
+    for _ in range(2):
+        network = configured_backbone(options)
+        if adversarial := [branch for branch in branches if branch not in (None, "clean")]:
+            add_branches(network, adversarial)
+        networks.append(network)
+    backbone, random = networks
+    checkpoint.load_state(backbone.stored, found.backbone, weights)
+    card = InputSpec(
+        frames=cfg.data.frames,
+        stride=cfg.data.stride,
+        short_side=cfg.data.short_side,
+        size=(cfg.data.size, cfg.data.size),
+        mean=tuple(backbone.mean.flatten().tolist()),
+        std=tuple(backbone.std.flatten().tolist()),
+    )
+    return _measured(cfg, backbone, random, _linear(found.head), spec, card)
+
+
+def _recognise(weights: str, head_key: str) -> Recognised:
+    """Read a file of weights, and log what it holds."""
+    try:
+        found = recognise_contents(checkpoint.read_foreign(weights), weights, head_key)
+    except UserError as error:
+        raise UserError(f"--weights: {error}") from None
+    log.info(f"{weights}: {found.text()}")
+    return found
+
+
+def _measured(
+    cfg: config.Config,
+    backbone: Backbone,
+    random: Backbone,
+    head: nn.Linear | None,
+    spec: str,
+    card: InputSpec,
+) -> MeasuredModel:
+    """Return a model with its name, made of the spec and a hash of the weights.
+
+    Raises:
+        UserError: for an eval.branch that it does not have.
+    """
+    names = branch_names(backbone)
+    if cfg.eval.branch not in names and (cfg.eval.branch != "average" or len(names) == 1):
+        raise UserError(
+            f"eval.branch={cfg.eval.branch}: {spec} with these weights has {', '.join(names)}"
+        )
+    model = Model(backbone, head or nn.Identity())
+    sha = checkpoint.state_sha(model.state_dict())
+    return MeasuredModel(model, Model(random, nn.Identity()), f"{spec}, weights {sha}", sha, card)
+
+
+def _backbone(cfg: config.Config, source: SourceModel) -> Backbone:
+    """Return a model of another package as a backbone."""
+    mean = tuple(cfg.model.mean) or source.input.unit_mean
+    std = tuple(cfg.model.std) or source.input.unit_std
+    return Backbone(BackboneParts(source.network, source.dim, mean, std))
+
+
+def _linear(head: dict[str, torch.Tensor]) -> nn.Linear | None:
+    """Return the classifier of a file; None for a file without one."""
+    if "weight" not in head:
+        return None
+    # that of S3D is a convolution of one pixel
+    weight = head["weight"].flatten(1)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in head)
+    layer.load_state_dict({"weight": weight} | {k: v for k, v in head.items() if k == "bias"})
+    return layer
+
+
+def own_head(measured: MeasuredModel, classes: Sequence[str]) -> nn.Linear | None:
+    """Return the model's own classifier, with a logit per class of the data set in its order.
+
+    None without a linear head, and for a head of other classes, which is logged.
+
+    Args:
+        measured: the model.
+        classes: names of the data set's classes.
+    """
+    head = measured.model.head
+    if not isinstance(head, nn.Linear):
+        return None
+    names = measured.input.classes if measured.input else None
+    if names is not None and len(names) == head.out_features:
+        places = {_plain(name): place for place, name in enumerate(names)}
+        order = [places.get(_plain(name)) for name in classes]
+        rows = [place for place in order if place is not None]
+        if len(rows) == len(classes) == len(names):
+            return _reordered(head, rows)
+        log.info(
+            f"the model's classifier of {len(names)} classes is not used: {len(rows)} of the data"
+            f" set's {len(classes)} are among them"
+        )
+        return None
+    if head.out_features != len(classes):
+        return None
+    if measured.input is not None:
+        log.warning(
+            f"the model's {len(classes)} classes have no names: they are taken to be in the order"
+            f" {', '.join(classes[:3])}, ..."
+        )
+    return head
+
+
+def _reordered(head: nn.Linear, rows: list[int]) -> nn.Linear:
+    """Return a linear layer with other rows, or the same in another order."""
+    layer = nn.Linear(head.in_features, len(rows), bias=head.bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(head.weight[rows])
+        if head.bias is not None:
+            layer.bias.copy_(head.bias[rows])
+    return layer.to(head.weight.device)
+
+
+def _plain(name: str) -> str:
+    """Return the name of a class without case and punctuation, which lists write differently."""
+    return re.sub(r"[\W_]+", "", name.casefold())
