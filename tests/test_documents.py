@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from tests.helpers import (
     REPO,
@@ -188,9 +189,23 @@ def test_the_features_are_what_the_readme_says(demo):
         assert json.loads(str(one["meta"]))["classes"][0] == "Bounce"
 
 
-def test_the_python_example_runs():
-    code = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.S)[1]
-    exec(compile(code, "README.md", "exec"), {})
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    (measure,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.S)
+    # a smaller network, fewer and smaller clips
+    monkeypatch.chdir(tmp_path)
+    root = tiny_ucf101(tmp_path / "data")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), "my.pth")
+    options = {"data.size": 32, "data.short_side": 36, "data.workers": 0, "eval.steps": 2}
+    for old, new in (
+        ("torchvision:r2plus1d_18", "torchvision:resnet18"),
+        ("/path/to/ucf101", str(root)),
+        ('["linf-2/255"]', f'["linf-2/255"], options={options}'),
+    ):
+        assert old in measure
+        measure = measure.replace(old, new)
+    names = {}
+    exec(compile(measure, "README.md", "exec"), names)
+    assert (names["report"].path / "report.md").is_file()
 
 
 def test_the_examples_of_the_threat_models_run():

@@ -23,7 +23,7 @@ from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.evaluation.measured_model import OWN
+from vidrobust.evaluation.measured_model import OWN, card_options
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
 from vidrobust.models.sources import SOURCES, build_source, is_spec, require_spec
@@ -51,9 +51,6 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "optim.schedule": SCHEDULES,
     "eval.suite": SUITES,
 }
-
-
-_FPS = 25  # of most videos: cards that give frames per second are turned into a stride by it
 
 
 def _names() -> dict[str, str]:
@@ -140,17 +137,8 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     if args.model.startswith(OWN):
         backbone = {"model": {"backbone": args.model.removeprefix(OWN)}}
         return config.loads(yaml.safe_dump(backbone), args.overrides, source, args.cfg), out
-    spec = build_source(args.model).input
-    short_side = spec.short_side or min(spec.resize or spec.size)
-    stride = spec.stride or (max(1, round(_FPS / spec.fps)) if spec.fps else None)
-    data = {
-        "frames": spec.frames,
-        "size": spec.size[0],
-        "short_side": max(short_side, spec.size[0]),
-        **({"stride": stride} if stride else {}),
-    }
-    card = {"data": data, "model": {"backbone": args.model}, "method": {"name": "supervised"}}
-    return config.loads(yaml.safe_dump(card), args.overrides, source, args.cfg), out
+    card = card_options(build_source(args.model).input, args.model)
+    return config.loads(card, args.overrides, source, args.cfg), out
 
 
 def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, Any], Path]:

@@ -161,7 +161,23 @@ def evaluate_source(
     Raises:
         UserError: as `evaluate`, for an unknown model, and for weights that do not fit.
     """
-    measured = load_source(cfg, spec, weights)
+    return evaluate_model(cfg, load_source(cfg, spec, weights), out, overwrite=overwrite)
+
+
+def evaluate_model(
+    cfg: config.Config, measured: MeasuredModel, out: Path, *, overwrite: bool = False
+) -> Summary:
+    """Measure a loaded model as `evaluate` measures a checkpoint.
+
+    Args:
+        cfg: the configuration.
+        measured: the model.
+        out: the folder.
+        overwrite: replace another evaluation in the folder.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
     return _evaluate(cfg, lambda classes: measured, measured.name, out, overwrite=overwrite)
 
 

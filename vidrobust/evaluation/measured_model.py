@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from vidrobust import checkpoint, config
@@ -21,6 +22,7 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
 
+_FPS = 25  # of most videos: cards that give frames per second are turned into a stride by it
 OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
 
 
@@ -79,17 +81,52 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     seed_everything(cfg.seed, cfg.deterministic)
     if spec.startswith(OWN):
         return _load_own(cfg, spec, weights)
-    random = _backbone(cfg, fresh(spec))
+    random = fresh(spec)
     source = build_source(spec)
-    backbone, head = _backbone(cfg, source), source.head
     if weights:
-        found = _recognise(weights, backbone.head_key)
-        checkpoint.load_state(backbone.stored, found.backbone, weights)
-        head = _linear(found.head)
+        found = _recognise(weights, source.network.head_key)
+        checkpoint.load_state(source.network.network, found.backbone, weights)
+        source = replace(source, head=_linear(found.head))
     elif not source.trained:
         log.warning(f"{spec} has random weights; give a file with --weights")
-        head = None
-    return _measured(cfg, backbone, random, head, spec, source.input)
+        source = replace(source, head=None)
+    return measured_source(cfg, source, random, spec)
+
+
+def measured_source(
+    cfg: config.Config, source: SourceModel, random: SourceModel | None, name: str
+) -> MeasuredModel:
+    """Return a model of another package as it is measured.
+
+    Args:
+        cfg: its model.mean and model.std replace those of the input card, where they are set.
+        source: the model.
+        random: the same with random weights, or None.
+        name: of the model; a hash of the weights is added.
+    """
+    twin = _backbone(cfg, random) if random else None
+    return _measured(cfg, _backbone(cfg, source), twin, source.head, name, source.input)
+
+
+def card_options(card: InputSpec, backbone: str = "") -> str:
+    """Return the options that an input card asks for, as YAML: frames, stride and size.
+
+    Args:
+        card: the card.
+        backbone: value of model.backbone; "": its default.
+    """
+    stride = card.stride or (max(1, round(_FPS / card.fps)) if card.fps else None)
+    data: dict[str, Any] = {
+        "frames": card.frames,
+        "size": card.size[0],
+        "short_side": max(card.short_side or min(card.resize or card.size), card.size[0]),
+    }
+    if stride:
+        data["stride"] = stride
+    options: dict[str, Any] = {"data": data, "method": {"name": "supervised"}}
+    if backbone:
+        options["model"] = {"backbone": backbone}
+    return yaml.safe_dump(options)
 
 
 def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
@@ -139,7 +176,7 @@ def _recognise(weights: str, head_key: str) -> Recognised:
 def _measured(
     cfg: config.Config,
     backbone: Backbone,
-    random: Backbone,
+    random: Backbone | None,
     head: nn.Linear | None,
     spec: str,
     card: InputSpec,
@@ -156,7 +193,8 @@ def _measured(
         )
     model = Model(backbone, head or nn.Identity())
     sha = checkpoint.state_sha(model.state_dict())
-    return MeasuredModel(model, Model(random, nn.Identity()), f"{spec}, weights {sha}", sha, card)
+    twin = Model(random, nn.Identity()) if random else None
+    return MeasuredModel(model, twin, f"{spec}, weights {sha}", sha, card)
 
 
 def _backbone(cfg: config.Config, source: SourceModel) -> Backbone:

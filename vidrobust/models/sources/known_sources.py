@@ -3,6 +3,7 @@
 import importlib.util
 
 from vidrobust.models.sources.huggingface import HUGGINGFACE
+from vidrobust.models.sources.own_code import PYTHON, TORCHSCRIPT
 from vidrobust.models.sources.pytorchvideo import PYTORCHVIDEO
 from vidrobust.models.sources.source_model import Source, SourceModel
 from vidrobust.models.sources.timm import TIMM
@@ -14,6 +15,8 @@ SOURCES: dict[str, Source] = {
     "pytorchvideo": PYTORCHVIDEO,
     "hf": HUGGINGFACE,
     "timm": TIMM,
+    "python": PYTHON,
+    "torchscript": TORCHSCRIPT,
 }
 
 
@@ -50,8 +53,10 @@ def build_source(spec: str) -> SourceModel:
     return source.build(name, weights)
 
 
-def fresh(spec: str) -> SourceModel:
-    """Return the model that a spec names, with random weights."""
+def fresh(spec: str) -> SourceModel | None:
+    """Return the model that a spec names, with random weights; None for the user's own code."""
     kind, _, rest = spec.partition(":")
+    if kind in ("python", "torchscript"):
+        return None
     name = rest.partition("@")[0]
     return build_source(f"{kind}:{name}@random" if kind == "hf" else f"{kind}:{name}")

@@ -1,0 +1,200 @@
+"""Models of the user's own code (python:), TorchScript programs, and modules given in Python."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust.attacks.outputs import as_tensor
+from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
+from vidrobust.utils.errors import UserError
+
+
+def names() -> Sequence[str]:
+    """Return no names, because any file or module may be given."""
+    return []
+
+
+def build_python(name: str, weights: str) -> SourceModel:
+    """Return the model that a function of the user's own code makes.
+
+    Args:
+        name: FILE_OR_MODULE:FUNCTION. The function takes no arguments and returns a module, any
+            callable that maps clips to logits, or a pair of either and an InputSpec.
+        weights: must be "".
+
+    Raises:
+        UserError: for a file, module or function that does not exist, and for errors in it.
+    """
+    where, _, function = name.rpartition(":")
+    if not where or weights:
+        raise UserError(f"python:{name}: write python:FILE.py:FUNCTION or python:MODULE:FUNCTION")
+    module = _import(where, name)
+    made = getattr(module, function, None)
+    if not callable(made):
+        defined = ", ".join(key for key, value in vars(module).items() if callable(value))
+        raise UserError(f"python:{name}: {where} has no function {function}; it has {defined}")
+    try:
+        model = made()
+    except Exception as error:  # the user's own code
+        raise UserError(f"python:{name}: {function}() failed: {error!r}") from error
+    card = InputSpec()
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], InputSpec):
+        model, card = model
+    if not callable(model):
+        raise UserError(
+            f"python:{name}: {function}() returned {type(model).__name__}; return a module, a"
+            " function of clips, or a pair of one and an InputSpec"
+        )
+    return wrapped(model, card, f"python:{name}")
+
+
+def build_torchscript(name: str, weights: str) -> SourceModel:
+    """Return a TorchScript program, whose outputs are taken as features and as logits.
+
+    Args:
+        name: the file.
+        weights: must be "".
+
+    Raises:
+        UserError: for a file that is no such program.
+    """
+    if weights or not Path(name).is_file():
+        raise UserError(f"torchscript:{name}: no such file")
+    try:
+        program = torch.jit.load(name, map_location="cpu")
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"torchscript:{name}: no TorchScript program ({reason})") from None
+    return wrapped(program, InputSpec(), f"torchscript:{name}")
+
+
+def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> SourceModel:
+    """Return a module or function as an encoder and a head.
+
+    If the last linear layer of a module makes its output, the features are what this layer takes.
+    Otherwise the outputs are the features too.
+
+    Args:
+        model: clips, as the card says -> logits, or an object with a field `logits`.
+        card: what the model expects.
+        name: for messages.
+
+    Raises:
+        UserError: the model cannot run on clips of the card, or returns no logits.
+    """
+    network = model if isinstance(model, nn.Module) else _Function(model)
+    network.eval()
+    clip = torch.rand(1, 3, card.frames, *card.size)
+    clip = clip.transpose(1, 2) if card.layout == "BTCHW" else clip
+    try:
+        with torch.no_grad():
+            output = logits_of(network(clip), name)
+    except Exception as error:  # whatever the model raises
+        shape = tuple(clip.shape)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: fails on a clip of shape {shape} ({reason}); return an InputSpec with it that"
+            " says frames, size and layout"
+        ) from error
+    key = _last_linear(network, clip, output)
+    if key:
+        head = network.get_submodule(key)
+        assert isinstance(head, nn.Linear)  # as _last_linear found it
+        parent, _, last = key.rpartition(".")
+        setattr(network.get_submodule(parent) if parent else network, last, nn.Identity())
+    else:
+        # a linear layer that changes nothing: sums with zeros are exact
+        head = nn.Linear(output.shape[1], output.shape[1], bias=False)
+        nn.init.eye_(head.weight)
+    trunk = SourceTrunk(network, card, _run, key)
+    return SourceModel(trunk, head.in_features, head, card, trained=True)
+
+
+def logits_of(output: Any, name: str) -> Tensor:
+    """Return the tensor in a model's output, where there is no doubt which one it is.
+
+    Args:
+        output: a tensor, an object or mapping with `logits`, or a sequence of one tensor.
+        name: for the message.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        output = output.logits
+    elif isinstance(output, list | tuple) and len(output) == 1:
+        output = output[0]
+    tensor = as_tensor(output, name)
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} returns {tuple(tensor.shape)}; give logits (B, K)")
+    return tensor
+
+
+def _run(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the features of a module of the user."""
+    return logits_of(network(x), "the model")
+
+
+class _Function(nn.Module):
+    """Hold a function that is no module."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def _last_linear(network: nn.Module, clip: Tensor, output: Tensor) -> str:
+    """Return the name of the linear layer whose output is the network's; "" without one."""
+    layers = [(name, layer) for name, layer in network.named_modules() if type(layer) is nn.Linear]
+    if not layers:
+        return ""
+    name, layer = layers[-1]
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = layer.register_forward_hook(
+        lambda module, inputs, made: seen.append((inputs[0], made))
+    )
+    try:
+        with torch.no_grad():
+            network(clip)
+    finally:
+        handle.remove()
+    fits = len(seen) == 1 and seen[0][0].ndim == 2 and torch.equal(seen[0][1], output)
+    return name if fits else ""
+
+
+def _import(where: str, name: str) -> Any:
+    """Import a file or a module by name."""
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UserError(f"python:{name}: no file {where}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None  # the name ends with .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # dataclasses and pickles of the file need it
+        spec.loader.exec_module(module)
+        return module
+    except UserError:
+        raise
+    except Exception as error:  # the user's own code
+        raise UserError(f"python:{name}: importing {where} failed: {error!r}") from error
+
+
+PYTHON = Source(
+    build_python, names, "FILE.py:FUNCTION or MODULE:FUNCTION, which returns a module or a function"
+)
+TORCHSCRIPT = Source(build_torchscript, names, "a file of torch.jit.save")
