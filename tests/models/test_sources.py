@@ -6,7 +6,7 @@ from torch import nn
 
 import vidrobust.models.sources.torchvision as torchvision_source
 from vidrobust import checkpoint, config
-from vidrobust.models import build_backbone, configured_backbone
+from vidrobust.models import build_backbone, build_model, configured_backbone
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources import SOURCES, build_source
 from vidrobust.utils.errors import UserError
@@ -180,7 +180,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(source, monkeypatch):
 )
 def test_clips_that_do_not_fit_are_refused(spec, shape, said):
     frames, size = shape
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         build_source(spec).network(torch.rand(1, 3, frames, size, size))
 
 
@@ -209,3 +209,25 @@ def test_range_and_normalisation_are_one_map():
     assert card.unit_mean == (0.5,) * 3 and card.unit_std == (0.25,) * 3
     signed = InputSpec(range=(-1.0, 1.0))
     assert signed.unit_mean == (0.5,) * 3 and signed.unit_std == (0.5,) * 3
+
+
+def test_a_network_without_batch_norms_has_no_norm_branches():
+    cfg = config.ModelConfig(backbone="torchvision:swin3d_t")
+    with pytest.raises(
+        UserError, match="torchvision:swin3d_t: has no batch norms, .* branches adv"
+    ):
+        build_model(cfg, "projector", branches=["adv"])
+    assert build_model(cfg, "projector").backbone.dim == 768
+
+
+def test_norms_of_a_source_get_branches():
+    cfg = config.ModelConfig(backbone="torchvision:r3d_18")
+    model = build_model(cfg, "projector", branches=["adv"]).eval()
+    clips = torch.rand(2, 3, 2, 16, 16)
+    with torch.no_grad():
+        for name, tensor in model.named_buffers():
+            if "branches.adv" in name and "running_mean" in name:
+                tensor.add_(1)
+        with model.use_branch("adv"):
+            adversarial = model.backbone(clips)
+        assert not torch.allclose(adversarial, model.backbone(clips))

@@ -100,11 +100,20 @@ def build_model(
 
     Returns:
         The model.
+
+    Raises:
+        UserError: for branches of a backbone without batch norms.
     """
     backbone = configured_backbone(cfg)
     model = Model(backbone, _build_head(cfg, head, backbone.dim, classes))
     if branches:
         add_branches(model if branched_head else backbone, branches, momentum=momentum)
+        if branch_names(backbone) == ("clean",):
+            raise UserError(
+                f"model.backbone={cfg.backbone}: has no batch norms, and so none of the norm"
+                f" branches {', '.join(branches)} of method.adversary; use an adversary without"
+                " branches, such as rocl"
+            )
     # Built last, because it has one output per branch.
     if selector:
         backbone.selector = nn.Linear(backbone.dim, len(branch_names(backbone)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vidrobust.models.input_spec import InputSpec
+from vidrobust.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,16 @@ class SourceTrunk(nn.Module):
         return self.run(self.network, x)
 
     def require_fit(self, frames: int, size: tuple[int, int]) -> None:
-        """Raise ValueError for clips that the network cannot take."""
+        """Raise UserError for clips that the network cannot take."""
         wanted = self.input
         if self.fixed and (frames, size) != (wanted.frames, wanted.size):
-            raise ValueError(
+            raise UserError(
                 f"this network takes {wanted.frames} frames of {wanted.size[0]} pixels, not"
                 f" {frames} of {size[0]}; set data.frames={wanted.frames} and"
                 f" data.size={wanted.size[0]}"
             )
         if frames < self.least_frames:
-            raise ValueError(
+            raise UserError(
                 f"this network takes at least {self.least_frames} frames, not {frames}; set"
                 " data.frames"
             )
