@@ -67,6 +67,46 @@ def test_evaluate_gives_the_summary_and_the_folder(tmp_path):
     assert again.summary == report.summary, "read, not measured again"
 
 
+class Noisy(Brightness):
+    """A model that draws random numbers, and counts its clips."""
+
+    clips = 0
+
+    def forward(self, x):
+        self.clips += len(x)
+        return super().forward(x + 0.5 * torch.randn_like(x))
+
+
+def test_a_random_model_is_reported_and_averaged_over_passes(tmp_path):
+    root = tiny_ucf101(tmp_path / "data", train=3, test=3)
+    clips = []
+    for passes in (1, 4):
+        network = Noisy()
+        model = vidrobust.wrap(network, frames=2, size=(16, 16), short_side=20, layout="BTCHW")
+        before = network.clips
+        report = vidrobust.evaluate(
+            model,
+            "ucf101",
+            root=root,
+            threats=["linf-2/255"],
+            output=tmp_path / f"out{passes}",
+            options=OPTIONS | {"eval.eot": passes, "eval.checks": 6, "eval.suite": "rand"},
+        )
+        clips.append(network.clips - before)
+        told = [line for line in report.summary.warnings if "draws random numbers" in line]
+        assert not told, "the suite rand is for such models"
+    assert clips[1] > 2.5 * clips[0]
+    report = vidrobust.evaluate(
+        vidrobust.wrap(Noisy(), frames=2, size=(16, 16), short_side=20, layout="BTCHW"),
+        "ucf101",
+        root=root,
+        threats=["linf-2/255"],
+        output=tmp_path / "out",
+        options=OPTIONS | {"eval.checks": 6},
+    )
+    assert any("draws random numbers; use suite rand" in line for line in report.summary.warnings)
+
+
 def test_load_model_reads_a_file_of_torchvision(tmp_path):
     from torchvision.models import resnet18
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"methods"},
     {"training", "evaluation"},
     {"study", "benchmarks"},
-    {"cli"},
+    {"cli", "api"},
 ]
 ALONE = {"attacks", "corruptions"}  # usable without the rest of the package
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -8,7 +8,10 @@ import torch
 
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import checkpoint, config
-from vidrobust.evaluation import evaluate, read_summary
+from vidrobust.evaluation import Summary, evaluate, read_summary
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
+from vidrobust.evaluation.summary import unlike_published
+from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.training.loop import train
 
 WORDS = [
@@ -165,3 +168,38 @@ def test_features_of_a_source_are_those_of_the_same_checkpoint(run):
         assert (own[name] == other[name]).all()
     meta = json.loads(str(other["meta"]))
     assert meta["model"] == "torchvision:resnet18" and "step" not in meta
+
+
+@pytest.mark.parametrize(
+    ("acc", "dataset", "warns"),
+    [
+        (0.67, "kinetics400", False),
+        (0.64, "kinetics400", True),
+        (0.70, "kinetics400", True),
+        (0.64, "ucf101", False),
+    ],
+)
+def test_an_accuracy_unlike_the_published_one_is_reported_with_its_likely_causes(
+    acc, dataset, warns
+):
+    card = InputSpec(published=Published(0.67463, "Kinetics-400", "5x1", "torchvision"))
+    summary = Summary(
+        n=9,
+        dataset=dataset,
+        split="test",
+        branch="clean",
+        views={},
+        chance=0.0025,
+        representation={"head": Accuracy(acc, [0, 1], 9)},
+        failed=[],
+        geometry=None,
+        curve=[],
+        warnings=[],
+        corruption=None,
+        input=card,
+    )
+    lines = unlike_published(summary)
+    assert bool(lines) == warns
+    for line in lines:
+        assert f"is right on {100 * acc:.1f} %, but torchvision reports 67.5 % with 5x1" in line
+        assert line.index("range of the pixels") < line.index("mean and std") < line.index("resize")

@@ -12,6 +12,7 @@ eval mode. A loss is any callable x -> (B,); `Misclassify` is a classifier's.
 
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
+from vidrobust.attacks.bpda import BPDA
 from vidrobust.attacks.feature_losses import impersonate, own_loss, pull_toward, push_away
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import (
@@ -63,6 +64,7 @@ from vidrobust.attacks.video import (
 __all__ = [
     "ATTACKS",
     "BLACK_BOX",
+    "BPDA",
     "MINIMUM_NORM",
     "SCORES",
     "VERSIONS",

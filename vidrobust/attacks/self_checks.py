@@ -114,7 +114,7 @@ def _check_model(predict: Predict, x: Tensor, y: Tensor, logits: Tensor, size: i
     if _differs(logits, _logits(predict, x, y, size)):
         lines.append(
             "the model gives other logits for the same clip: it draws random numbers; "
-            "use suite rand (EOT)"
+            "use suite rand, or average over passes with eot (eval.eot=N)"
         )
     elif _depends_on_batch(predict, x, y, logits, size):
         lines.append(f"a clip's logits depend on the rest of the batch: {_IN_TRAINING}")

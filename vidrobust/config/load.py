@@ -134,6 +134,7 @@ def to_yaml(cfg: Config) -> str:
 _ADDED_LATER: dict[str, object] = {
     "data.series": "",
     "eval.classifier": "auto",
+    "eval.eot": 1,
     "eval.precise_bn": 0,
     "model.mean": [],
     "model.std": [],

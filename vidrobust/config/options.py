@@ -782,6 +782,12 @@ class EvalConfig:
         "batch-norm branch to evaluate: clean, adv, adv2, ...; average: mean over all branches;"
         " select: the branch that the model's own selector chooses",
     )
+    eot: int = option(
+        1,
+        "passes over which a random model is averaged, in its predictions and for attacks (EOT);"
+        " 1: a single pass",
+        low=1,
+    )
     classifier: str = option(
         "auto",
         "what is attacked: auto (the model's own linear head where its classes are the data set's,"

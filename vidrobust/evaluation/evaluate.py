@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import checkpoint, config
-from vidrobust.attacks import BadSamples, Predict, ThreatModel, self_checks
+from vidrobust.attacks import BadSamples, Predict, ThreatModel, eot, self_checks
 from vidrobust.corruptions import expand
 from vidrobust.data import (
     ClipDataset,
@@ -66,6 +66,7 @@ from vidrobust.evaluation.summary import (
     learned_nothing,
     read_summary,
     summary_of_data,
+    unlike_published,
     write_summary,
 )
 from vidrobust.models import Model
@@ -328,7 +329,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
 
 def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
     """Add the warnings of all parts to those of the summary, and their failures to its failures."""
-    summary.warnings += learned_nothing(summary.representation)
+    summary.warnings += learned_nothing(summary.representation) + unlike_published(summary)
     measured = (summary.corruption, summary.bias, summary.shift)
     for part in (*measured, summary.sensitivity):
         summary.warnings += part.warnings if part else []
@@ -355,6 +356,8 @@ def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
         summary: changed in place.
     """
     cfg, attack = run.cfg, run.attack
+    if cfg.eval.eot > 1:
+        predict = eot(predict, cfg.eval.eot)
     clips = eval_dataset(cfg.data, run.test, 1)
     doubts = []
     if distributed.rank() == 0:

@@ -224,6 +224,28 @@ def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
     ]
 
 
+# name of a data set as model cards write it -> value of data.name
+_DATA_SETS = {"Kinetics-400": "kinetics400", "ImageNet-1K": "torchvision:ImageNet"}
+_TOLERANCE = 0.02  # of an accuracy: views and decoders differ this much
+
+
+def unlike_published(summary: Summary) -> list[str]:
+    """Return a warning, or none, of an accuracy far from what the authors of the model report."""
+    published = summary.input.published if summary.input else None
+    head = summary.representation.get("head")
+    if published is None or head is None:
+        return []
+    names = (published.dataset, _DATA_SETS.get(published.dataset))
+    if summary.dataset not in names or abs(head.acc - published.acc) <= _TOLERANCE:
+        return []
+    return [
+        f"the model's own head is right on {100 * head.acc:.1f} %, but {published.source} reports"
+        f" {100 * published.acc:.1f} % with {published.views} views; check, in this order: range of"
+        " the pixels, mean and std, order of the channels, resize, choice of frames, order of the"
+        " classes"
+    ]
+
+
 def add_attacks(
     summary: Summary,
     cfg: config.Config,
