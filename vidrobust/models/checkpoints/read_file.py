@@ -45,12 +45,28 @@ def read_weights(path: str | Path) -> Contents:
         raise UserError(f"{path}: the file is empty; download it again")
     if zipfile.is_zipfile(path):
         _require_weights(path)
+        if _names_foreign_classes(path):
+            return _read_inert(path)
     try:
         return Contents(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError:
         return _read_inert(path)
     except Exception as error:  # torch raises many types for damaged files
         raise _unreadable(path, error) from None
+
+
+def _names_foreign_classes(path: Path) -> bool:
+    """Return whether a zip file of torch names classes that torch would refuse.
+
+    Only its list of names is read: to try would read all tensors before it fails.
+    """
+    unsafe = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # torch 2.5
+    if unsafe is None:
+        return False
+    try:
+        return bool(unsafe(path))
+    except Exception:  # a damaged file, which reading it names
+        return False
 
 
 def _read_inert(path: Path) -> Contents:
