@@ -48,7 +48,8 @@ class _ValueOfOther(torch.autograd.Function):
     """Give the value of the second argument and the gradient of the first."""
 
     @staticmethod
-    def forward(ctx: Any, surrogate: Tensor, exact: Tensor) -> Tensor:
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        surrogate, exact = tensors
         return exact.to(surrogate.dtype).clone()
 
     @staticmethod

@@ -203,21 +203,13 @@ def _evaluate(
 
     # 1. Refuse what does not fit, before anything is written
     attack = check_suite(cfg)
-    corruption = cfg.eval.corruption
-    names = check_corruptions(corruption.names)
+    check_corruptions(cfg.eval.corruption.names)
     with distributed.main_first():
         train, test, classes = build_lists(cfg.data)
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
     identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
-    same_videos = {
-        "manifest_sha": identity["manifest_sha"],
-        "n": len(evenly(len(test), cfg.eval.limit)),
-        "unit": cfg.eval.unit,
-    }
-    baseline = read_baseline(
-        corruption.baseline, names, corruption.severities, corruption.place, same_videos
-    )
+    baseline = _baseline(cfg, identity, len(evenly(len(test), cfg.eval.limit)))
 
     # 2. Models: the trained one, and one with random weights
     measured = load(len(classes))
@@ -240,23 +232,52 @@ def _evaluate(
         if summary.corruption:
             # computed anew, because another baseline needs no measurement
             relative = relative_to(summary.corruption, baseline)
-            relative = replace(relative, baseline=corruption.baseline or None)
-            summary = replace(summary, corruption=relative)
+            file = cfg.eval.corruption.baseline or None
+            summary = replace(summary, corruption=replace(relative, baseline=file))
 
         # 4. Write
         with distributed.together():
             if main:
                 if summary != kept:
                     write_summary(summary_path, summary)
-                (out / _OLD_FEATURES).unlink(missing_ok=True)
-                shutil.rmtree(out / _STORE, ignore_errors=True)
+                _delete_features(out)
                 write_report(out, summary, classes)
+    _require_decoded(summary, summary_path)
+    return summary
+
+
+def _baseline(cfg: config.Config, identity: dict[str, Any], n: int) -> CorruptionTable | None:
+    """Read the table of eval.corruption.baseline, which must be of the same videos.
+
+    Args:
+        cfg: its eval options.
+        identity: of this evaluation.
+        n: videos that are measured.
+    """
+    corruption = cfg.eval.corruption
+    same = {"manifest_sha": identity["manifest_sha"], "n": n, "unit": cfg.eval.unit}
+    return read_baseline(
+        corruption.baseline,
+        check_corruptions(corruption.names),
+        corruption.severities,
+        corruption.place,
+        same,
+    )
+
+
+def _require_decoded(summary: Summary, path: Path) -> None:
+    """Raise UserError for videos that do not decode, after everything is written."""
     if summary.failed:
         raise UserError(
             f"videos that do not decode: {len(summary.failed)}; those of test lists count as"
-            f" wrong in {summary_path}; the first: {summary.failed[0]}"
+            f" wrong in {path}; the first: {summary.failed[0]}"
         )
-    return summary
+
+
+def _delete_features(out: Path) -> None:
+    """Delete the features of all videos, which only an unfinished evaluation needs."""
+    (out / _OLD_FEATURES).unlink(missing_ok=True)
+    shutil.rmtree(out / _STORE, ignore_errors=True)
 
 
 def check_evaluation(cfg: config.Config) -> None:

@@ -7,6 +7,7 @@ keeps what it is given, so that the tensors beside it can be read.
 `InertPickle` takes the place of the module `pickle` in `torch.load(..., pickle_module=...)`.
 """
 
+import builtins
 import collections
 import io
 import pickle
@@ -97,7 +98,7 @@ def _scalar(dtype: np.dtype, content: bytes = b"") -> Any:
 _CONTAINERS = "bool bytearray bytes complex dict float frozenset int list set slice str tuple"
 # (module, name) -> what builds the object; each only holds data
 _BUILDERS: dict[tuple[str, str], Any] = {
-    **{("builtins", name): __builtins__[name] for name in _CONTAINERS.split()},  # type: ignore[index]
+    **{("builtins", name): getattr(builtins, name) for name in _CONTAINERS.split()},
     ("builtins", "unicode"): str,
     ("builtins", "long"): int,
     ("collections", "OrderedDict"): collections.OrderedDict,
