@@ -170,3 +170,48 @@ def test_a_torchscript_program(tmp_path):
     for name in ("b.pt", "none.pt"):
         with pytest.raises(UserError, match="torchscript:.*: no "):
             build_source(f"torchscript:{tmp_path}/{name}")
+
+
+def test_probabilities_become_logits(caplog):
+    network = nn.Sequential(Video(), nn.Softmax(1)).eval()
+    x = torch.rand(3, 3, 2, 8, 8)
+    with caplog.at_level("INFO", "vidrobust"):
+        model = wrapped(network, CARD, "mine")
+    assert "mine returns probabilities" in caplog.text
+    assert torch.allclose(model.head(model.network(x)), network(x).log())
+
+
+class OneClip(Video):
+    """As exported with a fixed batch size."""
+
+    def forward(self, x):
+        if len(x) != 1:
+            raise RuntimeError("expected batch 1")
+        return super().forward(x)
+
+
+def test_a_fixed_batch_of_one_runs_clip_by_clip(caplog):
+    network, x = OneClip().eval(), torch.rand(3, 3, 2, 8, 8)
+    expected = torch.cat([network(clip) for clip in x.split(1)])
+    with caplog.at_level("INFO", "vidrobust"):
+        model = wrapped(network, CARD, "mine")
+    assert "mine takes one clip at a time" in caplog.text and model.dim == 5
+    assert torch.allclose(model.head(model.network(x)), expected)
+
+
+class Counter(Video):
+    """Its state changes with every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_model_that_changes_its_state_is_reported(caplog):
+    with caplog.at_level("WARNING", "vidrobust"):
+        wrapped(Counter(), CARD, "mine")
+    assert "mine changes its own state in a forward pass" in caplog.text and "calls" in caplog.text

@@ -14,6 +14,9 @@ from vidrobust.attacks.outputs import as_tensor
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+
+_LEAST = 1e-12  # of a probability whose logarithm is taken
 
 
 def names() -> Sequence[str]:
@@ -91,18 +94,24 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
     """
     network = model if isinstance(model, nn.Module) else _Function(model)
     network.eval()
-    clip = torch.rand(1, 3, card.frames, *card.size)
-    clip = clip.transpose(1, 2) if card.layout == "BTCHW" else clip
-    try:
-        with torch.no_grad():
-            output = logits_of(network(clip), name)
-    except Exception as error:  # whatever the model raises
-        shape = tuple(clip.shape)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: fails on a clip of shape {shape} ({reason}); return an InputSpec with it that"
-            " says frames, size and layout"
-        ) from error
+    clips = torch.rand(2, 3, card.frames, *card.size)
+    clips = clips.transpose(1, 2) if card.layout == "BTCHW" else clips
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    output, single = _tried(network, clips, name)
+    changed = [k for k, v in network.state_dict().items() if not torch.equal(v, before[k])]
+    if changed:
+        log.warning(
+            f"{name} changes its own state in a forward pass, also in eval mode (first"
+            f" {changed[0]}): results depend on the order of the clips"
+        )
+    run = _run
+    if single:
+        log.info(f"{name} takes one clip at a time")
+        run = _one_by_one
+    clip = clips[:1] if single else clips
+    if bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output))):
+        log.info(f"{name} returns probabilities: their logarithms are its logits")
+        network, output = _Logarithm(network), output.clamp(min=_LEAST).log()
     key = _last_linear(network, clip, output)
     if key:
         head = network.get_submodule(key)
@@ -113,7 +122,7 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
         # a linear layer that changes nothing: sums with zeros are exact
         head = nn.Linear(output.shape[1], output.shape[1], bias=False)
         nn.init.eye_(head.weight)
-    trunk = SourceTrunk(network, card, _run, key)
+    trunk = SourceTrunk(network, card, run, key)
     return SourceModel(trunk, head.in_features, head, card, trained=True)
 
 
@@ -142,6 +151,48 @@ def logits_of(output: Any, name: str) -> Tensor:
 def _run(network: nn.Module, x: Tensor) -> Tensor:
     """Return the features of a module of the user."""
     return logits_of(network(x), "the model")
+
+
+def _one_by_one(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the features of a module that takes one clip at a time."""
+    return torch.cat([_run(network, clip) for clip in x.split(1)])
+
+
+def _tried(network: nn.Module, clips: Tensor, name: str) -> tuple[Tensor, bool]:
+    """Return the outputs of two clips, and whether the model takes only one at a time.
+
+    Args:
+        network: the model.
+        clips: two clips in its layout.
+        name: for messages.
+
+    Raises:
+        UserError: it fails on one clip too, or returns no logits.
+    """
+    with torch.no_grad():
+        try:
+            return logits_of(network(clips), name), False
+        except Exception:  # whatever the model raises; with one clip it is reported
+            pass
+        try:
+            return logits_of(network(clips[:1]), name), True
+        except Exception as error:  # as above
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{name}: fails on a clip of shape {tuple(clips[:1].shape)} ({reason}); return an"
+                " InputSpec with it that says frames, size and layout"
+            ) from error
+
+
+class _Logarithm(nn.Module):
+    """Turn the probabilities of a model into logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.network(x), "the model").clamp(min=_LEAST).log()
 
 
 class _Function(nn.Module):
