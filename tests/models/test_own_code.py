@@ -182,7 +182,7 @@ def test_probabilities_become_logits(caplog):
 
 
 class OneClip(Video):
-    """As exported with a fixed batch size."""
+    """Refuse all but one clip, as a model exported with a fixed batch size does."""
 
     def forward(self, x):
         if len(x) != 1:
