@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import REPO, tiny, tool
+from tests.helpers import REPO, another_process, tiny, tool
 from vidrobust import checkpoint, config
 from vidrobust.methods import Method
 from vidrobust.training import loop
@@ -358,6 +358,11 @@ def test_resume_never_starts_anew_where_steps_were_written(ucf, tmp_path, left):
     assert done.returncode == 1 and "--overwrite" in line, done.stderr
     assert ("has no checkpoint, but a log of 4 steps" in line) == (left == "nothing")
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == rows
+    if left == "nothing":
+        # between a logged step and its checkpoint, the process that trains there is the reason
+        with another_process(lambda: files.held(tmp_path / "out/env.json", "in use")):
+            done = tool(*command, "--resume", *words, cwd=tmp_path)
+        assert "another process trains in out" in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_missing_last_checkpoint_is_replaced_by_the_newest_step(ucf, tmp_path):

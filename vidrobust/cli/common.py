@@ -29,6 +29,7 @@ from vidrobust.models import BACKBONES
 from vidrobust.models.sources import SOURCES, build_source, is_spec, require_spec
 from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
+from vidrobust.training.run_folder import require_unused
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.logging import log, logged_steps, stop_logging, to_console
@@ -249,6 +250,9 @@ def _require_unstarted(out: Path) -> None:
             every = config.load(config_file).train.checkpoint_every
     steps = logged_steps(out)
     if steps >= every or (out / "backbone.pt").is_file():
+        # a process that trains there logs its steps before it writes the first checkpoint
+        if (out / "env.json").is_file():
+            require_unused(out)
         raise UserError(
             f"--resume: {out} has no checkpoint, but a log of {steps} steps; restore its"
             " checkpoints, or start again with --overwrite"

@@ -81,6 +81,12 @@ def check_output(
     require_own(out, cfg or config.Config())
 
 
+def require_unused(out: Path) -> None:
+    """Raise UserError for a folder where another process trains."""
+    if is_held(out / "env.json"):
+        raise UserError(_TRAINS.format(out))
+
+
 def _is_finished(out: Path) -> bool:
     """Return whether a run has reached its last step: it then leaves its backbone."""
     return (out / "backbone.pt").is_file() and (out / "config.yaml").is_file()
