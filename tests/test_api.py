@@ -37,15 +37,14 @@ def test_evaluate_gives_the_summary_and_the_folder(tmp_path):
     card = {"frames": 2, "size": (16, 16), "short_side": 20, "layout": "BTCHW", "range": (-1, 1)}
     model = vidrobust.wrap(Brightness(), **card)
     assert model.encoder(torch.rand(1, 3, 2, 16, 16)).shape == (1, 3)
-    report = vidrobust.evaluate(
-        model,
-        "ucf101",
-        root=root,
-        threats=["linf-0", "linf-2/255"],
-        corruptions=["contrast"],
-        output=tmp_path / "out",
-        options=OPTIONS,
-    )
+    arguments = {
+        "root": root,
+        "threats": ["linf-0", "linf-2/255"],
+        "corruptions": ["contrast"],
+        "output": tmp_path / "out",
+        "options": OPTIONS,
+    }
+    report = vidrobust.evaluate(model, "ucf101", **arguments)
     assert 0 <= report.summary.robust_acc <= report.summary.clean_acc <= 1
     assert report.path == tmp_path / "out" and (report.path / "report.md").is_file()
     assert (
@@ -55,15 +54,7 @@ def test_evaluate_gives_the_summary_and_the_folder(tmp_path):
     assert report.summary.input.layout == "BTCHW"
     rows = [json.loads(line) for line in (report.path / "results.jsonl").open()]
     assert len(rows) == 12
-    again = vidrobust.evaluate(
-        model,
-        "ucf101",
-        root=root,
-        threats=["linf-0", "linf-2/255"],
-        corruptions=["contrast"],
-        output=tmp_path / "out",
-        options=OPTIONS,
-    )
+    again = vidrobust.evaluate(model, "ucf101", **arguments)
     assert again.summary == report.summary, "read, not measured again"
 
 

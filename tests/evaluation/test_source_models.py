@@ -170,6 +170,31 @@ def test_features_of_a_source_are_those_of_the_same_checkpoint(run):
     assert meta["model"] == "torchvision:resnet18" and "step" not in meta
 
 
+def test_a_source_is_finetuned_resumed_and_measured(run, tmp_path):
+    """Its weights come from a file, its run is resumed, and its backbone.pt begins another run."""
+    _, words, _, _, path = run
+    set_below = ("model.", "train.epochs", "train.max_steps", "optim.lr")
+    words = [word for word in words if not word.startswith(set_below)]
+    (tmp_path / "page.yaml").write_text("data: {workers: 0}")
+    source = ("model.backbone=torchvision:resnet18", f"model.weights={path}")
+    command = ("train_net", "--cfg", "page.yaml", "--output-dir")
+    for more in (("train.epochs=1",), ("train.epochs=2", "--resume")):
+        done = tool(*command, "first", *words, *source, "optim.lr=0.001", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.count("recognised") == 1, "the file is described once"
+    summary = read_summary(tmp_path / "first/eval/pgd/summary.json")
+    done = tool("test_net", "--checkpoint", "first", "--output-dir", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_summary(tmp_path / "again/summary.json").curve == summary.curve
+    trained = torch.load(tmp_path / "first/backbone.pt")
+    assert "conv1.weight" in trained and "fc.weight" not in trained
+    begins = ("model.weights=first/backbone.pt", "train.max_steps=1", "optim.lr=1e-20")
+    done = tool(*command, "second", *words, source[0], *begins, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    begun = torch.load(tmp_path / "second/backbone.pt")
+    assert torch.equal(begun["conv1.weight"], trained["conv1.weight"])
+
+
 @pytest.mark.parametrize(
     ("acc", "dataset", "warns"),
     [

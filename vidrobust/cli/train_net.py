@@ -3,6 +3,7 @@
 python tools/train_net.py --cfg configs/ucf101_csl_adv.yaml [key=value ...]
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from vidrobust import checkpoint, config
@@ -11,7 +12,6 @@ from vidrobust.evaluation import check_evaluation, evaluate
 from vidrobust.methods import unmeasured, without_effect
 from vidrobust.training import run_folder as run
 from vidrobust.training.loop import train
-from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.logging import log, start_logging
 
@@ -46,7 +46,6 @@ def main() -> None:
     if common.print_config(args, cfg):
         return
     start_logging(None, quiet=not common.is_main())
-    cfg = with_weights_options(cfg)
     # Warn about options without effect, but only about those of the command line: config files
     # share options that some methods do not use.
     overridden = {word.split("=")[0] for word in args.overrides}
@@ -69,7 +68,8 @@ def main() -> None:
                 check_evaluation(cfg)
     last = train(cfg, out, resume, overwrite=args.overwrite)
     if cfg.eval.enabled:
-        evaluate(
-            cfg, checkpoint.read_checkpoint(last), out / "eval" / cfg.eval.name, overwrite=True
-        )
+        state = checkpoint.read_checkpoint(last)
+        # model.weights may have set options of the model
+        cfg = replace(cfg, model=checkpoint.configuration(state, str(last)).model)
+        evaluate(cfg, state, out / "eval" / cfg.eval.name, overwrite=True)
         log.info(f"report: {out / 'eval' / cfg.eval.name / 'report.md'}")

@@ -316,7 +316,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         if distributed.rank() == 0:
             lines = [json.dumps(row) + "\n" for row in representation.rows()]
             _write(run.out / "predictions.jsonl", "".join(lines))
-        name, predict = _classifier(cfg, model, head, representation, gallery[0])
+        name, predict = _classifier(run, model, head, representation, gallery[0])
         summary = summary_of_data(cfg, len(run.indices), representation, gallery[0], run.classes)
         summary.classifier = name
         summary.input = measured.input
@@ -546,7 +546,7 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
 
 
 def _classifier(
-    cfg: config.Config,
+    run: _Evaluation,
     model: Model,
     head: nn.Linear | None,
     representation: Representation,
@@ -555,7 +555,7 @@ def _classifier(
     """Return the name of what is attacked, as eval.classifier says, and clips -> its logits.
 
     Args:
-        cfg: its eval options.
+        run: data, settings and folder.
         model: the trained model.
         head: its own linear head, or None.
         representation: has the probe.
@@ -564,8 +564,8 @@ def _classifier(
     Raises:
         UserError: for a head that the model does not have.
     """
-    asked = cfg.eval.classifier
-    device = next(model.parameters()).device
+    asked = run.cfg.eval.classifier
+    device = run.device
     if asked == "head" and head is None:
         raise UserError(
             "eval.classifier=head: the model has no linear classifier of the data set's classes;"
@@ -574,8 +574,8 @@ def _classifier(
     if asked == "knn":
         clips = gallery.features.flatten(0, 1).to(device)
         labels = gallery.labels.repeat_interleave(gallery.features.shape[1]).to(device)
-        classes = int(labels.max()) + 1
-        return "kNN", partial(_knn_logits, cfg.eval, model.backbone, clips, labels, classes)
+        classes = len(run.classes)
+        return "kNN", partial(_knn_logits, run.cfg.eval, model.backbone, clips, labels, classes)
     if head is not None and asked != "probe":
         return "own head", lambda x: head(model.backbone(x)).float()
     assert representation.probe is not None

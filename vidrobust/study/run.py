@@ -73,14 +73,16 @@ def run_arm(arm: Arm) -> Summary:
     """
     with distributed.together():
         require_same(arm)
-    arm = replace(arm, cfg=with_weights_options(arm.cfg))
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")
         # Training writes backbone.pt last.
         if not (arm.folder / "backbone.pt").is_file():
             _train(arm)
-        evaluate(arm.cfg, checkpoint.read_checkpoint(arm.folder), summary.parent)
+        state = checkpoint.read_checkpoint(arm.folder)
+        # model.weights may have set options of the model
+        cfg = replace(arm.cfg, model=checkpoint.configuration(state, str(arm.folder)).model)
+        evaluate(cfg, state, summary.parent)
     return read_summary(summary)
 
 

@@ -61,10 +61,10 @@ def train(
         Stopped: after Ctrl-C or another stop signal.
         NonFinite: for a loss or gradient that is not finite.
     """
-    cfg = with_weights_options(cfg)
     device = distributed.start(cfg.device)
     # until the folder is open, only the terminal gets the log
     start_logging(None, quiet=distributed.rank() != 0)
+    cfg = with_weights_options(cfg)
     run = build_run(cfg, out, device, resume)
     with ExitStack() as folder:
         with distributed.together():

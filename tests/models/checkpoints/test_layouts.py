@@ -350,6 +350,14 @@ def test_networks_of_one_pathway(tmp_path, prefix):
     assert_same_features(network, lambda x: averaged(original, x), 4, SLOWFAST, size=64)
 
 
+def test_pytorchvideo_of_one_pathway(tmp_path):
+    original = hub("slow_r50")
+    path = save(tmp_path / "SLOW_8x8_R50.pyth", {"model_state": original.state_dict()})
+    network, _ = loaded(path, "pytorchvideo:slow_r50")
+    assert len(recognise(path).head["weight"]) == 400
+    assert_same_features(network, lambda x: averaged(original, x), 4, SLOWFAST, size=64)
+
+
 # --- All of them ---
 
 

@@ -40,9 +40,10 @@ LAYOUTS = (
         drops=(r"fc\.",),
     ),
     Layout(
+        # AVID-CMA's own repository has another network, whose first convolution is `conv1`
         name="AVID-CMA",
-        origin="facebookresearch/AVID-CMA",
-        needs=(r"video_model\.(stem|conv1)\.",),
+        origin="fmthoker/SEVERE-BENCHMARK, slowfast/models/avid_cma",
+        needs=(r"video_model\.stem\.",),
         prefix=r"video_model\.",
         drops=(r"fc\.",),
     ),

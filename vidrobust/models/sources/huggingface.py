@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
 
 # model_type -> whether it takes one number of frames and one size alone; the others interpolate
 # their position embeddings, or have none, as their authors' code does
@@ -54,6 +55,8 @@ def build(name: str, weights: str) -> SourceModel:
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"hf:{name}: {reason}") from None
+    if absent := [key for key in missing if not key.startswith("classifier")]:
+        log.warning(f"hf:{name}: random weights for {', '.join(absent[:5])}: missing in its files")
     head = network.classifier
     network.classifier = nn.Identity()
     spec = _input_spec(name, config)
