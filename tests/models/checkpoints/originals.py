@@ -191,3 +191,96 @@ def r2plus1d(dilated=False):
         )
         block.downsample[0] = nn.Conv3d(256, 512, (1, 1, 1), (1, 2, 2), bias=False)
     return network
+
+
+class VideoMaeAttention(nn.Module):
+    """Attention of VideoMAE: one matrix for three parts, biases of two."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.proj(attend(F.linear(x, self.qkv.weight, bias), self.heads))
+
+
+def attend(qkv, heads):
+    """Return attention of (B, N, 3 * dim), in which the heads of each part are contiguous."""
+    query, key, value = (
+        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+    )
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, dim, attention):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 2 * dim)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, dim, patch=(2, 8, 8)):
+        super().__init__()
+        self.proj = nn.Conv3d(3, dim, patch, patch)
+
+    def forward(self, x):
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def sinusoid(tokens, dim):
+    """Return VideoMAE's position embedding, by loops."""
+    table = torch.zeros(tokens, dim)
+    for position in range(tokens):
+        for i in range(dim):
+            angle = torch.tensor(position / 10000 ** (2 * (i // 2) / dim), dtype=torch.float64)
+            table[position, i] = angle.cos() if i % 2 else angle.sin()
+    return table
+
+
+class VideoMae(nn.Module):
+    """VideoMAE's encoder: finetuned with `fc_norm` and `head`, pretrained with `norm`.
+
+    The pretrained encoder returns its first token, as transformers does without mean pooling.
+    """
+
+    def __init__(self, classes=0, dim=16, depth=2, heads=2):
+        super().__init__()
+        self.patch_embed = PatchEmbed(dim)
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(dim, VideoMaeAttention(dim, heads)) for _ in range(depth)]
+        )
+        if classes:
+            self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
+            self.head = nn.Linear(dim, classes)
+        else:
+            self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        x = x + sinusoid(*x.shape[1:])
+        for block in self.blocks:
+            x = block(x)
+        return self.fc_norm(x.mean(1)) if hasattr(self, "fc_norm") else self.norm(x)[:, 0]

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vidrobust.utils.errors import UserError
+
 Weights = Mapping[str, Tensor]
 
 
@@ -31,7 +33,12 @@ class Layout:
             or may not have the prefix; empty: the file has none.
         options: the weights -> values of `model.*` that the backbone needs for them.
         branch: norm branch that a backbone without branches gets, if the file has several.
-        normalisation: what is known about the normalisation of inputs, for the log.
+        note: what a user of such a file should know, for the log.
+        when: the weights -> whether they fit, where keys alone do not decide.
+        convert: the renamed weights of the backbone -> those of the network, where names are not
+            enough: tensors that are split, reshaped or rescaled.
+        refuse: the weights -> the reason why no network here takes them; "" if one does.
+        card: fields of `InputSpec` that all models of this code share.
     """
 
     name: str
@@ -44,16 +51,28 @@ class Layout:
     head: str = ""
     options: Callable[[Weights], dict[str, Any]] = lambda weights: {}
     branch: str = "clean"
-    normalisation: str = ""
+    note: str = ""
+    when: Callable[[Weights], bool] = lambda weights: True
+    convert: Callable[[Weights], Weights] = dict
+    refuse: Callable[[Weights], str] = lambda weights: ""
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, weights: Weights) -> bool:
         """Return whether a state dict has the keys of this layout."""
-        return all(_any_matches(pattern, weights) for pattern in self.needs) and not any(
-            _any_matches(pattern, weights) for pattern in self.forbids
+        return (
+            all(_any_matches(pattern, weights) for pattern in self.needs)
+            and not any(_any_matches(pattern, weights) for pattern in self.forbids)
+            and self.when(weights)
         )
 
     def apply(self, weights: Weights) -> "Recognised":
-        """Return the backbone's weights, the classifier's, and what is left out."""
+        """Return the backbone's weights, the classifier's, and what is left out.
+
+        Raises:
+            UserError: for weights that no network here takes.
+        """
+        if reason := self.refuse(weights):
+            raise UserError(f"{self.name}: {reason}")
         backbone: dict[str, Tensor] = {}
         head: dict[str, Tensor] = {}
         left_out: list[str] = []
@@ -68,7 +87,9 @@ class Layout:
                 for pattern, replacement in self.renames:
                     rest = re.sub(pattern, replacement, rest)
                 backbone[rest] = value
-        return Recognised(self, backbone, head, self.options(weights), left_out)
+        backbone = dict(self.convert(backbone))
+        options = self.options(weights)
+        return Recognised(self, backbone, head, options, left_out, dict(self.card))
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,7 @@ class Recognised:
         head: `weight` and `bias` of the classifier; empty without one.
         options: values of `model.*` that the backbone needs for these weights.
         left_out: keys that are not used.
+        card: fields of `InputSpec` that the file or its layout says.
     """
 
     layout: Layout
@@ -88,6 +110,7 @@ class Recognised:
     head: dict[str, Tensor] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    card: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return what was taken and what was left out, in one line."""
@@ -100,8 +123,8 @@ class Recognised:
             line += "; left out: " + ", ".join(f"{name} ({n})" for name, n in parts.items())
         if self.options:
             line += "; sets " + " ".join(f"model.{key}={v}" for key, v in self.options.items())
-        if self.layout.normalisation:
-            line += f"; {self.layout.normalisation}"
+        if self.layout.note:
+            line += f"; {self.layout.note}"
         return line
 
 

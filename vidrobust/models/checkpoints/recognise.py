@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vidrobust.models.checkpoints import image_layouts, r2plus1d_layouts, slowfast_layouts
+from vidrobust.models.checkpoints import (
+    image_layouts,
+    r2plus1d_layouts,
+    slowfast_layouts,
+    transformer_layouts,
+)
 from vidrobust.models.checkpoints.inert_pickle import StandIn
 from vidrobust.models.checkpoints.layout import Layout, Recognised
 from vidrobust.models.checkpoints.read_file import Contents, read_weights
@@ -18,6 +23,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *image_layouts.LAYOUTS,
     *r2plus1d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
+    *transformer_layouts.LAYOUTS,
 )
 # A backbone.pt, torchvision's files, and others that only put a name before the backbone's keys.
 PLAIN = Layout(
@@ -70,7 +76,7 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         head_key: see `recognise`.
 
     Raises:
-        UserError: for contents without a state dict.
+        UserError: for contents without a state dict, and for weights that no network here takes.
     """
     weights = _state_dict(contents.value)
     if weights is None:
@@ -82,7 +88,10 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         prefix = r"((backbone|trunk|network)\.)*"
         plain = replace(PLAIN, prefix=prefix, drops=(), head=rf"{prefix}{re.escape(head_key)}\.")
     layout = next((layout for layout in LAYOUTS if layout.fits(weights)), plain)
-    return layout.apply(weights)
+    try:
+        return layout.apply(weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _state_dict(value: Any, depth: int = 0) -> dict[str, Tensor] | None:

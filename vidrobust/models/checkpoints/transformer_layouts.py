@@ -1,0 +1,124 @@
+"""Layouts of video transformers: VideoMAE, V-JEPA 2 and MViT, as their authors save them."""
+
+import re
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vidrobust.models.checkpoints.layout import Layout, Weights
+
+# names of VideoMAE's authors -> those of transformers
+_VIDEOMAE = (
+    (r"^patch_embed\.proj\.", "videomae.embeddings.patch_embeddings.projection."),
+    (r"^blocks\.", "videomae.encoder.layer."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.qkv\.", ".attention.attention.qkv."),
+    (r"\.attn\.q_bias$", ".attention.attention.query.bias"),
+    (r"\.attn\.v_bias$", ".attention.attention.value.bias"),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    # the norm of all tokens before pretraining's decoder; finetuned files have `fc_norm` instead
+    (r"^norm\.", "videomae.layernorm."),
+)
+# transformers' older names of the two biases -> its present ones
+_BIASES = (
+    (r"\.attention\.q_bias$", ".attention.query.bias"),
+    (r"\.attention\.v_bias$", ".attention.value.bias"),
+)
+
+
+def split_qkv(weights: Weights) -> dict[str, Tensor]:
+    """Return weights in which each `qkv` is three tensors: query, key and value."""
+    split: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        found = re.fullmatch(r"(.*\.)qkv(\.\w+)", name)
+        if not found:
+            split[name] = value
+            continue
+        for part, tensor in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            split[f"{found[1]}{part}{found[2]}"] = tensor.clone()
+    return split
+
+
+@cache
+def _has_old_biases() -> bool:
+    """Return whether the installed transformers calls VideoMAE's biases q_bias and v_bias."""
+    try:
+        from transformers import VideoMAEConfig
+        from transformers.models.videomae.modeling_videomae import VideoMAESelfAttention
+    except ImportError:  # without the package nothing can get the weights
+        return False
+    attention = VideoMAESelfAttention(VideoMAEConfig(hidden_size=2, num_attention_heads=1))
+    return "q_bias" in attention.state_dict()
+
+
+def _videomae(weights: Weights) -> dict[str, Tensor]:
+    """Return VideoMAE's weights in the names of the installed transformers."""
+    split = split_qkv(weights)
+    if not _has_old_biases():
+        return split
+    return {
+        re.sub(r"\.(query|value)\.bias$", lambda found: f".{found[1][0]}_bias", name): value
+        for name, value in split.items()
+    }
+
+
+def _sinusoid(tokens: int, dim: int) -> Tensor:
+    """Return the position embedding (tokens, dim) of Vaswani et al. 2017, section 3.5."""
+    rates = 10000 ** (-2 * torch.arange(dim).div(2, rounding_mode="floor").double() / dim)
+    angles = torch.arange(tokens).double()[:, None] * rates
+    angles[:, 0::2] = angles[:, 0::2].sin()
+    angles[:, 1::2] = angles[:, 1::2].cos()
+    return angles.float()
+
+
+def _learned_positions(weights: Weights) -> str:
+    """Return the reason against position embeddings that were learned, "" for a sinusoid."""
+    for key, value in weights.items():
+        if re.fullmatch(r"((backbone|encoder)\.)?pos_embed", key):
+            positions = value[0].float()
+            if not torch.allclose(positions, _sinusoid(*positions.shape), atol=1e-3):
+                return f"{key} was learned, but the network of transformers has a fixed sinusoid"
+    return ""
+
+
+LAYOUTS = (
+    Layout(
+        name="VideoMAE, finetuned",
+        origin="MCG-NJU/VideoMAE, modeling_finetune.py",
+        needs=(r"(backbone\.)?blocks\.0\.attn\.qkv\.weight", r"(backbone\.)?fc_norm\."),
+        # image models of the same code family (BEiT, MAE) have a class token
+        forbids=(r"(backbone\.)?cls_token", r"(backbone\.)?blocks\.0\.gamma_1"),
+        prefix=r"(backbone\.)?",
+        renames=_VIDEOMAE,
+        drops=(r"head\.", r"pos_embed$"),
+        head=r"(backbone\.)?head\.",
+        convert=_videomae,
+        refuse=_learned_positions,
+        note="the network is hf:FOLDER, whose config.json says use_mean_pooling=true",
+    ),
+    Layout(
+        name="VideoMAE, pretrained",
+        origin="MCG-NJU/VideoMAE, modeling_pretrain.py",
+        needs=(r"encoder\.blocks\.0\.attn\.qkv\.weight", r"(decoder\.|mask_token)"),
+        forbids=(r"encoder\.cls_token",),
+        prefix=r"encoder\.",
+        renames=_VIDEOMAE,
+        drops=(r"pos_embed$",),
+        convert=_videomae,
+        refuse=_learned_positions,
+        note="the network is hf:FOLDER, whose config.json says use_mean_pooling=false",
+    ),
+    Layout(
+        name="VideoMAE of transformers before its biases were renamed",
+        origin="huggingface/transformers, models/videomae",
+        needs=(r"videomae\.encoder\.layer\.0\.attention\.attention\.q_bias",),
+        renames=_BIASES,
+        drops=(r"classifier\.", r"decoder\.", r"encoder_to_decoder\.", r"mask_token"),
+        head=r"classifier\.",
+        convert=_videomae,
+    ),
+)
