@@ -284,3 +284,149 @@ class VideoMae(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.fc_norm(x.mean(1)) if hasattr(self, "fc_norm") else self.norm(x)[:, 0]
+
+
+class MvitAttention(nn.Module):
+    """Attention of PySlowFast's MViT, with pooled query, key and value.
+
+    Args:
+        dim: of the input.
+        out: of the output.
+        heads: number of heads.
+        sizes: time, height and width of the input, of queries and of keys.
+        second: with the relative positions and the residual connection of MViTv2.
+    """
+
+    def __init__(self, dim, out, heads, sizes, second):
+        super().__init__()
+        self.heads = heads
+        self.sizes = sizes
+        self.second = second
+        width = out // heads
+        self.qkv = nn.Linear(dim, 3 * out)
+        self.proj = nn.Linear(out, out)
+        source, queries, keys = sizes
+        strides = {
+            "q": [a // b for a, b in zip(source, queries, strict=True)],
+            "k": [a // b for a, b in zip(source, keys, strict=True)],
+        }
+        strides["v"] = strides["k"]
+        for part, stride in strides.items():
+            if part == "q" and not second and max(stride) == 1:
+                continue  # the first version pools queries only where it reduces them
+            pool = nn.Conv3d(width, width, 3, stride, 1, groups=width, bias=False)
+            setattr(self, f"pool_{part}", pool)
+            setattr(self, f"norm_{part}", nn.LayerNorm(width, eps=1e-6))
+        if second:
+            space = 2 * max(queries[1], keys[1]) - 1
+            self.rel_pos_h = nn.Parameter(torch.zeros(space, width))
+            self.rel_pos_w = nn.Parameter(torch.zeros(space, width))
+            self.rel_pos_t = nn.Parameter(torch.zeros(2 * source[0] - 1, width))
+
+    def pooled(self, x, part):
+        if not hasattr(self, f"pool_{part}"):
+            return x
+        token, rest = x[:, :, :1], x[:, :, 1:]
+        maps = rest.flatten(0, 1).transpose(1, 2).unflatten(2, self.sizes[0])
+        maps = getattr(self, f"pool_{part}")(maps).flatten(2).transpose(1, 2)
+        return getattr(self, f"norm_{part}")(
+            torch.cat([token, maps.unflatten(0, x.shape[:2])], dim=2)
+        )
+
+    def positions(self, query):
+        """Return the scores (B, heads, queries, keys) of relative places, by loops over axes."""
+        _, queries, keys = self.sizes
+        places = query[:, :, 1:].unflatten(2, queries)
+        total = 0
+        for axis, table in enumerate((self.rel_pos_t, self.rel_pos_h, self.rel_pos_w)):
+            ours, theirs = queries[axis], keys[axis]
+            distance = (
+                torch.arange(ours)[:, None] * max(theirs / ours, 1)
+                + (theirs - 1 - torch.arange(theirs)) * max(ours / theirs, 1)
+            ).long()
+            rows = places.movedim(2 + axis, 4)  # the axis comes last, before the channels
+            scores = torch.einsum("bnxyqc,qkc->bnxyqk", rows, table[distance])
+            scores = scores.movedim(4, 2 + axis)
+            shape = [1, 1, 1]
+            shape[axis] = theirs
+            total = total + scores.unflatten(-1, shape)
+        return total.flatten(5).flatten(2, 4)
+
+    def forward(self, x):
+        query, key, value = (
+            self.pooled(part.unflatten(-1, (self.heads, -1)).transpose(1, 2), name)
+            for part, name in zip(self.qkv(x).chunk(3, dim=-1), "qkv", strict=True)
+        )
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        if self.second:
+            scores = scores + F.pad(self.positions(query), (1, 0, 1, 0))
+        out = scores.softmax(-1) @ value
+        if self.second:  # all places but the class token
+            out = out + F.pad(query[:, :, 1:], (0, 0, 1, 0))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class MvitBlock(nn.Module):
+    """Block of PySlowFast's MViT; the second version changes the width in its attention."""
+
+    def __init__(self, dim, out, heads, sizes, second):
+        super().__init__()
+        self.second = second
+        self.sizes = sizes
+        middle = out if second else dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = MvitAttention(dim, middle, heads, sizes, second)
+        self.norm2 = nn.LayerNorm(middle, eps=1e-6)
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(middle, 4 * middle), "fc2": nn.Linear(4 * middle, out)}
+        )
+        if dim != out:
+            self.proj = nn.Linear(dim, out)
+
+    def forward(self, x):
+        normed = self.norm1(x)
+        attended = self.attn(normed)
+        if self.second and hasattr(self, "proj"):
+            x = self.proj(normed)
+        if self.sizes[0] != self.sizes[1]:
+            maps = x[:, 1:].transpose(1, 2).unflatten(2, self.sizes[0])
+            maps = F.max_pool3d(maps, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+            x = torch.cat([x[:, :1], maps.flatten(2).transpose(1, 2)], 1)
+        x = x + attended
+        normed = self.norm2(x)
+        if not self.second and hasattr(self, "proj"):
+            x = self.proj(normed)
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](normed)))
+
+
+class Mvit(nn.Module):
+    """PySlowFast's MViT of two blocks, of which the second reduces height and width.
+
+    Inputs have 4 frames of 32 pixels.
+    """
+
+    def __init__(self, second, classes=7):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, 8, (3, 7, 7), (2, 4, 4), (1, 3, 3))})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        if not second:
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, 64, 8))
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, 2, 8))
+            self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, 8))
+        sizes = [((2, 8, 8), (2, 8, 8), (2, 2, 2)), ((2, 8, 8), (2, 4, 4), (2, 4, 4))]
+        widths = [(8, 8), (8, 16)] if second else [(8, 16), (16, 16)]
+        self.blocks = nn.ModuleList(
+            [MvitBlock(*widths[i], 1 + i, sizes[i], second) for i in range(2)]
+        )
+        self.norm = nn.LayerNorm(16, eps=1e-6)
+        self.head = nn.ModuleDict({"projection": nn.Linear(16, classes)})
+
+    def forward(self, x):
+        x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        if hasattr(self, "pos_embed_class"):
+            places = self.pos_embed_temporal[:, :, None] + self.pos_embed_spatial[:, None]
+            x = x + torch.cat([self.pos_embed_class, places.flatten(1, 2)], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0]

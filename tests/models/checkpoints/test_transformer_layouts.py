@@ -1,13 +1,17 @@
 """Files of video transformers give the features of their authors' network."""
 
+import re
 from argparse import Namespace
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
+from torchvision.models.video import mvit
 
 from tests.models.checkpoints.helpers import assert_same_features, loaded, prefixed, save
-from tests.models.checkpoints.originals import VideoMae, randomise, sinusoid
+from tests.models.checkpoints.originals import Mvit, VideoMae, randomise, sinusoid
+from vidrobust import checkpoint
 from vidrobust.models.checkpoints import recognise, transformer_layouts
 from vidrobust.utils.errors import UserError
 
@@ -116,3 +120,101 @@ def test_an_older_transformers_gets_its_own_names_of_the_biases(tmp_path, monkey
     names = [key.rpartition(".attention.")[2] for key in recognise(path, "classifier").backbone]
     assert names.count("q_bias") == names.count("v_bias") == 2
     assert "query.bias" not in names and "value.bias" not in names
+
+
+# --- MViT ---
+
+
+def small_mvit(second):
+    """Return torchvision's MViT in the sizes of `Mvit`."""
+    empty = [] if not second else [1, 1, 1]
+    kernel = [3, 3, 3]
+    common = {"kernel_kv": kernel}
+    widths = [(8, 8), (8, 16)] if second else [(8, 16), (16, 16)]
+    first = mvit.MSBlockConfig(
+        num_heads=1,
+        input_channels=widths[0][0],
+        output_channels=widths[0][1],
+        kernel_q=kernel if second else [],
+        stride_q=empty,
+        stride_kv=[1, 4, 4],
+        **common,
+    )
+    last = mvit.MSBlockConfig(
+        num_heads=2,
+        input_channels=widths[1][0],
+        output_channels=widths[1][1],
+        kernel_q=kernel,
+        stride_q=[1, 2, 2],
+        stride_kv=[1, 2, 2],
+        **common,
+    )
+    network = mvit.MViT(
+        spatial_size=(32, 32),
+        temporal_size=4,
+        block_setting=[first, last],
+        residual_pool=second,
+        residual_with_cls_embed=False,
+        rel_pos_embed=second,
+        proj_after_attn=second,
+        num_classes=7,
+    )
+    network.head[1] = nn.Identity()
+    return network.eval()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_pyslowfast_mvit(tmp_path, second):
+    original = randomise(Mvit(second))
+    path = save(tmp_path / "mvit.pyth", {"epoch": 199, "model_state": original.state_dict()})
+    found = recognise(path, "head.1")
+    network = small_mvit(second)
+    checkpoint.load_state(network, found.backbone, "mvit.pyth")
+    assert_same_features(network, original, 4)
+    assert torch.equal(found.head["weight"], original.head["projection"].weight)
+
+
+def pyslowfast_mvit(network):
+    """Return the state dict of torchvision's MViT in the names and shapes of PySlowFast."""
+    state = {}
+    for key, value in network.state_dict().items():
+        key = key.replace("conv_proj.", "patch_embed.proj.").replace(".project.0.", ".proj.")
+        key = key.replace(".project.", ".proj.").replace("head.1.", "head.projection.")
+        key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+        key = re.sub(r"\.pool_(.)\.norm_act\.0\.", r".norm_\1.", key)
+        key = key.replace(".pool.weight", ".weight")
+        if key.startswith("pos_encoding."):
+            value = value[None] if value.ndim == 2 else value[None, None]
+            key = re.sub(r"pos_encoding\.(.*)_pos", r"pos_embed_\1", key)
+            key = key.replace("pos_encoding.class_token", "cls_token")
+        state[key] = value
+    return state
+
+
+@pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
+def test_each_tensor_of_the_published_sizes_of_mvit_is_filled(tmp_path, name):
+    original = get_model(name)
+    path = save(tmp_path / "mvit.pyth", {"model_state": pyslowfast_mvit(original)})
+    network, _ = loaded(path, f"torchvision:{name}")
+    head = recognise(path, "head.1").head
+    filled = network.stored.state_dict() | prefixed(head, "head.1.")
+    expected = original.state_dict()
+    assert filled.keys() == expected.keys()
+    assert all(torch.equal(filled[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pos_embed": torch.zeros(1, 9, 8)}, "one position embedding for time and space"),
+        ({"norm_stem.weight": torch.zeros(8)}, "a norm before its blocks"),
+        ({"blocks.0.attn.q.weight": torch.zeros(8, 8)}, "separate matrices"),
+        ({"cls_token": None}, "no class token"),
+    ],
+)
+def test_an_mvit_that_torchvision_does_not_have_is_refused_by_name(tmp_path, change, said):
+    state = Mvit(second=True).state_dict() | change
+    state = {key: value for key, value in state.items() if value is not None}
+    path = save(tmp_path / "mvit.pyth", {"model_state": state})
+    with pytest.raises(UserError, match=f"mvit.pyth: PySlowFast MViT: it has {said}"):
+        recognise(path, "head.1")

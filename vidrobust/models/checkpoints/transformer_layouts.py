@@ -29,6 +29,27 @@ _BIASES = (
     (r"\.attention\.v_bias$", ".attention.value.bias"),
 )
 
+# names of MViT in PySlowFast -> torchvision's
+_MVIT = (
+    (r"^patch_embed\.proj\.", "conv_proj."),
+    (r"^cls_token$", "pos_encoding.class_token"),
+    (r"^pos_embed_(spatial|temporal|class)$", r"pos_encoding.\1_pos"),
+    (r"\.attn\.proj\.", ".attn.project.0."),
+    (r"\.attn\.pool_([qkv])\.", r".attn.pool_\1.pool."),
+    (r"\.attn\.norm_([qkv])\.", r".attn.pool_\1.norm_act.0."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+    (r"^blocks\.(\d+)\.proj\.", r"blocks.\1.project."),
+)
+# key of an MViT that torchvision does not have -> what it is
+_OTHER_MVITS = {
+    r"pos_embed$": "one position embedding for time and space together",
+    r"norm_stem\.": "a norm before its blocks",
+    r"rev_backbone\.": "reversible blocks",
+    r"blocks\.0\.attn\.q\.": "separate matrices for query, key and value",
+    r"blocks\.0\.gamma_1": "scaled layers",
+}
+
 
 def split_qkv(weights: Weights) -> dict[str, Tensor]:
     """Return weights in which each `qkv` is three tensors: query, key and value."""
@@ -64,6 +85,29 @@ def _videomae(weights: Weights) -> dict[str, Tensor]:
         re.sub(r"\.(query|value)\.bias$", lambda found: f".{found[1][0]}_bias", name): value
         for name, value in split.items()
     }
+
+
+def _mvit(weights: Weights) -> dict[str, Tensor]:
+    """Return MViT's weights with position embeddings in the shapes of torchvision."""
+    flat = {}
+    for name, value in weights.items():
+        if name.startswith("pos_encoding."):
+            # (1, 1, C) for the class token, (1, N, C) for places
+            value = value[0]
+            if name.startswith("pos_encoding.class_"):
+                value = value[0]
+        flat[name] = value
+    return flat
+
+
+def _other_mvit(weights: Weights) -> str:
+    """Return the reason why torchvision has no such MViT; "" if it has."""
+    for pattern, what in _OTHER_MVITS.items():
+        if any(re.match(pattern, key) for key in weights):
+            return f"it has {what}, which torchvision's MViT does not have"
+    if "cls_token" not in weights:
+        return "it has no class token, whose output is the feature of torchvision's MViT"
+    return ""
 
 
 def _sinusoid(tokens: int, dim: int) -> Tensor:
@@ -120,5 +164,16 @@ LAYOUTS = (
         drops=(r"classifier\.", r"decoder\.", r"encoder_to_decoder\.", r"mask_token"),
         head=r"classifier\.",
         convert=_videomae,
+    ),
+    Layout(
+        name="PySlowFast MViT",
+        origin="facebookresearch/SlowFast, slowfast/models/attention.py",
+        needs=(r"patch_embed\.proj\.", r"(blocks|rev_backbone.*)\.0\.attn\.(pool_k|norm_k)\."),
+        renames=_MVIT,
+        drops=(r"head\.",),
+        head=r"head\.projection\.",
+        convert=_mvit,
+        refuse=_other_mvit,
+        note="the network is torchvision:mvit_v1_b or torchvision:mvit_v2_s",
     ),
 )
