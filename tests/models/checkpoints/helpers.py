@@ -1,6 +1,10 @@
 """Write files of other code, load them as the package does, and compare features."""
 
+import re
+import warnings
+
 import torch
+from torch import nn
 
 from tests.models.checkpoints.originals import WIDTH
 from vidrobust import checkpoint, config
@@ -41,3 +45,58 @@ def assert_same_features(network, original, frames=1, statistics=None, size=32):
 def save(path, content):
     torch.save(content, path)
     return path
+
+
+def pyslowfast_name(key, pooled=False):
+    """Return PySlowFast's name of a tensor of pytorchvideo's SlowFast, Slow, C2D or I3D.
+
+    Args:
+        key: the name in pytorchvideo.
+        pooled: a pooling after the second stage counts as a block, as in C2D and I3D.
+    """
+    block, rest = re.fullmatch(r"blocks\.(\d)\.(.*)", key).groups()
+    stage = f"s{int(block) + 1 - (pooled and int(block) > 1)}"
+    fusion = re.fullmatch(r"multipathway_fusion\.(conv_fast_to_slow|norm)\.(.*)", rest)
+    if fusion:
+        part = {"conv_fast_to_slow": "conv_f2s", "norm": "bn"}[fusion[1]]
+        return f"{stage}_fuse.{part}.{fusion[2]}"
+    pathway = re.match(r"multipathway_blocks\.(\d)\.", rest)
+    number = pathway[1] if pathway else "0"
+    rest = rest[pathway.end() :] if pathway else rest
+    if block == "0":
+        part, last = rest.split(".", 1)
+        part = {"conv": "conv", "norm": "bn"}[part]
+        return f"{stage}.pathway{number}_stem.{part}.{last}"
+    unit, rest = re.fullmatch(r"res_blocks\.(\d+)\.(.*)", rest).groups()
+    for theirs, ours in (("branch1", "branch1_conv"), ("branch1_bn", "branch1_norm")):
+        rest = re.sub(rf"^{ours}\.", f"{theirs}.", rest)
+    rest = re.sub(r"^branch2\.conv_([abc])\.", r"branch2.\1.", rest)
+    rest = re.sub(r"^branch2\.norm_([abc])\.", r"branch2.\1_bn.", rest)
+    return f"{stage}.pathway{number}_res{unit}.{rest}"
+
+
+def hub(name):
+    """Return a network of pytorchvideo with random weights and statistics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pytorchvideo.models.hub as models
+    network = getattr(models, name)(False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    return network.eval()
+
+
+def averaged(network, pathways, count=5):
+    """Return features averaged over time and space.
+
+    Args:
+        network: of pytorchvideo.
+        pathways: those of SlowFast, or clips for one.
+        count: number of blocks before the head.
+    """
+    for block in network.blocks[:count]:
+        pathways = block(pathways)
+    parts = pathways if isinstance(pathways, list) else [pathways]
+    return torch.cat([part.mean((2, 3, 4)) for part in parts], 1)

@@ -29,8 +29,8 @@ class Layout:
         renames: (pattern, replacement) in the order in which they are applied to the backbone's
             keys; here a pattern may match anywhere in the key.
         drops: patterns of keys behind the prefix that are no part of the backbone.
-        head: pattern of what stands before the classifier's `weight` and `bias`, in keys that may
-            or may not have the prefix; empty: the file has none.
+        head: pattern of what stands before the classifier's `weight` and `bias`, in keys of the
+            file or renamed ones; empty: the file has none.
         options: the weights -> values of `model.*` that the backbone needs for them.
         branch: norm branch that a backbone without branches gets, if the file has several.
         note: what a user of such a file should know, for the log.
@@ -79,17 +79,27 @@ class Layout:
         for key, value in weights.items():
             found = re.match(self.prefix, key)
             rest = key[found.end() :] if found else ""
-            if self.head and (classifier := re.fullmatch(f"{self.head}(weight|bias)", key)):
-                head[classifier[classifier.lastindex or 0]] = value
+            renamed = self._renamed(rest)
+            if place := self._in_head(key) or self._in_head(renamed):
+                head[place] = value
             elif not rest or any(re.match(pattern, rest) for pattern in self.drops):
                 left_out.append(key)
             else:
-                for pattern, replacement in self.renames:
-                    rest = re.sub(pattern, replacement, rest)
-                backbone[rest] = value
+                backbone[renamed] = value
         backbone = dict(self.convert(backbone))
         options = self.options(weights)
         return Recognised(self, backbone, head, options, left_out, dict(self.card))
+
+    def _renamed(self, key: str) -> str:
+        """Return the name of a tensor here."""
+        for pattern, replacement in self.renames:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    def _in_head(self, key: str) -> str:
+        """Return "weight" or "bias" for a tensor of the classifier, "" for another."""
+        found = re.fullmatch(f"{self.head}(weight|bias)", key) if self.head else None
+        return found[found.lastindex or 0] if found else ""
 
 
 @dataclass(frozen=True)

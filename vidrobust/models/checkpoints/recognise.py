@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vidrobust.models.checkpoints import (
+    caffe2_layouts,
     image_layouts,
     r2plus1d_layouts,
     slowfast_layouts,
@@ -23,6 +24,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *image_layouts.LAYOUTS,
     *r2plus1d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
+    *caffe2_layouts.LAYOUTS,
     *transformer_layouts.LAYOUTS,
 )
 # A backbone.pt, torchvision's files, and others that only put a name before the backbone's keys.
