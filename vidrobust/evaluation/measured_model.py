@@ -15,7 +15,7 @@ from vidrobust.methods import build_method
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
 from vidrobust.models.backbone import BackboneParts
 from vidrobust.models.branch_norm import branch_of
-from vidrobust.models.checkpoints import Recognised, recognise_contents
+from vidrobust.models.checkpoints import Recognised, recognise_contents, with_file_card
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources import SourceModel, build_source, fresh
 from vidrobust.utils.errors import UserError
@@ -86,7 +86,9 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     if weights:
         found = _recognise(weights, source.network.head_key)
         checkpoint.load_state(source.network.network, found.backbone, weights)
-        source = replace(source, head=_linear(found.head))
+        card = with_file_card(source.input, found, spec)
+        source = replace(source, head=_linear(found.head), input=card)
+        random = replace(random, input=card) if random else None
     elif not source.trained:
         log.warning(f"{spec} has random weights; give a file with --weights")
         source = replace(source, head=None)

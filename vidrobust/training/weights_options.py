@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from vidrobust import checkpoint, config
-from vidrobust.models.checkpoints import recognise_contents
+from vidrobust.models.checkpoints import recognise_contents, source_options
+from vidrobust.models.sources import is_spec
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
@@ -26,6 +27,8 @@ def with_weights_options(cfg: config.Config) -> config.Config:
         needed = recognise_contents(contents, cfg.model.weights).options
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
+    if is_spec(cfg.model.backbone):
+        needed = source_options(needed, cfg.model.backbone)
     unset = config.ModelConfig()
     changes = {}
     for name, value in needed.items():

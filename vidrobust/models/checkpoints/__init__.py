@@ -1,5 +1,6 @@
 """Weights that other code has saved: read safely, recognised by their keys, renamed."""
 
+from vidrobust.models.checkpoints.file_card import source_options, with_file_card
 from vidrobust.models.checkpoints.layout import Layout, Recognised
 from vidrobust.models.checkpoints.read_file import Contents, read_weights
 from vidrobust.models.checkpoints.recognise import LAYOUTS, recognise, recognise_contents
@@ -12,4 +13,6 @@ __all__ = [
     "read_weights",
     "recognise",
     "recognise_contents",
+    "source_options",
+    "with_file_card",
 ]

@@ -133,6 +133,8 @@ class Recognised:
             line += "; left out: " + ", ".join(f"{name} ({n})" for name, n in parts.items())
         if self.options:
             line += "; sets " + " ".join(f"model.{key}={v}" for key, v in self.options.items())
+        if self.card:
+            line += "; made for " + " ".join(f"{key}={v}" for key, v in self.card.items())
         if self.layout.note:
             line += f"; {self.layout.note}"
         return line

@@ -14,6 +14,12 @@ from vidrobust.models.checkpoints import (
     slowfast_layouts,
     transformer_layouts,
 )
+from vidrobust.models.checkpoints.file_card import (
+    pyslowfast_card,
+    pyslowfast_config,
+    pyslowfast_options,
+    require_fitting,
+)
 from vidrobust.models.checkpoints.inert_pickle import StandIn
 from vidrobust.models.checkpoints.layout import Layout, Recognised
 from vidrobust.models.checkpoints.read_file import Contents, read_weights
@@ -90,10 +96,17 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         prefix = r"((backbone|trunk|network)\.)*"
         plain = replace(PLAIN, prefix=prefix, drops=(), head=rf"{prefix}{re.escape(head_key)}\.")
     layout = next((layout for layout in LAYOUTS if layout.fits(weights)), plain)
+    settings = pyslowfast_config(contents.value)
     try:
-        return layout.apply(weights)
+        require_fitting(settings)
+        found = layout.apply(weights)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+    return replace(
+        found,
+        options={**pyslowfast_options(settings), **found.options},
+        card={**found.card, **pyslowfast_card(settings)},
+    )
 
 
 def _state_dict(value: Any, depth: int = 0) -> dict[str, Tensor] | None:
