@@ -430,3 +430,58 @@ class Mvit(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 0]
+
+
+class RotaryAttention(nn.Module):
+    """Attention of V-JEPA 2: a third of each head's width turns with time, height and width.
+
+    Args:
+        dim: number of features.
+        heads: number of heads.
+        grid: number of tokens over time, height and width.
+    """
+
+    def __init__(self, dim, heads, grid):
+        super().__init__()
+        self.heads = heads
+        self.grid = grid
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def rotated(self, x):
+        """Turn (B, N, heads, width); the frequencies run twice over the pairs, as published."""
+        part = 2 * (x.shape[-1] // 3 // 2)
+        places = torch.cartesian_prod(*(torch.arange(n) for n in self.grid)).float()
+        pieces = []
+        for axis in range(3):
+            piece = x[..., axis * part : (axis + 1) * part]
+            rates = 10000 ** -(torch.arange(part // 2) * 2 / part)
+            angles = (places[:, axis, None] * rates).repeat(1, 2)[:, None]
+            turned = torch.stack([-piece[..., 1::2], piece[..., 0::2]], -1).flatten(-2)
+            pieces.append(piece * angles.cos() + turned * angles.sin())
+        return torch.cat([*pieces, x[..., 3 * part :]], -1)
+
+    def forward(self, x):
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, -1)
+        )
+        parts = [self.rotated(query), self.rotated(key), value]
+        return self.proj(attend(torch.cat([part.flatten(2) for part in parts], -1), self.heads))
+
+
+class VJepa2(nn.Module):
+    """V-JEPA 2's encoder for 4 frames of 32 pixels, averaged over its tokens."""
+
+    def __init__(self, dim=32, depth=2, heads=2):
+        super().__init__()
+        self.patch_embed = PatchEmbed(dim)
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(dim, RotaryAttention(dim, heads, (2, 4, 4))) for _ in range(depth)]
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(1)

@@ -1,4 +1,4 @@
-"""What a file says about inputs becomes the input card, and what no network computes is refused."""
+"""Files say what their models expect of inputs, and settings that no network has are refused."""
 
 import pytest
 import torch

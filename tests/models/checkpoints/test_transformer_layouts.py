@@ -10,9 +10,10 @@ from torchvision.models import get_model
 from torchvision.models.video import mvit
 
 from tests.models.checkpoints.helpers import assert_same_features, loaded, prefixed, save
-from tests.models.checkpoints.originals import Mvit, VideoMae, randomise, sinusoid
+from tests.models.checkpoints.originals import Mvit, VideoMae, VJepa2, randomise, sinusoid
 from vidrobust import checkpoint
 from vidrobust.models.checkpoints import recognise, transformer_layouts
+from vidrobust.models.sources import build_source
 from vidrobust.utils.errors import UserError
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -218,3 +219,101 @@ def test_an_mvit_that_torchvision_does_not_have_is_refused_by_name(tmp_path, cha
     path = save(tmp_path / "mvit.pyth", {"model_state": state})
     with pytest.raises(UserError, match=f"mvit.pyth: PySlowFast MViT: it has {said}"):
         recognise(path, "head.1")
+
+
+# --- V-JEPA 2 ---
+
+
+def vjepa2_folder(path, architectures=("VJEPA2Model",)):
+    """Write the config.json of a small V-JEPA 2; return the spec of a random one."""
+    transformers = pytest.importorskip("transformers")
+    options = transformers.VJEPA2Config(
+        crop_size=32,
+        frames_per_clip=4,
+        patch_size=8,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        mlp_ratio=2,
+        pred_hidden_size=16,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+    )
+    options.architectures = list(architectures)
+    options.save_pretrained(path)
+    return f"hf:{path}@random"
+
+
+def vjepa2_file(path, original, **others):
+    """Write an encoder as V-JEPA 2's training does, with another one beside its average."""
+    state = prefixed(original.state_dict(), "module.backbone.") | others
+    student = prefixed(randomise(VJepa2()).state_dict(), "module.backbone.")
+    predictor = {"module.backbone.mask_tokens.0": torch.zeros(1, 1, 16)}
+    return save(path, {"encoder": student, "predictor": predictor, "target_encoder": state})
+
+
+def test_vjepa2(tmp_path):
+    original = randomise(VJepa2())
+    positions = {"module.backbone.pos_embed": torch.zeros(1, 8 * 16**2, 32)}
+    path = vjepa2_file(tmp_path / "vitl.pt", original, **positions)
+    network, _ = loaded(path, vjepa2_folder(tmp_path / "config"))
+    assert_same_features(network, original, 4, IMAGENET)
+    found = recognise(path, network.head_key)
+    assert found.layout.name == "V-JEPA 2" and found.left_out == ["backbone.pos_embed"]
+
+
+def test_vjepa2_with_an_encoder_alone(tmp_path):
+    """Files of the hub hold the encoder and the predictor."""
+    original = randomise(VJepa2())
+    state = prefixed(original.state_dict(), "module.backbone.")
+    path = save(tmp_path / "vitl.pt", {"encoder": state, "predictor": {}})
+    network, _ = loaded(path, vjepa2_folder(tmp_path / "config"))
+    assert_same_features(network, original, 4, IMAGENET)
+
+
+def test_the_encoder_of_vjepa2_takes_any_number_of_frames_but_one_size(tmp_path):
+    original = randomise(VJepa2())
+    network, _ = loaded(
+        vjepa2_file(tmp_path / "vitl.pt", original), vjepa2_folder(tmp_path / "config")
+    )
+    for block in original.blocks:
+        block.attn.grid = (4, 4, 4)
+    assert_same_features(network, original, 8, IMAGENET)
+    with pytest.raises(UserError, match=r"takes 32 x 32 pixels, not 48 x 48; set data.size=32"):
+        network(torch.rand(1, 3, 4, 48, 48))
+
+
+def test_a_folder_with_an_encoder_of_vjepa2_has_no_random_pooler(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vjepa2_folder(tmp_path / "config")
+    options = transformers.VJEPA2Config.from_pretrained(tmp_path / "config")
+    whole = transformers.VJEPA2Model(options).eval()
+    whole.save_pretrained(tmp_path / "model")
+    source = build_source(f"hf:{tmp_path / 'model'}")
+    assert source.trained and source.head is None
+    clips = torch.rand(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        tokens = whole(clips.transpose(1, 2), skip_predictor=True).last_hidden_state
+        assert torch.allclose(source.network.eval()(clips), tokens.mean(1), atol=1e-5)
+
+
+def test_an_encoder_of_vjepa2_does_not_fill_a_classifier(tmp_path):
+    path = vjepa2_file(tmp_path / "vitl.pt", randomise(VJepa2()))
+    spec = vjepa2_folder(tmp_path / "config", ("VJEPA2ForVideoClassification",))
+    with pytest.raises(UserError, match=r"another architecture: missing .*pooler"):
+        loaded(path, spec)
+
+
+@pytest.mark.parametrize(
+    ("key", "tokens", "said"),
+    [
+        ("pos_embed", 8 * 14**2, "V-JEPA 1 adds position embeddings"),
+        ("pos_embed", 8 * 24**2, "V-JEPA 1 adds position embeddings"),
+        ("patch_embed_img.proj.weight", 1, "V-JEPA 2.1 has an image branch"),
+    ],
+)
+def test_other_versions_of_vjepa_are_refused_by_name(tmp_path, key, tokens, said):
+    others = {f"module.backbone.{key}": torch.zeros(1, tokens, 32)}
+    path = vjepa2_file(tmp_path / "vitl.pt", VJepa2(), **others)
+    with pytest.raises(UserError, match=f"vitl.pt: V-JEPA 2: {said}"):
+        recognise(path, "classifier")

@@ -29,6 +29,15 @@ _BIASES = (
     (r"\.attention\.v_bias$", ".attention.value.bias"),
 )
 
+# names of V-JEPA 2's authors -> those of transformers
+_VJEPA2 = (
+    (r"^patch_embed\.", "vjepa2.encoder.embeddings.patch_embeddings."),
+    (r"^blocks\.", "vjepa2.encoder.layer."),
+    (r"\.attn\.", ".attention."),
+    (r"^norm\.", "vjepa2.encoder.layernorm."),
+)
+# tokens of V-JEPA 1: 8 pairs of frames of 224 or 384 pixels
+_VJEPA1_TOKENS = (8 * 14**2, 8 * 24**2)
 # names of MViT in PySlowFast -> torchvision's
 _MVIT = (
     (r"^patch_embed\.proj\.", "conv_proj."),
@@ -110,6 +119,16 @@ def _other_mvit(weights: Weights) -> str:
     return ""
 
 
+def _other_vjepa(weights: Weights) -> str:
+    """Return the reason why transformers' V-JEPA 2 does not take weights; "" if it does."""
+    if any("patch_embed_img" in key or "img_mod_embed" in key for key in weights):
+        return "V-JEPA 2.1 has an image branch, which transformers' V-JEPA 2 does not have"
+    for key, value in weights.items():
+        if key.endswith("backbone.pos_embed") and value.shape[1] in _VJEPA1_TOKENS:
+            return "V-JEPA 1 adds position embeddings, but V-JEPA 2 of transformers has rotary ones"
+    return ""
+
+
 def _sinusoid(tokens: int, dim: int) -> Tensor:
     """Return the position embedding (tokens, dim) of Vaswani et al. 2017, section 3.5."""
     rates = 10000 ** (-2 * torch.arange(dim).div(2, rounding_mode="floor").double() / dim)
@@ -164,6 +183,21 @@ LAYOUTS = (
         drops=(r"classifier\.", r"decoder\.", r"encoder_to_decoder\.", r"mask_token"),
         head=r"classifier\.",
         convert=_videomae,
+    ),
+    Layout(
+        name="V-JEPA 2",
+        origin="facebookresearch/vjepa2, src/hub/backbones.py",
+        needs=(r"backbone\.blocks\.0\.attn\.qkv\.bias", r"backbone\.patch_embed\.proj\."),
+        # image models in a `backbone`, which have a class token
+        forbids=(r"backbone\.cls_token",),
+        prefix=r"backbone\.",
+        when=lambda weights: weights["backbone.patch_embed.proj.weight"].ndim == 5,
+        renames=_VJEPA2,
+        # a sinusoid that is not used beside rotary positions
+        drops=(r"pos_embed$",),
+        convert=split_qkv,
+        refuse=_other_vjepa,
+        note="the network is hf:FOLDER, whose config.json has architectures=[VJEPA2Model]",
     ),
     Layout(
         name="PySlowFast MViT",

@@ -33,7 +33,7 @@ def build(name: str, weights: str) -> SourceModel:
         UserError: for a folder or name without a video model, and for one that cannot be read.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForVideoClassification
+    from transformers import AutoConfig
 
     transformers.logging.set_verbosity_error()  # what is missing is logged below, in one line
     if weights not in ("", "random"):
@@ -45,12 +45,11 @@ def build(name: str, weights: str) -> SourceModel:
                 f"hf:{name}: a model of type {config.model_type}; video models are"
                 f" {', '.join(_FIXED)}; use python: for others"
             )
+        kind = _class_of(config)
         if weights == "random":
-            network, missing = AutoModelForVideoClassification.from_config(config), ["classifier"]
+            network, missing = kind.from_config(config), ["classifier"]
         else:
-            network, info = AutoModelForVideoClassification.from_pretrained(
-                name, output_loading_info=True
-            )
+            network, info = kind.from_pretrained(name, output_loading_info=True)
             missing = sorted(info["missing_keys"])
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -68,8 +67,30 @@ def build(name: str, weights: str) -> SourceModel:
     )
 
 
+def _class_of(config: Any) -> Any:
+    """Return the class of a network: for classification, or V-JEPA 2's encoder by itself."""
+    if "VJEPA2Model" in (config.architectures or ()):
+        from vidrobust.models.sources.vjepa2_encoder import VJepa2Encoder
+
+        return VJepa2Encoder
+    from transformers import AutoModelForVideoClassification
+
+    return AutoModelForVideoClassification
+
+
 def _features(network: Any, x: Tensor) -> Tensor:
-    """Return what the classifier takes, for frames (B, T, C, H, W)."""
+    """Return what the classifier takes, for frames (B, T, C, H, W).
+
+    Raises:
+        UserError: for a size of V-JEPA 2 at which its rotary positions in transformers, which
+            count the tokens of a row by `crop_size`, differ from those of its authors.
+    """
+    size = getattr(network.config, "crop_size", None)
+    if size and tuple(x.shape[-2:]) != (size, size):
+        raise UserError(
+            f"V-JEPA 2 of transformers takes {size} x {size} pixels, not {x.shape[-2]} x"
+            f" {x.shape[-1]}; set data.size={size}, or crop_size in its config.json"
+        )
     return network(x).logits
 
 
