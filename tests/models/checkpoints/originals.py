@@ -485,3 +485,81 @@ class VJepa2(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x).mean(1)
+
+
+def conv3d(inputs, outputs, kernel=1, stride=1, groups=1):
+    """Return a convolution as 3-D ResNets have it, which keeps the size at stride 1."""
+    return nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+class HaraBasic(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, planes, stride):
+        super().__init__()
+        self.conv1 = conv3d(inputs, planes, 3, stride)
+        self.bn1 = nn.BatchNorm3d(planes)
+        self.conv2 = conv3d(planes, planes, 3)
+        self.bn2 = nn.BatchNorm3d(planes)
+        self.downsample = hara_shortcut(inputs, planes, stride)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.downsample(x))
+
+
+class HaraBottleneck(nn.Module):
+    expansion = 4
+    groups = 1
+
+    def __init__(self, inputs, planes, stride):
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = conv3d(inputs, planes)
+        self.bn1 = nn.BatchNorm3d(planes)
+        self.conv2 = conv3d(planes, planes, 3, stride, self.groups)
+        self.bn2 = nn.BatchNorm3d(planes)
+        self.conv3 = conv3d(planes, outputs)
+        self.bn3 = nn.BatchNorm3d(outputs)
+        self.downsample = hara_shortcut(inputs, outputs, stride)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+class HaraResNeXt(HaraBottleneck):
+    expansion = 2
+    groups = 32
+
+
+def hara_shortcut(inputs, outputs, stride):
+    """Return a shortcut of type B: a convolution where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    return nn.Sequential(conv3d(inputs, outputs, 1, stride), nn.BatchNorm3d(outputs))
+
+
+class HaraResNet(nn.Module):
+    """3-D ResNet of 3D-ResNets-PyTorch, whose ResNeXt has twice the channels in its stages."""
+
+    def __init__(self, block, depths, width=WIDTH, classes=7):
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, width, (7, 7, 7), (1, 2, 2), (3, 3, 3), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        inputs = width
+        planes = 2 * width if block is HaraResNeXt else width
+        for number, depth in enumerate(depths):
+            stage = []
+            for k in range(depth):
+                stage.append(block(inputs, planes, 2 if number and not k else 1))
+                inputs = planes * block.expansion
+            setattr(self, f"layer{number + 1}", nn.Sequential(*stage))
+            planes *= 2
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = F.max_pool3d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return F.adaptive_avg_pool3d(x, 1).flatten(1)

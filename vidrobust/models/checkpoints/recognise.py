@@ -11,6 +11,7 @@ from vidrobust.models.checkpoints import (
     caffe2_layouts,
     image_layouts,
     r2plus1d_layouts,
+    resnet3d_layouts,
     slowfast_layouts,
     transformer_layouts,
 )
@@ -29,6 +30,7 @@ from vidrobust.utils.errors import UserError
 LAYOUTS: tuple[Layout, ...] = (
     *image_layouts.LAYOUTS,
     *r2plus1d_layouts.LAYOUTS,
+    *resnet3d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
     *caffe2_layouts.LAYOUTS,
     *transformer_layouts.LAYOUTS,
