@@ -563,3 +563,86 @@ class HaraResNet(nn.Module):
         x = F.max_pool3d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return F.adaptive_avg_pool3d(x, 1).flatten(1)
+
+
+class S3dConv(nn.Module):
+    """CoCLR's convolution of one pixel, with its norm."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 1, bias=False)
+        self.bn = nn.BatchNorm3d(outputs)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class S3dSeparable(nn.Module):
+    """CoCLR's convolution in space and then in time, each with a norm of eps 1e-5."""
+
+    def __init__(self, inputs, outputs, kernel, stride=1):
+        super().__init__()
+        half = kernel // 2
+        self.conv1 = nn.Conv3d(
+            inputs, outputs, (1, kernel, kernel), (1, stride, stride), (0, half, half), bias=False
+        )
+        self.bn1 = nn.BatchNorm3d(outputs)
+        self.conv2 = nn.Conv3d(
+            outputs, outputs, (kernel, 1, 1), (stride, 1, 1), (half, 0, 0), bias=False
+        )
+        self.bn2 = nn.BatchNorm3d(outputs)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)))
+
+
+class S3dMixed(nn.Module):
+    def __init__(self, inputs, first, second, third, last):
+        super().__init__()
+        self.branch0 = nn.Sequential(S3dConv(inputs, first))
+        self.branch1 = nn.Sequential(S3dConv(inputs, second[0]), S3dSeparable(*second, 3))
+        self.branch2 = nn.Sequential(S3dConv(inputs, third[0]), S3dSeparable(*third, 3))
+        self.branch3 = nn.Sequential(nn.MaxPool3d(3, 1, 1), S3dConv(inputs, last))
+
+    def forward(self, x):
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
+
+
+# of each mixed block: inputs, and the channels of its four branches
+S3D_MIXED = {
+    "3b": (192, 64, (96, 128), (16, 32), 32),
+    "3c": (256, 128, (128, 192), (32, 96), 64),
+    "4b": (480, 192, (96, 208), (16, 48), 64),
+    "4c": (512, 160, (112, 224), (24, 64), 64),
+    "4d": (512, 128, (128, 256), (24, 64), 64),
+    "4e": (512, 112, (144, 288), (32, 64), 64),
+    "4f": (528, 256, (160, 320), (32, 128), 128),
+    "5b": (832, 256, (160, 320), (32, 128), 128),
+    "5c": (832, 384, (192, 384), (48, 128), 128),
+}
+
+
+class CoclrS3d(nn.Module):
+    """CoCLR's S3D, in which each part has a second name in a list of blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.Conv_1a = S3dSeparable(3, 64, 7, 2)
+        self.Conv_2b = S3dConv(64, 64)
+        self.Conv_2c = S3dSeparable(64, 192, 3)
+        for name, channels in S3D_MIXED.items():
+            setattr(self, f"Mixed_{name}", S3dMixed(*channels))
+        mixed = {n: [getattr(self, f"Mixed_{k}") for k in S3D_MIXED if k[0] == n] for n in "345"}
+        self.block1 = nn.Sequential(self.Conv_1a)
+        self.block2 = nn.Sequential(
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), self.Conv_2b, self.Conv_2c
+        )
+        self.block3 = nn.Sequential(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), *mixed["3"])
+        self.block4 = nn.Sequential(nn.MaxPool3d(3, 2, 1), *mixed["4"])
+        self.block5 = nn.Sequential(nn.MaxPool3d(2, 2), *mixed["5"])
+
+    def forward(self, x):
+        for number in range(1, 6):
+            x = getattr(self, f"block{number}")(x)
+        return F.adaptive_avg_pool3d(x, 1).flatten(1)

@@ -12,6 +12,7 @@ from vidrobust.models.checkpoints import (
     image_layouts,
     r2plus1d_layouts,
     resnet3d_layouts,
+    s3d_layouts,
     slowfast_layouts,
     transformer_layouts,
 )
@@ -31,6 +32,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *image_layouts.LAYOUTS,
     *r2plus1d_layouts.LAYOUTS,
     *resnet3d_layouts.LAYOUTS,
+    *s3d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
     *caffe2_layouts.LAYOUTS,
     *transformer_layouts.LAYOUTS,
