@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import pytest
 import torch
 from torch import nn
 
@@ -100,3 +101,34 @@ def averaged(network, pathways, count=5):
         pathways = block(pathways)
     parts = pathways if isinstance(pathways, list) else [pathways]
     return torch.cat([part.mean((2, 3, 4)) for part in parts], 1)
+
+
+def videomae_folder(path, **options):
+    """Write the config.json of a small VideoMAE; return the spec of a random one."""
+    transformers = pytest.importorskip("transformers")
+    transformers.VideoMAEConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_frames=4,
+        **options,
+    ).save_pretrained(path)
+    return f"hf:{path}@random"
+
+
+def timesformer_folder(path):
+    """Write the config.json of a small TimeSformer; return the spec of a random one."""
+    transformers = pytest.importorskip("transformers")
+    transformers.TimesformerConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_frames=4,
+    ).save_pretrained(path)
+    return f"hf:{path}@random"

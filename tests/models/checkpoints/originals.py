@@ -646,3 +646,67 @@ class CoclrS3d(nn.Module):
         for number in range(1, 6):
             x = getattr(self, f"block{number}")(x)
         return F.adaptive_avg_pool3d(x, 1).flatten(1)
+
+
+class JointAttention(nn.Module):
+    """Attention with one matrix and bias for query, key and value, over the last tokens axis."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        shape = x.shape
+        return self.proj(attend(self.qkv(x.flatten(0, -3)), self.heads)).view(shape)
+
+
+class TimeSformerBlock(nn.Module):
+    """Attend over the frames of each place, then over the places of each frame.
+
+    Tokens are (B, places, frames, dim), and the class token (B, 1, dim) sees each frame's places.
+    """
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.temporal_norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.temporal_attn = JointAttention(dim, heads)
+        self.temporal_fc = nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = JointAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 2 * dim)
+
+    def forward(self, token, x):
+        x = x + self.temporal_fc(self.temporal_attn(self.temporal_norm1(x)))
+        frames = x.transpose(1, 2)  # (B, frames, places, dim)
+        first = token[:, None].expand(-1, frames.shape[1], -1, -1)
+        attended = self.attn(self.norm1(torch.cat([first, frames], 2)))
+        token = token + attended[:, :, 0].mean(1, keepdim=True)
+        x = x + attended[:, :, 1:].transpose(1, 2)
+        return token + self.mlp(self.norm2(token)), x + self.mlp(self.norm2(x))
+
+
+class TimeSformer(nn.Module):
+    """TimeSformer with divided attention, for 4 frames of 32 pixels."""
+
+    def __init__(self, classes=7, dim=16, depth=2, heads=2):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, 8, 8)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 17, dim))
+        self.time_embed = nn.Parameter(torch.zeros(1, 4, dim))
+        self.blocks = nn.ModuleList([TimeSformerBlock(dim, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x):
+        batch, _, frames = x.shape[:3]
+        tokens = self.patch_embed["proj"](x.transpose(1, 2).flatten(0, 1)).flatten(2)
+        tokens = tokens.unflatten(0, (batch, frames)).permute(0, 3, 1, 2)
+        tokens = tokens + self.pos_embed[:, 1:, None] + self.time_embed[:, None]
+        token = (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
+        for block in self.blocks:
+            token, tokens = block(token, tokens)
+        return self.norm(token)[:, 0]

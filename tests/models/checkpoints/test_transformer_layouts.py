@@ -9,8 +9,22 @@ from torch import nn
 from torchvision.models import get_model
 from torchvision.models.video import mvit
 
-from tests.models.checkpoints.helpers import assert_same_features, loaded, prefixed, save
-from tests.models.checkpoints.originals import Mvit, VideoMae, VJepa2, randomise, sinusoid
+from tests.models.checkpoints.helpers import (
+    assert_same_features,
+    loaded,
+    prefixed,
+    save,
+    timesformer_folder,
+    videomae_folder,
+)
+from tests.models.checkpoints.originals import (
+    Mvit,
+    TimeSformer,
+    VideoMae,
+    VJepa2,
+    randomise,
+    sinusoid,
+)
 from vidrobust import checkpoint
 from vidrobust.models.checkpoints import recognise, transformer_layouts
 from vidrobust.models.sources import build_source
@@ -20,22 +34,6 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 # --- VideoMAE ---
-
-
-def videomae_folder(path, **options):
-    """Write the config.json of a small VideoMAE; return the spec of a random one."""
-    transformers = pytest.importorskip("transformers")
-    transformers.VideoMAEConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        num_frames=4,
-        **options,
-    ).save_pretrained(path)
-    return f"hf:{path}@random"
 
 
 @pytest.mark.parametrize("container", ["model", "module"])
@@ -219,6 +217,22 @@ def test_an_mvit_that_torchvision_does_not_have_is_refused_by_name(tmp_path, cha
     path = save(tmp_path / "mvit.pyth", {"model_state": state})
     with pytest.raises(UserError, match=f"mvit.pyth: PySlowFast MViT: it has {said}"):
         recognise(path, "head.1")
+
+
+# --- TimeSformer ---
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_timesformer(tmp_path, prefix):
+    """Its code is built on PySlowFast, with the network in `model`."""
+    original = randomise(TimeSformer())
+    content = {"epoch": 15, "model_state": prefixed(original.state_dict(), prefix), "cfg": ""}
+    path = save(tmp_path / "TimeSformer_divST_8x32_224_K400.pyth", content)
+    network, _ = loaded(path, timesformer_folder(tmp_path / "config"))
+    assert_same_features(network, original, 4, IMAGENET)
+    found = recognise(path, network.head_key)
+    assert found.layout.name == "TimeSformer" and found.left_out == []
+    assert torch.equal(found.head["weight"], original.head.weight)
 
 
 # --- V-JEPA 2 ---

@@ -10,6 +10,7 @@ from torch import Tensor
 from vidrobust.models.checkpoints import (
     caffe2_layouts,
     image_layouts,
+    mmaction2_layouts,
     r2plus1d_layouts,
     resnet3d_layouts,
     s3d_layouts,
@@ -35,6 +36,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *s3d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
     *caffe2_layouts.LAYOUTS,
+    # before the transformers' authors, whose files may have `backbone.` in front too
+    *mmaction2_layouts.LAYOUTS,
     *transformer_layouts.LAYOUTS,
 )
 # A backbone.pt, torchvision's files, and others that only put a name before the backbone's keys.

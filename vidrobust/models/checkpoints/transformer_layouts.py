@@ -9,7 +9,7 @@ from torch import Tensor
 from vidrobust.models.checkpoints.layout import Layout, Weights
 
 # names of VideoMAE's authors -> those of transformers
-_VIDEOMAE = (
+VIDEOMAE = (
     (r"^patch_embed\.proj\.", "videomae.embeddings.patch_embeddings.projection."),
     (r"^blocks\.", "videomae.encoder.layer."),
     (r"\.norm1\.", ".layernorm_before."),
@@ -29,6 +29,25 @@ _BIASES = (
     (r"\.attention\.v_bias$", ".attention.value.bias"),
 )
 
+# names of TimeSformer's authors -> those of transformers
+_TIMESFORMER = (
+    (r"^cls_token$", "timesformer.embeddings.cls_token"),
+    (r"^pos_embed$", "timesformer.embeddings.position_embeddings"),
+    (r"^time_embed$", "timesformer.embeddings.time_embeddings"),
+    (r"^patch_embed\.proj\.", "timesformer.embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "timesformer.layernorm."),
+    (r"^blocks\.", "timesformer.encoder.layer."),
+    (r"\.temporal_norm1\.", ".temporal_layernorm."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.temporal_fc\.", ".temporal_dense."),
+    (r"\.temporal_attn\.", ".temporal_attention."),
+    (r"\.attn\.", ".attention."),
+    (r"attention\.qkv\.", "attention.attention.qkv."),
+    (r"attention\.proj\.", "attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
 # names of V-JEPA 2's authors -> those of transformers
 _VJEPA2 = (
     (r"^patch_embed\.", "vjepa2.encoder.embeddings.patch_embeddings."),
@@ -85,7 +104,7 @@ def _has_old_biases() -> bool:
     return "q_bias" in attention.state_dict()
 
 
-def _videomae(weights: Weights) -> dict[str, Tensor]:
+def videomae_names(weights: Weights) -> dict[str, Tensor]:
     """Return VideoMAE's weights in the names of the installed transformers."""
     split = split_qkv(weights)
     if not _has_old_biases():
@@ -138,7 +157,7 @@ def _sinusoid(tokens: int, dim: int) -> Tensor:
     return angles.float()
 
 
-def _learned_positions(weights: Weights) -> str:
+def learned_positions(weights: Weights) -> str:
     """Return the reason against position embeddings that were learned, "" for a sinusoid."""
     for key, value in weights.items():
         if re.fullmatch(r"((backbone|encoder)\.)?pos_embed", key):
@@ -156,11 +175,11 @@ LAYOUTS = (
         # image models of the same code family (BEiT, MAE) have a class token
         forbids=(r"(backbone\.)?cls_token", r"(backbone\.)?blocks\.0\.gamma_1"),
         prefix=r"(backbone\.)?",
-        renames=_VIDEOMAE,
+        renames=VIDEOMAE,
         drops=(r"head\.", r"pos_embed$"),
         head=r"(backbone\.)?head\.",
-        convert=_videomae,
-        refuse=_learned_positions,
+        convert=videomae_names,
+        refuse=learned_positions,
         note="the network is hf:FOLDER, whose config.json says use_mean_pooling=true",
     ),
     Layout(
@@ -169,10 +188,10 @@ LAYOUTS = (
         needs=(r"encoder\.blocks\.0\.attn\.qkv\.weight", r"(decoder\.|mask_token)"),
         forbids=(r"encoder\.cls_token",),
         prefix=r"encoder\.",
-        renames=_VIDEOMAE,
+        renames=VIDEOMAE,
         drops=(r"pos_embed$",),
-        convert=_videomae,
-        refuse=_learned_positions,
+        convert=videomae_names,
+        refuse=learned_positions,
         note="the network is hf:FOLDER, whose config.json says use_mean_pooling=false",
     ),
     Layout(
@@ -182,7 +201,17 @@ LAYOUTS = (
         renames=_BIASES,
         drops=(r"classifier\.", r"decoder\.", r"encoder_to_decoder\.", r"mask_token"),
         head=r"classifier\.",
-        convert=_videomae,
+        convert=videomae_names,
+    ),
+    Layout(
+        name="TimeSformer",
+        origin="facebookresearch/TimeSformer, timesformer/models/vit.py",
+        needs=(r"(model\.)?blocks\.0\.temporal_attn\.qkv\.", r"(model\.)?time_embed"),
+        prefix=r"(model\.)?",
+        renames=_TIMESFORMER,
+        drops=(r"head\.",),
+        head=r"(model\.)?head\.",
+        note="the network is hf:FOLDER with a TimeSformer",
     ),
     Layout(
         name="V-JEPA 2",
