@@ -235,6 +235,27 @@ def test_timesformer(tmp_path, prefix):
     assert torch.equal(found.head["weight"], original.head.weight)
 
 
+@pytest.mark.parametrize("frames", [2, 8])
+def test_another_number_of_frames_is_refused(tmp_path, frames):
+    """The layers of transformers would mix the tokens of different places."""
+    path = save(tmp_path / "a.pyth", {"model_state": randomise(TimeSformer()).state_dict()})
+    network, _ = loaded(path, timesformer_folder(tmp_path / "config"))
+    with pytest.raises(UserError, match=f"takes 4 frames, not {frames}; set data.frames=4"):
+        network(torch.rand(1, 3, frames, 32, 32))
+
+
+def test_timesformer_of_another_size_interpolates_its_positions(tmp_path):
+    original = randomise(TimeSformer())
+    path = save(tmp_path / "a.pyth", {"model_state": original.state_dict()})
+    network, _ = loaded(path, timesformer_folder(tmp_path / "config"))
+    places = original.pos_embed.data[:, 1:].view(1, 4, 4, -1)
+    # each of 6 rows and columns gets the nearest of 4
+    nearest = [0, 0, 1, 2, 2, 3]
+    places = places[:, nearest][:, :, nearest].flatten(1, 2)
+    original.pos_embed = nn.Parameter(torch.cat([original.pos_embed.data[:, :1], places], 1))
+    assert_same_features(network, original, 4, IMAGENET, size=48)
+
+
 # --- V-JEPA 2 ---
 
 

@@ -78,19 +78,36 @@ def _class_of(config: Any) -> Any:
     return AutoModelForVideoClassification
 
 
-def _features(network: Any, x: Tensor) -> Tensor:
-    """Return what the classifier takes, for frames (B, T, C, H, W).
+def _require_same_arrangement(config: Any, x: Tensor) -> None:
+    """Check that transformers arranges the tokens of clips as the model's authors do.
+
+    TimeSformer's layers of transformers find the frames of a place by the `num_frames` of the
+    configuration, and V-JEPA 2's the tokens of a row by its `crop_size`, whatever the clips are.
+
+    Args:
+        config: of the model.
+        x: frames (B, T, C, H, W).
 
     Raises:
-        UserError: for a size of V-JEPA 2 at which its rotary positions in transformers, which
-            count the tokens of a row by `crop_size`, differ from those of its authors.
+        UserError: for another number of frames or size, with which features would be wrong.
     """
-    size = getattr(network.config, "crop_size", None)
-    if size and tuple(x.shape[-2:]) != (size, size):
+    frames = config.num_frames if config.model_type == "timesformer" else x.shape[1]
+    if x.shape[1] != frames:
+        raise UserError(
+            f"TimeSformer of transformers takes {frames} frames, not {x.shape[1]}; set"
+            f" data.frames={frames}, or num_frames in its config.json"
+        )
+    size = config.crop_size if config.model_type == "vjepa2" else 0
+    if size and x.shape[-2:] != (size, size):
         raise UserError(
             f"V-JEPA 2 of transformers takes {size} x {size} pixels, not {x.shape[-2]} x"
             f" {x.shape[-1]}; set data.size={size}, or crop_size in its config.json"
         )
+
+
+def _features(network: Any, x: Tensor) -> Tensor:
+    """Return what the classifier takes, for frames (B, T, C, H, W)."""
+    _require_same_arrangement(network.config, x)
     return network(x).logits
 
 
