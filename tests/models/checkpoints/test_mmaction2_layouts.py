@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
+from torchvision.models.video import SwinTransformer3d
 
 from tests.models.checkpoints.helpers import (
     assert_same_features,
@@ -13,10 +15,12 @@ from tests.models.checkpoints.helpers import (
     loaded,
     prefixed,
     save,
+    small_mvit,
     timesformer_folder,
     videomae_folder,
 )
-from tests.models.checkpoints.originals import TimeSformer, VideoMae, randomise, sinusoid
+from tests.models.checkpoints.originals import Mvit, TimeSformer, VideoMae, randomise, sinusoid
+from vidrobust import checkpoint
 from vidrobust.models.checkpoints import recognise
 from vidrobust.utils.errors import UserError
 
@@ -133,6 +137,87 @@ def test_videomae(tmp_path):
     assert recognise(path, network.head_key).layout.name == "mmaction2 VideoMAE"
 
 
+def swin_name(key, norm="norm3"):
+    """Return mmaction2's name of a tensor of torchvision's Video Swin."""
+    found = re.fullmatch(r"features\.(\d)\.(.*)", key)
+    if found:
+        stage, odd = divmod(int(found[1]), 2)
+        key = f"layers.{stage}.{'downsample' if odd else 'blocks'}.{found[2]}"
+    key = key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+    return re.sub(r"^norm\.", f"{norm}.", key)
+
+
+@pytest.mark.parametrize("norm", ["norm3", "norm"])
+def test_video_swin(tmp_path, norm):
+    """mmaction2 numbers the last norm, the authors' own code does not."""
+    original = randomise(small_swin())
+    state = {
+        swin_name(key, norm): value
+        for key, value in original.state_dict().items()
+        if not key.startswith("head.")
+    }
+    assert "layers.0.downsample.reduction.weight" in state
+    assert "layers.1.blocks.0.attn.relative_position_index" in state
+    path = mmaction2_file(tmp_path / "swin.pth", state, original.head)
+    found = recognise(path, "head")
+    original.head = nn.Identity()
+    network = small_swin()
+    network.head = nn.Identity()
+    checkpoint.load_state(network.eval(), found.backbone, "swin.pth")
+    clips = torch.rand(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(clips), original(clips))
+    assert found.layout.name.startswith("Video Swin")
+    assert len(found.head["weight"]) == 7 and found.card["view_average"] == "probabilities"
+
+
+def small_swin():
+    """Return torchvision's Video Swin with two stages of two blocks."""
+    return SwinTransformer3d(
+        patch_size=[2, 4, 4],
+        embed_dim=8,
+        depths=[2, 2],
+        num_heads=[1, 2],
+        window_size=[2, 4, 4],
+        num_classes=7,
+    )
+
+
+@pytest.mark.parametrize("name", ["swin3d_t", "swin3d_b"])
+def test_each_tensor_of_the_published_sizes_of_swin_is_filled(tmp_path, name):
+    with torch.device("meta"):
+        keys = get_model(name).state_dict().keys()
+    state = {swin_name(key): torch.zeros(1) for key in keys if not key.startswith("head.")}
+    state["patch_embed.proj.weight"] = torch.zeros(2, 3, 2, 4, 4)
+    path = mmaction2_file(tmp_path / "swin.pth", state, nn.Linear(4, 4))
+    assert recognise(path, "head").backbone.keys() == {k for k in keys if k[:5] != "head."}
+
+
+def test_mvit(tmp_path):
+    original = randomise(Mvit(second=True))
+    state = {}
+    for key, value in original.state_dict().items():
+        key = key.replace("patch_embed.proj.", "patch_embed.projection.")
+        if not key.startswith("head."):
+            state[re.sub(r"^norm\.", "norm3.", key)] = value
+    path = mmaction2_file(tmp_path / "mvit.pth", state, original.head["projection"])
+    found = recognise(path, "head.1")
+    network = small_mvit(second=True)
+    checkpoint.load_state(network, found.backbone, "mvit.pth")
+    assert_same_features(network, original, 4)
+    assert found.options == {"mean": [0.45] * 3, "std": [0.225] * 3}
+    assert torch.equal(found.head["weight"], original.head["projection"].weight)
+    assert found.layout.name == "mmaction2 MViT"
+
+
+def test_an_mvit_with_absolute_positions_is_refused_by_name(tmp_path):
+    state = Mvit(second=True).state_dict() | {"pos_embed": torch.zeros(1, 9, 8)}
+    state["patch_embed.projection.weight"] = state.pop("patch_embed.proj.weight")
+    path = mmaction2_file(tmp_path / "mvit.pth", state, nn.Linear(4, 4))
+    with pytest.raises(UserError, match="mmaction2 MViT: it has one position embedding"):
+        recognise(path)
+
+
 # --- Other networks ---
 
 
@@ -148,7 +233,7 @@ def test_videomae(tmp_path):
         ({"layer1.0.conv1.conv.net.weight": (64, 64, 1, 1)}, "its TSM shifts channels"),
         ({"conv1.conv.weight": (64, 3, 5, 7, 7)}, "its I3D halves the number of frames"),
         ({"conv1.conv.weight": (64, 3, 7, 7)}, "networks of single frames"),
-        ({"layers.0.blocks.0.attn.qkv.weight": (3, 3)}, "no source here has this network"),
+        ({"conv1_s.conv.weight": (24, 3, 1, 3, 3)}, "no source here has this network"),
     ],
 )
 def test_other_networks_are_refused_by_name(tmp_path, state, said):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import get_model
-from torchvision.models.video import mvit
 
 from tests.models.checkpoints.helpers import (
     assert_same_features,
     loaded,
     prefixed,
     save,
+    small_mvit,
     timesformer_folder,
     videomae_folder,
 )
@@ -122,44 +122,6 @@ def test_an_older_transformers_gets_its_own_names_of_the_biases(tmp_path, monkey
 
 
 # --- MViT ---
-
-
-def small_mvit(second):
-    """Return torchvision's MViT in the sizes of `Mvit`."""
-    empty = [] if not second else [1, 1, 1]
-    kernel = [3, 3, 3]
-    common = {"kernel_kv": kernel}
-    widths = [(8, 8), (8, 16)] if second else [(8, 16), (16, 16)]
-    first = mvit.MSBlockConfig(
-        num_heads=1,
-        input_channels=widths[0][0],
-        output_channels=widths[0][1],
-        kernel_q=kernel if second else [],
-        stride_q=empty,
-        stride_kv=[1, 4, 4],
-        **common,
-    )
-    last = mvit.MSBlockConfig(
-        num_heads=2,
-        input_channels=widths[1][0],
-        output_channels=widths[1][1],
-        kernel_q=kernel,
-        stride_q=[1, 2, 2],
-        stride_kv=[1, 2, 2],
-        **common,
-    )
-    network = mvit.MViT(
-        spatial_size=(32, 32),
-        temporal_size=4,
-        block_setting=[first, last],
-        residual_pool=second,
-        residual_with_cls_embed=False,
-        rel_pos_embed=second,
-        proj_after_attn=second,
-        num_classes=7,
-    )
-    network.head[1] = nn.Identity()
-    return network.eval()
 
 
 @pytest.mark.parametrize("second", [False, True])

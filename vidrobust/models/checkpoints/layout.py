@@ -140,5 +140,10 @@ class Recognised:
         return line
 
 
+def dimensions(weights: Weights, key: str) -> int:
+    """Return the number of dimensions of a tensor, 0 for one that is missing."""
+    return weights[key].ndim if key in weights else 0
+
+
 def _any_matches(pattern: str, weights: Weights) -> bool:
     return any(re.match(pattern, key) for key in weights)

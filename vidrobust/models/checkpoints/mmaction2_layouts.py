@@ -1,16 +1,20 @@
-"""Layouts of mmaction2: Slow-only ResNets, TimeSformer and VideoMAE; others are refused by name."""
+"""Layouts of mmaction2: SlowOnly and four transformers; its other networks are refused by name."""
 
 import re
 from typing import Any
 
-from vidrobust.models.checkpoints.layout import Layout, Weights
+from vidrobust.models.checkpoints.layout import Layout, Weights, dimensions
 from vidrobust.models.checkpoints.transformer_layouts import (
+    MVIT,
     VIDEOMAE,
     learned_positions,
+    mvit_shapes,
+    other_mvit,
     videomae_names,
 )
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_MVIT_STATISTICS = {"mean": [0.45, 0.45, 0.45], "std": [0.225, 0.225, 0.225]}
 _HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 _CARD = {"view_average": "probabilities"}
 
@@ -49,6 +53,20 @@ _VIDEOMAE = (
     (r"\.mlp\.layers\.1\.", ".mlp.fc2."),
     *VIDEOMAE,
 )
+# the norm after the last of four stages has its number
+_MVIT = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^norm3\.", "norm."),
+    *MVIT,
+)
+# mmaction2's names of Video Swin -> torchvision's, which counts stages and reductions together
+_SWIN = (
+    *((rf"^layers\.{i}\.blocks\.(\d+)\.", rf"features.{2 * i}.\1.") for i in range(4)),
+    *((rf"^layers\.{i}\.downsample\.", f"features.{2 * i + 1}.") for i in range(4)),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+    (r"^norm3\.", "norm."),
+)
 # key of a network that no source here has -> what it is
 _OTHERS = {
     r"slow_path\.": "its SlowFast has no norms where its pathways meet, unlike slowfast_r50",
@@ -67,14 +85,13 @@ def _options(values: dict[str, Any]) -> Any:
 
 def _is_slow(weights: Weights) -> bool:
     """Return whether a ResNet has temporal kernels in its last two stages only."""
-    stem = weights.get("backbone.conv1.conv.weight")
-    early = weights.get("backbone.layer2.0.conv1.conv.weight")
-    late = weights.get("backbone.layer3.0.conv1.conv.weight")
+    names = [f"backbone.{part}.conv1.conv.weight" for part in ("layer2.0", "layer3.0")]
+    names.insert(0, "backbone.conv1.conv.weight")
     if any("non_local_block" in key for key in weights):
         return False
-    if stem is None or early is None or late is None or stem.ndim != 5:
+    if any(dimensions(weights, name) != 5 for name in names):
         return False
-    return (stem.shape[2], early.shape[2], late.shape[2]) == (1, 1, 3)
+    return [weights[name].shape[2] for name in names] == [1, 1, 3]
 
 
 def _flow(weights: Weights) -> str:
@@ -85,19 +102,24 @@ def _flow(weights: Weights) -> str:
     return f"it takes inputs of {channels} channels, such as optical flow, not RGB"
 
 
+def _other_mvit(weights: Weights) -> str:
+    """Return the reason why torchvision has no such MViT; "" if it has."""
+    return other_mvit({key.removeprefix("backbone."): value for key, value in weights.items()})
+
+
 def _other_network(weights: Weights) -> str:
     """Return which network of mmaction2 a file has, and that none here takes it."""
     for pattern, what in _OTHERS.items():
         if any(re.match(rf"backbone\.{pattern}", key) for key in weights):
             return what
-    stem = weights.get("backbone.conv1.conv.weight")
-    if stem is not None and stem.ndim == 5 and stem.shape[2] == 5:
+    stem = "backbone.conv1.conv.weight"
+    if dimensions(weights, stem) == 5 and weights[stem].shape[2] == 5:
         return "its I3D halves the number of frames in its stem, unlike i3d_r50"
-    if stem is not None and stem.ndim == 4:
+    if dimensions(weights, stem) == 4:
         return "its TSN, TSM and C2D are networks of single frames, which no source here has"
     return (
-        "no source here has this network; SlowOnly R50, TimeSformer with divided attention and"
-        " VideoMAE are read"
+        "no source here has this network; SlowOnly R50, TimeSformer with divided attention,"
+        " VideoMAE, MViT and Video Swin are read"
     )
 
 
@@ -140,6 +162,32 @@ LAYOUTS = (
         refuse=learned_positions,
         card=_CARD,
         note="the network is hf:FOLDER, whose config.json says use_mean_pooling=true",
+    ),
+    Layout(
+        name="mmaction2 MViT",
+        origin="open-mmlab/mmaction2, mmaction/models/backbones/mvit.py",
+        needs=(r"backbone\.patch_embed\.projection\.", r"backbone\.blocks\.0\.attn\.pool_k\."),
+        prefix=r"backbone\.",
+        renames=_MVIT,
+        head=r"cls_head\.fc_cls\.",
+        options=_options(_MVIT_STATISTICS),
+        convert=mvit_shapes,
+        refuse=_other_mvit,
+        card=_CARD,
+        note="the network is torchvision:mvit_v2_s",
+    ),
+    Layout(
+        name="Video Swin of mmaction2 and its authors",
+        origin="open-mmlab/mmaction2, mmaction/models/backbones/swin.py;"
+        " SwinTransformer/Video-Swin-Transformer",
+        needs=(r"backbone\.layers\.0\.blocks\.0\.attn\.relative_position_bias_table",),
+        when=lambda weights: dimensions(weights, "backbone.patch_embed.proj.weight") == 5,
+        prefix=r"backbone\.",
+        renames=_SWIN,
+        head=r"cls_head\.fc_cls\.",
+        options=_options(_IMAGENET),
+        card=_CARD,
+        note="the network is torchvision:swin3d_t, swin3d_s or swin3d_b",
     ),
     Layout(
         name="mmaction2",

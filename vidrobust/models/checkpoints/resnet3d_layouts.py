@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from vidrobust.models.checkpoints.layout import Layout, Weights
+from vidrobust.models.checkpoints.layout import Layout, Weights, dimensions
 
 
 def _is_hara(weights: Weights) -> bool:
     """Return whether the first convolution is one in time and space, unlike that of images."""
-    stem = weights.get("conv1.weight")
-    return stem is not None and stem.ndim == 5
+    return dimensions(weights, "conv1.weight") == 5
 
 
 def _other_resnet3d(weights: Weights) -> str:

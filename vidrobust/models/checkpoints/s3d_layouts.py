@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from vidrobust.models.checkpoints.layout import Layout, Weights
+from vidrobust.models.checkpoints.layout import Layout, Weights, dimensions
 
 # CoCLR's names of S3D's parts, in the order of torchvision's list `features`; "" for a pooling
 _FEATURES = (
@@ -115,7 +115,7 @@ LAYOUTS = (
         name="CoCLR R(2D3D)-50",
         origin="TengdaHan/CoCLR, backbone/resnet_2d3d.py",
         needs=(r"encoder_q\.0\.conv1\.", r"encoder_q\.0\.layer4\."),
-        when=lambda weights: weights["encoder_q.0.conv1.weight"].ndim == 5,
+        when=lambda weights: dimensions(weights, "encoder_q.0.conv1.weight") == 5,
         refuse=_r2d3d,
     ),
 )

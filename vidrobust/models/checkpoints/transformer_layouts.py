@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vidrobust.models.checkpoints.layout import Layout, Weights
+from vidrobust.models.checkpoints.layout import Layout, Weights, dimensions
 
 # names of VideoMAE's authors -> those of transformers
 VIDEOMAE = (
@@ -58,7 +58,7 @@ _VJEPA2 = (
 # tokens of V-JEPA 1: 8 pairs of frames of 224 or 384 pixels
 _VJEPA1_TOKENS = (8 * 14**2, 8 * 24**2)
 # names of MViT in PySlowFast -> torchvision's
-_MVIT = (
+MVIT = (
     (r"^patch_embed\.proj\.", "conv_proj."),
     (r"^cls_token$", "pos_encoding.class_token"),
     (r"^pos_embed_(spatial|temporal|class)$", r"pos_encoding.\1_pos"),
@@ -84,7 +84,7 @@ def split_qkv(weights: Weights) -> dict[str, Tensor]:
     split: dict[str, Tensor] = {}
     for name, value in weights.items():
         found = re.fullmatch(r"(.*\.)qkv(\.\w+)", name)
-        if not found:
+        if not found or value.ndim == 0 or len(value) % 3:
             split[name] = value
             continue
         for part, tensor in zip(("query", "key", "value"), value.chunk(3), strict=True):
@@ -115,20 +115,19 @@ def videomae_names(weights: Weights) -> dict[str, Tensor]:
     }
 
 
-def _mvit(weights: Weights) -> dict[str, Tensor]:
+def mvit_shapes(weights: Weights) -> dict[str, Tensor]:
     """Return MViT's weights with position embeddings in the shapes of torchvision."""
     flat = {}
     for name, value in weights.items():
-        if name.startswith("pos_encoding."):
-            # (1, 1, C) for the class token, (1, N, C) for places
-            value = value[0]
-            if name.startswith("pos_encoding.class_"):
-                value = value[0]
+        if name.startswith("pos_encoding.class_"):
+            value = value.flatten()  # (1, 1, C)
+        elif name.startswith("pos_encoding.") and value.ndim == 3:
+            value = value.flatten(0, 1)  # (1, N, C)
         flat[name] = value
     return flat
 
 
-def _other_mvit(weights: Weights) -> str:
+def other_mvit(weights: Weights) -> str:
     """Return the reason why torchvision has no such MViT; "" if it has."""
     for pattern, what in _OTHER_MVITS.items():
         if any(re.match(pattern, key) for key in weights):
@@ -143,7 +142,9 @@ def _other_vjepa(weights: Weights) -> str:
     if any("patch_embed_img" in key or "img_mod_embed" in key for key in weights):
         return "V-JEPA 2.1 has an image branch, which transformers' V-JEPA 2 does not have"
     for key, value in weights.items():
-        if key.endswith("backbone.pos_embed") and value.shape[1] in _VJEPA1_TOKENS:
+        if not key.endswith("backbone.pos_embed") or value.ndim != 3:
+            continue
+        if value.shape[1] in _VJEPA1_TOKENS:
             return "V-JEPA 1 adds position embeddings, but V-JEPA 2 of transformers has rotary ones"
     return ""
 
@@ -160,7 +161,7 @@ def _sinusoid(tokens: int, dim: int) -> Tensor:
 def learned_positions(weights: Weights) -> str:
     """Return the reason against position embeddings that were learned, "" for a sinusoid."""
     for key, value in weights.items():
-        if re.fullmatch(r"((backbone|encoder)\.)?pos_embed", key):
+        if re.fullmatch(r"((backbone|encoder)\.)?pos_embed", key) and value.ndim == 3:
             positions = value[0].float()
             if not torch.allclose(positions, _sinusoid(*positions.shape), atol=1e-3):
                 return f"{key} was learned, but the network of transformers has a fixed sinusoid"
@@ -220,7 +221,7 @@ LAYOUTS = (
         # image models in a `backbone`, which have a class token
         forbids=(r"backbone\.cls_token",),
         prefix=r"backbone\.",
-        when=lambda weights: weights["backbone.patch_embed.proj.weight"].ndim == 5,
+        when=lambda weights: dimensions(weights, "backbone.patch_embed.proj.weight") == 5,
         renames=_VJEPA2,
         # a sinusoid that is not used beside rotary positions
         drops=(r"pos_embed$",),
@@ -232,11 +233,11 @@ LAYOUTS = (
         name="PySlowFast MViT",
         origin="facebookresearch/SlowFast, slowfast/models/attention.py",
         needs=(r"patch_embed\.proj\.", r"(blocks|rev_backbone.*)\.0\.attn\.(pool_k|norm_k)\."),
-        renames=_MVIT,
+        renames=MVIT,
         drops=(r"head\.",),
         head=r"head\.projection\.",
-        convert=_mvit,
-        refuse=_other_mvit,
+        convert=mvit_shapes,
+        refuse=other_mvit,
         note="the network is torchvision:mvit_v1_b or torchvision:mvit_v2_s",
     ),
 )
