@@ -125,7 +125,7 @@ class Recognised:
     def text(self) -> str:
         """Return what was taken and what was left out, in one line."""
         line = f"recognised {self.layout.name}: {len(self.backbone)} tensors of the backbone"
-        if self.head:
+        if dimensions(self.head, "weight"):
             line += f", a classifier of {len(self.head['weight'])} classes"
         # a tensor's first name says which part of the model it belongs to
         parts = Counter(re.split(r"[.]", key)[0] for key in self.left_out)

@@ -51,7 +51,9 @@ def _with_eps(weights: Weights) -> dict[str, Tensor]:
     scaled = dict(weights)
     for key, variance in weights.items():
         weight = key.replace("running_var", "weight")
-        if key.endswith("running_var") and weight in weights:
+        if not key.endswith("running_var") or weight not in weights:
+            continue
+        if weights[weight].shape == variance.shape:
             ratio = (variance.double() + _EPS_TORCHVISION) / (variance.double() + _EPS)
             scaled[weight] = (weights[weight].double() * ratio.sqrt()).to(weights[weight].dtype)
     return scaled
@@ -62,7 +64,9 @@ def _other_s3d(weights: Weights) -> str:
     if any(".gating_b0." in key for key in weights):
         return "S3D-G has gates in its blocks, which torchvision's S3D does not have"
     for key, value in weights.items():
-        if re.search(r"\.Conv_1a\.conv1\.weight$", key) and value.shape[1] != 3:
+        if not re.search(r"\.Conv_1a\.conv1\.weight$", key) or value.ndim != 5:
+            continue
+        if value.shape[1] != 3:
             return f"it takes inputs of {value.shape[1]} channels, such as optical flow, not RGB"
     return ""
 
