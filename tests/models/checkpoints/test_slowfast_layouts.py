@@ -150,6 +150,16 @@ def test_non_local_blocks_are_refused_by_name(tmp_path, key):
         recognise(path)
 
 
+def test_x3d_is_refused_by_name(tmp_path):
+    state = {
+        "s1.pathway0_stem.conv_xy.weight": torch.zeros(24, 3, 1, 3, 3),
+        "s1.pathway0_stem.conv.weight": torch.zeros(24, 1, 5, 1, 1),
+    }
+    path = save(tmp_path / "x3d_s.pyth", {"model_state": state})
+    with pytest.raises(UserError, match="x3d_s.pyth: PySlowFast.*: X3D is not read in PySlowFast"):
+        recognise(path)
+
+
 # --- caffe2 ---
 
 

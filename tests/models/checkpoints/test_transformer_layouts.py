@@ -91,6 +91,40 @@ def test_a_sinusoid_in_the_file_is_left_out_and_learned_positions_are_refused(tm
         recognise(path, "classifier")
 
 
+def test_the_same_for_pretrained_files(tmp_path):
+    state = pretrained_videomae(randomise(VideoMae()))
+    state |= {"encoder.pos_embed": sinusoid(32, 16)[None]}
+    path = save(tmp_path / "a.pth", {"model": state})
+    assert "encoder.pos_embed" in recognise(path, "classifier").left_out
+    save(path, {"model": state | {"encoder.pos_embed": torch.randn(1, 33, 16)}})
+    with pytest.raises(UserError, match=r"VideoMAE, pretrained: encoder.pos_embed was learned"):
+        recognise(path, "classifier")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        # BEiT and MAE, of images
+        ["blocks.0.attn.qkv.weight", "fc_norm.weight", "cls_token"],
+        ["encoder.blocks.0.attn.qkv.weight", "mask_token", "encoder.cls_token"],
+        # an encoder alone, and a decoder of another network
+        ["encoder.blocks.0.attn.qkv.weight", "encoder.norm.weight"],
+        ["encoder.layer1.0.conv1.weight", "decoder.0.weight"],
+        ["fc_norm.weight", "blocks.0.mlp.fc1.weight"],
+        # image transformers and other networks of video
+        ["backbone.blocks.0.attn.qkv.bias", "backbone.patch_embed.proj.weight"],
+        ["backbone.blocks.0.attn.qkv.bias", "backbone.norm.weight"],
+        ["patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"],
+        ["blocks.0.attn.pool_k.weight", "cls_token"],
+        ["blocks.0.temporal_attn.qkv.weight"],
+        ["time_embed", "cls_token"],
+    ],
+)
+def test_similar_names_are_not_taken_for_a_video_transformer(tmp_path, keys):
+    path = save(tmp_path / "a.pth", {"model": {key: torch.zeros(3, 3) for key in keys}})
+    assert recognise(path, "classifier").layout.name == "a state dict of the backbone itself"
+
+
 def test_videomae_with_the_older_names_of_transformers(tmp_path):
     """Files of the hub have q_bias and v_bias, which from_pretrained renames."""
     original = randomise(VideoMae(classes=7))
@@ -101,6 +135,9 @@ def test_videomae_with_the_older_names_of_transformers(tmp_path):
         for key, value in found.backbone.items()
     }
     older |= prefixed(original.head.state_dict(), "classifier.")
+    # of pretraining
+    older |= prefixed(nn.Linear(2, 2).state_dict(), "decoder.head.")
+    older |= {"encoder_to_decoder.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1, 1, 2)}
     assert "videomae.encoder.layer.0.attention.attention.q_bias" in older
     network, _ = loaded(save(tmp_path / "b.pth", older), videomae_folder(tmp_path / "config"))
     assert_same_features(network, original, 4, IMAGENET)
@@ -292,6 +329,14 @@ def test_a_folder_with_an_encoder_of_vjepa2_has_no_random_pooler(tmp_path):
     with torch.no_grad():
         tokens = whole(clips.transpose(1, 2), skip_predictor=True).last_hidden_state
         assert torch.allclose(source.network.eval()(clips), tokens.mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("others", "taken"), [({}, True), ({"module.backbone.cls_token": torch.zeros(1, 1, 32)}, False)]
+)
+def test_a_class_token_is_that_of_another_network(tmp_path, others, taken):
+    path = vjepa2_file(tmp_path / "vitl.pt", VJepa2(), **others)
+    assert (recognise(path, "classifier").layout.name == "V-JEPA 2") is taken
 
 
 def test_an_encoder_of_vjepa2_does_not_fill_a_classifier(tmp_path):

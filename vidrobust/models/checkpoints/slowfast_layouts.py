@@ -83,6 +83,11 @@ def other_network(weights: Weights) -> str:
     """
     if any("nonlocal" in key for key in weights):
         return "it has non-local blocks, which the networks of pytorchvideo do not have"
+    if any("conv_xy" in key or key.startswith("conv1_xy") for key in weights):
+        return (
+            "X3D is not read in PySlowFast's names; give the file of pytorchvideo's model zoo, for"
+            " pytorchvideo:x3d_s and others"
+        )
     fusion = _find(
         weights,
         r"(s1_fuse\.conv_f2s\.weight|t_pool1_subsample_w"
