@@ -11,14 +11,16 @@ from vidrobust import config
 from vidrobust.evaluation import Summary
 from vidrobust.evaluation.evaluate import evaluate_model
 from vidrobust.evaluation.measured_model import (
+    OWN,
     MeasuredModel,
     card_options,
     load_source,
     measured_source,
 )
 from vidrobust.models import Backbone
-from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.sources.own_code import wrapped
+from vidrobust.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Args:
         spec: such as "torchvision:r2plus1d_18"; see docs/models.md.
         weights: file of weights; "": those that the spec names, or random ones.
-        overrides: options of `model.*`, such as mean=[0.45, 0.45, 0.45].
+        overrides: fields of `InputSpec` in place of the model's input card, such as
+            mean=[0.45, 0.45, 0.45]; for a backbone of this package, options of `model.*`.
 
     Raises:
         UserError: for an unknown model, and for weights that cannot be read or do not fit.
@@ -65,7 +68,8 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Example:
         model = load_model("torchvision:r2plus1d_18", weights="my.pth")
     """
-    words = [f"model.{key}={_written(value)}" for key, value in overrides.items()]
+    section = "model" if spec.startswith(OWN) else "model.input"
+    words = [f"{section}.{key}={_written(value)}" for key, value in overrides.items()]
     return _loaded(load_source(config.loads("", words), spec, str(weights)))
 
 
@@ -75,7 +79,8 @@ def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
     Args:
         model: maps clips to logits (B, K), or to an object with a field `logits`. It sees clips as
             the input card says; attacks see them in [0, 1].
-        input_spec: fields of `InputSpec`, such as mean, std, frames, size and layout.
+        input_spec: fields of `InputSpec`, such as mean, std, frames, size and layout; see
+            `overridden`.
 
     Raises:
         UserError: the model fails on clips of this card, or returns no logits.
@@ -83,7 +88,10 @@ def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
     Example:
         model = wrap(network, mean=(0.45,) * 3, std=(0.225,) * 3, frames=16, size=(112, 112))
     """
-    card = InputSpec(**input_spec)
+    try:
+        card = overridden(InputSpec(), **input_spec)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"wrap: {error}") from None
     name = type(model).__name__ if isinstance(model, nn.Module) else "function"
     return _loaded(measured_source(config.Config(), wrapped(model, card, name), None, name))
 

@@ -26,6 +26,7 @@ from vidrobust.evaluation import SUITES
 from vidrobust.evaluation.measured_model import OWN, card_options
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
+from vidrobust.models.build import card_adjustment
 from vidrobust.models.sources import SOURCES, build_source, is_spec, require_spec
 from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
@@ -138,7 +139,10 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     if args.model.startswith(OWN):
         backbone = {"model": {"backbone": args.model.removeprefix(OWN)}}
         return config.loads(yaml.safe_dump(backbone), args.overrides, source, args.cfg), out
-    card = card_options(build_source(args.model).input, args.model)
+    # first the options alone, as some of them change the card, from which others follow
+    given = config.loads("", args.overrides, source, args.cfg).model
+    adjust = card_adjustment(given) or (lambda card: card)
+    card = card_options(build_source(args.model, adjust).input, args.model)
     return config.loads(card, args.overrides, source, args.cfg), out
 
 

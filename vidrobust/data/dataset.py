@@ -166,7 +166,7 @@ class ClipDataset(Dataset):
         return lines
 
     def draw_clips(
-        self, epoch: int, index: int, num_frames: int
+        self, epoch: int, index: int, num_frames: int, fps: float = 0.0
     ) -> tuple[np.ndarray, np.random.Generator]:
         """Return the random frame indices of a sample; see `ClipReader.draw_clips`.
 
@@ -174,11 +174,12 @@ class ClipDataset(Dataset):
             epoch: epoch of the run.
             index: index of the record.
             num_frames: number of frames of its video.
+            fps: frames per second of its video, which only data.fps needs.
 
         Returns:
             (frame indices (V, T), the generator from which the views are sampled next).
         """
-        return self.reader.draw_clips(epoch, index, num_frames)
+        return self.reader.draw_clips(epoch, index, num_frames, fps)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -118,7 +118,13 @@ class _Evaluation:
         cfg = self.cfg
         workers = cfg.data.workers
         return MeasureSettings(
-            predict, self.out, cfg.eval.batch_size, workers, self.device, self.identity
+            predict,
+            self.out,
+            cfg.eval.batch_size,
+            workers,
+            self.device,
+            self.identity,
+            cfg.eval.view_average,
         )
 
 

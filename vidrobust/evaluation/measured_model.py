@@ -13,8 +13,8 @@ from vidrobust import checkpoint, config
 from vidrobust.evaluation.loading import load_method
 from vidrobust.methods import build_method
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
-from vidrobust.models.backbone import BackboneParts
 from vidrobust.models.branch_norm import branch_of
+from vidrobust.models.build import card_adjustment, source_backbone
 from vidrobust.models.checkpoints import Recognised, recognise_contents
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources import SourceModel, build_source, fresh
@@ -22,7 +22,6 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
 
-_FPS = 25  # of most videos: cards that give frames per second are turned into a stride by it
 OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
 
 
@@ -71,7 +70,7 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     """Return a model of another package, with the weights of a file.
 
     Args:
-        cfg: its model.mean and model.std replace those of the input card, where they are set.
+        cfg: its model.input.*, model.mean and model.std replace the input card, where they are set.
         spec: such as `torchvision:r3d_18`, or `vidrobust:resnet18` for a backbone of this package.
         weights: the file; "": those that the spec names, or random ones.
 
@@ -81,8 +80,9 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     seed_everything(cfg.seed, cfg.deterministic)
     if spec.startswith(OWN):
         return _load_own(cfg, spec, weights)
-    random = fresh(spec)
-    source = build_source(spec)
+    adjust = card_adjustment(cfg.model) or (lambda card: card)
+    random = fresh(spec, adjust)
+    source = build_source(spec, adjust)
     if weights:
         found = _recognise(weights, source.network.head_key)
         checkpoint.load_state(source.network.network, found.backbone, weights)
@@ -104,26 +104,45 @@ def measured_source(
         random: the same with random weights, or None.
         name: of the model; a hash of the weights is added.
     """
-    twin = _backbone(cfg, random) if random else None
-    return _measured(cfg, _backbone(cfg, source), twin, source.head, name, source.input)
+    mean, std = tuple(cfg.model.mean), tuple(cfg.model.std)
+    twin = source_backbone(random, mean, std) if random else None
+    backbone = source_backbone(source, mean, std)
+    return _measured(cfg, backbone, twin, source.head, name, source.input)
 
 
 def card_options(card: InputSpec, backbone: str = "") -> str:
-    """Return the options that an input card asks for, as YAML: frames, stride and size.
+    """Return the options that an input card asks for, as YAML: frames, size and views.
 
     Args:
         card: the card.
         backbone: value of model.backbone; "": its default.
+
+    Raises:
+        UserError: for a crop that is not square.
     """
-    stride = card.stride or (max(1, round(_FPS / card.fps)) if card.fps else None)
+    height, width = card.size
+    if height != width:
+        raise UserError(
+            f"the model takes crops of {height} x {width} pixels, and data.size has one number; set"
+            " model.input.size to a square, or resize in a function of python:"
+        )
     data: dict[str, Any] = {
         "frames": card.frames,
-        "size": card.size[0],
-        "short_side": max(card.short_side or min(card.resize or card.size), card.size[0]),
+        "size": height,
+        "short_side": max(card.short_side or height, height),
+        "interpolation": card.interpolation,
     }
-    if stride:
-        data["stride"] = stride
-    options: dict[str, Any] = {"data": data, "method": {"name": "supervised"}}
+    if card.resize:
+        data["resize"] = list(card.resize)
+    if card.fps:
+        data |= {"fps": card.fps, "stride": 1}
+    elif card.stride:
+        data["stride"] = card.stride
+    options: dict[str, Any] = {
+        "data": data,
+        "method": {"name": "supervised"},
+        "eval": {"view_average": card.view_average},
+    }
     if backbone:
         options["model"] = {"backbone": backbone}
     return yaml.safe_dump(options)
@@ -195,13 +214,6 @@ def _measured(
     sha = checkpoint.state_sha(model.state_dict())
     twin = Model(random, nn.Identity()) if random else None
     return MeasuredModel(model, twin, f"{spec}, weights {sha}", sha, card)
-
-
-def _backbone(cfg: config.Config, source: SourceModel) -> Backbone:
-    """Return a model of another package as a backbone."""
-    mean = tuple(cfg.model.mean) or source.input.unit_mean
-    std = tuple(cfg.model.std) or source.input.unit_std
-    return Backbone(BackboneParts(source.network, source.dim, mean, std))
 
 
 def _linear(head: dict[str, torch.Tensor]) -> nn.Linear | None:

@@ -107,7 +107,7 @@ class TorchvisionImage:
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the one frame; see `Video.frames`."""
-        yield np.asarray(self.image.convert("RGB"))
+        yield np.array(self.image.convert("RGB"))
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
@@ -258,8 +258,8 @@ def _read_image(path: str) -> np.ndarray:
                 upright = Pillow.fromarray(
                     (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
                 )
-            # A rotation may give a view with negative strides, which breaks torch.
-            return np.ascontiguousarray(upright.convert("RGB"))
+            # a copy: Pillow's own array is read-only, which torch warns of
+            return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(f"{path}: no such file") from None
     except Exception as error:

@@ -22,6 +22,7 @@ from vidrobust.data import FORMATS, Record, build_records, eval_dataset, records
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.results import decoding_failures, fault, model_faults
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.feature_store import DiskStore
 from vidrobust.models.inference import evenly, extract
 from vidrobust.utils import distributed
@@ -311,9 +312,9 @@ def evaluate_shift(
 ) -> Shift | None:
     """Measure accuracy on the videos of `other_records`, and write out/shift.jsonl.
 
-    Every rank must call this function; the ranks share the videos. The logits of a video's clips
-    are averaged, and the answer is the best of the shared classes. A video counts as wrong if it
-    does not decode, or if the model returns NaN for it.
+    Every rank must call this function; the ranks share the videos. The clips of a video are
+    averaged (eval.view_average), and the answer is the best of the shared classes. A video counts
+    as wrong if it does not decode, or if the model returns NaN for it.
 
     Existing rows of the same model, videos and protocol (out/shift.identity.json) are read, not
     measured again. A call that was killed can be repeated, and continues with the logits written so
@@ -349,7 +350,12 @@ def evaluate_shift(
     folder_identity = {
         "model": identify_model(predict, dataset, device, identity),
         "videos": records_sha(records + own_records),
-        "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
+        "protocol": protocol_of(
+            dataset,
+            cfg.eval.view_average,
+            name=cfg.eval.shift.name,
+            concepts=shared.concepts,
+        ),
     }
     own_folder(out, "shift", folder_identity)
     if _read_finished(path, len(records), len(own_records)) is None:
@@ -470,7 +476,8 @@ def _rows(
             f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, but the "
             f"model gives {logits.shape[-1]} logits; use a model of the data set's classes"
         )
-    answers = among(logits.mean(1), shared.own, len(shared.concepts)).tolist()
+    averaged = average_views(logits, cfg.eval.view_average)
+    answers = among(averaged, shared.own, len(shared.concepts)).tolist()
     finite = finite_logits(logits.flatten(0, 1)).view(logits.shape[:2]).all(1).tolist()
     predictions: dict[int, int] = {}
     errors = {failure.index: failure.reason for failure in outputs.failed}

@@ -190,8 +190,18 @@ def _describe(
         "classes": classes,
         **weights,
         "manifest_sha": records_sha(records),
-        # files of earlier versions have no such entry
-        **({"precise_bn": cfg.eval.precise_bn} if cfg.eval.precise_bn else {}),
+        **{key: value for key, value in _later(cfg).items() if value},
+    }
+
+
+def _later(cfg: config.Config) -> dict[str, Any]:
+    """Return options that files of earlier versions do not have, empty at their defaults."""
+    interpolation = cfg.data.interpolation
+    return {
+        "precise_bn": cfg.eval.precise_bn,
+        "fps": cfg.data.fps,
+        "resize": cfg.data.resize,
+        "interpolation": "" if interpolation == "bilinear" else interpolation,
     }
 
 
