@@ -1,6 +1,5 @@
 """MeasuredModel: what an evaluation measures, of a run or of another package."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from vidrobust.models.sources import SourceModel, build_source, fresh
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
+from vidrobust.utils.text import class_key
 
 OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
 
@@ -241,8 +241,8 @@ def own_head(measured: MeasuredModel, classes: Sequence[str]) -> nn.Linear | Non
         return None
     names = measured.input.classes if measured.input else None
     if names is not None and len(names) == head.out_features:
-        places = {_plain(name): place for place, name in enumerate(names)}
-        order = [places.get(_plain(name)) for name in classes]
+        places = {class_key(name): place for place, name in enumerate(names)}
+        order = [places.get(class_key(name)) for name in classes]
         rows = [place for place in order if place is not None]
         if len(rows) == len(classes) == len(names):
             return _reordered(head, rows)
@@ -269,8 +269,3 @@ def _reordered(head: nn.Linear, rows: list[int]) -> nn.Linear:
         if head.bias is not None:
             layer.bias.copy_(head.bias[rows])
     return layer.to(head.weight.device)
-
-
-def _plain(name: str) -> str:
-    """Return the name of a class without case and punctuation, which lists write differently."""
-    return re.sub(r"[\W_]+", "", name.casefold())

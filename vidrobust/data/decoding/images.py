@@ -73,6 +73,38 @@ class FrameFolder:
         """Do nothing: no file is kept open."""
 
 
+class ArrayFile:
+    """Read a file of numpy, (T, H, W, 3) uint8, as a video.
+
+    Args:
+        path: the file.
+    """
+
+    backend = "frames"
+    fps = 0.0
+    resized = 0
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DecodeError(f"{path}: not an array, or cut short ({one_line(error)})") from None
+        if self.array.ndim != 4 or self.array.shape[3] != 3 or self.array.dtype != np.uint8:
+            raise DecodeError(
+                f"{path}: an array {self.array.shape} of {self.array.dtype}; save frames as"
+                " (T, H, W, 3) uint8"
+            )
+        self.num_frames = len(self.array)
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the frames of some indices; see `Video.frames`."""
+        for number in indices:
+            yield np.array(self.array[number])
+
+    def close(self) -> None:
+        """Do nothing: the array is closed with the last reference to it."""
+
+
 def is_image(path: str) -> bool:
     """Return whether a record is a single image, judging by its path; nothing is read."""
     return path.startswith(TORCHVISION) or Path(path).suffix.lower() in IMAGE_SUFFIXES

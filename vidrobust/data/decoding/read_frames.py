@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 from vidrobust.data.decoding.agreement import disagreement
 from vidrobust.data.decoding.images import (
     TORCHVISION,
+    ArrayFile,
     FrameFolder,
     Image,
     TorchvisionImage,
@@ -245,7 +246,8 @@ def _open(
     """Return the reader of a file.
 
     Args:
-        path: a video, an image, a folder of frames, or an image of a torchvision data set.
+        path: a video, an image, a folder of frames, a file of numpy, or an image of a torchvision
+            data set.
         backend: a name of BACKENDS.
         frames: number of frames that decode; 0: unknown.
         seekable: whether times identify frames; None: unknown.
@@ -263,6 +265,8 @@ def _open(
         raise DecodeError(f"{path}: the file is empty")
     if is_image(path):
         return Image(path)
+    if file.suffix == ".npy":
+        return ArrayFile(path)
     if file.suffix.lower() == ".gif":
         return PyAV(path, frames, seekable)
     reader = lookup(BACKENDS, backend, "data.backend")

@@ -30,6 +30,7 @@ from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.logging import log
+from vidrobust.utils.text import class_key
 
 # Concept -> (classes of UCF101, classes of HMDB51): the twelve of UCF-HMDB full (Chen et al. 2019),
 # and two added here, dive and handstand.
@@ -89,7 +90,7 @@ def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
     concepts = [key for key in dict.fromkeys(own_concepts) if key is not None]
     number = {key: n for n, key in enumerate(concepts)}
     # A concept of the table has the table's name, any other that of the own class.
-    table_names = {_plain(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
+    table_names = {class_key(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
     names = [table_names.get(key) or own[own_concepts.index(key)] for key in concepts]
     return Shared(
         names,
@@ -103,7 +104,7 @@ def _hmdb_of_ucf() -> dict[str, str]:
     table = {}
     for ucf_names, (hmdb_name,) in UCF_HMDB.values():
         for ucf_name in ucf_names:
-            table[_plain(ucf_name)] = _plain(hmdb_name)
+            table[class_key(ucf_name)] = class_key(hmdb_name)
     return table
 
 
@@ -131,16 +132,11 @@ def _keys(names: Sequence[str]) -> list[str]:
     A name is compared without case and punctuation. If that leaves nothing, or makes two names
     equal, the name itself is its key.
     """
-    plain = [_plain(name) for name in names]
+    plain = [class_key(name) for name in names]
     return [
         key if key and plain.count(key) == 1 else name
         for key, name in zip(plain, names, strict=True)
     ]
-
-
-def _plain(name: str) -> str:
-    """Return a name without case and punctuation."""
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
@@ -240,8 +236,8 @@ def _warn_of_ambiguous_names(
         other_classes: class names of the other data set.
         shared: what `shared_classes` returns for them.
     """
-    plain = [_plain(name) for name in other_classes]
-    own_plain = {_plain(name) for name in classes}
+    plain = [class_key(name) for name in other_classes]
+    own_plain = {class_key(name) for name in classes}
     ambiguous = [
         name
         for i, name in enumerate(other_classes)

@@ -80,7 +80,8 @@ def measure_representation(
     probabilities) of a test video's clips are averaged, and so are its votes of kNN.
 
     Args:
-        gallery: features of the training videos, under the trained and the random weights.
+        gallery: features of the training videos, under the trained and the random weights; empty:
+            neither kNN nor the probe.
         queries: features of the test videos, under the trained and the random weights.
         classes: number of classes.
         cfg: options of kNN and of the probe.
