@@ -121,6 +121,17 @@ def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False)
     )
 
 
+def add_videos(tool_parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add the argument of a tool that reads loose videos."""
+    tool_parser.add_argument(
+        "--videos",
+        required=required,
+        metavar="FOLDER_OR_GLOB",
+        help="loose videos without lists or labels: a file, a folder (at any depth) or a pattern;"
+        " folders of images are videos, or images clips of data.frames=1",
+    )
+
+
 def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     """Return the configuration for a model of another package, and the folder of its results.
 

@@ -129,6 +129,7 @@ class ClipReader:
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
+            "end": indices.max(1) + 1,
             "fps": fps,
             "uid": record.uid,
             "repeats": repeats_frames(indices),

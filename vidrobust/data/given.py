@@ -1,5 +1,6 @@
-"""Records of videos that are given from Python: lists of files, and batches of clips."""
+"""Records of videos without a data set: loose files, lists of files, and batches of clips."""
 
+import glob
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidrobust.data.records import Record, checked, file_path
+from vidrobust.data.decoding.images import IMAGE_SUFFIXES
+from vidrobust.data.formats import VIDEO_SUFFIXES
+from vidrobust.data.records import Record, checked, file_path, files_below
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.text import class_key
@@ -39,6 +42,36 @@ def records_of_files(files: Sequence[Labelled], classes: Sequence[str]) -> list[
             label = exact.get(label, alike.get(class_key(label), label))
         records.append(Record(str(path), file_path(Path(path)), _checked(label, classes, path)))
     return checked(records, Path("data"))
+
+
+def loose_records(videos: str, frames: int) -> list[Record]:
+    """Return the records of loose videos, without labels.
+
+    Args:
+        videos: a file; a folder, whose videos at any depth are taken; or a pattern, such as
+            "clips/*.mp4". A folder without videos may hold images: with frames = 1 each is a clip,
+            otherwise each folder of images is a video.
+        frames: number of frames of a clip.
+
+    Raises:
+        UserError: nothing is found.
+    """
+    top = Path(videos).expanduser()
+    if top.is_dir():
+        files = list(files_below(top))
+        found = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+        if not found:
+            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            found = images if frames == 1 else sorted({file.parent for file in images})
+        names = [str(file.relative_to(top)) for file in found]
+    else:
+        found = [Path(file) for file in sorted(glob.glob(str(top), recursive=True))]
+        if top.exists():  # a name with characters of a pattern
+            found = [top]
+        names = [str(file) for file in found]
+    if not found:
+        raise UserError(f"--videos {videos}: no video there; give a file, a folder or a pattern")
+    return [Record(name, file_path(file), -1) for name, file in zip(names, found, strict=True)]
 
 
 def names_of(files: Sequence[Labelled]) -> list[str]:
