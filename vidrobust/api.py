@@ -1,24 +1,33 @@
 """Measure a model from Python: load_model, wrap and evaluate."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
 from vidrobust import config
+from vidrobust.data.given import Labelled, names_of, records_of_clips, records_of_files
 from vidrobust.evaluation import Summary
-from vidrobust.evaluation.evaluate import evaluate_model
+from vidrobust.evaluation.evaluate import Lists, evaluate_model
 from vidrobust.evaluation.measured_model import (
+    OWN,
     MeasuredModel,
     card_options,
     load_source,
     measured_source,
 )
 from vidrobust.models import Backbone
-from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.sources.own_code import wrapped
+from vidrobust.utils.errors import UserError
+from vidrobust.utils.text import class_key
+
+Files = Sequence[Labelled]
+Clips = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Args:
         spec: such as "torchvision:r2plus1d_18"; see docs/models.md.
         weights: file of weights; "": those that the spec names, or random ones.
-        overrides: options of `model.*`, such as mean=[0.45, 0.45, 0.45].
+        overrides: fields of `InputSpec` in place of the model's input card, such as
+            mean=[0.45, 0.45, 0.45]; for a backbone of this package, options of `model.*`.
 
     Raises:
         UserError: for an unknown model, and for weights that cannot be read or do not fit.
@@ -65,7 +75,8 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Example:
         model = load_model("torchvision:r2plus1d_18", weights="my.pth")
     """
-    words = [f"model.{key}={_written(value)}" for key, value in overrides.items()]
+    section = "model" if spec.startswith(OWN) else "model.input"
+    words = [f"{section}.{key}={_written(value)}" for key, value in overrides.items()]
     return _loaded(load_source(config.loads("", words), spec, str(weights)))
 
 
@@ -75,7 +86,8 @@ def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
     Args:
         model: maps clips to logits (B, K), or to an object with a field `logits`. It sees clips as
             the input card says; attacks see them in [0, 1].
-        input_spec: fields of `InputSpec`, such as mean, std, frames, size and layout.
+        input_spec: fields of `InputSpec`, such as mean, std, frames, size and layout; see
+            `overridden`.
 
     Raises:
         UserError: the model fails on clips of this card, or returns no logits.
@@ -83,15 +95,20 @@ def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
     Example:
         model = wrap(network, mean=(0.45,) * 3, std=(0.225,) * 3, frames=16, size=(112, 112))
     """
-    card = InputSpec(**input_spec)
+    try:
+        card = overridden(InputSpec(), **input_spec)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"wrap: {error}") from None
     name = type(model).__name__ if isinstance(model, nn.Module) else "function"
     return _loaded(measured_source(config.Config(), wrapped(model, card, name), None, name))
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  (public function, whose options are named)
     model: LoadedModel,
-    data: str,
+    data: str | Files | Clips,
     *,
+    train: Files | Clips | None = None,
+    classes: Sequence[str] | None = None,
     root: str | Path = "",
     threats: Sequence[str] = (),
     corruptions: str | Sequence[str] = (),
@@ -105,8 +122,14 @@ def evaluate(
 
     Args:
         model: of `load_model` or `wrap`.
-        data: name of the data set, as `data.name`.
-        root: its folder; "": the default of `data.root`.
+        data: name of a data set, as `data.name`; or a list of (path, label), where a label is a
+            name or a number; or an iterable of (clips, labels), clips (B, 3, T, H, W) or images
+            (B, 3, H, W) in [0, 1] or uint8, as large as the model takes them.
+        train: training videos of the same kind, for kNN and the linear probe; None: neither, unless
+            `data` is a name, and the model's own classifier is measured.
+        classes: names of the classes by number; None: those of the model's input card, if there are
+            as many, or the names in the lists.
+        root: folder of a data set by name; "": the default of `data.root`.
         threats: budgets, such as "linf-2/255"; none: no attack.
         corruptions: names or a set of names, such as "quick"; none: no corruptions.
         output: folder of the results.
@@ -114,21 +137,97 @@ def evaluate(
         overwrite: replace another evaluation in the folder.
 
     Raises:
-        UserError: for wrong options, for a folder with another evaluation, and for videos that do
-            not decode, after everything is written.
+        UserError: for wrong options and data, for a folder with another evaluation, and for videos
+            that do not decode, after everything is written.
+
+    Example:
+        evaluate(model, [("a.mp4", "jump"), ("b.mp4", "run")], threats=["linf-2/255"])
+        evaluate(model, DataLoader(dataset, 16), threats=["linf-2/255"])
     """
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     given: dict[str, Any] = {
-        "data.name": data,
-        **({"data.root": root} if root else {}),
         "eval.threats": list(threats),
         "eval.corruption.names": [name for name in names if name],
-        **(options or {}),
     }
-    words = [f"{key}={_written(value)}" for key, value in given.items()]
-    cfg = config.loads(card_options(model.input), words, "vidrobust.evaluate")
     path = Path(output)
-    return Evaluation(evaluate_model(cfg, model.measured, path, overwrite=overwrite), path)
+    with TemporaryDirectory(prefix="vidrobust-") as folder:
+        lists = None
+        if isinstance(data, str):
+            if train is not None or classes is not None:
+                raise UserError(
+                    f"evaluate: data set {data} has its own training videos and classes"
+                )
+            given |= {"data.name": data, **({"data.root": root} if root else {})}
+        else:
+            lists, shape = _lists(model, data, train, classes, Path(folder))
+            given |= {"data.name": "list", **shape}
+        words = [f"{key}={_written(value)}" for key, value in (given | (options or {})).items()]
+        cfg = config.loads(card_options(model.input), words, "vidrobust.evaluate")
+        summary = evaluate_model(cfg, model.measured, path, overwrite=overwrite, lists=lists)
+    return Evaluation(summary, path)
+
+
+def _lists(
+    model: LoadedModel,
+    data: Files | Clips,
+    train: Files | Clips | None,
+    classes: Sequence[str] | None,
+    folder: Path,
+) -> tuple[Lists, dict[str, Any]]:
+    """Return the records of given videos, and the options that describe given clips.
+
+    Args:
+        model: its card and classifier may tell the classes.
+        data: test videos.
+        train: training videos, or None.
+        classes: names of the classes, or None.
+        folder: gets the files of given clips.
+    """
+    splits = [_files_or_clips(each) for each in (data, train) if each is not None]
+    files = [each for each in splits if isinstance(each, list)]
+    if files and len(files) < len(splits):
+        raise UserError("evaluate: one of data and train is files, the other clips; give one kind")
+    names = list(classes or _names(model, list(itertools.chain(*files))))
+    if files:
+        records = [records_of_files(each, names) for each in files]
+        return (records[1] if train is not None else [], records[0], names), {}
+    records = []
+    for number, clips in enumerate(splits):
+        found, (frames, size) = records_of_clips(clips, folder / str(number), names)
+        records.append(found)
+    # the clips as they are: every frame, whole
+    options = {"data.frames": frames, "data.stride": 1, "data.fps": 0, "data.resize": []}
+    options |= {"data.size": size, "data.short_side": size, "eval.clips": 1}
+    return (records[1] if train is not None else [], records[0], names), options
+
+
+def _files_or_clips(videos: Files | Clips) -> Any:
+    """Return a list of files, or an iterable of clips whose first batch has not been taken."""
+    items = iter(videos)
+    first = next(items, None)
+    if isinstance(first, tuple | list) and isinstance(first[0], str | Path):
+        return [first, *items]
+    return itertools.chain([] if first is None else [first], items)
+
+
+def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
+    """Return the names of the classes of given videos: those of the model, or of the labels.
+
+    Args:
+        model: its card or its classifier may tell them.
+        files: the labelled files; empty for clips, whose labels are numbers.
+    """
+    known = model.input.classes or ()
+    head = model.measured.model.head
+    if not known and isinstance(head, nn.Linear):
+        known = tuple(str(number) for number in range(head.out_features))
+    labels = [label for _, label in files if isinstance(label, str)]
+    keys = {class_key(name) for name in known}
+    if known and all(class_key(label) in keys for label in labels):
+        return known
+    if files:
+        return names_of(files)
+    raise UserError("evaluate: the model does not tell its classes; give classes=[...]")
 
 
 def _loaded(measured: MeasuredModel) -> LoadedModel:

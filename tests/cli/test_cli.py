@@ -491,6 +491,7 @@ def test_an_output_folder_whose_name_is_not_utf_8_is_refused(place):
         "tools/train_net.py",
         "tools/test_net.py",
         "tools/extract_features.py",
+        "tools/predict.py",
         "tools/study.py",
         "tools/visualize.py",
         "tools/benchmark.py",

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from torchvision.datasets.video_utils import VideoClips
 
 from vidrobust.data import (
     EVAL_SAMPLERS,
@@ -8,6 +9,7 @@ from vidrobust.data import (
     dense_clips,
     interval_pairs,
     random_clips,
+    sampled,
     segment_clips,
     uniform_clips,
 )
@@ -175,3 +177,40 @@ def test_halves_are_rounded_to_even():
     """
     for num_frames, starts in ((2, [0, 0, 1]), (4, [0, 2, 3]), (6, [0, 2, 5]), (8, [0, 4, 7])):
         assert uniform_clips(num_frames, ClipSpec(1, 1, 3))[:, 0].tolist() == starts
+
+
+# --- Frames per second ---
+
+
+@pytest.mark.parametrize("fps", [10.0, 23.976, 25.0, 29.97, 30.0, 50.0, 60.0])
+@pytest.mark.parametrize("wanted", [5.0, 15.0, 30.0])
+@pytest.mark.parametrize("frames", [1, 7, 250])
+def test_frames_are_those_of_torchvisions_resampling(fps, wanted, frames):
+    """Against VideoClips._resample_video_idx; the last frame is the last that still begins."""
+    everything = lambda num_frames, spec, rng: np.arange(num_frames)[None]  # noqa: E731
+    found = sampled(everything, frames, fps, ClipSpec(fps=wanted), np.random.default_rng(0))[0]
+    theirs = VideoClips._resample_video_idx(len(found), fps, wanted)
+    if isinstance(theirs, slice):
+        theirs = np.arange(frames)[theirs]
+    if frames > 1:
+        assert found.tolist() == np.asarray(theirs)[: len(found)].tolist()
+        assert frames - fps / wanted - 1 <= found[-1] < frames
+    else:
+        assert found.tolist() == [0]
+
+
+def test_a_clip_at_15_frames_a_second_of_a_video_at_25():
+    spec = ClipSpec(frames=4, stride=2, clips=1, fps=15.0)
+    clips = sampled(EVAL_SAMPLERS["uniform"], 12, 25.0, spec, np.random.default_rng(0))
+    # of 0 1 3 5 6 8 10 11 the centre clip at stride 2 is the first, third, fifth and seventh
+    assert clips.tolist() == [[0, 3, 6, 10]]
+
+
+def test_an_unknown_rate_is_refused():
+    spec = ClipSpec(frames=4, fps=15.0)
+    with pytest.raises(ValueError, match="frames per second are unknown, which data.fps=15 needs"):
+        sampled(EVAL_SAMPLERS["uniform"], 12, 0.0, spec, np.random.default_rng(0))
+    still = sampled(
+        EVAL_SAMPLERS["uniform"], 1, 0.0, ClipSpec(frames=1, fps=15.0), np.random.default_rng(0)
+    )
+    assert still.tolist() == [[0]]

@@ -1,6 +1,7 @@
 """A model that another package saved has the rows that the same weights have in a checkpoint."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,24 @@ def test_the_probe_or_knn_is_attacked_where_it_is_asked_for(run):
         trained = own.representation["trained_probe" if classifier == "probe" else "trained_knn"]
         assert own.clean_acc == trained.acc, "one clip of each video, so both see the same"
         assert own.curve[1].robust_acc <= own.clean_acc
+
+
+def test_the_own_head_needs_no_training_videos(run, tmp_path):
+    """As where only the validation split of Kinetics is on the disk."""
+    top, words, _, _, path = run
+    data = tmp_path / "data"
+    shutil.copytree(top / "data", data)
+    (data / "ucfTrainTestlist/trainlist01.txt").unlink()
+    words = [word for word in words if not word.startswith(("model.", "method.", "data.root"))]
+    arguments = ("--model", "torchvision:resnet18", "--weights", path, "--output-dir", "out")
+    done = tool("test_net", *arguments, *words, f"data.root={data}", cwd=tmp_path)
+    assert done.returncode == 1 and "trainlist01.txt" in done.stderr
+    words = [*words, "eval.classifier=head", f"data.root={data}"]
+    done = tool("test_net", *arguments, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no training videos, so neither kNN nor the linear probe" in done.stderr
+    assert list(read_summary(tmp_path / "out/summary.json").representation) == ["head"]
+    assert rows(tmp_path / "out", "results.jsonl") == rows(top / "own", "results.jsonl")
 
 
 def test_a_head_that_does_not_exist_is_refused(run):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.helpers import assert_same
+from tests.methods.helpers import EPS, assert_same
 from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
 from vidrobust.methods import MoCo, MoCoSettings, MomentumEncoder, Removal, build_method
@@ -84,7 +84,7 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
         model,
         MomentumEncoder(model, 0.9, increases=False),
         MoCoSettings(0.2, 12, 8, alpha=0.7),
-        adversary=one_step(0.02),
+        adversary=one_step(EPS),
     )
     query, keys, queue = (
         copy.deepcopy(model),
@@ -105,7 +105,7 @@ def test_claes_view_asks_the_same_keys_and_queue(batch):
     with query.use_branch("adv"):
         v = x1.clone().requires_grad_(True)
         (g,) = torch.autograd.grad(loss(v).sum(), v)
-        adv = loss((x1 + 0.02 * g.sign()).clamp(0, 1))
+        adv = loss((x1 + EPS * g.sign()).clamp(0, 1))
     assert_same(ours, clean + 0.7 * adv, model, query)
 
 

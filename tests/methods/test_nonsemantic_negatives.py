@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import one_step
-from tests.methods.helpers import T, ascend, assert_same, attack, branched
+from tests.methods.helpers import EPS, T, ascend, assert_same, attack, branched
 from vidrobust.attacks import ThreatModel
 from vidrobust.config import Config, ModelConfig
 from vidrobust.losses.cosine import cosines
@@ -148,7 +148,7 @@ def test_clae_meets_them_in_its_attack_and_its_loss(batch):
     method = AdversarialSimCLR(
         copy.deepcopy(model),
         LossSettings(T, alpha_negatives=ALPHA),
-        one_step(0.02),
+        one_step(EPS),
         pairing=partial(clae, alpha=0.7),
     )
     ours = method(views, ids, labels)["loss"]
@@ -158,7 +158,7 @@ def test_clae_meets_them_in_its_attack_and_its_loss(batch):
         x = views[:, 0].clone().requires_grad_(True)
         loss = extended(torch.cat([za, model(x)]), two, t.detach())
         (g,) = torch.autograd.grad(loss.sum(), x)
-        z_adv = model((views[:, 0] + 0.02 * g.sign()).clamp(0, 1))
+        z_adv = model((views[:, 0] + EPS * g.sign()).clamp(0, 1))
     wanted = (
         extended(torch.cat([z1, z2]), two, t).mean()
         + 0.7 * extended(torch.cat([z1, z_adv]), two, t).mean()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.helpers import one_step
+from tests.methods.helpers import EPS
 from vidrobust.attacks import ThreatModel
 from vidrobust.config import Config, ModelConfig
 from vidrobust.methods import (
@@ -68,7 +69,7 @@ def test_alpha_0_reduces_to_simclr_to_the_last_bit(batch):
 def test_the_adversarial_term_is_the_papers(batch):
     """L(z1, z2) + alpha L(z1, z_adv) (Ho and Vasconcelos 2020), its two views embedded apart."""
     views, ids, labels = batch
-    x1, x2, eps, alpha, two = views[:, 0], views[:, 1], 0.02, 0.7, torch.cat([ids, ids])
+    x1, x2, eps, alpha, two = views[:, 0], views[:, 1], EPS, 0.7, torch.cat([ids, ids])
     model = add_branches(build_model(TINY, "projector"))
     pairing = partial(clae, alpha=alpha)
     method = AdversarialSimCLR(

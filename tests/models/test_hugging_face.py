@@ -94,7 +94,7 @@ def test_random_weights_differ(tmp_path):
 
 def test_other_clips_and_other_models_are_refused(tmp_path):
     small("videomae").save_pretrained(tmp_path / "v")
-    with pytest.raises(UserError, match="takes 4 frames of 32 pixels, not 8 of 32"):
+    with pytest.raises(UserError, match="takes 4 frames of 32 x 32 pixels, not 8 frames"):
         build_source(f"hf:{tmp_path}/v").network(torch.rand(1, 3, 8, 32, 32))
     bert = transformers.BertConfig(
         num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=8

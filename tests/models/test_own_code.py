@@ -138,7 +138,7 @@ def test_a_function_of_a_file_makes_the_model(tmp_path):
         ("missing", "has no function missing; it has .*with_card"),
         ("fails", r"fails\(\) failed: RuntimeError\('no weights here'\)"),
         ("number", r"number\(\) returned int; return a module"),
-        ("wrong", r"fails on a clip of shape \(1, 3, 2, 8, 8\)"),
+        ("wrong", r"fails on a clip of 2 frames of 8 x 8 pixels"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, function, said):

@@ -172,7 +172,11 @@ def test_a_package_that_is_missing_is_named_with_its_extra(source, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "shape", "said"),
     [
-        ("torchvision:mvit_v2_s", (8, 224), "takes 16 frames of 224 pixels, not 8 of 224"),
+        (
+            "torchvision:mvit_v2_s",
+            (8, 224),
+            "takes 16 frames of 224 x 224 pixels, not 8 frames",
+        ),
         ("torchvision:mvit_v2_s", (16, 112), "set data.frames=16 and data.size=224"),
         ("torchvision:s3d", (4, 224), "takes at least"),
         ("pytorchvideo:i3d_r50", (1, 64), "takes at least 2 frames, not 1"),

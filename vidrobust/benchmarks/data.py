@@ -198,7 +198,9 @@ def _bare(records: list[Record], cfg: config.Config, backend: str) -> float:
     start = time.perf_counter()
     for index, record in enumerate(records):
         with open_record(record, backend) as video:
-            for _ in video.frames(np.unique(ours.draw_clips(0, index, video.num_frames)[0])):
+            for _ in video.frames(
+                np.unique(ours.draw_clips(0, index, video.num_frames, video.fps)[0])
+            ):
                 pass
     return (time.perf_counter() - start) / len(records)
 
@@ -333,7 +335,7 @@ def _run_stages(records: list[Record], cfg: config.Config, last_stage: int) -> N
     view = AugmentSpec(size=cfg.data.size, scale=(cfg.augment.scale[0], cfg.augment.scale[1]))
     for index, record in enumerate(records):
         with open_record(record) as video:
-            clips, rng = ours.draw_clips(0, index, video.num_frames)
+            clips, rng = ours.draw_clips(0, index, video.num_frames, video.fps)
             if last_stage == 0:
                 continue
             if last_stage == 1 and isinstance(video, PyAV):

@@ -23,9 +23,10 @@ from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.evaluation.measured_model import OWN, card_options
+from vidrobust.evaluation.measured_model import OWN, card_options, stated_card
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
+from vidrobust.models.build import card_adjustment
 from vidrobust.models.sources import SOURCES, build_source, is_spec, require_spec
 from vidrobust.training.early_end import Stopped
 from vidrobust.training.optim import OPTIMIZERS, SCHEDULES
@@ -120,11 +121,22 @@ def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False)
     )
 
 
+def add_videos(tool_parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add the argument of a tool that reads loose videos."""
+    tool_parser.add_argument(
+        "--videos",
+        required=required,
+        metavar="FOLDER_OR_GLOB",
+        help="loose videos without lists or labels: a file, a folder (at any depth) or a pattern;"
+        " folders of images are videos, or images clips of data.frames=1",
+    )
+
+
 def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     """Return the configuration for a model of another package, and the folder of its results.
 
-    Options that neither --cfg nor the command line gives follow the model's input card: number of
-    frames, stride and size.
+    Options that neither --cfg nor the command line gives follow the model's input card, and what
+    the file of weights says about it: number of frames, stride and size.
 
     Args:
         args: of `add_checkpoint`, with `model`.
@@ -138,7 +150,12 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     if args.model.startswith(OWN):
         backbone = {"model": {"backbone": args.model.removeprefix(OWN)}}
         return config.loads(yaml.safe_dump(backbone), args.overrides, source, args.cfg), out
-    card = card_options(build_source(args.model).input, args.model)
+    # first the options alone, as some of them change the card, from which others follow
+    given = config.loads("", args.overrides, source, args.cfg).model
+    adjust = card_adjustment(given) or (lambda card: card)
+    change = stated_card(args.weights)
+    source_card = build_source(args.model, lambda card: adjust(change(card))).input
+    card = card_options(source_card, args.model)
     return config.loads(card, args.overrides, source, args.cfg), out
 
 

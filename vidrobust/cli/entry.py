@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train_net",
     "evaluate": "test_net",
     "features": "extract_features",
+    "predict": "predict",
     "study": "study",
     "prepare": "prepare",
     "benchmark": "benchmark",

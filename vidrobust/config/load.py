@@ -18,7 +18,7 @@ from omegaconf import ListConfig, OmegaConf
 
 from vidrobust.config.find import find_config
 from vidrobust.config.interpolation import MAX_TEXT, References
-from vidrobust.config.options import Config
+from vidrobust.config.options import Config, InputConfig
 from vidrobust.config.validate import check_together
 from vidrobust.config.yaml_text import parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
@@ -30,6 +30,7 @@ _PATHS = (
     "data.manifest",
     "data.twins",
     "model.weights",
+    "model.input.classes",
     "method.teacher",
     "eval.shift.root",
     "eval.corruption.baseline",
@@ -136,6 +137,11 @@ _ADDED_LATER: dict[str, object] = {
     "eval.classifier": "auto",
     "eval.eot": 1,
     "eval.precise_bn": 0,
+    "eval.view_average": "logits",
+    "data.fps": 0.0,
+    "data.resize": [],
+    "data.interpolation": "bilinear",
+    **{f"model.input.{key}": value for key, value in vars(InputConfig()).items()},
     "model.mean": [],
     "model.std": [],
     "model.stem_padding": 0,

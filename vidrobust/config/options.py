@@ -103,6 +103,13 @@ class DataConfig:
     # Which frames a clip takes.
     frames: int = option(16, "frames per clip, T; 1 for images", low=1, high=2**16)
     stride: int = option(2, "distance between sampled frames, in source frames", low=1)
+    fps: float = option(
+        0.0,
+        "frames per second at which videos are sampled before data.stride counts; 0: every source"
+        " frame",
+        low=0,
+        high=10**4,
+    )
     sampling: str = option("random", "sampler of training clips (docs/data.md)")
     policy: str = option(
         "repeat_last",
@@ -117,7 +124,17 @@ class DataConfig:
         low=8,
         high=2**14,
     )
+    resize: list[int] = option(
+        [],
+        "evaluation: height and width to which frames are resized, whatever their shape, in place"
+        " of data.short_side; empty: the aspect ratio is kept",
+        low=8,
+        high=2**14,
+    )
     size: int = option(112, "height and width of the model's input, pixels", low=8, high=2**14)
+    interpolation: str = option(
+        "bilinear", "how frames are resized", choices=("bilinear", "bicubic")
+    )
     series: str = option(
         "",
         "frame folders that hold several image series: which one is the video, such as img_ or"
@@ -204,6 +221,51 @@ class AugmentConfig:
 
 
 @dataclass
+class InputConfig:
+    """Options `model.input.*`: what a model of another package expects, in place of its card.
+
+    At these defaults, the card decides.
+    """
+
+    frames: int = option(0, "frames of a clip", low=0, high=2**16)
+    stride: int = option(0, "source frames from one frame to the next", low=0)
+    fps: float = option(0.0, "frames per second, in place of a stride", low=0, high=10**4)
+    short_side: int = option(0, "pixels of the shorter side after the resize", low=0, high=2**14)
+    resize: list[int] = option(
+        [], "height and width after the resize, whatever the shape of the frames", low=8, high=2**14
+    )
+    size: list[int] = option([], "height and width of the crop", low=8, high=2**14)
+    interpolation: str = option("", "how frames are resized", choices=("", "bilinear", "bicubic"))
+    mean: list[float] = option([], "means of the channels, in units of model.input.range")
+    std: list[float] = option([], "standard deviations of the channels, in the same units", above=0)
+    range: list[float] = option([], "values of black and white, such as [0,255]")
+    channels: str = option("", "order of the channels", choices=("", "rgb", "bgr"))
+    layout: str = option(
+        "",
+        "order of the dimensions; pathways: a list of slow and fast clips",
+        choices=("", "BCTHW", "BTCHW", "pathways"),
+    )
+    alpha: int = option(0, "layout=pathways: frames per frame of the slow pathway", low=0)
+    slow_frames: str = option(
+        "",
+        "layout=pathways: which frames the slow pathway takes, as model.slow_frames",
+        choices=("", "stride", "linspace"),
+    )
+    view_average: str = option(
+        "",
+        "what is averaged over the views of a video",
+        choices=("", "logits", "probabilities"),
+    )
+    classes: str = option(
+        "", "file with a class name in each line, in the order of the model's outputs"
+    )
+    acc: float = option(0.0, "accuracy that the authors report, as a fraction", low=0, high=1)
+    acc_dataset: str = option("", "data set of that accuracy, such as ucf101")
+    acc_views: str = option("", "its views, such as 10x3")
+    acc_source: str = option("", "where it is reported")
+
+
+@dataclass
 class ModelConfig:
     """Options `model.*`: the backbone, and the projector on top of it."""
 
@@ -270,6 +332,7 @@ class ModelConfig:
         False, "with head_norm: also a batch norm after the projector's last layer (ACL's code)"
     )
     dim: int = option(128, "dimension of the projected embedding that the loss uses", low=1)
+    input: InputConfig = field(default_factory=InputConfig)
 
 
 @dataclass
@@ -750,6 +813,11 @@ class EvalConfig:
         1.0,
         "factor of AutoAttack's steps and queries; results below 1 are not AutoAttack's",
         above=0,
+    )
+    view_average: str = option(
+        "logits",
+        "what is averaged over the clips and crops of a video",
+        choices=("logits", "probabilities"),
     )
     unit: str = option(
         "clip",

@@ -24,7 +24,11 @@ def check_together(cfg: Config) -> None:
 
 def _check_data(cfg: Config) -> None:
     data, augment = cfg.data, cfg.augment
-    if data.size > data.short_side:
+    if data.resize and (len(data.resize) != 2 or min(data.resize) < data.size):
+        raise UserError(
+            f"data.resize={data.resize}: give height and width, each at least data.size={data.size}"
+        )
+    if data.size > data.short_side and not data.resize:
         raise UserError(f"data.size={data.size}: must be at most data.short_side={data.short_side}")
     if len(augment.scale) != 2 or augment.scale[0] > augment.scale[1]:
         raise UserError(f"augment.scale={augment.scale}: must be two areas, from and to")

@@ -60,6 +60,7 @@ from vidrobust.data.sampling import (
     dense_clips,
     interval_pairs,
     random_clips,
+    sampled,
     segment_clips,
     uniform_clips,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "records_sha",
     "reencode",
     "require_labels",
+    "sampled",
     "scan",
     "second_cues",
     "segment_clips",

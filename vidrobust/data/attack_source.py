@@ -11,7 +11,7 @@ from vidrobust.data.decoding.images import in_memory
 from vidrobust.data.decoding.read_frames import DecodeError, frames_of, open_record
 from vidrobust.data.isolation import Child, ChildDied
 from vidrobust.data.records import Failure, Record
-from vidrobust.data.sampling import ClipSpec, Sampler
+from vidrobust.data.sampling import ClipSpec, Sampler, sampled
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,39 @@ class _SourceReader:
         spec: the clips of a video.
         sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
         short_side: pixels of the shorter side of the frames.
+        resize: height and width of the frames, in place of short_side; None: see short_side.
+        interpolation: of the resize.
         backend: a name of BACKENDS.
     """
 
     spec: ClipSpec
     sample_clips: Sampler
     short_side: int
+    resize: tuple[int, int] | None
+    interpolation: str
     backend: str
 
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray, float]:
         """Return (frames (F, H, W, 3), positions of each clip in them (K, T), fps)."""
         with open_record(record, self.backend) as video:
             # Samplers of evaluations do not use the generator.
-            indices = self.sample_clips(video.num_frames, self.spec, np.random.default_rng(0))
+            indices = sampled(
+                self.sample_clips,
+                video.num_frames,
+                float(video.fps),
+                self.spec,
+                np.random.default_rng(0),
+            )
             # A frame that several clips show is decoded once.
             unique, position = np.unique(indices, return_inverse=True)
-            frames = frames_of(video, record.path, unique, short_side=self.short_side)
+            frames = frames_of(
+                video,
+                record.path,
+                unique,
+                short_side=self.short_side,
+                size=self.resize,
+                interpolation=self.interpolation,
+            )
             return frames, position.reshape(indices.shape), float(video.fps)
 
 
@@ -69,11 +86,13 @@ class SourceVideos:
         sample_clips: (num_frames, spec, rng) -> (K, T) frame indices.
         short_side: pixels of the shorter side of the frames.
         size: height and width of the crop that the model receives, in pixels.
+        resize: height and width of the frames, whatever their shape; None: see short_side.
+        interpolation: of the resize.
         backend: a name of BACKENDS.
         timeout_s: seconds that reading a video may take, in a child process; 0: no limit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (public class, whose signature stays)
         self,
         records: Sequence[Record],
         spec: ClipSpec,
@@ -81,6 +100,8 @@ class SourceVideos:
         *,
         short_side: int,
         size: int,
+        resize: tuple[int, int] | None = None,
+        interpolation: str = "bilinear",
         backend: str = "auto",
         timeout_s: float = 0.0,
     ) -> None:
@@ -88,7 +109,8 @@ class SourceVideos:
         self.spec = spec
         self.short_side = short_side
         self.size = size
-        self.reader = _SourceReader(spec, sample_clips, short_side, backend)
+        self.resize = resize
+        self.reader = _SourceReader(spec, sample_clips, short_side, resize, interpolation, backend)
         self._child = (
             Child(self.reader.read, timeout_s) if timeout_s and hasattr(os, "fork") else None
         )

@@ -277,7 +277,14 @@ def _clip_spec(cfg: config.DataConfig, clips: int) -> ClipSpec:
     """Return the configured clips; raise UserError if the configured decoder does not load."""
     require_backend(cfg.backend)
     policy = cast(Policy, cfg.policy)  # the configuration has checked the name
-    return ClipSpec(cfg.frames, cfg.stride, clips, policy)
+    return ClipSpec(cfg.frames, cfg.stride, clips, policy, cfg.fps)
+
+
+def _center_of(cfg: config.DataConfig) -> float | tuple[float, float]:
+    """Return the part of a frame that the centre crop of data.size shows; see `AugmentSpec`."""
+    if cfg.resize:
+        return cfg.size / cfg.resize[0], cfg.size / cfg.resize[1]
+    return cfg.size / cfg.short_side
 
 
 def _augmented(cfg: config.DataConfig, augment: config.AugmentConfig) -> AugmentSpec:
@@ -295,7 +302,8 @@ def _augmented(cfg: config.DataConfig, augment: config.AugmentConfig) -> Augment
         motion=augment.motion,
         shift=augment.shift,
         # a shift moves the evaluation's centre crop, and replaces the random resized crop
-        center=cfg.size / cfg.short_side if augment.shift else 0.0,
+        center=_center_of(cfg) if augment.shift else 0.0,
+        interpolation=cfg.interpolation,
     )
 
 
@@ -315,7 +323,7 @@ def _corruption(augment: config.AugmentConfig) -> Corrupt | None:
 
 def _centre(cfg: config.DataConfig) -> AugmentSpec:
     """Return the view of an evaluation: the centre crop of a clip."""
-    return AugmentSpec(size=cfg.size, center=cfg.size / cfg.short_side)
+    return AugmentSpec(size=cfg.size, center=_center_of(cfg), interpolation=cfg.interpolation)
 
 
 def _original(cfg: config.DataConfig, augment: config.AugmentConfig) -> AugmentSpec:
@@ -436,6 +444,8 @@ def source_videos(
         lookup(EVAL_SAMPLERS, sampling, "eval.sampling"),
         short_side=cfg.short_side,
         size=cfg.size,
+        resize=(cfg.resize[0], cfg.resize[1]) if cfg.resize else None,
+        interpolation=cfg.interpolation,
         backend=cfg.backend,
         timeout_s=cfg.timeout_s,
     )

@@ -14,7 +14,7 @@ from vidrobust.data.decoding.pyav import DecodeError, Video
 from vidrobust.data.decoding.read_frames import checked_frames, open_record, open_video, resize
 from vidrobust.data.prepare.texture_twins import Twins, twin_draw
 from vidrobust.data.records import Failure, Record
-from vidrobust.data.sampling import ClipSpec
+from vidrobust.data.sampling import ClipSpec, sampled
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
@@ -64,7 +64,7 @@ class ClipReader:
         return clips, self.spec.frames, self.view.size, self.view.size, 3
 
     def draw_clips(
-        self, epoch: int, index: int, num_frames: int
+        self, epoch: int, index: int, num_frames: int, fps: float
     ) -> tuple[np.ndarray, np.random.Generator]:
         """Return the random frame indices of a sample.
 
@@ -72,15 +72,17 @@ class ClipReader:
             epoch: epoch of the run.
             index: index of the record.
             num_frames: number of frames of its video.
+            fps: frames per second of its video.
 
         Returns:
             (frame indices (V, T), the generator from which the views are sampled next).
         """
         rng = np.random.default_rng([self.seed, SeedStream.SAMPLE, epoch, index])
         if self.original is None:
-            return self.sample_clips(num_frames, self.spec, rng), rng
+            return sampled(self.sample_clips, num_frames, fps, self.spec, rng), rng
         # The original shows the frames of the first clip, so one clip less is sampled.
-        clips = self.sample_clips(num_frames, replace(self.spec, clips=self.spec.clips - 1), rng)
+        spec = replace(self.spec, clips=self.spec.clips - 1)
+        clips = sampled(self.sample_clips, num_frames, fps, spec, rng)
         return np.concatenate([clips, clips[:1]]), rng
 
     def read(self, memory: np.ndarray, record: Record, epoch: int, index: int) -> Sample | Failure:
@@ -99,13 +101,14 @@ class ClipReader:
         out = memory[: int(np.prod(self.shape))].reshape(self.shape)
         try:
             with open_record(record, self.backend) as video:
-                indices, rng = self.draw_clips(epoch, index, video.num_frames)
+                indices, rng = self.draw_clips(epoch, index, video.num_frames, video.fps)
                 draws, size = _take_views(
                     video,
                     record.path,
                     indices,
                     lambda h, w: self._draw_views(epoch, h, w, rng),
                     out,
+                    self.view.interpolation,
                 )
                 fps = video.fps
                 frames = video.num_frames
@@ -126,6 +129,7 @@ class ClipReader:
             "label": record.label,
             "index": index,
             "start": indices[:, 0].copy(),
+            "end": indices.max(1) + 1,
             "fps": fps,
             "uid": record.uid,
             "repeats": repeats_frames(indices),
@@ -184,6 +188,7 @@ class ClipReader:
                 indices[:1],
                 lambda h, w: [twin_draw(first, size, (h, w))],
                 out[len(indices) :],
+                self.view.interpolation,
             )
         return draw
 
@@ -201,7 +206,7 @@ class ClipReader:
         # A copy of the generator gives the twin the same corruption as the first clip.
         twin_rng = copy.deepcopy(rng)
         num_augmented = clips - (self.original is not None)
-        clip_fps = fps / self.spec.stride
+        clip_fps = (self.spec.fps or fps) / self.spec.stride
         for v in range(num_augmented):
             out[v] = self.corrupt(out[v], rng, clip_fps)
         for v in range(clips, len(out)):
@@ -219,6 +224,7 @@ def _take_views(
     indices: np.ndarray,
     draw: Callable[[int, int], list[ViewDraw]],
     out: np.ndarray,
+    interpolation: str,
 ) -> tuple[list[ViewDraw], tuple[int, int]]:
     """Decode the frames of clips, and cut out and resize the box of each clip.
 
@@ -231,6 +237,7 @@ def _take_views(
         indices: (V, T) frame indices.
         draw: (height, width) of the frames -> view parameters of each clip.
         out: (V, T, S, S, 3) uint8; the clips are written here.
+        interpolation: see `resize`.
 
     Returns:
         The view parameters, and (height, width) of the frames.
@@ -246,7 +253,10 @@ def _take_views(
     draws = draw(height, width)
     most_bytes = _WAITING_BYTES // len(draws)
     # not strict: `out` may have one more place, for the twin
-    boxes = [_Boxes(draw, clip, most_bytes) for draw, clip in zip(draws, out, strict=False)]
+    boxes = [
+        _Boxes(draw, clip, most_bytes, interpolation)
+        for draw, clip in zip(draws, out, strict=False)
+    ]
     for frame, frame_places in zip(itertools.chain([first], frames), places, strict=True):
         for place in frame_places.tolist():
             v, t = divmod(place, indices.shape[1])
@@ -265,10 +275,14 @@ class _Boxes:
         draw: view parameters of the clip.
         out: (T, S, S, 3) uint8; the resized boxes are written here.
         most_bytes: bytes of boxes that may wait to be resized.
+        interpolation: see `resize`.
     """
 
-    def __init__(self, draw: ViewDraw, out: np.ndarray, most_bytes: int) -> None:
+    def __init__(
+        self, draw: ViewDraw, out: np.ndarray, most_bytes: int, interpolation: str
+    ) -> None:
         self.draw = draw
+        self.interpolation = interpolation
         self.out = out
         count = max(1, min(len(out), most_bytes // (draw.height * draw.width * 3)))
         self.waiting = np.empty((count, draw.height, draw.width, 3), np.uint8)
@@ -301,5 +315,7 @@ class _Boxes:
         # Writing to a slice is faster than to a list of indices.
         if self.times == list(range(self.times[0], self.times[-1] + 1)):
             times = slice(self.times[0], self.times[-1] + 1)
-        self.out[times] = resize(self.waiting[: len(self.times)], *self.out.shape[1:3])
+        boxes = self.waiting[: len(self.times)]
+        _, height, width, _ = self.out.shape
+        self.out[times] = resize(boxes, height, width, self.interpolation)
         self.times = []

@@ -18,7 +18,7 @@ from vidrobust.data.decoding.read_frames import DecodeError, checked_frames, ope
 from vidrobust.data.isolation import Child, ChildDied, start_nursery
 from vidrobust.data.loader import BatchLoader
 from vidrobust.data.records import Failure, Record
-from vidrobust.data.sampling import ClipSpec, Sampler
+from vidrobust.data.sampling import ClipSpec, Sampler, sampled
 from vidrobust.utils.seeds import SeedStream
 from vidrobust.views import AugmentSpec, draw_view
 
@@ -157,7 +157,7 @@ class _ConditionReader:
             count = video.num_frames
             fps = float(video.fps)
             # Samplers of evaluations do not use the generator.
-            clips = self.sample_clips(count, self.spec, np.random.default_rng(0))
+            clips = sampled(self.sample_clips, count, fps, self.spec, np.random.default_rng(0))
             # Collect the frames that the clips show, and others that some corruptions need.
             needed = [clips.ravel()]
             for name, severity in all_conditions:
@@ -213,7 +213,8 @@ class _ConditionReader:
         # A centre crop does not use the generator.
         draw = draw_view(self.view, frames.shape[1], frames.shape[2], np.random.default_rng(0))
         box = frames[:, draw.top : draw.top + draw.height, draw.left : draw.left + draw.width]
-        return resize(np.ascontiguousarray(box), self.view.size, self.view.size).numpy()
+        size = self.view.size
+        return resize(np.ascontiguousarray(box), size, size, self.view.interpolation).numpy()
 
     def _rng(self, index: int, condition: Condition) -> np.random.Generator:
         """Return the generator of a video and condition, whatever the order of calls."""

@@ -50,6 +50,7 @@ class Batch:
         labels: (B,) int64 class labels.
         index: (B,) int64 positions in the records.
         start: (B, V) first source frame of each clip.
+        end: (B, V) source frame after the last one of each clip.
         fps: (B,) float32 frames per second.
         uids: names of the B videos.
         failed: videos that did not decode and have no place in the batch.
@@ -65,6 +66,7 @@ class Batch:
     labels: Tensor
     index: Tensor
     start: Tensor
+    end: Tensor
     fps: Tensor
     uids: list[str]
     failed: list[Failure]
@@ -166,7 +168,7 @@ class ClipDataset(Dataset):
         return lines
 
     def draw_clips(
-        self, epoch: int, index: int, num_frames: int
+        self, epoch: int, index: int, num_frames: int, fps: float = 0.0
     ) -> tuple[np.ndarray, np.random.Generator]:
         """Return the random frame indices of a sample; see `ClipReader.draw_clips`.
 
@@ -174,11 +176,12 @@ class ClipDataset(Dataset):
             epoch: epoch of the run.
             index: index of the record.
             num_frames: number of frames of its video.
+            fps: frames per second of its video, which only data.fps needs.
 
         Returns:
             (frame indices (V, T), the generator from which the views are sampled next).
         """
-        return self.reader.draw_clips(epoch, index, num_frames)
+        return self.reader.draw_clips(epoch, index, num_frames, fps)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -237,7 +240,7 @@ class ClipDataset(Dataset):
         if isinstance(sample, Failure):
             return sample
         arrays = {"clips": memory.reshape(self.reader.shape)}
-        arrays |= {name: sample[name] for name in ("draws", "numbers", "start")}
+        arrays |= {name: sample[name] for name in ("draws", "numbers", "start", "end")}
         return sample | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -279,6 +282,7 @@ def collate(samples: list[Any], join: Callable[[list[Tensor]], Tensor] = default
         labels=torch.tensor([s["label"] for s in good], dtype=torch.long),
         index=torch.tensor([s["index"] for s in good], dtype=torch.long),
         start=_stacked(good, "start", join),
+        end=_stacked(good, "end", join),
         fps=torch.tensor([s["fps"] for s in good], dtype=torch.float32),
         uids=[s["uid"] for s in good],
         failed=failed,

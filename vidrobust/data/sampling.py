@@ -7,6 +7,7 @@ frames of each clip, an int64 array (clips, T) in units of source frames. Nothin
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -29,12 +30,15 @@ class ClipSpec:
         clips: number of clips.
         policy: what happens if the video is shorter than the span of a clip: "repeat_last" repeats
             its last frame, "loop" starts again at its first frame, "error" raises ValueError.
+        fps: frames per second to which the video is brought before the clips are taken, by
+            repeating or leaving out frames; 0: the video as it is.
     """
 
     frames: int = 16
     stride: int = 2
     clips: int = 1
     policy: Policy = "repeat_last"
+    fps: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("frames", "stride", "clips"):
@@ -214,6 +218,42 @@ def interval_pairs(
 
 # (num_frames, spec, rng) -> frame indices (clips, T)
 Sampler = Callable[[int, ClipSpec, np.random.Generator], np.ndarray]
+
+
+def sampled(
+    sampler: Sampler, num_frames: int, fps: float, spec: ClipSpec, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the clips of a video at `spec.fps`, or at its own rate.
+
+    Frame i of the resampled video is source frame floor(i fps / spec.fps), as in torchvision's
+    VideoClips.
+
+        num_frames=12 at 25 frames/s, spec.fps=15: 0 1 3 5 6 8 10 11 are the frames to choose from
+
+    Args:
+        sampler: chooses the clips.
+        num_frames: number of frames of the video, at least 1.
+        fps: its frames per second.
+        spec: the clips.
+        rng: source of randomness.
+
+    Returns:
+        (clips, T) int64 frame indices of the source.
+
+    Raises:
+        ValueError: as the sampler, and for several frames whose rate is unknown.
+    """
+    if not spec.fps or num_frames == 1:
+        return sampler(num_frames, spec, rng)
+    if fps <= 0:
+        raise ValueError(
+            f"its frames per second are unknown, which data.fps={spec.fps:g} needs; set data.fps=0"
+            " and data.stride"
+        )
+    step = fps / spec.fps
+    # rounded first: 30 / 10 frames/s may be computed as 2.9999999999999996
+    source = np.floor(np.round(np.arange(math.ceil(num_frames / step)) * step, 6)).astype(np.int64)
+    return source[sampler(len(source), spec, rng)]
 
 
 def _without_rng(

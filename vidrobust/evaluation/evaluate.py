@@ -81,6 +81,9 @@ from vidrobust.utils.logging import log
 _OLD_FEATURES = "features.pt"  # file of features of revisions before the feature store
 _STORE = "features"  # folder of the feature store
 
+# training videos, test videos, names of the classes
+Lists = tuple[list[Record], list[Record], list[str]]
+
 
 @dataclass(frozen=True)
 class _Evaluation:
@@ -118,7 +121,13 @@ class _Evaluation:
         cfg = self.cfg
         workers = cfg.data.workers
         return MeasureSettings(
-            predict, self.out, cfg.eval.batch_size, workers, self.device, self.identity
+            predict,
+            self.out,
+            cfg.eval.batch_size,
+            workers,
+            self.device,
+            self.identity,
+            cfg.eval.view_average,
         )
 
 
@@ -166,7 +175,12 @@ def evaluate_source(
 
 
 def evaluate_model(
-    cfg: config.Config, measured: MeasuredModel, out: Path, *, overwrite: bool = False
+    cfg: config.Config,
+    measured: MeasuredModel,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    lists: Lists | None = None,
 ) -> Summary:
     """Measure a loaded model as `evaluate` measures a checkpoint.
 
@@ -175,11 +189,15 @@ def evaluate_model(
         measured: the model.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        lists: training videos, which may be none, test videos and names of the classes; None: those
+            of the configured data set.
 
     Raises:
         UserError: as `evaluate`.
     """
-    return _evaluate(cfg, lambda classes: measured, measured.name, out, overwrite=overwrite)
+    return _evaluate(
+        cfg, lambda classes: measured, measured.name, out, overwrite=overwrite, lists=lists
+    )
 
 
 def _evaluate(
@@ -189,6 +207,7 @@ def _evaluate(
     out: Path,
     *,
     overwrite: bool,
+    lists: Lists | None = None,
 ) -> Summary:
     """Measure a model; see `evaluate`.
 
@@ -198,6 +217,7 @@ def _evaluate(
         name: of its weights.
         out: the folder.
         overwrite: replace another evaluation in the folder.
+        lists: see `evaluate_model`.
     """
     device = distributed.start(cfg.device)
 
@@ -205,7 +225,14 @@ def _evaluate(
     attack = check_suite(cfg)
     check_corruptions(cfg.eval.corruption.names)
     with distributed.main_first():
-        train, test, classes = build_lists(cfg.data)
+        train, test, classes = lists or build_lists(
+            cfg.data, needs_train=cfg.eval.classifier != "head"
+        )
+    if not train and (cfg.eval.precise_bn or cfg.eval.classifier in ("probe", "knn")):
+        raise UserError(
+            "without training videos there is no kNN, no linear probe and no eval.precise_bn; give"
+            " some, or set eval.classifier=head"
+        )
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
     identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
@@ -316,8 +343,9 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         if distributed.rank() == 0:
             lines = [json.dumps(row) + "\n" for row in representation.rows()]
             _write(run.out / "predictions.jsonl", "".join(lines))
-        name, predict = _classifier(run, model, head, representation, gallery[0])
-        summary = summary_of_data(cfg, len(run.indices), representation, gallery[0], run.classes)
+        first = gallery[0] if gallery else None
+        name, predict = _classifier(run, model, head, representation, first)
+        summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
         summary.classifier = name
         summary.input = measured.input
         summary.model = complexity
@@ -510,6 +538,8 @@ def _read_checks(path: Path) -> list[str] | None:
 def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features], list[Features]]:
     """Return the features of training and of test videos, under trained and random weights each.
 
+    Those of training videos are empty if there are none.
+
     They are written to a folder as they are computed, and kept until the evaluation is finished: a
     call that is repeated after a kill continues with bitwise the same features. Under torchrun the
     ranks share the work.
@@ -529,8 +559,11 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
     log.info(
         f"features of {len(run.train)} + {len(run.test)} videos, {cfg.eval.clips} clips of each"
     )
-    features = []
+    features: list[list[Features]] = []
     for split, records in (("train", run.train), ("test", run.test)):
+        if not records:
+            features.append([])
+            continue
         features.append(
             extract(
                 [model.backbone for model in models],
@@ -550,7 +583,7 @@ def _classifier(
     model: Model,
     head: nn.Linear | None,
     representation: Representation,
-    gallery: Features,
+    gallery: Features | None,
 ) -> tuple[str, Predict]:
     """Return the name of what is attacked, as eval.classifier says, and clips -> its logits.
 
@@ -559,10 +592,10 @@ def _classifier(
         model: the trained model.
         head: its own linear head, or None.
         representation: has the probe.
-        gallery: features of the training videos, for kNN.
+        gallery: features of the training videos, for kNN; None without any.
 
     Raises:
-        UserError: for a head that the model does not have.
+        UserError: for a head that the model does not have, and without it for no training videos.
     """
     asked = run.cfg.eval.classifier
     device = run.device
@@ -571,7 +604,13 @@ def _classifier(
             "eval.classifier=head: the model has no linear classifier of the data set's classes;"
             " use probe"
         )
+    if gallery is None and head is None:
+        raise UserError(
+            "the model has no classifier of the data set's classes, and without training videos"
+            " there is no linear probe; give training videos"
+        )
     if asked == "knn":
+        assert gallery is not None  # as refused above
         clips = gallery.features.flatten(0, 1).to(device)
         labels = gallery.labels.repeat_interleave(gallery.features.shape[1]).to(device)
         classes = len(run.classes)

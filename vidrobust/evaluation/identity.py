@@ -119,18 +119,31 @@ def _agree(one: list[float | None], other: list[float | None], close: float) -> 
     )
 
 
-def protocol_of(dataset: Dataset, **more: Any) -> dict[str, Any]:
+def protocol_of(dataset: Dataset, view_average: str = "logits", **more: Any) -> dict[str, Any]:
     """Return which clips of a video are measured, and other options that decide rows."""
     # EVAL_SAMPLERS are partials of one function, so this name is the same for all of them. Values
     # of eval.sampling are distinguished by config_sha in identity.json alone (`results.claim`).
     sampler = getattr(dataset.reader.sample_clips, "func", dataset.reader.sample_clips)
-    view = (
-        {"short_side": dataset.short_side, "size": dataset.size}
-        if isinstance(dataset, SourceVideos)
-        else {"size": dataset.reader.view.size, "center": dataset.reader.view.center}
-    )
+    spec = asdict(dataset.spec)
+    # Options that came later: at their defaults they have no entry, as in rows of earlier versions.
+    later = {"fps": spec.pop("fps")}
+    view: dict[str, Any]
+    if isinstance(dataset, SourceVideos):
+        view = {"short_side": dataset.short_side, "size": dataset.size}
+        later["resize"] = list(dataset.resize or ())
+        interpolation = dataset.reader.interpolation
+    else:
+        center = dataset.reader.view.center
+        view = {
+            "size": dataset.reader.view.size,
+            "center": list(center) if isinstance(center, tuple) else center,
+        }
+        interpolation = dataset.reader.view.interpolation
+    later["interpolation"] = "" if interpolation == "bilinear" else interpolation
+    later["view_average"] = "" if view_average == "logits" else view_average
+    view |= {key: value for key, value in later.items() if value}
     name = getattr(sampler, "__name__", "")
-    return asdict(dataset.spec) | {"sampler": _RECORDED_NAMES.get(name, name)} | view | more
+    return spec | {"sampler": _RECORDED_NAMES.get(name, name)} | view | more
 
 
 def videos_of(dataset: Dataset) -> str:

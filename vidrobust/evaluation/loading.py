@@ -88,17 +88,30 @@ def make_norms_precise(
     )
 
 
-def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], list[str]]:
+def build_lists(
+    cfg: config.DataConfig, *, needs_train: bool = True
+) -> tuple[list[Record], list[Record], list[str]]:
     """Return (training records, test records, classes) of an evaluation.
 
     Warns of test videos whose source is also a training video's, and of classes without training
     videos.
 
+    Args:
+        cfg: the data options.
+        needs_train: False: training videos may be missing, and a warning says so.
+
     Raises:
         UserError: for missing labels, and for a single class.
     """
-    train, classes = build_records(cfg, "train")
-    test, _ = build_records(cfg, "test")
+    try:
+        train, classes = build_records(cfg, "train")
+        test, _ = build_records(cfg, "test")
+    except UserError as error:
+        if needs_train:
+            raise
+        test, classes = build_records(cfg, "test")
+        train = []
+        log.warning(f"no training videos, so neither kNN nor the linear probe ({error})")
     require_labels(train, "evaluation (eval.enabled=false does without)")
     require_labels(test, "evaluation")
     if len(classes) < 2:
@@ -113,6 +126,6 @@ def build_lists(cfg: config.DataConfig) -> tuple[list[Record], list[Record], lis
             f" first {leaked[0]}: accuracies will be too high"
         )
     absent = sorted({record.label for record in test} - {record.label for record in train})
-    if absent:
+    if absent and train:
         log.warning(f"no training video of {len(absent)} test classes, first {classes[absent[0]]}")
     return train, test, classes

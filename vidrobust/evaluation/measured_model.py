@@ -1,8 +1,8 @@
 """MeasuredModel: what an evaluation measures, of a run or of another package."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,16 +13,22 @@ from vidrobust import checkpoint, config
 from vidrobust.evaluation.loading import load_method
 from vidrobust.methods import build_method
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
-from vidrobust.models.backbone import BackboneParts
 from vidrobust.models.branch_norm import branch_of
-from vidrobust.models.checkpoints import Recognised, recognise_contents, with_file_card
+from vidrobust.models.build import card_adjustment, source_backbone
+from vidrobust.models.checkpoints import (
+    Contents,
+    Recognised,
+    file_adjustment,
+    recognise_contents,
+    source_options,
+)
 from vidrobust.models.input_spec import InputSpec
-from vidrobust.models.sources import SourceModel, build_source, fresh
+from vidrobust.models.sources import Adjust, SourceModel, build_source, fresh
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
+from vidrobust.utils.text import class_key
 
-_FPS = 25  # of most videos: cards that give frames per second are turned into a stride by it
 OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
 
 
@@ -71,7 +77,7 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     """Return a model of another package, with the weights of a file.
 
     Args:
-        cfg: its model.mean and model.std replace those of the input card, where they are set.
+        cfg: its model.input.*, model.mean and model.std replace the input card, where they are set.
         spec: such as `torchvision:r3d_18`, or `vidrobust:resnet18` for a backbone of this package.
         weights: the file; "": those that the spec names, or random ones.
 
@@ -81,18 +87,54 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     seed_everything(cfg.seed, cfg.deterministic)
     if spec.startswith(OWN):
         return _load_own(cfg, spec, weights)
-    random = fresh(spec)
-    source = build_source(spec)
+    adjust = card_adjustment(cfg.model) or (lambda card: card)
     if weights:
-        found = _recognise(weights, source.network.head_key)
-        checkpoint.load_state(source.network.network, found.backbone, weights)
-        card = with_file_card(source.input, found, spec)
-        source = replace(source, head=_linear(found.head), input=card)
-        random = replace(random, input=card) if random else None
-    elif not source.trained:
+        return _load_file(cfg, spec, weights, adjust)
+    random = fresh(spec, adjust)
+    source = build_source(spec, adjust)
+    if not source.trained:
         log.warning(f"{spec} has random weights; give a file with --weights")
         source = replace(source, head=None)
     return measured_source(cfg, source, random, spec)
+
+
+def _load_file(cfg: config.Config, spec: str, weights: str, adjust: Adjust) -> MeasuredModel:
+    """Return a model of another package with the weights of a file, see `load_source`.
+
+    Args:
+        cfg: the configuration.
+        spec: of the model.
+        weights: the file.
+        adjust: change that options make to the input card, after the file has changed it.
+    """
+    change = stated_card(weights)
+
+    def changed(card: InputSpec) -> InputSpec:
+        return adjust(change(card))
+
+    random = fresh(spec, changed)
+    source = build_source(spec, changed)
+    found = _recognise(weights, source.network.head_key)
+    _contents.cache_clear()  # it is as large as the file
+    log.info(f"{weights}: {found.text()}")
+    source_options(found.options, spec)  # warns of others
+    checkpoint.load_state(source.network.network, found.backbone, weights)
+    return measured_source(cfg, replace(source, head=_linear(found.head)), random, spec)
+
+
+def stated_card(weights: str) -> Adjust:
+    """Return the change that a file of weights makes to the input card of a source.
+
+    Args:
+        weights: the file; "": no change.
+
+    Raises:
+        UserError: for a file that cannot be read, or whose network none here computes.
+    """
+    if not weights:
+        return lambda card: card
+    # the card does not depend on the classifier's name
+    return file_adjustment(_recognise(weights, ""))
 
 
 def measured_source(
@@ -106,26 +148,45 @@ def measured_source(
         random: the same with random weights, or None.
         name: of the model; a hash of the weights is added.
     """
-    twin = _backbone(cfg, random) if random else None
-    return _measured(cfg, _backbone(cfg, source), twin, source.head, name, source.input)
+    mean, std = tuple(cfg.model.mean), tuple(cfg.model.std)
+    twin = source_backbone(random, mean, std) if random else None
+    backbone = source_backbone(source, mean, std)
+    return _measured(cfg, backbone, twin, source.head, name, source.input)
 
 
 def card_options(card: InputSpec, backbone: str = "") -> str:
-    """Return the options that an input card asks for, as YAML: frames, stride and size.
+    """Return the options that an input card asks for, as YAML: frames, size and views.
 
     Args:
         card: the card.
         backbone: value of model.backbone; "": its default.
+
+    Raises:
+        UserError: for a crop that is not square.
     """
-    stride = card.stride or (max(1, round(_FPS / card.fps)) if card.fps else None)
+    height, width = card.size
+    if height != width:
+        raise UserError(
+            f"the model takes crops of {height} x {width} pixels, and data.size has one number; set"
+            " model.input.size to a square, or resize in a function of python:"
+        )
     data: dict[str, Any] = {
         "frames": card.frames,
-        "size": card.size[0],
-        "short_side": max(card.short_side or min(card.resize or card.size), card.size[0]),
+        "size": height,
+        "short_side": max(card.short_side or height, height),
+        "interpolation": card.interpolation,
     }
-    if stride:
-        data["stride"] = stride
-    options: dict[str, Any] = {"data": data, "method": {"name": "supervised"}}
+    if card.resize:
+        data["resize"] = list(card.resize)
+    if card.fps:
+        data |= {"fps": card.fps, "stride": 1}
+    elif card.stride:
+        data["stride"] = card.stride
+    options: dict[str, Any] = {
+        "data": data,
+        "method": {"name": "supervised"},
+        "eval": {"view_average": card.view_average},
+    }
     if backbone:
         options["model"] = {"backbone": backbone}
     return yaml.safe_dump(options)
@@ -140,6 +201,8 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
         raise UserError(f"--model {spec}: give a file with --weights")
     name = spec.removeprefix(OWN)
     found = _recognise(weights, "")
+    _contents.cache_clear()
+    log.info(f"{weights}: {found.text()}")
     unset = config.ModelConfig()
     kept = {
         key: v for key, v in found.options.items() if getattr(cfg.model, key) == getattr(unset, key)
@@ -165,14 +228,19 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     return _measured(cfg, backbone, random, _linear(found.head), spec, card)
 
 
+@lru_cache(maxsize=1)
+def _contents(weights: str) -> Contents:
+    """Read a file of weights, once for its input card and for its tensors."""
+    return checkpoint.read_foreign(weights)
+
+
 def _recognise(weights: str, head_key: str) -> Recognised:
-    """Read a file of weights, and log what it holds."""
+    """Return what a file of weights holds."""
     try:
-        found = recognise_contents(checkpoint.read_foreign(weights), weights, head_key)
+        return recognise_contents(_contents(weights), weights, head_key)
     except UserError as error:
+        _contents.cache_clear()
         raise UserError(f"--weights: {error}") from None
-    log.info(f"{weights}: {found.text()}")
-    return found
 
 
 def _measured(
@@ -197,13 +265,6 @@ def _measured(
     sha = checkpoint.state_sha(model.state_dict())
     twin = Model(random, nn.Identity()) if random else None
     return MeasuredModel(model, twin, f"{spec}, weights {sha}", sha, card)
-
-
-def _backbone(cfg: config.Config, source: SourceModel) -> Backbone:
-    """Return a model of another package as a backbone."""
-    mean = tuple(cfg.model.mean) or source.input.unit_mean
-    std = tuple(cfg.model.std) or source.input.unit_std
-    return Backbone(BackboneParts(source.network, source.dim, mean, std))
 
 
 def _linear(head: dict[str, torch.Tensor]) -> nn.Linear | None:
@@ -231,8 +292,8 @@ def own_head(measured: MeasuredModel, classes: Sequence[str]) -> nn.Linear | Non
         return None
     names = measured.input.classes if measured.input else None
     if names is not None and len(names) == head.out_features:
-        places = {_plain(name): place for place, name in enumerate(names)}
-        order = [places.get(_plain(name)) for name in classes]
+        places = {class_key(name): place for place, name in enumerate(names)}
+        order = [places.get(class_key(name)) for name in classes]
         rows = [place for place in order if place is not None]
         if len(rows) == len(classes) == len(names):
             return _reordered(head, rows)
@@ -259,8 +320,3 @@ def _reordered(head: nn.Linear, rows: list[int]) -> nn.Linear:
         if head.bias is not None:
             layer.bias.copy_(head.bias[rows])
     return layer.to(head.weight.device)
-
-
-def _plain(name: str) -> str:
-    """Return the name of a class without case and punctuation, which lists write differently."""
-    return re.sub(r"[\W_]+", "", name.casefold())

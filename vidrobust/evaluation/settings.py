@@ -20,6 +20,7 @@ class MeasureSettings:
         device: device that the clips are moved to.
         identity: name of the model, such as the hash of its checkpoint. If empty,
             `identify_model` recognises the model by its weights and outputs.
+        view_average: how the clips of a video are averaged; see `average_views`.
     """
 
     predict: Predict
@@ -28,3 +29,4 @@ class MeasureSettings:
     workers: int
     device: torch.device
     identity: str = ""
+    view_average: str = "logits"

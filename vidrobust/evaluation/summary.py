@@ -23,7 +23,7 @@ from vidrobust.evaluation.representation.knn_and_probe import Accuracy, Represen
 from vidrobust.evaluation.representation.sensitivity import Sensitivity
 from vidrobust.models.complexity import Complexity
 from vidrobust.models.feature_store import Features
-from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.utils.atomic_files import read_json, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
@@ -62,6 +62,7 @@ class Summary:
         unit: what is attacked, a "clip" of each video or the "video".
         branch: norm branch.
         views: views (clips x crops) per video of "attack" and of "representation".
+        view_average: what is averaged over views, "logits" or "probabilities".
         chance: accuracy of guessing.
         classifier: what is attacked, "own head", "linear probe" or "kNN".
         representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
@@ -108,6 +109,7 @@ class Summary:
     unit: str = "clip"
     branch: str
     views: dict[str, str]
+    view_average: str = "logits"
     chance: float
     # Model and representation
     classifier: str = "linear probe"
@@ -174,7 +176,7 @@ def summary_of_data(
     cfg: config.Config,
     n: int,
     representation: Representation,
-    gallery: Features,
+    gallery: Features | None,
     classes: list[str],
 ) -> Summary:
     """Return a summary with data, protocol and representation; other parts are added later.
@@ -183,15 +185,18 @@ def summary_of_data(
         cfg: the configuration.
         n: number of test videos that are attacked and corrupted.
         representation: predictions of kNN, the probes and the model's own head.
-        gallery: features of the training videos.
+        gallery: features of the training videos; None without any.
         classes: names of the classes.
     """
     data, e = cfg.data, cfg.eval
     split = f"validation {data.validation:g}" if data.validation else "test"
     if data.name in FOLDED:
         split += f", fold {data.fold}"
-    failures = gallery.failed + representation.asked.failed
-    knn_k = min(e.knn_k, gallery.features.shape[0] * e.clips)  # no more than the gallery has
+    failures = (gallery.failed if gallery else []) + representation.asked.failed
+    knn = None
+    if gallery:
+        # no more neighbours than the gallery has
+        knn = KnnSettings(min(e.knn_k, gallery.features.shape[0] * e.clips), e.knn_temperature)
     return Summary(
         n=n,
         dataset=data.name,
@@ -202,9 +207,10 @@ def summary_of_data(
             "attack": f"{e.clips}x{e.crops}" if e.unit == "video" else "1x1",
             "representation": f"{e.clips}x1",
         },
+        view_average=e.view_average,
         chance=1 / len(classes),
         representation=representation.accuracies(),
-        knn=KnnSettings(knn_k, e.knn_temperature),
+        knn=knn,
         failed=[failure.reason for failure in failures],
         geometry=None,
         curve=[],
@@ -215,8 +221,10 @@ def summary_of_data(
 
 def learned_nothing(accuracies: dict[str, Accuracy]) -> list[str]:
     """Return a warning if the probe is not better than one on random weights; otherwise []."""
-    trained = accuracies["trained_probe"].acc
-    if "random_probe" not in accuracies or trained > (random := accuracies["random_probe"].acc):
+    if "random_probe" not in accuracies:
+        return []
+    trained, random = accuracies["trained_probe"].acc, accuracies["random_probe"].acc
+    if trained > random:
         return []
     return [
         f"the probe on trained weights ({100 * trained:.1f} %) is not above that on random ones "
@@ -229,17 +237,27 @@ _DATA_SETS = {"Kinetics-400": "kinetics400", "ImageNet-1K": "torchvision:ImageNe
 _TOLERANCE = 0.02  # of an accuracy: views and decoders differ this much
 
 
-def unlike_published(summary: Summary) -> list[str]:
-    """Return a warning, or none, of an accuracy far from what the authors of the model report."""
+def published_beside(summary: Summary) -> tuple[Published, float] | None:
+    """Return what the authors of the model report, and our accuracy, on the same data set; or None.
+
+    Ours is that of the model's own head.
+    """
     published = summary.input.published if summary.input else None
     head = summary.representation.get("head")
     if published is None or head is None:
-        return []
+        return None
     names = (published.dataset, _DATA_SETS.get(published.dataset))
-    if summary.dataset not in names or abs(head.acc - published.acc) <= _TOLERANCE:
+    return (published, head.acc) if summary.dataset in names else None
+
+
+def unlike_published(summary: Summary) -> list[str]:
+    """Return a warning, or none, of an accuracy far from what the authors of the model report."""
+    both = published_beside(summary)
+    if both is None or abs(both[1] - both[0].acc) <= _TOLERANCE:
         return []
+    published, acc = both
     return [
-        f"the model's own head is right on {100 * head.acc:.1f} %, but {published.source} reports"
+        f"the model's own head is right on {100 * acc:.1f} %, but {published.source} reports"
         f" {100 * published.acc:.1f} % with {published.views} views; check, in this order: range of"
         " the pixels, mean and std, order of the channels, resize, choice of frames, order of the"
         " classes"

@@ -11,11 +11,12 @@ from vidrobust import config
 from vidrobust.models.backbone import Backbone, BackboneParts, Model
 from vidrobust.models.branch_norm import add_branches, branch_names
 from vidrobust.models.heads import linear, normed_mlp, projector
+from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18, resnet50
 from vidrobust.models.resnet3d import resnet3d_18, resnet3d_34, resnet3d_50, resnext3d_101
 from vidrobust.models.slowfast import slowfast_r50
-from vidrobust.models.sources import build_source, is_spec
+from vidrobust.models.sources import Adjust, SourceModel, build_source, is_spec
 from vidrobust.utils.errors import UserError, lookup
 
 # name -> function from the options of this backbone (of width and stem) to its parts
@@ -33,7 +34,12 @@ BACKBONES: dict[str, Callable[..., BackboneParts]] = {
 
 
 def build_backbone(
-    name: str, *, mean: tuple[float, ...] = (), std: tuple[float, ...] = (), **options: Any
+    name: str,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    adjust: Adjust | None = None,
+    **options: Any,
 ) -> Backbone:
     """Build a backbone with fresh weights.
 
@@ -41,6 +47,7 @@ def build_backbone(
         name: of BACKBONES, or a spec of `sources.SOURCES`, such as "torchvision:r3d_18".
         mean: of each RGB channel, subtracted from clips in [0, 1]; empty: the backbone's default.
         std: by which each channel is divided then; empty: the backbone's default.
+        adjust: changes the input card of a model of another package; None: it stays.
         options: of this backbone, such as width and stem of resnet18.
 
     Raises:
@@ -50,7 +57,14 @@ def build_backbone(
         backbone = build_backbone("resnet18", width=32, stem="cifar")
     """
     if is_spec(name):
-        return _source_backbone(name, mean, std, options)
+        if options:
+            option = next(iter(options))
+            raise UserError(f"model.{option}: {name} has no such option; leave it at its default")
+        return source_backbone(build_source(name, adjust or (lambda card: card)), mean, std)
+    if adjust:
+        raise UserError(
+            f"model.input.*: backbone {name} has no input card; set data.* and model.mean"
+        )
     build = lookup(BACKBONES, name, "model.backbone")
     for option in options:
         if option not in inspect.signature(build).parameters:
@@ -61,15 +75,16 @@ def build_backbone(
     return Backbone(replace(parts, mean=mean or parts.mean, std=std or parts.std))
 
 
-def _source_backbone(
-    spec: str, mean: tuple[float, ...], std: tuple[float, ...], options: dict[str, Any]
+def source_backbone(
+    model: SourceModel, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Backbone:
-    """Build the network of another package as a backbone; see `build_backbone`."""
-    if options:
-        raise UserError(
-            f"model.{next(iter(options))}: {spec} has no such option; leave it at its default"
-        )
-    model = build_source(spec)
+    """Return a model of another package as a backbone.
+
+    Args:
+        model: the model.
+        mean: of each RGB channel, for clips in [0, 1]; empty: that of the input card.
+        std: standard deviations for the same clips; empty: those of the input card.
+    """
     mean, std = mean or model.input.unit_mean, std or model.input.unit_std
     return Backbone(BackboneParts(model.network, model.dim, mean, std))
 
@@ -79,7 +94,35 @@ def configured_backbone(cfg: config.ModelConfig) -> Backbone:
     names = ("width", "stem", "stem_padding", "slow_frames", "dilated")
     # 0, "" and false stand for the default of the backbone.
     options = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
-    return build_backbone(cfg.backbone, mean=tuple(cfg.mean), std=tuple(cfg.std), **options)
+    return build_backbone(
+        cfg.backbone,
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        adjust=card_adjustment(cfg),
+        **options,
+    )
+
+
+def card_adjustment(cfg: config.ModelConfig) -> Adjust | None:
+    """Return the change that the options `model.input.*` make to an input card; None: none.
+
+    Raises:
+        UserError: when it is called with a card, for options that contradict each other.
+    """
+    unset = vars(config.InputConfig())
+    given = {key: value for key, value in vars(cfg.input).items() if value != unset[key]}
+    if not given:
+        return None
+    if (cfg.mean and "mean" in given) or (cfg.std and "std" in given):
+        raise UserError("model.input.mean and std: model.mean or std is set too; remove one")
+
+    def adjust(card: InputSpec) -> InputSpec:
+        try:
+            return overridden(card, **given)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.input: {error}") from None
+
+    return adjust
 
 
 def build_model(

@@ -36,6 +36,7 @@ class Features:
         labels: (N,).
         index: (N,), of the records.
         start: (N, K), first source frame of each clip.
+        end: (N, K), source frame after the last one of each clip.
         fps: (N,), frames per second.
         uids: N names.
         failed: the videos that did not decode.
@@ -52,6 +53,7 @@ class Features:
     failed: list[Failure]
     repeats: int = 0
     resized: int = 0
+    end: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> "Features":
@@ -84,6 +86,8 @@ class Features:
             failed=failed,
             repeats=sum(row["repeats"] for row in good),
             resized=sum(row["resized"] for row in good),
+            # rows of earlier versions do not have it
+            end=torch.tensor([row.get("end", row["start"]) for row in good]),
         )
 
 
@@ -331,17 +335,19 @@ def rows_of(batch: Batch, dims: Sequence[int]) -> list[Row]:
             "uid": uid,
             "label": label,
             "start": start,
+            "end": end,
             "fps": fps,
             "dims": list(dims),
             "repeats": index in repeats,
             "resized": index in resized,
             "error": None,
         }
-        for index, uid, label, start, fps in zip(
+        for index, uid, label, start, end, fps in zip(
             batch.index.tolist(),
             batch.uids,
             batch.labels.tolist(),
             batch.start.tolist(),
+            batch.end.tolist(),
             batch.fps.tolist(),
             strict=True,
         )

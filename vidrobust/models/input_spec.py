@@ -1,8 +1,14 @@
 """InputSpec: what a model trained elsewhere expects of its input, and how clips become it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
-LAYOUTS = ("BCTHW", "BTCHW")
+import torch
+from torch import Tensor
+
+LAYOUTS = ("BCTHW", "BTCHW", "pathways")
+SLOW_FRAMES = ("stride", "linspace")
 VIEW_AVERAGES = ("logits", "probabilities")
 
 
@@ -40,7 +46,11 @@ class InputSpec:
         std: by which each channel is then divided.
         range: pixel values of black and white before the mean is subtracted.
         channels: "rgb" or "bgr".
-        layout: order of the dimensions, one of LAYOUTS.
+        layout: order of the dimensions, one of LAYOUTS; "pathways": a list of the slow and the fast
+            pathway's clips, each BCTHW.
+        alpha: with "pathways", frames of the fast pathway for one of the slow pathway.
+        slow_frames: with "pathways", which frames these are, one of SLOW_FRAMES; see
+            `slow_pathway`.
         view_average: what is averaged over several views, one of VIEW_AVERAGES.
         classes: names of the classes in the order of the logits; None: unknown.
         published: accuracy that the authors report; None: unknown.
@@ -58,6 +68,8 @@ class InputSpec:
     range: tuple[float, float] = (0.0, 1.0)
     channels: str = "rgb"
     layout: str = "BCTHW"
+    alpha: int = 4
+    slow_frames: str = "stride"
     view_average: str = "logits"
     classes: tuple[str, ...] | None = None
     published: Published | None = None
@@ -66,7 +78,9 @@ class InputSpec:
         """Raise ValueError for values that no model has."""
         allowed = {
             "layout": LAYOUTS,
+            "slow_frames": SLOW_FRAMES,
             "channels": ("rgb", "bgr"),
+            "interpolation": ("bilinear", "bicubic"),
             "view_average": VIEW_AVERAGES,
         }
         for name, values in allowed.items():
@@ -75,6 +89,10 @@ class InputSpec:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ValueError(
                 f"mean={self.mean}, std={self.std}: give three numbers each, or one each"
+            )
+        if len(self.size) != 2 or len(self.range) != 2 or len(self.resize or (0, 0)) != 2:
+            raise ValueError(
+                f"size={self.size}, resize={self.resize}, range={self.range}: give two numbers each"
             )
         if min(self.std) <= 0 or self.range[1] <= self.range[0]:
             raise ValueError(
@@ -90,20 +108,24 @@ class InputSpec:
         resize = f"resized to {self.resize[0]} x {self.resize[1]}, " if self.resize else ""
         resize = f"short side {self.short_side}, " if self.short_side else resize
         low, high = self.range
+        layout = self.layout
+        if layout == "pathways":
+            layout = f"slow and fast pathway (alpha {self.alpha}, {self.slow_frames})"
         parts = [
             f"{self.frames} frame{'s' if self.frames > 1 else ''}{rate}",
             f"{resize}crop {height} x {width} ({self.interpolation})",
             f"{self.channels} in [{low:g}, {high:g}], mean {_numbers(self.mean)}, std"
             f" {_numbers(self.std)}",
-            f"{self.layout}, views averaged as {self.view_average}",
+            f"{layout}, views averaged as {self.view_average}",
         ]
         if self.classes:
             parts.append(f"{len(self.classes)} classes")
         if self.published:
             published = self.published
             parts.append(
-                f"published {100 * published.acc:.1f} % on {published.dataset} with"
-                f" {published.views} views ({published.source})"
+                f"published {100 * published.acc:.1f} % on {published.dataset}"
+                + (f" with {published.views} views" if published.views else "")
+                + (f" ({published.source})" if published.source else "")
             )
         return "; ".join(parts)
 
@@ -118,6 +140,82 @@ class InputSpec:
         """Standard deviations of pixels in [0, 1]."""
         low, high = self.range
         return tuple(value / (high - low) for value in self.std)
+
+
+# of two fields that exclude each other, the other one
+_INSTEAD = {
+    "stride": "fps",
+    "fps": "stride",
+    "short_side": "resize",
+    "resize": "short_side",
+}
+
+
+def overridden(card: InputSpec, **values: Any) -> InputSpec:
+    """Return a card with other values.
+
+    Args:
+        card: the card.
+        values: fields of InputSpec, where lists stand for tuples. `size` may be one number for both
+            sides, and `classes` a file with a name in each line. The published accuracy is acc,
+            acc_dataset, acc_views and acc_source.
+
+    Raises:
+        OSError: the file of classes cannot be read.
+        ValueError: for values that no model has, and for two that exclude each other.
+    """
+    changed: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    for key in [key for key in values if key in _INSTEAD]:
+        if _INSTEAD[key] in values:
+            raise ValueError(f"{key} and {_INSTEAD[key]} exclude each other; set one of them")
+        changed[_INSTEAD[key]] = None
+    if isinstance(changed.get("classes"), str):
+        lines = Path(changed["classes"]).expanduser().read_text().splitlines()
+        changed["classes"] = tuple(line.strip() for line in lines if line.strip())
+    if isinstance(changed.get("size"), int):
+        changed["size"] = (changed["size"],) * 2
+    elif len(changed.get("size", ())) == 1:
+        changed["size"] *= 2
+    reported = {
+        key.removeprefix("acc_"): changed.pop(key)
+        for key in ("acc", "acc_dataset", "acc_views", "acc_source")
+        if key in changed
+    }
+    if reported:
+        known = asdict(card.published) if card.published else {"views": "", "source": ""}
+        if not {"acc", "dataset"} <= {*known, *reported}:
+            raise ValueError("a published accuracy needs acc and acc_dataset; set both")
+        changed["published"] = Published(**(known | reported))
+    return replace(card, **changed)
+
+
+def arranged(x: Tensor, card: InputSpec) -> Tensor | list[Tensor]:
+    """Return RGB clips (B, 3, T, H, W) in the layout and order of channels of a card."""
+    if card.channels == "bgr":
+        x = x.flip(1)
+    if card.layout == "BTCHW":
+        return x.transpose(1, 2)
+    if card.layout == "pathways":
+        return [slow_pathway(x, card.alpha, card.slow_frames), x]
+    return x
+
+
+def slow_pathway(x: Tensor, alpha: int, slow_frames: str) -> Tensor:
+    """Return the frames of SlowFast's slow pathway from those of the fast one.
+
+    Args:
+        x: (B, C, T, H, W).
+        alpha: frames of the fast pathway for one of the slow pathway.
+        slow_frames: "stride": every alpha-th from the first, as in pytorchvideo. "linspace": as
+            many, from the first to the last, rounded down, as PySlowFast's pack_pathway_output.
+    """
+    if slow_frames == "stride":
+        return x[:, :, ::alpha]
+    frames = x.shape[2]
+    count = -(-frames // alpha)  # as many as the other way, which the connections expect
+    return x[:, :, torch.linspace(0, frames - 1, count, device=x.device).long()]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.models.backbone import BackboneParts
+from vidrobust.models.input_spec import slow_pathway
 
 
 def slowfast_r50(slow_frames: str = "stride") -> BackboneParts:
@@ -44,17 +45,7 @@ class _SlowFast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, 2304) of normalised clips (B, C, T, H, W)."""
         # Slow, fast. The connections between them have a stride of 4 frames (alpha in the paper).
-        pathways = [self._slow(x), x]
+        pathways = [slow_pathway(x, 4, self.slow_frames), x]
         for block in self.blocks:
             pathways = block(pathways)
         return torch.cat([p.mean((2, 3, 4)) for p in pathways], 1)
-
-    def _slow(self, x: Tensor) -> Tensor:
-        """Return the frames of the slow pathway, a quarter of all."""
-        if self.slow_frames == "stride":
-            return x[:, :, ::4]
-        frames = x.shape[2]
-        count = -(-frames // 4)  # as many as the other way, which the connections expect
-        # PySlowFast, slowfast/datasets/utils.py, pack_pathway_output: rounded down
-        index = torch.linspace(0, frames - 1, count, device=x.device).long()
-        return x[:, :, index]

@@ -3,6 +3,7 @@
 File names and option values may hold any character, and bytes that are not text.
 """
 
+import re
 from typing import Any
 
 # surrogates by which Python represents bytes that are not UTF-8 (PEP 383)
@@ -39,3 +40,8 @@ def shortened(text: str, limit: int) -> str:
 def shown(value: Any, limit: int = 80) -> str:
     """Return a value for a message: one line of at most `limit` characters."""
     return shortened(visible(value), limit)
+
+
+def class_key(name: str) -> str:
+    """Return the name of a class without case and punctuation, which lists write differently."""
+    return re.sub(r"[\W_]+", "", name.casefold())

@@ -44,10 +44,12 @@ class AugmentSpec:
         motion: probability that the clip shows only its temporal differences: what moves, without
             its look.
         center: for evaluation, side of a central crop as a fraction of the frame's short side,
-            without random parameters; 0: random crops.
+            without random parameters; a pair: its height and width as fractions of the frame's; 0:
+            random crops.
         shift: largest shift of the central crop along each axis, in pixels of the view. Beyond the
             frame, the view is black. CIFAR-10's usual augmentation is 4 of 32 pixels (He et al.
             2016, section 4.2).
+        interpolation: how boxes are resized to the view, "bilinear" or "bicubic".
     """
 
     size: int = 112
@@ -61,8 +63,9 @@ class AugmentSpec:
     blur_sigma: tuple[float, float] = (0.1, _LARGEST_SIGMA)
     solarize: float = 0.0
     motion: float = 0.0
-    center: float = 0.0
+    center: float | tuple[float, float] = 0.0
     shift: int = 0
+    interpolation: str = "bilinear"
 
 
 def faded(spec: AugmentSpec, epoch: int, epochs: int) -> AugmentSpec:
@@ -124,14 +127,16 @@ def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generat
         The parameters.
     """
     if spec.center:
-        side = max(1, round(min(height, width) * min(spec.center, 1)))
-        box = (height - side) // 2, (width - side) // 2, side, side
+        sides = _central_sides(spec.center, height, width)
+        corner = (height - sides[0]) // 2, (width - sides[1]) // 2
         if not spec.shift:
-            return ViewDraw(*box)
+            return ViewDraw(*corner, *sides)
         # The shift is in pixels of the view; convert it to pixels of the source.
         shifts = rng.integers(-spec.shift, spec.shift + 1, 2).tolist()
-        down, right = (round(pixels * side / spec.size) for pixels in shifts)
-        box = box[0] + down, box[1] + right, side, side
+        down, right = (
+            round(pixels * side / spec.size) for pixels, side in zip(shifts, sides, strict=True)
+        )
+        box = corner[0] + down, corner[1] + right, *sides
     else:
         box = _random_box(spec, height, width, rng)
     # The order of these samples must not change: runs are reproduced by it.
@@ -140,6 +145,15 @@ def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generat
     solarize = float(rng.random() < spec.solarize)
     motion = float(rng.random() < spec.motion) if spec.motion else 0.0
     return ViewDraw(*box, (*color, flip, solarize, motion))
+
+
+def _central_sides(center: float | tuple[float, float], height: int, width: int) -> tuple[int, int]:
+    """Return height and width of a central crop, in pixels of the source; see `AugmentSpec`."""
+    if isinstance(center, tuple):
+        sides = height * min(center[0], 1), width * min(center[1], 1)
+    else:
+        sides = (min(height, width) * min(center, 1),) * 2
+    return max(1, round(sides[0])), max(1, round(sides[1]))
 
 
 def to_float(clips: Tensor) -> Tensor:

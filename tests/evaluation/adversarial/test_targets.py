@@ -8,6 +8,7 @@ from tests.helpers import counting_frames, counting_video, read_numbers
 from vidrobust.config import DataConfig
 from vidrobust.data import Failure, Record, Source, source_videos
 from vidrobust.evaluation.adversarial.targets import crop_places, through_clips, video_units
+from vidrobust.evaluation.view_average import average_views
 
 CFG = DataConfig(frames=4, stride=3, short_side=32, size=32, workers=0)
 CPU = torch.device("cpu")
@@ -84,6 +85,31 @@ def test_logits_are_the_mean_over_views():
         ]
     ).mean(0)
     assert torch.allclose(through_clips(predict, source, 3, 6)(x), expected, atol=1e-6)
+
+
+def test_probabilities_are_averaged_as_their_logarithm():
+    """The softmax of the average is the mean of the views' softmax, and gradients flow."""
+    logits = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    averaged = average_views(logits, "probabilities")
+    assert torch.allclose(averaged.softmax(1), logits.softmax(2).mean(1))
+    assert torch.allclose(average_views(logits, "logits"), logits.mean(1))
+    loss = torch.nn.functional.cross_entropy(averaged, torch.tensor([0, 1, 2]))
+    wanted = -logits.softmax(2).mean(1)[[0, 1, 2], [0, 1, 2]].log().mean()
+    assert torch.allclose(
+        torch.autograd.grad(loss, logits)[0], torch.autograd.grad(wanted, logits)[0]
+    )
+    far = torch.tensor([[[1e4, 0.0], [0.0, 1e4]]])
+    assert torch.allclose(average_views(far, "probabilities").softmax(1), torch.tensor([[0.5] * 2]))
+
+
+def test_an_attack_on_a_video_averages_its_views_as_asked():
+    source = _source(4, [[0, 1], [2, 3]], 8, 8)
+    x = torch.rand(2, 3, 4, 8, 8)
+    predict = lambda v: 9 * v.flatten(2).mean(2)  # noqa: E731
+    views = torch.stack([predict(x[:, :, :2]), predict(x[:, :, 2:])], 1)
+    found = through_clips(predict, source, 1, 8, "probabilities")(x)
+    assert torch.allclose(found, average_views(views, "probabilities"), atol=1e-6)
+    assert not torch.allclose(found, views.mean(1), atol=1e-3)
 
 
 def test_crops_lie_along_the_longer_side():

@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
     read_baseline,
     relative_to,
 )
+from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
 
@@ -29,6 +31,7 @@ WORDS = [
     "eval.corruption.severities=[1,5]",
 ]
 CLASSES = ["a", "b"]
+SETTINGS = MeasureSettings(lambda x: x, Path(), 8, 0, torch.device("cpu"))
 MODULE = sys.modules["vidrobust.evaluation.evaluate"]
 
 
@@ -166,13 +169,17 @@ def test_attacks_and_corruptions_are_in_one_report(trained, tmp_path):
     )
 
 
-def test_the_logits_of_clips_are_averaged():
-    """Two clips prefer class 0, and one prefers 1 more strongly: the mean prefers 0."""
-    logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
+@pytest.mark.parametrize(("average", "answer"), [("logits", 0), ("probabilities", 1)])
+def test_the_logits_or_probabilities_of_clips_are_averaged(average, answer):
+    """One clip prefers class 0 strongly, and two prefer 1: its large logit decides the mean of
+    logits, but no probability is above 1.
+    """
+    logits = torch.tensor([[4.0, 0.0], [0.0, 1.9], [0.0, 1.9]])
     clips = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 1, 8, 8, 3)
     corrupted = Corrupted(0, [("fog", 1), ("fog", 2)], [clips, Failure(0, "v", 0, "bad")])
     predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
-    assert module._classify(predict, corrupted, torch.device("cpu")) == [0, None]
+    settings = replace(SETTINGS, view_average=average)
+    assert module._classify(predict, corrupted, settings) == [answer, None]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -182,7 +189,7 @@ def test_a_condition_with_nan_logits_has_no_prediction_but_a_reason(value):
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [value, 1.0]])
     predict = lambda x: logits[(255 * x[:, 0, 0, 0, 0]).round().long()]  # noqa: E731
     record = Record("a.avi", "/a.avi", 1)
-    answers = module._classify(predict, corrupted, torch.device("cpu"), record)
+    answers = module._classify(predict, corrupted, SETTINGS, record)
     assert answers == [1, None, 1]
     clean, fog = module._rows(corrupted, record, answers)
     assert clean["error"] is None
@@ -203,7 +210,7 @@ def test_a_label_without_a_logit_is_refused(label):
         module._classify(
             lambda x: torch.zeros(len(x), 2),
             corrupted,
-            torch.device("cpu"),
+            SETTINGS,
             Record("a.avi", "/a", label),
         )
 
@@ -211,7 +218,7 @@ def test_a_label_without_a_logit_is_refused(label):
 def test_outputs_that_are_not_logits_are_refused():
     corrupted = Corrupted(0, [("clean", 0)], [torch.zeros(1, 1, 8, 8, 3, dtype=torch.uint8)])
     with pytest.raises(UserError, match="give lambda x: model"):
-        module._classify(lambda x: (torch.zeros(len(x), 2),), corrupted, torch.device("cpu"))
+        module._classify(lambda x: (torch.zeros(len(x), 2),), corrupted, SETTINGS)
 
 
 def test_a_classifier_of_nan_is_reported_and_has_accuracy_0(trained, tmp_path, monkeypatch):

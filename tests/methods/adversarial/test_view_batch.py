@@ -59,7 +59,7 @@ def test_clae_as_published(batch):
     statistics.
     """
     views, ids, labels = batch
-    x1, x2, two, eps, alpha = views[:, 0], views[:, 1], ids.repeat(2), 0.03, 0.7
+    x1, x2, two, eps, alpha = views[:, 0], views[:, 1], ids.repeat(2), 1 / 32, 0.7
     model = branched()
     pairing = partial(clae_published, alpha=alpha, eps=eps)
     method = AdversarialSimCLR(copy.deepcopy(model), LossSettings(T), one_step(0), pairing=pairing)

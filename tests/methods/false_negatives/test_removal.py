@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import one_step
+from tests.methods.helpers import EPS
 from vidrobust.config import Config, ModelConfig
 from vidrobust.data import Record
 from vidrobust.methods import (
@@ -172,7 +173,7 @@ def test_the_adversary_meets_the_same_masks(batch):
     method = AdversarialSimCLR(
         copy.deepcopy(model),
         LossSettings(0.5),
-        one_step(0.02),
+        one_step(EPS),
         removal,
         views=ViewSettings(clips=clips),
     )
@@ -186,7 +187,7 @@ def test_the_adversary_meets_the_same_masks(batch):
         x = views[:, 0].clone().requires_grad_(True)
         za = model(x)
         nt_xent(torch.cat([za.detach(), za]), pair, 0.5, two).sum().backward()
-        z_adv = model((views[:, 0] + 0.02 * x.grad.sign()).clamp(0, 1))
+        z_adv = model((views[:, 0] + EPS * x.grad.sign()).clamp(0, 1))
     expected = nt_xent(torch.cat([z[0], z_adv]), pair, 0.5, two).view(2, -1).mean(0)
     assert torch.allclose(ours["loss_adv"], expected, atol=1e-5)
     assert not torch.allclose(
@@ -317,7 +318,7 @@ def test_every_anchor_of_the_adversarial_pair_keeps_a_negative():
     method = AdversarialSimCLR(
         add_branches(build_model(TINY, "projector")),
         LossSettings(0.5),
-        one_step(0.02),
+        one_step(EPS),
         removal,
         views=ViewSettings(clips=3),
     )

@@ -1,11 +1,15 @@
 """Files say what their models expect of inputs, and settings that no network has are refused."""
 
+import argparse
+
 import pytest
 import torch
 import yaml
 
-from tests.models.checkpoints.helpers import hub, pyslowfast_name, save
-from vidrobust import config
+from tests.models.checkpoints.helpers import hub, prefixed, pyslowfast_name, save
+from tests.models.checkpoints.originals import TorchvisionResNet, randomise
+from vidrobust import checkpoint, config
+from vidrobust.cli.common import model_config
 from vidrobust.evaluation.measured_model import load_source
 from vidrobust.models.checkpoints import recognise
 from vidrobust.training.weights_options import with_weights_options
@@ -133,15 +137,82 @@ def test_training_takes_the_statistics_of_the_file(tmp_path):
     assert (cfg.model.mean, cfg.model.std) == ([0.5, 0.4, 0.3], [0.25, 0.25, 0.2])
 
 
-def test_options_that_a_source_does_not_have_are_warned_of(tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr("vidrobust.models.checkpoints.file_card.log.warning", warnings.append)
+def test_statistics_of_the_input_card_come_before_those_of_the_file(tmp_path):
+    path = file_of(tmp_path, SETTINGS)
+    card = config.InputConfig(mean=[0.1, 0.1, 0.1])
+    model = config.ModelConfig(backbone="pytorchvideo:slow_r50", weights=str(path), input=card)
+    cfg = with_weights_options(config.Config(model=model))
+    assert cfg.model.mean == [] and cfg.model.input.mean == [0.1, 0.1, 0.1]
+
+
+def test_options_of_the_card_come_before_the_file(tmp_path, slow_state):
+    path = file_of(tmp_path, SETTINGS, slow_state)
+    card = config.InputConfig(frames=8, mean=[0.1, 0.1, 0.1])
+    cfg = config.Config(model=config.ModelConfig(input=card))
+    measured = load_source(cfg, "pytorchvideo:slow_r50", str(path))
+    assert (measured.input.frames, measured.input.stride) == (8, 16)
+    assert torch.allclose(measured.model.backbone.mean.flatten(), torch.full((3,), 0.1))
+
+
+def test_the_command_line_follows_the_card_of_the_file(tmp_path):
+    """Options of the command line come before it."""
+    path = file_of(tmp_path, SETTINGS)
+    args = argparse.Namespace(
+        model="pytorchvideo:slow_r50", weights=str(path), overrides=["data.stride=2"], cfg=None
+    )
+    cfg, _ = model_config(args)
+    assert (cfg.data.frames, cfg.data.size, cfg.data.stride) == (4, 64, 2)
+    assert cfg.eval.view_average == "probabilities"
+
+
+def test_a_file_is_read_once_and_not_kept(tmp_path, slow_state, monkeypatch):
+    path = str(file_of(tmp_path, SETTINGS, slow_state))
+    reads = []
+    read = checkpoint.read_foreign
+    monkeypatch.setattr(checkpoint, "read_foreign", lambda p: reads.append(p) or read(p))
+    args = argparse.Namespace(model="pytorchvideo:slow_r50", weights=path, overrides=[], cfg=None)
+    cfg, _ = model_config(args)
+    load_source(cfg, args.model, path)
+    assert reads == [path]
+    load_source(cfg, args.model, path)
+    assert reads == [path, path], "a file that has changed since is read again"
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    logged = []
+    monkeypatch.setattr("vidrobust.models.checkpoints.file_card.log.warning", logged.append)
+    return logged
+
+
+def slowfast_file(path):
+    """Write a SlowFast of PySlowFast without its configuration."""
     state = {
-        "s1.pathway0_stem.conv.weight": torch.ones(1),
-        "s1.pathway1_stem.conv.weight": torch.ones(1),
-        "s1_fuse.bn.weight": torch.ones(1),
+        pyslowfast_name(key): value
+        for key, value in hub("slowfast_r50").state_dict().items()
+        if not key.startswith("blocks.6")
     }
-    path = save(tmp_path / "a.pyth", {"model_state": state})
-    model = config.ModelConfig(backbone="pytorchvideo:slowfast_r50", weights=str(path))
-    assert with_weights_options(config.Config(model=model)).model.slow_frames == ""
-    assert len(warnings) == 1 and "need model.slow_frames=linspace, but" in warnings[0]
+    return save(path / "a.pyth", {"model_state": state})
+
+
+def test_the_slow_frames_of_pyslowfast_are_those_of_the_input_card(tmp_path, warnings):
+    path = slowfast_file(tmp_path)
+    spec = "pytorchvideo:slowfast_r50"
+    measured = load_source(config.Config(), spec, str(path))
+    assert measured.input.slow_frames == "linspace"
+    assert measured.model.backbone.trunk.input.slow_frames == "linspace"
+    model = config.ModelConfig(backbone=spec, weights=str(path))
+    assert with_weights_options(config.Config(model=model)).model.input.slow_frames == "linspace"
+    assert warnings == []
+
+
+def test_options_that_a_source_does_not_have_are_warned_of(tmp_path, warnings):
+    original = randomise(TorchvisionResNet((3, 1, 2), classes=0))
+    state = prefixed(original.state_dict(), "backbone.") | {"classifier.weight": torch.ones(2, 32)}
+    path = save(tmp_path / "solo.ckpt", {"state_dict": state})
+    model = config.ModelConfig(backbone="torchvision:resnet18", weights=str(path))
+    assert with_weights_options(config.Config(model=model)).model.stem == ""
+    assert [line.split(",")[0] for line in warnings] == [
+        "the weights need model.stem=cifar",
+        "the weights need model.stem_padding=2",
+    ]

@@ -168,6 +168,7 @@ def test_video_swin(tmp_path, norm):
     with torch.no_grad():
         assert torch.equal(network(clips), original(clips))
     assert found.layout.name.startswith("Video Swin")
+    assert (found.options["mean"], found.options["std"]) == IMAGENET
     assert len(found.head["weight"]) == 7 and found.card["view_average"] == "probabilities"
 
 
@@ -233,6 +234,13 @@ def test_an_mvit_with_absolute_positions_is_refused_by_name(tmp_path):
         ({"layer1.0.conv1.conv.net.weight": (64, 64, 1, 1)}, "its TSM shifts channels"),
         ({"conv1.conv.weight": (64, 3, 5, 7, 7)}, "its I3D halves the number of frames"),
         ({"conv1.conv.weight": (64, 3, 7, 7)}, "networks of single frames"),
+        (
+            {
+                "layers.0.blocks.0.attn.relative_position_bias_table": (169, 3),
+                "patch_embed.proj.weight": (96, 3, 4, 4),
+            },
+            "no source here has this network",
+        ),
         ({"conv1_s.conv.weight": (24, 3, 1, 3, 3)}, "no source here has this network"),
     ],
 )
@@ -262,3 +270,19 @@ def test_a_slow_network_of_optical_flow_or_with_non_local_blocks_is_refused(tmp_
     mmaction2_file(path, slow_only_state(**others), nn.Linear(4, 4))
     with pytest.raises(UserError, match="mmaction2: it has non-local blocks"):
         recognise(path)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["cls_head.fc_cls.weight", "conv1.weight"],
+        ["backbone.conv1.weight", "fc.weight"],
+        # of neighbouring layouts
+        ["encoder_q.0.layer4.0.conv1.weight", "encoder_q.0.conv1.weight"],
+        ["backbone.Conv_1a.conv2.weight", "final_fc.1.weight"],
+        ["layer4.0.conv1.weight", "conv1.weight", "bn1.running_var"],
+    ],
+)
+def test_similar_names_are_those_of_a_plain_backbone(tmp_path, keys):
+    path = save(tmp_path / "a.pth", {"state_dict": {key: torch.zeros(2, 2) for key in keys}})
+    assert recognise(path).layout.name == "a state dict of the backbone itself"

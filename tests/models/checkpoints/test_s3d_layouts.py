@@ -54,7 +54,9 @@ def test_coclr_finetuned(tmp_path, original, place):
     path = save(tmp_path / "a.pth.tar", {"state_dict": state})
     network, _ = loaded(path, "torchvision:s3d")
     assert_same_features(network, original, 16, IMAGENET, size=64)
-    assert torch.equal(recognise(path, network.head_key).head["weight"], head.weight)
+    found = recognise(path, network.head_key)
+    assert torch.equal(found.head["weight"], head.weight)
+    assert found.card["frames"] == 32
 
 
 def test_a_classifier_behind_a_norm_is_left_out(tmp_path, original):
@@ -78,8 +80,14 @@ def test_a_classifier_behind_a_norm_is_left_out(tmp_path, original):
         ),
     ],
 )
-def test_other_versions_of_s3d_are_refused_by_name(tmp_path, original, changes, said):
-    path = save(tmp_path / "a.pth.tar", {"state_dict": pretrained(original) | changes})
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_other_versions_of_s3d_are_refused_by_name(tmp_path, original, changes, said, finetuned):
+    state = pretrained(original) | changes
+    if finetuned:
+        state = {key.replace("encoder_q.0.", "backbone."): value for key, value in state.items()}
+        state |= {"final_fc.1.weight": torch.zeros(7, 1024)}
+        said = said.replace("S3D:", "S3D, finetuned:", 1)
+    path = save(tmp_path / "a.pth.tar", {"state_dict": state})
     with pytest.raises(UserError, match=f"a.pth.tar: {said}"):
         recognise(path, "classifier.1")
 

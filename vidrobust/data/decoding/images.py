@@ -73,6 +73,38 @@ class FrameFolder:
         """Do nothing: no file is kept open."""
 
 
+class ArrayFile:
+    """Read a file of numpy, (T, H, W, 3) uint8, as a video.
+
+    Args:
+        path: the file.
+    """
+
+    backend = "frames"
+    fps = 0.0
+    resized = 0
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DecodeError(f"{path}: not an array, or cut short ({one_line(error)})") from None
+        if self.array.ndim != 4 or self.array.shape[3] != 3 or self.array.dtype != np.uint8:
+            raise DecodeError(
+                f"{path}: an array {self.array.shape} of {self.array.dtype}; save frames as"
+                " (T, H, W, 3) uint8"
+            )
+        self.num_frames = len(self.array)
+
+    def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the frames of some indices; see `Video.frames`."""
+        for number in indices:
+            yield np.array(self.array[number])
+
+    def close(self) -> None:
+        """Do nothing: the array is closed with the last reference to it."""
+
+
 def is_image(path: str) -> bool:
     """Return whether a record is a single image, judging by its path; nothing is read."""
     return path.startswith(TORCHVISION) or Path(path).suffix.lower() in IMAGE_SUFFIXES
@@ -107,7 +139,7 @@ class TorchvisionImage:
 
     def frames(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the one frame; see `Video.frames`."""
-        yield np.asarray(self.image.convert("RGB"))
+        yield np.array(self.image.convert("RGB"))
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
@@ -258,8 +290,8 @@ def _read_image(path: str) -> np.ndarray:
                 upright = Pillow.fromarray(
                     (np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)
                 )
-            # A rotation may give a view with negative strides, which breaks torch.
-            return np.ascontiguousarray(upright.convert("RGB"))
+            # a copy: Pillow's own array is read-only, which torch warns of
+            return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(f"{path}: no such file") from None
     except Exception as error:

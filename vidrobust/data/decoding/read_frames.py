@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from vidrobust.data.decoding.agreement import disagreement
 from vidrobust.data.decoding.images import (
     TORCHVISION,
+    ArrayFile,
     FrameFolder,
     Image,
     TorchvisionImage,
@@ -78,7 +80,13 @@ def read_frames(
 
 
 def frames_of(
-    video: Video, path: str | Path, indices: np.ndarray, *, short_side: int | None = None
+    video: Video,
+    path: str | Path,
+    indices: np.ndarray,
+    *,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
     """Read frames of an open video.
 
@@ -87,6 +95,8 @@ def frames_of(
         path: its path, for messages.
         indices: (T,) int, each in [0, number of frames), in any order, repeats allowed.
         short_side: pixels of the shorter side, aspect ratio kept; None keeps the size.
+        size: height and width of the frames, whatever their shape, in place of short_side.
+        interpolation: see `resize`.
 
     Returns:
         (T, H, W, 3) uint8, RGB.
@@ -96,17 +106,23 @@ def frames_of(
     """
     unique, position = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     # Shrink one frame at a time: all frames of a large video at full size would take gigabytes.
-    small = [_shrunk(frame, short_side) for frame in checked_frames(video, path, unique)]
+    small = [
+        _resized(frame, short_side, size, interpolation)
+        for frame in checked_frames(video, path, unique)
+    ]
     return np.stack(small)[position]
 
 
-def _shrunk(frame: np.ndarray, short_side: int | None) -> np.ndarray:
-    """Return a frame (H, W, 3) with a shorter side of `short_side` pixels; unchanged for None."""
-    if not short_side:
+def _resized(
+    frame: np.ndarray, short_side: int | None, size: tuple[int, int] | None, interpolation: str
+) -> np.ndarray:
+    """Return a frame (H, W, 3) resized; see `frames_of`."""
+    if not short_side and not size:
         return frame
     height, width = frame.shape[:2]
-    scale = short_side / min(height, width)
-    return resize(frame[None], round(height * scale), round(width * scale)).numpy()[0]
+    scale = (short_side or 0) / min(height, width)
+    size = size or (round(height * scale), round(width * scale))
+    return resize(frame[None], *size, interpolation).numpy()[0]
 
 
 @contextmanager
@@ -197,13 +213,14 @@ def checked_frames(video: Video, path: str | Path, unique: np.ndarray) -> Iterat
         )
 
 
-def resize(frames: np.ndarray, height: int, width: int) -> Tensor:
-    """Resize frames bilinearly, with antialiasing.
+def resize(frames: np.ndarray, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
+    """Resize frames, with antialiasing.
 
     Args:
         frames: (T, H, W, 3) uint8.
         height: new height, in pixels.
         width: new width, in pixels.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
         (T, height, width, 3) uint8.
@@ -211,7 +228,10 @@ def resize(frames: np.ndarray, height: int, width: int) -> Tensor:
     if frames.shape[1:3] == (height, width):
         return torch.from_numpy(frames)
     return tvf.resize(
-        torch.from_numpy(frames).permute(0, 3, 1, 2), [height, width], antialias=True
+        torch.from_numpy(frames).permute(0, 3, 1, 2),
+        [height, width],
+        InterpolationMode(interpolation),
+        antialias=True,
     ).permute(0, 2, 3, 1)
 
 
@@ -226,7 +246,8 @@ def _open(
     """Return the reader of a file.
 
     Args:
-        path: a video, an image, a folder of frames, or an image of a torchvision data set.
+        path: a video, an image, a folder of frames, a file of numpy, or an image of a torchvision
+            data set.
         backend: a name of BACKENDS.
         frames: number of frames that decode; 0: unknown.
         seekable: whether times identify frames; None: unknown.
@@ -244,6 +265,8 @@ def _open(
         raise DecodeError(f"{path}: the file is empty")
     if is_image(path):
         return Image(path)
+    if file.suffix == ".npy":
+        return ArrayFile(path)
     if file.suffix.lower() == ".gif":
         return PyAV(path, frames, seekable)
     reader = lookup(BACKENDS, backend, "data.backend")

@@ -78,7 +78,7 @@ def _doubts(cfg: config.Config, settings: AttackSettings) -> list[str]:
     if idle := settings.suite.without_effect():
         doubts.append(f"no effect with eval.suite={e.suite}: eval." + ", eval.".join(idle))
     # the centre crop leaves out this many pixels of a source frame at each end of the shorter side
-    cropped = (data.short_side - data.size) // 2
+    cropped = (min(data.resize or [data.short_side]) - data.size) // 2
     for threat in settings.ordered:
         fraction = covered(threat, data.size)
         if e.unit == "clip" and fraction > 0.25:

@@ -120,7 +120,13 @@ def _claim_folder(
         {
             "model": model,
             "videos": videos_of(dataset),
-            "protocol": protocol_of(dataset, unit=unit, crops=attack.crops, h264=attack.h264_crf),
+            "protocol": protocol_of(
+                dataset,
+                settings.view_average,
+                unit=unit,
+                crops=attack.crops,
+                h264=attack.h264_crf,
+            ),
             "suite": str(attack.suite),
             "seed": attack.seed,
         },
@@ -146,7 +152,9 @@ def _attack_groups(
     predict = MicroBatches(settings.predict, settings.batch_size)
     ours = [groups[number] for number in numbers]
     if isinstance(dataset, SourceVideos):
-        units = video_units(predict, dataset, ours, attack.crops, settings.device)
+        units = video_units(
+            predict, dataset, ours, attack.crops, settings.device, settings.view_average
+        )
     else:
         units = clip_units(predict, dataset, ours, settings.workers, settings.device)
     silent = distributed.rank() > 0 or not sys.stderr.isatty()

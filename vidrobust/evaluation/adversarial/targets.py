@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidrobust.attacks import Predict
 from vidrobust.data import ClipDataset, Failure, Source, SourceVideos, batch_loader, worker_deaths
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.inference import to_clips
 from vidrobust.views import to_float
 
@@ -73,8 +74,9 @@ def video_units(
     groups: list[list[int]],
     crops: int,
     device: torch.device,
+    view_average: str = "logits",
 ) -> Iterator[Unit]:
-    """Yield a unit per video: its source frames, with logits averaged over all clips and crops.
+    """Yield a unit per video: its source frames, with outputs averaged over all clips and crops.
 
     Args:
         predict: (B, 3, T, H, W) in [0, 1] -> (B, K) logits of clips.
@@ -82,6 +84,7 @@ def video_units(
         groups: indices of videos.
         crops: of each clip, 1 or 3.
         device: of the frames.
+        view_average: see `average_views`.
     """
     for index in (index for group in groups for index in group):
         source = videos[index]
@@ -96,7 +99,7 @@ def video_units(
             index=[index],
             fps=[source.fps],
             failed=[],
-            predict=through_clips(predict, source, crops, videos.size),
+            predict=through_clips(predict, source, crops, videos.size, view_average),
             views=len(source.clips) * crops,
         )
 
@@ -105,8 +108,10 @@ def _no_clips() -> Tensor:
     return torch.empty(0, 3, 1, 1, 1)
 
 
-def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Predict:
-    """Return the prediction for source frames (B, 3, F, H, W): the mean over clips and crops.
+def through_clips(
+    predict: Predict, source: Source, crops: int, size: int, view_average: str = "logits"
+) -> Predict:
+    """Return the prediction for source frames (B, 3, F, H, W): the average over clips and crops.
 
     Clips that overlap show the same frames, so that the gradient of a frame is the sum over all
     clips that show it.
@@ -116,6 +121,7 @@ def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Pr
         source: frames of a video, and which of them each of K clips shows.
         crops: 1, the centre, or 3 along the longer side.
         size: of a crop, in pixels.
+        view_average: see `average_views`.
     """
     frames = torch.from_numpy(source.clips)
     height, width = source.frames.shape[1:3]
@@ -127,7 +133,8 @@ def through_clips(predict: Predict, source: Source, crops: int, size: int) -> Pr
             [clips[..., top : top + size, left : left + size] for top, left in places], 2
         )
         logits = predict(views.flatten(0, 2))
-        return logits.float().view(len(x), len(frames) * len(places), -1).mean(1)
+        by_view = logits.float().view(len(x), len(frames) * len(places), -1)
+        return average_views(by_view, view_average)
 
     return average
 

@@ -28,6 +28,7 @@ from vidrobust.evaluation.results import (
     unfinished,
 )
 from vidrobust.evaluation.settings import MeasureSettings
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.inference import evenly, to_clips
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
@@ -273,7 +274,7 @@ def _claim_folder(settings: MeasureSettings, dataset: ClipDataset, seed: int) ->
     identity = {
         "model": identify_model(settings.predict, dataset, settings.device, settings.identity),
         "videos": videos_of(dataset),
-        "protocol": protocol_of(dataset),
+        "protocol": protocol_of(dataset, settings.view_average),
         "seed": seed,
     }
     own_folder(settings.out, _STEM, identity)
@@ -339,7 +340,7 @@ def _measure_view(
     for part in parts:
         batch = next(batches)
         partner_batch = None if partner_batches is None else next(partner_batches)
-        yield _rows(view, part, batch, partner_batch, predict, settings.device)
+        yield _rows(view, part, batch, partner_batch, predict, settings)
 
 
 def _batches(dataset: ClipDataset, parts: Sequence[Sequence[int]], workers: int) -> Iterator[Batch]:
@@ -356,7 +357,7 @@ def _rows(
     batch: Batch,
     partner_batch: Batch | None,
     predict: MicroBatches,
-    device: torch.device,
+    settings: MeasureSettings,
 ) -> list[Row]:
     """Return one row per video of the part.
 
@@ -368,7 +369,7 @@ def _rows(
         batch: holds the videos.
         partner_batch: holds their partners; None if the view has none.
         predict: the model.
-        device: device that the clips are moved to.
+        settings: device, and how clips are averaged.
     """
     records = view.dataset.records
     errors = {failure.index: failure.reason for failure in batch.failed}
@@ -384,14 +385,15 @@ def _rows(
 
     predictions: dict[int, int] = {}
     if shown:
-        x = _make_clips(view, shown, batch, partner_batch, device)
+        x = _make_clips(view, shown, batch, partner_batch, settings.device)
         logits = logits_of(predict(x), len(x))
         for index in shown:
             require_label(records[index].uid, records[index].label, logits.shape[1])
-        # A video is classified by the mean of its clips' logits, if all of them are finite.
+        # A video is classified by the average of its clips, if the logits of all are finite.
         by_clip = (len(shown), view.dataset.spec.clips)
         finite = finite_logits(logits).view(by_clip).all(1).tolist()
-        classes = logits.view(*by_clip, -1).mean(1).argmax(1).tolist()
+        averaged = average_views(logits.view(*by_clip, -1), settings.view_average)
+        classes = averaged.argmax(1).tolist()
         for index, predicted, is_finite in zip(shown, classes, finite, strict=True):
             if is_finite:
                 predictions[index] = predicted

@@ -42,6 +42,7 @@ from vidrobust.evaluation.results import (
     unfinished,
 )
 from vidrobust.evaluation.settings import MeasureSettings
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.logging import log
@@ -174,7 +175,7 @@ def evaluate_corruptions(
     with appending(settings.out, _STEM) as append, worker_deaths(videos):
         for corrupted in corrupted_loader(videos, settings.workers):
             record = videos.records[corrupted.index]
-            predicted = _classify(predict, corrupted, settings.device, record)
+            predicted = _classify(predict, corrupted, settings, record)
             append(_rows(corrupted, record, predicted))
             progress.update()
     progress.close()
@@ -187,7 +188,7 @@ def _claim_folder(settings: MeasureSettings, videos: CorruptedVideos) -> None:
     identity = {
         "model": identify_model(settings.predict, videos, settings.device, settings.identity),
         "videos": videos_of(videos),
-        "protocol": protocol_of(videos, place=videos.reader.place),
+        "protocol": protocol_of(videos, settings.view_average, place=videos.reader.place),
         "seed": videos.reader.seed,
     }
     own_folder(settings.out, _STEM, identity)
@@ -257,14 +258,17 @@ def _restricted(row: Row, asked: Severities) -> Row:
 
 @torch.no_grad()
 def _classify(
-    predict: Predict, corrupted: Corrupted, device: torch.device, record: Record | None = None
+    predict: Predict,
+    corrupted: Corrupted,
+    settings: MeasureSettings,
+    record: Record | None = None,
 ) -> list[int | None]:
     """Return the predicted class of each condition.
 
     Args:
         predict: the model.
         corrupted: the clips of each condition, or why it failed.
-        device: device that the clips are moved to.
+        settings: device, and how clips are averaged.
         record: the video, whose label is checked against the number of logits; None: no check.
 
     Returns:
@@ -276,13 +280,14 @@ def _classify(
     decoded = [clips for clips in corrupted.clips if isinstance(clips, Tensor)]
     if not decoded:
         return [None] * len(corrupted.clips)
-    x = to_float(torch.stack(decoded).to(device))  # (conditions, clips, C, T, H, W)
+    x = to_float(torch.stack(decoded).to(settings.device))  # (conditions, clips, C, T, H, W)
     batch = x.flatten(0, 1)
     logits = logits_of(predict(batch), len(batch))
     if record is not None:
         require_label(record.uid, record.label, logits.shape[1])
-    # The logits of a video's clips are averaged; one clip without finite logits spoils the mean.
-    classes = logits.view(*x.shape[:2], -1).mean(1).argmax(1).tolist()
+    # The clips of a video are averaged; one clip without finite logits spoils the mean.
+    by_clip = logits.view(*x.shape[:2], -1)
+    classes = average_views(by_clip, settings.view_average).argmax(1).tolist()
     finite = finite_logits(logits).view(x.shape[:2]).all(1).tolist()
     answers = iter(
         [

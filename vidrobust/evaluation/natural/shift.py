@@ -22,6 +22,7 @@ from vidrobust.data import FORMATS, Record, build_records, eval_dataset, records
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
 from vidrobust.evaluation.results import decoding_failures, fault, model_faults
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.feature_store import DiskStore
 from vidrobust.models.inference import evenly, extract
 from vidrobust.utils import distributed
@@ -29,6 +30,7 @@ from vidrobust.utils.atomic_files import read_rows, replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.logging import log
+from vidrobust.utils.text import class_key
 
 # Concept -> (classes of UCF101, classes of HMDB51): the twelve of UCF-HMDB full (Chen et al. 2019),
 # and two added here, dive and handstand.
@@ -88,7 +90,7 @@ def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
     concepts = [key for key in dict.fromkeys(own_concepts) if key is not None]
     number = {key: n for n, key in enumerate(concepts)}
     # A concept of the table has the table's name, any other that of the own class.
-    table_names = {_plain(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
+    table_names = {class_key(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
     names = [table_names.get(key) or own[own_concepts.index(key)] for key in concepts]
     return Shared(
         names,
@@ -102,7 +104,7 @@ def _hmdb_of_ucf() -> dict[str, str]:
     table = {}
     for ucf_names, (hmdb_name,) in UCF_HMDB.values():
         for ucf_name in ucf_names:
-            table[_plain(ucf_name)] = _plain(hmdb_name)
+            table[class_key(ucf_name)] = class_key(hmdb_name)
     return table
 
 
@@ -130,16 +132,11 @@ def _keys(names: Sequence[str]) -> list[str]:
     A name is compared without case and punctuation. If that leaves nothing, or makes two names
     equal, the name itself is its key.
     """
-    plain = [_plain(name) for name in names]
+    plain = [class_key(name) for name in names]
     return [
         key if key and plain.count(key) == 1 else name
         for key, name in zip(plain, names, strict=True)
     ]
-
-
-def _plain(name: str) -> str:
-    """Return a name without case and punctuation."""
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def among(logits: Tensor, own: dict[int, int], concepts: int) -> Tensor:
@@ -239,8 +236,8 @@ def _warn_of_ambiguous_names(
         other_classes: class names of the other data set.
         shared: what `shared_classes` returns for them.
     """
-    plain = [_plain(name) for name in other_classes]
-    own_plain = {_plain(name) for name in classes}
+    plain = [class_key(name) for name in other_classes]
+    own_plain = {class_key(name) for name in classes}
     ambiguous = [
         name
         for i, name in enumerate(other_classes)
@@ -311,9 +308,9 @@ def evaluate_shift(
 ) -> Shift | None:
     """Measure accuracy on the videos of `other_records`, and write out/shift.jsonl.
 
-    Every rank must call this function; the ranks share the videos. The logits of a video's clips
-    are averaged, and the answer is the best of the shared classes. A video counts as wrong if it
-    does not decode, or if the model returns NaN for it.
+    Every rank must call this function; the ranks share the videos. The clips of a video are
+    averaged (eval.view_average), and the answer is the best of the shared classes. A video counts
+    as wrong if it does not decode, or if the model returns NaN for it.
 
     Existing rows of the same model, videos and protocol (out/shift.identity.json) are read, not
     measured again. A call that was killed can be repeated, and continues with the logits written so
@@ -349,7 +346,12 @@ def evaluate_shift(
     folder_identity = {
         "model": identify_model(predict, dataset, device, identity),
         "videos": records_sha(records + own_records),
-        "protocol": protocol_of(dataset, name=cfg.eval.shift.name, concepts=shared.concepts),
+        "protocol": protocol_of(
+            dataset,
+            cfg.eval.view_average,
+            name=cfg.eval.shift.name,
+            concepts=shared.concepts,
+        ),
     }
     own_folder(out, "shift", folder_identity)
     if _read_finished(path, len(records), len(own_records)) is None:
@@ -470,7 +472,8 @@ def _rows(
             f"eval.shift.name={cfg.eval.shift.name}: class {max(shared.own)} is shared, but the "
             f"model gives {logits.shape[-1]} logits; use a model of the data set's classes"
         )
-    answers = among(logits.mean(1), shared.own, len(shared.concepts)).tolist()
+    averaged = average_views(logits, cfg.eval.view_average)
+    answers = among(averaged, shared.own, len(shared.concepts)).tolist()
     finite = finite_logits(logits.flatten(0, 1)).view(logits.shape[:2]).all(1).tolist()
     predictions: dict[int, int] = {}
     errors = {failure.index: failure.reason for failure in outputs.failed}

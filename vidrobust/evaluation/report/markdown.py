@@ -16,7 +16,7 @@ from vidrobust.evaluation.report.geometry_tables import geometry_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.evaluation.results import classes_of
-from vidrobust.evaluation.summary import Summary, read_summary
+from vidrobust.evaluation.summary import Summary, published_beside, read_summary
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import visible
 
@@ -83,7 +83,7 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         "",
         (
             f"Accuracy over {summary.views['representation']} views (clips x crops) of each test"
-            " video, logits averaged; 95 % Wilson intervals."
+            f" video, {summary.view_average} averaged; 95 % Wilson intervals."
         ),
         "",
         *markdown.table(
@@ -91,6 +91,7 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
             *_representation_rows(summary.representation),
         ),
         "",
+        *_published_lines(summary),
         *(_attack_lines(out, summary) if summary.curve else []),
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
@@ -134,6 +135,21 @@ def _model_lines(summary: Summary) -> list[str]:
     return [" ".join(sentences), ""] if sentences else []
 
 
+def _published_lines(summary: Summary) -> list[str]:
+    """Return our accuracy beside the published one, where the model's authors report one."""
+    both = published_beside(summary)
+    if both is None:
+        return []
+    published, acc = both
+    details = [f"{published.views} views"] if published.views else []
+    details += [markdown.escape(published.source)] if published.source else []
+    return [
+        f"Own head here {_percent(acc)}, published {_percent(published.acc)}"
+        + (f" ({', '.join(details)})." if details else "."),
+        "",
+    ]
+
+
 def _representation_rows(accuracies: dict[str, Accuracy]) -> list[list[str]]:
     """Return a row per classifier: accuracy with trained and with random weights."""
     rows = [
@@ -143,6 +159,7 @@ def _representation_rows(accuracies: dict[str, Accuracy]) -> list[list[str]]:
             _accuracy_cell(accuracies, f"random_{key}"),
         ]
         for title, key in (("linear probe", "probe"), ("kNN", "knn"))
+        if f"trained_{key}" in accuracies
     ]
     if "head" in accuracies:
         rows.append(["own head", _accuracy_cell(accuracies, "head"), ""])

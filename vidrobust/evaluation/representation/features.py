@@ -13,6 +13,7 @@ import torch
 
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset, records_sha
+from vidrobust.data.given import loose_records
 from vidrobust.evaluation.loading import load_method, make_norms_precise
 from vidrobust.evaluation.measured_model import load_source
 from vidrobust.models import Model
@@ -32,6 +33,7 @@ def write_features(
     path: Path,
     split: str,
     *,
+    videos: str = "",
     per_video: bool = False,
     overwrite: bool = False,
 ) -> tuple[int, int]:
@@ -41,10 +43,13 @@ def write_features(
 
     - features: (N, D) float32.
     - labels, uids, clip_index, start_frame, fps: (N,).
+    - start_s, end_s: (N,), when the clip begins and ends, in seconds; NaN where the frame rate is
+      unknown, as of images.
     - meta: a JSON string that says what the features were computed from.
 
     A row is a clip, `eval.clips` of each video. With per_video, a row is a video: features are
-    means over its clips, clip_index is -1, and start_frame is that of the first clip.
+    means over its clips, clip_index is -1, start_frame is that of the first clip, and end_s that of
+    the last.
 
     Features are written to `<path>.partial/` as they are computed. A killed extraction can be
     repeated, and continues where it stopped. Under torchrun the ranks share the work.
@@ -53,7 +58,8 @@ def write_features(
         cfg: configuration of the run.
         state: checkpoint of the run.
         path: the file to write.
-        split: "train" or "test".
+        split: "train" or "test"; with videos, a name for messages.
+        videos: loose videos in place of the data set; see `loose_records`.
         per_video: whether to average the features of each video.
         overwrite: whether to replace a file that holds other features.
 
@@ -71,6 +77,7 @@ def write_features(
         lambda classes: (load_method(cfg, state, classes).model, weights),
         path,
         split,
+        videos=videos,
         per_video=per_video,
         overwrite=overwrite,
     )
@@ -83,6 +90,7 @@ def write_source_features(
     path: Path,
     split: str,
     *,
+    videos: str = "",
     per_video: bool = False,
     overwrite: bool = False,
 ) -> tuple[int, int]:
@@ -93,7 +101,8 @@ def write_source_features(
         spec: such as `torchvision:r3d_18`.
         weights: file of weights; "": those that the spec names.
         path: the file to write.
-        split: "train" or "test".
+        split: "train" or "test"; with videos, a name for messages.
+        videos: loose videos in place of the data set; see `loose_records`.
         per_video: whether to average the features of each video.
         overwrite: whether to replace a file that holds other features.
 
@@ -110,6 +119,7 @@ def write_source_features(
         lambda classes: (measured.model, named),
         path,
         split,
+        videos=videos,
         per_video=per_video,
         overwrite=overwrite,
     )
@@ -121,6 +131,7 @@ def _write_features(
     path: Path,
     split: str,
     *,
+    videos: str,
     per_video: bool,
     overwrite: bool,
 ) -> tuple[int, int]:
@@ -130,13 +141,15 @@ def _write_features(
         cfg: the configuration.
         load: number of classes -> the model, and what `meta` says of its weights.
         path: the file to write.
-        split: "train" or "test".
+        split: "train" or "test"; with videos, a name for messages.
+        videos: loose videos in place of the data set; see `loose_records`.
         per_video: whether to average the features of each video.
         overwrite: whether to replace a file that holds other features.
     """
     device = distributed.start(cfg.device)
     with distributed.main_first():
-        records, classes = build_records(cfg.data, split)
+        loose = (loose_records(videos, cfg.data.frames), list[str]()) if videos else None
+        records, classes = loose or build_records(cfg.data, split)
     seed_everything(cfg.seed, cfg.deterministic)
     model, weights = load(len(classes))
     model = model.to(device)
@@ -152,8 +165,8 @@ def _write_features(
             f"{len(features.failed)} of {len(records)} videos do not decode and have no rows in"
             f" {path}; the first: {features.failed[0].reason}"
         )
-    videos, clips, dim = features.features.shape
-    return videos * (1 if per_video else clips), dim
+    count, clips, dim = features.features.shape
+    return count * (1 if per_video else clips), dim
 
 
 def _describe(
@@ -190,8 +203,18 @@ def _describe(
         "classes": classes,
         **weights,
         "manifest_sha": records_sha(records),
-        # files of earlier versions have no such entry
-        **({"precise_bn": cfg.eval.precise_bn} if cfg.eval.precise_bn else {}),
+        **{key: value for key, value in _later(cfg).items() if value},
+    }
+
+
+def _later(cfg: config.Config) -> dict[str, Any]:
+    """Return options that files of earlier versions do not have, empty at their defaults."""
+    interpolation = cfg.data.interpolation
+    return {
+        "precise_bn": cfg.eval.precise_bn,
+        "fps": cfg.data.fps,
+        "resize": cfg.data.resize,
+        "interpolation": "" if interpolation == "bilinear" else interpolation,
     }
 
 
@@ -223,6 +246,7 @@ def _extract(
     identity = meta | {
         name: getattr(cfg.data, name) for name in ("policy", "short_side", "series", "backend")
     }
+    identity["rows"] = "with ends"  # unfinished files of earlier versions begin anew
     with ExitStack() as lock:
         # Only one process may write to the folder; the first rank holds it for all.
         with distributed.together():
@@ -254,6 +278,8 @@ def _write(path: Path, features: Features, meta: dict[str, Any]) -> None:
     rows = 1 if per_video else clips  # per video
     values = features.features.mean(1) if per_video else features.features.flatten(0, 1)
     failed = [{"uid": failure.uid, "reason": failure.reason} for failure in features.failed]
+    fps = torch.where(features.fps > 0, features.fps, torch.nan)[:, None]
+    ends = features.end.amax(1, keepdim=True) if per_video else features.end
     with replacing(path) as file:
         np.savez(
             file,
@@ -263,6 +289,8 @@ def _write(path: Path, features: Features, meta: dict[str, Any]) -> None:
             clip_index=np.full(videos, -1) if per_video else np.tile(np.arange(clips), videos),
             start_frame=features.start[:, :rows].flatten().numpy(),
             fps=features.fps.repeat_interleave(rows).numpy(),
+            start_s=(features.start[:, :rows] / fps).flatten().numpy(),
+            end_s=(ends / fps).flatten().numpy(),
             meta=json.dumps(meta | {"failed": failed}),
         )
 

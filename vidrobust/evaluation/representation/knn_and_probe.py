@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vidrobust import config
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
+from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.feature_store import Features
 from vidrobust.utils.intervals import wilson
 
@@ -75,11 +76,12 @@ def measure_representation(
 ) -> Representation:
     """Classify the test videos by kNN, by a linear probe, and by the model's own head.
 
-    kNN and the probe use all clips of the training videos. The logits or votes of a test video's
-    clips are averaged.
+    kNN and the probe use all clips of the training videos. The logits (or, by eval.view_average,
+    probabilities) of a test video's clips are averaged, and so are its votes of kNN.
 
     Args:
-        gallery: features of the training videos, under the trained and the random weights.
+        gallery: features of the training videos, under the trained and the random weights; empty:
+            neither kNN nor the probe.
         queries: features of the test videos, under the trained and the random weights.
         classes: number of classes.
         cfg: options of kNN and of the probe.
@@ -105,13 +107,14 @@ def measure_representation(
             temperature=cfg.knn_temperature,
             names=(test.uids, train.uids),
         )
-        result.predictions[f"{name}_probe"] = probe(videos).mean(1).argmax(1).cpu()
+        logits = average_views(probe(videos), cfg.view_average)
+        result.predictions[f"{name}_probe"] = logits.argmax(1).cpu()
         result.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
         # The first probe is that of the trained weights, which is attacked later.
         result.probe = result.probe or probe
     if head is not None:
         with torch.no_grad():
-            logits = head(queries[0].features.to(device)).mean(1)
+            logits = average_views(head(queries[0].features.to(device)), cfg.view_average)
             result.predictions["head"] = logits.argmax(1).cpu()
     return result
 

@@ -1,6 +1,6 @@
 """Read the input card that a file of weights holds, and apply it to that of a source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from vidrobust.utils.logging import log
 
 # PySlowFast's have about 10,000; a parser in Python would need minutes for a huge one
 _LONGEST = 200_000
+_STATISTICS = ("mean", "std")
 _ALPHA = 4  # frames of the fast pathway per frame of the slow one, in slowfast_r50 and r101
 
 
@@ -99,37 +100,45 @@ def pyslowfast_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": mean, "std": std} if min(std) > 0 else {}
 
 
-def with_file_card(card: InputSpec, found: Recognised, spec: str) -> InputSpec:
-    """Return an input card in which what a file says replaces what the source says.
+def file_adjustment(found: Recognised) -> Callable[[InputSpec], InputSpec]:
+    """Return the change that a file makes to the input card of a source.
 
     Args:
-        card: of the source.
         found: weights of the file.
-        spec: of the source, for messages.
     """
-    statistics = source_options(found.options, spec)
+    statistics = {name: found.options[name] for name in _STATISTICS if name in found.options}
     fields = {**found.card, **{name: tuple(value) for name, value in statistics.items()}}
     if statistics:  # in the units of pixels in [0, 1]
         fields["range"] = (0.0, 1.0)
-    return replace(card, **fields)
+    # of two fields that exclude each other, the file says one
+    for name, other in (("stride", "fps"), ("short_side", "resize")):
+        if name in fields:
+            fields[other] = None
+
+    def adjust(card: InputSpec) -> InputSpec:
+        pathways = card.layout == "pathways"
+        frames = {"slow_frames": found.options.get("slow_frames", "stride")} if pathways else {}
+        return replace(card, **fields, **frames)
+
+    return adjust
 
 
 def source_options(options: Mapping[str, Any], spec: str) -> dict[str, Any]:
-    """Return those options of `model.*` that a model of another package has: mean and std.
+    """Return those options of `model.*` that each model of another package has: mean and std.
 
-    A warning names the others.
+    A warning names the others, but for `slow_frames`, which the input card has.
 
     Args:
         options: that the weights need.
         spec: of the source, for messages.
     """
     for name, value in options.items():
-        if name not in ("mean", "std"):
+        if name not in (*_STATISTICS, "slow_frames"):
             log.warning(
                 f"the weights need model.{name}={value}, but {spec} has no such option: features"
                 " will differ from those of their authors; use a backbone of this package"
             )
-    return {name: options[name] for name in ("mean", "std") if name in options}
+    return {name: options[name] for name in _STATISTICS if name in options}
 
 
 def _entry(settings: Mapping[str, Any], group: str, key: str) -> Any:

@@ -62,7 +62,7 @@ _MVIT = (
 # mmaction2's names of Video Swin -> torchvision's, which counts stages and reductions together
 _SWIN = (
     *((rf"^layers\.{i}\.blocks\.(\d+)\.", rf"features.{2 * i}.\1.") for i in range(4)),
-    *((rf"^layers\.{i}\.downsample\.", f"features.{2 * i + 1}.") for i in range(4)),
+    *((rf"^layers\.{i}\.downsample\.", f"features.{2 * i + 1}.") for i in range(3)),
     (r"\.mlp\.fc1\.", ".mlp.0."),
     (r"\.mlp\.fc2\.", ".mlp.3."),
     (r"^norm3\.", "norm."),
@@ -127,7 +127,7 @@ LAYOUTS = (
     Layout(
         name="mmaction2 SlowOnly",
         origin="open-mmlab/mmaction2, mmaction/models/backbones/resnet3d_slowonly.py",
-        needs=(r"backbone\.conv1\.conv\.", r"backbone\.layer4\.0\.conv1\.conv\."),
+        needs=(r"backbone\.layer4\.0\.conv1\.conv\.",),
         when=_is_slow,
         prefix=r"backbone\.",
         renames=_SLOW,
@@ -193,8 +193,6 @@ LAYOUTS = (
         name="mmaction2",
         origin="open-mmlab/mmaction2, mmaction/models/recognizers",
         needs=(r"backbone\.", r"cls_head\."),
-        # R(2+1)D-18 of code that is built on it
-        forbids=(r"backbone\.stem\.",),
         refuse=_other_network,
     ),
 )

@@ -33,7 +33,7 @@ LAYOUTS = (
     Layout(
         name="3D-ResNets-PyTorch (also MARS)",
         origin="kenshohara/3D-ResNets-PyTorch, models/resnet.py; craston/MARS",
-        needs=(r"conv1\.weight", r"bn1\.running_var", r"layer4\.0\.conv1\.weight"),
+        needs=(r"layer4\.0\.conv1\.weight",),
         when=_is_hara,
         drops=(r"fc\.",),
         head=r"fc\.",

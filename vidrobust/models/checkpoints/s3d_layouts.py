@@ -118,7 +118,7 @@ LAYOUTS = (
     Layout(
         name="CoCLR R(2D3D)-50",
         origin="TengdaHan/CoCLR, backbone/resnet_2d3d.py",
-        needs=(r"encoder_q\.0\.conv1\.", r"encoder_q\.0\.layer4\."),
+        needs=(r"encoder_q\.0\.layer4\.",),
         when=lambda weights: dimensions(weights, "encoder_q.0.conv1.weight") == 5,
         refuse=_r2d3d,
     ),

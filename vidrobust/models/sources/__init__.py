@@ -7,6 +7,15 @@ from vidrobust.models.sources.known_sources import (
     is_spec,
     require_spec,
 )
-from vidrobust.models.sources.source_model import Source, SourceModel
+from vidrobust.models.sources.source_model import Adjust, Source, SourceModel
 
-__all__ = ["SOURCES", "Source", "SourceModel", "build_source", "fresh", "is_spec", "require_spec"]
+__all__ = [
+    "SOURCES",
+    "Adjust",
+    "Source",
+    "SourceModel",
+    "build_source",
+    "fresh",
+    "is_spec",
+    "require_spec",
+]

@@ -7,13 +7,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidrobust.models.input_spec import InputSpec
-from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
+from vidrobust.models.sources.source_model import Adjust, Source, SourceModel, SourceTrunk
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
-# model_type -> whether it takes one number of frames and one size alone; the others interpolate
-# their position embeddings, or have none, as their authors' code does
-_FIXED = {"videomae": True, "vivit": True, "timesformer": False, "vjepa2": False}
+# model_type -> its position embeddings: for one number of frames and one size alone, interpolated
+# for others as its authors do, or rotary, for any
+_POSITIONS = {
+    "videomae": "fixed",
+    "vivit": "fixed",
+    "timesformer": "interpolated",
+    "vjepa2": "rotary",
+}
+# of ImageNet, with which models without a processor's file were trained (VideoMAE, V-JEPA 2)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 
@@ -22,12 +29,13 @@ def names() -> Sequence[str]:
     return []
 
 
-def build(name: str, weights: str) -> SourceModel:
+def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return a model for video classification.
 
     Args:
         name: a folder that `save_pretrained` has written, or a name on the hub.
         weights: "": those of the folder or the hub; "random": fresh ones.
+        adjust: changes the input card.
 
     Raises:
         UserError: for a folder or name without a video model, and for one that cannot be read.
@@ -40,10 +48,10 @@ def build(name: str, weights: str) -> SourceModel:
         raise UserError(f"hf:{name}@{weights}: the weights are those of {name}; leave @ out")
     try:
         config = AutoConfig.from_pretrained(name)
-        if config.model_type not in _FIXED:
+        if config.model_type not in _POSITIONS:
             raise UserError(
                 f"hf:{name}: a model of type {config.model_type}; video models are"
-                f" {', '.join(_FIXED)}; use python: for others"
+                f" {', '.join(_POSITIONS)}; use python: for others"
             )
         kind = _class_of(config)
         if weights == "random":
@@ -58,9 +66,18 @@ def build(name: str, weights: str) -> SourceModel:
         log.warning(f"hf:{name}: random weights for {', '.join(absent[:5])}: missing in its files")
     head = network.classifier
     network.classifier = nn.Identity()
-    spec = _input_spec(name, config)
-    fixed = _FIXED[config.model_type]
-    trunk = SourceTrunk(network, spec, _features, "classifier", fixed=fixed)
+    card = _input_spec(name, config)
+    spec = adjust(card)
+    # how the network treats other shapes than this one
+    shape = {_POSITIONS[config.model_type]: (card.frames, card.size)}
+    trunk = SourceTrunk(
+        network,
+        spec,
+        _features,
+        "classifier",
+        fixed=shape.get("fixed"),
+        interpolated=shape.get("interpolated"),
+    )
     trained = not any(key.startswith("classifier") for key in missing)
     return SourceModel(
         trunk, head.in_features, head if trained else None, spec, weights != "random"
@@ -129,17 +146,37 @@ def _input_spec(name: str, config: Any) -> InputSpec:
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     resize = processor.get("size", {})
+    if not isinstance(resize, dict):
+        resize = {"shortest_edge": resize}
     labels = config.id2label or {}
     named = labels and not labels.get(0, "LABEL_0").startswith("LABEL_")
     return InputSpec(
         frames=int(frames or 16),
-        short_side=resize.get("shortest_edge") if isinstance(resize, dict) else resize,
+        short_side=resize.get("shortest_edge"),
+        resize=(resize["height"], resize["width"]) if "height" in resize else None,
         size=(height, width),
-        mean=tuple(processor.get("image_mean", (0.485, 0.456, 0.406))),
-        std=tuple(processor.get("image_std", (0.229, 0.224, 0.225))),
+        # Pillow's numbers, in which processors' files are written
+        interpolation="bicubic" if processor.get("resample") == 3 else "bilinear",
+        **_pixels(processor),
         layout="BTCHW",
         classes=tuple(labels[i] for i in range(len(labels))) if named else None,
     )
+
+
+def _pixels(processor: dict[str, Any]) -> dict[str, Any]:
+    """Return range, mean and std of an input card, from the file of a processor.
+
+    A processor multiplies pixels of 0 to 255 by rescale_factor, subtracts 1 if it has an offset
+    (ViViT), and normalises the result.
+    """
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    low = -1.0 if processor.get("offset") else 0.0
+    normalises = processor.get("do_normalize", True)
+    return {
+        "range": (low, round(255 * factor + low, 6)),
+        "mean": tuple(processor.get("image_mean", _MEAN)) if normalises else (0.0,) * 3,
+        "std": tuple(processor.get("image_std", _STD)) if normalises else (1.0,) * 3,
+    }
 
 
 HUGGINGFACE = Source(

@@ -5,7 +5,7 @@ import importlib.util
 from vidrobust.models.sources.huggingface import HUGGINGFACE
 from vidrobust.models.sources.own_code import PYTHON, TORCHSCRIPT
 from vidrobust.models.sources.pytorchvideo import PYTORCHVIDEO
-from vidrobust.models.sources.source_model import Source, SourceModel
+from vidrobust.models.sources.source_model import Adjust, Source, SourceModel
 from vidrobust.models.sources.timm import TIMM
 from vidrobust.models.sources.torchvision import TORCHVISION
 from vidrobust.utils.errors import UserError, lookup
@@ -43,20 +43,25 @@ def require_spec(spec: str) -> tuple[Source, str, str]:
     return source, name, weights
 
 
-def build_source(spec: str) -> SourceModel:
+def build_source(spec: str, adjust: Adjust = lambda card: card) -> SourceModel:
     """Return the model that a spec such as `torchvision:r3d_18@KINETICS400_V1` names.
+
+    Args:
+        spec: the spec.
+        adjust: changes the input card that the source gives.
 
     Raises:
         UserError: as `require_spec`, and for a model that cannot be built.
     """
     source, name, weights = require_spec(spec)
-    return source.build(name, weights)
+    return source.build(name, weights, adjust)
 
 
-def fresh(spec: str) -> SourceModel | None:
-    """Return the model that a spec names, with random weights; None for the user's own code."""
+def fresh(spec: str, adjust: Adjust = lambda card: card) -> SourceModel | None:
+    """Return `build_source` with random weights; None for the user's own code."""
     kind, _, rest = spec.partition(":")
     if kind in ("python", "torchscript"):
         return None
     name = rest.partition("@")[0]
-    return build_source(f"{kind}:{name}@random" if kind == "hf" else f"{kind}:{name}")
+    bare = f"{kind}:{name}@random" if kind == "hf" else f"{kind}:{name}"
+    return build_source(bare, adjust)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust.attacks.outputs import as_tensor
-from vidrobust.models.input_spec import InputSpec
-from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk
+from vidrobust.models.input_spec import InputSpec, arranged
+from vidrobust.models.sources.source_model import Adjust, Source, SourceModel, SourceTrunk
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
@@ -24,13 +24,14 @@ def names() -> Sequence[str]:
     return []
 
 
-def build_python(name: str, weights: str) -> SourceModel:
+def build_python(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return the model that a function of the user's own code makes.
 
     Args:
         name: FILE_OR_MODULE:FUNCTION. The function takes no arguments and returns a module, any
             callable that maps clips to logits, or a pair of either and an InputSpec.
         weights: must be "".
+        adjust: changes the input card.
 
     Raises:
         UserError: for a file, module or function that does not exist, and for errors in it.
@@ -55,15 +56,16 @@ def build_python(name: str, weights: str) -> SourceModel:
             f"python:{name}: {function}() returned {type(model).__name__}; return a module, a"
             " function of clips, or a pair of one and an InputSpec"
         )
-    return wrapped(model, card, f"python:{name}")
+    return wrapped(model, adjust(card), f"python:{name}")
 
 
-def build_torchscript(name: str, weights: str) -> SourceModel:
+def build_torchscript(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return a TorchScript program, whose outputs are taken as features and as logits.
 
     Args:
         name: the file.
         weights: must be "".
+        adjust: changes the input card.
 
     Raises:
         UserError: for a file that is no such program.
@@ -75,7 +77,7 @@ def build_torchscript(name: str, weights: str) -> SourceModel:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"torchscript:{name}: no TorchScript program ({reason})") from None
-    return wrapped(program, InputSpec(), f"torchscript:{name}")
+    return wrapped(program, adjust(InputSpec()), f"torchscript:{name}")
 
 
 def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> SourceModel:
@@ -94,10 +96,10 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
     """
     network = model if isinstance(model, nn.Module) else _Function(model)
     network.eval()
-    clips = torch.rand(2, 3, card.frames, *card.size)
-    clips = clips.transpose(1, 2) if card.layout == "BTCHW" else clips
+    two = torch.rand(2, 3, card.frames, *card.size)
+    clips = arranged(two, card)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    output, single = _tried(network, clips, name)
+    output, single = _tried(network, two, card, name)
     changed = [k for k, v in network.state_dict().items() if not torch.equal(v, before[k])]
     if changed:
         log.warning(
@@ -108,11 +110,11 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
     if single:
         log.info(f"{name} takes one clip at a time")
         run = _one_by_one
-    clip = clips[:1] if single else clips
+    clips = arranged(two[:1], card) if single else clips
     if bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output))):
         log.info(f"{name} returns probabilities: their logarithms are its logits")
         network, output = _Logarithm(network), output.clamp(min=_LEAST).log()
-    key = _last_linear(network, clip, output)
+    key = _last_linear(network, clips, output)
     if key:
         head = network.get_submodule(key)
         assert isinstance(head, nn.Linear)  # as _last_linear found it
@@ -148,22 +150,27 @@ def logits_of(output: Any, name: str) -> Tensor:
     return tensor
 
 
-def _run(network: nn.Module, x: Tensor) -> Tensor:
+def _run(network: nn.Module, x: Any) -> Tensor:
     """Return the features of a module of the user."""
     return logits_of(network(x), "the model")
 
 
-def _one_by_one(network: nn.Module, x: Tensor) -> Tensor:
+def _one_by_one(network: nn.Module, x: Any) -> Tensor:
     """Return the features of a module that takes one clip at a time."""
-    return torch.cat([_run(network, clip) for clip in x.split(1)])
+    if isinstance(x, list):
+        clips: Any = map(list, zip(*(pathway.split(1) for pathway in x), strict=True))
+    else:
+        clips = x.split(1)
+    return torch.cat([_run(network, clip) for clip in clips])
 
 
-def _tried(network: nn.Module, clips: Tensor, name: str) -> tuple[Tensor, bool]:
+def _tried(network: nn.Module, clips: Tensor, card: InputSpec, name: str) -> tuple[Tensor, bool]:
     """Return the outputs of two clips, and whether the model takes only one at a time.
 
     Args:
         network: the model.
-        clips: two clips in its layout.
+        clips: two clips (2, 3, T, H, W).
+        card: what the model expects.
         name: for messages.
 
     Raises:
@@ -171,16 +178,17 @@ def _tried(network: nn.Module, clips: Tensor, name: str) -> tuple[Tensor, bool]:
     """
     with torch.no_grad():
         try:
-            return logits_of(network(clips), name), False
+            return logits_of(network(arranged(clips, card)), name), False
         except Exception:  # whatever the model raises; with one clip it is reported
             pass
         try:
-            return logits_of(network(clips[:1]), name), True
+            return logits_of(network(arranged(clips[:1], card)), name), True
         except Exception as error:  # as above
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{name}: fails on a clip of shape {tuple(clips[:1].shape)} ({reason}); return an"
-                " InputSpec with it that says frames, size and layout"
+                f"{name}: fails on a clip of {card.frames} frames of {card.size[0]} x"
+                f" {card.size[1]} pixels in the layout {card.layout} ({reason}); set"
+                " model.input.frames, size and layout, or return an InputSpec with it"
             ) from error
 
 
@@ -206,7 +214,7 @@ class _Function(nn.Module):
         return self.function(x)
 
 
-def _last_linear(network: nn.Module, clip: Tensor, output: Tensor) -> str:
+def _last_linear(network: nn.Module, clip: Any, output: Tensor) -> str:
     """Return the name of the linear layer whose output is the network's; "" without one."""
     layers = [(name, layer) for name, layer in network.named_modules() if type(layer) is nn.Linear]
     if not layers:

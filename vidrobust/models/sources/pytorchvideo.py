@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.models.sources.source_model import (
+    Adjust,
     Source,
     SourceModel,
     SourceTrunk,
@@ -40,12 +41,13 @@ def names() -> Sequence[str]:
     return list(_TABLE)
 
 
-def build(name: str, weights: str) -> SourceModel:
+def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return a model of pytorchvideo with random weights.
 
     Args:
         name: of `names`.
         weights: must be "": the hub's weights are given as a file.
+        adjust: changes the input card.
 
     Raises:
         UserError: for `weights`.
@@ -59,7 +61,7 @@ def build(name: str, weights: str) -> SourceModel:
         warnings.simplefilter("ignore")  # importing pytorchvideo warns about torch.jit
         network: Any = getattr(importlib.import_module("pytorchvideo.models.hub"), name)(False)
     frames, stride, size, acc = _TABLE[name]
-    spec = InputSpec(
+    card = InputSpec(
         frames=frames,
         stride=stride,
         short_side=size,
@@ -69,15 +71,17 @@ def build(name: str, weights: str) -> SourceModel:
         published=None
         if acc is None
         else Published(acc / 100, "Kinetics-400", "10x3", "pytorchvideo's model zoo"),
+        layout="pathways" if name.startswith("slowfast") else "BCTHW",
     )
+    spec = adjust(card)
     if name.startswith("mvit"):
         head_key, head = cut_last_linear(network)
         network.head.activation = None
-        trunk = SourceTrunk(network, spec, whole, head_key, fixed=True)
+        trunk = SourceTrunk(network, spec, whole, head_key, fixed=(frames, card.size))
         return SourceModel(trunk, head.in_features, head, spec)
     head = network.blocks[-1].proj
     head_key = f"blocks.{len(network.blocks) - 1}.proj"
-    run = _one_pathway
+    run: Callable[[Any, Any], Tensor] = _one_pathway
     if name.startswith("slowfast"):
         network.blocks = network.blocks[:-1]  # the last one averages both pathways
         run = _two_pathways
@@ -111,9 +115,8 @@ def _one_pathway(network: Any, x: Tensor) -> Tensor:
     return _averaged(network.blocks[-1]["pool"], x)
 
 
-def _two_pathways(network: Any, x: Tensor) -> Tensor:
+def _two_pathways(network: Any, pathways: list[Tensor]) -> Tensor:
     """Return the averaged features of both pathways of SlowFast 8x8, in the order of its head."""
-    pathways = [x[:, :, ::4], x]
     for block in network.blocks[:-1]:
         pathways = block(pathways)
     pools = network.blocks[-1].pool

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from vidrobust.models.input_spec import InputSpec
+from vidrobust.models.input_spec import InputSpec, arranged
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
+
+# changes the input card of a source before the model is built, as options ask
+Adjust = Callable[[InputSpec], InputSpec]
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,22 @@ class Source:
     """A package that models come from.
 
     Attributes:
-        build: name and weights ("" for random ones) -> the model.
+        build: name, weights ("" for random ones) and a function that changes the input card -> the
+            model.
         names: returns the names that exist; none if any name may.
         help: what a name is, for messages and docs.
         package: the other package, if it may be missing; "": it is always there.
         extra: extra of this package that installs it.
     """
 
-    build: Callable[[str, str], SourceModel]
+    build: Callable[[str, str, Adjust], SourceModel]
     names: Callable[[], Sequence[str]]
     help: str
     package: str = ""
     extra: str = ""
+
+
+Shape = tuple[int, tuple[int, int]]  # number of frames; height and width
 
 
 class SourceTrunk(nn.Module):
@@ -58,18 +67,21 @@ class SourceTrunk(nn.Module):
         run: network and clips in its layout -> features.
         head_key: name of the classifier in the package's state dicts.
         least_frames: smallest number of frames that it takes.
-        fixed: it takes `input.frames` and `input.size` only.
+        fixed: the only number of frames and size that it takes; None: any.
+        interpolated: the number of frames and size of its position embeddings, which it
+            interpolates for others; None: it has none of fixed size.
     """
 
     def __init__(
         self,
         network: nn.Module,
         input: InputSpec,
-        run: Callable[[nn.Module, Tensor], Tensor],
+        run: Callable[[nn.Module, Any], Tensor],
         head_key: str,
         *,
         least_frames: int = 1,
-        fixed: bool = False,
+        fixed: Shape | None = None,
+        interpolated: Shape | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -78,30 +90,37 @@ class SourceTrunk(nn.Module):
         self.head_key = head_key
         self.least_frames = least_frames
         self.fixed = fixed
+        self.interpolated = interpolated
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, dim) of normalised RGB clips (B, C, T, H, W)."""
         self.require_fit(x.shape[2], (x.shape[3], x.shape[4]))
-        if self.input.channels == "bgr":
-            x = x.flip(1)
-        if self.input.layout == "BTCHW":
-            x = x.transpose(1, 2)
-        return self.run(self.network, x)
+        return self.run(self.network, arranged(x, self.input))
 
     def require_fit(self, frames: int, size: tuple[int, int]) -> None:
         """Raise UserError for clips that the network cannot take."""
-        wanted = self.input
-        if self.fixed and (frames, size) != (wanted.frames, wanted.size):
+        if self.fixed and (frames, size) != self.fixed:
             raise UserError(
-                f"this network takes {wanted.frames} frames of {wanted.size[0]} pixels, not"
-                f" {frames} of {size[0]}; set data.frames={wanted.frames} and"
-                f" data.size={wanted.size[0]}"
+                f"this network takes {_text(self.fixed)}, not {_text((frames, size))}; set"
+                f" data.frames={self.fixed[0]} and data.size={self.fixed[1][0]}"
             )
+        if self.interpolated and (frames, size) != self.interpolated:
+            log.warning(
+                f"position embeddings of {_text(self.interpolated)} are interpolated for"
+                f" {_text((frames, size))}"
+            )
+            self.interpolated = (frames, size)  # say it once
         if frames < self.least_frames:
             raise UserError(
                 f"this network takes at least {self.least_frames} frames, not {frames}; set"
                 " data.frames"
             )
+
+
+def _text(shape: Shape) -> str:
+    """Return a number of frames and a size as text."""
+    frames, (height, width) = shape
+    return f"{frames} frames of {height} x {width} pixels"
 
 
 def whole(network: nn.Module, x: Tensor) -> Tensor:

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from vidrobust.models.input_spec import InputSpec
-from vidrobust.models.sources.source_model import Source, SourceModel, SourceTrunk, per_frame
+from vidrobust.models.sources.source_model import (
+    Adjust,
+    Source,
+    SourceModel,
+    SourceTrunk,
+    per_frame,
+)
 from vidrobust.utils.errors import UserError
 
 
@@ -17,12 +23,13 @@ def names() -> Sequence[str]:
     return timm.list_models()
 
 
-def build(name: str, weights: str) -> SourceModel:
+def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return a model of timm.
 
     Args:
         name: as `timm.create_model` takes it.
         weights: tag of pretrained weights, or "DEFAULT", which are downloaded; "": random weights.
+        adjust: changes the input card.
 
     Raises:
         UserError: for a network without a linear classifier, and weights that cannot be downloaded.
@@ -50,9 +57,9 @@ def build(name: str, weights: str) -> SourceModel:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )
-    return SourceModel(
-        SourceTrunk(network, spec, per_frame, key), head.in_features, head, spec, bool(weights)
-    )
+    spec = adjust(spec)
+    trunk = SourceTrunk(network, spec, per_frame, key)
+    return SourceModel(trunk, head.in_features, head, spec, bool(weights))
 
 
 TIMM = Source(

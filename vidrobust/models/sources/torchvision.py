@@ -10,6 +10,7 @@ from torchvision.models import get_model_weights, list_models
 
 from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.models.sources.source_model import (
+    Adjust,
     Source,
     SourceModel,
     SourceTrunk,
@@ -29,13 +30,14 @@ def names() -> Sequence[str]:
     return [*list_models(module=torchvision.models.video), *list_models(module=torchvision.models)]
 
 
-def build(name: str, weights: str) -> SourceModel:
+def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     """Return a model of torchvision.
 
     Args:
         name: as `torchvision.models.get_model` takes it.
         weights: name of pretrained weights, such as "KINETICS400_V1" or "DEFAULT", which are
             downloaded; "": random weights.
+        adjust: changes the input card.
 
     Raises:
         UserError: for an unknown name, unknown weights, and weights that cannot be downloaded.
@@ -53,7 +55,8 @@ def build(name: str, weights: str) -> SourceModel:
                 f"torchvision:{name}@{weights}: {chosen.url} cannot be downloaded ({error}); give a"
                 f" file that you have: torchvision:{name} with --weights FILE"
             ) from None
-    spec = _input_spec(chosen)
+    card = _input_spec(chosen)
+    spec = adjust(card)
     if name in list_models(module=torchvision.models):
         key, head = cut_last_linear(network)
         trunk = SourceTrunk(network, spec, per_frame, key)
@@ -63,7 +66,8 @@ def build(name: str, weights: str) -> SourceModel:
         trunk = SourceTrunk(network, spec, _s3d, "classifier.1", least_frames=_S3D_FRAMES)
     else:
         key, head = cut_last_linear(network)
-        trunk = SourceTrunk(network, spec, whole, key, fixed=name in _FIXED)
+        fixed = (card.frames, card.size) if name in _FIXED else None
+        trunk = SourceTrunk(network, spec, whole, key, fixed=fixed)
     return SourceModel(trunk, head.in_features, head, spec, bool(weights))
 
 
