@@ -150,6 +150,33 @@ def test_non_local_blocks_are_refused_by_name(tmp_path, key):
         recognise(path)
 
 
+@pytest.mark.parametrize("late", [1, 3])
+@pytest.mark.parametrize("caffe2", [False, True])
+def test_non_local_blocks_of_one_pathway_are_refused_too(tmp_path, late, caffe2):
+    """C2D has no temporal kernels, and Slow has them in its late stages."""
+    stem, last = torch.zeros(64, 3, 1, 7, 7), torch.zeros(256, 512, late, 1, 1)
+    state = {
+        "s1.pathway0_stem.conv.weight": stem,
+        "s4.pathway0_res0.branch2.a.weight": last,
+        "s3.pathway0_nonlocal1.conv_g.weight": torch.ones(2),
+    }
+    if caffe2:
+        state = {"conv1_w": stem, "res4_0_branch2a_w": last, "res_conv1_bn_riv": torch.ones(64)}
+        state |= {"nonlocal_conv3_1_g_w": torch.ones(2)}
+    path = save(tmp_path / "a.pyth", {"model_state": state})
+    name = "C2D, I3D" if late == 1 else "of one pathway"
+    with pytest.raises(UserError, match=f"PySlowFast {name}.*: it has non-local blocks"):
+        recognise(path)
+
+
+@pytest.mark.parametrize("key", ["res_conv1_bn_s", "conv1_b"])
+def test_caffe2_files_of_images_are_not_taken_for_video(tmp_path, key):
+    """Norms of image models are folded into a scale and a bias."""
+    state = {"conv1_w": torch.zeros(64, 3, 7, 7), key: torch.zeros(64)}
+    path = save(tmp_path / "R-50.pkl", {"blobs": state})
+    assert recognise(path).layout.name == "a state dict of the backbone itself"
+
+
 def test_x3d_is_refused_by_name(tmp_path):
     state = {
         "s1.pathway0_stem.conv_xy.weight": torch.zeros(24, 3, 1, 3, 3),
@@ -209,10 +236,10 @@ def caffe2_file(path, state):
         if not key.endswith("num_batches_tracked")
     }
     momenta = {f"{key}_momentum": value for key, value in blobs.items() if key.endswith("_w")}
-    # a number and an array of the optimizer
-    blobs |= momenta | {"lr": np.float32(0.1), "model_iter": np.zeros(1, np.int64)}
+    blobs |= momenta | {"lr": np.ones(1, np.float32), "model_iter": np.zeros(1, np.int64)}
+    content = {"blobs": blobs, "cfg": "MODEL: {}", "number": np.float32(0.5)}
     with open(path, "wb") as file:
-        Python2Pickler(file, protocol=2).dump({"blobs": blobs, "cfg": "MODEL: {}"})
+        Python2Pickler(file, protocol=2).dump(content)
     return path
 
 
@@ -222,6 +249,7 @@ def test_caffe2_files_are_what_python_2_writes(tmp_path):
     assert b"T\x07\x00\x00\x00conv1_w" in content
     contents = read_weights(path)
     assert torch.equal(contents.value["blobs"]["conv1_w"], torch.ones(2, 3))
+    assert contents.value["number"] == np.float32(0.5)
     assert contents.foreign == ()
 
 
@@ -269,5 +297,7 @@ def test_caffe2_networks_of_one_pathway(tmp_path, name):
     state |= prefixed(original.blocks[last].proj.state_dict(), "head.projection.")
     path = caffe2_file(tmp_path / "a.pkl", state)
     network, _ = loaded(path, f"pytorchvideo:{name}")
-    assert recognise(path).head["weight"].shape == (400, 2048)
+    found = recognise(path)
+    assert found.head["weight"].shape == (400, 2048)
+    assert {"lr", "model_iter", "conv1_w_momentum"} <= set(found.left_out)
     assert_same_features(network, lambda x: averaged(original, x, last), 4, SLOWFAST, size=64)

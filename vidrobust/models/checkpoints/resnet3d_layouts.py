@@ -35,7 +35,6 @@ LAYOUTS = (
         origin="kenshohara/3D-ResNets-PyTorch, models/resnet.py; craston/MARS",
         needs=(r"layer4\.0\.conv1\.weight",),
         when=_is_hara,
-        drops=(r"fc\.",),
         head=r"fc\.",
         options=_width,
         refuse=_other_resnet3d,
