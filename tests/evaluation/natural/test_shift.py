@@ -79,7 +79,7 @@ def test_every_class_of_the_table_is_in_the_official_lists():
             assert len(set(listed)) == len(listed), "a class has one concept"
 
 
-# Viarow/kinetics-i3d, data/common_classes.py: classes of UCF101 and numbers in Kinetics-400, without
+# Viarow/kinetics-i3d, data/common_classes.py: classes of UCF101, numbers in Kinetics-400; without
 # HighJump, whose number there is that of hockey stop
 PUBLISHED_UCF = """
 Archery 5, BenchPress 19, Biking 22, BlowingCandles 27, Bowling 31, BrushingTeeth 37,
