@@ -16,6 +16,8 @@ adversarial  seconds of a training step of each method on random clips, compared
              bound (the same passes and no other work), and for CLAE and RoCL with their public code
 negatives    seconds to make non-semantic negatives, compared with a step of SimCLR on the same
              clips; textures/s of 224 pixels from two patches of 96, on one core and on all
+sources      seconds of a forward and backward pass of a model of torchvision, bare and wrapped, and
+             of loading a file of weights
 """
 
 import argparse
@@ -29,6 +31,7 @@ from vidrobust.benchmarks.data import print_data
 from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
 from vidrobust.benchmarks.steps import print_steps
+from vidrobust.benchmarks.wrapped_models import print_sources
 from vidrobust.cli import common
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import start_logging
@@ -60,6 +63,8 @@ def main() -> None:
     elif args.command == "adversarial":
         methods = [name for name in args.methods.split(",") if name]
         print_steps(cfg, methods=methods, batch=args.batch, rounds=args.rounds)
+    elif args.command == "sources":
+        print_sources(cfg, batch=args.batch, rounds=args.rounds)
     else:
         print_negatives(cfg, batch=args.batch, rounds=args.rounds, textures=args.textures)
 
@@ -70,9 +75,8 @@ def arguments() -> argparse.Namespace:
     Raises:
         UserError: for a number that is too small, or that is not one.
     """
-    parser = common.parser(
-        __doc__, ("data", "attacks", "corruptions", "losses", "adversarial", "negatives")
-    )
+    commands = ("data", "attacks", "corruptions", "losses", "adversarial", "negatives", "sources")
+    parser = common.parser(__doc__, commands)
     parser.add_argument("--cfg", help="config file; default: the default options")
     _add_numbers(parser)
     parser.add_argument(
@@ -127,7 +131,7 @@ _NUMBERS = {
     "queries": (200, "attacks: queries of Square"),
     "memory": (4096, "losses: embeddings per batch in the memory measurement"),
     "chunk": (256, "losses: anchors at a time in the chunked form"),
-    "batch": (64, "adversarial, negatives: videos per batch"),
+    "batch": (64, "adversarial, negatives, sources: videos per batch"),
     "textures": (16, "negatives: textures per round"),
 }
 

@@ -57,6 +57,10 @@ def build_run(
 
     # Model. From here on, the order of calls decides which random numbers initialise what.
     method = build_method(cfg, len(classes))
+    if not any(True for _ in method.model.backbone.parameters()):
+        raise UserError(
+            f"model.backbone={cfg.model.backbone}: it has no weights to train; return a module"
+        )
     # non-semantic negatives are made from views by the loop, or brought by the loader (twins)
     negatives, twins = build_negatives(cfg.method.negatives)
     _require_room(negatives, cfg.data)

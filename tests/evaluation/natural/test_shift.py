@@ -1,16 +1,18 @@
 """Measure accuracy on another data set, over the classes that it shares with the own one."""
 
 import json
+import re
 from functools import partial
 
 import pytest
 import torch
+from torchvision.models.video import R3D_18_Weights
 
 from tests.helpers import REPO, SHARED, counting_video, tiny, tiny_ucf101, tool
 from vidrobust import config
 from vidrobust.data import build_records
+from vidrobust.evaluation.natural.class_tables import KINETICS_HMDB, KINETICS_UCF, UCF_HMDB
 from vidrobust.evaluation.natural.shift import (
-    UCF_HMDB,
     among,
     evaluate_shift,
     other_records,
@@ -64,8 +66,61 @@ def test_every_class_of_the_table_is_in_the_official_lists():
     names = {path.name for path in (SHARED / "splits/hmdb51").rglob("*split1.txt")}
     hmdb = {name.split("_test_split")[0] for name in names}
     assert len(ucf) == 101 and len(hmdb) == 51
-    for theirs, others in UCF_HMDB.values():
-        assert set(theirs) <= ucf and set(others) <= hmdb
+    kinetics = set(R3D_18_Weights.DEFAULT.meta["categories"])
+    for table, left, right in (
+        (UCF_HMDB, ucf, hmdb),
+        (KINETICS_UCF, kinetics, ucf),
+        (KINETICS_HMDB, kinetics, hmdb),
+    ):
+        for theirs, others in table.values():
+            assert set(theirs) <= left and set(others) <= right
+        for side in (0, 1):
+            listed = [name for entry in table.values() for name in entry[side]]
+            assert len(set(listed)) == len(listed), "a class has one concept"
+
+
+# Viarow/kinetics-i3d, data/common_classes.py: classes of UCF101, numbers in Kinetics-400; without
+# HighJump, whose number there is that of hockey stop
+PUBLISHED_UCF = """
+Archery 5, BenchPress 19, Biking 22, BlowingCandles 27, Bowling 31, BrushingTeeth 37,
+RopeClimbing 66, BabyCrawling 77, CliffDiving 93, HammerThrow 148, HulaHoop 159, JavelinThrow 166,
+LongJump 182, Lunges 183, MoppingFloor 198, PlayingCello 223, Drumming 230, PlayingFlute 231,
+PlayingGuitar 232, PlayingPiano 241, PlayingViolin 250, PoleVault 253, PullUps 255, PushUps 260,
+Biking 267, HorseRiding 273, Shotput 298, SkateBoarding 306, SkyDiving 312, BreastStroke 340,
+TaiChi 346, ThrowDiscus 358, WalkingWithDog 378
+"""
+
+
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
+def test_kinetics_shares_the_published_pairs_with_ucf101():
+    ucf = [line.split()[1] for line in (SHARED / "splits/ucf101/classInd.txt").open()]
+    kinetics = R3D_18_Weights.DEFAULT.meta["categories"]
+    shared = shared_classes(kinetics, ucf)
+    for name, number in re.findall(r"(\w+) (\d+)", PUBLISHED_UCF):
+        assert shared.own[int(number)] == shared.other[ucf.index(name)]
+    assert shared.own[kinetics.index("high jump")] == shared.other[ucf.index("HighJump")]
+    assert len(shared.concepts) == 65 and len(shared.other) == 67
+    # turned around, the same classes are together
+    turned = shared_classes(ucf, kinetics)
+    pairs = {(a, b) for a, c in shared.own.items() for b, d in shared.other.items() if c == d}
+    assert pairs == {
+        (b, a) for a, c in turned.own.items() for b, d in turned.other.items() if c == d
+    }
+
+
+@pytest.mark.skipif(not (SHARED / "splits").is_dir(), reason="needs ../shared/data/splits")
+def test_kinetics_shares_concepts_with_hmdb51():
+    names = (SHARED / "splits/hmdb51").rglob("*_test_split1.txt")
+    hmdb = sorted(path.name.removesuffix("_test_split1.txt") for path in names)
+    kinetics = R3D_18_Weights.DEFAULT.meta["categories"]
+    shared = shared_classes(kinetics, hmdb)
+    found = {
+        shared.concepts[c]: sorted(kinetics[i] for i, d in shared.own.items() if d == c)
+        for c in range(len(shared.concepts))
+    }
+    assert found["punch"] == ["punching bag", "punching person (boxing)"]
+    assert found["shoot_bow"] == ["archery"] and found["situp"] == ["situp"]
+    assert len(found["eat"]) == 9 and len(shared.other) == len(found) == 30
 
 
 def test_a_concept_has_the_logit_of_its_best_class():

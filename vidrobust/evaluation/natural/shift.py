@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vidrobust.attacks import Predict, finite_logits
 from vidrobust.data import FORMATS, Record, build_records, eval_dataset, records_sha
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
 from vidrobust.evaluation.identity import identify_model, own_folder, protocol_of
+from vidrobust.evaluation.natural.class_tables import TABLES
 from vidrobust.evaluation.results import decoding_failures, fault, model_faults
 from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.feature_store import DiskStore
@@ -31,26 +32,6 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.intervals import wilson
 from vidrobust.utils.logging import log
 from vidrobust.utils.text import class_key
-
-# Concept -> (classes of UCF101, classes of HMDB51): the twelve of UCF-HMDB full (Chen et al. 2019),
-# and two added here, dive and handstand.
-UCF_HMDB: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "climb": (("RockClimbingIndoor", "RopeClimbing"), ("climb",)),
-    "fencing": (("Fencing",), ("fencing",)),
-    "golf": (("GolfSwing",), ("golf",)),
-    "kick_ball": (("SoccerPenalty",), ("kick_ball",)),
-    "pullup": (("PullUps",), ("pullup",)),
-    "punch": (("Punch", "BoxingPunchingBag", "BoxingSpeedBag"), ("punch",)),
-    "pushup": (("PushUps",), ("pushup",)),
-    "ride_bike": (("Biking",), ("ride_bike",)),
-    "ride_horse": (("HorseRiding",), ("ride_horse",)),
-    "shoot_ball": (("Basketball",), ("shoot_ball",)),
-    "shoot_bow": (("Archery",), ("shoot_bow",)),
-    "walk": (("WalkingWithDog",), ("walk",)),
-    "dive": (("Diving", "CliffDiving"), ("dive",)),
-    "handstand": (("HandstandPushups", "HandstandWalking"), ("handstand",)),
-}
-
 
 # --- Shared classes ---
 
@@ -74,9 +55,9 @@ class Shared:
 def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
     """Find the classes of two data sets that mean the same.
 
-    Classes match if their names are equal apart from case and punctuation. Otherwise UCF_HMDB
-    decides; by that table a concept may have several classes on a side. If nothing is shared, there
-    are no concepts.
+    Classes match if their names are equal apart from case and punctuation. Otherwise the class
+    tables decide; by these a concept may have several classes on a side. If nothing is shared,
+    there are no concepts.
 
     Args:
         own: class names of the own data set.
@@ -84,46 +65,66 @@ def shared_classes(own: Sequence[str], other: Sequence[str]) -> Shared:
     """
     own_keys = _keys(own)
     other_keys = _keys(other)
-    hmdb_of_ucf = _hmdb_of_ucf()
-    own_concepts = [_concept_of(key, other_keys, hmdb_of_ucf) for key in own_keys]
-    other_concepts = [_concept_of(key, own_keys, hmdb_of_ucf) for key in other_keys]
+    own_concepts = [_concept_of(key, other_keys) for key in own_keys]
+    other_concepts = [_concept_of(key, own_keys) for key in other_keys]
     concepts = [key for key in dict.fromkeys(own_concepts) if key is not None]
     number = {key: n for n, key in enumerate(concepts)}
-    # A concept of the table has the table's name, any other that of the own class.
-    table_names = {class_key(name): concept for concept, (_, (name,)) in UCF_HMDB.items()}
-    names = [table_names.get(key) or own[own_concepts.index(key)] for key in concepts]
+    # A concept of a table has the table's name, any other that of the own class.
+    own_names = dict(zip(own_concepts, own, strict=True))
+    names = [_TABLE_NAMES.get(key) or own_names[key] for key in concepts]
     return Shared(
         names,
-        {i: number[key] for i, key in enumerate(own_concepts) if key is not None},
-        {i: number[key] for i, key in enumerate(other_concepts) if key is not None},
+        {i: number[key] for i, key in enumerate(own_concepts) if key in number},
+        {i: number[key] for i, key in enumerate(other_concepts) if key in number},
     )
 
 
-def _hmdb_of_ucf() -> dict[str, str]:
-    """Return class of UCF101 -> its class of HMDB51, both without case and punctuation."""
-    table = {}
-    for ucf_names, (hmdb_name,) in UCF_HMDB.values():
-        for ucf_name in ucf_names:
-            table[class_key(ucf_name)] = class_key(hmdb_name)
-    return table
-
-
-def _concept_of(key: str, other_keys: Sequence[str], hmdb_of_ucf: Mapping[str, str]) -> str | None:
-    """Return the concept of a class: its own key, or the key of its HMDB51 class.
+def _concept_of(key: str, other_keys: Sequence[str]) -> str | None:
+    """Return the concept of a class: its own key, or that of an entry of the class tables.
 
     Args:
         key: key of the class.
         other_keys: keys of the other data set's classes.
-        hmdb_of_ucf: key of a UCF101 class -> key of its HMDB51 class.
 
     Returns:
         None if the other data set has no class of this meaning.
     """
-    # The same name on both sides, or an HMDB51 class whose UCF101 class is on the other side.
-    if key in other_keys or any(hmdb_of_ucf.get(name) == key for name in other_keys):
+    if key in other_keys:
         return key
-    # A UCF101 class whose HMDB51 class is on the other side.
-    return hmdb_of_ucf[key] if hmdb_of_ucf.get(key) in other_keys else None
+    for entry in _ENTRIES:
+        for side, partners in (entry.sides, entry.sides[::-1]):
+            if key in side and not partners.isdisjoint(other_keys):
+                return entry.key
+    return None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the class tables, with keys in place of names.
+
+    Attributes:
+        name: of the concept.
+        key: of the concept: that of a class which both sides have, if there is one, and otherwise
+            one that no class has.
+        sides: keys of its classes in the two data sets.
+    """
+
+    name: str
+    key: str
+    sides: tuple[frozenset[str], frozenset[str]]
+
+
+def _entries() -> Iterator[_Entry]:
+    """Yield the entries of all class tables."""
+    for table in TABLES:
+        for name, (left, right) in table.items():
+            sides = frozenset(map(class_key, left)), frozenset(map(class_key, right))
+            both = sides[0] & sides[1]
+            yield _Entry(name, min(both) if both else f"table: {name}", sides)
+
+
+_ENTRIES = tuple(_entries())
+_TABLE_NAMES = {entry.key: entry.name for entry in reversed(_ENTRIES)}
 
 
 def _keys(names: Sequence[str]) -> list[str]:
