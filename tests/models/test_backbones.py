@@ -9,7 +9,14 @@ from vidrobust.models import BACKBONES, build_backbone, build_model
 from vidrobust.models.backbone import BackboneParts
 from vidrobust.utils.errors import UserError
 
-SMALL = {"r2plus1d_10": {"width": 4}, "resnet18": {"width": 4, "stem": "cifar"}}
+SMALL = {
+    "r2plus1d_10": {"width": 4},
+    "resnet18": {"width": 4, "stem": "cifar"},
+    "resnet3d_18": {"width": 4},
+    "resnet3d_34": {"width": 4},
+    "resnet3d_50": {"width": 4},
+    "resnext3d_101": {"width": 16},
+}
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -23,7 +23,7 @@ from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.evaluation.measured_model import OWN, card_options
+from vidrobust.evaluation.measured_model import OWN, card_options, stated_card
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
 from vidrobust.models.build import card_adjustment
@@ -135,8 +135,8 @@ def add_videos(tool_parser: argparse.ArgumentParser, *, required: bool = False) 
 def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     """Return the configuration for a model of another package, and the folder of its results.
 
-    Options that neither --cfg nor the command line gives follow the model's input card: number of
-    frames, stride and size.
+    Options that neither --cfg nor the command line gives follow the model's input card, and what
+    the file of weights says about it: number of frames, stride and size.
 
     Args:
         args: of `add_checkpoint`, with `model`.
@@ -153,7 +153,9 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     # first the options alone, as some of them change the card, from which others follow
     given = config.loads("", args.overrides, source, args.cfg).model
     adjust = card_adjustment(given) or (lambda card: card)
-    card = card_options(build_source(args.model, adjust).input, args.model)
+    change = stated_card(args.weights)
+    source_card = build_source(args.model, lambda card: adjust(change(card))).input
+    card = card_options(source_card, args.model)
     return config.loads(card, args.overrides, source, args.cfg), out
 
 

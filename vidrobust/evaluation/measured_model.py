@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ from vidrobust.methods import build_method
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
 from vidrobust.models.branch_norm import branch_of
 from vidrobust.models.build import card_adjustment, source_backbone
-from vidrobust.models.checkpoints import Recognised, recognise_contents
+from vidrobust.models.checkpoints import (
+    Contents,
+    Recognised,
+    file_adjustment,
+    recognise_contents,
+    source_options,
+)
 from vidrobust.models.input_spec import InputSpec
-from vidrobust.models.sources import SourceModel, build_source, fresh
+from vidrobust.models.sources import Adjust, SourceModel, build_source, fresh
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
@@ -81,16 +88,53 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     if spec.startswith(OWN):
         return _load_own(cfg, spec, weights)
     adjust = card_adjustment(cfg.model) or (lambda card: card)
+    if weights:
+        return _load_file(cfg, spec, weights, adjust)
     random = fresh(spec, adjust)
     source = build_source(spec, adjust)
-    if weights:
-        found = _recognise(weights, source.network.head_key)
-        checkpoint.load_state(source.network.network, found.backbone, weights)
-        source = replace(source, head=_linear(found.head))
-    elif not source.trained:
+    if not source.trained:
         log.warning(f"{spec} has random weights; give a file with --weights")
         source = replace(source, head=None)
     return measured_source(cfg, source, random, spec)
+
+
+def _load_file(cfg: config.Config, spec: str, weights: str, adjust: Adjust) -> MeasuredModel:
+    """Return a model of another package with the weights of a file, see `load_source`.
+
+    Args:
+        cfg: the configuration.
+        spec: of the model.
+        weights: the file.
+        adjust: change that options make to the input card, after the file has changed it.
+    """
+    change = stated_card(weights)
+
+    def changed(card: InputSpec) -> InputSpec:
+        return adjust(change(card))
+
+    random = fresh(spec, changed)
+    source = build_source(spec, changed)
+    found = _recognise(weights, source.network.head_key)
+    _contents.cache_clear()  # it is as large as the file
+    log.info(f"{weights}: {found.text()}")
+    source_options(found.options, spec)  # warns of others
+    checkpoint.load_state(source.network.network, found.backbone, weights)
+    return measured_source(cfg, replace(source, head=_linear(found.head)), random, spec)
+
+
+def stated_card(weights: str) -> Adjust:
+    """Return the change that a file of weights makes to the input card of a source.
+
+    Args:
+        weights: the file; "": no change.
+
+    Raises:
+        UserError: for a file that cannot be read, or whose network none here computes.
+    """
+    if not weights:
+        return lambda card: card
+    # the card does not depend on the classifier's name
+    return file_adjustment(_recognise(weights, ""))
 
 
 def measured_source(
@@ -157,6 +201,8 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
         raise UserError(f"--model {spec}: give a file with --weights")
     name = spec.removeprefix(OWN)
     found = _recognise(weights, "")
+    _contents.cache_clear()
+    log.info(f"{weights}: {found.text()}")
     unset = config.ModelConfig()
     kept = {
         key: v for key, v in found.options.items() if getattr(cfg.model, key) == getattr(unset, key)
@@ -182,14 +228,19 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     return _measured(cfg, backbone, random, _linear(found.head), spec, card)
 
 
+@lru_cache(maxsize=1)
+def _contents(weights: str) -> Contents:
+    """Read a file of weights, once for its input card and for its tensors."""
+    return checkpoint.read_foreign(weights)
+
+
 def _recognise(weights: str, head_key: str) -> Recognised:
-    """Read a file of weights, and log what it holds."""
+    """Return what a file of weights holds."""
     try:
-        found = recognise_contents(checkpoint.read_foreign(weights), weights, head_key)
+        return recognise_contents(_contents(weights), weights, head_key)
     except UserError as error:
+        _contents.cache_clear()
         raise UserError(f"--weights: {error}") from None
-    log.info(f"{weights}: {found.text()}")
-    return found
 
 
 def _measured(

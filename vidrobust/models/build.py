@@ -14,6 +14,7 @@ from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18, resnet50
+from vidrobust.models.resnet3d import resnet3d_18, resnet3d_34, resnet3d_50, resnext3d_101
 from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.sources import Adjust, SourceModel, build_source, is_spec
 from vidrobust.utils.errors import UserError, lookup
@@ -25,6 +26,10 @@ BACKBONES: dict[str, Callable[..., BackboneParts]] = {
     "slowfast_r50": slowfast_r50,
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "resnet3d_18": resnet3d_18,
+    "resnet3d_34": resnet3d_34,
+    "resnet3d_50": resnet3d_50,
+    "resnext3d_101": resnext3d_101,
 }
 
 

@@ -1,9 +1,11 @@
 """Set the options of `model.*` that the file of `model.weights` needs."""
 
 from dataclasses import replace
+from typing import Any
 
 from vidrobust import checkpoint, config
-from vidrobust.models.checkpoints import recognise_contents
+from vidrobust.models.checkpoints import recognise_contents, source_options
+from vidrobust.models.sources import is_spec
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
@@ -26,6 +28,8 @@ def with_weights_options(cfg: config.Config) -> config.Config:
         needed = recognise_contents(contents, cfg.model.weights).options
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
+    if is_spec(cfg.model.backbone):
+        cfg, needed = _for_source(cfg, needed)
     unset = config.ModelConfig()
     changes = {}
     for name, value in needed.items():
@@ -38,3 +42,23 @@ def with_weights_options(cfg: config.Config) -> config.Config:
                 f" will differ; leave model.{name} out"
             )
     return replace(cfg, model=replace(cfg.model, **changes)) if changes else cfg
+
+
+def _for_source(cfg: config.Config, needed: dict[str, Any]) -> tuple[config.Config, dict[str, Any]]:
+    """Return the configuration and options for a model of another package.
+
+    The frames of a slow pathway become an option of its input card. Statistics that `model.input.*`
+    sets come before those of the file.
+
+    Args:
+        cfg: the configuration.
+        needed: options of `model.*` that the weights need.
+    """
+    card = cfg.model.input
+    options = source_options(needed, cfg.model.backbone)
+    if card.mean or card.std or card.range:
+        options = {}
+    if "slow_frames" in needed and not card.slow_frames:
+        card = replace(card, slow_frames=needed["slow_frames"])
+        cfg = replace(cfg, model=replace(cfg.model, input=card))
+    return cfg, options

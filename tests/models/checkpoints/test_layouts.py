@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.checkpoints.helpers import assert_same_features, loaded, prefixed, save
 from tests.models.checkpoints.originals import (
-    WIDTH,
     KuangliuResNet,
     ListResNet,
     Normalize,
@@ -16,8 +16,8 @@ from tests.models.checkpoints.originals import (
     r2plus1d,
     randomise,
 )
-from vidrobust import checkpoint, config
-from vidrobust.models import add_branches, configured_backbone, use_branch
+from vidrobust import config
+from vidrobust.models import use_branch
 from vidrobust.models.checkpoints import LAYOUTS, recognise
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils.errors import UserError
@@ -25,42 +25,6 @@ from vidrobust.utils.errors import UserError
 CIFAR = ([0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261])
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 NONE = ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
-
-
-def prefixed(state, prefix):
-    return {prefix + key: value for key, value in state.items()}
-
-
-def loaded(path, backbone="resnet18", branches=()):
-    """Return the configured backbone with the weights of a file, as training builds it."""
-    width = WIDTH if backbone == "resnet18" else 0
-    model = config.ModelConfig(backbone=backbone, width=width, weights=str(path))
-    cfg = with_weights_options(config.Config(model=model))
-    network = configured_backbone(cfg.model)
-    if branches:
-        add_branches(network, branches)
-    names = ("clean", *branches)
-    state = checkpoint.backbone_state(str(path), branches=names, head_key=network.head_key)
-    checkpoint.load_state(network.stored, state, str(path))
-    return network.eval(), cfg.model
-
-
-def assert_same_features(network, original, frames=1, statistics=None, size=32):
-    """Compare on clips in [0, 1]; `statistics`: mean and std of the original's data loader."""
-    clips = torch.rand(2, 3, frames, size, size)
-    x = clips
-    if statistics:
-        mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in statistics)
-        x = (x - mean) / std
-    with torch.no_grad():
-        expected = original(x[:, :, 0] if frames == 1 else x)
-        assert torch.allclose(network(clips), expected, rtol=1e-4, atol=1e-5)
-
-
-def save(path, content):
-    torch.save(content, path)
-    return path
-
 
 # --- Images ---
 
@@ -242,120 +206,6 @@ def test_ctp_has_names_of_mmaction(tmp_path, original):
         save(tmp_path / "ctp.pth", {"state_dict": state, "meta": {}}), "r2plus1d_18"
     )
     assert_same_features(network, original, 4, KINETICS)
-
-
-# --- SlowFast and networks of one pathway ---
-
-
-def pyslowfast_name(key):
-    """Return PySlowFast's name of a tensor of pytorchvideo's SlowFast or Slow."""
-    block, rest = re.fullmatch(r"blocks\.(\d)\.(.*)", key).groups()
-    stage = f"s{int(block) + 1}"
-    fusion = re.fullmatch(r"multipathway_fusion\.(conv_fast_to_slow|norm)\.(.*)", rest)
-    if fusion:
-        part = {"conv_fast_to_slow": "conv_f2s", "norm": "bn"}[fusion[1]]
-        return f"{stage}_fuse.{part}.{fusion[2]}"
-    pathway = re.match(r"multipathway_blocks\.(\d)\.", rest)
-    number = pathway[1] if pathway else "0"
-    rest = rest[pathway.end() :] if pathway else rest
-    if block == "0":
-        part, last = rest.split(".", 1)
-        part = {"conv": "conv", "norm": "bn"}[part]
-        return f"{stage}.pathway{number}_stem.{part}.{last}"
-    unit, rest = re.fullmatch(r"res_blocks\.(\d+)\.(.*)", rest).groups()
-    for theirs, ours in (("branch1", "branch1_conv"), ("branch1_bn", "branch1_norm")):
-        rest = re.sub(rf"^{ours}\.", f"{theirs}.", rest)
-    rest = re.sub(r"^branch2\.conv_([abc])\.", r"branch2.\1.", rest)
-    rest = re.sub(r"^branch2\.norm_([abc])\.", r"branch2.\1_bn.", rest)
-    return f"{stage}.pathway{number}_res{unit}.{rest}"
-
-
-def hub(name):
-    """Return a network of pytorchvideo with random weights and statistics."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pytorchvideo.models.hub as models
-    network = getattr(models, name)(False)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-    return network.eval()
-
-
-def averaged(network, pathways):
-    """Return the features of SlowFast's pathways, or of one, averaged over time and space."""
-    for block in network.blocks[:5]:
-        pathways = block(pathways)
-    parts = pathways if isinstance(pathways, list) else [pathways]
-    return torch.cat([part.mean((2, 3, 4)) for part in parts], 1)
-
-
-SLOWFAST = ([0.45] * 3, [0.225] * 3)
-
-
-def test_pyslowfast_takes_other_frames_for_its_slow_pathway(tmp_path):
-    original = hub("slowfast_r50")
-    state = {
-        pyslowfast_name(key): value
-        for key, value in original.state_dict().items()
-        if not key.startswith("blocks.6")
-    }
-    assert "s1.pathway0_stem.bn.weight" in state and "s1_fuse.conv_f2s.weight" in state
-    assert (
-        "s5.pathway1_res2.branch2.c_bn.bias" in state and "s2.pathway0_res0.branch1.weight" in state
-    )
-    state |= {
-        "head.projection.weight": torch.ones(400, 2304),
-        "head.projection.bias": torch.ones(400),
-    }
-    content = {"epoch": 195, "model_state": state, "cfg": "DATA: {NUM_FRAMES: 32}"}
-    path = save(tmp_path / "SLOWFAST_8x8_R50.pyth", content)
-    network, model = loaded(path, "slowfast_r50")
-    assert model.slow_frames == "linspace" and recognise(path).head["weight"].shape == (400, 2304)
-
-    def by_linspace(x):
-        frames = torch.linspace(0, x.shape[2] - 1, x.shape[2] // 4).long()
-        return averaged(original, [x[:, :, frames], x])
-
-    assert_same_features(network, by_linspace, 8, SLOWFAST, size=64)
-
-
-def test_pytorchvideo_slowfast(tmp_path):
-    original = hub("slowfast_r50")
-    path = save(tmp_path / "SLOWFAST_8x8_R50.pyth", {"model_state": original.state_dict()})
-    network, model = loaded(path, "slowfast_r50")
-    assert model.slow_frames == "" and len(recognise(path).head["weight"]) == 400
-    assert_same_features(
-        network, lambda x: averaged(original, [x[:, :, ::4], x]), 8, SLOWFAST, size=64
-    )
-
-
-@pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_networks_of_one_pathway(tmp_path, prefix):
-    """PySlowFast's Slow-R50, supervised and from its contrastive training."""
-    original = hub("slow_r50")
-    state = {
-        prefix + pyslowfast_name(key): value
-        for key, value in original.state_dict().items()
-        if not key.startswith("blocks.5")
-    }
-    state[f"{prefix}head.projection.weight"] = torch.ones(128, 2048)
-    if prefix:
-        state |= {"backbone_hist.s1.pathway0_stem.bn.weight": torch.ones(64), "ptr": torch.ones(1)}
-    path = save(tmp_path / "slow.pyth", {"model_state": state})
-    network, _ = loaded(path, "pytorchvideo:slow_r50")
-    assert_same_features(network, lambda x: averaged(original, x), 4, SLOWFAST, size=64)
-
-
-def test_pytorchvideo_of_one_pathway(tmp_path):
-    original = hub("slow_r50")
-    path = save(tmp_path / "SLOW_8x8_R50.pyth", {"model_state": original.state_dict()})
-    network, _ = loaded(path, "pytorchvideo:slow_r50")
-    assert len(recognise(path).head["weight"]) == 400
-    assert_same_features(network, lambda x: averaged(original, x), 4, SLOWFAST, size=64)
 
 
 # --- All of them ---

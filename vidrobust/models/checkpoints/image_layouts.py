@@ -123,7 +123,7 @@ LAYOUTS = (
         renames=(_SHORTCUT,),
         head=r"linear\.",
         options=lambda weights: _stem(weights, "conv1.weight") | _none(),
-        normalisation="inputs are not normalised, as in RoCL; set model.mean and model.std for"
+        note="inputs are not normalised, as in RoCL; set model.mean and model.std for"
         " other code with this network",
     ),
 )

@@ -88,10 +88,12 @@ def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
-def _scalar(dtype: np.dtype, content: bytes = b"") -> Any:
+def _scalar(dtype: np.dtype, content: bytes | str = b"") -> Any:
     """Make a number, as `numpy.core.multiarray.scalar`."""
     if dtype.hasobject:
         raise UnpicklingError("a number that is an object")
+    if isinstance(content, str):  # byte strings of Python 2 are read as latin-1
+        content = content.encode("latin1")
     return np.frombuffer(content, dtype, 1)[0]
 
 

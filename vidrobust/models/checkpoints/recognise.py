@@ -7,7 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from vidrobust.models.checkpoints import image_layouts, r2plus1d_layouts, slowfast_layouts
+from vidrobust.models.checkpoints import (
+    caffe2_layouts,
+    image_layouts,
+    mmaction2_layouts,
+    r2plus1d_layouts,
+    resnet3d_layouts,
+    s3d_layouts,
+    slowfast_layouts,
+    transformer_layouts,
+)
+from vidrobust.models.checkpoints.file_card import (
+    pyslowfast_card,
+    pyslowfast_config,
+    pyslowfast_options,
+    require_fitting,
+)
 from vidrobust.models.checkpoints.inert_pickle import StandIn
 from vidrobust.models.checkpoints.layout import Layout, Recognised
 from vidrobust.models.checkpoints.read_file import Contents, read_weights
@@ -17,7 +32,13 @@ from vidrobust.utils.errors import UserError
 LAYOUTS: tuple[Layout, ...] = (
     *image_layouts.LAYOUTS,
     *r2plus1d_layouts.LAYOUTS,
+    *resnet3d_layouts.LAYOUTS,
+    *s3d_layouts.LAYOUTS,
     *slowfast_layouts.LAYOUTS,
+    *caffe2_layouts.LAYOUTS,
+    # before the transformers' authors, whose files may have `backbone.` in front too
+    *mmaction2_layouts.LAYOUTS,
+    *transformer_layouts.LAYOUTS,
 )
 # A backbone.pt, torchvision's files, and others that only put a name before the backbone's keys.
 PLAIN = Layout(
@@ -70,7 +91,7 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         head_key: see `recognise`.
 
     Raises:
-        UserError: for contents without a state dict.
+        UserError: for contents without a state dict, and for weights that no network here takes.
     """
     weights = _state_dict(contents.value)
     if weights is None:
@@ -82,7 +103,17 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         prefix = r"((backbone|trunk|network)\.)*"
         plain = replace(PLAIN, prefix=prefix, drops=(), head=rf"{prefix}{re.escape(head_key)}\.")
     layout = next((layout for layout in LAYOUTS if layout.fits(weights)), plain)
-    return layout.apply(weights)
+    settings = pyslowfast_config(contents.value)
+    try:
+        require_fitting(settings)
+        found = layout.apply(weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return replace(
+        found,
+        options={**pyslowfast_options(settings), **found.options},
+        card={**found.card, **pyslowfast_card(settings)},
+    )
 
 
 def _state_dict(value: Any, depth: int = 0) -> dict[str, Tensor] | None:

@@ -41,7 +41,7 @@ def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
         UserError: for a folder or name without a video model, and for one that cannot be read.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForVideoClassification
+    from transformers import AutoConfig
 
     transformers.logging.set_verbosity_error()  # what is missing is logged below, in one line
     if weights not in ("", "random"):
@@ -53,12 +53,11 @@ def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
                 f"hf:{name}: a model of type {config.model_type}; video models are"
                 f" {', '.join(_POSITIONS)}; use python: for others"
             )
+        kind = _class_of(config)
         if weights == "random":
-            network, missing = AutoModelForVideoClassification.from_config(config), ["classifier"]
+            network, missing = kind.from_config(config), ["classifier"]
         else:
-            network, info = AutoModelForVideoClassification.from_pretrained(
-                name, output_loading_info=True
-            )
+            network, info = kind.from_pretrained(name, output_loading_info=True)
             missing = sorted(info["missing_keys"])
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -85,8 +84,47 @@ def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     )
 
 
+def _class_of(config: Any) -> Any:
+    """Return the class of a network: for classification, or V-JEPA 2's encoder by itself."""
+    if "VJEPA2Model" in (config.architectures or ()):
+        from vidrobust.models.sources.vjepa2_encoder import VJepa2Encoder
+
+        return VJepa2Encoder
+    from transformers import AutoModelForVideoClassification
+
+    return AutoModelForVideoClassification
+
+
+def _require_same_arrangement(config: Any, x: Tensor) -> None:
+    """Check that transformers arranges the tokens of clips as the model's authors do.
+
+    TimeSformer's layers of transformers find the frames of a place by the `num_frames` of the
+    configuration, and V-JEPA 2's the tokens of a row by its `crop_size`, whatever the clips are.
+
+    Args:
+        config: of the model.
+        x: frames (B, T, C, H, W).
+
+    Raises:
+        UserError: for another number of frames or size, with which features would be wrong.
+    """
+    frames = config.num_frames if config.model_type == "timesformer" else x.shape[1]
+    if x.shape[1] != frames:
+        raise UserError(
+            f"TimeSformer of transformers takes {frames} frames, not {x.shape[1]}; set"
+            f" data.frames={frames}, or num_frames in its config.json"
+        )
+    size = config.crop_size if config.model_type == "vjepa2" else 0
+    if size and x.shape[-2:] != (size, size):
+        raise UserError(
+            f"V-JEPA 2 of transformers takes {size} x {size} pixels, not {x.shape[-2]} x"
+            f" {x.shape[-1]}; set data.size={size}, or crop_size in its config.json"
+        )
+
+
 def _features(network: Any, x: Tensor) -> Tensor:
     """Return what the classifier takes, for frames (B, T, C, H, W)."""
+    _require_same_arrangement(network.config, x)
     return network(x).logits
 
 

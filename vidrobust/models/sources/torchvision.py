@@ -72,8 +72,16 @@ def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
 
 
 def _s3d(network: Any, x: Tensor) -> Tensor:
-    """Return the features of S3D, averaged as its classifier averages its outputs."""
-    return network.avgpool(network.features(x)).mean((2, 3, 4))
+    """Return the features of S3D, averaged as its classifier averages its outputs.
+
+    Its window of 7 x 7 does not fit the features of frames below 224 pixels, whose plain mean is
+    taken, as CoCLR (Han et al. 2020) does for 128 pixels.
+    """
+    x = network.features(x)
+    window = network.avgpool.kernel_size
+    if all(n >= w for n, w in zip(x.shape[2:], window, strict=True)):
+        x = network.avgpool(x)
+    return x.mean((2, 3, 4))
 
 
 def _input_spec(weights: Any) -> InputSpec:
