@@ -127,8 +127,8 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
             (B, 3, H, W) in [0, 1] or uint8, as large as the model takes them.
         train: training videos of the same kind, for kNN and the linear probe; None: neither, unless
             `data` is a name, and the model's own classifier is measured.
-        classes: names of the classes by number; None: those of the model's input card, if there are
-            as many, or the names in the lists.
+        classes: names of the classes by number; None: those of the model, if all labels are among
+            them, or the names in the lists.
         root: folder of a data set by name; "": the default of `data.root`.
         threats: budgets, such as "linf-2/255"; none: no attack.
         corruptions: names or a set of names, such as "quick"; none: no corruptions.
@@ -142,7 +142,6 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
 
     Example:
         evaluate(model, [("a.mp4", "jump"), ("b.mp4", "run")], threats=["linf-2/255"])
-        evaluate(model, DataLoader(dataset, 16), threats=["linf-2/255"])
     """
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     given: dict[str, Any] = {
@@ -152,15 +151,13 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
     path = Path(output)
     with TemporaryDirectory(prefix="vidrobust-") as folder:
         lists = None
-        if isinstance(data, str):
-            if train is not None or classes is not None:
-                raise UserError(
-                    f"evaluate: data set {data} has its own training videos and classes"
-                )
-            given |= {"data.name": data, **({"data.root": root} if root else {})}
-        else:
+        if not isinstance(data, str):
             lists, shape = _lists(model, data, train, classes, Path(folder))
             given |= {"data.name": "list", **shape}
+        elif train is not None or classes is not None:
+            raise UserError(f"evaluate: data set {data} has its own training videos and classes")
+        else:
+            given |= {"data.name": data, **({"data.root": root} if root else {})}
         words = [f"{key}={_written(value)}" for key, value in (given | (options or {})).items()]
         cfg = config.loads(card_options(model.input), words, "vidrobust.evaluate")
         summary = evaluate_model(cfg, model.measured, path, overwrite=overwrite, lists=lists)
@@ -177,7 +174,7 @@ def _lists(
     """Return the records of given videos, and the options that describe given clips.
 
     Args:
-        model: its card and classifier may tell the classes.
+        model: its card and classifier may name the classes.
         data: test videos.
         train: training videos, or None.
         classes: names of the classes, or None.
@@ -214,7 +211,7 @@ def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
     """Return the names of the classes of given videos: those of the model, or of the labels.
 
     Args:
-        model: its card or its classifier may tell them.
+        model: its card or its classifier may name them.
         files: the labelled files; empty for clips, whose labels are numbers.
     """
     known = model.input.classes or ()
@@ -227,7 +224,7 @@ def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
         return known
     if files:
         return names_of(files)
-    raise UserError("evaluate: the model does not tell its classes; give classes=[...]")
+    raise UserError("evaluate: the model does not name its classes; give classes=[...]")
 
 
 def _loaded(measured: MeasuredModel) -> LoadedModel:

@@ -97,7 +97,7 @@ def test_the_probe_or_knn_is_attacked_where_it_is_asked_for(run):
 
 
 def test_the_own_head_needs_no_training_videos(run, tmp_path):
-    """As where only the validation split of Kinetics is on the disk."""
+    """Measure it where only the validation split of Kinetics is on the disk."""
     top, words, _, _, path = run
     data = tmp_path / "data"
     shutil.copytree(top / "data", data)
