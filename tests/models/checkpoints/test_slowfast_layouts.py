@@ -52,9 +52,12 @@ def test_pyslowfast_takes_other_frames_for_its_slow_pathway(tmp_path):
     assert_same_features(network, by_linspace, 8, SLOWFAST, size=64)
 
 
-def test_pytorchvideo_slowfast(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_pytorchvideo_slowfast(tmp_path, prefix):
+    """`model.` is the prefix of PySlowFast's own wrapper of these networks."""
     original = hub("slowfast_r50")
-    path = save(tmp_path / "SLOWFAST_8x8_R50.pyth", {"model_state": original.state_dict()})
+    state = prefixed(original.state_dict(), prefix)
+    path = save(tmp_path / "SLOWFAST_8x8_R50.pyth", {"model_state": state})
     network, model = loaded(path, "slowfast_r50")
     assert model.slow_frames == "" and len(recognise(path).head["weight"]) == 400
     assert_same_features(
@@ -99,7 +102,9 @@ def test_networks_that_pool_frames(tmp_path, name):
     state |= prefixed(original.blocks[6].proj.state_dict(), "head.projection.")
     path = save(tmp_path / "model.pyth", {"model_state": state})
     network, _ = loaded(path, f"pytorchvideo:{name}")
-    assert recognise(path).layout.name == "PySlowFast C2D, I3D"
+    found = recognise(path)
+    assert found.layout.name == "PySlowFast C2D, I3D"
+    assert torch.equal(found.head["weight"], original.blocks[6].proj.weight)
     assert_same_features(network, lambda x: averaged(original, x, 6), 4, SLOWFAST, size=64)
 
 
