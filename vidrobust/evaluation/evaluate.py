@@ -224,15 +224,7 @@ def _evaluate(
     # 1. Refuse what does not fit, before anything is written
     attack = check_suite(cfg)
     check_corruptions(cfg.eval.corruption.names)
-    with distributed.main_first():
-        train, test, classes = lists or build_lists(
-            cfg.data, needs_train=cfg.eval.classifier != "head"
-        )
-    if not train and (cfg.eval.precise_bn or cfg.eval.classifier in ("probe", "knn")):
-        raise UserError(
-            "without training videos there is no kNN, no linear probe and no eval.precise_bn; give"
-            " some, or set eval.classifier=head"
-        )
+    train, test, classes = _lists(cfg, lists)
     check_bias(cfg, test)
     others = other_records(cfg, classes, train + test)
     identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
@@ -271,6 +263,23 @@ def _evaluate(
                 write_report(out, summary, classes)
     _require_decoded(summary, summary_path)
     return summary
+
+
+def _lists(cfg: config.Config, lists: Lists | None) -> Lists:
+    """Return the lists of an evaluation; see `evaluate_model`.
+
+    Raises:
+        UserError: for lists that cannot be read, and for missing training videos that are needed.
+    """
+    with distributed.main_first():
+        needs_train = cfg.eval.classifier != "head"
+        train, test, classes = lists or build_lists(cfg.data, needs_train=needs_train)
+    if not train and (cfg.eval.precise_bn or cfg.eval.classifier in ("probe", "knn")):
+        raise UserError(
+            "without training videos there is no kNN, no linear probe and no eval.precise_bn; give"
+            " some, or set eval.classifier=head"
+        )
+    return train, test, classes
 
 
 def _baseline(cfg: config.Config, identity: dict[str, Any], n: int) -> CorruptionTable | None:
