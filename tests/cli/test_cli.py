@@ -20,11 +20,11 @@ def place(tmp_path_factory):
     """Make a data set, a config file and a finished run."""
     top = tmp_path_factory.mktemp("cli")
     tiny_ucf101(top / "data")
-    (top / "page.yaml").write_text("data: {root: data}")
+    (top / "config.yaml").write_text("data: {root: data}")
     done = tool(
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         "--output-dir",
         "run",
         *TINY,
@@ -43,7 +43,7 @@ def _refused(done):
 
 
 def _train(place, *words):
-    return tool("train_net", "--cfg", "page.yaml", *tiny("eval.enabled=false", *words), cwd=place)
+    return tool("train_net", "--cfg", "config.yaml", *tiny("eval.enabled=false", *words), cwd=place)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def _train(place, *words):
             "method.adversary.threats: eps=8: must be at most 1, as Linf 1 allows any clip",
         ),
         (["data.root=/nowhere"], "no data root /nowhere"),
-        (["data.root=page.yaml"], "page.yaml is a file; data.root is a folder"),
-        (["data.name=motionshapes", "data.root=page.yaml"], "page.yaml: is a file"),
+        (["data.root=config.yaml"], "config.yaml is a file; data.root is a folder"),
+        (["data.name=motionshapes", "data.root=config.yaml"], "config.yaml: is a file"),
         (["--output-dir", "/proc/run"], "/proc/run: No such file or directory"),
         (["device=cdua"], "device=cdua: choose auto, cpu, cuda"),
         (["device=cuda:77"], "device=cuda:77: this machine has"),
         (["train.batch_size=1"], "need two videos on each rank"),
-        (["model.weights=page.yaml"], "page.yaml: not a checkpoint"),
+        (["model.weights=config.yaml"], "config.yaml: not a checkpoint"),
         (["data.fold=3"], "data.fold=3 is not one of this data set's splits"),
         (
             ["--output-dir", "run"],
@@ -86,7 +86,7 @@ def test_a_wrong_argument_is_refused_in_one_line_and_leaves_no_folder(place, wor
     done = tool(
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         *tiny("eval.enabled=false", *options),
         *arguments,
         cwd=place,
@@ -101,7 +101,7 @@ def test_a_batch_larger_than_the_data_set_is_refused(place):
     done = tool(
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         *tiny("train.batch_size=99"),
         "--output-dir",
         "x3",
@@ -136,16 +136,16 @@ def test_a_wrong_list_of_videos_is_refused_in_one_line(tmp_path, content, messag
         counting_video(tmp_path / name, 20)
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text(content)
-    (tmp_path / "page.yaml").write_text("data: {root: .}")
-    done = tool("train_net", "--cfg", "page.yaml", *tiny("data.name=list"), cwd=tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {root: .}")
+    done = tool("train_net", "--cfg", "config.yaml", *tiny("data.name=list"), cwd=tmp_path)
     assert message in _refused(done)
 
 
 def test_a_wrong_test_split_is_refused_before_training(tmp_path):
     root = tiny_ucf101(tmp_path / "data")
     (root / "ucfTrainTestlist/testlist01.txt").write_text("")
-    (tmp_path / "page.yaml").write_text("data: {root: data}")
-    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "config.yaml", *TINY, cwd=tmp_path)
     assert "testlist01.txt lists no video" in _refused(done) and not (tmp_path / "outputs").exists()
 
 
@@ -158,7 +158,7 @@ def test_too_many_broken_files_stop_training(tmp_path, content, message):
     # all training videos of the class, so that the first batch holds one
     for path in (root / "videos/Alpha").glob("*g0[1-4]*"):
         path.write_bytes(path.read_bytes()[:900] if content is None else content)
-    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    (tmp_path / "config.yaml").write_text("data: {root: data}")
     done = _train(tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     *warnings, line = done.stderr.splitlines()
@@ -244,7 +244,7 @@ def test_an_override_directly_after_resume_is_not_read_as_a_path(place):
     done = tool(
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         "--output-dir",
         "run",
         "--resume",
@@ -300,7 +300,7 @@ def test_a_missing_argument_prints_usage_without_a_traceback(place):
 
 
 def test_overwrite_deletes_nothing_before_the_new_run_has_started(place, tmp_path):
-    words = ["train_net", "--cfg", "page.yaml", "--output-dir", tmp_path / "o"]
+    words = ["train_net", "--cfg", "config.yaml", "--output-dir", tmp_path / "o"]
     assert tool(*words, *tiny("eval.enabled=false"), cwd=place).returncode == 0
     before = (tmp_path / "o/checkpoints/last.pt").read_bytes()
     for bad in (
@@ -326,7 +326,7 @@ def test_resume_from_another_run_continues_in_a_new_folder(place, tmp_path):
     words = [
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         "--resume",
         "run",
         *tiny("eval.enabled=false", "train.epochs=3"),
@@ -348,7 +348,7 @@ def test_a_tool_as_a_process_gives_the_same_status_and_stderr(place):
         sys.executable,
         str(REPO / "tools/train_net.py"),
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         "data.framse=3",
     ]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
@@ -361,8 +361,8 @@ def test_a_tool_as_a_process_gives_the_same_status_and_stderr(place):
 
 def test_a_finished_run_can_be_continued_and_evaluated_again(tmp_path):
     tiny_ucf101(tmp_path / "data")
-    (tmp_path / "page.yaml").write_text("data: {root: data}")
-    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "o"]
+    (tmp_path / "config.yaml").write_text("data: {root: data}")
+    words = ["train_net", "--cfg", "config.yaml", "--output-dir", "o"]
     assert tool(*words, *TINY, cwd=tmp_path).returncode == 0
     done = tool(*words, "--resume", *tiny("train.epochs=3"), cwd=tmp_path)
     assert done.returncode == 0 and "step 6" in (tmp_path / "o/eval/pgd/report.md").read_text(), (
@@ -373,11 +373,11 @@ def test_a_finished_run_can_be_continued_and_evaluated_again(tmp_path):
 def test_a_model_can_be_evaluated_on_a_data_set_with_other_classes(tmp_path):
     """A supervised model gives features, and its backbone is evaluated by a linear probe."""
     tiny_ucf101(tmp_path / "data")
-    (tmp_path / "page.yaml").write_text("data: {root: data}")
+    (tmp_path / "config.yaml").write_text("data: {root: data}")
     words = tiny("method.name=supervised", "eval.enabled=false")
     assert (
         tool(
-            "train_net", "--cfg", "page.yaml", "--output-dir", "o", *words, cwd=tmp_path
+            "train_net", "--cfg", "config.yaml", "--output-dir", "o", *words, cwd=tmp_path
         ).returncode
         == 0
     )
@@ -409,7 +409,7 @@ def test_features_of_another_split_are_not_overwritten(place, tmp_path):
 
 def test_a_resume_to_fewer_steps_than_were_done_changes_nothing(place):
     before = (place / "run/config.yaml").read_bytes()
-    words = ["train_net", "--cfg", "page.yaml", "--output-dir", "run", "--resume"]
+    words = ["train_net", "--cfg", "config.yaml", "--output-dir", "run", "--resume"]
     line = _refused(tool(*words, *tiny("eval.enabled=false", "train.epochs=1"), cwd=place))
     assert (
         "is at step 4, beyond the 2 asked for" in line
@@ -431,15 +431,15 @@ def test_an_evaluation_without_attacks_still_reports_knn_and_probe(place):
 
 def test_one_class_is_refused_before_training(tmp_path):
     tiny_ucf101(tmp_path / "data", ("Alone",))
-    (tmp_path / "page.yaml").write_text("data: {root: data}")
-    done = tool("train_net", "--cfg", "page.yaml", *TINY, cwd=tmp_path)
+    (tmp_path / "config.yaml").write_text("data: {root: data}")
+    done = tool("train_net", "--cfg", "config.yaml", *TINY, cwd=tmp_path)
     line = _refused(done)
     assert "data.name=ucf101: data has one class, 'Alone'" in line and "eval.enabled=false" in line
     assert not (tmp_path / "outputs").exists()
     trained = tool(
         "train_net",
         "--cfg",
-        "page.yaml",
+        "config.yaml",
         *tiny("eval.enabled=false", "train.max_steps=1"),
         cwd=tmp_path,
     )
@@ -460,7 +460,7 @@ def test_one_class_is_refused_before_training(tmp_path):
     ],
 )
 def test_options_of_slowfast_are_answered_with_our_names(place, words, key):
-    line = _refused(tool("train_net", "--cfg", "page.yaml", *words, cwd=place))
+    line = _refused(tool("train_net", "--cfg", "config.yaml", *words, cwd=place))
     assert f"command line: unknown option {key}" in line
 
 

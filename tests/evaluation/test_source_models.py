@@ -194,9 +194,9 @@ def test_a_source_is_finetuned_resumed_and_measured(run, tmp_path):
     _, words, _, _, path = run
     set_below = ("model.", "train.epochs", "train.max_steps", "optim.lr")
     words = [word for word in words if not word.startswith(set_below)]
-    (tmp_path / "page.yaml").write_text("data: {workers: 0}")
+    (tmp_path / "config.yaml").write_text("data: {workers: 0}")
     source = ("model.backbone=torchvision:resnet18", f"model.weights={path}")
-    command = ("train_net", "--cfg", "page.yaml", "--output-dir")
+    command = ("train_net", "--cfg", "config.yaml", "--output-dir")
     for more in (("train.epochs=1",), ("train.epochs=2", "--resume")):
         done = tool(*command, "first", *words, *source, "optim.lr=0.001", *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
