@@ -158,8 +158,9 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
             raise UserError(f"evaluate: data set {data} has its own training videos and classes")
         else:
             given |= {"data.name": data, **({"data.root": root} if root else {})}
-        words = [f"{key}={_written(value)}" for key, value in (given | (options or {})).items()]
-        cfg = config.loads(card_options(model.input), words, "vidrobust.evaluate")
+        given |= options or {}
+        words = [f"{key}={_written(value)}" for key, value in given.items()]
+        cfg = config.loads(card_options(model.input, given), words, "vidrobust.evaluate")
         summary = evaluate_model(cfg, model.measured, path, overwrite=overwrite, lists=lists)
     return Evaluation(summary, path)
 

@@ -101,6 +101,18 @@ def test_the_options_of_a_run_follow_the_card():
     config.loads(card_options(rate))  # they go together
 
 
+def test_options_of_the_command_line_replace_what_excludes_them():
+    """A stride that is given is one of source frames, not of frames at the card's rate."""
+    rate = overridden(CARD, fps=15.0, resize=[128, 171], size=112)
+    given = config.keys_given(["data.stride=2", "data.short_side", "120"])
+    assert given == {"data.stride", "data.short_side"}
+    data = yaml.safe_load(card_options(rate, given))["data"]
+    assert "fps" not in data and "resize" not in data and "stride" not in data
+    cfg = config.loads(card_options(rate, given), ["data.stride=2", "data.short_side=120"])
+    assert (cfg.data.stride, cfg.data.fps, cfg.data.short_side, cfg.data.resize) == (2, 0, 120, [])
+    assert "stride" not in yaml.safe_load(card_options(CARD, {"data.fps"}))["data"]
+
+
 def test_a_crop_that_is_not_square_is_refused():
     with pytest.raises(UserError, match="crops of 224 x 112 pixels"):
         card_options(replace(CARD, size=(224, 112)))

@@ -155,7 +155,8 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     adjust = card_adjustment(given) or (lambda card: card)
     change = stated_card(args.weights)
     source_card = build_source(args.model, lambda card: adjust(change(card))).input
-    card = card_options(source_card, args.model)
+    keys = config.keys_given(args.overrides, args.cfg)
+    card = card_options(source_card, keys, args.model)
     return config.loads(card, args.overrides, source, args.cfg), out
 
 

@@ -108,6 +108,21 @@ def loads(
     return cfg
 
 
+def keys_given(overrides: Sequence[str], config_file: str | Path | None = None) -> set[str]:
+    """Return the keys of the options that a command line or a config file sets.
+
+    Args:
+        overrides: as in `load`.
+        config_file: path or name of a config file.
+
+    Raises:
+        UserError: as `load` does.
+    """
+    file = _ConfigFiles().read(find_config(config_file)) if config_file else {}
+    values = _merged(file, _read_overrides(overrides))
+    return {key for key, _ in options() if _written(values, key) is not _UNSET}
+
+
 def _convert_old_adversary(values: dict[str, Any]) -> None:
     """Replace options in checkpoints of earlier versions by today's, in place."""
     method = values.get("method")

@@ -1,6 +1,6 @@
 """MeasuredModel: what an evaluation measures, of a run or of another package."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -154,11 +154,13 @@ def measured_source(
     return _measured(cfg, backbone, twin, source.head, name, source.input)
 
 
-def card_options(card: InputSpec, backbone: str = "") -> str:
+def card_options(card: InputSpec, given: Collection[str] = (), backbone: str = "") -> str:
     """Return the options that an input card asks for, as YAML: frames, size and views.
 
     Args:
         card: the card.
+        given: keys of the options that are set already. A stride in place of frames per second, or
+            a shorter side in place of an exact resize, leaves the other one out.
         backbone: value of model.backbone; "": its default.
 
     Raises:
@@ -176,11 +178,11 @@ def card_options(card: InputSpec, backbone: str = "") -> str:
         "short_side": max(card.short_side or height, height),
         "interpolation": card.interpolation,
     }
-    if card.resize:
+    if card.resize and "data.short_side" not in given:
         data["resize"] = list(card.resize)
-    if card.fps:
+    if card.fps and "data.stride" not in given:
         data |= {"fps": card.fps, "stride": 1}
-    elif card.stride:
+    elif card.stride and "data.fps" not in given:
         data["stride"] = card.stride
     options: dict[str, Any] = {
         "data": data,
