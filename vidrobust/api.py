@@ -13,6 +13,7 @@ from vidrobust import config
 from vidrobust.data.given import Labelled, names_of, records_of_clips, records_of_files
 from vidrobust.evaluation import Summary
 from vidrobust.evaluation.evaluate import Lists, evaluate_model
+from vidrobust.evaluation.loading import checked_lists
 from vidrobust.evaluation.measured_model import (
     OWN,
     MeasuredModel,
@@ -24,7 +25,7 @@ from vidrobust.models import Backbone
 from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.sources.own_code import wrapped
 from vidrobust.utils.errors import UserError
-from vidrobust.utils.text import class_key
+from vidrobust.utils.text import places_of
 
 Files = Sequence[Labelled]
 Clips = Iterable[tuple[Tensor, Tensor]]
@@ -75,9 +76,14 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Example:
         model = load_model("torchvision:r2plus1d_18", weights="my.pth")
     """
-    section = "model" if spec.startswith(OWN) else "model.input"
-    words = [f"{section}.{key}={_written(value)}" for key, value in overrides.items()]
-    return _loaded(load_source(config.loads("", words), spec, str(weights)))
+    if spec.startswith(OWN):
+        words = [f"model.{key}={_written(value)}" for key, value in overrides.items()]
+        return _loaded(load_source(config.loads("", words), spec, str(weights)))
+
+    def change(card: InputSpec) -> InputSpec:
+        return _overridden(card, overrides, spec)
+
+    return _loaded(load_source(config.Config(), spec, str(weights), change))
 
 
 def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
@@ -95,10 +101,7 @@ def wrap(model: Callable[[Tensor], Any], **input_spec: Any) -> LoadedModel:
     Example:
         model = wrap(network, mean=(0.45,) * 3, std=(0.225,) * 3, frames=16, size=(112, 112))
     """
-    try:
-        card = overridden(InputSpec(), **input_spec)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"wrap: {error}") from None
+    card = _overridden(InputSpec(), input_spec, "wrap")
     name = type(model).__name__ if isinstance(model, nn.Module) else "function"
     return _loaded(measured_source(config.Config(), wrapped(model, card, name), None, name))
 
@@ -181,14 +184,14 @@ def _lists(
         classes: names of the classes, or None.
         folder: gets the files of given clips.
     """
-    splits = [_files_or_clips(each) for each in (data, train) if each is not None]
+    splits = [_files_or_clips(data)] + ([] if train is None else [_files_or_clips(train)])
     files = [each for each in splits if isinstance(each, list)]
     if files and len(files) < len(splits):
         raise UserError("evaluate: one of data and train is files, the other clips; give one kind")
     names = list(classes or _names(model, list(itertools.chain(*files))))
     if files:
         records = [records_of_files(each, names) for each in files]
-        return (records[1] if train is not None else [], records[0], names), {}
+        return checked_lists(records[1] if train is not None else [], records[0], names), {}
     records = []
     for number, clips in enumerate(splits):
         found, (frames, size) = records_of_clips(clips, folder / str(number), names)
@@ -196,15 +199,26 @@ def _lists(
     # the clips as they are: every frame, whole
     options = {"data.frames": frames, "data.stride": 1, "data.fps": 0, "data.resize": []}
     options |= {"data.size": size, "data.short_side": size, "eval.clips": 1}
-    return (records[1] if train is not None else [], records[0], names), options
+    return checked_lists(records[1] if train is not None else [], records[0], names), options
 
 
 def _files_or_clips(videos: Files | Clips) -> Any:
     """Return a list of files, or an iterable of clips whose first batch has not been taken."""
-    items = iter(videos)
+    try:
+        items = iter(videos)
+    except TypeError:
+        raise UserError(
+            f"evaluate: data is {type(videos).__name__}; give the name of a data set, a list of"
+            " (path, label), or an iterable of (clips, labels)"
+        ) from None
     first = next(items, None)
-    if isinstance(first, tuple | list) and isinstance(first[0], str | Path):
-        return [first, *items]
+    if isinstance(first, tuple | list) and len(first) and isinstance(first[0], str | Path):
+        files = [first, *items]
+        if wrong := [
+            each for each in files if not isinstance(each, tuple | list) or len(each) != 2
+        ]:
+            raise UserError(f"evaluate: {wrong[0]!r} is no pair of a path and a label")
+        return files
     return itertools.chain([] if first is None else [first], items)
 
 
@@ -215,13 +229,13 @@ def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
         model: its card or its classifier may name them.
         files: the labelled files; empty for clips, whose labels are numbers.
     """
-    known = model.input.classes or ()
     head = model.measured.model.head
-    if not known and isinstance(head, nn.Linear):
-        known = tuple(str(number) for number in range(head.out_features))
+    outputs = head.out_features if isinstance(head, nn.Linear) else 0
+    known = model.input.classes or ()
+    if outputs and len(known) != outputs:
+        known = tuple(map(str, range(outputs)))
     labels = [label for _, label in files if isinstance(label, str)]
-    keys = {class_key(name) for name in known}
-    if known and all(class_key(label) in keys for label in labels):
+    if known and None not in places_of(known, labels):
         return known
     if files:
         return names_of(files)
@@ -234,6 +248,14 @@ def _loaded(measured: MeasuredModel) -> LoadedModel:
     has_head = isinstance(measured.model.head, nn.Linear)
     classifier = measured.model if has_head else None
     return LoadedModel(measured.model.backbone, classifier, measured.input, measured)
+
+
+def _overridden(card: InputSpec, values: dict[str, Any], what: str) -> InputSpec:
+    """Return a card with other values; raise UserError for values that no model has."""
+    try:
+        return overridden(card, **values)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 def _written(value: Any) -> str:

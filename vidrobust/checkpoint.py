@@ -11,7 +11,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, BinaryIO, cast
@@ -404,7 +404,11 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 
 def backbone_state(
-    path: str, branch: str = "", branches: Sequence[str] = ("clean",), head_key: str = ""
+    path: str,
+    branch: str = "",
+    branches: Sequence[str] = ("clean",),
+    head_key: str = "",
+    keys: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Load backbone weights from a file or a run's folder.
 
@@ -419,6 +423,7 @@ def backbone_state(
         branches: of the backbone that gets the weights. A file of other code with the same ones
             gives all; otherwise it gives one, which its layout names.
         head_key: of the backbone that gets the weights, see `Backbone.head_key`.
+        keys: of its state dict, see `recognise_contents`.
 
     Raises:
         UserError: for a file that is none of these, and for a branch of a file without branches.
@@ -435,7 +440,7 @@ def backbone_state(
         return backbone
     if branch:
         raise UserError(f"{path}: has no batch-norm branches; give the folder of the run")
-    found = recognise_contents(contents, path, head_key)
+    found = recognise_contents(contents, path, head_key, keys)
     log.info(f"{path}: {found.text()}")
     return _for_branches(found, branches)
 

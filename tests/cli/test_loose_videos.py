@@ -157,10 +157,32 @@ def test_a_model_without_a_classifier_is_refused(place):
     assert done.stderr.strip().splitlines()[-1].endswith("give its weights, or extract features")
 
 
+def test_a_folder_of_frames_has_25_frames_a_second(place, tmp_path):
+    """A card in frames per second also fits videos that do not say their rate."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "frames/v").mkdir(parents=True)
+    for number in range(25):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"frames/v/{number:03}.png")
+    words = (*MODEL, "model.input.fps=12.5", "--videos", "frames", "--output", "f.npz")
+    done = tool("extract_features", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "and others are unknown: 25 are assumed for data.fps=12.5" in done.stderr
+    file = np.load(tmp_path / "f.npz")
+    assert file["start_frame"].tolist() == [0, 10, 20] and np.isnan(file["start_s"]).all()
+
+
+def test_logits_that_are_not_finite_are_reported(place, tmp_path):
+    (tmp_path / "own.py").write_text(OWN.replace("0.5)", "float('nan'))"))
+    counting_video(tmp_path / "clips/good.avi", 25)
+    done = tool("predict", *MODEL, "--videos", "clips", cwd=tmp_path)
+    assert done.returncode == 1 and not done.stdout.strip()
+    assert "NaN or infinite logits" in done.stderr.strip().splitlines()[-1]
+
+
 def test_a_video_that_does_not_decode_is_reported_after_the_others(place, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     counting_video(tmp_path / "clips/good.avi", 25)
     (tmp_path / "clips/bad.avi").write_bytes(b"no video")
     done = tool("predict", *MODEL, "--videos", "clips", cwd=tmp_path)
     assert done.returncode == 1 and len(done.stdout.strip().splitlines()) == 4
-    assert "videos that do not decode: 1; the first: " in done.stderr
+    assert "videos without a prediction: 1; the first: " in done.stderr

@@ -206,10 +206,11 @@ def test_a_clip_at_15_frames_a_second_of_a_video_at_25():
     assert clips.tolist() == [[0, 3, 6, 10]]
 
 
-def test_an_unknown_rate_is_refused():
+def test_an_unknown_rate_is_taken_to_be_25():
     spec = ClipSpec(frames=4, fps=15.0)
-    with pytest.raises(ValueError, match="frames per second are unknown, which data.fps=15 needs"):
-        sampled(EVAL_SAMPLERS["uniform"], 12, 0.0, spec, np.random.default_rng(0))
+    sampler, rng = EVAL_SAMPLERS["uniform"], np.random.default_rng(0)
+    unknown = sampled(sampler, 12, 0.0, spec, rng)
+    assert unknown.tolist() == sampled(sampler, 12, 25.0, spec, rng).tolist()
     still = sampled(
         EVAL_SAMPLERS["uniform"], 1, 0.0, ClipSpec(frames=1, fps=15.0), np.random.default_rng(0)
     )

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from vidrobust import config
+from vidrobust.evaluation.measured_model import load_source
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources import build_source
 from vidrobust.models.sources.own_code import logits_of, wrapped
@@ -215,3 +217,51 @@ def test_a_model_that_changes_its_state_is_reported(caplog):
     with caplog.at_level("WARNING", "vidrobust"):
         wrapped(Counter(), CARD, "mine")
     assert "mine changes its own state in a forward pass" in caplog.text and "calls" in caplog.text
+
+
+# --- Weights of a file ---
+
+WEIGHTS = """
+import torch
+from torch import nn
+from vidrobust.models.input_spec import InputSpec
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.backbone, self.fc, self.kind = nn.Linear(3, 5), nn.Linear(5, 4), kind
+    def forward(self, x):
+        logits = self.fc(self.backbone(x.mean((2, 3, 4))).relu())
+        return {"plain": logits, "twice": 2 * logits, "softmax": logits.softmax(1)}[self.kind]
+
+def plain():
+    return Net("plain"), InputSpec(frames=2, size=(8, 8))
+
+def twice():
+    return Net("twice"), InputSpec(frames=2, size=(8, 8))
+
+def softmax():
+    return Net("softmax"), InputSpec(frames=2, size=(8, 8))
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "twice", "softmax"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_fills_the_users_module_and_its_own_head(tmp_path, kind, prefix):
+    """Names such as backbone and fc are those of the module, not of a layout."""
+    (tmp_path / "w.py").write_text(WEIGHTS)
+    inside: dict = {}
+    exec(WEIGHTS, inside)
+    torch.manual_seed(3)
+    original, _ = inside[kind]()
+    state = {prefix + key: value for key, value in original.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pt")
+    measured = load_source(
+        config.Config(), f"python:{tmp_path}/w.py:{kind}", str(tmp_path / "w.pt")
+    )
+    clips = torch.rand(3, 3, 2, 8, 8)
+    with torch.no_grad():
+        wanted = original(clips)
+        logits = measured.model(clips)
+    wanted = wanted.log() if kind == "softmax" else wanted
+    assert torch.allclose(logits, wanted, atol=1e-5)

@@ -17,13 +17,12 @@ if _old := versions.too_old():
     sys.exit(f"error: {'; '.join(_old)}")
 
 import torch.distributed as dist
-import yaml
 
 from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
-from vidrobust.evaluation.measured_model import OWN, card_options, stated_card
+from vidrobust.evaluation.measured_model import OWN, card_options, own_options, stated_card
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
 from vidrobust.models.build import card_adjustment
@@ -147,15 +146,15 @@ def model_config(args: argparse.Namespace) -> tuple[config.Config, Path]:
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{args.model}_{Path(args.weights).stem}").strip("_")
     out = Path("outputs") / name
     source = f"--model {args.model} and command line"
+    keys = config.keys_given(args.overrides, args.cfg)
     if args.model.startswith(OWN):
-        backbone = {"model": {"backbone": args.model.removeprefix(OWN)}}
-        return config.loads(yaml.safe_dump(backbone), args.overrides, source, args.cfg), out
+        own = own_options(args.model, args.weights, keys)
+        return config.loads(own, args.overrides, source, args.cfg), out
     # first the options alone, as some of them change the card, from which others follow
     given = config.loads("", args.overrides, source, args.cfg).model
     adjust = card_adjustment(given) or (lambda card: card)
     change = stated_card(args.weights)
     source_card = build_source(args.model, lambda card: adjust(change(card))).input
-    keys = config.keys_given(args.overrides, args.cfg)
     card = card_options(source_card, keys, args.model)
     return config.loads(card, args.overrides, source, args.cfg), out
 

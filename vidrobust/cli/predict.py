@@ -48,6 +48,8 @@ def main() -> None:
     source = load_source(cfg, args.model, args.weights) if args.model else None
     measured = source or load_run(cfg, state, 1)
     rows, failed = predict_videos(cfg, measured, records, args.top)
+    if not common.is_main():
+        return
     if args.output:
         with replacing(args.output) as file:
             text = _csv(rows) if args.output.suffix == ".csv" else _jsonl(rows)
@@ -56,7 +58,9 @@ def main() -> None:
     else:
         print("\n".join(_line(row) for row in rows))
     if failed:
-        raise UserError(f"videos that do not decode: {len(failed)}; the first: {failed[0].reason}")
+        raise UserError(
+            f"videos without a prediction: {len(failed)}; the first: {failed[0].reason}"
+        )
 
 
 def _line(row: Prediction) -> str:

@@ -105,8 +105,8 @@ class DataConfig:
     stride: int = option(2, "distance between sampled frames, in source frames", low=1)
     fps: float = option(
         0.0,
-        "frames per second at which videos are sampled before data.stride counts; 0: every source"
-        " frame",
+        "frames per second at which videos are sampled before data.stride counts, those of unknown"
+        " rate as if they had 25; 0: every source frame",
         low=0,
         high=10**4,
     )

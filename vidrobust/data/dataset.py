@@ -28,7 +28,7 @@ from vidrobust.data.isolation import Child, ChildDied, start_nursery
 from vidrobust.data.loader import BatchLoader
 from vidrobust.data.prepare.texture_twins import Twins
 from vidrobust.data.records import Failure, Record
-from vidrobust.data.sampling import ClipSpec
+from vidrobust.data.sampling import ASSUMED_FPS, ClipSpec
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.seeds import SeedStream
@@ -146,7 +146,7 @@ class ClipDataset(Dataset):
         return self.reader.twins
 
     def notes(self, repeats: int, resized: int, videos: int) -> list[str]:
-        """Return lines that report videos shorter than a clip, or with frames of several sizes.
+        """Return lines about videos shorter than a clip, of several sizes, or of unknown rate.
 
         Args:
             repeats: number of videos whose clips show a frame twice.
@@ -154,6 +154,12 @@ class ClipDataset(Dataset):
             videos: number of videos among which these were counted.
         """
         lines = []
+        first = self.records[0].path if len(self.records) else ""
+        if self.spec.fps and self.spec.frames > 1 and (os.path.isdir(first) or ".npy" in first):
+            lines.append(
+                f"frames per second of {first} and others are unknown: {ASSUMED_FPS} are assumed"
+                f" for data.fps={self.spec.fps:g}"
+            )
         if repeats:
             lines.append(
                 f"{repeats} of {videos} videos are shorter than a clip ({self.spec.span} frames)"

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vidrobust.data.formats import VIDEO_SUFFIXES
 from vidrobust.data.records import Record, checked, file_path, files_below
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
-from vidrobust.utils.text import class_key
+from vidrobust.utils.text import places_of
 
 # a file and its label: the name of a class, or its number
 Labelled = tuple[str | Path, str | int]
@@ -32,14 +33,12 @@ def records_of_files(files: Sequence[Labelled], classes: Sequence[str]) -> list[
     Raises:
         UserError: for a missing file, one listed twice, and a label that is no class.
     """
-    exact = {name: number for number, name in enumerate(classes)}
-    alike = {class_key(name): number for number, name in enumerate(classes)}
     records = []
     for path, label in files:
         if not Path(path).exists():
             raise UserError(f"data: no file {path}")
-        if isinstance(label, str):
-            label = exact.get(label, alike.get(class_key(label), label))
+        if isinstance(label, str) and (place := places_of(classes, [label])[0]) is not None:
+            label = place
         records.append(Record(str(path), file_path(Path(path)), _checked(label, classes, path)))
     return checked(records, Path("data"))
 
@@ -148,7 +147,7 @@ def _checked_batch(batch: Any) -> tuple[Tensor, list[Any], float]:
             " (B, 3, T, H, W) or (B, 3, H, W) with (B,)"
         )
     change = 0.0
-    if clips.dtype != torch.uint8:
+    if clips.dtype != torch.uint8 and len(clips):
         low, high = float(clips.min()), float(clips.max())
         if not (low >= 0 and high <= 1):
             raise UserError(
@@ -163,9 +162,13 @@ def _checked_batch(batch: Any) -> tuple[Tensor, list[Any], float]:
 
 def _checked(label: Any, classes: Sequence[str], where: Any) -> int:
     """Return a label as a number; raise UserError if it is no class."""
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(classes):
+    try:
+        number = -1 if isinstance(label, bool) else operator.index(label)
+    except TypeError:  # text, a fraction
+        number = -1
+    if not 0 <= number < len(classes):
         raise UserError(
             f"data: label {label!r} of {where} is none of the {len(classes)} classes"
             f" {', '.join(classes[:3])}, ...; give classes=[...]"
         )
-    return label
+    return number

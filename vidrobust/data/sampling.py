@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+ASSUMED_FPS = 25  # frames per second of folders of frames and arrays, which do not say it
 Policy = Literal["repeat_last", "loop", "error"]
 
 
@@ -233,7 +234,7 @@ def sampled(
     Args:
         sampler: chooses the clips.
         num_frames: number of frames of the video, at least 1.
-        fps: its frames per second.
+        fps: its frames per second; 0: unknown, and ASSUMED_FPS is taken.
         spec: the clips.
         rng: source of randomness.
 
@@ -241,16 +242,11 @@ def sampled(
         (clips, T) int64 frame indices of the source.
 
     Raises:
-        ValueError: as the sampler, and for several frames whose rate is unknown.
+        ValueError: as the sampler.
     """
     if not spec.fps or num_frames == 1:
         return sampler(num_frames, spec, rng)
-    if fps <= 0:
-        raise ValueError(
-            f"its frames per second are unknown, which data.fps={spec.fps:g} needs; set data.fps=0"
-            " and data.stride"
-        )
-    step = fps / spec.fps
+    step = (fps if fps > 0 else ASSUMED_FPS) / spec.fps
     # rounded first: 30 / 10 frames/s may be computed as 2.9999999999999996
     source = np.floor(np.round(np.arange(math.ceil(num_frames / step)) * step, 6)).astype(np.int64)
     return source[sampler(len(source), spec, rng)]

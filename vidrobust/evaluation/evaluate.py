@@ -38,7 +38,7 @@ from vidrobust.evaluation.measured_model import (
     checkpoint_name,
     load_run,
     load_source,
-    own_head,
+    run_card,
 )
 from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, bias_table
@@ -54,6 +54,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
     relative_to,
 )
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
+from vidrobust.evaluation.own_head import own_head
 from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
@@ -356,7 +357,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         name, predict = _classifier(run, model, head, representation, first)
         summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
         summary.classifier = name
-        summary.input = measured.input
+        summary.input = measured.input or run_card(cfg, model.backbone)
         summary.model = complexity
         summary.precise_bn = precise_bn
         aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]

@@ -112,13 +112,31 @@ def build_lists(
         test, classes = build_records(cfg, "test")
         train = []
         log.warning(f"no training videos, so neither kNN nor the linear probe ({error})")
-    require_labels(train, "evaluation (eval.enabled=false does without)")
-    require_labels(test, "evaluation")
     if len(classes) < 2:
         raise UserError(
             f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
             "nothing to distinguish; eval.enabled=false trains without evaluation"
         )
+    return checked_lists(train, test, classes)
+
+
+def checked_lists(
+    train: list[Record], test: list[Record], classes: list[str]
+) -> tuple[list[Record], list[Record], list[str]]:
+    """Return the lists of an evaluation, with warnings of what makes accuracies doubtful.
+
+    Args:
+        train: training videos, or none.
+        test: test videos.
+        classes: names of the classes.
+
+    Raises:
+        UserError: for missing labels, and for a single class.
+    """
+    require_labels(train, "evaluation (eval.enabled=false does without)")
+    require_labels(test, "evaluation")
+    if len(classes) < 2:
+        raise UserError(f"there is one class, {classes[0]!r}: there is nothing to distinguish")
     leaked = shared_sources(train, test)
     if leaked:
         log.warning(

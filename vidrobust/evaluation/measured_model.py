@@ -1,8 +1,10 @@
 """MeasuredModel: what an evaluation measures, of a run or of another package."""
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +24,13 @@ from vidrobust.models.checkpoints import (
     recognise_contents,
     source_options,
 )
+from vidrobust.models.inference import evaluation_mode
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.models.sources import Adjust, SourceModel, build_source, fresh
+from vidrobust.models.sources.own_code import NO_HEAD
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.seeds import seed_everything
-from vidrobust.utils.text import class_key
 
 OWN = "vidrobust:"  # before the name of a backbone of this package, for files of other code
 
@@ -66,6 +69,31 @@ def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> Measure
     return MeasuredModel(model, random, checkpoint_name(cfg, state), sha)
 
 
+def run_card(cfg: config.Config, backbone: Backbone) -> InputSpec | None:
+    """Return the input card of a run whose backbone is of another package, with the run's options.
+
+    None for a run with a backbone of this package, whose options say it all.
+    """
+    card = getattr(backbone.trunk, "input", None)
+    if not isinstance(card, InputSpec):
+        return None
+    data = cfg.data
+    return replace(
+        card,
+        frames=data.frames,
+        stride=None if data.fps else data.stride,
+        fps=data.fps or None,
+        short_side=None if data.resize else data.short_side,
+        resize=(data.resize[0], data.resize[1]) if data.resize else None,
+        size=(data.size, data.size),
+        interpolation=data.interpolation,
+        view_average=cfg.eval.view_average,
+        # those of weights that the run has changed
+        classes=None,
+        published=None,
+    )
+
+
 def checkpoint_name(cfg: config.Config, state: dict[str, Any]) -> str:
     """Return the name of the weights of a checkpoint that a configuration evaluates."""
     average = cfg.eval.average
@@ -73,13 +101,16 @@ def checkpoint_name(cfg: config.Config, state: dict[str, Any]) -> str:
     return f"step {state['step']}, {'average' if average else 'weights'} {sha}"
 
 
-def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
+def load_source(
+    cfg: config.Config, spec: str, weights: str, change: Adjust | None = None
+) -> MeasuredModel:
     """Return a model of another package, with the weights of a file.
 
     Args:
         cfg: its model.input.*, model.mean and model.std replace the input card, where they are set.
         spec: such as `torchvision:r3d_18`, or `vidrobust:resnet18` for a backbone of this package.
         weights: the file; "": those that the spec names, or random ones.
+        change: of the input card, in place of that of the options; None: that of the options.
 
     Raises:
         UserError: for an unknown model, and weights that cannot be read or do not fit.
@@ -87,9 +118,12 @@ def load_source(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     seed_everything(cfg.seed, cfg.deterministic)
     if spec.startswith(OWN):
         return _load_own(cfg, spec, weights)
-    adjust = card_adjustment(cfg.model) or (lambda card: card)
+    adjust = change or card_adjustment(cfg.model) or (lambda card: card)
     if weights:
-        return _load_file(cfg, spec, weights, adjust)
+        try:
+            return _load_file(cfg, spec, weights, adjust)
+        finally:
+            _contents.cache_clear()  # it is as large as the file
     random = fresh(spec, adjust)
     source = build_source(spec, adjust)
     if not source.trained:
@@ -114,12 +148,31 @@ def _load_file(cfg: config.Config, spec: str, weights: str, adjust: Adjust) -> M
 
     random = fresh(spec, changed)
     source = build_source(spec, changed)
-    found = _recognise(weights, source.network.head_key)
-    _contents.cache_clear()  # it is as large as the file
+    network, head_key = source.network.network, source.network.head_key
+    found = _recognise(weights, head_key, network.state_dict().keys())
     log.info(f"{weights}: {found.text()}")
     source_options(found.options, spec)  # warns of others
-    checkpoint.load_state(source.network.network, found.backbone, weights)
-    return measured_source(cfg, replace(source, head=_linear(found.head)), random, spec)
+    checkpoint.load_state(network, found.backbone, weights)
+    # without a head that could be cut off, the head changes nothing
+    head = source.head if head_key == NO_HEAD else _linear(found.head)
+    card = _of_weights(source.input, head, cfg.model.input)
+    return measured_source(cfg, replace(source, head=head, input=card), random, spec)
+
+
+def _of_weights(card: InputSpec, head: nn.Linear | None, given: config.InputConfig) -> InputSpec:
+    """Return a card without classes and published accuracy that are not those of a file's weights.
+
+    A source's own weights may have other classes than a file for the same network.
+
+    Args:
+        card: of the source.
+        head: the file's classifier, or None.
+        given: the options that replace fields of the card.
+    """
+    if head is not None and len(card.classes or ()) in (0, head.out_features):
+        return card
+    published = card.published if given.acc else None
+    return replace(card, classes=None, published=published)
 
 
 def stated_card(weights: str) -> Adjust:
@@ -172,10 +225,15 @@ def card_options(card: InputSpec, given: Collection[str] = (), backbone: str = "
             f"the model takes crops of {height} x {width} pixels, and data.size has one number; set"
             " model.input.size to a square, or resize in a function of python:"
         )
+    if (card.short_side or height) < height and {"data.size", "data.short_side"}.isdisjoint(given):
+        raise UserError(
+            f"the model's frames have a shorter side of {card.short_side} pixels, less than the"
+            f" crop of {height}; set model.input.short_side or size"
+        )
     data: dict[str, Any] = {
         "frames": card.frames,
         "size": height,
-        "short_side": max(card.short_side or height, height),
+        "short_side": card.short_side or height,
         "interpolation": card.interpolation,
     }
     if card.resize and "data.short_side" not in given:
@@ -204,6 +262,11 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
     name = spec.removeprefix(OWN)
     found = _recognise(weights, "")
     _contents.cache_clear()
+    if found.card.get("channels") == "bgr":
+        raise UserError(
+            f"--model {spec}: {weights} was trained on frames in the order BGR, and backbones of"
+            " this package take RGB; use the network of pytorchvideo or torchvision"
+        )
     log.info(f"{weights}: {found.text()}")
     unset = config.ModelConfig()
     kept = {
@@ -226,20 +289,51 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
         size=(cfg.data.size, cfg.data.size),
         mean=tuple(backbone.mean.flatten().tolist()),
         std=tuple(backbone.std.flatten().tolist()),
+        interpolation=cfg.data.interpolation,
+        view_average=cfg.eval.view_average,
     )
     return _measured(cfg, backbone, random, _linear(found.head), spec, card)
 
 
+def own_options(spec: str, weights: str, given: Collection[str]) -> str:
+    """Return the options of a backbone of this package and of a file of other code, as YAML.
+
+    Args:
+        spec: such as `vidrobust:resnet18`.
+        weights: the file, whose input card is taken; "": no card.
+        given: see `card_options`.
+    """
+    name = spec.removeprefix(OWN)
+    stated = _recognise(weights, "").card if weights else {}
+    if not stated:
+        return yaml.safe_dump({"model": {"backbone": name}})
+    data = config.DataConfig()
+    card = InputSpec(
+        frames=data.frames,
+        stride=data.stride,
+        short_side=data.short_side,
+        size=(data.size, data.size),
+    )
+    return card_options(replace(card, **{**stated, "channels": "rgb"}), given, name)
+
+
 @lru_cache(maxsize=1)
-def _contents(weights: str) -> Contents:
-    """Read a file of weights, once for its input card and for its tensors."""
+def _contents(weights: str, changed_ns: int) -> Contents:
+    """Read a file of weights, once for its input card and for its tensors.
+
+    Args:
+        weights: the file.
+        changed_ns: when it was changed.
+    """
     return checkpoint.read_foreign(weights)
 
 
-def _recognise(weights: str, head_key: str) -> Recognised:
-    """Return what a file of weights holds."""
+def _recognise(weights: str, head_key: str, keys: Collection[str] = ()) -> Recognised:
+    """Return what a file of weights holds; see `recognise_contents`."""
+    path = Path(weights)
     try:
-        return recognise_contents(_contents(weights), weights, head_key)
+        contents = _contents(weights, path.stat().st_mtime_ns if path.is_file() else 0)
+        return recognise_contents(contents, weights, head_key, keys)
     except UserError as error:
         _contents.cache_clear()
         raise UserError(f"--weights: {error}") from None
@@ -266,7 +360,31 @@ def _measured(
     model = Model(backbone, head or nn.Identity())
     sha = checkpoint.state_sha(model.state_dict())
     twin = Model(random, nn.Identity()) if random else None
-    return MeasuredModel(model, twin, f"{spec}, weights {sha}", sha, card)
+    name = f"{spec}, weights {sha}, input {_short_sha(replace(card, published=None))}"
+    if spec.partition(":")[0] not in _PACKAGES:
+        name += f", outputs {_outputs_sha(model, card)}"
+    return MeasuredModel(model, twin, name, sha, card)
+
+
+# sources whose code is that of a package; weights do not identify a model of the user's own code
+_PACKAGES = ("vidrobust", "torchvision", "pytorchvideo", "hf", "timm")
+
+
+def _short_sha(value: object) -> str:
+    """Return a hash of the text of a value."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
+
+
+@torch.no_grad()
+def _outputs_sha(model: Model, card: InputSpec) -> str:
+    """Return a hash of some outputs on a fixed clip; "random" if they differ from pass to pass."""
+    clip = torch.rand(1, 3, card.frames, *card.size, generator=torch.Generator().manual_seed(0))
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
+        first, again = (model(clip).flatten()[:8].tolist() for _ in range(2))
+    if first != again:
+        return "random"
+    # two digits, as other devices and batch sizes change the last ones
+    return _short_sha([f"{value:.1e}" for value in first])
 
 
 def _linear(head: dict[str, torch.Tensor]) -> nn.Linear | None:
@@ -278,47 +396,3 @@ def _linear(head: dict[str, torch.Tensor]) -> nn.Linear | None:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in head)
     layer.load_state_dict({"weight": weight} | {k: v for k, v in head.items() if k == "bias"})
     return layer
-
-
-def own_head(measured: MeasuredModel, classes: Sequence[str]) -> nn.Linear | None:
-    """Return the model's own classifier, with a logit per class of the data set in its order.
-
-    None without a linear head, and for a head of other classes, which is logged.
-
-    Args:
-        measured: the model.
-        classes: names of the data set's classes.
-    """
-    head = measured.model.head
-    if not isinstance(head, nn.Linear):
-        return None
-    names = measured.input.classes if measured.input else None
-    if names is not None and len(names) == head.out_features:
-        places = {class_key(name): place for place, name in enumerate(names)}
-        order = [places.get(class_key(name)) for name in classes]
-        rows = [place for place in order if place is not None]
-        if len(rows) == len(classes) == len(names):
-            return _reordered(head, rows)
-        log.info(
-            f"the model's classifier of {len(names)} classes is not used: {len(rows)} of the data"
-            f" set's {len(classes)} are among them"
-        )
-        return None
-    if head.out_features != len(classes):
-        return None
-    if measured.input is not None:
-        log.warning(
-            f"the model's {len(classes)} classes have no names: they are taken to be in the order"
-            f" {', '.join(classes[:3])}, ..."
-        )
-    return head
-
-
-def _reordered(head: nn.Linear, rows: list[int]) -> nn.Linear:
-    """Return a linear layer with other rows, or the same in another order."""
-    layer = nn.Linear(head.in_features, len(rows), bias=head.bias is not None)
-    with torch.no_grad():
-        layer.weight.copy_(head.weight[rows])
-        if head.bias is not None:
-            layer.bias.copy_(head.bias[rows])
-    return layer.to(head.weight.device)

@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidrobust import config
+from vidrobust.attacks import finite_logits
 from vidrobust.data import Failure, Record, build_records, eval_dataset
 from vidrobust.evaluation.measured_model import MeasuredModel
+from vidrobust.evaluation.results import fault
 from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils import distributed
@@ -30,14 +32,17 @@ def predict_videos(
         top: number of classes.
 
     Returns:
-        (predictions, videos that do not decode). A prediction has the video's name, the number of
-        the clip (None: the average over all), its start and end in seconds (None: unknown), and
-        `classes`, a list of [name, probability], the most probable first.
+        (predictions, videos that do not decode or have no finite logits). A prediction has the
+        video's name, the number of the clip (None: the average over all), its start and end in
+        seconds (None: unknown), and `classes`, a list of [name, probability], the most probable
+        first.
 
     Raises:
         UserError: for a model without a classifier, and if no video decodes.
     """
     head = measured.model.head
+    if cfg.eval.precise_bn:
+        raise UserError("eval.precise_bn: loose videos are no training videos; set it to 0")
     if not isinstance(head, nn.Linear):
         raise UserError("the model has no classifier; give its weights, or extract features")
     names = _names(cfg, measured, head.out_features)
@@ -55,7 +60,8 @@ def predict_videos(
         )
     clips = found.features  # (videos, clips, classes), logits
     whole = average_views(clips, cfg.eval.view_average)
-    rows = []
+    rows: list[Prediction] = []
+    failed = list(found.failed)
     for video, uid in enumerate(found.uids):
         fps = float(found.fps[video])
         starts, ends = found.start[video].tolist(), found.end[video].tolist()
@@ -68,7 +74,10 @@ def predict_videos(
                 "end_s": end / fps if fps else None,
             }
             rows.append(row | {"classes": _most_probable(logits, names, top)})
-    return rows, found.failed
+        if not finite_logits(clips[video]).all():
+            failed.append(Failure(video, uid, -1, fault(uid, "NaN or infinite logits")))
+            rows = [row for row in rows if row["video"] != uid]
+    return rows, failed
 
 
 def _most_probable(logits: Tensor, names: Sequence[str], top: int) -> list[list[Any]]:
@@ -95,6 +104,7 @@ def _names(cfg: config.Config, measured: MeasuredModel, outputs: int) -> Sequenc
     if len(names) == outputs:
         return names
     log.warning(
-        f"the model's {outputs} classes are shown as numbers; model.input.classes=FILE names them"
+        f"the model's {outputs} classes are shown as numbers, as {len(names)} names are known;"
+        " model.input.classes=FILE names them"
     )
     return [str(number) for number in range(outputs)]

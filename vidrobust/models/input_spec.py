@@ -86,6 +86,14 @@ class InputSpec:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use {' or '.join(values)}")
+        counts = {"frames": self.frames, "alpha": self.alpha, "stride": self.stride or 1}
+        sides = (*self.size, *(self.resize or ()), self.short_side or 1)
+        if any(type(value) is not int or value < 1 for value in (*counts.values(), *sides)):
+            raise ValueError(
+                f"frames={self.frames}, stride={self.stride}, size={self.size},"
+                f" resize={self.resize}, short_side={self.short_side}, alpha={self.alpha}: give"
+                " whole numbers of at least 1"
+            )
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ValueError(
                 f"mean={self.mean}, std={self.std}: give three numbers each, or one each"
@@ -167,8 +175,8 @@ def overridden(card: InputSpec, **values: Any) -> InputSpec:
     changed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
-    for key in [key for key in values if key in _INSTEAD]:
-        if _INSTEAD[key] in values:
+    for key in [key for key in values if key in _INSTEAD and values[key] is not None]:
+        if values.get(_INSTEAD[key]) is not None:
             raise ValueError(f"{key} and {_INSTEAD[key]} exclude each other; set one of them")
         changed[_INSTEAD[key]] = None
     if isinstance(changed.get("classes"), str):
@@ -176,7 +184,7 @@ def overridden(card: InputSpec, **values: Any) -> InputSpec:
         changed["classes"] = tuple(line.strip() for line in lines if line.strip())
     if isinstance(changed.get("size"), int):
         changed["size"] = (changed["size"],) * 2
-    elif len(changed.get("size", ())) == 1:
+    elif isinstance(changed.get("size"), tuple) and len(changed["size"]) == 1:
         changed["size"] *= 2
     reported = {
         key.removeprefix("acc_"): changed.pop(key)

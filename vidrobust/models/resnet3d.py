@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidrobust.models.backbone import BackboneParts, init_kaiming
+from vidrobust.utils.errors import UserError
 
 # statistics of Kinetics in that code
 _MEAN = (0.4345, 0.4051, 0.3775)
@@ -36,6 +37,8 @@ def resnext3d_101(width: int = 64) -> BackboneParts:
     Args:
         width: channels of the stem, a multiple of 16.
     """
+    if width % 16:
+        raise UserError(f"model.width={width}: resnext3d_101 needs a multiple of 16")
     return _parts((3, 4, 23, 3), width, kind="resnext")
 
 

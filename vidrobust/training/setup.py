@@ -158,7 +158,10 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
     if weights:
         try:
             state = checkpoint.backbone_state(
-                weights, branches=branch_names(backbone), head_key=backbone.head_key
+                weights,
+                branches=branch_names(backbone),
+                head_key=backbone.head_key,
+                keys=backbone.stored.state_dict().keys(),
             )
         except UserError as error:
             raise UserError(f"model.weights: {error}") from None

@@ -25,11 +25,18 @@ def with_weights_options(cfg: config.Config) -> config.Config:
         contents = checkpoint.read_foreign(cfg.model.weights)
         if isinstance(contents.value, dict) and contents.value.keys() >= checkpoint.KEYS:
             return cfg
-        needed = recognise_contents(contents, cfg.model.weights).options
+        found = recognise_contents(contents, cfg.model.weights)
     except UserError as error:
         raise UserError(f"model.weights: {error}") from None
+    needed = found.options
     if is_spec(cfg.model.backbone):
-        cfg, needed = _for_source(cfg, needed)
+        channels = {key: found.card[key] for key in ("channels",) if key in found.card}
+        cfg, needed = _for_source(cfg, {**needed, **channels})
+    elif found.card.get("channels") == "bgr":
+        raise UserError(
+            f"model.weights: {cfg.model.weights} was trained on frames in the order BGR, and"
+            f" {cfg.model.backbone} takes RGB; use the network of pytorchvideo or torchvision"
+        )
     unset = config.ModelConfig()
     changes = {}
     for name, value in needed.items():
@@ -47,8 +54,8 @@ def with_weights_options(cfg: config.Config) -> config.Config:
 def _for_source(cfg: config.Config, needed: dict[str, Any]) -> tuple[config.Config, dict[str, Any]]:
     """Return the configuration and options for a model of another package.
 
-    The frames of a slow pathway become an option of its input card. Statistics that `model.input.*`
-    sets come before those of the file.
+    The frames of a slow pathway and the order of the channels become options of its input card.
+    Statistics that `model.input.*` sets come before those of the file.
 
     Args:
         cfg: the configuration.
@@ -56,9 +63,9 @@ def _for_source(cfg: config.Config, needed: dict[str, Any]) -> tuple[config.Conf
     """
     card = cfg.model.input
     options = source_options(needed, cfg.model.backbone)
-    if card.mean or card.std or card.range:
-        options = {}
-    if "slow_frames" in needed and not card.slow_frames:
-        card = replace(card, slow_frames=needed["slow_frames"])
-        cfg = replace(cfg, model=replace(cfg.model, input=card))
+    options = {key: value for key, value in options.items() if not getattr(card, key)}
+    stated = {key: needed[key] for key in ("slow_frames", "channels") if key in needed}
+    changes = {key: value for key, value in stated.items() if not getattr(card, key)}
+    if changes:
+        cfg = replace(cfg, model=replace(cfg.model, input=replace(card, **changes)))
     return cfg, options

@@ -4,6 +4,7 @@ File names and option values may hold any character, and bytes that are not text
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # surrogates by which Python represents bytes that are not UTF-8 (PEP 383)
@@ -45,3 +46,19 @@ def shown(value: Any, limit: int = 80) -> str:
 def class_key(name: str) -> str:
     """Return the name of a class without case and punctuation, which lists write differently."""
     return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def places_of(names: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
+    """Return the position in `names` of each wanted name; None where it is not there.
+
+    A name that is not there as it is written is found without case and punctuation, unless several
+    names are alike then.
+
+    Args:
+        names: names of classes.
+        wanted: the names to find.
+    """
+    exact = {name: place for place, name in enumerate(names)}
+    keys = [class_key(name) for name in names]
+    alike = {key: place for place, key in enumerate(keys) if key and keys.count(key) == 1}
+    return [exact.get(name, alike.get(class_key(name))) for name in wanted]

@@ -11,7 +11,8 @@ from tests.models.checkpoints.originals import TorchvisionResNet, randomise
 from vidrobust import checkpoint, config
 from vidrobust.cli.common import model_config
 from vidrobust.evaluation.measured_model import load_source
-from vidrobust.models.checkpoints import recognise
+from vidrobust.models.checkpoints import file_adjustment, recognise
+from vidrobust.models.input_spec import InputSpec
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils.errors import UserError
 
@@ -84,6 +85,16 @@ def test_other_texts_say_nothing_and_run_nothing(tmp_path, text, monkeypatch):
     assert not (tmp_path / "victim").exists()
 
 
+def test_frames_in_the_order_bgr_are_a_field_of_the_card(tmp_path):
+    path = file_of(tmp_path, changed("DATA", REVERSE_INPUT_CHANNEL=True))
+    found = recognise(path)
+    assert found.card["channels"] == "bgr"
+    adjust = file_adjustment(found)
+    assert adjust(InputSpec()).channels == "bgr"
+    given = InputSpec(layout="pathways", slow_frames="linspace")
+    assert adjust(given).slow_frames == "linspace", "a file that does not say it changes nothing"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -91,7 +102,6 @@ def test_other_texts_say_nothing_and_run_nothing(tmp_path, text, monkeypatch):
             SETTINGS | {"MODEL": {"ARCH": "slowfast"}},
             "trained with SLOWFAST.ALPHA=8, but slowfast_r50 and slowfast_r101 have 4",
         ),
-        (changed("DATA", REVERSE_INPUT_CHANNEL=True), "frames in the order BGR"),
         (
             SETTINGS | {"MODEL": {"ARCH": "mvit"}, "MVIT": {"USE_MEAN_POOLING": True}},
             "MVIT.USE_MEAN_POOLING=True, but torchvision's MViT classifies its class token",

@@ -40,7 +40,14 @@ def test_coclr(tmp_path, original):
     assert_same_features(network, original, 16, IMAGENET, size=64)
     found = recognise(path, network.head_key)
     assert found.layout.name == "CoCLR S3D" and found.head == {}
-    assert found.card == {"frames": 32, "size": (128, 128)}
+    # eval/main_classifier.py: frames in a row, 224 of 256 pixels shrunk to 128, mean probabilities
+    assert found.card == {
+        "frames": 32,
+        "stride": 1,
+        "short_side": 146,
+        "size": (128, 128),
+        "view_average": "probabilities",
+    }
     groups = {key.split(".")[0] for key in found.left_out if ".block" not in key}
     assert groups == {"encoder_q", "encoder_k", "queue", "queue_ptr"}
 

@@ -4,6 +4,11 @@ Classes of equal names, apart from case and punctuation, need no entry. A concep
 classes on either side.
 """
 
+from torchvision.models.video import R3D_18_Weights
+
+# Kinetics-400 in alphabetical order, in which files of weights have it
+KINETICS: tuple[str, ...] = tuple(R3D_18_Weights.KINETICS400_V1.meta["categories"])
+
 # concept -> (its classes in one data set, its classes in the other)
 Table = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 

@@ -49,11 +49,6 @@ def require_fitting(settings: Mapping[str, Any]) -> None:
             f"PySlowFast SlowFast: trained with SLOWFAST.ALPHA={alpha}, but slowfast_r50 and"
             f" slowfast_r101 have {_ALPHA}"
         )
-    if _entry(settings, "DATA", "REVERSE_INPUT_CHANNEL") is True:
-        raise UserError(
-            "PySlowFast: trained with DATA.REVERSE_INPUT_CHANNEL=True, on frames in the order BGR,"
-            " but the networks here take RGB"
-        )
     if arch == "mvit" and _entry(settings, "MVIT", "USE_MEAN_POOLING") is True:
         raise UserError(
             "PySlowFast MViT: trained with MVIT.USE_MEAN_POOLING=True, but torchvision's MViT"
@@ -80,6 +75,8 @@ def pyslowfast_card(settings: Mapping[str, Any]) -> dict[str, Any]:
         scales = _entry(settings, "DATA", "TRAIN_JITTER_SCALES")
         if _entry(settings, "TEST", "NUM_SPATIAL_CROPS") == 1 and isinstance(scales, list):
             card["short_side"] = scales[0] if scales and _is_count(scales[0]) else crop
+    if _entry(settings, "DATA", "REVERSE_INPUT_CHANNEL") is True:
+        card["channels"] = "bgr"
     # its head returns probabilities in tests, which are summed over views
     if _entry(settings, "MODEL", "HEAD_ACT") == "softmax":
         card["view_average"] = "probabilities"
@@ -117,7 +114,9 @@ def file_adjustment(found: Recognised) -> Callable[[InputSpec], InputSpec]:
 
     def adjust(card: InputSpec) -> InputSpec:
         pathways = card.layout == "pathways"
-        frames = {"slow_frames": found.options.get("slow_frames", "stride")} if pathways else {}
+        frames = (
+            {"slow_frames": found.options.get("slow_frames", card.slow_frames)} if pathways else {}
+        )
         return replace(card, **fields, **frames)
 
     return adjust
@@ -126,14 +125,14 @@ def file_adjustment(found: Recognised) -> Callable[[InputSpec], InputSpec]:
 def source_options(options: Mapping[str, Any], spec: str) -> dict[str, Any]:
     """Return those options of `model.*` that each model of another package has: mean and std.
 
-    A warning names the others, but for `slow_frames`, which the input card has.
+    A warning names the others, but for `slow_frames` and `channels`, which the input card has.
 
     Args:
         options: that the weights need.
         spec: of the source, for messages.
     """
     for name, value in options.items():
-        if name not in (*_STATISTICS, "slow_frames"):
+        if name not in (*_STATISTICS, "slow_frames", "channels"):
             log.warning(
                 f"the weights need model.{name}={value}, but {spec} has no such option: features"
                 " will differ from those of their authors; use a backbone of this package"

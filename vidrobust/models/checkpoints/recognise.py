@@ -1,6 +1,7 @@
 """Recognise how a file of weights is laid out, and return the backbone's weights in it."""
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,17 @@ def recognise(path: str | Path, head_key: str = "") -> Recognised:
     return recognise_contents(read_weights(path), str(path), head_key)
 
 
-def recognise_contents(contents: Contents, source: str, head_key: str = "") -> Recognised:
+def recognise_contents(
+    contents: Contents, source: str, head_key: str = "", keys: Collection[str] = ()
+) -> Recognised:
     """Return what a file holds in the names of this package.
 
     Args:
         contents: of the file.
         source: its path, for messages.
         head_key: see `recognise`.
+        keys: of the state dict of the network that gets the weights. A file that has them all is
+            taken as it is, whatever layout its keys resemble.
 
     Raises:
         UserError: for contents without a state dict, and for weights that no network here takes.
@@ -103,6 +108,8 @@ def recognise_contents(contents: Contents, source: str, head_key: str = "") -> R
         prefix = r"((backbone|trunk|network)\.)*"
         plain = replace(PLAIN, prefix=prefix, drops=(), head=rf"{prefix}{re.escape(head_key)}\.")
     layout = next((layout for layout in LAYOUTS if layout.fits(weights)), plain)
+    if head_key and keys and weights.keys() >= set(keys):
+        layout = replace(PLAIN, prefix="", drops=(), head=rf"{re.escape(head_key)}\.")
     settings = pyslowfast_config(contents.value)
     try:
         require_fitting(settings)

@@ -80,7 +80,14 @@ _NOTE = (
     "the network is torchvision:s3d, trained on 128 x 128 pixels; larger ones are averaged in"
     " torchvision's windows"
 )
-_CARD = {"size": (128, 128), "frames": 32}
+# eval/main_classifier.py of CoCLR crops 224 of 256 pixels, and shrinks them to 128
+_CARD = {
+    "frames": 32,
+    "stride": 1,
+    "short_side": 146,
+    "size": (128, 128),
+    "view_average": "probabilities",
+}
 # of ImageNet
 _STATISTICS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 

@@ -1,5 +1,6 @@
 """Models of the user's own code (python:), TorchScript programs, and modules given in Python."""
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -16,6 +17,7 @@ from vidrobust.models.sources.source_model import Adjust, Source, SourceModel, S
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 
+NO_HEAD = "(none)"  # name of the classifier of a model whose outputs are its features
 _LEAST = 1e-12  # of a probability whose logarithm is taken
 
 
@@ -94,7 +96,7 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
     Raises:
         UserError: the model cannot run on clips of the card, or returns no logits.
     """
-    network = model if isinstance(model, nn.Module) else _Function(model)
+    network = _copied(model, name) if isinstance(model, nn.Module) else _Function(model)
     network.eval()
     two = torch.rand(2, 3, card.frames, *card.size)
     clips = arranged(two, card)
@@ -113,8 +115,9 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
     clips = arranged(two[:1], card) if single else clips
     if bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output))):
         log.info(f"{name} returns probabilities: their logarithms are its logits")
-        network, output = _Logarithm(network), output.clamp(min=_LEAST).log()
-    key = _last_linear(network, clips, output)
+        run, key = _logarithms_one_by_one if single else _logarithms, ""
+    else:
+        key = _last_linear(network, clips, output)
     if key:
         head = network.get_submodule(key)
         assert isinstance(head, nn.Linear)  # as _last_linear found it
@@ -124,7 +127,7 @@ def wrapped(model: Callable[[Tensor], Any], card: InputSpec, name: str) -> Sourc
         # a linear layer that changes nothing: sums with zeros are exact
         head = nn.Linear(output.shape[1], output.shape[1], bias=False)
         nn.init.eye_(head.weight)
-    trunk = SourceTrunk(network, card, run, key)
+    trunk = SourceTrunk(network, card, run, key or NO_HEAD, dim=head.in_features)
     return SourceModel(trunk, head.in_features, head, card, trained=True)
 
 
@@ -164,6 +167,29 @@ def _one_by_one(network: nn.Module, x: Any) -> Tensor:
     return torch.cat([_run(network, clip) for clip in clips])
 
 
+def _logarithms(network: nn.Module, x: Any) -> Tensor:
+    """Return the logarithms of the probabilities that a module returns."""
+    return _run(network, x).clamp(min=_LEAST).log()
+
+
+def _logarithms_one_by_one(network: nn.Module, x: Any) -> Tensor:
+    """Return `_logarithms` of a module that takes one clip at a time."""
+    return _one_by_one(network, x).clamp(min=_LEAST).log()
+
+
+def _copied(model: nn.Module, name: str) -> nn.Module:
+    """Return a copy of a module, whose head can be cut off while the user's own stays whole."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return model  # no layer of a program is cut off, and copies of its weights are no leaves
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the objects in it raise
+        raise UserError(
+            f"{name}: cannot be copied ({error!r}); give a function of clips in its place, such as"
+            " lambda clips: model(clips)"
+        ) from error
+
+
 def _tried(network: nn.Module, clips: Tensor, card: InputSpec, name: str) -> tuple[Tensor, bool]:
     """Return the outputs of two clips, and whether the model takes only one at a time.
 
@@ -187,20 +213,10 @@ def _tried(network: nn.Module, clips: Tensor, card: InputSpec, name: str) -> tup
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{name}: fails on a clip of {card.frames} frames of {card.size[0]} x"
-                f" {card.size[1]} pixels in the layout {card.layout} ({reason}); set"
-                " model.input.frames, size and layout, or return an InputSpec with it"
+                f" {card.size[1]} pixels in the layout {card.layout}, one or two at a time"
+                f" ({reason}); set model.input.frames, size and layout, return an InputSpec,"
+                " or a function that fills up its batch"
             ) from error
-
-
-class _Logarithm(nn.Module):
-    """Turn the probabilities of a model into logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.network(x), "the model").clamp(min=_LEAST).log()
 
 
 class _Function(nn.Module):

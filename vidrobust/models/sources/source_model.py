@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vidrobust.models.input_spec import InputSpec, arranged
@@ -70,6 +71,7 @@ class SourceTrunk(nn.Module):
         fixed: the only number of frames and size that it takes; None: any.
         interpolated: the number of frames and size of its position embeddings, which it
             interpolates for others; None: it has none of fixed size.
+        dim: number of features that its head takes; 0: they are not checked.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class SourceTrunk(nn.Module):
         least_frames: int = 1,
         fixed: Shape | None = None,
         interpolated: Shape | None = None,
+        dim: int = 0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -91,11 +94,27 @@ class SourceTrunk(nn.Module):
         self.least_frames = least_frames
         self.fixed = fixed
         self.interpolated = interpolated
+        self.dim = dim
+        self.reported: set[Shape] = set()  # shapes whose interpolation was logged
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features (B, dim) of normalised RGB clips (B, C, T, H, W)."""
         self.require_fit(x.shape[2], (x.shape[3], x.shape[4]))
-        return self.run(self.network, arranged(x, self.input))
+        try:
+            features = self.run(self.network, arranged(x, self.input))
+            if self.dim not in (0, features.shape[1]):
+                raise ValueError(f"{features.shape[1]} features in place of {self.dim}")
+            return features
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            # clips of its own shape fail for another reason, and so does memory
+            shape = x.shape[2], (x.shape[3], x.shape[4])
+            own = self.input.frames, self.input.size
+            if shape == own or "memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the model fails on {_text(shape)} ({reason}); its input card says {_text(own)}"
+            ) from error
 
     def require_fit(self, frames: int, size: tuple[int, int]) -> None:
         """Raise UserError for clips that the network cannot take."""
@@ -104,12 +123,14 @@ class SourceTrunk(nn.Module):
                 f"this network takes {_text(self.fixed)}, not {_text((frames, size))}; set"
                 f" data.frames={self.fixed[0]} and data.size={self.fixed[1][0]}"
             )
-        if self.interpolated and (frames, size) != self.interpolated:
+        shape = frames, size
+        if self.interpolated not in (None, shape) and shape not in self.reported:
+            assert self.interpolated is not None
+            self.reported.add(shape)
             log.warning(
                 f"position embeddings of {_text(self.interpolated)} are interpolated for"
-                f" {_text((frames, size))}"
+                f" {_text(shape)}"
             )
-            self.interpolated = (frames, size)  # say it once
         if frames < self.least_frames:
             raise UserError(
                 f"this network takes at least {self.least_frames} frames, not {frames}; set"
