@@ -37,7 +37,8 @@ class Whole(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.body, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+        self.body = nn.Linear(3, 5)
+        self.last = nn.Linear(5, 2)
 
     def forward(self, x):
         return self.last(self.body(x.mean((1, 3, 4))).relu())

@@ -229,7 +229,9 @@ from vidrobust.models.input_spec import InputSpec
 class Net(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.backbone, self.fc, self.kind = nn.Linear(3, 5), nn.Linear(5, 4), kind
+        self.backbone = nn.Linear(3, 5)
+        self.fc = nn.Linear(5, 4)
+        self.kind = kind
     def forward(self, x):
         logits = self.fc(self.backbone(x.mean((2, 3, 4))).relu())
         return {"plain": logits, "twice": 2 * logits, "softmax": logits.softmax(1)}[self.kind]
