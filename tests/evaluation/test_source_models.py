@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(run, arguments, said):
 
 
 def test_a_file_of_acl_is_measured_in_both_of_its_norm_branches(tmp_path):
-    """Features are those of the original network; each branch has results of its own."""
+    """Each branch has results of its own; tests of layouts compare features with the original's."""
     from tests.models.checkpoints.originals import ListResNet, randomise
 
     torch.manual_seed(0)
