@@ -158,7 +158,7 @@ CLIPS, LABELS = torch.rand(2, 3, 2, 16, 16), torch.tensor([0, 1])
         ([(CLIPS, LABELS[:1])], r"labels \(1,\); give \(B, 3, T, H, W\)"),
         ([(CLIPS, LABELS + 1)], "label 2 of clip 1 is none of the 2 classes"),
         ([(CLIPS, LABELS / 2)], "label 0.0 of clip 0"),
-        ([CLIPS], "a batch is Tensor; give pairs"),
+        ([CLIPS], "an item is Tensor; give pairs"),
         ([], "the iterable has no batch"),
         ([("no.mp4", "0")], "no file no.mp4"),
         ([(__file__, "0"), (__file__, "1")], "is listed twice"),
@@ -184,7 +184,9 @@ def test_a_model_without_a_classifier_needs_training_videos(tmp_path):
             output=tmp_path / "out",
             options={"data.workers": 0},
         )
-    with pytest.raises(UserError, match="data set ucf101 has its own training videos"):
+    with pytest.raises(
+        UserError, match="data set ucf101 has its own train= and classes=; remove them"
+    ):
         vidrobust.evaluate(model, "ucf101", classes=["a"], output=tmp_path / "out")
 
 

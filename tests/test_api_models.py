@@ -211,21 +211,21 @@ def test_names_that_differ_in_punctuation_are_told_apart():
     assert places_of(["Ice Cream"], ["ice_cream"]) == [0]
 
 
-def test_400_unnamed_classes_are_those_of_kinetics_in_alphabetical_order(caplog):
+def test_400_unnamed_classes_are_those_of_kinetics_in_alphabetical_order():
     """Whatever order the lists of the data set have."""
     model = vidrobust.wrap(nn.Sequential(nn.Flatten(), nn.Linear(1536, 400)), **CARD)
     shuffled = [KINETICS[i] for i in torch.randperm(400).tolist()]
-    head = own_head(model.measured, shuffled)
+    head, doubts = own_head(model.measured, shuffled)
     for place in (0, 17, 399):
         row = KINETICS.index(shuffled[place])
         assert torch.equal(head.weight[place], model.classifier.head.weight[row])
-    assert "Kinetics-400 in alphabetical order" in caplog.text
+    assert "Kinetics-400 in alphabetical order" in doubts[0]
     other = [f"class {i}" for i in range(400)]
-    assert own_head(model.measured, other) is model.classifier.head
+    assert own_head(model.measured, other)[0] is model.classifier.head
 
 
 def test_the_readme_s_lines_of_python(tmp_path):
-    """As they stand there, with a smaller data set and shorter clips."""
+    """Run them with a smaller data set and shorter clips."""
     from torchvision.models.video import r2plus1d_18
 
     root = tiny_ucf101(tmp_path / "data", train=2, test=1)
@@ -244,6 +244,9 @@ def test_the_readme_s_lines_of_python(tmp_path):
     assert 0 <= report.summary.robust_acc <= report.summary.clean_acc
     assert report.summary.corruption.n == 2 and (report.path / "report.md").is_file()
     assert report.summary.input.fps == 15 and report.summary.input.published is None
+    assert (report.summary.input.frames, report.summary.input.size) == (2, (16, 16)), "as used"
+    told = "says 16 frames of 112 x 112 pixels; it is measured on 2 of 16 x 16"
+    assert any(told in line for line in report.summary.warnings)
 
 
 def test_our_accuracy_stands_beside_the_published_one(tmp_path):
@@ -261,3 +264,69 @@ def test_our_accuracy_stands_beside_the_published_one(tmp_path):
 
 def test_a_card_is_an_input_spec():
     assert vidrobust.wrap(Whole(), **CARD).input == InputSpec(**CARD)
+
+
+class Nan(Whole):
+    """A classifier whose outputs are NaN for clips that begin dark."""
+
+    def forward(self, x):
+        return torch.where(x[:, 0, 0, 0, :1] < 0.5, torch.nan, super().forward(x))
+
+
+def test_nan_of_the_own_head_is_no_class(tmp_path):
+    """The argmax of NaN is class 0, which would be right for half of these clips."""
+    model = vidrobust.wrap(Nan(), **CARD)
+    report = measured(model, tmp_path / "out")
+    dark = (CLIPS[:, 0, 0, 0, 0] * 255).round() / 255 < 0.5
+    assert dark.any() and not dark.all()
+    finite = Whole()((CLIPS * 255).round().transpose(1, 2) / 255).argmax(1)
+    right = (finite == LABELS) & ~dark
+    assert report.summary.representation["head"].acc == int(right.sum()) / 6
+    rows = (report.path / "predictions.jsonl").read_text()
+    assert rows.count('"head": null') == int(dark.sum())
+    assert any("count as wrong for head, which gives NaN" in w for w in report.summary.warnings)
+
+
+def test_names_of_another_number_of_classes_are_refused():
+    with pytest.raises(UserError, match="3 names for a classifier of 2 classes"):
+        vidrobust.wrap(Whole(), **CARD, classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("model", [Whole(), "torchvision:r3d_18"])
+def test_a_model_that_is_not_wrapped_is_one_line(model):
+    with pytest.raises(UserError, match=r"wrap it, vidrobust.wrap\(model\), or load it by name"):
+        vidrobust.evaluate(model, [(CLIPS, LABELS)])
+
+
+def test_a_threat_may_be_a_text(tmp_path):
+    model = vidrobust.wrap(Whole(), **CARD)
+    report = vidrobust.evaluate(
+        model, [(CLIPS, LABELS)], threats="linf-1/255", output=tmp_path, options=OPTIONS
+    )
+    assert report.summary.threats == ["linf-1/255"]
+
+
+def test_a_layout_that_does_not_fit_is_one_line(finetuned, tmp_path):
+    _, path = finetuned
+    model = vidrobust.load_model("torchvision:resnet18", weights=path, size=32, layout="BTCHW")
+    images = torch.rand(2, 3, 32, 32)
+    with pytest.raises(UserError, match=r"fails on 1 frames .* in the layout BTCHW \("):
+        vidrobust.evaluate(
+            model,
+            [(images, LABELS[:2])],
+            threats=["linf-0"],
+            output=tmp_path / "out",
+            options=OPTIONS,
+        )
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "module.model."])
+def test_a_file_may_put_any_name_before_all_keys(finetuned, tmp_path, prefix):
+    """Lightning writes `model.`, a module around a network the name of its attribute."""
+    network, _ = finetuned
+    state = {prefix + key: value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "wrapped.ckpt")
+    model = vidrobust.load_model("torchvision:resnet18", weights=tmp_path / "wrapped.ckpt")
+    weight = model.classifier.head.weight
+    assert torch.equal(weight, network.fc.weight)
+    assert torch.equal(model.encoder.stored.conv1.weight, network.conv1.weight)

@@ -113,7 +113,7 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
     train: Files | Clips | None = None,
     classes: Sequence[str] | None = None,
     root: str | Path = "",
-    threats: Sequence[str] = (),
+    threats: str | Sequence[str] = (),
     corruptions: str | Sequence[str] = (),
     output: str | Path = "outputs/evaluation",
     options: dict[str, Any] | None = None,
@@ -135,20 +135,20 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
         root: folder of a data set by name; "": the default of `data.root`.
         threats: budgets, such as "linf-2/255"; none: no attack.
         corruptions: names or a set of names, such as "quick"; none: no corruptions.
-        output: folder of the results.
-        options: further options by their keys, such as {"eval.suite": "autoattack"}.
+        output: folder of the results; another model, data or options need another one.
+        options: further options by their keys, such as {"eval.suite": "autoattack"}; see
+            docs/running.md.
         overwrite: replace another evaluation in the folder.
 
     Raises:
         UserError: for wrong options and data, for a folder with another evaluation, and for videos
             that do not decode, after everything is written.
 
-    Example:
-        evaluate(model, [("a.mp4", "jump"), ("b.mp4", "run")], threats=["linf-2/255"])
     """
+    _require_loaded(model)
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     given: dict[str, Any] = {
-        "eval.threats": list(threats),
+        "eval.threats": [threats] if isinstance(threats, str) else list(threats),
         "eval.corruption.names": [name for name in names if name],
     }
     path = Path(output)
@@ -158,7 +158,9 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
             lists, shape = _lists(model, data, train, classes, Path(folder))
             given |= {"data.name": "list", **shape}
         elif train is not None or classes is not None:
-            raise UserError(f"evaluate: data set {data} has its own training videos and classes")
+            raise UserError(
+                f"evaluate: data set {data} has its own train= and classes=; remove them"
+            )
         else:
             given |= {"data.name": data, **({"data.root": root} if root else {})}
         given |= options or {}
@@ -166,6 +168,15 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
         cfg = config.loads(card_options(model.input, given), words, "vidrobust.evaluate")
         summary = evaluate_model(cfg, model.measured, path, overwrite=overwrite, lists=lists)
     return Evaluation(summary, path)
+
+
+def _require_loaded(model: object) -> None:
+    """Raise UserError for a model that neither `load_model` nor `wrap` returned."""
+    if not isinstance(model, LoadedModel):
+        raise UserError(
+            f"evaluate: the model is a {type(model).__name__}; wrap it, vidrobust.wrap(model), or"
+            " load it by name, vidrobust.load_model(name)"
+        )
 
 
 def _lists(

@@ -79,7 +79,7 @@ def test_the_same_weights_have_the_same_rows(run):
     assert summary.checkpoint.startswith("torchvision:resnet18, weights ")
     assert summary.input.mean == (0.485, 0.456, 0.406)
     text = (top / "other/report.md").read_text()
-    assert "Input: 1 frame; " in text and "mean 0.485, 0.456, 0.406" in text
+    assert "Input: 2 frames at stride" in text and "mean 0.485, 0.456, 0.406" in text
 
 
 def test_the_probe_or_knn_is_attacked_where_it_is_asked_for(run):

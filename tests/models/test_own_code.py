@@ -60,6 +60,12 @@ def fails():
 def number():
     return 3
 
+def uncalled():
+    return Net
+
+def pair():
+    return lambda clips: (clips, clips), InputSpec(frames=2, size=(8, 8))
+
 def wrong():
     return Net(), InputSpec(frames=2, size=(8, 8))
 """
@@ -140,6 +146,8 @@ def test_a_function_of_a_file_makes_the_model(tmp_path):
         ("missing", "has no function missing; it has .*with_card"),
         ("fails", r"fails\(\) failed: RuntimeError\('no weights here'\)"),
         ("number", r"number\(\) returned int; return a module"),
+        ("uncalled", r"uncalled\(\) returned the class Net; return a module"),
+        ("pair", r"pair returns a tuple \(Tensor, Tensor\); give lambda x: model\(x\)\[0\]$"),
         ("wrong", r"fails on a clip of 2 frames of 8 x 8 pixels"),
     ],
 )

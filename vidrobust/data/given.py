@@ -62,7 +62,8 @@ def loose_records(videos: str, frames: int) -> list[Record]:
         if not found:
             images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
             found = images if frames == 1 else sorted({file.parent for file in images})
-        names = [str(file.relative_to(top)) for file in found]
+        # a folder of frames itself has its own name
+        names = [str(file.relative_to(top)) if file != top else top.name for file in found]
     else:
         found = [Path(file) for file in sorted(glob.glob(str(top), recursive=True))]
         if top.exists():  # a name with characters of a pattern
@@ -114,11 +115,13 @@ def records_of_clips(
         clips, labels, change = _checked_batch(batch)
         rounded = max(rounded, change)
         shape = shape or tuple(clips.shape[1:])
-        if tuple(clips.shape[1:]) != shape or shape[1] != shape[2]:
+        size = f"{clips.shape[1]} frames of {clips.shape[2]} x {clips.shape[3]} pixels"
+        if shape[1] != shape[2]:
+            raise UserError(f"data: clips of {size}; give square clips of one shape")
+        if tuple(clips.shape[1:]) != shape:
             raise UserError(
-                f"data: clips of {clips.shape[1]} frames of {clips.shape[2]} x {clips.shape[3]}"
-                f" pixels, the first of {shape[0]} of {shape[1]} x {shape[2]}; give square clips of"
-                " one shape"
+                f"data: clips of {size}, the first of {shape[0]} of {shape[1]} x {shape[2]}; give"
+                " clips of one shape"
             )
         for clip, label in zip(clips.numpy(), labels, strict=True):
             number = len(records)
@@ -137,7 +140,7 @@ def _checked_batch(batch: Any) -> tuple[Tensor, list[Any], float]:
     """Return clips (B, T, H, W, 3) uint8, their labels, and the largest change by rounding."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise UserError(
-            f"data: a batch is {type(batch).__name__}; give pairs (clips, labels), or (path, label)"
+            f"data: an item is {type(batch).__name__}; give pairs (clips, labels) or (path, label)"
         )
     clips, labels = (torch.as_tensor(each).detach().cpu() for each in batch)
     clips = clips.unsqueeze(2) if clips.ndim == 4 else clips
@@ -169,6 +172,7 @@ def _checked(label: Any, classes: Sequence[str], where: Any) -> int:
     if not 0 <= number < len(classes):
         raise UserError(
             f"data: label {label!r} of {where} is none of the {len(classes)} classes"
-            f" {', '.join(classes[:3])}, ...; give classes=[...]"
+            f" {', '.join(classes[:3])}, ...; labels are names, or numbers from 0; classes=[...]"
+            " gives other names"
         )
     return number

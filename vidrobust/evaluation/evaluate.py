@@ -38,7 +38,8 @@ from vidrobust.evaluation.measured_model import (
     checkpoint_name,
     load_run,
     load_source,
-    run_card,
+    unlike_card,
+    used_card,
 )
 from vidrobust.evaluation.natural.bias import check_bias, evaluate_bias
 from vidrobust.evaluation.natural.bias_summary import CLEAN, BiasTable, bias_table
@@ -343,8 +344,11 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
     complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
     with evaluation_mode(*models, branch=cfg.eval.branch):
         # Representation
+        head, doubts = (None, []) if cfg.method.clusters else own_head(measured, run.classes)
+        for line in doubts + unlike_card(cfg, measured):
+            log.warning(line)
+        _require_head(run, measured, head)
         gallery, queries = _features(run, models)
-        head = None if cfg.method.clusters else own_head(measured, run.classes)
         representation = measure_representation(
             gallery, queries, len(run.classes), cfg.eval, device, head
         )
@@ -356,12 +360,18 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         first = gallery[0] if gallery else None
         name, predict = _classifier(run, model, head, representation, first)
         summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
+        log.info(f"what is measured and attacked: {name}")
         summary.classifier = name
-        summary.input = measured.input or run_card(cfg, model.backbone)
+        summary.warnings += doubts + unlike_card(cfg, measured) + representation.faults()
+        summary.input = used_card(cfg, measured)
+        summary.eot = cfg.eval.eot
         summary.model = complexity
         summary.precise_bn = precise_bn
-        aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
-        summary.geometry = geometry_of(cfg, models, queries, aligned, device)
+        if all(bool(each.features.isfinite().all()) for each in queries):
+            aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
+            summary.geometry = geometry_of(cfg, models, queries, aligned, device)
+        else:
+            summary.warnings.append("geometry is not measured: some features are NaN or infinite")
         moved = []
         if cfg.eval.sensitivity:
             moved = [run.test[i] for i in evenly(len(run.test), cfg.eval.sensitivity)]
@@ -388,7 +398,10 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
 
 def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
     """Add the warnings of all parts to those of the summary, and their failures to its failures."""
-    summary.warnings += learned_nothing(summary.representation) + unlike_published(summary)
+    summary.warnings += learned_nothing(summary.representation)
+    for line in unlike_published(summary):
+        log.warning(line)
+        summary.warnings.append(line)
     measured = (summary.corruption, summary.bias, summary.shift)
     for part in (*measured, summary.sensitivity):
         summary.warnings += part.warnings if part else []
@@ -528,6 +541,8 @@ def _checks(
             lines = [f"checks left out clips: {reasons}"]
         except ValueError as error:
             raise UserError(f"checking the model under {threat}: {error}") from None
+    if cfg.eval.eot > 1:  # what the check of random outputs asks for
+        lines = [line for line in lines if "draws random numbers" not in line]
     for line in lines:
         log.warning(line)
     _write(path, json.dumps(lines) + "\n")
@@ -588,6 +603,31 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
     return features[0], features[1]
 
 
+def _require_head(run: _Evaluation, measured: MeasuredModel, head: nn.Linear | None) -> None:
+    """Raise UserError for a head that is asked for or needed, and that the model does not have.
+
+    Args:
+        run: data and settings.
+        measured: the model.
+        head: its own linear head for the data set's classes, or None.
+    """
+    own = measured.model.head
+    has = "none"
+    if isinstance(own, nn.Linear):
+        has = f"one of {own.out_features} classes"
+    if run.cfg.eval.classifier == "head" and head is None:
+        raise UserError(
+            "eval.classifier=head: the model has no linear classifier of the data set's"
+            f" {len(run.classes)} classes, but {has}; use probe"
+        )
+    if not run.train and head is None:
+        raise UserError(
+            f"the model has no linear classifier of the data set's {len(run.classes)} classes, but"
+            f" {has}, and without training videos there is no linear probe; give training videos,"
+            " or the names of the model's classes (model.input.classes)"
+        )
+
+
 def _classifier(
     run: _Evaluation,
     model: Model,
@@ -603,22 +643,9 @@ def _classifier(
         head: its own linear head, or None.
         representation: has the probe.
         gallery: features of the training videos, for kNN; None without any.
-
-    Raises:
-        UserError: for a head that the model does not have, and without it for no training videos.
     """
     asked = run.cfg.eval.classifier
     device = run.device
-    if asked == "head" and head is None:
-        raise UserError(
-            "eval.classifier=head: the model has no linear classifier of the data set's classes;"
-            " use probe"
-        )
-    if gallery is None and head is None:
-        raise UserError(
-            "the model has no classifier of the data set's classes, and without training videos"
-            " there is no linear probe; give training videos"
-        )
     if asked == "knn":
         assert gallery is not None  # as refused above
         clips = gallery.features.flatten(0, 1).to(device)

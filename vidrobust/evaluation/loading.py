@@ -112,16 +112,11 @@ def build_lists(
         test, classes = build_records(cfg, "test")
         train = []
         log.warning(f"no training videos, so neither kNN nor the linear probe ({error})")
-    if len(classes) < 2:
-        raise UserError(
-            f"data.name={cfg.name}: {cfg.root} has one class, {classes[0]!r}: there is "
-            "nothing to distinguish; eval.enabled=false trains without evaluation"
-        )
-    return checked_lists(train, test, classes)
+    return checked_lists(train, test, classes, f"data.name={cfg.name}: {cfg.root}")
 
 
 def checked_lists(
-    train: list[Record], test: list[Record], classes: list[str]
+    train: list[Record], test: list[Record], classes: list[str], name: str = "the data set"
 ) -> tuple[list[Record], list[Record], list[str]]:
     """Return the lists of an evaluation, with warnings of what makes accuracies doubtful.
 
@@ -129,6 +124,7 @@ def checked_lists(
         train: training videos, or none.
         test: test videos.
         classes: names of the classes.
+        name: of the data set, for messages.
 
     Raises:
         UserError: for missing labels, and for a single class.
@@ -136,7 +132,10 @@ def checked_lists(
     require_labels(train, "evaluation (eval.enabled=false does without)")
     require_labels(test, "evaluation")
     if len(classes) < 2:
-        raise UserError(f"there is one class, {classes[0]!r}: there is nothing to distinguish")
+        raise UserError(
+            f"{name} has one class, {classes[0]!r}: there is nothing to distinguish;"
+            " eval.enabled=false trains without evaluation"
+        )
     leaked = shared_sources(train, test)
     if leaked:
         log.warning(

@@ -69,13 +69,17 @@ def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> Measure
     return MeasuredModel(model, random, checkpoint_name(cfg, state), sha)
 
 
-def run_card(cfg: config.Config, backbone: Backbone) -> InputSpec | None:
-    """Return the input card of a run whose backbone is of another package, with the run's options.
+def used_card(cfg: config.Config, measured: MeasuredModel) -> InputSpec | None:
+    """Return the input card of a model with the values that an evaluation uses.
 
     None for a run with a backbone of this package, whose options say it all.
     """
-    card = getattr(backbone.trunk, "input", None)
-    if not isinstance(card, InputSpec):
+    card = measured.input
+    trained = getattr(measured.model.backbone.trunk, "input", None)
+    if card is None and isinstance(trained, InputSpec):
+        # classes and accuracy are those of weights that the run has changed
+        card = replace(trained, classes=None, published=None)
+    if card is None:
         return None
     data = cfg.data
     return replace(
@@ -88,10 +92,18 @@ def run_card(cfg: config.Config, backbone: Backbone) -> InputSpec | None:
         size=(data.size, data.size),
         interpolation=data.interpolation,
         view_average=cfg.eval.view_average,
-        # those of weights that the run has changed
-        classes=None,
-        published=None,
     )
+
+
+def unlike_card(cfg: config.Config, measured: MeasuredModel) -> list[str]:
+    """Return a warning, or none, of clips of another shape than the model's input card says."""
+    card, data = measured.input, cfg.data
+    if card is None or (card.frames, card.size) == (data.frames, (data.size, data.size)):
+        return []
+    return [
+        f"the model's input card says {card.frames} frames of {card.size[0]} x {card.size[1]}"
+        f" pixels; it is measured on {data.frames} of {data.size} x {data.size}"
+    ]
 
 
 def checkpoint_name(cfg: config.Config, state: dict[str, Any]) -> str:
@@ -155,11 +167,11 @@ def _load_file(cfg: config.Config, spec: str, weights: str, adjust: Adjust) -> M
     checkpoint.load_state(network, found.backbone, weights)
     # without a head that could be cut off, the head changes nothing
     head = source.head if head_key == NO_HEAD else _linear(found.head)
-    card = _of_weights(source.input, head, cfg.model.input)
+    card = _of_weights(source.input, head, adjust)
     return measured_source(cfg, replace(source, head=head, input=card), random, spec)
 
 
-def _of_weights(card: InputSpec, head: nn.Linear | None, given: config.InputConfig) -> InputSpec:
+def _of_weights(card: InputSpec, head: nn.Linear | None, adjust: Adjust) -> InputSpec:
     """Return a card without classes and published accuracy that are not those of a file's weights.
 
     A source's own weights may have other classes than a file for the same network.
@@ -167,12 +179,16 @@ def _of_weights(card: InputSpec, head: nn.Linear | None, given: config.InputConf
     Args:
         card: of the source.
         head: the file's classifier, or None.
-        given: the options that replace fields of the card.
+        adjust: what the user changes in the card stays.
     """
     if head is not None and len(card.classes or ()) in (0, head.out_features):
         return card
-    published = card.published if given.acc else None
-    return replace(card, classes=None, published=published)
+    given = adjust(InputSpec())
+    return replace(
+        card,
+        classes=card.classes if given.classes else None,
+        published=card.published if given.published else None,
+    )
 
 
 def stated_card(weights: str) -> Adjust:
@@ -201,6 +217,12 @@ def measured_source(
         random: the same with random weights, or None.
         name: of the model; a hash of the weights is added.
     """
+    card, head = source.input, source.head
+    if head is not None and card.classes and len(card.classes) != head.out_features:
+        raise UserError(
+            f"{name}: {len(card.classes)} names for a classifier of {head.out_features} classes;"
+            " correct model.input.classes"
+        )
     mean, std = tuple(cfg.model.mean), tuple(cfg.model.std)
     twin = source_backbone(random, mean, std) if random else None
     backbone = source_backbone(source, mean, std)

@@ -32,7 +32,8 @@ def predict_videos(
         top: number of classes.
 
     Returns:
-        (predictions, videos that do not decode or have no finite logits). A prediction has the
+        (predictions, videos that do not decode or have no finite logits). A video of one clip has
+        one. A prediction has the
         video's name, the number of the clip (None: the average over all), its start and end in
         seconds (None: unknown), and `classes`, a list of [name, probability], the most probable
         first.
@@ -66,7 +67,8 @@ def predict_videos(
         fps = float(found.fps[video])
         starts, ends = found.start[video].tolist(), found.end[video].tolist()
         each = zip(range(len(starts)), starts, ends, clips[video], strict=True)
-        for clip, start, end, logits in [*each, (None, min(starts), max(ends), whole[video])]:
+        average = [(None, min(starts), max(ends), whole[video])] if len(starts) > 1 else []
+        for clip, start, end, logits in [*each, *average]:
             row = {
                 "video": uid,
                 "clip": clip,

@@ -120,7 +120,7 @@ def claim(
         difference = _difference(earlier_identity, identity, options)
         raise UserError(
             f"{out} holds another evaluation, of other {difference}; "
-            "set eval.name=NAME, or --overwrite"
+            "set eval.name=NAME, or --overwrite (in Python another output, or overwrite=True)"
         )
     if other:
         require_deletable(out, config.paths_read(cfg), "eval.name or --output-dir")

@@ -71,6 +71,7 @@ class Summary:
         failed: why videos do not decode.
         model: size and cost of the model.
         input: what a model of another package expects; None for a run of this package.
+        eot: passes over which a random model was averaged.
         precise_bn: training clips from which batch-norm statistics were recomputed.
         geometry: "trained" and "random" -> geometry of their features; None on ranks above 0.
         sensitivity: how far small perturbations move the representation.
@@ -119,6 +120,7 @@ class Summary:
     model: Complexity | None = None
     input: InputSpec | None = None
     precise_bn: int = 0
+    eot: int = 1
     geometry: dict[str, Geometry] | None
     sensitivity: Sensitivity | None = None
     # Another data set, and cues
@@ -257,8 +259,10 @@ def unlike_published(summary: Summary) -> list[str]:
         return []
     published, acc = both
     return [
-        f"the model's own head is right on {100 * acc:.1f} %, but {published.source} reports"
-        f" {100 * published.acc:.1f} % with {published.views} views; check, in this order: range of"
+        f"the model's own head is right on {100 * acc:.1f} %, but"
+        f" {published.source or 'its input card'} reports {100 * published.acc:.1f} %"
+        + (f" with {published.views} views" if published.views else "")
+        + "; check, in this order: range of"
         " the pixels, mean and std, order of the channels, resize, choice of frames, order of the"
         " classes"
     ]

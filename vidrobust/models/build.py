@@ -119,7 +119,10 @@ def card_adjustment(cfg: config.ModelConfig) -> Adjust | None:
     def adjust(card: InputSpec) -> InputSpec:
         try:
             return overridden(card, **given)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+            raise UserError(f"model.input.classes: {reason}") from None
+        except ValueError as error:
             raise UserError(f"model.input: {error}") from None
 
     return adjust

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vidrobust.utils.logging import log
+from vidrobust.utils.text import shown
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def model_complexity(model: nn.Module, clip_shape: Sequence[int]) -> Complexity:
             flops = int(analysis.total())
             uncounted = sorted(analysis.unsupported_ops())
         except Exception as error:  # whatever a model or the tracer raises
-            log.warning(f"operations of the model could not be counted: {error!r}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning(f"operations of the model could not be counted: {shown(reason, 120)}")
             return Complexity(parameters, None)
     return Complexity(parameters, flops, uncounted)

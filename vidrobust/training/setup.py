@@ -166,6 +166,7 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
         except UserError as error:
             raise UserError(f"model.weights: {error}") from None
         checkpoint.load_state(backbone.stored, state, weights)
+        log.info(f"{weights}: training begins with its backbone and a new head")
     if cfg.method.teacher and method.wants_teacher:
         teacher = read_teacher(cfg.method.teacher, cfg)
         method.set_teacher(teacher)

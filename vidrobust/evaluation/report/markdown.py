@@ -183,9 +183,9 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
         "## Adversarial robustness",
         "",
         (
-            f"{summary.suite} on the {summary.classifier}; {_UNITS[summary.unit]} (views"
-            f" {summary.views['attack']}). Perturbations are measured on the pixels of every"
-            " adversarial clip."
+            f"{summary.suite} on the {summary.classifier}{_passes(summary)};"
+            f" {_UNITS[summary.unit]} (views {summary.views['attack']}). Perturbations are measured"
+            " on the pixels of every adversarial clip."
         ),
         "",
         *_threat_rows(summary.curve),
@@ -201,6 +201,11 @@ def _attack_lines(out: Path, summary: Summary) -> list[str]:
         *_median_lines(summary.median_norm),
         *_attack_table(summary.curve, timings(out)),
     ]
+
+
+def _passes(summary: Summary) -> str:
+    """Return how often a random model was run for each prediction; "" for once."""
+    return f", averaged over {summary.eot} passes (EOT)" if summary.eot > 1 else ""
 
 
 def _percent(fraction: float | None) -> str:

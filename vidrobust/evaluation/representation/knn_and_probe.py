@@ -35,7 +35,8 @@ class Representation:
 
     Attributes:
         asked: features of the N test videos that decoded, under the trained weights.
-        predictions: name of a classifier -> predicted classes, (N,).
+        predictions: name of a classifier -> predicted classes, (N,); -1 for none, where the own
+            head gives NaN.
         probe: the linear probe on features of the trained weights.
     """
 
@@ -52,11 +53,20 @@ class Representation:
             table[name] = Accuracy(hits / n, list(wilson(hits, n)), n)
         return table
 
+    def faults(self) -> list[str]:
+        """Return a warning, or none, of videos that a classifier gives no class."""
+        return [
+            f"{missing} of {len(classes)} videos count as wrong for {name}, which gives NaN"
+            for name, classes in self.predictions.items()
+            if (missing := int((classes < 0).sum()))
+        ]
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per test video: uid, label, the prediction of each classifier, error."""
         decoded = []
         for i, uid in enumerate(self.asked.uids):
-            predicted = {name: int(classes[i]) for name, classes in self.predictions.items()}
+            answers = {name: int(classes[i]) for name, classes in self.predictions.items()}
+            predicted = {name: None if answer < 0 else answer for name, answer in answers.items()}
             label = int(self.asked.labels[i])
             decoded.append({"uid": uid, "label": label, **predicted, "error": None})
         failed = [
@@ -115,7 +125,9 @@ def measure_representation(
     if head is not None:
         with torch.no_grad():
             logits = average_views(head(queries[0].features.to(device)), cfg.view_average)
-            result.predictions["head"] = logits.argmax(1).cpu()
+            # argmax of NaN is a class: a video without finite logits has none
+            answers = logits.argmax(1).where(logits.isfinite().all(1), -1)
+            result.predictions["head"] = answers.cpu()
     return result
 
 

@@ -25,7 +25,7 @@ from vidrobust.models.checkpoints.file_card import (
     require_fitting,
 )
 from vidrobust.models.checkpoints.inert_pickle import StandIn
-from vidrobust.models.checkpoints.layout import Layout, Recognised
+from vidrobust.models.checkpoints.layout import Layout, Recognised, Weights
 from vidrobust.models.checkpoints.read_file import Contents, read_weights
 from vidrobust.utils.errors import UserError
 
@@ -110,6 +110,10 @@ def recognise_contents(
     layout = next((layout for layout in LAYOUTS if layout.fits(weights)), plain)
     if head_key and keys and weights.keys() >= set(keys):
         layout = replace(PLAIN, prefix="", drops=(), head=rf"{re.escape(head_key)}\.")
+    elif layout is plain and (prefix := _common_prefix(weights, keys)):
+        # as Lightning writes `model.`, and a module of the user's own the name of the network
+        head = rf"{re.escape(prefix)}{re.escape(head_key or 'fc')}\."
+        layout = replace(plain, prefix=re.escape(prefix), head=head)
     settings = pyslowfast_config(contents.value)
     try:
         require_fitting(settings)
@@ -121,6 +125,19 @@ def recognise_contents(
         options={**pyslowfast_options(settings), **found.options},
         card={**found.card, **pyslowfast_card(settings)},
     )
+
+
+def _common_prefix(weights: Weights, keys: Collection[str]) -> str:
+    """Return what stands before all keys of a network in a file; "" for nothing, and for no file.
+
+    Args:
+        weights: of the file.
+        keys: of the network's state dict.
+    """
+    first = next(iter(keys), "")
+    prefixes = {key.removesuffix(first) for key in weights if first and key.endswith(f".{first}")}
+    fitting = [each for each in prefixes if weights.keys() >= {each + key for key in keys}]
+    return fitting[0] if len(fitting) == 1 else ""
 
 
 def _state_dict(value: Any, depth: int = 0) -> dict[str, Tensor] | None:

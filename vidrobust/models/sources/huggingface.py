@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ def build(name: str, weights: str, adjust: Adjust) -> SourceModel:
     transformers.logging.set_verbosity_error()  # what is missing is logged below, in one line
     if weights not in ("", "random"):
         raise UserError(f"hf:{name}@{weights}: the weights are those of {name}; leave @ out")
+    if "/" not in name and not Path(name).is_dir():
+        raise UserError(f"hf:{name}: no such folder; names on the hub are OWNER/NAME")
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in _POSITIONS:

@@ -33,6 +33,11 @@ def require_spec(spec: str) -> tuple[Source, str, str]:
             not installed.
     """
     kind, _, rest = spec.partition(":")
+    if not rest:
+        raise UserError(
+            f"{spec}: write SOURCE:NAME, such as torchvision:r3d_18, or vidrobust:resnet18 for a"
+            " backbone of this package"
+        )
     source = lookup(SOURCES, kind, f"{spec}: source")
     name, _, weights = rest.partition("@")
     if source.package and importlib.util.find_spec(source.package) is None:

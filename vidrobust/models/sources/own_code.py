@@ -53,10 +53,11 @@ def build_python(name: str, weights: str, adjust: Adjust) -> SourceModel:
     card = InputSpec()
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], InputSpec):
         model, card = model
-    if not callable(model):
+    if not callable(model) or isinstance(model, type):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise UserError(
-            f"python:{name}: {function}() returned {type(model).__name__}; return a module, a"
-            " function of clips, or a pair of one and an InputSpec"
+            f"python:{name}: {function}() returned {kind}; return a module, a function of clips, or"
+            " a pair of one and an InputSpec"
         )
     return wrapped(model, adjust(card), f"python:{name}")
 
@@ -177,6 +178,14 @@ def _logarithms_one_by_one(network: nn.Module, x: Any) -> Tensor:
     return _one_by_one(network, x).clamp(min=_LEAST).log()
 
 
+def _logits_or_refuse(output: Any, name: str) -> Tensor:
+    """Return `logits_of`, with a UserError for outputs of another kind."""
+    try:
+        return logits_of(output, name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 def _copied(model: nn.Module, name: str) -> nn.Module:
     """Return a copy of a module, whose head can be cut off while the user's own stays whole."""
     if isinstance(model, torch.jit.ScriptModule):
@@ -203,12 +212,17 @@ def _tried(network: nn.Module, clips: Tensor, card: InputSpec, name: str) -> tup
         UserError: it fails on one clip too, or returns no logits.
     """
     with torch.no_grad():
+        single = False
         try:
-            return logits_of(network(arranged(clips, card)), name), False
+            output = network(arranged(clips, card))
         except Exception:  # whatever the model raises; with one clip it is reported
-            pass
+            single = True
         try:
-            return logits_of(network(arranged(clips[:1], card)), name), True
+            if single:
+                output = network(arranged(clips[:1], card))
+            return _logits_or_refuse(output, name), single
+        except UserError:
+            raise
         except Exception as error:  # as above
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(

@@ -105,15 +105,16 @@ class SourceTrunk(nn.Module):
             if self.dim not in (0, features.shape[1]):
                 raise ValueError(f"{features.shape[1]} features in place of {self.dim}")
             return features
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-            # clips of its own shape fail for another reason, and so does memory
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            # whoever runs batches makes them smaller
+            if "memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
             shape = x.shape[2], (x.shape[3], x.shape[4])
             own = self.input.frames, self.input.size
-            if shape == own or "memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
-                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the model fails on {_text(shape)} ({reason}); its input card says {_text(own)}"
+                f"the model fails on {_text(shape)} in the layout {self.input.layout} ({reason});"
+                f" its input card says {_text(own)}; correct model.input.* or data.*"
             ) from error
 
     def require_fit(self, frames: int, size: tuple[int, int]) -> None:
