@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
-from vidrobust import config
+from vidrobust import checkpoint, config
+from vidrobust.data import build_records
 from vidrobust.data.given import Labelled, names_of, records_of_clips, records_of_files
 from vidrobust.evaluation import Summary
 from vidrobust.evaluation.evaluate import Lists, evaluate_model
@@ -18,6 +19,8 @@ from vidrobust.evaluation.measured_model import (
     OWN,
     MeasuredModel,
     card_options,
+    configured_card,
+    load_run,
     load_source,
     measured_source,
 )
@@ -62,10 +65,10 @@ class Evaluation:
 
 
 def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedModel:
-    """Return a model of another package, or weights of other code in a backbone of this package.
+    """Return a model of another package, a run, or weights of other code in a backbone of this one.
 
     Args:
-        spec: such as "torchvision:r2plus1d_18"; see docs/models.md.
+        spec: such as "torchvision:r2plus1d_18", or the folder of a run; see docs/models.md.
         weights: file of weights; "": those that the spec names, or random ones.
         overrides: fields of `InputSpec` in place of the model's input card, such as
             mean=[0.45, 0.45, 0.45]; for a backbone of this package, options of `model.*`.
@@ -76,6 +79,10 @@ def load_model(spec: str, weights: str | Path = "", **overrides: Any) -> LoadedM
     Example:
         model = load_model("torchvision:r2plus1d_18", weights="my.pth")
     """
+    if ":" not in spec and Path(spec).exists():
+        if weights or overrides:
+            raise UserError(f"load_model: the run {spec} has its own weights and input")
+        return _loaded(_run(Path(spec)))
     if spec.startswith(OWN):
         words = [f"model.{key}={_written(value)}" for key, value in overrides.items()]
         return _loaded(load_source(config.loads("", words), spec, str(weights)))
@@ -177,6 +184,22 @@ def _require_loaded(model: object) -> None:
             f"evaluate: the model is a {type(model).__name__}; wrap it, vidrobust.wrap(model), or"
             " load it by name, vidrobust.load_model(name)"
         )
+
+
+def _run(path: Path) -> MeasuredModel:
+    """Return the model of a run of this package, with its options as input card."""
+    state = checkpoint.read_checkpoint(path)
+    cfg = checkpoint.configuration(state, str(path))
+    try:
+        classes = build_records(cfg.data, "train")[1]
+    except UserError:  # its data set is elsewhere: the classes have no names
+        classes = []
+    run = load_run(cfg, state, max(1, len(classes)))
+    card = configured_card(cfg, run.model.backbone)
+    head = run.model.head
+    if isinstance(head, nn.Linear) and head.out_features == len(classes):
+        card = replace(card, classes=tuple(classes))
+    return replace(run, input=card)
 
 
 def _lists(

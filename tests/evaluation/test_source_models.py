@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import vidrobust
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import checkpoint, config
 from vidrobust.evaluation import Summary, evaluate, read_summary
@@ -94,6 +95,29 @@ def test_the_probe_or_knn_is_attacked_where_it_is_asked_for(run):
         trained = own.representation["trained_probe" if classifier == "probe" else "trained_knn"]
         assert own.clean_acc == trained.acc, "one clip of each video, so both see the same"
         assert own.curve[1].robust_acc <= own.clean_acc
+
+
+def test_a_run_is_a_model_too(run, tmp_path):
+    """--model RUN is --checkpoint RUN, and load_model takes its folder."""
+    top, words, _, _, path = run
+    words = [word for word in words if word.startswith("eval.")]
+    done = tool("test_net", "--model", "run", "--output-dir", "as_model", *words, cwd=top)
+    assert done.returncode == 0, done.stderr
+    assert rows(top / "as_model", "results.jsonl") == rows(top / "own", "results.jsonl")
+    done = tool("test_net", "--model", "run", "--weights", path, cwd=top)
+    assert done.returncode == 1 and "the run run has its own weights" in done.stderr
+    model = vidrobust.load_model(str(top / "run"))
+    assert model.input.classes == ("Alpha", "Beta") and model.input.frames == 2
+    report = vidrobust.evaluate(
+        model,
+        "ucf101",
+        root=top / "data",
+        threats=["linf-0", "linf-4/255"],
+        output=tmp_path / "out",
+        options={"data.workers": 0, "eval.clips": 1, "eval.steps": 2},
+    )
+    assert rows(tmp_path / "out", "results.jsonl") == rows(top / "own", "results.jsonl")
+    assert report.summary.classifier == "own head"
 
 
 def test_the_own_head_needs_no_training_videos(run, tmp_path):

@@ -106,8 +106,8 @@ def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False)
         which.add_argument(
             "--model",
             metavar="SPEC",
-            help="in place of --checkpoint, a model as SOURCE:NAME: vidrobust: a backbone of this"
-            " package, for a file of other code; "
+            help="in place of --checkpoint, a run's folder or a model as SOURCE:NAME: vidrobust: a"
+            " backbone of this package, for a file of other code; "
             + "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items()),
         )
         tool_parser.add_argument(
@@ -118,6 +118,21 @@ def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False)
         help="config file whose options override those of the checkpoint's configuration, or of the"
         " model's input card",
     )
+
+
+def parsed(tool_parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the arguments of a tool with `add_checkpoint`; --model RUN is --checkpoint RUN.
+
+    Raises:
+        UserError: for --weights with a run, which has its own.
+    """
+    args = tool_parser.parse_intermixed_args()
+    if args.model and ":" not in args.model and Path(args.model).exists():
+        if args.weights:
+            raise UserError(f"--weights {args.weights}: the run {args.model} has its own weights")
+        args.checkpoint = Path(args.model)
+        args.model = None
+    return args
 
 
 def add_videos(tool_parser: argparse.ArgumentParser, *, required: bool = False) -> None:

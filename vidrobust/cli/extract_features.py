@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a file that holds other features"
     )
-    args = parser.parse_intermixed_args()
+    args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     state = None
     if args.model:

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="file: .csv, or .jsonl with a JSON object in each line"
     )
-    args = parser.parse_intermixed_args()
+    args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     if args.top < 1:
         raise UserError(f"--top {args.top}: must be at least 1")

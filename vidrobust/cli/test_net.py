@@ -29,7 +29,7 @@ def main() -> None:
         action="store_true",
         help="only write the report of a finished evaluation again",
     )
-    args = parser.parse_intermixed_args()
+    args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
     state = None
     if args.model:

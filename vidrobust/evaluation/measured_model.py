@@ -81,6 +81,11 @@ def used_card(cfg: config.Config, measured: MeasuredModel) -> InputSpec | None:
         card = replace(trained, classes=None, published=None)
     if card is None:
         return None
+    return _with_options(cfg, card)
+
+
+def _with_options(cfg: config.Config, card: InputSpec) -> InputSpec:
+    """Return a card with the frames, size and views that a configuration says."""
     data = cfg.data
     return replace(
         card,
@@ -304,17 +309,16 @@ def _load_own(cfg: config.Config, spec: str, weights: str) -> MeasuredModel:
         networks.append(network)
     backbone, random = networks
     checkpoint.load_state(backbone.stored, found.backbone, weights)
-    card = InputSpec(
-        frames=cfg.data.frames,
-        stride=cfg.data.stride,
-        short_side=cfg.data.short_side,
-        size=(cfg.data.size, cfg.data.size),
-        mean=tuple(backbone.mean.flatten().tolist()),
-        std=tuple(backbone.std.flatten().tolist()),
-        interpolation=cfg.data.interpolation,
-        view_average=cfg.eval.view_average,
-    )
+    card = configured_card(cfg, backbone)
     return _measured(cfg, backbone, random, _linear(found.head), spec, card)
+
+
+def configured_card(cfg: config.Config, backbone: Backbone) -> InputSpec:
+    """Return the options of a configuration as an input card, for a backbone of this package."""
+    card = InputSpec(
+        mean=tuple(backbone.mean.flatten().tolist()), std=tuple(backbone.std.flatten().tolist())
+    )
+    return _with_options(cfg, card)
 
 
 def own_options(spec: str, weights: str, given: Collection[str]) -> str:
