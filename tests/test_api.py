@@ -99,6 +99,20 @@ def test_a_random_model_is_reported_and_averaged_over_passes(tmp_path):
     assert any("draws random numbers; use suite rand" in line for line in report.summary.warnings)
 
 
+def test_a_model_known_to_be_random_is_not_reported_as_random(tmp_path):
+    root = tiny_ucf101(tmp_path / "data", train=1, test=3)
+    report = vidrobust.evaluate(
+        vidrobust.wrap(Noisy(), frames=2, size=(16, 16), short_side=20, layout="BTCHW"),
+        "ucf101",
+        root=root,
+        threats=["linf-2/255"],
+        output=tmp_path / "out",
+        options=OPTIONS | {"eval.checks": 6, "eval.eot": 2},
+    )
+    assert not any("draws random numbers" in line for line in report.summary.warnings)
+    assert "averaged over 2 passes (EOT)" in (report.path / "report.md").read_text()
+
+
 def test_load_model_reads_a_file_of_torchvision(tmp_path):
     from torchvision.models import resnet18
 

@@ -150,7 +150,6 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
     Raises:
         UserError: for wrong options and data, for a folder with another evaluation, and for videos
             that do not decode, after everything is written.
-
     """
     _require_loaded(model)
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)

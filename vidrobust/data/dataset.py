@@ -155,7 +155,8 @@ class ClipDataset(Dataset):
         """
         lines = []
         first = self.records[0].path if len(self.records) else ""
-        if self.spec.fps and self.spec.frames > 1 and (os.path.isdir(first) or ".npy" in first):
+        has_no_rate = os.path.isdir(first) or first.endswith(".npy")
+        if self.spec.fps and self.spec.frames > 1 and has_no_rate:
             lines.append(
                 f"frames per second of {first} and others are unknown: {ASSUMED_FPS} are assumed"
                 f" for data.fps={self.spec.fps:g}"

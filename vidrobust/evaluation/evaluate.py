@@ -345,7 +345,8 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
     with evaluation_mode(*models, branch=cfg.eval.branch):
         # Representation
         head, doubts = (None, []) if cfg.method.clusters else own_head(measured, run.classes)
-        for line in doubts + unlike_card(cfg, measured):
+        doubts = doubts + unlike_card(cfg, measured)
+        for line in doubts:
             log.warning(line)
         _require_head(run, measured, head)
         gallery, queries = _features(run, models)
@@ -362,7 +363,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
         log.info(f"what is measured and attacked: {name}")
         summary.classifier = name
-        summary.warnings += doubts + unlike_card(cfg, measured) + representation.faults()
+        summary.warnings += doubts + representation.faults()
         summary.input = used_card(cfg, measured)
         summary.eot = cfg.eval.eot
         summary.model = complexity
@@ -529,7 +530,7 @@ def _checks(
                 unit.x,
                 unit.labels,
                 threat,
-                random=cfg.eval.suite == "rand",
+                random=cfg.eval.suite == "rand" or cfg.eval.eot > 1,
                 batch_size=cfg.eval.batch_size,
                 generator=generator,
             )
@@ -541,8 +542,6 @@ def _checks(
             lines = [f"checks left out clips: {reasons}"]
         except ValueError as error:
             raise UserError(f"checking the model under {threat}: {error}") from None
-    if cfg.eval.eot > 1:  # what the check of random outputs asks for
-        lines = [line for line in lines if "draws random numbers" not in line]
     for line in lines:
         log.warning(line)
     _write(path, json.dumps(lines) + "\n")

@@ -231,7 +231,7 @@ def measured_source(
     mean, std = tuple(cfg.model.mean), tuple(cfg.model.std)
     twin = source_backbone(random, mean, std) if random else None
     backbone = source_backbone(source, mean, std)
-    return _measured(cfg, backbone, twin, source.head, name, source.input)
+    return _measured(cfg, backbone, twin, head, name, card)
 
 
 def card_options(card: InputSpec, given: Collection[str] = (), backbone: str = "") -> str:
@@ -244,7 +244,7 @@ def card_options(card: InputSpec, given: Collection[str] = (), backbone: str = "
         backbone: value of model.backbone; "": its default.
 
     Raises:
-        UserError: for a crop that is not square.
+        UserError: for a crop that is not square, and one larger than the shorter side.
     """
     height, width = card.size
     if height != width:
