@@ -10,8 +10,11 @@ from torch import nn
 import vidrobust
 from tests.helpers import tiny_ucf101
 from tests.test_api import OPTIONS, Brightness
+from vidrobust.config import EvalConfig
 from vidrobust.data import eval_dataset
 from vidrobust.evaluation.loading import build_lists
+from vidrobust.evaluation.representation.knn_and_probe import measure_representation
+from vidrobust.models.feature_store import Features
 from vidrobust.utils.errors import UserError
 
 CARD = {"frames": 2, "stride": 2, "size": (16, 16), "short_side": 16, "layout": "BTCHW"}
@@ -204,3 +207,17 @@ def test_an_array_of_frames_is_a_video(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{"code": 1}], dtype=object))
     with pytest.raises(DecodeError, match="not an array, or cut short"):
         read_frames(tmp_path / "o.npy", np.array([0]))
+
+
+@pytest.mark.parametrize(("average", "answer"), [("logits", 0), ("probabilities", 1)])
+def test_the_own_head_averages_the_clips_of_a_video_as_asked(average, answer):
+    """One clip prefers class 0 strongly, and two prefer 1; see the same test of corruptions."""
+    logits = torch.tensor([[[4.0, 0.0], [0.0, 1.9], [0.0, 1.9]]])
+    one = torch.zeros(1, dtype=torch.long)
+    queries = Features(logits, one, one, torch.zeros(1, 3), torch.ones(1), ["v"], [])
+    head = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(head.weight)
+    result = measure_representation(
+        [], [queries], 2, EvalConfig(view_average=average), torch.device("cpu"), head
+    )
+    assert result.predictions["head"].tolist() == [answer]
