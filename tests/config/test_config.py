@@ -4,11 +4,13 @@ import pytest
 
 from tests.helpers import REPO
 from vidrobust import config
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import build_method
 from vidrobust.methods.false_negatives.rules import RULES
 from vidrobust.models.input_spec import InputSpec
 from vidrobust.utils.errors import UserError
 
+PROTOCOL_PAGES = sorted(REPO.glob("configs/protocols/*.yaml"))
 PAGES = sorted(page for page in REPO.glob("configs/*.yaml") if not page.stem.startswith("study_"))
 
 
@@ -28,6 +30,22 @@ def test_every_config_file_loads_builds_and_names_its_command(page):
     )
     assert f"python tools/{tool} --cfg configs/{page.name}" in page.read_text().split("\n_BASE_")[0]
     assert config.loads(config.to_yaml(cfg)) == cfg
+
+
+@pytest.mark.parametrize("page", PROTOCOL_PAGES, ids=lambda p: p.stem)
+def test_every_protocol_has_a_file_that_its_name_loads(page):
+    text = page.read_text()
+    assert f"python tools/test_net.py --cfg configs/protocols/{page.name} --checkpoint" in text
+    trained = config.to_yaml(config.load(REPO / "configs" / "demo.yaml"))
+    by_file = config.loads(trained, config_file=page)
+    assert by_file.protocol.name == page.stem and by_file.eval.name == page.stem
+    assert config.loads(trained, [f"protocol.name={page.stem}"]) == by_file
+    # the command line comes last
+    assert config.loads(trained, [f"protocol.name={page.stem}", "eval.name=x"]).eval.name == "x"
+
+
+def test_every_protocol_but_the_default_has_a_file():
+    assert {page.stem for page in PROTOCOL_PAGES} == PROTOCOLS.keys() - {"auto"}
 
 
 def test_old_checkpoints_with_eps_instead_of_threats_are_read():

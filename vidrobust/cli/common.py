@@ -23,6 +23,7 @@ from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, 
 from vidrobust.data.isolation import start_nursery
 from vidrobust.evaluation import SUITES
 from vidrobust.evaluation.measured_model import OWN, card_options, own_options, stated_card
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import METHODS, RULES, require_branch, require_options
 from vidrobust.models import BACKBONES
 from vidrobust.models.build import card_adjustment
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Mapping[str, Any]] = {
     "optim.name": OPTIMIZERS,
     "optim.schedule": SCHEDULES,
     "eval.suite": SUITES,
+    "protocol.name": PROTOCOLS,
 }
 
 

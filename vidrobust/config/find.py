@@ -42,3 +42,9 @@ def find_config(name: str | Path) -> Path:
         f"--cfg {shown(str(name))}: no such file, and none of that name in {configs_folder()}; "
         + remedy
     )
+
+
+def protocol_file(name: str) -> Path | None:
+    """Return the config file of a protocol, or None for one without or an unknown one."""
+    path = configs_folder() / "protocols" / f"{name}.yaml"
+    return path if "/" not in name and path.is_file() else None

@@ -16,9 +16,9 @@ from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
-from vidrobust.config.find import find_config
+from vidrobust.config.find import find_config, protocol_file
 from vidrobust.config.interpolation import MAX_TEXT, References
-from vidrobust.config.options import Config, InputConfig
+from vidrobust.config.options import Config, InputConfig, ProtocolConfig
 from vidrobust.config.validate import check_together
 from vidrobust.config.yaml_text import parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
@@ -87,10 +87,13 @@ def loads(
         source: where the text comes from, for messages.
         config_file: path or name of a config file that takes precedence over the text.
 
+    The file of the protocol that either names, `configs/protocols/NAME.yaml`, takes precedence over
+    the text too.
+
     Raises:
         UserError: as `load` does.
     """
-    above = _ConfigFiles().read(find_config(config_file)) if config_file else {}
+    above = _above(overrides, config_file)
     # a damaged checkpoint, or one of another program, may hold any type
     if not isinstance(text, str):
         raise UserError(f"{source}: holds no configuration; name another")
@@ -118,9 +121,21 @@ def keys_given(overrides: Sequence[str], config_file: str | Path | None = None) 
     Raises:
         UserError: as `load` does.
     """
-    file = _ConfigFiles().read(find_config(config_file)) if config_file else {}
-    values = _merged(file, _read_overrides(overrides))
+    values = _merged(_above(overrides, config_file), _read_overrides(overrides))
     return {key for key, _ in options() if _written(values, key) is not _UNSET}
+
+
+def _above(overrides: Sequence[str], config_file: str | Path | None) -> dict[str, Any]:
+    """Return the options of the protocol's file, and of a config file on top of it.
+
+    Args:
+        overrides: `key=value` texts, which may name a protocol.
+        config_file: path or name of a config file; None: none.
+    """
+    file = _ConfigFiles().read(find_config(config_file)) if config_file else {}
+    name = _written(_merged(file, _read_overrides(overrides)), "protocol.name")
+    protocol = protocol_file(name) if isinstance(name, str) else None
+    return _merged(_ConfigFiles().read(protocol), file) if protocol else file
 
 
 def _convert_old_adversary(values: dict[str, Any]) -> None:
@@ -162,6 +177,7 @@ _ADDED_LATER: dict[str, object] = {
     "model.stem_padding": 0,
     "model.slow_frames": "",
     "model.dilated": False,
+    **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
 }
 
 

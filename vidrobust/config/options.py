@@ -896,6 +896,13 @@ class EvalConfig:
 
 
 @dataclass
+class ProtocolConfig:
+    """Options `protocol.*`: how a representation becomes a classifier, and from which labels."""
+
+    name: str = option("auto", "protocol of a paper's table (docs/protocols.md)")
+
+
+@dataclass
 class Config:
     """All options: a few of the whole run, and a section for each part of it."""
 
@@ -917,3 +924,4 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

@@ -1,0 +1,75 @@
+"""ProtocolSpec: an entry of the registry of protocols, and what its fit receives and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidrobust import config
+from vidrobust.data import Record
+from vidrobust.models import Backbone
+from vidrobust.models.feature_store import Features
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """What a classifier is fitted to.
+
+    Attributes:
+        cfg: the configuration; a fit uses its `protocol`, `data`, `augment` and `seed`.
+        backbone: the frozen backbone, in evaluation mode, on `device`.
+        train: training videos whose labels may be used.
+        features: of their clips, (N, K, D), in the order of `train` without those that failed.
+        classes: number of classes.
+        device: of the computation.
+        folder: for files that let a killed fit continue; it is deleted after the evaluation.
+    """
+
+    cfg: config.Config
+    backbone: Backbone
+    train: list[Record]
+    features: Features
+    classes: int
+    device: torch.device
+    folder: Any
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted classifier.
+
+    Attributes:
+        head: features (..., D) -> logits (..., K), on the CPU or the device, without gradient of
+            its parameters; it is attacked together with the backbone.
+        settings: what was chosen, for the report, such as {"rate": 0.1}.
+        also: name -> further heads that are reported but not attacked.
+    """
+
+    head: nn.Module
+    settings: dict[str, Any] = field(default_factory=dict)
+    also: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ProtocolSpec:
+    """A protocol: an entry of the registry.
+
+    Attributes:
+        help: a phrase for tables.
+        source: who reports it so, for docs/protocols.md.
+        fit: fits a classifier to frozen features; None: kNN or the linear probe, which every
+            evaluation has, or a training run.
+        trains: a training run comes first, whose `method`, `optim`, `augment` and `train` are those
+            of configs/protocols/<name>.yaml.
+        options: keys of `protocol.*` that it uses.
+    """
+
+    help: str
+    source: str
+    fit: Callable[[FitInputs], Fitted] | None = None
+    trains: bool = False
+    options: frozenset[str] = frozenset()

@@ -1,0 +1,18 @@
+"""PROTOCOLS: the registry of protocols, by the name that protocol.name gives them."""
+
+from vidrobust.evaluation.representation.protocol_spec import ProtocolSpec
+
+PROTOCOLS: dict[str, ProtocolSpec] = {
+    "auto": ProtocolSpec(
+        help="the model's own classifier, otherwise a linear probe; kNN beside it",
+        source="this package",
+    ),
+    "knn": ProtocolSpec(
+        help="k nearest neighbors on frozen features",
+        source="Wu et al. 2018; Caron et al. 2021",
+    ),
+    "linear": ProtocolSpec(
+        help="linear probe on frozen features, by L-BFGS",
+        source="Alain and Bengio 2016",
+    ),
+}
