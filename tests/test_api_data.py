@@ -218,6 +218,6 @@ def test_the_own_head_averages_the_clips_of_a_video_as_asked(average, answer):
     head = nn.Linear(2, 2, bias=False)
     nn.init.eye_(head.weight)
     result = measure_representation(
-        [], [queries], 2, EvalConfig(view_average=average), torch.device("cpu"), head
+        [], [queries], 2, EvalConfig(view_average=average), torch.device("cpu"), {"head": (0, head)}
     )
     assert result.predictions["head"].tolist() == [answer]

@@ -122,7 +122,6 @@ def test_environment_variables_in_paths_are_replaced(tmp_path, monkeypatch):
         ("eval: {threats: [linf-4]}", "write 4/255"),
         ("eval: {threats: [frames17-linf-1]}", "17 frames of a clip of 16"),
         ("eval: {threats: [patch113-linf-1]}", "does not fit into frames of 112 x 112"),
-        ("eval: {crops: 3}", "eval.crops=3: needs eval.unit=video"),
         ("optim: {lr: 0}", "optim.lr=0.0: must be greater than 0"),
         ("data: {policy: wrap}", "data.policy=wrap: choose one of repeat_last, loop, error"),
         ("data: {size: 200}", "data.size=200: must be at most data.short_side=128"),

@@ -826,7 +826,11 @@ class EvalConfig:
         choices=("clip", "video"),
     )
     crops: int = option(
-        1, "unit=video: crops per clip, 1 (center) or 3 (along the longer side)", low=1, high=3
+        1,
+        "crops of each clip of test videos, 1 (center) or 3 (along the longer side), for kNN,"
+        " probes and own heads, and with unit=video for attacks",
+        low=1,
+        high=3,
     )
     h264: int = option(
         0,
@@ -900,6 +904,33 @@ class ProtocolConfig:
     """Options `protocol.*`: how a representation becomes a classifier, and from which labels."""
 
     name: str = option("auto", "protocol of a paper's table (docs/protocols.md)")
+    stages: bool = option(
+        False, "also fit a linear probe to the average-pooled output of each stage of the backbone"
+    )
+    # Probes by SGD.
+    rates: list[float] = option(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+        "linear_sgd: learning rates to choose from, each with every decay",
+        above=0,
+    )
+    decays: list[float] = option(
+        [0.0, 1e-5, 1e-4], "linear_sgd: weight decays to choose from", low=0
+    )
+    epochs: int = option(100, "linear_sgd: passes over the training clips", low=1)
+    batch_size: int = option(256, "linear_sgd: clips per step", low=1)
+    augmented: int = option(
+        0,
+        "linear_sgd: number of randomly augmented clips of each training video (augment.*) whose"
+        " features are learned from; 0: the clips of the evaluation",
+        low=0,
+    )
+    validation: float = option(
+        0.2,
+        "linear_sgd: fraction of the training videos, by source, that is held out to choose rate"
+        " and decay; all of them are learned from afterwards",
+        above=0,
+        high=0.9,
+    )
 
 
 @dataclass

@@ -70,10 +70,6 @@ def _check_evaluation(cfg: Config) -> None:
         raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
     if e.crops == 2:
         raise UserError("eval.crops=2: must be 1 (centre) or 3 (along the longer side)")
-    if e.unit == "clip" and e.crops > 1:
-        raise UserError(
-            f"eval.crops={e.crops}: needs eval.unit=video; a clip is its own centre crop"
-        )
     # it becomes a folder below eval/
     if not re.fullmatch(r"[\w.+-]*\w", e.name) or e.name.startswith("."):
         raise UserError(

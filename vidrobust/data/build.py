@@ -354,24 +354,31 @@ def _twins(cfg: config.DataConfig, records: list[Record]) -> Twins:
 
 
 def eval_dataset(
-    cfg: config.DataConfig, records: list[Record], clips: int, sampling: str = "uniform"
+    cfg: config.DataConfig,
+    records: list[Record],
+    clips: int,
+    sampling: str = "uniform",
+    crops: int = 1,
 ) -> ClipDataset:
-    """Return centre crops of clips, neither augmented nor replaced.
+    """Return crops of clips, neither augmented nor replaced.
 
     Args:
         cfg: the data options.
         records: the videos.
         clips: number of clips of each video.
         sampling: a name of EVAL_SAMPLERS.
+        crops: number of crops of each clip, 1 (the centre) or 3 (along the longer side). All crops
+            of a clip follow each other, as if they were clips of the video.
     """
     sampler = lookup(EVAL_SAMPLERS, sampling, "eval.sampling")
     return ClipDataset(
         records,
-        _clip_spec(cfg, clips),
+        _clip_spec(cfg, clips * crops),
         sampler,
         _centre(cfg),
         backend=cfg.backend,
         timeout_s=cfg.timeout_s,
+        crops=crops,
     )
 
 

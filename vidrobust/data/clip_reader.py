@@ -17,7 +17,7 @@ from vidrobust.data.records import Failure, Record
 from vidrobust.data.sampling import ClipSpec, sampled
 from vidrobust.data.sampling import Sampler as ClipSampler
 from vidrobust.utils.seeds import SeedStream
-from vidrobust.views import AugmentSpec, ViewDraw, draw_view, faded
+from vidrobust.views import AugmentSpec, ViewDraw, crops_along, draw_view, faded
 
 # Bytes of crops that wait to be resized: 16 frames of 8K video would be 1.6 GB.
 _WAITING_BYTES = 2**25
@@ -44,6 +44,8 @@ class ClipReader:
         twins: where texture twins are. The twin of the first clip, with the same frames and the
             same view parameters, then follows the V clips.
         numbers: how many random numbers come with each sample; they decide its negatives.
+        crops: views of the same frames that follow each other among the V clips, in evaluation: 1,
+            the central crop, or 3 along the longer side of the frame.
     """
 
     spec: ClipSpec
@@ -56,6 +58,7 @@ class ClipReader:
     original: AugmentSpec | None = None
     twins: Twins | None = None
     numbers: int = 0
+    crops: int = 1
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -78,6 +81,10 @@ class ClipReader:
             (frame indices (V, T), the generator from which the views are sampled next).
         """
         rng = np.random.default_rng([self.seed, SeedStream.SAMPLE, epoch, index])
+        if self.crops > 1:
+            spec = replace(self.spec, clips=self.spec.clips // self.crops)
+            clips = sampled(self.sample_clips, num_frames, fps, spec, rng)
+            return clips.repeat(self.crops, 0), rng
         if self.original is None:
             return sampled(self.sample_clips, num_frames, fps, self.spec, rng), rng
         # The original shows the frames of the first clip, so one clip less is sampled.
@@ -149,6 +156,8 @@ class ClipReader:
             rng: source of randomness.
         """
         view = faded(self.view, epoch, self.fade) if self.fade else self.view
+        if self.crops > 1:
+            return crops_along(view, height, width, self.crops) * (self.spec.clips // self.crops)
         if self.original is None:
             return [draw_view(view, height, width, rng) for _ in range(self.spec.clips)]
         augmented = [draw_view(view, height, width, rng) for _ in range(self.spec.clips - 1)]

@@ -89,7 +89,7 @@ class ClipDataset(Dataset):
             process, without a time limit.
         replace: whether a video that fails is replaced by another one, chosen at random from (seed,
             epoch, index), and reported in "replaced".
-        corrupt: see `ClipReader`, and also for fade, original, twins and numbers.
+        corrupt: see `ClipReader`, and also for fade, original, twins, numbers and crops.
     """
 
     def __init__(  # noqa: PLR0913  (public class, whose signature stays)
@@ -108,6 +108,7 @@ class ClipDataset(Dataset):
         original: AugmentSpec | None = None,
         twins: Twins | None = None,
         numbers: int = 0,
+        crops: int = 1,
     ) -> None:
         if timeout_s and not hasattr(os, "fork"):
             raise UserError(
@@ -126,6 +127,7 @@ class ClipDataset(Dataset):
             original=original,
             twins=twins,
             numbers=numbers,
+            crops=crops,
         )
         self.timeout_s = timeout_s
         self.replace = replace

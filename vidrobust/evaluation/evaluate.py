@@ -57,8 +57,16 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import own_head
 from vidrobust.evaluation.report.markdown import write_report
+from vidrobust.evaluation.representation.class_accuracy import write_class_tables
 from vidrobust.evaluation.representation.knn import knn_scores
-from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
+from vidrobust.evaluation.representation.knn_and_probe import (
+    Accuracy,
+    Representation,
+    measure_representation,
+    probe_accuracy,
+)
+from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
 from vidrobust.evaluation.settings import MeasureSettings
@@ -75,6 +83,7 @@ from vidrobust.models import Model
 from vidrobust.models.complexity import model_complexity
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
+from vidrobust.models.stages import PooledStages
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
@@ -343,29 +352,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
     precise_bn = make_norms_precise(cfg, model.backbone, run.train, device)
     complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
     with evaluation_mode(*models, branch=cfg.eval.branch):
-        # Representation
-        head, doubts = (None, []) if cfg.method.clusters else own_head(measured, run.classes)
-        doubts = doubts + unlike_card(cfg, measured)
-        for line in doubts:
-            log.warning(line)
-        _require_head(run, measured, head)
-        gallery, queries = _features(run, models)
-        representation = measure_representation(
-            gallery, queries, len(run.classes), cfg.eval, device, head
-        )
-        if representation.probe is not None:
-            distributed.broadcast(representation.probe.parameters())
-        if distributed.rank() == 0:
-            lines = [json.dumps(row) + "\n" for row in representation.rows()]
-            _write(run.out / "predictions.jsonl", "".join(lines))
-        first = gallery[0] if gallery else None
-        name, predict = _classifier(run, model, head, representation, first)
-        summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
-        log.info(f"what is measured and attacked: {name}")
-        summary.classifier = name
-        summary.warnings += doubts + representation.faults()
-        summary.input = used_card(cfg, measured)
-        summary.eot = cfg.eval.eot
+        summary, queries, predict = _represent(run, measured, models)
         summary.model = complexity
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
@@ -395,6 +382,126 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
 
     _collect_warnings(run, summary)
     return summary
+
+
+def _represent(
+    run: _Evaluation, measured: MeasuredModel, models: Sequence[Model]
+) -> tuple[Summary, list[Features], Predict]:
+    """Measure the representation, and choose the classifier that all other parts measure.
+
+    Args:
+        run: data, settings and folder.
+        measured: the trained model, and one with random weights.
+        models: the same, on the device and in evaluation mode.
+
+    Returns:
+        (the summary of the representation, features of the test videos, the classifier).
+    """
+    cfg, model = run.cfg, models[0]
+    head, doubts = (None, []) if cfg.method.clusters else own_head(measured, run.classes)
+    doubts = doubts + unlike_card(cfg, measured)
+    for line in doubts:
+        log.warning(line)
+    _require_head(run, measured, head)
+    gallery, queries = _features(run, models)
+    fitted = _fit_protocol(run, models, gallery, queries)
+    heads: dict[str, tuple[int, nn.Module]] = {
+        f"{key}_{cfg.protocol.name}": (i, each.head) for i, (key, each) in enumerate(fitted)
+    }
+    if head is not None:
+        heads["head"] = 0, head
+    representation = measure_representation(
+        gallery, queries, len(run.classes), cfg.eval, run.device, heads
+    )
+    if representation.probe is not None:
+        distributed.broadcast(representation.probe.parameters())
+    if distributed.rank() == 0:
+        lines = [json.dumps(row) + "\n" for row in representation.rows()]
+        _write(run.out / "predictions.jsonl", "".join(lines))
+        write_class_tables(run.out, representation.confusions(), run.classes)
+    first = gallery[0] if gallery else None
+    own = fitted[0][1].head if fitted else None
+    name, predict = _classifier(run, model, head, representation, first, own)
+    log.info(f"what is measured and attacked: {name}")
+    summary = summary_of_data(cfg, len(run.indices), representation, first, run.classes)
+    if fitted:
+        summary.fitted = fitted[0][1].settings
+        summary.chosen_on = fitted[0][1].chosen_on
+    if cfg.protocol.stages and gallery:
+        summary.stages = _stages(run, model)
+    summary.classifier = name
+    summary.warnings += doubts + representation.faults()
+    summary.input = used_card(cfg, measured)
+    summary.eot = cfg.eval.eot
+    return summary, queries, predict
+
+
+def _fit_protocol(
+    run: _Evaluation,
+    models: Sequence[Model],
+    gallery: Sequence[Features],
+    queries: Sequence[Features],
+) -> list[tuple[str, Fitted]]:
+    """Fit the protocol's classifier to features of trained and of random weights.
+
+    Args:
+        run: data, settings and folder.
+        models: the trained model, and one with random weights.
+        gallery: features of the training videos under each.
+        queries: features of the test videos under each.
+
+    Returns:
+        "trained" and "random" with what was fitted; nothing for a protocol without a fit.
+    """
+    spec = PROTOCOLS[run.cfg.protocol.name]
+    if spec.fit is None:
+        return []
+    fitted = []
+    parts = zip(("trained", "random"), models, gallery, queries, strict=False)
+    for name, model, features, test in parts:
+        inputs = FitInputs(
+            cfg=run.cfg,
+            backbone=model.backbone,
+            train=run.train,
+            features=features,
+            test=test,
+            classes=len(run.classes),
+            device=run.device,
+            folder=run.out / _STORE,
+            name=name,
+        )
+        fitted.append((name, spec.fit(inputs)))
+        # ranks may round differently, and all of them attack the same classifier
+        distributed.broadcast(fitted[-1][1].head.parameters())
+    return fitted
+
+
+def _stages(run: _Evaluation, model: Model) -> dict[str, Accuracy]:
+    """Return the accuracy of a linear probe on the pooled output of each stage.
+
+    Args:
+        run: data, settings and folder.
+        model: the trained model.
+    """
+    data = run.cfg.data
+    clip = torch.zeros(1, 3, data.frames, data.size, data.size, device=run.device)
+    stages = PooledStages(model.backbone, clip)
+    train, test = _extracted(run, [stages], "stages-")
+    return {
+        stage: probe_accuracy(
+            replace(train[0], features=ours),
+            replace(test[0], features=theirs),
+            len(run.classes),
+            run.cfg.eval,
+            run.device,
+        )
+        for stage, ours, theirs in zip(
+            stages.names,
+            train[0].features.split(stages.sizes, 2),
+            test[0].features.split(stages.sizes, 2),
+            strict=True,
+        )
+    }
 
 
 def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
@@ -570,8 +677,7 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
 
     Args:
         run: data, settings and folder.
-        model: the trained model.
-        random: the model with random weights.
+        models: the trained model, and one with random weights.
     """
     cfg = run.cfg
     path = run.out / _OLD_FEATURES
@@ -583,23 +689,41 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
     log.info(
         f"features of {len(run.train)} + {len(run.test)} videos, {cfg.eval.clips} clips of each"
     )
-    features: list[list[Features]] = []
-    for split, records in (("train", run.train), ("test", run.test)):
+    return _extracted(run, [model.backbone for model in models])
+
+
+def _extracted(
+    run: _Evaluation, encoders: Sequence[Callable[[Tensor], Tensor]], prefix: str = ""
+) -> tuple[list[Features], list[Features]]:
+    """Return the features of training and of test videos under each encoder; see `_features`.
+
+    Args:
+        run: data, settings and folder.
+        encoders: clips -> features.
+        prefix: of the names of the files.
+    """
+    cfg = run.cfg
+    splits: list[list[Features]] = []
+    # training videos are shown by their centre crops, test videos by eval.crops
+    for split, records, crops in (("train", run.train, 1), ("test", run.test, cfg.eval.crops)):
         if not records:
-            features.append([])
+            splits.append([])
             continue
-        features.append(
+        dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling, crops)
+        identity = records_sha(records)
+        name = f"{prefix}{split}"
+        splits.append(
             extract(
-                [model.backbone for model in models],
-                eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling),
+                encoders,
+                dataset,
                 run.device,
                 batch_size=cfg.eval.batch_size,
                 workers=cfg.data.workers,
                 title=f"{split} features",
-                store=DiskStore(run.out / _STORE, split, len(models), records_sha(records)),
+                store=DiskStore(run.out / _STORE, name, len(encoders), identity),
             )
         )
-    return features[0], features[1]
+    return splits[0], splits[1]
 
 
 def _require_head(run: _Evaluation, measured: MeasuredModel, head: nn.Linear | None) -> None:
@@ -633,6 +757,7 @@ def _classifier(
     head: nn.Linear | None,
     representation: Representation,
     gallery: Features | None,
+    fitted: nn.Module | None = None,
 ) -> tuple[str, Predict]:
     """Return the name of what is attacked, as eval.classifier says, and clips -> its logits.
 
@@ -642,9 +767,12 @@ def _classifier(
         head: its own linear head, or None.
         representation: has the probe.
         gallery: features of the training videos, for kNN; None without any.
+        fitted: classifier of features that the protocol has fitted, or None.
     """
     asked = run.cfg.eval.classifier
     device = run.device
+    if fitted is not None:
+        return run.cfg.protocol.name, lambda x: fitted(model.backbone(x).float())
     if asked == "knn":
         assert gallery is not None  # as refused above
         clips = gallery.features.flatten(0, 1).to(device)

@@ -67,6 +67,10 @@ class Summary:
         classifier: what is attacked, "own head", "linear probe" or "kNN".
         representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
             "random_knn", and "head" for a model with its own classifier.
+        protocol: name of the protocol.
+        fitted: settings of the classifier that the protocol has fitted.
+        chosen_on: which videos chose these settings.
+        stages: stage of the backbone -> accuracy of a linear probe on its pooled output.
         knn: settings of kNN.
         failed: why videos do not decode.
         model: size and cost of the model.
@@ -115,6 +119,10 @@ class Summary:
     # Model and representation
     classifier: str = "linear probe"
     representation: dict[str, Accuracy]
+    protocol: str = "auto"
+    fitted: dict[str, float] = field(default_factory=dict)
+    chosen_on: str = ""
+    stages: dict[str, Accuracy] = field(default_factory=dict)
     knn: KnnSettings | None = None
     failed: list[str]
     model: Complexity | None = None
@@ -207,10 +215,11 @@ def summary_of_data(
         branch=e.branch,
         views={
             "attack": f"{e.clips}x{e.crops}" if e.unit == "video" else "1x1",
-            "representation": f"{e.clips}x1",
+            "representation": f"{e.clips}x{e.crops}",
         },
         view_average=e.view_average,
         chance=1 / len(classes),
+        protocol=cfg.protocol.name,
         representation=representation.accuracies(),
         knn=knn,
         failed=[failure.reason for failure in failures],

@@ -51,6 +51,27 @@ def stage_names(backbone: Backbone) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" if prefix else name for name in names)
 
 
+class PooledStages:
+    """Map clips to the average-pooled outputs of all stages, side by side.
+
+    Attributes:
+        names: of the stages.
+        sizes: number of features of each stage.
+    """
+
+    def __init__(self, backbone: Backbone, clip: Tensor) -> None:
+        """Run the backbone on a clip (1, C, T, H, W), to learn the sizes of its stages."""
+        self.backbone = backbone
+        self.names = stage_names(backbone)
+        with torch.no_grad():
+            self.sizes = [each.shape[2] for each in stage_tokens(backbone, clip, self.names)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the pooled outputs (B, sum of `sizes`) of clips (B, C, T, H, W) in [0, 1]."""
+        tokens = stage_tokens(self.backbone, x, self.names)
+        return torch.cat([each.mean(1) for each in tokens], 1)
+
+
 def _size(module: nn.Module) -> int:
     """Return the number of parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -147,6 +147,28 @@ def draw_view(spec: AugmentSpec, height: int, width: int, rng: np.random.Generat
     return ViewDraw(*box, (*color, flip, solarize, motion))
 
 
+def crops_along(spec: AugmentSpec, height: int, width: int, crops: int) -> list[ViewDraw]:
+    """Return central crops of the evaluation, spread along the longer side of the frame.
+
+    Args:
+        spec: has the size of the central crop.
+        height: of the source frames, pixels.
+        width: of the source frames, pixels.
+        crops: 3: at both ends of the longer side and in its middle, as in SlowFast's testing.
+    """
+    sides = _central_sides(spec.center, height, width)
+    room = height - sides[0], width - sides[1]
+    boxes = []
+    for place in range(crops):
+        down, right = room[0] // 2, room[1] // 2
+        if width >= height:
+            right = room[1] * place // (crops - 1)
+        else:
+            down = room[0] * place // (crops - 1)
+        boxes.append(ViewDraw(down, right, *sides))
+    return boxes
+
+
 def _central_sides(center: float | tuple[float, float], height: int, width: int) -> tuple[int, int]:
     """Return height and width of a central crop, in pixels of the source; see `AugmentSpec`."""
     if isinstance(center, tuple):

@@ -13,8 +13,8 @@ from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.report.bias_tables import bias_lines
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
+from vidrobust.evaluation.report.representation_tables import representation_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
-from vidrobust.evaluation.representation.knn_and_probe import Accuracy
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
 from vidrobust.utils.errors import UserError
@@ -86,11 +86,7 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
             f" video, {summary.view_average} averaged; 95 % Wilson intervals."
         ),
         "",
-        *markdown.table(
-            ["classifier", "trained", "random weights"],
-            *_representation_rows(summary.representation),
-        ),
-        "",
+        *representation_lines(out, summary),
         *_published_lines(summary),
         *(_attack_lines(out, summary) if summary.curve else []),
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
@@ -148,30 +144,6 @@ def _published_lines(summary: Summary) -> list[str]:
         + (f" ({', '.join(details)})." if details else "."),
         "",
     ]
-
-
-def _representation_rows(accuracies: dict[str, Accuracy]) -> list[list[str]]:
-    """Return a row per classifier: accuracy with trained and with random weights."""
-    rows = [
-        [
-            title,
-            _accuracy_cell(accuracies, f"trained_{key}"),
-            _accuracy_cell(accuracies, f"random_{key}"),
-        ]
-        for title, key in (("linear probe", "probe"), ("kNN", "knn"))
-        if f"trained_{key}" in accuracies
-    ]
-    if "head" in accuracies:
-        rows.append(["own head", _accuracy_cell(accuracies, "head"), ""])
-    return rows
-
-
-def _accuracy_cell(accuracies: dict[str, Accuracy], name: str) -> str:
-    """Format an accuracy and its interval; empty for a classifier that was not measured."""
-    if name not in accuracies:
-        return ""
-    low, high = accuracies[name].ci95
-    return f"{_percent(accuracies[name].acc)} ({_percent(low)} to {_percent(high)})"
 
 
 def _attack_lines(out: Path, summary: Summary) -> list[str]:

@@ -1,5 +1,6 @@
 """Evaluate kNN and the linear probe on trained and on random weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from vidrobust import config
+from vidrobust.evaluation.representation.class_accuracy import (
+    NONE,
+    confusion_matrix,
+    mean_class_accuracy,
+    ranks_of_truth,
+)
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.view_average import average_views
@@ -22,11 +29,16 @@ class Accuracy:
         acc: fraction of right predictions.
         ci95: its 95 % interval (Wilson).
         n: videos; one that did not decode counts as wrong.
+        top5: fraction of videos whose class is among the five with the highest scores; None for
+            fewer than six classes, and in files of earlier revisions.
+        mean_class: mean over classes of their accuracy; None in files of earlier revisions.
     """
 
     acc: float
     ci95: list[float]
     n: int
+    top5: float | None = None
+    mean_class: float | None = None
 
 
 @dataclass
@@ -35,23 +47,47 @@ class Representation:
 
     Attributes:
         asked: features of the N test videos that decoded, under the trained weights.
+        classes: number of classes.
         predictions: name of a classifier -> predicted classes, (N,); -1 for none, where the own
             head gives NaN.
+        ranks: name of a classifier -> place of the true class among its scores, (N,).
         probe: the linear probe on features of the trained weights.
     """
 
     asked: Features
+    classes: int
     predictions: dict[str, Tensor] = field(default_factory=dict)
+    ranks: dict[str, Tensor] = field(default_factory=dict)
     probe: nn.Linear | None = None
+
+    def add(self, name: str, scores: Tensor) -> None:
+        """Add the scores (N, K) of a classifier; a video with NaN or infinite ones has no class."""
+        scores = scores.detach().cpu()
+        valid = ~(scores.isnan() | (scores == torch.inf)).any(1)
+        self.predictions[name] = scores.argmax(1).where(valid, NONE)
+        ranks = ranks_of_truth(scores, self.asked.labels)
+        self.ranks[name] = ranks.where(valid, self.classes)
 
     def accuracies(self) -> dict[str, Accuracy]:
         """Return name of a classifier -> its accuracy."""
         n = len(self.asked.uids) + len(self.asked.failed)
         table = {}
-        for name, predicted in self.predictions.items():
-            hits = int((predicted == self.asked.labels).sum())
-            table[name] = Accuracy(hits / n, list(wilson(hits, n)), n)
+        for name, confusion in self.confusions().items():
+            hits = int(confusion.diagonal().sum())
+            top5 = int((self.ranks[name] <= 5).sum()) / n if self.classes > 5 else None
+            interval = list(wilson(hits, n))
+            table[name] = Accuracy(hits / n, interval, n, top5, mean_class_accuracy(confusion))
         return table
+
+    def confusions(self) -> dict[str, Tensor]:
+        """Return name of a classifier -> its `confusion_matrix`, of all test videos."""
+        failed = torch.tensor([f.label for f in self.asked.failed], dtype=torch.long)
+        labels = torch.cat([self.asked.labels, failed])
+        none = torch.full_like(failed, NONE)
+        return {
+            name: confusion_matrix(torch.cat([predicted, none]), labels, self.classes)
+            for name, predicted in self.predictions.items()
+        }
 
     def faults(self) -> list[str]:
         """Return a warning, or none, of videos that a classifier gives no class."""
@@ -62,15 +98,20 @@ class Representation:
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per test video: uid, label, the prediction of each classifier, error."""
+        """Return one row per test video: uid, label, predictions, error and ranks.
+
+        `ranks` holds the place of the true class among the scores of each classifier, 1 to K.
+        """
         decoded = []
         for i, uid in enumerate(self.asked.uids):
             answers = {name: int(classes[i]) for name, classes in self.predictions.items()}
             predicted = {name: None if answer < 0 else answer for name, answer in answers.items()}
+            ranks = {name: int(places[i]) for name, places in self.ranks.items()}
             label = int(self.asked.labels[i])
-            decoded.append({"uid": uid, "label": label, **predicted, "error": None})
+            decoded.append({"uid": uid, "label": label, **predicted, "error": None, "ranks": ranks})
+        none = dict.fromkeys(self.predictions)
         failed = [
-            {"uid": f.uid, "label": f.label, **dict.fromkeys(self.predictions), "error": f.reason}
+            {"uid": f.uid, "label": f.label, **none, "error": f.reason, "ranks": none}
             for f in self.asked.failed
         ]
         return decoded + failed
@@ -82,9 +123,9 @@ def measure_representation(
     classes: int,
     cfg: config.EvalConfig,
     device: torch.device,
-    head: nn.Module | None = None,
+    heads: Mapping[str, tuple[int, nn.Module]] | None = None,
 ) -> Representation:
-    """Classify the test videos by kNN, by a linear probe, and by the model's own head.
+    """Classify the test videos by kNN, by a linear probe, and by further classifiers.
 
     kNN and the probe use all clips of the training videos. The logits (or, by eval.view_average,
     probabilities) of a test video's clips are averaged, and so are its votes of kNN.
@@ -96,9 +137,10 @@ def measure_representation(
         classes: number of classes.
         cfg: options of kNN and of the probe.
         device: device of the computation, if its memory is large enough.
-        head: the model's own classifier on `device`, if it has one.
+        heads: name of another classifier -> (which of `queries` it classifies, the classifier on
+            `device`), as the model's own head.
     """
-    result = Representation(queries[0])
+    result = Representation(queries[0], classes)
     for name, train, test in zip(("trained", "random"), gallery, queries, strict=False):
         # The training clips are the samples of the probe, and the gallery of kNN.
         roomy = _device_with_room(train.features, device)
@@ -117,18 +159,39 @@ def measure_representation(
             temperature=cfg.knn_temperature,
             names=(test.uids, train.uids),
         )
-        logits = average_views(probe(videos), cfg.view_average)
-        result.predictions[f"{name}_probe"] = logits.argmax(1).cpu()
-        result.predictions[f"{name}_knn"] = votes.argmax(1).cpu()
+        result.add(f"{name}_probe", average_views(probe(videos), cfg.view_average))
+        # a class that no neighbour votes for is not among the five best
+        result.add(f"{name}_knn", votes.where(votes > 0, -torch.inf))
         # The first probe is that of the trained weights, which is attacked later.
         result.probe = result.probe or probe
-    if head is not None:
+    for name, (which, head) in (heads or {}).items():
         with torch.no_grad():
-            logits = average_views(head(queries[0].features.to(device)), cfg.view_average)
-            # argmax of NaN is a class: a video without finite logits has none
-            answers = logits.argmax(1).where(logits.isfinite().all(1), -1)
-            result.predictions["head"] = answers.cpu()
+            logits = average_views(head(queries[which].features.to(device)), cfg.view_average)
+            # attacks take finite logits only, so that a video without them has no class
+            result.add(name, logits.where(logits.isfinite(), torch.nan))
     return result
+
+
+def probe_accuracy(
+    train: Features, test: Features, classes: int, cfg: config.EvalConfig, device: torch.device
+) -> Accuracy:
+    """Return the accuracy of a linear probe on features.
+
+    Args:
+        train: features of the training videos.
+        test: features of the test videos.
+        classes: number of classes.
+        cfg: options of the probe.
+        device: device of the computation, if its memory is large enough.
+    """
+    result = Representation(test, classes)
+    roomy = _device_with_room(train.features, device)
+    clips = train.features.flatten(0, 1).to(roomy)
+    labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
+    probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=train.uids)
+    probe.requires_grad_(False)
+    result.add("probe", average_views(probe(test.features.to(roomy)), cfg.view_average))
+    return result.accuracies()["probe"]
 
 
 def _device_with_room(features: Tensor, device: torch.device) -> torch.device:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vidrobust import config
 from vidrobust.data import Record
@@ -17,41 +17,45 @@ from vidrobust.models.feature_store import Features
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What a classifier is fitted to.
+    """Hold what a classifier is fitted to.
 
     Attributes:
         cfg: the configuration; a fit uses its `protocol`, `data`, `augment` and `seed`.
         backbone: the frozen backbone, in evaluation mode, on `device`.
         train: training videos whose labels may be used.
         features: of their clips, (N, K, D), in the order of `train` without those that failed.
+        test: features of the test videos.
         classes: number of classes.
         device: of the computation.
         folder: for files that let a killed fit continue; it is deleted after the evaluation.
+        name: "trained" or "random", whose weights the backbone has.
     """
 
     cfg: config.Config
     backbone: Backbone
     train: list[Record]
     features: Features
+    test: Features
     classes: int
     device: torch.device
-    folder: Any
+    folder: Path
+    name: str
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted classifier.
+    """Hold a fitted classifier.
 
     Attributes:
-        head: features (..., D) -> logits (..., K), on the CPU or the device, without gradient of
-            its parameters; it is attacked together with the backbone.
+        head: features (..., D) -> logits (..., K), on the device, without gradient of its
+            parameters; it is attacked together with the backbone.
         settings: what was chosen, for the report, such as {"rate": 0.1}.
-        also: name -> further heads that are reported but not attacked.
+        chosen_on: which videos chose it.
     """
 
     head: nn.Module
-    settings: dict[str, Any] = field(default_factory=dict)
-    also: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
+    chosen_on: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """PROTOCOLS: the registry of protocols, by the name that protocol.name gives them."""
 
+from vidrobust.evaluation.representation import linear_sgd
 from vidrobust.evaluation.representation.protocol_spec import ProtocolSpec
 
 PROTOCOLS: dict[str, ProtocolSpec] = {
@@ -15,4 +16,6 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
         help="linear probe on frozen features, by L-BFGS",
         source="Alain and Bengio 2016",
     ),
+    "linear_sgd": linear_sgd.SGD,
+    "linear_sgd_best_on_test": linear_sgd.BEST_ON_TEST,
 }

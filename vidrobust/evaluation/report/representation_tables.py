@@ -1,0 +1,90 @@
+"""Tables about classifiers of the representation: accuracy, stages, classes."""
+
+import csv
+from pathlib import Path
+
+from vidrobust.evaluation.report.tables import code, escape, table
+from vidrobust.evaluation.representation.knn_and_probe import Accuracy
+from vidrobust.evaluation.summary import Summary
+
+# key of a classifier in summary.json, without "trained_" -> its name
+_NAMES = {"probe": "linear probe", "knn": "kNN"}
+# name of what is measured and attacked -> column of per_class.csv
+_COLUMNS = {"linear probe": "trained_probe", "kNN": "trained_knn", "own head": "head"}
+_SHOWN = 5  # classes with the lowest accuracy
+
+
+def representation_lines(out: Path, summary: Summary) -> list[str]:
+    """Return the tables of classifiers and stages, and the classes with the lowest accuracy.
+
+    Args:
+        out: folder of the evaluation.
+        summary: of the evaluation.
+    """
+    accuracies = summary.representation
+    titles = ["classifier", "trained", "random weights", "top-5", "mean of classes"]
+    lines = table(titles, *(_row(accuracies, name) for name in _names(accuracies)))
+    if summary.fitted:
+        settings = ", ".join(f"{key} {value:g}" for key, value in summary.fitted.items())
+        chosen = f"; chosen on {summary.chosen_on}" if summary.chosen_on else ""
+        lines += ["", f"{escape(summary.protocol)}: {escape(settings + chosen)}."]
+    if summary.stages:
+        rows = [[name, _cell(accuracy)] for name, accuracy in summary.stages.items()]
+        lines += ["", *table(["stage, pooled", "linear probe"], *rows)]
+    return [*lines, "", *_class_lines(out, summary)]
+
+
+def _names(accuracies: dict[str, Accuracy]) -> list[str]:
+    """Return the classifiers in the order of the table, without "trained_" and "random_"."""
+    names = [key.removeprefix("trained_") for key in accuracies if key.startswith("trained_")]
+    return [*names, *(["head"] if "head" in accuracies else [])]
+
+
+def _row(accuracies: dict[str, Accuracy], name: str) -> list[str]:
+    """Return the row of a classifier."""
+    if name == "head":
+        title, trained, random = "own head", accuracies["head"], None
+    else:
+        title, trained = _NAMES.get(name, name), accuracies[f"trained_{name}"]
+        random = accuracies.get(f"random_{name}")
+    return [
+        title,
+        _cell(trained),
+        _cell(random),
+        _percent(trained.top5),
+        _percent(trained.mean_class),
+    ]
+
+
+def _cell(accuracy: Accuracy | None) -> str:
+    """Format an accuracy and its interval; empty for a classifier that was not measured."""
+    if accuracy is None:
+        return ""
+    low, high = accuracy.ci95
+    return f"{_percent(accuracy.acc)} ({_percent(low)} to {_percent(high)})"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _class_lines(out: Path, summary: Summary) -> list[str]:
+    """Return a line about the classes with the lowest accuracy; none without per_class.csv."""
+    path = out / "per_class.csv"
+    column = _COLUMNS.get(summary.classifier, f"trained_{summary.classifier}")
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(column)]
+    lowest = sorted(rows, key=lambda row: float(row[column]))[:_SHOWN]
+    if not lowest:
+        return []
+    cells = "; ".join(
+        f"{escape(row['class'])} {_percent(float(row[column]))} of {row['videos']}"
+        for row in lowest
+    )
+    return [
+        f"Classes with the lowest accuracy ({escape(summary.classifier)}): {cells}. All classes:"
+        f" [per_class.csv](per_class.csv), {code(f'confusion_{column}.csv')}.",
+        "",
+    ]

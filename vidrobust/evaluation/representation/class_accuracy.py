@@ -1,0 +1,92 @@
+"""Accuracy by class, top-5 accuracy and confusion of predictions."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidrobust.utils.atomic_files import replacing
+
+NONE = -1  # the predicted class of a video without a prediction
+
+
+def ranks_of_truth(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the place of the true class among the scores of each video, (N,); 1 is the first.
+
+    Equal scores are ordered by class, as `argmax` does. A true class with the score -inf, as one
+    that no neighbour votes for, comes last.
+
+    Args:
+        scores: (N, K).
+        labels: true classes, (N,), in 0..K-1.
+    """
+    own = scores.gather(1, labels[:, None])
+    ahead = (scores > own).sum(1)
+    places = torch.arange(scores.shape[1], device=scores.device)
+    ties = ((scores == own) & (places < labels[:, None])).sum(1)
+    last = torch.full_like(ahead, scores.shape[1])
+    return torch.where(own[:, 0] == -torch.inf, last, 1 + ahead + ties)
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return how many videos of each class were given each class, (K, K + 1).
+
+    Rows are true classes, columns predicted ones; the last column is of videos without a
+    prediction, as those that do not decode.
+
+    Args:
+        predicted: classes, (N,); `NONE` for none.
+        labels: true classes, (N,).
+        classes: their number K.
+    """
+    columns = torch.where(predicted < 0, classes, predicted)
+    cells = labels * (classes + 1) + columns
+    return cells.bincount(minlength=classes * (classes + 1)).view(classes, classes + 1)
+
+
+def class_accuracies(confusion: Tensor) -> Tensor:
+    """Return the accuracy of each class, (K,); NaN for classes without test videos."""
+    return confusion.diagonal() / confusion.sum(1)
+
+
+def mean_class_accuracy(confusion: Tensor) -> float:
+    """Return the mean accuracy over the classes that have test videos."""
+    return float(class_accuracies(confusion).nanmean())
+
+
+def write_class_tables(folder: Path, confusions: dict[str, Tensor], classes: Sequence[str]) -> None:
+    """Write `per_class.csv` and a `confusion_<classifier>.csv` for each classifier.
+
+    per_class.csv has a row per class: its name, number of test videos, and the accuracy of each
+    classifier. A confusion table has a row per true class and a column per predicted class.
+
+    Args:
+        folder: where they are written.
+        confusions: classifier -> its `confusion_matrix`.
+        classes: names of the classes.
+    """
+    accuracies = {name: class_accuracies(each).tolist() for name, each in confusions.items()}
+    counts = next(iter(confusions.values())).sum(1).tolist()
+    table = [["class", "videos", *confusions]]
+    for place, (label, videos) in enumerate(zip(classes, counts, strict=True)):
+        cells = [f"{values[place]:.4f}" if videos else "" for values in accuracies.values()]
+        table.append([label, str(videos), *cells])
+    _write_csv(folder / "per_class.csv", table)
+    for name, confusion in confusions.items():
+        rows = [
+            [label, *map(str, row)] for label, row in zip(classes, confusion.tolist(), strict=True)
+        ]
+        header = ["true class", *classes, "none"]
+        _write_csv(folder / f"confusion_{name}.csv", [header, *rows])
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    """Write rows of cells, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with replacing(path) as file:
+        # names of folders need not be UTF-8
+        file.write(text.getvalue().encode(errors="surrogateescape"))
