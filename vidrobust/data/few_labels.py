@@ -23,7 +23,7 @@ log = logging.getLogger("vidrobust")
 
 @dataclass(frozen=True)
 class _Amount:
-    """How many labels each class keeps.
+    """Hold how many labels each class keeps.
 
     Attributes:
         fraction: of the videos of the class, above 0 and up to 1; 0: `count` videos.
@@ -81,7 +81,7 @@ def few_labels(
     Example:
         train = few_labels(records, classes, "10%", seed=0)
     """
-    asked = _Amount.parse(amount)
+    requested = _Amount.parse(amount)
     _require_single(records, "few labels")
     by_class: list[list[Record]] = [[] for _ in classes]
     for record in records:
@@ -96,15 +96,15 @@ def few_labels(
     chosen: set[str] = set()
     short = []
     for name, members in zip(classes, by_class, strict=True):
-        count = asked.of(len(members))
+        count = requested.of(len(members))
         if count > len(members):
             short.append(f"{name} ({len(members)})")
         ordered = sorted(members, key=lambda record: seeded_order(seed, record.uid))
         chosen |= {record.uid for record in ordered[:count]}
     if short:
         log.warning(
-            f"few labels: {len(short)} classes have fewer than {asked.count} videos, all of which"
-            f" are taken: {first_names(short)}"
+            f"few labels: {len(short)} classes have fewer than {requested.count} videos, all of"
+            f" which are taken: {first_names(short)}"
         )
     return [record for record in records if record.uid in chosen]
 
