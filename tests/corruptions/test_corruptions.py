@@ -25,6 +25,8 @@ MOVING = {
     "shot_noise",
     "shot_noise_p",
     "impulse_noise",
+    "salt_noise",
+    "pepper_noise",
     "speckle_noise",
     "speckle_noise_p",
     "rain",

@@ -52,6 +52,24 @@ def test_impulse_noise_is_half_salt_half_pepper(severity, fraction):
     assert ((output == 128) | (output == 0) | (output == 255)).all()
 
 
+@pytest.mark.parametrize(("name", "value"), [("salt_noise", 255), ("pepper_noise", 0)])
+@pytest.mark.parametrize(("severity", "fraction"), enumerate((0.1, 0.2, 0.3, 0.4, 0.5), 1))
+def test_salt_and_pepper_noise_set_a_tenth_of_the_values_per_severity(
+    name, value, severity, fraction
+):
+    output = corrupt(GRAY, name, severity, rng())
+    changed = output == value
+    assert changed.mean() == pytest.approx(fraction, abs=0.01)
+    assert (output[~changed] == 128).all()
+
+
+@pytest.mark.parametrize("name", ["salt_noise", "pepper_noise"])
+def test_salt_and_pepper_noise_choose_values_of_each_channel_and_frame_anew(name):
+    changed = corrupt(GRAY, name, 5, rng()) != 128
+    assert np.abs(np.corrcoef(changed.reshape(-1, 3).T) - np.eye(3)).max() < 0.05
+    assert np.abs(np.corrcoef(changed.reshape(4, -1)) - np.eye(4)).max() < 0.05
+
+
 @pytest.mark.parametrize(
     ("name", "sigmas"),
     [

@@ -1,8 +1,8 @@
 """Compare the tables of the published corruptions with a literal copy of their numbers.
 
 ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021), UCF101-P
-(Schiappa et al. 2023). Effects of the tables that no other test covers are measured too: the drops
-of spatter, and the slant and streaks of rain.
+(Schiappa et al. 2023), salt and pepper (Zeng et al. 2023). Effects of the tables that no other test
+covers are measured too: the drops of spatter, and the slant and streaks of rain.
 """
 
 import functools
@@ -19,6 +19,8 @@ TABLES = {
     "shot_noise": (60, 25, 12, 5, 3),
     "shot_noise_p": (250, 100, 50, 30, 15),
     "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
+    "salt_noise": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "pepper_noise": (0.1, 0.2, 0.3, 0.4, 0.5),
     "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),
     "speckle_noise_p": (0.15, 0.2, 0.25, 0.3, 0.35),
     "gaussian_blur": (1, 2, 3, 4, 6),
@@ -185,6 +187,20 @@ SETS = {
         "box_jumble",
         "freeze",
     },
+    "vitta": {
+        "gaussian_noise",
+        "pepper_noise",
+        "salt_noise",
+        "shot_noise",
+        "zoom_blur",
+        "impulse_noise",
+        "defocus_blur",
+        "motion_blur",
+        "jpeg_compression",
+        "contrast",
+        "rain",
+        "h265_abr",
+    },
 }
 
 
@@ -192,6 +208,11 @@ SETS = {
 def test_benchmark_has_its_published_members(name):
     assert set(BENCHMARKS[name]) == SETS[name]
     assert len(BENCHMARKS[name]) == len(SETS[name])
+
+
+@pytest.mark.parametrize("name", ["hmdb51-p", "kinetics400-p", "ssv2-p"])
+def test_the_sets_of_schiappa_have_the_same_members(name):
+    assert BENCHMARKS[name] == BENCHMARKS["ucf101-p"]
 
 
 # ------------------------------------------------------------------ effects of the tables

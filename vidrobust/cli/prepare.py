@@ -8,6 +8,8 @@
         eval.corruption.names=[fog,h264_crf] eval.corruption.severities=[3,5]
     python datasets/prepare.py texture data.name=ucf101 data.root=/path/to/ucf101 \\
         --output /path/to/ucf101_texture
+    python datasets/prepare.py split data.name=class_folder data.root=/path/to/videos \\
+        --fractions 0.7,0.1,0.2
 
 scan     decodes every file once, and writes <data.root>/manifest.jsonl, for data.manifest=FILE, and
          manifest.jsonl.bad.txt, which lists bad files with reasons
@@ -16,6 +18,8 @@ corrupt  writes a data set per corruption and severity, such as <output>/fog/3; 
          need them, because they corrupt on the fly
 texture  writes a texture for each file, synthesized from two of its patches, the central one and a
          random one, for data.twins
+split    writes train.txt, val.txt and test.txt for a folder of classes, for data.name=list; every
+         class has the same fractions, and the files are not read
 """
 
 import argparse
@@ -28,7 +32,9 @@ from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.data import Encoding, Record, all_records, find_format, is_image, reencode, scan
 from vidrobust.data.prepare.reencode import CODECS
+from vidrobust.data.prepare.split import LISTS, Split, parse_fractions, split_records, write_split
 from vidrobust.data.prepare.texture_twins import KINDS
+from vidrobust.data.records import require_root
 from vidrobust.data.scan import notes
 from vidrobust.evaluation.natural.corruption import check_corruptions, without_effect
 from vidrobust.utils.errors import UserError
@@ -41,12 +47,15 @@ _TEXTURE = Encoding(short_side=224, codec="libx264", quality=16, texture="moving
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture"))
+    parser = common.parser(__doc__, ("scan", "resize", "corrupt", "texture", "split"))
     parser.add_argument(
         "--cfg", help="config file that names the data set, instead of data.name and data.root"
     )
     parser.add_argument(
-        "--output", type=Path, help="scan: the manifest; otherwise the folder of the copies"
+        "--output",
+        type=Path,
+        help="scan: the manifest; split: the folder of the lists (data.root); otherwise the folder"
+        " of the copies",
     )
     parser.add_argument(
         "--workers",
@@ -86,11 +95,26 @@ def arguments() -> argparse.Namespace:
         default=_TEXTURE.patch_px,
         help="texture: side of a patch, pixels; smaller for sources below 224 pixels (96)",
     )
+    parser.add_argument(
+        "--fractions",
+        default="0.8,0.1,0.1",
+        help="split: fractions of train, validation and test; 0: no such list (0.8,0.1,0.1)",
+    )
+    parser.add_argument(
+        "--group",
+        default="",
+        metavar="REGEX",
+        help="split: files with the same text in the group of this regular expression, searched in"
+        " their path below data.root, stay in one list; such as _(g[0-9]+)_",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="split: replace lists that are there"
+    )
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
-    """Run one of the four commands on all files of a data set."""
+    """Run one of the commands on all files of a data set."""
     args = arguments()
     if args.cfg:
         cfg = config.load(args.cfg, args.overrides)
@@ -102,9 +126,12 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value <= 10**6:
             raise UserError(f"--{name} {value:g}: must be greater than 0, and at most 1e6")
-    if args.command != "scan" and args.output is None:
+    if args.command not in ("scan", "split") and args.output is None:
         raise UserError(f"{args.command} needs --output FOLDER; the source is never changed")
     start_logging(None)
+    if args.command == "split":  # it reads one list, without a test list
+        split_files(args, cfg)
+        return
     # both splits, and all folds
     records = all_records(cfg.data)
     if cfg.data.backend not in ("auto", "pyav") and args.command != "scan":
@@ -152,6 +179,39 @@ def scan_files(args: argparse.Namespace, cfg: config.Config, records: list[Recor
         f"{len(rows)} files, {bad} bad, {len(faulty) - bad} damaged but used: {manifest}"
         f" ({manifest}.bad.txt)"
     )
+
+
+def split_files(args: argparse.Namespace, cfg: config.Config) -> None:
+    """Write lists of a folder of classes, and log how many videos each has.
+
+    Args:
+        args: command line.
+        cfg: data set and seed.
+
+    Raises:
+        UserError: for a data set that has lists of its own, and as `split_records` and
+            `write_split` do.
+    """
+    settings = Split(parse_fractions(args.fractions), cfg.seed, args.group)
+    spec = find_format(cfg.data.name)
+    if spec.other_split != "train":
+        raise UserError(
+            f"data.name={cfg.data.name}: has lists of its own; split reads a folder of classes, set"
+            " data.name=class_folder"
+        )
+    root = Path(cfg.data.root).expanduser()
+    records, classes = spec(require_root(root, cfg.data.name), "train", cfg.data.fold)
+    if {name.lower() for name in classes} <= {*LISTS, "validation", "valid"}:
+        raise UserError(
+            f"{root}: its folders are lists, not classes ({', '.join(classes)}); read it with"
+            " data.name=folder, or image_folder"
+        )
+    output = args.output or root
+    parts = split_records(records, classes, settings)
+    write_split(parts, classes, output, overwrite=args.overwrite)
+    counts = ", ".join(f"{name} {len(part)}" for name, part in zip(LISTS, parts, strict=True))
+    log.info(f"{len(classes)} classes, {len(records)} files: {counts}")
+    log.info(f"data.name=list data.root={output} reads them")
 
 
 def resize_files(args: argparse.Namespace, cfg: config.Config, records: list[Record]) -> None:

@@ -744,7 +744,8 @@ class CorruptionConfig:
     names: list[str] = option(
         [],
         "corruptions to measure accuracy under: names, or imagenet-c, mini-kinetics-c, ssv2-c,"
-        " ucf101-p, quick, all (docs/corruptions.md); empty: none",
+        " ucf101-p, hmdb51-p, kinetics400-p, ssv2-p, vitta, quick, all (docs/corruptions.md);"
+        " empty: none",
     )
     severities: list[int] = option(
         [1, 2, 3, 4, 5], "severities to measure, each 1 to 5", low=1, high=5

@@ -1,7 +1,8 @@
 """CORRUPTIONS and BENCHMARKS by name; corrupt a clip or a whole video.
 
 Tables: ImageNet-C (Hendrycks and Dietterich 2019), Mini-Kinetics-C and SSv2-C (Yi et al. 2021),
-UCF101-P (Schiappa et al. 2023).
+UCF101-P, HMDB51-P, Kinetics400-P and SSv2-P (Schiappa et al. 2023). ViTTA's twelve corruptions (Lin
+et al. 2023) have the tables of those sets; salt and pepper have those of Zeng et al. 2023.
 """
 
 import difflib
@@ -39,7 +40,14 @@ from vidrobust.corruptions.digital import (
     pixelate,
     saturate,
 )
-from vidrobust.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from vidrobust.corruptions.noise import (
+    gaussian_noise,
+    impulse_noise,
+    pepper_noise,
+    salt_noise,
+    shot_noise,
+    speckle_noise,
+)
 from vidrobust.corruptions.temporal import (
     IndexMap,
     box_jumble,
@@ -108,6 +116,8 @@ CORRUPTIONS: dict[str, CorruptionSpec] = {
     "gaussian_noise": CorruptionSpec(gaussian_noise),
     "shot_noise": CorruptionSpec(shot_noise),
     "impulse_noise": CorruptionSpec(impulse_noise),
+    "salt_noise": CorruptionSpec(salt_noise),
+    "pepper_noise": CorruptionSpec(pepper_noise),
     "speckle_noise": CorruptionSpec(speckle_noise),
     "gaussian_blur": CorruptionSpec(gaussian_blur),
     "defocus_blur": CorruptionSpec(defocus_blur),
@@ -199,6 +209,27 @@ _SHARED_C = [
     "h265_crf",
     "h265_abr",
 ]
+# what the four sets of Schiappa et al. 2023 have in common: everything
+_SCHIAPPA = [
+    "gaussian_noise",
+    "shot_noise_p",
+    "impulse_noise",
+    "speckle_noise_p",
+    "defocus_blur",
+    "motion_blur",
+    "zoom_blur",
+    "jpeg_compression",
+    "mpeg1",
+    "mpeg2",
+    "static_translate",
+    "static_rotate",
+    "rotate",
+    "sampling",
+    "reverse_sampling",
+    "jumble",
+    "box_jumble",
+    "freeze",
+]
 
 # Names of the corruptions in each published set. The name of a set is accepted wherever names of
 # corruptions are.
@@ -206,25 +237,24 @@ BENCHMARKS: dict[str, list[str]] = {
     "imagenet-c": _IMAGENET_C,
     "mini-kinetics-c": [*_SHARED_C, "temporal_blur", "frame_rate"],
     "ssv2-c": [*_SHARED_C, "temporal_blur_ssv2", "frame_rate_ssv2"],
-    "ucf101-p": [
+    "ucf101-p": _SCHIAPPA,
+    "hmdb51-p": _SCHIAPPA,
+    "kinetics400-p": _SCHIAPPA,
+    "ssv2-p": _SCHIAPPA,
+    # measured at severity 5 alone in Lin et al. 2023, and in the order of their table
+    "vitta": [
         "gaussian_noise",
-        "shot_noise_p",
+        "pepper_noise",
+        "salt_noise",
+        "shot_noise",
+        "zoom_blur",
         "impulse_noise",
-        "speckle_noise_p",
         "defocus_blur",
         "motion_blur",
-        "zoom_blur",
         "jpeg_compression",
-        "mpeg1",
-        "mpeg2",
-        "static_translate",
-        "static_rotate",
-        "rotate",
-        "sampling",
-        "reverse_sampling",
-        "jumble",
-        "box_jumble",
-        "freeze",
+        "contrast",
+        "rain",
+        "h265_abr",
     ],
     # one corruption of each kind, for a quick evaluation
     "quick": [

@@ -1,6 +1,7 @@
-"""Sensor noise, independent per frame, with the tables of ImageNet-C.
+"""Sensor noise, independent per frame.
 
-Tables: Hendrycks and Dietterich 2019. All noise is sampled anew for every frame.
+Tables: ImageNet-C (Hendrycks and Dietterich 2019); salt and pepper: Zeng et al. 2023. All noise is
+sampled anew for every frame.
 """
 
 from collections.abc import Sequence
@@ -60,6 +61,50 @@ def impulse_noise(clip: np.ndarray, severity: int, rng: np.random.Generator) -> 
         return np.where(u < fraction / 2, np.uint8(0), salted)
 
     return each_frame(clip, add_impulses)
+
+
+def salt_noise(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the clip with values set to 255, channels independently of each other.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: a fraction of 0.1, 0.2, 0.3, 0.4 or 0.5 of all values.
+        rng: samples the changed values of every frame.
+    """
+    return _set_values(clip, level(clip, severity, _ONE_SIDED), 255, rng)
+
+
+def pepper_noise(clip: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the clip with values set to 0, channels independently of each other.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        severity: 1 to 5: a fraction of 0.1, 0.2, 0.3, 0.4 or 0.5 of all values.
+        rng: samples the changed values of every frame.
+    """
+    return _set_values(clip, level(clip, severity, _ONE_SIDED), 0, rng)
+
+
+# fraction of the values that salt or pepper changes, at severities 1 to 5 (Zeng et al. 2023)
+_ONE_SIDED = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def _set_values(
+    clip: np.ndarray, fraction: float, value: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the clip with a random fraction of its values set to one value.
+
+    Args:
+        clip: (T, H, W, 3) uint8.
+        fraction: probability that a value is changed.
+        value: what changed values become, 0 to 255.
+        rng: samples the changed values of every frame.
+    """
+    new = np.uint8(value)
+    return each_frame(
+        clip,
+        lambda frame: np.where(rng.random(frame.shape, dtype=np.float32) < fraction, new, frame),
+    )
 
 
 def speckle_noise(

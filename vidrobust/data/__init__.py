@@ -3,6 +3,7 @@
 # torch comes before anything that may load decord: the other order crashes in native code.
 import torch  # noqa: F401
 
+from vidrobust.data.action_formats import charades, diving48, finegym, kinetics, ssv2
 from vidrobust.data.attack_source import Source, SourceVideos
 from vidrobust.data.build import (
     FOLDED,
@@ -30,6 +31,7 @@ from vidrobust.data.dataset import (
 )
 from vidrobust.data.decoding.images import is_image
 from vidrobust.data.decoding.read_frames import BACKENDS, DecodeError, open_video, read_frames
+from vidrobust.data.few_labels import few_labels, write_list
 from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
@@ -37,7 +39,6 @@ from vidrobust.data.formats import (
     frame_list,
     hmdb51,
     image_folder,
-    kinetics,
     path_label_list,
     torchvision_images,
     ucf101,
@@ -92,14 +93,18 @@ __all__ = [
     "apply_manifest",
     "batch_loader",
     "build_records",
+    "charades",
     "class_folder",
     "collate",
     "corrupted_loader",
     "corrupted_videos",
     "dense_clips",
+    "diving48",
     "doubt_of_twins",
     "eval_dataset",
+    "few_labels",
     "find_format",
+    "finegym",
     "frame_folder",
     "frame_list",
     "hmdb51",
@@ -123,6 +128,7 @@ __all__ = [
     "shared_sources",
     "source_videos",
     "split_by_group",
+    "ssv2",
     "texture_twins",
     "torchvision_images",
     "train_dataset",
@@ -130,4 +136,5 @@ __all__ = [
     "uniform_clips",
     "video_folder",
     "worker_deaths",
+    "write_list",
 ]

@@ -8,6 +8,7 @@ from typing import cast
 
 from vidrobust import config
 from vidrobust.corruptions import Corrupt, MissingEncoder, expand, require_encoders
+from vidrobust.data.action_formats import charades, diving48, finegym, kinetics, ssv2
 from vidrobust.data.attack_source import SourceVideos
 from vidrobust.data.corrupted import CorruptedVideos, Place
 from vidrobust.data.dataset import ClipDataset
@@ -19,7 +20,6 @@ from vidrobust.data.formats import (
     frame_list,
     hmdb51,
     image_folder,
-    kinetics,
     path_label_list,
     torchvision_images,
     ucf101,
@@ -71,6 +71,38 @@ FORMATS: dict[str, FormatSpec] = {
         kinetics,
         "`train.csv`, `val.csv` (or `validate.csv`) as published; `<id>_<start>_<end>.mp4`, or"
         " `<id>.mp4`, in any folder below",
+    ),
+    **{
+        f"kinetics{classes}": FormatSpec(
+            functools.partial(kinetics, classes=classes),
+            f"as `kinetics`; refused unless the training list has {classes} classes",
+        )
+        for classes in (400, 600, 700)
+    },
+    "ssv2": FormatSpec(
+        ssv2,
+        "Something-Something v2: `labels.json`, `train.json`, `validation.json` (or"
+        " `something-something-v2-*.json`); `<id>.webm` in `20bn-something-something-v2/` or"
+        " `videos/`",
+    ),
+    "diving48": FormatSpec(
+        diving48,
+        "`Diving48_vocab.json`, `Diving48_V2_train.json`, `Diving48_V2_test.json` (or those of V1,"
+        " without `V2_`); `<vid_name>.mp4` in `rgb/` or `videos/`",
+    ),
+    **{
+        f"gym{classes}": FormatSpec(
+            functools.partial(finegym, classes=classes),
+            f"FineGym: `gym{classes}_train_element_v1.1.txt`, `gym{classes}_val_element.txt`,"
+            f" `gym{classes}_categories.txt`; a clip `<id>.mp4` per element in `subactions/` or"
+            " `videos/`",
+        )
+        for classes in (99, 288)
+    },
+    "charades": FormatSpec(
+        charades,
+        "`Charades_v1_classes.txt`, `Charades_v1_train.csv`, `Charades_v1_test.csv`; `<id>.mp4` in"
+        " `Charades_v1_480/`, `Charades_v1/` or `videos/`; several labels per video",
     ),
     "list": FormatSpec(
         path_label_list,

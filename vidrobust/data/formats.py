@@ -2,11 +2,10 @@
 
 A parser is called as `parser(root, split, fold)`, with split "train" or "test", and returns
 (records, classes). Labels are 0..K-1, positions in `classes`. Every listed file exists. An error in
-a list is reported with the file and the line.
+a list is reported with the file and the line. Formats whose lists name a video by an id are in
+`action_formats.py`.
 """
 
-import csv
-import io
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from vidrobust.data.decoding.images import IMAGE_SUFFIXES, TORCHVISION, torchvision_dataset
 from vidrobust.data.records import (
+    VIDEO_SUFFIXES,
     Missing,
     Parsed,
     Record,
@@ -28,7 +28,7 @@ from vidrobust.data.records import (
     lines,
     odd_name,
     plain_name,
-    read_list,
+    videos_folder,
     whole_number,
 )
 from vidrobust.utils.errors import UserError, nearest
@@ -37,24 +37,6 @@ from vidrobust.utils.text import shown
 log = logging.getLogger("vidrobust")
 # how to run without a test list; ends several messages
 _WITHOUT_TEST = "without one, set data.validation=0.2 or eval.enabled=false"
-VIDEO_SUFFIXES = {
-    ".avi",
-    ".mp4",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".gif",
-    ".flv",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".wmv",
-    ".3gp",
-    ".ogv",
-}
 
 
 def ucf101(root: Path, split: str, fold: int) -> Parsed:
@@ -81,7 +63,7 @@ def ucf101(root: Path, split: str, fold: int) -> Parsed:
             f"no split file {path}: data.fold={fold} is not one of this data set's splits"
         )
     records = []
-    missing = Missing(_videos(root, "UCF-101"))
+    missing = Missing(videos_folder(root, "UCF-101"))
     for where, line in lines(path):
         # A training line is `path id`, a test line is `path`; a path may hold spaces.
         name, _, listed_id = line.rpartition(" ")
@@ -132,7 +114,7 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
         )
     classes = [path.name.removesuffix(pattern[1:]) for path in lists]
     records = []
-    missing = Missing(_videos(root, "hmdb51_org"))
+    missing = Missing(videos_folder(root, "hmdb51_org"))
     split_tag = "1" if split == "train" else "2"
     for label, (name, path) in enumerate(zip(classes, lists, strict=True)):
         for where, line in lines(path):
@@ -151,63 +133,6 @@ def hmdb51(root: Path, split: str, fold: int) -> Parsed:
                 records.append(Record(uid, file_path(missing.find(uid, where)), label, group))
     missing.refuse()
     return checked(records, lists[0].parent), classes
-
-
-def kinetics(root: Path, split: str, fold: int) -> Parsed:
-    """Read Kinetics: official csv files, and clips that are named by id and times.
-
-    The lists have columns label, youtube_id, time_start, ...; a clip is
-    `<youtube_id>_<start>_<end>.mp4`. split "test" is the validation list if there is one, as in the
-    papers. Files may lie in folders by split or by class, or in none, and may be named by their id
-    alone. YouTube removes videos: those that are missing are left out, and a warning counts them.
-    Classes are those of the training list, sorted. The group is the YouTube id.
-
-    Args:
-        root: folder of the data set.
-        split: "train" or "test".
-        fold: unused: this layout has one split.
-    """
-    stems = ("train",) if split == "train" else ("val", "validate", "validation", "test")
-    train = _kinetics_csv(_kinetics_list(root, ("train",)))
-    path = _kinetics_list(root, stems)
-    classes = sorted({row["label"] for _, row in train})
-    label_of = {name: label for label, name in enumerate(classes)}
-    folder = next(
-        (root / stem for stem in stems if (root / stem).is_dir()), _videos(root, "videos")
-    )
-    # All videos below the folder, by name without suffix.
-    files_by_stem: dict[str, list[Path]] = {}
-    for file in files_below(folder):
-        if file.suffix.lower() in VIDEO_SUFFIXES:
-            files_by_stem.setdefault(file.stem, []).append(file)
-    records: list[Record] = []
-    missing = []  # names of listed clips without a file
-    # Match each line with a file: by id and times, or by the id alone.
-    for where, row in train if split == "train" else _kinetics_csv(path):
-        if row["label"] not in label_of:
-            raise UserError(f"{where}: class '{shown(row['label'])}' is not in the training list")
-        youtube_id = row["youtube_id"]
-        start = int(float(row["time_start"]))
-        end = int(float(row["time_end"]))
-        stem = f"{youtube_id}_{start:06d}_{end:06d}"
-        candidates = files_by_stem.get(stem) or files_by_stem.get(youtube_id, [])
-        if len(candidates) > 1:
-            raise UserError(
-                f"{where}: {candidates[0]} and {candidates[1]} are both {candidates[0].stem};"
-                " remove or rename one"
-            )
-        if not candidates:
-            missing.append(stem)
-            continue
-        uid = candidates[0].relative_to(folder).as_posix()
-        records.append(Record(uid, file_path(candidates[0]), label_of[row["label"]], youtube_id))
-    if missing:
-        listed = len(missing) + len(records)
-        first = shown(missing[0])
-        log.warning(
-            f"{path}: {len(missing)} of {listed} videos are not under {folder}, first {first}"
-        )
-    return checked(records, path), classes
 
 
 def path_label_list(root: Path, split: str, fold: int) -> Parsed:
@@ -619,52 +544,6 @@ def _lists_in(folder: Path, pattern: str) -> list[Path]:
     Hidden files are left out: macOS leaves some with the names of the lists.
     """
     return sorted(path for path in folder.glob(pattern) if not is_hidden(path.name))
-
-
-def _videos(root: Path, name: str) -> Path:
-    """Return the folder of the videos: `videos`, the official archive's folder, or the root."""
-    return next((root / folder for folder in ("videos", name) if (root / folder).is_dir()), root)
-
-
-def _kinetics_list(root: Path, stems: tuple[str, ...]) -> Path:
-    """Return the path of the first official list that exists; raise UserError for none."""
-    for stem in stems:
-        for folder in (root, root / "annotations"):
-            if (folder / f"{stem}.csv").is_file():
-                return folder / f"{stem}.csv"
-    raise UserError(
-        f"no {' or '.join(f'{stem}.csv' for stem in stems)} in {root}: the official lists belong"
-        " there"
-    )
-
-
-def _kinetics_csv(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return ("file, line 3", row) of each line of an official csv file."""
-    rows = []
-    columns = {"label", "youtube_id", "time_start", "time_end"}
-    table = csv.DictReader(io.StringIO(read_list(path), newline=""))
-    try:
-        if not columns <= set(table.fieldnames or ()):
-            raise UserError(
-                f"{path}: an official list has the columns {', '.join(sorted(columns))}"
-            )
-        for row in table:
-            where = f"{path}, line {table.line_num}"
-            times = f"{row['time_start']} {row['time_end']}"
-            label = (row["label"] or "").strip()
-            if not label or not row["youtube_id"] or not _TIMES.fullmatch(times):
-                text = ",".join(map(str, row.values()))
-                raise UserError(f"{where}: times and label expected, found '{shown(text)}'")
-            rows.append((where, row | {"label": label}))
-    except csv.Error as error:  # for example, a quote that is never closed
-        raise UserError(
-            f"{path}, line {table.line_num}: not a table ({error}); correct the line"
-        ) from None
-    return rows
-
-
-# time_start and time_end in seconds, joined by a space
-_TIMES = re.compile(r"[0-9]{1,9}(\.[0-9]*)? [0-9]{1,9}(\.[0-9]*)?")
 
 
 def _first_folder(root: Path, names: tuple[str, ...], file: str) -> Path:

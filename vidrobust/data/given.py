@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.data.decoding.images import IMAGE_SUFFIXES
-from vidrobust.data.formats import VIDEO_SUFFIXES
-from vidrobust.data.records import Record, checked, file_path, files_below
+from vidrobust.data.records import VIDEO_SUFFIXES, Record, checked, file_path, files_below
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log
 from vidrobust.utils.text import places_of

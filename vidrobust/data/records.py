@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +15,36 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.text import shown
 
 log = logging.getLogger("vidrobust")
+VIDEO_SUFFIXES = {
+    ".avi",
+    ".mp4",
+    ".mkv",
+    ".mov",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".gif",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".3gp",
+    ".ogv",
+}
 
 
 @dataclass(frozen=True)
 class Record:
     """One video or image.
 
-    The fields from `frames` on come from a manifest, except `series`.
+    The fields from `frames` to `verified` come from a manifest.
 
     Attributes:
         uid: path relative to the data set's videos; unique in the data set.
         path: path of the file, of a folder of frames, or `torchvision:...`.
-        label: class label in 0..K-1; -1 for none.
+        label: class label in 0..K-1; -1 for none, and in data sets with several labels per video.
         group: the source that the video was cut from, shared by clips of one source; empty where
             the format does not say.
         frames: number of frames that decode; 0: not scanned.
@@ -35,6 +53,8 @@ class Record:
         seekable: whether the times in the file identify its frames; None: not scanned.
         verified: decoders other than PyAV that show the same frames.
         series: for a folder of images, the beginning of the names that are the video.
+        labels: classes of the video in a data set with several labels per video, sorted, possibly
+            none; None: the data set has one label per video, which is `label`.
     """
 
     uid: str
@@ -47,6 +67,7 @@ class Record:
     seekable: bool | None = None
     verified: tuple[str, ...] = ()
     series: str = ""
+    labels: tuple[int, ...] | None = None
 
 
 # (records, names of the classes), what a parser of a format returns
@@ -88,6 +109,8 @@ def _identity(record: Record) -> str:
         line += " bad"
     if record.series:
         line += f" {record.series}"
+    if record.labels is not None:
+        line += f" labels {','.join(map(str, record.labels))}"
     return line + "\n"
 
 
@@ -139,12 +162,17 @@ def split_by_group(records: list[Record], share: float) -> tuple[list[Record], l
 
 
 def require_labels(records: list[Record], what: str) -> None:
-    """Raise UserError if some record has no label.
+    """Raise UserError if some record has no label, or may have several.
 
     Args:
         records: the records.
         what: what needs the labels, in the singular, for the message.
     """
+    if any(record.labels is not None for record in records):
+        raise UserError(
+            f"{what} needs one label per video, and this data set has several; choose another"
+            " data.name, or a method that needs no labels"
+        )
     without = [record.uid for record in records if record.label < 0]
     if without:
         raise UserError(
@@ -166,6 +194,82 @@ def require_root(root: Path, name: str) -> Path:
             " data.root=FOLDER"
         )
     return root
+
+
+def videos_folder(root: Path, *names: str) -> Path:
+    """Return the folder of the videos: `videos`, that of an official archive, or the root.
+
+    Args:
+        root: folder of the data set.
+        names: names of the folder in official archives.
+    """
+    folders = (root / name for name in ("videos", *names))
+    return next((folder for folder in folders if folder.is_dir()), root)
+
+
+class FilesByStem:
+    """Find videos by their names without suffix, in any folder below a folder.
+
+    Args:
+        top: the folder.
+    """
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.files: dict[str, list[Path]] = {}
+        self.lost: list[tuple[str, str]] = []  # file and line, name
+        for file in files_below(top):
+            if file.suffix.lower() in VIDEO_SUFFIXES:
+                self.files.setdefault(file.stem, []).append(file)
+
+    def find(self, stems: Sequence[str], where: str) -> Path | None:
+        """Return the file of the first name that has one; None for a missing file, which is noted.
+
+        Args:
+            stems: possible names, without suffix.
+            where: the list and the line, for messages.
+
+        Raises:
+            UserError: two files have the name.
+        """
+        candidates = next((self.files[stem] for stem in stems if stem in self.files), [])
+        if len(candidates) > 1:
+            raise UserError(
+                f"{where}: {candidates[0]} and {candidates[1]} are both {candidates[0].stem};"
+                " remove or rename one"
+            )
+        if not candidates:
+            self.lost.append((where, stems[0]))
+            return None
+        return candidates[0]
+
+    def uid(self, file: Path) -> str:
+        """Return the uid of a file: its path below the folder."""
+        return file.relative_to(self.top).as_posix()
+
+    def refuse(self) -> None:
+        """Raise UserError if a file is missing."""
+        if self.lost:
+            where, name = self.lost[0]
+            others = f" (and {len(self.lost) - 1} more)" if len(self.lost) > 1 else ""
+            raise UserError(
+                f"{where}: no video {shown(name, 300)} under {self.top}{others}; add the file, or"
+                " remove it from the list"
+            )
+
+    def warn(self, source: Path, listed: int) -> None:
+        """Log how many files are missing, if any, of a data set from which videos disappear.
+
+        Args:
+            source: the list.
+            listed: number of its videos.
+        """
+        if self.lost:
+            first = shown(self.lost[0][1])
+            log.warning(
+                f"{source}: {len(self.lost)} of {listed} videos are not under {self.top}, first"
+                f" {first}"
+            )
 
 
 class Missing:

@@ -16,6 +16,11 @@ from vidrobust.evaluation.report.contact_sheet import contact_sheet
 from vidrobust.evaluation.report.markdown import rewrite_report
 from vidrobust.evaluation.representation.features import write_features, write_source_features
 from vidrobust.evaluation.representation.knn import knn_scores
+from vidrobust.evaluation.representation.multi_label import (
+    fit_multi_label_probe,
+    mean_average_precision,
+    measure_multi_label,
+)
 from vidrobust.evaluation.representation.probes import fit_probe
 from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.evaluation.summary import Summary, read_summary
@@ -48,9 +53,12 @@ __all__ = [
     "evaluate_source",
     "evaluation_mode",
     "extract",
+    "fit_multi_label_probe",
     "fit_probe",
     "knn_scores",
     "load_method",
+    "mean_average_precision",
+    "measure_multi_label",
     "read_summary",
     "rewrite_report",
     "robust_curve",

@@ -304,3 +304,19 @@ def test_images_and_folders_of_frames(tmp_path):
     assert frames.shape == (3, 20, 30, 3) and np.abs(frames[:, 5, 5, 0] - [0, 80, 160]).max() <= 2
     assert read_frames(tmp_path / "b/i.png", np.array([0]))[0, 3, 3].tolist() == [0, 200, 0]
     assert Image.open(tmp_path / "b/i.png").format == "PNG"
+
+
+def test_lists_in_json_are_copied_but_not_the_marks_of_this_package(tmp_path):
+    source = tmp_path / "source"
+    path = source / "20bn-something-something-v2/7.webm"
+    path.parent.mkdir(parents=True)
+    encode(path, counting_frames(5), "libvpx-vp9")
+    for name in ("labels.json", "prepared.json", "motionshapes.json"):
+        (source / name).write_text('{"a": "0"}')
+    uid = "20bn-something-something-v2/7.webm"
+    output = tmp_path / "copy"
+    assert not reencode([Record(uid, str(path), 0)], source, output, Encoding(), workers=1)
+    assert (output / "labels.json").read_text() == '{"a": "0"}'
+    assert (output / uid).stat().st_size > 0
+    assert "codec" in json.loads((output / "prepared.json").read_text())
+    assert not (output / "motionshapes.json").exists()

@@ -1,1 +1,1 @@
-"""Make copies of a data set: resized, corrupted, or as texture twins."""
+"""Make copies of a data set (resized, corrupted, or as texture twins), and lists."""

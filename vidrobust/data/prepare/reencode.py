@@ -24,7 +24,7 @@ from vidrobust.data.decoding.images import IMAGE_SUFFIXES, TORCHVISION, frame_fi
 from vidrobust.data.decoding.pyav import ONE_THREAD, DecodeError, EncodeError, one_line
 from vidrobust.data.decoding.read_frames import open_video
 from vidrobust.data.isolation import ChildDied, in_children
-from vidrobust.data.prepare.provenance import claim
+from vidrobust.data.prepare.provenance import MARK, claim
 from vidrobust.data.prepare.texture_twins import KINDS, texture_frames
 from vidrobust.data.records import Record, files_below
 from vidrobust.data.scan import probe, stamp
@@ -213,10 +213,15 @@ def _places(records: list[Record], root: Path, output: Path) -> dict[str, str]:
     return places
 
 
+# files of this package that describe the source itself: a copy has its own, or needs none
+_NOT_LISTS = (MARK, "motionshapes.json")
+
+
 def _copy_lists(root: Path, output: Path) -> None:
     """Copy the lists of a data set, but not those that a scan has written."""
     for file in files_below(root):
-        if file.suffix.lower() in (".txt", ".csv") and not file.name.endswith(".bad.txt"):
+        is_list = file.suffix.lower() in (".txt", ".csv", ".json")
+        if is_list and not file.name.endswith(".bad.txt") and file.name not in _NOT_LISTS:
             place = output / file.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)

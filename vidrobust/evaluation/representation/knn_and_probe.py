@@ -143,7 +143,7 @@ def measure_representation(
     result = Representation(queries[0], classes)
     for name, train, test in zip(("trained", "random"), gallery, queries, strict=False):
         # The training clips are the samples of the probe, and the gallery of kNN.
-        roomy = _device_with_room(train.features, device)
+        roomy = device_with_room(train.features, device)
         clips = train.features.flatten(0, 1).to(roomy)
         labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
         videos = test.features.to(roomy)
@@ -185,7 +185,7 @@ def probe_accuracy(
         device: device of the computation, if its memory is large enough.
     """
     result = Representation(test, classes)
-    roomy = _device_with_room(train.features, device)
+    roomy = device_with_room(train.features, device)
     clips = train.features.flatten(0, 1).to(roomy)
     labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
     probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=train.uids)
@@ -194,7 +194,7 @@ def probe_accuracy(
     return result.accuracies()["probe"]
 
 
-def _device_with_room(features: Tensor, device: torch.device) -> torch.device:
+def device_with_room(features: Tensor, device: torch.device) -> torch.device:
     """Return `device`, or the CPU if it is a GPU with too little free memory.
 
     The features need room four times: raw, standardised, normalised, and for a gradient.

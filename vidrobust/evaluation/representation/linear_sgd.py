@@ -26,7 +26,7 @@ _MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class SgdSettings:
-    """How linear probes are fitted.
+    """Say how linear probes are fitted.
 
     Attributes:
         rates: learning rates for the batch size that is given, each with every decay.

@@ -1,6 +1,6 @@
 """Fit a linear probe: multinomial logistic regression on frozen features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,39 @@ def fit_probe(
         UserError: for features that are NaN or infinite, with the clips.
         ValueError: for l2 below 0, and for iterations below 1.
     """
+    return fit_linear(
+        features,
+        classes,
+        lambda logits: F.cross_entropy(logits, labels),
+        l2=l2,
+        iterations=iterations,
+        names=names,
+    )
+
+
+def fit_linear(
+    features: Tensor,
+    classes: int,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    l2: float,
+    iterations: int,
+    names: Sequence[str] | None = None,
+) -> nn.Linear:
+    """Fit the layer that minimises a loss of its outputs + l2 / 2 |W|^2; see `fit_probe`.
+
+    Args:
+        features: features of the training clips, (M, D).
+        classes: number of outputs.
+        loss: outputs (M, classes) -> the loss, a scalar.
+        l2: weight of the penalty, at least 0.
+        iterations: largest number of iterations of L-BFGS.
+        names: names of the clips, or of videos with several consecutive clips each, for messages.
+
+    Raises:
+        UserError: for features that are NaN or infinite, with the clips.
+        ValueError: for l2 below 0, and for iterations below 1.
+    """
     at_least_one(iterations=iterations)
     between(0, float("inf"), l2=l2)
     require_finite(features, "features of the probe", names)
@@ -65,9 +98,9 @@ def fit_probe(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
-        loss.backward()
-        return loss
+        objective = loss(x @ weight.T + bias) + l2 / 2 * weight.square().sum()
+        objective.backward()
+        return objective
 
     optimizer.step(closure)
 
