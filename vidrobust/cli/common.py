@@ -199,8 +199,13 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
             f"{changed[0]}: the checkpoint was trained with the value in parentheses; remove this"
             " option"
         )
-    folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-    return cfg, state, folder.parent if folder.name == "checkpoints" else folder
+    return cfg, state, run_folder(args.checkpoint)
+
+
+def run_folder(path: Path) -> Path:
+    """Return the folder of a run, from the path of the folder or of a checkpoint in it."""
+    folder = path if path.is_dir() else path.parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_names(cfg: config.Config) -> None:

@@ -7,10 +7,17 @@ The configuration is that of the checkpoint, or of the model's input card. Optio
 (configs/eval_*.yaml) override it, and key=value overrides both.
 """
 
+import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from vidrobust import config
 from vidrobust.cli import common
-from vidrobust.evaluation import evaluate, evaluate_source, rewrite_report
+from vidrobust.cli.subject import asked_splits, subject_of
+from vidrobust.evaluation import rewrite_report
+from vidrobust.evaluation.summary import Summary
+from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
 from vidrobust.utils.logging import log, start_logging
 
 
@@ -31,21 +38,38 @@ def main() -> None:
     )
     args = common.parsed(parser)
     start_logging(None, quiet=not common.is_main())
-    state = None
-    if args.model:
-        cfg, folder = common.model_config(args)
-    else:
-        cfg, state, folder = common.load_checkpoint(args)
+    splits = asked_splits(args)
+    cfg, subject = subject_of(args, splits[0] if splits else None)
     if common.print_config(args, cfg):
         return
-    out = args.output_dir or folder / "eval" / cfg.eval.name
+    out = args.output_dir
+    if splits:
+        run_splits(cfg, partial(_measure_split, args), out or _splits_folder(cfg, subject))
+        log.info(f"report: {(out or _splits_folder(cfg, subject)) / 'report.md'}")
+        return
     # from the results in the folder, without attacks
     if args.report_only:
-        rewrite_report(out)
-        log.info(f"report: {out / 'report.md'}")
-        return
-    if state is None:
-        evaluate_source(cfg, args.model, args.weights, out, overwrite=args.overwrite)
+        folder = report_folder(cfg, subject, out)
+        rewrite_report(folder)
     else:
-        evaluate(cfg, state, out, overwrite=args.overwrite)
-    log.info(f"report: {out / 'report.md'}")
+        _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+    log.info(f"report: {folder / 'report.md'}")
+
+
+def _splits_folder(cfg: config.Config, subject: Subject) -> Path:
+    """Return the default folder of the report of several splits."""
+    return subject.folder / "eval" / f"{cfg.eval.name}_splits"
+
+
+def _measure_split(args: argparse.Namespace, split: int) -> tuple[Summary, Path]:
+    """Apply the protocol to one split, whose number ends the name of its folder.
+
+    Args:
+        args: of the command line.
+        split: number of the split.
+    """
+    cfg, subject = subject_of(args, split)
+    log.info(f"split {split} of {cfg.data.name}")
+    cfg = replace(cfg, eval=replace(cfg.eval, name=f"{cfg.eval.name}_split{split}"))
+    out = args.output_dir / f"split{split}" if args.output_dir else None
+    return run_protocol(cfg, subject, out, overwrite=args.overwrite)

@@ -9,10 +9,12 @@ from pathlib import Path
 from vidrobust import checkpoint, config
 from vidrobust.cli import common
 from vidrobust.evaluation import check_evaluation, evaluate
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import unmeasured, without_effect
 from vidrobust.training import run_folder as run
 from vidrobust.training.loop import train
 from vidrobust.utils import distributed
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
 
@@ -45,6 +47,11 @@ def main() -> None:
     cfg = config.load(args.cfg, args.overrides)
     if common.print_config(args, cfg):
         return
+    if PROTOCOLS[cfg.protocol.name].trains:
+        raise UserError(
+            f"protocol.name={cfg.protocol.name}: begins with a trained model; use"
+            " tools/test_net.py --checkpoint RUN"
+        )
     start_logging(None, quiet=not common.is_main())
     # Warn about options without effect, but only about those of the command line: config files
     # share options that some methods do not use.

@@ -13,6 +13,7 @@ from vidrobust.config.load import (
     paths_read,
     read,
     to_yaml,
+    value_given,
 )
 from vidrobust.config.options import (
     AdversaryConfig,
@@ -28,6 +29,7 @@ from vidrobust.config.options import (
     MotionShapes,
     NegativesConfig,
     OptimConfig,
+    ProtocolConfig,
     ShiftConfig,
     TrainConfig,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "MotionShapes",
     "NegativesConfig",
     "OptimConfig",
+    "ProtocolConfig",
     "ShiftConfig",
     "TrainConfig",
     "config_sha",
@@ -61,4 +64,5 @@ __all__ = [
     "paths_read",
     "read",
     "to_yaml",
+    "value_given",
 ]

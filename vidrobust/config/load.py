@@ -125,6 +125,27 @@ def keys_given(overrides: Sequence[str], config_file: str | Path | None = None) 
     return {key for key, _ in options() if _written(values, key) is not _UNSET}
 
 
+def value_given(key: str, overrides: Sequence[str], config_file: str | Path | None = None) -> Any:
+    """Return the value that a command line or a config file gives an option, or None.
+
+    Args:
+        key: of the option.
+        overrides: as in `load`.
+        config_file: path or name of a config file.
+
+    Raises:
+        UserError: as `load` does.
+    """
+    values = _merged(_above(overrides, config_file), _read_overrides(overrides))
+    if _written(values, key) is _UNSET:
+        return None
+    section, _, name = key.rpartition(".")
+    alone: dict[str, Any] = {name: _written(values, key)}
+    for part in reversed(section.split(".")):
+        alone = {part: alone}
+    return get(_typed(alone, {}, "command line"), key)
+
+
 def _above(overrides: Sequence[str], config_file: str | Path | None) -> dict[str, Any]:
     """Return the options of the protocol's file, and of a config file on top of it.
 
@@ -170,6 +191,8 @@ _ADDED_LATER: dict[str, object] = {
     "eval.view_average": "logits",
     "data.fps": 0.0,
     "data.resize": [],
+    "data.labels": "",
+    "data.labels_seed": 0,
     "data.interpolation": "bilinear",
     **{f"model.input.{key}": value for key, value in vars(InputConfig()).items()},
     "model.mean": [],

@@ -100,6 +100,12 @@ class DataConfig:
         low=0,
         high=0.9,
     )
+    labels: str = option(
+        "",
+        "part of the training videos that is used, such as 10% of each class, or 5 of each class:"
+        " few labels; empty: all",
+    )
+    labels_seed: int = option(0, "seed that chooses the videos of data.labels", low=0)
     # Which frames a clip takes.
     frames: int = option(16, "frames per clip, T; 1 for images", low=1, high=2**16)
     stride: int = option(2, "distance between sampled frames, in source frames", low=1)
@@ -905,6 +911,12 @@ class ProtocolConfig:
     """Options `protocol.*`: how a representation becomes a classifier, and from which labels."""
 
     name: str = option("auto", "protocol of a paper's table (docs/protocols.md)")
+    splits: list[int] = option(
+        [],
+        "official splits (values of data.fold) to measure one after the other, with mean and"
+        " spread; {split} in --checkpoint stands for their number; empty: data.fold alone",
+        low=1,
+    )
     stages: bool = option(
         False, "also fit a linear probe to the average-pooled output of each stage of the backbone"
     )

@@ -31,7 +31,7 @@ from vidrobust.data.dataset import (
 )
 from vidrobust.data.decoding.images import is_image
 from vidrobust.data.decoding.read_frames import BACKENDS, DecodeError, open_video, read_frames
-from vidrobust.data.few_labels import few_labels, write_list
+from vidrobust.data.few_labels import few_labels, write_chosen, write_list
 from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
@@ -136,5 +136,6 @@ __all__ = [
     "uniform_clips",
     "video_folder",
     "worker_deaths",
+    "write_chosen",
     "write_list",
 ]

@@ -13,6 +13,7 @@ from vidrobust.data.attack_source import SourceVideos
 from vidrobust.data.corrupted import CorruptedVideos, Place
 from vidrobust.data.dataset import ClipDataset
 from vidrobust.data.decoding.pyav import require_backend
+from vidrobust.data.few_labels import few_labels
 from vidrobust.data.format_spec import FormatSpec
 from vidrobust.data.formats import (
     class_folder,
@@ -161,6 +162,14 @@ def find_format(name: str) -> FormatSpec:
     return lookup(FORMATS, name, "data.name")
 
 
+def _few(cfg: config.DataConfig, records: list[Record], classes: list[str]) -> list[Record]:
+    """Return the part of the training records that data.labels asks for; see `few_labels`."""
+    try:
+        return few_labels(records, classes, cfg.labels, cfg.labels_seed)
+    except UserError as error:
+        raise UserError(f"data.labels={cfg.labels}: {error}") from None
+
+
 def build_records(cfg: config.DataConfig, split: str) -> Parsed:
     """Return the records and classes of one split, with what the manifest says about the files.
 
@@ -181,6 +190,8 @@ def build_records(cfg: config.DataConfig, split: str) -> Parsed:
         records = split_by_group(listed, cfg.validation)[split == "test"]
     else:
         records, classes = _parse(cfg, split, cfg.fold)
+    if split == "train" and cfg.labels:
+        records = _few(cfg, records, classes)
     if cfg.manifest:
         root = Path(cfg.root).expanduser()
         manifest = Path(cfg.manifest).expanduser()

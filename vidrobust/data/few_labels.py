@@ -165,6 +165,23 @@ def write_list(records: Sequence[Record], classes: Sequence[str], path: Path) ->
             file.write(content.encode())
 
 
+def write_chosen(records: Sequence[Record], classes: Sequence[str], folder: Path) -> None:
+    """Write which records were chosen into `train.txt` of a folder, so that others can repeat it.
+
+    data.name=list reads it, but for arrays of torchvision, whose names alone are written.
+
+    Args:
+        records: the chosen training videos.
+        classes: names of the classes.
+        folder: the folder.
+    """
+    if not records or not records[0].path.startswith(TORCHVISION):
+        write_list(records, classes, folder / "train.txt")
+        return
+    with replacing(folder / "train.txt") as file:
+        file.write("".join(f"{each.uid} {each.label}\n" for each in records).encode())
+
+
 def list_text(records: Sequence[Record], folder: Path) -> str:
     """Return the text of a list in a folder; raise UserError for names that it cannot hold."""
     top = os.path.abspath(folder)

@@ -27,6 +27,7 @@ from vidrobust.data import (
     second_cues,
     source_videos,
     texture_twins,
+    write_chosen,
 )
 from vidrobust.evaluation.adversarial.attack_settings import AttackSettings, check_suite
 from vidrobust.evaluation.adversarial.micro_batches import MicroBatches
@@ -253,6 +254,8 @@ def _evaluate(
             if main:
                 claimed = claim(out, identity, cfg, overwrite=overwrite, classes=classes)
                 folder.enter_context(claimed)
+                if cfg.data.labels:
+                    write_chosen(train, classes, out / "labels")
 
         # 3. Measure, unless it is measured already
         summary_path = out / "summary.json"

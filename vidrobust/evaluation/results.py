@@ -98,7 +98,7 @@ def claim(
             files, and while another process evaluates in it.
     """
     path = out / "identity.json"
-    used = ("seed", "data.", "model.", "method.", "eval.")
+    used = ("seed", "data.", "model.", "method.", "eval.", "protocol.")
     options = {
         key: str(config.get(cfg, key))
         for key, _ in config.options()
@@ -167,7 +167,12 @@ def classes_of(out: Path) -> list[str]:
 def _evaluation_options(cfg: config.Config) -> config.Config:
     """Return the configuration with only the options that an evaluation uses."""
     return config.Config(
-        seed=cfg.seed, data=cfg.data, model=cfg.model, method=cfg.method, eval=cfg.eval
+        seed=cfg.seed,
+        data=cfg.data,
+        model=cfg.model,
+        method=cfg.method,
+        eval=cfg.eval,
+        protocol=cfg.protocol,
     )
 
 

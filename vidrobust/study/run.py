@@ -10,6 +10,7 @@ from vidrobust.evaluation.summary import Summary, read_summary
 from vidrobust.study.arm_table import FinishedRun
 from vidrobust.study.plan import Arm
 from vidrobust.training.loop import train
+from vidrobust.training.run_folder import check_output
 from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
@@ -63,16 +64,25 @@ def finished(arms: Sequence[Arm]) -> list[FinishedRun]:
     ]
 
 
-def run_arm(arm: Arm) -> Summary:
+def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
     """Train and evaluate a run, and return its summary.
 
     Finished work is not repeated: a finished run is read, and a killed one continues.
+
+    Args:
+        arm: the run.
+        overwrite: delete what another run has written to its folder, and begin anew.
 
     Raises:
         UserError: as `require_same`, training and evaluation do.
     """
     with distributed.together():
-        require_same(arm)
+        if overwrite and distributed.rank() == 0:
+            check_output(arm.folder, resume=False, overwrite=True, cfg=arm.cfg)
+        if not overwrite:
+            require_same(arm)
+    if overwrite:
+        train(arm.cfg, arm.folder, overwrite=True)
     summary = _summary_of(arm)
     if not summary.is_file():
         log.info(f"{arm.dataset}, {arm.name}, seed {arm.seed}: {arm.folder}")

@@ -70,6 +70,8 @@ class ProtocolSpec:
         trains: a training run comes first, whose `method`, `optim`, `augment` and `train` are those
             of configs/protocols/<name>.yaml.
         options: keys of `protocol.*` that it uses.
+        refusal: (configuration, that of the model's training or None) -> why they do not go
+            together, or "".
     """
 
     help: str
@@ -77,3 +79,4 @@ class ProtocolSpec:
     fit: Callable[[FitInputs], Fitted] | None = None
     trains: bool = False
     options: frozenset[str] = frozenset()
+    refusal: Callable[[config.Config, config.Config | None], str] = lambda cfg, trained: ""

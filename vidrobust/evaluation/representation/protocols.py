@@ -1,7 +1,22 @@
 """PROTOCOLS: the registry of protocols, by the name that protocol.name gives them."""
 
+from vidrobust import config
 from vidrobust.evaluation.representation import linear_sgd
 from vidrobust.evaluation.representation.protocol_spec import ProtocolSpec
+
+
+def _no_few_labels(cfg: config.Config, trained: config.Config | None) -> str:
+    return "" if cfg.data.labels else "set data.labels, such as 10% or 5 (videos per class)"
+
+
+def _same_data(cfg: config.Config, trained: config.Config | None) -> str:
+    if trained is None or (trained.data.name, trained.data.root) != (cfg.data.name, cfg.data.root):
+        return ""
+    return (
+        f"the model was trained on {cfg.data.name} itself; name another data set by data.name and"
+        " data.root"
+    )
+
 
 PROTOCOLS: dict[str, ProtocolSpec] = {
     "auto": ProtocolSpec(
@@ -15,6 +30,16 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
     "linear": ProtocolSpec(
         help="linear probe on frozen features, by L-BFGS",
         source="Alain and Bengio 2016",
+    ),
+    "few_labels": ProtocolSpec(
+        help="linear probe and kNN with few labels per class",
+        source="Chen et al. 2020 (SimCLR); Jiang et al. 2020 (ACL)",
+        refusal=_no_few_labels,
+    ),
+    "transfer": ProtocolSpec(
+        help="linear probe and kNN on another data set's training videos, attacked there",
+        source="Fan et al. 2021 (AdvCL); Thoker et al. 2022 (SEVERE)",
+        refusal=_same_data,
     ),
     "linear_sgd": linear_sgd.SGD,
     "linear_sgd_best_on_test": linear_sgd.BEST_ON_TEST,

@@ -1,0 +1,216 @@
+"""Protocols by the command line: splits, few labels, transfer, probes, views; what is refused."""
+
+import csv
+import json
+import statistics
+
+import pytest
+import torch
+
+from tests.helpers import tiny, tiny_hmdb51, tiny_ucf101, tool
+from vidrobust import checkpoint, config
+from vidrobust.data import build_records, eval_dataset
+from vidrobust.evaluation import load_method, read_summary
+from vidrobust.models.stages import stage_tokens
+
+QUICK = ("eval.threats=[]", "eval.checks=0", "data.workers=0")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Make UCF101 of two splits, HMDB51, and a run on the first split of UCF101."""
+    top = tmp_path_factory.mktemp("protocols")
+    root = tiny_ucf101(top / "data")
+    lists = root / "ucfTrainTestlist"
+    # split 2 tests what split 1 trains on: groups 1 and 2
+    videos = sorted(path.relative_to(root / "videos") for path in root.glob("videos/*/*.avi"))
+    ids = {"Alpha": 3, "Beta": 6}
+    test = [video for video in videos if "_g01" in video.name or "_g02" in video.name]
+    lines = [f"{video} {ids[video.parts[0]]}\n" for video in videos if video not in test]
+    (lists / "trainlist02.txt").write_text("".join(lines))
+    (lists / "testlist02.txt").write_text("".join(f"{video}\n" for video in test))
+    tiny_hmdb51(top / "hmdb51")
+    (top / "config.yaml").write_text("data: {root: data}")
+    words = tiny("eval.enabled=false")
+    done = tool("train_net", "--cfg", "config.yaml", "--output-dir", "run", *words, cwd=top)
+    assert done.returncode == 0, done.stderr
+    return top
+
+
+def _measured(place, *words):
+    keys = {word.split("=")[0] for word in words}
+    quick = [word for word in QUICK if word.split("=")[0] not in keys]
+    done = tool("test_net", "--checkpoint", "run", *quick, *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def _refused(place, *words):
+    done = tool("test_net", "--checkpoint", "run", *QUICK, *words, cwd=place)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_splits_are_measured_one_after_the_other(place):
+    told = _measured(place, "protocol.name=linear", "protocol.splits=[1,2]")
+    assert "4 of 4 test videos of split 2 are training videos of split 1" in told
+    summaries = [
+        read_summary(place / f"run/eval/linear_split{split}/summary.json") for split in (1, 2)
+    ]
+    numbers = json.loads((place / "run/eval/linear_splits/splits.json").read_text())
+    for name in ("trained_probe", "random_knn"):
+        values = [summary.representation[name].acc for summary in summaries]
+        assert numbers["measures"][name]["values"] == values
+        assert numbers["measures"][name]["mean"] == pytest.approx(statistics.mean(values))
+        assert numbers["measures"][name]["std"] == pytest.approx(statistics.stdev(values))
+    assert summaries[0].manifest_sha != summaries[1].manifest_sha
+    report = (place / "run/eval/linear_splits/report.md").read_text()
+    assert "| measure, % | split 1 | split 2 | mean ± sd | 95 % interval |" in report
+    assert summaries[0].classifier == "linear probe" and summaries[0].protocol == "linear"
+
+
+def test_a_split_that_is_measured_is_not_measured_again(place, monkeypatch):
+    words = ("protocol.name=knn", "protocol.splits=[1,2]")
+    _measured(place, *words)
+    folder = place / "run/eval"
+    before = (folder / "knn_split1/summary.json").stat().st_mtime_ns
+    report = (folder / "knn_splits/splits.json").read_bytes()
+    (folder / "knn_splits/splits.json").unlink()
+    (folder / "knn_split2/summary.json").unlink()  # as after a kill
+    _measured(place, *words)
+    assert (folder / "knn_split1/summary.json").stat().st_mtime_ns == before
+    assert (folder / "knn_splits/splits.json").read_bytes() == report
+
+
+def test_a_run_per_split_is_named_by_its_number(place):
+    for split in (1, 2):
+        (place / f"by{split}").symlink_to(place / "run")
+    done = tool(
+        "test_net",
+        "--checkpoint",
+        "by{split}",
+        *QUICK,
+        "protocol.splits=[1,2]",
+        "--output-dir",
+        "both",
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (place / "both").iterdir()) == [
+        "report.md",
+        "split1",
+        "split2",
+        "splits.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["protocol.splits=[1,4]"], "data.name=ucf101 has the splits 1, 2, 3; name each at most"),
+        (["protocol.splits=[1,1]"], "name each at most once"),
+        (["protocol.splits=[1]", "data.fold=2"], "data.fold is set too; remove one"),
+        (
+            ["protocol.splits=[1]", "data.name=class_folder"],
+            "data.name=class_folder has one split; leave it out",
+        ),
+        (["protocol.splits=[3]"], "data.fold=3 is not one of this data set's splits"),
+        (["protocol.name=few_labels", "data.labels="], "set data.labels, such as 10%"),
+        (["protocol.name=few_labels", "data.labels=x"], "data.labels=x: "),
+        (["protocol.name=transfer"], "the model was trained on ucf101 itself"),
+        (["protocol.name=retreival"], "protocol.name: unknown name 'retreival'"),
+        (
+            ["protocol.name=linear_sgd", "data.labels=1", "protocol.validation=0.1"],
+            "too few sources to hold some out",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(place, words, message):
+    assert message in _refused(place, *words)
+
+
+def test_a_split_in_the_name_needs_splits(place):
+    done = tool("test_net", "--checkpoint", "run{split}", *QUICK, cwd=place)
+    assert (
+        done.returncode == 1 and "{split} stands for the numbers of protocol.splits" in done.stderr
+    )
+
+
+def test_few_labels_are_listed_so_that_others_can_repeat_them(place):
+    _measured(place, "protocol.name=few_labels", "data.labels=1")
+    folder = place / "run/eval/few_labels"
+    summary = read_summary(folder / "summary.json")
+    # no more neighbours than two videos have clips
+    assert summary.knn.k == 2 * config.loads("", tiny()).eval.clips
+    listed = config.loads("", ["data.name=list", f"data.root={folder / 'labels'}"]).data
+    records, classes = build_records(listed, "train")
+    assert classes == ["Alpha", "Beta"] and sorted(record.label for record in records) == [0, 1]
+    cfg = config.loads("", [f"data.root={place / 'data'}", "data.labels=1"])
+    again, _ = build_records(cfg.data, "train")
+    assert [record.path for record in records] == [record.path for record in again]
+    # test videos are all of them
+    assert summary.representation["trained_probe"].n == 4
+
+
+def test_transfer_learns_and_tests_on_the_other_data_set(place):
+    words = ("protocol.name=transfer", "data.name=hmdb51", "data.root=hmdb51")
+    _measured(place, *words, "eval.threats=[linf-1/255]", "eval.steps=2")
+    summary = read_summary(place / "run/eval/transfer/summary.json")
+    assert (summary.dataset, summary.classifier) == ("hmdb51", "linear probe")
+    assert [point.n for point in summary.curve] == [4]
+
+
+def test_probes_by_sgd_are_attacked(place):
+    words = ("protocol.epochs=3", "protocol.validation=0.5", "eval.threats=[linf-1/255]")
+    _measured(place, "protocol.name=linear_sgd", *words, "eval.steps=2", "protocol.augmented=2")
+    folder = place / "run/eval/linear_sgd"
+    summary = read_summary(folder / "summary.json")
+    assert summary.classifier == "linear_sgd" and summary.chosen_on == "held-out training videos"
+    assert summary.fitted["settings"] == 24
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    attacked = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert {"trained_linear_sgd", "random_linear_sgd"} <= rows[0].keys()
+    assert len(attacked) == len(rows) == 4
+    report = (folder / "report.md").read_text()
+    assert "chosen on held-out training videos" in report and "| linear_sgd |" in report
+    with open(folder / "confusion_trained_linear_sgd.csv", newline="") as file:
+        table = list(csv.reader(file))
+    right = sum(row["label"] == row["trained_linear_sgd"] for row in rows)
+    assert sum(int(table[k + 1][k + 1]) for k in range(2)) == right
+
+
+def test_every_stage_has_a_probe(place):
+    _measured(place, "protocol.stages=true", "eval.name=stages")
+    summary = read_summary(place / "run/eval/stages/summary.json")
+    assert len(summary.stages) == 5  # stem and four stages of r2plus1d_10
+    # the last stage is what the features are the mean of
+    *_, last = summary.stages.values()
+    assert last == summary.representation["trained_probe"]
+    assert "| stage, pooled | linear probe |" in (place / "run/eval/stages/report.md").read_text()
+
+
+def test_three_crops_are_averaged(place):
+    """Compare with the mean over clips and crops that are cut here."""
+    words = ("eval.crops=3", "eval.clips=2", "eval.name=crops", "data.short_side=24")
+    _measured(place, *words, "data.size=16")
+    summary = read_summary(place / "run/eval/crops/summary.json")
+    assert summary.views == {"attack": "1x1", "representation": "2x3"}
+    state = checkpoint.read_checkpoint(place / "run")
+    cfg = config.loads(state["config"], [f"data.root={place / 'data'}", *words[1:], "data.size=16"])
+    test, _ = build_records(cfg.data, "test")
+    dataset = eval_dataset(cfg.data, test, 2, crops=3)
+    clips = dataset[0, 0]["clips"]
+    assert len(clips) == 6
+    centre = eval_dataset(cfg.data, test, 2)[0, 0]["clips"]
+    assert torch.equal(torch.as_tensor(clips[1::3]), torch.as_tensor(centre))
+    # the frames of tiny videos are square: crops along their width
+    left, right = torch.as_tensor(clips[0]), torch.as_tensor(clips[2])
+    assert left.shape == right.shape and not torch.equal(left, right)
+
+
+def test_pooled_tokens_of_the_run_are_its_features(place):
+    state = checkpoint.read_checkpoint(place / "run")
+    cfg = config.loads(state["config"])
+    backbone = load_method(cfg, state, 2).model.backbone.eval()
+    x = torch.rand(2, 3, cfg.data.frames, cfg.data.size, cfg.data.size)
+    assert torch.allclose(stage_tokens(backbone, x)[0].mean(1), backbone(x), atol=1e-6)

@@ -1,0 +1,107 @@
+"""Find the model that a command line names, and the configuration of the protocol for it."""
+
+import argparse
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from vidrobust import checkpoint, config
+from vidrobust.cli import common
+from vidrobust.evaluation import evaluate, evaluate_source
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
+from vidrobust.evaluation.summary import Summary
+from vidrobust.protocols import Subject
+from vidrobust.utils.errors import UserError
+
+_SPLIT = "{split}"  # in --checkpoint
+# options of an evaluation that belong to the weights of the run, and not to a finetuned model
+_OF_WEIGHTS = ("name", "branch", "average", "classifier", "precise_bn")
+
+
+def asked_splits(args: argparse.Namespace) -> list[int]:
+    """Return the official splits that a command line asks for; none for data.fold alone.
+
+    Raises:
+        UserError: for splits together with data.fold, and for {split} without splits.
+    """
+    splits: list[int] = config.value_given("protocol.splits", args.overrides, args.cfg) or []
+    if splits and "data.fold" in config.keys_given(args.overrides, args.cfg):
+        raise UserError(f"protocol.splits={splits}: data.fold is set too; remove one")
+    if not splits and _SPLIT in str(args.checkpoint or ""):
+        raise UserError(
+            f"--checkpoint {args.checkpoint}: {{split}} stands for the numbers of protocol.splits;"
+            " set them, such as protocol.splits=[1,2,3]"
+        )
+    return splits
+
+
+def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[config.Config, Subject]:
+    """Return the configuration and the model that a command line names.
+
+    For a protocol that trains, the configuration is that of the training run: data and model are
+    those of the checkpoint, and all else is that of the protocol's file and the command line.
+
+    Args:
+        args: of `common.add_checkpoint`, with `model`.
+        split: official split in place of data.fold, and of {split} in --checkpoint; None: none.
+
+    Raises:
+        UserError: as `common.load_checkpoint` and `common.model_config` do.
+    """
+    args = copy.copy(args)
+    if split is not None:
+        args.overrides = [*args.overrides, f"data.fold={split}"]
+        if args.checkpoint:
+            args.checkpoint = Path(str(args.checkpoint).replace(_SPLIT, str(split)))
+    # a run's own configuration may name the protocol that it was trained by
+    name = config.value_given("protocol.name", args.overrides, args.cfg)
+    trains = name in PROTOCOLS and PROTOCOLS[name].trains
+    if args.model:
+        return _source(args, trains=trains)
+    if trains:
+        state = checkpoint.read_checkpoint(args.checkpoint)
+        trained = checkpoint.configuration(state, str(args.checkpoint))
+        cfg = _finetuned(args, trained)
+        folder = common.run_folder(args.checkpoint)
+    else:
+        cfg, state, folder = common.load_checkpoint(args)
+        trained = checkpoint.configuration(state, str(args.checkpoint))
+
+    def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
+        return evaluate(cfg, state, out, overwrite=overwrite)
+
+    return cfg, Subject(folder, measure, trained)
+
+
+def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, Subject]:
+    """Return the configuration for a model of another package, and the model.
+
+    Args:
+        args: of the command line.
+        trains: the protocol trains, from the model's weights.
+    """
+    cfg, folder = common.model_config(args)
+    if trains:
+        cfg = replace(cfg, model=replace(cfg.model, weights=args.weights))
+
+    def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
+        return evaluate_source(cfg, args.model, args.weights, out, overwrite=overwrite)
+
+    return cfg, Subject(folder, measure)
+
+
+def _finetuned(args: argparse.Namespace, trained: config.Config) -> config.Config:
+    """Return the configuration of a run that begins with the weights of another one.
+
+    Args:
+        args: of the command line.
+        trained: configuration of the other run.
+    """
+    whole = yaml.safe_load(config.to_yaml(trained))
+    kept = {key: whole[key] for key in ("seed", "device", "deterministic", "data", "model")}
+    kept["model"]["weights"] = str(args.checkpoint)
+    kept["eval"] = {key: v for key, v in whole["eval"].items() if key not in _OF_WEIGHTS}
+    source = f"{args.checkpoint} and command line"
+    return config.loads(yaml.safe_dump(kept), args.overrides, source, args.cfg)

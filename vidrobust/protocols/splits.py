@@ -1,0 +1,141 @@
+"""Measure a protocol over the official splits of a data set, with mean and spread."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from vidrobust import config
+from vidrobust.data import find_format
+from vidrobust.evaluation.report import tables as markdown
+from vidrobust.evaluation.summary import Summary
+from vidrobust.study.arm_table import Spread, spread_of
+from vidrobust.utils import distributed
+from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.errors import UserError
+
+
+def check_splits(cfg: config.Config) -> None:
+    """Raise UserError for splits that the data set does not have, and for one named twice."""
+    splits = cfg.protocol.splits
+    folds = find_format(cfg.data.name).folds
+    if not folds:
+        raise UserError(
+            f"protocol.splits={splits}: data.name={cfg.data.name} has one split; leave it out"
+        )
+    for split in splits:
+        if split not in folds or splits.count(split) > 1:
+            known = ", ".join(map(str, folds))
+            raise UserError(
+                f"protocol.splits={splits}: data.name={cfg.data.name} has the splits {known}; name"
+                " each at most once"
+            )
+
+
+def run_splits(
+    cfg: config.Config, run: Callable[[int], tuple[Summary, Path]], out: Path
+) -> dict[str, Spread]:
+    """Measure each split, and write out/splits.json and out/report.md.
+
+    Both are written after every split, so that a call that is killed leaves those that are done.
+
+    Args:
+        cfg: names protocol and splits.
+        run: number of a split -> (what was measured, folder of its report).
+        out: folder of both files.
+
+    Returns:
+        Measure -> mean and spread over splits.
+
+    Raises:
+        UserError: as `check_splits`, and as `run` does.
+    """
+    check_splits(cfg)
+    done: dict[int, tuple[Summary, Path]] = {}
+    spreads: dict[str, Spread] = {}
+    for split in cfg.protocol.splits:
+        done[split] = run(split)
+        measures = [measures_of(summary) for summary, _ in done.values()]
+        # a measure that a split lacks, as NaN would, has no mean
+        keys = [key for key in measures[0] if all(key in each for each in measures)]
+        spreads = {key: spread_of([each[key] for each in measures]) for key in keys}
+        with distributed.together():
+            if distributed.rank() == 0:
+                _write(cfg, done, spreads, out)
+    return spreads
+
+
+def measures_of(summary: Summary) -> dict[str, float]:
+    """Return name -> accuracy of what an evaluation has measured, fractions."""
+    measures: dict[str, float] = {}
+    for name, accuracy in summary.representation.items():
+        measures[name] = accuracy.acc
+        if accuracy.top5 is not None:
+            measures[f"{name} top-5"] = accuracy.top5
+        if accuracy.mean_class is not None:
+            measures[f"{name} mean of classes"] = accuracy.mean_class
+    for stage, accuracy in summary.stages.items():
+        measures[f"stage {stage}"] = accuracy.acc
+    if summary.clean_acc is not None:
+        measures[f"clean, {summary.classifier}"] = summary.clean_acc
+    for point in summary.curve:
+        measures[f"robust {point.threat}"] = point.robust_acc
+    if summary.corruption:
+        measures["mpc"] = summary.corruption.mpc
+    if summary.shift:
+        measures[f"shift to {summary.shift.dataset}"] = summary.shift.acc
+    return measures
+
+
+def _write(
+    cfg: config.Config,
+    done: dict[int, tuple[Summary, Path]],
+    spreads: dict[str, Spread],
+    out: Path,
+) -> None:
+    """Write the numbers, and then the report.
+
+    Args:
+        cfg: names protocol and data set.
+        done: split -> what was measured, and the folder of its report.
+        spreads: measure -> mean and spread over these splits.
+        out: the folder.
+    """
+    numbers = {
+        "protocol": cfg.protocol.name,
+        "dataset": cfg.data.name,
+        "splits": {str(split): str(folder) for split, (_, folder) in done.items()},
+        "measures": {key: asdict(spread) for key, spread in spreads.items()},
+    }
+    with replacing(out / "splits.json") as file:
+        file.write((json.dumps(numbers, indent=2) + "\n").encode())
+    titles = ["measure, %", *(f"split {split}" for split in done), "mean ± sd", "95 % interval"]
+    summary, _ = next(iter(done.values()))
+    lines = [
+        f"# {markdown.escape(f'{cfg.protocol.name} on {cfg.data.name}, {len(done)} splits')}",
+        "",
+        (
+            f"Views {summary.views['representation']} (clips x crops) of each test video,"
+            f" {summary.view_average} averaged; intervals of the mean over splits by Student's t."
+            " Official splits share videos, so that their spread is not that of independent runs."
+        ),
+        "",
+        *markdown.table(titles, *(_row(key, spread) for key, spread in spreads.items())),
+        "",
+        *(f"- split {split}: {markdown.code(folder)}" for split, (_, folder) in done.items()),
+    ]
+    markdown.write(out / "report.md", lines)
+
+
+def _row(name: str, spread: Spread) -> Sequence[str]:
+    """Return the row of a measure, in per cent."""
+    mean, std, half = (100 * value if value is not None else None for value in _of(spread))
+    assert mean is not None
+    middle = f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    interval = "" if half is None else f"{mean - half:.1f} to {mean + half:.1f}"
+    return [name, *(f"{100 * value:.1f}" for value in spread.values), middle, interval]
+
+
+def _of(spread: Spread) -> tuple[float, float | None, float | None]:
+    """Return mean, standard deviation and half of the interval."""
+    return spread.mean, spread.std, spread.half
