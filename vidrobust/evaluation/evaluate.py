@@ -238,6 +238,7 @@ def _evaluate(
     check_corruptions(cfg.eval.corruption.names)
     train, test, classes = _lists(cfg, lists)
     check_bias(cfg, test)
+    PROTOCOLS[cfg.protocol.name].check(cfg, train)
     others = other_records(cfg, classes, train + test)
     identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
     baseline = _baseline(cfg, identity, len(evenly(len(test), cfg.eval.limit)))

@@ -12,6 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from vidrobust import config
 from vidrobust.data import Record, split_by_group, train_dataset
 from vidrobust.evaluation.representation.finite import require_finite
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted, ProtocolSpec
@@ -217,6 +218,12 @@ def _held_out(train: list[Record], share: float) -> tuple[set[int], set[int]]:
     return {int(each.uid) for each in rest}, {int(each.uid) for each in held_out}
 
 
+def _check(cfg: config.Config, train: list[Record]) -> None:
+    """Raise UserError where no training videos can be held out."""
+    if train:
+        _held_out(train, cfg.protocol.validation)
+
+
 def _only(features: Features, places: set[int]) -> Features:
     """Return the features of the videos at some places of their list."""
     kept = [row for row, place in enumerate(features.index.tolist()) if place in places]
@@ -256,6 +263,7 @@ SGD = ProtocolSpec(
     source="Chen et al. 2020 (SimCLR); He et al. 2022 (MAE)",
     fit=sgd_probe,
     options=_OPTIONS | {"validation"},
+    check=_check,
 )
 BEST_ON_TEST = ProtocolSpec(
     help="the same, rate and decay chosen on the test videos: an upper bound",

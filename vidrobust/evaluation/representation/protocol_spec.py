@@ -70,6 +70,8 @@ class ProtocolSpec:
         trains: a training run comes first, whose `method`, `optim`, `augment` and `train` are those
             of configs/protocols/<name>.yaml.
         options: keys of `protocol.*` that it uses.
+        check: (configuration, training videos): raises UserError for videos that it cannot be
+            fitted to, before anything is written.
         refusal: (configuration, that of the model's training or None) -> why they do not go
             together, or "".
     """
@@ -79,4 +81,5 @@ class ProtocolSpec:
     fit: Callable[[FitInputs], Fitted] | None = None
     trains: bool = False
     options: frozenset[str] = frozenset()
+    check: Callable[[config.Config, list[Record]], object] = lambda cfg, train: None
     refusal: Callable[[config.Config, config.Config | None], str] = lambda cfg, trained: ""
