@@ -1,8 +1,14 @@
 """The tools on a data set whose videos have several labels."""
 
+import csv
+import json
+
+import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from tests.helpers import REPO, counting_video, tiny, tool
+from vidrobust.evaluation import read_summary
 
 CONFIG = REPO / "configs/ucf101_csl.yaml"
 
@@ -31,11 +37,32 @@ def test_contrastive_training_needs_no_labels(tiny_charades, tmp_path):
     assert (tmp_path / "out/backbone.pt").is_file()
 
 
+def test_mean_average_precision_is_that_of_scikit_learn(tiny_charades, tmp_path):
+    done = _train(tiny_charades, tmp_path, "eval.threats=[]")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out/eval/pgd"
+    summary = read_summary(folder / "summary.json")
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    targets = np.array([[k in row["labels"] for k in range(3)] for row in rows])
+    scores = np.array([row["trained_probe"] for row in rows])
+    measured = summary.average_precision["trained_probe"]
+    for k, own in enumerate(measured.per_class):
+        assert own == pytest.approx(average_precision_score(targets[:, k], scores[:, k]))
+    assert measured.mean == pytest.approx(np.mean(measured.per_class))
+    assert summary.clean_acc is None and not summary.representation
+    report = (folder / "report.md").read_text()
+    assert "| mean average precision | trained | random weights |" in report
+    with open(folder / "per_class.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["class"] for row in table] == ["Run", "Jump", "Sit"]
+    assert [row["videos"] for row in table] == ["6", "2", "2"]
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
         ("method.name=supervised", "method.name=supervised needs one label per video, and this"),
-        ("eval.enabled=true", "evaluation (eval.enabled=false does without) needs one label per"),
+        ("eval.enabled=true", "is measured; set eval.threats=[]"),
     ],
 )
 def test_what_needs_one_label_is_refused_before_training(tiny_charades, tmp_path, word, message):

@@ -58,13 +58,21 @@ from vidrobust.evaluation.natural.corruption_summary import (
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import own_head
 from vidrobust.evaluation.report.markdown import write_report
-from vidrobust.evaluation.representation.class_accuracy import write_class_tables
+from vidrobust.evaluation.representation.class_accuracy import (
+    write_class_tables,
+    write_precision_table,
+)
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.knn_and_probe import (
     Accuracy,
     Representation,
     measure_representation,
     probe_accuracy,
+)
+from vidrobust.evaluation.representation.multi_label import (
+    is_multi_label,
+    measure_multi_label,
+    require_multi_label_options,
 )
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
@@ -237,6 +245,8 @@ def _evaluate(
     attack = check_suite(cfg)
     check_corruptions(cfg.eval.corruption.names)
     train, test, classes = _lists(cfg, lists)
+    if is_multi_label(test):
+        require_multi_label_options(cfg)
     check_bias(cfg, test)
     PROTOCOLS[cfg.protocol.name].check(cfg, train)
     others = other_records(cfg, classes, train + test)
@@ -339,6 +349,8 @@ def check_evaluation(cfg: config.Config) -> None:
     """
     check_suite(cfg)
     train, test, classes = build_lists(cfg.data)
+    if is_multi_label(test):
+        require_multi_label_options(cfg)
     check_bias(cfg, test)
     other_records(cfg, classes, train + test)
 
@@ -356,6 +368,9 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
     precise_bn = make_norms_precise(cfg, model.backbone, run.train, device)
     complexity = model_complexity(model, (3, cfg.data.frames, cfg.data.size, cfg.data.size))
     with evaluation_mode(*models, branch=cfg.eval.branch):
+        if is_multi_label(run.test):
+            summary = _several_labels(run, models)
+            return replace(summary, model=complexity, precise_bn=precise_bn)
         summary, queries, predict = _represent(run, measured, models)
         summary.model = complexity
         summary.precise_bn = precise_bn
@@ -385,6 +400,34 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             _attack(run, predict, summary)
 
     _collect_warnings(run, summary)
+    return summary
+
+
+def _several_labels(run: _Evaluation, models: Sequence[Model]) -> Summary:
+    """Measure the representation of videos with several labels each.
+
+    Args:
+        run: data, settings and folder.
+        models: the trained model, and one with random weights.
+    """
+    gallery, queries = _features(run, models)
+    if not gallery:
+        raise UserError("videos with several labels are scored by a linear probe, which needs some")
+    classes = len(run.classes)
+    result = measure_multi_label(
+        gallery, queries, run.train, run.test, classes, run.cfg.eval, run.device
+    )
+    if distributed.rank() == 0:
+        lines = [json.dumps(row) + "\n" for row in result.rows(run.test)]
+        _write(run.out / "predictions.jsonl", "".join(lines))
+        by_probe = {name: each.per_class for name, each in result.precisions().items()}
+        counts = result.targets.sum(0).tolist()
+        write_precision_table(run.out, by_probe, counts, run.classes)
+    none = Representation(queries[0], classes)
+    summary = summary_of_data(run.cfg, len(run.indices), none, gallery[0], run.classes)
+    summary.average_precision = result.precisions()
+    summary.knn = None
+    summary.warnings += [f"{len(summary.failed)} videos do not decode"] if summary.failed else []
     return summary
 
 

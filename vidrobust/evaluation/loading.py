@@ -6,6 +6,7 @@ import torch
 
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset, require_labels, shared_sources
+from vidrobust.evaluation.representation.multi_label import is_multi_label
 from vidrobust.methods import Method, build_method
 from vidrobust.models import Backbone, add_branches, branch_names
 from vidrobust.models.branch_norm import MIXTURES, branch_of
@@ -129,8 +130,9 @@ def checked_lists(
     Raises:
         UserError: for missing labels, and for a single class.
     """
-    require_labels(train, "evaluation (eval.enabled=false does without)")
-    require_labels(test, "evaluation")
+    if not is_multi_label(test):
+        require_labels(train, "evaluation (eval.enabled=false does without)")
+        require_labels(test, "evaluation")
     if len(classes) < 2:
         raise UserError(
             f"{name} has one class, {classes[0]!r}: there is nothing to distinguish;"

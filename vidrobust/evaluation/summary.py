@@ -20,6 +20,7 @@ from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
 from vidrobust.evaluation.natural.shift import Shift
 from vidrobust.evaluation.representation.geometry import Geometry
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy, Representation
+from vidrobust.evaluation.representation.multi_label import MeanAveragePrecision
 from vidrobust.evaluation.representation.sensitivity import Sensitivity
 from vidrobust.models.complexity import Complexity
 from vidrobust.models.feature_store import Features
@@ -68,6 +69,8 @@ class Summary:
         representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
             "random_knn", and "head" for a model with its own classifier.
         protocol: name of the protocol.
+        average_precision: probe -> mean average precision, in place of `representation`, for
+            videos with several labels each.
         fitted: settings of the classifier that the protocol has fitted.
         chosen_on: which videos chose these settings.
         stages: stage of the backbone -> accuracy of a linear probe on its pooled output.
@@ -120,6 +123,7 @@ class Summary:
     classifier: str = "linear probe"
     representation: dict[str, Accuracy]
     protocol: str = "auto"
+    average_precision: dict[str, MeanAveragePrecision] = field(default_factory=dict)
     fitted: dict[str, float] = field(default_factory=dict)
     chosen_on: str = ""
     stages: dict[str, Accuracy] = field(default_factory=dict)

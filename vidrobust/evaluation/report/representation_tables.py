@@ -21,6 +21,8 @@ def representation_lines(out: Path, summary: Summary) -> list[str]:
         out: folder of the evaluation.
         summary: of the evaluation.
     """
+    if summary.average_precision:
+        return _precision_lines(summary)
     accuracies = summary.representation
     titles = ["classifier", "trained", "random weights", "top-5", "mean of classes"]
     lines = table(titles, *(_row(accuracies, name) for name in _names(accuracies)))
@@ -32,6 +34,27 @@ def representation_lines(out: Path, summary: Summary) -> list[str]:
         rows = [[name, _cell(accuracy)] for name, accuracy in summary.stages.items()]
         lines += ["", *table(["stage, pooled", "linear probe"], *rows)]
     return [*lines, "", *_class_lines(out, summary)]
+
+
+def _precision_lines(summary: Summary) -> list[str]:
+    """Return the table of mean average precisions, for videos with several labels each."""
+    rows = [
+        [
+            "linear probe",
+            *(
+                _percent(summary.average_precision[name].mean)
+                for name in ("trained_probe", "random_probe")
+                if name in summary.average_precision
+            ),
+        ]
+    ]
+    one = next(iter(summary.average_precision.values()))
+    return [
+        *table(["mean average precision", "trained", "random weights"][: len(rows[0])], *rows),
+        "",
+        f"Over {one.n} videos with labels and {one.classes} classes that some of them have.",
+        "",
+    ]
 
 
 def _names(accuracies: dict[str, Accuracy]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -81,6 +81,28 @@ def write_class_tables(folder: Path, confusions: dict[str, Tensor], classes: Seq
         ]
         header = ["true class", *classes, "none"]
         _write_csv(folder / f"confusion_{name}.csv", [header, *rows])
+
+
+def write_precision_table(
+    folder: Path,
+    precisions: Mapping[str, Sequence[float | None]],
+    counts: Sequence[int],
+    classes: Sequence[str],
+) -> None:
+    """Write `per_class.csv` of average precisions, for videos with several labels each.
+
+    Args:
+        folder: where it is written.
+        precisions: probe -> average precision of each class, None without a video of it.
+        counts: number of test videos of each class.
+        classes: names of the classes.
+    """
+    table = [["class", "videos", *precisions]]
+    for place, (label, videos) in enumerate(zip(classes, counts, strict=True)):
+        values = [each[place] for each in precisions.values()]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        table.append([label, str(videos), *cells])
+    _write_csv(folder / "per_class.csv", table)
 
 
 def _write_csv(path: Path, rows: list[list[str]]) -> None:

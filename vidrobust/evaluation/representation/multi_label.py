@@ -4,8 +4,10 @@ As in the evaluation of Charades (Sigurdsson et al. 2016). N videos, C clips of 
 features.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +60,13 @@ class MeanAveragePrecision:
 
     Attributes:
         mean: over the classes with a positive, in [0, 1].
-        per_class: average precision of each class, K values; NaN for a class without a positive.
+        per_class: average precision of each class, K values; None for a class without a positive.
         n: number of videos that are ranked.
         classes: number of classes with a positive.
     """
 
     mean: float
-    per_class: list[float]
+    per_class: list[float | None]
     n: int
     classes: int
 
@@ -93,9 +95,8 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> MeanAveragePrecis
         [average_precision(scores[:, k], positive[:, k]) for k in range(scores.shape[1])]
     )
     present = values[~values.isnan()]
-    return MeanAveragePrecision(
-        float(present.mean()), values.tolist(), int(labelled.sum()), len(present)
-    )
+    per_class = [None if math.isnan(value) else value for value in values.tolist()]
+    return MeanAveragePrecision(float(present.mean()), per_class, int(labelled.sum()), len(present))
 
 
 def _require_pairs(scores: Tensor, targets: Tensor, dims: int) -> None:
@@ -204,6 +205,46 @@ class MultiLabelRepresentation:
             name: mean_average_precision(scores, self.targets)
             for name, scores in self.scores.items()
         }
+
+    def rows(self, test: Sequence[Record]) -> list[dict[str, Any]]:
+        """Return one row per test video: uid, classes and scores; scores are None where it failed.
+
+        Args:
+            test: the test videos.
+        """
+        rows = []
+        for i, record in enumerate(test):
+            row: dict[str, Any] = {"uid": record.uid, "labels": list(record.labels or ())}
+            for name, scores in self.scores.items():
+                found = bool(scores[i].isfinite().all())
+                row[name] = [round(score, 5) for score in scores[i].tolist()] if found else None
+            rows.append(row)
+        return rows
+
+
+def require_multi_label_options(cfg: config.Config) -> None:
+    """Refuse measurements that need one label per video, before anything is measured.
+
+    Raises:
+        UserError: with the options that switch them off.
+    """
+    e = cfg.eval
+    asked = {
+        "eval.threats=[]": e.threats,
+        "eval.corruption.names=[]": e.corruption.names,
+        "eval.bias=[]": e.bias,
+        "eval.shift.name=": e.shift.name,
+        "eval.sensitivity=0": e.sensitivity,
+        "protocol.stages=false": cfg.protocol.stages,
+        "protocol.name=auto": cfg.protocol.name not in ("auto", "linear"),
+        "eval.classifier=auto": e.classifier not in ("auto", "probe"),
+        "data.labels=": cfg.data.labels,
+    }
+    if remedies := [remedy for remedy, value in asked.items() if value]:
+        raise UserError(
+            f"data.name={cfg.data.name} has several labels per video: only the mean average"
+            f" precision of linear probes is measured; set {' '.join(remedies)}"
+        )
 
 
 def measure_multi_label(
