@@ -115,7 +115,7 @@ def random_box(
     y, x = int(rng.integers(height)), int(rng.integers(width))
     return (
         max(0, y - tall // 2),
-        min(height, y + tall // 2),
+        min(height, y + (tall + 1) // 2),
         max(0, x - wide // 2),
-        min(width, x + wide // 2),
+        min(width, x + (wide + 1) // 2),
     )
