@@ -18,7 +18,7 @@ from vidrobust.losses.cosine import full_precision
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How labels, and clips with them, are changed in training.
+    """Hold how labels, and clips with them, are changed in training.
 
     Attributes:
         smoothing: fraction of each label that is spread over all classes, 0 to 1.
@@ -55,7 +55,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Return labels (B,) as distributions (B, K); rows of label -1 are 0."""
+    """Return labels as distributions (B, K); rows of label -1 are 0.
+
+    Args:
+        labels: classes (B,), -1 for none.
+        classes: number of classes K.
+        smoothing: fraction of each label that is spread over all classes.
+    """
     rows = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
     known = labels >= 0
     one_hot = F.one_hot(labels.clamp(min=0), classes)
@@ -109,6 +115,12 @@ def random_box(
     """Return (top, bottom, left, right) of CutMix's box, cut off at the border.
 
     Its area is 1 - weight of the frame, its centre uniform over pixels (Yun et al. 2019, eq. 2).
+
+    Args:
+        rng: gives the centre.
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+        weight: lambda, 0 to 1.
     """
     ratio = math.sqrt(1 - weight)
     tall, wide = int(height * ratio), int(width * ratio)
