@@ -403,8 +403,8 @@ def _represent(
     for line in doubts:
         log.warning(line)
     _require_head(run, measured, head)
-    # An attentive head takes tokens, which are too many to be kept: its logits are computed from the
-    # clips, together with the features.
+    # An attentive head takes tokens, which are too many to be kept: its logits are computed together
+    # with the features.
     whole = Model(model.backbone, head) if isinstance(head, AttentiveHead) else None
     gallery, queries = _features(run, models, whole)
     fitted = _fit_protocol(run, models, gallery, queries)
