@@ -24,7 +24,7 @@ from vidrobust.evaluation.measured_model import (
     load_source,
     measured_source,
 )
-from vidrobust.models import Backbone
+from vidrobust.models import Backbone, outputs_of
 from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.sources.own_code import wrapped
 from vidrobust.utils.errors import UserError
@@ -195,8 +195,7 @@ def _run(path: Path) -> MeasuredModel:
         classes = []
     run = load_run(cfg, state, max(1, len(classes)))
     card = configured_card(cfg, run.model.backbone)
-    head = run.model.head
-    if isinstance(head, nn.Linear) and head.out_features == len(classes):
+    if classes and outputs_of(run.model.head) == len(classes):
         card = replace(card, classes=tuple(classes))
     return replace(run, input=card)
 
@@ -262,8 +261,7 @@ def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
         model: its card or its classifier may name them.
         files: the labelled files; empty for clips, whose labels are numbers.
     """
-    head = model.measured.model.head
-    outputs = head.out_features if isinstance(head, nn.Linear) else 0
+    outputs = outputs_of(model.measured.model.head)
     known = model.input.classes or ()
     if outputs and len(known) != outputs:
         known = tuple(map(str, range(outputs)))
@@ -278,8 +276,7 @@ def _names(model: LoadedModel, files: Sequence[Labelled]) -> Sequence[str]:
 def _loaded(measured: MeasuredModel) -> LoadedModel:
     """Return a measured model with its parts."""
     assert measured.input is not None  # only runs of this package have none
-    has_head = isinstance(measured.model.head, nn.Linear)
-    classifier = measured.model if has_head else None
+    classifier = measured.model if outputs_of(measured.model.head) else None
     return LoadedModel(measured.model.backbone, classifier, measured.input, measured)
 
 

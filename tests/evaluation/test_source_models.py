@@ -148,7 +148,7 @@ def test_a_head_that_does_not_exist_is_refused(run):
     )
     assert done.returncode == 1
     assert "torchvision:resnet34 has random weights" in done.stderr
-    assert "eval.classifier=head: the model has no linear classifier" in done.stderr
+    assert "eval.classifier=head: the model has no classifier" in done.stderr
 
 
 @pytest.mark.parametrize(

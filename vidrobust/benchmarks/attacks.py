@@ -32,7 +32,7 @@ from vidrobust.attacks import (
 from vidrobust.benchmarks.timing import spread, synchronize
 from vidrobust.data import ClipDataset, Failure, Record, build_records, eval_dataset
 from vidrobust.evaluation import load_method
-from vidrobust.models import build_model
+from vidrobust.models import build_model, outputs_of
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 from vidrobust.views import to_float
@@ -203,7 +203,7 @@ def attacked(
     else:
         records, classes = build_records(cfg.data, "test")
         model = load_method(cfg, state, len(classes)).model
-        if not isinstance(model.head, nn.Linear):
+        if not outputs_of(model.head):
             raise UserError(
                 "--checkpoint: this one has no classifier; train with method.name=supervised"
             )

@@ -339,6 +339,46 @@ class ModelConfig:
     )
     dim: int = option(128, "dimension of the projected embedding that the loss uses", low=1)
     input: InputConfig = field(default_factory=InputConfig)
+    # The classifier of the supervised method.
+    head: str = option(
+        "linear",
+        "supervised: classifier of features (linear), or of tokens by a learned query (attentive:"
+        " V-JEPA's attentive probe)",
+        choices=("linear", "attentive"),
+    )
+    head_blocks: int = option(
+        1,
+        "head=attentive: blocks; 1: cross-attention (V-JEPA); 4: three blocks of self-attention"
+        " before it (V-JEPA 2)",
+        low=1,
+    )
+    head_stage: str = option(
+        "",
+        "head=attentive: stage of the backbone whose tokens it takes, or another module of it;"
+        " empty: the last stage",
+    )
+    head_heads: int = option(
+        0, "head=attentive: attention heads; 0: one per 64 channels (V-JEPA)", low=0
+    )
+    head_mlp_ratio: float = option(
+        4.0, "head=attentive: hidden channels of its MLPs per channel", above=0
+    )
+    head_scale: float = option(
+        1.0,
+        "supervised: factor of the classifier's initial weights, 0 in DynACL's code, 0.001 in"
+        " VideoMAE's",
+        low=0,
+    )
+    head_dropout: float = option(
+        0.0, "supervised, head=linear: dropout of the features", low=0, high=0.99
+    )
+    drop_path: float = option(
+        -1.0,
+        "rate of stochastic depth of the last block, for networks of other packages that have it;"
+        " -1: the network's own",
+        low=-1,
+        high=0.99,
+    )
 
 
 @dataclass
@@ -653,6 +693,29 @@ class MethodConfig:
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     false_negatives: FalseNegativesConfig = field(default_factory=FalseNegativesConfig)
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    # Finetuning by the supervised method.
+    freeze: bool = option(
+        False,
+        "supervised: only the head learns; weights and norm statistics of the backbone stay, and"
+        " attacks go through both",
+    )
+    label_smoothing: float = option(
+        0.0,
+        "supervised: fraction of each label that is spread over all classes",
+        low=0,
+        high=0.99,
+    )
+    mixup: float = option(
+        0.0,
+        "supervised: alpha of mixup, which blends two clips and their labels; 0: none",
+        low=0,
+    )
+    cutmix: float = option(
+        0.0,
+        "supervised: alpha of CutMix, which pastes a box of another clip, the same in all frames;"
+        " 0: none; with mixup, each batch takes one of both at random",
+        low=0,
+    )
 
 
 @dataclass
@@ -705,6 +768,21 @@ class OptimConfig:
         high=1,
     )
     clip_norm: float = option(0.0, "maximum norm of the gradient; 0: no clipping", low=0)
+    # Finetuning.
+    layer_decay: float = option(
+        1.0,
+        "factor of the learning rate from each stage of the backbone to the one before it"
+        " (VideoMAE: 0.75); 1: one rate",
+        above=0,
+        high=1,
+    )
+    betas: list[float] = option([0.9, 0.999], "adamw: decay of both running averages", low=0)
+    eps: float = option(1e-8, "adamw: added to the root of the second average", above=0)
+    final_lr: float = option(
+        0.0,
+        "schedule=cosine, linear: learning rate at the end of the schedule",
+        low=0,
+    )
 
 
 @dataclass
@@ -869,7 +947,7 @@ class EvalConfig:
     )
     classifier: str = option(
         "auto",
-        "what is attacked: auto (the model's own linear head where its classes are the data set's,"
+        "what is attacked: auto (the model's own classifier where its classes are the data set's,"
         " otherwise the linear probe), head, probe or knn",
         choices=("auto", "head", "probe", "knn"),
     )

@@ -58,6 +58,15 @@ def _check_training(cfg: Config) -> None:
             f"optim.head_lr={cfg.optim.head_lr:g}: the head is never trained alone; set "
             "method.head_first"
         )
+    betas = cfg.optim.betas
+    if len(betas) != 2 or max(betas) >= 1:
+        raise UserError(f"optim.betas={betas}: must be two decays, each less than 1")
+    if cfg.optim.final_lr > cfg.optim.lr:
+        raise UserError(
+            f"optim.final_lr={cfg.optim.final_lr:g}: must be at most optim.lr={cfg.optim.lr:g}"
+        )
+    if -1 < cfg.model.drop_path < 0:
+        raise UserError(f"model.drop_path={cfg.model.drop_path:g}: must be -1, or 0 to 0.99")
 
 
 def _check_evaluation(cfg: Config) -> None:

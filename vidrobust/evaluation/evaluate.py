@@ -56,7 +56,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
     relative_to,
 )
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
-from vidrobust.evaluation.own_head import own_head
+from vidrobust.evaluation.own_head import Head, own_head
 from vidrobust.evaluation.report.markdown import write_report
 from vidrobust.evaluation.representation.class_accuracy import (
     write_class_tables,
@@ -88,7 +88,7 @@ from vidrobust.evaluation.summary import (
     unlike_published,
     write_summary,
 )
-from vidrobust.models import Model
+from vidrobust.models import AttentiveHead, Model, outputs_of
 from vidrobust.models.complexity import model_complexity
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
@@ -450,13 +450,16 @@ def _represent(
     for line in doubts:
         log.warning(line)
     _require_head(run, measured, head)
-    gallery, queries = _features(run, models)
+    # An attentive head takes tokens, which are too many to be kept: its logits are computed together
+    # with the features.
+    whole = Model(model.backbone, head) if isinstance(head, AttentiveHead) else None
+    gallery, queries = _features(run, models, whole)
     fitted = _fit_protocol(run, models, gallery, queries)
     heads: dict[str, tuple[int, nn.Module]] = {
         f"{key}_{cfg.protocol.name}": (i, each.head) for i, (key, each) in enumerate(fitted)
     }
     if head is not None:
-        heads["head"] = 0, head
+        heads["head"] = (len(models), nn.Identity()) if whole else (0, head)
     representation = measure_representation(
         gallery, queries, len(run.classes), cfg.eval, run.device, heads
     )
@@ -480,7 +483,7 @@ def _represent(
     summary.warnings += doubts + representation.faults()
     summary.input = used_card(cfg, measured)
     summary.eot = cfg.eval.eot
-    return summary, queries, predict
+    return summary, queries[: len(models)], predict
 
 
 def _fit_protocol(
@@ -713,10 +716,13 @@ def _read_checks(path: Path) -> list[str] | None:
     return None
 
 
-def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features], list[Features]]:
+def _features(
+    run: _Evaluation, models: Sequence[Model], classifier: Model | None = None
+) -> tuple[list[Features], list[Features]]:
     """Return the features of training and of test videos, under trained and random weights each.
 
-    Those of training videos are empty if there are none.
+    Those of training videos are empty if there are none. The logits of a classifier for the test
+    videos come last.
 
     They are written to a folder as they are computed, and kept until the evaluation is finished: a
     call that is repeated after a kill continues with bitwise the same features. Under torchrun the
@@ -725,6 +731,7 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
     Args:
         run: data, settings and folder.
         models: the trained model, and one with random weights.
+        classifier: a model whose logits are needed too, or None.
     """
     cfg = run.cfg
     path = run.out / _OLD_FEATURES
@@ -736,11 +743,15 @@ def _features(run: _Evaluation, models: Sequence[Model]) -> tuple[list[Features]
     log.info(
         f"features of {len(run.train)} + {len(run.test)} videos, {cfg.eval.clips} clips of each"
     )
-    return _extracted(run, [model.backbone for model in models])
+    test_only = [] if classifier is None else [classifier]
+    return _extracted(run, [model.backbone for model in models], test_only=test_only)
 
 
 def _extracted(
-    run: _Evaluation, encoders: Sequence[Callable[[Tensor], Tensor]], prefix: str = ""
+    run: _Evaluation,
+    encoders: Sequence[Callable[[Tensor], Tensor]],
+    prefix: str = "",
+    test_only: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> tuple[list[Features], list[Features]]:
     """Return the features of training and of test videos under each encoder; see `_features`.
 
@@ -748,6 +759,7 @@ def _extracted(
         run: data, settings and folder.
         encoders: clips -> features.
         prefix: of the names of the files.
+        test_only: further encoders, of test videos alone.
     """
     cfg = run.cfg
     splits: list[list[Features]] = []
@@ -759,40 +771,39 @@ def _extracted(
         dataset = eval_dataset(cfg.data, records, cfg.eval.clips, cfg.eval.sampling, crops)
         identity = records_sha(records)
         name = f"{prefix}{split}"
+        maps = [*encoders, *(test_only if split == "test" else ())]
         splits.append(
             extract(
-                encoders,
+                maps,
                 dataset,
                 run.device,
                 batch_size=cfg.eval.batch_size,
                 workers=cfg.data.workers,
                 title=f"{split} features",
-                store=DiskStore(run.out / _STORE, name, len(encoders), identity),
+                store=DiskStore(run.out / _STORE, name, len(maps), identity),
             )
         )
     return splits[0], splits[1]
 
 
-def _require_head(run: _Evaluation, measured: MeasuredModel, head: nn.Linear | None) -> None:
+def _require_head(run: _Evaluation, measured: MeasuredModel, head: Head | None) -> None:
     """Raise UserError for a head that is asked for or needed, and that the model does not have.
 
     Args:
         run: data and settings.
         measured: the model.
-        head: its own linear head for the data set's classes, or None.
+        head: its own classifier of the data set's classes, or None.
     """
-    own = measured.model.head
-    has = "none"
-    if isinstance(own, nn.Linear):
-        has = f"one of {own.out_features} classes"
+    outputs = outputs_of(measured.model.head)
+    has = f"one of {outputs} classes" if outputs else "none"
     if run.cfg.eval.classifier == "head" and head is None:
         raise UserError(
-            "eval.classifier=head: the model has no linear classifier of the data set's"
+            "eval.classifier=head: the model has no classifier of the data set's"
             f" {len(run.classes)} classes, but {has}; use probe"
         )
     if not run.train and head is None:
         raise UserError(
-            f"the model has no linear classifier of the data set's {len(run.classes)} classes, but"
+            f"the model has no classifier of the data set's {len(run.classes)} classes, but"
             f" {has}, and without training videos there is no linear probe; give training videos,"
             " or the names of the model's classes (model.input.classes)"
         )
@@ -801,7 +812,7 @@ def _require_head(run: _Evaluation, measured: MeasuredModel, head: nn.Linear | N
 def _classifier(
     run: _Evaluation,
     model: Model,
-    head: nn.Linear | None,
+    head: Head | None,
     representation: Representation,
     gallery: Features | None,
     fitted: nn.Module | None = None,
@@ -811,7 +822,7 @@ def _classifier(
     Args:
         run: data, settings and folder.
         model: the trained model.
-        head: its own linear head, or None.
+        head: its own classifier, or None.
         representation: has the probe.
         gallery: features of the training videos, for kNN; None without any.
         fitted: classifier of features that the protocol has fitted, or None.
@@ -827,7 +838,8 @@ def _classifier(
         classes = len(run.classes)
         return "kNN", partial(_knn_logits, run.cfg.eval, model.backbone, clips, labels, classes)
     if head is not None and asked != "probe":
-        return "own head", lambda x: head(model.backbone(x)).float()
+        whole = Model(model.backbone, head)
+        return "own head", lambda x: whole(x).float()
     assert representation.probe is not None
     probe = representation.probe.to(device)
     return "linear probe", lambda x: probe(model.backbone(x).float())

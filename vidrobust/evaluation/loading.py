@@ -31,7 +31,7 @@ def load_method(cfg: config.Config, state: dict[str, Any], classes: int) -> Meth
     weights = checkpoint.weights(state, average=cfg.eval.average)
     # A linear head keeps the number of its outputs, such as clusters, which may differ from K. A
     # projector has head.0.weight instead.
-    linear = weights.get("head.weight")
+    linear = weights.get("head.weight", weights.get("head.linear.weight"))
     method = build_method(cfg, classes if linear is None else len(linear))
     head_branches = [branch_of(key) for key in weights if key.startswith("head.")]
     adversarial = dict.fromkeys(name for name in head_branches if name and name != "clean")

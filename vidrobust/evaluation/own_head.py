@@ -1,5 +1,6 @@
 """Take a model's own classifier for the classes of a data set, matched by name."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -7,11 +8,14 @@ from torch import nn
 
 from vidrobust.evaluation.measured_model import MeasuredModel
 from vidrobust.evaluation.natural.class_tables import KINETICS
+from vidrobust.models import AttentiveHead
 from vidrobust.utils.logging import log
 from vidrobust.utils.text import places_of
 
+Head = nn.Linear | AttentiveHead
 
-def own_head(measured: MeasuredModel, classes: Sequence[str]) -> tuple[nn.Linear | None, list[str]]:
+
+def own_head(measured: MeasuredModel, classes: Sequence[str]) -> tuple[Head | None, list[str]]:
     """Return the model's own classifier, with a logit per class of the data set in its order.
 
     Args:
@@ -19,11 +23,12 @@ def own_head(measured: MeasuredModel, classes: Sequence[str]) -> tuple[nn.Linear
         classes: names of the data set's classes.
 
     Returns:
-        (the classifier, or None without a linear head and for one of other classes, which is
-        logged; a warning of an order that is assumed, or none).
+        (the classifier, or None without one and for one of other classes, which is logged; a
+        warning of an order that is assumed, or none). An attentive head takes tokens; all others
+        take features.
     """
     head = measured.model.head
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear | AttentiveHead):
         return None, []
     doubts = []
     names = measured.input.classes if measured.input else None
@@ -60,11 +65,17 @@ def own_head(measured: MeasuredModel, classes: Sequence[str]) -> tuple[nn.Linear
     return head, doubts
 
 
-def _reordered(head: nn.Linear, rows: list[int]) -> nn.Linear:
-    """Return a linear layer with other rows, or the same in another order."""
-    layer = nn.Linear(head.in_features, len(rows), bias=head.bias is not None)
+def _reordered(head: Head, rows: list[int]) -> Head:
+    """Return a classifier with other rows, or the same in another order."""
+    last = head.linear if isinstance(head, AttentiveHead) else head
+    layer = nn.Linear(last.in_features, len(rows), bias=last.bias is not None)
     with torch.no_grad():
-        layer.weight.copy_(head.weight[rows])
-        if head.bias is not None:
-            layer.bias.copy_(head.bias[rows])
-    return layer.to(head.weight.device)
+        layer.weight.copy_(last.weight[rows])
+        if last.bias is not None:
+            layer.bias.copy_(last.bias[rows])
+    layer = layer.to(last.weight.device)
+    if not isinstance(head, AttentiveHead):
+        return layer
+    changed = copy.deepcopy(head)
+    changed.linear = layer
+    return changed.eval().requires_grad_(False)

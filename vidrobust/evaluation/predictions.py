@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidrobust import config
 from vidrobust.attacks import finite_logits
@@ -11,6 +11,7 @@ from vidrobust.data import Failure, Record, build_records, eval_dataset
 from vidrobust.evaluation.measured_model import MeasuredModel
 from vidrobust.evaluation.results import fault
 from vidrobust.evaluation.view_average import average_views
+from vidrobust.models import outputs_of
 from vidrobust.models.inference import evaluation_mode, extract
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
@@ -41,12 +42,12 @@ def predict_videos(
     Raises:
         UserError: for a model without a classifier, and if no video decodes.
     """
-    head = measured.model.head
+    outputs = outputs_of(measured.model.head)
     if cfg.eval.precise_bn:
         raise UserError("eval.precise_bn: loose videos are no training videos; set it to 0")
-    if not isinstance(head, nn.Linear):
+    if not outputs:
         raise UserError("the model has no classifier; give its weights, or extract features")
-    names = _names(cfg, measured, head.out_features)
+    names = _names(cfg, measured, outputs)
     device = distributed.start(cfg.device)
     model = measured.model.to(device)
     predict: Callable[[Tensor], Tensor] = model

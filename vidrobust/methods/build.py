@@ -122,6 +122,7 @@ def _model(cfg: config.Config, head: str, classes: int = 0) -> Model:
         momentum=options.momentum or (0.1 if spec is None else spec.momentum),
         branched_head=spec is None or spec.branched_head,
         selector=options.selector,
+        clip=(3, cfg.data.frames, cfg.data.size, cfg.data.size),
     )
 
 

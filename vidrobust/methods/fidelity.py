@@ -252,6 +252,76 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "SLF, ALF, AFF",
+        "Luo et al. 2023; Xu et al. 2023",
+        "PKU-ML/DYNACL@7d143db, GodXuxilie/RobustSSL_Benchmark@19dc714",
+        "protocols/slf, protocols/alf, protocols/aff",
+        (
+            "test_a_frozen_backbone_stays_bitwise_and_the_head_learns",
+            "test_alf_is_its_formula",
+            "test_trades_is_its_formula",
+        ),
+        (
+            Departure(
+                "the classifiers of ALF and AFF begin at a thousandth of random weights, in the"
+                " released code at 0",
+                "at 0 the first attack has no gradient",
+                "model.head_scale=0",
+            ),
+            Departure(
+                "TRADES of AFF begins at random points, in the released code at the images"
+                " themselves",
+                "at the images the first gradient is 0 but for rounding",
+                "method.adversary.start=clip",
+            ),
+        ),
+    ),
+    Entry(
+        "Finetuning of transformers",
+        "Tong et al. 2022",
+        "MCG-NJU/VideoMAE@14ef8d8",
+        "protocols/finetune_vit",
+        (
+            "test_layers_of_a_video_transformer_are_those_of_videomae",
+            "test_the_rate_decays_to_its_last_value",
+            "test_labels_of_mixed_clips_are_those_of_timm",
+            "test_boxes_are_those_of_timm",
+        ),
+        (
+            Departure(
+                "a clip is mixed with its neighbour in the batch, in the released code with the"
+                " clip at the mirrored place",
+                "several ranks then mix the same pairs as one process",
+            ),
+            Departure(
+                "boxes of an odd side keep it, as in timm now; in the released code they lose a"
+                " pixel",
+                "the area is that of the paper",
+            ),
+        ),
+    ),
+    Entry(
+        "Attentive probe",
+        "Bardes et al. 2024; Assran et al. 2025",
+        "facebookresearch/jepa@51c59d5, facebookresearch/vjepa2@c2963a4",
+        "protocols/attentive, protocols/attentive_vjepa2",
+        (
+            "test_its_logits_are_those_of_loops",
+            "test_its_initial_weights_are_scaled_as_released",
+            "test_it_has_the_parameters_of_the_released_classifiers",
+        ),
+        (
+            Departure(
+                "the probe attends to the tokens of one clip, in V-JEPA's code to those of 8 clips",
+                "models and attacks take clips; a video's clips are averaged",
+            ),
+            Departure(
+                "one probe is trained, in V-JEPA 2's code 20, of which the best is reported",
+                "choosing on the split that is reported overestimates accuracy",
+            ),
+        ),
+    ),
+    Entry(
         "PGD, fast, free, TRADES",
         "Madry 2018; Wong 2020; Shafahi 2019; Zhang 2019",
         "locuslab/fast_adversarial, ashafahi/free_adv_train, yaodongyu/TRADES",

@@ -81,11 +81,14 @@ def has_key_encoder(options: config.AdversaryConfig) -> bool:
     return spec is not None and spec.key_encoder(options)
 
 
-def skips_weights(options: config.MethodConfig) -> bool:
+def skips_weights(cfg: config.Config) -> bool:
     """Return whether some weights have no gradient in some steps."""
+    options = cfg.method
     spec = adversary_spec(options.adversary)
     by_adversary = spec is not None and spec.skips_weights(options.adversary)
-    return by_adversary or METHODS[options.name].skips_weights(options)
+    # what comes after the stage whose tokens the head takes, such as a final norm
+    by_head = cfg.model.head == "attentive" and not options.freeze
+    return by_adversary or by_head or METHODS[options.name].skips_weights(options)
 
 
 def steps_of(options: config.AdversaryConfig) -> int:
@@ -111,6 +114,7 @@ def require_options(cfg: config.Config) -> None:
     """
     _require_method(cfg.method)
     _require_head(cfg)
+    _require_finetuning(cfg)
     _require_average(cfg)
 
 
@@ -215,6 +219,30 @@ def _require_head(cfg: config.Config) -> None:
         raise UserError(f"optim.fix_predictor: {name} has no predictor; of {takers}")
 
 
+def _require_finetuning(cfg: config.Config) -> None:
+    """Raise UserError for a classifier that the method does not have, and idle options."""
+    method, model = cfg.method, cfg.model
+    if model.head != "linear" and METHODS[method.name].head != "linear":
+        takers = ", ".join(name for name, each in METHODS.items() if each.head == "linear")
+        raise UserError(f"model.head={model.head}: {method.name} has no classifier; of {takers}")
+    if model.head == "attentive" and cfg.train.compile:
+        raise UserError(
+            "train.compile: a compiled backbone gives no tokens of its stages to"
+            " model.head=attentive; set false"
+        )
+    if method.freeze and "freeze" in METHODS[method.name].options:
+        if method.head_first:
+            raise UserError(
+                f"method.head_first={method.head_first:g}: with method.freeze only the head ever"
+                " learns; set 0"
+            )
+        if method.adversary.selector:
+            raise UserError(
+                "method.adversary.selector: it is a part of the backbone, which method.freeze keeps"
+                " as it is; set false"
+            )
+
+
 def _require_average(cfg: config.Config) -> None:
     """Raise UserError for an average of weights that is not kept, and for two of them."""
     keyed = has_key_encoder(cfg.method.adversary)
@@ -291,6 +319,8 @@ def without_effect(cfg: config.Config) -> list[str]:
 def _switched_off(cfg: config.Config) -> list[str]:
     """Return the keys of options that others switch off, whatever their values."""
     optim = cfg.optim
+    has_classifier = METHODS[cfg.method.name].head == "linear"
+    attentive = has_classifier and cfg.model.head == "attentive"
     switches = {  # key -> whether what it needs is on
         "augment.scale": not cfg.augment.shift,
         "augment.original_shift": shows_original(cfg.method.adversary),
@@ -300,6 +330,17 @@ def _switched_off(cfg: config.Config) -> list[str]:
         "optim.gamma": optim.schedule == "step",
         "optim.lars_exclude": optim.name == "lars",
         "optim.momentum": optim.name in ("sgd", "lars"),
+        "optim.betas": optim.name == "adamw",
+        "optim.eps": optim.name == "adamw",
+        "optim.final_lr": optim.schedule in ("cosine", "linear"),
+        "optim.layer_decay": not cfg.method.freeze,
+        "model.drop_path": not cfg.method.freeze,
+        "model.head_scale": has_classifier,
+        "model.head_dropout": has_classifier and not attentive,
+        "model.head_blocks": attentive,
+        "model.head_stage": attentive,
+        "model.head_heads": attentive,
+        "model.head_mlp_ratio": attentive,
     }
     return [key for key, needed in switches.items() if not needed]
 

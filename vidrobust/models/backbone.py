@@ -1,6 +1,5 @@
-"""Backbone: clips to features. Model: a backbone and a head."""
+"""Backbone: clips to features."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -95,25 +94,3 @@ class Backbone(nn.Module):
             return features.mean(0)
         # The selector reads the features of the clean branch, which is the first one.
         return torch.einsum("bn,nbd->bd", self.selector(features[0]).softmax(1), features)
-
-
-class Model(nn.Module):
-    """Combine a backbone and a head: clips -> embeddings (projector) or logits (linear)."""
-
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the head's outputs for clips (B, C, T, H, W) in [0, 1]."""
-        return self.head(self.backbone(x))
-
-    def use_branch(self, branch: str) -> AbstractContextManager[None]:
-        """Return a context in which forward passes use one norm branch; see `branch_norm`.
-
-        Example:
-            with model.use_branch("adv"):
-                embeddings = model(clips)
-        """
-        return use_branch(self, branch)

@@ -5,18 +5,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.models.backbone import Backbone, BackboneParts, Model
+from vidrobust.models.attentive_head import AttentiveHead
+from vidrobust.models.backbone import Backbone, BackboneParts
 from vidrobust.models.branch_norm import add_branches, branch_names
 from vidrobust.models.heads import linear, normed_mlp, projector
 from vidrobust.models.input_spec import InputSpec, overridden
+from vidrobust.models.model import Model
 from vidrobust.models.r2plus1d import r2plus1d_10, r2plus1d_18
 from vidrobust.models.resnet import resnet18, resnet50
 from vidrobust.models.resnet3d import resnet3d_18, resnet3d_34, resnet3d_50, resnext3d_101
 from vidrobust.models.slowfast import slowfast_r50
 from vidrobust.models.sources import Adjust, SourceModel, build_source, is_spec
+from vidrobust.models.stages import stage_tokens
+from vidrobust.models.stochastic_depth import set_drop_path
 from vidrobust.utils.errors import UserError, lookup
 
 # name -> function from the options of this backbone (of width and stem) to its parts
@@ -90,17 +95,27 @@ def source_backbone(
 
 
 def configured_backbone(cfg: config.ModelConfig) -> Backbone:
-    """Build the backbone that the configuration names, with fresh weights."""
+    """Build the backbone that the configuration names, with fresh weights.
+
+    Raises:
+        UserError: as `build_backbone`, and for model.drop_path of a network without it.
+    """
     names = ("width", "stem", "stem_padding", "slow_frames", "dilated")
     # 0, "" and false stand for the default of the backbone.
     options = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
-    return build_backbone(
+    backbone = build_backbone(
         cfg.backbone,
         mean=tuple(cfg.mean),
         std=tuple(cfg.std),
         adjust=card_adjustment(cfg),
         **options,
     )
+    if cfg.drop_path >= 0 and not set_drop_path(backbone.stored, cfg.drop_path):
+        raise UserError(
+            f"model.drop_path={cfg.drop_path:g}: {cfg.backbone} has no stochastic depth; leave it"
+            " at -1"
+        )
+    return backbone
 
 
 def card_adjustment(cfg: config.ModelConfig) -> Adjust | None:
@@ -137,6 +152,7 @@ def build_model(
     momentum: float = 0.01,
     branched_head: bool = True,
     selector: bool = False,
+    clip: Sequence[int] = (3, 16, 112, 112),
 ) -> Model:
     """Build a backbone and a head with fresh weights from torch's global generator.
 
@@ -148,15 +164,20 @@ def build_model(
         momentum: of the adversarial norm branches.
         branched_head: give the norms of the head branches too.
         selector: let the backbone learn to choose among its branches.
+        clip: (C, T, H, W) of the clips, for a head that takes tokens.
 
     Returns:
         The model.
 
     Raises:
-        UserError: for branches of a backbone without batch norms.
+        UserError: for branches of a backbone without batch norms, and for a head of tokens that the
+            backbone does not have.
     """
     backbone = configured_backbone(cfg)
-    model = Model(backbone, _build_head(cfg, head, backbone.dim, classes))
+    if head == "linear":
+        model = Model(backbone, _build_classifier(cfg, backbone, classes, clip))
+    else:
+        model = Model(backbone, _build_head(cfg, head, backbone.dim))
     if branches:
         add_branches(model if branched_head else backbone, branches, momentum=momentum)
         if branch_names(backbone) == ("clean",):
@@ -171,8 +192,70 @@ def build_model(
     return model
 
 
-def _build_head(cfg: config.ModelConfig, head: str, dim: int, classes: int) -> nn.Module:
-    """Build a head by name; dim: the number of features of the backbone."""
+def _build_classifier(
+    cfg: config.ModelConfig, backbone: Backbone, classes: int, clip: Sequence[int]
+) -> nn.Module:
+    """Build the head that `model.head` names.
+
+    Args:
+        cfg: the options `model.*`.
+        backbone: gives the features or tokens.
+        classes: number of logits.
+        clip: see `build_model`.
+    """
+    head: nn.Linear | AttentiveHead
+    if cfg.head == "attentive":
+        head = _build_attentive(cfg, backbone, classes, clip)
+        last = head.linear
+    else:
+        head = linear(backbone.dim, classes, dropout=cfg.head_dropout)
+        last = head
+    if cfg.head_scale != 1:
+        with torch.no_grad():
+            last.weight.mul_(cfg.head_scale)
+            last.bias.mul_(cfg.head_scale)
+    return head
+
+
+def _build_attentive(
+    cfg: config.ModelConfig, backbone: Backbone, classes: int, clip: Sequence[int]
+) -> AttentiveHead:
+    """Build an attentive head; its arguments are those of `_build_classifier`.
+
+    Raises:
+        UserError: for a stage without tokens, and heads that do not divide their channels.
+    """
+    dim = _count_channels(backbone, cfg.head_stage, clip)
+    # V-JEPA's heads have 64 channels (12 of 768, 16 of 1024)
+    heads = cfg.head_heads or max(1, dim // 64)
+    if dim % heads:
+        raise UserError(
+            f"model.head_heads={heads}: the tokens have {dim} channels, which it does not divide;"
+            " set a divisor"
+        )
+    return AttentiveHead(
+        dim,
+        classes,
+        blocks=cfg.head_blocks,
+        heads=heads,
+        mlp_ratio=cfg.head_mlp_ratio,
+        stage=cfg.head_stage,
+    )
+
+
+@torch.no_grad()
+def _count_channels(backbone: Backbone, stage: str, clip: Sequence[int]) -> int:
+    """Return the channels of a stage's tokens, by a pass of one black clip in eval mode."""
+    training = [module.training for module in backbone.modules()]
+    backbone.eval()
+    tokens: Tensor = stage_tokens(backbone, torch.zeros(1, *clip), [stage])[0]
+    for module, mode in zip(backbone.modules(), training, strict=True):
+        module.training = mode
+    return tokens.shape[-1]
+
+
+def _build_head(cfg: config.ModelConfig, head: str, dim: int) -> nn.Module:
+    """Build a projector by name, or none; dim: the number of features of the backbone."""
 
     def normed(norm_out: str, layers: int = 2) -> nn.Module:
         layers = cfg.head_layers or layers
@@ -186,7 +269,6 @@ def _build_head(cfg: config.ModelConfig, head: str, dim: int, classes: int) -> n
     # Functions, because building a head that is not used would advance the generator.
     heads: dict[str, Callable[[], nn.Module]] = {
         "none": nn.Identity,
-        "linear": lambda: linear(dim, classes),
         "projector": configured_projector,
         "normed_projector": lambda: normed(""),
         "simsiam_projector": lambda: normed("plain", layers=3),

@@ -1,6 +1,9 @@
 """Heads: linear layers and projectors."""
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidrobust.models.attentive_head import AttentiveHead
 
 
 def projector(dim: int, hidden: int, out: int) -> nn.Sequential:
@@ -46,6 +49,29 @@ def normed_mlp(
     return nn.Sequential(*parts)
 
 
-def linear(dim: int, classes: int) -> nn.Linear:
-    """Return a linear classifier: (N, dim) -> (N, classes) logits."""
-    return nn.Linear(dim, classes)
+class DroppedLinear(nn.Linear):
+    """Linear layer with dropout of its inputs: (N, dim) -> (N, classes)."""
+
+    def __init__(self, dim: int, classes: int, rate: float) -> None:
+        super().__init__(dim, classes)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return super().forward(F.dropout(x, self.rate, self.training))
+
+
+def linear(dim: int, classes: int, *, dropout: float = 0.0) -> nn.Linear:
+    """Return a linear classifier: (N, dim) -> (N, classes) logits.
+
+    Args:
+        dim: input features.
+        classes: number of logits.
+        dropout: probability of setting an input to 0 in train mode.
+    """
+    return DroppedLinear(dim, classes, dropout) if dropout else nn.Linear(dim, classes)
+
+
+def outputs_of(head: nn.Module) -> int:
+    """Return the number of classes of a classifier; 0 for a head that is none."""
+    return head.out_features if isinstance(head, nn.Linear | AttentiveHead) else 0

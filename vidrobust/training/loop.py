@@ -133,7 +133,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
     """Take the steps `start` to `total`; rank 0 also writes the log and the checkpoints."""
     cfg = run.cfg
     method = run.method
-    forward = distributed.parallel(method, method.alike, skips_weights(cfg.method))
+    forward = distributed.parallel(method, method.alike, skips_weights(cfg))
     method.train()
     passes = PassCounter(method)
     unusual = UnusualVideos(run)

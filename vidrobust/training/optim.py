@@ -1,6 +1,7 @@
 """Parameter groups, optimizers and learning-rate schedules."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from vidrobust import config
+from vidrobust.models import Backbone
+from vidrobust.training.layer_decay import rate_factors
 from vidrobust.utils.errors import lookup
 
 
@@ -71,32 +74,44 @@ class LARS(Optimizer):
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], config.OptimConfig], Optimizer]] = {
     "sgd": lambda groups, cfg: SGD(groups, lr=cfg.lr, momentum=cfg.momentum),
-    "adamw": lambda groups, cfg: AdamW(groups, lr=cfg.lr),
+    "adamw": lambda groups, cfg: AdamW(
+        groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps
+    ),
     "lars": lambda groups, cfg: LARS(groups, lr=cfg.lr, momentum=cfg.momentum),
 }
 
 # fraction of the schedule done (0 to 1) -> fraction of the peak rate
 SCHEDULES: dict[str, Callable[[float, config.OptimConfig], float]] = {
-    "cosine": lambda done, cfg: 0.5 * (1 + math.cos(math.pi * done)),
-    "linear": lambda done, cfg: 1 - done,
+    "cosine": lambda done, cfg: _above_final(0.5 * (1 + math.cos(math.pi * done)), cfg),
+    "linear": lambda done, cfg: _above_final(1 - done, cfg),
     "constant": lambda done, cfg: 1.0,
     "step": lambda done, cfg: cfg.gamma ** sum(done >= each for each in cfg.milestones),
 }
 
 
-def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
+def _above_final(part: float, cfg: config.OptimConfig) -> float:
+    """Return the fraction of the peak rate, of which `part` is above the final rate."""
+    final = cfg.final_lr / cfg.lr
+    return final + (1 - final) * part
+
+
+def build_optimizer(
+    model: nn.Module, cfg: config.OptimConfig, backbone: Backbone | None = None
+) -> Optimizer:
     """Return the configured optimizer over two groups: weights, and norms and biases.
 
     The second group decays only with `cfg.decay_norms`, and LARS adapts its rate only without
     `cfg.lars_exclude`. With `cfg.fix_predictor` the parameters of a predictor are two more groups,
-    whose rate `set_rate` does not change.
+    whose rate `set_rate` does not change. With `cfg.layer_decay` each stage of the backbone has two
+    groups of its own.
 
     Args:
         model: its parameters with gradient are optimised.
         cfg: `optim.*`.
+        backbone: the part of the model whose rates decay by `cfg.layer_decay`.
 
     Raises:
-        UserError: for an unknown optimizer.
+        UserError: for an unknown optimizer, and for layer_decay of a backbone without stages.
     """
     fixed: list[nn.Parameter] = []
     scheduled: list[nn.Parameter] = []
@@ -104,7 +119,16 @@ def build_optimizer(model: nn.Module, cfg: config.OptimConfig) -> Optimizer:
         if p.requires_grad:
             is_fixed = cfg.fix_predictor and name.startswith("predictor.")
             (fixed if is_fixed else scheduled).append(p)
-    groups = _groups(scheduled, cfg)
+    factors = rate_factors(backbone, cfg.layer_decay) if backbone and cfg.layer_decay < 1 else {}
+    by_factor: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for p in scheduled:
+        by_factor[factors.get(p, 1.0)].append(p)
+    # one factor alone gives the two groups of earlier checkpoints
+    groups = [
+        {**group, "rate_factor": factor} if factors else group
+        for factor, params in (by_factor or {1.0: scheduled}).items()
+        for group in _groups(params, cfg)
+    ]
     if fixed:
         groups += [{**group, "fixed": True} for group in _groups(fixed, cfg)]
     return lookup(OPTIMIZERS, cfg.name, "optim.name")(groups, cfg)
@@ -126,10 +150,10 @@ def _groups(params: Sequence[nn.Parameter], cfg: config.OptimConfig) -> list[dic
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups that are not fixed."""
+    """Set the learning rate of all groups that are not fixed, times their factors."""
     for group in optimizer.param_groups:
         if not group.get("fixed"):
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def learning_rate(step: int, total: int, cfg: config.OptimConfig, head_first: float = 0.0) -> float:

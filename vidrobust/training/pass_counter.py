@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vidrobust.models import Backbone
+from vidrobust.models import AttentiveHead, Backbone
 
 
 class PassCounter:
@@ -20,6 +20,8 @@ class PassCounter:
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.register_forward_hook(self._count)
+            if isinstance(module, AttentiveHead):
+                module.register_forward_hook(self._count_tokens)
 
     def take(self) -> tuple[int, int]:
         """Return (forward, backward) since the last call."""
@@ -34,6 +36,13 @@ class PassCounter:
         self.forward += clips
         if output.requires_grad:
             output.register_hook(lambda _: self._count_back(clips))
+
+    def _count_tokens(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # the gradient of such a head reaches tokens inside of the backbone, not its output
+        tokens = inputs[0]
+        if tokens.requires_grad:
+            clips = len(tokens)
+            tokens.register_hook(lambda _: self._count_back(clips))
 
     def _count_back(self, clips: int) -> None:
         self.backward += clips

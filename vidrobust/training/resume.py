@@ -22,7 +22,13 @@ _FIXED = (
     "model.head_norm",
     "model.head_layers",
     "model.head_norm_out",
+    "model.head",
+    "model.head_blocks",
+    "model.head_stage",
+    "model.head_heads",
+    "model.head_mlp_ratio",
     "optim.name",
+    "optim.layer_decay",
 )
 
 

@@ -57,9 +57,10 @@ def build_run(
 
     # Model. From here on, the order of calls decides which random numbers initialise what.
     method = build_method(cfg, len(classes))
-    if not any(True for _ in method.model.backbone.parameters()):
+    if not cfg.method.freeze and not any(True for _ in method.model.backbone.parameters()):
         raise UserError(
-            f"model.backbone={cfg.model.backbone}: it has no weights to train; return a module"
+            f"model.backbone={cfg.model.backbone}: it has no weights to train; return a module, or"
+            " train its head alone with method.freeze=true"
         )
     # non-semantic negatives are made from views by the loop, or brought by the loader (twins)
     negatives, twins = build_negatives(cfg.method.negatives)
@@ -72,7 +73,7 @@ def build_run(
 
     # Data, optimizer and the average of the weights
     dataset = _training_clips(cfg, records, method, total, negatives, twins=twins)
-    optimizer = build_optimizer(method, cfg.optim)
+    optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
     run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, negatives)
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)

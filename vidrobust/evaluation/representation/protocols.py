@@ -43,4 +43,45 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
     ),
     "linear_sgd": linear_sgd.SGD,
     "linear_sgd_best_on_test": linear_sgd.BEST_ON_TEST,
+    "finetune": ProtocolSpec(
+        help="finetuning of all weights, for convolutional networks",
+        source="Thoker et al. 2022",
+        trains=True,
+    ),
+    "finetune_vit": ProtocolSpec(
+        help="finetuning of a transformer: layer decay, mixup, CutMix, drop path",
+        source="Tong et al. 2022",
+        trains=True,
+    ),
+    "slf": ProtocolSpec(
+        help="standard linear finetuning: a linear classifier on clean clips, frozen backbone",
+        source="Luo et al. 2023",
+        trains=True,
+    ),
+    "alf": ProtocolSpec(
+        help="adversarial linear finetuning: a linear classifier on adversarial clips, frozen"
+        " backbone",
+        source="Luo et al. 2023",
+        trains=True,
+    ),
+    "aff": ProtocolSpec(
+        help="adversarial full finetuning of all weights by TRADES",
+        source="Luo et al. 2023",
+        trains=True,
+    ),
+    "aff_pgd": ProtocolSpec(
+        help="adversarial full finetuning of all weights by PGD training",
+        source="Madry et al. 2018",
+        trains=True,
+    ),
+    "attentive": ProtocolSpec(
+        help="attentive probe: a learned query attends to the tokens of a frozen backbone",
+        source="Bardes et al. 2024",
+        trains=True,
+    ),
+    "attentive_vjepa2": ProtocolSpec(
+        help="attentive probe with three blocks of self-attention",
+        source="Assran et al. 2025",
+        trains=True,
+    ),
 }

@@ -18,8 +18,14 @@ from vidrobust.methods.adversarial.adversary import (
 from vidrobust.methods.adversarial.overfitting import OverfittingWatch
 from vidrobust.methods.adversarial.view_batch import average, through
 from vidrobust.methods.pseudo_labels import PseudoLabels
+from vidrobust.methods.soft_labels import LabelSettings, cross_entropy
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
-from vidrobust.methods.supervised import Supervised, cross_entropy, pseudo_labels_of
+from vidrobust.methods.supervised import (
+    Supervised,
+    classifier_of,
+    label_settings_of,
+    pseudo_labels_of,
+)
 from vidrobust.models import Model
 from vidrobust.utils import distributed
 
@@ -41,20 +47,24 @@ class AdversarialTraining(Supervised):
         adversary: Adversary,
         pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
+        *,
+        label_settings: LabelSettings | None = None,
     ) -> None:
         """Set the parts of the method.
 
         Args:
-            model: backbone and linear head.
+            model: backbone and classifier.
             adversary: makes adversarial clips.
             pseudo: as in `Supervised`.
             head_first: as in `Supervised`.
+            label_settings: as in `Supervised`.
         """
-        super().__init__(model, pseudo, head_first)
+        super().__init__(model, pseudo, head_first, label_settings=label_settings)
         self.adversary = adversary
         # Several steps do not overfit in this way. With several threats, each would have to be
-        # compared.
+        # compared. Mixed clips have no class whose accuracy could be measured.
         watched = adversary.steps == 1 and len(adversary.threats) == 1
+        watched = watched and not self.label_settings.mixes
         self.watch = OverfittingWatch() if watched else None
 
     def start_epoch(self) -> None:
@@ -72,12 +82,12 @@ class AdversarialTraining(Supervised):
 
         Args:
             x: (B, C, T, H, W) in [0, 1].
-            labels: (B,), -1 for none.
+            labels: classes (B,), -1 for none, or distributions (B, K) of mixed clips.
             progress: fraction of training done.
         """
 
         def loss(x: Tensor) -> Tensor:
-            return cross_entropy(self.model(x), labels)
+            return self.loss_of(self.model(x), labels)
 
         adv_views = self.adversary.views(self.model, lambda model: loss, x, progress)
         if self.watch is not None and self.watch.due and self.training:
@@ -138,18 +148,20 @@ class Trades(AdversarialTraining):
         pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
         *,
+        label_settings: LabelSettings | None = None,
         beta: float = 6.0,
     ) -> None:
         """Set the parts of the method.
 
         Args:
-            model: backbone and linear head.
+            model: backbone and classifier.
             adversary: makes adversarial clips.
             pseudo: as in `Supervised`.
             head_first: as in `Supervised`.
+            label_settings: as in `Supervised`.
             beta: weight of the divergence.
         """
-        super().__init__(model, adversary, pseudo, head_first)
+        super().__init__(model, adversary, pseudo, head_first, label_settings=label_settings)
         self.beta = beta
 
     def losses(self, x: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
@@ -157,7 +169,7 @@ class Trades(AdversarialTraining):
 
         Args:
             x: (B, C, T, H, W) in [0, 1].
-            labels: (B,), -1 for none.
+            labels: classes (B,), -1 for none, or distributions (B, K) of mixed clips.
             progress: fraction of training done.
         """
 
@@ -169,7 +181,7 @@ class Trades(AdversarialTraining):
         adv_views = self.adversary.views(self.model, make_loss, x, progress)
         # the learned loss has gradient to both predictions; in the attack the clean one is constant
         logits = full_precision(self.model(x))
-        clean = cross_entropy(logits, labels)
+        clean = self.loss_of(logits, labels)
         adv_logits = [through(self.model, view, self.model) for view in adv_views]
         adv = average([divergence(logits, full_precision(each)) for each in adv_logits])
         parts = {"loss": clean + self.beta * adv, "loss_clean": clean, "loss_adv": adv}
@@ -192,21 +204,23 @@ class Free(AdversarialTraining):
         pseudo: PseudoLabels | None = None,
         head_first: float = 0.0,
         *,
+        label_settings: LabelSettings | None = None,
         replays: int = 4,
     ) -> None:
         """Set the parts of the method.
 
         Args:
-            model: backbone and linear head.
+            model: backbone and classifier.
             adversary: has the threat and the schedule of eps.
             pseudo: as in `Supervised`.
             head_first: as in `Supervised`.
+            label_settings: as in `Supervised`; it must not mix clips.
             replays: optimizer steps per batch.
 
         Raises:
             ValueError: for several threats, and for a support other than dense, tube and flicker.
         """
-        super().__init__(model, adversary, pseudo, head_first)
+        super().__init__(model, adversary, pseudo, head_first, label_settings=label_settings)
         supports = [threat.support for threat in adversary.threats]
         if len(supports) != 1 or supports[0] not in ("dense", "tube", "flicker"):
             raise ValueError("free adversarial training takes one threat, dense, tube or flicker")
@@ -235,7 +249,7 @@ class Free(AdversarialTraining):
         self.adversary.require_in_budget(self._threat, x, x_adv.detach())
         if torch.is_grad_enabled():
             x_adv.register_hook(self._move)
-        loss = cross_entropy(self.model(x_adv), labels)
+        loss = self.loss_of(self.model(x_adv), labels)
         if self._replay == 0:  # the last one of this batch
             self.adversary.budget.record(loss)
         return {"loss": loss, "loss_adv": loss}
@@ -264,22 +278,26 @@ def divergence(logits: Tensor, adv_logits: Tensor) -> Tensor:
 def _shared_arguments(parts: Parts) -> tuple[Model, Adversary, PseudoLabels | None, float]:
     """Return the arguments that all methods of this file share, in order."""
     options = parts.options
-    model = parts.model(options.clusters or parts.classes)
     adversary = parts.attack()
     assert adversary is not None
-    return model, adversary, pseudo_labels_of(options), options.head_first
+    return classifier_of(parts), adversary, pseudo_labels_of(options), options.head_first
 
 
 def _build_training(parts: Parts) -> AdversarialTraining:
-    return AdversarialTraining(*_shared_arguments(parts))
+    labels = label_settings_of(parts.options)
+    return AdversarialTraining(*_shared_arguments(parts), label_settings=labels)
 
 
 def _build_trades(parts: Parts) -> Trades:
-    return Trades(*_shared_arguments(parts), beta=parts.options.adversary.beta)
+    labels = label_settings_of(parts.options)
+    beta = parts.options.adversary.beta
+    return Trades(*_shared_arguments(parts), label_settings=labels, beta=beta)
 
 
 def _build_free(parts: Parts) -> Free:
-    return Free(*_shared_arguments(parts), replays=parts.options.adversary.replays)
+    labels = label_settings_of(parts.options)
+    replays = parts.options.adversary.replays
+    return Free(*_shared_arguments(parts), label_settings=labels, replays=replays)
 
 
 def _free_refusal(options: config.MethodConfig) -> str:
@@ -291,6 +309,12 @@ def _free_refusal(options: config.MethodConfig) -> str:
             "method.adversary.threats: free adversarial training takes one, dense, tube or flicker,"
             " without branches"
         )
+    for key in ("mixup", "cutmix"):
+        if value := getattr(options, key):
+            return (
+                f"method.{key}={value:g}: free adversarial training repeats a batch, which would be"
+                " mixed differently each time; set 0, or another adversary"
+            )
     return ""
 
 
