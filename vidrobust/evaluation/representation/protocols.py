@@ -18,4 +18,9 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
     ),
     "linear_sgd": linear_sgd.SGD,
     "linear_sgd_best_on_test": linear_sgd.BEST_ON_TEST,
+    "retrieval": ProtocolSpec(
+        help="recall at k: test videos search the training videos, clean and under attack",
+        source="Han et al. 2020; Chen et al. 2021 (RSPNet)",
+        options=frozenset({"similarity", "attacked", "neighbors"}),
+    ),
 }
