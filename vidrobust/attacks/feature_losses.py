@@ -50,13 +50,14 @@ def leave_neighbors(encode: Encode, x: Tensor, gallery: Tensor, neighbors: int) 
     """
     if not 1 <= neighbors < len(gallery):
         raise ValueError(f"neighbors={neighbors}: must be 1 to {len(gallery) - 1}, the other items")
+    items = gallery.float().T
     with torch.no_grad():
-        clean = _encoded(encode, x).float() @ gallery.T
+        clean = _encoded(encode, x).float() @ items
         near = torch.zeros_like(clean, dtype=torch.bool)
         near.scatter_(1, clean.topk(neighbors, dim=1).indices, True)
 
     def margin(v: Tensor) -> Tensor:
-        similarity = _encoded(encode, v).float() @ gallery.T
+        similarity = _encoded(encode, v).float() @ items
         outside = similarity.masked_fill(near, -torch.inf).amax(1)
         return outside - similarity.masked_fill(~near, -torch.inf).amax(1)
 

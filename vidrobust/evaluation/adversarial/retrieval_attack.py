@@ -189,7 +189,13 @@ def attack_features(
         seed = np.random.SeedSequence([attack.seed, int(side.name == "gallery"), number])
         _append(store, _attack_unit(unit, model, side, attack, seed), done)
     store.close()
-    return _loaded(store, len(attack.conditions))
+    try:
+        return _loaded(store, len(attack.conditions))
+    except UserError as error:  # of a store without a video that has features
+        raise UserError(
+            f"retrieval: no video of the {side.name} has finite features under attack; look for"
+            f" what overflows in the model ({error})"
+        ) from None
 
 
 def _units(
