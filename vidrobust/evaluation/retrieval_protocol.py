@@ -180,14 +180,10 @@ def evaluate_retrieval(
         gallery, queries = Pool(train, lists[0], device), Pool(test, lists[1], device)
         require_finite(queries.means, f"features of the queries ({weights} weights)", queries.uids)
         require_finite(gallery.means, f"features of the gallery ({weights} weights)", gallery.uids)
-        by_similarity = {}
-        for similarity in SIMILARITIES:
-            space = space_of(similarity, queries.means, gallery.means)
-            search = Search(cfg, backbone, queries, gallery, space, out, device)
-            by_similarity[similarity] = _clean_recall(search)
-            if similarity == cfg.protocol.similarity:
-                searches.append(search)
-        recall[weights] = by_similarity
+        space = space_of(cfg.protocol.similarity, queries.means, gallery.means)
+        search = Search(cfg, backbone, queries, gallery, space, out, device)
+        recall[weights] = {name: _clean_recall(search, name) for name in SIMILARITIES}
+        searches.append(search)
     search = searches[0]  # of the trained weights
     table = RetrievalTable(
         n=len(lists[1]),
@@ -211,11 +207,17 @@ def evaluate_retrieval(
 # --- Clean ---
 
 
-def _clean_recall(search: Search) -> list[Recall]:
-    """Return recall of clean queries in the clean gallery."""
+def _clean_recall(search: Search, similarity: str) -> list[Recall]:
+    """Return recall of clean queries in the clean gallery.
+
+    Args:
+        search: the clean videos.
+        similarity: one of SIMILARITIES.
+    """
     queries, gallery = search.queries, search.gallery
-    vectors = search.space.queries(queries.means)
-    ranks = first_ranks(vectors, search.gallery_vectors, queries.labels, gallery.labels)
+    space = space_of(similarity, queries.means, gallery.means)
+    vectors = space.queries(queries.means), space.gallery(gallery.means)
+    ranks = first_ranks(*vectors, queries.labels, gallery.labels)
     return recalls(ranks.tolist(), len(gallery.means), len(queries.records))
 
 

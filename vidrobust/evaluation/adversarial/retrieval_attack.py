@@ -308,13 +308,31 @@ def _attack_once(
     except ValueError as error:
         raise UserError(f"retrieval under {threat}: {error}") from None
 
-    # no attack is trusted: a video with a clip outside of the budget stays clean
+    _add_judged(group, side, threat, x_adv)
+    group.passes.append((model.forward - before[0], model.backward - before[1]))
+
+
+def _add_judged(group: _Group, side: Side, threat: ThreatModel, x_adv: Tensor) -> None:
+    """Verify the result of an attack from its pixels, and add its features to those of the batch.
+
+    No attack is trusted: a video with a clip outside of the budget stays clean.
+
+    Args:
+        group: of the batch, changed in place.
+        side: has the number of clips of a video.
+        threat: the budget.
+        x_adv: perturbed samples.
+
+    Raises:
+        BadSamples: for NaN and infinite features.
+    """
+    x = group.unit.x
     inside = contains(threat, x, x_adv)
     whole = inside.view(-1, side.clips).all(1)
     kept = whole.repeat_interleave(side.clips).view(-1, *[1] * (x.ndim - 1))
     x_adv = torch.where(kept, x_adv, x)
     with torch.no_grad():
-        features = encode(x_adv)
+        features = _mean_features(group.unit.predict, side.clips, x_adv)
     bad = ~features.isfinite().all(1)
     if bad.any():
         samples = (bad.nonzero().flatten() * side.clips).tolist()
@@ -322,7 +340,6 @@ def _attack_once(
     group.features.append(features)
     group.sizes.append(measure(threat, x, x_adv).view(-1, side.clips).amax(1))
     group.in_budget.append(contains(threat, x, x_adv).view(-1, side.clips).all(1))
-    group.passes.append((model.forward - before[0], model.backward - before[1]))
     group.rejected.append(int((~inside).sum()))
 
 
