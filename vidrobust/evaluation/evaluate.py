@@ -156,10 +156,9 @@ def evaluate(
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
     shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
-    open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (rows
-    of protocol.name=retrieval),
-    summary.json, report.md and its pictures. A call that was killed can be repeated: it continues,
-    with the same summary.
+    open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (a
+    row per query, clean and under each attack), summary.json, report.md and its pictures. A call
+    that was killed can be repeated: it continues, with the same summary.
 
     Args:
         cfg: the configuration.
