@@ -5,7 +5,7 @@ from torch import nn
 
 from vidrobust.attacks import parse_threat
 from vidrobust.config import DataConfig
-from vidrobust.data import corrupted_videos, eval_dataset
+from vidrobust.data import batch_loader, corrupted_videos, eval_dataset
 from vidrobust.evaluation import (
     AttackSettings,
     MeasureSettings,
@@ -14,10 +14,16 @@ from vidrobust.evaluation import (
     evaluate_corruptions,
     evaluate_robust,
 )
+from vidrobust.models.inference import to_clips
 
 CFG = DataConfig(frames=2, stride=2, short_side=20, size=16, workers=0)
 CPU = torch.device("cpu")
 SMALL = [parse_threat("linf-1/255")]
+
+
+def clips_of(dataset, index):
+    """Return the clips (K, 3, T, H, W) of a video."""
+    return to_clips(next(iter(batch_loader(dataset, [[(0, index)]], 0))), CPU)
 
 
 def attacked_rows(predict, dataset, indices, threats, out, **options):

@@ -13,7 +13,13 @@ eval mode. A loss is any callable x -> (B,); `Misclassify` is a classifier's.
 from vidrobust.attacks.apgd import apgd, apgd_t
 from vidrobust.attacks.ball import Ball, make_ball, project
 from vidrobust.attacks.bpda import BPDA
-from vidrobust.attacks.feature_losses import impersonate, own_loss, pull_toward, push_away
+from vidrobust.attacks.feature_losses import (
+    impersonate,
+    leave_neighbors,
+    own_loss,
+    pull_toward,
+    push_away,
+)
 from vidrobust.attacks.gradient import fgsm, mim, pgd
 from vidrobust.attacks.losses import (
     SCORES,
@@ -99,6 +105,7 @@ __all__ = [
     "frame_saliency",
     "geo_trap",
     "impersonate",
+    "leave_neighbors",
     "make_ball",
     "measure",
     "mim",

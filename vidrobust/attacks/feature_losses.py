@@ -34,6 +34,36 @@ def pull_toward(encode: Encode, target: Tensor) -> Loss:
     return lambda v: -(_encoded(encode, v).float() - goal).square().flatten(1).sum(1)
 
 
+def leave_neighbors(encode: Encode, x: Tensor, gallery: Tensor, neighbors: int) -> Loss:
+    """Return the margin by which the nearest gallery item is a new one, without labels.
+
+    The loss is the largest similarity to the items that are not among the nearest ones of x, minus
+    the largest similarity to those that are. So it is positive exactly where the nearest item is
+    none of the nearest ones of x. Unlike `push_away`, it is spent on the order of the items, and
+    not on a distance that may leave the order as it is.
+
+    Args:
+        encode: clips -> features (B, D), scaled and centred as those of the gallery.
+        x: clean clips (S, C, T, H, W).
+        gallery: (M, D), M at least 2; similarity is the inner product.
+        neighbors: number of nearest items of x that it is moved away from, 1 to M - 1.
+    """
+    if not 1 <= neighbors < len(gallery):
+        raise ValueError(f"neighbors={neighbors}: must be 1 to {len(gallery) - 1}, the other items")
+    items = gallery.float().T
+    with torch.no_grad():
+        clean = _encoded(encode, x).float() @ items
+        near = torch.zeros_like(clean, dtype=torch.bool)
+        near.scatter_(1, clean.topk(neighbors, dim=1).indices, True)
+
+    def margin(v: Tensor) -> Tensor:
+        similarity = _encoded(encode, v).float() @ items
+        outside = similarity.masked_fill(near, -torch.inf).amax(1)
+        return outside - similarity.masked_fill(~near, -torch.inf).amax(1)
+
+    return margin
+
+
 def own_loss(
     encode: Encode, pair_loss: Callable[[Tensor, Tensor], Tensor], other_view: Tensor
 ) -> Loss:

@@ -13,6 +13,7 @@ COMMANDS = {
     "features": "extract_features",
     "predict": "predict",
     "study": "study",
+    "compare": "compare",
     "prepare": "prepare",
     "benchmark": "benchmark",
     "visualize": "visualize",

@@ -18,7 +18,7 @@ from omegaconf import ListConfig, OmegaConf
 
 from vidrobust.config.find import find_config, protocol_file
 from vidrobust.config.interpolation import MAX_TEXT, References
-from vidrobust.config.options import Config, InputConfig, ProtocolConfig
+from vidrobust.config.options import Config, InputConfig, OpenSetConfig, ProtocolConfig
 from vidrobust.config.validate import check_together
 from vidrobust.config.yaml_text import parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
@@ -33,6 +33,7 @@ _PATHS = (
     "model.input.classes",
     "method.teacher",
     "eval.shift.root",
+    "eval.open_set.root",
     "eval.corruption.baseline",
 )
 
@@ -216,6 +217,7 @@ _ADDED_LATER: dict[str, object] = {
     "optim.betas": [0.9, 0.999],
     "optim.eps": 1e-8,
     "optim.final_lr": 0.0,
+    **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
 }
 

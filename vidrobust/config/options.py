@@ -863,6 +863,19 @@ class ShiftConfig:
 
 
 @dataclass
+class OpenSetConfig:
+    """Options `eval.open_set.*`: confidence on another data set, none of whose classes is known."""
+
+    name: str = option(
+        "",
+        "format of another data set: measure how well the confidence separates its test videos of"
+        " unknown classes from the own test videos: hmdb51, class_folder, ...; empty: none",
+    )
+    root: str = option("", "folder of that data set; empty: data.root")
+    fold: int = option(1, "official split of that data set", low=1)
+
+
+@dataclass
 class EvalConfig:
     """Options `eval.*`: what is measured, and under which attacks."""
 
@@ -982,6 +995,7 @@ class EvalConfig:
     )
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     shift: ShiftConfig = field(default_factory=ShiftConfig)
+    open_set: OpenSetConfig = field(default_factory=OpenSetConfig)
 
 
 @dataclass
@@ -1021,6 +1035,24 @@ class ProtocolConfig:
         " and decay; all of them are learned from afterwards",
         above=0,
         high=0.9,
+    )
+    # Retrieval.
+    similarity: str = option(
+        "centered",
+        "retrieval: how features are compared under attack; centered: cosine after the mean of the"
+        " queries and of the gallery is subtracted; cosine: of the features as they are",
+        choices=("centered", "cosine"),
+    )
+    attacked: str = option(
+        "queries",
+        "retrieval: whose clips eval.threats perturb, while the others stay clean",
+        choices=("queries", "gallery", "both"),
+    )
+    neighbors: int = option(
+        50,
+        "retrieval: the stronger attack moves a video away from this many of its nearest gallery"
+        " videos, at most half the gallery",
+        low=1,
     )
 
 

@@ -75,6 +75,11 @@ def _check_evaluation(cfg: Config) -> None:
         raise UserError(
             f"eval.shift.root={e.shift.root}: set its format, eval.shift.name=class_folder, ..."
         )
+    if e.open_set.root and not e.open_set.name:
+        raise UserError(
+            f"eval.open_set.root={e.open_set.root}: set its format,"
+            " eval.open_set.name=class_folder, ..."
+        )
     if e.sensitivity == 1:
         raise UserError("eval.sensitivity=1: distances between clips need two of them; 0 for none")
     if e.crops == 2:

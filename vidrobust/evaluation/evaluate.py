@@ -55,6 +55,7 @@ from vidrobust.evaluation.natural.corruption_summary import (
     read_baseline,
     relative_to,
 )
+from vidrobust.evaluation.natural.open_set import OpenSet, evaluate_open_set, unknown_records
 from vidrobust.evaluation.natural.shift import Shared, evaluate_shift, other_records
 from vidrobust.evaluation.own_head import Head, own_head
 from vidrobust.evaluation.report.markdown import write_report
@@ -78,6 +79,9 @@ from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.evaluation.representation.space import ALIGNED, geometry_of, sensitivity_of
 from vidrobust.evaluation.results import claim, decoding_failures, identify, model_faults
+from vidrobust.evaluation.retrieval_protocol import NAME as RETRIEVAL
+from vidrobust.evaluation.retrieval_protocol import check_retrieval, evaluate_retrieval
+from vidrobust.evaluation.retrieval_summary import RetrievalTable
 from vidrobust.evaluation.settings import MeasureSettings
 from vidrobust.evaluation.summary import (
     Summary,
@@ -116,6 +120,7 @@ class _Evaluation:
         test: test videos.
         classes: names of the classes.
         others: videos of eval.shift, and the classes that both data sets share.
+        unknown: videos of eval.open_set.
         out: the folder.
         device: device of the models.
         identity: step and hash of the checkpoint, kept with rows.
@@ -127,6 +132,7 @@ class _Evaluation:
     test: list[Record]
     classes: list[str]
     others: tuple[list[Record], Shared]
+    unknown: list[Record]
     out: Path
     device: torch.device
     identity: str
@@ -159,8 +165,9 @@ def evaluate(
     Writes predictions.jsonl (a row per video), results.jsonl (a row per video and threat),
     corruptions.jsonl (a row per video and corruption), bias.jsonl (a row per video and view),
     shift.jsonl (a row per video of eval.shift, and per own test video of the shared classes),
-    summary.json, report.md and its pictures. A call that was killed can be repeated: it continues,
-    with the same summary.
+    open_set.jsonl (a row per video of eval.open_set, and per own test video), retrieval.jsonl (a
+    row per query, clean and under each attack), summary.json, report.md and its pictures. A call
+    that was killed can be repeated: it continues, with the same summary.
 
     Args:
         cfg: the configuration.
@@ -249,14 +256,17 @@ def _evaluate(
         require_multi_label_options(cfg)
     check_bias(cfg, test)
     PROTOCOLS[cfg.protocol.name].check(cfg, train)
+    check_retrieval(cfg, train, test, attack)
     others = other_records(cfg, classes, train + test)
-    identity: dict[str, Any] = identify(cfg, name, train, test, others[0])  # fields of Summary
+    unknown = unknown_records(cfg, classes, train + test)
+    # fields of Summary
+    identity: dict[str, Any] = identify(cfg, name, train, test, others[0], unknown)
     baseline = _baseline(cfg, identity, len(evenly(len(test), cfg.eval.limit)))
 
     # 2. Models: the trained one, and one with random weights
     measured = load(len(classes))
     run = _Evaluation(
-        cfg, attack, train, test, classes, others, out, device, identity["checkpoint"]
+        cfg, attack, train, test, classes, others, unknown, out, device, identity["checkpoint"]
     )
 
     main = distributed.rank() == 0
@@ -347,12 +357,14 @@ def check_evaluation(cfg: config.Config) -> None:
     Raises:
         UserError: as `evaluate` does.
     """
-    check_suite(cfg)
+    attack = check_suite(cfg)
     train, test, classes = build_lists(cfg.data)
     if is_multi_label(test):
         require_multi_label_options(cfg)
     check_bias(cfg, test)
+    check_retrieval(cfg, train, test, attack)
     other_records(cfg, classes, train + test)
+    unknown_records(cfg, classes, train + test)
 
 
 def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
@@ -388,6 +400,7 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         summary.shift = evaluate_shift(
             cfg, predict, run.others, run.test, run.out, device, identity=run.identity
         )
+        summary.open_set = _open_set(run, predict)
         summary.corruption = _corruptions(run, predict)
         summary.bias = _bias(run, predict)
         # Each of these has a clean accuracy, on its own clips. The summary has that of attacks, or
@@ -396,7 +409,8 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
             summary.clean_acc = summary.bias.views[CLEAN].acc
         if summary.corruption:
             summary.clean_acc = summary.corruption.clean_acc
-        if run.attack.threats:
+        # eval.threats of the protocol "retrieval" attack features, and not the classifier
+        if run.attack.threats and cfg.protocol.name != RETRIEVAL:
             _attack(run, predict, summary)
 
     _collect_warnings(run, summary)
@@ -450,8 +464,8 @@ def _represent(
     for line in doubts:
         log.warning(line)
     _require_head(run, measured, head)
-    # An attentive head takes tokens, which are too many to be kept: its logits are computed together
-    # with the features.
+    # An attentive head takes tokens, which are too many to be kept: its logits are computed
+    # together with the features.
     whole = Model(model.backbone, head) if isinstance(head, AttentiveHead) else None
     gallery, queries = _features(run, models, whole)
     fitted = _fit_protocol(run, models, gallery, queries)
@@ -483,6 +497,8 @@ def _represent(
     summary.warnings += doubts + representation.faults()
     summary.input = used_card(cfg, measured)
     summary.eot = cfg.eval.eot
+    if cfg.protocol.name == RETRIEVAL:
+        summary.retrieval = _retrieval(run, model, (gallery, queries))
     return summary, queries[: len(models)], predict
 
 
@@ -560,8 +576,8 @@ def _collect_warnings(run: _Evaluation, summary: Summary) -> None:
     for line in unlike_published(summary):
         log.warning(line)
         summary.warnings.append(line)
-    measured = (summary.corruption, summary.bias, summary.shift)
-    for part in (*measured, summary.sensitivity):
+    measured = (summary.corruption, summary.bias, summary.shift, summary.open_set)
+    for part in (*measured, summary.sensitivity, summary.retrieval):
         summary.warnings += part.warnings if part else []
     if "texture" in run.cfg.eval.bias and (doubt := doubt_of_twins(run.cfg.data)):
         summary.warnings.append(doubt)
@@ -602,6 +618,36 @@ def _attack(run: _Evaluation, predict: Predict, summary: Summary) -> None:
         videos = source_videos(cfg.data, run.test, cfg.eval.clips, cfg.eval.sampling)
     rows = evaluate_robust(run.settings(predict), attack, videos, run.indices)
     add_attacks(summary, cfg, rows, attack, doubts)
+
+
+def _retrieval(
+    run: _Evaluation, model: Model, features: tuple[list[Features], list[Features]]
+) -> RetrievalTable:
+    """Return recall of test videos in the training videos, clean and under attack.
+
+    Args:
+        run: data, settings and folder.
+        model: the trained model.
+        features: of training and of test videos, under each model.
+    """
+    return evaluate_retrieval(
+        run.cfg,
+        model.backbone,
+        features,
+        (run.train, run.test),
+        run.indices,
+        run.attack,
+        run.out,
+        run.device,
+    )
+
+
+def _open_set(run: _Evaluation, predict: Predict) -> OpenSet | None:
+    """Return how well confidence separates unknown classes; None without eval.open_set."""
+    known = [run.test[i] for i in run.indices]
+    return evaluate_open_set(
+        run.cfg, predict, run.unknown, known, run.out, run.device, identity=run.identity
+    )
 
 
 def _corruptions(run: _Evaluation, predict: Predict) -> CorruptionTable | None:

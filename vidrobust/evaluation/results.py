@@ -36,6 +36,7 @@ _FREE = (
     "eval.enabled",
     "eval.corruption.baseline",
     "eval.shift.root",
+    "eval.open_set.root",
 )
 
 _LOCK = ".lock"  # held by the process that evaluates
@@ -47,6 +48,7 @@ def identify(
     train: list[Record],
     test: list[Record],
     others: list[Record],
+    unknown: Sequence[Record] = (),
 ) -> dict[str, str]:
     """Return the entries that two runs must have in common to be the same evaluation.
 
@@ -58,12 +60,14 @@ def identify(
         train: training videos.
         test: test videos.
         others: videos of eval.shift.
+        unknown: videos of eval.open_set.
     """
     return {
         "checkpoint": name,
         "config_sha": config.config_sha(_evaluation_options(cfg), ignore=_FREE),
         "manifest_sha": records_sha(train + test),
         **({"shift_sha": records_sha(others)} if others else {}),
+        **({"open_set_sha": records_sha(list(unknown))} if unknown else {}),
         **({"textures": _textures(cfg.data.twins)} if "texture" in cfg.eval.bias else {}),
     }
 
@@ -189,6 +193,7 @@ def _difference(earlier: dict[str, Any], identity: dict[str, str], options: dict
     differ = ", ".join(key for key, value in options.items() if before.get(key, value) != value)
     names = {
         "shift_sha": "videos of eval.shift",
+        "open_set_sha": "videos of eval.open_set",
         "textures": "textures",
         "checkpoint": "checkpoint",
         "config_sha": f"options ({differ})" if differ else "options",

@@ -15,13 +15,16 @@ from vidrobust.evaluation.adversarial.curve import (
     robust_to_all,
     suite_warnings,
 )
+from vidrobust.evaluation.calibration import Calibration, calibration_of
 from vidrobust.evaluation.natural.bias_summary import BiasTable
 from vidrobust.evaluation.natural.corruption_summary import CorruptionTable
+from vidrobust.evaluation.natural.open_set import OpenSet
 from vidrobust.evaluation.natural.shift import Shift
 from vidrobust.evaluation.representation.geometry import Geometry
 from vidrobust.evaluation.representation.knn_and_probe import Accuracy, Representation
 from vidrobust.evaluation.representation.multi_label import MeanAveragePrecision
 from vidrobust.evaluation.representation.sensitivity import Sensitivity
+from vidrobust.evaluation.retrieval_summary import RetrievalTable
 from vidrobust.models.complexity import Complexity
 from vidrobust.models.feature_store import Features
 from vidrobust.models.input_spec import InputSpec, Published
@@ -82,7 +85,9 @@ class Summary:
         precise_bn: training clips from which batch-norm statistics were recomputed.
         geometry: "trained" and "random" -> geometry of their features; None on ranks above 0.
         sensitivity: how far small perturbations move the representation.
+        retrieval: recall at k of the protocol "retrieval", clean and under attack.
         shift: accuracy on another data set.
+        open_set: how well confidence separates another data set's unknown classes.
         bias: accuracy on clips without a cue.
         clean_acc: accuracy on the unchanged clips of the attacks. Without attacks it is that of
             the corruptions, and without these that of the cues.
@@ -98,12 +103,14 @@ class Summary:
             attack finds smallest perturbations.
         attacks: names of the attacks that ran.
         curve: accuracy under each threat.
+        calibration: whether confidence matches accuracy, on clean clips and under each threat.
         warnings: reasons to doubt the numbers.
         corruption: accuracy under corruptions.
         checkpoint: step and hash of the weights.
         config_sha: hash of the options.
         manifest_sha: hash of the lists of videos.
         shift_sha: hash of the list of videos of `shift`.
+        open_set_sha: hash of the list of videos of `open_set`.
         textures: how texture twins were made.
     """
 
@@ -135,8 +142,10 @@ class Summary:
     eot: int = 1
     geometry: dict[str, Geometry] | None
     sensitivity: Sensitivity | None = None
+    retrieval: RetrievalTable | None = None
     # Another data set, and cues
     shift: Shift | None = None
+    open_set: OpenSet | None = None
     bias: BiasTable | None = None
     # Attacks
     clean_acc: float | None = None
@@ -150,6 +159,7 @@ class Summary:
     median_norm: dict[str, float | None] | None = None
     attacks: list[str] = field(default_factory=list)
     curve: list[CurvePoint]
+    calibration: list[Calibration] = field(default_factory=list)
     warnings: list[str]
     # Corruptions
     corruption: CorruptionTable | None
@@ -158,6 +168,7 @@ class Summary:
     config_sha: str = ""
     manifest_sha: str = ""
     shift_sha: str = ""
+    open_set_sha: str = ""
     textures: str = ""
 
 
@@ -318,4 +329,5 @@ def add_attacks(
         summary.median_norm = median_norms(rows, threats)
     summary.attacks = sorted({name for point in curve for name in point.passes})
     summary.curve = curve
+    summary.calibration = calibration_of(rows, threats)
     summary.warnings += doubts + suite_warnings(rows, curve)

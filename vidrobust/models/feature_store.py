@@ -161,6 +161,10 @@ class DiskStore:
 
     def load(self) -> list[Features]:
         """Wait for all ranks, then return the features of each model in the order of records."""
+        return self.load_with_rows()[0]
+
+    def load_with_rows(self) -> tuple[list[Features], list[Row]]:
+        """Return what `load` returns, and the rows as they were appended, in the same order."""
         distributed.patient_barrier()
         rows: dict[int, Row] = {}
         places: dict[int, tuple[int, int]] = {}  # index of a record -> (part, place in its stores)
@@ -173,12 +177,12 @@ class DiskStore:
                     places[row["index"]] = number, place
         order = sorted(rows)
         good = [places[index] for index in order if rows[index]["error"] is None]
-        return [
-            Features.of_rows(
-                [rows[index] for index in order], _gathered([p.stores[m] for p in parts], good)
-            )
+        in_order = [rows[index] for index in order]
+        features = [
+            Features.of_rows(in_order, _gathered([p.stores[m] for p in parts], good))
             for m in range(self.models)
         ]
+        return features, in_order
 
     def close(self) -> None:
         """Close the files of this rank."""

@@ -1,6 +1,9 @@
-"""Confidence intervals of proportions."""
+"""Confidence intervals of proportions, and of other measures by resampling."""
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -22,3 +25,26 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # rounding may leave [0, 1] at hits = 0 and hits = n
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    measure: Callable[..., float], *samples: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a measure (Efron 1979).
+
+    Args:
+        measure: function of the samples.
+        samples: independent samples, each (n, ...), whose rows are drawn with replacement.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        (low, high).
+    """
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(resamples):
+        drawn = [sample[rng.integers(len(sample), size=len(sample))] for sample in samples]
+        values.append(measure(*drawn))
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

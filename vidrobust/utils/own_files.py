@@ -9,7 +9,7 @@ from vidrobust.utils.errors import UserError
 
 # Files of rows: NAME.jsonl, a NAME.rankN.jsonl per rank, and NAME.identity.json, the options and
 # weights that the rows belong to.
-_STREAMS = ("results", "timing", "corruptions", "bias", "shift")
+_STREAMS = ("results", "timing", "corruptions", "bias", "shift", "open_set")
 # patterns of the files that an evaluation writes, relative to its folder
 EVALUATION_FILES = (
     "identity.json",
@@ -19,6 +19,8 @@ EVALUATION_FILES = (
     "features.pt",
     "features/t*.rows.jsonl",
     "features/t*.f32",
+    "features/attacked_*.rows.jsonl",
+    "features/attacked_*.f32",
     "shift.partial/o*.rows.jsonl",
     "shift.partial/o*.f32",
     "features/stages-t*.rows.jsonl",
@@ -30,6 +32,11 @@ EVALUATION_FILES = (
     "confusion_*.csv",
     "labels/train.txt",
     "labels/classes.txt",
+    "retrieval.jsonl",
+    "retrieval.png",
+    "calibration.png",
+    "open_set.partial/*.rows.jsonl",
+    "open_set.partial/*.f32",
     "checks.json",
     "summary.json",
     "report.md",

@@ -35,6 +35,11 @@ class AttackRow:
             of the whole batch, other rows have none: a sum over rows is the cost of the evaluation.
         rejected: attack -> number of clips outside of the budget, which were not used; in the first
             row of a batch, as `passes`.
+        clean_confidence: largest probability without an attack; None for a failed video, and in
+            rows of earlier revisions.
+        clean_brier: Brier score of the probabilities without an attack, 0 to 2; None as above.
+        adv_confidence: largest probability for the adversarial clip; None as above.
+        adv_brier: Brier score of the probabilities for the adversarial clip; None as above.
         error: why the video failed, or None.
     """
 
@@ -55,6 +60,10 @@ class AttackRow:
     in_budget: bool | None = None
     passes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
+    clean_confidence: float | None = None
+    clean_brier: float | None = None
+    adv_confidence: float | None = None
+    adv_brier: float | None = None
     error: str | None = None
 
     @property

@@ -253,12 +253,12 @@ class _State:
 
     Attributes:
         classes: K of the model.
-        clean: (B,), predictions without an attack.
+        clean: predictions without an attack.
         clean_h264: predictions after H.264 without an attack, None each without H.264.
         x_adv: (B, 3, T, H, W): of a broken clip, the adversarial clip that broke it; of any other,
             the last attempt, or the clip itself before the first.
         x_round: the same for clips after rounding to uint8.
-        adv: (B,), predictions for x_adv.
+        adv: predictions for x_adv.
         uint8_adv: (B,), predictions for x_round, rounded.
         killed_by: of each clip, the attack that broke it, "clean", or None.
         uint8_killed_by: the same, after rounding.
@@ -266,11 +266,11 @@ class _State:
     """
 
     classes: int
-    clean: Tensor
+    clean: "_Answers"
     clean_h264: Sequence[int | None]
     x_adv: Tensor
     x_round: Tensor
-    adv: Tensor
+    adv: "_Answers"
     uint8_adv: Tensor
     killed_by: list[str | None]
     uint8_killed_by: list[str | None]
@@ -318,7 +318,7 @@ def _attack_family(
                 results.seconds[str(threat)] = outcome.seconds
             broken = _update(state, unit, clips, outcome)[: attack.pictures]
             results.pictures += broken_clips(
-                unit, broken, state.x_adv, state.clean, state.adv, threat
+                unit, broken, state.x_adv, state.clean.classes, state.adv.classes, threat
             )
         columns.append(_rows_of(unit, threat, state, spent, attack))
     return columns
@@ -330,20 +330,21 @@ def _evaluate_clean(unit: Unit, attack: AttackSettings) -> _State:
     Raises:
         UserError: for outputs that are not logits, and for a label that the model has no logit for.
     """
-    clean, classes = _predicted(unit, unit.x)
+    clean = _predicted(unit, unit.x)
     for uid, label in zip(unit.uids, unit.labels.tolist(), strict=True):
-        require_label(uid, label, classes)
-    uint8, _ = _predicted(unit, rounded(unit.x, unit.x))
+        require_label(uid, label, clean.outputs)
+    uint8 = _predicted(unit, rounded(unit.x, unit.x)).classes
+    right = (clean.classes == unit.labels).tolist()
     return _State(
-        classes=classes,
+        classes=clean.outputs,
         clean=clean,
         clean_h264=_after_h264(unit, unit.x, attack.h264_crf),
         x_adv=unit.x.clone(),
         x_round=unit.x.clone(),
         adv=clean,
         uint8_adv=uint8,
-        killed_by=[None if right else "clean" for right in (clean == unit.labels).tolist()],
-        uint8_killed_by=[None if right else "clean" for right in (uint8 == unit.labels).tolist()],
+        killed_by=[None if each else "clean" for each in right],
+        uint8_killed_by=[None if each else "clean" for each in (uint8 == unit.labels).tolist()],
     )
 
 
@@ -442,8 +443,8 @@ def _update(state: _State, unit: Unit, clips: list[int], outcome: Outcome) -> li
     """
     broken = _take(state.killed_by, outcome.broken_by, clips, state.x_adv, outcome.x_adv)
     _take(state.uint8_killed_by, outcome.rounded_by, clips, state.x_round, outcome.x_rounded)
-    state.adv, _ = _predicted(unit, state.x_adv)
-    state.uint8_adv, _ = _predicted(unit, rounded(state.x_round, unit.x))
+    state.adv = _predicted(unit, state.x_adv)
+    state.uint8_adv = _predicted(unit, rounded(state.x_round, unit.x)).classes
     return broken
 
 
@@ -500,10 +501,10 @@ def _rows_of(
                 index=unit.index[i],
                 uid=uid,
                 label=int(unit.labels[i]),
-                clean_pred=int(state.clean[i]),
+                clean_pred=int(state.clean.classes[i]),
                 threat=str(threat),
                 eps=threat.eps,
-                adv_pred=int(state.adv[i]),
+                adv_pred=int(state.adv.classes[i]),
                 robust=state.killed_by[i] is None,
                 killed_by=state.killed_by[i],
                 uint8_pred=int(state.uint8_adv[i]),
@@ -514,14 +515,35 @@ def _rows_of(
                 in_budget=in_budget[i],
                 passes=cost.passes,
                 rejected=cost.rejected,
+                clean_confidence=float(state.clean.confidence[i]),
+                clean_brier=float(state.clean.brier[i]),
+                adv_confidence=float(state.adv.confidence[i]),
+                adv_brier=float(state.adv.brier[i]),
             )
         )
     return rows
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """Predictions of a model for B clips.
+
+    Attributes:
+        classes: (B,), predicted classes.
+        confidence: (B,), their probabilities.
+        brier: (B,), Brier scores: sum over classes of (probability - 1 for the label, else 0)^2.
+        outputs: K, number of logits.
+    """
+
+    classes: Tensor
+    confidence: Tensor
+    brier: Tensor
+    outputs: int
+
+
 @torch.no_grad()
-def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
-    """Return (predictions (B,), K).
+def _predicted(unit: Unit, x: Tensor) -> _Answers:
+    """Return the predictions for clips of a batch.
 
     Raises:
         BadSamples: for NaN and infinite logits.
@@ -537,7 +559,16 @@ def _predicted(unit: Unit, x: Tensor) -> tuple[Tensor, int]:
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise BadSamples(bad, "the model gives NaN or infinite logits for samples {}")
-    return logits.argmax(1), logits.shape[1]
+    probabilities = logits.float().softmax(1)
+    # a label without a logit is refused by the caller, and has no true class here
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    is_label = unit.labels.to(logits.device)[:, None] == classes
+    return _Answers(
+        classes=logits.argmax(1),
+        confidence=probabilities.amax(1),
+        brier=(probabilities - is_label.float()).square().sum(1),
+        outputs=logits.shape[1],
+    )
 
 
 @torch.no_grad()
@@ -556,7 +587,7 @@ def _after_h264(unit: Unit, x: Tensor, crf: int) -> Sequence[int | None]:
     for clip, fps in zip(clips, unit.fps, strict=True):
         decoded.append(h264(clip, crf, max(round(fps), 1)))
     back = torch.from_numpy(np.stack(decoded)).to(x.device).movedim(-1, 1).float() / 255
-    return _predicted(unit, back)[0].tolist()
+    return _predicted(unit, back).classes.tolist()
 
 
 def timings(out: Path) -> dict[str, dict[str, float]]:

@@ -177,7 +177,7 @@ def other_records(
     if not name:
         return [], Shared([], {}, {})
     root = cfg.eval.shift.root or cfg.data.root
-    records, other_classes = _read_records(cfg, root)
+    records, other_classes = read_other(cfg.data, cfg.eval.shift, "eval.shift")
     shared = shared_classes(classes, other_classes)
     _warn_of_ambiguous_names(cfg, classes, other_classes, shared)
 
@@ -193,24 +193,32 @@ def other_records(
             f"eval.shift.name={name}: only {shared.concepts[0]} is shared with {cfg.data.name}, and"
             " any answer among one class is correct; at least two shared classes are needed"
         )
-    _refuse_known_videos(kept, known)
+    refuse_known_videos(kept, known, "eval.shift")
     kept = [kept[i] for i in evenly(len(kept), cfg.eval.limit)]
     return [replace(record, label=shared.other[record.label]) for record in kept], shared
 
 
-def _read_records(cfg: config.Config, root: str) -> tuple[list[Record], list[str]]:
-    """Read the list of eval.shift from a folder, and return its videos and class names."""
-    shift = cfg.eval.shift
-    spec = FORMATS.get(shift.name)  # None for torchvision:NAME, and for names refused below
+def read_other(
+    own: config.DataConfig, other: config.ShiftConfig | config.OpenSetConfig, option: str
+) -> tuple[list[Record], list[str]]:
+    """Read another data set's list of test videos, and return its videos and class names.
+
+    Args:
+        own: the data options of the evaluation.
+        other: format, folder and fold of the other data set.
+        option: name of its section, for messages.
+    """
+    root = other.root or own.root
+    spec = FORMATS.get(other.name)  # None for torchvision:NAME, and for names refused below
     if spec is not None and spec.draw is not None and not Path(root).expanduser().is_dir():
         # reading a built-in data set would render its videos into a folder that does not exist
-        raise UserError(f"eval.shift.root={root}: no such folder")
+        raise UserError(f"{option}.root={root}: no such folder")
     data = config.DataConfig(
-        **vars(cfg.data)
+        **vars(own)
         | {
-            "name": shift.name,
+            "name": other.name,
             "root": root,
-            "fold": shift.fold,
+            "fold": other.fold,
             "validation": 0.0,
             "manifest": "",
             "twins": "",
@@ -219,10 +227,10 @@ def _read_records(cfg: config.Config, root: str) -> tuple[list[Record], list[str
     try:
         return build_records(data, spec.other_split if spec else "test")
     except UserError as error:
-        # The message names options of data; the user set those of eval.shift.
-        message = re.sub(r"\bdata\.(name|root|fold)", r"eval.shift.\1", str(error))
-        if not shift.root:
-            message += "; eval.shift.root is empty, so data.root was used"
+        # The message names options of data; the user set those of the other data set.
+        message = re.sub(r"\bdata\.(name|root|fold)", rf"{option}.\1", str(error))
+        if not other.root:
+            message += f"; {option}.root is empty, so data.root was used"
         raise UserError(message) from None
 
 
@@ -251,15 +259,21 @@ def _warn_of_ambiguous_names(
         )
 
 
-def _refuse_known_videos(records: Sequence[Record], known: Sequence[Record]) -> None:
-    """Raise UserError if a video is also one of the own training or test videos."""
+def refuse_known_videos(records: Sequence[Record], known: Sequence[Record], option: str) -> None:
+    """Raise UserError if a video is also one of the own training or test videos.
+
+    Args:
+        records: videos of the other data set.
+        known: own videos.
+        option: name of the section of the other data set, for the message.
+    """
     # Links to a file are resolved; copies of it are not detected.
     known_paths = {os.path.realpath(record.path) for record in known}
     leaked = [record.uid for record in records if os.path.realpath(record.path) in known_paths]
     if leaked:
         raise UserError(
-            f"eval.shift: {len(leaked)} of {len(records)} videos are in the own training or test"
-            f" split, first {leaked[0]}; set eval.shift.root or eval.shift.fold to other videos"
+            f"{option}: {len(leaked)} of {len(records)} videos are in the own training or test"
+            f" split, first {leaked[0]}; set {option}.root or {option}.fold to other videos"
         )
 
 

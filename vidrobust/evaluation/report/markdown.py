@@ -11,9 +11,12 @@ from vidrobust.evaluation.adversarial.rows import timings
 from vidrobust.evaluation.report import drawing
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.report.bias_tables import bias_lines
+from vidrobust.evaluation.report.calibration_tables import calibration_lines
 from vidrobust.evaluation.report.corruption_tables import corruption_lines
 from vidrobust.evaluation.report.geometry_tables import geometry_lines
+from vidrobust.evaluation.report.open_set_text import open_set_lines
 from vidrobust.evaluation.report.representation_tables import representation_lines
+from vidrobust.evaluation.report.retrieval_tables import retrieval_lines
 from vidrobust.evaluation.report.shift_text import shift_lines
 from vidrobust.evaluation.results import classes_of
 from vidrobust.evaluation.summary import Summary, published_beside, read_summary
@@ -50,7 +53,7 @@ def write_report(out: Path, summary: Summary, classes: list[str]) -> None:
     """Write out/report.md and its pictures.
 
     The pictures are curve.png (for threats with several budgets), one per file of clips/*.npz,
-    corruptions.png and corruption_curves.png.
+    retrieval.png, calibration.png, corruptions.png and corruption_curves.png.
 
     Args:
         out: folder of the evaluation.
@@ -88,11 +91,14 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         "",
         *representation_lines(out, summary),
         *_published_lines(summary),
+        *retrieval_lines(out, summary.retrieval),
         *(_attack_lines(out, summary) if summary.curve else []),
         *(["![robust accuracy](curve.png)", ""] if has_curve else []),
         *(markdown.image(p.stem, f"clips/{p.name}") + "\n" for p in pictures),
+        *calibration_lines(out, summary.calibration),
         *corruption_lines(out, summary.corruption),
         *shift_lines(summary.shift),
+        *open_set_lines(summary.open_set),
         *bias_lines(summary.bias),
         *geometry_lines(summary.geometry, summary.sensitivity),
         *(["## Warnings", ""] if summary.warnings else []),
@@ -110,7 +116,8 @@ def _done(summary: Summary) -> str:
         "attacked": summary.curve,
         "corrupted": summary.corruption,
         "shown without cues": summary.bias,
-        "compared with another data set": summary.shift,
+        "compared with another data set": summary.shift or summary.open_set,
+        "searched for": summary.retrieval,
     }
     return " and ".join(name for name, result in done.items() if result)
 

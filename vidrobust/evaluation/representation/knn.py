@@ -49,12 +49,12 @@ def knn_scores(
     query_names, gallery_names = names or (None, None)
     require_finite(queries, "features of the queries", query_names)
     require_finite(gallery, "features of the gallery", gallery_names)
-    gallery = _directions(gallery)
+    gallery = directions(gallery)
     k = min(k, len(gallery))
     at_once = max(1, _SIMILARITIES // (queries.shape[1] * len(gallery)))  # videos
     votes = []
     for clips in queries.split(at_once):
-        similarity, nearest = (_directions(clips) @ gallery.T).topk(k, dim=-1)
+        similarity, nearest = (directions(clips) @ gallery.T).topk(k, dim=-1)
         # Relative to the nearest neighbour, whose weight is 1: nothing over- or underflows.
         weight = ((similarity - similarity[..., :1]) / temperature).exp()
         scores = queries.new_zeros(*clips.shape[:2], classes)
@@ -63,7 +63,7 @@ def knn_scores(
     return torch.cat(votes)
 
 
-def _directions(features: Tensor) -> Tensor:
+def directions(features: Tensor) -> Tensor:
     """Return features (..., D) scaled to length 1, at any scale; vectors of zeros stay zero."""
     length = features.norm(dim=-1, keepdim=True)
     # Squares of very small or very large values are 0 or infinite, so that the length is wrong.

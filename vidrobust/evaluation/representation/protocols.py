@@ -84,4 +84,9 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
         source="Assran et al. 2025",
         trains=True,
     ),
+    "retrieval": ProtocolSpec(
+        help="recall at k: test videos search the training videos, clean and under attack",
+        source="Han et al. 2020; Chen et al. 2021 (RSPNet)",
+        options=frozenset({"similarity", "attacked", "neighbors"}),
+    ),
 }
