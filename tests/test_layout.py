@@ -22,6 +22,7 @@ LAYERS = [
     {"methods"},
     {"training", "evaluation"},
     {"study", "benchmarks"},
+    {"protocols"},
     {"cli", "api"},
 ]
 ALONE = {"attacks", "corruptions"}  # usable without the rest of the package

@@ -37,16 +37,20 @@ def place(tmp_path_factory):
     return top
 
 
-def _measured(place, *words):
+def _tested(place, *words):
     keys = {word.split("=")[0] for word in words}
     quick = [word for word in QUICK if word.split("=")[0] not in keys]
-    done = tool("test_net", "--checkpoint", "run", *quick, *words, cwd=place)
+    return tool("test_net", "--checkpoint", "run", *quick, *words, cwd=place)
+
+
+def _measured(place, *words):
+    done = _tested(place, *words)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 def _refused(place, *words):
-    done = tool("test_net", "--checkpoint", "run", *QUICK, *words, cwd=place)
+    done = _tested(place, *words)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
 
@@ -187,6 +191,52 @@ def test_every_stage_has_a_probe(place):
     *_, last = summary.stages.values()
     assert last == summary.representation["trained_probe"]
     assert "| stage, pooled | linear probe |" in (place / "run/eval/stages/report.md").read_text()
+
+
+def test_a_finetuned_run_is_trained_once_measured_and_attacked(place, monkeypatch):
+    words = ("protocol.name=slf", "train.epochs=1", "train.batch_size=4", "eval.suite=pgd")
+    words = (*words, "eval.threats=[linf-1/255]", "augment.shift=2")
+    _measured(place, *words)
+    run = place / "run/finetuned/slf"
+    summary = read_summary(run / "eval/slf/summary.json")
+    assert (summary.classifier, summary.protocol) == ("own head", "slf")
+    assert [point.threat for point in summary.curve] == ["linf-1/255"]
+    # the frozen backbone is that of the run, bit by bit
+    own = checkpoint.measured_backbone(checkpoint.read_checkpoint(place / "run"))
+    kept = checkpoint.measured_backbone(checkpoint.read_checkpoint(run))
+    assert own.keys() == kept.keys()
+    assert all(torch.equal(own[key], kept[key]) for key in own)
+    before = (run / "backbone.pt").stat().st_mtime_ns
+    (run / "eval/slf/summary.json").unlink()
+    _measured(place, *words)
+    assert (run / "backbone.pt").stat().st_mtime_ns == before
+    # measured again as any run is, without training
+    done = tool("test_net", "--checkpoint", run, *QUICK, "eval.name=again", cwd=place)
+    assert done.returncode == 0, done.stderr
+    again = read_summary(run / "eval/again/summary.json")
+    assert again.representation["head"] == summary.representation["head"]
+    # another recipe in the same folder is refused
+    assert "holds a run with other options" in _refused(place, *words, "optim.lr=0.5")
+    _measured(place, *words, "optim.lr=0.5", "--overwrite")
+    assert config.load(run / "config.yaml").optim.lr == 0.5
+
+
+def test_a_model_of_another_package_is_finetuned_by_its_protocol(place):
+    words = tiny("protocol.name=finetune", "data.root=data", "train.batch_size=4", "train.epochs=1")
+    words = [word for word in words if not word.startswith("model.")]
+    spec = ("--model", "torchvision:r3d_18", "--output-dir", "r3d")
+    words = [word.replace("data.size=16", "data.size=32") for word in words]
+    words = [word.replace("data.short_side=28", "data.short_side=32") for word in words]
+    done = tool("test_net", *spec, *words, "eval.checks=0", cwd=place)
+    assert done.returncode == 0, done.stderr
+    summary = read_summary(place / "r3d/eval/finetune/summary.json")
+    assert summary.classifier == "own head" and summary.protocol == "finetune"
+
+
+def test_train_net_takes_no_protocol_that_begins_with_a_trained_model(place):
+    done = tool("train_net", "--cfg", "config.yaml", *tiny("protocol.name=alf"), cwd=place)
+    assert done.returncode == 1
+    assert "protocol.name=alf: begins with a trained model; use tools/test_net.py" in done.stderr
 
 
 def test_three_crops_are_averaged(place):

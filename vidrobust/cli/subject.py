@@ -72,7 +72,7 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
     def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
         return evaluate(cfg, state, out, overwrite=overwrite)
 
-    return cfg, Subject(folder, measure, trained)
+    return cfg, Subject(folder, measure, trained, trains)
 
 
 def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, Subject]:
@@ -89,7 +89,7 @@ def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, S
     def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
         return evaluate_source(cfg, args.model, args.weights, out, overwrite=overwrite)
 
-    return cfg, Subject(folder, measure)
+    return cfg, Subject(folder, measure, finetuned=trains)
 
 
 def _finetuned(args: argparse.Namespace, trained: config.Config) -> config.Config:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vidrobust import config
 from vidrobust.data import find_format
 from vidrobust.evaluation.report import tables as markdown
+from vidrobust.evaluation.retrieval_summary import RetrievalTable
 from vidrobust.evaluation.summary import Summary
 from vidrobust.study.arm_table import Spread, spread_of
 from vidrobust.utils import distributed
@@ -56,7 +57,7 @@ def run_splits(
     for split in cfg.protocol.splits:
         done[split] = run(split)
         measures = [measures_of(summary) for summary, _ in done.values()]
-        # a measure that a split lacks, as NaN would, has no mean
+        # only what every split has measured has a mean
         keys = [key for key in measures[0] if all(key in each for each in measures)]
         spreads = {key: spread_of([each[key] for each in measures]) for key in keys}
         with distributed.together():
@@ -67,23 +68,33 @@ def run_splits(
 
 def measures_of(summary: Summary) -> dict[str, float]:
     """Return name -> accuracy of what an evaluation has measured, fractions."""
-    measures: dict[str, float] = {}
+    measures: dict[str, float | None] = {}
     for name, accuracy in summary.representation.items():
         measures[name] = accuracy.acc
-        if accuracy.top5 is not None:
-            measures[f"{name} top-5"] = accuracy.top5
-        if accuracy.mean_class is not None:
-            measures[f"{name} mean of classes"] = accuracy.mean_class
-    for stage, accuracy in summary.stages.items():
-        measures[f"stage {stage}"] = accuracy.acc
-    if summary.clean_acc is not None:
-        measures[f"clean, {summary.classifier}"] = summary.clean_acc
-    for point in summary.curve:
-        measures[f"robust {point.threat}"] = point.robust_acc
+        measures[f"{name} top-5"] = accuracy.top5
+        measures[f"{name} mean of classes"] = accuracy.mean_class
+    measures |= {f"stage {name}": accuracy.acc for name, accuracy in summary.stages.items()}
+    measures[f"clean, {summary.classifier}"] = summary.clean_acc
+    measures |= {f"robust {point.threat}": point.robust_acc for point in summary.curve}
+    measures |= {f"{name} mAP": each.mean for name, each in summary.average_precision.items()}
+    if summary.retrieval:
+        measures |= _recalls(summary.retrieval)
     if summary.corruption:
         measures["mpc"] = summary.corruption.mpc
     if summary.shift:
         measures[f"shift to {summary.shift.dataset}"] = summary.shift.acc
+    return {name: value for name, value in measures.items() if value is not None}
+
+
+def _recalls(retrieval: RetrievalTable) -> dict[str, float]:
+    """Return name -> recall at k, clean and under attack."""
+    measures: dict[str, float] = {}
+    for weights, variants in retrieval.recall.items():
+        for variant, recalls in variants.items():
+            measures |= {f"{weights} {variant} R@{each.k}": each.recall for each in recalls}
+    for point in retrieval.curve:
+        name = f"{point.side} {point.threat}"
+        measures |= {f"{name} R@{each.k}": each.recall for each in point.recall}
     return measures
 
 

@@ -22,11 +22,14 @@ class Subject:
         folder: of its run, or where the results of a model of another package go.
         measure: (configuration, folder of the results, overwrite) -> what was measured.
         trained: configuration of its run; None for a model of another package.
+        finetuned: a training run of the protocol comes first. A run that a protocol has trained
+            names it too, and is measured as it is.
     """
 
     folder: Path
     measure: Callable[[config.Config, Path, bool], Summary]
     trained: config.Config | None = None
+    finetuned: bool = False
 
 
 def run_protocol(
@@ -54,7 +57,7 @@ def run_protocol(
         raise UserError(f"protocol.name={cfg.protocol.name}: {reason}")
     _warn_of_seen(cfg, subject.trained)
     report = report_folder(cfg, subject, out)
-    if not spec.trains:
+    if not subject.finetuned:
         return subject.measure(cfg, report, overwrite), report
     arm = Arm(cfg.data.name, cfg.protocol.name, cfg.seed, cfg, report.parents[1])
     return run_arm(arm, overwrite=overwrite), report
@@ -62,7 +65,7 @@ def run_protocol(
 
 def report_folder(cfg: config.Config, subject: Subject, out: Path | None) -> Path:
     """Return the folder of the report; arguments as in `run_protocol`."""
-    if PROTOCOLS[cfg.protocol.name].trains:
+    if subject.finetuned:
         run = out or subject.folder / "finetuned" / cfg.eval.name
         return run / "eval" / cfg.eval.name
     return out or subject.folder / "eval" / cfg.eval.name
