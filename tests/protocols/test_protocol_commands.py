@@ -194,8 +194,8 @@ def test_every_stage_has_a_probe(place):
 
 
 def test_a_finetuned_run_is_trained_once_measured_and_attacked(place, monkeypatch):
-    words = ("protocol.name=slf", "train.epochs=1", "train.batch_size=4", "eval.suite=pgd")
-    words = (*words, "eval.threats=[linf-1/255]", "augment.shift=2")
+    words = ("protocol.name=slf", "train.epochs=4", "train.batch_size=4", "eval.suite=pgd")
+    words = (*words, "eval.threats=[linf-1/255]", "augment.shift=2", "model.head_scale=1")
     _measured(place, *words)
     run = place / "run/finetuned/slf"
     summary = read_summary(run / "eval/slf/summary.json")
@@ -216,9 +216,9 @@ def test_a_finetuned_run_is_trained_once_measured_and_attacked(place, monkeypatc
     again = read_summary(run / "eval/again/summary.json")
     assert again.representation["head"] == summary.representation["head"]
     # another recipe in the same folder is refused
-    assert "holds a run with other options" in _refused(place, *words, "optim.lr=0.5")
-    _measured(place, *words, "optim.lr=0.5", "--overwrite")
-    assert config.load(run / "config.yaml").optim.lr == 0.5
+    assert "holds a run with other options" in _refused(place, *words, "optim.lr=0.02")
+    _measured(place, *words, "optim.lr=0.02", "--overwrite")
+    assert config.load(run / "config.yaml").optim.lr == 0.02
 
 
 def test_a_model_of_another_package_is_finetuned_by_its_protocol(place):
