@@ -155,9 +155,7 @@ def compute_outputs(
     quiet = distributed.rank() > 0 or not sys.stderr.isatty()
     with worker_deaths(dataset):
         # Without batches, do not start any workers.
-        source: Iterable[Batch] = (
-            batch_loader(dataset, batches, workers) if len(batches) else []
-        )
+        source: Iterable[Batch] = batch_loader(dataset, batches, workers) if len(batches) else []
         for batch in tqdm(source, desc=title, leave=False, disable=quiet):
             clips = to_clips(batch, device, augmented=augmented) if batch.uids else None
             _append(store, outputs, batch, clips, done)

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class StoredFeatures:
             whole = np.stack([_int64(part.indices), _int64(part.places), _int64(part.offsets)])
             columns.append(np.concatenate([np.full((1, whole.shape[1]), number), whole]))
         joined = np.concatenate(columns, 1)
-        # Two ranks may have the same video, if the number of ranks has changed: the first one counts.
+        # Two ranks may have the same video, if the number of ranks has changed: take the first.
         _, order = np.unique(joined[1], return_index=True)
         self._part, _, self._place, self._offset = joined[:, order]
         self.shapes = next((part.shapes for part in self.parts if part.shapes), [])
@@ -166,12 +167,12 @@ def _runs(parts: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of the runs of videos whose features follow each other in one file."""
     follows = (np.diff(parts) == 0) & (np.diff(places) == 1)
     edges = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]
-    yield from zip(edges, edges[1:], strict=False)
+    yield from pairwise(edges)
 
 
 def _read_into(file: Any, values: np.ndarray) -> None:
     """Fill an array with the next bytes of a file."""
-    view = memoryview(values.reshape(-1).view(np.uint8))
+    view = values.reshape(-1).view(np.uint8).data
     while len(view):
         count = file.readinto(view)
         if not count:
