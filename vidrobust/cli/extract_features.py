@@ -106,7 +106,10 @@ def _format(args: argparse.Namespace) -> str:
     suffix = Path(args.output or "").suffix
     other = {"npz": ".npy", "npy": ".npz"}.get(args.format)
     if other and suffix == other:
-        raise UserError(f"--format {args.format}: --output {args.output} ends with {other}")
+        raise UserError(
+            f"--format {args.format}: --output {args.output} ends with {other}; name a"
+            f" .{args.format} file"
+        )
     if args.output and args.format == "auto":
         return "npy" if suffix == ".npy" else "npz"
     return str(args.format)

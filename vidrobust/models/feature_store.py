@@ -110,7 +110,9 @@ class MemoryStore:
         """Add rows of videos, and for each model the features (B, K, D) of rows without error."""
         self.rows += rows
         for part, model_features in zip(self.parts, features, strict=True):
-            part.append(model_features)
+            # a batch without a decoded video has no number of clips either
+            if len(model_features):
+                part.append(model_features)
 
     def load(self) -> list[Features]:
         """Return the features of each model, in the order of the records."""
