@@ -86,7 +86,7 @@ def _peak(tmp_path, videos, format):
 
 @pytest.mark.parametrize("format", ["npy", "npz"])
 def test_memory_does_not_grow_with_the_features(tmp_path, monkeypatch, format):
-    """Of 256 bytes of features and 200 of a row per video, some integers remain."""
+    """A video has 256 bytes of features and 200 of a row; some integers of it are held."""
     monkeypatch.setattr(stored_features, "CHUNK_BYTES", 2**16)
     few, many = (_peak(tmp_path, videos, format) for videos in (5000, 15000))
     assert (many - few) / 10000 < 150, (few, many)

@@ -154,7 +154,7 @@ def test_ranks_share_the_videos_and_give_the_features_of_one_rank(records, tmp_p
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_batch_of_which_no_video_decodes_changes_no_other(records, tmp_path, on_disk):
-    """Of batches of one video, one has no features."""
+    """Batches have one video each, and one of them has no features."""
     store = _store(tmp_path) if on_disk else None
     for whole, single in zip(_extract(records, clips=6), _extract(records, store, 6), strict=True):
         _same(whole, single)
@@ -162,7 +162,7 @@ def test_a_batch_of_which_no_video_decodes_changes_no_other(records, tmp_path, o
 
 
 def test_a_video_that_two_ranks_have_counts_once(records, tmp_path, monkeypatch):
-    """As after a run of two ranks, of which only the second left its files, by one process."""
+    """The second rank has all videos, and the first one three of them."""
     whole = _extract(records, _store(tmp_path / "whole"))
     _extract(records, _store(tmp_path))
     for path in list(tmp_path.glob("test.*")):

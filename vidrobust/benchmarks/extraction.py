@@ -285,7 +285,7 @@ class _Bench:
         times: list[float] = []
         ticks: Ticks = []
 
-        def record(module: nn.Module, inputs: object, output: object) -> None:
+        def record(*_: object) -> None:
             synchronize(self.device)
             times.append(time.perf_counter())
 

@@ -87,7 +87,10 @@ class StoredFeatures:
         joined = np.concatenate(columns, 1)
         # Two ranks may have the same video, if the number of ranks has changed: take the first.
         _, order = np.unique(joined[1], return_index=True)
-        self._part, _, self._place, self._offset = joined[:, order]
+        kept = joined[:, order]
+        self._part = kept[0]
+        self._place = kept[2]
+        self._offset = kept[3]
         self.shapes = next((part.shapes for part in self.parts if part.shapes), [])
         self.clips = self.shapes[0][0] if self.shapes else 0
         self.videos = int((self._place >= 0).sum())

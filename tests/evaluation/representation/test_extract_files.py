@@ -110,7 +110,7 @@ def _numbers(tokens):
 @pytest.mark.parametrize("clips", [1, 3])
 @pytest.mark.parametrize("per_video", [False, True])
 def test_the_npz_file_has_the_bytes_of_savez(videos, tmp_path, clips, per_video, monkeypatch):
-    """As revisions wrote it that held everything in memory."""
+    """Earlier revisions held everything in memory and wrote it with `np.savez`."""
     monkeypatch.setattr(stored_features, "CHUNK_BYTES", 80)  # several chunks
     monkeypatch.setattr(feature_files, "_ROWS", 4)
     source = _source(tmp_path / "f.npz", f"eval.clips={clips}")

@@ -280,16 +280,7 @@ def extract_files(
             else None
         )
         records, classes = loose or build_records(cfg.data, split)
-    outputs: list[_Output] = []
-    extractors: list[_Extractor] = []
-    for source in sources:
-        seed_everything(source.cfg.seed, source.cfg.deterministic)
-        model, weights = source.load(len(classes))
-        model = model.to(device)
-        meta = _describe(source.cfg, weights, records, classes, split, per_video=settings.per_video)
-        with evaluation_mode(model, branch=source.cfg.eval.branch):
-            extractors.append(_extractor(source, model.backbone, settings, device))
-        outputs += _outputs(source, meta, extractors[-1], settings)
+    extractors, outputs = _load(sources, records, classes, split, settings, device)
     _require_files(outputs, sources, settings)
     for source, extractor in zip(sources, extractors, strict=True):
         if source.cfg.eval.precise_bn:
@@ -320,6 +311,40 @@ def _require_same_clips(sources: Sequence[FeatureSource], settings: FeatureSetti
                     f"{key}={theirs} of {other.name}, and {ours} of {first.name}: models of one"
                     f" extraction share their clips; set {key}, or extract them one by one"
                 )
+
+
+def _load(
+    sources: Sequence[FeatureSource],
+    records: list[Record],
+    classes: list[str],
+    split: str,
+    settings: FeatureSettings,
+    device: torch.device,
+) -> tuple[list["_Extractor"], list[_Output]]:
+    """Load the models.
+
+    Args:
+        sources: the models.
+        records: videos of the split.
+        classes: names of the classes.
+        split: name of the split.
+        settings: which features.
+        device: where the models go.
+
+    Returns:
+        (what computes the outputs of each model, the outputs of all models).
+    """
+    extractors: list[_Extractor] = []
+    outputs: list[_Output] = []
+    for source in sources:
+        seed_everything(source.cfg.seed, source.cfg.deterministic)
+        model, weights = source.load(len(classes))
+        model = model.to(device)
+        meta = _describe(source.cfg, weights, records, classes, split, per_video=settings.per_video)
+        with evaluation_mode(model, branch=source.cfg.eval.branch):
+            extractors.append(_extractor(source, model.backbone, settings, device))
+        outputs += _outputs(source, meta, extractors[-1], settings)
+    return extractors, outputs
 
 
 @dataclass(frozen=True)
