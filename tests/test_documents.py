@@ -235,6 +235,26 @@ def test_the_example_of_corruptions_runs():
     assert names["foggy"].shape == names["some"].shape == (16, 112, 112, 3)
 
 
+def test_the_examples_of_features_run(demo, monkeypatch, capsys):
+    """They read files of this package, and find the clips that a full sort finds."""
+    words = ("--format", "npy", "--output", "features/train.npy", "data.workers=0")
+    done = tool("extract_features", "--checkpoint", "outputs/demo", *words, cwd=demo)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(demo)
+    code = re.findall(r"```python\n(.*?)```", (REPO / "docs/features.md").read_text(), re.S)
+    assert len(code[0].strip().splitlines()) == 1 + 1 + 3, "an import and three lines"
+    names: dict = {}
+    exec(compile("\n".join(code), "features.md", "exec"), names)
+    assert (names["table"]["label"] == 3).sum() == len(names["rows"]) > 0
+    index = names["index"]
+    assert np.allclose(np.linalg.norm(index, axis=1), 1, atol=1e-5)
+    found = names["nearest"](index[5:7], 4)
+    similarity = index[5:7] @ index.T
+    best = -np.sort(-similarity, axis=1)[:, :4]
+    assert np.allclose(np.take_along_axis(similarity, found, 1), best, atol=1e-6)
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
 def test_the_page_on_corruptions_names_them_all():
     text = (REPO / "docs/corruptions.md").read_text()
     assert not [name for name in (*CORRUPTIONS, *BENCHMARKS) if f"`{name}`" not in text]

@@ -122,7 +122,7 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
     assert not list((run / "ranks").glob("[rc]*.rank*.jsonl"))
 
 
-def _features(run, name, *launcher):
+def _features(run, name, *launcher, words=()):
     command = [
         sys.executable,
         *launcher,
@@ -130,8 +130,9 @@ def _features(run, name, *launcher):
         "--checkpoint",
         "run",
         "--output",
-        f"{name}.npz",
+        name if "." in name else f"{name}.npz",
         "eval.batch_size=4",
+        *words,
     ]
     return subprocess.Popen(command, cwd=run, env=ENV, stderr=subprocess.PIPE, text=True)
 
@@ -146,6 +147,22 @@ def test_two_ranks_extract_what_one_does_and_write_it_once(run):
     with np.load(run / "alone.npz") as alone, np.load(run / "shared.npz") as shared:
         for key in alone.files:
             assert np.array_equal(alone[key], shared[key]), key
+    assert not list(run.glob("*.partial"))
+
+
+def test_two_ranks_write_the_files_of_stages_that_one_does(run):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    clips = ("data.frames=4", "data.stride=2", "data.size=16", "data.short_side=28")
+    data = ("data.name=ucf101", f"data.root={run / 'data'}", "eval.clips=2")
+    words = ("--stages", "all", "--half", "--model", "torchvision:r3d_18", *clips, *data)
+    for name, launch in (("one", ()), ("two", launcher)):
+        done = _features(run, f"{name}.npy", *launch, words=words)
+        _, err = done.communicate()
+        assert done.returncode == 0, err
+    alone = sorted(path.name for path in run.glob("one.*"))
+    assert len(alone) == 3 * (5 + 4), "features, table and description of the stages of two models"
+    for name in alone:
+        assert (run / name).read_bytes() == (run / f"two{name[3:]}").read_bytes(), name
     assert not list(run.glob("*.partial"))
 
 

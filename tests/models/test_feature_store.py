@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.helpers import counting_video
 from vidrobust.config import DataConfig
 from vidrobust.data import Record, eval_dataset
 from vidrobust.evaluation import DiskStore, extract
+from vidrobust.models import stored_features
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
@@ -148,6 +150,38 @@ def test_ranks_share_the_videos_and_give_the_features_of_one_rank(records, tmp_p
     (tmp_path / "shared/test.rows.jsonl").unlink()
     for a, b in zip(alone, _extract(records, _store(tmp_path / "shared")), strict=True):
         _same(a, b)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_batch_of_which_no_video_decodes_changes_no_other(records, tmp_path, on_disk):
+    """Batches have one video each, and one of them has no features."""
+    store = _store(tmp_path) if on_disk else None
+    for whole, single in zip(_extract(records, clips=6), _extract(records, store, 6), strict=True):
+        _same(whole, single)
+        assert single.features.shape[:2] == (N - 1, 6)
+
+
+def test_a_video_that_two_ranks_have_counts_once(records, tmp_path, monkeypatch):
+    """The second rank has all videos, and the first one three of them."""
+    whole = _extract(records, _store(tmp_path / "whole"))
+    _extract(records, _store(tmp_path))
+    for path in list(tmp_path.glob("test.*")):
+        shutil.copy(path, path.with_name(path.name.replace("test.", "test.rank1.", 1)))
+    lines = (tmp_path / "test.rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "test.rows.jsonl").write_text("".join(lines[:4]))
+    monkeypatch.setattr(stored_features, "CHUNK_BYTES", 120)
+    stored = _store(tmp_path).stored()
+    assert stored.videos == N - 1 and stored.clips == 3 and stored.shape(1) == (4,)
+    assert [row["index"] for row in stored.rows()] == list(range(N))
+    for m, features in enumerate(whole):
+        chunks = list(stored.features(m))
+        assert len(chunks) > 2 and np.array_equal(np.concatenate(chunks), features.features)
+
+
+def test_a_reader_of_nothing_has_no_rows(tmp_path):
+    stored = _store(tmp_path).stored()
+    assert stored.videos == stored.clips == 0 and stored.shape(0) == (0,)
+    assert list(stored.rows()) == list(stored.features(0)) == []
 
 
 def test_videos_that_all_fail_to_decode_are_refused(records, tmp_path):

@@ -18,6 +18,8 @@ negatives    seconds to make non-semantic negatives, compared with a step of Sim
              clips; textures/s of 224 pixels from two patches of 96, on one core and on all
 sources      seconds of a forward and backward pass of a model of torchvision, bare and wrapped, and
              of loading a file of weights
+features     clips/s of extraction and of an evaluation without attacks, compared with the bare
+             model and the bare loader, on the training split; peak memory of extracting many clips
 """
 
 import argparse
@@ -28,6 +30,7 @@ from vidrobust import config
 from vidrobust.benchmarks.attacks import AttackSizes, print_attacks
 from vidrobust.benchmarks.corruptions import print_corruptions
 from vidrobust.benchmarks.data import print_data
+from vidrobust.benchmarks.extraction import print_features
 from vidrobust.benchmarks.negative_views import print_negatives
 from vidrobust.benchmarks.nt_xent import print_losses
 from vidrobust.benchmarks.steps import print_steps
@@ -63,10 +66,18 @@ def main() -> None:
     elif args.command == "adversarial":
         methods = [name for name in args.methods.split(",") if name]
         print_steps(cfg, methods=methods, batch=args.batch, rounds=args.rounds)
+    elif args.command == "features":
+        print_features(cfg, videos=args.videos, rounds=args.rounds, counts=args.counts)
     elif args.command == "sources":
         print_sources(cfg, batch=args.batch, rounds=args.rounds)
     else:
         print_negatives(cfg, batch=args.batch, rounds=args.rounds, textures=args.textures)
+
+
+_COMMANDS = (
+    *("data", "attacks", "corruptions", "losses", "adversarial", "negatives", "sources"),
+    "features",
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -75,8 +86,7 @@ def arguments() -> argparse.Namespace:
     Raises:
         UserError: for a number that is too small, or that is not one.
     """
-    commands = ("data", "attacks", "corruptions", "losses", "adversarial", "negatives", "sources")
-    parser = common.parser(__doc__, commands)
+    parser = common.parser(__doc__, _COMMANDS)
     parser.add_argument("--cfg", help="config file; default: the default options")
     _add_numbers(parser)
     parser.add_argument(
@@ -103,18 +113,25 @@ def arguments() -> argparse.Namespace:
         default="",
         help="adversarial: simclr,clae,...; default: all that have a lower bound",
     )
+    parser.add_argument(
+        "--counts",
+        default="10000,50000,100000",
+        help="features: clips of the memory measurement, N,N,...; empty: none",
+    )
     args = parser.parse_intermixed_args()
     # a text that is not a number becomes 0, which is refused below
     args.samples = [int(count) if count.isdigit() else 0 for count in args.samples.split(",")]
     args.sizes = [int(size) if size.isdigit() else 0 for size in args.sizes.split(",")]
+    counts = args.counts.split(",") if args.counts else []
+    args.counts = [int(count) if count.isdigit() else 0 for count in counts]
     # every number is checked, whatever the benchmark
     names = ("rounds", "clips", "images", "steps", "queries", "chunk", "batch", "textures")
-    counts = [*(getattr(args, name) for name in names), *args.sizes]
+    numbers = [*(getattr(args, name) for name in names), *args.sizes, *args.counts]
     if any(count < 4 or count % 2 for count in (*args.samples, args.memory)):
         raise UserError(
             "--samples and --memory: must be even numbers of at least 4, two views of each image"
         )
-    if args.videos < 9 or min(counts) < 1:
+    if args.videos < 9 or min(numbers) < 1:
         raise UserError(
             "--videos: must be at least 9, more than the first batch; other numbers at least 1"
         )
@@ -124,7 +141,7 @@ def arguments() -> argparse.Namespace:
 # option -> default, help
 _NUMBERS = {
     "rounds": (5, "rounds to measure; tables show medians"),
-    "videos": (96, "data: videos per round and loader"),
+    "videos": (96, "data, features: videos per round"),
     "clips": (8, "attacks: clips per batch"),
     "images": (64, "attacks: single frames in the comparison with published code"),
     "steps": (20, "attacks: steps of PGD, APGD and FAB"),

@@ -95,6 +95,19 @@ def parser(description: str, commands: tuple[str, ...] = ()) -> argparse.Argumen
     return result
 
 
+_CHECKPOINT_HELP = "a run's folder or a checkpoint file"
+_WEIGHTS_HELP = "weights of --model, in any known layout"
+
+
+def _model_help() -> str:
+    """Return the help of --model."""
+    sources = "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items())
+    return (
+        "in place of --checkpoint, a run's folder or a model as SOURCE:NAME: vidrobust: a backbone"
+        f" of this package, for a file of other code; {sources}"
+    )
+
+
 def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False) -> None:
     """Add the arguments of a tool that reads a checkpoint.
 
@@ -103,23 +116,91 @@ def add_checkpoint(tool_parser: argparse.ArgumentParser, *, model: bool = False)
         model: the tool also takes a model of another package.
     """
     which = tool_parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--checkpoint", type=Path, help="a run's folder or a checkpoint file")
+    which.add_argument("--checkpoint", type=Path, help=_CHECKPOINT_HELP)
     if model:
-        which.add_argument(
-            "--model",
-            metavar="SPEC",
-            help="in place of --checkpoint, a run's folder or a model as SOURCE:NAME: vidrobust: a"
-            " backbone of this package, for a file of other code; "
-            + "; ".join(f"{name}: {source.help}" for name, source in SOURCES.items()),
-        )
-        tool_parser.add_argument(
-            "--weights", default="", metavar="FILE", help="weights of --model, in any known layout"
-        )
+        which.add_argument("--model", metavar="SPEC", help=_model_help())
+        tool_parser.add_argument("--weights", default="", metavar="FILE", help=_WEIGHTS_HELP)
+    _add_cfg(tool_parser)
+
+
+def _add_cfg(tool_parser: argparse.ArgumentParser) -> None:
+    """Add the argument of a config file over that of a checkpoint or an input card."""
     tool_parser.add_argument(
         "--cfg",
         help="config file whose options override those of the checkpoint's configuration, or of the"
         " model's input card",
     )
+
+
+class _Collect(argparse.Action):
+    """Append (option, value) to `models`, so that the order of several options is kept."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        collected = getattr(namespace, "models", None) or []
+        namespace.models = [*collected, (self.dest, values)]
+
+
+def add_models(tool_parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a tool that reads one or several models; see `parsed_models`.
+
+    Args:
+        tool_parser: gets the arguments.
+    """
+    several = "; may be repeated"
+    options = (
+        ("--checkpoint", "PATH", _CHECKPOINT_HELP + several),
+        ("--model", "SPEC", _model_help() + several),
+        ("--weights", "FILE", f"{_WEIGHTS_HELP}; of several models, of the --model before it"),
+    )
+    for name, metavar, text in options:
+        # no default: `models` alone says what was given
+        tool_parser.add_argument(
+            name, action=_Collect, metavar=metavar, help=text, default=argparse.SUPPRESS
+        )
+    _add_cfg(tool_parser)
+
+
+def parsed_models(
+    tool_parser: argparse.ArgumentParser,
+) -> tuple[argparse.Namespace, list[argparse.Namespace]]:
+    """Parse the arguments of a tool with `add_models`.
+
+    Returns:
+        (all arguments, for each model the arguments that `parsed` would give for it alone).
+
+    Raises:
+        UserError: for weights without a model, and for those of a run, which has its own.
+    """
+    args = tool_parser.parse_intermixed_args()
+    collected = getattr(args, "models", None) or []
+    models: list[argparse.Namespace] = []
+    weights: list[tuple[int, str]] = []  # number of models before it, file
+    for option, value in collected:
+        if option == "weights":
+            weights.append((len(models), value))
+            continue
+        each = argparse.Namespace(**vars(args))
+        each.checkpoint = Path(value) if option == "checkpoint" else None
+        each.model = value if option == "model" else None
+        each.weights = ""
+        models.append(each)
+    if not models:
+        tool_parser.error("one of the arguments --checkpoint --model is required")
+    for place, value in weights:
+        # of a single model they may come first
+        number = 0 if len(models) == 1 else place - 1
+        if number < 0 or models[number].weights:
+            raise UserError(f"--weights {value}: give it after its --model")
+        models[number].weights = value
+    for each in models:
+        if each.checkpoint and each.weights:
+            raise UserError(
+                f"--weights {each.weights}: the run {each.checkpoint} has its own weights"
+            )
+        _recognise_run(each)
+    return args, models
 
 
 def parsed(tool_parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -129,12 +210,21 @@ def parsed(tool_parser: argparse.ArgumentParser) -> argparse.Namespace:
         UserError: for --weights with a run, which has its own.
     """
     args = tool_parser.parse_intermixed_args()
+    _recognise_run(args)
+    return args
+
+
+def _recognise_run(args: argparse.Namespace) -> None:
+    """Take --model RUN as --checkpoint RUN, in place.
+
+    Raises:
+        UserError: for --weights with a run, which has its own.
+    """
     if args.model and ":" not in args.model and Path(args.model).exists():
         if args.weights:
             raise UserError(f"--weights {args.weights}: the run {args.model} has its own weights")
         args.checkpoint = Path(args.model)
         args.model = None
-    return args
 
 
 def add_videos(tool_parser: argparse.ArgumentParser, *, required: bool = False) -> None:

@@ -261,9 +261,13 @@ class _Packed(Sequence[Record]):
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
-        packed = [pickle.dumps(record) for record in records]
-        self.ends = np.cumsum([len(p) for p in packed], dtype=np.int64)
-        self.bytes = np.frombuffer(b"".join(packed), np.uint8)
+        # into one buffer: a list of the parts would double the memory while it is joined
+        packed = bytearray()
+        self.ends = np.empty(len(records), np.int64)
+        for index, record in enumerate(records):
+            packed += pickle.dumps(record)
+            self.ends[index] = len(packed)
+        self.bytes = np.frombuffer(packed, np.uint8)
 
     def __len__(self) -> int:
         return len(self.ends)

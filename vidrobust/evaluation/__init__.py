@@ -14,7 +14,14 @@ from vidrobust.evaluation.natural.corruption import evaluate_corruptions
 from vidrobust.evaluation.natural.corruption_summary import corruption_table
 from vidrobust.evaluation.report.contact_sheet import contact_sheet
 from vidrobust.evaluation.report.markdown import rewrite_report
-from vidrobust.evaluation.representation.features import write_features, write_source_features
+from vidrobust.evaluation.representation.features import (
+    FeatureSettings,
+    checkpoint_source,
+    extract_files,
+    model_source,
+    write_features,
+    write_source_features,
+)
 from vidrobust.evaluation.representation.knn import knn_scores
 from vidrobust.evaluation.representation.multi_label import (
     fit_multi_label_probe,
@@ -34,6 +41,7 @@ __all__ = [
     "AttackSettings",
     "CurvePoint",
     "DiskStore",
+    "FeatureSettings",
     "Features",
     "MeasureSettings",
     "MicroBatches",
@@ -44,6 +52,7 @@ __all__ = [
     "check_bias",
     "check_evaluation",
     "check_suite",
+    "checkpoint_source",
     "contact_sheet",
     "corruption_table",
     "evaluate",
@@ -53,12 +62,14 @@ __all__ = [
     "evaluate_source",
     "evaluation_mode",
     "extract",
+    "extract_files",
     "fit_multi_label_probe",
     "fit_probe",
     "knn_scores",
     "load_method",
     "mean_average_precision",
     "measure_multi_label",
+    "model_source",
     "read_summary",
     "rewrite_report",
     "robust_curve",

@@ -1,17 +1,19 @@
 """Write features to disk as they are computed, and resume.
 
     <folder>/<name>.rows.jsonl   header, then a row per video: index, uid, label, start, fps, error
-    <folder>/<name>.<m>.f32      model m: K x D float32 per decoded video, in the order of rows
+    <folder>/<name>.<m>.f32      output m: K x D float32 per decoded video, in the order of rows
 
 Both files only grow at their ends: first the features, then their rows. A killed run leaves
 features without rows at the end, or half a row. The next run cuts these off. Each rank has its own
-files, `<name>.rank1...`.
+files, `<name>.rank1...`. Files of float16 are called .f16. Tokens are K x tokens x D numbers.
 
-N videos, K clips of each, D feature dimension.
+N videos, K clips of each, D feature dimension. An output is what one model gives, or one of its
+stages.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +23,12 @@ import torch
 from torch import Tensor
 
 from vidrobust.data import Batch, Failure
+from vidrobust.models.stored_features import Part, StoredFeatures, no_video_decodes
 from vidrobust.utils import distributed
 from vidrobust.utils.errors import UserError
 
 Row = dict[str, Any]
+Dims = int | list[int]  # D of an output, or [tokens, D]
 
 
 @dataclass
@@ -74,8 +78,7 @@ class Features:
             if row["error"]
         ]
         if not good:
-            reason = failed[0].reason if failed else "the list of videos is empty"
-            raise UserError(f"no video decodes ({reason}); check data.root and the list of videos")
+            raise no_video_decodes(failed)
         return cls(
             torch.from_numpy(features),
             labels=torch.tensor([row["label"] for row in good]),
@@ -95,6 +98,7 @@ class MemoryStore:
     """Keep rows and features in memory, for few videos or for features that need no resume."""
 
     def __init__(self, models: int) -> None:
+        self.models = models
         self.rows: list[Row] = []
         self.parts: list[list[np.ndarray]] = [[] for _ in range(models)]
 
@@ -106,7 +110,9 @@ class MemoryStore:
         """Add rows of videos, and for each model the features (B, K, D) of rows without error."""
         self.rows += rows
         for part, model_features in zip(self.parts, features, strict=True):
-            part.append(model_features)
+            # a batch without a decoded video has no number of clips either
+            if len(model_features):
+                part.append(model_features)
 
     def load(self) -> list[Features]:
         """Return the features of each model, in the order of the records."""
@@ -125,14 +131,18 @@ class DiskStore:
     Args:
         folder: where the files are.
         name: first part of the file names, such as the split.
-        models: number of models.
+        models: number of outputs.
         identity: what the features belong to, as JSON; files of another identity are overwritten.
+        half: keep float16 in place of float32.
     """
 
-    def __init__(self, folder: Path, name: str, models: int, identity: object) -> None:
+    def __init__(
+        self, folder: Path, name: str, models: int, identity: object, *, half: bool = False
+    ) -> None:
         self.folder = folder
         self.name = name
         self.models = models
+        self.dtype = np.dtype(np.float16 if half else np.float32)
         # Through JSON once, so that the header compares equal to one that was read.
         self.header = json.loads(json.dumps({"identity": identity, "models": models}))
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,41 +158,46 @@ class DiskStore:
         return self.stored_indices
 
     def append(self, rows: Sequence[Row], features: Sequence[np.ndarray]) -> None:
-        """Add rows of videos, and for each model the features (B, K, D) of rows without error."""
+        """Add rows of videos, and for each output the features (B, K, ...) of rows without error.
+
+        Raises:
+            UserError: for features that float16 does not hold.
+        """
         if self.files is None:
             self.files = self._open(distributed.rank())
         *stores, table = self.files
+        if self.dtype == np.float16:
+            uids = [row["uid"] for row in rows if row["error"] is None]
+            features = [to_half(each, uids) for each in features]
         # Features first: rows without features would count as finished videos.
-        for store, model_features in zip(stores, features, strict=True):
-            store.write(np.ascontiguousarray(model_features, np.float32).tobytes())
+        for store, output in zip(stores, features, strict=True):
+            store.write(np.ascontiguousarray(output, self.dtype).tobytes())
             store.flush()
         table.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         table.flush()
 
+    def stored(self) -> StoredFeatures:
+        """Wait for all ranks, then return a reader of what they have written."""
+        distributed.patient_barrier()
+        return StoredFeatures(self._parts(), self.dtype)
+
     def load(self) -> list[Features]:
-        """Wait for all ranks, then return the features of each model in the order of records."""
+        """Wait for all ranks, then return the features of each output in the order of records."""
         return self.load_with_rows()[0]
 
     def load_with_rows(self) -> tuple[list[Features], list[Row]]:
         """Return what `load` returns, and the rows as they were appended, in the same order."""
-        distributed.patient_barrier()
-        rows: dict[int, Row] = {}
-        places: dict[int, tuple[int, int]] = {}  # index of a record -> (part, place in its stores)
-        parts = self._parts()
-        for number, part in enumerate(parts):
-            for row, place in zip(part.rows(), part.places, strict=True):
-                # Two ranks may have the same video, if the number of ranks has changed.
-                if row["index"] not in rows:
-                    rows[row["index"]] = row
-                    places[row["index"]] = number, place
-        order = sorted(rows)
-        good = [places[index] for index in order if rows[index]["error"] is None]
-        in_order = [rows[index] for index in order]
-        features = [
-            Features.of_rows(in_order, _gathered([p.stores[m] for p in parts], good))
-            for m in range(self.models)
-        ]
-        return features, in_order
+        stored = self.stored()
+        rows = list(stored.rows())
+        loaded = []
+        for m in range(self.models):
+            whole = np.empty((stored.videos, stored.clips, *stored.shape(m)), np.float32)
+            first = 0
+            for chunk in stored.features(m):
+                whole[first : first + len(chunk)] = chunk
+                first += len(chunk)
+            loaded.append(Features.of_rows(rows, whole))
+        return loaded, rows
 
     def close(self) -> None:
         """Close the files of this rank."""
@@ -190,7 +205,7 @@ class DiskStore:
             file.close()
         self.files = None
 
-    def _parts(self) -> list["_Part"]:
+    def _parts(self) -> list[Part]:
         """Read the files of every rank, except those of another identity."""
         tables = [
             self._path(0, "rows.jsonl"),
@@ -203,16 +218,21 @@ class DiskStore:
         """Return the path of a file of a rank; the names of rank 0 have no rank in them."""
         return self.folder / f"{self.name}{f'.rank{rank}' if rank else ''}.{tail}"
 
-    def _read(self, table: Path) -> "_Part | None":
+    def _tail(self, m: int) -> str:
+        """Return the end of the name of the features of an output."""
+        return f"{m}.f{8 * self.dtype.itemsize}"
+
+    def _read(self, table: Path) -> Part | None:
         """Read the files that belong to a table of rows."""
         stem = str(table).removesuffix("rows.jsonl")
-        return _Part.read(table, [Path(f"{stem}{m}.f32") for m in range(self.models)], self.header)
+        stores = [Path(f"{stem}{self._tail(m)}") for m in range(self.models)]
+        return _read_part(table, stores, self.header, self.dtype.itemsize)
 
     def _open(self, rank: int) -> list[BinaryIO]:
         """Open the files of a rank, and cut off everything that is incomplete."""
         table = self._path(rank, "rows.jsonl")
         part = self._read(table) if table.is_file() else None
-        paths = [self._path(rank, f"{m}.f32") for m in range(self.models)] + [table]
+        paths = [self._path(rank, self._tail(m)) for m in range(self.models)] + [table]
         sizes = [0] * len(paths) if part is None else [*part.sizes, part.table_size]
         files: list[BinaryIO] = []
         for path, size in zip(paths, sizes, strict=True):
@@ -224,78 +244,78 @@ class DiskStore:
         return files
 
 
-@dataclass
-class _Part:
-    """Hold the complete content of the files of one rank.
+def to_half(values: np.ndarray, uids: Sequence[str]) -> np.ndarray:
+    """Return values rounded to the nearest float16.
 
-    Attributes:
-        table: path of the rows.
-        stores: features (n, K, D) of each model.
-        indices: record of each row.
-        places: for each row the position of its features in the stores; -1 for a row with an error.
-        sizes: bytes of each store that have rows.
-        table_size: bytes of the complete rows.
+    Args:
+        values: features (B, ...) of B videos.
+        uids: their names, for the message.
+
+    Raises:
+        UserError: for a finite value beyond the largest float16.
     """
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    lost = np.isinf(half) & np.isfinite(values)
+    if lost.any():
+        video = int(np.nonzero(lost)[0][0])
+        raise UserError(
+            f"--half: a feature of {uids[video]} is {float(values[lost][0]):.6g}, and float16 ends"
+            " at 65504; extract without --half"
+        )
+    return half
 
-    table: Path
-    stores: list[np.ndarray]
-    indices: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    table_size: int = 0
 
-    @classmethod
-    def read(cls, table: Path, stores: Sequence[Path], header: object) -> "_Part | None":
-        """Read the files of a rank.
+def _read_part(table: Path, stores: Sequence[Path], header: object, itemsize: int) -> Part | None:
+    """Read which rows of a rank are complete.
 
-        Args:
-            table: path of the rows.
-            stores: paths of the features of each model.
-            header: the header that the table must have.
+    Args:
+        table: path of the rows.
+        stores: paths of the features of each output.
+        header: the header that the table must have.
+        itemsize: bytes of a number.
 
-        Returns:
-            The content, or None if the table has another header.
-        """
-        part = cls(table, [])
-        lines = _whole_lines(table)
-        first = next(lines, None)
-        if first is None or first[1] != header:
-            return None
-        part.table_size = first[0]
+    Returns:
+        The complete rows, or None if the table has another header.
+    """
+    lines = _whole_lines(table)
+    first = next(lines, None)
+    if first is None or first[1] != header:
+        return None
+    # Arrays of numbers: lists of them would need five times the memory.
+    indices, places, offsets = array("q"), array("q"), array("q")
+    table_size = first[0]
 
-        # Rows are valid up to the first one whose features are not completely on disk.
-        shape: tuple[int, ...] | None = None  # K, then D of each model
-        good = 0
-        sizes = [path.stat().st_size if path.is_file() else 0 for path in stores]
-        for end, row in lines:
-            if row["error"] is None:
-                shape = (len(row["start"]), *row["dims"])
-                needed = [(good + 1) * 4 * shape[0] * dim for dim in shape[1:]]
-                if any(size < need for size, need in zip(sizes, needed, strict=True)):
-                    break
-                good += 1
-            part.indices.append(row["index"])
-            part.places.append(good - 1 if row["error"] is None else -1)
-            part.table_size = end
+    # Rows are valid up to the first one whose features are not completely on disk.
+    shapes: list[tuple[int, ...]] = []  # (K, ...) of each output
+    video_bytes: list[int] = []
+    good = 0
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in stores]
+    for end, row in lines:
+        if row["error"] is None:
+            if not shapes:
+                shapes = [(len(row["start"]), *shape_of(dims)) for dims in row["dims"]]
+                video_bytes = [itemsize * int(np.prod(shape)) for shape in shapes]
+            needed = [(good + 1) * each for each in video_bytes]
+            if any(size < need for size, need in zip(sizes, needed, strict=True)):
+                break
+            good += 1
+        indices.append(row["index"])
+        places.append(good - 1 if row["error"] is None else -1)
+        offsets.append(table_size)
+        table_size = end
+    kept = [good * each for each in video_bytes] if shapes else [0] * len(stores)
+    return Part(table, list(stores), indices, places, offsets, kept, table_size, shapes)
 
-        # Map the features instead of reading them: they may not fit into memory.
-        for path, dim in zip(stores, shape[1:] if shape else [0] * len(stores), strict=True):
-            whole = (good, shape[0] if shape else 0, dim)
-            store = (
-                np.memmap(path, np.float32, "r", shape=whole)
-                if good
-                else np.empty(whole, np.float32)
-            )
-            part.stores.append(store)
-            part.sizes.append(store.nbytes)
-        return part
 
-    def rows(self) -> Iterable[Row]:
-        """Read the rows again, because they are not held while features are computed."""
-        lines = _whole_lines(self.table)
-        next(lines)  # the header
-        for _, (_, row) in zip(self.indices, lines, strict=False):
-            yield row
+def shape_of(dims: Dims) -> tuple[int, ...]:
+    """Return the shape of an output of a clip: (D,) or (tokens, D)."""
+    return (dims,) if isinstance(dims, int) else tuple(dims)
+
+
+def dims_of(features: np.ndarray) -> Dims:
+    """Return D of features (B, K, D), or [tokens, D] of tokens (B, K, tokens, D), for a row."""
+    return features.shape[2] if features.ndim == 3 else list(features.shape[2:])
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -312,24 +332,14 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 return
 
 
-def _gathered(stores: Sequence[np.ndarray], places: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the features at (store, place), in the order of places."""
-    if not places:
-        return np.empty((0, 0, 0), np.float32)
-    features = np.empty((len(places), *stores[places[0][0]].shape[1:]), np.float32)
-    for row, (store, place) in enumerate(places):
-        features[row] = stores[store][place]
-    return features
-
-
-def rows_of(batch: Batch, dims: Sequence[int]) -> list[Row]:
+def rows_of(batch: Batch, dims: Sequence[Dims]) -> list[Row]:
     """Return the rows of a batch's videos: first those that decoded, then the failures.
 
     Rows contain numbers instead of tensors, because the tensors of a batch are in shared memory.
 
     Args:
         batch: videos that decoded, and those that did not.
-        dims: the number of features D of each model.
+        dims: the number of features D of each output, or [tokens, D].
     """
     repeats = set(batch.repeats)
     resized = set(batch.resized)
