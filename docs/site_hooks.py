@@ -35,9 +35,17 @@ _SOURCES = {page: source for source, page in OUTSIDE.items()}
 # Section of the navigation -> beginnings of the paths of its pages, in this order. All other pages
 # are in the last section.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Running": ("running", "features", "examples"),
+    "Running": ("running", "protocols", "finetuning", "features", "examples"),
     "Methods": ("methods", "adversarial", "false_negatives", "negatives", "fidelity"),
-    "Robustness": ("threat", "attack", "robust", "corruption", "measures", "evaluation"),
+    "Robustness": (
+        "threat",
+        "attack",
+        "robust",
+        "corruption",
+        "measures",
+        "retrieval",
+        "evaluation",
+    ),
     "Data": ("data", "decoding", "datasets/"),
     "Results": ("results/",),
     "Benchmarks": ("benchmarks",),

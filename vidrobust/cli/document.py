@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from vidrobust.data import FORMATS, find_format
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
 from vidrobust.methods.spec import Cost
 from vidrobust.models.checkpoints import LAYOUTS
@@ -75,6 +76,15 @@ def sources() -> str:
     for name, source in SOURCES.items():
         extra = f"`pip install 'vidrobust[{source.extra}]'`" if source.extra else ""
         lines.append(f"| `{name}:` | {source.help} | {extra} |")
+    return "\n".join(lines) + "\n"
+
+
+def protocols() -> str:
+    """Return the table of protocols."""
+    lines = ["| `protocol.name` | what | trains | source |", "|---|---|---|---|"]
+    for name, spec in PROTOCOLS.items():
+        trains = "yes" if spec.trains else ""
+        lines.append(f"| `{name}` | {spec.help} | {trains} | {spec.source} |")
     return "\n".join(lines) + "\n"
 
 
@@ -242,6 +252,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "method_costs": method_costs,
     "methods": methods,
     "method_options": method_options,
+    "protocols": protocols,
     "released_methods": released_methods,
     "sources": sources,
 }
