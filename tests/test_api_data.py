@@ -76,6 +76,22 @@ def test_a_list_of_files_has_the_rows_of_the_data_set(by_name, tmp_path, kind):
     assert report.summary.dataset == "list" and report.summary.classifier == "own head"
 
 
+def test_a_protocol_is_named_in_python_as_on_the_command_line(by_name, tmp_path):
+    _, (train, test, classes), _ = by_name
+    arguments = {"train": labelled(train), "options": OPTIONS | {"protocol.epochs": 2}}
+    model = wrapped(**CARD, classes=tuple(classes))
+    out = tmp_path / "out"
+    report = vidrobust.evaluate(
+        model, labelled(test), protocol="linear_sgd", output=out, **arguments
+    )
+    assert report.summary.classifier == report.summary.protocol == "linear_sgd"
+    assert report.summary.fitted["settings"] == 24
+    with pytest.raises(UserError, match="protocol slf trains the model; use tools/test_net"):
+        vidrobust.evaluate(model, labelled(test), protocol="slf", output=out, **arguments)
+    with pytest.raises(UserError, match="evaluate: protocol: unknown name 'linaer'"):
+        vidrobust.evaluate(model, labelled(test), protocol="linaer", output=out, **arguments)
+
+
 def batches(cfg, records, dtype):
     """The clips that the evaluation by name cuts from the videos, in batches of 4."""
     dataset = eval_dataset(cfg.data, records, 1)

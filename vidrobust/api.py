@@ -24,10 +24,11 @@ from vidrobust.evaluation.measured_model import (
     load_source,
     measured_source,
 )
+from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.models import Backbone, outputs_of
 from vidrobust.models.input_spec import InputSpec, overridden
 from vidrobust.models.sources.own_code import wrapped
-from vidrobust.utils.errors import UserError
+from vidrobust.utils.errors import UserError, lookup
 from vidrobust.utils.text import places_of
 
 Files = Sequence[Labelled]
@@ -122,6 +123,7 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
     root: str | Path = "",
     threats: str | Sequence[str] = (),
     corruptions: str | Sequence[str] = (),
+    protocol: str = "auto",
     output: str | Path = "outputs/evaluation",
     options: dict[str, Any] | None = None,
     overwrite: bool = False,
@@ -142,6 +144,8 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
         root: folder of a data set by name; "": the default of `data.root`.
         threats: budgets, such as "linf-2/255"; none: no attack.
         corruptions: names or a set of names, such as "quick"; none: no corruptions.
+        protocol: how training videos are used, such as "linear_sgd" or "retrieval"; see
+            docs/protocols.md. Those that train are for tools/test_net.py.
         output: folder of the results; another model, data or options need another one.
         options: further options by their keys, such as {"eval.suite": "autoattack"}; see
             docs/running.md.
@@ -152,11 +156,17 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
             that do not decode, after everything is written.
     """
     _require_loaded(model)
+    if lookup(PROTOCOLS, protocol, "evaluate: protocol").trains:
+        raise UserError(
+            f"evaluate: protocol {protocol} trains the model; use tools/test_net.py --model"
+        )
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     given: dict[str, Any] = {
         "eval.threats": [threats] if isinstance(threats, str) else list(threats),
         "eval.corruption.names": [name for name in names if name],
     }
+    if protocol != "auto":
+        given["protocol.name"] = protocol
     path = Path(output)
     with TemporaryDirectory(prefix="vidrobust-") as folder:
         lists = None
