@@ -1021,7 +1021,7 @@ class ProtocolConfig:
     decays: list[float] = option(
         [0.0, 1e-5, 1e-4], "linear_sgd: weight decays to choose from", low=0
     )
-    epochs: int = option(100, "linear_sgd: passes over the training clips", low=1)
+    epochs: int = option(50, "linear_sgd: passes over the training clips", low=1)
     batch_size: int = option(256, "linear_sgd: clips per step", low=1)
     augmented: int = option(
         0,

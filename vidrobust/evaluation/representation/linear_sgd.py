@@ -39,7 +39,7 @@ class SgdSettings:
 
     rates: tuple[float, ...]
     decays: tuple[float, ...]
-    epochs: int = 100
+    epochs: int = 50
     batch_size: int = 256
     seed: int = 0
 
@@ -96,7 +96,9 @@ def fit_linear_sgd(
             error = error.flatten(1).div_(len(batch))
             done = (epoch * batches + number) / total
             sizes = step_sizes * (0.5 * (1 + math.cos(math.pi * done)))
-            velocities[0].mul_(_MOMENTUM).addmm_(clips.T, error).addcmul_(weight, penalties)
+            velocities[0].addmm_(clips.T, error, beta=_MOMENTUM)
+            if settings.decays != (0.0,):
+                velocities[0].addcmul_(weight, penalties)
             velocities[1].mul_(_MOMENTUM).add_(error.sum(0))
             weight.addcmul_(velocities[0], sizes, value=-1)
             bias.addcmul_(velocities[1], sizes, value=-1)
