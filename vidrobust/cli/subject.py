@@ -11,7 +11,6 @@ from vidrobust import checkpoint, config
 from vidrobust.cli import common
 from vidrobust.evaluation import evaluate, evaluate_source
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
-from vidrobust.evaluation.summary import Summary
 from vidrobust.protocols import Subject
 from vidrobust.utils.errors import UserError
 
@@ -68,11 +67,12 @@ def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[conf
     else:
         cfg, state, folder = common.load_checkpoint(args)
         trained = checkpoint.configuration(state, str(args.checkpoint))
-
-    def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
-        return evaluate(cfg, state, out, overwrite=overwrite)
-
-    return cfg, Subject(folder, measure, trained, trains)
+    return cfg, Subject(
+        folder,
+        lambda cfg, out, overwrite: evaluate(cfg, state, out, overwrite=overwrite),
+        trained,
+        trains,
+    )
 
 
 def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, Subject]:
@@ -85,11 +85,13 @@ def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, S
     cfg, folder = common.model_config(args)
     if trains:
         cfg = replace(cfg, model=replace(cfg.model, weights=args.weights))
-
-    def measure(cfg: config.Config, out: Path, overwrite: bool) -> Summary:
-        return evaluate_source(cfg, args.model, args.weights, out, overwrite=overwrite)
-
-    return cfg, Subject(folder, measure, finetuned=trains)
+    return cfg, Subject(
+        folder,
+        lambda cfg, out, overwrite: evaluate_source(
+            cfg, args.model, args.weights, out, overwrite=overwrite
+        ),
+        finetuned=trains,
+    )
 
 
 def _finetuned(args: argparse.Namespace, trained: config.Config) -> config.Config:

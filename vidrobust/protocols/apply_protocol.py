@@ -64,7 +64,13 @@ def run_protocol(
 
 
 def report_folder(cfg: config.Config, subject: Subject, out: Path | None) -> Path:
-    """Return the folder of the report; arguments as in `run_protocol`."""
+    """Return the folder of the report.
+
+    Args:
+        cfg: the configuration.
+        subject: the model.
+        out: as in `run_protocol`.
+    """
     if subject.finetuned:
         run = out or subject.folder / "finetuned" / cfg.eval.name
         return run / "eval" / cfg.eval.name

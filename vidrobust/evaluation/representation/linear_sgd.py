@@ -75,39 +75,61 @@ def fit_linear_sgd(
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.inf)
     x = (features - mean) / std
 
-    # S settings side by side: weights (D, S * K)
-    count = len(settings.pairs)
-    rates, decays = (x.new_tensor(each) for each in zip(*settings.pairs, strict=True))
-    weight, bias = x.new_zeros(x.shape[1], count * classes), x.new_zeros(count * classes)
-    velocities = torch.zeros_like(weight), torch.zeros_like(bias)
-    step_sizes, penalties = (each.repeat_interleave(classes) for each in (rates, decays))
+    layers = _Layers(x, classes, settings)
     generator = torch.Generator().manual_seed(settings.seed)
-    batches = math.ceil(len(x) / settings.batch_size)
-    total = settings.epochs * batches
-    for epoch in range(settings.epochs):
+    total = settings.epochs * math.ceil(len(x) / settings.batch_size)
+    step = 0
+    for _ in range(settings.epochs):
         order = torch.randperm(len(x), generator=generator).to(x.device)
-        for number, batch in enumerate(order.split(settings.batch_size)):
-            clips = x[batch]
-            # gradient of the mean cross-entropy: softmax minus one at the true class
-            logits = torch.addmm(bias, clips, weight).view(len(batch), count, classes)
-            error = logits.softmax(2)
-            truth = labels[batch][:, None, None].expand(-1, count, 1)
-            error.scatter_add_(2, truth, -torch.ones_like(truth, dtype=error.dtype))
-            error = error.flatten(1).div_(len(batch))
-            done = (epoch * batches + number) / total
-            sizes = step_sizes * (0.5 * (1 + math.cos(math.pi * done)))
-            velocities[0].addmm_(clips.T, error, beta=_MOMENTUM)
-            if settings.decays != (0.0,):
-                velocities[0].addcmul_(weight, penalties)
-            velocities[1].mul_(_MOMENTUM).add_(error.sum(0))
-            weight.addcmul_(velocities[0], sizes, value=-1)
-            bias.addcmul_(velocities[1], sizes, value=-1)
-    return [
-        _layer(w, b, mean, std)
-        for w, b in zip(
-            weight.view(-1, count, classes).unbind(1), bias.view(count, classes), strict=True
-        )
-    ]
+        for batch in order.split(settings.batch_size):
+            layers.step(x[batch], labels[batch], 0.5 * (1 + math.cos(math.pi * step / total)))
+            step += 1
+    count = len(settings.pairs)
+    weights = layers.weight.view(-1, count, classes).unbind(1)
+    biases = layers.bias.view(count, classes)
+    return [_layer(w, b, mean, std) for w, b in zip(weights, biases, strict=True)]
+
+
+class _Layers:
+    """S linear layers side by side, one per setting, and their SGD.
+
+    Args:
+        x: standardised features, for their number D, type and device.
+        classes: number of classes K.
+        settings: rates and decays of the layers.
+    """
+
+    def __init__(self, x: Tensor, classes: int, settings: SgdSettings) -> None:
+        self.count = len(settings.pairs)
+        rates, decays = zip(*settings.pairs, strict=True)
+        self.weight = x.new_zeros(x.shape[1], self.count * classes)
+        self.bias = x.new_zeros(self.count * classes)
+        self.velocities = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+        self.rates = x.new_tensor(rates).repeat_interleave(classes)
+        self.decays = x.new_tensor(decays).repeat_interleave(classes)
+        self.decaying = any(decays)
+
+    def step(self, clips: Tensor, labels: Tensor, fraction: float) -> None:
+        """Take a step of SGD with all layers.
+
+        Args:
+            clips: features (B, D) of a batch.
+            labels: their classes, (B,).
+            fraction: of the learning rates, as the schedule says.
+        """
+        # gradient of the mean cross-entropy: softmax minus one at the true class
+        logits = torch.addmm(self.bias, clips, self.weight).view(len(clips), self.count, -1)
+        error = logits.softmax(2)
+        truth = labels[:, None, None].expand(-1, self.count, 1)
+        error.scatter_add_(2, truth, -torch.ones_like(truth, dtype=error.dtype))
+        error = error.flatten(1).div_(len(clips))
+        of_weight, of_bias = self.velocities
+        of_weight.addmm_(clips.T, error, beta=_MOMENTUM)
+        if self.decaying:
+            of_weight.addcmul_(self.weight, self.decays)
+        of_bias.mul_(_MOMENTUM).add_(error.sum(0))
+        self.weight.addcmul_(of_weight, self.rates * fraction, value=-1)
+        self.bias.addcmul_(of_bias, self.rates * fraction, value=-1)
 
 
 def _layer(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> nn.Linear:
