@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,10 +15,11 @@ from vidrobust.config import DataConfig
 from vidrobust.data import eval_dataset, source_videos, ucf101
 from vidrobust.evaluation import Suite, robust_curve
 from vidrobust.evaluation.adversarial.curve import median_norms, robust_to_all, suite_warnings
-from vidrobust.evaluation.adversarial.rows import timings
+from vidrobust.evaluation.adversarial.rows import carry_breaks, timings
 from vidrobust.evaluation.adversarial.suites import families
 from vidrobust.utils.errors import UserError
 
+ROWS = sys.modules["vidrobust.evaluation.adversarial.rows"]
 EPS = (0.0, 2.4 / 255, 16 / 255, 1.0)
 THREATS = [ThreatModel("linf", eps) for eps in EPS]
 
@@ -220,6 +222,43 @@ def test_a_threat_that_does_not_fit_stops_with_its_name(root, tmp_path):
         _run(root, tmp_path, threats=[parse_threat("frames5-linf-8/255")])
     with pytest.raises(UserError, match="leave out its softmax"):
         _run(root, tmp_path, net=lambda x: _net()(x).softmax(1))
+
+
+def test_h264_gets_the_frame_rate_of_the_clip(root, tmp_path, monkeypatch):
+    """A clip of every second frame has half the rate of its video, which is 25."""
+    seen = []
+    original = ROWS.h264
+    monkeypatch.setattr(
+        ROWS, "h264", lambda clip, crf, fps: seen.append(fps) or original(clip, crf, fps)
+    )
+    _run(root, tmp_path, h264_crf=30)
+    assert set(seen) == {round(25 / CFG.stride)}
+
+
+def test_a_video_broken_in_an_earlier_call_is_broken_under_larger_budgets(root, tmp_path):
+    """Attacks of a later call begin anew, and may fail where a smaller budget was enough."""
+    rows = _run(root, tmp_path, threats=THREATS[:3])
+    small, large = str(THREATS[1]), str(THREATS[2])
+    victim = next(row for row in rows if row.threat == small and row.clean_right and not row.robust)
+    in_vain = [
+        replace(row, robust=True, killed_by=None, uint8_killed_by=None, adv_pred=row.label)
+        if (row.index, row.threat) == (victim.index, large)
+        else row
+        for row in rows
+    ]
+    carried = carry_breaks(in_vain, families(THREATS[:3]))
+    (row,) = [row for row in carried if (row.index, row.threat) == (victim.index, large)]
+    assert (row.robust, row.killed_by, row.adv_pred) == (False, victim.killed_by, victim.adv_pred)
+    assert row.uint8_killed_by == victim.uint8_killed_by and row.measured == victim.measured
+    # nothing else changes, and nothing does where one call made all rows
+    assert [each for each in carried if each != row] == [
+        each for each in in_vain if (each.index, each.threat) != (victim.index, large)
+    ]
+    assert carry_breaks(rows, families(THREATS[:3])) == rows
+    # budgets of another family say nothing
+    alone = [replace(each, threat="l2-1") if each.threat == small else each for each in in_vain]
+    other = [parse_threat("l2-1"), THREATS[2]]
+    assert carry_breaks(alone, families(other)) == alone
 
 
 def test_predictions_after_h264(root, tmp_path):

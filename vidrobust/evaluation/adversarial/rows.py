@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,44 @@ def evaluate_robust(
     numbers = missing[distributed.rank() :: distributed.world()]
     _attack_groups(settings, attack, dataset, groups, numbers)
     rows = merged(settings.out, "results", "threat", keys)
-    return [AttackRow.from_json(row) for row in rows]
+    return carry_breaks([AttackRow.from_json(row) for row in rows], attack.families)
+
+
+# what a row says of its adversarial clip, and of the clip rounded to uint8
+_OF_CLIP = (
+    *("robust", "killed_by", "adv_pred", "measured", "in_budget", "h264_pred"),
+    *("adv_confidence", "adv_brier"),
+)
+_OF_ROUNDED = ("uint8_pred", "uint8_killed_by")
+
+
+def carry_breaks(
+    rows: Sequence[AttackRow], families: Sequence[Sequence[ThreatModel]]
+) -> list[AttackRow]:
+    """Return rows in which a video that a budget breaks is broken under all larger ones.
+
+    Within one call this is so already. A larger budget that a later call adds is attacked anew, and
+    the attack may fail where a smaller budget of the same family was enough.
+
+    Args:
+        rows: of all threats.
+        families: threats that differ in eps alone, each family from small to large.
+    """
+    place = {(row.index, row.threat): number for number, row in enumerate(rows)}
+    carried = list(rows)
+    for family in families:
+        for smaller, larger in pairwise(map(str, family)):
+            for (index, threat), number in place.items():
+                at = place.get((index, larger))
+                if threat != smaller or at is None:
+                    continue
+                before, after = carried[number], carried[at]
+                if after.killed_by is None and before.killed_by:
+                    after = replace(after, **{name: getattr(before, name) for name in _OF_CLIP})
+                if after.uint8_killed_by is None and before.uint8_killed_by:
+                    after = replace(after, **{name: getattr(before, name) for name in _OF_ROUNDED})
+                carried[at] = after
+    return carried
 
 
 def _claim_folder(
@@ -584,7 +621,7 @@ def _after_h264(unit: Unit, x: Tensor, crf: int) -> Sequence[int | None]:
         return [None] * len(x)
     clips = (x * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
     decoded = []
-    for clip, fps in zip(clips, unit.fps, strict=True):
+    for clip, fps in zip(clips, unit.rates, strict=True):
         decoded.append(h264(clip, crf, max(round(fps), 1)))
     back = torch.from_numpy(np.stack(decoded)).to(x.device).movedim(-1, 1).float() / 255
     return _predicted(unit, back).classes.tolist()

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import Predict
-from vidrobust.data import ClipDataset, Failure, Source, SourceVideos, batch_loader, worker_deaths
+from vidrobust.data import (
+    ClipDataset,
+    ClipSpec,
+    Failure,
+    Source,
+    SourceVideos,
+    batch_loader,
+    worker_deaths,
+)
 from vidrobust.evaluation.view_average import average_views
 from vidrobust.models.inference import to_clips
 from vidrobust.views import to_float
@@ -26,6 +34,7 @@ class Unit:
         failed: videos that do not decode, and videos that were left out later.
         predict: x -> (B, K) logits.
         views: clips of each video that the model receives in a pass.
+        spec: how x is sampled from the frames of a video; None: x is these frames.
     """
 
     x: Tensor
@@ -36,6 +45,14 @@ class Unit:
     failed: list[Failure]
     predict: Predict
     views: int = 1
+    spec: ClipSpec | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        """Frames per second of x; 0 where that of the video is unknown."""
+        if self.spec is None:
+            return self.fps
+        return [(self.spec.fps or fps) / self.spec.stride for fps in self.fps]
 
 
 def clip_units(
@@ -65,6 +82,7 @@ def clip_units(
                 fps=batch.fps.tolist(),
                 failed=batch.failed,
                 predict=predict,
+                spec=dataset.spec,
             )
 
 
