@@ -1,10 +1,10 @@
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
+from tests.processes import DEVNULL, Process
 from vidrobust import checkpoint
 from vidrobust.config import ModelConfig
 from vidrobust.models import add_branches, build_backbone, build_model
@@ -61,8 +61,9 @@ def test_a_write_that_is_killed_leaves_a_complete_checkpoint(tmp_path):
         f" write_atomic\nn = 1\nwhile True:\n    write_atomic(Path({str(path)!r}), {{'n': n, 'w':"
         " torch.full((3_000_000,), float(n))}); n += 1\n"
     )
+    (tmp_path / "writer.py").write_text(code)
     for pause in (0.5, 0.9, 1.3):
-        process = subprocess.Popen([sys.executable, "-c", code])
+        process = Process(["writer.py"], cwd=tmp_path, stderr=DEVNULL)
         while checkpoint.read(path)["n"] == 0:
             time.sleep(0.05)
         time.sleep(pause)

@@ -1,7 +1,6 @@
 import faulthandler
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -9,6 +8,7 @@ import time
 import pytest
 
 from tests.helpers import REPO
+from tests.processes import DEVNULL, PIPE, Process
 from vidrobust.data import isolation as child_module
 from vidrobust.data.isolation import Child, ChildDied, in_children
 
@@ -209,7 +209,7 @@ def test_a_job_whose_child_is_killed_is_tried_once_more(tmp_path):
     assert "killed twice" in str(results[jobs[1]])
 
 
-def test_a_pause_of_all_processes_does_not_count_as_time():
+def test_a_pause_of_all_processes_does_not_count_as_time(tmp_path):
     """A laptop may sleep, and a scheduler may suspend a job.
 
     Good videos must not be bad afterwards.
@@ -219,11 +219,9 @@ def test_a_pause_of_all_processes_does_not_count_as_time():
         "from tests.data.test_isolation import Child, _sleep\n"
         "child = Child(_sleep, 1.5); child(0); print('ready', flush=True); print(child(1.0))"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-c", code, str(REPO)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    (tmp_path / "calls.py").write_text(code)
+    run = Process(
+        ["calls.py", REPO], cwd=tmp_path, stdout=PIPE, stderr=DEVNULL, start_new_session=True
     )
     assert run.stdout.readline() == "ready\n"
     time.sleep(0.3)

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import REPO, children_begin_with, counting_video, same_batch
+from tests.helpers import children_begin_with, counting_video, same_batch
+from tests.processes import PIPE, Process
 from vidrobust.config import AugmentConfig, DataConfig
 from vidrobust.data import (
     BACKENDS,
@@ -185,7 +184,7 @@ def _raises_once(error):
     return children
 
 
-def test_ctrl_c_leaves_no_process(ucf):
+def test_ctrl_c_leaves_no_process(ucf, tmp_path):
     """Workers and readers are stopped as in a terminal: by a signal to the whole group."""
     script = """
 import signal, sys
@@ -202,14 +201,8 @@ try:
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
-    run = subprocess.Popen(
-        [sys.executable, "-c", script, str(ucf)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        cwd=REPO,
-    )
+    (tmp_path / "script.py").write_text(script)
+    run = Process(["script.py", ucf], cwd=tmp_path, stdout=PIPE, start_new_session=True)
     while run.stdout.readline() != "5\n":
         assert run.poll() is None, run.stderr.read()
     processes = _session(run.pid)

@@ -3,18 +3,17 @@ as another one.
 """
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
+from tests import processes
 from tests.helpers import REPO, counting_video, tiny, tiny_ucf101, tool
+from tests.processes import TWO_RANKS, Process
 from vidrobust import config
 from vidrobust.training.loop import train
 
@@ -32,7 +31,6 @@ WORDS = [
     "eval.shift.root=other",
 ]
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
-ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +45,15 @@ def run(tmp_path_factory):
         config.loads("", tiny(f"data.root={root}", "data.frames=4", "train.checkpoint_every=1")),
         top / "run",
     )
-    done = subprocess.run(_command(top, "whole"), cwd=top, env=ENV, capture_output=True, text=True)
+    done = processes.run(_command(top, "whole"), cwd=top)
     assert done.returncode == 0, done.stderr
     return top
 
 
 def _command(top, name, *launcher):
     return [
-        sys.executable,
         *launcher,
-        str(REPO / "tools/test_net.py"),
+        REPO / "tools/test_net.py",
         "--checkpoint",
         "run",
         "--output-dir",
@@ -90,9 +87,7 @@ def test_killed_five_times_it_gives_the_same_summary(run):
     ]
     rows = [0]
     for kill in range(5):
-        process = subprocess.Popen(
-            _command(run, "cut"), cwd=run, env=ENV, stderr=subprocess.DEVNULL
-        )
+        process = Process(_command(run, "cut"), cwd=run, stderr=processes.DEVNULL)
         while process.poll() is None and _rows(path) <= rows[-1] and (kill or not path.is_file()):
             time.sleep(0.01)
         time.sleep(rng.random() * sum(seconds) / len(seconds))
@@ -100,7 +95,7 @@ def test_killed_five_times_it_gives_the_same_summary(run):
         assert process.wait() == -signal.SIGKILL, "it was in the middle"
         rows.append(_rows(path))
     assert rows == sorted(rows) and 0 < rows[-1] < 18 * 4, rows
-    done = subprocess.run(_command(run, "cut"), cwd=run, env=ENV, capture_output=True, text=True)
+    done = processes.run(_command(run, "cut"), cwd=run)
     assert done.returncode == 0, done.stderr
     _same(run, "cut")
 
@@ -111,10 +106,7 @@ def _rows(path):
 
 def test_two_ranks_share_it_and_count_no_video_twice(run):
     """18 videos, a batch each, over two ranks: unpadded, merged in order."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = subprocess.run(
-        _command(run, "ranks", *launcher), cwd=run, env=ENV, capture_output=True, text=True
-    )
+    done = processes.run(_command(run, "ranks", *TWO_RANKS), cwd=run)
     assert done.returncode == 0, done.stderr
     _same(run, "ranks")
     rows = [json.loads(line) for line in (run / "ranks/results.jsonl").read_text().splitlines()]
@@ -124,9 +116,8 @@ def test_two_ranks_share_it_and_count_no_video_twice(run):
 
 def _features(run, name, *launcher, words=()):
     command = [
-        sys.executable,
         *launcher,
-        str(REPO / "tools/extract_features.py"),
+        REPO / "tools/extract_features.py",
         "--checkpoint",
         "run",
         "--output",
@@ -134,13 +125,12 @@ def _features(run, name, *launcher, words=()):
         "eval.batch_size=4",
         *words,
     ]
-    return subprocess.Popen(command, cwd=run, env=ENV, stderr=subprocess.PIPE, text=True)
+    return Process(command, cwd=run)
 
 
 def test_two_ranks_extract_what_one_does_and_write_it_once(run):
     """Each rank wrote the whole file: 19 of 20 runs failed."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    for name, words in (("alone", ()), ("shared", launcher)):
+    for name, words in (("alone", ()), ("shared", TWO_RANKS)):
         done = _features(run, name, *words)
         _, err = done.communicate()
         assert done.returncode == 0, err

@@ -1,14 +1,12 @@
 """The study of Ge et al. 2021: options of a data set, and cues and shift in the report."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from tests.processes import TWO_RANKS, run
 from vidrobust import config
 from vidrobust.study import plan, read_study
 from vidrobust.utils.errors import UserError
@@ -81,22 +79,8 @@ def test_all_ranks_continue_with_the_next_arm_after_an_error(tmp_path):
     (tmp_path / "study.yaml").write_text(
         page.replace("  moco: []", '  moco: []\n  plain: ["eval.bias=[]"]')
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(REPO / "tools/study.py"),
-        "--cfg",
-        "study.yaml",
-        "--arms",
-        "moco,plain",
-    ]
-    env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
-    )
+    words = ["--cfg", "study.yaml", "--arms", "moco,plain"]
+    done = run([*TWO_RANKS, REPO / "tools/study.py", *words], cwd=tmp_path, timeout=120)
     assert (
         done.returncode == 1
         and "1 of 2 runs failed" in done.stderr

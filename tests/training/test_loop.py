@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
+from tests.processes import ENV, TWO_RANKS, Process, run
 from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint, config
 from vidrobust.data import TrainBatches, ucf101
@@ -303,14 +304,9 @@ def _start(ucf, out, *words):
     )
     changed = {word.split("=")[0] for word in words}
     options = [option for option in options if option.split("=")[0] not in changed] + list(words)
-    command = [
-        sys.executable,
-        str(REPO / "tools/train_net.py"),
-        "--cfg",
-        str(out.parent / "page.yaml"),
-    ]
-    command += ["--output-dir", str(out), "--resume", *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    page = out.parent / "page.yaml"
+    command = [REPO / "tools/train_net.py", "--cfg", page, "--output-dir", out, "--resume"]
+    return Process([*command, *options], cwd=out.parent)
 
 
 def _wait_for(path, process):
@@ -331,7 +327,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(ucf, tmp_path):
     process.kill()
     process.wait()
     assert checkpoint.read_checkpoint(killed)["step"] < 30
-    assert _start(ucf, killed).wait(300) == 0
+    # in a new Python process, as a user resumes it: also another hash seed gives the same bits
+    resumed = [sys.executable, *process.args]
+    subprocess.run(resumed, env=ENV, timeout=300, check=True)
     assert equal(*(checkpoint.read_checkpoint(d) for d in (whole, killed)))
     steps = [
         [json.loads(line)["step"] for line in open(d / "metrics.jsonl")] for d in (whole, killed)
@@ -352,27 +350,10 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_says_so(ucf, tmp_path, number)
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == step
 
 
-def _two_ranks(folder, *words):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(REPO / "tools/train_net.py"),
-        "--cfg",
-        "page.yaml",
-        "--output-dir",
-        "out",
-    ]
-    return subprocess.run(
-        [*command, *tiny(*words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def _two_ranks(*words):
+    script = REPO / "tools/train_net.py"
+    command = [*TWO_RANKS, script, "--cfg", "page.yaml", "--output-dir", "out", *tiny(*words)]
+    return [str(word) for word in command]
 
 
 def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
@@ -382,9 +363,8 @@ def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
         iter(TrainBatches(8, 4, 5, 1, 2, rank=1, world=2))
     )  # what rank 1 reads in the second step
     (root / "videos" / ucf101(root, "train", 1)[0][keys[0][1]].uid).write_bytes(b"")
-    done = _two_ranks(
-        tmp_path, f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1"
-    )
+    command = _two_ranks(f"data.root={root}", "device=cpu", "eval.enabled=false", "train.epochs=1")
+    done = run(command, cwd=tmp_path)
     assert done.returncode != 0 and "1 of 8 training videos are bad" in done.stderr
     assert "vidrobust/engine" not in done.stderr  # no traceback of ours; torchrun prints its own
     assert checkpoint.read_checkpoint(tmp_path / "out")["step"] == 1
@@ -396,7 +376,10 @@ def test_a_bad_video_on_one_rank_stops_both_after_a_checkpoint(tmp_path):
 def test_two_ranks_train_and_one_measures(ucf, tmp_path):
     """The documented torchrun command, on gloo."""
     (tmp_path / "page.yaml").write_text("seed: 5")
-    done = _two_ranks(tmp_path, f"data.root={ucf}", "device=cpu", *ADV)
+    command = [sys.executable, *_two_ranks(f"data.root={ucf}", "device=cpu", *ADV)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/eval/pgd/summary.json").read_text())["n"] == 4
     assert len(open(tmp_path / "out/metrics.jsonl").readlines()) == 4

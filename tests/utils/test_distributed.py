@@ -1,15 +1,13 @@
 """Two ranks on gloo give the same gradient as one process with the whole batch."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from tests.helpers import REPO, one_step
+from tests.processes import TWO_RANKS, run
 from vidrobust.attacks import ThreatModel
 from vidrobust.losses.air import regularizer
 from vidrobust.losses.info_nce import Hardness
@@ -214,20 +212,9 @@ def batch(kind: str):
 def two_ranks(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("ranks")
     (tmp_path / "run.py").write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(tmp_path / "run.py"),
-        str(tmp_path / "out.pt"),
-    ]
-    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    command = [*TWO_RANKS, tmp_path / "run.py", tmp_path / "out.pt"]
     for _ in range(3):  # another process may take the free port that torchrun has chosen
-        done = subprocess.run(
-            command, timeout=120, cwd=REPO, capture_output=True, text=True, env=env
-        )
+        done = run(command, cwd=REPO, timeout=120)
         if "address already in use" not in done.stderr.lower():
             break
     assert done.returncode == 0, done.stderr

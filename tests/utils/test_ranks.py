@@ -5,15 +5,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
 from tests.helpers import REPO, tiny, tool
-from tests.utils.test_stopping import ENV, LAUNCHER, start, wait_until
+from tests.processes import ENV, TWO_RANKS, run
+from tests.utils.test_stopping import start, wait_until
 from vidrobust import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -27,9 +26,9 @@ _LAUNCHER_HAS_STORE = "SHARE_RDZV" in inspect.getsource(dynamic_rendezvous)
 
 
 def _ranks(top, *words, name="train_net"):
-    command = [sys.executable, *LAUNCHER, str(REPO / f"tools/{name}.py"), *map(str, words)]
+    command = [*TWO_RANKS, REPO / f"tools/{name}.py", *words]
     began = time.monotonic()
-    done = subprocess.run(command, cwd=top, env=ENV, capture_output=True, text=True, timeout=170)
+    done = run(command, cwd=top, timeout=170)
     assert time.monotonic() - began < SECONDS, done.stderr
     return done
 
@@ -96,7 +95,7 @@ def test_a_killed_rank_is_reported_as_the_cause_and_the_other_ends(
     """This also holds if the shared store is rank 0's, as under Slurm and torch 2.4."""
     monkeypatch.setitem(ENV, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", str(int(not shared)))
     process = start(
-        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER
+        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=TWO_RANKS
     )
     wait_until((place / "out/metrics.jsonl").exists, process)
     time.sleep(1)
@@ -123,22 +122,19 @@ def _pids_by_rank(launcher):
         if folder.isdigit():
             try:
                 with open(f"/proc/{folder}/stat") as file:
-                    parent = int(file.read().rpartition(")")[2].split()[1])
-                with open(f"/proc/{folder}/environ") as file:
-                    variables = dict(
-                        item.split("=", 1) for item in file.read().split("\0") if "=" in item
-                    )
-            except (OSError, IndexError):
+                    stat = file.read()
+            except OSError:
                 continue
-            if parent == launcher and "RANK" in variables:
-                pids[int(variables["RANK"])] = int(folder)
+            name, _, rest = stat.partition("(")[2].rpartition(")")
+            if int(rest.split()[1]) == launcher and name.startswith("rank"):
+                pids[int(name.removeprefix("rank"))] = int(folder)
     assert sorted(pids) == [0, 1]
     return pids
 
 
 def test_a_killed_launcher_leaves_no_rank(place):
     process = start(
-        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=LAUNCHER
+        place, *_train_words("eval.enabled=false", "train.epochs=4000"), launcher=TWO_RANKS
     )
     rows = place / "out/metrics.jsonl"
     wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, process)

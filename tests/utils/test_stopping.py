@@ -16,13 +16,11 @@ import pytest
 
 from tests.helpers import REPO, counting_video, tiny, tiny_ucf101
 from tests.helpers import tool as in_process
+from tests.processes import DEVNULL, ENV, PIPE, TWO_RANKS, Process, run
 from vidrobust import checkpoint
 from vidrobust.utils.stopping import EXIT_STOPPED, STOP_SIGNALS
 
 pytestmark = pytest.mark.slow
-
-ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 _started = []
@@ -37,15 +35,22 @@ def _kill_remaining_processes():
             os.killpg(_started.pop().pid, signal.SIGKILL)
 
 
-def start(top, *words, launcher=(), tool="tools/train_net.py"):
+def start(top, *words, launcher=(), tool="tools/train_net.py", ignored=()):
     """Start a tool in its own session, and so in its own process group."""
-    command = [sys.executable, *launcher, str(REPO / tool), *map(str, words)]
+    command = [*launcher, REPO / tool, *words]
+    process = Process(command, cwd=top, start_new_session=True, ignored=ignored)
+    _started.append(process)
+    return process
+
+
+def start_anew(top, tool):
+    """Start a tool in a new Python process, which imports everything."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, str(REPO / tool)],
         cwd=top,
         env=ENV,
         stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=DEVNULL,
         text=True,
         start_new_session=True,
         # tests under nohup ignore SIGHUP, and their child processes would too
@@ -135,22 +140,7 @@ def test_a_killed_parent_leaves_no_loader_process(place):
 
 
 def test_a_hangup_signal_is_ignored_under_nohup(place):
-    command = [
-        "sh",
-        "-c",
-        'trap "" HUP; exec "$@"',
-        "sh",
-        sys.executable,
-        str(REPO / "tools/train_net.py"),
-    ]
-    process = subprocess.Popen(
-        [*command, *train_words()],
-        cwd=place,
-        env=ENV,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(place, *train_words(), ignored=[signal.SIGHUP])
     wait_until((place / "out/checkpoints/last.pt").exists, process)
     os.killpg(process.pid, signal.SIGHUP)
     rows = (place / "out/metrics.jsonl").read_text().count("\n")
@@ -161,7 +151,7 @@ def test_a_hangup_signal_is_ignored_under_nohup(place):
 
 
 def test_torchrun_and_its_ranks_stop_at_the_same_step(place):
-    process = start(place, *train_words(), launcher=LAUNCHER)
+    process = start(place, *train_words(), launcher=TWO_RANKS)
     wait_until((place / "out/checkpoints/last.pt").exists, process)
     process.terminate()
     errors = process.communicate(timeout=90)[1]
@@ -205,8 +195,21 @@ def test_a_stopped_evaluation_keeps_its_rows_and_continues(tmp_path):
 
 
 def test_a_stopped_scan_keeps_its_rows(tmp_path):
+    script = """
+import runpy, sys
+from vidrobust.data import scan
+in_children = scan.__globals__["in_children"]
+def told(*arguments):
+    for row in in_children(*arguments):
+        yield row
+        print("a row", flush=True)
+scan.__globals__["in_children"] = told
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    (tmp_path / "telling.py").write_text(script)
     (tmp_path / "many/class").mkdir(parents=True)
-    long = counting_video(tmp_path / "long.avi", 4000)
+    long = counting_video(tmp_path / "long.avi", 1000)
     for number in range(300):
         os.link(long, tmp_path / f"many/class/{number}.avi")
     words = [
@@ -218,26 +221,29 @@ def test_a_stopped_scan_keeps_its_rows(tmp_path):
         "--output",
         "m.jsonl",
     ]
-    process = start(tmp_path, *words, tool="datasets/prepare.py")
-    wait_until((tmp_path / "m.jsonl").exists, process)
-    time.sleep(1)
+    command = ["telling.py", REPO / "datasets/prepare.py", *words]
+    process = Process(command, cwd=tmp_path, stdout=PIPE, start_new_session=True)
+    _started.append(process)
+    for _ in range(2):
+        assert process.stdout.readline() == "a row\n"
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == EXIT_STOPPED and "Traceback" not in errors, errors
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()[1:]]
-    assert 0 < len(rows) < 300
-    assert {row["frames"] for row in rows} == {4000}
+    assert 2 <= len(rows) < 300
+    assert {row["frames"] for row in rows} == {1000}
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-def test_a_stop_signal_before_the_work_starts_gives_the_exit_status_of_a_stop(number):
+def test_a_stop_signal_before_the_work_starts_gives_the_exit_status_of_a_stop(tmp_path, number):
     """While the process that forks children is started; earlier versions gave status -15."""
     code = (
         "import os, signal; from vidrobust.cli import common; "
         f"common.start_nursery = lambda: os.kill(os.getpid(), signal.{number}); "
         "common.run(lambda: print('reached'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    (tmp_path / "tool.py").write_text(code)
+    done = run(["tool.py"], cwd=tmp_path)
     assert done.returncode == EXIT_STOPPED and done.stderr.startswith("stopped: "), done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
 
@@ -258,7 +264,7 @@ needs_proc = pytest.mark.skipif(
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_stop_signal_during_imports_gives_the_exit_status_of_a_stop(tmp_path, tool, number):
     """Earlier versions gave a traceback or status -15, which batch scripts do not requeue."""
-    process = start(tmp_path, tool=tool)  # without arguments it would later end with status 2
+    process = start_anew(tmp_path, tool)  # without arguments it would later end with status 2
     wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
@@ -268,7 +274,7 @@ def test_a_stop_signal_during_imports_gives_the_exit_status_of_a_stop(tmp_path, 
 @needs_proc
 def test_a_stop_signal_gives_its_exit_status_even_if_stderr_is_closed(tmp_path):
     """After a hangup the terminal is closed, and a write to it fails."""
-    process = start(tmp_path, tool="tools/train_net.py")
+    process = start_anew(tmp_path, "tools/train_net.py")
     process.stderr.close()
     wait_until(lambda: _has_handler(process, signal.SIGTERM), process)
     os.kill(process.pid, signal.SIGHUP)

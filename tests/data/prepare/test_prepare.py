@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from tests.helpers import (
     tiny_ucf101,
     tool,
 )
+from tests.processes import PIPE, Process
 from vidrobust import config
 from vidrobust.corruptions import corrupt
 from vidrobust.data import all_records, read_frames, read_manifest
@@ -150,20 +149,12 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
     root = tiny_ucf101(tmp_path / "data", train=12, test=8)
-    run = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            script,
-            REPO / "datasets/prepare.py",
-            "scan",
-            f"data.root={root}",
-            "--workers",
-            "2",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    (tmp_path / "slow.py").write_text(script)
+    words = ["scan", f"data.root={root}", "--workers", "2"]
+    run = Process(
+        ["slow.py", REPO / "datasets/prepare.py", *words],
+        cwd=tmp_path,
+        stdout=PIPE,
         start_new_session=True,
     )
     for _ in range(8):
