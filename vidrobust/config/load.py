@@ -14,11 +14,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import ListConfig, OmegaConf
+
 from vidrobust.config.find import find_config, protocol_file
 from vidrobust.config.interpolation import MAX_TEXT, References
 from vidrobust.config.options import Config, InputConfig, OpenSetConfig, ProtocolConfig
 from vidrobust.config.validate import check_together
-from vidrobust.config.yaml_text import parse_yaml, read_page, write_yaml
+from vidrobust.config.yaml_text import parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
@@ -177,21 +179,7 @@ def _convert_old_adversary(values: dict[str, Any]) -> None:
 
 def to_yaml(cfg: Config) -> str:
     """Return every option of a resolved configuration, as YAML text that `loads` reads back."""
-    values: dict[str, Any] = {}
-    for key, item in options():
-        *sections, name = key.split(".")
-        node = values
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = _as_declared(get(cfg, key), item.type)
-    return write_yaml(values)
-
-
-def _as_declared(value: Any, kind: Any) -> Any:
-    """Return a value with whole numbers of float options as floats: 0 and 0.0 are one value."""
-    if kind is float:
-        return float(value)
-    return [float(item) for item in value] if kind == list[float] else value
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
 
 
 # Options added after results had been written. At these values they have no effect, so they must
@@ -278,9 +266,9 @@ def help_text(names: Mapping[str, str] | None = None) -> str:
             the package.
     """
     rows = []
-    default = Config()
+    default = OmegaConf.structured(Config)
     for key, item in options():
-        text = _default_text(_as_declared(get(default, key), item.type))
+        text = _default_text(OmegaConf.select(default, key))
         help = item.metadata["help"]
         if choices := item.metadata["choices"]:
             help += f" ({' | '.join(choice or 'empty' for choice in choices)})"
@@ -292,7 +280,7 @@ def help_text(names: Mapping[str, str] | None = None) -> str:
 
 def _default_text(value: Any) -> str:
     """Return a default value as a command line would write it."""
-    if isinstance(value, list):
+    if isinstance(value, ListConfig):
         return "[" + ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

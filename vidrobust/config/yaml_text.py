@@ -1,4 +1,4 @@
-"""Parse YAML text into plain values, within bounds on size and depth, and write such values.
+"""Parse YAML text into plain values, within bounds on size and depth.
 
 `yaml.safe_load` runs no code. A short text can still hang it, fill the memory or raise almost any
 exception: aliases that multiply or refer to themselves, brackets nested a thousand deep, files that
@@ -218,45 +218,6 @@ def _yaml_reason(error: Exception) -> str:
     line = f", line {mark.line + 1}" if mark else ""
     lines = str(getattr(error, "problem", None) or error).splitlines() or [type(error).__name__]
     return lines[0] + line
-
-
-# text that YAML 1.1 reads as a boolean
-_BOOLEAN_WORDS = re.compile("y|n|yes|no|on|off|true|false", re.IGNORECASE)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes YAML as OmegaConf does: text that might be read as another type is in quotes."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write a list out wherever it is used."""
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "'" if _BOOLEAN_WORDS.fullmatch(text) or _is_number(text) else None
-    return dumper.represent_scalar(f"{_PREFIX}str", text, style=style)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def write_yaml(values: dict[str, Any]) -> str:
-    """Return a mapping of plain values as YAML text that `parse_yaml` reads back, one value a line.
-
-    Args:
-        values: dicts with text keys, lists, text, numbers and booleans.
-    """
-    return yaml.dump(
-        values, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_Dumper
-    )
 
 
 def read_text(path: Path) -> str:
