@@ -10,7 +10,8 @@ from tests.helpers import tiny, tool
 from vidrobust import config
 from vidrobust.benchmarks.extraction import (
     DIM,
-    _steady,
+    Steady,
+    Tick,
     measure_memory,
     measure_rates,
     measure_search,
@@ -38,13 +39,15 @@ def test_both_sides_are_timed_in_every_round(ucf):
     for row in rows:
         # batches of two videos with two clips; the first of each loader is left out
         assert row.clips == (14 if row.name == "extraction" else 28)
-        assert len(row.seconds) == len(row.bound_seconds) == len(row.rest) == 2
-        assert min(row.seconds + row.bound_seconds + row.rest) > 0 and row.fraction > 0
+        assert len(row.times) == len(row.bound_times) == len(row.rest) == 2
+        assert min(time.wall for time in row.times + row.bound_times) > 0
+        assert min(row.rest) > 0 and row.fraction > 0 and row.cpu_fraction > 0
 
 
 def test_the_time_before_the_first_batch_of_a_loader_is_left_out():
-    ticks = [(5.0, True), (6.0, False), (8.0, False), (30.0, True), (30.5, False)]
-    assert _steady(ticks) == 3.5
+    times = [(5.0, True), (6.0, False), (8.0, False), (30.0, True), (30.5, False)]
+    steady = Steady.of([Tick(wall, wall / 2, first) for wall, first in times])
+    assert steady == Steady(wall=3.5, cpu=1.75)
 
 
 def test_the_tool_prints_a_row_for_each_part_and_bound(ucf, tmp_path):

@@ -48,8 +48,49 @@ DIM = 512  # features of the memory and search measurements
 _VIEWS = 2  # clips per video of which an evaluation compares the features
 
 
-# time at which each batch was done, and whether it is the first one of a loader
-Ticks = list[tuple[float, bool]]
+@dataclass(frozen=True)
+class Tick:
+    """Say when a batch was done.
+
+    Attributes:
+        wall: seconds of the clock.
+        cpu: seconds of CPU time of this process, without those of loader processes.
+        first: whether it is the first batch of a loader.
+    """
+
+    wall: float
+    cpu: float
+    first: bool
+
+    @classmethod
+    def now(cls, *, first: bool) -> "Tick":
+        """Return the time at which a batch is done."""
+        return cls(time.perf_counter(), time.process_time(), first)
+
+
+Ticks = list[Tick]
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Hold the time between the first and the last batch, summed over loaders.
+
+    Attributes:
+        wall: seconds of the clock.
+        cpu: seconds of CPU time.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def of(cls, ticks: Ticks) -> "Steady":
+        """Return the time between ticks, without that before the first batch of a loader."""
+        pairs = [(before, now) for before, now in pairwise(ticks) if not now.first]
+        return cls(
+            sum(now.wall - before.wall for before, now in pairs),
+            sum(now.cpu - before.cpu for before, now in pairs),
+        )
 
 
 @dataclass
@@ -64,8 +105,8 @@ class RateRow:
         run: runs the part once; returns when batches were done.
         run_bound: does only what the bound needs, on as many batches.
         clips: number of clips, those of first batches left out.
-        seconds: of the part, of each round.
-        bound_seconds: of the bound, of each round.
+        times: of the part, of each round.
+        bound_times: of the bound, of each round.
         rest: seconds of the part before, between and after its loaders, of each round.
     """
 
@@ -74,15 +115,21 @@ class RateRow:
     run: Callable[[], Ticks]
     run_bound: Callable[[], Ticks]
     clips: int
-    seconds: list[float] = field(default_factory=list)
-    bound_seconds: list[float] = field(default_factory=list)
+    times: list[Steady] = field(default_factory=list)
+    bound_times: list[Steady] = field(default_factory=list)
     rest: list[float] = field(default_factory=list)
 
     @property
     def fraction(self) -> float:
         """Median over rounds of the bound's time as a fraction of the part's."""
-        pairs = zip(self.bound_seconds, self.seconds, strict=True)
-        return statistics.median(bound / seconds for bound, seconds in pairs)
+        pairs = zip(self.bound_times, self.times, strict=True)
+        return statistics.median(bound.wall / part.wall for bound, part in pairs)
+
+    @property
+    def cpu_fraction(self) -> float:
+        """Return the same of CPU time, which other processes of the machine hardly change."""
+        pairs = zip(self.bound_times, self.times, strict=True)
+        return statistics.median(bound.cpu / part.cpu for bound, part in pairs)
 
 
 @dataclass(frozen=True)
@@ -120,14 +167,18 @@ def print_features(cfg: config.Config, *, videos: int, rounds: int, counts: Sequ
         f"{rounds} rounds of {videos} videos, {cfg.eval.clips} clips of {data.frames} x {data.size}"
         f" x {data.size}, {cfg.model.backbone} on {device}, {torch.get_num_threads()} threads,"
         f" {data.workers} workers\n"
-        "| part | bound | clips/s (lowest to highest) | bound, clips/s | fraction | rest, s |\n"
-        "|---|---|---|---|---|---|"
+        "| part | bound | clips/s (lowest to highest) | bound, clips/s | fraction | of CPU time |"
+        " rest, s |\n|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        ours, bound = ([row.clips / s for s in t] for t in (row.seconds, row.bound_seconds))
+        ours, bound = ([row.clips / t.wall for t in side] for side in (row.times, row.bound_times))
+        # a loader works in processes of its own
+        cpu = (
+            f"{row.cpu_fraction:.3f}" if row.bound == "bare model" and device.type == "cpu" else ""
+        )
         print(
             f"| {row.name} | {row.bound} | {spread(ours, 2)} | {spread(bound, 2)} |"
-            f" {row.fraction:.3f} | {spread(row.rest, 1)} |"
+            f" {row.fraction:.3f} | {cpu} | {spread(row.rest, 1)} |"
         )
     if counts:
         print(
@@ -185,21 +236,13 @@ def measure_rates(
                 start = time.perf_counter()
                 ticks = row.run() if side == "part" else row.run_bound()
                 whole = time.perf_counter() - start
-                steady = _steady(ticks)
+                steady = Steady.of(ticks)
                 if round_ and side == "part":
-                    row.seconds.append(steady)
-                    row.rest.append(whole - steady)
+                    row.times.append(steady)
+                    row.rest.append(whole - steady.wall)
                 elif round_:
-                    row.bound_seconds.append(steady)
+                    row.bound_times.append(steady)
     return rows
-
-
-def _steady(ticks: Ticks) -> float:
-    """Return the seconds between the first and the last batch, summed over loaders."""
-    total = 0.0
-    for (before, _), (now, is_first) in pairwise(ticks):
-        total += 0.0 if is_first else now - before
-    return total
 
 
 def _mean_colour() -> Backbone:
@@ -282,12 +325,12 @@ class _Bench:
         Args:
             phases: the clips of each batch of each loader. Other passes before them are left out.
         """
-        times: list[float] = []
+        times: Ticks = []
         ticks: Ticks = []
 
         def record(*_: object) -> None:
             synchronize(self.device)
-            times.append(time.perf_counter())
+            times.append(Tick.now(first=False))
 
         handle = self.model.backbone.register_forward_hook(record)
         try:
@@ -295,7 +338,8 @@ class _Bench:
         finally:
             handle.remove()
         firsts = [number == 0 for sizes in phases for number in range(len(sizes))]
-        ticks += zip(times[-len(firsts) :], firsts, strict=True)
+        last = times[-len(firsts) :]
+        ticks += [replace(tick, first=first) for tick, first in zip(last, firsts, strict=True)]
 
     def passes(self, parts: Sequence[_Part]) -> Callable[[], Ticks]:
         """Return a function that makes the passes of some parts, on random clips."""
@@ -333,7 +377,7 @@ class _Bench:
                 batches = EvalBatches(list(range(len(dataset))), number)
                 with worker_deaths(dataset):
                     loader = batch_loader(dataset, batches, cfg.data.workers)
-                    ticks += [(time.perf_counter(), place == 0) for place, _ in enumerate(loader)]
+                    ticks += [Tick.now(first=place == 0) for place, _ in enumerate(loader)]
             return ticks
 
         return run
