@@ -36,6 +36,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 REPO = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
@@ -64,8 +65,8 @@ class Process:
         command: words after `python`: a script and its arguments, or TORCHRUN, options, a script.
         cwd: working directory.
         env: its environment.
-        stdout: DEVNULL, or PIPE.
-        stderr: DEVNULL, or PIPE.
+        stdout: DEVNULL, PIPE, or an open file.
+        stderr: as stdout.
         start_new_session: whether it leads a session, and so a process group.
         ignored: signals that it ignores from its start, as under nohup.
     """
@@ -76,8 +77,8 @@ class Process:
         *,
         cwd: Path,
         env: dict[str, str] | None = None,
-        stdout: int = DEVNULL,
-        stderr: int = PIPE,
+        stdout: int | IO[bytes] = DEVNULL,
+        stderr: int | IO[bytes] = PIPE,
         start_new_session: bool = False,
         ignored: Sequence[int] = (),
     ) -> None:
@@ -164,10 +165,12 @@ def run(command: Sequence[object], *, cwd: Path, timeout: float = 300):
     return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
-def _output(kind: int):
+def _output(kind: int | IO[bytes]):
     """Return (file that reads what a process writes or None, descriptor that it writes to)."""
     if kind == DEVNULL:
         return None, os.open(os.devnull, os.O_WRONLY)
+    if kind != PIPE:
+        return None, os.dup(kind.fileno())
     reading, writing = os.pipe()
     return open(reading, encoding="utf-8", errors="replace"), writing
 

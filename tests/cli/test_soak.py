@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import processes
 from vidrobust.cli import soak
 
 pytestmark = pytest.mark.slow
@@ -29,8 +30,24 @@ def test_open_files_and_shared_memory_do_not_grow_with_the_number_of_videos(out,
     assert all(peaks[name].files < 64 and peaks[name].shm <= 16 for name in measured)
 
 
-def test_a_killed_and_resumed_run_has_the_files_of_an_undisturbed_one(out, capsys):
-    differ = soak.soak_kills(out, kills=1, seed=3, longest_s=10, steps=40)
+class _FromWarmServer:
+    """What soak uses of subprocess, with processes that begin in milliseconds."""
+
+    TimeoutExpired = processes.subprocess.TimeoutExpired
+
+    @staticmethod
+    def Popen(command, **options):  # noqa: N802
+        return processes.Process(command[1:], **options)
+
+    @staticmethod
+    def run(command, *, check, capture_output, cwd):
+        assert processes.run(command[1:], cwd=cwd).returncode == 0
+
+
+def test_a_killed_and_resumed_run_has_the_files_of_an_undisturbed_one(out, capsys, monkeypatch):
+    monkeypatch.setattr(soak, "subprocess", _FromWarmServer)
+    # a pause, then SIGKILL to all
+    differ = soak.soak_kills(out, kills=1, seed=3, longest_s=10, steps=12)
     printed = capsys.readouterr().out
     assert differ == 0, printed
     assert "1 kills; files that differ: none" in printed and "outlived" not in printed, printed

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = [
     "eval.suite=video",
-    "eval.effort=0.03",
+    "eval.effort=0.01",
     "eval.batch_size=1",
     "eval.h264=28",
     "eval.checks=4",

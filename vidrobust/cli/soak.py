@@ -36,7 +36,7 @@ REPO = Path(__file__).resolve().parents[2]
 MIB = 2**20
 _CLIPS = 12  # number of different files that all links point to
 # name -> number of training videos, test videos and classes
-SIZES = {"ucf101": (9537, 3783, 101), "kinetics": (220_000, 20_000, 400), "short": (480, 160, 8)}
+SIZES = {"ucf101": (9537, 3783, 101), "kinetics": (220_000, 20_000, 400), "short": (160, 80, 8)}
 # clips small enough to decode fast, and large enough to show in the memory if they are kept
 _FRAMES = 4
 _SIDE = 32

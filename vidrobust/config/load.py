@@ -457,7 +457,13 @@ def _typed(values: dict[str, Any], overrides: dict[str, Any], source: str) -> Co
             raise UserError(f"{origin}: {key}={shown(written)}: {error}") from None
         section, _, name = key.rpartition(".")
         setattr(get(cfg, section) if section else cfg, name, value)
-    _check_ranges(cfg)
+    try:
+        _check_ranges(cfg)
+    except OutOfRange as error:
+        from_file = _written(values, error.key) is not _UNSET
+        if from_file and _written(overrides, error.key) is _UNSET:
+            raise UserError(f"{source}: {error}") from None
+        raise
     return cfg
 
 
@@ -569,18 +575,31 @@ def _fraction(value: Any) -> Any:
         return value
 
 
+class OutOfRange(UserError):
+    """Report a value that an option does not allow by itself.
+
+    Args:
+        key: key of the option.
+        message: the option, its value and the remedy.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 def _check_ranges(cfg: Config) -> None:
-    """Raise UserError for the first option whose value is not allowed by itself."""
+    """Raise OutOfRange for the first option whose value is not allowed by itself."""
     for key, item in options():
         value = get(cfg, key)
         written = f"{key}={shown(value)}"
         choices = item.metadata["choices"]
         if choices and value not in choices:
             named = ", ".join(choice for choice in choices if choice)
-            raise UserError(f"{written}: choose one of {named}")
+            raise OutOfRange(key, f"{written}: choose one of {named}")
         for number in value if isinstance(value, list) else [value]:
             if problem := _range_problem(number, item):
-                raise UserError(f"{written}: must be {problem}")
+                raise OutOfRange(key, f"{written}: must be {problem}")
 
 
 def _range_problem(value: Any, item: Any) -> str:
