@@ -88,6 +88,20 @@ def test_a_protocol_is_named_in_python_as_on_the_command_line(by_name, tmp_path)
     assert report.summary.fitted["settings"] == 24
     with pytest.raises(UserError, match="protocol slf trains the model; use tools/test_net"):
         vidrobust.evaluate(model, labelled(test), protocol="slf", output=out, **arguments)
+    by_option = arguments | {"options": OPTIONS | {"protocol.name": "slf"}}
+    with pytest.raises(UserError, match="protocol slf trains the model; use tools/test_net"):
+        vidrobust.evaluate(model, labelled(test), output=out, **by_option)
+    by_option = arguments | {"options": OPTIONS | {"protocol.splits": [1, 2]}}
+    with pytest.raises(UserError, match="protocol.splits is for tools/test_net.py"):
+        vidrobust.evaluate(model, labelled(test), output=out, **by_option)
+    with pytest.raises(UserError, match="without training videos there is no kNN"):
+        vidrobust.evaluate(model, labelled(test), protocol="linear_sgd", output=out)
+    few = arguments | {"options": OPTIONS | {"data.labels": "1"}}
+    report = vidrobust.evaluate(
+        model, labelled(test), protocol="few_labels", output=tmp_path / "few", **few
+    )
+    chosen = (report.path / "labels/train.txt").read_text().splitlines()
+    assert len(chosen) == len(classes)
     with pytest.raises(UserError, match="evaluate: protocol: unknown name 'linaer'"):
         vidrobust.evaluate(model, labelled(test), protocol="linaer", output=out, **arguments)
 

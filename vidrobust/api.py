@@ -156,10 +156,7 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
             that do not decode, after everything is written.
     """
     _require_loaded(model)
-    if lookup(PROTOCOLS, protocol, "evaluate: protocol").trains:
-        raise UserError(
-            f"evaluate: protocol {protocol} trains the model; use tools/test_net.py --model"
-        )
+    lookup(PROTOCOLS, protocol, "evaluate: protocol")
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     given: dict[str, Any] = {
         "eval.threats": [threats] if isinstance(threats, str) else list(threats),
@@ -182,8 +179,23 @@ def evaluate(  # noqa: PLR0913  (public function, whose options are named)
         given |= options or {}
         words = [f"{key}={_written(value)}" for key, value in given.items()]
         cfg = config.loads(card_options(model.input, given), words, "vidrobust.evaluate")
+        _require_applicable(cfg)
         summary = evaluate_model(cfg, model.measured, path, overwrite=overwrite, lists=lists)
     return Evaluation(summary, path)
+
+
+def _require_applicable(cfg: config.Config) -> None:
+    """Raise UserError for a protocol that only the command line applies."""
+    name = cfg.protocol.name
+    spec = lookup(PROTOCOLS, name, "protocol.name")
+    if spec.trains:
+        raise UserError(
+            f"evaluate: protocol {name} trains the model; use tools/test_net.py --model"
+        )
+    if cfg.protocol.splits:
+        raise UserError("evaluate: protocol.splits is for tools/test_net.py; set data.fold")
+    if reason := spec.refusal(cfg, None):
+        raise UserError(f"protocol.name={name}: {reason}")
 
 
 def _require_loaded(model: object) -> None:

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from torchvision import models
 
 from tests.helpers import tiny, tiny_hmdb51, tiny_ucf101, tool
 from vidrobust import checkpoint, config
@@ -122,6 +123,11 @@ def test_a_run_per_split_is_named_by_its_number(place):
         (["protocol.name=few_labels", "data.labels="], "set data.labels, such as 10%"),
         (["protocol.name=few_labels", "data.labels=x"], "data.labels=x: "),
         (["protocol.name=transfer"], "the model was trained on ucf101 itself"),
+        (["protocol.splits=[1,2]", "--report-only"], "--report-only: writes one report; name it"),
+        (
+            ["protocol.name=linear_sgd", "eval.classifier=probe"],
+            "protocol.name=linear_sgd fits the classifier that is measured; leave it out",
+        ),
         (["protocol.name=retreival"], "protocol.name: unknown name 'retreival'"),
         (
             ["protocol.name=linear_sgd", "data.labels=1", "protocol.validation=0.1"],
@@ -154,6 +160,36 @@ def test_few_labels_are_listed_so_that_others_can_repeat_them(place):
     assert [record.path for record in records] == [record.path for record in again]
     # test videos are all of them
     assert summary.representation["trained_probe"].n == 4
+
+
+def test_another_data_set_is_not_classified_by_the_head_of_the_first(place, tmp_path):
+    """Both have two classes: a head that is matched by their number alone would be measured."""
+    words = tiny("method.name=supervised", "eval.enabled=false")
+    out = tmp_path / "supervised"
+    done = tool("train_net", "--cfg", "config.yaml", "--output-dir", out, *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    other = ("data.name=hmdb51", "data.root=hmdb51", *QUICK)
+    done = tool("test_net", "--checkpoint", out, *other, "eval.name=other", cwd=place)
+    assert done.returncode == 0, done.stderr
+    summary = read_summary(out / "eval/other/summary.json")
+    assert summary.classifier == "linear probe" and "head" not in summary.representation
+    # on its own data set it is
+    done = tool("test_net", "--checkpoint", out, *QUICK, "eval.name=own", cwd=place)
+    assert read_summary(out / "eval/own/summary.json").classifier == "own head"
+
+
+def test_lists_of_the_first_data_set_are_left_behind(place, tmp_path):
+    """Manifest, fold and few labels of a run say nothing of another data set."""
+    words = tiny("eval.enabled=false", "data.fold=2", "data.labels=2")
+    out = tmp_path / "run2"
+    done = tool("train_net", "--cfg", "config.yaml", "--output-dir", out, *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    other = ("data.name=hmdb51", "data.root=hmdb51", *QUICK, "protocol.name=transfer")
+    done = tool("test_net", "--checkpoint", out, *other, "--dry-run", cwd=place)
+    cfg = config.loads(done.stdout)
+    assert (cfg.data.fold, cfg.data.labels, cfg.data.name) == (1, "", "hmdb51")
+    done = tool("test_net", "--checkpoint", out, *other[2:], "--dry-run", cwd=place)
+    assert config.loads(done.stdout).data.fold == 2
 
 
 def test_transfer_learns_and_tests_on_the_other_data_set(place):
@@ -221,10 +257,49 @@ def test_a_finetuned_run_is_trained_once_measured_and_attacked(place, monkeypatc
     assert config.load(run / "config.yaml").optim.lr == 0.02
 
 
+def test_a_finetuned_run_of_other_weights_is_refused(place, tmp_path):
+    """The path of the weights is the same, and they have been trained again."""
+    out = tmp_path / "parent"
+    train = ("train_net", "--cfg", "config.yaml", "--output-dir", out, *tiny("eval.enabled=false"))
+    assert tool(*train, cwd=place).returncode == 0
+    words = ("protocol.name=slf", "train.epochs=1", "train.batch_size=4", *QUICK)
+    measure = ("test_net", "--checkpoint", out, *words)
+    assert tool(*measure, cwd=place).returncode == 0
+    assert tool(*train, "--overwrite", "seed=7", cwd=place).returncode == 0
+    done = tool(*measure, "seed=0", cwd=place)
+    assert done.returncode == 1 and "model.weights_sha" in done.stderr, done.stderr
+    assert tool(*measure, "seed=0", "--overwrite", cwd=place).returncode == 0
+
+
+def test_options_of_another_protocol_are_told(place):
+    words = ("protocol.name=linear", "eval.name=told", "protocol.rates=[1]")
+    assert "no effect with protocol.name=linear: protocol.rates" in _measured(place, *words)
+
+
+def test_splits_can_be_added(place):
+    words = ("protocol.name=linear", "eval.name=added")
+    _measured(place, *words, "protocol.splits=[1]")
+    first = (place / "run/eval/added_split1/summary.json").stat().st_mtime_ns
+    _measured(place, *words, "protocol.splits=[1,2]")
+    assert (place / "run/eval/added_split1/summary.json").stat().st_mtime_ns == first
+    report = (place / "run/eval/added_splits/report.md").read_text()
+    assert "| measure, % | split 1 | split 2 |" in report
+
+
+def test_other_augmentations_are_another_evaluation(place):
+    words = ("protocol.name=linear_sgd", "eval.name=augmented", "protocol.augmented=1")
+    words = (*words, "protocol.epochs=1", "protocol.validation=0.5")
+    _measured(place, *words)
+    assert "of other options (augment.flip)" in _refused(place, *words, "augment.flip=0")
+
+
 def test_a_model_of_another_package_is_finetuned_by_its_protocol(place):
     words = tiny("protocol.name=finetune", "data.root=data", "train.batch_size=4", "train.epochs=1")
     words = [word for word in words if not word.startswith("model.")]
-    spec = ("--model", "torchvision:r3d_18", "--output-dir", "r3d")
+    done = tool("test_net", "--model", "torchvision:r3d_18", *words, cwd=place)
+    assert done.returncode == 1 and "has random weights, and the protocol begins" in done.stderr
+    torch.save(models.video.r3d_18().state_dict(), place / "r3d.pth")
+    spec = ("--model", "torchvision:r3d_18", "--weights", "r3d.pth", "--output-dir", "r3d")
     words = [word.replace("data.size=16", "data.size=32") for word in words]
     words = [word.replace("data.short_side=28", "data.short_side=32") for word in words]
     done = tool("test_net", *spec, *words, "eval.checks=0", cwd=place)

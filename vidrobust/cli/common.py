@@ -17,6 +17,7 @@ if _old := versions.too_old():
     sys.exit(f"error: {'; '.join(_old)}")
 
 import torch.distributed as dist
+import yaml
 
 from vidrobust import checkpoint, config
 from vidrobust.data import EVAL_SAMPLERS, FORMATS, TRAIN_SAMPLERS, DecodeError, find_format
@@ -277,9 +278,11 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
     """
     state = checkpoint.read_checkpoint(args.checkpoint)
     trained = checkpoint.configuration(state, str(args.checkpoint))
-    cfg = config.loads(
-        state["config"], args.overrides, f"{args.checkpoint} and command line", args.cfg
-    )
+    text = state["config"]
+    if other_data(args, trained):
+        whole = yaml.safe_load(text)
+        text = yaml.safe_dump(whole | {"data": without_lists(whole.get("data") or {})})
+    cfg = config.loads(text, args.overrides, f"{args.checkpoint} and command line", args.cfg)
     # options of evaluation may differ, those of the model and its method may not
     changed = [
         line for line in config.differences(trained, cfg) if line.startswith(("method.", "model."))
@@ -290,6 +293,21 @@ def load_checkpoint(args: argparse.Namespace) -> tuple[config.Config, dict[str, 
             " option"
         )
     return cfg, state, run_folder(args.checkpoint)
+
+
+# options of `data.*` that belong to the files and lists of one data set
+_OF_DATA = ("manifest", "twins", "series", "fold", "validation", "labels", "labels_seed")
+
+
+def other_data(args: argparse.Namespace, trained: config.Config) -> bool:
+    """Return whether a command line names another data set than a run was trained on."""
+    name = config.value_given("data.name", args.overrides, args.cfg)
+    return name not in (None, trained.data.name)
+
+
+def without_lists(data: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `data.*` without those that belong to one data set."""
+    return {key: value for key, value in data.items() if key not in _OF_DATA}
 
 
 def run_folder(path: Path) -> Path:

@@ -9,10 +9,16 @@ import yaml
 
 from vidrobust import checkpoint, config
 from vidrobust.cli import common
+from vidrobust.cli.common import other_data, without_lists
 from vidrobust.evaluation import evaluate, evaluate_source
+from vidrobust.evaluation.measured_model import OWN
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
+from vidrobust.models import branch_names, configured_backbone
+from vidrobust.models.sources import build_source
 from vidrobust.protocols import Subject
+from vidrobust.training.weights_options import with_weights_options
 from vidrobust.utils.errors import UserError
+from vidrobust.utils.logging import log
 
 _SPLIT = "{split}"  # in --checkpoint
 # options of an evaluation that belong to the weights of the run, and not to a finetuned model
@@ -34,6 +40,25 @@ def asked_splits(args: argparse.Namespace) -> list[int]:
             " set them, such as protocol.splits=[1,2,3]"
         )
     return splits
+
+
+def check_protocol_options(args: argparse.Namespace, cfg: config.Config) -> None:
+    """Warn of options of other protocols, and refuse a classifier beside the protocol's own.
+
+    Raises:
+        UserError: for eval.classifier with a protocol that fits its own classifier.
+    """
+    name = cfg.protocol.name
+    spec = PROTOCOLS[name]
+    if spec.fit is not None and cfg.eval.classifier != "auto":
+        raise UserError(
+            f"eval.classifier={cfg.eval.classifier}: protocol.name={name} fits the classifier that"
+            " is measured; leave it out"
+        )
+    used = {"name", "splits", "stages", *spec.options}
+    given = [word.split("=")[0] for word in args.overrides if word.startswith("protocol.")]
+    if idle := [key for key in given if key.removeprefix("protocol.") not in used]:
+        log.warning(f"no effect with protocol.name={name}: {', '.join(idle)}")
 
 
 def subject_of(args: argparse.Namespace, split: int | None = None) -> tuple[config.Config, Subject]:
@@ -84,7 +109,10 @@ def _source(args: argparse.Namespace, *, trains: bool) -> tuple[config.Config, S
     """
     cfg, folder = common.model_config(args)
     if trains:
+        _require_trained(args)
         cfg = replace(cfg, model=replace(cfg.model, weights=args.weights))
+        if args.weights:
+            cfg = _with_sha(with_weights_options(cfg))
     return cfg, Subject(
         folder,
         lambda cfg, out, overwrite: evaluate_source(
@@ -104,6 +132,37 @@ def _finetuned(args: argparse.Namespace, trained: config.Config) -> config.Confi
     whole = yaml.safe_load(config.to_yaml(trained))
     kept = {key: whole[key] for key in ("seed", "device", "deterministic", "data", "model")}
     kept["model"]["weights"] = str(args.checkpoint)
+    kept["model"]["weights_sha"] = ""
+    if other_data(args, trained):
+        kept["data"] = without_lists(kept["data"])
     kept["eval"] = {key: v for key, v in whole["eval"].items() if key not in _OF_WEIGHTS}
     source = f"{args.checkpoint} and command line"
-    return config.loads(yaml.safe_dump(kept), args.overrides, source, args.cfg)
+    return _with_sha(config.loads(yaml.safe_dump(kept), args.overrides, source, args.cfg))
+
+
+def _with_sha(cfg: config.Config) -> config.Config:
+    """Return the configuration of a run with the hash of the weights that it begins with.
+
+    A finished run is recognised by its options. The path of its weights alone would not show that
+    they have been trained further since.
+    """
+    backbone = configured_backbone(cfg.model)
+    state = checkpoint.backbone_state(
+        cfg.model.weights,
+        branches=branch_names(backbone),
+        head_key=backbone.head_key,
+        keys=backbone.stored.state_dict().keys(),
+    )
+    return replace(cfg, model=replace(cfg.model, weights_sha=checkpoint.state_sha(state)))
+
+
+def _require_trained(args: argparse.Namespace) -> None:
+    """Refuse to finetune a model of random weights, which only a fault would do."""
+    spec = args.model
+    if args.weights or spec.startswith(OWN) or spec.partition(":")[0] in ("python", "torchscript"):
+        return  # weights of own code are unknown
+    if not build_source(spec, lambda card: card).trained:
+        raise UserError(
+            f"--model {spec}: has random weights, and the protocol begins with trained ones; give"
+            " a file with --weights, or train with tools/train_net.py"
+        )

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from vidrobust import config
 from vidrobust.cli import common
-from vidrobust.cli.subject import asked_splits, subject_of
+from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
 from vidrobust.evaluation import rewrite_report
 from vidrobust.evaluation.summary import Summary
 from vidrobust.protocols import Subject, report_folder, run_protocol, run_splits
+from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
 
 
@@ -42,7 +43,13 @@ def main() -> None:
     cfg, subject = subject_of(args, splits[0] if splits else None)
     if common.print_config(args, cfg):
         return
+    check_protocol_options(args, cfg)
     out = args.output_dir
+    if splits and args.report_only:
+        raise UserError(
+            "--report-only: writes one report; name it by eval.name and data.fold in place of"
+            " protocol.splits"
+        )
     if splits:
         run_splits(cfg, partial(_measure_split, args), out or _splits_folder(cfg, subject))
         log.info(f"report: {(out or _splits_folder(cfg, subject)) / 'report.md'}")

@@ -196,6 +196,7 @@ _ADDED_LATER: dict[str, object] = {
     "data.labels_seed": 0,
     "data.interpolation": "bilinear",
     **{f"model.input.{key}": value for key, value in vars(InputConfig()).items()},
+    "model.weights_sha": "",
     "model.mean": [],
     "model.std": [],
     "model.stem_padding": 0,

@@ -291,6 +291,11 @@ class ModelConfig:
         "initial backbone weights: a backbone.pt, a checkpoint, or a file of other code that"
         " docs/models.md lists; empty: random initialization",
     )
+    weights_sha: str = option(
+        "",
+        "hash of the backbone in model.weights, which training then requires; protocols that train"
+        " set it, so that other weights are not taken for those of a finished run; empty: any",
+    )
     # What a file of weights may need; `model.weights` sets these where they are not set.
     mean: list[float] = option(
         [],

@@ -190,8 +190,6 @@ def build_records(cfg: config.DataConfig, split: str) -> Parsed:
         records = split_by_group(listed, cfg.validation)[split == "test"]
     else:
         records, classes = _parse(cfg, split, cfg.fold)
-    if split == "train" and cfg.labels:
-        records = _few(cfg, records, classes)
     if cfg.manifest:
         root = Path(cfg.root).expanduser()
         manifest = Path(cfg.manifest).expanduser()
@@ -214,6 +212,9 @@ def build_records(cfg: config.DataConfig, split: str) -> Parsed:
                     f"data.manifest={manifest}: every training video is bad; {manifest}.bad.txt has"
                     " the reasons"
                 )
+    # of the videos that are left, so that a bad one is not among few
+    if split == "train" and cfg.labels:
+        records = _few(cfg, records, classes)
     return records, classes
 
 

@@ -22,6 +22,7 @@ from vidrobust.data import (
     corrupted_videos,
     doubt_of_twins,
     eval_dataset,
+    few_labels,
     is_image,
     records_sha,
     second_cues,
@@ -96,7 +97,7 @@ from vidrobust.models import AttentiveHead, Model, outputs_of
 from vidrobust.models.complexity import model_complexity
 from vidrobust.models.feature_store import DiskStore, Features
 from vidrobust.models.inference import evaluation_mode, evenly, extract
-from vidrobust.models.stages import PooledStages
+from vidrobust.models.stages import PooledStages, require_stages
 from vidrobust.utils import distributed
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
@@ -309,10 +310,13 @@ def _lists(cfg: config.Config, lists: Lists | None) -> Lists:
     with distributed.main_first():
         needs_train = cfg.eval.classifier != "head"
         train, test, classes = lists or build_lists(cfg.data, needs_train=needs_train)
-    if not train and (cfg.eval.precise_bn or cfg.eval.classifier in ("probe", "knn")):
+    if lists and train and cfg.data.labels:
+        train = few_labels(train, classes, cfg.data.labels, cfg.data.labels_seed)
+    fits = PROTOCOLS[cfg.protocol.name].fit is not None or cfg.protocol.stages
+    if not train and (fits or cfg.eval.precise_bn or cfg.eval.classifier in ("probe", "knn")):
         raise UserError(
             "without training videos there is no kNN, no linear probe and no eval.precise_bn; give"
-            " some, or set eval.classifier=head"
+            " some, or set eval.classifier=head and protocol.name=auto"
         )
     return train, test, classes
 
@@ -388,7 +392,12 @@ def _measure(run: _Evaluation, measured: MeasuredModel) -> Summary:
         summary.precise_bn = precise_bn
         if all(bool(each.features.isfinite().all()) for each in queries):
             aligned = [run.test[i] for i in evenly(len(run.test), ALIGNED)]
-            summary.geometry = geometry_of(cfg, models, queries, aligned, device)
+            # of each clip, the central crop
+            crops = cfg.eval.crops
+            centres = [
+                replace(each, features=each.features[:, crops // 2 :: crops]) for each in queries
+            ]
+            summary.geometry = geometry_of(cfg, models, centres, aligned, device)
         else:
             summary.warnings.append("geometry is not measured: some features are NaN or infinite")
         moved = []
@@ -464,6 +473,8 @@ def _represent(
     for line in doubts:
         log.warning(line)
     _require_head(run, measured, head)
+    if cfg.protocol.stages:
+        require_stages(model.backbone)
     # An attentive head takes tokens, which are too many to be kept: its logits are computed
     # together with the features.
     whole = Model(model.backbone, head) if isinstance(head, AttentiveHead) else None
@@ -491,6 +502,7 @@ def _represent(
     if fitted:
         summary.fitted = fitted[0][1].settings
         summary.chosen_on = fitted[0][1].chosen_on
+        summary.warnings += [line for _, each in fitted for line in each.warnings]
     if cfg.protocol.stages and gallery:
         summary.stages = _stages(run, model)
     summary.classifier = name

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from vidrobust import checkpoint, config
+from vidrobust.data import build_records
 from vidrobust.evaluation.loading import load_method
 from vidrobust.methods import build_method
 from vidrobust.models import Backbone, Model, add_branches, branch_names, configured_backbone
@@ -45,6 +46,8 @@ class MeasuredModel:
         name: identifies the weights; kept with results.
         weights_sha: hash of the weights.
         input: what the model expects; None for a run of this package, whose options say it.
+        classes: of a run that was trained on another data set than the one it is measured on, the
+            classes of its own; empty if they are unknown; None: they are those of the data set.
     """
 
     model: Model
@@ -52,6 +55,7 @@ class MeasuredModel:
     name: str
     weights_sha: str
     input: InputSpec | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> MeasuredModel:
@@ -66,7 +70,17 @@ def load_run(cfg: config.Config, state: dict[str, Any], classes: int) -> Measure
     random = build_method(cfg, classes).model
     model = load_method(cfg, state, classes).model
     sha = checkpoint.state_sha(checkpoint.weights(state, average=cfg.eval.average))
-    return MeasuredModel(model, random, checkpoint_name(cfg, state), sha)
+    trained = checkpoint.configuration(state, "checkpoint")
+    names = None if trained.data.name == cfg.data.name else _classes_of(trained.data)
+    return MeasuredModel(model, random, checkpoint_name(cfg, state), sha, classes=names)
+
+
+def _classes_of(data: config.DataConfig) -> tuple[str, ...]:
+    """Return the classes of a data set, or none if it is not there any more."""
+    try:
+        return tuple(build_records(replace(data, labels="", manifest=""), "train")[1])
+    except UserError:
+        return ()
 
 
 def used_card(cfg: config.Config, measured: MeasuredModel) -> InputSpec | None:

@@ -31,7 +31,10 @@ def own_head(measured: MeasuredModel, classes: Sequence[str]) -> tuple[Head | No
     if not isinstance(head, nn.Linear | AttentiveHead):
         return None, []
     doubts = []
-    names = measured.input.classes if measured.input else None
+    if measured.classes == ():
+        log.info("the model's classifier is not used: it is of another data set, which is missing")
+        return None, []
+    names = measured.input.classes if measured.input else measured.classes
     all_kinetics = len(classes) == len(KINETICS) and None not in places_of(KINETICS, classes)
     if measured.input and names is None and head.out_features == len(KINETICS) and all_kinetics:
         # Lists of Kinetics may have another order, files of weights hardly ever.

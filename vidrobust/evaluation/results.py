@@ -36,6 +36,7 @@ _FREE = (
     "eval.enabled",
     "eval.corruption.baseline",
     "eval.shift.root",
+    "protocol.splits",
     "eval.open_set.root",
 )
 
@@ -102,7 +103,8 @@ def claim(
             files, and while another process evaluates in it.
     """
     path = out / "identity.json"
-    used = ("seed", "data.", "model.", "method.", "eval.", "protocol.")
+    used: tuple[str, ...] = ("seed", "data.", "model.", "method.", "eval.", "protocol.")
+    used += ("augment.",) if cfg.protocol.augmented else ()
     options = {
         key: str(config.get(cfg, key))
         for key, _ in config.options()
@@ -177,6 +179,8 @@ def _evaluation_options(cfg: config.Config) -> config.Config:
         method=cfg.method,
         eval=cfg.eval,
         protocol=cfg.protocol,
+        # what a probe that learns from augmented clips depends on
+        augment=cfg.augment if cfg.protocol.augmented else config.AugmentConfig(),
     )
 
 

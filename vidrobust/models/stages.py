@@ -72,6 +72,16 @@ class PooledStages:
         return torch.cat([each.mean(1) for each in tokens], 1)
 
 
+def require_stages(backbone: Backbone) -> None:
+    """Raise UserError for `protocol.stages` of a network without a list of stages."""
+    try:
+        stage_names(backbone)
+    except UserError as error:
+        raise UserError(f"protocol.stages=true: {error}; set it to false") from None
+    if backbone.mixed == "select":
+        raise UserError("protocol.stages=true: not with eval.branch=select; name one branch")
+
+
 def _size(module: nn.Module) -> int:
     """Return the number of parameters."""
     return sum(p.numel() for p in module.parameters())

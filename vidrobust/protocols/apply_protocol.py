@@ -1,7 +1,7 @@
 """Apply a protocol to a model: measure it as it is, or finetune it and measure the result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidrobust import config
@@ -86,8 +86,12 @@ def _warn_of_seen(cfg: config.Config, trained: config.Config | None) -> None:
     """
     if trained is None or trained.data.name != cfg.data.name or trained.data.fold == cfg.data.fold:
         return
-    learned = {record.uid for record in build_records(trained.data, "train")[0]}
-    test, _ = build_records(cfg.data, "test")
+    there = replace(cfg.data, fold=trained.data.fold, validation=trained.data.validation, labels="")
+    try:
+        learned = {record.uid for record in build_records(there, "train")[0]}
+        test, _ = build_records(cfg.data, "test")
+    except UserError:  # the evaluation says what is missing
+        return
     seen = sum(record.uid in learned for record in test)
     if seen:
         log.warning(

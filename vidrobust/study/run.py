@@ -21,6 +21,7 @@ _FREE = (
     "data.root=",
     "data.twins=",
     "eval.shift.root=",
+    "protocol.splits=",
     "data.workers=",
     "data.timeout_s=",
     "train.checkpoint_every=",
@@ -82,6 +83,9 @@ def run_arm(arm: Arm, *, overwrite: bool = False) -> Summary:
         if not overwrite:
             require_same(arm)
     if overwrite:
+        distributed.start(arm.cfg.device)
+        with distributed.main_first():
+            check_evaluation(arm.cfg)
         train(arm.cfg, arm.folder, overwrite=True)
     summary = _summary_of(arm)
     if not summary.is_file():

@@ -166,6 +166,12 @@ def _load_weights(cfg: config.Config, method: Method) -> None:
             )
         except UserError as error:
             raise UserError(f"model.weights: {error}") from None
+        expected = cfg.model.weights_sha
+        if expected and (found := checkpoint.state_sha(state)) != expected:
+            raise UserError(
+                f"model.weights: {weights} holds a backbone of hash {found}, and"
+                f" model.weights_sha={expected}; give the file of that hash, or begin another run"
+            )
         checkpoint.load_state(backbone.stored, state, weights)
         log.info(f"{weights}: training begins with its backbone and a new head")
     if cfg.method.teacher and method.wants_teacher:

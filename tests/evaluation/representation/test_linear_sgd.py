@@ -133,13 +133,9 @@ def test_the_best_rate_is_found():
     assert fitted.settings["acc"] > 0.9
 
 
-def test_a_rate_at_the_end_is_told(monkeypatch):
-    from vidrobust.evaluation.representation import linear_sgd
-
-    told = []
-    monkeypatch.setattr(linear_sgd.log, "warning", told.append)
-    sgd_probe(_inputs("protocol.rates=[1e-7,1e-6,1e-5]"))
-    assert len(told) == 1 and "is at an end of protocol.rates" in told[0]
+def test_a_rate_at_the_end_is_a_warning_of_the_report():
+    (doubt,) = sgd_probe(_inputs("protocol.rates=[1e-7,1e-6,1e-5]")).warnings
+    assert "of trained weights, 1e-07, is at an end of protocol.rates" in doubt
 
 
 def test_too_few_sources_are_refused():

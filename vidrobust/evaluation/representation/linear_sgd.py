@@ -6,14 +6,14 @@ report is chosen on training videos that were held out by source, never on test 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from vidrobust import config
-from vidrobust.data import Record, split_by_group, train_dataset
+from vidrobust.data import Record, records_sha, split_by_group, train_dataset
 from vidrobust.evaluation.representation.finite import require_finite
 from vidrobust.evaluation.representation.protocol_spec import FitInputs, Fitted, ProtocolSpec
 from vidrobust.evaluation.view_average import average_views
@@ -161,7 +161,7 @@ def sgd_probe(inputs: FitInputs) -> Fitted:
     )
     rate, decay = settings.pairs[best]
     (layer,) = _fit(learned, inputs, replace(settings, rates=(rate,), decays=(decay,)))
-    return Fitted(layer, chosen, "held-out training videos")
+    return Fitted(layer, chosen, "held-out training videos", _doubts(inputs, settings, rate))
 
 
 def best_on_test(inputs: FitInputs) -> Fitted:
@@ -180,7 +180,26 @@ def best_on_test(inputs: FitInputs) -> Fitted:
     learned = _augmented(inputs) if inputs.cfg.protocol.augmented else inputs.features
     layers = _fit(learned, inputs, settings)
     best, chosen = _best(layers, inputs.test, inputs, settings)
-    return Fitted(layers[best], chosen, "test videos")
+    doubts = _doubts(inputs, settings, chosen["rate"])
+    return Fitted(layers[best], chosen, "test videos", doubts)
+
+
+def _doubts(inputs: FitInputs, settings: SgdSettings, rate: float) -> tuple[str, ...]:
+    """Return a warning, or none, of a chosen rate beyond which a better one may lie.
+
+    Args:
+        inputs: says whose weights.
+        settings: the rates.
+        rate: the chosen one.
+    """
+    if len(settings.rates) < 3 or rate not in (min(settings.rates), max(settings.rates)):
+        return ()
+    doubt = (
+        f"the best rate of {inputs.name} weights, {rate:g}, is at an end of protocol.rates; add"
+        " rates beyond it"
+    )
+    log.warning(doubt)
+    return (doubt,)
 
 
 def _settings(inputs: FitInputs) -> SgdSettings:
@@ -206,8 +225,6 @@ def _best(
     right = [(average_views(layer(clips), average).argmax(1) == labels).sum() for layer in layers]
     best = int(torch.stack(right).argmax())  # the first of several
     rate, decay = settings.pairs[best]
-    if len(settings.rates) > 2 and rate in (min(settings.rates), max(settings.rates)):
-        log.warning(f"the best rate, {rate:g}, is at an end of protocol.rates; add rates beyond it")
     acc = int(right[best]) / len(labels)
     return best, {"rate": rate, "decay": decay, "settings": len(layers), "acc": acc}
 
@@ -268,6 +285,7 @@ def _augmented(inputs: FitInputs) -> Features:
     cfg, count = inputs.cfg, inputs.cfg.protocol.augmented
     clips = train_dataset(cfg.data, cfg.augment, inputs.train, count, cfg.seed)
     clips.replace = False
+    identity = [count, cfg.seed, cfg.data.sampling, asdict(cfg.augment), records_sha(inputs.train)]
     (features,) = extract(
         [inputs.backbone],
         clips,
@@ -276,7 +294,7 @@ def _augmented(inputs: FitInputs) -> Features:
         workers=cfg.data.workers,
         title="augmented features",
         augmented=True,
-        store=DiskStore(inputs.folder, f"augmented-{inputs.name}", 1, [count, len(inputs.train)]),
+        store=DiskStore(inputs.folder, f"augmented-{inputs.name}", 1, identity),
     )
     return features
 

@@ -234,6 +234,7 @@ def require_multi_label_options(cfg: config.Config) -> None:
         "eval.corruption.names=[]": e.corruption.names,
         "eval.bias=[]": e.bias,
         "eval.shift.name=": e.shift.name,
+        "eval.open_set.name=": e.open_set.name,
         "eval.sensitivity=0": e.sensitivity,
         "protocol.stages=false": cfg.protocol.stages,
         "protocol.name=auto": cfg.protocol.name not in ("auto", "linear"),
@@ -284,7 +285,9 @@ def measure_multi_label(
         probe.requires_grad_(False)
         logits = average_sigmoids(probe(test_features.features.to(roomy)), cfg.view_average)
         scores = torch.full(result.targets.shape, -torch.inf)
-        scores[test_features.index] = logits.cpu()
+        # a video without finite scores is ranked last, as one that did not decode
+        finite = logits.isfinite().all(1, keepdim=True)
+        scores[test_features.index] = logits.where(finite, -torch.inf).cpu()
         result.scores[f"{name}_probe"] = scores
         # The first probe is that of the trained weights.
         result.probe = result.probe or probe

@@ -51,11 +51,13 @@ class Fitted:
             parameters; it is attacked together with the backbone.
         settings: what was chosen, for the report, such as {"rate": 0.1}.
         chosen_on: which videos chose it.
+        warnings: reasons to doubt it.
     """
 
     head: nn.Module
     settings: dict[str, float] = field(default_factory=dict)
     chosen_on: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """PROTOCOLS: the registry of protocols, by the name that protocol.name gives them."""
 
+from pathlib import Path
+
 from vidrobust import config
 from vidrobust.evaluation.representation import linear_sgd
 from vidrobust.evaluation.representation.protocol_spec import ProtocolSpec
@@ -10,7 +12,9 @@ def _no_few_labels(cfg: config.Config, trained: config.Config | None) -> str:
 
 
 def _same_data(cfg: config.Config, trained: config.Config | None) -> str:
-    if trained is None or (trained.data.name, trained.data.root) != (cfg.data.name, cfg.data.root):
+    if trained is None or trained.data.name != cfg.data.name:
+        return ""
+    if Path(trained.data.root).resolve() != Path(cfg.data.root).resolve():
         return ""
     return (
         f"the model was trained on {cfg.data.name} itself; name another data set by data.name and"
