@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import tiny_ucf101
+from vidrobust.evaluation.report import drawing
 from vidrobust.utils.logging import log, stop_logging
 
 
@@ -23,6 +24,12 @@ def _logging_as_it_was():
     yield
     stop_logging()
     log.propagate = True
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures of reports empty: to draw them takes longer than a tiny evaluation."""
+    monkeypatch.setattr(drawing, "save", lambda figure, path: path.write_bytes(b""))
 
 
 @pytest.fixture(scope="session")

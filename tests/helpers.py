@@ -303,6 +303,8 @@ TINY = [
     "train.log_every=1",
     "eval.clips=2",
     "eval.steps=2",
+    "eval.checks=0",
+    "eval.pictures=1",
     "eval.threats=[linf-0,linf-8/255]",
 ]
 

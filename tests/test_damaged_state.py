@@ -8,6 +8,8 @@ import pytest
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 DAMAGES = {
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
@@ -83,7 +85,11 @@ def whole(tmp_path_factory):
     tiny_ucf101(top / "data", train=3, test=2)
     (top / "page.yaml").write_text("data: {root: data}")
     words = tiny(
-        "eval.corruption.names=[contrast]", "eval.corruption.severities=[3]", "eval.bias=[patch]"
+        "eval.corruption.names=[contrast]",
+        "eval.corruption.severities=[3]",
+        "eval.bias=[patch]",
+        "eval.clips=1",
+        "eval.checks=2",
     )
     (top / "base.yaml").write_text(
         config.to_yaml(config.loads("", tiny("data.root=data", "train.epochs=1")))

@@ -29,6 +29,8 @@ def function():
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     return lambda x: (8 * x.mean((2, 3, 4))) @ weight.T, CARD
 """
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 COLUMNS = ("features", "kNN", "probe", "attack", "corruptions", "train")
 TABLE = {
     cells[0].strip(): dict(zip(COLUMNS, (cell.strip() for cell in cells[1:]), strict=True))
@@ -82,6 +84,7 @@ def words_of(name, top):
     if name == "`vidrobust:`":
         chosen += ("--weights", "own18.pt")
     options = [f"data.root={top}/data", "data.workers=0", "eval.clips=2", "eval.steps=2"]
+    options += ["eval.checks=1", "eval.pictures=1"]
     if spec != "run":
         options += [f"data.frames={frames}", f"data.size={size}", f"data.short_side={size + 4}"]
     if spec.startswith("torchscript"):

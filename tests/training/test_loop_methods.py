@@ -38,6 +38,14 @@ KEEPING = {
 }
 
 
+@pytest.fixture(scope="module")
+def teacher(ucf, tmp_path_factory):
+    """A folder with a trained run, `teacher`."""
+    top = tmp_path_factory.mktemp("trained")
+    train_state(tiny_config(ucf, "train.max_steps=1"), top / "teacher")
+    return top
+
+
 @pytest.mark.parametrize("kind", KEEPING)
 def test_what_methods_keep_is_resumed_bitwise(ucf, tmp_path, kind):
     """Queue, momentum encoder, clusters, and the counts of an epoch that was cut in two."""
@@ -140,11 +148,11 @@ def test_textures_that_are_made_anew_are_read_again(tmp_path):
         (["method.teacher=teacher", f"{ADVERSARY}name=advcl", f"{ADVERSARY}clusters=[2]"], 18, 15),
     ],
 )
-def test_passes_of_a_step_are_counted(ucf, tmp_path, words, forward, backward, monkeypatch):
+def test_passes_of_a_step_are_counted(
+    ucf, tmp_path, words, forward, backward, teacher, monkeypatch
+):
     """In clips a video; docs/methods.md says the same."""
-    if "method.teacher=teacher" in words:
-        monkeypatch.chdir(tmp_path)
-        train_state(tiny_config(ucf, "train.max_steps=1"), tmp_path / "teacher")
+    monkeypatch.chdir(teacher)
     train_state(tiny_config(ucf, *words, "train.max_steps=1"), tmp_path)
     (row,) = [
         json.loads(line)
@@ -276,7 +284,10 @@ def test_a_method_is_told_how_far_training_is(ucf, tmp_path, monkeypatch):
     assert told == [0, 0.25, 0.5, 0.75]
 
 
-def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "rule", ["topk", "quantile", "adaptive_rate", "mean_std", "cluster", "oracle"]
+)
+def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch, rule):
     """Weights after four steps, with the labels as they are and turned round."""
     from vidrobust.training import setup as start
 
@@ -288,19 +299,17 @@ def test_labels_are_seen_by_no_rule_but_the_oracle(ucf, tmp_path, monkeypatch):
         ],
         build(cfg, split)[1],
     )
-    for rule in ("topk", "quantile", "adaptive_rate", "mean_std", "cluster", "oracle"):
-        words = [
-            f"{REMOVAL}rule={rule}",
-            f"{REMOVAL}siblings=false",
-            f"{REMOVAL}k=2",
-            f"{REMOVAL}clusters=2",
-            f"{REMOVAL}sigmas=0.3",
-        ]
-        states = [train_state(tiny_config(ucf, *words), tmp_path / f"{rule}_1")]
-        with monkeypatch.context() as patch:
-            patch.setattr(start, "build_records", turned)
-            states.append(train_state(tiny_config(ucf, *words), tmp_path / f"{rule}_2"))
-        assert equal(*(state["model"] for state in states)) == (rule != "oracle"), rule
+    words = [
+        f"{REMOVAL}rule={rule}",
+        f"{REMOVAL}siblings=false",
+        f"{REMOVAL}k=2",
+        f"{REMOVAL}clusters=2",
+        f"{REMOVAL}sigmas=0.3",
+    ]
+    states = [train_state(tiny_config(ucf, *words), tmp_path / "as_it_is")]
+    monkeypatch.setattr(start, "build_records", turned)
+    states.append(train_state(tiny_config(ucf, *words), tmp_path / "turned"))
+    assert equal(*(state["model"] for state in states)) == (rule != "oracle")
 
 
 @pytest.mark.parametrize(

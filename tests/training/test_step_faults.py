@@ -4,6 +4,7 @@ The state after the last whole step is kept, bitwise.
 """
 
 import errno
+import functools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ METHODS = {
     ],
     "average": ["train.average=0.9"],
 }
+EVERY_STEP = ["train.checkpoint_every=1", "train.keep=9"]
 
 
 def _cfg(ucf, *words):
@@ -75,28 +77,40 @@ def _broken(losses):
     raise ValueError("a bug in step three")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(ucf, tmp_path_factory):
+    """Return a function: the folder of a run that nothing disturbs, trained once per kind."""
+
+    @functools.cache
+    def folder(kind):
+        out = tmp_path_factory.mktemp(kind)
+        train(_cfg(ucf, *METHODS[kind], *EVERY_STEP), out)
+        return out
+
+    return folder
+
+
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize(
     ("change", "error"), [(_spoilt, NonFinite), (_broken, ValueError)], ids=["nan", "bug"]
 )
 def test_the_state_before_a_step_that_fails_is_written_bitwise(
-    ucf, tmp_path, monkeypatch, kind, change, error
+    ucf, tmp_path, monkeypatch, kind, change, error, undisturbed
 ):
-    words = [*METHODS[kind], "train.checkpoint_every=1", "train.keep=9"]
-    train(_cfg(ucf, *words), tmp_path / "whole")
+    whole, failed = undisturbed(kind), tmp_path / "failed"
     with monkeypatch.context() as patch:
         _fail_in_step(patch, 3, change)
         rare = [*METHODS[kind], "train.checkpoint_every=100", "train.keep=9"]
         with pytest.raises(error):
-            train(_cfg(ucf, *rare), tmp_path / "failed")
+            train(_cfg(ucf, *rare), failed)
     expected, kept = (
-        checkpoint.read_checkpoint(tmp_path / name / "checkpoints/step_00000003.pt")
-        for name in ("whole", "failed")
+        checkpoint.read_checkpoint(folder / "checkpoints/step_00000003.pt")
+        for folder in (whole, failed)
     )
     for key in ("model", "method", "optimizer", "rng", "average"):
         assert _equal(expected.get(key), kept.get(key)), key
-    train(_cfg(ucf, *words), tmp_path / "failed", tmp_path / "failed")
-    ends = [checkpoint.read_checkpoint(tmp_path / name) for name in ("whole", "failed")]
+    train(_cfg(ucf, *METHODS[kind], *EVERY_STEP), failed, failed)
+    ends = [checkpoint.read_checkpoint(folder) for folder in (whole, failed)]
     assert ends[0]["step"] == ends[1]["step"] == 6 and _equal(ends[0]["model"], ends[1]["model"])
 
 

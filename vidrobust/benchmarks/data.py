@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import multiprocessing
 import os
 import statistics
 import time
@@ -250,13 +251,23 @@ def _theirs(records: list[Record], cfg: config.Config, backend: str) -> float:
         decoder=backend,
         transform=functools.partial(_their_views, crop=crop, frames=cfg.data.frames),
     )
-    # A forked process does not have the threads of FFmpeg that its parent started, and PyAV 19
-    # waits for them forever.
-    context = "spawn" if backend == "pyav" else None
+    context = _clean_start() if backend == "pyav" else None
     batches = torch.utils.data.DataLoader(
         dataset, batch_size=8, num_workers=1, multiprocessing_context=context
     )
     return _seconds_per_video(iter(batches), len)
+
+
+def _clean_start() -> str:
+    """Return a start method whose processes are not forks of this one.
+
+    A forked process does not have the threads of FFmpeg that its parent started, and PyAV 19 waits
+    for them forever. A fork server decodes nothing, and imports packages once for all processes.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["pytorchvideo.data", __name__])
+    return "forkserver"
 
 
 def _their_views(

@@ -4,12 +4,13 @@ A config file or `key=value` sets an option. Anything else raises UserError with
 option: an unknown or duplicate key, a wrong type, a value out of range.
 """
 
+import functools
 import hashlib
 import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,16 @@ _PATHS = (
 MAX_WHOLE = 2**31 - 1  # upper bound of integer options that set none themselves
 
 
-def options(section: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, dataclass field) of every option, in the order of options.py."""
+@functools.cache
+def options(section: Any = Config, prefix: str = "") -> tuple[tuple[str, Any], ...]:
+    """Return (dotted key, dataclass field) of every option, in the order of options.py."""
+    found: list[tuple[str, Any]] = []
     for item in fields(section):
         if is_dataclass(item.type):
-            yield from options(item.type, f"{prefix}{item.name}.")
+            found += options(item.type, f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", item
+            found.append((f"{prefix}{item.name}", item))
+    return tuple(found)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
