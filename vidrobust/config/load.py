@@ -47,7 +47,8 @@ def options(section: Any = Config, prefix: str = "") -> tuple[tuple[str, Any], .
     found: list[tuple[str, Any]] = []
     for item in fields(section):
         if is_dataclass(item.type):
-            found += options(item.type, f"{prefix}{item.name}.")
+            section_type: Any = item.type  # is hashable, which its own annotation does not say
+            found += options(section_type, f"{prefix}{item.name}.")
         else:
             found.append((f"{prefix}{item.name}", item))
     return tuple(found)
