@@ -31,7 +31,7 @@ def test_open_files_and_shared_memory_do_not_grow_with_the_number_of_videos(out,
 
 
 class _FromWarmServer:
-    """What soak uses of subprocess, with processes that begin in milliseconds."""
+    """Offer what soak uses of subprocess, with processes that begin in milliseconds."""
 
     TimeoutExpired = processes.subprocess.TimeoutExpired
 

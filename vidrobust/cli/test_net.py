@@ -51,8 +51,9 @@ def main() -> None:
             " protocol.splits"
         )
     if splits:
-        run_splits(cfg, partial(_measure_split, args), out or _splits_folder(cfg, subject))
-        log.info(f"report: {(out or _splits_folder(cfg, subject)) / 'report.md'}")
+        folder = out or _splits_folder(cfg, subject)
+        run_splits(cfg, partial(_measure_split, args), folder)
+        log.info(f"report: {folder / 'report.md'}")
         return
     # from the results in the folder, without attacks
     if args.report_only:
