@@ -1,10 +1,12 @@
 import os
+import random
 
 # Tests run in several processes and start others: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # before torch: it sets how the threads of OpenMP wait, here and in processes that tests start
 import vidrobust  # noqa: F401, I001
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,14 @@ from vidrobust.utils.logging import log, stop_logging
 def pytest_collection_modifyitems(items):
     """Begin with the slow files: at the end they would keep one of two processes waiting."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def _random_numbers_of_its_own():
+    """Give a test the random numbers that it has when it runs alone."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
