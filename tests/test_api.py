@@ -74,6 +74,8 @@ def test_a_random_model_is_reported_and_averaged_over_passes(tmp_path):
     clips = []
     for passes in (1, 4):
         network = Noisy()
+        # sure of the first class: no noise or attack decides how long a video is attacked
+        network.fc.bias.data = torch.tensor([10.0, 0.0])
         model = vidrobust.wrap(network, frames=2, size=(16, 16), short_side=20, layout="BTCHW")
         before = sum(network.clips)
         report = vidrobust.evaluate(
@@ -87,7 +89,7 @@ def test_a_random_model_is_reported_and_averaged_over_passes(tmp_path):
         clips.append(sum(network.clips) - before)
         told = [line for line in report.summary.warnings if "draws random numbers" in line]
         assert not told, "the suite rand is for such models"
-    assert clips[1] > 2.5 * clips[0]
+    assert clips[1] > 3.5 * clips[0]
     report = vidrobust.evaluate(
         vidrobust.wrap(Noisy(), frames=2, size=(16, 16), short_side=20, layout="BTCHW"),
         "ucf101",
