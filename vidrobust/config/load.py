@@ -11,17 +11,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import ListConfig, OmegaConf
 
 from vidrobust.config.find import find_config, protocol_file
 from vidrobust.config.interpolation import MAX_TEXT, References
 from vidrobust.config.options import Config, InputConfig, OpenSetConfig, ProtocolConfig
 from vidrobust.config.validate import check_together
-from vidrobust.config.yaml_text import parse_yaml, read_page
+from vidrobust.config.yaml_text import dump_yaml, parse_yaml, read_page
 from vidrobust.utils.errors import UserError, nearest
 from vidrobust.utils.text import shown
 
@@ -184,7 +182,7 @@ def _convert_old_adversary(values: dict[str, Any]) -> None:
 
 def to_yaml(cfg: Config) -> str:
     """Return every option of a resolved configuration, as YAML text that `loads` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+    return dump_yaml(asdict(cfg))
 
 
 # Options added after results had been written. At these values they have no effect, so they must
@@ -272,9 +270,9 @@ def help_text(names: Mapping[str, str] | None = None) -> str:
             the package.
     """
     rows = []
-    default = OmegaConf.structured(Config)
+    default = Config()
     for key, item in options():
-        text = _default_text(OmegaConf.select(default, key))
+        text = _default_text(get(default, key))
         help = item.metadata["help"]
         if choices := item.metadata["choices"]:
             help += f" ({' | '.join(choice or 'empty' for choice in choices)})"
@@ -286,7 +284,7 @@ def help_text(names: Mapping[str, str] | None = None) -> str:
 
 def _default_text(value: Any) -> str:
     """Return a default value as a command line would write it."""
-    if isinstance(value, ListConfig):
+    if isinstance(value, list):
         return "[" + ",".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -1,4 +1,4 @@
-"""Parse YAML text into plain values, within bounds on size and depth.
+"""Parse YAML text into plain values, within bounds on size and depth, and write such text.
 
 `yaml.safe_load` runs no code. A short text can still hang it, fill the memory or raise almost any
 exception: aliases that multiply or refer to themselves, brackets nested a thousand deep, files that
@@ -95,19 +95,34 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # Floats as OmegaConf reads them: PyYAML's own pattern requires a dot, so 1e-6 would be text.
-_Loader.add_implicit_resolver(
-    f"{_PREFIX}float",
-    re.compile(
-        r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?[0-9]+(?:_[0-9]+)*(?:[eE][-+]?[0-9]+)
-        |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
-        |[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*
-        |[-+]?\.(?:inf|Inf|INF)
-        |\.(?:nan|NaN|NAN))$""",
-        re.X,
-    ),
-    list("-+0123456789."),
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9]+(?:_[0-9]+)*(?:[eE][-+]?[0-9]+)
+    |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+    |[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.X,
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts in quotes where `_Loader` would read anything else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return True: a value that occurs twice is written twice."""
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(f"{_PREFIX}float", _FLOAT, list("-+0123456789."))
+
+
+def dump_yaml(values: Any) -> str:
+    """Return plain values as YAML text that `parse_yaml` reads back, one option per line."""
+    return yaml.dump(
+        values, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
+    )
 
 
 class _Reader:
