@@ -5,7 +5,7 @@ own. A resumed run therefore repeats them, and so do several ranks, each with a 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidrobust.attacks import ThreatModel, parse_threat, pgd
-from vidrobust.data import ClipDataset, batch_loader, eval_dataset, worker_deaths
+from vidrobust.data import Batch, ClipDataset, batch_loader, eval_dataset, worker_deaths
 from vidrobust.methods import Supervised
 from vidrobust.methods.adversarial.adversary import in_mode
 from vidrobust.methods.soft_labels import cross_entropy
@@ -166,7 +166,8 @@ def _accuracy(
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
         own = [batches[number] for number in numbers]
-        loader = batch_loader(dataset, own, run.cfg.data.workers) if own else []
+        # without batches, no workers are started
+        loader: Iterable[Batch] = batch_loader(dataset, own, run.cfg.data.workers) if own else []
         for number, batch in zip(numbers, loader, strict=True):
             if not batch.uids:  # no video of the batch decodes
                 continue
