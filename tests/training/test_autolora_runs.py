@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import REPO, tiny
+from tests.helpers import REPO, tiny, tiny_ucf101
 from tests.processes import TWO_RANKS, Process, run
 from tests.training.helpers import equal, tiny_config, train_state
 from vidrobust import checkpoint
+from vidrobust.checkpoint import NonFinite
 from vidrobust.models import build_backbone
 from vidrobust.training import loop, measured_accuracy
 from vidrobust.utils.errors import UserError
@@ -222,6 +223,21 @@ def test_measurements_take_part_of_the_videos(ucf, tmp_path, monkeypatch):
     cfg = tiny_config(ucf, *words, "train.epochs=1", "train.measured=5", "eval.batch_size=3")
     train_state(cfg, tmp_path)
     assert counts == [3, 2]
+
+
+def test_videos_that_do_not_decode_and_bf16_leave_accuracies(tmp_path):
+    root = tiny_ucf101(tmp_path / "data")
+    (root / "videos/Beta/v_Beta_g02_c01.avi").write_bytes(b"nothing")
+    words = ["train.max_bad=0.5", "train.amp=bf16", "data.workers=1"]
+    accuracies = train_state(tiny_config(root, *LORA, *words), tmp_path)["auto_rate"]["accuracies"]
+    # of the seven videos that decode
+    assert all(round(7 * value) == pytest.approx(7 * value) for value in accuracies)
+
+
+def test_a_run_of_autolora_that_diverges_says_so(ucf, tmp_path):
+    words = [word for word in LORA if "optim.lr" not in word]
+    with pytest.raises(NonFinite, match="at step [123]; batch: "):
+        train_state(tiny_config(ucf, *words, "optim.lr=1e30"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,6 @@ def _accuracy(
         worker_deaths(dataset),
         in_mode(method.model, False),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
         own = [batches[number] for number in numbers]
         # without batches, no workers are started
@@ -174,7 +173,9 @@ def _accuracy(
             clips = to_clips(batch, device, augmented=augmented)
             labels = method.targets(batch.index.to(device), batch.labels.to(device))
             labelled = labels >= 0
-            counts[0, 0] += (judge(clips, labels, number) & labelled).sum()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                right = judge(clips, labels, number)
+            counts[0, 0] += (right & labelled).sum()
             counts[0, 1] += labelled.sum()
-    right, labelled_clips = distributed.gather(counts).sum(0).tolist()
-    return right / max(1, labelled_clips)
+    total_right, total = distributed.gather(counts).sum(0).tolist()
+    return total_right / max(1, total)
