@@ -40,6 +40,7 @@ _TYPES: dict[str, type] = {
     "config": str,
     "manifest_sha": str,
     "average": dict,
+    "auto_rate": dict,
     "bad_videos": dict,
     "method_revision": int,
 }

@@ -221,6 +221,11 @@ _ADDED_LATER: dict[str, object] = {
     "optim.betas": [0.9, 0.999],
     "optim.eps": 1e-8,
     "optim.final_lr": 0.0,
+    "method.adversary.rank": 8,
+    "method.adversary.scale": 6.0,
+    "optim.patience": 0.75,
+    "optim.auto_threats": [],
+    "train.measured": 0,
     **{f"eval.open_set.{key}": value for key, value in vars(OpenSetConfig()).items()},
     **{f"protocol.{key}": value for key, value in vars(ProtocolConfig()).items()},
 }

@@ -525,6 +525,13 @@ class AdversaryConfig:
     replays: int = option(
         4, "free: updates per batch; the perturbation is kept from one to the next", low=1
     )
+    rank: int = option(8, "autolora: rank of its branch, per column of a kernel", low=1)
+    scale: float = option(
+        6.0,
+        "autolora: weight of the divergence from the branch's prediction for the clean clip, where"
+        " the accuracy of the branch is 1",
+        low=0,
+    )
 
 
 @dataclass
@@ -750,12 +757,12 @@ class OptimConfig:
     milestones: list[float] = option(
         [0.6, 0.8],
         "schedule=step: fractions of the run after the warm-up at which the rate is multiplied by"
-        " optim.gamma",
+        " optim.gamma; schedule=auto: fractions of the run at which it may be",
         low=0,
         high=1,
     )
     gamma: float = option(
-        0.1, "schedule=step: factor of the learning rate at each milestone", above=0
+        0.1, "schedule=step, auto: factor of the learning rate at each milestone", above=0
     )
     head_lr: float = option(
         0.0,
@@ -787,6 +794,19 @@ class OptimConfig:
         0.0,
         "schedule=cosine, linear: learning rate at the end of the schedule",
         low=0,
+    )
+    # A rate that depends on accuracy under attack (AutoLoRa).
+    patience: float = option(
+        0.75,
+        "schedule=auto: the rate is reduced at a milestone if accuracy under attack has increased"
+        " in less than this fraction of the epochs since the milestone before",
+        low=0,
+        high=1,
+    )
+    auto_threats: list[str] = option(
+        [],
+        "schedule=auto: threat models under which the accuracy is measured; empty: those of"
+        " training",
     )
 
 
@@ -824,6 +844,12 @@ class TrainConfig:
         high=1,
     )
     keep: int = option(2, "number of step_*.pt files to keep in addition to last.pt", low=1)
+    measured: int = option(
+        0,
+        "optim.schedule=auto, autolora: number of training videos, evenly spaced in the list, on"
+        " which training measures accuracies; 0: all",
+        low=0,
+    )
 
 
 @dataclass

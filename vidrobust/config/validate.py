@@ -102,6 +102,7 @@ def _check_threats(cfg: Config) -> None:
                 f"method.adversary.threats: {name} changes nothing; method.adversary.name=none"
                 " trains without an adversary"
             )
+    _check_names("optim.auto_threats", cfg.optim.auto_threats, cfg, fit=True)
     _check_names("eval.threats", cfg.eval.threats, cfg, fit=cfg.eval.unit == "clip")
 
 

@@ -1,6 +1,6 @@
 """Method: the base class of all learning methods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,17 @@ class Method(nn.Module):
         with frozen_statistics(self.model):
             z = [encoder(views[:, v]) for v in range(self.views, views.shape[1])]
         return torch.stack(z, 1) if z else None
+
+    def network_to_measure(self) -> Callable[[Tensor], Tensor] | None:
+        """Return a network, clips -> logits, or None.
+
+        The loss depends on the accuracy of this network on training clips. Training measures it
+        (`training/measured_accuracy.py`) and calls `record_accuracy`.
+        """
+        return None
+
+    def record_accuracy(self, accuracy: float) -> None:
+        """Use the accuracy of `network_to_measure`, in [0, 1], from the next step on."""
 
     def start_epoch(self) -> None:
         """Prepare for an epoch, before its first step; a resume within an epoch does not call it.

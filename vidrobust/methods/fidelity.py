@@ -277,6 +277,42 @@ ENTRIES = (
         ),
     ),
     Entry(
+        "AutoLoRa",
+        "Xu et al. 2024",
+        "GodXuxilie/RobustSSL_Benchmark@19dc714",
+        "protocols/lora",
+        (
+            "test_the_step_of_autolora_is_the_released_one",
+            "test_rates_and_weights_are_those_of_the_released_loop",
+            "test_the_branch_is_measured_when_the_released_code_does",
+        ),
+        (
+            Departure(
+                "a run ends with the weights that were best on training videos, in the released"
+                " code on the test split",
+                "choosing on the split that is reported overestimates accuracy",
+            ),
+            Departure(
+                "the attack begins at the clips, in the released code at 0.001 of normal noise from"
+                " them",
+                "other threat models have no such noise; the gradient at the clips is not 0",
+                "method.adversary.start=random",
+            ),
+            Departure(
+                "the accuracy of the branch is measured on the augmented clips of the epoch, in the"
+                " released code on newly augmented ones, and once where the end of an epoch and the"
+                " start of the next one coincide",
+                "a resumed run must measure the same clips",
+            ),
+            Departure(
+                "the classifier begins at a thousandth of random weights, in the released code at"
+                " 0",
+                "at 0 the first attack has no gradient",
+                "model.head_scale=0",
+            ),
+        ),
+    ),
+    Entry(
         "Finetuning of transformers",
         "Tong et al. 2022",
         "MCG-NJU/VideoMAE@14ef8d8",

@@ -15,6 +15,7 @@ from vidrobust.methods.adversarial import (
     acl,
     advcl,
     adversarial_training,
+    autolora,
     clae,
     deacl,
     dynacl,
@@ -50,6 +51,7 @@ ADVERSARIES: dict[str, AdversarySpec] = {
     "trades": adversarial_training.TRADES,
     "fast": adversarial_training.FAST,
     "free": adversarial_training.FREE,
+    "autolora": autolora.SPEC,
 }
 # options that every method has
 _SHARED = {"name", "norm", "adversary.name", "false_negatives.rule", "negatives.names"}
@@ -115,6 +117,7 @@ def require_options(cfg: config.Config) -> None:
     _require_method(cfg.method)
     _require_head(cfg)
     _require_finetuning(cfg)
+    _require_measured(cfg)
     _require_average(cfg)
 
 
@@ -243,6 +246,35 @@ def _require_finetuning(cfg: config.Config) -> None:
             )
 
 
+def _require_measured(cfg: config.Config) -> None:
+    """Raise UserError for options that do not go with accuracies measured in training."""
+    method = cfg.method
+    spec = adversary_spec(method.adversary)
+    if spec is not None and spec.measures and cfg.train.compile:
+        raise UserError(
+            f"train.compile: {method.adversary.name} replaces weights of the backbone in each step;"
+            " set false"
+        )
+    if cfg.optim.schedule != "auto":
+        return
+    if METHODS[method.name].head != "linear":
+        takers = ", ".join(name for name, each in METHODS.items() if each.head == "linear")
+        raise UserError(
+            f"optim.schedule=auto: {method.name} has no classifier whose accuracy could decide on"
+            f" the rate; of {takers}"
+        )
+    if spec is None and not cfg.optim.auto_threats:
+        raise UserError(
+            "optim.schedule=auto: accuracy under attack decides on the rate; set"
+            " optim.auto_threats=[linf-8/255], or an adversary"
+        )
+    if cfg.train.average:
+        raise UserError(
+            f"train.average={cfg.train.average:g}: optim.schedule=auto goes back to its best"
+            " weights, which an average does not; set 0"
+        )
+
+
 def _require_average(cfg: config.Config) -> None:
     """Raise UserError for an average of weights that is not kept, and for two of them."""
     keyed = has_key_encoder(cfg.method.adversary)
@@ -319,6 +351,8 @@ def without_effect(cfg: config.Config) -> list[str]:
 def _switched_off(cfg: config.Config) -> list[str]:
     """Return the keys of options that others switch off, whatever their values."""
     optim = cfg.optim
+    spec = adversary_spec(cfg.method.adversary)
+    measured = optim.schedule == "auto" or (spec is not None and spec.measures)
     has_classifier = METHODS[cfg.method.name].head == "linear"
     attentive = has_classifier and cfg.model.head == "attentive"
     switches = {  # key -> whether what it needs is on
@@ -326,8 +360,11 @@ def _switched_off(cfg: config.Config) -> list[str]:
         "augment.original_shift": shows_original(cfg.method.adversary),
         "augment.corruption_prob": bool(cfg.augment.corruptions),
         "augment.corruption_severities": bool(cfg.augment.corruptions),
-        "optim.milestones": optim.schedule == "step",
-        "optim.gamma": optim.schedule == "step",
+        "optim.milestones": optim.schedule in ("step", "auto"),
+        "optim.gamma": optim.schedule in ("step", "auto"),
+        "optim.patience": optim.schedule == "auto",
+        "optim.auto_threats": optim.schedule == "auto",
+        "train.measured": measured,
         "optim.lars_exclude": optim.name == "lars",
         "optim.momentum": optim.name in ("sgd", "lars"),
         "optim.betas": optim.name == "adamw",

@@ -149,6 +149,7 @@ class AdversarySpec:
             needs.
         skips_weights: options -> some weights have no gradient in some steps.
         measured: the `eval.branch` of its paper's numbers; "": any.
+        measures: its loss depends on an accuracy that training measures.
         fixed: keys of `method.adversary.*` that a resume may not change.
         refusal: `method.*` -> why these options do not go together, or "".
     """
@@ -176,6 +177,7 @@ class AdversarySpec:
     mixed: Callable[[config.AdversaryConfig], bool] = lambda options: False
     skips_weights: Callable[[config.AdversaryConfig], bool] = lambda options: False
     measured: str = ""
+    measures: bool = False
     fixed: frozenset[str] = frozenset()
     refusal: Callable[[config.MethodConfig], str] = lambda options: ""
 

@@ -64,7 +64,7 @@ class Supervised(Method):
             labels: (B,), -1 for none.
             progress: fraction of training done.
         """
-        labels = labels if self.pseudo is None else self.pseudo(ids)[:, 0]  # one granularity
+        labels = self.targets(ids, labels)
         x = views[:, 0]
         if self.training and self.label_settings.mixes:
             x, labels = mixed(x, labels, outputs_of(self.model.head), self.label_settings)
@@ -74,6 +74,15 @@ class Supervised(Method):
                 features = self.model.inputs_of_head(x)
             return {"loss": self.loss_of(self.model.head(features), labels)}
         return self.losses(x, labels, progress)
+
+    def targets(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """Return the classes (B,) that are learned, -1 for none: pseudo-labels if there are any.
+
+        Args:
+            ids: (B,).
+            labels: (B,) of the data set.
+        """
+        return labels if self.pseudo is None else self.pseudo(ids)[:, 0]  # one granularity
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy (B,) that is learned, with label smoothing.
@@ -133,7 +142,7 @@ SPEC = MethodSpec(
     head="linear",
     takes=frozenset({"selector"}),
     options=frozenset({"clusters", "cutmix", "freeze", "head_first", "label_smoothing", "mixup"}),
-    adversaries=("pgd", "trades", "fast", "free"),
+    adversaries=("pgd", "trades", "fast", "free", "autolora"),
     needs_labels=lambda options: not options.clusters,
     skips_weights=lambda options: options.head_first > 0,
     refuses={"false_negatives": "has no negatives", "negatives": "learns from labels"},

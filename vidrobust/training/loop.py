@@ -20,6 +20,7 @@ from vidrobust.training.data_warnings import (
     warn_unchanged_negatives,
 )
 from vidrobust.training.early_end import Stopped, leave, refuse_non_finite, save_completed_steps
+from vidrobust.training.measured_accuracy import adapt_rate, measure_for_loss
 from vidrobust.training.optim import learning_rate, set_rate
 from vidrobust.training.pass_counter import PassCounter
 from vidrobust.training.progress import Progress
@@ -152,6 +153,7 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
                 leave(run, guard, batch, loader_error)
 
             # 2. Views. From here on, the guard can undo the step.
+            measure_for_loss(run, step)
             views, ids, labels = _to_device(batch, run.device)
             guard.begin()
             views = _with_negatives(views, run, batch, warn=run.main and step == run.start)
@@ -160,21 +162,24 @@ def _guarded_steps(run: TrainingRun, stop_signals: list[int], guard: StepGuard) 
 
             # 3. Update
             rate = learning_rate(step, run.total, cfg.optim, cfg.method.head_first)
+            rate *= run.rate_factor
             set_rate(run.optimizer, rate)
             passes.take()  # start counting anew
             inputs = (views, ids, labels, step / run.total)
             parts, norm = _update(run, guard, forward, inputs, batch)
+            progress.passed(len(ids), passes.take())
+            # the step is done when the rate and weights of the next one are decided
+            measured = adapt_rate(run, step + 1)
             guard.end()
 
             # 4. Log
             adversary = method.adversary
             if adversary is not None and adversary.budget.schedule != "constant":
                 parts["eps_share"] = norm.new_tensor(adversary.budget.current)
-            progress.passed(len(ids), passes.take())
             progress.step_done(step, rate, parts, norm, len(batch.replaced), len(run.bad))
             done = step + 1
             if done % run.per_epoch == 0 or done == run.total:
-                progress.epoch_done(step, method.report(last=done == run.total))
+                progress.epoch_done(step, method.report(last=done == run.total) | measured)
                 unusual.report()
 
             # 5. Checkpoint. A full disk ends the run on all ranks.

@@ -86,6 +86,7 @@ SCHEDULES: dict[str, Callable[[float, config.OptimConfig], float]] = {
     "linear": lambda done, cfg: _above_final(1 - done, cfg),
     "constant": lambda done, cfg: 1.0,
     "step": lambda done, cfg: cfg.gamma ** sum(done >= each for each in cfg.milestones),
+    "auto": lambda done, cfg: 1.0,  # times the factor of `auto_rate.AutoRate`
 }
 
 

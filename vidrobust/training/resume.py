@@ -105,6 +105,12 @@ def _load_state(run: TrainingRun, state: dict[str, Any], path: Path) -> None:
         if "average" not in state:
             raise UserError(f"{path} was trained without train.average; set it to 0, or start anew")
         run.average.load(state["average"])
+    if run.auto is not None:
+        if "auto_rate" not in state:
+            raise UserError(
+                f"{path} was trained without optim.schedule=auto; set its schedule, or start anew"
+            )
+        run.auto.load_state_dict(state["auto_rate"])
     _load_optimizer(run.optimizer, state["optimizer"])
     checkpoint.set_rng_state(state["rng"])
     run.start = int(state["step"])

@@ -18,6 +18,7 @@ from vidrobust.data import (
 from vidrobust.methods import METHODS, RULES, Method, build_method, build_negatives
 from vidrobust.models import Backbone, branch_names
 from vidrobust.models.inference import evaluation_mode, extract
+from vidrobust.training.auto_rate import AutoRate
 from vidrobust.training.ema import Average
 from vidrobust.training.optim import build_optimizer, learning_rate
 from vidrobust.training.resume import restore
@@ -71,12 +72,14 @@ def build_run(
     if resume is None:  # a checkpoint holds the pseudo-labels
         _make_pseudo_labels(cfg, method, records, device)
 
-    # Data, optimizer and the average of the weights
+    # Data, optimizer, and what follows the weights
     dataset = _training_clips(cfg, records, method, total, negatives, twins=twins)
     optimizer = build_optimizer(method, cfg.optim, method.model.backbone)
     run = TrainingRun(cfg, out, device, records, dataset, method, optimizer, 0, total, negatives)
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
+    if cfg.optim.schedule == "auto":
+        run.auto = AutoRate(cfg.optim, _epochs(run.total, run.per_epoch))
     run.notes += _notes(cfg)
     if resume:
         restore(run, resume)
@@ -258,11 +261,21 @@ def _training_clips(
         records,
         method.views,
         cfg.seed,
-        -(-total // per_epoch),  # epochs, rounded up
+        _epochs(total, per_epoch),
         original=method.original,
         twins=twins,
         numbers=count_numbers(negatives, cfg.data.frames, size, size),
     )
+
+
+def _epochs(total: int, per_epoch: int) -> int:
+    """Return the epochs of a run, rounded up.
+
+    Args:
+        total: steps of the run.
+        per_epoch: steps per epoch.
+    """
+    return -(-total // per_epoch)
 
 
 def _notes(cfg: config.Config) -> list[str]:

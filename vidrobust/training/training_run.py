@@ -10,6 +10,7 @@ from vidrobust.data import ClipDataset, Record, records_sha
 from vidrobust.data.scan import stamp
 from vidrobust.methods import Method
 from vidrobust.methods.revisions import REVISION
+from vidrobust.training.auto_rate import AutoRate
 from vidrobust.training.ema import Average
 from vidrobust.utils import distributed
 from vidrobust.views import NegativeSpec
@@ -31,6 +32,7 @@ class TrainingRun:
         total: steps of the whole run.
         negatives: non-semantic negatives that are made of the first view.
         average: running average of the weights, or None.
+        auto: reduces the rate by accuracy under attack, or None.
         bad: videos that did not decode on any rank, and why.
         notes: warnings to log once the log is open.
         saved: steps of the newest checkpoint that this run has written, -1 for none.
@@ -47,6 +49,7 @@ class TrainingRun:
     total: int
     negatives: NegativeSpec = NegativeSpec()
     average: Average | None = None
+    auto: AutoRate | None = None
     bad: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     saved: int = -1
@@ -60,6 +63,11 @@ class TrainingRun:
     def per_epoch(self) -> int:
         """Steps per epoch."""
         return len(self.records) // self.cfg.train.batch_size
+
+    @property
+    def rate_factor(self) -> float:
+        """Factor of the scheduled learning rate."""
+        return 1.0 if self.auto is None else self.auto.factor
 
     @property
     def too_many_bad(self) -> bool:
@@ -101,6 +109,8 @@ class TrainingRun:
         }
         if self.average is not None:
             state["average"] = self.average.state
+        if self.auto is not None:
+            state["auto_rate"] = self.auto.state_dict()
         folder = self.out / "checkpoints"
         checkpoint.require_finite(state, step, folder)
         path = checkpoint.save(folder, state, self.cfg.train.keep)

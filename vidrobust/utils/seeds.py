@@ -22,6 +22,7 @@ class SeedStream(IntEnum):
     CORRUPTION = 3
     PARTNER = 4  # (index): partner of a video with swapped cues
     CUE = 5  # (index, clip): views without a cue
+    MEASURED = 6  # (step, batch): random starts of the attacks that training measures accuracy by
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

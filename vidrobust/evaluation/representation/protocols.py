@@ -78,6 +78,12 @@ PROTOCOLS: dict[str, ProtocolSpec] = {
         source="Madry et al. 2018",
         trains=True,
     ),
+    "lora": ProtocolSpec(
+        help="adversarial full finetuning by AutoLoRa: a branch for clean clips, a rate that robust"
+        " accuracy decides",
+        source="Xu et al. 2024",
+        trains=True,
+    ),
     "attentive": ProtocolSpec(
         help="attentive probe: a learned query attends to the tokens of a frozen backbone",
         source="Bardes et al. 2024",
