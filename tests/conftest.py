@@ -1,3 +1,4 @@
+import importlib
 import os
 import random
 
@@ -12,6 +13,7 @@ import torch
 
 from tests.helpers import tiny_ucf101
 from vidrobust.evaluation.report import drawing
+from vidrobust.models.complexity import Complexity
 from vidrobust.utils.logging import log, stop_logging
 
 
@@ -36,10 +38,37 @@ def _logging_as_it_was():
     log.propagate = True
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the figures of reports empty: to draw them takes longer than a tiny evaluation."""
-    monkeypatch.setattr(drawing, "save", lambda figure, path: path.write_bytes(b""))
+# what takes longer than a tiny evaluation: (module, name, what takes its place)
+_COSTLY = [
+    (drawing, "save", lambda figure, path: path.write_bytes(b"")),
+    *(
+        (
+            importlib.import_module(module),
+            "model_complexity",
+            lambda model, shape: Complexity(sum(p.numel() for p in model.parameters()), None),
+        )
+        for module in ("vidrobust.training.loop", "vidrobust.evaluation.evaluate")
+    ),
+]
+_WHOLE = [(module, name, getattr(module, name)) for module, name, _ in _COSTLY]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_reports():
+    """Leave the figures of reports empty, and the operations of models uncounted."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each in _COSTLY:
+            patch.setattr(*each)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_reports(_short_reports):
+    """Draw figures and count operations, as processes of their own do: for the rest of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each in _WHOLE:
+            patch.setattr(*each)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import pytest
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import config
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 DAMAGES = {
     "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],

@@ -29,7 +29,6 @@ def function():
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     return lambda x: (8 * x.mean((2, 3, 4))) @ weight.T, CARD
 """
-pytestmark = pytest.mark.usefixtures("undrawn")
 
 COLUMNS = ("features", "kNN", "probe", "attack", "corruptions", "train")
 TABLE = {

@@ -13,6 +13,8 @@ from vidrobust.evaluation.loading import make_norms_precise
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("whole_reports")
+
 PRECISE = "eval.precise_bn=6"
 
 

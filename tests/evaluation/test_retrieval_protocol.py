@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.helpers import REPO, tiny, tiny_ucf101, tool
 from vidrobust import checkpoint, config
 from vidrobust.attacks import parse_threat
@@ -22,6 +21,9 @@ from vidrobust.evaluation.retrieval_protocol import check_retrieval
 from vidrobust.evaluation.retrieval_summary import retrieval_curve
 from vidrobust.training.loop import train
 from vidrobust.utils.errors import UserError
+
+# the two ranks count the operations of the model
+pytestmark = pytest.mark.usefixtures("whole_reports")
 
 WORDS = [
     "protocol.name=retrieval",
@@ -261,11 +263,9 @@ def test_summaries_keep_their_retrieval(whole):
 @pytest.mark.slow
 def test_two_ranks_share_the_attacks(trained, whole, tmp_path):
     _, _, top = trained
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(REPO / "tools/test_net.py"), "--checkpoint", str(top / "run")]
-    command += ["--output-dir", str(tmp_path / "ranks"), *WORDS]
-    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    command = [*processes.TWO_RANKS, REPO / "tools/test_net.py", "--checkpoint", top / "run"]
+    command += ["--output-dir", tmp_path / "ranks", *WORDS]
+    done = processes.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("retrieval.jsonl", "summary.json"):
         ours, theirs = (tmp_path / "ranks" / name).read_bytes(), (whole / name).read_bytes()

@@ -16,8 +16,6 @@ from vidrobust.evaluation.summary import unlike_published
 from vidrobust.models.input_spec import InputSpec, Published
 from vidrobust.training.loop import train
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 WORDS = [
     "data.frames=2",
     "optim.lr=0.001",

@@ -7,7 +7,7 @@ from vidrobust import checkpoint
 from vidrobust.evaluation import read_summary
 
 
-def test_a_run_is_finetuned_by_autolora_and_measured(tmp_path, undrawn):
+def test_a_run_is_finetuned_by_autolora_and_measured(tmp_path):
     tiny_ucf101(tmp_path / "data")
     (tmp_path / "config.yaml").write_text("data: {root: data}")
     words = tiny("eval.enabled=false", "train.epochs=1")

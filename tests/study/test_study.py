@@ -61,6 +61,7 @@ def page(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_finished_runs_are_not_repeated_and_a_stopped_study_continues(page):
     folder = page.parent
     words = ("--cfg", page, "--output-dir", "out")

@@ -2,7 +2,8 @@
 
 import torch
 
-from tests.helpers import tiny
+from tests.helpers import REPO, tiny
+from tests.processes import TWO_RANKS, run
 from vidrobust import checkpoint, config
 from vidrobust.training.loop import train
 
@@ -16,6 +17,15 @@ def train_state(cfg, out, resume=None):
     """Train and return the state of the last checkpoint."""
     out.mkdir(exist_ok=True)
     return checkpoint.read_checkpoint(train(cfg, out, resume))
+
+
+def two_ranks(folder, *words):
+    """Train in `folder` on two ranks, and return the state of the last checkpoint."""
+    (folder / "page.yaml").write_text("")
+    command = [*TWO_RANKS, REPO / "tools/train_net.py", "--cfg", "page.yaml", "--output-dir", "out"]
+    done = run([*command, *tiny("eval.enabled=false", "device=cpu", *words)], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return checkpoint.read_checkpoint(folder / "out")
 
 
 def equal(a, b):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tests.helpers import REPO, tiny, tiny_ucf101
-from tests.processes import TWO_RANKS, Process, run
-from tests.training.helpers import equal, tiny_config, train_state
+from tests.processes import Process, run
+from tests.training.helpers import equal, tiny_config, train_state, two_ranks
 from vidrobust import checkpoint
 from vidrobust.checkpoint import NonFinite
 from vidrobust.models import build_backbone
@@ -152,18 +152,9 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(ucf, tmp_path, whole):
         assert equal(ended[key], whole[1][key]), key
 
 
-def two_ranks(folder, ucf, *words):
-    (folder / "config.yaml").write_text(f"data: {{root: {ucf}}}")
-    words = tiny("eval.enabled=false", "device=cpu", *words)
-    script = [REPO / "tools/train_net.py", "--cfg", "config.yaml", "--output-dir", "out"]
-    done = run([*TWO_RANKS, *script, *words], cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return checkpoint.read_checkpoint(folder / "out")
-
-
 @pytest.mark.slow
 def test_two_ranks_share_the_measurements(ucf, tmp_path):
-    state = two_ranks(tmp_path, ucf, *LORA, "eval.batch_size=2")
+    state = two_ranks(tmp_path, f"data.root={ucf}", *LORA, "eval.batch_size=2")
     assert state["step"] == 8
     assert len(state["auto_rate"]["accuracies"]) == 4
     for accuracy in (*state["auto_rate"]["accuracies"], float(state["method"]["accuracy"])):

@@ -1,14 +1,9 @@
 """Finetuning runs: resumes, ranks, averages, what a checkpoint holds, what is refused."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.helpers import REPO, tiny
-from tests.training.helpers import equal, tiny_config, train_state
-from vidrobust import checkpoint
+from tests.training.helpers import equal, tiny_config, train_state, two_ranks
 from vidrobust.utils.errors import UserError
 
 SUPERVISED = ["method.name=supervised", "optim.lr=0.01"]
@@ -60,26 +55,10 @@ def test_a_resume_cannot_change_what_is_in_a_checkpoint(ucf, tmp_path, word, key
         train_state(tiny_config(ucf, *SUPERVISED, word), tmp_path / "again", tmp_path / "run")
 
 
-def two_ranks(folder, *words):
-    (folder / "page.yaml").write_text("seed: 5")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(REPO / "tools/train_net.py"), "--cfg", "page.yaml", "--output-dir", "out"]
-    done = subprocess.run(
-        [*command, *tiny("eval.enabled=false", "device=cpu", *words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return checkpoint.read_checkpoint(folder / "out")
-
-
 def test_two_ranks_train_a_frozen_model_as_one_process(ucf, tmp_path):
     words = [*SUPERVISED, *KINDS["mixed"], *KINDS["attentive"]]
     ours = two_ranks(tmp_path, *words, f"data.root={ucf}")
-    one = train_state(tiny_config(ucf, "seed=5", *words), tmp_path / "one")
+    one = train_state(tiny_config(ucf, *words), tmp_path / "one")
     for key, value in one["model"].items():
         assert torch.allclose(value, ours["model"][key], atol=1e-5), key
 

@@ -127,6 +127,7 @@ def test_relative_measures_are_none_if_no_clean_video_is_correct():
     assert table.rpc is None and table.gamma_r is None and table.corruptions["fog"].gamma_r is None
 
 
+@pytest.mark.usefixtures("whole_reports")
 def test_an_evaluation_with_corruptions_and_without_attacks(trained, tmp_path):
     summary = run(trained, tmp_path)
     table = summary["corruption"]

@@ -21,6 +21,8 @@ from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import start_logging, stop_logging, to_file
 from vidrobust.utils.text import visible
 
+pytestmark = pytest.mark.usefixtures("whole_reports")
+
 # Names of files and classes that could break tables, HTML, formulas, terminals or encodings.
 NASTY = (
     "a|b",
