@@ -87,6 +87,16 @@ def test_training_leaves_bad_videos_out_and_clamps_to_what_decodes(tmp_path, cap
     assert all(dataset[epoch, index]["start"].max() <= cut for epoch in range(5) for index in [0])
 
 
+def test_few_labels_are_chosen_among_good_videos(tmp_path):
+    """Chosen before, a bad video left its class with one fewer in some draws."""
+    _, cfg = _with_manifest(tmp_path)
+    for cfg.labels_seed in range(4):
+        for amount in (1, 2, 3):
+            cfg.labels = str(amount)
+            chosen, _ = build_records(cfg, "train")
+            assert sorted(record.label for record in chosen) == [0] * amount + [1] * amount
+
+
 def test_evaluation_keeps_bad_videos_as_failures(tmp_path):
     _, cfg = _with_manifest(tmp_path)
     records, _ = build_records(cfg, "test")

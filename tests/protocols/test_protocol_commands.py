@@ -133,6 +133,13 @@ def test_a_run_per_split_is_named_by_its_number(place):
             ["protocol.name=linear_sgd", "data.labels=1", "protocol.validation=0.1"],
             "too few sources to hold some out",
         ),
+        *(
+            (
+                [f"protocol.name={name}", "protocol.augmented=2", "data.sampling=interval_uniform"],
+                "protocol.augmented=2: data.sampling=interval_uniform draws pairs of clips; set",
+            )
+            for name in ("linear_sgd", "linear_sgd_best_on_test")
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(place, words, message):
@@ -331,6 +338,13 @@ def test_three_crops_are_averaged(place):
     # the frames of tiny videos are square: crops along their width
     left, right = torch.as_tensor(clips[0]), torch.as_tensor(clips[2])
     assert left.shape == right.shape and not torch.equal(left, right)
+    # the geometry of features is that of central crops
+    words = ("eval.clips=2", "eval.name=centre", "data.short_side=24", "data.size=16")
+    _measured(place, *words)
+    centred = read_summary(place / "run/eval/centre/summary.json")
+    for name in ("uniformity", "effective_rank"):
+        value = getattr(summary.geometry["trained"], name)
+        assert value == pytest.approx(getattr(centred.geometry["trained"], name), rel=1e-5)
 
 
 def test_pooled_tokens_of_the_run_are_its_features(place):

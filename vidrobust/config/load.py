@@ -191,6 +191,7 @@ _ADDED_LATER: dict[str, object] = {
     "data.series": "",
     "eval.classifier": "auto",
     "eval.eot": 1,
+    "eval.step": 0.0,
     "eval.precise_bn": 0,
     "eval.view_average": "logits",
     "data.fps": 0.0,

@@ -932,6 +932,12 @@ class EvalConfig:
         " frames4-l2-0.5, patch30-linf-1 (docs/threat_models.md); empty: no attack",
     )
     steps: int = option(20, "single attacks such as pgd: number of steps", low=1)
+    step: float = option(
+        0.0,
+        "single attacks: step size, as a fraction of eps; 0: the attack's default, pgd's 2.5 / steps",
+        low=0,
+        high=2,
+    )
     restarts: int = option(
         1, "single attacks: number of restarts; the strongest result per clip counts", low=1
     )

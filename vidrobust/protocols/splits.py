@@ -67,7 +67,7 @@ def run_splits(
 
 
 def measures_of(summary: Summary) -> dict[str, float]:
-    """Return name -> accuracy of what an evaluation has measured, fractions."""
+    """Return name -> what an evaluation has measured: accuracies and other fractions."""
     measures: dict[str, float | None] = {}
     for name, accuracy in summary.representation.items():
         measures[name] = accuracy.acc
@@ -83,6 +83,10 @@ def measures_of(summary: Summary) -> dict[str, float]:
         measures["mpc"] = summary.corruption.mpc
     if summary.shift:
         measures[f"shift to {summary.shift.dataset}"] = summary.shift.acc
+    for each in summary.calibration:
+        measures[f"calibration error, {each.threat or 'clean'}"] = each.ece
+    if summary.open_set:
+        measures[f"AUROC, {summary.open_set.dataset} unknown"] = summary.open_set.auroc
     return {name: value for name, value in measures.items() if value is not None}
 
 

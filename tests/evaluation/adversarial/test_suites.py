@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from vidrobust import config
 from vidrobust.attacks import ATTACKS, ThreatModel, parse_threat
@@ -68,6 +69,24 @@ def test_options_that_do_nothing_are_named():
     assert Suite("square", steps=50, queries=9).without_effect() == ["steps"]
     assert Suite("fmn", restarts=2, queries=9).without_effect() == ["restarts", "queries"]
     assert all(Suite(name).without_effect() == [] for name in SUITES)
+
+
+def test_a_step_size_is_a_fraction_of_the_budget():
+    suite = Suite("pgd", steps=20, step=0.25)
+    assert str(suite) == "pgd-20x1, step 0.25 eps"
+    assert Suite("fmn", step=0.25).without_effect() == ["step"]
+    for eps in (8 / 255, 0.5):
+        (step,) = suite(ThreatModel(eps=eps), 1, 10)
+        assert step.attack.keywords["step_size"] == eps / 4
+    # a budget of 0 has no step
+    (step,) = suite(ThreatModel(eps=0.0), 1, 10)
+    assert "step_size" not in step.attack.keywords
+    x = torch.full((2, 3, 1, 4, 4), 0.5)
+    (step,) = Suite("pgd", steps=1, step=0.25)(ThreatModel(eps=8 / 255), 1, 10)
+    moved = step.attack(
+        lambda v: v.flatten(1).sum(1), x, ThreatModel(eps=8 / 255), random_start=False
+    )
+    assert torch.allclose(moved - x, torch.tensor(2 / 255))
 
 
 def test_the_defaults_are_those_of_the_options():

@@ -61,7 +61,7 @@ def check_suite(cfg: config.Config) -> AttackSettings:
         UserError: for an unknown suite, and for threats that it is not defined for.
     """
     e = cfg.eval
-    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort)
+    suite = Suite(e.suite, e.steps, e.restarts, e.queries, e.effort, e.step)
     threats = [parse_threat(name) for name in e.threats]
     settings = AttackSettings(threats, suite, cfg.seed, e.pictures, e.crops, e.h264)
     require_defined(suite, settings.ordered)

@@ -34,6 +34,7 @@ class Suite:
         restarts: of a single attack that has them.
         queries: of a single attack that has them.
         effort: fraction of AutoAttack's steps and queries.
+        step: step size of a single attack that has one, as a fraction of eps; 0: its default.
     """
 
     name: str = "pgd"
@@ -41,6 +42,7 @@ class Suite:
     restarts: int = 1
     queries: int = 5000
     effort: float = 1.0
+    step: float = 0.0
 
     def __call__(self, threat: ThreatModel, frames: int, classes: int) -> list[Step]:
         """Return the attacks to run.
@@ -53,19 +55,22 @@ class Suite:
         if self.kind not in ATTACKS:
             return suite_steps(self.kind, threat, frames, classes, effort=self.effort)
         options = {name: getattr(self, name) for name in self._counts}
+        if self._has("step_size") and self.step * threat.eps:
+            options["step_size"] = self.step * threat.eps
         if self.smallest:
             options["minimal"] = True
         return [attack_step(self.kind, **options)]
 
     def __str__(self) -> str:
-        """Return the name with the counts that matter, such as pgd-20x5."""
+        """Return the name with the settings that matter, such as pgd-20x5."""
         if self.kind not in ATTACKS:
             return self.name if self.effort == 1 else f"{self.name}, effort {self.effort:g}"
         if not {"queries", "steps"} & set(self._counts):
             return self.kind
         count = self.queries if "queries" in self._counts else self.steps
         restarts = f"x{self.restarts}" if "restarts" in self._counts else ""
-        return f"{self.kind}-{count}{restarts}"
+        step = f", step {self.step:g} eps" if self.step and self._has("step_size") else ""
+        return f"{self.kind}-{count}{restarts}{step}"
 
     @property
     def kind(self) -> str:
@@ -82,12 +87,17 @@ class Suite:
 
     @property
     def _counts(self) -> list[str]:
-        parameters = inspect.signature(ATTACKS[self.kind]).parameters
-        return [name for name in ("steps", "restarts", "queries") if name in parameters]
+        return [name for name in ("steps", "restarts", "queries") if self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        """Return whether the one attack has an option."""
+        return name in inspect.signature(ATTACKS[self.kind]).parameters
 
     def without_effect(self) -> list[str]:
         """Return the options that were set and that these attacks do not have."""
         used = ["name", *(self._counts if self.kind in ATTACKS else ["effort"])]
+        if self.kind in ATTACKS and self._has("step_size"):
+            used.append("step")
         idle = []
         for item in fields(self):
             if item.name not in used and getattr(self, item.name) != item.default:

@@ -260,9 +260,19 @@ def _held_out(train: list[Record], share: float) -> tuple[set[int], set[int]]:
 
 
 def _check(cfg: config.Config, train: list[Record]) -> None:
-    """Raise UserError where no training videos can be held out."""
+    """Raise UserError where no training videos can be held out, or clips not be augmented."""
     if train:
         _held_out(train, cfg.protocol.validation)
+    _check_augmented(cfg, train)
+
+
+def _check_augmented(cfg: config.Config, train: list[Record]) -> None:
+    """Raise UserError where augmented clips cannot be sampled one by one."""
+    if cfg.protocol.augmented and cfg.data.sampling.startswith("interval_"):
+        raise UserError(
+            f"protocol.augmented={cfg.protocol.augmented}: data.sampling={cfg.data.sampling} draws"
+            " pairs of clips; set data.sampling=random"
+        )
 
 
 def _only(features: Features, places: set[int]) -> Features:
@@ -312,4 +322,5 @@ BEST_ON_TEST = ProtocolSpec(
     source="Bardes et al. 2024 (V-JEPA), Assran et al. 2025 (V-JEPA 2)",
     fit=best_on_test,
     options=_OPTIONS,
+    check=_check_augmented,
 )
