@@ -934,7 +934,7 @@ class EvalConfig:
     steps: int = option(20, "single attacks such as pgd: number of steps", low=1)
     step: float = option(
         0.0,
-        "single attacks: step size, as a fraction of eps; 0: the attack's default, pgd's 2.5 / steps",
+        "single attacks: step size, as a fraction of eps; 0: the attack's default",
         low=0,
         high=2,
     )
