@@ -335,3 +335,25 @@ def tool(name: str, *args: object, cwd: Path) -> subprocess.CompletedProcess[str
             except SystemExit as end:
                 status = int(end.code or 0)
     return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
+
+
+def videomae_config(**options):
+    """Return the options of a tiny VideoMAE of transformers, two frames of 32 pixels by default."""
+    transformers = pytest.importorskip("transformers")
+    tiny_options = {
+        "hidden_size": 8,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "image_size": 32,
+        "num_frames": 2,
+    }
+    return transformers.VideoMAEConfig(**tiny_options | options)
+
+
+def tiny_videomae(folder, **options):
+    """Write a tiny VideoMAE with a classifier, as `save_pretrained` does; return the folder."""
+    cfg = videomae_config(**options)
+    transformers = pytest.importorskip("transformers")
+    transformers.VideoMAEForVideoClassification(cfg).save_pretrained(folder)
+    return folder

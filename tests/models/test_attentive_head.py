@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.helpers import tiny_videomae
 from vidrobust.config import ModelConfig
 from vidrobust.models import AttentiveHead, add_branches, build_model
 from vidrobust.utils.errors import UserError
@@ -121,19 +122,8 @@ def test_its_initial_weights_are_scaled_as_released():
 @pytest.fixture(scope="module")
 def videomae(tmp_path_factory):
     """A tiny VideoMAE of transformers."""
-    transformers = pytest.importorskip("transformers")
-    cfg = transformers.VideoMAEConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        num_frames=4,
-        num_labels=5,
-    )
     folder = tmp_path_factory.mktemp("hf") / "videomae"
-    transformers.VideoMAEForVideoClassification(cfg).save_pretrained(folder)
-    return folder
+    return tiny_videomae(folder, hidden_size=16, intermediate_size=32, num_frames=4, num_labels=5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import StochasticDepth
 
+from tests.helpers import videomae_config
 from vidrobust.config import ModelConfig
 from vidrobust.models import configured_backbone
 from vidrobust.models.stochastic_depth import DropPath, set_drop_path
@@ -47,15 +48,7 @@ def test_rates_rise_linearly_to_the_last_block(name, blocks, modules):
 
 def test_videomae_of_transformers_gets_stochastic_depth_in_both_branches():
     transformers = pytest.importorskip("transformers")
-    cfg = transformers.VideoMAEConfig(
-        hidden_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=8,
-        image_size=32,
-        num_frames=2,
-    )
-    network = transformers.VideoMAEForVideoClassification(cfg)
+    network = transformers.VideoMAEForVideoClassification(videomae_config())
     keys = network.state_dict().keys()
     clips = torch.rand(2, 2, 3, 32, 32)
     before = network.eval()(clips).logits

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.helpers import tiny_videomae
 from vidrobust.config import ModelConfig, OptimConfig
 from vidrobust.methods import Supervised
 from vidrobust.models import Backbone, build_model
@@ -19,16 +20,7 @@ def by_name(backbone, decay):
 
 def test_layers_of_a_video_transformer_are_those_of_videomae(tmp_path):
     """L = 3 blocks: embeddings 0, blocks 1 to 3, final norm and head L + 1 = 4."""
-    transformers = pytest.importorskip("transformers")
-    cfg = transformers.VideoMAEConfig(
-        hidden_size=8,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=8,
-        image_size=32,
-        num_frames=2,
-    )
-    transformers.VideoMAEForVideoClassification(cfg).save_pretrained(tmp_path / "vit")
+    tiny_videomae(tmp_path / "vit")
     model = build_model(ModelConfig(backbone=f"hf:{tmp_path / 'vit'}"), "linear", 3)
     table = {
         "videomae.embeddings.patch_embeddings.projection.weight": 0.5**4,

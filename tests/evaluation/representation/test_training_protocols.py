@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import REPO, tiny
+from tests.helpers import REPO, tiny, tiny_videomae
 from tests.training.helpers import train_state
 from vidrobust import config
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
@@ -14,19 +14,8 @@ TRAINED = sorted(name for name, spec in PROTOCOLS.items() if spec.trains)
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory):
     """A tiny VideoMAE of transformers."""
-    transformers = pytest.importorskip("transformers")
-    cfg = transformers.VideoMAEConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=16,
-        patch_size=8,
-        num_frames=2,
-    )
     folder = tmp_path_factory.mktemp("hf") / "videomae"
-    transformers.VideoMAEForVideoClassification(cfg).save_pretrained(folder)
-    return folder
+    return tiny_videomae(folder, num_hidden_layers=2, image_size=16, patch_size=8)
 
 
 def configured(name, ucf, transformer, *words):

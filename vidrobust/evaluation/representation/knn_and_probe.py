@@ -1,6 +1,6 @@
 """Evaluate kNN and the linear probe on trained and on random weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,12 +144,10 @@ def measure_representation(
     for name, train, test in zip(("trained", "random"), gallery, queries, strict=False):
         # The training clips are the samples of the probe, and the gallery of kNN.
         roomy = device_with_room(train.features, device)
-        clips = train.features.flatten(0, 1).to(roomy)
-        labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
+        clips, labels = _clips_of(train, roomy)
         videos = test.features.to(roomy)
 
-        probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=train.uids)
-        probe.requires_grad_(False)  # attacks need the gradient of the pixels only
+        probe = _probe_of(clips, labels, classes, cfg, train.uids)
         votes = knn_scores(
             videos,
             clips,
@@ -186,12 +184,31 @@ def probe_accuracy(
     """
     result = Representation(test, classes)
     roomy = device_with_room(train.features, device)
-    clips = train.features.flatten(0, 1).to(roomy)
-    labels = train.labels.repeat_interleave(train.features.shape[1]).to(roomy)
-    probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=train.uids)
-    probe.requires_grad_(False)
+    probe = _probe_of(*_clips_of(train, roomy), classes, cfg, train.uids)
     result.add("probe", average_views(probe(test.features.to(roomy)), cfg.view_average))
     return result.accuracies()["probe"]
+
+
+def _clips_of(train: Features, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the features (N K, D) of all clips, and their labels (N K,), on a device."""
+    labels = train.labels.repeat_interleave(train.features.shape[1])
+    return train.features.flatten(0, 1).to(device), labels.to(device)
+
+
+def _probe_of(
+    clips: Tensor, labels: Tensor, classes: int, cfg: config.EvalConfig, names: Sequence[str]
+) -> nn.Linear:
+    """Return a linear probe without gradients of its own: attacks need those of the pixels only.
+
+    Args:
+        clips: features (N K, D).
+        labels: (N K,).
+        classes: number of classes.
+        cfg: options of the probe.
+        names: of the N videos, for messages.
+    """
+    probe = fit_probe(clips, labels, classes, l2=cfg.probe_l2, names=names)
+    return probe.requires_grad_(False)
 
 
 def device_with_room(features: Tensor, device: torch.device) -> torch.device:
