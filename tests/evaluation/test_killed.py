@@ -30,6 +30,7 @@ WORDS = [
     "eval.shift.name=class_folder",
     "eval.shift.root=other",
 ]
+VIDEOS = 10  # an odd number for each of two ranks
 THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 
 
@@ -37,7 +38,7 @@ THREATS = "eval.threats=[linf-1/255,linf-4/255,flicker-linf-8/255,l2_frame-0.3]"
 def run(tmp_path_factory):
     """A trained run, and its evaluation that nothing disturbs."""
     top = tmp_path_factory.mktemp("killed")
-    root = tiny_ucf101(top / "data", train=2, test=9)
+    root = tiny_ucf101(top / "data", train=2, test=VIDEOS // 2)
     for number in range(5):
         name = ("alpha", "beta")[number % 2]
         counting_video(top / f"other/{name}/{number}.avi", 20, first=3000 + 50 * number)
@@ -73,7 +74,7 @@ def _same(top, name):
     ):
         assert (top / name / file).read_bytes() == (top / "whole" / file).read_bytes(), file
     summary = json.loads((top / name / "summary.json").read_text())
-    assert summary["n"] == 18 and summary["unit"] == "clip"
+    assert summary["n"] == VIDEOS and summary["unit"] == "clip"
 
 
 def test_killed_five_times_it_gives_the_same_summary(run):
@@ -94,7 +95,7 @@ def test_killed_five_times_it_gives_the_same_summary(run):
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it was in the middle"
         rows.append(_rows(path))
-    assert rows == sorted(rows) and 0 < rows[-1] < 18 * 4, rows
+    assert rows == sorted(rows) and 0 < rows[-1] < VIDEOS * 4, rows
     done = processes.run(_command(run, "cut"), cwd=run)
     assert done.returncode == 0, done.stderr
     _same(run, "cut")
@@ -105,12 +106,12 @@ def _rows(path):
 
 
 def test_two_ranks_share_it_and_count_no_video_twice(run):
-    """18 videos, a batch each, over two ranks: unpadded, merged in order."""
+    """A batch for each video, over two ranks: unpadded, merged in order."""
     done = processes.run(_command(run, "ranks", *TWO_RANKS), cwd=run)
     assert done.returncode == 0, done.stderr
     _same(run, "ranks")
     rows = [json.loads(line) for line in (run / "ranks/results.jsonl").read_text().splitlines()]
-    assert len({(row["uid"], row["threat"]) for row in rows}) == len(rows) == 18 * 4
+    assert len({(row["uid"], row["threat"]) for row in rows}) == len(rows) == VIDEOS * 4
     assert not list((run / "ranks").glob("[rc]*.rank*.jsonl"))
 
 
