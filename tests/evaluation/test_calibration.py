@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,11 +16,13 @@ from vidrobust.data import build_records
 from vidrobust.evaluation.adversarial.attack_row import AttackRow
 from vidrobust.evaluation.calibration import (
     BINS,
+    calibration_interval,
     calibration_of,
     expected_calibration_error,
     reliability,
 )
 from vidrobust.evaluation.report.calibration_tables import calibration_lines
+from vidrobust.utils.intervals import bootstrap_interval, mean_interval
 
 THREATS = [parse_threat("linf-1/255"), parse_threat("linf-8/255")]
 
@@ -145,7 +148,7 @@ def test_failed_videos_have_no_prediction():
 def test_the_report_has_a_table_and_a_figure(tmp_path):
     rows = [_row(0.8, 0.08, True), _row(0.6, 0.72, False)]
     text = "\n".join(calibration_lines(tmp_path, calibration_of(rows, THREATS[:1])))
-    assert "| clean | 2 | 50.0 | 70.0 | 40.0 | 0.400 |" in text
+    assert "| clean | 2 | 50.0 | 70.0 | 40.0 (20.0 to 60.0) | 0.400 (" in text
     assert (tmp_path / "calibration.png").is_file()
     assert calibration_lines(tmp_path, []) == []
     assert not (tmp_path / "calibration.png").exists()
@@ -160,3 +163,26 @@ def test_confidences_are_finite_for_logits_of_minus_infinity(records, tmp_path):
 
     rows = robust_rows(records, tmp_path, model, identity="fixed")
     assert all(0 < row.adv_confidence <= 1 and 0 <= row.adv_brier <= 2 for row in rows)
+
+
+def test_intervals_are_those_of_drawn_predictions():
+    """Compare with a bootstrap that computes the curve of each draw."""
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 60)
+    right = rng.uniform(size=60) < confidence - 0.1
+    drawn = []
+    for _ in range(1500):
+        chosen = rng.integers(60, size=60)
+        drawn.append(
+            expected_calibration_error(
+                reliability(confidence[chosen].tolist(), right[chosen].tolist())
+            )
+        )
+    expected = tuple(np.quantile(drawn, (0.025, 0.975)))
+    found = calibration_interval(confidence.tolist(), right.tolist(), resamples=4000)
+    assert found == pytest.approx(expected, abs=0.02)
+    # without a spread there is none
+    assert calibration_interval([0.9] * 5, [True] * 5) == pytest.approx((0.1, 0.1))
+    values = rng.normal(size=40).tolist()
+    expected = bootstrap_interval(lambda x: float(x.mean()), np.array(values), resamples=4000)
+    assert mean_interval(values, resamples=4000) == pytest.approx(expected, abs=0.03)

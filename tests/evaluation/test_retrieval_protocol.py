@@ -200,6 +200,23 @@ def test_other_options_of_the_protocol_are_another_evaluation(trained, whole):
         evaluate(_with(cfg, "protocol.similarity=cosine"), state, whole)
 
 
+def test_the_step_of_the_attack_is_the_configured_one(trained, tmp_path, monkeypatch):
+    cfg, state, _ = trained
+    sizes = []
+    original = retrieval_attack.pgd
+
+    def watched(*args, **options):
+        sizes.append((args[2].eps, options["step_size"]))
+        return original(*args, **options)
+
+    monkeypatch.setattr(retrieval_attack, "pgd", watched)
+    cfg = _with(cfg, "eval.step=0.25", "eval.steps=1", "protocol.attacked=queries")
+    summary = evaluate(cfg, state, tmp_path / "out")
+    assert summary.retrieval.suite == "pgd-1x1, step 0.25 eps"
+    assert {eps for eps, _ in sizes} >= {2 / 255, 8 / 255}
+    assert all(size == (eps / 4 or None) for eps, size in sizes)
+
+
 def _records(labels, folder="train"):
     return [Record(f"{i}.avi", f"/{folder}/{i}.avi", label) for i, label in enumerate(labels)]
 

@@ -313,6 +313,7 @@ def _under_attack(
         cfg.eval.restarts,
         attack.seed,
         max(1, min(cfg.protocol.neighbors, table.gallery // 2)),
+        cfg.eval.step,
     )
     curve: list[RetrievalPoint] = []
     rows: list[Row] = []

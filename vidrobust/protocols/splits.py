@@ -120,6 +120,7 @@ def _write(
         "protocol": cfg.protocol.name,
         "dataset": cfg.data.name,
         "splits": {str(split): str(folder) for split, (_, folder) in done.items()},
+        "views": next(iter(done.values()))[0].views,
         "measures": {key: asdict(spread) for key, spread in spreads.items()},
     }
     with replacing(out / "splits.json") as file:
@@ -130,8 +131,10 @@ def _write(
         f"# {markdown.escape(f'{cfg.protocol.name} on {cfg.data.name}, {len(done)} splits')}",
         "",
         (
-            f"Views {summary.views['representation']} (clips x crops) of each test video,"
-            f" {summary.view_average} averaged; intervals of the mean over splits by Student's t."
+            f"Views (clips x crops) of each test video: {summary.views['representation']} for"
+            f" classifiers, stages and recall, {summary.views['attack']} for the clean accuracy of"
+            " attacks, robust accuracy, calibration, corruptions and shift;"
+            f" {summary.view_average} averaged. Intervals of the mean over splits by Student's t."
             " Official splits share videos, so that their spread is not that of independent runs."
         ),
         "",

@@ -1,7 +1,7 @@
 """Confidence intervals of proportions, and of other measures by resampling."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,25 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # rounding may leave [0, 1] at hits = 0 and hits = n
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(
+    values: Sequence[float], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a mean (Efron 1979), of all draws at once.
+
+    Args:
+        values: a sample.
+        resamples: number of draws with replacement.
+        seed: of the draws.
+
+    Returns:
+        (low, high).
+    """
+    sample = np.array(values)
+    drawn = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[drawn].mean(1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def bootstrap_interval(

@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from sklearn import metrics
@@ -12,11 +13,13 @@ from vidrobust.evaluation.representation.class_accuracy import (
     class_accuracies,
     confusion_matrix,
     mean_class_accuracy,
+    mean_class_interval,
     ranks_of_truth,
     write_class_tables,
 )
 from vidrobust.evaluation.representation.knn_and_probe import Representation, measure_representation
 from vidrobust.models.feature_store import Features
+from vidrobust.utils.intervals import wilson
 
 
 def _features(values, labels, failed=()):
@@ -112,17 +115,57 @@ def test_a_knn_class_without_a_vote_is_not_among_the_five():
     assert result.accuracies()["trained_knn"].top5 == 0
 
 
+def _row_of(name, videos, accuracy, interval):
+    low, high = (f"{end:.4f}" for end in interval) if interval else ("", "")
+    cells = {"class": name, "videos": str(videos), "head": accuracy}
+    return cells | {"head low": low, "head high": high}
+
+
 def test_tables_are_read_back(tmp_path):
     confusion = torch.tensor([[3, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]])
     write_class_tables(tmp_path, {"head": confusion}, ["a", "b, c", "d"])
     with open(tmp_path / "per_class.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"class": "a", "videos": "4", "head": "0.7500"},
-        {"class": "b, c", "videos": "0", "head": ""},
-        {"class": "d", "videos": "2", "head": "0.5000"},
+        _row_of("a", 4, "0.7500", wilson(3, 4)),
+        _row_of("b, c", 0, "", ()),
+        _row_of("d", 2, "0.5000", wilson(1, 2)),
     ]
     with open(tmp_path / "confusion_head.csv", newline="") as file:
         table = list(csv.reader(file))
     assert table[0] == ["true class", "a", "b, c", "d", "none"]
     assert [row[1:] for row in table[1:]] == [list(map(str, row)) for row in confusion.tolist()]
+
+
+def test_the_interval_of_the_class_mean_is_that_of_drawn_videos():
+    """Compare with a bootstrap that draws the videos of each class one by one."""
+    right = [[1] * 9 + [0] * 3, [1, 0, 0, 1, 0], [1] * 4]
+    confusion = torch.zeros(4, 5, dtype=torch.long)  # the last class has no videos
+    for label, answers in enumerate(right):
+        confusion[label, label] = sum(answers)
+        confusion[label, 3] = len(answers) - sum(answers)
+    rng = np.random.default_rng(1)
+    drawn = [
+        np.mean([rng.choice(answers, len(answers)).mean() for answers in right])
+        for _ in range(4000)
+    ]
+    expected = np.quantile(drawn, (0.025, 0.975))
+    found = mean_class_interval(confusion, resamples=4000)
+    assert found == pytest.approx(tuple(expected), abs=0.02)
+    assert found[0] < mean_class_accuracy(confusion) < found[1]
+    assert mean_class_interval(confusion) == mean_class_interval(confusion)
+
+
+def test_accuracies_and_classes_have_intervals(tmp_path):
+    scores = torch.eye(8).repeat(3, 1)
+    scores[:2] = -scores[:2]  # two of 24 are wrong, and not among five
+    result = Representation(_features(torch.zeros(24, 1, 2), list(range(8)) * 3), 8)
+    result.add("trained_probe", scores)
+    accuracy = result.accuracies()["trained_probe"]
+    assert accuracy.ci95 == accuracy.top5_ci95 == list(wilson(22, 24)) and accuracy.top5 == 22 / 24
+    low, high = accuracy.mean_class_ci95
+    assert low < accuracy.mean_class < high
+    write_class_tables(tmp_path, result.confusions(), [f"c{k}" for k in range(8)])
+    rows = list(csv.DictReader((tmp_path / "per_class.csv").open()))
+    assert float(rows[0]["trained_probe low"]) == pytest.approx(wilson(2, 3)[0], abs=1e-4)
+    assert float(rows[7]["trained_probe high"]) == 1.0

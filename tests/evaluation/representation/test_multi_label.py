@@ -1,14 +1,17 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 from torch.nn import functional as F
 
 from vidrobust.config import EvalConfig
 from vidrobust.data import Failure, Record
 from vidrobust.evaluation import fit_probe
+from vidrobust.evaluation.representation import multi_label
 from vidrobust.evaluation.representation.multi_label import (
     average_precision,
     average_sigmoids,
@@ -235,3 +238,37 @@ def test_views_are_averaged_by_logits_or_by_sigmoids():
     large = torch.tensor([[[40.0], [40.0]], [[50.0], [50.0]]])
     first, second = average_sigmoids(large, "probabilities").flatten().tolist()
     assert first < second
+
+
+def test_the_interval_is_that_of_drawn_videos():
+    """Compare with a bootstrap that ranks the videos of each draw anew, with ties."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 6, (40, 3), generator=generator).double()
+    targets = torch.rand(40, 3, generator=generator) < 0.4
+    targets[:, 0] |= ~targets.any(1)  # every video has a class
+    drawn = []
+    for _ in range(600):
+        chosen = torch.randint(40, (40,), generator=generator)
+        values = [average_precision(scores[chosen, k], targets[chosen, k]) for k in range(3)]
+        drawn.append(float(torch.stack(values).nanmean()))
+    result = mean_average_precision(scores, targets)
+    low, high = result.ci95
+    assert low < result.mean < high
+    expected = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert result.ci95 == pytest.approx(expected, abs=0.03)
+
+
+def test_the_weights_of_a_draw_are_sample_weights():
+    """Against scikit-learn, for one draw."""
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.normal(size=(30, 2)), 1)
+    positive = rng.uniform(size=(30, 2)) < 0.4
+    weights = np.random.default_rng(5).multinomial(30, np.full(30, 1 / 30), 1)[0]
+    expected = np.mean(
+        [
+            metrics.average_precision_score(positive[:, k], scores[:, k], sample_weight=weights)
+            for k in range(2)
+        ]
+    )
+    low, high = multi_label._bootstrap(scores, positive, resamples=1, seed=5)
+    assert low == high == pytest.approx(expected, abs=1e-12)

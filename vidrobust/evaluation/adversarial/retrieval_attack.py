@@ -55,6 +55,7 @@ class FeatureAttack:
         restarts: of PGD.
         seed: seed of all random numbers.
         neighbors: gallery videos that `leave_neighbors` moves a video away from.
+        step: size of a step of PGD, as a fraction of eps; 0: PGD's default.
     """
 
     threats: Sequence[ThreatModel]
@@ -62,6 +63,7 @@ class FeatureAttack:
     restarts: int
     seed: int
     neighbors: int
+    step: float = 0.0
 
     @cached_property
     def conditions(self) -> list[tuple[ThreatModel, str]]:
@@ -171,7 +173,7 @@ def attack_features(
     identity = {
         "conditions": [f"{name} {threat}" for threat, name in attack.conditions],
         "indices": side.indices,
-        "settings": [attack.steps, attack.restarts, attack.seed, attack.neighbors],
+        "settings": [attack.steps, attack.restarts, attack.seed, attack.neighbors, attack.step],
     }
     store = DiskStore(folder, f"attacked_{side.name}", len(attack.conditions), identity)
     videos = max(1, batch_size // side.clips) if side.clips > 1 else batch_size
@@ -300,6 +302,8 @@ def _attack_once(
             x,
             threat,
             steps=attack.steps,
+            # a budget of 0 has no step
+            step_size=attack.step * threat.eps or None,
             restarts=attack.restarts,
             generator=generator,
         )

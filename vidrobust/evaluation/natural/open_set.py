@@ -127,6 +127,7 @@ class OpenSet:
         auroc: area under the ROC curve; 0.5 is chance.
         ci95: its 95 % interval, by bootstrap over the videos of both sets.
         fpr95: fraction of unknown videos accepted where 95 % of the known ones are.
+        fpr95_ci95: its interval, as ci95; [] in files of earlier revisions.
         known_confidence: mean confidence on known videos; None if none has finite logits.
         unknown_confidence: mean confidence on unknown videos; None as above.
         failed: why videos do not decode.
@@ -143,6 +144,7 @@ class OpenSet:
     unknown_confidence: float | None
     failed: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    fpr95_ci95: list[float] = field(default_factory=list)
 
 
 def evaluate_open_set(
@@ -219,21 +221,26 @@ def open_set_of(dataset: str, rows: Sequence[Row], seed: int) -> OpenSet:
     for side, values in scores.items():
         finite = values[np.isfinite(values)]
         means[side] = float(finite.mean()) if len(finite) else None
+    intervals = [
+        list(
+            bootstrap_interval(
+                measure, scores["known"], scores["unknown"], resamples=RESAMPLES, seed=seed
+            )
+        )
+        for measure in (auroc, false_positive_rate)
+    ]
     return OpenSet(
         dataset=dataset,
         known=len(by_side["known"]),
         unknown=len(by_side["unknown"]),
         auroc=auroc(scores["known"], scores["unknown"]),
-        ci95=list(
-            bootstrap_interval(
-                auroc, scores["known"], scores["unknown"], resamples=RESAMPLES, seed=seed
-            )
-        ),
+        ci95=intervals[0],
         fpr95=false_positive_rate(scores["known"], scores["unknown"]),
         known_confidence=means["known"],
         unknown_confidence=means["unknown"],
         failed=decoding_failures(rows),
         warnings=[f"open set: {line}" for line in model_faults(rows)],
+        fpr95_ci95=intervals[1],
     )
 
 

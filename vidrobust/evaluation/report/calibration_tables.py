@@ -30,8 +30,8 @@ def calibration_lines(out: Path, calibration: Sequence[Calibration]) -> list[str
             str(each.n),
             f"{100 * each.accuracy:.1f}",
             f"{100 * each.confidence:.1f}",
-            f"{100 * each.ece:.1f}",
-            f"{each.brier:.3f}",
+            f"{100 * each.ece:.1f}" + _between([100 * end for end in each.ece_ci95], 1),
+            f"{each.brier:.3f}" + _between(each.brier_ci95, 3),
         ]
         for each in calibration
     ]
@@ -42,7 +42,8 @@ def calibration_lines(out: Path, calibration: Sequence[Calibration]) -> list[str
         (
             f"Expected calibration error with {len(calibration[0].bins)} bins of equal width. An"
             " attack stops at the first misclassification, and does not search for a confident one."
-            " Clips that are misclassified without an attack are not attacked."
+            " Clips that are misclassified without an attack are not attacked. In brackets: 95 %"
+            " bootstrap intervals."
         ),
         "",
         *table(titles, *rows),
@@ -50,6 +51,16 @@ def calibration_lines(out: Path, calibration: Sequence[Calibration]) -> list[str
         "![reliability](calibration.png)",
         "",
     ]
+
+
+def _between(interval: Sequence[float], digits: int) -> str:
+    """Format an interval, which files of earlier revisions do not have.
+
+    Args:
+        interval: (low, high), or nothing.
+        digits: after the point.
+    """
+    return "" if not interval else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
 
 
 def _draw(path: Path, calibration: Sequence[Calibration]) -> None:

@@ -16,12 +16,17 @@ def open_set_lines(open_set: OpenSet | None) -> list[str]:
             f"Largest probability on {open_set.known} test videos and on {open_set.unknown} videos"
             f" of classes that are not in the data set: AUROC {100 * open_set.auroc:.1f} % (95 %"
             f" bootstrap interval {100 * low:.1f} to {100 * high:.1f}; chance 50), FPR@95"
-            f" {100 * open_set.fpr95:.1f} %. Mean confidence"
+            f" {100 * open_set.fpr95:.1f} %{_between(open_set.fpr95_ci95)}. Mean confidence"
             f" {_percent(open_set.known_confidence)} on known and"
             f" {_percent(open_set.unknown_confidence)} on unknown videos."
         ),
         "",
     ]
+
+
+def _between(interval: list[float]) -> str:
+    """Format an interval, which files of earlier revisions do not have."""
+    return "" if not interval else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
 def _percent(fraction: float | None) -> str:

@@ -1,6 +1,7 @@
 """Tables about classifiers of the representation: accuracy, stages, classes."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidrobust.evaluation.report.tables import code, escape, table
@@ -42,7 +43,9 @@ def _precision_lines(summary: Summary) -> list[str]:
         [
             "linear probe",
             *(
-                _percent(summary.average_precision[name].mean)
+                _with_interval(
+                    summary.average_precision[name].mean, summary.average_precision[name].ci95
+                )
                 for name in ("trained_probe", "random_probe")
                 if name in summary.average_precision
             ),
@@ -74,17 +77,22 @@ def _row(accuracies: dict[str, Accuracy], name: str) -> list[str]:
         title,
         _cell(trained),
         _cell(random),
-        _percent(trained.top5),
-        _percent(trained.mean_class),
+        _with_interval(trained.top5, trained.top5_ci95),
+        _with_interval(trained.mean_class, trained.mean_class_ci95),
     ]
 
 
 def _cell(accuracy: Accuracy | None) -> str:
     """Format an accuracy and its interval; empty for a classifier that was not measured."""
-    if accuracy is None:
-        return ""
-    low, high = accuracy.ci95
-    return f"{_percent(accuracy.acc)} ({_percent(low)} to {_percent(high)})"
+    return "" if accuracy is None else _with_interval(accuracy.acc, accuracy.ci95)
+
+
+def _with_interval(fraction: float | None, interval: Sequence[float] | None) -> str:
+    """Format a fraction and its interval, which files of earlier revisions do not have."""
+    if not interval:
+        return _percent(fraction)
+    low, high = interval
+    return f"{_percent(fraction)} ({_percent(low)} to {_percent(high)})"
 
 
 def _percent(fraction: float | None) -> str:

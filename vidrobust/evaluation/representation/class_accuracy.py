@@ -5,10 +5,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vidrobust.utils.atomic_files import replacing
+from vidrobust.utils.intervals import wilson
 
 NONE = -1  # the predicted class of a video without a prediction
 
@@ -57,11 +59,37 @@ def mean_class_accuracy(confusion: Tensor) -> float:
     return float(class_accuracies(confusion).nanmean())
 
 
+def mean_class_interval(
+    confusion: Tensor, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean class accuracy, by a bootstrap within each class.
+
+    Videos of each class are drawn with replacement (Efron 1979), so that each keeps its number. Of
+    n videos with accuracy p, the right ones among the drawn follow Binomial(n, p).
+
+    Args:
+        confusion: a `confusion_matrix`.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        (low, high).
+    """
+    counts = confusion.sum(1).numpy()
+    present = counts > 0
+    hits = confusion.diagonal().numpy()[present]
+    n = counts[present]
+    drawn = np.random.default_rng(seed).binomial(n, hits / n, (resamples, len(n)))
+    low, high = np.quantile((drawn / n).mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def write_class_tables(folder: Path, confusions: dict[str, Tensor], classes: Sequence[str]) -> None:
     """Write `per_class.csv` and a `confusion_<classifier>.csv` for each classifier.
 
     per_class.csv has a row per class: its name, number of test videos, and the accuracy of each
-    classifier. A confusion table has a row per true class and a column per predicted class.
+    classifier with its 95 % interval (Wilson). A confusion table has a row per true class and a
+    column per predicted class.
 
     Args:
         folder: where they are written.
@@ -70,9 +98,13 @@ def write_class_tables(folder: Path, confusions: dict[str, Tensor], classes: Seq
     """
     accuracies = {name: class_accuracies(each).tolist() for name, each in confusions.items()}
     counts = next(iter(confusions.values())).sum(1).tolist()
-    table = [["class", "videos", *confusions]]
+    bounds = [f"{name} {end}" for name in confusions for end in ("low", "high")]
+    table = [["class", "videos", *confusions, *bounds]]
     for place, (label, videos) in enumerate(zip(classes, counts, strict=True)):
         cells = [f"{values[place]:.4f}" if videos else "" for values in accuracies.values()]
+        for confusion in confusions.values():
+            interval = wilson(int(confusion[place, place]), videos)
+            cells += [f"{end:.4f}" if videos else "" for end in interval]
         table.append([label, str(videos), *cells])
     _write_csv(folder / "per_class.csv", table)
     for name, confusion in confusions.items():

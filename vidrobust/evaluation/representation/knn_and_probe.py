@@ -12,6 +12,7 @@ from vidrobust.evaluation.representation.class_accuracy import (
     NONE,
     confusion_matrix,
     mean_class_accuracy,
+    mean_class_interval,
     ranks_of_truth,
 )
 from vidrobust.evaluation.representation.knn import knn_scores
@@ -32,6 +33,8 @@ class Accuracy:
         top5: fraction of videos whose class is among the five with the highest scores; None for
             fewer than six classes, and in files of earlier revisions.
         mean_class: mean over classes of their accuracy; None in files of earlier revisions.
+        top5_ci95: interval of top5 (Wilson).
+        mean_class_ci95: interval of mean_class (`mean_class_interval`).
     """
 
     acc: float
@@ -39,6 +42,8 @@ class Accuracy:
     n: int
     top5: float | None = None
     mean_class: float | None = None
+    top5_ci95: list[float] | None = None
+    mean_class_ci95: list[float] | None = None
 
 
 @dataclass
@@ -74,9 +79,17 @@ class Representation:
         table = {}
         for name, confusion in self.confusions().items():
             hits = int(confusion.diagonal().sum())
-            top5 = int((self.ranks[name] <= 5).sum()) / n if self.classes > 5 else None
-            interval = list(wilson(hits, n))
-            table[name] = Accuracy(hits / n, interval, n, top5, mean_class_accuracy(confusion))
+            among_five = int((self.ranks[name] <= 5).sum())
+            has_top5 = self.classes > 5  # of five classes, each is among five
+            table[name] = Accuracy(
+                hits / n,
+                list(wilson(hits, n)),
+                n,
+                among_five / n if has_top5 else None,
+                mean_class_accuracy(confusion),
+                list(wilson(among_five, n)) if has_top5 else None,
+                list(mean_class_interval(confusion)),
+            )
         return table
 
     def confusions(self) -> dict[str, Tensor]:

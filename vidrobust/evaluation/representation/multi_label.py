@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,12 +64,14 @@ class MeanAveragePrecision:
         per_class: average precision of each class, K values; None for a class without a positive.
         n: number of videos that are ranked.
         classes: number of classes with a positive.
+        ci95: 95 % interval of the mean, by bootstrap over videos; [] in files of earlier revisions.
     """
 
     mean: float
     per_class: list[float | None]
     n: int
     classes: int
+    ci95: list[float] = field(default_factory=list)
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> MeanAveragePrecision:
@@ -96,7 +99,46 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> MeanAveragePrecis
     )
     present = values[~values.isnan()]
     per_class = [None if math.isnan(value) else value for value in values.tolist()]
-    return MeanAveragePrecision(float(present.mean()), per_class, int(labelled.sum()), len(present))
+    interval = _bootstrap(scores.detach().double().cpu().numpy(), positive.cpu().numpy())
+    n = int(labelled.sum())
+    return MeanAveragePrecision(float(present.mean()), per_class, n, len(present), list(interval))
+
+
+def _bootstrap(
+    scores: np.ndarray, positive: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean average precision, by bootstrap over videos.
+
+    A video that is drawn w times counts w times. All draws share the order of the scores.
+
+    Args:
+        scores: (N, K).
+        positive: (N, K) bool.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        (low, high).
+    """
+    n, classes = scores.shape
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
+    values = np.full((resamples, classes), np.nan)
+    for k in range(classes):
+        order = np.argsort(-scores[:, k], kind="stable")
+        ranked = -scores[order, k]
+        hits = positive[order, k]
+        last = np.searchsorted(ranked, ranked, side="right") - 1
+        drawn = weights[:, order]
+        right = drawn * hits
+        totals = right.sum(1)
+        # a draw of videos that all lie behind has a total of 0 where the precision is not used
+        precision = right.cumsum(1)[:, last] / np.maximum(drawn.cumsum(1)[:, last], 1)
+        has = totals > 0
+        values[has, k] = (right * precision).sum(1)[has] / totals[has]
+    # a draw without any positive has no mean
+    means = np.nanmean(values[~np.isnan(values).all(1)], 1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _require_pairs(scores: Tensor, targets: Tensor, dims: int) -> None:
