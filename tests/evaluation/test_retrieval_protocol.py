@@ -124,8 +124,8 @@ def test_an_attacked_gallery_is_one_gallery_for_all_queries():
     attack = FeatureAttack([threat], 1, 1, 0, 1)
     results = Attacked(None, [], passes=[[0, 0]] * 2, rejected=[0, 0])
     ranks = [[1, 9, 1], [9, 1, 9]]
-    (gallery,) = retrieval_curve("gallery", attack, results, ranks, 9)
-    (queries,) = retrieval_curve("queries", attack, results, ranks, 9)
+    (gallery,) = retrieval_curve("gallery", attack, results, ranks, [1, 1, 1], 9)
+    (queries,) = retrieval_curve("queries", attack, results, ranks, [1, 1, 1], 9)
     assert gallery.recall[0].recall == 1 / 3
     assert queries.recall[0].recall == 0
     assert gallery.by_attack["push_away"] == [2 / 3, 2 / 3]
@@ -134,8 +134,18 @@ def test_an_attacked_gallery_is_one_gallery_for_all_queries():
 def test_a_query_that_finds_nothing_is_the_worst_case():
     attack = FeatureAttack([parse_threat("linf-1/255")], 1, 1, 0, 1)
     results = Attacked(None, [], passes=[[0, 0]] * 2, rejected=[0, 0])
-    (point,) = retrieval_curve("queries", attack, results, [[0, 1], [1, 1]], 9)
+    (point,) = retrieval_curve("queries", attack, results, [[0, 1], [1, 1]], [1, 1], 9)
     assert point.recall[0].recall == 0.5
+
+
+def test_no_attack_is_within_every_budget():
+    """An attack that brings a query nearer to its class does not help the defender."""
+    attack = FeatureAttack([parse_threat("linf-1/255")], 1, 1, 0, 1)
+    results = Attacked(None, [], passes=[[0, 0]] * 2, rejected=[0, 0])
+    better = [[1, 1, 1], [1, 1, 2]]
+    for side in ("queries", "gallery"):
+        (point,) = retrieval_curve(side, attack, results, better, [3, 1, 2], 9)
+        assert point.recall[0].recall == 1 / 3, side
 
 
 def test_the_report_has_its_tables_and_figure(whole):

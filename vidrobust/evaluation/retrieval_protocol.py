@@ -318,13 +318,15 @@ def _under_attack(
     curve: list[RetrievalPoint] = []
     rows: list[Row] = []
     warnings = list(table.warnings)
+    asked = set(indices)
+    clean = [row["rank"] or 0 for row in _clean_rows(search) if row["index"] in asked]
     both = cfg.protocol.attacked == "both"
     for name in ("queries", "gallery") if both else (cfg.protocol.attacked,):
         results = _attack(search, name, indices, settings)
         by_condition = _attacked_rows(search, name, indices, settings, results)
         ranks = [[row["rank"] or 0 for row in part] for part in by_condition]
         rows += [row for part in by_condition for row in part]
-        curve += retrieval_curve(name, settings, results, ranks, table.gallery)
+        curve += retrieval_curve(name, settings, results, ranks, clean, table.gallery)
         warnings += _failures(name, results)
     table = replace(
         table,

@@ -74,25 +74,31 @@ class RetrievalTable:
 
 
 def retrieval_curve(
-    side: str, attack: FeatureAttack, attacked: Attacked, ranks: Sequence[Sequence[int]], size: int
+    side: str,
+    attack: FeatureAttack,
+    attacked: Attacked,
+    ranks: Sequence[Sequence[int]],
+    clean: Sequence[int],
+    size: int,
 ) -> list[RetrievalPoint]:
     """Return recall under each threat.
 
     Each attacked query is a search of its own, so the worst case of a query is its largest rank
     over attacks and smaller budgets. An attacked gallery is one gallery for all queries, so its
-    worst case is the attack with the lowest recall.
+    worst case is the attack with the lowest recall. Clean videos are within every budget.
 
     Args:
         side: "queries" or "gallery".
         attack: threats and settings.
         attacked: results of the attacks.
         ranks: rank of the first right video for each query, per condition; 0 for none.
+        clean: the same without an attack.
         size: number of gallery videos.
     """
     number = {condition: i for i, condition in enumerate(attack.conditions)}
     points = []
     for family in families(attack.threats):
-        so_far: list[Sequence[int]] = []
+        so_far: list[Sequence[int]] = [clean]
         for threat in family:
             here = [ranks[number[threat, name]] for name in LOSSES]
             so_far += here
