@@ -120,6 +120,10 @@ def test_a_run_per_split_is_named_by_its_number(place):
             "data.name=class_folder has one split; leave it out",
         ),
         (["protocol.splits=[3]"], "data.fold=3 is not one of this data set's splits"),
+        (
+            ["protocol.splits=[1,2]", "data.name=motionshapes", "data.root=shapes"],
+            "splits 1 and 2 of motionshapes have the same training videos",
+        ),
         (["protocol.name=few_labels", "data.labels="], "set data.labels, such as 10%"),
         (["protocol.name=few_labels", "data.labels=x"], "data.labels=x: "),
         (["protocol.name=transfer"], "the model was trained on ucf101 itself"),
@@ -144,6 +148,12 @@ def test_a_run_per_split_is_named_by_its_number(place):
 )
 def test_what_does_not_go_together_is_refused_in_one_line(place, words, message):
     assert message in _refused(place, *words)
+
+
+def test_splits_are_refused_before_the_first_is_measured(place):
+    words = ("protocol.name=knn", "eval.name=late", "protocol.splits=[1,3]")
+    assert "data.fold=3 is not one of this data set's splits" in _refused(place, *words)
+    assert not (place / "run/eval/late_split1").exists()
 
 
 def test_a_split_in_the_name_needs_splits(place):

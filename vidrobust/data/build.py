@@ -137,7 +137,7 @@ FORMATS: dict[str, FormatSpec] = {
     "motionshapes": FormatSpec(
         ucf101,  # drawn in the layout of UCF101
         "nothing: it is generated there on first use (below)",
-        folds=(1, 2, 3),
+        folds=(1, 2),
         draw=_draw_motionshapes,
         copies_as="ucf101",  # read as motionshapes, a copy would be refused for its options
         second_cues=texture_classes,

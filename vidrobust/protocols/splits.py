@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vidrobust import config
-from vidrobust.data import find_format
+from vidrobust.data import build_records, find_format
 from vidrobust.evaluation.report import tables as markdown
 from vidrobust.evaluation.retrieval_summary import RetrievalTable
 from vidrobust.evaluation.summary import Summary
@@ -17,7 +17,11 @@ from vidrobust.utils.errors import UserError
 
 
 def check_splits(cfg: config.Config) -> None:
-    """Raise UserError for splits that the data set does not have, and for one named twice."""
+    """Raise UserError for splits that cannot be averaged, before anything is measured.
+
+    They are those that the data set does not have, one that is named twice, splits without videos,
+    and splits with the same training videos, as motionshapes has: they are two test sets.
+    """
     splits = cfg.protocol.splits
     folds = find_format(cfg.data.name).folds
     if not folds:
@@ -30,6 +34,18 @@ def check_splits(cfg: config.Config) -> None:
             raise UserError(
                 f"protocol.splits={splits}: data.name={cfg.data.name} has the splits {known}; name"
                 " each at most once"
+            )
+    trained: dict[frozenset[str], int] = {}
+    for split in splits:
+        data = replace(cfg.data, fold=split, labels="")
+        build_records(data, "test")
+        uids = frozenset(record.uid for record in build_records(data, "train")[0])
+        other = trained.setdefault(uids, split)
+        if other != split:
+            raise UserError(
+                f"protocol.splits={splits}: splits {other} and {split} of {cfg.data.name} have the"
+                " same training videos, so that they are two test sets; leave protocol.splits out,"
+                f" and name one by data.fold={split}"
             )
 
 
