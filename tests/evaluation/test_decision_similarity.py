@@ -1,14 +1,22 @@
 """Similarity of two models' decisions: closed forms, loops, and folders of evaluations."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from tests.helpers import tiny, tiny_ucf101, tool
 from vidrobust import checkpoint, config
+from vidrobust.cli.compare import comparison_lines
 from vidrobust.evaluation import evaluate
-from vidrobust.evaluation.decision_similarity import agreement, compare_evaluations, kappa
+from vidrobust.evaluation.decision_similarity import (
+    Comparison,
+    agreement,
+    compare_evaluations,
+    kappa,
+)
 from vidrobust.training.loop import train
 from vidrobust.utils.atomic_files import read_rows
 from vidrobust.utils.errors import UserError
@@ -170,6 +178,10 @@ def test_videos_that_do_not_decode_are_left_out_and_nan_is_an_answer(pair, tmp_p
 def test_a_folder_without_an_evaluation_is_refused(pair, tmp_path):
     with pytest.raises(UserError, match="holds no finished evaluation"):
         compare_evaluations([pair / "0", tmp_path])
+    (tmp_path / "run/eval").mkdir(parents=True)
+    shutil.copytree(pair / "0", tmp_path / "run/eval/pgd")
+    with pytest.raises(UserError, match="is a run; name one of its evaluations: .*run/eval/pgd"):
+        compare_evaluations([pair / "0", tmp_path / "run"])
     other = _copy(pair, tmp_path)
     (other / "predictions.jsonl").unlink()
     with pytest.raises(UserError, match="predictions.jsonl: holds no predictions of the linear"):
@@ -179,7 +191,8 @@ def test_a_folder_without_an_evaluation_is_refused(pair, tmp_path):
 def test_the_command_prints_a_table_and_writes_files(pair, tmp_path):
     done = tool("compare", pair / "0", pair / "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| videos | n | accuracy of both |")
+    assert done.stdout.startswith(f"- {pair / '0'}: ") and "attacked by pgd-" in done.stdout
+    assert "differ" not in done.stdout and "| videos | n | accuracy of both |" in done.stdout
     assert "| linf-4/255 | 8 |" in done.stdout
     assert "Threats of one evaluation only: linf-0, linf-8/255." in done.stdout
     for name in ("out.md", "out.json"):
@@ -187,6 +200,22 @@ def test_the_command_prints_a_table_and_writes_files(pair, tmp_path):
         assert written.returncode == 0, written.stderr
     assert (tmp_path / "out.md").read_text() == done.stdout
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 2
+
+
+def test_unlike_classifiers_and_attacks_are_named(pair):
+    one, other = (str(pair / name) for name in "01")
+    row = compare_evaluations([pair / "0", pair / "0"]).rows[0]
+    attacked = dataclasses.replace(row, threat="linf-4/255")
+    unlike = Comparison(
+        [one, other],
+        ["a", "b"],
+        ["linear probe", "own head"],
+        ["pgd-20x1", "autoattack"],
+        [row, attacked],
+        [],
+    )
+    text = "\n".join(comparison_lines(unlike))
+    assert "The classifiers differ" in text and "The attacks differ" in text
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from torchvision import models
 
 from tests.helpers import tiny, tiny_hmdb51, tiny_ucf101, tool
 from vidrobust import checkpoint, config
-from vidrobust.data import build_records, eval_dataset
+from vidrobust.data import Record, build_records, eval_dataset
 from vidrobust.evaluation import load_method, read_summary
+from vidrobust.evaluation.representation import protocols
 from vidrobust.models.stages import stage_tokens
 
 QUICK = ("eval.threats=[]", "eval.checks=0", "data.workers=0")
@@ -163,10 +164,28 @@ def test_a_split_in_the_name_needs_splits(place):
     )
 
 
+def test_transfer_to_the_same_files_in_another_format_is_refused(monkeypatch):
+    records = {
+        "motionshapes": [Record("a", "/d/a.avi", 0), Record("b", "/d/b.avi", 1)],
+        "ucf101": [Record("b", "/d/b.avi", 0)],
+        "hmdb51": [Record("c", "/d/c.avi", 0)],
+    }
+    monkeypatch.setattr(protocols, "build_records", lambda data, split: (records[data.name], []))
+    trained, same, other = (
+        config.loads("", [f"data.name={name}", "data.root=/d"]) for name in records
+    )
+    refusal = protocols.PROTOCOLS["transfer"].refusal
+    assert refusal(same, trained).startswith("1 of 1 training videos of data.name=ucf101 are those")
+    assert refusal(other, trained) == ""
+
+
 def test_few_labels_are_listed_so_that_others_can_repeat_them(place):
     _measured(place, "protocol.name=few_labels", "data.labels=1")
     folder = place / "run/eval/few_labels"
     summary = read_summary(folder / "summary.json")
+    assert summary.train_videos == 2 and summary.labels == "1"
+    report = (folder / "report.md").read_text()
+    assert "Protocol `few_labels`. kNN and probes learn from 2 training videos" in report
     # no more neighbours than two videos have clips
     assert summary.knn.k == 2 * config.loads("", tiny()).eval.clips
     listed = config.loads("", ["data.name=list", f"data.root={folder / 'labels'}"]).data

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vidrobust.evaluation.decision_similarity import Comparison, Similarity, compare_evaluations
-from vidrobust.evaluation.report.tables import table
+from vidrobust.evaluation.report.tables import escape, table
 from vidrobust.utils.atomic_files import replacing
 from vidrobust.utils.errors import UserError
 from vidrobust.utils.logging import log, start_logging
@@ -56,7 +56,24 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         "Cohen's kappa",
         "error consistency",
     ]
-    lines = table(titles, *[_cells(row) for row in comparison.rows])
+    pair = zip(
+        comparison.folders,
+        comparison.checkpoints,
+        comparison.classifiers,
+        comparison.suites,
+        strict=True,
+    )
+    lines = [
+        f"- {escape(folder)}: {escape(checkpoint)}, {escape(classifier)}"
+        + (f", attacked by {escape(suite)}" if suite else "")
+        for folder, checkpoint, classifier, suite in pair
+    ]
+    lines.append("")
+    if len(set(comparison.classifiers)) > 1:
+        lines += ["The classifiers differ, and with them what is compared.", ""]
+    if len(comparison.rows) > 1 and len(set(comparison.suites)) > 1:
+        lines += ["The attacks differ: a weaker one leaves more videos right.", ""]
+    lines += table(titles, *[_cells(row) for row in comparison.rows])
     lines += ["", "95 % bootstrap intervals over videos."]
     if comparison.left_out:
         lines.append(f"Threats of one evaluation only: {', '.join(comparison.left_out)}.")

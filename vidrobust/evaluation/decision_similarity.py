@@ -90,6 +90,7 @@ class Comparison:
         folders: of the evaluations.
         checkpoints: names of the weights.
         classifiers: what was measured.
+        suites: attacks of each evaluation.
         rows: clean, then each threat that both evaluations have.
         left_out: threats of one evaluation only.
     """
@@ -97,6 +98,7 @@ class Comparison:
     folders: list[str]
     checkpoints: list[str]
     classifiers: list[str]
+    suites: list[str]
     rows: list[Similarity]
     left_out: list[str]
 
@@ -137,6 +139,7 @@ def compare_evaluations(folders: Sequence[Path], seed: int = 0) -> Comparison:
         folders=[str(folder) for folder in folders],
         checkpoints=[summary.checkpoint for summary in summaries],
         classifiers=[summary.classifier for summary in summaries],
+        suites=[summary.suite or "" for summary in summaries],
         rows=rows,
         left_out=sorted(set(attacked[0]) ^ set(attacked[1])),
     )
@@ -145,6 +148,10 @@ def compare_evaluations(folders: Sequence[Path], seed: int = 0) -> Comparison:
 def _summary(folder: Path) -> Summary:
     """Read the summary of an evaluation; raises UserError if the folder holds none."""
     path = folder / "summary.json"
+    inside = sorted(folder.glob("eval/*/summary.json"))
+    if not path.is_file() and inside:
+        names = ", ".join(str(each.parent) for each in inside)
+        raise UserError(f"{folder}: is a run; name one of its evaluations: {names}")
     if not path.is_file():
         raise UserError(f"{folder}: holds no finished evaluation (no summary.json); evaluate first")
     return read_summary(path)

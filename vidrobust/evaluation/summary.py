@@ -72,6 +72,8 @@ class Summary:
         representation: classifier -> its accuracy; "trained_probe", "random_probe", "trained_knn",
             "random_knn", and "head" for a model with its own classifier.
         protocol: name of the protocol.
+        train_videos: number of training videos that kNN and probes learn from.
+        labels: the part of the training videos that `data.labels` has kept, such as "10%"; "": all.
         average_precision: probe -> mean average precision, in place of `representation`, for
             videos with several labels each.
         fitted: settings of the classifier that the protocol has fitted.
@@ -130,6 +132,8 @@ class Summary:
     classifier: str = "linear probe"
     representation: dict[str, Accuracy]
     protocol: str = "auto"
+    train_videos: int = 0
+    labels: str = ""
     average_precision: dict[str, MeanAveragePrecision] = field(default_factory=dict)
     fitted: dict[str, float] = field(default_factory=dict)
     chosen_on: str = ""
@@ -235,6 +239,8 @@ def summary_of_data(
         view_average=e.view_average,
         chance=1 / len(classes),
         protocol=cfg.protocol.name,
+        train_videos=gallery.features.shape[0] if gallery else 0,
+        labels=data.labels,
         representation=representation.accuracies(),
         knn=knn,
         failed=[failure.reason for failure in failures],

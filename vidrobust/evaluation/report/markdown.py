@@ -86,9 +86,11 @@ def _write_report(out: Path, summary: Summary, classes: list[str]) -> None:
         "",
         (
             f"Accuracy over {summary.views['representation']} views (clips x crops) of each test"
-            f" video, {summary.view_average} averaged; 95 % Wilson intervals."
+            f" video, {summary.view_average} averaged; 95 % intervals, of means over classes by"
+            " bootstrap, otherwise Wilson's."
         ),
         "",
+        *_protocol_lines(summary),
         *representation_lines(out, summary),
         *_published_lines(summary),
         *retrieval_lines(out, summary.retrieval),
@@ -120,6 +122,19 @@ def _done(summary: Summary) -> str:
         "searched for": summary.retrieval,
     }
     return " and ".join(name for name, result in done.items() if result)
+
+
+def _protocol_lines(summary: Summary) -> list[str]:
+    """Return a paragraph on the protocol and its training videos."""
+    sentences = []
+    if summary.protocol not in ("", "auto"):
+        sentences.append(f"Protocol {markdown.code(summary.protocol)}.")
+    if summary.labels:
+        sentences.append(
+            f"kNN and probes learn from {summary.train_videos} training videos"
+            f" (data.labels={markdown.escape(summary.labels)})."
+        )
+    return [" ".join(sentences), ""] if sentences else []
 
 
 def _model_lines(summary: Summary) -> list[str]:

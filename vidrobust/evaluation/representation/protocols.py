@@ -1,10 +1,13 @@
 """PROTOCOLS: the registry of protocols, by the name that protocol.name gives them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vidrobust import config
+from vidrobust.data import build_records
 from vidrobust.evaluation.representation import linear_sgd
 from vidrobust.evaluation.representation.protocol_spec import ProtocolSpec
+from vidrobust.utils.errors import UserError
 
 
 def _no_few_labels(cfg: config.Config, trained: config.Config | None) -> str:
@@ -12,14 +15,31 @@ def _no_few_labels(cfg: config.Config, trained: config.Config | None) -> str:
 
 
 def _same_data(cfg: config.Config, trained: config.Config | None) -> str:
-    if trained is None or trained.data.name != cfg.data.name:
+    if trained is None or _folder(trained) != _folder(cfg):
         return ""
-    if Path(trained.data.root).resolve() != Path(cfg.data.root).resolve():
+    if trained.data.name == cfg.data.name:
+        return (
+            f"the model was trained on {cfg.data.name} itself; name another data set by data.name"
+            " and data.root"
+        )
+    # a folder may be read in several formats, and may hold several data sets of torchvision
+    try:
+        own, other = (
+            {record.path for record in build_records(replace(each.data, labels=""), "train")[0]}
+            for each in (trained, cfg)
+        )
+    except UserError:  # the evaluation says what is missing
+        return ""
+    if not own & other:
         return ""
     return (
-        f"the model was trained on {cfg.data.name} itself; name another data set by data.name and"
-        " data.root"
+        f"{len(own & other)} of {len(other)} training videos of data.name={cfg.data.name} are those"
+        f" that the model was trained on, as {trained.data.name}; name another data set"
     )
+
+
+def _folder(cfg: config.Config) -> Path:
+    return Path(cfg.data.root).resolve()
 
 
 PROTOCOLS: dict[str, ProtocolSpec] = {
