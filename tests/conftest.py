@@ -24,7 +24,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _random_numbers_of_its_own():
-    """Give a test the random numbers that it has when it runs alone."""
+    """Seed the generators before each test.
+
+    Fixtures of a module or the session run earlier, with whatever numbers the generators then give.
+    """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

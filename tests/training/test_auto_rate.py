@@ -6,11 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from vidrobust.config import OptimConfig
 from vidrobust.training.auto_rate import AutoRate
 
-W = [0, 16, 24, 28, 36, 40, 42, 44, 46, 48, 50]  # of AutoLoRa's code, 50 epochs
-EVERY_4 = list(range(0, 25, 4))  # of its linear modes, 25 epochs
+# of AutoLoRa's code: 50 epochs, and 100 for AFF from ACL
+W = [0, 16, 24, 28, 36, 40, 42, 44, 46, 48, 50]
+# of its linear modes: 50 epochs, and 25 with --autoLR 1 alone
+EVERY_4_OF_50 = list(range(0, 49, 4))
+EVERY_4_OF_25 = list(range(0, 25, 4))
+
+
+def method_of(weight=0.0):
+    """Return a method whose model has one weight."""
+    method = nn.ModuleDict({"model": nn.Linear(1, 1, bias=False)})
+    method["model"].weight.data.fill_(weight)
+    return method
 
 
 def released(accuracies, marks, divide=2.0, rho=0.75):
@@ -48,18 +57,17 @@ def released(accuracies, marks, divide=2.0, rho=0.75):
 
 def followed(accuracies, marks, gamma=0.5, patience=0.75):
     """Return the same of AutoRate; the only weight of the method is the number of its epoch."""
-    cfg = OptimConfig(
-        milestones=[mark / len(accuracies) for mark in marks[1:]], gamma=gamma, patience=patience
-    )
-    rate = AutoRate(cfg, len(accuracies))
-    method = nn.Linear(1, 1, bias=False)
+    epochs = len(accuracies)
+    rate = AutoRate([mark / epochs for mark in marks[1:]], gamma, patience, epochs)
+    method = method_of()
+    weight = method["model"].weight
     found = []
     for number, accuracy in enumerate(accuracies, 1):
-        method.weight.data.fill_(number)
+        weight.data.fill_(number)
         rate.record(accuracy, method)
-        found.append((rate.factor, int(method.weight)))
+        found.append((rate.factor, int(weight)))
     rate.go_back(method)
-    return found, int(method.weight)
+    return found, int(weight)
 
 
 def sequence(kind, length, seed):
@@ -72,7 +80,9 @@ def sequence(kind, length, seed):
 
 
 @pytest.mark.parametrize("kind", ["ties", "rising", "level"])
-@pytest.mark.parametrize(("marks", "epochs"), [(W, 50), (EVERY_4, 25)])
+@pytest.mark.parametrize(
+    ("marks", "epochs"), [(W, 50), (W, 100), (EVERY_4_OF_50, 50), (EVERY_4_OF_25, 25)]
+)
 def test_rates_and_weights_are_those_of_the_released_loop(kind, marks, epochs):
     counts = set()
     for seed in range(60):
@@ -98,23 +108,36 @@ def test_both_conditions_occur():
 
 
 def test_a_short_run_has_checkpoints_too():
-    rate = AutoRate(OptimConfig(milestones=[mark / 50 for mark in W[1:]]), 2)
+    rate = AutoRate([mark / 50 for mark in W[1:]], 0.5, 0.75, 2)
     assert rate.checkpoints == [1, 2]
 
 
+def test_going_back_restores_the_weights_of_model_and_branch_alone():
+    method = method_of(1.0)
+    method["branch"] = nn.Linear(1, 1, bias=False)
+    method["branch"].weight.data.fill_(1.0)
+    method.register_buffer("budget", torch.ones(()))
+    rate = AutoRate([0.5], 0.5, 0.75, 2)
+    rate.record(0.5, method)
+    for value in method.state_dict().values():
+        value.fill_(2.0)
+    rate.go_back(method)
+    assert method["model"].weight == 1
+    assert method["branch"].weight == 1
+    assert method.budget == 2
+
+
 def test_its_state_is_plain_and_continues():
-    cfg = OptimConfig(milestones=[0.25, 0.5, 0.75], gamma=0.5)
     accuracies = sequence("ties", 12, 3)
-    whole, first, second = (AutoRate(cfg, 12) for _ in range(3))
-    method, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    whole, first, second = (AutoRate([0.25, 0.5, 0.75], 0.5, 0.75, 12) for _ in range(3))
+    method, other = method_of(), method_of()
     for number, accuracy in enumerate(accuracies):
         for each in (method, other):
-            each.weight.data.fill_(number)
-            each.bias.data.fill_(0)
+            each["model"].weight.data.fill_(number)
         whole.record(accuracy, method)
         (first if number < 5 else second).record(accuracy, other)
         if number == 4:
             second.load_state_dict(first.state_dict())
     assert whole.accuracies == second.accuracies == accuracies
     assert whole.factor == second.factor < 1
-    assert torch.equal(method.weight, other.weight)
+    assert torch.equal(method["model"].weight, other["model"].weight)

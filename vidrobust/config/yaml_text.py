@@ -119,7 +119,10 @@ for _class in (_Loader, _Dumper):
 
 
 def dump_yaml(values: Any) -> str:
-    """Return plain values as YAML text that `parse_yaml` reads back, one option per line."""
+    """Return plain values as YAML text that `parse_yaml` reads back.
+
+    Options begin on lines of their own. Lists have one line per item, and long texts are folded.
+    """
     return yaml.dump(
         values, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
     )

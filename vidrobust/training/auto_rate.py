@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vidrobust import config
+# Prefixes of the keys of weights and norm statistics in a method's state. The rest is the state of
+# training, such as the budgets of an adaptive schedule, which continues.
+_WEIGHTS = ("model.", "branch.")
 
 
 class AutoRate:
@@ -20,21 +22,25 @@ class AutoRate:
         checkpoints: epochs, increasing, at least 1.
         factor: of the configured rate.
         accuracies: under attack, after each epoch.
-        best: state of the method after the epoch of the highest accuracy, on the CPU.
+        best: weights and norm statistics after the epoch of the highest accuracy, on the CPU.
     """
 
-    def __init__(self, cfg: config.OptimConfig, epochs: int) -> None:
+    def __init__(
+        self, milestones: Sequence[float], gamma: float, patience: float, epochs: int
+    ) -> None:
         """Begin with the whole rate.
 
         Args:
-            cfg: milestones are the checkpoints, gamma the factor of the rate, and patience the
-                fraction of epochs in which accuracy has to increase.
+            milestones: checkpoints, as fractions of the run.
+            gamma: factor of the rate where it is reduced.
+            patience: smallest fraction of the epochs since the checkpoint before in which accuracy
+                has to increase.
             epochs: of the run.
         """
-        marks = {round(part * epochs) for part in cfg.milestones}
+        marks = {round(part * epochs) for part in milestones}
         self.checkpoints = sorted(mark for mark in marks if mark > 0)
-        self.gamma = cfg.gamma
-        self.patience = cfg.patience
+        self.gamma = gamma
+        self.patience = patience
         self.factor = 1.0
         self.accuracies: list[float] = []
         self.best: dict[str, Tensor] = {}
@@ -49,15 +55,18 @@ class AutoRate:
 
         Args:
             accuracy: under attack, in [0, 1].
-            method: holds the weights after the epoch.
+            method: holds the weights after the epoch, in `model` and, for AutoLoRa, `branch`.
 
         Returns:
             True if the rate was reduced and the method has its best weights again.
         """
         if accuracy > max(self.accuracies, default=-1.0):
-            state = method.state_dict()
             # copies: the weights go on changing in place
-            self.best = {key: value.detach().cpu().clone() for key, value in state.items()}
+            self.best = {
+                key: value.detach().cpu().clone()
+                for key, value in method.state_dict().items()
+                if key.startswith(_WEIGHTS)
+            }
         self.accuracies.append(accuracy)
         if not must_reduce(self.accuracies, self.checkpoints, self.patience):
             return False
@@ -66,8 +75,9 @@ class AutoRate:
         return True
 
     def go_back(self, method: nn.Module) -> None:
-        """Give the method the state that it had after the best epoch."""
-        method.load_state_dict(self.best)
+        """Give the method the weights and norm statistics that it had after the best epoch."""
+        # as in the released code, the state of training stays as it is
+        method.load_state_dict(method.state_dict() | self.best)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

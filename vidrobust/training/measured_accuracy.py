@@ -6,6 +6,7 @@ own. A resumed run therefore repeats them, and so do several ranks, each with a 
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,11 +31,30 @@ Judge = Callable[[Tensor, Tensor, int], Tensor]
 _STEPS, _STEP = 20, 0.25  # of PGD: 20 steps of 2/255 within 8/255 in the code of AutoLoRa
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Counts of clips, one per video, over all ranks.
+
+    Attributes:
+        right: clips that are classified right.
+        total: clips that decode and have a label.
+    """
+
+    right: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of clips that are right; 0 without clips."""
+        return self.right / max(1, self.total)
+
+
 def measure_for_loss(run: TrainingRun, step: int) -> None:
     """Measure the accuracy that weighs the terms of the loss, before the steps where it is due.
 
-    As in the code of AutoLoRa, it is the accuracy on augmented training clips, at the start of
-    each epoch and after the first step of each quarter. The clips are those of the epoch.
+    As in the code of AutoLoRa, clips are augmented training clips, and they are measured at the
+    start of each epoch and after the first step of each quarter. Here the clips are those of the
+    epoch.
 
     Args:
         run: its method is given the accuracy, if its loss depends on one.
@@ -47,8 +67,8 @@ def measure_for_loss(run: TrainingRun, step: int) -> None:
         return
     # its own copy: the loader of training keeps in its data set what its workers read
     dataset = copy.copy(run.dataset)
-    accuracy = _accuracy(run, dataset, partial(_is_right, network), epoch, augmented=True)
-    run.method.record_accuracy(accuracy)
+    measured = _measure(run, dataset, partial(_is_right, network), epoch, augmented=True)
+    run.method.record_accuracy(measured.accuracy)
 
 
 def adapt_rate(run: TrainingRun, done: int) -> dict[str, float]:
@@ -67,8 +87,8 @@ def adapt_rate(run: TrainingRun, done: int) -> dict[str, float]:
     if run.auto is None or (done % run.per_epoch and done < run.total):
         return {}
     dataset = eval_dataset(run.cfg.data, run.records, 1)
-    accuracy = _accuracy(run, dataset, partial(_withstands, run, done))
-    reduced = run.auto.record(accuracy, run.method)
+    measured = _measure(run, dataset, partial(_withstands, run, done))
+    reduced = run.auto.record(measured.accuracy, run.method)
     if done == run.total:
         run.auto.go_back(run.method)
     if run.main and (reduced or done == run.total):
@@ -78,7 +98,11 @@ def adapt_rate(run: TrainingRun, done: int) -> dict[str, float]:
             f" {run.auto.accuracies[best]:.1%} of the training videos right under attack"
             + (f"; the rate is now {run.auto.factor:g} of its full value" if reduced else "")
         )
-    return {"attacked_accuracy": accuracy, "rate_factor": run.auto.factor}
+    return {
+        "attacked_accuracy": measured.accuracy,
+        "attacked_videos": measured.total,
+        "rate_factor": run.auto.factor,
+    }
 
 
 def _is_right(
@@ -136,10 +160,10 @@ def measured_threats(run: TrainingRun) -> list[tuple[ThreatModel, str]]:
 
 
 @torch.no_grad()
-def _accuracy(
+def _measure(
     run: TrainingRun, dataset: ClipDataset, judge: Judge, epoch: int = 0, *, augmented: bool = False
-) -> float:
-    """Return the fraction of clips that are classified right, over all ranks.
+) -> Measured:
+    """Count the clips that are classified right, over all ranks.
 
     Args:
         run: the run, whose model is in eval mode meanwhile.
@@ -177,5 +201,5 @@ def _accuracy(
                 right = judge(clips, labels, number)
             counts[0, 0] += (right & labelled).sum()
             counts[0, 1] += labelled.sum()
-    total_right, total = distributed.gather(counts).sum(0).tolist()
-    return total_right / max(1, total)
+    right, total = distributed.gather(counts).sum(0).tolist()
+    return Measured(right, total)

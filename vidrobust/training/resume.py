@@ -30,6 +30,8 @@ _FIXED = (
     "optim.name",
     "optim.layer_decay",
 )
+# options that decide on what optim.schedule=auto measures: it compares accuracies of all epochs
+_FIXED_BY_AUTO = ("train.measured", "optim.auto_threats")
 
 
 def restore(run: TrainingRun, path: Path) -> None:
@@ -76,8 +78,9 @@ def _require_same_run(run: TrainingRun, state: dict[str, Any], path: Path) -> No
 
 def _changed_options(run: TrainingRun, state: dict[str, Any], path: Path) -> list[str]:
     """Return the options that differ from the checkpoint's; refuse those that must not."""
-    changed = config.differences(checkpoint.configuration(state, str(path)), run.cfg)
-    prefixes = tuple(f"{key}=" for key in (*_FIXED, *fixed_options()))
+    before = checkpoint.configuration(state, str(path))
+    changed = config.differences(before, run.cfg)
+    prefixes = tuple(f"{key}=" for key in _fixed_options(before, run.cfg))
     fixed = [line for line in changed if line.startswith(prefixes)]
     if fixed:
         raise UserError(
@@ -85,6 +88,22 @@ def _changed_options(run: TrainingRun, state: dict[str, Any], path: Path) -> lis
             " its backbone.pt by model.weights where the architecture is the same"
         )
     return changed
+
+
+def _fixed_options(before: config.Config, now: config.Config) -> list[str]:
+    """Return the keys of options that a resume may not change.
+
+    Args:
+        before: configuration of the checkpoint.
+        now: configuration of the resumed run.
+    """
+    keys = [*_FIXED, *fixed_options()]
+    if "auto" in (before.optim.schedule, now.optim.schedule):
+        # a checkpoint holds accuracies and best weights of this schedule alone
+        keys += ["optim.schedule", *_FIXED_BY_AUTO]
+        if not now.optim.auto_threats:
+            keys.append("method.adversary.threats")  # they are those that are measured
+    return keys
 
 
 def _load_state(run: TrainingRun, state: dict[str, Any], path: Path) -> None:
@@ -106,10 +125,6 @@ def _load_state(run: TrainingRun, state: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path} was trained without train.average; set it to 0, or start anew")
         run.average.load(state["average"])
     if run.auto is not None:
-        if "auto_rate" not in state:
-            raise UserError(
-                f"{path} was trained without optim.schedule=auto; set its schedule, or start anew"
-            )
         run.auto.load_state_dict(state["auto_rate"])
     _load_optimizer(run.optimizer, state["optimizer"])
     checkpoint.set_rng_state(state["rng"])

@@ -79,7 +79,8 @@ def build_run(
     if cfg.train.average:
         run.average = Average(method.model, cfg.train.average)
     if cfg.optim.schedule == "auto":
-        run.auto = AutoRate(cfg.optim, _epochs(run.total, run.per_epoch))
+        epochs = _epochs(run.total, run.per_epoch)
+        run.auto = AutoRate(cfg.optim.milestones, cfg.optim.gamma, cfg.optim.patience, epochs)
     run.notes += _notes(cfg)
     if resume:
         restore(run, resume)

@@ -75,7 +75,7 @@ def released(method, x, labels, s, scale=6.0):
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("backbone", ["r2plus1d_10", "resnet18"])
 @pytest.mark.parametrize("accuracy", [0.0, 0.3, 1.0])
-def test_the_step_of_autolora_is_the_released_one(backbone, frames, accuracy):
+def test_the_step_of_autolora_at_a_given_accuracy_is_the_released_one(backbone, frames, accuracy):
     method = made(backbone, accuracy=accuracy)
     views, ids = torch.rand(4, 1, 3, frames, 32, 32), torch.arange(4)
     loss, gradients, buffers = released(copy.deepcopy(method), views[:, 0], LABELS, accuracy)

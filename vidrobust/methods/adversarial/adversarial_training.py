@@ -275,8 +275,8 @@ def divergence(logits: Tensor, adv_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def _shared_arguments(parts: Parts) -> tuple[Model, Adversary, PseudoLabels | None, float]:
-    """Return the arguments that all methods of this file share, in order."""
+def shared_arguments(parts: Parts) -> tuple[Model, Adversary, PseudoLabels | None, float]:
+    """Return model, adversary, pseudo-labels and `head_first` of adversarial training."""
     options = parts.options
     adversary = parts.attack()
     assert adversary is not None
@@ -285,19 +285,19 @@ def _shared_arguments(parts: Parts) -> tuple[Model, Adversary, PseudoLabels | No
 
 def _build_training(parts: Parts) -> AdversarialTraining:
     labels = label_settings_of(parts.options)
-    return AdversarialTraining(*_shared_arguments(parts), label_settings=labels)
+    return AdversarialTraining(*shared_arguments(parts), label_settings=labels)
 
 
 def _build_trades(parts: Parts) -> Trades:
     labels = label_settings_of(parts.options)
     beta = parts.options.adversary.beta
-    return Trades(*_shared_arguments(parts), label_settings=labels, beta=beta)
+    return Trades(*shared_arguments(parts), label_settings=labels, beta=beta)
 
 
 def _build_free(parts: Parts) -> Free:
     labels = label_settings_of(parts.options)
     replays = parts.options.adversary.replays
-    return Free(*_shared_arguments(parts), label_settings=labels, replays=replays)
+    return Free(*shared_arguments(parts), label_settings=labels, replays=replays)
 
 
 def _free_refusal(options: config.MethodConfig) -> str:

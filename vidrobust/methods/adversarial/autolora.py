@@ -12,13 +12,17 @@ from torch.func import functional_call
 
 from vidrobust import config
 from vidrobust.losses.cosine import full_precision
-from vidrobust.methods.adversarial.adversarial_training import AdversarialTraining, divergence
+from vidrobust.methods.adversarial.adversarial_training import (
+    AdversarialTraining,
+    divergence,
+    shared_arguments,
+)
 from vidrobust.methods.adversarial.adversary import Adversary, with_selector
 from vidrobust.methods.adversarial.view_batch import average, through
 from vidrobust.methods.pseudo_labels import PseudoLabels
 from vidrobust.methods.soft_labels import LabelSettings
 from vidrobust.methods.spec import AdversarySpec, Cost, Parts, branch_per_threat_only
-from vidrobust.methods.supervised import classifier_of, label_settings_of, pseudo_labels_of
+from vidrobust.methods.supervised import label_settings_of
 from vidrobust.models import Model
 from vidrobust.models.low_rank_branch import LowRankBranch
 
@@ -30,6 +34,10 @@ class AutoLora(AdversarialTraining):
     the accuracy of f_branch on clean training clips, which training measures. The gradient of
     f_branch(x) reaches the branch and the head, that of f(x_adv) all weights but the branch. Only f
     is measured and kept: its state dict is that of any other method.
+
+    In the paper s is the accuracy of f_branch. The released code measures f_branch with `--dualBN
+    1` alone. With one set of norms its `eval_test_nat` does not pass the branch on, so that s is
+    the accuracy of f.
     """
 
     accuracy: Tensor  # s, a scalar in [0, 1]
@@ -113,15 +121,13 @@ class AutoLora(AdversarialTraining):
 
 def _build(parts: Parts) -> AutoLora:
     options = parts.options
-    adversary = parts.attack()
-    assert adversary is not None
-    model = classifier_of(parts)
+    model, adversary, pseudo, head_first = shared_arguments(parts)
     return AutoLora(
         model,
         adversary,
         LowRankBranch(model.backbone, options.adversary.rank),
-        pseudo_labels_of(options),
-        options.head_first,
+        pseudo,
+        head_first,
         label_settings=label_settings_of(options),
         scale=options.adversary.scale,
     )
