@@ -30,6 +30,9 @@ from vidrobust import config
 from vidrobust.cli.document import Table
 from vidrobust.corruptions import BENCHMARKS, CORRUPTIONS
 
+# the demo is drawn and counted, as users see it
+pytestmark = pytest.mark.usefixtures("whole_reports")
+
 PAGES = [
     REPO / "README.md",
     *sorted(REPO.glob("docs/**/*.md")),

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from vidrobust import config
+from vidrobust.config.find import protocol_file
 from vidrobust.data import FORMATS, find_format
 from vidrobust.evaluation.representation.protocols import PROTOCOLS
 from vidrobust.methods import ADVERSARIES, METHODS, fidelity
@@ -85,6 +87,39 @@ def protocols() -> str:
     for name, spec in PROTOCOLS.items():
         trains = "yes" if spec.trains else ""
         lines.append(f"| `{name}` | {spec.help} | {trains} | {spec.source} |")
+    return "\n".join(lines) + "\n"
+
+
+def protocol_values() -> str:
+    """Return the table of what the files of protocols set, and the command line may change."""
+    lines = [
+        "| `protocol.name` | epochs, batch, rate | trained under | attacked by | clips |",
+        "|---|---|---|---|---|",
+    ]
+    for name in PROTOCOLS:
+        file = protocol_file(name)
+        if file is None:
+            continue
+        cfg = config.loads("", config_file=file)
+        given = config.keys_given([], file)
+        adversary = cfg.method.adversary
+        learns = f"{cfg.train.epochs}, {cfg.train.batch_size}, {cfg.optim.lr:g}"
+        under = ""
+        if adversary.name != "none":
+            under = f"`{adversary.name}`, {_code(adversary.threats)}"
+        suite = f"`{cfg.eval.suite}`" if "eval.suite" in given else ""
+        threats = _code(cfg.eval.threats) if "eval.threats" in given else ""
+        if "eval.threats" in given and not threats:
+            threats = "nothing"
+        cells = [
+            f"`{name}`",
+            learns if PROTOCOLS[name].trains else "",
+            under if PROTOCOLS[name].trains else "",
+            ", ".join(each for each in (suite, threats) if each),
+            str(cfg.eval.clips) if "eval.clips" in given else "",
+        ]
+        if any(cells[1:]):
+            lines.append(_row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -253,6 +288,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "method_options": method_options,
     "protocols": protocols,
+    "protocol_values": protocol_values,
     "released_methods": released_methods,
     "sources": sources,
 }
