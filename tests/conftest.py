@@ -56,22 +56,24 @@ _COSTLY = [
 _WHOLE = [(module, name, getattr(module, name)) for module, name, _ in _COSTLY]
 
 
+def _in_place(replacements):
+    """Set attributes, given as (module, name, value), until the fixture ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each in replacements:
+            patch.setattr(*each)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _short_reports():
     """Leave the figures of reports empty, and the operations of models uncounted."""
-    with pytest.MonkeyPatch.context() as patch:
-        for each in _COSTLY:
-            patch.setattr(*each)
-        yield
+    yield from _in_place(_COSTLY)
 
 
 @pytest.fixture(scope="module")
 def whole_reports(_short_reports):
     """Draw figures and count operations, as processes of their own do: for the rest of a file."""
-    with pytest.MonkeyPatch.context() as patch:
-        for each in _WHOLE:
-            patch.setattr(*each)
-        yield
+    yield from _in_place(_WHOLE)
 
 
 @pytest.fixture(scope="session")

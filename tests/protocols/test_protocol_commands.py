@@ -1,8 +1,10 @@
 """Protocols by the command line: splits, few labels, transfer, probes, views; what is refused."""
 
 import csv
+import dataclasses
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from tests.helpers import tiny, tiny_hmdb51, tiny_ucf101, tool
 from vidrobust import checkpoint, config
 from vidrobust.data import Record, build_records, eval_dataset
 from vidrobust.evaluation import load_method, read_summary
+from vidrobust.evaluation.calibration import Calibration, reliability
+from vidrobust.evaluation.natural.open_set import OpenSet
 from vidrobust.evaluation.representation import protocols
 from vidrobust.models.stages import stage_tokens
+from vidrobust.protocols.splits import measures_of
 
 QUICK = ("eval.threats=[]", "eval.checks=0", "data.workers=0")
 
@@ -73,6 +78,33 @@ def test_splits_are_measured_one_after_the_other(place):
     report = (place / "run/eval/linear_splits/report.md").read_text()
     assert "| measure, % | split 1 | split 2 | mean ± sd | 95 % interval |" in report
     assert summaries[0].classifier == "linear probe" and summaries[0].protocol == "linear"
+
+
+def test_calibration_and_unknown_classes_are_averaged_over_splits():
+    """Compare with the summary that they are read from."""
+    bins = reliability([0.9, 0.6], [True, False])
+    entry = Calibration(None, 2, 0.35, 0.4, 0.75, 0.5, bins)
+    attacked = dataclasses.replace(entry, threat="linf-1/255", ece=0.75)
+    unknown = OpenSet("hmdb51", 4, 4, 0.8, [0.6, 0.9], 0.3, 0.9, 0.5)
+    summary = SimpleNamespace(
+        representation={},
+        stages={},
+        classifier="own head",
+        clean_acc=0.5,
+        curve=[],
+        average_precision={},
+        retrieval=None,
+        corruption=None,
+        shift=None,
+        calibration=[entry, attacked],
+        open_set=unknown,
+    )
+    assert measures_of(summary) == {
+        "clean, own head": 0.5,
+        "calibration error, clean": 0.35,
+        "calibration error, linf-1/255": 0.75,
+        "AUROC, hmdb51 unknown": 0.8,
+    }
 
 
 def test_a_split_that_is_measured_is_not_measured_again(place, monkeypatch):

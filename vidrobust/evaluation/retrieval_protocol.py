@@ -196,7 +196,7 @@ def evaluate_retrieval(
     )
     rows = _clean_rows(search)
     if attack.threats:
-        table, attacked_rows = _under_attack(search, table, indices, attack)
+        table, attacked_rows = _under_attack(search, table, indices, attack, rows)
         rows += attacked_rows
     if distributed.rank() == 0:
         with replacing(out / "retrieval.jsonl") as file:
@@ -296,7 +296,11 @@ def _classes_without_gallery(search: Search) -> list[str]:
 
 
 def _under_attack(
-    search: Search, table: RetrievalTable, indices: list[int], attack: AttackSettings
+    search: Search,
+    table: RetrievalTable,
+    indices: list[int],
+    attack: AttackSettings,
+    clean_rows: list[Row],
 ) -> tuple[RetrievalTable, list[Row]]:
     """Return the table with the curve of attacks, and their rows.
 
@@ -305,6 +309,7 @@ def _under_attack(
         table: clean results.
         indices: queries that are attacked, or that search in an attacked gallery.
         attack: threats and seed.
+        clean_rows: of all queries, in the order of the list.
     """
     cfg = search.cfg
     settings = FeatureAttack(
@@ -319,7 +324,7 @@ def _under_attack(
     rows: list[Row] = []
     warnings = list(table.warnings)
     asked = set(indices)
-    clean = [row["rank"] or 0 for row in _clean_rows(search) if row["index"] in asked]
+    clean = [row["rank"] or 0 for row in clean_rows if row["index"] in asked]
     both = cfg.protocol.attacked == "both"
     for name in ("queries", "gallery") if both else (cfg.protocol.attacked,):
         results = _attack(search, name, indices, settings)
