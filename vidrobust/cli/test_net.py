@@ -18,7 +18,7 @@ from statistics import fmean
 from vidrobust import config
 from vidrobust.cli import common
 from vidrobust.cli.subject import asked_splits, check_protocol_options, subject_of
-from vidrobust.evaluation import rewrite_report
+from vidrobust.evaluation import require_baseline, rewrite_report
 from vidrobust.evaluation.accuracy_limits import (
     accuracies,
     below,
@@ -51,6 +51,13 @@ def main() -> None:
         help="only write the report of a finished evaluation again",
     )
     parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="RUN",
+        help="another evaluation of the same videos, shown in grey in report.html: its folder, or"
+        " that of its run",
+    )
+    parser.add_argument(
         _FAIL_UNDER,
         action="append",
         default=[],
@@ -73,6 +80,8 @@ def main() -> None:
             "--report-only: writes one report; name it by eval.name and data.fold in place of"
             " protocol.splits"
         )
+    if splits and args.baseline:
+        raise UserError("--baseline: goes with one evaluation, not with protocol.splits")
     if not args.report_only:
         require_names(limits, expected_names(cfg), _FAIL_UNDER)
     folder, values = _measured(args, cfg, subject, splits)
@@ -100,13 +109,16 @@ def _measured(
         found: list[dict[str, float]] = []
         run_splits(cfg, partial(_measure_split, args, found), folder)
         return folder, {key: fmean(each[key] for each in found) for key in found[0]}
+    if args.baseline:
+        require_baseline(args.baseline, cfg.eval.name)
     # from the results in the folder, without attacks
     if args.report_only:
         folder = report_folder(cfg, subject, out)
-        rewrite_report(folder, card=cfg.eval.card)
-        return folder, accuracies(read_summary(folder / "summary.json"))
-    summary, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
-    return folder, accuracies(summary)
+    else:
+        _, folder = run_protocol(cfg, subject, out, overwrite=args.overwrite)
+    if (args.report_only or args.baseline) and common.is_main():
+        rewrite_report(folder, args.baseline, cfg.eval.card)
+    return folder, accuracies(read_summary(folder / "summary.json"))
 
 
 def _exit_below(values: Mapping[str, float], limits: Mapping[str, float]) -> None:
