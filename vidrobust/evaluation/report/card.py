@@ -18,8 +18,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
 from vidrobust import config
-from vidrobust.attacks import ATTACKS, BLACK_BOX
-from vidrobust.evaluation.accuracy_limits import clean_accuracy, parse_percents
+from vidrobust.attacks import ATTACKS, BLACK_BOX, parse_threat
+from vidrobust.evaluation.accuracy_limits import CLEAN, MPC, clean_accuracy, parse_percents
 from vidrobust.evaluation.adversarial.curve import curve_warnings
 from vidrobust.evaluation.adversarial.suites import SUITES
 from vidrobust.evaluation.results import read_checks
@@ -233,6 +233,13 @@ def _problem(content: dict[str, Any]) -> str:
     if error is not None:
         return f"{shown(error.json_path.removeprefix('$.'))}: {shown(error.message, 200)}"
     names = [entry["threat"] for entry in content["robust"]]
+    for name in (*names, *(key for key in content["reported"] if key not in (CLEAN, MPC))):
+        try:
+            written = str(parse_threat(name))
+        except ValueError as reason:
+            return f"robust: {shown(name)}: {reason}"
+        if written != name:
+            return f"robust: write {written} for {shown(name)}"
     if twice := next((name for name in names if names.count(name) > 1), ""):
         return f"robust: {shown(twice)} is there twice"
     # JSON has no NaN, but Python reads it, and no limit of the schema refuses it
